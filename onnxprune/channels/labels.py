@@ -1,0 +1,135 @@
+"""Labels: an integer per channel, and what is known of which labels stand or fall together.
+
+A tensor carries *factors*: integer arrays that broadcast against its shape, with size 1 on every axis that the factor
+does not track. An element of the tensor is removed when the label of any of its factors is removed.
+
+Labels never change while a graph is traced. To unify is to append pairs, to pin is to remember a reason; one
+`connected_components` at the end gives the classes, so the result does not depend on the order of the operators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Labels = NDArray[np.int64]
+Factor = Labels
+Factors = tuple[Factor, ...]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Why channels cannot be removed: which axis of which tensor, at which operator, and the reason.
+
+    structural: the axis never was one of channels (kernel positions, settings), so nobody needs to hear of it.
+    """
+
+    tensor: str
+    axis: int
+    node: str
+    op: str
+    reason: str
+    structural: bool = False
+
+
+class LabelSpace:
+    """Allocates labels and collects what is learned of them."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._left: list[Labels] = []
+        self._right: list[Labels] = []
+        self._pins: list[tuple[Labels, Pinned]] = []
+
+    def fresh(self, count: int) -> Labels:
+        """`count` new labels, shape (count,)."""
+        start, self._next = self._next, self._next + count
+        return np.arange(start, self._next, dtype=np.int64)
+
+    def unify(self, a: Labels, b: Labels) -> None:
+        """Labels at the same place, after broadcasting, are removed together."""
+        if a is b:
+            return
+        a, b = np.broadcast_arrays(a, b)
+        self._left.append(a.ravel())
+        self._right.append(b.ravel())
+
+    def tie(self, labels: Labels, axis: int) -> Labels:
+        """Unify along `axis`; the labels with that axis reduced to size 1."""
+        head = labels.take([0], axis=axis)
+        self.unify(labels, head)
+        return head
+
+    def pin(self, labels: Labels, why: Pinned) -> None:
+        """These labels are never removed."""
+        self._pins.append((labels.ravel(), why))
+
+    def classes(self) -> Classes:
+        """Solve: which labels form one class, and which classes are pinned by what."""
+        n = max(self._next, 1)
+        left = np.concatenate(self._left) if self._left else np.zeros(0, np.int64)
+        right = np.concatenate(self._right) if self._right else np.zeros(0, np.int64)
+        links = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(n, n))
+        count, of_label = connected_components(links, directed=False)
+        pins: dict[int, Pinned] = {}
+        pinned = np.zeros(count, bool)
+        for labels, why in self._pins:
+            for c in np.unique(of_label[labels]).tolist():
+                pins.setdefault(c, why)
+            pinned[of_label[labels]] = True
+        return Classes(of_label.astype(np.int64), pinned, pins)
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """`of_label[label]` is the class; `pinned[class]`; `reasons[class]` is the first reason met for a pinned class."""
+
+    of_label: Labels
+    pinned: NDArray[np.bool_]
+    reasons: dict[int, Pinned]
+
+    def resolve(self, factors: Factors) -> Factors:
+        """Factors of classes instead of labels, compressed, duplicates dropped."""
+        seen: list[Factor] = []
+        for f in factors:
+            g = compress(self.of_label[f])
+            if g.size > 1 and not any(g.shape == s.shape and np.array_equal(g, s) for s in seen):
+                seen.append(g)
+        return tuple(seen)
+
+
+def compress(factor: Factor) -> Factor:
+    """Reduce every axis along which the factor does not change to size 1."""
+    for axis, size in enumerate(factor.shape):
+        if size > 1:
+            head = factor.take([0], axis=axis)
+            if bool((factor == head).all()):
+                factor = head
+    return factor
+
+
+def tracked_axes(factor: Factor) -> tuple[int, ...]:
+    """The axes that a factor tracks."""
+    return tuple(a for a, s in enumerate(factor.shape) if s > 1)
+
+
+def along(labels: Labels, axis: int, ndim: int) -> Factor:
+    """A factor of rank `ndim` that tracks one axis with the given labels, shape (n,)."""
+    shape = [1] * ndim
+    shape[axis] = labels.size
+    return labels.reshape(shape)
+
+
+def lift(factor: Factor, ndim: int) -> Factor:
+    """Prepend axes of size 1, as broadcasting does."""
+    return factor.reshape((1,) * (ndim - factor.ndim) + factor.shape)
+
+
+def as_ints(value: Any) -> tuple[int, ...]:
+    """An attribute that holds integers, as a tuple."""
+    return tuple(int(v) for v in np.atleast_1d(np.asarray(value)))

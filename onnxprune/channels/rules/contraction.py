@@ -1,0 +1,254 @@
+"""Contractions: the labels of the two contracted axes unify, the axes that survive keep theirs.
+
+A product is traced in the joint index space of all its indices: an element-wise merge there, then a sum over the
+contracted ones. Grouped convolution is a reshape of the channels to (groups, channels per group). Its removable units
+are either whole groups or the same channel of every group, whichever leaves more of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune.channels.labels import Factor, Factors, Labels, along, tracked_axes
+from onnxprune.channels.trace import Linear, Rule, Trace, split_rows
+from onnxprune.graph import Node, Shape
+
+_KERNEL = "a kernel position is not a channel"
+_SPATIAL = "a convolution needs every spatial position"
+
+
+def conv(node: Node, t: Trace) -> None:
+    """Conv: x (N, C, *S), W (M, C / group, *K), bias (M)."""
+    x, w, b = node.input(0), node.input(1), node.input(2)
+    groups = int(node.attrs.get("group", 1))
+    spatial = range(2, len(t.shape(x)))
+    fx = t.untrack(x, t.of(x), spatial, node, _SPATIAL)
+    fw = _without_kernel_axes(w, node, t)
+    xs = t.on_axis(x, fx, 1, node)
+    rows = t.on_axis(w, fw, 0, node)
+    columns = t.on_axis(w, fw, 1, node)
+    if groups == 1:
+        _contract(x, xs, w, columns, node, t)
+    else:
+        _grouped(x, xs, w, rows, columns, groups, t.shape(w)[1], node, t)
+    _finish(node, t, x, fx, w, b, xs, rows, groups)
+
+
+def conv_transpose(node: Node, t: Trace) -> None:
+    """ConvTranspose: x (N, C, *S), W (C, M / group, *K), bias (M)."""
+    x, w, b = node.input(0), node.input(1), node.input(2)
+    groups = int(node.attrs.get("group", 1))
+    fx = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, _SPATIAL)
+    fw = _without_kernel_axes(w, node, t)
+    xs = t.on_axis(x, fx, 1, node)
+    columns = t.on_axis(w, fw, 0, node)
+    rows = t.on_axis(w, fw, 1, node)
+    outputs = rows
+    _contract(x, xs, w, columns, node, t)
+    if groups > 1:
+        per_group = t.shape(w)[1]
+        fresh = t.labels.fresh(groups * per_group)
+        if xs is not None and groups >= xs.size // groups:
+            units = t.labels.tie(split_rows(xs, groups), 1)
+            t.labels.unify(split_rows(fresh, groups), units)
+            if rows is not None:
+                t.pin(w, [along(rows, 1, len(t.shape(w)))], node, "whole groups are the units here")
+        else:
+            if xs is not None:
+                t.labels.tie(split_rows(xs, groups), 0)
+            tied = t.labels.tie(split_rows(fresh, groups), 0)
+            if rows is not None:
+                t.labels.unify(tied.ravel(), rows)
+        outputs = fresh
+    _finish(node, t, x, fx, w, b, xs, outputs, groups)
+
+
+def _without_kernel_axes(w: str, node: Node, t: Trace) -> Factors:
+    kernel = range(2, len(t.shape(w)))
+    inner = tuple(f for f in t.of(w) if set(tracked_axes(f)) <= set(kernel))
+    t.pin(w, inner, node, _KERNEL, structural=True)
+    return t.untrack(w, tuple(f for f in t.of(w) if not set(tracked_axes(f)) <= set(kernel)), kernel, node, _KERNEL)
+
+
+def _contract(x: str, xs: Labels | None, w: str, columns: Labels | None, node: Node, t: Trace) -> None:
+    if xs is not None and columns is not None:
+        t.labels.unify(xs, columns)
+    elif columns is not None:
+        t.pin(w, [columns], node, t.untracked_reason(x, 1), axis=1)
+    elif xs is not None:
+        t.pin(x, [xs], node, t.untracked_reason(w, 1), axis=1)
+
+
+def _grouped(
+    x: str,
+    xs: Labels | None,
+    w: str,
+    rows: Labels | None,
+    columns: Labels | None,
+    groups: int,
+    per_group: int,
+    node: Node,
+    t: Trace,
+) -> None:
+    outputs = split_rows(rows, groups) if rows is not None else None
+    if xs is None:
+        why = t.untracked_reason(x, 1)
+        if columns is not None:
+            t.pin(w, [columns], node, why, axis=1)
+        if outputs is not None:
+            if outputs.shape[1] == 1:
+                t.pin(w, [outputs], node, why, axis=0)
+            else:
+                t.labels.tie(outputs, 0)
+        return
+    inputs = split_rows(xs, groups)
+    if groups >= per_group:
+        units = t.labels.tie(inputs, 1)
+        if outputs is not None:
+            t.labels.unify(outputs, units)
+        if columns is not None:
+            t.pin(w, [columns], node, "whole groups are the units here", axis=1)
+        return
+    tied = t.labels.tie(inputs, 0)
+    if columns is not None:
+        t.labels.unify(tied.ravel(), columns)
+    if outputs is not None:
+        t.labels.tie(outputs, 0)
+
+
+def _finish(
+    node: Node,
+    t: Trace,
+    x: str,
+    fx: Factors,
+    w: str,
+    b: str,
+    xs: Labels | None,
+    rows: Labels | None,
+    groups: int,
+) -> None:
+    """Bias, output factors, and the records of a convolution."""
+    out = node.outputs[0]
+    ndim = len(t.shape(out))
+    if b:
+        bias = t.on_axis(b, t.of(b), 0, node)
+        if bias is not None and rows is not None:
+            t.labels.unify(bias, rows)
+        elif bias is not None:
+            t.pin(b, [bias], node, t.untracked_reason(w, 0))
+    batch = t.on_axis(x, tuple(f for f in fx if f.shape[1] == 1), 0, node)
+    result: list[Factor] = [] if batch is None else [along(batch, 0, ndim)]
+    if rows is not None:
+        result.append(along(rows, 1, ndim))
+    t.set(out, result)
+    if xs is not None:
+        t.read(node, 0, "contraction", (1,))
+    t.linears.append(Linear(node, x, w, b, xs, rows, groups))
+
+
+def gemm(node: Node, t: Trace) -> None:
+    """Gemm: alpha A' B' + beta C with A' (M, K), B' (K, N)."""
+    a, b, c = node.input(0), node.input(1), node.input(2)
+    ia = ("k", "m") if node.attrs.get("transA", 0) else ("m", "k")
+    ib = ("n", "k") if node.attrs.get("transB", 0) else ("k", "n")
+    product = einsum_factors(node, t, [(a, ia), (b, ib)], ("m", "n"))
+    out = node.outputs[0]
+    if c:
+        product = t.merge([(out, product, t.shape(out)), (c, t.of(c), t.shape(c))], node)
+    t.set(out, product)
+    _record_matrix_product(node, t, ia.index("k"), ib.index("k"), ib.index("n"), c)
+
+
+def matmul(node: Node, t: Trace) -> None:
+    """MatMul with numpy's rules for one-dimensional operands and batch axes."""
+    a, b = node.input(0), node.input(1)
+    ra, rb = len(t.shape(a)), len(t.shape(b))
+    batch = [f"b{i}" for i in range(max(ra, rb, 2) - 2)]
+    ia = (*batch[len(batch) - max(ra - 2, 0) :], "m", "k")[-ra:] if ra > 1 else ("k",)
+    ib = (*batch[len(batch) - max(rb - 2, 0) :], "k", "n")[-rb:] if rb > 1 else ("k",)
+    out = (*batch, *(["m"] if ra > 1 else []), *(["n"] if rb > 1 else []))
+    t.set(node.outputs[0], einsum_factors(node, t, [(a, ia), (b, ib)], out))
+    if rb > 1:
+        _record_matrix_product(node, t, ra - 1, rb - 2, rb - 1, "")
+
+
+def einsum(node: Node, t: Trace) -> None:
+    """Einsum with explicit or implicit output; repeated indices inside one term and ellipses pin."""
+    equation = str(node.attrs["equation"]).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if "..." in equation or any(len(set(s)) != len(s) for s in terms):
+        for i in node.inputs:
+            t.pin(i, t.of(i), node, f"Einsum {equation!r} repeats an index or uses an ellipsis")
+        t.set(node.outputs[0], ())
+        return
+    if not arrow:
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    operands = [(name, tuple(s)) for name, s in zip(node.inputs, terms, strict=True)]
+    t.set(node.outputs[0], einsum_factors(node, t, operands, tuple(right)))
+
+
+def einsum_factors(
+    node: Node, t: Trace, operands: Sequence[tuple[str, tuple[str, ...]]], output: tuple[str, ...]
+) -> Factors:
+    """The output's factors of a sum of products over named indices.
+
+    A factor that spans a contracted index and others (heads and head size, say) is tied along the contracted one:
+    heads are the units.
+    """
+    space = [*output, *dict.fromkeys(i for _, s in operands for i in s if i not in output)]
+    lifted: list[tuple[str, Factors, Shape]] = []
+    for slot, (name, indices) in enumerate(operands):
+        shape = t.shape(name)
+        lifted.append((name, tuple(_spread(f, indices, space) for f in t.of(name)), _spread_shape(shape, indices, space)))
+        axes = [a for a, i in enumerate(indices) if i not in output]
+        if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
+            t.read(node, slot, "contraction", axes)
+    contracted = range(len(output), len(space))
+    result: list[Factor] = []
+    for f in t.merge(lifted, node):
+        inside = [a for a in tracked_axes(f) if a in contracted]
+        if len(inside) == len(tracked_axes(f)):
+            if len(inside) > 1:
+                for a in inside[1:]:
+                    t.labels.tie(f, a)
+            continue
+        for a in inside:
+            f = t.labels.tie(f, a)
+        result.append(f.reshape(f.shape[: len(output)]))
+    return tuple(result)
+
+
+def _spread(f: Factor, indices: tuple[str, ...], space: Sequence[str]) -> Factor:
+    order = sorted(range(len(indices)), key=lambda a: space.index(indices[a]))
+    shape = [1] * len(space)
+    for a in order:
+        shape[space.index(indices[a])] = f.shape[a]
+    return f.transpose(order).reshape(shape)
+
+
+def _spread_shape(shape: Shape, indices: tuple[str, ...], space: Sequence[str]) -> Shape:
+    sizes = dict(zip(indices, shape, strict=True))
+    return tuple(sizes.get(i, 1) for i in space)
+
+
+def _record_matrix_product(node: Node, t: Trace, ka: int, kb: int, nb: int, bias: str) -> None:
+    """A product of an activation with a constant matrix on the right is a linear layer."""
+    a, b = node.input(0), node.input(1)
+    weight = t.graph.constants.get(b)
+    if weight is None or weight.ndim != 2 or a in t.graph.constants:
+        return
+    inputs = t.on_axis(b, tuple(f for f in t.of(b) if tracked_axes(f) == (kb,)), kb, node)
+    outputs = t.on_axis(b, tuple(f for f in t.of(b) if tracked_axes(f) == (nb,)), nb, node)
+    if not any(f.shape[ka] > 1 for f in t.of(a)):
+        inputs = None
+    t.linears.append(Linear(node, a, b, bias, inputs, outputs))
+
+
+TABLE: dict[str, Rule] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "Einsum": einsum,
+}

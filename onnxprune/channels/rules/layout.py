@@ -1,0 +1,371 @@
+"""Layout operators run on the labels themselves: what the operator does to the data, numpy does to the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, tracked_axes
+from onnxprune.channels.trace import Rule, Trace, UnknownShape
+from onnxprune.graph import Node, Shape
+
+
+def transpose(node: Node, t: Trace) -> None:
+    """Transpose."""
+    x = node.input(0)
+    rank = len(t.shape(x))
+    perm = node.attrs.get("perm") or list(range(rank))[::-1]
+    t.set(node.outputs[0], tuple(f.transpose(as_ints(perm)) for f in t.of(x)))
+
+
+def reshape(node: Node, t: Trace) -> None:
+    """Reshape, Flatten, Squeeze and Unsqueeze: the same elements under another shape."""
+    x, out = node.input(0), node.outputs[0]
+    before, after = t.shape(x), t.shape(out)
+    if node.op == "Reshape" and node.input(1) not in t.graph.constants and not _known_target(node, t, before, after):
+        t.pin(x, t.of(x), node, "the target of Reshape is computed at run time")
+        t.set(out, ())
+        return
+    t.set(out, tuple(reshape_factor(f, before, after) for f in t.of(x)))
+
+
+def _known_target(node: Node, t: Trace, before: Shape, after: Shape) -> bool:
+    """Whether every entry of a run-time target that a tracked axis lands on is known."""
+    known = t.graph.known_values.get(node.input(1))
+    if known is None:
+        return not any(tracked_axes(f) for f in t.of(node.input(0)))
+    moved = [reshape_factor(f, before, after) for f in t.of(node.input(0))]
+    return all(known[a] is not None for f in moved for a in tracked_axes(f))
+
+
+def product_groups(before: Shape, after: Shape) -> list[tuple[range, range]]:
+    """Split two shapes of equal size into the finest runs of axes with equal products."""
+    groups: list[tuple[range, range]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        start_i, start_j = i, j
+        a = b = 1
+        if i < len(before):
+            a, i = before[i], i + 1
+        if j < len(after):
+            b, j = after[j], j + 1
+        while a != b:
+            if a < b or j >= len(after):
+                a, i = a * before[i], i + 1
+            else:
+                b, j = b * after[j], j + 1
+        groups.append((range(start_i, i), range(start_j, j)))
+    return groups
+
+
+def reshape_factor(f: Factor, before: Shape, after: Shape) -> Factor:
+    """The labels of a factor under the new shape; only runs of axes that it tracks are materialised."""
+    wide = list(f.shape)
+    target: list[int] = [1] * len(after)
+    order: list[int] = []
+    for ins, outs in product_groups(before, after):
+        if any(f.shape[a] > 1 for a in ins):
+            for a in ins:
+                wide[a] = before[a]
+            for a in outs:
+                target[a] = after[a]
+        order.extend(outs)
+    return np.broadcast_to(f, wide).reshape(target)
+
+
+def concat(node: Node, t: Trace) -> None:
+    """Concat along `axis`: labels are concatenated; the other axes unify."""
+    out = node.outputs[0]
+    rank = len(t.shape(out))
+    axis = int(node.attrs["axis"]) % rank
+    names = [i for i in node.inputs if i]
+    shapes = [t.shape(n) for n in names]
+    factors = [t.of(n) for n in names]
+    # Across the other axes the operands are aligned: tracked in all of them, or in none.
+    for a in range(rank):
+        if a == axis or shapes[0][a] == 1:
+            continue
+        loose = [n for n, fs in zip(names, factors, strict=True) if not any(f.shape[a] > 1 for f in fs)]
+        if loose and len(loose) < len(names):
+            why = t.untracked_reason(loose[0], a)
+            factors = [t.untrack(n, fs, [a], node, why) for n, fs in zip(names, factors, strict=True)]
+    across = [[f for f in fs if f.shape[axis] > 1] for fs in factors]
+    aside = [[f for f in fs if f.shape[axis] == 1] for fs in factors]
+    result: list[Factor] = []
+    for others in aside:
+        for f in others:
+            for g in result:
+                if set(tracked_axes(f)) & set(tracked_axes(g)):
+                    t.labels.unify(f, g)
+            if not any(tracked_axes(f) == tracked_axes(g) for g in result):
+                result.append(f)
+    if any(across):
+        result.append(_joined(node, t, names, shapes, across, axis))
+    t.set(out, result)
+
+
+def _joined(
+    node: Node, t: Trace, names: Sequence[str], shapes: Sequence[Shape], across: list[list[Factor]], axis: int
+) -> Factor:
+    rank = len(shapes[0])
+    parts: list[Factor] = []
+    for name, shape, fs in zip(names, shapes, across, strict=True):
+        if not fs:
+            own = along(t.labels.fresh(shape[axis]), axis, rank)
+            t.labels.pin(own, Pinned(name, axis, node.name, node.op, t.untracked_reason(name, axis)))
+            parts.append(own)
+            continue
+        first = fs[0]
+        for extra in fs[1:]:
+            t.labels.unify(first, extra)
+        parts.append(first)
+    wide = [max(p.shape[a] for p in parts) for a in range(rank)]
+    stretched = [np.broadcast_to(p, [p.shape[a] if a == axis else wide[a] for a in range(rank)]) for p in parts]
+    return np.concatenate(stretched, axis=axis)
+
+
+def split(node: Node, t: Trace) -> None:
+    """Split along `axis`: each output takes its share of the labels."""
+    x = node.input(0)
+    shape = t.shape(x)
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    start = 0
+    for out in node.outputs:
+        if not out:
+            raise UnknownShape(f"an unnamed output of {node.name}")
+        size = t.shape(out)[axis]
+        t.set(out, _take(t.of(x), axis, np.arange(start, start + size)))
+        start += size
+
+
+def _take(factors: Factors, axis: int, positions: Labels) -> Factors:
+    return tuple(f.take(positions, axis=axis) if f.shape[axis] > 1 else f for f in factors)
+
+
+def slice_bounds(
+    node: Node, shape: Shape, ints: Callable[[str], tuple[int, ...] | None]
+) -> dict[int, Labels] | None:
+    """axis → the positions that a Slice keeps; None where its bounds are not constant."""
+    if "starts" in node.attrs:
+        starts, ends = as_ints(node.attrs["starts"]), as_ints(node.attrs["ends"])
+        axes = as_ints(node.attrs.get("axes", range(len(starts))))
+        steps: tuple[int, ...] = (1,) * len(starts)
+    else:
+        found = [ints(node.input(k)) if node.input(k) else None for k in (1, 2, 3, 4)]
+        if any(f is None and node.input(k + 1) for k, f in enumerate(found)) or found[0] is None or found[1] is None:
+            return None
+        starts, ends = found[0], found[1]
+        axes = found[2] if found[2] is not None else tuple(range(len(starts)))
+        steps = found[3] if found[3] is not None else (1,) * len(starts)
+    kept: dict[int, Labels] = {}
+    for a, s, e, step in zip(axes, starts, ends, steps, strict=True):
+        a %= len(shape)
+        kept[a] = np.arange(shape[a])[slice(*_numpy_bounds(s, e, step, shape[a]))]
+    return kept
+
+
+def _numpy_bounds(start: int, end: int, step: int, size: int) -> tuple[int | None, int | None, int]:
+    """ONNX clamps where numpy would wrap: an end at or below -size-1 means 'to the first element' for step < 0."""
+    if step < 0 and end < -size:
+        return start, None, step
+    return start, end, step
+
+
+def slice_(node: Node, t: Trace) -> None:
+    """Slice: the labels at the kept positions."""
+    x, out = node.input(0), node.outputs[0]
+    shape = t.shape(x)
+    kept = slice_bounds(node, shape, t.graph.ints)
+    if kept is None:
+        # Which axes it cuts may still be known; those that keep their size are cut at run time all the same.
+        axes = t.graph.ints(node.input(3)) if node.input(3) else None
+        hit = range(len(shape)) if axes is None else [a % len(shape) for a in axes]
+        t.set(out, t.untrack(x, t.of(x), list(hit), node, "the bounds of Slice are computed at run time"))
+        return
+    factors = t.of(x)
+    for axis, positions in kept.items():
+        factors = _take(factors, axis, positions)
+    t.set(out, factors)
+
+
+def gather(node: Node, t: Trace) -> None:
+    """Gather: constant indices pick labels; indices computed at run time pin the axis."""
+    x, out = node.input(0), node.outputs[0]
+    shape = t.shape(x)
+    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    indices = t.graph.constants.get(node.input(1))
+    if indices is None:
+        factors = t.untrack(x, t.of(x), [axis], node, "Gather picks from this axis by indices computed at run time")
+        width = len(t.shape(node.input(1)))
+        t.set(out, tuple(f.reshape((*f.shape[:axis], *(1,) * width, *f.shape[axis + 1 :])) for f in factors))
+        return
+    result: list[Factor] = []
+    for f in t.of(x):
+        if f.shape[axis] == 1:
+            result.append(f.reshape((*f.shape[:axis], *(1,) * indices.ndim, *f.shape[axis + 1 :])))
+            continue
+        picked = f.take(indices, axis=axis)
+        if indices.ndim == 0:
+            t.pin(x, [f.take([int(indices)], axis=axis)], node, "Gather picks this single channel", axis)
+        elif indices.ndim > 1:
+            t.pin(x, [picked], node, "Gather arranges this axis over several axes", axis)
+        result.append(picked)
+    t.set(out, result)
+
+
+def expand(node: Node, t: Trace) -> None:
+    """Expand: axes of size 1 that it widens to a constant size are free to shrink with what they meet."""
+    x, out = node.input(0), node.outputs[0]
+    before, after = t.shape(x), t.shape(out)
+    lead = len(after) - len(before)
+    factors: list[Factor] = [f.reshape((1,) * lead + f.shape) for f in t.of(x)]
+    t.set(out, [*factors, *_widened(node.input(1), (1,) * lead + before, after, t)])
+
+
+def _widened(sizes: str, before: Shape, after: Shape, t: Trace) -> list[Factor]:
+    """Fresh labels for axes that grow from 1 to a size written in the constant (or known) tensor `sizes`."""
+    written = t.graph.ints(sizes)
+    known: Sequence[int | None] | None = written if written is not None else t.graph.known_values.get(sizes)
+    if known is None:
+        return []
+    offset = len(after) - len(known)
+    fresh: list[Factor] = []
+    for a, (b, s) in enumerate(zip(before, after, strict=True)):
+        if b == 1 and s > 1 and a >= offset and known[a - offset] is not None:
+            fresh.append(along(t.labels.fresh(s), a, len(after)))
+    return fresh
+
+
+def tile(node: Node, t: Trace) -> None:
+    """Tile: tracked axes may not be repeated; axes of size 1 become free labels."""
+    x, out = node.input(0), node.outputs[0]
+    before, after = t.shape(x), t.shape(out)
+    grown = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b > 1 and s != b]
+    factors = t.untrack(x, t.of(x), grown, node, "Tile repeats this axis")
+    t.set(out, [*factors, *_widened(node.input(1), before, after, t)])
+
+
+def constant_of_shape(node: Node, t: Trace) -> None:
+    """ConstantOfShape: every axis of known size is free."""
+    out = node.outputs[0]
+    shape = t.shape(out)
+    t.set(out, _widened(node.input(0), (1,) * len(shape), shape, t))
+
+
+def pad_amounts(node: Node, rank: int, ints: Callable[[str], tuple[int, ...] | None]) -> tuple[Labels, Labels] | None:
+    """(before, after) per axis, (rank,) each; None where they are not constant."""
+    if "pads" in node.attrs:
+        pads = as_ints(node.attrs["pads"])
+    else:
+        found = ints(node.input(1))
+        if found is None:
+            return None
+        pads = found
+    before, after = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
+    axes = [a % rank for a in (ints(node.input(3)) or ())] if node.input(3) else list(range(rank))
+    before[axes], after[axes] = pads[: len(axes)], pads[len(axes) :]
+    return before, after
+
+
+def pad(node: Node, t: Trace) -> None:
+    """Pad: padded channels are fresh labels that no weight produces (option-A shortcuts)."""
+    x, out = node.input(0), node.outputs[0]
+    rank = len(t.shape(x))
+    amounts = pad_amounts(node, rank, t.graph.ints)
+    if amounts is None:
+        t.set(out, t.untrack(x, t.of(x), list(range(rank)), node, "the amounts of Pad are computed at run time"))
+        return
+    before, after = amounts
+    changed = [a for a in range(rank) if before[a] or after[a]]
+    fresh = node.attrs.get("mode", "constant") == "constant"
+    factors: list[Factor] = []
+    for f in t.of(x):
+        axes = [a for a in tracked_axes(f) if a in changed]
+        if axes and (not fresh or len(tracked_axes(f)) > 1 or min(before[axes[0]], after[axes[0]]) < 0):
+            factors.extend(t.untrack(x, (f,), axes, node, "Pad changes this axis in a way that labels cannot follow"))
+        elif axes:
+            a = axes[0]
+            parts = (t.labels.fresh(int(before[a])), f.ravel(), t.labels.fresh(int(after[a])))
+            factors.append(along(np.concatenate(parts), a, rank))
+        else:
+            factors.append(f)
+    t.set(out, factors)
+
+
+def depth_to_space(node: Node, t: Trace) -> None:
+    """DepthToSpace: blocks of channels become positions; the channels of a block are tied by what reads them."""
+    x, out = node.input(0), node.outputs[0]
+    n, c, h, w = t.shape(x)
+    b = int(node.attrs["blocksize"])
+    k = c // (b * b)
+    dcr = node.attrs.get("mode", "DCR") == "DCR"
+    split_shape = (n, b, b, k, h, w) if dcr else (n, k, b, b, h, w)
+    perm = (0, 3, 4, 1, 5, 2) if dcr else (0, 1, 4, 2, 5, 3)
+    result = []
+    for f in t.untrack(x, t.of(x), (2, 3), node, "DepthToSpace interleaves positions"):
+        g = reshape_factor(f, (n, c, h, w), split_shape)
+        if f.shape[1] > 1:
+            # The output interleaves them with positions, which nothing may drop: one unit per output channel.
+            for a in (1, 2) if dcr else (2, 3):
+                g = t.labels.tie(g, a)
+        moved = g.transpose(perm)
+        result.append(moved.reshape(moved.shape[0], moved.shape[1], 1, 1))
+    t.set(out, result)
+
+
+def space_to_depth(node: Node, t: Trace) -> None:
+    """SpaceToDepth: each input channel appears blocksize² times, one block after the other."""
+    x, out = node.input(0), node.outputs[0]
+    b = int(node.attrs["blocksize"])
+    factors = t.untrack(x, t.of(x), (2, 3), node, "SpaceToDepth interleaves positions")
+    t.set(out, [np.concatenate([f] * (b * b), axis=1) if f.shape[1] > 1 else f for f in factors])
+
+
+def resize(node: Node, t: Trace) -> None:
+    """Resize and Upsample of axes that carry no channels."""
+    x, out = node.input(0), node.outputs[0]
+    before, after = t.shape(x), t.shape(out)
+    axes = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b != s]
+    factors = t.untrack(x, t.of(x), axes, node, f"{node.op} interpolates along this axis")
+    sizes = node.input(3)
+    if sizes and sizes not in t.graph.constants:
+        known = t.graph.known_values.get(sizes)
+        tracked = {a for f in factors for a in tracked_axes(f)}
+        if known is None or any(known[a] is None for a in tracked):
+            factors = t.untrack(x, factors, sorted(tracked), node, "the sizes of Resize are computed at run time")
+    t.set(out, factors)
+
+
+def shape_of(node: Node, t: Trace) -> None:
+    """Shape and Size: the sizes that depend on tracked axes were folded before; what is left pins."""
+    x = node.input(0)
+    known = t.graph.known_values.get(node.outputs[0])
+    loose: Factors = t.of(x)
+    if node.op == "Shape" and known is not None and "start" not in node.attrs and "end" not in node.attrs:
+        loose = tuple(f for f in loose if any(known[a] is None for a in tracked_axes(f)))
+    t.pin(x, loose, node, f"{node.op} reads this size at run time")
+    t.factors[node.outputs[0]] = ()
+
+
+TABLE: dict[str, Rule] = {
+    "Transpose": transpose,
+    "Reshape": reshape,
+    "Flatten": reshape,
+    "Squeeze": reshape,
+    "Unsqueeze": reshape,
+    "Concat": concat,
+    "Split": split,
+    "Slice": slice_,
+    "Gather": gather,
+    "Expand": expand,
+    "Tile": tile,
+    "ConstantOfShape": constant_of_shape,
+    "Pad": pad,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Resize": resize,
+    "Upsample": resize,
+    "Shape": shape_of,
+    "Size": shape_of,
+}

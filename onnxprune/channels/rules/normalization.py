@@ -1,0 +1,153 @@
+"""Normalizations. Per-channel ones pass labels; those that read across channels are *mixing*.
+
+A mixing operator keeps its labels but takes its statistics over the channels that are kept, so removal changes what
+it computes: the oracle models that with explicit masked sums, and the refit absorbs it.
+"""
+
+from __future__ import annotations
+
+from onnxprune.channels.labels import Factor, Factors, along, tracked_axes
+from onnxprune.channels.trace import Rule, Trace, split_rows
+from onnxprune.graph import Node
+
+
+def batch_norm(node: Node, t: Trace) -> None:
+    """BatchNormalization: four vectors along axis 1."""
+    x = node.input(0)
+    shape = t.shape(x)
+    operands = [(x, t.of(x), shape)]
+    for name in node.inputs[1:5]:
+        vector = t.shape(name)
+        lifted = (vector[0], *(1,) * (len(shape) - 2))
+        operands.append((name, tuple(f.reshape(lifted) for f in t.of(name)), lifted))
+    t.set(node.outputs[0], t.merge(operands, node))
+    for extra in node.outputs[1:]:
+        if extra:
+            t.factors[extra] = ()
+
+
+def last_axes_norm(node: Node, t: Trace) -> None:
+    """LayerNormalization and RMSNormalization: statistics over the axes from `axis` on."""
+    x = node.input(0)
+    rank = len(t.shape(x))
+    axis = int(node.attrs.get("axis", -1)) % rank
+    axes = tuple(range(axis, rank))
+    factors = mix(node, t, x, t.of(x), axes)
+    operands = [(x, factors, t.shape(x))]
+    operands += [(i, t.of(i), t.shape(i)) for i in node.inputs[1:] if i]
+    t.set(node.outputs[0], t.merge(operands, node))
+    for extra in node.outputs[1:]:
+        if extra:
+            t.factors[extra] = ()
+
+
+def mix(node: Node, t: Trace, name: str, factors: Factors, axes: tuple[int, ...]) -> Factors:
+    """Record a mixing read over `axes`; a factor that also tracks other axes is tied along the mixed ones."""
+    if any(f.shape[a] > 1 for f in factors for a in axes):
+        t.read(node, node.inputs.index(name), "mixing", axes)
+    result: list[Factor] = []
+    for f in factors:
+        mixed = [a for a in tracked_axes(f) if a in axes]
+        if mixed and len(mixed) < len(tracked_axes(f)):
+            for a in mixed:
+                f = t.labels.tie(f, a)
+        result.append(f)
+    return tuple(result)
+
+
+def instance_norm(node: Node, t: Trace) -> None:
+    """InstanceNormalization: statistics over the axes from 2 on, scale and bias along axis 1.
+
+    As exporters write GroupNorm, axis 1 is the norm's groups and axis 2 the channels inside, so factors track both.
+    """
+    x = node.input(0)
+    rank = len(t.shape(x))
+    factors = mix(node, t, x, _rows_or_columns(t, t.of(x)), tuple(range(2, rank)))
+    operands = [(x, factors, t.shape(x))]
+    for name in node.inputs[1:3]:
+        lifted = (t.shape(name)[0], *(1,) * (rank - 2))
+        fs = tuple(f.reshape(lifted) for f in t.of(name))
+        if not any(f.shape[1] > 1 for f in factors):
+            t.pin(name, fs, node, "one value for each group of a normalization, whose groups all stay")
+            fs, lifted = (), (1,) * (rank - 1)
+        operands.append((name, fs, lifted))
+    t.set(node.outputs[0], t.merge(operands, node))
+
+
+def _rows_or_columns(t: Trace, factors: Factors) -> Factors:
+    """Tie factors over (groups, channels inside) along the axis that leaves more units."""
+    result: list[Factor] = []
+    for f in factors:
+        axes = tracked_axes(f)
+        if len(axes) > 1 and 1 in axes:
+            # Labels repeat over spatial positions: count distinct ones, not places.
+            inside = len(set(f.take(0, axis=1).ravel().tolist()))
+            for a in axes:
+                if (a == 1) == (f.shape[1] < inside):
+                    f = t.labels.tie(f, a)
+        result.append(f)
+    return tuple(result)
+
+
+def group_norm(node: Node, t: Trace) -> None:
+    """GroupNormalization: scale and bias are per group before opset 21, per channel from then on."""
+    x = node.input(0)
+    shape = t.shape(x)
+    groups = int(node.attrs["num_groups"])
+    factors = t.untrack(x, t.of(x), range(2, len(shape)), node, "group normalization needs every spatial position")
+    xs = t.on_axis(x, factors, 1, node)
+    out: list[Factor] = [f for f in factors if f.shape[1] == 1]
+    if xs is not None:
+        rows = split_rows(xs, groups)
+        whole = groups >= rows.shape[1]
+        units = t.labels.tie(rows, 1 if whole else 0)
+        if not whole:
+            t.read(node, 0, "mixing", tuple(range(1, len(shape))))
+        out.append(along(xs, 1, len(shape)))
+        for name in node.inputs[1:3]:
+            vector = t.on_axis(name, t.of(name), 0, node)
+            if vector is None:
+                continue
+            if vector.size == xs.size:
+                t.labels.unify(vector, xs)
+            elif whole:
+                t.labels.unify(vector, units.ravel())
+            else:
+                t.pin(name, [vector], node, "one value for each group of a normalization, whose groups all stay")
+    else:
+        for name in node.inputs[1:3]:
+            t.pin(name, t.of(name), node, t.untracked_reason(x, 1))
+    t.set(node.outputs[0], out)
+
+
+def lp_norm(node: Node, t: Trace) -> None:
+    """LpNormalization: the norm over one axis."""
+    x = node.input(0)
+    axis = int(node.attrs.get("axis", -1)) % len(t.shape(x))
+    t.set(node.outputs[0], mix(node, t, x, t.of(x), (axis,)))
+
+
+def lrn(node: Node, t: Trace) -> None:
+    """LRN sums over neighbouring channels: which are neighbours would change."""
+    x = node.input(0)
+    t.set(node.outputs[0], t.untrack(x, t.of(x), [1], node, "LRN sums over neighbouring channels"))
+
+
+def mean_variance_norm(node: Node, t: Trace) -> None:
+    """MeanVarianceNormalization over `axes`, (0, 2, 3) by default."""
+    x = node.input(0)
+    rank = len(t.shape(x))
+    axes = tuple(int(a) % rank for a in node.attrs.get("axes", (0, 2, 3)))
+    t.set(node.outputs[0], mix(node, t, x, t.of(x), axes))
+
+
+TABLE: dict[str, Rule] = {
+    "BatchNormalization": batch_norm,
+    "LayerNormalization": last_axes_norm,
+    "RMSNormalization": last_axes_norm,
+    "InstanceNormalization": instance_norm,
+    "GroupNormalization": group_norm,
+    "LpNormalization": lp_norm,
+    "LRN": lrn,
+    "MeanVarianceNormalization": mean_variance_norm,
+}

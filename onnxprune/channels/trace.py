@@ -1,0 +1,257 @@
+"""Walk a graph once and let each operator's rule say how labels pass through it.
+
+A rule is a function `rule(node, trace)`; `rules.TABLE` names the rule of each operator. What the table does not name
+pins everything that it touches, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
+from onnxprune.graph import Graph, Node, Shape
+
+Rule = Callable[[Node, "Trace"], None]
+Role = str  # "contraction" or "mixing"
+
+
+@dataclass(frozen=True)
+class Read:
+    """Input `slot` of `node` is read across a tracked axis: removing a channel changes what is read.
+
+    kind: "contraction": a removed channel contributes zero; "mixing": statistics are taken over the kept channels.
+    axes: the axes that are read across, for mixing operators.
+    """
+
+    node: Node
+    slot: int
+    kind: Role
+    axes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A contraction of an activation with weights: what selection reconstructs and refit solves.
+
+    inputs: labels of the input channels, (C,); outputs: labels of the output channels, (M,); None where untracked.
+    groups: of a grouped convolution, else 1.
+    """
+
+    node: Node
+    data: str
+    weight: str
+    bias: str
+    inputs: Labels | None
+    outputs: Labels | None
+    groups: int = 1
+
+
+@dataclass(eq=False)
+class Trace:
+    """The state of one walk: factors of every tensor, labels, and what was met on the way."""
+
+    graph: Graph
+    labels: LabelSpace = field(default_factory=LabelSpace)
+    factors: dict[str, Factors] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    linears: list[Linear] = field(default_factory=list)
+    consulted: set[str] = field(default_factory=set)
+
+    def of(self, name: str) -> Factors:
+        """Factors of a tensor; a constant starts with fresh labels on each axis above 1."""
+        self.consulted.add(name)
+        known = self.factors.get(name)
+        if known is None:
+            known = ()
+            c = self.graph.constants.get(name)
+            if c is not None:
+                known = tuple(along(self.labels.fresh(s), a, c.ndim) for a, s in enumerate(c.shape) if s > 1)
+            self.factors[name] = known
+        return known
+
+    def shape(self, name: str) -> Shape:
+        """Concrete shape; raises UnknownShape, which the walk turns into a pin."""
+        s = self.graph.shape(name)
+        if s is None:
+            raise UnknownShape(name)
+        return s
+
+    def set(self, name: str, factors: Iterable[Factor]) -> None:
+        """Set the factors of an output; a factor must broadcast to the tensor's shape."""
+        if not name:
+            return
+        shape = self.shape(name)
+        kept: list[Factor] = []
+        for f in factors:
+            g = compress(f)
+            if g.size == 1:
+                continue
+            if g.ndim != len(shape) or any(a not in (1, b) for a, b in zip(g.shape, shape, strict=True)):
+                raise RuleError(f"factor {g.shape} does not fit {name!r} {shape}")
+            kept.append(g)
+        self.factors[name] = tuple(kept)
+
+    def pin(
+        self,
+        name: str,
+        factors: Iterable[Factor],
+        node: Node,
+        reason: str,
+        axis: int = -1,
+        *,
+        structural: bool = False,
+    ) -> None:
+        """Never remove the channels that these factors track."""
+        for f in factors:
+            tracked = tracked_axes(f)
+            at = axis if axis >= 0 or not tracked else tracked[0]
+            self.labels.pin(f, Pinned(name, at, node.name, node.op, reason, structural))
+
+    def untrack(self, name: str, factors: Factors, axes: Sequence[int], node: Node, reason: str) -> Factors:
+        """Factors that no longer track `axes`.
+
+        A factor that tracks other axes too is tied along them, so that whole slices remain the units; one that tracks
+        nothing else is pinned with the reason.
+        """
+        result: list[Factor] = []
+        for f in factors:
+            hit = [a for a in axes if f.shape[a] > 1]
+            if not hit:
+                result.append(f)
+                continue
+            if set(tracked_axes(f)) <= set(hit):
+                self.pin(name, [f], node, reason, hit[0])
+                continue
+            for a in hit:
+                f = self.labels.tie(f, a)
+            result.append(f)
+        return tuple(result)
+
+    def on_axis(self, name: str, factors: Factors, axis: int, node: Node) -> Labels | None:
+        """The labels along one axis, (n,), with factors that span more axes tied along those; None if untracked."""
+        found: Labels | None = None
+        for f in factors:
+            if f.shape[axis] == 1:
+                continue
+            for a in tracked_axes(f):
+                if a != axis:
+                    f = self.labels.tie(f, a)
+            flat = f.ravel()
+            if found is None:
+                found = flat
+            else:
+                self.labels.unify(found, flat)
+        return found
+
+    def merge(self, operands: Sequence[tuple[str, Factors, Shape]], node: Node) -> Factors:
+        """Element-wise with broadcasting: unify the operands' labels place by place; the output's factors.
+
+        Where a tracked axis meets an untracked one of size above 1 it is untracked (pinned); where it meets size 1 it
+        is free.
+        """
+        ndim = max(len(s) for _, _, s in operands)
+        lifted = [(n, tuple(lift(f, ndim) for f in fs), (1,) * (ndim - len(s)) + tuple(s)) for n, fs, s in operands]
+        for axis in range(ndim):
+            wide = [o for o in lifted if o[2][axis] > 1]
+            loose = next((o for o in wide if not any(f.shape[axis] > 1 for f in o[1])), None)
+            if loose is None:
+                continue
+            reason = self.untracked_reason(loose[0], axis - (ndim - len(self.graph.shape(loose[0]) or loose[2])))
+            lifted = [
+                (n, self.untrack(n, fs, [axis], node, reason) if any(f.shape[axis] > 1 for f in fs) else fs, s)
+                for n, fs, s in lifted
+            ]
+        merged: list[Factor] = []
+        for _, factors, _ in lifted:
+            for f in factors:
+                merged = self._absorb(merged, f)
+        return tuple(merged)
+
+    def _absorb(self, merged: list[Factor], new: Factor) -> list[Factor]:
+        """Add a factor, unified with those it overlaps; a factor that another one spans is dropped."""
+        kept: list[Factor] = []
+        axes = set(tracked_axes(new))
+        covered = False
+        for f in merged:
+            other = set(tracked_axes(f))
+            if not axes & other:
+                kept.append(f)
+                continue
+            self.labels.unify(f, new)
+            if axes <= other:
+                covered = True
+                kept.append(f)
+            elif not other < axes:
+                kept.append(f)
+        return kept if covered else [*kept, new]
+
+    def untracked_reason(self, name: str, axis: int) -> str:
+        """Why an axis carries no labels, in words for the report."""
+        if name in self.graph.inputs:
+            return f"meets axis {axis} of the graph input {name!r}, whose size is given from outside"
+        by = self.graph.producer.get(name)
+        source = f"{by.op} {by.name!r}" if by is not None else "a constant"
+        return f"meets axis {axis} of {name!r} ({source}), which carries no channels"
+
+    def read(self, node: Node, slot: int, kind: Role, axes: Sequence[int] = ()) -> None:
+        """Remember that this input is read across a tracked axis."""
+        self.reads.append(Read(node, slot, kind, tuple(axes)))
+
+
+class UnknownShape(Exception):
+    """A rule needs the shape of a tensor that has none."""
+
+
+class RuleError(Exception):
+    """A rule produced factors that do not fit its output: a bug in the rule."""
+
+
+def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
+    """Trace every node, then pin the graph's outputs."""
+    trace = Trace(graph)
+    for name in graph.inputs:
+        trace.factors[name] = ()
+    for node in graph.nodes:
+        rule = table.get(node.op) if node.domain == "" and not node.captures else None
+        if rule is None:
+            _pin_all(node, trace, _no_rule(node))
+            continue
+        trace.consulted.clear()
+        try:
+            rule(node, trace)
+            _pin_unconsulted(node, trace)
+        except UnknownShape as e:
+            _pin_all(node, trace, f"the shape of {e.args[0]!r} is not known")
+    end = Node(len(graph.nodes), "graph output", "output", "", tuple(graph.outputs), (), {})
+    for name in graph.outputs:
+        trace.pin(name, trace.of(name), end, f"the graph output {name!r} keeps its shape")
+    return trace
+
+
+def _no_rule(node: Node) -> str:
+    operator = f"{node.domain}.{node.op}" if node.domain else node.op
+    if node.captures:
+        return f"{operator} reads it from inside its body, which is not traced"
+    return f"{operator} has no channel rule; it may mix or reorder channels"
+
+
+def _pin_unconsulted(node: Node, trace: Trace) -> None:
+    """An input whose labels the rule did not look at is an index, a bound or a setting: nothing in it may go."""
+    for name in node.inputs:
+        if name and name not in trace.consulted:
+            trace.pin(name, trace.of(name), node, f"{node.op} reads it as a setting", structural=True)
+
+
+def _pin_all(node: Node, trace: Trace, reason: str) -> None:
+    for name in (*node.inputs, *node.captures):
+        if name:
+            trace.pin(name, trace.of(name), node, reason)
+    for name in node.outputs:
+        if name:
+            trace.factors[name] = ()
+
+
+def split_rows(labels: Labels, rows: int) -> Labels:
+    """(n,) labels as (rows, n / rows)."""
+    return labels.reshape(rows, labels.size // rows)

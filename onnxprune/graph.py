@@ -1,0 +1,90 @@
+"""A read-only view of a normalised ONNX graph: what every stage before `rewrite` works on.
+
+Plain frozen data, keyed by tensor name. Nothing here knows protobuf or onnx-graphsurgeon; `model.py` builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator.
+
+    `inputs` holds "" for an omitted optional input. `captures` are the outer tensors that the bodies of an
+    If, Loop or Scan read.
+    """
+
+    index: int
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    captures: tuple[str, ...] = ()
+
+    def input(self, slot: int) -> str:
+        """The name at `slot`, or "" where the optional input is absent."""
+        return self.inputs[slot] if slot < len(self.inputs) else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in topological order, constants, and concrete shapes.
+
+    shapes: of every tensor whose shape is known when the symbolic dimensions are bound as in `binding`.
+    known_values: integer tensors that the graph computes at run time from shapes only; an entry is None where it
+    changes with a symbolic dimension.
+    """
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, Array]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, Shape]
+    opset: int
+    known_values: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    binding: Mapping[str, Shape] = field(default_factory=dict)
+
+    @cached_property
+    def producer(self) -> Mapping[str, Node]:
+        """The node that computes each tensor."""
+        return {o: n for n in self.nodes for o in n.outputs if o}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[tuple[Node, int], ...]]:
+        """(node, input slot) of every use of each tensor, captures excluded."""
+        found: dict[str, list[tuple[Node, int]]] = {}
+        for n in self.nodes:
+            for slot, name in enumerate(n.inputs):
+                if name:
+                    found.setdefault(name, []).append((n, slot))
+        return {k: tuple(v) for k, v in found.items()}
+
+    @cached_property
+    def captured(self) -> frozenset[str]:
+        """Tensors that some subgraph body reads from outside."""
+        return frozenset(c for n in self.nodes for c in n.captures)
+
+    def shape(self, name: str) -> Shape | None:
+        """Concrete shape at `binding`, or None where it is not known."""
+        c = self.constants.get(name)
+        return tuple(c.shape) if c is not None else self.shapes.get(name)
+
+    def ints(self, name: str) -> tuple[int, ...] | None:
+        """The entries of a constant integer tensor, flattened; None where it is not constant."""
+        c = self.constants.get(name)
+        if c is None or not np.issubdtype(c.dtype, np.integer):
+            return None
+        return tuple(int(v) for v in c.ravel())

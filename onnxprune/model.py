@@ -1,0 +1,297 @@
+"""Reading and writing ONNX files, and the bridge between protobuf, onnx-graphsurgeon and `graph.Graph`.
+
+External data is read only from inside the model's own folder. A file appears at the output path whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import ModelError, RunError
+from onnxprune.graph import Array, Graph, Node, Shape
+
+SUBGRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from: for the report and for checking that a plan belongs to it."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
+    """Read and check an ONNX file.
+
+    Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
+    """
+    p = Path(path)
+    if p.is_dir():
+        raise ModelError(f"{p} is a folder; name the .onnx file")
+    try:
+        blob = p.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{p} does not exist") from None
+    except OSError as e:
+        raise ModelError(f"{p} cannot be read: {e.strerror}") from e
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(blob)
+    except Exception as e:  # protobuf's DecodeError differs between its implementations
+        raise ModelError(f"{p} is not an ONNX model, or is cut short") from e
+    if not proto.opset_import or not (proto.graph.node or proto.graph.output):
+        raise ModelError(f"{p} is not an ONNX model: it has no graph")
+    _check_external_data(proto, p.parent)
+    try:
+        onnx.load_external_data_for_model(proto, str(p.parent))
+        # By path, as a model above 2 GiB cannot be checked in memory.
+        onnx.checker.check_model(str(p))
+    except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as e:
+        raise ModelError(f"{p} is not a valid ONNX model: {' '.join(str(e).split())[:300]}") from e
+    return proto, Source(str(p), hashlib.sha256(blob).hexdigest(), len(blob))
+
+
+def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
+    root = folder.resolve()
+    for tensor in _stored_tensors(proto.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
+        target = (root / location).resolve()
+        if not location or absolute or not target.is_relative_to(root):
+            raise ModelError(f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused")
+        if not target.is_file():
+            raise ModelError(f"tensor {tensor.name!r} stores its data in {location!r}, which is missing beside the model")
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.TENSOR:
+                yield a.t
+            for body in subgraphs(a):
+                yield from _stored_tensors(body)
+
+
+def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    """The bodies that an attribute of an If, Loop or Scan holds."""
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return [attribute.g]
+    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []
+
+
+def captured_names(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Outer tensors that the bodies of `node` read, in order of appearance."""
+    found: dict[str, None] = {}
+    for a in node.attribute:
+        for body in subgraphs(a):
+            local = {i.name for i in body.input} | {i.name for i in body.initializer}
+            for inner in body.node:
+                for name in (*inner.input, *captured_names(inner)):
+                    if name and name not in local:
+                        found[name] = None
+                local.update(inner.output)
+            found.update((o.name, None) for o in body.output if o.name not in local)
+    return tuple(found)
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the standard operator set."""
+    return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def view(
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    known_values: Mapping[str, tuple[int | None, ...]],
+    binding: Mapping[str, Shape],
+) -> Graph:
+    """The read-only view of a normalised model."""
+    nodes: list[Node] = []
+    for i, n in enumerate(proto.graph.node):
+        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute if a.type not in SUBGRAPH_KINDS}
+        attrs = {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()}
+        domain = "" if n.domain == "ai.onnx" else n.domain
+        name = n.name or f"{n.op_type}_{i}"
+        nodes.append(Node(i, name, n.op_type, domain, tuple(n.input), tuple(n.output), attrs, captured_names(n)))
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    return Graph(
+        tuple(nodes),
+        constants,
+        tuple(i.name for i in proto.graph.input),
+        tuple(o.name for o in proto.graph.output),
+        dict(shapes),
+        opset_of(proto),
+        dict(known_values),
+        dict(binding),
+    )
+
+
+def to_gs(proto: onnx.ModelProto) -> Any:
+    """onnx-graphsurgeon's editable graph of a model."""
+    return gs.import_onnx(proto)
+
+
+def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
+    """Back to protobuf, with everything that onnx-graphsurgeon drops restored from `like`.
+
+    That is: the exact input and output declarations, model metadata, and the documentation, metadata and overload of
+    each node whose first output still exists.
+    """
+    proto = gs.export_onnx(graph, do_type_check=False)
+    proto.ir_version = like.ir_version
+    del proto.opset_import[:]
+    proto.opset_import.extend(like.opset_import)
+    proto.producer_name, proto.producer_version = like.producer_name, like.producer_version
+    proto.domain, proto.model_version, proto.doc_string = like.domain, like.model_version, like.doc_string
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(like.metadata_props)
+    for side in ("input", "output"):
+        fields = getattr(proto.graph, side)
+        declared = {v.name: v for v in getattr(like.graph, side)}
+        for v in fields:
+            if v.name in declared:
+                v.CopyFrom(declared[v.name])
+    del proto.graph.value_info[:]
+    old = {n.output[0]: n for n in like.graph.node if n.output}
+    for n in proto.graph.node:
+        before = old.get(n.output[0]) if n.output else None
+        if before is not None and before.op_type == n.op_type:
+            n.doc_string = before.doc_string
+            n.overload = before.overload
+            n.metadata_props.extend(before.metadata_props)
+    proto.graph.doc_string = like.graph.doc_string
+    return proto
+
+
+def submodel(
+    proto: onnx.ModelProto, inputs: Mapping[str, int], outputs: Iterable[str], *, overridable: Iterable[str] = ()
+) -> onnx.ModelProto:
+    """The part of a model between `inputs` (name → ONNX element type) and `outputs`.
+
+    overridable: initializers that a run may replace by feeding them.
+    """
+    producer = {o: i for i, n in enumerate(proto.graph.node) for o in n.output if o}
+    wanted = list(dict.fromkeys(outputs))
+    needed: set[int] = set()
+    used: set[str] = set()
+    stack = list(wanted)
+    while stack:
+        name = stack.pop()
+        if name in used:
+            continue
+        used.add(name)
+        if name in inputs or name not in producer or producer[name] in needed:
+            continue
+        node = proto.graph.node[producer[name]]
+        needed.add(producer[name])
+        stack.extend(i for i in (*node.input, *captured_names(node)) if i)
+    initializers = [t for t in proto.graph.initializer if t.name in used and t.name not in inputs]
+    override = set(overridable)
+    declared = {v.name: v for v in proto.graph.input}
+    ports = [declared[k] if k in declared else onnx.helper.make_tensor_value_info(k, t, None) for k, t in inputs.items()]
+    ports += [declared[k] for k in declared if k in used and k not in inputs]
+    ports += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in initializers if t.name in override]
+    graph = onnx.helper.make_graph(
+        [proto.graph.node[i] for i in sorted(needed)],
+        "part",
+        ports,
+        [onnx.helper.make_empty_tensor_value_info(o) for o in wanted],
+        initializers,
+    )
+    part = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=max(proto.ir_version, 4))
+    part.functions.extend(proto.functions)
+    return part
+
+
+def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.ModelProto:
+    """A copy whose input dimensions are the given sizes, and whose inner and output shapes are left to inference."""
+    bound = onnx.ModelProto()
+    bound.CopyFrom(proto)
+    del bound.graph.value_info[:]
+    for v in bound.graph.input:
+        if v.name in binding:
+            del v.type.tensor_type.shape.dim[:]
+            for size in binding[v.name]:
+                v.type.tensor_type.shape.dim.add().dim_value = size
+    for v in bound.graph.output:
+        if v.type.HasField("tensor_type"):
+            v.type.tensor_type.ClearField("shape")
+    return bound
+
+
+def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
+    """(static shapes, element types) that ONNX shape inference finds; models that it refuses yield what is declared."""
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # noqa: BLE001  inference is best effort here: the caller measures what is missing
+        pass
+    shapes: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+        if not v.type.HasField("tensor_type"):
+            continue
+        t = v.type.tensor_type
+        types[v.name] = t.elem_type
+        if t.HasField("shape") and all(d.HasField("dim_value") for d in t.shape.dim):
+            shapes[v.name] = tuple(int(d.dim_value) for d in t.shape.dim)
+    return shapes, types
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """ONNX's checker and strict shape inference; raises onnx's own errors."""
+    onnx.checker.check_model(proto, full_check=False)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+
+
+def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """Write beside the target, then rename: the file appears whole or not at all. Raises RunError."""
+    write_atomically(path, proto.SerializeToString(deterministic=True))
+
+
+def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
+    """Write `blob` to a temporary file in the target's folder and rename it into place. Raises RunError."""
+    target = Path(path)
+    temporary = ""
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as f:
+            temporary = f.name
+            f.write(blob)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except OSError as e:
+        raise RunError(f"{target} cannot be written: {e.strerror}") from e
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def parameters(proto: onnx.ModelProto) -> int:
+    """Elements of all floating-point initializers and quantized weights (integer index tensors do not count)."""
+    skip = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
+    return sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type not in skip)
+
+
+def element_types(proto: onnx.ModelProto) -> dict[str, Array]:
+    """Names and numpy dtypes of the model's tensor inputs."""
+    kinds: dict[str, Any] = {}
+    for v in proto.graph.input:
+        if v.type.HasField("tensor_type"):
+            kinds[v.name] = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
+    return kinds

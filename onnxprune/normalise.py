@@ -1,0 +1,370 @@
+"""Bring any ONNX graph into the one form that the other stages read.
+
+- Local functions are inlined; initializers that are also graph inputs become plain weights.
+- Constants are folded, `Identity` of a weight is looked through.
+- A tensor that is computed from shapes alone and does not change with the symbolic dimensions becomes a constant;
+  a Reshape target with one changing entry becomes a constant with -1 (or 0 where the entry is copied). What remains
+  of run-time shape arithmetic reads the *original* sizes of the fixed axes, so that nothing downstream depends on
+  how many channels are kept.
+- One-dimensional weights that several nodes share are cloned per use (exporters de-duplicate equal biases).
+- Reshape → Transpose → Reshape that only permutes one axis (channel shuffle) becomes a Gather: any subset of the
+  channels can then be kept, where the reshape would demand equal numbers in every row.
+
+Which values change is *measured*: onnxruntime evaluates them at several sizes of every symbolic dimension. That covers
+any operator that an exporter may use in its shape arithmetic, without a second implementation of it here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from onnxprune import model as m
+from onnxprune.errors import ModelError, RunError
+from onnxprune.graph import Array, Shape
+from onnxprune.runtime import Feeds, Session
+
+_FOLD_LIMIT_BYTES = 16 << 20
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_SHAPE_OPS = {"Shape", "Size"}
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The normalised model, shapes at `binding`, and what is known of run-time shape values (see graph.Graph)."""
+
+    proto: onnx.ModelProto
+    shapes: Mapping[str, Shape]
+    types: Mapping[str, int]
+    known_values: Mapping[str, tuple[int | None, ...]]
+    binding: Mapping[str, Shape]
+    notes: tuple[str, ...]
+
+
+def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
+    """Normalise a model; `example` is one small batch of inputs that fixes the symbolic dimensions.
+
+    The result computes what the original computes; `verify` checks that it does.
+    """
+    notes: list[str] = []
+    proto = onnx.inliner.inline_local_functions(original) if original.functions else _copy(original)
+    weights = {t.name for t in proto.graph.initializer}
+    listed = [v for v in proto.graph.input if v.name in weights]
+    if listed:
+        notes.append(f"{len(listed)} initializers were also listed as graph inputs; they are treated as weights")
+        kept = [v for v in proto.graph.input if v.name not in weights]
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+    _see_through_identities(proto)
+    proto = _fold_constants(proto)
+    known = _fold_shape_arithmetic(proto, example)
+    _clone_shared_vectors(proto)
+    proto = _clean(proto)
+    binding = {k: tuple(np.shape(v)) for k, v in example.items()}
+    shapes, types = _all_shapes(proto, binding, example)
+    if _shuffles_to_gathers(proto, shapes):
+        proto = _clean(proto)
+    return Normalised(proto, shapes, types, known, binding, tuple(notes))
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
+    graph = m.to_gs(proto)
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    return m.from_gs(graph, proto)
+
+
+def _fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
+    graph = m.to_gs(proto)
+    graph.toposort()
+    quantized = {"DequantizeLinear", "QuantizeLinear"}
+    try:
+        graph.fold_constants(
+            fold_shapes=False,
+            error_ok=False,
+            size_threshold=None,
+            should_exclude_node=lambda n: n.op in quantized or n.op in _RANDOM,
+        )
+    except Exception as e:  # onnx-graphsurgeon passes on whatever onnxruntime raises
+        raise ModelError(f"a constant part of the model cannot be evaluated: {' '.join(str(e).split())[:200]}") from e
+    graph.cleanup(remove_unused_graph_inputs=False)
+    return m.from_gs(graph, proto)
+
+
+def _see_through_identities(proto: onnx.ModelProto) -> None:
+    """Identity of an initializer is the initializer: shared matrices stay shared."""
+    alias: dict[str, str] = {}
+    weights = {t.name for t in proto.graph.initializer}
+    outputs = {o.name for o in proto.graph.output}
+    captured = {c for n in proto.graph.node for c in m.captured_names(n)}
+    for n in proto.graph.node:
+        for i, name in enumerate(n.input):
+            n.input[i] = alias.get(name, name)
+        if n.op_type == "Identity" and n.input[0] in weights and not {n.output[0]} & (outputs | captured):
+            alias[n.output[0]] = n.input[0]
+
+
+def _shape_only(proto: onnx.ModelProto) -> set[str]:
+    """Tensors that depend on constants and shapes alone."""
+    found = {t.name for t in proto.graph.initializer}
+    for n in proto.graph.node:
+        if n.op_type in _RANDOM or n.op_type in {"DequantizeLinear", "QuantizeLinear"}:
+            continue
+        if any(m.subgraphs(a) for a in n.attribute):
+            continue
+        if n.op_type in _SHAPE_OPS or all(i in found for i in n.input if i):
+            found.update(o for o in n.output if o)
+    return found
+
+
+def resized(example: Feeds, proto: onnx.ModelProto) -> list[dict[str, Array]]:
+    """`example` with each symbolic dimension changed in turn: 3 for the first axis, twice the size for others."""
+    symbols: dict[str, list[tuple[str, int]]] = {}
+    for v in proto.graph.input:
+        if not v.type.HasField("tensor_type") or v.name not in example:
+            continue
+        for axis, d in enumerate(v.type.tensor_type.shape.dim):
+            if not d.HasField("dim_value"):
+                symbols.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
+    variants: list[dict[str, Array]] = []
+    for places in symbols.values():
+        feeds = dict(example)
+        for name, axis in places:
+            size = feeds[name].shape[axis]
+            new = size + 1 if axis == 0 else 2 * size
+            feeds[name] = np.take(feeds[name], np.arange(new) % size, axis=axis)
+        variants.append(feeds)
+    return variants
+
+
+def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, tuple[int | None, ...]]:
+    static = _shape_only(proto)
+    weights = {t.name for t in proto.graph.initializer}
+    produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
+    if not produced:
+        return {}
+    runs, complete = _evaluate(proto, produced, example)
+    known: dict[str, tuple[int | None, ...]] = {}
+    constant: dict[str, Array] = {}
+    for name in produced:
+        values = [r[name] for r in runs]
+        first = values[0]
+        if complete and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
+            if first.nbytes <= _FOLD_LIMIT_BYTES:
+                constant[name] = first
+        elif complete and first.ndim == 1 and np.issubdtype(first.dtype, np.integer):
+            if all(v.shape == first.shape for v in values):
+                same = np.all(np.stack(values) == first, axis=0)
+                known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
+    _replace_by_constants(proto, constant)
+    _fold_reshape_targets(proto, known, runs if complete else [], example)
+    _bake_shapes(proto, known)
+    return known
+
+
+def _evaluate(
+    proto: onnx.ModelProto, names: list[str], example: Feeds
+) -> tuple[list[dict[str, Array]], bool]:
+    """Values of `names` at the example's sizes and at each changed symbolic size; False where a change did not run."""
+    part = m.submodel(proto, {}, names)
+    session = Session(part, optimize=False)
+    runs = [session.run(example)]
+    for feeds in resized(example, proto):
+        try:
+            runs.append(session.run(feeds))
+        except RunError:
+            # The model does not in fact accept another size there. Nothing is known of what would change.
+            return runs, False
+    return runs, True
+
+
+def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
+    outputs = {o.name for o in proto.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for n in proto.graph.node:
+        if n.output and all(o in values or not o for o in n.output) and not outputs & set(n.output):
+            proto.graph.initializer.extend(onnx.numpy_helper.from_array(values[o], o) for o in n.output if o)
+        else:
+            kept.append(n)
+    copies = [_copy_node(n) for n in kept]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+
+
+def _copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _fold_reshape_targets(
+    proto: onnx.ModelProto,
+    known: Mapping[str, tuple[int | None, ...]],
+    runs: list[dict[str, Array]],
+    example: Feeds,
+) -> None:
+    """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
+    targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
+    targets = [n for n in targets if not _attribute(n, "allowzero", 0)]
+    if not targets or not runs:
+        return
+    shape_of = {n.input[0]: f"{n.input[0]}__shape" for n in targets}
+    probe = _copy(proto)
+    probe.graph.node.extend(onnx.helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
+    shapes, _ = _evaluate(probe, list(shape_of.values()), example)
+    for n in targets:
+        values = known[n.input[1]]
+        measured = [s[shape_of[n.input[0]]] for s in shapes]
+        entries: list[int] = []
+        for i, v in enumerate(values):
+            if v is not None:
+                entries.append(v)
+            elif i < len(measured[0]) and all(
+                r[n.input[1]][i] == s[i] for r, s in zip(runs, measured, strict=True)
+            ):
+                entries.append(0)
+            else:
+                entries.append(-1)
+        copies = [i for i, e in enumerate(entries) if e == 0]
+        if entries.count(-1) == 0 and copies:
+            entries[copies[0]] = -1 if len(copies) == 1 else 0
+        if entries.count(-1) <= 1:
+            name = f"{n.output[0]}__target"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(entries, np.int64), name))
+            n.input[1] = name
+
+
+def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]]) -> None:
+    """Each remaining Shape reads the original size of every fixed axis: Where(fixed, original sizes, Shape(x))."""
+    nodes: list[onnx.NodeProto] = []
+    for n in proto.graph.node:
+        values = known.get(n.output[0]) if n.op_type == "Shape" else None
+        if values is None or all(v is None for v in values):
+            nodes.append(_copy_node(n))
+            continue
+        out = n.output[0]
+        raw = _copy_node(n)
+        raw.output[0] = f"{out}__runtime"
+        fixed = np.array([v is not None for v in values])
+        sizes = np.array([v or 0 for v in values], np.int64)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(fixed, f"{out}__fixed"))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{out}__sizes"))
+        where = onnx.helper.make_node(
+            "Where", [f"{out}__fixed", f"{out}__sizes", raw.output[0]], [out], name=f"{n.name or out}__original_sizes"
+        )
+        known[raw.output[0]] = values
+        nodes += [raw, where]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _clone_shared_vectors(proto: onnx.ModelProto) -> None:
+    """Give every use its own copy of a weight with at most one axis above 1: sharing those is an exporter's economy."""
+    small = {t.name: t for t in proto.graph.initializer if sum(d > 1 for d in t.dims) <= 1}
+    seen: set[str] = set()
+    pinned = {c for n in proto.graph.node for c in m.captured_names(n)} | {o.name for o in proto.graph.output}
+    for n in proto.graph.node:
+        for i, name in enumerate(n.input):
+            if name not in small or name in pinned:
+                continue
+            if name in seen:
+                clone = onnx.TensorProto()
+                clone.CopyFrom(small[name])
+                clone.name = f"{name}__use{n.output[0]}_{i}"
+                proto.graph.initializer.append(clone)
+                n.input[i] = clone.name
+            seen.add(name)
+
+
+def _all_shapes(
+    proto: onnx.ModelProto, binding: Mapping[str, Shape], example: Feeds
+) -> tuple[dict[str, Shape], dict[str, int]]:
+    shapes, types = m.inferred_shapes(m.bind_inputs(proto, binding))
+    missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
+    if missing:
+        values = Session(m.submodel(proto, {}, missing), optimize=False).run(example)
+        for name, v in values.items():
+            if isinstance(v, np.ndarray):
+                shapes[name] = tuple(v.shape)
+                types.setdefault(name, onnx.helper.np_dtype_to_tensor_dtype(v.dtype))
+    return shapes, types
+
+
+def _shuffles_to_gathers(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
+    """Replace each Reshape → Transpose → Reshape that permutes a single axis by a Gather; the number replaced."""
+    uses = Counter(i for n in proto.graph.node for i in (*n.input, *m.captured_names(n)))
+    uses.update(o.name for o in proto.graph.output)
+    producer = {o: n for n in proto.graph.node for o in n.output}
+    done = 0
+    for last in proto.graph.node:
+        chain = _chain_back(last, producer, uses)
+        if chain is None:
+            continue
+        first, middle = chain
+        found = _axis_permutation(
+            shapes.get(first.input[0]), shapes.get(first.output[0]), _permutation(middle), shapes.get(last.output[0])
+        )
+        if found is None:
+            continue
+        axis, order = found
+        name = f"{last.output[0]}__order"
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(order.astype(np.int64), name))
+        gather = onnx.helper.make_node("Gather", [first.input[0], name], [last.output[0]], name=last.name, axis=axis)
+        last.CopyFrom(gather)
+        done += 1
+    return done
+
+
+def _permutation(node: onnx.NodeProto) -> tuple[int, ...]:
+    return next((tuple(int(i) for i in a.ints) for a in node.attribute if a.name == "perm"), ())
+
+
+def _chain_back(
+    last: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto], uses: Mapping[str, int]
+) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """The Reshape and the Transpose before the Reshape `last`, where nothing else reads what is between them."""
+    if last.op_type != "Reshape":
+        return None
+    middle = producer.get(last.input[0])
+    if middle is None or middle.op_type != "Transpose" or uses[middle.output[0]] != 1:
+        return None
+    first = producer.get(middle.input[0])
+    if first is None or first.op_type != "Reshape" or uses[first.output[0]] != 1:
+        return None
+    return first, middle
+
+
+def _axis_permutation(
+    before: Shape | None, split: Shape | None, perm: tuple[int, ...], after: Shape | None
+) -> tuple[int, Array] | None:
+    """(axis, order) such that the chain equals take(x, order, axis); None where it does anything else."""
+    if before is None or split is None or before != after or len(perm) != len(split) or len(split) <= len(before):
+        return None
+    extra = len(split) - len(before)
+    for axis in range(len(before)):
+        inner = split[axis : axis + extra + 1]
+        if split[:axis] != before[:axis] or split[axis + extra + 1 :] != before[axis + 1 :]:
+            continue
+        if int(np.prod(inner)) != before[axis]:
+            continue
+        moved = perm[axis : axis + extra + 1]
+        outside = (*perm[:axis], *perm[axis + extra + 1 :])
+        if outside != (*range(axis), *range(axis + extra + 1, len(split))):
+            continue
+        order = np.arange(before[axis]).reshape(inner).transpose([p - axis for p in moved]).ravel()
+        return axis, order
+    return None

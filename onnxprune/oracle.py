@@ -1,0 +1,213 @@
+"""The masked oracle: what removal *means*, computed without removing anything.
+
+The normalised model, at its full shapes, with a 0/1 mask applied to every input that is read across a channel axis:
+a removed channel contributes zero to every contraction (masked at the consumer, not the producer: a bias behind a
+zeroed weight would still be read), and mixing operators take their statistics over the kept channels by explicit
+masked sums. Nothing here slices; `rewrite` and this file share no code. The sliced model must equal it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.trace import Read
+from onnxprune.graph import Node
+
+Mask = NDArray[np.bool_]
+
+
+class _Builder:
+    """Appends nodes and constants under fresh names."""
+
+    def __init__(self, dtype: np.dtype[np.generic], prefix: str) -> None:
+        self.dtype = dtype
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._prefix = prefix
+
+    def op(self, kind: str, *inputs: str, **attrs: object) -> str:
+        out = f"{self._prefix}_{kind}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [out], **attrs))
+        return out
+
+    def constant(self, values: object, dtype: object = None) -> str:
+        name = f"{self._prefix}_const{len(self.constants)}"
+        array = np.asarray(values, dtype=dtype or self.dtype)  # type: ignore[call-overload]
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def total(self, x: str, axes: Sequence[int], opset: int, kind: str = "ReduceSum") -> str:
+        if opset >= (13 if kind == "ReduceSum" else 18):
+            return self.op(kind, x, self.constant(list(axes), np.int64), keepdims=1)
+        return self.op(kind, x, axes=list(axes), keepdims=1)
+
+    def where(self, mask: Mask, x: str, otherwise: float) -> str:
+        return self.op("Where", self.constant(mask, np.bool_), x, self.constant(otherwise))
+
+
+def masked_model(
+    proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_], types: Mapping[str, int]
+) -> onnx.ModelProto:
+    """The oracle of removing every class that `keep` (classes,) marks False from the normalised model `proto`."""
+    by_node: dict[int, list[Read]] = {}
+    for r in channels.reads:
+        by_node.setdefault(r.node.index, []).append(r)
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    del result.graph.node[:]
+    del result.graph.value_info[:]
+    for index, original in enumerate(proto.graph.node):
+        node = onnx.NodeProto()
+        node.CopyFrom(original)
+        replaced = False
+        for r in by_node.get(index, ()):
+            name = r.node.inputs[r.slot]
+            mask = mask_of(channels, name, keep)
+            if mask is None or name in channels.graph.constants:
+                continue
+            element = types.get(name, onnx.TensorProto.FLOAT)
+            b = _Builder(helper.tensor_dtype_to_np_dtype(element), f"__oracle{index}_{r.slot}")
+            if r.kind == "contraction":
+                node.input[r.slot] = b.where(mask, name, 0.0)
+            else:
+                MIXING[r.node.op](b, r, mask, channels)
+                replaced = True
+            result.graph.node.extend(b.nodes)
+            result.graph.initializer.extend(b.constants)
+        if not replaced:
+            result.graph.node.append(node)
+    return result
+
+
+def mask_of(channels: ChannelGraph, name: str, keep: NDArray[np.bool_]) -> Mask | None:
+    """Which elements of a tensor are kept, broadcastable to its shape; None where all are."""
+    mask: Mask | None = None
+    for f in channels.factors.get(name, ()):
+        m: Mask = keep[f]
+        if not m.all():
+            mask = m if mask is None else mask & m
+    return mask
+
+
+def _counts(mask: Mask, shape: tuple[int, ...], axes: Sequence[int]) -> NDArray[np.float64]:
+    """Number of kept elements over `axes`, with those reduced to size 1."""
+    full = np.broadcast_to(mask, [s if a in axes else m for a, (s, m) in enumerate(zip(shape, mask.shape, strict=True))])
+    return np.asarray(full.sum(axis=tuple(axes), keepdims=True), np.float64)
+
+
+def _standardise(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph, *, centre: bool, epsilon: float) -> str:
+    x = r.node.inputs[r.slot]
+    opset = channels.graph.opset
+    n = b.constant(_counts(mask, channels.graph.shapes[x], r.axes))
+    if centre:
+        mean = b.op("Div", b.total(b.where(mask, x, 0.0), r.axes, opset), n)
+        x = b.op("Sub", x, mean)
+    kept = b.where(mask, x, 0.0)
+    variance = b.op("Div", b.total(b.op("Mul", kept, kept), r.axes, opset), n)
+    return b.op("Div", x, b.op("Sqrt", b.op("Add", variance, b.constant(epsilon))))
+
+
+def _affine(b: _Builder, y: str, node: Node, shape: tuple[int, ...] | None) -> None:
+    for kind, slot in (("Mul", 1), ("Add", 2)):
+        name = node.input(slot)
+        if not name:
+            continue
+        if shape is not None:
+            name = b.op("Reshape", name, b.constant(list(shape), np.int64))
+        y = b.op(kind, y, name)
+    b.nodes.append(helper.make_node("Identity", [y], [node.outputs[0]]))
+
+
+def _layer_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
+    epsilon = float(r.node.attrs.get("epsilon", 1e-5))
+    centre = r.node.op != "RMSNormalization"
+    _affine(b, _standardise(b, r, mask, channels, centre=centre, epsilon=epsilon), r.node, None)
+
+
+def _instance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
+    rank = len(channels.graph.shapes[r.node.inputs[0]])
+    y = _standardise(b, r, mask, channels, centre=True, epsilon=float(r.node.attrs.get("epsilon", 1e-5)))
+    _affine(b, y, r.node, (1, -1, *(1,) * (rank - 2)))
+
+
+def _group_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
+    x = r.node.inputs[0]
+    n, c, *spatial = channels.graph.shapes[x]
+    groups = int(r.node.attrs["num_groups"])
+    opset = channels.graph.opset
+    rows = b.op("Reshape", x, b.constant([0, groups, -1], np.int64))
+    full = np.broadcast_to(mask, (1, c, *spatial)).reshape(1, groups, -1)
+    count = b.constant(full.sum(axis=2, keepdims=True))
+    centred = b.op("Sub", rows, b.op("Div", b.total(b.where(full, rows, 0.0), [2], opset), count))
+    kept = b.where(full, centred, 0.0)
+    variance = b.op("Div", b.total(b.op("Mul", kept, kept), [2], opset), count)
+    epsilon = b.constant(float(r.node.attrs.get("epsilon", 1e-5)))
+    y = b.op("Div", centred, b.op("Sqrt", b.op("Add", variance, epsilon)))
+    y = b.op("Reshape", y, b.constant([0, c, *spatial], np.int64))
+    per_channel = (1, c, *(1,) * len(spatial))
+    for kind, slot in (("Mul", 1), ("Add", 2)):
+        name = r.node.inputs[slot]
+        size = (channels.graph.shape(name) or (1,))[0]
+        v = b.op("Reshape", name, b.constant([size, 1], np.int64))
+        v = b.op("Expand", v, b.constant([size, c // size], np.int64))
+        y = b.op(kind, y, b.op("Reshape", v, b.constant(list(per_channel), np.int64)))
+    b.nodes.append(helper.make_node("Identity", [y], [r.node.outputs[0]]))
+
+
+def _lp_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
+    x = r.node.inputs[0]
+    kept = b.where(mask, x, 0.0)
+    p = int(r.node.attrs.get("p", 2))
+    norm = b.total(kept, r.axes, channels.graph.opset, "ReduceL1" if p == 1 else "ReduceL2")
+    b.nodes.append(helper.make_node("Div", [x, norm], [r.node.outputs[0]]))
+
+
+def _mean_variance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
+    # The epsilon is the one of the operator's reference definition: it is added to the deviation.
+    y = _standardise(b, r, mask, channels, centre=True, epsilon=0.0)
+    b.nodes.append(helper.make_node("Identity", [y], [r.node.outputs[0]]))
+
+
+def _reduction(neutral: float, *, mean: bool = False) -> Callable[[_Builder, Read, Mask, ChannelGraph], None]:
+    def build(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
+        opset, node = channels.graph.opset, r.node
+        y = b.total(b.where(mask, node.inputs[0], neutral), r.axes, opset, "ReduceSum" if mean else node.op)
+        if mean:
+            y = b.op("Div", y, b.constant(_counts(mask, channels.graph.shapes[node.inputs[0]], r.axes)))
+        if node.attrs.get("keepdims", 1):
+            b.nodes.append(helper.make_node("Identity", [y], [node.outputs[0]]))
+        elif opset >= 13:
+            axes = b.constant(list(r.axes), np.int64)
+            b.nodes.append(helper.make_node("Squeeze", [y, axes], [node.outputs[0]]))
+        else:
+            b.nodes.append(helper.make_node("Squeeze", [y], [node.outputs[0]], axes=list(r.axes)))
+
+    return build
+
+
+_LOWEST = float(np.finfo(np.float32).min)
+
+MIXING: dict[str, Callable[[_Builder, Read, Mask, ChannelGraph], None]] = {
+    "LayerNormalization": _layer_norm,
+    "RMSNormalization": _layer_norm,
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "LpNormalization": _lp_norm,
+    "MeanVarianceNormalization": _mean_variance_norm,
+    "ReduceMean": _reduction(0.0, mean=True),
+    "ReduceSum": _reduction(0.0),
+    "ReduceL1": _reduction(0.0),
+    "ReduceL2": _reduction(0.0),
+    "ReduceSumSquare": _reduction(0.0),
+    "ReduceLogSum": _reduction(0.0),
+    "ReduceLogSumExp": _reduction(_LOWEST),
+    "ReduceMax": _reduction(_LOWEST),
+    "ReduceMin": _reduction(-_LOWEST),
+    "ReduceProd": _reduction(1.0),
+}
