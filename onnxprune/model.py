@@ -72,9 +72,13 @@ def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
         absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
         target = (root / location).resolve()
         if not location or absolute or not target.is_relative_to(root):
-            raise ModelError(f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused")
+            raise ModelError(
+                f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused"
+            )
         if not target.is_file():
-            raise ModelError(f"tensor {tensor.name!r} stores its data in {location!r}, which is missing beside the model")
+            raise ModelError(
+                f"tensor {tensor.name!r} stores its data in {location!r}, which is missing beside the model"
+            )
 
 
 def _stored_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
@@ -203,9 +207,13 @@ def submodel(
     initializers = [t for t in proto.graph.initializer if t.name in used and t.name not in inputs]
     override = set(overridable)
     declared = {v.name: v for v in proto.graph.input}
-    ports = [declared[k] if k in declared else onnx.helper.make_tensor_value_info(k, t, None) for k, t in inputs.items()]
+    ports = [
+        declared[k] if k in declared else onnx.helper.make_tensor_value_info(k, t, None) for k, t in inputs.items()
+    ]
     ports += [declared[k] for k in declared if k in used and k not in inputs]
-    ports += [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in initializers if t.name in override]
+    ports += [
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in initializers if t.name in override
+    ]
     graph = onnx.helper.make_graph(
         [proto.graph.node[i] for i in sorted(needed)],
         "part",

@@ -6,6 +6,7 @@
   a Reshape target with one changing entry becomes a constant with -1 (or 0 where the entry is copied). What remains
   of run-time shape arithmetic reads the *original* sizes of the fixed axes, so that nothing downstream depends on
   how many channels are kept.
+- Convolutions and Gemms without a bias get one of zeros, for the refit to use.
 - One-dimensional weights that several nodes share are cloned per use (exporters de-duplicate equal biases).
 - Reshape → Transpose → Reshape that only permutes one axis (channel shuffle) becomes a Gather: any subset of the
   channels can then be kept, where the reshape would demand equal numbers in every row.
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx.inliner
+from onnx import helper
 
 from onnxprune import model as m
 from onnxprune.errors import ModelError, RunError
@@ -44,6 +46,7 @@ class Normalised:
     known_values: Mapping[str, tuple[int | None, ...]]
     binding: Mapping[str, Shape]
     notes: tuple[str, ...]
+    added_biases: frozenset[str] = frozenset()
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -60,16 +63,19 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
         kept = [v for v in proto.graph.input if v.name not in weights]
         del proto.graph.input[:]
         proto.graph.input.extend(kept)
+        # Version 3 demands the list; from 4 on an initializer may stand for itself.
+        proto.ir_version = max(proto.ir_version, 4)
     _see_through_identities(proto)
     proto = _fold_constants(proto)
     known = _fold_shape_arithmetic(proto, example)
     _clone_shared_vectors(proto)
+    added = _give_biases(proto)
     proto = _clean(proto)
     binding = {k: tuple(np.shape(v)) for k, v in example.items()}
     shapes, types = _all_shapes(proto, binding, example)
     if _shuffles_to_gathers(proto, shapes):
         proto = _clean(proto)
-    return Normalised(proto, shapes, types, known, binding, tuple(notes))
+    return Normalised(proto, shapes, types, known, binding, tuple(notes), added)
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -172,9 +178,7 @@ def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, 
     return known
 
 
-def _evaluate(
-    proto: onnx.ModelProto, names: list[str], example: Feeds
-) -> tuple[list[dict[str, Array]], bool]:
+def _evaluate(proto: onnx.ModelProto, names: list[str], example: Feeds) -> tuple[list[dict[str, Array]], bool]:
     """Values of `names` at the example's sizes and at each changed symbolic size; False where a change did not run."""
     part = m.submodel(proto, {}, names)
     session = Session(part, optimize=False)
@@ -220,7 +224,7 @@ def _fold_reshape_targets(
         return
     shape_of = {n.input[0]: f"{n.input[0]}__shape" for n in targets}
     probe = _copy(proto)
-    probe.graph.node.extend(onnx.helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
+    probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
     shapes, _ = _evaluate(probe, list(shape_of.values()), example)
     for n in targets:
         values = known[n.input[1]]
@@ -229,9 +233,7 @@ def _fold_reshape_targets(
         for i, v in enumerate(values):
             if v is not None:
                 entries.append(v)
-            elif i < len(measured[0]) and all(
-                r[n.input[1]][i] == s[i] for r, s in zip(runs, measured, strict=True)
-            ):
+            elif i < len(measured[0]) and all(r[n.input[1]][i] == s[i] for r, s in zip(runs, measured, strict=True)):
                 entries.append(0)
             else:
                 entries.append(-1)
@@ -259,7 +261,7 @@ def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]
         sizes = np.array([v or 0 for v in values], np.int64)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(fixed, f"{out}__fixed"))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{out}__sizes"))
-        where = onnx.helper.make_node(
+        where = helper.make_node(
             "Where", [f"{out}__fixed", f"{out}__sizes", raw.output[0]], [out], name=f"{n.name or out}__original_sizes"
         )
         known[raw.output[0]] = values
@@ -290,6 +292,32 @@ def _clone_shared_vectors(proto: onnx.ModelProto) -> None:
             seen.add(name)
 
 
+def _give_biases(proto: onnx.ModelProto) -> frozenset[str]:
+    """A zero bias for every layer that has room for one and none yet: the refit may need it.
+
+    `rewrite.drop_zero_biases` takes back those that stay zero.
+    """
+    weights = {t.name: t for t in proto.graph.initializer}
+    added: list[str] = []
+    for n in proto.graph.node:
+        if n.op_type not in ("Conv", "ConvTranspose", "Gemm") or n.domain not in ("", "ai.onnx"):
+            continue
+        w = weights.get(n.input[1])
+        if w is None or (len(n.input) > 2 and n.input[2]):
+            continue
+        if n.op_type == "ConvTranspose":
+            width = w.dims[1] * _attribute(n, "group", 1)
+        else:
+            width = w.dims[1] if n.op_type == "Gemm" and not _attribute(n, "transB", 0) else w.dims[0]
+        name = f"{n.output[0]}__bias"
+        zeros = np.zeros(width, helper.tensor_dtype_to_np_dtype(w.data_type))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))
+        del n.input[2:]
+        n.input.append(name)
+        added.append(name)
+    return frozenset(added)
+
+
 def _all_shapes(
     proto: onnx.ModelProto, binding: Mapping[str, Shape], example: Feeds
 ) -> tuple[dict[str, Shape], dict[str, int]]:
@@ -300,7 +328,7 @@ def _all_shapes(
         for name, v in values.items():
             if isinstance(v, np.ndarray):
                 shapes[name] = tuple(v.shape)
-                types.setdefault(name, onnx.helper.np_dtype_to_tensor_dtype(v.dtype))
+                types.setdefault(name, helper.np_dtype_to_tensor_dtype(v.dtype))
     return shapes, types
 
 
@@ -323,7 +351,7 @@ def _shuffles_to_gathers(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) ->
         axis, order = found
         name = f"{last.output[0]}__order"
         proto.graph.initializer.append(onnx.numpy_helper.from_array(order.astype(np.int64), name))
-        gather = onnx.helper.make_node("Gather", [first.input[0], name], [last.output[0]], name=last.name, axis=axis)
+        gather = helper.make_node("Gather", [first.input[0], name], [last.output[0]], name=last.name, axis=axis)
         last.CopyFrom(gather)
         done += 1
     return done

@@ -97,7 +97,9 @@ def mask_of(channels: ChannelGraph, name: str, keep: NDArray[np.bool_]) -> Mask 
 
 def _counts(mask: Mask, shape: tuple[int, ...], axes: Sequence[int]) -> NDArray[np.float64]:
     """Number of kept elements over `axes`, with those reduced to size 1."""
-    full = np.broadcast_to(mask, [s if a in axes else m for a, (s, m) in enumerate(zip(shape, mask.shape, strict=True))])
+    full = np.broadcast_to(
+        mask, [s if a in axes else m for a, (s, m) in enumerate(zip(shape, mask.shape, strict=True))]
+    )
     return np.asarray(full.sum(axis=tuple(axes), keepdims=True), np.float64)
 
 

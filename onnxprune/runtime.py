@@ -44,6 +44,8 @@ class Session:
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
+        # Idle workers that spin take the cores from numpy's BLAS between two runs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
@@ -51,6 +53,7 @@ class Session:
             self._session = ort.InferenceSession(source, options, providers=list(providers))
         except Exception as e:  # onnxruntime's exceptions share no base class below Exception
             raise RunError(f"onnxruntime cannot load the model: {_one_line(e)}") from e
+        self.overridable = frozenset(i.name for i in self._session.get_overridable_initializers())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.input_types = {i.name: i.type for i in self._session.get_inputs()}
@@ -65,11 +68,6 @@ class Session:
         except Exception as e:  # as above
             raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
         return dict(zip(names, values, strict=True))
-
-    @property
-    def overridable(self) -> frozenset[str]:
-        """Initializers that a feed may replace for one run."""
-        return frozenset(i.name for i in self._session.get_overridable_initializers())
 
 
 _NUMPY_TYPES: dict[str, Any] = {

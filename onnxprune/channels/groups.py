@@ -6,18 +6,19 @@ the same weights: they compete with each other, and removing any of them changes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.trace import Linear, Read, Trace, walk
-from onnxprune.graph import Graph, Node
+from onnxprune.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,35 @@ class ChannelGraph:
             keep[self.groups[index].units] = mask
         return keep
 
+    @cached_property
+    def needed(self) -> tuple[Labels, ...]:
+        """Sets of units that make up a whole axis of some tensor: of each set at least one must stay.
+
+        Sorted classes, (n,) each; a set that contains another one is left out, as the smaller one is the stricter. A
+        group is one such set unless some of what carries it is pinned; where a Split or Slice takes part of a group
+        aside, that part is one too.
+        """
+        whole: dict[bytes, Labels] = {}
+        for _, f in self._single_axes():
+            if (self.group_of[f] >= 0).all():
+                units = np.unique(f)
+                whole.setdefault(units.tobytes(), units)
+        smallest: list[tuple[frozenset[int], Labels]] = []
+        for units in sorted(whole.values(), key=lambda u: (u.size, u.tolist())):
+            members = frozenset(units.tolist())
+            if not any(s <= members for s, _ in smallest):
+                smallest.append((members, units))
+        return tuple(u for _, u in smallest)
+
+    def emptied(self, keep: NDArray[np.bool_]) -> tuple[tuple[str, int], ...]:
+        """(tensor, axis) of every axis that would be left without a single position, given which classes stay."""
+        return tuple(place for place, f in self._single_axes() if not keep[f].any())
+
+    def _single_axes(self) -> Iterator[tuple[tuple[str, int], Factor]]:
+        for name, factors in self.factors.items():
+            for f in factors:
+                yield (name, tracked_axes(f)[0]), f
+
     def axis_classes(self, tensor: str, axis: int) -> Labels | None:
         """Classes along one axis of a tensor, (n,); None where no factor tracks it."""
         return next((f.ravel() for f in self.factors.get(tensor, ()) if tracked_axes(f) == (axis,)), None)
@@ -107,13 +137,10 @@ def build(graph: Graph) -> ChannelGraph:
     factors = {name: classes.resolve(f) for name, f in trace.factors.items()}
     linears = tuple(_resolved(linear, classes) for linear in trace.linears)
     axes = [
-        (name, tracked_axes(f)[0], f.ravel())
-        for name, fs in factors.items()
-        if name in graph.constants
-        for f in fs
+        (name, tracked_axes(f)[0], f.ravel()) for name, fs in factors.items() if name in graph.constants for f in fs
     ]
     groups = _groups(graph, classes, axes, linears, trace.reads, factors)
-    pinned = _pinned_axes(classes, axes)
+    pinned = _pinned_axes(trace, classes)
     return ChannelGraph(graph, classes, factors, groups, pinned, linears, tuple(trace.reads))
 
 
@@ -142,14 +169,39 @@ def _rectangular(trace: Trace) -> Classes:
                 touched[involved] = True
                 _tie_to_one_axis(trace, raw, resolved[0], axes)
         if not found:
-            return classes
+            return trace.labels.classes() if _pin_whole_axes(trace, classes) else classes
+
+
+def _pin_whole_axes(trace: Trace, classes: Classes) -> bool:
+    """Pin a class that is all there is of some tensor's axis; whether there is any."""
+    found = False
+    for name, factors in trace.factors.items():
+        for f in factors:
+            members = classes.of_label[f]
+            if classes.pinned[members.flat[0]] or (members != members.flat[0]).any():
+                continue
+            by = trace.graph.producer.get(name)
+            reason = f"all channels of {name!r} are coupled, so none of them can go alone"
+            node, op = (by.name, by.op) if by is not None else ("", "")
+            trace.labels.pin(f, Pinned(name, tracked_axes(f)[0], node, op, reason))
+            found = True
+    return found
 
 
 def _tie_to_one_axis(trace: Trace, raw: Factor, resolved: Factor, axes: Sequence[int]) -> None:
-    keep = max(axes, key=lambda a: (resolved.shape[a], -a))
+    keep = max(axes, key=lambda a: (_units_left(resolved, a), -a))
     for a in tracked_axes(raw):
         if a != keep:
             raw = trace.labels.tie(raw, a)
+
+
+def _units_left(resolved: Factor, keep: int) -> int:
+    """How many classes are left of a factor's when it is tied along every axis but `keep`."""
+    classes, places = np.unique(resolved, return_inverse=True)
+    rows = np.moveaxis(places.reshape(resolved.shape), keep, 0).reshape(resolved.shape[keep], -1)
+    left, right = rows.ravel(), np.repeat(rows[:, 0], rows.shape[1])
+    links = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(classes.size, classes.size))
+    return int(connected_components(links, directed=False)[0])
 
 
 def _resolved(linear: Linear, classes: Classes) -> Linear:
@@ -271,13 +323,15 @@ def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Fac
     return mixing
 
 
-def _pinned_axes(classes: Classes, axes: Sequence[tuple[str, int, Labels]]) -> tuple[PinnedAxis, ...]:
+def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
     found: list[PinnedAxis] = []
-    for tensor, axis, members in axes:
+    weights = [(n, f) for n, fs in trace.factors.items() if n in trace.graph.constants for f in fs]
+    for tensor, f in weights:
+        if trace.graph.constants[tensor].dtype in (np.int64, np.bool_):
+            continue  # sizes, indices and masks are no weights
+        axis, members = tracked_axes(f)[0], classes.of_label[f.ravel()]
         stuck = members[classes.pinned[members]]
         why = classes.reasons[int(stuck[0])] if stuck.size else None
         if why is not None and not why.structural:
             found.append(PinnedAxis(tensor, axis, int(stuck.size), why))
     return tuple(found)
-
-

@@ -85,7 +85,11 @@ class Trace:
         kept: list[Factor] = []
         for f in factors:
             g = compress(f)
+            if g.size == 0:
+                continue
             if g.size == 1:
+                by = self.graph.producer[name]
+                self.pin(name, [g], by, f"it is all that {by.op} leaves of an axis of {name!r}")
                 continue
             if g.ndim != len(shape) or any(a not in (1, b) for a, b in zip(g.shape, shape, strict=True)):
                 raise RuleError(f"factor {g.shape} does not fit {name!r} {shape}")

@@ -46,7 +46,8 @@ class Cut:
 
     def constant(self, name: str, values: Array) -> Any:
         """A new initializer of the graph being edited."""
-        return gs.Constant(_unused(name, self.tensors), np.ascontiguousarray(values))
+        # Not np.ascontiguousarray: that turns a scalar into a vector.
+        return gs.Constant(_unused(name, self.tensors), np.array(values, order="C"))
 
     def set_sizes(self, node: Any, slot: int, owner: str, new: dict[int, int], offset: int = 0) -> None:
         """Write new sizes into the size tensor at `slot`, be it constant or computed at run time."""
@@ -130,13 +131,10 @@ def sizes_at(slot: int) -> Callable[[Any, Node, Cut], None]:
         if not owner or not new:
             return
         graph = cut.channels.graph
-        entries = len(graph.constants[owner]) if owner in graph.constants else len(graph.known_values[owner])
-        if entries == 0:
-            return
-        offset = len(graph.shape(view.outputs[0]) or ()) - entries
-        old = graph.constants.get(owner)
-        if old is not None:
-            new = {a: s for a, s in new.items() if a - offset >= 0 and int(old[a - offset]) > 1}
+        entries = graph.ints(owner) or graph.known_values.get(owner, ())
+        offset = len(graph.shape(view.outputs[0]) or ()) - len(entries)
+        # An entry of 1 takes the size from the other input, and shrinks with it.
+        new = {a: s for a, s in new.items() if a >= offset and (entries[a - offset] or 0) > 1}
         if new:
             cut.set_sizes(node, slot, owner, new, offset)
 
@@ -171,10 +169,7 @@ def slice_positions(node: Any, view: Node, cut: Cut) -> None:
     starts, ends, axes, steps = [], [], [], []
     for axis, positions in kept.items():
         mask = masks[axis]
-        if mask is None:
-            remaining = positions
-        else:
-            remaining = (np.cumsum(mask) - 1)[positions[mask[positions]]]
+        remaining = positions if mask is None else (np.cumsum(mask) - 1)[positions[mask[positions]]]
         bounds = _progression(remaining)
         if bounds is None:
             _insert_gather(node, cut, axis, remaining)
@@ -192,8 +187,10 @@ def slice_positions(node: Any, view: Node, cut: Cut) -> None:
 
 
 def _progression(positions: Array) -> tuple[int, int, int] | None:
-    """(start, end, step) of evenly spaced positions, None where they are not; an empty run cannot occur here."""
-    if positions.size < 2:
+    """(start, end, step) of evenly spaced positions, None where they are not."""
+    if positions.size == 0:
+        return 0, 0, 1
+    if positions.size == 1:
         return int(positions[0]), int(positions[0]) + 1, 1
     steps = np.diff(positions)
     step = int(steps[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -19,13 +19,18 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
     """A copy of the normalised model `proto` without the classes that `keep` (classes,) marks False.
 
     Weights of the result have the shapes that the kept labels give; input and output declarations do not change.
+    Raises ValueError where an axis would lose all its positions (see `ChannelGraph.needed`).
     """
+    emptied = channels.emptied(keep)
+    if emptied:
+        tensor, axis = emptied[0]
+        raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
     graph = m.to_gs(proto)
     tensors = graph.tensors()
     for name, factors in channels.factors.items():
         if name not in channels.graph.constants:
             continue
-        values = channels.graph.constants[name]
+        values = np.asarray(tensors[name].values)
         changed = False
         for f in factors:
             (axis,) = tracked_axes(f)
@@ -51,12 +56,29 @@ def _with_inferred_types(proto: onnx.ModelProto) -> onnx.ModelProto:
         return proto
 
 
+def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
+    """Replace initializers in place by arrays of the same size, stored in the model's own type."""
+    for t in proto.graph.initializer:
+        if t.name in values:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
+            array = np.asarray(values[t.name]).reshape(tuple(t.dims)).astype(dtype)
+            t.CopyFrom(onnx.numpy_helper.from_array(array, t.name))
+
+
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy with some initializers replaced by arrays of the same shape, stored in the model's own type."""
+    """As `set_initializers`, on a copy."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    for t in result.graph.initializer:
-        if t.name in values:
-            old = onnx.numpy_helper.to_array(t)
-            t.CopyFrom(onnx.numpy_helper.from_array(np.asarray(values[t.name]).reshape(old.shape).astype(old.dtype), t.name))
+    set_initializers(result, values)
     return result
+
+
+def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
+    """Take back, in place, the biases that normalisation added and that are still zero."""
+    zero = {t.name for t in proto.graph.initializer if t.name in added and not onnx.numpy_helper.to_array(t).any()}
+    for n in proto.graph.node:
+        if len(n.input) == 3 and n.input[2] in zero:
+            del n.input[2:]
+    kept = [t for t in proto.graph.initializer if t.name not in zero]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)

@@ -200,7 +200,9 @@ def einsum_factors(
     lifted: list[tuple[str, Factors, Shape]] = []
     for slot, (name, indices) in enumerate(operands):
         shape = t.shape(name)
-        lifted.append((name, tuple(_spread(f, indices, space) for f in t.of(name)), _spread_shape(shape, indices, space)))
+        lifted.append(
+            (name, tuple(_spread(f, indices, space) for f in t.of(name)), _spread_shape(shape, indices, space))
+        )
         axes = [a for a, i in enumerate(indices) if i not in output]
         if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
             t.read(node, slot, "contraction", axes)

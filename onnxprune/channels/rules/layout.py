@@ -143,9 +143,7 @@ def _take(factors: Factors, axis: int, positions: Labels) -> Factors:
     return tuple(f.take(positions, axis=axis) if f.shape[axis] > 1 else f for f in factors)
 
 
-def slice_bounds(
-    node: Node, shape: Shape, ints: Callable[[str], tuple[int, ...] | None]
-) -> dict[int, Labels] | None:
+def slice_bounds(node: Node, shape: Shape, ints: Callable[[str], tuple[int, ...] | None]) -> dict[int, Labels] | None:
     """axis → the positions that a Slice keeps; None where its bounds are not constant."""
     if "starts" in node.attrs:
         starts, ends = as_ints(node.attrs["starts"]), as_ints(node.attrs["ends"])

@@ -1,0 +1,149 @@
+"""Allocation: how many units each group keeps, so that the whole fits a budget at the least discrepancy.
+
+Curves give the discrepancy of each group against the units kept; costs are evaluated on the whole model. A greedy walk
+takes, at every step, the cut with the least added discrepancy per cost saved, looking several widths ahead because
+curves are not convex. Savings only shrink as other groups shrink, so scores only grow and a heap with lazy
+re-evaluation finds the best cut. Then widths are given back where the budget leaves room.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+_LOOK_AHEAD = 8
+
+
+class CostModel(Protocol):
+    """What allocation needs of a cost (see `cost.Cost`)."""
+
+    def at(self, kept: Counts) -> float:
+        """The whole cost."""
+
+    def saving(self, kept: Counts, group: int, fewer: int) -> float:
+        """What keeping `fewer` units less of a group saves."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """limit: the cost that may remain. widths: allowed numbers of kept units per group, ascending, the last = all."""
+
+    limit: float
+    widths: Sequence[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """kept: units per group; reached: whether the limit holds."""
+
+    kept: tuple[int, ...]
+    cost: float
+    reached: bool
+
+
+def allowed_widths(units: int, channels_per_unit: int, round_to: int, min_channels: int) -> tuple[int, ...]:
+    """Numbers of units whose channel count is a multiple of `round_to`, from `min_channels` on, and all of them."""
+    step = round_to // gcd(round_to, channels_per_unit)
+    low = max(-(-min_channels // channels_per_unit), 1)
+    first = -(-low // step) * step
+    return (*range(first, units, step), units)
+
+
+def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Allocation:
+    """The allocation. curves[g] (N_g + 1,): discrepancy of group g with n units kept, falling with n."""
+    kept = np.array([w[-1] for w in budget.widths], np.int64)
+    at = [len(w) - 1 for w in budget.widths]
+    current = cost.at(kept)
+    heap: list[tuple[float, int, int, int]] = []
+    stamp = [0] * len(curves)
+
+    def best_cut(g: int) -> tuple[float, int] | None:
+        found: tuple[float, int] | None = None
+        for to in range(at[g] - 1, max(at[g] - 1 - _LOOK_AHEAD, -1), -1):
+            fewer = budget.widths[g][at[g]] - budget.widths[g][to]
+            saved = cost.saving(kept, g, fewer)
+            if saved <= 0:
+                continue
+            score = float(curves[g][budget.widths[g][to]] - curves[g][budget.widths[g][at[g]]]) / saved
+            if found is None or score < found[0]:
+                found = (score, to)
+        return found
+
+    def push(g: int) -> None:
+        cut = best_cut(g)
+        if cut is not None:
+            heapq.heappush(heap, (cut[0], g, cut[1], stamp[g]))
+
+    for g in range(len(curves)):
+        push(g)
+    while current > budget.limit and heap:
+        score, g, to, when = heapq.heappop(heap)
+        if when != stamp[g]:
+            continue
+        fresh = best_cut(g)
+        if fresh is None:
+            continue
+        if heap and fresh[0] > heap[0][0] and fresh[0] > score * (1 + 1e-12):
+            heapq.heappush(heap, (fresh[0], g, fresh[1], stamp[g]))
+            continue
+        to = fresh[1]
+        kept[g] = budget.widths[g][to]
+        at[g] = to
+        stamp[g] += 1
+        current = cost.at(kept)
+        push(g)
+    reached = current <= budget.limit
+    if reached:
+        _give_back(curves, cost, budget, kept, at)
+    return Allocation(tuple(int(k) for k in kept), cost.at(kept), reached)
+
+
+def _give_back(curves: Sequence[Array], cost: CostModel, budget: Budget, kept: Counts, at: list[int]) -> None:
+    """Widen groups while the budget has room, where that lowers the discrepancy most."""
+    while True:
+        room = budget.limit - cost.at(kept)
+        best: tuple[float, int, int] | None = None
+        for g, widths in enumerate(budget.widths):
+            for to in range(at[g] + 1, min(at[g] + 1 + _LOOK_AHEAD, len(widths))):
+                wider = kept.copy()
+                wider[g] = widths[to]
+                added = cost.saving(wider, g, widths[to] - widths[at[g]])
+                if added > room:
+                    break
+                gain = float(curves[g][widths[at[g]]] - curves[g][widths[to]])
+                if gain > 0 and (best is None or gain > best[0]):
+                    best = (gain, g, to)
+        if best is None:
+            return
+        _, g, to = best
+        at[g] = to
+        kept[g] = budget.widths[g][to]
+
+
+def smallest(cost: CostModel, widths: Sequence[tuple[int, ...]]) -> float:
+    """The cost with every group at its least width."""
+    return cost.at(np.array([w[0] for w in widths], np.int64))
+
+
+def measured_curve(loss: Array, trials: Mapping[int, float]) -> Array:
+    """A local curve in units of measured output discrepancy.
+
+    loss (N + 1,): local discrepancy with n units kept; trials: n → output discrepancy measured with n kept. Between
+    and beyond the trials, the ratio of measured to local is interpolated over n.
+    """
+    n = np.arange(loss.size)
+    at = np.array(sorted(trials))
+    tiny = 1e-12 * max(float(loss.max()), 1e-300)
+    ratios = np.array([trials[int(k)] / max(float(loss[k]), tiny) for k in at])
+    curve = loss * np.interp(n, at, ratios)
+    # Keeping fewer is never better: enforce what noise in the trials may break.
+    return np.maximum.accumulate(curve[::-1])[::-1].copy()

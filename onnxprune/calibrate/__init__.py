@@ -1,0 +1,1 @@
+"""Calibration: data, and streaming statistics of what each linear layer reads."""

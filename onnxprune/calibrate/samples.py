@@ -1,0 +1,227 @@
+"""Calibration and evaluation data: read, checked against the model's inputs, and handed out in batches.
+
+Accepted: a `.npz` keyed by input names, a `.npy` for a model with one input, or a folder of either. Files are read
+without pickles, a folder one file at a time. Everything is hostile until checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.errors import CalibrationError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A model input: its numpy dtype and declared dimensions, None where symbolic."""
+
+    name: str
+    dtype: np.dtype[Any]
+    dims: tuple[int | None, ...]
+
+    @property
+    def batched(self) -> bool:
+        """Whether axis 0 counts samples: symbolic, or of size 1."""
+        return bool(self.dims) and self.dims[0] in (None, 1)
+
+
+def input_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """The tensor inputs of a model, initializers excepted."""
+    weights = {t.name for t in proto.graph.initializer}
+    specs: list[InputSpec] = []
+    for v in proto.graph.input:
+        if v.name in weights:
+            continue
+        if not v.type.HasField("tensor_type"):
+            raise CalibrationError(f"input {v.name!r} is not a tensor; only tensor inputs can be fed")
+        t = v.type.tensor_type
+        dims = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in t.shape.dim)
+        specs.append(InputSpec(v.name, onnx.helper.tensor_dtype_to_np_dtype(t.elem_type), dims))
+    return tuple(specs)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Checked data: arrays per input (and per extra key), first axis = samples for batched inputs.
+
+    origin: what to say of it in the report; sha256: over the values that were used.
+    """
+
+    specs: tuple[InputSpec, ...]
+    arrays: Mapping[str, Array]
+    extras: Mapping[str, Array] = field(default_factory=dict)
+    origin: str = ""
+    synthetic: bool = False
+
+    def __len__(self) -> int:
+        counts = [len(self.arrays[s.name]) for s in self.specs if s.batched]
+        return counts[0] if counts else 1
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether the model runs one sample at a time."""
+        return any(s.batched and s.dims[0] == 1 for s in self.specs)
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Feeds of at most `size` samples (1 where the model's batch is fixed), in order."""
+        size = 1 if self.fixed_batch else size
+        for start in range(0, len(self), size):
+            yield self.slice(start, start + size)
+
+    def slice(self, start: int, stop: int) -> dict[str, Array]:
+        """Feeds of samples start..stop."""
+        return {s.name: self.arrays[s.name][start:stop] if s.batched else self.arrays[s.name] for s in self.specs}
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Samples:
+        """A subset of the samples."""
+        picked = {s.name: self.arrays[s.name][indices] if s.batched else self.arrays[s.name] for s in self.specs}
+        extras = {k: v[indices] for k, v in self.extras.items() if v.ndim and len(v) == len(self)}
+        return Samples(self.specs, picked, extras, self.origin, self.synthetic)
+
+    def example(self) -> dict[str, Array]:
+        """A small batch: two samples where the batch is free, one where it is fixed."""
+        feeds = self.slice(0, 1 if self.fixed_batch else 2)
+        for s in self.specs:
+            if s.batched and s.dims[0] is None and len(feeds[s.name]) == 1:
+                feeds[s.name] = np.repeat(feeds[s.name], 2, axis=0)
+        return feeds
+
+    def sha256(self) -> str:
+        """Over names, shapes and values."""
+        digest = hashlib.sha256()
+        for name in sorted(self.arrays):
+            a = np.ascontiguousarray(self.arrays[name])
+            digest.update(f"{name}{a.shape}{a.dtype}".encode())
+            digest.update(a.tobytes())
+        return digest.hexdigest()
+
+
+def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
+    """Read and check data for a model with these inputs. Raises CalibrationError."""
+    p = Path(path)
+    if not p.exists():
+        raise CalibrationError(f"{p} does not exist")
+    if p.is_dir():
+        files = sorted(f for f in p.iterdir() if f.suffix in (".npz", ".npy"))
+        if not files:
+            raise CalibrationError(f"{p} holds no .npz or .npy file")
+    elif p.suffix in (".npz", ".npy"):
+        files = [p]
+    else:
+        raise CalibrationError(f"{p} is neither a .npz, a .npy nor a folder of them")
+    parts = [_checked(_read(f, specs), specs, f) for f in files]
+    arrays: dict[str, Array] = {}
+    for s in specs:
+        pieces = [part[0][s.name] for part in parts]
+        if not s.batched:
+            arrays[s.name] = pieces[0]
+        elif len({piece.shape[1:] for piece in pieces}) > 1:
+            raise CalibrationError(f"{p}: the files hold input {s.name!r} in different shapes; make them equal")
+        else:
+            arrays[s.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    extras = {
+        k: np.concatenate([np.atleast_1d(x[1][k]) for x in parts]) for k in parts[0][1] if all(k in x[1] for x in parts)
+    }
+    return Samples(specs, arrays, extras, str(p))
+
+
+def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if len(specs) != 1:
+                names = ", ".join(repr(s.name) for s in specs)
+                raise CalibrationError(
+                    f"{path}: the model has several inputs ({names}); use a .npz keyed by their names"
+                )
+            return {specs[0].name: loaded}
+        with loaded:
+            return {k: loaded[k] for k in loaded.files}
+    except CalibrationError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as e:
+        raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(str(e).split())[:200]}") from e
+
+
+def _checked(
+    data: Mapping[str, Array], specs: tuple[InputSpec, ...], path: Path
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(inputs, other keys), with every input's presence, dtype, shape and values checked."""
+    checked: dict[str, Array] = {}
+    count: int | None = None
+    for s in specs:
+        if s.name not in data:
+            wanted = ", ".join(repr(x.name) for x in specs)
+            found = ", ".join(repr(k) for k in data) or "nothing"
+            raise CalibrationError(
+                f"{path}: no data for input {s.name!r}: the model wants {wanted}, the file has {found}"
+            )
+        a = data[s.name]
+        where = f"{path}: input {s.name!r}"
+        if a.dtype != s.dtype:
+            raise CalibrationError(f"{where} is {a.dtype}, the model wants {s.dtype}; convert it with .astype")
+        if s.batched and a.ndim == len(s.dims) - 1:
+            a = a[None]
+        _check_shape(a, s, where)
+        if a.size == 0:
+            raise CalibrationError(f"{where} is empty; at least one sample is needed")
+        if np.issubdtype(a.dtype, np.floating) and not np.isfinite(a).all():
+            raise CalibrationError(f"{where} holds NaN or infinite values; clean the data first")
+        if s.batched:
+            if count is not None and len(a) != count:
+                raise CalibrationError(f"{where} has {len(a)} samples, another input has {count}")
+            count = len(a)
+        checked[s.name] = a
+    return checked, {k: v for k, v in data.items() if k not in checked}
+
+
+def _check_shape(a: Array, s: InputSpec, where: str) -> None:
+    wanted = tuple("N" if d is None else d for d in s.dims)
+    shown = "x".join(str(d) for d in wanted)
+    first = 1 if s.batched else 0
+    if a.ndim != len(s.dims) or any(
+        d is not None and d != n for d, n in zip(s.dims[first:], a.shape[first:], strict=True)
+    ):
+        raise CalibrationError(f"{where} has shape {'x'.join(map(str, a.shape))}, the model wants {shown}")
+
+
+_TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
+
+
+def random(proto: onnx.ModelProto, specs: tuple[InputSpec, ...], count: int, seed: int, runs: Any) -> Samples:
+    """Seeded normal noise (zeros and ones for integers) where the user has no data.
+
+    Symbolic dimensions other than the batch take the first of a few usual sizes with which `runs(feeds)` is true.
+    """
+    for size in _TRIAL_SIZES:
+        rng = np.random.default_rng(seed)
+        arrays: dict[str, Array] = {}
+        for s in specs:
+            dims = [size if d is None else d for d in s.dims]
+            if s.batched:
+                dims[0] = count
+            for i, d in enumerate(s.dims):
+                # A batch that is not on the first axis of this input still is one sample per batch.
+                if i and d is None and not s.batched:
+                    dims[i] = 1 if i == 1 else size
+            if np.issubdtype(s.dtype, np.floating):
+                arrays[s.name] = rng.standard_normal(dims).astype(s.dtype)
+            elif s.dtype == np.bool_:
+                arrays[s.name] = np.ones(dims, np.bool_)
+            else:
+                arrays[s.name] = rng.integers(0, 2, dims).astype(s.dtype)
+        samples = Samples(specs, arrays, {}, f"random, seed {seed}", True)
+        if all(None not in s.dims[1:] for s in specs) or runs(samples.example()):
+            return samples
+    raise CalibrationError("the model has dimensions that random data does not fit; give real data with --calib")

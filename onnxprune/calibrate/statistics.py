@@ -1,0 +1,159 @@
+"""One streaming pass over the data: the input Gram of every layer that reads removable channels.
+
+Memory does not depend on the number of samples. A layer with more columns than `WIDE` gets the Gram of its channels'
+*contributions* to its output instead of that of its columns: then only the scale of a channel can be refitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune import model as m
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.samples import Samples
+from onnxprune.graph import Array
+from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.least_squares import restricted
+from onnxprune.runtime import Session
+
+WIDE = 5000
+# Every HOLD_OUT-th batch judges what the others fit.
+HOLD_OUT = 4
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+BATCH = 64
+_ROWS_PER_COLUMN = 48
+_MIN_POSITIONS, _MAX_POSITIONS = 16, 64
+_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class InputMoments:
+    """What calibration knows of one layer's input.
+
+    p: E[x xᵀ], (g, D, D), where the layer is not wide; else (1, U, U), the Gram of the contributions of its U distinct
+    classes, with `classes` (U,) naming them. ridge: the relative ridge with which a refit on some of the batches does
+    best on the others: near zero where the data is plenty, large where columns are many and samples few.
+    """
+
+    p: NDArray[np.float64]
+    ridge: float
+    classes: NDArray[np.int64] | None = None
+
+
+def positions_for(columns: int, samples: int) -> int:
+    """Output positions to sample per image, so that a regression has some 48 rows per column."""
+    wanted = -(-_ROWS_PER_COLUMN * columns // max(samples, 1))
+    return int(np.clip(wanted, _MIN_POSITIONS, _MAX_POSITIONS))
+
+
+def batch_size(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], limit_bytes: int = 256 << 20) -> int:
+    """Samples per batch, so that the tensors `names` fit in `limit_bytes`."""
+    per_sample = sum(4 * int(np.prod(shapes[n][1:])) for n in names if n in shapes)
+    return int(np.clip(limit_bytes // max(per_sample, 1), 1, BATCH))
+
+
+def collect(
+    proto: onnx.ModelProto,
+    layers: Sequence[Layer],
+    samples: Samples,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, InputMoments]:
+    """Input moments of each layer, by weight name."""
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    tensors = sorted({layer.data for layer in layers})
+    if not tensors:
+        return {}
+    session = Session(m.submodel(proto, {}, tensors))
+    accumulators = {layer.weight: _accumulator(layer, weights) for layer in layers}
+    rng = np.random.default_rng(seed)
+    for index, feeds in enumerate(samples.batches(batch_size(shapes, tensors))):
+        values = session.run(feeds)
+        for layer in layers:
+            x = values[layer.data]
+            limit = positions_for(len(layer.columns(0)), len(samples))
+            at = layer.positions(layer.output_shape(x.shape), limit, rng)
+            accumulators[layer.weight].update(layer.rows(_single(x), at), held=index % HOLD_OUT == HOLD_OUT - 1)
+        progress(len(next(iter(feeds.values()))))
+    return {name: a.result() for name, a in accumulators.items()}
+
+
+def _single(x: Array) -> NDArray[np.floating]:
+    """Half precision is widened: its products overflow."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def is_wide(layer: Layer) -> bool:
+    """Whether a layer's columns are too many for their Gram."""
+    return layer.groups == 1 and len(layer.columns(0)) > WIDE
+
+
+class _Columns:
+    def __init__(self, layer: Layer, weights: Mapping[str, Array]) -> None:
+        self.layer = layer
+        self.w = layer.matrix(weights)
+        self.fit, self.held = (Gram.zeros(layer.groups, len(layer.columns(0))) for _ in range(2))
+
+    def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
+        (self.held if held else self.fit).update(rows)
+
+    def result(self) -> InputMoments:
+        ridge = RIDGES[-1]
+        if self.held.rows:
+            # The groups of a convolution are alike; one of them tells enough.
+            ridge = choose_ridge(self.fit.result()[0], self.held.result()[0], self.w[0], self.layer.columns(0))
+        self.fit.merge(self.held)
+        return InputMoments(self.fit.result(), ridge)
+
+
+def choose_ridge(
+    fit: NDArray[np.float64], held: NDArray[np.float64], w: NDArray[np.float64], classes: NDArray[np.int64]
+) -> float:
+    """The ridge of RIDGES that does best on `held` (D, D) when a random half of the classes is removed.
+
+    The layer w (D, M) is refitted with the moments `fit` (D, D); classes (D,): -1 for columns that stay.
+    """
+    present = np.unique(classes[classes >= 0])
+    gone = np.random.default_rng(present.size).permutation(present)[: max(present.size // 2, 1)]
+    keep = ~np.isin(classes, gone)
+    errors: list[float] = []
+    for ridge in RIDGES:
+        change = -w
+        change[keep] += restricted(fit, w, keep, ridge)
+        errors.append(float(np.sum(change * (held @ change))))
+    return RIDGES[int(np.argmin(errors))]
+
+
+class _Contributions:
+    """Gram of the contributions of whole classes of columns: O(rows · U² · M) instead of D² memory."""
+
+    def __init__(self, layer: Layer, weights: Mapping[str, Array]) -> None:
+        self.classes, owner = np.unique(layer.columns(0), return_inverse=True)
+        order = np.argsort(owner, kind="stable")
+        self.members = np.split(order, np.cumsum(np.bincount(owner))[:-1])
+        self.w = layer.matrix(weights)[0].astype(np.float32)
+        self.gram = Gram.zeros(1, self.classes.size)
+
+    def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
+        x = rows[0].astype(np.float32)
+        outputs = self.w.shape[1]
+        chunk = max(1, _CHUNK_BYTES // (4 * self.classes.size * outputs))
+        for start in range(0, len(x), chunk):
+            part = x[start : start + chunk]
+            s = np.stack([part[:, c] @ self.w[c] for c in self.members])
+            flat = s.reshape(len(self.members), -1)
+            self.gram.total[0] += flat @ flat.T
+            self.gram.rows += len(part)
+
+    def result(self) -> InputMoments:
+        return InputMoments(self.gram.result(), RIDGES[0], self.classes)
+
+
+def _accumulator(layer: Layer, weights: Mapping[str, Array]) -> _Columns | _Contributions:
+    return _Contributions(layer, weights) if is_wide(layer) else _Columns(layer, weights)

@@ -1,0 +1,156 @@
+"""What a model costs as a function of how many units of each group are kept.
+
+Every cost is a sum of terms, coefficient · Π (axis length), and an axis length is linear in the numbers of kept units:
+length = constant + Σ_g positions_g · n_g. MACs are in × out, so they are not additive over groups; the terms are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.groups import weight_axes
+from onnxprune.channels.labels import Labels, tracked_axes
+
+Counts = NDArray[np.int64]
+# Integer weights that are not quantized parameters: indices, shapes, bounds.
+_INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
+
+
+@dataclass(frozen=True)
+class Length:
+    """constant + Σ positions · kept units, over (group index, positions)."""
+
+    constant: int
+    groups: tuple[tuple[int, int], ...] = ()
+
+    def at(self, kept: Counts | Sequence[int]) -> int:
+        """The length with `kept[g]` units of each group."""
+        return self.constant + sum(p * int(kept[g]) for g, p in self.groups)
+
+
+@dataclass(frozen=True)
+class Term:
+    """coefficient · Π lengths."""
+
+    coefficient: float
+    lengths: tuple[Length, ...]
+
+    def at(self, kept: Counts | Sequence[int]) -> float:
+        """The value with `kept[g]` units of each group."""
+        value = self.coefficient
+        for length in self.lengths:
+            value *= length.at(kept)
+        return value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A sum of terms over `groups` groups."""
+
+    terms: tuple[Term, ...]
+    groups: int
+    _touching: tuple[tuple[int, ...], ...] = field(default=())
+
+    @classmethod
+    def of(cls, terms: Iterable[Term], groups: int) -> Cost:
+        """Index the terms by the groups that they depend on."""
+        kept = tuple(terms)
+        touching: list[list[int]] = [[] for _ in range(groups)]
+        for i, t in enumerate(kept):
+            for g in sorted({g for length in t.lengths for g, _ in length.groups}):
+                touching[g].append(i)
+        return cls(kept, groups, tuple(tuple(t) for t in touching))
+
+    def at(self, kept: Counts | Sequence[int]) -> float:
+        """The whole cost with `kept[g]` units of each group."""
+        return sum(t.at(kept) for t in self.terms)
+
+    def saving(self, kept: Counts, group: int, fewer: int) -> float:
+        """What keeping `fewer` units less of one group saves."""
+        terms = [self.terms[i] for i in self._touching[group]]
+        before = sum(t.at(kept) for t in terms)
+        less = kept.copy()
+        less[group] -= fewer
+        return before - sum(t.at(less) for t in terms)
+
+
+def _length(channels: ChannelGraph, classes: Labels | None, size: int) -> Length:
+    if classes is None:
+        return Length(size)
+    groups = channels.group_of[classes]
+    constant = int((groups < 0).sum())
+    found, counts = np.unique(groups[groups >= 0], return_counts=True)
+    return Length(
+        constant,
+        tuple((int(g), int(c) // channels.groups[g].size) for g, c in zip(found, counts, strict=True)),
+    )
+
+
+def macs(channels: ChannelGraph) -> Cost:
+    """Multiply-accumulates of all contractions, at the batch and sizes that the shapes are bound to."""
+    graph = channels.graph
+    terms: list[Term] = []
+    by_node = {linear.node.index: linear for linear in channels.linears}
+    for node in graph.nodes:
+        linear = by_node.get(node.index)
+        out = graph.shape(node.outputs[0]) if node.outputs else None
+        if linear is not None and out is not None:
+            weight = graph.constants.get(linear.weight)
+            wshape = weight.shape if weight is not None else graph.shape(linear.weight) or ()
+            x = graph.shape(linear.data) or ()
+            convolution = node.op.startswith("Conv")
+            reads, _ = weight_axes(linear)
+            inputs = _length(channels, linear.inputs, x[1] if convolution else wshape[reads])
+            outputs = _length(channels, linear.outputs, out[1] if convolution else out[-1])
+            if node.op == "Conv":
+                positions = int(np.prod(wshape[2:])) * out[0] * int(np.prod(out[2:]))
+                terms.append(_convolution(positions, inputs, outputs, linear.groups, wshape[1]))
+            elif node.op == "ConvTranspose":
+                positions = int(np.prod(wshape[2:])) * x[0] * int(np.prod(x[2:]))
+                terms.append(_convolution(positions, outputs, inputs, linear.groups, wshape[1]))
+            else:
+                terms.append(Term(float(np.prod(out[:-1])), (inputs, outputs)))
+        elif node.op in ("MatMul", "Gemm") and out is not None:
+            a = graph.shape(node.inputs[0]) or (1,)
+            depth = a[0] if node.op == "Gemm" and node.attrs.get("transA", 0) else a[-1]
+            lengths = [_axis(channels, node.inputs[0], len(a) - 1, depth)]
+            lengths += [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
+            terms.append(Term(1.0, tuple(lengths)))
+    return Cost.of(terms, len(channels.groups))
+
+
+def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:
+    return _length(channels, channels.axis_classes(tensor, axis), size)
+
+
+def _convolution(positions: int, inside: Length, outside: Length, groups: int, per_group: int) -> Term:
+    """positions · outside · inside / groups; where whole groups are the units, channels per group stay."""
+    if groups == 1:
+        return Term(float(positions), (inside, outside))
+    shared = {g for g, _ in inside.groups} & {g for g, _ in outside.groups}
+    if shared or not inside.groups:
+        return Term(float(positions * per_group), (outside,))
+    return Term(positions / groups, (inside, outside))
+
+
+def parameters(channels: ChannelGraph) -> Cost:
+    """Elements of all weights."""
+    terms: list[Term] = []
+    for name, values in channels.graph.constants.items():
+        if values.dtype in _INDEX_TYPES:
+            continue
+        rest = values.size
+        lengths: list[Length] = []
+        for f in channels.factors.get(name, ()):
+            (axis,) = tracked_axes(f)
+            length = _length(channels, f.ravel(), values.shape[axis])
+            if length.groups:
+                rest //= values.shape[axis]
+                lengths.append(length)
+        terms.append(Term(float(rest), tuple(lengths)))
+    return Cost.of(terms, len(channels.groups))

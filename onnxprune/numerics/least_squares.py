@@ -1,0 +1,89 @@
+"""Least squares for the refit.
+
+ridge:      W' = argmin ||Y - X W'||² + ||W' - W0||²_Λ with Λ = λ · diag(XᵀX): towards a prior, scale-free per column.
+restricted: W' = argmin (W' - W)ᵀ P (W' - W) over the kept rows only: with S kept and R removed,
+            W'_S = W_S + P_SS⁻¹ P_SR W_R, the exact least-squares refit of a layer whose target is its own output.
+Equal to `scipy.linalg.lstsq` on the kept columns (and on rows √Λ appended, for the ridge).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# Directions of the inputs that carry less than this share of the mean power are noise of float32 accumulation.
+JITTER = 1e-5
+
+
+class SolveFailed(ArithmeticError):
+    """A system that should be positive definite is not, even after the jitter."""
+
+
+def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
+    """(a + Λ)⁻¹ b for a symmetric positive semi-definite a (D, D), b (D, M), Λ = (JITTER + ridge) diag(a).
+
+    Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
+    """
+    d = np.sqrt(np.maximum(np.diag(a), 0.0))
+    dead = d <= 1e-12 * max(float(d.max(initial=0.0)), 1e-300)
+    s = np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, d))
+    m = a * s[:, None] * s[None, :]
+    m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
+    try:
+        factor = linalg.cho_factor(m, lower=True, overwrite_a=True, check_finite=False)
+        x: Array = linalg.cho_solve(factor, b * s[:, None], overwrite_b=True, check_finite=False)
+    except linalg.LinAlgError as e:
+        raise SolveFailed("a Gram matrix is not positive semi-definite") from e
+    if not np.isfinite(x).all():
+        raise SolveFailed("a Gram matrix has entries that are not finite")
+    return x * s[:, None]
+
+
+def inverse_spd(a: Array, ridge: float = 0.0) -> Array:
+    """(a + Λ)⁻¹, regularised as in `solve_spd`."""
+    return solve_spd(a, np.eye(a.shape[0]), ridge)
+
+
+def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
+    """Kept rows of the weights after a least-squares refit: p (D, D), w (D, M), keep (D,) → (kept, M).
+
+    strength: a relative ridge towards w.
+    """
+    if keep.all():
+        return w.copy()
+    gone = ~keep
+    return w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], strength)
+
+
+def ridge(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
+    """argmin ||Y - XW||² + ||W - prior||²_Λ, Λ = strength · diag(XᵀX): xx (D, D), xy (D, M), prior (D, M)."""
+    return prior + solve_spd(xx, xy - xx @ prior, strength)
+
+
+def scale(k: Array, free: Mask, gone: Mask) -> Array:
+    """argmin over a of (1 - a)ᵀ K (1 - a), a = 0 where `gone`, 1 where neither: the scalars of `free`, (free,)."""
+    if not gone.any():
+        return np.ones(int(free.sum()))
+    missing = k[np.ix_(free, gone)].sum(axis=1, keepdims=True)
+    return 1.0 + solve_spd(k[np.ix_(free, free)], missing)[:, 0]
+
+
+def ridge_batch(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
+    """`ridge` for many small regressions at once: xx (g, D, D), xy (g, D, M), prior (g, D, M)."""
+    diagonal = np.maximum(np.einsum("gdd->gd", xx), 0.0)
+    d = np.sqrt(diagonal)
+    top = d.max(axis=1, keepdims=True)
+    dead = d <= 1e-12 * np.maximum(top, 1e-300)
+    s = np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, d))
+    a = xx * s[:, :, None] * s[:, None, :]
+    index = np.arange(a.shape[1])
+    a[:, index, index] = 1.0 + JITTER + strength
+    try:
+        step: Array = np.linalg.solve(a, (xy - xx @ prior) * s[:, :, None])
+    except np.linalg.LinAlgError as e:
+        raise SolveFailed("a Gram matrix is not positive semi-definite") from e
+    return prior + step * s[:, :, None]

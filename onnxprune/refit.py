@@ -1,0 +1,279 @@
+"""Refit: fold the rescaling into the weights of the layers that read removed channels.
+
+Three levels. `scale`: one scalar per kept channel of a consumer (the paper's a). `least-squares`: all kept weights and
+the bias, towards the layer's own original output. `lockstep`: walk the original and the pruned model side by side in
+topological order and fit each layer on the *pruned* network's inputs to the *original* network's target, so that later
+layers repair what earlier ones lost.
+
+Lockstep solves argmin ||T - X W'||² + ||W' - W||²_Λ, Λ = λ diag(XᵀX), with W the least-squares weights. λ is chosen on
+calibration batches held out from the fit, as a compact network overfits a few hundred images otherwise; no change at
+all is one of the candidates. Where a layer's output goes only into a residual Add, the target is the value behind it:
+(original sum) - (pruned other branch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
+from onnxprune.channels import ChannelGraph
+from onnxprune.graph import Array, Graph, Node
+from onnxprune.numerics.gram import NormalEquations
+from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
+from onnxprune.oracle import mask_of
+from onnxprune.rewrite import set_initializers
+from onnxprune.walk import Walker
+
+Mask = NDArray[np.bool_]
+Matrix = NDArray[np.float64]
+
+LEVELS = ("none", "scale", "least-squares", "lockstep")
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_BATCHED_COLUMNS = 64
+
+
+def in_place(
+    layers: Sequence[Layer],
+    moments: Mapping[str, InputMoments],
+    weights: Mapping[str, Array],
+    keep: Mask,
+    level: str,
+) -> dict[str, Array]:
+    """Refitted weights at full size, removed columns zero: level "scale" or "least-squares".
+
+    Layers that lose no column are left out.
+    """
+    found: dict[str, Array] = {}
+    for layer in layers:
+        columns = layer.kept_columns(keep)
+        if columns.all() or layer.weight not in moments:
+            continue
+        w = layer.matrix(weights)
+        found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level)))
+    return found
+
+
+def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
+    result = np.zeros_like(w)
+    for g in range(layer.groups):
+        if level == "scale" or known.classes is not None:
+            result[g] = w[g] * _column_scales(layer.columns(g), w[g], known, g, keep)[:, None]
+        else:
+            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], known.ridge)
+    return result
+
+
+def _column_scales(
+    column_classes: NDArray[np.int64], w: Matrix, known: InputMoments, g: int, keep: Mask
+) -> NDArray[np.float64]:
+    """One factor per column, shared inside a channel; untracked columns and the constant keep 1."""
+    classes, owner = np.unique(column_classes, return_inverse=True)
+    if known.classes is not None:
+        k = known.p[g]
+    else:
+        member = csr_array((np.ones(owner.size), (owner, np.arange(owner.size))), shape=(classes.size, owner.size))
+        k = member @ (member @ ((w @ w.T) * known.p[g])).T
+    free = (classes >= 0) & keep[np.maximum(classes, 0)]
+    gone = (classes >= 0) & ~free
+    factor = np.ones(classes.size)
+    factor[gone] = 0.0
+    factor[free] = scale(k, free, gone)
+    return factor[owner]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Where a layer's target is read: y = (original[source] - pruned[other] - shift) / gain.
+
+    other: "" where the target is the layer's own output.
+    """
+
+    source: str
+    other: str = ""
+    gain: NDArray[np.float64] | None = None
+    shift: NDArray[np.float64] | None = None
+
+
+def target_of(layer: Layer, graph: Graph, latest: Mapping[str, int]) -> Target:
+    """The residual target where the output goes only into an Add, possibly through a BatchNormalization.
+
+    latest: tensor → index of the last linear layer that it depends on: the other branch must be finished by then.
+    """
+    plain = Target(layer.output)
+    name, gain, shift = layer.output, None, None
+    norm = _only_reader(graph, name, "BatchNormalization")
+    if norm is not None:
+        if any(i not in graph.constants for i in norm.inputs[1:5]):
+            return plain
+        s, b, mean, var = (graph.constants[i].astype(np.float64) for i in norm.inputs[1:5])
+        gain = s / np.sqrt(var + float(norm.attrs.get("epsilon", 1e-5)))
+        shift = b - mean * gain
+        name = norm.outputs[0]
+    add = _only_reader(graph, name, "Add")
+    if add is None:
+        return plain
+    other = add.inputs[1] if add.inputs[0] == name else add.inputs[0]
+    same = graph.shape(other) == graph.shape(name) == graph.shape(add.outputs[0])
+    if not same or other in graph.constants or other == name or latest.get(other, -1) >= layer.node.index:
+        return plain
+    return Target(add.outputs[0], other, gain, shift)
+
+
+def _only_reader(graph: Graph, name: str, op: str) -> Node | None:
+    readers = graph.readers.get(name, ())
+    if len(readers) != 1 or name in graph.outputs or name in graph.captured:
+        return None
+    return readers[0][0] if readers[0][0].op == op else None
+
+
+def latest_layers(graph: Graph, layers: Sequence[Layer]) -> dict[str, int]:
+    """Tensor → index of the last linear layer that it depends on, -1 for none."""
+    own = {layer.node.index for layer in layers}
+    latest: dict[str, int] = {}
+    for n in graph.nodes:
+        last = max((latest.get(i, -1) for i in (*n.inputs, *n.captures) if i), default=-1)
+        last = n.index if n.index in own else last
+        latest.update((o, last) for o in n.outputs if o)
+    return latest
+
+
+def changed_tensors(channels: ChannelGraph, keep: Mask) -> set[str]:
+    """Tensors whose values change when the classes outside `keep` are removed."""
+    cut = {r.node.index for r in channels.reads if mask_of(channels, r.node.inputs[r.slot], keep) is not None}
+    changed: set[str] = set()
+    for n in channels.graph.nodes:
+        if n.index in cut or any(i in changed for i in (*n.inputs, *n.captures)):
+            changed.update(n.outputs)
+    return changed
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What lockstep did to one layer: the chosen λ (infinite: left as it was) and the held-out error before, after."""
+
+    layer: str
+    strength: float
+    before: float
+    after: float
+
+
+def lockstep(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    samples: Samples,
+    keep: Mask,
+    *,
+    types: Mapping[str, int],
+    seed: int,
+    memory: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Fit]:
+    """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
+
+    Layers that read nothing changed, and those too wide for their Gram, keep their weights.
+    """
+    graph = channels.graph
+    changed = changed_tensors(channels, keep)
+    latest = latest_layers(graph, layers)
+    attributes = {n.output[0]: n for n in pruned.graph.node}
+    todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
+    todo = [x for x in todo if not is_wide(x) and x.node.outputs[0] in attributes]
+    reference = Walker(original, samples, types, graph.shapes, memory)
+    slim = Walker(pruned, samples, types, graph.shapes, memory)
+    fits: list[Fit] = []
+    for layer in todo:
+        target = target_of(layer, graph, latest)
+        cut_layer = layer.sliced(keep, _group_attribute(attributes[layer.node.outputs[0]]))
+        train, held = _accumulate(layer, cut_layer, target, reference, slim, keep, seed + layer.node.index)
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in _names(layer)}
+        matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights))
+        if np.isfinite(fit.strength):
+            set_initializers(pruned, cut_layer.weights(matrix))
+        fits.append(fit)
+        progress(layer.node.name)
+    return fits
+
+
+def _names(layer: Layer) -> tuple[str, str]:
+    return layer.weight, layer.bias
+
+
+def _group_attribute(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+
+
+def _accumulate(
+    layer: Layer,
+    cut_layer: Layer,
+    target: Target,
+    reference: Walker,
+    slim: Walker,
+    keep: Mask,
+    seed: int,
+) -> tuple[NormalEquations, NormalEquations]:
+    """Normal equations of the fit, over the batches for it and over those held out."""
+    g, columns = cut_layer.groups, len(cut_layer.columns(0))
+    width = cut_layer.outputs.size // g
+    train, held = (NormalEquations.zeros(g, columns, width) for _ in range(2))
+    limit = positions_for(columns, len(reference.samples))
+    outputs = layer.kept_outputs(keep)
+    axis = 1 if layer.window is not None else -1
+    rng = np.random.default_rng(seed)
+    wanted = (layer.data, target.other) if target.other else (layer.data,)
+    pairs = zip(reference.advance((target.source,)), slim.advance(wanted), strict=True)
+    for index, (full, small) in enumerate(pairs):
+        y = np.compress(outputs, full[target.source], axis=axis)
+        if target.other:
+            y = y - small[target.other]
+        if target.gain is not None and target.shift is not None:
+            column = (-1,) + (1,) * (y.ndim - 2)
+            gain, shift = target.gain[outputs], target.shift[outputs]
+            # A channel that BatchNormalization has switched off has no target to recover.
+            dead = np.abs(gain) < 1e-6 * max(float(np.abs(gain).max(initial=0.0)), 1e-30)
+            y = (y - shift.reshape(column)) / np.where(dead, np.inf, gain).reshape(column)
+        x = small[layer.data]
+        at = cut_layer.positions(cut_layer.output_shape(x.shape), limit, rng)
+        sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
+        sums.update(_floats(cut_layer.rows(_floats(x), at)), _floats(cut_layer.targets(_floats(y), at)))
+    return train, held
+
+
+def _floats(x: Array) -> NDArray[np.floating]:
+    return np.asarray(x, np.float32)
+
+
+def _fit(name: str, train: NormalEquations, held: NormalEquations, prior: Matrix) -> tuple[Matrix, Fit]:
+    """The weights with the λ that does best on the held-out rows, refitted on all rows."""
+    judge = held if held.rows else train
+    before = float(judge.error(prior).sum())
+    best, strength = before, float("inf")
+    if held.rows:
+        for s in STRENGTHS:
+            error = float(held.error(_solve(train, prior, s)).sum())
+            if error < best:
+                best, strength = error, s
+    else:
+        strength = STRENGTHS[-1]
+    if not np.isfinite(strength):
+        return prior, Fit(name, strength, before, before)
+    train.merge(held)
+    matrix = _solve(train, prior, strength)
+    if not np.isfinite(matrix).all():
+        return prior, Fit(name, float("inf"), before, before)
+    return matrix, Fit(name, strength, before, best)
+
+
+def _solve(sums: NormalEquations, prior: Matrix, strength: float) -> Matrix:
+    if sums.xx.shape[0] > 1 and sums.xx.shape[1] <= _BATCHED_COLUMNS:
+        return ridge_batch(sums.xx, sums.xy, prior, strength)
+    return np.stack([ridge(sums.xx[g], sums.xy[g], prior[g], strength) for g in range(prior.shape[0])])

@@ -1,0 +1,28 @@
+"""Baselines: random order, and weight magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.select.path import Array, Path, Regression
+
+
+def random(units: int, regressions: Sequence[Regression], rng: np.random.Generator) -> Path:
+    """Units in random order."""
+    return by_score(rng.permutation(units).astype(np.float64), regressions)
+
+
+def by_score(score: Array, regressions: Sequence[Regression]) -> Path:
+    """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing."""
+    n = score.size
+    order = np.argsort(score, kind="stable").astype(np.int64)
+    k = np.zeros((n, n))
+    for r in regressions:
+        k += r.contributions(n)
+    ordered = k[np.ix_(order, order)]
+    # Removing the first m units costs the sum of the leading m × m block.
+    sums = np.cumsum(np.cumsum(ordered, axis=0), axis=1).diagonal()
+    loss = np.concatenate([[0.0], np.maximum(sums, 0.0)])[::-1]
+    return Path(order, np.ascontiguousarray(loss))

@@ -1,0 +1,69 @@
+"""What selection consumes and produces.
+
+A Regression is one consumer of a group: its outputs are Σ_c w_cᵀ x_c over input columns c, and each column belongs to
+one unit of the group or to none. Its discrepancy is the weighted squared error of its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """One consumer: p = E[x xᵀ] (D, D); w (D, M); unit (D,) the unit of each column or -1.
+
+    weight: what one unit of squared error counts, so that consumers are comparable. centred: the last column of x is
+    the constant 1. ridge: relative, on p, for a refit.
+    """
+
+    p: Array
+    w: Array
+    unit: Ints
+    weight: float = 1.0
+    centred: bool = True
+    ridge: float = 0.0
+
+    def power(self) -> float:
+        """E||y - E y||², the trace of the outputs' covariance; E||y||² where there is no constant column."""
+        second = float(np.sum(self.w * (self.p @ self.w)))
+        mean = self.p[-1] @ self.w if self.centred else np.zeros(1)
+        return max(second - float(mean @ mean), 0.0)
+
+    def contributions(self, units: int) -> Array:
+        """K (units, units) with K_jl = weight · E<s_j, s_l>, s_j = the contribution of unit j: DESIGN equation 4."""
+        inside = self.unit >= 0
+        core = (self.w[inside] @ self.w[inside].T) * self.p[np.ix_(inside, inside)]
+        columns = core.shape[0]
+        owner = csr_array((np.ones(columns), (self.unit[inside], np.arange(columns))), shape=(units, columns))
+        result: Array = (owner @ (owner @ core).T) * self.weight
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """For every number of kept units n = 0..N: which units, at which discrepancy.
+
+    order: units in the order of their removal, (N,): the last n are kept, unless `supports` names others.
+    loss: discrepancy with n units kept, (N + 1,); loss[N] = 0.
+    """
+
+    order: Ints
+    loss: Array
+    supports: Mapping[int, Ints] | None = None
+
+    def kept(self, n: int) -> Mask:
+        """Mask over the units, (N,), of the best n."""
+        mask = np.zeros(self.order.size, bool)
+        chosen = self.supports.get(n) if self.supports is not None else None
+        mask[self.order[self.order.size - n :] if chosen is None else chosen] = True
+        return mask

@@ -1,0 +1,117 @@
+"""Trial cuts: what removing part of one group alone does to the network's outputs.
+
+Local curves say how well a layer's own output survives; how much that matters to the answer differs by orders of
+magnitude between layers. So each group is cut alone to a few widths, with its consumers refitted by least squares,
+and the relative error of the *network outputs* is measured on a few samples. No gradients, no labels.
+
+The trial runs the part of the original graph behind the group, with the consumers' weights replaced (removed columns
+zero), which equals a masked consumer input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune import model as m
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.channels import ChannelGraph
+from onnxprune.graph import Array
+from onnxprune.refit import in_place
+from onnxprune.runtime import Session
+from onnxprune.select import Path
+from onnxprune.selection import consumers_of
+from onnxprune.walk import Walker
+
+# Shares of a group's units that the trials remove.
+LEVELS = (0.25, 0.5, 0.75)
+
+
+def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
+    """Mean over floating-point outputs of ||y - y0||² / ||y0 - mean y0||², the mean taken over samples."""
+    errors: list[float] = []
+    for name, y0 in reference.items():
+        if not np.issubdtype(y0.dtype, np.floating):
+            continue
+        a, b = outputs[name].astype(np.float64), y0.astype(np.float64)
+        spread = float(((b - b.mean(axis=0, keepdims=True)) ** 2).sum()) if len(b) > 1 else float((b**2).sum())
+        errors.append(float(((a - b) ** 2).sum()) / max(spread, 1e-30))
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def measure(
+    proto: onnx.ModelProto,
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    moments: Mapping[str, InputMoments],
+    samples: Samples,
+    paths: Sequence[Path],
+    *,
+    types: Mapping[str, int],
+    memory: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[dict[int, float]]:
+    """Per group: units kept → measured output error, at the levels that the group's size allows.
+
+    Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
+    without a consumer that can be refitted has no trials.
+    """
+    consumers = consumers_of(channels, layers)
+    walker = Walker(proto, samples, types, channels.graph.shapes, memory)
+    found: list[dict[int, float]] = [{} for _ in channels.groups]
+    order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if c)
+    first = {g: min(c, key=lambda x: x.node.index).data for g, c in enumerate(consumers) if c}
+    for _, g in order:
+        for _ in walker.advance((first[g],)):
+            pass
+        found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker)
+        progress(channels.groups[g].name)
+    return found
+
+
+def _trials_of(
+    g: int,
+    consumers: Sequence[Layer],
+    path: Path,
+    proto: onnx.ModelProto,
+    channels: ChannelGraph,
+    moments: Mapping[str, InputMoments],
+    walker: Walker,
+) -> dict[int, float]:
+    constants = channels.graph.constants
+    outputs = _behind(channels, {x.node.index for x in consumers})
+    if not outputs:
+        return {}
+    replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
+    session = Session(m.submodel(proto, walker.frontier, outputs, overridable=replaced))
+    reference = _run(session, walker, {})
+    found: dict[int, float] = {}
+    n = path.order.size
+    for width in sorted({n - round(n * share) for share in LEVELS} - {n, 0}):
+        keep = channels.keep_classes({g: path.kept(width)})
+        weights = in_place(consumers, moments, constants, keep, "least-squares")
+        feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}
+        error = relative_error(_run(session, walker, feeds), reference) * len(reference) / len(channels.graph.outputs)
+        if np.isfinite(error):
+            found[width] = error
+    return found
+
+
+def _behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
+    """The graph outputs that depend on any of these nodes."""
+    reached: set[str] = set()
+    for n in channels.graph.nodes:
+        if n.index in nodes or any(i in reached for i in (*n.inputs, *n.captures)):
+            reached.update(n.outputs)
+    return [o for o in channels.graph.outputs if o in reached]
+
+
+def _run(session: Session, walker: Walker, weights: Mapping[str, Array]) -> dict[str, Array]:
+    parts = [session.run({**b, **weights}) for b in walker.batches]
+    return {
+        k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in parts[0] if isinstance(parts[0][k], np.ndarray)
+    }

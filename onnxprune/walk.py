@@ -1,0 +1,94 @@
+"""Run a model forward in instalments over all samples, keeping only the tensors that later parts still need.
+
+Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. Where
+the frontier would exceed the memory limit the older, smaller one stays, and the nodes in between run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune import model as m
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import batch_size
+from onnxprune.graph import Array
+from onnxprune.runtime import Session
+
+
+class Walker:
+    """One model on one data set. `proto` may be changed between calls, behind what was already asked for."""
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        samples: Samples,
+        types: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
+        memory: int,
+    ) -> None:
+        self.proto, self.samples, self.memory = proto, samples, memory
+        self._types = dict(types)
+        self._shapes = shapes
+        size = batch_size(shapes, _widest(shapes, proto))
+        self._batches: list[dict[str, Array]] = list(samples.batches(size))
+        self._available = set(self._batches[0])
+        self._done: set[int] = set()
+        self._readers: dict[str, list[int]] = {}
+        self._producer: dict[str, int] = {}
+        for i, n in enumerate(proto.graph.node):
+            for name in (*n.input, *m.captured_names(n)):
+                self._readers.setdefault(name, []).append(i)
+            self._producer.update((o, i) for o in n.output if o)
+
+    @property
+    def frontier(self) -> dict[str, int]:
+        """The tensors that are kept at present, with their element types."""
+        return {t: self._types[t] for t in sorted(self._available)}
+
+    @property
+    def batches(self) -> Sequence[Mapping[str, Array]]:
+        """The kept tensors of every batch."""
+        return self._batches
+
+    def advance(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """The tensors `names`, batch by batch; everything that they need is run, nothing behind them."""
+        executed = self._done | self._needed(names)
+        reached = self._available | {o for i in executed for o in self.proto.graph.node[i].output if o}
+        frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
+        frontier &= set(self._types) | self._available
+        move = self._bytes(frontier) <= self.memory
+        produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
+        session = Session(m.submodel(self.proto, self.frontier, produced)) if produced else None
+        for index, feeds in enumerate(self._batches):
+            values = session.run(feeds) if session is not None else {}
+            known = {**feeds, **values}
+            yield {t: known[t] for t in names}
+            if move:
+                self._batches[index] = {t: known[t] for t in frontier}
+        if move:
+            self._available, self._done = frontier, executed
+
+    def _needed(self, names: Sequence[str]) -> set[int]:
+        found: set[int] = set()
+        stack = [n for n in names if n not in self._available]
+        while stack:
+            i = self._producer.get(stack.pop())
+            if i is None or i in found or i in self._done:
+                continue
+            found.add(i)
+            node = self.proto.graph.node[i]
+            stack.extend(x for x in (*node.input, *m.captured_names(node)) if x and x not in self._available)
+        return found
+
+    def _bytes(self, names: set[str]) -> int:
+        per_batch = sum(4 * int(np.prod(self._shapes.get(t, (0,))[1:], dtype=np.int64)) for t in names)
+        return per_batch * len(self.samples)
+
+
+def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
+    """The few largest tensors: what a batch has to hold at once."""
+    sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if o in shapes and shapes[o]]
+    return [o for _, o in sorted(sized, reverse=True)[:8]]

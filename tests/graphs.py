@@ -1,0 +1,13 @@
+"""One table of small topologies: every stage's tests run over it, so a new row tests everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.topologies import boundaries, convolution, layout, normalization
+from tests.topologies.text import Topology
+
+__all__ = ["PRUNABLE", "TABLE", "Topology"]
+
+TABLE: Mapping[str, Topology] = {**convolution.ROWS, **layout.ROWS, **normalization.ROWS, **boundaries.ROWS}
+PRUNABLE = tuple(name for name, row in TABLE.items() if row.units)

@@ -1,0 +1,69 @@
+"""The stages that nearly every test needs, from a model to its channel graph, and random plans over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune import model as m
+from onnxprune.channels import ChannelGraph, build
+from onnxprune.normalise import Normalised, normalise
+from onnxprune.oracle import masked_model
+from onnxprune.rewrite import cut
+from tests.graphs import TABLE
+
+Array = NDArray[Any]
+Keep = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model, the inputs that fixed its sizes, its normalised form and its channels."""
+
+    original: onnx.ModelProto
+    example: Mapping[str, Array]
+    normalised: Normalised
+    channels: ChannelGraph
+
+
+def prepare(original: onnx.ModelProto, example: Mapping[str, Array]) -> Prepared:
+    """Normalise and trace."""
+    n = normalise(original, example)
+    return Prepared(original, example, n, build(m.view(n.proto, n.shapes, n.known_values, n.binding)))
+
+
+def prepare_row(name: str) -> Prepared:
+    """A row of the table of topologies, at batch 2."""
+    row = TABLE[name]
+    return prepare(row.model(), row.feeds(2))
+
+
+def random_keep(channels: ChannelGraph, seed: int, shares: tuple[float, ...] = (0.2, 0.5, 0.8)) -> Keep:
+    """Which classes stay: a random subset of every group that leaves no tensor without channels."""
+    rng = np.random.default_rng(seed)
+    kept: dict[int, Keep] = {}
+    for group in channels.groups:
+        count = min(max(1, round(group.size * float(rng.choice(shares)))), max(group.size - 1, 1))
+        mask = np.zeros(group.size, bool)
+        mask[rng.permutation(group.size)[:count]] = True
+        kept[group.index] = mask
+    keep = channels.keep_classes(kept)
+    for needed in channels.needed:
+        if not keep[needed].any():
+            keep[rng.choice(needed)] = True
+    return keep
+
+
+def sliced(p: Prepared, keep: Keep) -> onnx.ModelProto:
+    """The model without what `keep` marks False."""
+    return cut(p.normalised.proto, p.channels, keep)
+
+
+def masked(p: Prepared, keep: Keep) -> onnx.ModelProto:
+    """The oracle of the same removal."""
+    return masked_model(p.normalised.proto, p.channels, keep, p.normalised.types)

@@ -1,0 +1,225 @@
+"""Operators that read across channels: statistics that change with what is kept, and comparisons that pin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.topologies.text import Topology
+
+
+def _group_norm_as_instance_norm(groups: int) -> str:
+    return f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) {{
+        a = Conv (x, w1[8,3,1,1], b1[8])
+        v = Reshape(a, rows{{0,{groups},-1}})
+        n = InstanceNormalization <epsilon=0.001> (v, s1[{groups}], o1[{groups}])
+        sh = Shape(a)
+        u = Reshape(n, sh)
+        m = Mul(u, s2[8,1,1])
+        o = Add(m, o2[8,1,1])
+        r = Relu(o)
+        y = Conv (r, w2[5,8,1,1], b2[5])
+    }}"""
+
+
+def _group_normalization(groups: int) -> str:
+    return f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) {{
+        a = Conv (x, w1[8,3,1,1], b1[8])
+        n = GroupNormalization <num_groups={groups}, epsilon=0.001> (a, s1[8], o1[8])
+        r = Relu(n)
+        y = Conv (r, w2[5,8,1,1], b2[5])
+    }}"""
+
+
+_PER_GROUP = "one value for each group of a normalization, whose groups all stay"
+
+ROWS: Mapping[str, Topology] = {
+    "group_norm_as_instance_norm_wide": Topology(
+        # Two groups of four: the same channel of both groups goes.
+        _group_norm_as_instance_norm(2),
+        (4,),
+        pins=(_PER_GROUP,),
+        mixing=(4,),
+    ),
+    "group_norm_as_instance_norm_narrow": Topology(
+        # Four groups of two: whole groups go, which changes no statistics.
+        _group_norm_as_instance_norm(4),
+        (4,),
+    ),
+    "group_normalization_wide": Topology(_group_normalization(2), (4,), mixing=(4,), opset=21, ir_version=10),
+    "group_normalization_narrow": Topology(_group_normalization(4), (4,), opset=21, ir_version=10),
+    "instance_norm": Topology(
+        # Statistics of each channel alone: nothing mixes.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n = InstanceNormalization (a, s1[8], o1[8])
+            y = Conv (n, w2[5,8,1,1])
+        }""",
+        (8,),
+    ),
+    "layer_norm": Topology(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            n = LayerNormalization <axis=-1, epsilon=0.001> (a, s1[8], o1[8])
+            h = MatMul(n, w2[8,12])
+            g = Gelu <approximate="tanh"> (h)
+            d = MatMul(g, w3[12,8])
+            e = Add(d, a)
+            m = LayerNormalization (e, s2[8])
+            y = MatMul(m, w4[8,5])
+        }""",
+        (12, 8),
+        mixing=(8,),
+        opset=20,
+        ir_version=9,
+    ),
+    "layer_norm_convolution": Topology(
+        # ConvNeXt: depthwise, then a normalization over the channels in last place, then a layer scale.
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            d = Conv <group=8, pads=[3,3,3,3]> (a, w2[8,1,7,7], b2[8])
+            t = Transpose <perm=[0,2,3,1]> (d)
+            n = LayerNormalization (t, s1[8], o1[8])
+            h = MatMul(n, w3[8,12])
+            hb = Add(b3[12], h)
+            g = Relu(hb)
+            e = MatMul(g, w4[12,8])
+            k = Mul(scale[8], e)
+            u = Transpose <perm=[0,3,1,2]> (k)
+            r = Add(a, u)
+            y = Conv (r, w5[5,8,1,1])
+        }""",
+        (12, 8),
+        mixing=(8,),
+    ),
+    "rms_norm_by_parts": Topology(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            q = Pow(a, two{:2.0})
+            v = ReduceMean <keepdims=1> (q, ax{-1})
+            e = Add(v, eps{:0.001})
+            s = Sqrt(e)
+            n = Div(a, s)
+            m = Mul(n, s1[8])
+            y = MatMul(m, w2[8,5])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "reductions": Topology(
+        # Every reduction over the channels runs over those that are kept.
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            r0 = ReduceSum <keepdims=1> (a, ax{-1})
+            r1 = ReduceMax <keepdims=1> (a, ax)
+            r2 = ReduceMin <keepdims=1> (a, ax)
+            r3 = ReduceL1 <keepdims=1> (a, ax)
+            r4 = ReduceL2 <keepdims=1> (a, ax)
+            r5 = ReduceLogSumExp <keepdims=1> (a, ax)
+            r6 = ReduceSumSquare <keepdims=1> (a, ax)
+            r7 = ReduceProd <keepdims=1> (a, ax)
+            s = Sum(r0, r1, r2, r3, r4, r5, r6, r7)
+            n = Div(a, s)
+            y = MatMul(n, w2[8,5])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "reductions_by_attribute": Topology(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            m = ReduceMean <axes=[2], keepdims=0> (a)
+            k = ReduceSum <axes=[-1], keepdims=0> (a)
+            s = Add(m, k)
+            u = Unsqueeze <axes=[2]> (s)
+            n = Sub(a, u)
+            y = MatMul(n, w2[8,5])
+        }""",
+        (8,),
+        mixing=(8,),
+        opset=11,
+        ir_version=6,
+    ),
+    "spatial_attention": Topology(
+        # CBAM: mean and maximum over the channels, joined to a map of two.
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            m = ReduceMean <keepdims=1> (a, ax{1})
+            k = ReduceMax <keepdims=1> (a, ax)
+            j = Concat <axis=1> (m, k)
+            g = Conv <pads=[3,3,3,3]> (j, w2[1,2,7,7])
+            s = Sigmoid(g)
+            o = Mul(a, s)
+            y = Conv (o, w3[5,8,1,1])
+        }""",
+        (8,),
+        pins=("which carries no channels",),
+        mixing=(8,),
+    ),
+    "lp_normalization": Topology(
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n = LpNormalization <axis=1, p=2> (a)
+            c = Conv (n, w2[6,8,1,1], b2[6])
+            m = LpNormalization <axis=1, p=1> (c)
+            y = Conv (m, w3[5,6,1,1])
+        }""",
+        (8, 6),
+        mixing=(8, 6),
+    ),
+    "mean_variance_normalization": Topology(
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n = MeanVarianceNormalization <axes=[1,2,3]> (a)
+            y = Conv (n, w2[5,8,1,1])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "softmax_channels": Topology(
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            c = Conv (a, w2[6,8,1,1], b2[6])
+            s = Softmax <axis=1> (c)
+            y = Conv (s, w3[5,6,1,1])
+        }""",
+        (8,),
+        pins=("Softmax compares all entries of this axis", "meets axis 1 of 's'"),
+    ),
+    "softmax_flattens": Topology(
+        # Before opset 13 everything from the axis on is one row.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            c = Conv (a, w2[6,8,1,1], b2[6])
+            s = Softmax <axis=1> (c)
+            y = Conv (s, w3[5,6,1,1])
+        }""",
+        (8,),
+        pins=("Softmax compares all entries of this axis", "meets axis 1 of 's'"),
+        opset=11,
+        ir_version=6,
+    ),
+    "softmax_positions": Topology(
+        # Over positions it is every channel's own affair.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            s = Softmax <axis=3> (a)
+            y = Conv (s, w2[5,8,1,1])
+        }""",
+        (8,),
+    ),
+    "rankings": Topology(
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y, int64[N,6,6] k) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            c = Conv (a, w2[6,8,1,1], b2[6])
+            k = ArgMax <axis=1, keepdims=0> (c)
+            d = Conv (a, w3[7,8,1,1])
+            v, i = TopK <axis=1> (d, three{3})
+            e = Conv (a, w4[4,8,1,1])
+            n = LRN <size=3> (e)
+            j = Concat <axis=1> (v, n, c)
+            y = Conv (j, w5[5,13,1,1])
+        }""",
+        (8,),
+        pins=("ArgMax compares", "TopK compares", "LRN sums over neighbouring channels", "meets axis 1 of 'v'"),
+    ),
+}
