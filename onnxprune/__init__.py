@@ -1,3 +1,53 @@
-"""Make an ONNX model slimmer by removing whole channels."""
+"""Make an ONNX model slimmer by removing whole channels: no training framework, no labels, no training loop.
+
+    from onnxprune import prune
+    result = prune("in.onnx", "out.onnx", "calib.npz", ratio=0.5)
+
+Everything is loaded on first use, so that the import itself is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune.config import PruneConfig
+    from onnxprune.errors import (
+        BudgetUnreachable,
+        CalibrationError,
+        CheckFailed,
+        InputError,
+        ModelError,
+        NothingPrunable,
+        OnnxPruneError,
+        RunError,
+        UsageError,
+    )
+    from onnxprune.pipeline import PruneResult, prune
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BudgetUnreachable",
+    "CalibrationError",
+    "CheckFailed",
+    "InputError",
+    "ModelError",
+    "NothingPrunable",
+    "OnnxPruneError",
+    "PruneConfig",
+    "PruneResult",
+    "RunError",
+    "UsageError",
+    "__version__",
+    "prune",
+]
+
+_HOMES = {"PruneConfig": "onnxprune.config", "PruneResult": "onnxprune.pipeline", "prune": "onnxprune.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "onnxprune.errors")), name)

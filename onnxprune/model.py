@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -60,7 +60,12 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
         onnx.checker.check_model(str(p))
     except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as e:
         raise ModelError(f"{p} is not a valid ONNX model: {' '.join(str(e).split())[:300]}") from e
-    return proto, Source(str(p), hashlib.sha256(blob).hexdigest(), len(blob))
+    return proto, source_of(str(p), blob)
+
+
+def source_of(path: str, blob: bytes) -> Source:
+    """Path, checksum and size of a model file's content."""
+    return Source(path, hashlib.sha256(blob).hexdigest(), len(blob))
 
 
 def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
@@ -153,10 +158,12 @@ def to_gs(proto: onnx.ModelProto) -> Any:
 def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
     """Back to protobuf, with everything that onnx-graphsurgeon drops restored from `like`.
 
-    That is: the exact input and output declarations, model metadata, and the documentation, metadata and overload of
-    each node whose first output still exists.
+    That is: the exact input and output declarations, model metadata, the documentation, metadata and overload of each
+    node whose first output still exists, and the place of the weights that bodies read from outside (each body would
+    hold a copy of its own).
     """
     proto = gs.export_onnx(graph, do_type_check=False)
+    _hoist_captured(proto, {t.name for t in like.graph.initializer})
     proto.ir_version = like.ir_version
     del proto.opset_import[:]
     proto.opset_import.extend(like.opset_import)
@@ -180,6 +187,20 @@ def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
             n.metadata_props.extend(before.metadata_props)
     proto.graph.doc_string = like.graph.doc_string
     return proto
+
+
+def _hoist_captured(proto: onnx.ModelProto, outer: Collection[str]) -> None:
+    """Move the initializers called `outer` from the bodies of If, Loop and Scan to the main graph, each once."""
+    present = {t.name for t in proto.graph.initializer}
+    stack = [b for n in proto.graph.node for a in n.attribute for b in subgraphs(a)]
+    while stack:
+        body = stack.pop()
+        stack.extend(b for n in body.node for a in n.attribute for b in subgraphs(a))
+        for t in [t for t in body.initializer if t.name in outer]:
+            if t.name not in present:
+                present.add(t.name)
+                proto.graph.initializer.add().CopyFrom(t)
+            body.initializer.remove(t)
 
 
 def submodel(
@@ -291,15 +312,6 @@ def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
 
 
 def parameters(proto: onnx.ModelProto) -> int:
-    """Elements of all floating-point initializers and quantized weights (integer index tensors do not count)."""
+    """Elements of all weights, Constant nodes included; int64, boolean and string tensors are indices, not weights."""
     skip = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
-    return sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type not in skip)
-
-
-def element_types(proto: onnx.ModelProto) -> dict[str, Array]:
-    """Names and numpy dtypes of the model's tensor inputs."""
-    kinds: dict[str, Any] = {}
-    for v in proto.graph.input:
-        if v.type.HasField("tensor_type"):
-            kinds[v.name] = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
-    return kinds
+    return sum(int(np.prod(t.dims)) for t in _stored_tensors(proto.graph) if t.data_type not in skip)

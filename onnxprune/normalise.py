@@ -38,7 +38,10 @@ _SHAPE_OPS = {"Shape", "Size"}
 
 @dataclass(frozen=True)
 class Normalised:
-    """The normalised model, shapes at `binding`, and what is known of run-time shape values (see graph.Graph)."""
+    """The normalised model, shapes at `binding`, and what is known of run-time shape values (see graph.Graph).
+
+    added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
+    """
 
     proto: onnx.ModelProto
     shapes: Mapping[str, Shape]
@@ -46,7 +49,8 @@ class Normalised:
     known_values: Mapping[str, tuple[int | None, ...]]
     binding: Mapping[str, Shape]
     notes: tuple[str, ...]
-    added_biases: frozenset[str] = frozenset()
+    added_biases: frozenset[str]
+    clones: Mapping[str, str]
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -68,14 +72,14 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     _see_through_identities(proto)
     proto = _fold_constants(proto)
     known = _fold_shape_arithmetic(proto, example)
-    _clone_shared_vectors(proto)
+    clones = _clone_shared_vectors(proto)
     added = _give_biases(proto)
     proto = _clean(proto)
     binding = {k: tuple(np.shape(v)) for k, v in example.items()}
     shapes, types = _all_shapes(proto, binding, example)
     if _shuffles_to_gathers(proto, shapes):
         proto = _clean(proto)
-    return Normalised(proto, shapes, types, known, binding, tuple(notes), added)
+    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones)
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -274,10 +278,11 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _clone_shared_vectors(proto: onnx.ModelProto) -> None:
+def _clone_shared_vectors(proto: onnx.ModelProto) -> dict[str, str]:
     """Give every use its own copy of a weight with at most one axis above 1: sharing those is an exporter's economy."""
     small = {t.name: t for t in proto.graph.initializer if sum(d > 1 for d in t.dims) <= 1}
     seen: set[str] = set()
+    clones: dict[str, str] = {}
     pinned = {c for n in proto.graph.node for c in m.captured_names(n)} | {o.name for o in proto.graph.output}
     for n in proto.graph.node:
         for i, name in enumerate(n.input):
@@ -289,7 +294,9 @@ def _clone_shared_vectors(proto: onnx.ModelProto) -> None:
                 clone.name = f"{name}__use{n.output[0]}_{i}"
                 proto.graph.initializer.append(clone)
                 n.input[i] = clone.name
+                clones[clone.name] = name
             seen.add(name)
+    return clones
 
 
 def _give_biases(proto: onnx.ModelProto) -> frozenset[str]:

@@ -13,8 +13,6 @@ from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.graph import Array
 from onnxprune.select import Path, Regression, baselines, imitation, obs
 
-METHODS = ("obs", "local", "magnitude", "random")
-
 
 def paths(
     channels: ChannelGraph,

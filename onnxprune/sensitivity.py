@@ -10,7 +10,7 @@ zero), which equals a masked consumer input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -51,11 +51,12 @@ def measure(
     samples: Samples,
     paths: Sequence[Path],
     *,
+    only: Collection[int],
     types: Mapping[str, int],
     memory: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[int, float]]:
-    """Per group: units kept → measured output error, at the levels that the group's size allows.
+    """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
     without a consumer that can be refitted has no trials.
@@ -63,7 +64,7 @@ def measure(
     consumers = consumers_of(channels, layers)
     walker = Walker(proto, samples, types, channels.graph.shapes, memory)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
-    order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if c)
+    order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if c and g in only)
     first = {g: min(c, key=lambda x: x.node.index).data for g, c in enumerate(consumers) if c}
     for _, g in order:
         for _ in walker.advance((first[g],)):

@@ -136,6 +136,12 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
     return Samples(specs, arrays, extras, str(p))
 
 
+def checked(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...]) -> Samples:
+    """Arrays in memory, checked in the same way."""
+    inputs, extras = _checked({k: np.asarray(v) for k, v in arrays.items()}, specs, "the data")
+    return Samples(specs, inputs, extras, "arrays in memory")
+
+
 def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -155,7 +161,7 @@ def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
 
 
 def _checked(
-    data: Mapping[str, Array], specs: tuple[InputSpec, ...], path: Path
+    data: Mapping[str, Array], specs: tuple[InputSpec, ...], path: Path | str
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """(inputs, other keys), with every input's presence, dtype, shape and values checked."""
     checked: dict[str, Array] = {}

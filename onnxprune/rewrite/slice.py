@@ -30,16 +30,14 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
     for name, factors in channels.factors.items():
         if name not in channels.graph.constants:
             continue
+        masks = [(tracked_axes(f)[0], keep[f.ravel()]) for f in factors]
+        shrinking = [(axis, mask) for axis, mask in masks if not mask.all()]
+        if not shrinking:
+            continue  # also what only the bodies of an If, Loop or Scan read, which `tensors` does not list
         values = np.asarray(tensors[name].values)
-        changed = False
-        for f in factors:
-            (axis,) = tracked_axes(f)
-            mask = keep[f.ravel()]
-            if not mask.all():
-                values = np.compress(mask, values, axis=axis)
-                changed = True
-        if changed:
-            tensors[name].values = np.ascontiguousarray(values)
+        for axis, mask in shrinking:
+            values = np.compress(mask, values, axis=axis)
+        tensors[name].values = np.ascontiguousarray(values)
     context = Cut(channels, keep, graph, tensors)
     for node, view in zip(list(graph.nodes), channels.graph.nodes, strict=True):
         repair = REPAIRS.get(view.op) if view.domain == "" else None
@@ -80,5 +78,23 @@ def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
         if len(n.input) == 3 and n.input[2] in zero:
             del n.input[2:]
     kept = [t for t in proto.graph.initializer if t.name not in zero]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def merge_equal_clones(proto: onnx.ModelProto, clones: Mapping[str, str]) -> None:
+    """Share again, in place, the copies that normalisation made and that ended equal to their original."""
+    stored = {t.name: t for t in proto.graph.initializer}
+    outer = {c for n in proto.graph.node for c in m.captured_names(n)} | {o.name for o in proto.graph.output}
+    alias: dict[str, str] = {}
+    for copy, origin in clones.items():
+        if copy in stored and origin in stored and copy not in outer:
+            a, b = stored[copy], stored[origin]
+            if a.dims == b.dims and onnx.numpy_helper.to_array(a).tobytes() == onnx.numpy_helper.to_array(b).tobytes():
+                alias[copy] = origin
+    for n in proto.graph.node:
+        for i, name in enumerate(n.input):
+            n.input[i] = alias.get(name, name)
+    kept = [t for t in proto.graph.initializer if t.name not in alias]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)

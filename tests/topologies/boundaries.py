@@ -157,7 +157,7 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (s, w4[4,5])
         }""",
         (8,),
-        pins=("Loop has no channel rule", "meets axis 1 of 's' (Loop"),
+        pins=("Loop reads it from inside its body", "meets axis 1 of 's' (Loop"),
     ),
     "output_and_consumed": Topology(
         """(float[N,3,8,8] x) => (float[N,8,6,6] a, float[N,5,6,6] y) {

@@ -352,7 +352,7 @@ ROWS: Mapping[str, Topology] = {
             z = Gemm (g, w5[32,4])
         }""",
         (6,),
-        pins=("all channels of 'ch' are coupled",),
+        pins=("all channels of 'w4' are coupled",),
     ),
     "expand_token": Topology(
         # A learned token for each sample, as vision transformers write it.

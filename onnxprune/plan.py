@@ -1,0 +1,94 @@
+"""The plan: which units stay. Frozen data between selection and rewriting; saved and replayed as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.errors import InputError, UsageError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """One group: its name, number of units, and the indices of those that stay, ascending."""
+
+    name: str
+    units: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to keep in the model with this checksum; groups that lose nothing are left out."""
+
+    model_sha256: str
+    config: Mapping[str, Any]
+    groups: tuple[GroupPlan, ...]
+
+    def masks(self, channels: ChannelGraph) -> dict[int, NDArray[np.bool_]]:
+        """Mask over the units of each planned group, by group index. Raises UsageError where a group does not fit."""
+        by_name = {g.name: g for g in channels.groups}
+        found: dict[int, NDArray[np.bool_]] = {}
+        for p in self.groups:
+            g = by_name.get(p.name)
+            if g is None or g.size != p.units:
+                raise UsageError(f"the plan's group {p.name!r} ({p.units} units) is not in this model; make a new plan")
+            mask = np.zeros(g.size, bool)
+            mask[list(p.kept)] = True
+            found[g.index] = mask
+        return found
+
+    def to_json(self) -> str:
+        """As text; equal plans give equal text."""
+        data = {
+            "format": FORMAT,
+            "model_sha256": self.model_sha256,
+            "config": dict(self.config),
+            "groups": [{"name": g.name, "units": g.units, "kept": list(g.kept)} for g in self.groups],
+        }
+        return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def make(
+    channels: ChannelGraph, masks: Mapping[int, NDArray[np.bool_]], model_sha256: str, config: Mapping[str, Any]
+) -> Plan:
+    """The plan of keeping `masks` (by group index)."""
+    groups = tuple(
+        GroupPlan(channels.groups[i].name, channels.groups[i].size, tuple(np.flatnonzero(mask).tolist()))
+        for i, mask in sorted(masks.items())
+        if not mask.all()
+    )
+    return Plan(model_sha256, config, groups)
+
+
+def load(path: str | Path) -> Plan:
+    """Read a plan. Raises InputError where it is missing or malformed."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise InputError(f"{path} is not a plan: {e}") from e
+    try:
+        if data["format"] != FORMAT:
+            raise InputError(f"{path} has plan format {data['format']}, this version reads {FORMAT}; make a new plan")
+        groups = tuple(_group(g) for g in data["groups"])
+        return Plan(str(data["model_sha256"]), dict(data["config"]), groups)
+    except (KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
+
+
+def _group(data: Mapping[str, Any]) -> GroupPlan:
+    units, kept = int(data["units"]), tuple(int(k) for k in data["kept"])
+    if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
+        raise ValueError(f"group {data['name']!r} must keep some of its {units} units, in ascending order")
+    return GroupPlan(str(data["name"]), units, kept)

@@ -1,0 +1,1 @@
+"""What a run did: plain data (`summary`), shown on a terminal (`terminal`)."""

@@ -1,0 +1,101 @@
+"""The report as frozen data and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """MACs per sample, parameters, and bytes of the ONNX file (0 where none was written)."""
+
+    macs: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: channels on its producers before and after, and why it stayed whole, if it did."""
+
+    name: str
+    channels_before: int
+    channels_after: int
+    producers: int
+    consumers: int
+    mixing: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PinnedRow:
+    """An axis of a weight that cannot be cut, with the operator and the reason."""
+
+    tensor: str
+    axis: int
+    channels: int
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Wall-clock seconds per stage, and what one plain onnxruntime pass over the same samples takes."""
+
+    stages: Mapping[str, float]
+    plain_pass_seconds: float
+    peak_memory_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        """The whole run."""
+        return sum(self.stages.values())
+
+    @property
+    def passes(self) -> float:
+        """The whole run as a multiple of one plain pass."""
+        return self.seconds / self.plain_pass_seconds if self.plain_pass_seconds else float("nan")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a run has to say."""
+
+    model: str
+    model_sha256: str
+    output: str | None
+    dry_run: bool
+    config: Mapping[str, Any]
+    requested: float
+    achieved: float
+    before: Size
+    after: Size
+    groups: tuple[GroupRow, ...]
+    pinned: tuple[PinnedRow, ...]
+    checks: Mapping[str, Any]
+    output_error: float | None
+    calibration: Mapping[str, Any]
+    effort: Effort
+    versions: Mapping[str, str]
+    refit: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """As text."""
+        data = asdict(self)
+        data["effort"] |= {"seconds": self.effort.seconds, "passes": self.effort.passes}
+        return json.dumps(_plain(data), indent=1) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: it becomes null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,122 @@
+"""Checks on the pruned model; a file is written only when all of them hold.
+
+1. ONNX's checker and strict shape inference.  2. The normalised model equals the original, and the slice equals the
+masked oracle, before anything is fitted.  3. onnxruntime runs the result, at a second size of every symbolic dimension.
+4. Outputs are finite; the discrepancy is measured on samples that the fit did not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune import model as m
+from onnxprune.calibrate.samples import Samples
+from onnxprune.errors import CheckFailed, RunError
+from onnxprune.graph import Array
+from onnxprune.normalise import resized
+from onnxprune.runtime import Feeds, Session
+
+TOLERANCE = 1e-4
+HALF_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Largest relative differences: normalised against original, slice against oracle."""
+
+    normalised: float
+    slice: float
+    tolerance: float
+
+
+def structure(proto: onnx.ModelProto) -> None:
+    """ONNX's checker and strict shape inference. Raises CheckFailed."""
+    try:
+        m.check(proto)
+    except Exception as e:  # noqa: BLE001  the checker's and the inference's errors share no base class
+        raise CheckFailed(f"the pruned model is not valid ONNX: {' '.join(str(e).split())[:300]}") from e
+
+
+def exactness(
+    original: onnx.ModelProto,
+    normalised: onnx.ModelProto,
+    sliced: onnx.ModelProto,
+    oracle: onnx.ModelProto,
+    feeds: Feeds,
+) -> Exactness:
+    """Compare the four models on one batch. Raises CheckFailed beyond the tolerance."""
+    half = any(t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for t in original.graph.initializer)
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    reference = Session(original).run(feeds)
+    before = largest_difference(Session(normalised).run(feeds), reference)
+    if not before <= tolerance:
+        raise CheckFailed(f"the normalised model differs from the original by {before:.1e}: please report this model")
+    after = largest_difference(Session(sliced).run(feeds), Session(oracle).run(feeds))
+    if not after <= tolerance:
+        raise CheckFailed(f"the sliced model differs from the masked original by {after:.1e}: please report this model")
+    return Exactness(before, after, tolerance)
+
+
+def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Largest |a - b| over the outputs, relative to the largest |b| of that output; infinite where shapes differ.
+
+    Values that are not finite must be the same on both sides.
+    """
+    worst = 0.0
+    for name, b in reference.items():
+        a = outputs[name]
+        if not isinstance(b, np.ndarray) or not np.issubdtype(b.dtype, np.number):
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        fine = np.isfinite(y)
+        if not np.array_equal(fine, np.isfinite(x)):
+            return float("inf")
+        if fine.any():
+            scale = max(float(np.abs(y[fine]).max()), 1e-30)
+            worst = max(worst, float(np.abs(x[fine] - y[fine]).max()) / scale)
+    return worst
+
+
+def runs_at_other_sizes(proto: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds) -> int:
+    """Run at every size at which the original runs, with outputs of the same shapes; the number of sizes.
+
+    Raises CheckFailed.
+    """
+    before, after = Session(original), Session(proto)
+    sizes = 0
+    for variant in (dict(feeds), *resized(feeds, original)):
+        try:
+            expected = before.run(variant)
+        except RunError:
+            continue  # the original does not accept that size either
+        try:
+            got = after.run(variant)
+        except RunError as e:
+            raise CheckFailed(f"the pruned model does not run at another input size: {e}") from e
+        for name, y in expected.items():
+            if isinstance(y, np.ndarray) and got[name].shape != y.shape:
+                raise CheckFailed(f"output {name!r} has shape {got[name].shape}, the original gives {y.shape}")
+        sizes += 1
+    return sizes
+
+
+def outputs_of(proto: onnx.ModelProto, samples: Samples, batch: int = 32) -> dict[str, Array]:
+    """Outputs over all samples, concatenated."""
+    session = Session(proto)
+    parts = [session.run(b) for b in samples.batches(batch)]
+    kept = {k for k, v in parts[0].items() if isinstance(v, np.ndarray)}
+    return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in parts[0] if k in kept}
+
+
+def finite(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+    """Outputs are finite wherever the original's are. Raises CheckFailed."""
+    for name, y in outputs.items():
+        if np.issubdtype(y.dtype, np.floating) and np.isfinite(reference[name]).all() and not np.isfinite(y).all():
+            raise CheckFailed(f"output {name!r} of the pruned model is not finite on the calibration data")

@@ -1,0 +1,231 @@
+"""The oracle against plain numpy, and against oracles that are broken on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from scipy.signal import correlate
+from scipy.special import erf
+
+from onnxprune.runtime import Session
+from tests.compare import assert_same, relative_error
+from tests.graphs import PRUNABLE, TABLE
+from tests.stages import Array, Prepared, masked, prepare, random_keep, sliced
+from tests.topologies.text import Topology
+
+Lookup = Callable[[str], Prepared]
+Numbers = NDArray[np.float64]
+Values = dict[str, Numbers]
+Masks = dict[str, NDArray[np.bool_]]
+
+
+def _convolve(x: Numbers, w: Numbers) -> Numbers:
+    """(N, C, H, W) with (M, C, kh, kw), no padding: sums of scipy's plane correlations."""
+    return np.stack(
+        [
+            np.stack([sum(correlate(x[n, c], w[o, c], mode="valid") for c in range(x.shape[1])) for o in range(len(w))])
+            for n in range(len(x))
+        ]
+    )
+
+
+def _case(text: str, seed: int, opset: int = 18) -> tuple[Values, Masks, Array, Array]:
+    """Weights and input in float64, kept channels of every vector of weights, the oracle's and the slice's answer."""
+    row = Topology(text, (), opset=opset, ir_version=8)
+    feeds = row.feeds(2, seed)
+    p = prepare(row.model(), feeds)
+    keep = random_keep(p.channels, seed)
+    values = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in row.model().graph.initializer}
+    values["x"] = feeds["x"].astype(np.float64)
+    masks: Masks = {}
+    for name, factors in p.channels.factors.items():
+        for f in factors:
+            if values.get(name, np.zeros((1, 1))).ndim == 1 and name in p.channels.graph.constants:
+                masks[name] = keep[f.ravel()]
+    return values, masks, Session(masked(p, keep)).run(feeds)["y"], Session(sliced(p, keep)).run(feeds)["y"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_convolution_without_a_channel(seed: int):
+    """Fails where a removed channel still contributes, by its bias after the Relu for one."""
+    v, masks, oracle, small = _case(
+        """(float[N,3,7,7] x) => (float[N,5,3,3] y) {
+            a = Conv (x, w1[8,3,3,3], b1[8])
+            r = Relu(a)
+            n = BatchNormalization <epsilon=0.00001> (r, s1[8], o1[8], m1[8], var1[8])
+            y = Conv (n, w2[5,8,3,3], b2[5])
+        }""",
+        seed,
+    )
+    kept = masks["b1"]
+    assert 0 < kept.sum() < kept.size
+    a = np.maximum(_convolve(v["x"], v["w1"][kept]) + v["b1"][kept][:, None, None], 0)
+    scale = v["s1"] / np.sqrt(v["var1"] + 1e-5)
+    n = (a - v["m1"][kept][:, None, None]) * scale[kept][:, None, None] + v["o1"][kept][:, None, None]
+    y = _convolve(n, v["w2"][:, kept]) + v["b2"][:, None, None]
+    assert_same(oracle, y.astype(np.float32), rtol=1e-5, atol=0.0)
+    assert_same(small, y.astype(np.float32), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layer_norm_over_kept_channels(seed: int):
+    """Fails where the statistics still count what is gone, in the sum or in the divisor."""
+    v, masks, oracle, small = _case(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            b = Add(a, b1[8])
+            n = LayerNormalization <axis=-1, epsilon=0.01> (b, s1[8], o1[8])
+            y = MatMul(n, w2[8,5])
+        }""",
+        seed,
+    )
+    kept = masks["b1"]
+    assert 0 < kept.sum() < kept.size
+    b = v["x"] @ v["w1"][:, kept] + v["b1"][kept]
+    n = (b - b.mean(-1, keepdims=True)) / np.sqrt(b.var(-1, keepdims=True) + 0.01) * v["s1"][kept] + v["o1"][kept]
+    y = (n @ v["w2"][kept]).astype(np.float32)
+    assert_same(oracle, y, rtol=1e-5, atol=0.0)
+    assert_same(small, y, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_group_norm_over_kept_channels(seed: int):
+    """Fails where a norm's group takes in a channel of another one after the cut."""
+    v, masks, oracle, small = _case(
+        """(float[N,3,4,4] x) => (float[N,5,4,4] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n = GroupNormalization <num_groups=2, epsilon=0.01> (a, s1[8], o1[8])
+            y = Conv (n, w2[5,8,1,1])
+        }""",
+        seed,
+        opset=21,
+    )
+    kept = masks["b1"]
+    assert 0 < kept.sum() < kept.size
+    a = _convolve(v["x"], v["w1"][kept]) + v["b1"][kept][:, None, None]
+    rows = a.reshape(len(a), 2, -1)
+    n = ((rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 0.01)).reshape(a.shape)
+    n = n * v["s1"][kept][:, None, None] + v["o1"][kept][:, None, None]
+    y = _convolve(n, v["w2"][:, kept]).astype(np.float32)
+    assert_same(oracle, y, rtol=1e-5, atol=0.0)
+    assert_same(small, y, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flattened_and_split_channels(seed: int):
+    """Fails where the columns of a product, or the halves of a gate, are matched with the wrong channels."""
+    v, masks, oracle, small = _case(
+        """(float[N,3,4,4] x) => (float[N,5] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            u, g = Split <axis=1> (a, parts{4,4})
+            e = Erf(g)
+            m = Mul(u, e)
+            f = Flatten(m)
+            y = Gemm <transB=1, alpha=0.5, beta=2.0> (f, w2[5,64], b2[5])
+        }""",
+        seed,
+    )
+    kept = masks["b1"]
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_array_equal(kept[:4], kept[4:])
+    a = _convolve(v["x"], v["w1"]) + v["b1"][:, None, None]
+    m = (a[:, :4] * erf(a[:, 4:]))[:, kept[:4]].reshape(len(a), -1)
+    y = (0.5 * m @ v["w2"].reshape(5, 4, 16)[:, kept[:4]].reshape(5, -1).T + 2.0 * v["b2"]).astype(np.float32)
+    assert_same(oracle, y, rtol=1e-5, atol=0.0)
+    assert_same(small, y, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reductions_over_kept_channels(seed: int):
+    """Fails where the place of a removed channel counts as a zero in a mean or a maximum."""
+    v, masks, oracle, small = _case(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            b = Sub(a, b1[8])
+            m = ReduceMean <keepdims=1> (b, ax{-1})
+            k = ReduceMax <keepdims=1> (b, ax)
+            l = ReduceL2 <keepdims=1> (b, ax)
+            s = Sum(b, m, k, l)
+            y = MatMul(s, w2[8,5])
+        }""",
+        seed,
+    )
+    kept = masks["b1"]
+    assert 0 < kept.sum() < kept.size
+    b = v["x"] @ v["w1"][:, kept] - v["b1"][kept]
+    s = b + b.mean(-1, keepdims=True) + b.max(-1, keepdims=True) + np.linalg.norm(b, axis=-1, keepdims=True)
+    y = (s @ v["w2"][kept]).astype(np.float32)
+    assert_same(oracle, y, rtol=1e-5, atol=0.0)
+    assert_same(small, y, rtol=1e-5, atol=0.0)
+
+
+def test_oracle_keeps_every_shape(prepared: Lookup):
+    """Fails where the oracle slices: then it would share the mistakes of what it judges."""
+    for name in PRUNABLE:
+        p = prepared(name)
+        oracle = masked(p, random_keep(p.channels, 0))
+        before = {t.name: t for t in p.normalised.proto.graph.initializer}
+        after = {t.name: t for t in oracle.graph.initializer}
+        assert all(after[k] == t for k, t in before.items())
+
+
+def test_oracle_of_nothing_is_the_model(prepared: Lookup):
+    """Fails where the oracle masks although nothing is removed."""
+    for name in PRUNABLE:
+        p = prepared(name)
+        nodes = masked(p, np.ones(p.channels.classes.pinned.size, bool)).graph.node
+        assert list(nodes) == list(p.normalised.proto.graph.node)
+
+
+def _masks(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [
+        t for t in model.graph.initializer if t.name.startswith("__oracle") and t.data_type == onnx.TensorProto.BOOL
+    ]
+
+
+@pytest.mark.parametrize("damage", ["dropped", "shifted"])
+@pytest.mark.parametrize(
+    "name", ["plain", "batch_norm", "dense_concat", "flatten_gemm", "layer_norm", "lp_normalization"]
+)
+def test_a_damaged_mask_is_seen(name: str, damage: str, prepared: Lookup):
+    """Fails where a mask of the oracle could be wrong without anyone noticing."""
+    p = prepared(name)
+    keep = random_keep(p.channels, 1, shares=(0.5,))
+    small = Session(sliced(p, keep))
+    feeds = TABLE[name].feeds(2)
+    count = len(_masks(masked(p, keep)))
+    assert count
+    for which in range(count):
+        oracle = masked(p, keep)
+        mask = _masks(oracle)[which]
+        values = onnx.numpy_helper.to_array(mask)
+        axis = int(np.argmax(values.shape))
+        wrong = np.ones_like(values) if damage == "dropped" else np.roll(values, 1, axis)
+        assert not np.array_equal(wrong, values)
+        mask.CopyFrom(onnx.numpy_helper.from_array(wrong, mask.name))
+        expected = Session(oracle).run(feeds)
+        assert max(relative_error(y, expected[k]) for k, y in small.run(feeds).items()) > 1e-3
+
+
+def test_a_mask_at_the_producer_is_not_the_oracle(prepared: Lookup):
+    """Fails where zeroing a producer's output passes for removal: the shift of a normalization behind it stays."""
+    p = prepared("batch_norm")
+    keep = random_keep(p.channels, 1, shares=(0.5,))
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(p.normalised.proto)
+    for t in wrong.graph.initializer:
+        for f in p.channels.factors.get(t.name, ()):
+            producer = any(
+                (r.tensor, r.axis) == (t.name, int(np.argmax(f.shape))) for g in p.channels.groups for r in g.producers
+            )
+            if producer:
+                t.CopyFrom(
+                    onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t) * keep[f].astype(np.float32), t.name)
+                )
+    feeds = TABLE["batch_norm"].feeds(2)
+    small, zeroed = Session(sliced(p, keep)).run(feeds)["y"], Session(wrong).run(feeds)["y"]
+    assert relative_error(small, zeroed) > 1e-2
