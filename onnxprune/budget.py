@@ -146,4 +146,5 @@ def measured_curve(loss: Array, trials: Mapping[int, float]) -> Array:
     ratios = np.array([trials[int(k)] / max(float(loss[k]), tiny) for k in at])
     curve = loss * np.interp(n, at, ratios)
     # Keeping fewer is never better: enforce what noise in the trials may break.
-    return np.maximum.accumulate(curve[::-1])[::-1].copy()
+    monotone: Array = np.maximum.accumulate(curve[::-1])[::-1].copy()
+    return monotone

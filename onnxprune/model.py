@@ -5,6 +5,7 @@ External data is read only from inside the model's own folder. A file appears at
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -18,7 +19,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import ModelError, RunError
-from onnxprune.graph import Array, Graph, Node, Shape
+from onnxprune.graph import Graph, Node, Shape
 
 SUBGRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -162,7 +163,7 @@ def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
     node whose first output still exists, and the place of the weights that bodies read from outside (each body would
     hold a copy of its own).
     """
-    proto = gs.export_onnx(graph, do_type_check=False)
+    proto: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     _hoist_captured(proto, {t.name for t in like.graph.initializer})
     proto.ir_version = like.ir_version
     del proto.opset_import[:]
@@ -265,10 +266,8 @@ def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.Mo
 
 def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """(static shapes, element types) that ONNX shape inference finds; models that it refuses yield what is declared."""
-    try:
+    with contextlib.suppress(Exception):  # inference is best effort here: the caller measures what is missing
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception:  # noqa: BLE001  inference is best effort here: the caller measures what is missing
-        pass
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
@@ -295,20 +294,20 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
     """Write `blob` to a temporary file in the target's folder and rename it into place. Raises RunError."""
     target = Path(path)
-    temporary = ""
+    temporary: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as f:
-            temporary = f.name
+            temporary = Path(f.name)
             f.write(blob)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
     except OSError as e:
         raise RunError(f"{target} cannot be written: {e.strerror}") from e
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def parameters(proto: onnx.ModelProto) -> int:

@@ -9,6 +9,7 @@ masked sums. Nothing here slices; `rewrite` and this file share no code. The sli
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,7 @@ class _Builder:
         self.constants: list[onnx.TensorProto] = []
         self._prefix = prefix
 
-    def op(self, kind: str, *inputs: str, **attrs: object) -> str:
+    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
         out = f"{self._prefix}_{kind}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [out], **attrs))
         return out
@@ -140,7 +141,7 @@ def _instance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> 
 
 def _group_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
     x = r.node.inputs[0]
-    n, c, *spatial = channels.graph.shapes[x]
+    _, c, *spatial = channels.graph.shapes[x]
     groups = int(r.node.attrs["num_groups"])
     opset = channels.graph.opset
     rows = b.op("Reshape", x, b.constant([0, groups, -1], np.int64))

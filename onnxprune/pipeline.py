@@ -28,6 +28,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
 from onnxprune.graph import Array
 from onnxprune.normalise import Normalised, normalise
+from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers
@@ -88,7 +89,26 @@ def prune(
     """
     settings = replace(config or PruneConfig(), **options)
     check_output(output, overwrite)
-    stage = Stages(watch)
+    try:
+        result = _run(model, output, calibration, settings, from_plan, Stages(watch), dry_run=dry_run)
+    except SolveFailed as e:
+        raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
+    if output is not None and result.model is not None:
+        m.save(result.model, output)
+    return result
+
+
+def _run(
+    model: ModelLike,
+    output: str | os.PathLike[str] | None,
+    calibration: Calibration,
+    settings: PruneConfig,
+    from_plan: plan.Plan | str | os.PathLike[str] | None,
+    stage: Stages,
+    *,
+    dry_run: bool,
+) -> PruneResult:
+    """The sentence, one line per stage."""
     with stage("load"):
         loaded = load(model, calibration, settings)
     with stage("couple"):
@@ -115,8 +135,6 @@ def prune(
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
-    if output is not None:
-        m.save(checked.model, output)
     return PruneResult(checked.model, chosen, report)
 
 
@@ -188,7 +206,11 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return True
 
         return data.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, runs)
-    found = data.load(calibration, specs) if not isinstance(calibration, Mapping) else data.checked(calibration, specs)
+    found = (
+        data.load(Path(calibration), specs)
+        if not isinstance(calibration, Mapping)
+        else data.checked(calibration, specs)
+    )
     if settings.samples is not None and settings.samples < len(found):
         found = found.take(np.sort(np.random.default_rng(settings.seed).permutation(len(found))[: settings.samples]))
     return found
@@ -319,7 +341,7 @@ def allocate(
     if least > limit:
         hint = "lower --ratio" + (", or give a smaller --round-to" if settings.round_to > 1 else "")
         raise BudgetUnreachable(
-            f"{settings.ratio:.0%} of the {settings.budget} cannot be removed: at most {1 - least / full:.1%} can; {hint}"
+            f"{settings.ratio:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
     n = loaded.normalised
     trials = sensitivity.measure(
@@ -328,6 +350,7 @@ def allocate(
         coupled.layers,
         calibrated.moments,
         loaded.held,
+        calibrated.reference,
         paths,
         only={g.index for g in channels.groups if len(widths[g.index]) > 1},
         types=n.types,

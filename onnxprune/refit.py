@@ -35,7 +35,7 @@ from onnxprune.walk import Walker
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 _BATCHED_COLUMNS = 64
 
 

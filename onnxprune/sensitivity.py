@@ -49,6 +49,7 @@ def measure(
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
     samples: Samples,
+    reference: Mapping[str, Array],
     paths: Sequence[Path],
     *,
     only: Collection[int],
@@ -57,6 +58,8 @@ def measure(
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
+
+    reference: outputs of the uncut model on the same samples, by name.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
     without a consumer that can be refitted has no trials.
@@ -69,7 +72,7 @@ def measure(
     for _, g in order:
         for _ in walker.advance((first[g],)):
             pass
-        found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker)
+        found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker, reference)
         progress(channels.groups[g].name)
     return found
 
@@ -82,6 +85,7 @@ def _trials_of(
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
     walker: Walker,
+    reference: Mapping[str, Array],
 ) -> dict[int, float]:
     constants = channels.graph.constants
     outputs = _behind(channels, {x.node.index for x in consumers})
@@ -89,14 +93,14 @@ def _trials_of(
         return {}
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     session = Session(m.submodel(proto, walker.frontier, outputs, overridable=replaced))
-    reference = _run(session, walker, {})
+    expected = {k: v for k, v in reference.items() if k in outputs}
     found: dict[int, float] = {}
     n = path.order.size
     for width in sorted({n - round(n * share) for share in LEVELS} - {n, 0}):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
         feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}
-        error = relative_error(_run(session, walker, feeds), reference) * len(reference) / len(channels.graph.outputs)
+        error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(reference), 1)
         if np.isfinite(error):
             found[width] = error
     return found

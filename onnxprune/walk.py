@@ -90,5 +90,5 @@ class Walker:
 
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
     """The few largest tensors: what a batch has to hold at once."""
-    sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if o in shapes and shapes[o]]
+    sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
     return [o for _, o in sorted(sized, reverse=True)[:8]]

@@ -144,8 +144,10 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
     graph = channels.graph
     uses: dict[str, int] = {}
     for n in graph.nodes:
-        for i in n.inputs:
+        for i in (*n.inputs, *n.captures):
             uses[i] = uses.get(i, 0) + 1
+    for o in graph.outputs:
+        uses[o] = uses.get(o, 0) + 1
     found = (_layer(linear, graph, uses) for linear in channels.linears)
     return tuple(x for x in found if x is not None)
 
@@ -167,11 +169,15 @@ def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | Non
         channels, window = w.shape[reads], None
         if len(x) < 2 or (node.op == "Gemm" and node.attrs.get("transA", 0)):
             return None
+        if node.op == "Gemm" and node.attrs.get("alpha", 1.0) == 0.0:
+            return None
+        if node.op == "Gemm" and node.attrs.get("beta", 1.0) == 0.0:
+            bias = ""
         if node.op == "MatMul":
             output, bias = _added_bias(node, graph, w.shape[writes])
     b = graph.constants.get(bias) if bias else None
     width = w.shape[writes] * (linear.groups if node.op == "ConvTranspose" else 1)
-    if bias and (b is None or b.size != width or uses[bias] != 1):
+    if bias and (b is None or b.size != width or b.shape[-1:] != (width,) or uses[bias] != 1):
         return None
     inputs = np.full(channels, -1, np.int64) if linear.inputs is None else linear.inputs
     outputs = np.full(width, -1, np.int64) if linear.outputs is None else linear.outputs
@@ -215,4 +221,5 @@ def _window(node: Node, w: Array, groups: int, rank: int) -> Window:
         str(a.get("auto_pad", "NOTSET")),
         node.op == "ConvTranspose",
         as_ints(a["output_padding"]) if a.get("output_padding") else (),
+        as_ints(a["output_shape"])[-rank:] if a.get("output_shape") else (),
     )

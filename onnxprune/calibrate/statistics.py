@@ -26,7 +26,7 @@ WIDE = 5000
 HOLD_OUT = 4
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 BATCH = 64
-_ROWS_PER_COLUMN = 48
+_ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
 
@@ -46,7 +46,7 @@ class InputMoments:
 
 
 def positions_for(columns: int, samples: int) -> int:
-    """Output positions to sample per image, so that a regression has some 48 rows per column."""
+    """Output positions to sample per image, so that a regression has some 24 rows per column."""
     wanted = -(-_ROWS_PER_COLUMN * columns // max(samples, 1))
     return int(np.clip(wanted, _MIN_POSITIONS, _MAX_POSITIONS))
 

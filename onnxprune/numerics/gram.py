@@ -84,4 +84,5 @@ class NormalEquations:
     def error(self, w: Array) -> Array:
         """Σ ||y - wᵀx||² per group and target, (g, M), of weights w (g, D, M)."""
         quadratic = np.einsum("gdm,gde,gem->gm", w, self.xx, w, optimize=True)
-        return np.maximum(self.yy - 2 * np.einsum("gdm,gdm->gm", w, self.xy) + quadratic, 0.0)
+        squared: Array = np.maximum(self.yy - 2 * np.einsum("gdm,gdm->gm", w, self.xy) + quadratic, 0.0)
+        return squared

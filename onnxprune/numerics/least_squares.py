@@ -23,23 +23,37 @@ class SolveFailed(ArithmeticError):
     """A system that should be positive definite is not, even after the jitter."""
 
 
+_INDEFINITE = "a Gram matrix is not positive semi-definite"
+_NOT_FINITE = "a Gram matrix has entries that are not finite"
+
+
+def _scales(diagonal: Array) -> Array:
+    """1 / √diagonal along the last axis, 0 where a column is always zero. Raises SolveFailed."""
+    if not np.isfinite(diagonal).all():
+        raise SolveFailed(_NOT_FINITE)
+    top = np.maximum(np.abs(diagonal).max(axis=-1, initial=0.0, keepdims=True), 1e-300)
+    if (diagonal < -1e-9 * top).any():
+        raise SolveFailed(_INDEFINITE)
+    dead = diagonal <= 1e-24 * top
+    result: Array = np.where(dead, 0.0, 1.0 / np.sqrt(np.where(dead, 1.0, diagonal)))
+    return result
+
+
 def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     """(a + Λ)⁻¹ b for a symmetric positive semi-definite a (D, D), b (D, M), Λ = (JITTER + ridge) diag(a).
 
     Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
     """
-    d = np.sqrt(np.maximum(np.diag(a), 0.0))
-    dead = d <= 1e-12 * max(float(d.max(initial=0.0)), 1e-300)
-    s = np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, d))
+    s = _scales(np.diag(a))
     m = a * s[:, None] * s[None, :]
     m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
     try:
         factor = linalg.cho_factor(m, lower=True, overwrite_a=True, check_finite=False)
         x: Array = linalg.cho_solve(factor, b * s[:, None], overwrite_b=True, check_finite=False)
     except linalg.LinAlgError as e:
-        raise SolveFailed("a Gram matrix is not positive semi-definite") from e
+        raise SolveFailed(_INDEFINITE) from e
     if not np.isfinite(x).all():
-        raise SolveFailed("a Gram matrix has entries that are not finite")
+        raise SolveFailed(_NOT_FINITE)
     return x * s[:, None]
 
 
@@ -56,7 +70,8 @@ def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
     if keep.all():
         return w.copy()
     gone = ~keep
-    return w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], strength)
+    result: Array = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], strength)
+    return result
 
 
 def ridge(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
@@ -74,16 +89,16 @@ def scale(k: Array, free: Mask, gone: Mask) -> Array:
 
 def ridge_batch(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
     """`ridge` for many small regressions at once: xx (g, D, D), xy (g, D, M), prior (g, D, M)."""
-    diagonal = np.maximum(np.einsum("gdd->gd", xx), 0.0)
-    d = np.sqrt(diagonal)
-    top = d.max(axis=1, keepdims=True)
-    dead = d <= 1e-12 * np.maximum(top, 1e-300)
-    s = np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, d))
+    s = _scales(np.einsum("gdd->gd", xx))
     a = xx * s[:, :, None] * s[:, None, :]
     index = np.arange(a.shape[1])
     a[:, index, index] = 1.0 + JITTER + strength
     try:
-        step: Array = np.linalg.solve(a, (xy - xx @ prior) * s[:, :, None])
+        np.linalg.cholesky(a)  # the stacked solve alone would not notice an indefinite matrix
+        step = np.linalg.solve(a, (xy - xx @ prior) * s[:, :, None])
     except np.linalg.LinAlgError as e:
-        raise SolveFailed("a Gram matrix is not positive semi-definite") from e
-    return prior + step * s[:, :, None]
+        raise SolveFailed(_INDEFINITE) from e
+    if not np.isfinite(step).all():
+        raise SolveFailed(_NOT_FINITE)
+    result: Array = prior + step * s[:, :, None]
+    return result

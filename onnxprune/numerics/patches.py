@@ -24,8 +24,8 @@ Ints = NDArray[np.int64]
 class Window:
     """Geometry of a convolution over any number of spatial axes.
 
-    auto_pad: "NOTSET", "VALID", "SAME_UPPER" or "SAME_LOWER". transposed: strides spread the input, and `pads` and
-    `output_padding` are those of the transposed operator.
+    auto_pad: "NOTSET", "VALID", "SAME_UPPER" or "SAME_LOWER". transposed: strides spread the input, and `pads`,
+    `output_padding` and `output_shape` (the spatial size that decides the pads) are those of the transposed operator.
     """
 
     kernel: tuple[int, ...]
@@ -36,6 +36,7 @@ class Window:
     auto_pad: str = "NOTSET"
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of the output."""
@@ -59,16 +60,7 @@ class Window:
         rank = len(self.kernel)
         reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
         if self.transposed:
-            extra = self.output_padding or (0,) * rank
-            before, after = self.pads[:rank], self.pads[rank:]
-            if self.auto_pad.startswith("SAME"):
-                total = [max(r + 1 - s, 0) for r, s in zip(reach, self.strides, strict=True)]
-                low = [t // 2 if self.auto_pad == "SAME_UPPER" else t - t // 2 for t in total]
-                before, after = tuple(low), tuple(t - x for t, x in zip(total, low, strict=True))
-            return (
-                tuple(r - b for r, b in zip(reach, before, strict=True)),
-                tuple(r - a + e for r, a, e in zip(reach, after, extra, strict=True)),
-            )
+            return self._transposed_padding(size, reach)
         if self.auto_pad == "VALID":
             return (0,) * rank, (0,) * rank
         if self.auto_pad.startswith("SAME"):
@@ -79,12 +71,32 @@ class Window:
             return tuple(low), tuple(t - x for t, x in zip(total, low, strict=True))
         return self.pads[:rank], self.pads[rank:]
 
+    def _transposed_padding(self, size: Sequence[int], reach: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        rank = len(self.kernel)
+        extra = self.output_padding or (0,) * rank
+        before, after = self.pads[:rank], self.pads[rank:]
+        if self.output_shape or self.auto_pad.startswith("SAME"):
+            wanted = self.output_shape or tuple(n * s for n, s in zip(size, self.strides, strict=True))
+            natural = [n + r + e for n, r, e in zip(self._spread_size(size), reach, extra, strict=True)]
+            surplus = [n - w for n, w in zip(natural, wanted, strict=True)]
+            total = [max(x, 0) for x in surplus]
+            before = tuple(t // 2 if self.auto_pad == "SAME_UPPER" else t - t // 2 for t in total)
+            after = tuple(t - b for t, b in zip(total, before, strict=True))
+            if self.output_shape:
+                # A size beyond what the input reaches is filled with the bias alone.
+                after = tuple(a + min(x, 0) for a, x in zip(after, surplus, strict=True))
+        return (
+            tuple(r - b for r, b in zip(reach, before, strict=True)),
+            tuple(r - a + e for r, a, e in zip(reach, after, extra, strict=True)),
+        )
+
     def patches(self, x: Floats, positions: Ints) -> Floats:
         """X (g, N·P, C/g·k) of the input x (N, C, *S) at flat output positions (P,)."""
         n, c, *size = x.shape
         if self.transposed:
-            spread = np.zeros((n, c, *self._spread_size(size)), x.dtype)
-            spread[(slice(None), slice(None), *(slice(None, None, s) for s in self.strides))] = x
+            spread: Floats = np.zeros((n, c, *self._spread_size(size)), x.dtype)
+            every = (slice(None), slice(None), *(slice(None, None, s) for s in self.strides))
+            spread[every] = x
             x = spread
         before, after = self._padding(size)
         x = _padded(x, before, after)
@@ -95,8 +107,9 @@ class Window:
             flat = flat * width + (at[:, None] * step + offset[None, :])
         picked = x.reshape(n, c, -1)[:, :, flat]
         g, k = self.groups, flat.shape[1]
-        rows = picked.reshape(n, g, c // g, positions.size, k).transpose(1, 0, 3, 2, 4)
-        return rows.reshape(g, n * positions.size, (c // g) * k)
+        by_group = picked.reshape(n, g, c // g, positions.size, k).transpose(1, 0, 3, 2, 4)
+        rows: Floats = by_group.reshape(g, n * positions.size, (c // g) * k)
+        return rows
 
     def _offsets(self) -> Ints:
         """Offsets of the kernel's positions, (k, rank)."""
@@ -109,29 +122,35 @@ class Window:
         if self.transposed:
             c, m = weight.shape[:2]
             flipped = np.flip(weight, tuple(range(2, weight.ndim))).reshape(g, c // g, m, -1)
-            return flipped.transpose(0, 1, 3, 2).reshape(g, -1, m)
-        m = weight.shape[0]
-        return weight.reshape(g, m // g, -1).transpose(0, 2, 1)
+            matrix: Floats = flipped.transpose(0, 1, 3, 2).reshape(g, -1, m)
+        else:
+            matrix = weight.reshape(g, weight.shape[0] // g, -1).transpose(0, 2, 1)
+        return matrix
 
     def from_matrix(self, matrix: Floats, channels: int) -> Floats:
         """The weight tensor of W (g, D, M/g), for `channels` input channels in all."""
         g, _, m = matrix.shape
         if self.transposed:
             flipped = matrix.reshape(g, channels // g, -1, m).transpose(0, 1, 3, 2)
-            return np.flip(flipped.reshape(channels, m, *self.kernel), tuple(range(2, 2 + len(self.kernel))))
-        return matrix.transpose(0, 2, 1).reshape(g * m, channels // g, *self.kernel)
+            spatial = tuple(range(2, 2 + len(self.kernel)))
+            weight: Floats = np.flip(flipped.reshape(channels, m, *self.kernel), spatial)
+        else:
+            weight = matrix.transpose(0, 2, 1).reshape(g * m, channels // g, *self.kernel)
+        return weight
 
     def outputs_at(self, y: Floats, positions: Ints) -> Floats:
         """Y (g, N·P, M/g) of the output y (N, M, *S) at flat positions (P,)."""
         n, m = y.shape[:2]
         g = self.groups
         picked = y.reshape(n, m, -1)[:, :, positions].reshape(n, g, m // g, positions.size)
-        return picked.transpose(1, 0, 3, 2).reshape(g, n * positions.size, m // g)
+        rows: Floats = picked.transpose(1, 0, 3, 2).reshape(g, n * positions.size, m // g)
+        return rows
 
 
 def _padded(x: Floats, before: Sequence[int], after: Sequence[int]) -> Floats:
     """Zero padding; negative amounts crop."""
     if any(b > 0 or a > 0 for b, a in zip(before, after, strict=True)):
         x = np.pad(x, [(0, 0), (0, 0), *((max(b, 0), max(a, 0)) for b, a in zip(before, after, strict=True))])
-    crop = [slice(max(-b, 0), x.shape[i + 2] - max(-a, 0)) for i, (b, a) in enumerate(zip(before, after, strict=True))]
-    return x[(slice(None), slice(None), *crop)]
+    inner = (slice(max(-b, 0), n - max(-a, 0)) for n, b, a in zip(x.shape[2:], before, after, strict=True))
+    crop = (slice(None), slice(None), *inner)
+    return x[crop]

@@ -42,12 +42,14 @@ class _State:
     def costs(self, alive: Ints) -> Array:
         """Cost of removing each unit of `alive`, (n,)."""
         if self.uniform == 1:
-            return (self.w[alive] ** 2).sum(axis=1) / np.maximum(self.inverse[alive, alive], 1e-300)
+            single: Array = (self.w[alive] ** 2).sum(axis=1) / np.maximum(self.inverse[alive, alive], 1e-300)
+            return single
         if self.uniform:
             b = self.uniform
             blocks = np.einsum("ubuc->ubc", self.inverse.reshape(-1, b, self.inverse.shape[0] // b, b))[alive]
             w = self.w.reshape(-1, b, self.w.shape[1])[alive]
-            return np.einsum("ubm,ubm->u", w, np.linalg.solve(blocks, w))
+            cost: Array = np.einsum("ubm,ubm->u", w, np.linalg.solve(blocks, w))
+            return cost
         return np.array([self._cost(int(u)) for u in alive])
 
     def _cost(self, u: int) -> float:

@@ -226,7 +226,8 @@ def _spread(f: Factor, indices: tuple[str, ...], space: Sequence[str]) -> Factor
     shape = [1] * len(space)
     for a in order:
         shape[space.index(indices[a])] = f.shape[a]
-    return f.transpose(order).reshape(shape)
+    moved: Factor = f.transpose(order).reshape(shape)
+    return moved
 
 
 def _spread_shape(shape: Shape, indices: tuple[str, ...], space: Sequence[str]) -> Shape:

@@ -159,15 +159,15 @@ def slice_bounds(node: Node, shape: Shape, ints: Callable[[str], tuple[int, ...]
     kept: dict[int, Labels] = {}
     for a, s, e, step in zip(axes, starts, ends, steps, strict=True):
         a %= len(shape)
-        kept[a] = np.arange(shape[a])[slice(*_numpy_bounds(s, e, step, shape[a]))]
+        kept[a] = _positions(s, e, step, shape[a])
     return kept
 
 
-def _numpy_bounds(start: int, end: int, step: int, size: int) -> tuple[int | None, int | None, int]:
-    """ONNX clamps where numpy would wrap: an end at or below -size-1 means 'to the first element' for step < 0."""
-    if step < 0 and end < -size:
-        return start, None, step
-    return start, end, step
+def _positions(start: int, end: int, step: int, size: int) -> Labels:
+    """The positions of one axis: bounds count from the end where negative, then are clamped (numpy would wrap)."""
+    first, last = (v + size if v < 0 else v for v in (start, end))
+    low, high = (0, size) if step > 0 else (-1, size - 1)
+    return np.arange(min(max(first, 0), high), min(max(last, low), high), step, dtype=np.int64)
 
 
 def slice_(node: Node, t: Trace) -> None:

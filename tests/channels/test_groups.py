@@ -1,0 +1,77 @@
+"""Groups: their roles, their names, and which sets of units must not run empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.graphs import PRUNABLE
+from tests.stages import Prepared
+
+Lookup = Callable[[str], Prepared]
+
+
+def test_roles_of_the_weights(prepared: Lookup):
+    """Fails where a producer is taken for a consumer, or a normalization's vectors for either."""
+    group = prepared("batch_norm").channels.groups[0]
+    assert [(r.tensor, r.axis) for r in group.producers] == [("w1", 0)]
+    assert [(r.tensor, r.axis) for r in group.consumers] == [("w2", 1)]
+    assert {r.tensor for r in group.parameters} >= {"s1", "o1", "m1", "var1"}
+    assert group.channels_per_unit == 1
+
+
+def test_positions_of_a_unit(prepared: Lookup):
+    """Fails where a flattened map counts as one column."""
+    group = prepared("flatten_gemm").channels.groups[0]
+    assert [(r.tensor, r.axis, r.positions) for r in group.consumers] == [("w2", 1, 16)]
+
+
+def test_depthwise_weights_belong_to_the_units(prepared: Lookup):
+    """Fails where a depthwise kernel is reported as if it combined channels."""
+    (group,) = prepared("depthwise").channels.groups
+    assert [r.tensor for r in group.producers] == ["w1"]
+    assert [r.tensor for r in group.consumers] == ["w3"]
+    assert {"w2", "b2"} <= {r.tensor for r in group.parameters}
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_groups_partition_the_free_units(name: str, prepared: Lookup):
+    """Fails where a unit is in two groups, a pinned class in any, or two groups share a name."""
+    channels = prepared(name).channels
+    units = np.concatenate([g.units for g in channels.groups])
+    assert np.unique(units).size == units.size
+    assert not channels.classes.pinned[units].any()
+    assert len({g.name for g in channels.groups}) == len(channels.groups)
+    assert [g.index for g in channels.groups] == list(range(len(channels.groups)))
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_emptied_is_what_needed_forbids(name: str, prepared: Lookup):
+    """Fails where a plan that respects `needed` could empty a tensor, or one that does not would pass."""
+    channels = prepared(name).channels
+    everything = np.ones(channels.classes.pinned.size, bool)
+    assert channels.emptied(everything) == ()
+    for units in channels.needed:
+        keep = everything.copy()
+        keep[units] = False
+        assert channels.emptied(keep)
+        keep[units[-1]] = True
+        assert not channels.emptied(keep)
+
+
+def test_a_part_that_a_split_takes_is_needed(prepared: Lookup):
+    """Fails where all channels of one output of a Split may go, though those of the other stay."""
+    channels = prepared("split_join").channels
+    (group,) = channels.groups
+    assert sorted(n.size for n in channels.needed) == [3, 5]
+    keep = channels.keep_classes({group.index: np.arange(group.size) >= 3})
+    assert ("u", 1) in channels.emptied(keep)
+
+
+def test_what_nothing_needs_may_go_altogether(prepared: Lookup):
+    """Fails where channels that no operator reads are held back."""
+    channels = prepared("gather_negative").channels
+    unread = next(g for g in channels.groups if g.size == 4)
+    assert not channels.emptied(channels.keep_classes({unread.index: np.zeros(4, bool)}))

@@ -1,0 +1,101 @@
+"""Streaming moments, against one computation over all rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.numerics.gram import Gram, NormalEquations, augmented
+from tests.compare import assert_same
+
+# float64 sums in another order.
+ROUNDING = 1e-13
+
+
+def rows(seed: int, groups: int = 2, count: int = 60, columns: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((groups, count, columns))
+
+
+def test_augmented_appends_a_constant_of_the_same_type() -> None:
+    """Fails where the column of ones widens float32 data or lands in front."""
+    x = rows(0).astype(np.float32)
+    found = augmented(x)
+    assert_same(found[..., :-1], x, rtol=0.0, atol=0.0)
+    assert_same(found[..., -1], np.ones(x.shape[:2], np.float32), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("cuts", [(60,), (1, 60), (20, 40, 60), (7, 8, 59, 60)])
+def test_gram_of_parts_equals_one_pass(cuts: tuple[int, ...]) -> None:
+    """Fails where a part is counted twice or divided by the wrong number of rows."""
+    x = rows(1)
+    whole = Gram.zeros(2, 5)
+    parts = [Gram.zeros(2, 5) for _ in cuts]
+    merged = Gram.zeros(2, 5)
+    for start, stop, part in zip((0, *cuts), cuts, parts, strict=False):
+        whole.update(x[:, start:stop])
+        part.update(x[:, start:stop])
+        merged.merge(part)
+    assert merged.rows == whole.rows == 60
+    expected = np.einsum("grd,gre->gde", x, x) / 60
+    assert_same(whole.result(), expected, rtol=ROUNDING, atol=0.0)
+    assert_same(merged.result(), expected, rtol=ROUNDING, atol=0.0)
+    assert_same(merged.total, whole.total, rtol=ROUNDING, atol=0.0)
+
+
+def test_sums_are_kept_in_double_precision() -> None:
+    """Fails where many small float32 batches are summed in float32: the last digits would be lost."""
+    x = np.full((1, 1, 1), 0.1, np.float32)
+    g = Gram.zeros(1, 1)
+    for _ in range(20_000):
+        g.update(x)
+    assert_same(g.result(), (x * x).astype(np.float64), rtol=1e-10, atol=0.0)
+
+
+def test_an_empty_gram_is_zero() -> None:
+    """Fails where no rows at all divide by zero."""
+    assert_same(Gram.zeros(1, 3).result(), np.zeros((1, 3, 3)), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_normal_equations_of_parts_equal_one_pass(groups: int) -> None:
+    """Fails where one of the three sums misses a part; a single group takes another path than several."""
+    x, y = rows(2, groups), rows(3, groups, columns=4)
+    merged = NormalEquations.zeros(groups, 5, 4)
+    for part in np.split(np.arange(60), [13, 14, 50]):
+        other = NormalEquations.zeros(groups, 5, 4)
+        other.update(x[:, part], y[:, part])
+        merged.merge(other)
+    assert merged.rows == 60
+    assert_same(merged.xx, np.einsum("grd,gre->gde", x, x), rtol=ROUNDING, atol=0.0)
+    assert_same(merged.xy, np.einsum("grd,grm->gdm", x, y), rtol=ROUNDING, atol=0.0)
+    assert_same(merged.yy, np.einsum("grm,grm->gm", y, y), rtol=ROUNDING, atol=0.0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_error_equals_that_of_the_rows(groups: int) -> None:
+    """Fails where a term of the expanded square is missing, doubled or assigned to another group."""
+    x, y = rows(4, groups), rows(5, groups, columns=4)
+    w = np.random.default_rng(6).standard_normal((groups, 5, 4))
+    sums = NormalEquations.zeros(groups, 5, 4)
+    sums.update(x, y)
+    assert_same(sums.error(w), ((y - x @ w) ** 2).sum(axis=1), rtol=1e-12, atol=0.0)
+
+
+def test_error_is_never_negative() -> None:
+    """Fails where rounding of an exact fit turns into a negative error."""
+    x = rows(7, 1)
+    w = np.random.default_rng(8).standard_normal((1, 5, 4))
+    sums = NormalEquations.zeros(1, 5, 4)
+    sums.update(x, x @ w)
+    assert (sums.error(w) >= 0.0).all()
+    assert_same(sums.error(w), np.zeros((1, 4)), rtol=0.0, atol=1e-10)
+
+
+def test_one_entry_off_by_a_hundredth_is_seen() -> None:
+    """The mutation check: one Gram entry that is 1 % off fails the comparisons above."""
+    x = rows(9)
+    g = Gram.zeros(2, 5)
+    g.update(x)
+    g.total[1, 2, 2] *= 1.01
+    with pytest.raises(AssertionError, match="times the bound"):
+        assert_same(g.result(), np.einsum("grd,gre->gde", x, x) / 60, rtol=ROUNDING, atol=0.0)

@@ -1,0 +1,115 @@
+"""The one form that the other stages read: what is folded, cloned, shared and kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.errors import ModelError
+from onnxprune.normalise import normalise, resized
+from tests.graphs import TABLE
+from tests.stages import Prepared
+from tests.topologies.text import Topology
+
+Lookup = Callable[[str], Prepared]
+
+
+def _operators(p: Prepared) -> Counter[str]:
+    return Counter(n.op_type for n in p.normalised.proto.graph.node)
+
+
+@pytest.mark.parametrize("name", ["shuffle_static", "shuffle_dynamic"])
+def test_a_channel_shuffle_becomes_a_gather(name: str, prepared: Lookup):
+    """Fails where a shuffle stays a reshape, which could only lose equal numbers in every row."""
+    operators = _operators(prepared(name))
+    assert operators["Gather"] == 1
+    assert not {"Reshape", "Transpose", "Shape"} & set(operators)
+
+
+def test_the_order_of_a_shuffle(prepared: Lookup):
+    """Fails where the Gather does not permute as Reshape, Transpose, Reshape did."""
+    proto = prepared("shuffle_static").normalised.proto
+    (gather,) = (n for n in proto.graph.node if n.op_type == "Gather")
+    order = next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == gather.input[1])
+    np.testing.assert_array_equal(order, [0, 4, 1, 5, 2, 6, 3, 7])
+
+
+def test_shared_vectors_are_cloned_and_shared_kernels_are_not(prepared: Lookup):
+    """Fails where a shared bias couples two layers, or a shared kernel comes apart."""
+    uses = [n.input[2] for n in prepared("shared_bias").normalised.proto.graph.node if n.op_type == "Conv"]
+    assert len(set(uses)) == len(uses)
+    kernels = Counter(n.input[1] for n in prepared("shared_kernel").normalised.proto.graph.node if n.op_type == "Conv")
+    assert kernels["wh"] == 2
+    assert kernels["wo"] == 2
+    identity = prepared("identity_of_weights").normalised.proto.graph.node
+    assert [i for n in identity for i in n.input].count("w") == 2
+
+
+def test_weights_among_the_inputs_are_said_to_be_weights(prepared: Lookup):
+    """Fails where the caller could still replace a weight, or is not told that he no longer can."""
+    n = prepared("weights_among_inputs").normalised
+    assert [i.name for i in n.proto.graph.input] == ["x"]
+    assert n.proto.ir_version >= 4
+    assert len(n.notes) == 1
+    assert "treated as weights" in n.notes[0]
+
+
+def test_run_time_sizes_know_what_is_fixed(prepared: Lookup):
+    """Fails where a size that changes counts as fixed, or the other way round."""
+    known = prepared("resize_run_time").normalised.known_values
+    assert known["sz"] == (None, 8, None, None)
+
+
+def test_constant_parts_are_folded(prepared: Lookup):
+    """Fails where weights behind layout operators stay out of reach."""
+    assert set(_operators(prepared("weights_behind_layout"))) == {"MatMul", "Add", "Gemm"}
+
+
+def test_functions_are_inlined(prepared: Lookup):
+    """Fails where a local function hides what it does to the channels."""
+    p = prepared("local_function")
+    assert not p.normalised.proto.functions
+    assert {"Sigmoid", "Mul"} <= set(_operators(p))
+
+
+def test_random_numbers_are_not_folded():
+    """Fails where a random draw is frozen into a constant."""
+    row = Topology(
+        """(float[N,4] x) => (float[N,4] y) {
+            r = RandomNormal <shape=[4], seed=1.0> ()
+            y = Add(x, r)
+        }""",
+        (),
+    )
+    operators = {n.op_type for n in normalise(row.model(), row.feeds(2)).proto.graph.node}
+    assert "RandomNormal" in operators
+
+
+def test_a_constant_part_that_cannot_be_computed():
+    """Fails where a broken constant ends in another library's traceback."""
+    row = Topology("(float[N,4] x) => (float[N,4] y) { r = Reshape(w[4,2], to{3,3})  y = MatMul(x, r) }", ())
+    with pytest.raises(ModelError, match="constant part"):
+        normalise(row.model(), row.feeds(2))
+
+
+def test_every_symbol_is_resized_once():
+    """Fails where two axes of one symbol change apart, or a fixed axis changes."""
+    row = TABLE["several_inputs_and_outputs"]
+    (variant,) = resized(row.feeds(2), row.model())
+    assert {k: v.shape for k, v in variant.items()} == {"x": (3, 3, 8, 8), "z": (3, 2, 8, 8), "gate": (3, 1)}
+    row = TABLE["shuffle_dynamic"]
+    assert [v["x"].shape for v in resized(row.feeds(2), row.model())] == [(3, 3, 8, 8), (2, 3, 16, 8), (2, 3, 8, 16)]
+
+
+def test_layers_without_a_bias_get_one_of_zeros(prepared: Lookup):
+    """Fails where an added bias is not zero, has another size than the outputs, or replaces a real one."""
+    n = prepared("plain").normalised
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in n.proto.graph.initializer}
+    assert {stored[b].shape for b in n.added_biases} == {(6,)}
+    assert not any(stored[b].any() for b in n.added_biases)
+    transposed = prepared("transposed_few_large").normalised
+    assert {"b1", "b2"} <= {t.name for t in transposed.proto.graph.initializer}
