@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxprune.channels.describe import Description
     from onnxprune.config import PruneConfig
     from onnxprune.errors import (
         BudgetUnreachable,
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
         RunError,
         UsageError,
     )
-    from onnxprune.pipeline import PruneResult, prune
+    from onnxprune.evaluation import Evaluation, evaluate
+    from onnxprune.pipeline import PruneResult, inspect, prune
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,8 @@ __all__ = [
     "BudgetUnreachable",
     "CalibrationError",
     "CheckFailed",
+    "Description",
+    "Evaluation",
     "InputError",
     "ModelError",
     "NothingPrunable",
@@ -41,10 +45,20 @@ __all__ = [
     "RunError",
     "UsageError",
     "__version__",
+    "evaluate",
+    "inspect",
     "prune",
 ]
 
-_HOMES = {"PruneConfig": "onnxprune.config", "PruneResult": "onnxprune.pipeline", "prune": "onnxprune.pipeline"}
+_HOMES = {
+    "Description": "onnxprune.channels.describe",
+    "Evaluation": "onnxprune.evaluation",
+    "PruneConfig": "onnxprune.config",
+    "PruneResult": "onnxprune.pipeline",
+    "evaluate": "onnxprune.evaluation",
+    "inspect": "onnxprune.pipeline",
+    "prune": "onnxprune.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

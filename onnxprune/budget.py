@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 _LOOK_AHEAD = 8
+_ROUNDING = 1e-9
 
 
 class CostModel(Protocol):
@@ -141,10 +142,13 @@ def measured_curve(loss: Array, trials: Mapping[int, float]) -> Array:
     and beyond the trials, the ratio of measured to local is interpolated over n.
     """
     n = np.arange(loss.size)
-    at = np.array(sorted(trials))
-    tiny = 1e-12 * max(float(loss.max()), 1e-300)
-    ratios = np.array([trials[int(k)] / max(float(loss[k]), tiny) for k in at])
-    curve = loss * np.interp(n, at, ratios)
+    # Below this share a local discrepancy is rounding, and its ratio to a measured one means nothing.
+    known = np.array([k for k in sorted(trials) if loss[k] > _ROUNDING * loss.max()], np.int64)
+    if known.size:
+        curve = loss * np.interp(n, known, [trials[k] / loss[k] for k in known.tolist()])
+    else:
+        at = sorted(trials)
+        curve = np.interp(n, [*at, loss.size - 1], [*(trials[k] for k in at), 0.0])
     # Keeping fewer is never better: enforce what noise in the trials may break.
     monotone: Array = np.maximum.accumulate(curve[::-1])[::-1].copy()
     return monotone

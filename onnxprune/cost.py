@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import Labels, tracked_axes
+from onnxprune.channels.trace import Linear
 
 Counts = NDArray[np.int64]
 # Integer weights that are not quantized parameters: indices, shapes, bounds.
@@ -109,16 +110,17 @@ def macs(channels: ChannelGraph) -> Cost:
             outputs = _length(channels, linear.outputs, out[1] if convolution else out[-1])
             if node.op == "Conv":
                 positions = int(np.prod(wshape[2:])) * out[0] * int(np.prod(out[2:]))
-                terms.append(_convolution(positions, inputs, outputs, linear.groups, wshape[1]))
+                terms.append(_convolution(positions, inputs, outputs, linear, wshape[1]))
             elif node.op == "ConvTranspose":
                 positions = int(np.prod(wshape[2:])) * x[0] * int(np.prod(x[2:]))
-                terms.append(_convolution(positions, outputs, inputs, linear.groups, wshape[1]))
+                terms.append(_convolution(positions, outputs, inputs, linear, wshape[1]))
             else:
-                terms.append(Term(float(np.prod(out[:-1])), (inputs, outputs)))
+                rows = [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out[:-1])]
+                terms.append(Term(1.0, (inputs, outputs, *rows)))
         elif node.op in ("MatMul", "Gemm") and out is not None:
             a = graph.shape(node.inputs[0]) or (1,)
-            depth = a[0] if node.op == "Gemm" and node.attrs.get("transA", 0) else a[-1]
-            lengths = [_axis(channels, node.inputs[0], len(a) - 1, depth)]
+            summed = 0 if node.op == "Gemm" and node.attrs.get("transA", 0) else len(a) - 1
+            lengths = [_axis(channels, node.inputs[0], summed, a[summed])]
             lengths += [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
             terms.append(Term(1.0, tuple(lengths)))
     return Cost.of(terms, len(channels.groups))
@@ -128,14 +130,15 @@ def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:
     return _length(channels, channels.axis_classes(tensor, axis), size)
 
 
-def _convolution(positions: int, inside: Length, outside: Length, groups: int, per_group: int) -> Term:
+def _convolution(positions: int, inside: Length, outside: Length, linear: Linear, per_group: int) -> Term:
     """positions · outside · inside / groups; where whole groups are the units, channels per group stay."""
-    if groups == 1:
+    if linear.groups == 1:
         return Term(float(positions), (inside, outside))
-    shared = {g for g, _ in inside.groups} & {g for g, _ in outside.groups}
-    if shared or not inside.groups:
-        return Term(float(positions * per_group), (outside,))
-    return Term(positions / groups, (inside, outside))
+    if linear.inputs is not None:
+        rows = linear.inputs.reshape(linear.groups, -1)
+        if (rows == rows[:, :1]).all():
+            return Term(float(positions * per_group), (outside,))
+    return Term(positions / linear.groups, (inside, outside))
 
 
 def parameters(channels: ChannelGraph) -> Cost:

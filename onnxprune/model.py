@@ -288,25 +288,41 @@ def check(proto: onnx.ModelProto) -> None:
 
 def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Write beside the target, then rename: the file appears whole or not at all. Raises RunError."""
-    write_atomically(path, proto.SerializeToString(deterministic=True))
+    write_atomically(path, as_bytes(proto))
+
+
+def as_bytes(proto: onnx.ModelProto) -> bytes:
+    """The content of the model's file; equal models give equal bytes."""
+    blob: bytes = proto.SerializeToString(deterministic=True)
+    return blob
 
 
 def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
     """Write `blob` to a temporary file in the target's folder and rename it into place. Raises RunError."""
-    target = Path(path)
-    temporary: Path | None = None
+    write_all_atomically({Path(path): blob})
+
+
+def write_all_atomically(files: Mapping[Path, bytes]) -> None:
+    """Write several files, in this order; nothing is renamed into place before all of them are stored.
+
+    Raises RunError.
+    """
+    temporaries: dict[Path, Path] = {}
+    target = Path()
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as f:
-            temporary = Path(f.name)
-            f.write(blob)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
+        for target, blob in files.items():
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.", delete=False) as f:
+                temporaries[target] = Path(f.name)
+                f.write(blob)
+            mask = os.umask(0)
+            os.umask(mask)
+            temporaries[target].chmod(0o666 & ~mask)
+        for target, temporary in temporaries.items():
+            temporary.replace(target)
     except OSError as e:
         raise RunError(f"{target} cannot be written: {e.strerror}") from e
     finally:
-        if temporary is not None:
+        for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
 
 

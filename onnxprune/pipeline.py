@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -24,11 +25,13 @@ from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph, Group, build
+from onnxprune.channels.describe import Description, describe
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
 from onnxprune.graph import Array
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
+from onnxprune.numerics.threads import one_blas_thread
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers
@@ -77,6 +80,8 @@ def prune(
     from_plan: plan.Plan | str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    plan_file: str | os.PathLike[str] | None = None,
+    report_file: str | os.PathLike[str] | None = None,
     watch: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> PruneResult:
@@ -84,18 +89,48 @@ def prune(
 
     model: a path or a ModelProto, which is not changed. calibration: a `.npz` keyed by input names, a `.npy`, a folder
     of either, or arrays by input name; None means seeded random inputs. options: fields of PruneConfig. from_plan:
-    replay a plan instead of selecting. watch: called with the name of every stage.
+    replay a plan instead of selecting; its own config then stands for `config`, and options replace single fields.
+    dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
+    existing files may be replaced. watch: called with the name of every stage.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
-    settings = replace(config or PruneConfig(), **options)
-    check_output(output, overwrite)
+    chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
+    settings = replace(config or (chosen.settings() if chosen else PruneConfig()), **options)
+    output = None if dry_run else output
+    check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
     try:
-        result = _run(model, output, calibration, settings, from_plan, Stages(watch), dry_run=dry_run)
+        with one_blas_thread():
+            result = _run(model, output, calibration, settings, chosen, Stages(watch), dry_run=dry_run)
     except SolveFailed as e:
         raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
-    if output is not None and result.model is not None:
-        m.save(result.model, output)
+    watch("save")
+    _save(result, output, plan_file, report_file)
     return result
+
+
+def _save(
+    result: PruneResult,
+    output: str | os.PathLike[str] | None,
+    plan_file: str | os.PathLike[str] | None,
+    report_file: str | os.PathLike[str] | None,
+) -> None:
+    """Write what was asked for: everything, or nothing and RunError."""
+    files: dict[Path, bytes] = {}
+    if output is not None and result.model is not None:
+        files[Path(output)] = m.as_bytes(result.model)
+    if plan_file is not None:
+        files[Path(plan_file)] = result.plan.to_json().encode()
+    if report_file is not None:
+        files[Path(report_file)] = result.report.to_json().encode()
+    m.write_all_atomically(files)
+
+
+def inspect(model: ModelLike, calibration: Calibration = None) -> Description:
+    """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
+
+    The data only fixes the sizes of symbolic dimensions. Raises InputError and RunError.
+    """
+    return describe_loaded(load(model, calibration, PruneConfig(samples=2)))
 
 
 def _run(
@@ -103,7 +138,7 @@ def _run(
     output: str | os.PathLike[str] | None,
     calibration: Calibration,
     settings: PruneConfig,
-    from_plan: plan.Plan | str | os.PathLike[str] | None,
+    replayed: plan.Plan | None,
     stage: Stages,
     *,
     dry_run: bool,
@@ -115,7 +150,7 @@ def _run(
         coupled = couple(loaded, settings)
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings)
-    if from_plan is None:
+    if replayed is None:
         with stage("select"):
             paths = selection.paths(
                 coupled.channels, coupled.layers, calibrated.moments, settings.method, settings.seed
@@ -124,8 +159,8 @@ def _run(
             masks = allocate(loaded, coupled, calibrated, paths, settings)
         chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict())
     else:
-        chosen = from_plan if isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
-        masks = replay(chosen, loaded, coupled)
+        masks = replay(replayed, loaded, coupled)
+        chosen = replace(replayed, config=settings.as_dict())
     if dry_run:
         return PruneResult(None, chosen, report_of(loaded, coupled, calibrated, masks, settings, stage, None, None))
     with stage("rewrite"):
@@ -158,17 +193,39 @@ class Loaded:
         return len(self.fit) + (len(self.held) if self.held is not self.fit else 0)
 
 
-def check_output(output: str | os.PathLike[str] | None, overwrite: bool) -> None:
-    """Refuse an output path that could not be written in the end, before any work is done."""
-    if output is None:
-        return
-    p = Path(output)
+def check_outputs(
+    outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequence[ModelLike | Calibration], overwrite: bool
+) -> None:
+    """Refuse output paths that could not be written in the end, before any work is done.
+
+    outputs: of model, plan and report; only the model's may be one of the `inputs`, to replace it.
+    Raises UsageError and RunError.
+    """
+    taken = {Path(i).resolve() for i in inputs if isinstance(i, (str, os.PathLike))}
+    for n, output in enumerate(outputs):
+        if output is None:
+            continue
+        p = Path(output)
+        _check_output(p, overwrite)
+        if n and p.resolve() in taken:
+            raise UsageError(f"{p} is used twice; model, data, plan and report are different files")
+        taken.add(p.resolve())
+
+
+def _check_output(p: Path, overwrite: bool) -> None:
+    try:
+        p.stat()
+    except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            raise RunError(f"{p.name[:40]}… cannot be written: {e.strerror}") from e
     if p.is_dir():
         raise UsageError(f"{p} is a folder; name the file to write")
+    if p.exists() and not p.is_file():
+        raise UsageError(f"{p} is not an ordinary file; name another one")
     if p.exists() and not overwrite:
         raise UsageError(f"{p} exists; use --overwrite to replace it")
     if not p.parent.is_dir():
-        raise RunError(f"{p} cannot be written: the folder {p.parent} does not exist")
+        raise RunError(f"{p} cannot be written: there is no folder {p.parent}")
     if not os.access(p.parent, os.W_OK):
         raise RunError(f"{p} cannot be written: no permission to write in {p.parent}")
 
@@ -237,10 +294,21 @@ class Coupled:
     frozen: Mapping[int, str]
 
 
+def trace(loaded: Loaded) -> ChannelGraph:
+    """The channel graph of the normalised model."""
+    n = loaded.normalised
+    return build(m.view(n.proto, n.shapes, n.known_values, n.binding))
+
+
+def describe_loaded(loaded: Loaded) -> Description:
+    """Describe the channel graph."""
+    n, source = loaded.normalised, loaded.source
+    return describe(trace(loaded), source.path, source.sha256, n.notes, added=n.added_biases, clones=n.clones)
+
+
 def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
     """Trace the channel graph. Raises NothingPrunable."""
-    n = loaded.normalised
-    channels = build(m.view(n.proto, n.shapes, n.known_values, n.binding))
+    channels = trace(loaded)
     frozen = frozen_groups(channels, settings)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {_why_nothing(channels, frozen)}")
@@ -307,18 +375,24 @@ class Calibrated:
 
 def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Calibrated:
     """Collect statistics of every layer that combines removable channels."""
-    start = time.perf_counter()
     reference = verify.outputs_of(loaded.original, loaded.held)
-    if loaded.fit is not loaded.held:
-        session = runtime.Session(loaded.original)
-        for feeds in loaded.fit.batches(statistics.BATCH):
-            session.run(feeds)
-    plain = time.perf_counter() - start
+    plain = plain_pass(loaded)
     per_group = selection.consumers_of(coupled.channels, coupled.layers)
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     moments = statistics.collect(n.proto, consumers, loaded.fit, n.shapes, settings.seed)
     return Calibrated(consumers, moments, plain, reference)
+
+
+def plain_pass(loaded: Loaded) -> float:
+    """Seconds that onnxruntime, with its own settings, takes for all samples: what the whole run is compared with."""
+    session = runtime.Session(loaded.original, spin=True)
+    session.run(loaded.fit.example())
+    start = time.perf_counter()
+    for part in {id(s): s for s in (loaded.fit, loaded.held)}.values():
+        for feeds in part.batches(statistics.BATCH):
+            session.run(feeds)
+    return time.perf_counter() - start
 
 
 # allocate
@@ -458,10 +532,10 @@ def check(
     example = loaded.fit.example()
     errors: dict[str, float] = {}
     for level, candidate in refitted.candidates.items():
-        outputs = verify.outputs_of(candidate, loaded.held)
+        outputs = verify.runs_on(candidate, loaded.held)
         errors[level] = sensitivity.relative_error(outputs, calibrated.reference)
     level = settings.refit
-    if level == "lockstep" and errors["least-squares"] < errors["lockstep"]:
+    if level == "lockstep" and not errors["lockstep"] <= errors["least-squares"]:
         level = "least-squares"
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     final = onnx.ModelProto()
@@ -476,7 +550,7 @@ def check(
         verify.structure(final)
         sizes = verify.runs_at_other_sizes(final, loaded.original, example)
         verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
-    except CheckFailed as e:
+    except (CheckFailed, RunError) as e:
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
         notes.append(f"--force: {e}")
@@ -521,7 +595,7 @@ def report_of(
         achieved=1.0 - price.at(kept) / price.at(full),
         before=before,
         after=after,
-        groups=tuple(_row(g, k, coupled.frozen.get(g.index, "")) for g, k in zip(channels.groups, kept, strict=True)),
+        groups=tuple(_row(g, k, why_whole(g, coupled, settings)) for g, k in zip(channels.groups, kept, strict=True)),
         pinned=pinned_rows(channels),
         checks=_checks(checked),
         output_error=checked.output_error if checked else None,
@@ -551,6 +625,13 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "refit": checked.level,
         "held_out_error": dict(checked.errors),
     }
+
+
+def why_whole(g: Group, coupled: Coupled, settings: PruneConfig) -> str:
+    """Why a group may not be cut at all, "" where it may."""
+    if g.index in coupled.frozen:
+        return coupled.frozen[g.index]
+    return "" if len(allowed(g, coupled, settings)) > 1 else "too narrow for --round-to and --min-channels"
 
 
 def _row(g: Group, kept: int, note: str) -> GroupRow:

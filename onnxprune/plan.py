@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
+from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 
 FORMAT = 1
@@ -33,6 +34,17 @@ class Plan:
     model_sha256: str
     config: Mapping[str, Any]
     groups: tuple[GroupPlan, ...]
+
+    def settings(self) -> PruneConfig:
+        """The options that the plan was made with; `force` is never taken over.
+
+        Raises InputError where they are none of this version's.
+        """
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config.items()}
+        try:
+            return PruneConfig(**(values | {"force": False}))
+        except (TypeError, UsageError) as e:
+            raise InputError(f"the plan's config is not one of onnxprune: {e}") from e
 
     def masks(self, channels: ChannelGraph) -> dict[int, NDArray[np.bool_]]:
         """Mask over the units of each planned group, by group index. Raises UsageError where a group does not fit."""

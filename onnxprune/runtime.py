@@ -31,7 +31,8 @@ def _one_line(error: BaseException) -> str:
 class Session:
     """An onnxruntime session on the CPU (or `providers`).
 
-    model: a ModelProto or a path. optimize=False keeps every intermediate tensor as the graph defines it.
+    model: a ModelProto or a path. optimize=False keeps every intermediate tensor as the graph defines it. spin: let
+    idle workers spin, onnxruntime's own default; that takes the cores from numpy's BLAS between two runs.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 
@@ -40,12 +41,12 @@ class Session:
         model: onnx.ModelProto | str | os.PathLike[str],
         *,
         optimize: bool = True,
+        spin: bool = False,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
-        # Idle workers that spin take the cores from numpy's BLAS between two runs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)

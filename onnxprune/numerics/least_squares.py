@@ -68,7 +68,7 @@ def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
     strength: a relative ridge towards w.
     """
     if keep.all():
-        return w.copy()
+        return np.array(w)
     gone = ~keep
     result: Array = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], strength)
     return result

@@ -1,0 +1,165 @@
+"""A channel graph in words and numbers: what can be removed together, what it touches, and why the rest stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from onnxprune.channels.groups import AxisRef, ChannelGraph, Group
+from onnxprune.channels.labels import tracked_axes
+from onnxprune.graph import Graph
+
+# Integer weights that are not quantized parameters: indices, shapes, bounds.
+_INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
+
+
+@dataclass(frozen=True)
+class Place:
+    """An axis of a weight, the first node that reads it ("" where none does), and the channels of a group on it."""
+
+    weight: str
+    axis: int
+    channels: int
+    node: str
+    operator: str
+
+
+@dataclass(frozen=True)
+class GroupDescription:
+    """Units that compete with each other.
+
+    producers: weights whose output axis carries the channels; consumers: weights that combine them; parameters: what
+    belongs to each channel, such as a bias. mixing: a normalization reads all channels at once. elements: entries of
+    weights that go when the whole group goes.
+    """
+
+    name: str
+    units: int
+    channels_per_unit: int
+    producers: tuple[Place, ...]
+    consumers: tuple[Place, ...]
+    parameters: tuple[Place, ...]
+    mixing: bool
+    elements: int
+
+
+@dataclass(frozen=True)
+class PinnedDescription:
+    """An axis of a weight that stays, how many of its channels, and why: at which node, and the reason."""
+
+    tensor: str
+    axis: int
+    channels: int
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What of a model can be pruned, and why the rest cannot.
+
+    parameters: entries of all weights; prunable: those that some removable channel carries.
+    """
+
+    model: str
+    model_sha256: str
+    parameters: int
+    prunable: int
+    groups: tuple[GroupDescription, ...]
+    pinned: tuple[PinnedDescription, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Share of the parameters that can be pruned; 0 for a model without weights."""
+        return self.prunable / self.parameters if self.parameters else 0.0
+
+    def to_json(self) -> str:
+        """As text."""
+        return json.dumps(asdict(self) | {"share": self.share}, indent=1) + "\n"
+
+
+def describe(
+    channels: ChannelGraph,
+    model: str,
+    sha256: str,
+    notes: Sequence[str] = (),
+    *,
+    added: Collection[str] = (),
+    clones: Collection[str] = (),
+) -> Description:
+    """Describe a channel graph.
+
+    added: weights that only the normalised form has: they are not shown. clones: copies of shared weights: they are not
+    counted. A group with a single unit is left out, as it cannot lose one; its weights count as not prunable.
+    """
+    readers = first_readers(channels.graph)
+    groups = [g for g in channels.groups if g.size > 1]
+    removable = {g.index for g in groups}
+    own = {k for k, v in channels.graph.constants.items() if k not in added and v.dtype not in _INDEX_TYPES}
+    counted = own - set(clones)
+    return Description(
+        model,
+        sha256,
+        sum(channels.graph.constants[k].size for k in counted),
+        sum(_removable_elements(channels, k, removable) for k in counted),
+        tuple(_describe_group(g, channels, own, counted, readers) for g in groups),
+        tuple(
+            PinnedDescription(p.tensor, p.axis, p.positions, p.why.node, p.why.op, p.why.reason)
+            for p in channels.pinned
+            if p.tensor not in added
+        ),
+        tuple(notes),
+    )
+
+
+def first_readers(graph: Graph) -> dict[str, tuple[str, str]]:
+    """(name, operator) of the first node that reads each constant."""
+    found: dict[str, tuple[str, str]] = {}
+    for n in graph.nodes:
+        for i in n.inputs:
+            if i in graph.constants:
+                found.setdefault(i, (n.name, n.op))
+    return found
+
+
+def _describe_group(
+    g: Group,
+    channels: ChannelGraph,
+    own: Collection[str],
+    counted: Collection[str],
+    readers: Mapping[str, tuple[str, str]],
+) -> GroupDescription:
+    def places(refs: Sequence[AxisRef]) -> tuple[Place, ...]:
+        return tuple(
+            Place(r.tensor, r.axis, r.positions * g.size, *readers.get(r.tensor, ("", "")))
+            for r in refs
+            if r.tensor in own
+        )
+
+    touched = {r.tensor for r in (*g.producers, *g.consumers, *g.parameters)} & set(counted)
+    return GroupDescription(
+        g.name,
+        g.size,
+        g.channels_per_unit,
+        places(g.producers),
+        places(g.consumers),
+        places(g.parameters),
+        g.mixing,
+        sum(_removable_elements(channels, t, {g.index}) for t in touched),
+    )
+
+
+def _removable_elements(channels: ChannelGraph, tensor: str, groups: Collection[int]) -> int:
+    """Entries of a weight of which at least one axis carries a channel of `groups`."""
+    values = channels.graph.constants[tensor]
+    stays = values.size
+    for f in channels.factors.get(tensor, ()):
+        axis = tracked_axes(f)[0]
+        free = int(np.isin(channels.group_of[f.ravel()], list(groups)).sum())
+        stays = stays // values.shape[axis] * (values.shape[axis] - free)
+    return values.size - stays

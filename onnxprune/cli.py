@@ -1,0 +1,398 @@
+"""The command line: the only user of click.
+
+`onnxprune IN OUT --ratio 0.5` is the main command; `inspect` and `eval` are subcommands beside it. Reports go to
+stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are those of `errors`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from onnxprune import __version__
+from onnxprune.config import BUDGETS, METHODS, REFITS, PruneConfig
+from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.report.summary import Report
+    from onnxprune.report.terminal import Screen
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TRACEBACK = "ONNXPRUNE_TRACEBACK"
+_DEFAULTS = PruneConfig()
+# What a plan has decided already: these have no effect on a replay.
+_DECIDED = ("ratio", "budget", "method", "round_to", "min_channels", "include", "exclude")
+_SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
+_INTERRUPTED = "interrupted; nothing was written"
+_NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
+
+
+# option values
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes such as 512M or 2G (powers of 1024). Raises click.BadParameter."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    power = "KMGT".find(number[-1:]) + 1 if number else 0
+    try:
+        size = int(float(number[:-1] if power else number) * 1024**power)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is not a size; write 512M or 2G") from None
+    if size < 1:
+        raise click.BadParameter(f"{text!r} is too small; write 512M or 2G")
+    return size
+
+
+def parse_share(text: str) -> float:
+    """A share as 0.99, 99 or 99%; a bare number above 1 is percent. Raises click.BadParameter."""
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a share; write 0.99 or 99%") from None
+    share = number / 100.0 if text.strip().endswith("%") or number > 1.0 else number
+    if not 0.0 <= share <= 1.0:
+        raise click.BadParameter(f"{text!r} is not between 0 and 100%")
+    return share
+
+
+# the commands
+
+
+class Interrupted(Exception):
+    """Ctrl-C with what to say of it, under a name that click does not handle in its own way."""
+
+
+class Main(click.Group):
+    """A group whose main command needs no name: a first word that is no subcommand belongs to it."""
+
+    main_command: click.Command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The main command's context unless the first word is a subcommand."""
+        if args and args[0] in self.commands:
+            return super().make_context(info_name, args, parent, **extra)
+        return self.main_command.make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run whatever the context is for."""
+        try:
+            return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+        except KeyboardInterrupt:
+            # The main command notes its current stage in ctx.obj.
+            saving = ctx.obj == "save"
+            raise Interrupted("interrupted after saving had begun" if saving else _INTERRUPTED) from None
+
+
+class WithSubcommands(click.Command):
+    """The main command: its help lists the subcommands too."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The subcommands, then the epilog."""
+        with formatter.section("Subcommands"):
+            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in cli.commands.items()])
+        super().format_epilog(ctx, formatter)
+
+
+@click.group(cls=Main)
+def cli() -> None:
+    """Make an ONNX model slimmer by removing whole channels."""
+
+
+def _shown(default: Any) -> dict[str, Any]:
+    return {"default": default, "show_default": True}
+
+
+def _flag(name: str, help_: str, *names: str) -> Callable[[F], F]:
+    return click.option(name, *names, is_flag=True, default=False, show_default="off", help=help_)
+
+
+_JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
+
+
+@click.command(
+    cls=WithSubcommands,
+    epilog="Exit codes: 0 done and verified; 1 cannot read, run or write; 2 usage; 3 nothing prunable, or the budget "
+    "cannot be met; 4 a check failed; 130 interrupted. After anything but 0, nothing was written. A model whose file "
+    "is called like a subcommand is given as ./inspect.",
+)
+@click.argument("model", metavar="IN")
+@click.argument("output", metavar="OUT", required=False)
+@click.option("--ratio", type=float, help="Share of the budget to remove, in (0, 1). Required without --from-plan.")
+@click.option("--budget", type=click.Choice(BUDGETS), **_shown(_DEFAULTS.budget), help="What --ratio counts.")
+@click.option(
+    "--calib",
+    type=str,
+    metavar="PATH",
+    show_default="seeded random inputs",
+    help="Calibration data, a few hundred samples without labels: a .npz keyed by input names, a .npy, or a folder.",
+)
+@click.option(
+    "--samples", type=int, show_default="all; 64 random ones without --calib", help="Use at most this many samples."
+)
+@click.option("--method", type=click.Choice(METHODS), **_shown(_DEFAULTS.method), help="How channels are selected.")
+@click.option(
+    "--refit", type=click.Choice(REFITS), **_shown(_DEFAULTS.refit), help="How the remaining weights are adapted."
+)
+@click.option("--round-to", type=int, **_shown(_DEFAULTS.round_to), help="New widths are multiples of this.")
+@click.option("--min-channels", type=int, **_shown(_DEFAULTS.min_channels), help="No width goes below this.")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    show_default="everything",
+    help="Cut only the outputs of nodes, and tensors, whose name matches this shell pattern. Repeatable.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="PATTERN",
+    show_default="nothing",
+    help="Leave matching layers whole: an excluded layer keeps its outputs AND its inputs, so what is coupled to "
+    "either stays too. Repeatable.",
+)
+@click.option("--seed", type=int, **_shown(_DEFAULTS.seed), help="Of every random choice.")
+@_flag("--dry-run", "Stop after the plan: no model is written, OUT is optional.")
+@click.option(
+    "--plan",
+    "plan_file",
+    metavar="FILE",
+    show_default="not saved",
+    help="Save the plan (which channels stay) as JSON; also with --dry-run.",
+)
+@click.option(
+    "--from-plan",
+    metavar="FILE",
+    show_default="none",
+    help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
+    "--ratio, --budget, --method, --round-to, --min-channels, --include and --exclude are refused beside it. --refit, "
+    "--seed, --samples and --memory come from the plan unless given here; --calib and --force never come from it.",
+)
+@click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
+@click.option(
+    "--memory",
+    type=parse_size,
+    metavar="SIZE",
+    **_shown(f"{_DEFAULTS.memory >> 20}M"),
+    help="What cached activations of one model may take, such as 512M or 2G.",
+)
+@_flag("--overwrite", "Replace OUT, --plan and --report files that exist.")
+@_flag("--force", "Write the model even where a check failed.")
+@_flag("--quiet", "No report, no status; warnings and errors stay.")
+@click.version_option(__version__, prog_name="onnxprune")
+@click.pass_context
+def prune_command(ctx: click.Context, /, **given: Any) -> None:
+    """Make the ONNX model IN slimmer by removing whole channels, and write it to OUT.
+
+    No training framework, no labels, no training loop. OUT keeps IN's inputs and outputs. A file appears only when
+    every check on it held.
+    """
+    run = Run.of(ctx, given)
+    screen = None if run.quiet else _screen()
+    if run.calib is None:
+        click.secho(f"onnxprune: warning: {_NO_DATA}", err=True, bold=True, fg="yellow")
+    from onnxprune.report import terminal
+
+    report = run.execute(ctx)
+    if screen is not None:
+        _print(terminal.prune_report(report, screen))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The main command's options, as `prune` wants them."""
+
+    model: str
+    output: str | None
+    calib: str | None
+    from_plan: str | None
+    plan_file: str | None
+    report_file: str | None
+    dry_run: bool
+    overwrite: bool
+    quiet: bool
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, ctx: click.Context, given: dict[str, Any]) -> Run:
+        """Sort the options. Raises UsageError for those that are missing or contradict each other."""
+        explicit = {k for k in _SETTINGS if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
+        if given["from_plan"] is not None:
+            refused = [f"--{k.replace('_', '-')}" for k in _DECIDED if k in explicit]
+            if refused:
+                raise UsageError(f"--from-plan has decided what stays: leave out {', '.join(refused)}")
+        elif given["ratio"] is None:
+            raise UsageError("--ratio is missing: the share of the MACs to remove, such as --ratio 0.5")
+        if given["output"] is None and not given["dry_run"]:
+            raise UsageError("OUT is missing: name the file to write, or use --dry-run")
+        options = {k: given.pop(k) for k in _SETTINGS}
+        return cls(**given, options={k: v for k, v in options.items() if k in explicit})
+
+    def execute(self, ctx: click.Context) -> Report:
+        """Run the pipeline with a status on a terminal; the report."""
+        from onnxprune.pipeline import prune
+        from onnxprune.report import terminal
+
+        with terminal.status(not self.quiet and sys.stderr.isatty()) as show:
+
+            def watch(stage: str) -> None:
+                ctx.obj = stage
+                show(stage)
+
+            result = prune(
+                self.model,
+                self.output,
+                self.calib,
+                from_plan=self.from_plan,
+                dry_run=self.dry_run,
+                overwrite=self.overwrite,
+                plan_file=self.plan_file,
+                report_file=self.report_file,
+                watch=watch,
+                **self.options,
+            )
+        return result.report
+
+
+cli.main_command = prune_command
+
+
+@cli.command("inspect")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--calib",
+    metavar="PATH",
+    show_default="random inputs",
+    help="Data that fixes the sizes of symbolic dimensions, where random inputs do not fit.",
+)
+@_JSON
+def inspect_command(model: str, calib: str | None, as_json: bool) -> None:
+    """Show what of MODEL can be pruned, and why the rest cannot.
+
+    Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
+    weight that stays, with the operator and the reason.
+    """
+    from onnxprune.pipeline import inspect
+    from onnxprune.report import terminal
+
+    found = inspect(model, calib)
+    _print(found.to_json() if as_json else terminal.inspection(found, _screen()))
+
+
+@cli.command("eval")
+@click.argument("model", metavar="MODEL")
+@click.option("--data", metavar="PATH", required=True, help="Test data: a .npz, a .npy, or a folder of these.")
+@click.option("--against", metavar="ORIGINAL", show_default="none", help="The original model to compare with.")
+@click.option("--labels", metavar="KEY", show_default="none", help="Key of the samples' classes in the data.")
+@click.option(
+    "--min-agreement",
+    type=parse_share,
+    metavar="SHARE",
+    show_default="no limit",
+    help="Fail with exit code 4 where fewer samples get ORIGINAL's class: 0.99, 99 or 99%.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    show_default="no limit",
+    help="Fail with exit code 4 where top-1 is more percentage points below ORIGINAL's. Needs --labels.",
+)
+@_JSON
+def eval_command(
+    model: str,
+    data: str,
+    against: str | None,
+    labels: str | None,
+    min_agreement: float | None,
+    max_drop: float | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on test data: top-1, and agreement and output error against the original.
+
+    With --min-agreement or --max-drop this is a gate for CI.
+    """
+    if min_agreement is not None and against is None:
+        raise UsageError("--min-agreement needs --against")
+    if max_drop is not None and (against is None or labels is None):
+        raise UsageError("--max-drop needs --against and --labels")
+    if max_drop is not None and not max_drop >= 0.0:
+        raise UsageError(f"--max-drop is {max_drop}; it must not be negative")
+    from onnxprune.evaluation import evaluate, gate
+    from onnxprune.report import terminal
+
+    result = evaluate(model, data, against=against, labels=labels)
+    _print(result.to_json() if as_json else terminal.evaluation(result, _screen()))
+    gate(result, min_agreement=min_agreement, max_drop=max_drop)
+
+
+# output
+
+
+def _screen() -> Screen:
+    """What stdout can show: its own width and colours on a terminal, a fixed width and none elsewhere."""
+    import shutil
+
+    from onnxprune.report.terminal import PLAIN_WIDTH, Screen
+
+    tty = sys.stdout.isatty()
+    width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns if tty else PLAIN_WIDTH
+    return Screen(width, tty, (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf"))
+
+
+def _print(text: str) -> None:
+    """To stdout. A reader that has gone away, such as `head`, is no failure of the work that was reported."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# errors
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. An error is one line on stderr."""
+    try:
+        code = cli.main(None if args is None else list(args), prog_name="onnxprune", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except OnnxPruneError as e:
+        return _fail(str(e), e.exit_code)
+    except click.ClickException as e:
+        context = e.ctx if isinstance(e, click.UsageError) else None
+        command = context.command_path if context is not None else "onnxprune"
+        return _fail(f"{e.format_message()} ({command} --help shows the options)", UsageError.exit_code)
+    except Interrupted as e:
+        return _fail(str(e), EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    except MemoryError as e:
+        return _unexpected(e, "out of memory: use a smaller --memory or fewer --samples")
+    except OSError as e:
+        return _unexpected(e, f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
+    except Exception as e:  # noqa: BLE001  whatever it is, the user gets one line
+        return _unexpected(e, f"{type(e).__name__}: {e}: this is a defect, please report it")
+
+
+def _unexpected(error: BaseException, message: str) -> int:
+    if os.environ.get(TRACEBACK):
+        import traceback
+
+        traceback.print_exception(error)
+    return _fail(f"{message}; set {TRACEBACK}=1 for the traceback", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"onnxprune: error: {' '.join(message.split())}", err=True)
+    return code

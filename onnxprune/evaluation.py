@@ -1,0 +1,192 @@
+"""Judge a model on test data: top-1 against labels, and agreement and output error against the original.
+
+Top-1 and agreement read the first output, where that holds class scores: floating point, (samples, classes) with
+nothing but axes of size 1 behind. A sample whose scores hold a NaN is wrong, and agrees with nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune import model as m
+from onnxprune import sensitivity, verify
+from onnxprune.calibrate import samples as reader
+from onnxprune.calibrate.samples import Samples
+from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
+from onnxprune.graph import Array
+
+ModelLike = str | os.PathLike[str] | onnx.ModelProto
+Ints = NDArray[np.int64]
+# Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
+_SLACK = 1e-9
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; None where it was not asked for, or where the first output holds no class scores.
+
+    accuracy, original_accuracy: top-1, shares in [0, 1]. agreement: share of samples to which both models give the same
+    class. output_error: mean over outputs of the squared error relative to the spread of the original's outputs.
+    """
+
+    model: str
+    against: str | None
+    data: str
+    data_sha256: str
+    samples: int
+    accuracy: float | None
+    original_accuracy: float | None
+    agreement: float | None
+    output_error: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def drop(self) -> float | None:
+        """Points of top-1 that the model lost against the original; negative where it gained."""
+        if self.accuracy is None or self.original_accuracy is None:
+            return None
+        return 100.0 * (self.original_accuracy - self.accuracy)
+
+    def to_json(self) -> str:
+        """As text; a number that is not finite becomes null."""
+        values = asdict(self) | {"drop": self.drop}
+        finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+        return json.dumps(finite, indent=1) + "\n"
+
+
+def evaluate(
+    model: ModelLike,
+    data: str | os.PathLike[str] | Mapping[str, Array],
+    *,
+    against: ModelLike | None = None,
+    labels: str | None = None,
+) -> Evaluation:
+    """Run `model`, and `against` (the original), over `data` and compare.
+
+    data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
+    Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
+    """
+    proto, name = _model(model)
+    samples = _samples(data, proto)
+    truth = None if labels is None else _labels(samples, labels)
+    outputs = verify.outputs_of(proto, samples)
+    classes = _classes(outputs, len(samples))
+    notes = [] if classes is not None else ["the first output holds no class scores; top-1 and agreement do not apply"]
+    reference: Mapping[str, Array] | None = None
+    original_name: str | None = None
+    if against is not None:
+        original, original_name = _model(against)
+        _check_same_inputs(proto, original)
+        reference = verify.outputs_of(original, samples)
+        _check_same_outputs(outputs, reference)
+    original_classes = None if reference is None else _classes(reference, len(samples))
+    if truth is not None and classes is not None:
+        _check_range(truth, outputs)
+    return Evaluation(
+        name,
+        original_name,
+        samples.origin,
+        samples.sha256(),
+        len(samples),
+        _share(classes, truth),
+        _share(original_classes, truth),
+        _share(classes, original_classes),
+        None if reference is None else sensitivity.relative_error(outputs, reference),
+        tuple(notes),
+    )
+
+
+def gate(result: Evaluation, *, min_agreement: float | None = None, max_drop: float | None = None) -> None:
+    """Demand a share of agreement, and at most so many points of top-1 lost.
+
+    Raises CheckFailed where a limit is not kept, UsageError where what it limits was not measured.
+    """
+    failures: list[str] = []
+    if min_agreement is not None:
+        if result.agreement is None:
+            raise UsageError("agreement was not measured: it needs the original, and class scores as the first output")
+        if result.agreement < min_agreement - _SLACK:
+            failures.append(f"agreement {result.agreement:.2%} is below the demanded {min_agreement:.2%}")
+    if max_drop is not None:
+        if result.drop is None:
+            raise UsageError("the drop was not measured: it needs labels, the original, and class scores")
+        if result.drop > max_drop + _SLACK:
+            failures.append(f"top-1 dropped by {result.drop:.2f} points, more than the allowed {max_drop:.2f}")
+    if failures:
+        raise CheckFailed("; ".join(failures))
+
+
+def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
+    if isinstance(model, onnx.ModelProto):
+        return model, "(in memory)"
+    proto, source = m.load(model)
+    return proto, source.path
+
+
+def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto) -> Samples:
+    specs = reader.input_specs(proto)
+    return reader.checked(source, specs) if isinstance(source, Mapping) else reader.load(Path(source), specs)
+
+
+def _labels(samples: Samples, key: str) -> Ints:
+    """The labels, (samples,). Raises CalibrationError unless they are one integer per sample."""
+    if key not in samples.extras:
+        found = ", ".join(repr(k) for k in samples.extras) or "no other keys"
+        raise CalibrationError(f"{samples.origin}: no labels under {key!r}; beside the inputs it holds {found}")
+    labels = samples.extras[key]
+    where = f"{samples.origin}: labels {key!r}"
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise CalibrationError(f"{where} are {labels.dtype}; they must be integers, the class of each sample")
+    if labels.size != len(samples) or labels.shape[0] != len(samples):
+        raise CalibrationError(f"{where} have shape {labels.shape}; there are {len(samples)} samples")
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _check_range(labels: Ints, outputs: Mapping[str, Array]) -> None:
+    classes = next(iter(outputs.values())).shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise CalibrationError(
+            f"labels run from {labels.min()} to {labels.max()}, the model has the classes 0 to {classes - 1}"
+        )
+
+
+def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:
+    """Predicted class per sample, -1 where a score is NaN; None where the first output holds no class scores."""
+    scores = next(iter(outputs.values()), None)
+    if scores is None or scores.ndim < 2 or not np.issubdtype(scores.dtype, np.floating):
+        return None
+    if scores.shape[0] != samples or scores.shape[1] < 2 or scores[0, 0].size != 1:
+        return None
+    flat = scores.reshape(samples, -1)
+    return np.where(np.isnan(flat).any(axis=1), -1, flat.argmax(axis=1))
+
+
+def _share(a: Ints | None, b: Ints | None) -> float | None:
+    """Share of samples in which both say the same class."""
+    return None if a is None or b is None else float(np.mean((a == b) & (a >= 0)))
+
+
+def _check_same_inputs(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
+    def wanted(proto: onnx.ModelProto) -> dict[str, Any]:
+        return {s.name: s.dtype for s in reader.input_specs(proto)}
+
+    if wanted(a) != wanted(b):
+        first, second = (", ".join(f"{k} {v}" for k, v in wanted(p).items()) for p in (a, b))
+        raise ModelError(f"the two models read different inputs: {first} against {second}")
+
+
+def _check_same_outputs(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+    first = {k: v.shape for k, v in outputs.items()}
+    second = {k: v.shape for k, v in reference.items()}
+    if first != second:
+        a, b = (", ".join(f"{k} {v}" for k, v in shapes.items()) for shapes in (first, second))
+        raise ModelError(f"the two models give different outputs: {a} against {b}")

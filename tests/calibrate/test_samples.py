@@ -1,0 +1,312 @@
+"""Calibration files: what is accepted, how it is handed out, and every refusal by name."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnxprune.calibrate.samples import InputSpec, Samples, input_specs, load
+from onnxprune.calibrate.samples import random as random_samples
+from onnxprune.errors import CalibrationError
+from tests.compare import assert_same
+
+Array = NDArray[Any]
+
+FLOAT = np.dtype(np.float32)
+IMAGE = (InputSpec("image", FLOAT, (None, 3, 4, 4)),)
+PAIR = (InputSpec("image", FLOAT, (None, 3)), InputSpec("ids", np.dtype(np.int64), (None, 2)))
+
+
+def images(count: int = 5) -> Array:
+    return np.random.default_rng(0).standard_normal((count, 3, 4, 4)).astype(np.float32)
+
+
+def saved(folder: Path, **arrays: Array) -> Path:
+    path = folder / "data.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def npy(folder: Path, values: Array, name: str = "data.npy", *, pickle: bool = False) -> Path:
+    np.save(folder / name, values, allow_pickle=pickle)
+    return folder / name
+
+
+def raw(folder: Path, name: str, blob: bytes) -> Path:
+    (folder / name).write_bytes(blob)
+    return folder / name
+
+
+def archive(folder: Path, member: str, blob: bytes) -> Path:
+    with zipfile.ZipFile(folder / "data.npz", "w") as z:
+        z.writestr(member, blob)
+    return folder / "data.npz"
+
+
+def spoiled(value: float) -> Array:
+    a = images()
+    a[2, 1, 0, 3] = value
+    return a
+
+
+def cut_short(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def deflated_garbage(folder: Path) -> Path:
+    """A compressed member whose stream is overwritten in the middle."""
+    path = folder / "data.npz"
+    np.savez_compressed(path, image=images(50))
+    blob = bytearray(path.read_bytes())
+    middle = len(blob) // 2
+    blob[middle : middle + 40] = b"\xff" * 40
+    return raw(folder, "data.npz", bytes(blob))
+
+
+def claims_too_much(folder: Path) -> Path:
+    """A header that asks for more memory than any machine has."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000, 3, 4, 4), }"
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    blob = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64
+    return archive(folder, "image.npy", blob)
+
+
+def folder_of(folder: Path, **arrays: Array) -> Path:
+    for name, values in arrays.items():
+        np.savez(folder / f"{name}.npz", image=values)
+    return folder
+
+
+def folder_with_extras(folder: Path) -> Path:
+    np.savez(folder / "a.npz", image=images(), labels=np.zeros(5))
+    np.savez(folder / "b.npz", image=images(), labels=np.zeros((5, 2)))
+    return folder
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[InputSpec, ...], str]] = {
+    "missing": (lambda d: d / "none.npz", IMAGE, "does not exist"),
+    "another kind": (lambda d: raw(d, "data.txt", b"1 2 3"), IMAGE, r"neither a \.npz"),
+    "empty folder": (lambda d: d, IMAGE, r"holds no \.npz or \.npy"),
+    "wrong key": (lambda d: saved(d, picture=images()), IMAGE, "no data for input 'image'.*'picture'"),
+    "no key": (saved, IMAGE, "the file has nothing"),
+    "wrong type": (lambda d: saved(d, image=images().astype(np.float64)), IMAGE, "is float64, the model wants float32"),
+    "wrong size": (lambda d: saved(d, image=images()[:, :2]), IMAGE, "shape 5x2x4x4, the model wants Nx3x4x4"),
+    "wrong rank": (lambda d: saved(d, image=images()[None]), IMAGE, "shape 1x5x3x4x4"),
+    "a scalar": (lambda d: saved(d, image=np.float32(1)), IMAGE, "the model wants Nx3x4x4"),
+    "not a number": (lambda d: saved(d, image=spoiled(np.nan)), IMAGE, "NaN or infinite"),
+    "infinite": (lambda d: saved(d, image=spoiled(np.inf)), IMAGE, "NaN or infinite"),
+    "no samples": (lambda d: saved(d, image=images(0)), IMAGE, "is empty"),
+    "pickled": (lambda d: npy(d, np.array([{"a": 1}], object), pickle=True), IMAGE, "cannot be read"),
+    "pickled inside": (lambda d: saved(d, image=np.array([{"a": 1}], object)), IMAGE, "cannot be read"),
+    "several inputs": (lambda d: npy(d, images()), PAIR, "several inputs.*'image', 'ids'"),
+    "one input missing": (lambda d: saved(d, image=np.zeros((2, 3), np.float32)), PAIR, "no data for input 'ids'"),
+    "counts differ": (
+        lambda d: saved(d, image=np.zeros((2, 3), np.float32), ids=np.zeros((3, 2), np.int64)),
+        PAIR,
+        "'ids' has 3 samples, another input has 2",
+    ),
+    "no archive": (lambda d: raw(d, "data.npz", b"PK\x03\x04nothing"), IMAGE, "cannot be read"),
+    "empty file": (lambda d: raw(d, "data.npy", b""), IMAGE, "cannot be read"),
+    "npy cut short": (lambda d: cut_short(npy(d, images())), IMAGE, "cannot be read"),
+    "npz cut short": (lambda d: cut_short(saved(d, image=images())), IMAGE, "cannot be read"),
+    "broken compression": (deflated_garbage, IMAGE, "cannot be read"),
+    "a header that lies": (claims_too_much, IMAGE, "cannot be read"),
+    "a member that is no array": (lambda d: archive(d, "image", b"hello"), IMAGE, "cannot be read"),
+    "shapes differ over files": (
+        lambda d: (
+            (npy(d, np.zeros((2, 4), np.float32), "a.npy"), npy(d, np.zeros((2, 5), np.float32), "b.npy"))[0].parent
+        ),
+        (InputSpec("x", FLOAT, (None, None)),),
+        "in different shapes",
+    ),
+    "other keys differ over files": (folder_with_extras, IMAGE, "'labels'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_file_and_the_reason(name: str, tmp_path: Path) -> None:
+    """Fails where bad data passes, raises anything but CalibrationError, or gets a message that says something else."""
+    make, specs, reason = REFUSED[name]
+    path = make(tmp_path)
+    with pytest.raises(CalibrationError, match=reason) as e:
+        load(path, specs)
+    assert str(path.name) in str(e.value) or path == tmp_path
+    assert "\n" not in str(e.value)
+
+
+def test_npz_and_npy_give_the_same_samples(tmp_path: Path) -> None:
+    """Fails where values, order or count change on the way."""
+    a = images()
+    for s in (load(saved(tmp_path, image=a), IMAGE), load(npy(tmp_path, a), IMAGE)):
+        assert len(s) == 5
+        assert_same(s.arrays["image"], a, rtol=0.0, atol=0.0)
+
+
+def test_a_single_sample_may_lack_the_batch_axis(tmp_path: Path) -> None:
+    """Fails where one image without a leading axis is refused."""
+    s = load(npy(tmp_path, images()[0]), IMAGE)
+    assert len(s) == 1
+    assert_same(s.arrays["image"], images()[:1], rtol=0.0, atol=0.0)
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    """Fails where the order depends on the file system, or other files disturb."""
+    folder_of(tmp_path, b=images(2), a=images(3) + 1)
+    raw(tmp_path, "notes.txt", b"other")
+    s = load(tmp_path, IMAGE)
+    assert_same(s.arrays["image"], np.concatenate([images(3) + 1, images(2)]), rtol=0.0, atol=0.0)
+
+
+def test_other_keys_are_kept_aside(tmp_path: Path) -> None:
+    """Fails where labels are dropped, or taken along with the wrong samples."""
+    labels = np.arange(5)
+    s = load(saved(tmp_path, image=images(), labels=labels), IMAGE)
+    assert_same(s.extras["labels"], labels, rtol=0.0, atol=0.0)
+    picked = s.take([3, 1])
+    assert_same(picked.extras["labels"], labels[[3, 1]], rtol=0.0, atol=0.0)
+    assert_same(picked.arrays["image"], images()[[3, 1]], rtol=0.0, atol=0.0)
+
+
+def test_inputs_without_a_batch_are_fed_whole(tmp_path: Path) -> None:
+    """Fails where a scalar or a fixed table is cut into batches, or counted as samples."""
+    specs = (*IMAGE, InputSpec("scale", FLOAT, ()), InputSpec("table", FLOAT, (7, 2)))
+    table, scale = np.ones((7, 2), np.float32), np.float32(0.5)
+    s = load(saved(tmp_path, image=images(), scale=scale, table=table), specs)
+    assert len(s) == 5
+    assert not s.fixed_batch
+    parts = list(s.batches(2))
+    assert [len(p["image"]) for p in parts] == [2, 2, 1]
+    for p in (*parts, s.example(), s.slice(1, 3), dict(s.take([0]).arrays)):
+        assert_same(p["scale"], np.asarray(scale), rtol=0.0, atol=0.0)
+        assert_same(p["table"], table, rtol=0.0, atol=0.0)
+
+
+def test_only_inputs_without_a_batch_make_one_sample() -> None:
+    """Fails where a model without any batch axis has no sample at all."""
+    s = Samples((InputSpec("table", FLOAT, (7, 2)),), {"table": np.ones((7, 2), np.float32)})
+    assert len(s) == 1
+    assert len(list(s.batches(64))) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_batches_cover_every_sample_once(size: int) -> None:
+    """Fails where the last, smaller batch is lost."""
+    s = Samples(IMAGE, {"image": images()})
+    parts = [p["image"] for p in s.batches(size)]
+    assert max(len(p) for p in parts) <= size
+    assert_same(np.concatenate(parts), images(), rtol=0.0, atol=0.0)
+
+
+def test_a_fixed_batch_runs_one_at_a_time() -> None:
+    """Fails where a model with batch 1 is fed more."""
+    s = Samples((InputSpec("image", FLOAT, (1, 3, 4, 4)),), {"image": images()})
+    assert s.fixed_batch
+    assert len(s) == 5
+    assert [len(p["image"]) for p in s.batches(64)] == [1] * 5
+    assert len(s.example()["image"]) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_example_has_two_samples(count: int) -> None:
+    """Fails where a symbolic batch would be taken for a fixed 1."""
+    assert len(Samples(IMAGE, {"image": images(count)}).example()["image"]) == 2
+
+
+def test_sha256_sees_values_names_and_shapes() -> None:
+    """Fails where different data has the same fingerprint, or the same data two."""
+
+    def of(name: str, a: Array) -> str:
+        return Samples((InputSpec(name, a.dtype, (None,) * a.ndim),), {name: a}).sha256()
+
+    changed = images()
+    changed[0, 0, 0, 0] += 1e-3
+    same = of("x", images())
+    assert of("x", images()) == same
+    assert of("x", np.asfortranarray(images())) == same
+    assert len({same, of("y", images()), of("x", changed), of("x", images().reshape(5, -1))}) == 4
+
+
+def model(*inputs: onnx.ValueInfoProto, weights: tuple[onnx.TensorProto, ...] = ()) -> onnx.ModelProto:
+    return helper.make_model(helper.make_graph([], "g", inputs, [], weights))
+
+
+def test_specs_of_a_model() -> None:
+    """Fails where an initializer is taken for an input, or a symbolic size for a fixed one."""
+    weight = onnx.numpy_helper.from_array(np.zeros(3, np.float32), "w")
+    proto = model(
+        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["N", 3, None]),
+        helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [3]),
+        helper.make_tensor_value_info("s", onnx.TensorProto.INT64, []),
+        weights=(weight,),
+    )
+    assert input_specs(proto) == (
+        InputSpec("x", np.dtype(np.float16), (None, 3, None)),
+        InputSpec("s", np.dtype(np.int64), ()),
+    )
+
+
+def test_inputs_that_are_no_tensors_are_refused() -> None:
+    """Fails where a sequence input leads to an error without a name."""
+    proto = model(helper.make_tensor_sequence_value_info("boxes", onnx.TensorProto.FLOAT, [4]))
+    with pytest.raises(CalibrationError, match="'boxes' is not a tensor"):
+        input_specs(proto)
+
+
+def test_random_data_fits_the_inputs_and_is_marked() -> None:
+    """Fails where random data is not reproducible, not marked as such, or of another type."""
+    specs = (*IMAGE, InputSpec("mask", np.dtype(np.bool_), (None, 4)), InputSpec("ids", np.dtype(np.int32), (1, 2)))
+    first, again = (random_samples(onnx.ModelProto(), specs, 6, 1, lambda _: True) for _ in range(2))
+    assert first.sha256() == again.sha256()
+    assert first.synthetic
+    assert {k: (v.shape, v.dtype.name) for k, v in first.arrays.items()} == {
+        "image": ((6, 3, 4, 4), "float32"),
+        "mask": ((6, 4), "bool"),
+        "ids": ((6, 2), "int32"),
+    }
+
+
+def test_random_data_tries_sizes_until_one_runs() -> None:
+    """Fails where the first size is used although the model refuses it, or no size at all is silently accepted."""
+    specs = (InputSpec("image", FLOAT, (None, 3, None, None)),)
+    s = random_samples(onnx.ModelProto(), specs, 2, 0, lambda f: f["image"].shape[2] == 32)
+    assert s.arrays["image"].shape == (2, 3, 32, 32)
+    with pytest.raises(CalibrationError, match="--calib"):
+        random_samples(onnx.ModelProto(), specs, 2, 0, lambda _: False)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_damaged_files_are_refused_or_read_never_anything_else(data: st.DataObject) -> None:
+    """Fails where a file with a few bytes changed raises an error of numpy's, zip's or zlib's own."""
+    import tempfile
+    import warnings
+
+    kind = data.draw(st.sampled_from(["npz", "compressed", "npy"]))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zip warns of duplicate names, numpy of old headers: both are accepted
+        path = Path(folder) / ("data.npy" if kind == "npy" else "data.npz")
+        if kind == "npy":
+            np.save(path, images(2))
+        else:
+            (np.savez if kind == "npz" else np.savez_compressed)(path, image=images(2))
+        blob = bytearray(path.read_bytes())
+        places = [*range(min(150, len(blob))), *range(max(len(blob) - 120, 0), len(blob))]
+        for _ in range(data.draw(st.integers(1, 3))):
+            blob[data.draw(st.sampled_from(places))] = data.draw(st.integers(0, 255))
+        path.write_bytes(bytes(blob))
+        try:
+            s = load(path, IMAGE)
+        except CalibrationError:
+            return
+        assert np.isfinite(s.arrays["image"]).all()

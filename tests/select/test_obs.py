@@ -1,0 +1,146 @@
+"""Block elimination, against least squares recomputed from scratch after every removal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import linalg
+
+from onnxprune.numerics.least_squares import JITTER, restricted
+from onnxprune.select import Regression, obs
+from onnxprune.select.obs import eliminate
+from tests.compare import assert_same
+from tests.select.problems import Problem, problem
+
+Array = NDArray[np.float64]
+# float64: down-dates of an inverse against fresh factorisations, over at most ten removals.
+RTOL = 1e-7
+
+# name: consumers, each as (seed, block sizes, free columns, always-zero units, weight)
+PROBLEMS: dict[str, list[tuple[int, tuple[int, ...], int, tuple[int, ...], float]]] = {
+    "single columns": [(0, (1,) * 8, 0, (), 1.0)],
+    "equal blocks": [(1, (3,) * 5, 2, (), 1.0)],
+    "blocks of different size": [(2, (1, 4, 2, 3, 1), 1, (), 1.0)],
+    "a unit without columns": [(3, (2, 0, 3, 1), 1, (), 1.0)],
+    "several consumers": [(4, (1,) * 6, 2, (), 1.0), (5, (2,) * 6, 0, (), 0.3), (6, (1, 2, 0, 3, 1, 1), 1, (), 2.0)],
+    "only free columns beside": [(7, (2, 2, 2), 6, (), 1.0)],
+    "a zero unit": [(8, (2, 2, 2, 2), 1, (2,), 1.0)],
+    "a zero unit among single columns": [(9, (1,) * 6, 1, (0,), 1.0)],
+    "a unit that is zero for one consumer": [(10, (1, 2, 1, 2), 0, (1,), 1.0), (11, (2, 1, 1, 1), 0, (), 1.0)],
+}
+
+
+def consumers(name: str) -> list[tuple[Problem, float]]:
+    return [(problem(seed, sizes, free=free, zero=zero), weight) for seed, sizes, free, zero, weight in PROBLEMS[name]]
+
+
+def regressions(data: Sequence[tuple[Problem, float]]) -> list[Regression]:
+    return [Regression(p.moments(), p.w, p.unit, weight) for p, weight in data]
+
+
+def error(data: Sequence[tuple[Problem, float]], kept: NDArray[np.bool_], ridge: float) -> float:
+    """Least error of all consumers with only the kept units, refitted by QR-based least squares.
+
+    Rows √Λ, Λ = (JITTER + ridge) diag(P), stand for the regularisation of P itself.
+    """
+    total = 0.0
+    for p, weight in data:
+        root = np.sqrt((JITTER + ridge) * (p.x**2).mean(axis=0))
+        x = np.vstack([p.x / np.sqrt(len(p.x)), np.diag(root)])
+        stays = (p.unit < 0) | kept[p.unit]
+        # Columns that are always zero may take any weight; they must not make the reference rank-deficient.
+        alive = stays & (np.linalg.norm(x, axis=0) > 0)
+        y = x @ p.w
+        fitted = linalg.lstsq(x[:, alive], y)[0]
+        total += weight * float(((y - x[:, alive] @ fitted) ** 2).sum())
+    return total
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_removal_is_the_cheapest_and_costs_what_it_says(name: str, ridge: float) -> None:
+    """Fails where a down-date drifts from the refit, a consumer is forgotten, or a dearer unit is removed first."""
+    data = consumers(name)
+    units = data[0][0].units
+    path = eliminate(regressions(data), units, ridge)
+    assert sorted(path.order.tolist()) == list(range(units))
+    kept = np.ones(units, bool)
+    scale = error(data, ~kept, ridge)
+    assert path.loss[units] == 0.0
+    for removed, unit in enumerate(path.order.tolist()):
+        options: dict[int, float] = {}
+        for other in np.flatnonzero(kept).tolist():
+            kept[other] = False
+            options[other] = error(data, kept, ridge)
+            kept[other] = True
+        assert options[unit] <= min(options.values()) + RTOL * scale
+        kept[unit] = False
+        found = path.loss[units - removed - 1]
+        assert_same(found, np.float64(options[unit]), rtol=0.0, atol=RTOL * scale)
+    assert (np.diff(path.loss) <= 0.0).all()
+
+
+@pytest.mark.parametrize("name", ["equal blocks", "blocks of different size", "several consumers"])
+def test_loss_is_that_of_the_restricted_refit(name: str) -> None:
+    """Fails where selection and refit disagree on what a removal costs."""
+    data = consumers(name)
+    units = data[0][0].units
+    path = eliminate(regressions(data), units, 0.0)
+    for n in range(units):
+        kept = path.kept(n)
+        total = 0.0
+        for p, weight in data:
+            stays = (p.unit < 0) | kept[p.unit]
+            moments = p.moments()
+            change = -p.w
+            change[stays] += restricted(moments, p.w, stays)
+            regularised = moments + JITTER * np.diag(np.diag(moments))
+            total += weight * float(np.sum(change * (regularised @ change)))
+        assert_same(path.loss[n], np.float64(total), rtol=RTOL, atol=RTOL * path.loss[0])
+
+
+def test_ridge_of_a_regression_is_honoured() -> None:
+    """Fails where the ridge that calibration chose is ignored when it is the larger one."""
+    p = problem(12, (1, 2, 1, 2))
+    own = eliminate([Regression(p.moments(), p.w, p.unit, ridge=0.5)], 4, 0.1)
+    asked = eliminate([Regression(p.moments(), p.w, p.unit)], 4, 0.5)
+    assert_same(own.loss, asked.loss, rtol=0.0, atol=0.0)
+
+
+def test_inputs_are_left_alone() -> None:
+    """Fails where the elimination works inside the arrays that it was given."""
+    p = problem(13, (2, 2, 2))
+    moments, w = p.moments(), p.w.copy()
+    before = moments.copy()
+    eliminate([Regression(moments, p.w, p.unit)], 3)
+    assert_same(moments, before, rtol=0.0, atol=0.0)
+    assert_same(p.w, w, rtol=0.0, atol=0.0)
+
+
+def test_many_units_go_several_at_a_time_at_their_true_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where removals that share a step are charged at the cost that they had before the step."""
+    monkeypatch.setattr(obs, "EXACT_UNITS", 130)
+    units = 160
+    rng = np.random.default_rng(14)
+    x = rng.standard_normal((400, 40)) @ rng.standard_normal((40, units)) + 0.5 * rng.standard_normal((400, units))
+    p = Problem(x, rng.standard_normal((units, 2)), np.arange(units), units)
+    path = obs.eliminate([Regression(p.moments(), p.w, p.unit, centred=False)], units)
+    assert sorted(path.order.tolist()) == list(range(units))
+    for n in (units - 2, units - 20, 120):
+        expected = error([(p, 1.0)], path.kept(n), 0.1)
+        assert_same(path.loss[n], np.float64(expected), rtol=1e-6, atol=0.0)
+
+
+def test_one_moment_off_by_a_hundredth_is_seen() -> None:
+    """The mutation check: an entry of P that is 1 % off fails the comparison above."""
+    p = problem(1, (3,) * 5, free=2)
+    moments = p.moments()
+    i = int(np.diag(moments)[:-1].argmax())
+    moments[i, i] *= 1.01
+    path = eliminate([Regression(moments, p.w, p.unit)], 5, 0.0)
+    kept = path.kept(3)
+    with pytest.raises(AssertionError, match="times the bound"):
+        assert_same(path.loss[3], np.float64(error([(p, 1.0)], kept, 0.0)), rtol=RTOL, atol=RTOL * path.loss[0])

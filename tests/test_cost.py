@@ -1,0 +1,183 @@
+"""Costs, against counting on the model that was actually cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import cost
+from onnxprune import model as m
+from onnxprune.cost import Cost, Length, Term
+from onnxprune.rewrite import drop_zero_biases
+from onnxprune.runtime import Session
+from tests.calibrated import prepare_text
+from tests.compare import assert_same
+from tests.graphs import PRUNABLE, TABLE
+from tests.stages import Keep, Prepared, random_keep, sliced
+
+Lookup = Callable[[str], Prepared]
+# Counts are whole numbers in float64.
+RTOL = 1e-12
+
+GRAPHS = {
+    # A grouped convolution whose inputs and outputs are one stream: the channels per group shrink.
+    "grouped_residual": """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+        a = Conv (x, w1[12,3,1,1], b1[12])
+        c = Conv <group=2, pads=[1,1,1,1]> (a, w2[12,6,3,3], b2[12])
+        s = Add(a, c)
+        r = Relu(s)
+        y = Conv (r, w3[5,12,1,1])
+    }""",
+    # The same with many small groups: whole groups go.
+    "many_groups_residual": """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+        a = Conv (x, w1[12,3,1,1], b1[12])
+        c = Conv <group=6, pads=[1,1,1,1]> (a, w2[12,2,3,3], b2[12])
+        s = Add(a, c)
+        r = Relu(s)
+        y = Conv (r, w3[5,12,1,1])
+    }""",
+    "transposed_grouped_residual": """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+        a = Conv (x, w1[12,3,1,1], b1[12])
+        c = ConvTranspose <group=2> (a, w2[12,6,1,1], b2[12])
+        s = Add(a, c)
+        r = Relu(s)
+        y = Conv (r, w3[5,12,1,1])
+    }""",
+    # A product along positions: every channel is one row of it.
+    "mixer": """(float[N,3,4,4] x) => (float[N,5,6] y) {
+        a = Conv (x, w1[8,3,1,1], b1[8])
+        t = Reshape(a, to{0,8,16})
+        u = MatMul(t, w2[16,6])
+        r = Relu(u)
+        tt = Transpose <perm=[0,2,1]> (r)
+        v = MatMul(tt, w3[8,5])
+        y = Transpose <perm=[0,2,1]> (v)
+    }""",
+    # Two activations, the contracted axis first in both.
+    "gram": """(float[6,7] x) => (float[5,5] y) {
+        a = MatMul(x, w1[7,8])
+        b = MatMul(x, w2[7,9])
+        g = Gemm <transA=1> (a, b)
+        h = MatMul(w4[5,8], g)
+        y = MatMul(h, w5[9,5])
+    }""",
+    "shared_stream": """(float[N,3,8,8] x) => (float[N,5,8,8] y, float[N,4] z) {
+        a = Conv (x, w1[8,3,1,1], b1[8])
+        c = Conv <pads=[1,1,1,1]> (a, w2[8,8,3,3])
+        s = Add(a, c)
+        d = Conv <group=8, pads=[1,1,1,1]> (s, w3[8,1,3,3])
+        t = Concat <axis=1> (s, d)
+        y = Conv (t, w4[5,16,1,1])
+        f = Flatten(s)
+        z = Gemm (f, w5[512,4], b5[4])
+    }""",
+}
+
+
+def case(name: str, prepared: Lookup) -> Prepared:
+    return prepared(name) if name in TABLE else prepare_text(GRAPHS[name])
+
+
+def counts(p: Prepared, keep: Keep) -> list[int]:
+    return [int(keep[g.units].sum()) for g in p.channels.groups]
+
+
+def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
+    """Multiply-accumulates by the shapes that a run of the model has."""
+    names = [n for node in proto.graph.node for n in (*node.input[:2], node.output[0]) if n]
+    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer} | {k: v.shape for k, v in p.example.items()}
+    computed = [n for n in dict.fromkeys(names) if n not in shapes]
+    run = Session(m.submodel(proto, {}, computed), optimize=False).run(p.example)
+    shapes |= {k: np.shape(v) for k, v in run.items()}
+    count = 0.0
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            count += np.prod(shapes[node.output[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
+        elif node.op_type == "ConvTranspose":
+            count += np.prod(shapes[node.input[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
+        elif node.op_type in ("MatMul", "Gemm"):
+            transposed = any(a.name == "transA" and a.i for a in node.attribute)
+            depth = shapes[node.input[0]][0 if transposed else -1]
+            count += np.prod(shapes[node.output[0]], dtype=float) * depth
+    return count
+
+
+@pytest.mark.parametrize("name", [*PRUNABLE, *GRAPHS])
+def test_macs_are_those_of_the_cut_model(name: str, prepared: Lookup) -> None:
+    """Fails where an axis that shrinks is taken for a fixed one, or a group is counted at the wrong width."""
+    p = case(name, prepared)
+    macs = cost.macs(p.channels)
+    full = [g.size for g in p.channels.groups]
+    assert full
+    assert_same(np.float64(macs.at(full)), np.float64(counted_macs(p.normalised.proto, p)), rtol=RTOL, atol=0.0)
+    for seed in range(3):
+        keep = random_keep(p.channels, seed)
+        expected = counted_macs(sliced(p, keep), p)
+        assert_same(np.float64(macs.at(counts(p, keep))), np.float64(expected), rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("name", [*PRUNABLE, *GRAPHS])
+def test_parameters_are_those_of_the_cut_model(name: str, prepared: Lookup) -> None:
+    """Fails where a weight is forgotten or an index tensor counted; added zero biases count until they are dropped."""
+    p = case(name, prepared)
+    parameters = cost.parameters(p.channels)
+    full = parameters.at([g.size for g in p.channels.groups])
+    assert full == stored_elements(p.normalised.proto)
+    for seed in range(3):
+        keep = random_keep(p.channels, seed)
+        small = sliced(p, keep)
+        found = parameters.at(counts(p, keep))
+        assert found == stored_elements(small)
+        assert full - found == m.parameters(p.normalised.proto) - m.parameters(small)
+        added = sum(int(np.prod(t.dims)) for t in small.graph.initializer if t.name in p.normalised.added_biases)
+        drop_zero_biases(small, p.normalised.added_biases)
+        assert found == stored_elements(small) + added
+
+
+def stored_elements(proto: onnx.ModelProto) -> int:
+    """Elements of the initializers that are no indices, sizes or masks."""
+    arrays = [onnx.numpy_helper.to_array(t) for t in proto.graph.initializer]
+    return sum(a.size for a in arrays if a.dtype not in (np.int64, np.bool_))
+
+
+@pytest.mark.parametrize("name", [*PRUNABLE, *GRAPHS])
+def test_savings_are_differences(name: str, prepared: Lookup) -> None:
+    """Fails where a term that depends on a group is not among those that its saving looks at."""
+    p = case(name, prepared)
+    for total in (cost.macs(p.channels), cost.parameters(p.channels)):
+        kept = np.array([max(g.size - 1, 1) for g in p.channels.groups])
+        before = kept.copy()
+        for g in range(kept.size):
+            for fewer in range(kept[g]):
+                less = kept.copy()
+                less[g] -= fewer
+                expected = np.float64(total.at(kept) - total.at(less))
+                assert_same(np.float64(total.saving(kept, g, fewer)), expected, rtol=0.0, atol=RTOL * total.at(kept))
+        assert kept.tolist() == before.tolist()
+
+
+def test_terms_of_nothing() -> None:
+    """Fails where a model without a linear layer has a cost, or a sum starts elsewhere than at zero."""
+    p = prepare_text("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }")
+    assert cost.macs(p.channels).at([]) == 0.0
+    assert Cost.of([], 0).at([]) == 0.0
+
+
+def test_a_term_is_a_product_of_lengths() -> None:
+    """Fails where positions per unit or fixed channels are lost."""
+    term = Term(2.0, (Length(3, ((0, 2), (1, 1))), Length(5)))
+    assert term.at([4, 7]) == 2.0 * (3 + 8 + 7) * 5
+    assert Cost.of([term, Term(1.0, (Length(0, ((1, 3),)),))], 2).at([4, 7]) == 180.0 + 21.0
+
+
+def test_one_unit_too_many_is_seen() -> None:
+    """The mutation check: a count that is one unit off differs from the cut model's."""
+    p = prepare_text(GRAPHS["shared_stream"])
+    keep = random_keep(p.channels, 0)
+    wrong = counts(p, keep)
+    wrong[0] += 1
+    assert cost.macs(p.channels).at(wrong) != counted_macs(sliced(p, keep), p)
+    assert cost.parameters(p.channels).at(wrong) != stored_elements(sliced(p, keep))

@@ -1,0 +1,81 @@
+"""The whole job on every model of the kit: it succeeds, or refuses with exit code 3 and a reason.
+
+Each success passed the pipeline's own comparison of slice and oracle; the figure is asserted here once more, and the
+written file is run from disk. The trained models also keep their accuracy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import NothingPrunable, prune
+from onnxprune.errors import BudgetUnreachable
+from onnxprune.runtime import Session
+from tests.kit import NO_KIT, kit_folder, kit_models
+
+SLICE_TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("path", kit_models("models", "arch"))
+def test_half_of_every_model(path: Path, tmp_path: Path) -> None:
+    """A model that fails with anything but a stated refusal, or whose slice is not exact, breaks this."""
+    out = tmp_path / "out.onnx"
+    try:
+        report = prune(path, out, ratio=0.5, round_to=1, samples=16, refit="least-squares").report
+    except (NothingPrunable, BudgetUnreachable) as refusal:
+        assert refusal.exit_code == 3
+        assert str(refusal)
+        assert not out.exists()
+        return
+    assert report.checks["slice_against_oracle"] <= SLICE_TOLERANCE
+    assert report.checks["normalised_against_original"] <= SLICE_TOLERANCE
+    assert report.achieved >= 0.5
+    assert report.after.parameters < report.before.parameters
+    before, after = onnx.load(path), onnx.load(out)
+    assert before.graph.output == after.graph.output
+    weights = {t.name for t in before.graph.initializer}
+    assert [v for v in before.graph.input if v.name not in weights] == list(after.graph.input)
+    assert Session(str(out)).outputs == tuple(o.name for o in before.graph.output)
+
+
+def _kit_module() -> Any:
+    file = kit_folder() / "kit.py"
+    if not file.is_file():
+        pytest.skip(NO_KIT)
+    spec = importlib.util.spec_from_file_location("kit", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _answers(model: Path, x: np.ndarray) -> np.ndarray:
+    session = Session(str(model))
+    name = session.inputs[0]
+    parts = [session.run({name: x[i : i + 50]})[session.outputs[0]] for i in range(0, len(x), 50)]
+    return np.concatenate([p.reshape(len(p), -1).argmax(1) for p in parts])
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in kit_models("models") if p.id.startswith(("models/mnist", "models/cifar10_resnet20", "no-kit"))]
+)
+def test_trained_models_keep_their_accuracy(path: Path, tmp_path: Path) -> None:
+    """30 % of the MACs, the default configuration, 1,024 unlabelled samples: small losses only.
+
+    The bars are those that the project promises: 2.0 points for the CIFAR network on 500 images, 1.5 on the others.
+    """
+    kit = _kit_module()
+    x, _ = kit.for_model(path, "calib", 1024)
+    xt, yt = kit.for_model(path, "test")
+    out = tmp_path / "out.onnx"
+    report = prune(path, out, {Session(str(path)).inputs[0]: x}, ratio=0.3, round_to=1).report
+    lost = 100 * float((_answers(path, xt) == yt).mean() - (_answers(out, xt) == yt).mean())
+    assert report.achieved >= 0.3
+    assert lost <= (2.0 if path.stem.startswith("cifar10") else 1.5)

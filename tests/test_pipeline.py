@@ -1,0 +1,499 @@
+"""The whole job on the bundled models, and that a broken stage is found before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import PruneConfig, inspect, pipeline, plan, prune
+from onnxprune.errors import (
+    BudgetUnreachable,
+    CalibrationError,
+    CheckFailed,
+    NothingPrunable,
+    RunError,
+    UsageError,
+)
+from onnxprune.graph import Array
+from onnxprune.rewrite import replace_initializers
+from tests import digits
+from tests.compare import assert_same
+from tests.digits import pruned
+from tests.graphs import TABLE
+
+# Points of top-1 that half of the MACs may cost; the measured drop is below half of this.
+MARGIN = {"resnet": 0.03, "mobilenet": 0.04}
+FAST: dict[str, Any] = {"method": "magnitude", "refit": "none"}
+
+
+def unfitted(name: str, **options: Any) -> pipeline.PruneResult:
+    """A run of a second or less."""
+    return pruned(name, **(FAST | options))
+
+
+def bytes_of(model: onnx.ModelProto | None) -> bytes:
+    assert model is not None
+    return model.SerializeToString(deterministic=True)
+
+
+# what comes out
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_half_of_the_macs(name: str):
+    """Fails where the default settings miss the budget or lose the answer."""
+    result = pruned(name)
+    assert result.model is not None
+    report = result.report
+    assert 0.5 <= report.achieved < 0.56
+    assert report.after.macs <= 0.5 * report.before.macs
+    assert report.after.parameters < report.before.parameters
+    assert digits.top1(result.model) >= digits.top1(digits.path(name)) - MARGIN[name]
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+@pytest.mark.parametrize("method", ["local", "magnitude", "random"])
+def test_methods(name: str, method: str):
+    result = pruned(name, method=method, refit="least-squares")
+    assert result.model is not None
+    assert result.report.achieved >= 0.5
+    assert result.report.config["method"] == method
+    assert digits.top1(result.model) > 0.5
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+@pytest.mark.parametrize("refit", ["least-squares", "scale", "none"])
+def test_refits(name: str, refit: str):
+    result = pruned(name, refit=refit)
+    assert result.model is not None
+    assert result.report.achieved >= 0.5
+    assert result.report.checks["refit"] == refit
+    assert list(result.report.checks["held_out_error"]) == [refit]
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_refits_are_ordered(name: str):
+    """Fails where a refit does harm on samples that it did not see."""
+    errors = {r: pruned(name, refit=r).report.output_error for r in ("lockstep", "least-squares", "none")}
+    assert None not in errors.values()
+    assert errors["lockstep"] <= errors["least-squares"] < errors["none"]
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_signature_survives(name: str):
+    original, result = onnx.load(digits.path(name)), pruned(name).model
+    assert result is not None
+    assert list(result.graph.input) == list(original.graph.input)
+    assert list(result.graph.output) == list(original.graph.output)
+    assert list(result.opset_import) == list(original.opset_import)
+    assert result.ir_version == original.ir_version
+    onnx.checker.check_model(result, full_check=True)
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_budget_of_parameters(name: str):
+    report = unfitted(name, budget="params", ratio=0.4).report
+    assert report.achieved >= 0.4
+    assert report.after.parameters <= 0.6 * report.before.parameters
+
+
+@pytest.mark.parametrize("round_to", [1, 4, 8, 16])
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_round_to(name: str, round_to: int):
+    rows = unfitted(name, ratio=0.3, round_to=round_to).report.groups
+    assert any(g.channels_after < g.channels_before for g in rows)
+    assert all(g.channels_after % round_to == 0 or g.channels_after == g.channels_before for g in rows)
+
+
+def test_min_channels():
+    few = unfitted("mobilenet", ratio=0.5, round_to=1).report.groups
+    enough = unfitted("mobilenet", ratio=0.5, round_to=1, min_channels=20).report.groups
+    assert min(g.channels_after for g in few) < 20
+    assert all(g.channels_after >= 20 or g.channels_after == g.channels_before for g in enough)
+    assert {g.note for g in enough if g.channels_before <= 20} == {"too narrow for --round-to and --min-channels"}
+
+
+def test_include():
+    """Fails where anything but what was named is cut."""
+    rows = unfitted("resnet", ratio=0.1, include=("/3/conv1/*", "/6/conv1/*")).report.groups
+    cut = {g.name for g in rows if g.channels_after < g.channels_before}
+    assert cut
+    assert cut <= {"/3/conv1/Conv", "/6/conv1/Conv"}
+    assert {g.note for g in rows if g.name not in ("/3/conv1/Conv", "/6/conv1/Conv")} == {"not in --include"}
+
+
+def test_excluded_layer_keeps_inputs_and_outputs():
+    result = unfitted("resnet", ratio=0.3, round_to=1, exclude=("/6/conv1/Conv",))
+    assert result.model is not None
+    node = next(n for n in result.model.graph.node if n.name == "/6/conv1/Conv")
+    assert digits.values(result.model, node.input[1]).shape == (32, 32, 3, 3)
+    notes = {g.name: g.note for g in result.report.groups}
+    assert notes["/6/conv1/Conv"] == "--exclude /6/conv1/Conv"
+    assert notes["/5/shortcut/shortcut.0/Conv"] == "--exclude /6/conv1/Conv"
+    free = unfitted("resnet", ratio=0.3, round_to=1)
+    assert free.model is not None
+    assert digits.values(free.model, node.input[1]).shape != (32, 32, 3, 3)
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_pattern_that_matches_nothing(option: str):
+    """Fails where a spelling mistake silently protects nothing."""
+    with pytest.raises(UsageError, match="matches no node and no tensor"):
+        prune(digits.path("resnet"), None, digits.CALIB, **{option: ("/7/*",)})
+
+
+# the same again
+
+
+def test_deterministic():
+    options = {"ratio": 0.4, "method": "obs", "refit": "least-squares", "samples": 64}
+    first = pruned("mobilenet", **options)
+    again = prune(digits.path("mobilenet"), None, digits.CALIB, **options)
+    assert bytes_of(again.model) == bytes_of(first.model)
+    assert again.plan == first.plan
+
+
+def test_seed():
+    """Fails where the seed is not read, or reaches more than the choices that are random."""
+    plans = [unfitted("resnet", method="random", seed=s).plan for s in (0, 1)]
+    assert plans[0].groups != plans[1].groups
+    assert plans[0] == unfitted("resnet", method="random", seed=0).plan
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_replay(name: str):
+    """Fails where a plan, or the config beside it, does not say all that the run decided."""
+    direct = pruned(name, refit="least-squares", ratio=0.4, seed=3)
+    text = direct.plan.to_json()
+    again = prune(digits.path(name), None, digits.CALIB, from_plan=direct.plan)
+    assert bytes_of(again.model) == bytes_of(direct.model)
+    assert again.plan.to_json() == text
+    assert again.report.config == direct.report.config
+
+
+def test_replay_with_another_refit():
+    direct = pruned("resnet", refit="least-squares")
+    again = prune(digits.path("resnet"), None, digits.CALIB, from_plan=direct.plan, refit="none")
+    assert again.report.config["refit"] == "none"
+    assert bytes_of(again.model) == bytes_of(pruned("resnet", refit="none").model)
+
+
+def test_replay_on_another_model():
+    with pytest.raises(UsageError, match="made for another model"):
+        prune(digits.path("mobilenet"), None, digits.CALIB, from_plan=unfitted("resnet").plan)
+
+
+def test_dry_run_writes_the_plan_only(tmp_path: Path):
+    out, saved = tmp_path / "out.onnx", tmp_path / "plan.json"
+    result = prune(digits.path("resnet"), out, digits.CALIB, dry_run=True, plan_file=saved, **FAST)
+    assert result.model is None
+    assert result.report.dry_run
+    assert result.report.output is None
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert plan.load(saved).groups == unfitted("resnet").plan.groups
+    assert result.report.after.parameters == unfitted("resnet").report.after.parameters
+
+
+# what goes in
+
+
+def test_model_in_memory_is_not_changed():
+    model = onnx.load(digits.path("resnet"))
+    before = model.SerializeToString(deterministic=True)
+    arrays = {"input": np.load(digits.CALIB)["input"]}
+    result = prune(model, None, arrays, **FAST)
+    assert model.SerializeToString(deterministic=True) == before
+    assert bytes_of(result.model) == bytes_of(unfitted("resnet").model)
+    assert result.report.model == "(in memory)"
+    assert result.report.calibration["origin"] == "arrays in memory"
+
+
+def test_options_replace_the_config():
+    config = PruneConfig(ratio=0.9, **FAST)
+    result = prune(digits.path("resnet"), None, digits.CALIB, config=config, ratio=0.3)
+    assert bytes_of(result.model) == bytes_of(unfitted("resnet", ratio=0.3).model)
+
+
+def test_no_calibration_is_noted():
+    report = prune(digits.path("resnet"), None, **FAST).report
+    assert report.calibration["synthetic"] is True
+    assert any("no calibration data was given" in n for n in report.notes)
+
+
+def test_few_samples():
+    report = unfitted("resnet", samples=24).report
+    assert (report.calibration["samples"], report.calibration["held_out"]) == (24, 3)
+
+
+def test_one_sample():
+    """Fails where nothing can be held out."""
+    result = prune(digits.path("resnet"), None, digits.CALIB, samples=1, refit="least-squares")
+    assert result.report.calibration["held_out"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"image": np.zeros((4, 1, 8, 8), np.float32)}, "no data for input 'input'"),
+        ({"input": np.zeros((4, 1, 9, 8), np.float32)}, "has shape 4x1x9x8"),
+        ({"input": np.zeros((4, 1, 8, 8))}, "is float64, the model wants float32"),
+        ({"input": np.full((4, 1, 8, 8), np.nan, np.float32)}, "NaN"),
+        ({"input": np.zeros((0, 1, 8, 8), np.float32)}, "is empty"),
+    ],
+)
+def test_wrong_calibration(arrays: Mapping[str, Array], match: str):
+    with pytest.raises(CalibrationError, match=match):
+        prune(digits.path("resnet"), None, arrays)
+
+
+def test_unreachable():
+    with pytest.raises(BudgetUnreachable, match=r"at most \d+\.\d% can"):
+        prune(digits.path("resnet"), None, digits.CALIB, ratio=0.999)
+
+
+def test_nothing_prunable():
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    main (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"""
+    model = onnx.parser.parse_model(text)
+    with pytest.raises(NothingPrunable, match="no channel can be removed"):
+        prune(model, None)
+    found = inspect(model)
+    assert (found.groups, found.prunable, found.share) == ((), 0, 0.0)
+
+
+def test_everything_excluded():
+    with pytest.raises(NothingPrunable, match=r"--exclude \*"):
+        prune(digits.path("resnet"), None, digits.CALIB, exclude=("*",))
+
+
+# where it goes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with what it holds."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("place", ["output", "plan_file", "report_file"])
+@pytest.mark.parametrize(
+    ("name", "error", "match"),
+    [
+        ("old.onnx", UsageError, "use --overwrite"),
+        ("folder", UsageError, "is a folder"),
+        ("none/out.onnx", RunError, "there is no folder"),
+        ("old.onnx/out.onnx", RunError, "there is no folder"),
+        ("x" * 300, RunError, "too long"),
+    ],
+)
+def test_refused_paths(folder: Path, place: str, name: str, error: type[Exception], match: str):
+    """Fails where a path that cannot be written is found only after the work."""
+    before = listing(folder)
+    stages: list[str] = []
+    with pytest.raises(error, match=match):
+        prune(digits.path("resnet"), **{place: folder / name}, watch=stages.append)
+    assert stages == []
+    assert listing(folder) == before
+
+
+def test_special_files_are_not_replaced():
+    with pytest.raises(UsageError, match="not an ordinary file"):
+        prune(digits.path("resnet"), "/dev/null", overwrite=True)
+
+
+def test_one_path_for_two_files(folder: Path):
+    out = folder / "out"
+    for pair in ({"output": out, "report_file": out}, {"plan_file": out, "report_file": out}):
+        with pytest.raises(UsageError, match="used twice"):
+            prune(digits.path("resnet"), **pair)
+    model = folder / "model.onnx"
+    model.write_bytes(digits.path("resnet").read_bytes())
+    with pytest.raises(UsageError, match="used twice"):
+        prune(model, folder / "out.onnx", report_file=model, overwrite=True)
+
+
+def test_model_in_place(folder: Path):
+    """Overwriting the input is allowed when it is asked for."""
+    model = folder / "model.onnx"
+    model.write_bytes(digits.path("resnet").read_bytes())
+    prune(model, model, digits.CALIB, overwrite=True, **FAST)
+    assert model.read_bytes() == bytes_of(unfitted("resnet").model)
+
+
+def test_report_as_json(folder: Path):
+    out, saved = folder / "out.onnx", folder / "report.json"
+    result = prune(digits.path("resnet"), out, digits.CALIB, report_file=saved, **FAST)
+    data = json.loads(saved.read_text(encoding="utf-8"))
+    assert set(data) == {
+        *("model", "model_sha256", "output", "dry_run", "config", "requested", "achieved", "before", "after", "groups"),
+        *("pinned", "checks", "output_error", "calibration", "effort", "versions", "refit", "notes"),
+    }
+    assert data["output"] == str(out)
+    assert data["after"]["bytes"] == out.stat().st_size
+    assert data["before"]["bytes"] == digits.path("resnet").stat().st_size
+    assert data["before"]["parameters"] == 42698
+    assert data["config"]["ratio"] == data["requested"] == 0.5
+    assert data["checks"]["slice_against_oracle"] <= data["checks"]["tolerance"]
+    assert data["calibration"] == result.report.calibration
+    assert data["calibration"]["origin"] == str(digits.CALIB)
+    assert set(data["effort"]["stages"]) == {
+        *("load", "couple", "calibrate", "select", "allocate", "rewrite", "refit", "verify")
+    }
+    assert data["effort"]["passes"] > 0
+    assert [g["channels_before"] for g in data["groups"]] == [16, 16, 16, 32, 32, 32]
+    assert data["pinned"][0]["reason"] == "the graph output 'logits' keeps its shape"
+    assert set(data["versions"]) == {"onnxprune", "onnx", "onnxruntime", "numpy", "python"}
+
+
+@pytest.mark.parametrize("stored", [0, 1, 2])
+def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, stored: int):
+    """Fails where some of the files are there although the run failed."""
+    before = listing(folder)
+    real, calls = pipeline.m.tempfile.NamedTemporaryFile, []
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > stored:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline.m.tempfile, "NamedTemporaryFile", limited)
+    files = {"plan_file": folder / "plan.json", "report_file": folder / "report.json"}
+    with pytest.raises(RunError, match="No space left on device"):
+        prune(digits.path("resnet"), folder / "old.onnx", digits.CALIB, overwrite=True, **files, **FAST)
+    assert listing(folder) == before
+
+
+# broken on purpose
+
+
+def largest_changed(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    """A copy with the largest entry of its first kernel multiplied."""
+    name = next(t.name for t in model.graph.initializer if len(t.dims) == 4)
+    w = digits.values(model, name).copy()
+    w.flat[np.abs(w).argmax()] *= factor
+    return replace_initializers(model, {name: w})
+
+
+def expect_failure(folder: Path, match: str, **options: Any) -> None:
+    """CheckFailed, and the folder as before; with `force` the model is written and the report says why."""
+    before = listing(folder)
+    files = {"plan_file": folder / "plan.json", "report_file": folder / "report.json"}
+    with pytest.raises(CheckFailed, match=match):
+        prune(digits.path("resnet"), folder / "out.onnx", digits.CALIB, **files, **(FAST | options))
+    assert listing(folder) == before
+
+
+def test_one_percent_of_one_weight(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where the slice is not held against the oracle, or with too wide a tolerance."""
+    real = pipeline.rewrite
+    monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
+    expect_failure(folder, r"sliced model differs from the masked original.*nothing was written")
+
+
+def test_force(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    real = pipeline.rewrite
+    monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
+    result = prune(digits.path("resnet"), folder / "out.onnx", digits.CALIB, force=True, **FAST)
+    assert (folder / "out.onnx").is_file()
+    assert any(n.startswith("--force: the sliced model differs") for n in result.report.notes)
+
+
+def test_a_wrong_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    real = pipeline.masked_model
+    monkeypatch.setattr(pipeline, "masked_model", lambda *args: largest_changed(real(*args), 1.01))
+    expect_failure(folder, "sliced model differs from the masked original")
+
+
+def test_another_mask_in_the_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where one channel more or less makes no difference."""
+    real = pipeline.masked_model
+
+    def other(proto: Any, channels: Any, keep: Array, types: Any) -> onnx.ModelProto:
+        flipped = keep.copy()
+        group = next(g for g in channels.groups if not keep[g.units].all())
+        flipped[group.units[np.flatnonzero(~keep[group.units])[0]]] = True
+        return real(proto, channels, flipped, types)
+
+    monkeypatch.setattr(pipeline, "masked_model", other)
+    expect_failure(folder, "sliced model differs from the masked original")
+
+
+def refitted_with(value: float) -> Any:
+    real = pipeline.refit_weights
+
+    def change(*args: Any) -> pipeline.Refitted:
+        found = real(*args)
+        return replace(found, candidates={k: largest_changed(v, value) for k, v in found.candidates.items()})
+
+    return change
+
+
+@pytest.mark.parametrize("refit", ["none", "least-squares", "lockstep"])
+def test_outputs_that_are_not_finite(folder: Path, monkeypatch: pytest.MonkeyPatch, refit: str):
+    """Fails where a refit that blew up is written."""
+    monkeypatch.setattr(pipeline, "refit_weights", refitted_with(float("nan")))
+    expect_failure(folder, "not finite", refit=refit, samples=16)
+
+
+def test_a_model_that_onnxruntime_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    real = pipeline.refit_weights
+
+    def change(*args: Any) -> pipeline.Refitted:
+        found = real(*args)
+        found.candidates["none"].graph.node[0].op_type = "NoSuchOperator"
+        return found
+
+    monkeypatch.setattr(pipeline, "refit_weights", change)
+    expect_failure(folder, "does not run")
+
+
+def test_a_broken_refit_falls_back(monkeypatch: pytest.MonkeyPatch):
+    """Fails where a lockstep that gives NaN is kept although least squares did not."""
+    real = pipeline.refit_weights
+
+    def change(*args: Any) -> pipeline.Refitted:
+        found = real(*args)
+        walked = largest_changed(found.candidates["lockstep"], float("nan"))
+        return replace(found, candidates={**found.candidates, "lockstep": walked})
+
+    monkeypatch.setattr(pipeline, "refit_weights", change)
+    result = prune(digits.path("resnet"), None, digits.CALIB, samples=16)
+    assert result.report.checks["refit"] == "least-squares"
+    assert any("lockstep did worse" in n for n in result.report.notes)
+
+
+@pytest.mark.parametrize("row", ["plain", "residual", "batch_of_one", "weights_among_inputs"])
+def test_rows_of_the_table(row: str):
+    """Fails where the job only works on the bundled models."""
+    topology = TABLE[row]
+    batch = 1 if row == "batch_of_one" else 4
+    model = topology.model()
+    result = prune(model, None, topology.feeds(batch), ratio=0.3, round_to=1)
+    assert result.model is not None
+    assert result.report.achieved >= 0.3
+
+
+def test_a_zero_ratio_is_no_cut():
+    """The smallest cut changes the model least: its outputs stay close."""
+    result = pruned("resnet", ratio=0.02, round_to=1, refit="least-squares")
+    assert result.model is not None
+    data = {"input": np.load(digits.TEST)["input"]}
+    from onnxprune.runtime import Session
+
+    before = Session(digits.path("resnet")).run(data)["logits"]
+    after = Session(result.model).run(data)["logits"]
+    assert_same(after, before, rtol=0.2, atol=0.0)

@@ -1,0 +1,109 @@
+"""Plans as files: what is saved comes back, and nothing else is taken for a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxprune import plan
+from onnxprune.config import PruneConfig
+from onnxprune.errors import InputError, UsageError
+from tests.digits import pruned
+from tests.stages import Prepared
+
+Lookup = Callable[[str], Prepared]
+
+
+@pytest.fixture
+def saved(tmp_path: Path, prepared: Lookup) -> Path:
+    channels = prepared("plain").channels
+    mask = np.ones(channels.groups[0].size, bool)
+    mask[[0, 3]] = False
+    path = tmp_path / "plan.json"
+    made = plan.make(channels, {0: mask}, "ab" * 32, PruneConfig(include=("w*",)).as_dict())
+    path.write_text(made.to_json(), encoding="utf-8")
+    return path
+
+
+def edited(path: Path, **changes: Any) -> Path:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    return path
+
+
+def test_round_trip(saved: Path, prepared: Lookup):
+    channels = prepared("plain").channels
+    loaded = plan.load(saved)
+    assert loaded.to_json() == saved.read_text(encoding="utf-8")
+    masks = loaded.masks(channels)
+    assert list(masks) == [0]
+    assert np.flatnonzero(~masks[0]).tolist() == [0, 3]
+    assert loaded.settings() == PruneConfig(include=("w*",))
+
+
+def test_whole_groups_are_left_out(prepared: Lookup):
+    channels = prepared("plain").channels
+    whole = {g.index: np.ones(g.size, bool) for g in channels.groups}
+    assert plan.make(channels, whole, "x", {}).groups == ()
+
+
+def test_planning_twice_gives_the_same_text():
+    """Fails where a plan depends on the order of a set or on a clock."""
+    options = {"ratio": 0.4, "method": "magnitude", "refit": "none"}
+    first = pruned("resnet", **options).plan
+    pruned.cache_clear()
+    assert pruned("resnet", **options).plan.to_json() == first.to_json()
+
+
+def test_force_is_not_taken_over(saved: Path):
+    """Fails where a replay would write a model that failed a check, without being asked to."""
+    config = PruneConfig(force=True, seed=3).as_dict()
+    assert plan.load(edited(saved, config=config)).settings() == PruneConfig(seed=3)
+
+
+@pytest.mark.parametrize("config", [{"speed": 3}, {"ratio": "half"}, {"ratio": 7}, {"memory": None}])
+def test_foreign_config(saved: Path, config: dict[str, Any]):
+    with pytest.raises(InputError, match="config"):
+        plan.load(edited(saved, config=config)).settings()
+
+
+def test_missing_file(tmp_path: Path):
+    with pytest.raises(InputError, match="does not exist"):
+        plan.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("blob", [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"null", b"3", b'{"format": 1}', b'"text"'])
+def test_not_a_plan(tmp_path: Path, blob: bytes):
+    path = tmp_path / "plan.json"
+    path.write_bytes(blob)
+    with pytest.raises(InputError, match="is not a plan"):
+        plan.load(path)
+
+
+def test_folder(tmp_path: Path):
+    with pytest.raises(InputError, match="is not a plan"):
+        plan.load(tmp_path)
+
+
+def test_another_format(saved: Path):
+    with pytest.raises(InputError, match="plan format 99, this version reads 1"):
+        plan.load(edited(saved, format=99))
+
+
+@pytest.mark.parametrize("kept", [[], [3, 1], [1, 1], [-1, 2], [0, 8], "abc", None])
+def test_indices_out_of_range(saved: Path, kept: Any):
+    """Fails where an index that is not in the model reaches numpy."""
+    with pytest.raises(InputError, match="is not a plan"):
+        plan.load(edited(saved, groups=[{"name": "g", "units": 8, "kept": kept}]))
+
+
+@pytest.mark.parametrize(("name", "units"), [("nobody", 8), (None, 9)])
+def test_another_model(saved: Path, prepared: Lookup, name: str | None, units: int):
+    channels = prepared("plain").channels
+    group = {"name": name or channels.groups[0].name, "units": units, "kept": [0]}
+    with pytest.raises(UsageError, match="is not in this model"):
+        plan.load(edited(saved, groups=[group])).masks(channels)

@@ -1,0 +1,143 @@
+"""Trial cuts, against the masked oracle of the whole model with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from onnxprune import sensitivity
+from onnxprune.oracle import masked_model
+from onnxprune.refit import in_place
+from onnxprune.rewrite import replace_initializers
+from onnxprune.selection import consumers_of, paths
+from onnxprune.sensitivity import measure, relative_error
+from tests.calibrated import moments_of, prepare_text, samples_of, values
+from tests.compare import assert_same
+from tests.stages import Prepared
+
+Lookup = Callable[[str], Prepared]
+# Relative errors of float32 outputs, accumulated in float64 by other batches.
+RTOL = 1e-3
+ROWS = (
+    "plain",
+    "residual",
+    "dense_concat",
+    "two_layouts",
+    "grouped_few_large",
+    "transposed",
+    "depthwise",
+    "batch_norm",
+)
+
+
+def expected_trials(p: Prepared, count: int, method: str) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
+    """(found, expected) output errors."""
+    samples = samples_of(p, count)
+    layers, moments = moments_of(p, samples)
+    chosen = paths(p.channels, layers, moments, method, 0)
+    arguments = (p.normalised.proto, p.channels, layers, moments, samples, chosen)
+    found = measure(*arguments, types=p.normalised.types, memory=1 << 40)
+    again = measure(*arguments, types=p.normalised.types, memory=0)
+    for a, b in zip(found, again, strict=True):
+        assert a.keys() == b.keys()
+        assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
+    graph = p.channels.graph
+    original = values(p.normalised.proto, graph.outputs, samples.arrays)
+    expected: list[dict[int, float]] = []
+    for g, consumers in enumerate(consumers_of(p.channels, layers)):
+        trials: dict[int, float] = {}
+        for width in found[g]:
+            keep = p.channels.keep_classes({g: chosen[g].kept(width)})
+            weights = in_place(consumers, moments, graph.constants, keep, "least-squares")
+            model = masked_model(
+                replace_initializers(p.normalised.proto, weights), p.channels, keep, p.normalised.types
+            )
+            outputs = values(model, graph.outputs, samples.arrays)
+            errors = [
+                np.sum((outputs[o].astype(float) - y) ** 2) / np.sum((y - y.mean(axis=0, dtype=float)) ** 2)
+                for o, y in original.items()
+            ]
+            trials[width] = float(np.mean(errors))
+        expected.append(trials)
+    return found, expected
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_trials_equal_masking_the_whole_model(name: str, prepared: Lookup) -> None:
+    """Fails where a trial runs on the wrong activations, forgets a consumer, or leaks into the next one."""
+    p = prepared(name)
+    found, expected = expected_trials(p, 100, "obs")
+    assert any(found)
+    for g, trials in zip(p.channels.groups, found, strict=True):
+        widths = {g.size - round(g.size * share) for share in sensitivity.LEVELS} - {g.size, 0}
+        assert not trials or set(trials) == widths
+    for a, b in zip(found, expected, strict=True):
+        assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
+
+
+def test_groups_without_a_consumer_that_can_be_refitted_have_no_trials(prepared: Lookup) -> None:
+    """Fails where a group whose consumers share a kernel is trial-cut as if it had none."""
+    p = prepared("kernel_square")
+    samples = samples_of(p, 40)
+    layers, moments = moments_of(p, samples)
+    consumers = consumers_of(p.channels, layers)
+    found = measure(
+        p.normalised.proto,
+        p.channels,
+        layers,
+        moments,
+        samples,
+        paths(p.channels, layers, moments, "magnitude", 0),
+        types=p.normalised.types,
+        memory=0,
+    )
+    assert [bool(t) for t in found] == [bool(c) for c in consumers]
+
+
+def test_relative_error_is_measured_against_the_spread() -> None:
+    """Fails where a constant part of the output makes an error look small, or integer outputs count."""
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((50, 4)) + 100.0
+    z = y + 0.1 * rng.standard_normal(y.shape)
+    expected = ((z - y) ** 2).sum() / ((y - y.mean(axis=0)) ** 2).sum()
+    labels = np.arange(50)
+    found = relative_error({"y": z, "labels": labels + 1}, {"y": y, "labels": labels})
+    assert_same(np.float64(found), np.float64(expected), rtol=1e-12, atol=0.0)
+    assert relative_error({"y": y}, {"y": y}) == 0.0
+    single = relative_error({"y": z[:1]}, {"y": y[:1]})
+    assert_same(np.float64(single), ((z[:1] - y[:1]) ** 2).sum() / (y[:1] ** 2).sum(), rtol=1e-12, atol=0.0)
+    assert relative_error({"labels": labels}, {"labels": labels}) == 0.0
+
+
+def test_outputs_before_a_group_count_as_exact() -> None:
+    """Fails where an output that a cut cannot reach is left out of the mean: errors of groups would not compare."""
+    p = prepare_text(
+        """(float[N,6] x) => (float[N,5] y, float[N,4] z) {
+            a = Gemm (x, w1[6,8], b1[8])
+            r = Relu(a)
+            y = Gemm (r, w2[8,5], b2[5])
+            c = Gemm (x, w3[6,8], b3[8])
+            s = Relu(c)
+            z = Gemm (s, w4[8,4], b4[4])
+        }"""
+    )
+    found, expected = expected_trials(p, 100, "magnitude")
+    for a, b in zip(found, expected, strict=True):
+        assert len(a) == 3
+        assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
+
+
+def test_one_output_off_by_a_hundredth_is_seen(prepared: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutation check: trials whose refitted weights are 1 % off fail the comparison above."""
+    p = prepared("plain")
+
+    def nudged(*arguments: object) -> dict[str, np.ndarray]:
+        return {k: v * 1.01 for k, v in in_place(*arguments).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sensitivity, "in_place", nudged)
+    found, expected = expected_trials(p, 100, "obs")
+    with pytest.raises(AssertionError, match="times the bound"):
+        for a, b in zip(found, expected, strict=True):
+            assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)

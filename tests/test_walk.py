@@ -1,0 +1,139 @@
+"""The walk in instalments, against one run of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.rewrite import replace_initializers, set_initializers
+from onnxprune.walk import Walker
+from tests.calibrated import prepare_text, samples_of, values
+from tests.compare import assert_same
+from tests.stages import Prepared
+
+Lookup = Callable[[str], Prepared]
+# The same operators in smaller sessions: onnxruntime may fuse other pairs.
+RTOL = 1e-5
+MEMORIES = (0, 200_000, 1 << 40)
+ROWS = (
+    "plain",
+    "residual",
+    "dense_concat",
+    "squeeze_excite",
+    "two_layouts",
+    "shared_kernel",
+    "batch_norm",
+    "transposed",
+    "option_a_shortcut",
+    "constant_of_shape",
+)
+
+
+def walker(p: Prepared, count: int, memory: int) -> Walker:
+    return Walker(p.normalised.proto, samples_of(p, count), p.normalised.types, p.normalised.shapes, memory)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("name", ROWS)
+def test_tensors_equal_those_of_one_run(name: str, memory: int, prepared: Lookup) -> None:
+    """Fails where the frontier misses a tensor that a later part reads, or a batch is mixed up with another."""
+    p = prepared(name)
+    samples = samples_of(p, 150)
+    graph = p.channels.graph
+    w = Walker(p.normalised.proto, samples, p.normalised.types, p.normalised.shapes, memory)
+    wanted = [o for n in graph.nodes for o in n.outputs if graph.shapes.get(o, (0,))[:1] == (2,)]
+    expected = values(p.normalised.proto, wanted, samples.arrays)
+    for tensor in wanted:
+        parts = [v[tensor] for v in w.advance((tensor,))]
+        assert [len(v) for v in parts] == [64, 64, 22]
+        assert_same(np.concatenate(parts), expected[tensor], rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_several_tensors_at_once_and_the_same_one_again(memory: int, prepared: Lookup) -> None:
+    """Fails where a tensor that something still reads is not available a second time."""
+    p = prepared("residual")
+    w = walker(p, 70, memory)
+    expected = values(p.normalised.proto, ["r", "e"], samples_of(p, 70).arrays)
+    for names in (("r",), ("r", "e"), ("e", "r")):
+        parts = list(w.advance(names))
+        for n in names:
+            assert_same(np.concatenate([v[n] for v in parts]), expected[n], rtol=RTOL, atol=0.0)
+
+
+def test_the_frontier_holds_only_what_is_still_read(prepared: Lookup) -> None:
+    """Fails where memory grows with the depth of the network."""
+    p = prepared("residual")
+    w = walker(p, 70, 1 << 40)
+    assert list(w.frontier) == ["x"]
+    for tensor, kept in (("r", ["r"]), ("d", ["d", "r"]), ("s", ["s"])):
+        assert len(list(w.advance((tensor,)))) == 2
+        assert list(w.frontier) == kept
+        assert [sorted(b) for b in w.batches] == [kept, kept]
+
+
+def test_too_large_a_frontier_is_not_kept(prepared: Lookup) -> None:
+    """Fails where the memory limit is ignored: without memory, the inputs stay the frontier."""
+    p = prepared("residual")
+    w = walker(p, 70, 0)
+    for tensor in ("r", "d", "s"):
+        assert len(list(w.advance((tensor,)))) == 2
+        assert list(w.frontier) == ["x"]
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_weights_behind_the_walk_may_change(memory: int, prepared: Lookup) -> None:
+    """Fails where a later part runs with the weights that the model had at the start."""
+    p = prepared("residual")
+    proto = onnx.ModelProto()
+    proto.CopyFrom(p.normalised.proto)
+    samples = samples_of(p, 70)
+    w = Walker(proto, samples, p.normalised.types, p.normalised.shapes, memory)
+    list(w.advance(("d",)))
+    changed = {"w3": 2.0 * p.channels.graph.constants["w3"]}
+    set_initializers(proto, changed)
+    expected = values(replace_initializers(p.normalised.proto, changed), ["s"], samples.arrays)
+    found = np.concatenate([v["s"] for v in w.advance(("s",))])
+    assert_same(found, expected["s"], rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_values_that_are_no_tensors_are_walked_past(memory: int) -> None:
+    """Fails where a frontier that cannot be kept, a sequence say, is cut there: what follows it could not be run."""
+    p = prepare_text(
+        """(float[N,6] x) => (float[N,5] y) {
+            a = Gemm (x, w1[6,8], b1[8])
+            r = Relu(a)
+            t = Tanh(a)
+            q = SequenceConstruct(r, t)
+            u = Gemm (r, w2[8,8], b2[8])
+            e = SequenceAt(q, one{:1})
+            s = Add(u, e)
+            y = Gemm (s, w3[8,5], b3[5])
+        }"""
+    )
+    w = walker(p, 70, memory)
+    names = ("r", "q", "u", "s", "y")
+    expected = values(p.normalised.proto, ["r", "u", "s", "y"], samples_of(p, 70).arrays)
+    for n in names:
+        if n == "q":
+            for _ in w.advance(("e",)):
+                pass
+            continue
+        assert_same(np.concatenate([v[n] for v in w.advance((n,))]), expected[n], rtol=RTOL, atol=0.0)
+
+
+def test_one_weight_off_by_a_hundredth_is_seen(prepared: Lookup) -> None:
+    """The mutation check: a walk over a model with one channel's weights 1 % off fails the comparison above."""
+    p = prepared("residual")
+    w3 = p.channels.graph.constants["w3"].copy()
+    w3[0] *= 1.01
+    samples = samples_of(p, 70)
+    wrong = replace_initializers(p.normalised.proto, {"w3": w3})
+    w = Walker(wrong, samples, p.normalised.types, p.normalised.shapes, 1 << 40)
+    expected = values(p.normalised.proto, ["e"], samples.arrays)["e"]
+    with pytest.raises(AssertionError, match="times the bound"):
+        assert_same(np.concatenate([v["e"] for v in w.advance(("e",))]), expected, rtol=RTOL, atol=0.0)
