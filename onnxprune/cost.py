@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
-from onnxprune.channels.groups import weight_axes
+from onnxprune.channels.groups import INDEX_TYPES, weight_axes
 from onnxprune.channels.labels import Labels, tracked_axes
 from onnxprune.channels.trace import Linear
 
 Counts = NDArray[np.int64]
-# Integer weights that are not quantized parameters: indices, shapes, bounds.
-_INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def parameters(channels: ChannelGraph) -> Cost:
     """Elements of all weights."""
     terms: list[Term] = []
     for name, values in channels.graph.constants.items():
-        if values.dtype in _INDEX_TYPES:
+        if values.dtype in INDEX_TYPES:
             continue
         rest = values.size
         lengths: list[Length] = []

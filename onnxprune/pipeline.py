@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune import budget, cost, plan, refit, runtime, selection, sensitivity, verify
+from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, verify
 from onnxprune import model as m
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate import statistics
@@ -432,21 +432,30 @@ def allocate(
     )
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
     found = budget.allocate(curves, price, budget.Budget(limit, widths))
-    return {g.index: paths[g.index].kept(found.kept[g.index]) for g in channels.groups if found.kept[g.index] < g.size}
+    masks = {g.index: paths[g.index].kept(found.kept[g.index]) for g in channels.groups if found.kept[g.index] < g.size}
+    whole = parts.with_every_part(channels, masks, paths)
+    if whole is None:
+        raise BudgetUnreachable(f"at {settings.ratio:.0%} some tensor would keep no channel at all; lower --ratio")
+    return whole
 
 
 def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...]:
     """Numbers of units that a group may keep."""
     if g.index in coupled.frozen:
         return (g.size,)
-    return budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels)
+    widths = budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels)
+    least = parts.least_units(coupled.channels, g.index)
+    return tuple(w for w in widths if w >= least)
 
 
 def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled) -> dict[int, Mask]:
     """The masks of a saved plan. Raises UsageError where it belongs to another model."""
     if chosen.model_sha256 != loaded.source.sha256:
         raise UsageError("the plan was made for another model (its checksum differs); make a new plan")
-    return chosen.masks(coupled.channels)
+    masks = chosen.masks(coupled.channels)
+    if coupled.channels.emptied(coupled.channels.keep_classes(masks)):
+        raise UsageError("the plan leaves some tensor without a channel; make a new plan")
+    return masks
 
 
 # rewrite, refit

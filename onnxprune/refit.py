@@ -110,7 +110,9 @@ def target_of(layer: Layer, graph: Graph, latest: Mapping[str, int]) -> Target:
     name, gain, shift = layer.output, None, None
     norm = _only_reader(graph, name, "BatchNormalization")
     if norm is not None:
-        if any(i not in graph.constants for i in norm.inputs[1:5]):
+        # It works on axis 1, which is the axis of this layer's outputs unless a product has further axes between.
+        on_outputs = layer.window is not None or len(graph.shape(name) or ()) == 2
+        if not on_outputs or any(i not in graph.constants for i in norm.inputs[1:5]):
             return plain
         s, b, mean, var = (graph.constants[i].astype(np.float64) for i in norm.inputs[1:5])
         gain = s / np.sqrt(var + float(norm.attrs.get("epsilon", 1e-5)))

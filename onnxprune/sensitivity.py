@@ -93,14 +93,15 @@ def _trials_of(
         return {}
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     session = Session(m.submodel(proto, walker.frontier, outputs, overridable=replaced))
-    expected = {k: v for k, v in reference.items() if k in outputs}
+    floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
+    expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
     n = path.order.size
     for width in sorted({n - round(n * share) for share in LEVELS} - {n, 0}):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
         feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}
-        error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(reference), 1)
+        error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(floating), 1)
         if np.isfinite(error):
             found[width] = error
     return found

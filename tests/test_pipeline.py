@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from onnxprune.errors import (
 )
 from onnxprune.graph import Array
 from onnxprune.rewrite import replace_initializers
+from onnxprune.runtime import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.digits import pruned
@@ -146,7 +148,7 @@ def test_excluded_layer_keeps_inputs_and_outputs():
 def test_a_pattern_that_matches_nothing(option: str):
     """Fails where a spelling mistake silently protects nothing."""
     with pytest.raises(UsageError, match="matches no node and no tensor"):
-        prune(digits.path("resnet"), None, digits.CALIB, **{option: ("/7/*",)})
+        prune(digits.path("resnet"), None, digits.CALIB, **{option: ("/nobody/*",)})
 
 
 # the same again
@@ -309,6 +311,7 @@ def test_refused_paths(folder: Path, place: str, name: str, error: type[Exceptio
     assert listing(folder) == before
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the null device is no file there")
 def test_special_files_are_not_replaced():
     with pytest.raises(UsageError, match="not an ordinary file"):
         prune(digits.path("resnet"), "/dev/null", overwrite=True)
@@ -487,13 +490,11 @@ def test_rows_of_the_table(row: str):
     assert result.report.achieved >= 0.3
 
 
-def test_a_zero_ratio_is_no_cut():
-    """The smallest cut changes the model least: its outputs stay close."""
+def test_a_small_cut():
+    """Fails where even the smallest cut changes the outputs beyond recognition."""
     result = pruned("resnet", ratio=0.02, round_to=1, refit="least-squares")
     assert result.model is not None
     data = {"input": np.load(digits.TEST)["input"]}
-    from onnxprune.runtime import Session
-
     before = Session(digits.path("resnet")).run(data)["logits"]
     after = Session(result.model).run(data)["logits"]
     assert_same(after, before, rtol=0.2, atol=0.0)

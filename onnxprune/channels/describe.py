@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from onnxprune.channels.groups import AxisRef, ChannelGraph, Group
+from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.graph import Graph
-
-# Integer weights that are not quantized parameters: indices, shapes, bounds.
-_INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def describe(
     readers = first_readers(channels.graph)
     groups = [g for g in channels.groups if g.size > 1]
     removable = {g.index for g in groups}
-    own = {k for k, v in channels.graph.constants.items() if k not in added and v.dtype not in _INDEX_TYPES}
+    own = {k for k, v in channels.graph.constants.items() if k not in added and v.dtype not in INDEX_TYPES}
     counted = own - set(clones)
     return Description(
         model,

@@ -20,6 +20,9 @@ from onnxprune.channels.rules import TABLE
 from onnxprune.channels.trace import Linear, Read, Trace, walk
 from onnxprune.graph import Graph
 
+# Constants of these types are sizes, indices and masks, no weights.
+INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
+
 
 @dataclass(frozen=True)
 class AxisRef:
@@ -327,8 +330,8 @@ def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
     found: list[PinnedAxis] = []
     weights = [(n, f) for n, fs in trace.factors.items() if n in trace.graph.constants for f in fs]
     for tensor, f in weights:
-        if trace.graph.constants[tensor].dtype in (np.int64, np.bool_):
-            continue  # sizes, indices and masks are no weights
+        if trace.graph.constants[tensor].dtype in INDEX_TYPES:
+            continue
         axis, members = tracked_axes(f)[0], classes.of_label[f.ravel()]
         stuck = members[classes.pinned[members]]
         why = classes.reasons[int(stuck[0])] if stuck.size else None

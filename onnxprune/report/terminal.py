@@ -87,6 +87,7 @@ def prune_report(report: Report, screen: Screen) -> str:
     """What a run did."""
     parts: list[RenderableType] = [_sizes(report, screen), _channels(report, screen)]
     parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items()]
+    parts.append(Text())
     if report.pinned:
         parts.append(_pinned([(p.reason, p.operator, p.channels) for p in report.pinned], screen))
     parts.append(_facts(_run_facts(report), screen))
@@ -184,7 +185,8 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
 def inspection(d: Description, screen: Screen) -> str:
     """What can be pruned, and why the rest cannot."""
     share = min(d.share, 0.999) if d.prunable < d.parameters else 1.0
-    head = f"{share:.1%} of {count(d.parameters)} parameters can be pruned, in {len(d.groups)} groups"
+    groups = "1 group" if len(d.groups) == 1 else f"{len(d.groups)} groups"
+    head = f"{share:.1%} of {count(d.parameters)} parameters can be pruned, in {groups}"
     parts: list[RenderableType] = [Text(d.model, "bold"), Text(head if d.groups else "no channel can be removed")]
     if d.groups:
         table = screen.table("group", "units", "channels each", "parameters", " producers => consumers")

@@ -1,0 +1,69 @@
+"""Parts that must not vanish: where a Split or Slice takes some of a group aside, each part keeps a unit.
+
+Selection ranks the units of a group by what they are worth, whatever part they are in. Here kept units are exchanged
+until every axis of every tensor keeps one (`ChannelGraph.needed`); the number of kept units does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.select import Path
+
+Mask = NDArray[np.bool_]
+
+
+def least_units(channels: ChannelGraph, group: int) -> int:
+    """How many units of a group must stay at least: as many as it has parts that share no unit, and at least one."""
+    taken: set[int] = set()
+    parts = 0
+    for units in channels.needed:
+        members = set(units.tolist())
+        if (channels.group_of[units] == group).all() and not members & taken:
+            taken |= members
+            parts += 1
+    return max(parts, 1)
+
+
+def with_every_part(channels: ChannelGraph, masks: Mapping[int, Mask], paths: Sequence[Path]) -> dict[int, Mask] | None:
+    """`masks` (over the units of a group, by group index) with units exchanged; None where that is impossible."""
+    kept = {g: mask.copy() for g, mask in masks.items()}
+    for units in channels.needed:
+        if channels.keep_classes(kept)[units].any():
+            continue
+        g, unit = _most_valued(channels, units.tolist(), paths)
+        kept[g][unit] = True
+        given = _spare(channels, kept, g, unit, paths[g])
+        if given is None:
+            return None
+        kept[g][given] = False
+    return kept
+
+
+def _most_valued(channels: ChannelGraph, units: Sequence[int], paths: Sequence[Path]) -> tuple[int, int]:
+    """(group, unit within it) of the class that its path removes last, relative to the length of the path."""
+
+    def place(c: int) -> tuple[float, int, int]:
+        g = int(channels.group_of[c])
+        unit = int(np.flatnonzero(channels.groups[g].units == c)[0])
+        return float(np.flatnonzero(paths[g].order == unit)[0]) / paths[g].order.size, g, unit
+
+    _, g, unit = max(place(c) for c in units)
+    return g, unit
+
+
+def _spare(channels: ChannelGraph, kept: Mapping[int, Mask], g: int, new: int, path: Path) -> int | None:
+    """The kept unit of a group, not `new`, that its path removes first and no part depends on."""
+    keep = channels.keep_classes(kept)
+    for unit in path.order.tolist():
+        if unit == new or not kept[g][unit]:
+            continue
+        without = keep.copy()
+        without[channels.groups[g].units[unit]] = False
+        if all(without[units].any() for units in channels.needed if keep[units].any()):
+            return int(unit)
+    return None

@@ -1,0 +1,137 @@
+"""Reports as text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from onnxprune import inspect
+from onnxprune.evaluation import Evaluation
+from onnxprune.report import terminal
+from onnxprune.report.summary import PinnedRow, Report
+from onnxprune.report.terminal import Screen
+from tests import digits
+from tests.digits import pruned
+
+
+@pytest.fixture
+def report() -> Report:
+    return replace(pruned("resnet", method="magnitude", refit="none").report, output="out.onnx")
+
+
+def test_prune_report(report: Report):
+    text = terminal.prune_report(report, Screen())
+    for part in (
+        *("before", "after", "removed", "MACs per sample", "parameters", "file size", "requested 50.0%"),
+        *("held out", "normalised against original", "slice against masked original", "256 samples, 32 of them"),
+        *("seed", "one plain pass", "peak memory", "written: out.onnx", "refit"),
+    ):
+        assert part in text
+    for g in report.groups:
+        assert (f"{g.channels_before} → {g.channels_after}" in text) or g.channels_before == g.channels_after
+        assert (g.name in text) == (g.channels_before != g.channels_after)
+    whole = sum(g.channels_before == g.channels_after for g in report.groups)
+    assert f"{whole} unchanged: " in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_width(report: Report, width: int):
+    lines = terminal.prune_report(report, Screen(width)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_plain_text_has_no_control_codes(report: Report, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a log fills with colour codes because a variable in CI asks for them."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in terminal.prune_report(report, Screen())
+    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b" in terminal.prune_report(report, Screen(colour=True))
+
+
+def test_ascii(report: Report):
+    assert terminal.prune_report(report, Screen(unicode=False)).isascii()
+
+
+def test_pinned_axes_are_counted_by_reason(report: Report):
+    rows = tuple(PinnedRow(f"w{i}", 0, 4, "Softmax", "it is normalised over") for i in range(7))
+    text = terminal.prune_report(replace(report, pinned=rows), Screen())
+    line = next(x for x in text.splitlines() if "it is normalised over" in x)
+    assert line.split()[-3:] == ["Softmax", "7", "28"]
+
+
+def test_names_are_not_markup(report: Report):
+    """Fails where a name with brackets disappears, as rich would read it."""
+    rows = (PinnedRow("w", 0, 4, "Op", "the axis [bold] of :smile:"),)
+    text = terminal.prune_report(replace(report, pinned=rows, notes=("[red] :+1:",)), Screen())
+    assert "the axis [bold] of :smile:" in text
+    assert "note: [red] :+1:" in text
+
+
+def test_long_names_are_whole(report: Report):
+    name = "x" * 150
+    groups = (replace(report.groups[1], name=name, channels_before=16, channels_after=8),)
+    text = terminal.prune_report(replace(report, groups=groups), Screen(60))
+    assert text.count("x") >= 150
+
+
+def test_nothing_prunable_and_everything_prunable():
+    found = inspect(digits.path("resnet"))
+    assert "99.9% of 42.7 k parameters can be pruned, in 6 groups" in terminal.inspection(found, Screen())
+    nothing = replace(found, groups=(), prunable=0)
+    assert "no channel can be removed" in terminal.inspection(nothing, Screen())
+    everything = replace(found, prunable=found.parameters, pinned=())
+    text = terminal.inspection(everything, Screen())
+    assert "100.0% of" in text
+    assert "axes that stay" not in text
+
+
+def test_many_consumers_are_counted():
+    text = terminal.inspection(inspect(digits.path("resnet")), Screen(200))
+    assert "/0/Conv, /3/conv2/Conv, /4/conv2/Conv => /3/conv1/Conv, /4/conv1/Conv, /5/conv1/Conv and 1 more" in text
+
+
+def test_evaluation_shows_what_was_measured():
+    full = Evaluation("slim.onnx", "model.onnx", "data.npz", "", 500, 0.98, 0.99, 0.97, 0.05, ("a note",))
+    text = terminal.evaluation(full, Screen())
+    for part in ("98.00%", "99.00% (drop: 1.00 points)", "97.00%", "5.00%", "500 samples", "note: a note"):
+        assert part in text
+    bare = replace(
+        full, against=None, accuracy=None, original_accuracy=None, agreement=None, output_error=None, notes=()
+    )
+    assert terminal.evaluation(bare, Screen()).split() == ["slim.onnx", "data", "data.npz,", "500", "samples"]
+
+
+def test_no_status_unless_enabled(capsys: pytest.CaptureFixture[str]):
+    with terminal.status(False) as watch:
+        watch("load")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (0, "0"),
+        (9999, "9999"),
+        (10_000, "10 k"),
+        (42_698, "42.7 k"),
+        (559_104, "559 k"),
+        (4.1e9, "4.1 G"),
+        (1e12, "1000 G"),
+    ],
+)
+def test_count(n: float, text: str):
+    assert terminal.count(n) == text
+
+
+@pytest.mark.parametrize(("n", "text"), [(10, "10 B"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.0 GiB")])
+def test_size(n: float, text: str):
+    assert terminal.size(n) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.0123, "12 ms"), (3.44, "3.4 s"), (125.2, "2 min 05 s")])
+def test_duration(seconds: float, text: str):
+    assert terminal.duration(seconds) == text

@@ -1,0 +1,530 @@
+"""The command line: exit codes, one line on stderr, and nothing written unless all went well."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune import cli, pipeline
+from onnxprune.report.terminal import PLAIN_WIDTH
+from tests import digits
+from tests.digits import pruned
+from tests.test_pipeline import largest_changed, listing
+
+RESNET, CALIB = str(digits.path("resnet")), str(digits.CALIB)
+FAST = ["--method", "magnitude", "--refit", "none"]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with some things in it that are no models."""
+    (tmp_path / "corrupt.onnx").write_bytes(digits.path("resnet").read_bytes()[:5000])
+    (tmp_path / "text.onnx").write_text("not a model\n", encoding="utf-8")
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    (tmp_path / "sub").mkdir()
+    relu = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 13]> main (float[N,4] x) => (float[N,4] y) { y = Relu (x) }'
+    )
+    onnx.save(relu, tmp_path / "relu.onnx")
+    good = np.load(digits.CALIB)["input"]
+    np.savez(tmp_path / "names.npz", image=good)
+    np.savez(tmp_path / "shapes.npz", input=good[:, :, 1:])
+    np.savez(tmp_path / "dtypes.npz", input=good.astype(np.float64))
+    np.savez(tmp_path / "nan.npz", input=np.where(good > 1, np.float32(np.nan), good))
+    np.savez(tmp_path / "none.npz", input=good[:0])
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04 and then nothing")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys: Capture, *args: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    code = cli.main(list(args))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(folder: Path, capsys: Capture, code: int, match: str, *args: str) -> None:
+    """One line on stderr that says `match`, the exit code, and the folder as it was."""
+    before = listing(folder)
+    found, out, err = run(capsys, *args)
+    assert (found, out) == (code, "")
+    assert err.startswith("onnxprune: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert match in err
+    assert listing(folder) == before
+
+
+# refusals
+
+FILES = ["--plan", "plan.json", "--report", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "match"),
+    [
+        ("missing.onnx", 1, "missing.onnx does not exist"),
+        ("corrupt.onnx", 1, "cut short"),
+        ("text.onnx", 1, "not an ONNX model"),
+        ("sub", 1, "is a folder"),
+        ("relu.onnx", 3, "no channel can be removed"),
+    ],
+)
+def test_models(folder: Path, capsys: Capture, model: str, code: int, match: str):
+    calib = [] if model == "relu.onnx" else ["--calib", CALIB]
+    if calib:
+        refused(folder, capsys, code, match, model, "out.onnx", "--ratio", "0.5", *calib, *FILES)
+        return
+    np.savez(folder / "x.npz", x=np.ones((4, 4), np.float32))
+    refused(folder, capsys, code, match, model, "out.onnx", "--ratio", "0.5", "--calib", "x.npz", *FILES)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ("missing.npz", "does not exist"),
+        ("names.npz", "no data for input 'input': the model wants 'input', the file has 'image'"),
+        ("shapes.npz", "has shape 256x1x7x8, the model wants Nx1x8x8"),
+        ("dtypes.npz", "is float64, the model wants float32"),
+        ("nan.npz", "NaN"),
+        ("none.npz", "empty"),
+        ("pickled.npy", "cannot be read"),
+        ("zip.npz", "cannot be read"),
+        ("empty", "holds no .npz or .npy file"),
+        ("text.onnx", "neither a .npz"),
+    ],
+)
+def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
+    refused(folder, capsys, 1, match, RESNET, "out.onnx", "--ratio", "0.5", "--calib", data, *FILES)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "match"),
+    [
+        (["out.onnx"], 2, "--ratio is missing"),
+        (["--ratio", "0.5"], 2, "OUT is missing"),
+        (["out.onnx", "--ratio", "0"], 2, "outside (0, 1)"),
+        (["out.onnx", "--ratio", "1.5"], 2, "outside (0, 1)"),
+        (["out.onnx", "--ratio", "nan"], 2, "outside (0, 1)"),
+        (["out.onnx", "--ratio", "half"], 2, "'half' is not a valid float"),
+        (["out.onnx", "--ratio", "0.999"], 3, "cannot go: at most"),
+        (["out.onnx", "--ratio", "0.5", "--method", "magic"], 2, "'magic' is not one of"),
+        (["out.onnx", "--ratio", "0.5", "--memory", "much"], 2, "write 512M or 2G"),
+        (["out.onnx", "--ratio", "0.5", "--round-to", "0"], 2, "round_to is 0"),
+        (["out.onnx", "--ratio", "0.5", "--exclude", "nobody*"], 2, "matches no node and no tensor"),
+        (["out.onnx", "--ratio", "0.5", "--speed", "9"], 2, "No such option"),
+        (["out.onnx", "more.onnx", "--ratio", "0.5"], 2, "unexpected extra argument"),
+        (["old.onnx", "--ratio", "0.5"], 2, "use --overwrite"),
+        (["sub", "--ratio", "0.5"], 2, "is a folder"),
+        (["old.onnx/out.onnx", "--ratio", "0.5"], 1, "there is no folder"),
+        (["none/out.onnx", "--ratio", "0.5"], 1, "there is no folder"),
+        (["out.onnx", "--ratio", "0.5", "--report", "none/r.json"], 1, "there is no folder"),
+        (["out.onnx", "--ratio", "0.5", "--report", "old.onnx"], 2, "use --overwrite"),
+        (["out.onnx", "--ratio", "0.5", "--plan", "text.onnx"], 2, "use --overwrite"),
+        (["out.onnx", "--ratio", "0.5", "--plan", "a", "--report", "a"], 2, "used twice"),
+        (["out.onnx", "--from-plan", "missing.json"], 1, "does not exist"),
+        (["out.onnx", "--from-plan", "text.onnx"], 1, "is not a plan"),
+        (["out.onnx", "--from-plan", "p", "--ratio", "0.5", "--round-to", "4"], 2, "leave out --ratio, --round-to"),
+    ],
+)
+def test_options(folder: Path, capsys: Capture, args: list[str], code: int, match: str):
+    refused(folder, capsys, code, match, RESNET, *args, "--calib", CALIB)
+
+
+def test_no_arguments(folder: Path, capsys: Capture):
+    """Fails where a script whose variables are empty is told that all went well."""
+    refused(folder, capsys, 2, "Missing argument 'IN'")
+
+
+def test_failed_check(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    """A deliberate 1 % error in one weight of the sliced model."""
+    real = pipeline.rewrite
+    monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
+    args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES]
+    refused(folder, capsys, 4, "differs from the masked original", *args)
+    code, out, err = run(capsys, *args, "--force")
+    assert (code, err) == (0, "")
+    assert "--force: the sliced model differs" in out
+    assert (folder / "out.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "match"),
+    [
+        (KeyError("x"), 1, "KeyError: 'x': this is a defect, please report it; set ONNXPRUNE_TRACEBACK=1"),
+        (MemoryError(), 1, "out of memory"),
+        (OSError(5, "Input/output error", "/somewhere"), 1, "Input/output error: /somewhere"),
+        (RecursionError("too deep\nreally"), 1, "RecursionError: too deep really"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+    ],
+)
+def test_unexpected(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, match: str
+):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "allocate", fail)
+    refused(folder, capsys, code, match, RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES)
+
+
+def test_traceback_on_request(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(pipeline, "allocate", fail)
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    code, _, err = run(capsys, RESNET, "--dry-run", "--ratio", "0.5", "--calib", CALIB, *FAST)
+    assert code == 1
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("onnxprune: error: KeyError")
+
+
+def test_a_full_disk(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES]
+    refused(folder, capsys, 1, "out.onnx cannot be written: No space left on device", *args)
+
+
+def test_interrupted_while_saving(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    """Fails where "nothing was written" is said when something may have been."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_save", interrupt)
+    code, _, err = run(capsys, RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST)
+    assert (code, err) == (130, "onnxprune: error: interrupted after saving had begun\n")
+
+
+def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(digits.FOLDER.parent)}
+    return subprocess.Popen([sys.executable, "-m", "onnxprune", *args], env=env, **options)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_interrupted_for_real(folder: Path):
+    """Ctrl-C in a process of its own, as soon as it says that it calibrates."""
+    before = listing(folder)
+    ours, theirs = os.openpty()
+    args = (RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, "--round-to", "1", *FILES)
+    with command(*args, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        seen = read_until(ours, b"calibrate")
+        process.send_signal(signal.SIGINT)
+        seen += read_until(ours, None)
+        out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"interrupted; nothing was written" in seen
+    assert b"Traceback" not in seen
+    assert listing(folder) == before
+
+
+def read_until(terminal: int, wanted: bytes | None) -> bytes:
+    """What a pseudo-terminal shows up to `wanted`, or up to its end."""
+    seen, deadline = b"", time.monotonic() + 60
+    while wanted is None or wanted not in seen:
+        if not select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0]:
+            pytest.fail(f"nothing more after {seen!r}")
+        try:
+            more = os.read(terminal, 4096)
+        except OSError:  # the other end was closed
+            more = b""
+        if not more:
+            assert wanted is None, seen
+            return seen
+        seen += more
+    return seen
+
+
+# runs
+
+
+def test_a_run(folder: Path, capsys: Capture):
+    code, out, err = run(capsys, RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES)
+    assert (code, err) == (0, "")
+    direct = pruned("resnet", method="magnitude", refit="none")
+    assert direct.model is not None
+    assert (folder / "out.onnx").read_bytes() == direct.model.SerializeToString(deterministic=True)
+    assert (folder / "plan.json").read_text(encoding="utf-8") == direct.plan.to_json()
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["output"] == "out.onnx"
+    for text in ("MACs per sample", "16 → 8", "requested 50.0%", "the graph output 'logits'", "written: out.onnx"):
+        assert text in out
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= PLAIN_WIDTH
+
+
+def test_plan_and_replay(folder: Path, capsys: Capture):
+    """Fails where a replay differs from the direct run by a single bit."""
+    options = ["--calib", CALIB, "--quiet"]
+    choice = ["--ratio", "0.4", "--refit", "least-squares", "--seed", "5"]
+    assert run(capsys, RESNET, "direct.onnx", *choice, *options) == (0, "", "")
+    assert run(capsys, RESNET, "--dry-run", "--plan", "plan.json", *choice, *options) == (0, "", "")
+    assert run(capsys, RESNET, "replay.onnx", "--from-plan", "plan.json", *options) == (0, "", "")
+    assert (folder / "replay.onnx").read_bytes() == (folder / "direct.onnx").read_bytes()
+    code, _, _ = run(capsys, RESNET, "other.onnx", "--from-plan", "plan.json", "--refit", "none", *options)
+    assert code == 0
+    assert (folder / "other.onnx").read_bytes() != (folder / "direct.onnx").read_bytes()
+    refused(
+        folder,
+        capsys,
+        2,
+        "another model",
+        str(digits.path("mobilenet")),
+        "m.onnx",
+        "--from-plan",
+        "plan.json",
+        *options,
+    )
+
+
+def test_dry_run_writes_nothing(folder: Path, capsys: Capture):
+    before = listing(folder)
+    code, out, _ = run(capsys, RESNET, "old.onnx", "--ratio", "0.5", "--calib", CALIB, "--dry-run", *FAST)
+    assert code == 0
+    assert "dry run: no model was written" in out
+    assert listing(folder) == before
+
+
+def test_overwrite(folder: Path, capsys: Capture):
+    (folder / "report.json").write_text("old", encoding="utf-8")
+    args = [RESNET, "old.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES, "--overwrite", "--quiet"]
+    assert run(capsys, *args) == (0, "", "")
+    onnx.checker.check_model(str(folder / "old.onnx"))
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["achieved"] >= 0.5
+
+
+def test_all_options_arrive(folder: Path, capsys: Capture):
+    """Fails where an option of the command line is dropped on its way."""
+    args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
+    args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
+    args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", CALIB]
+    code, _, err = run(capsys, RESNET, *args)
+    assert (code, err) == (0, "")
+    config = json.loads((folder / "r.json").read_text(encoding="utf-8"))["config"]
+    assert config == {
+        **{"ratio": 0.2, "budget": "params", "samples": 32, "method": "random", "refit": "scale", "round_to": 4},
+        **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
+        "force": True,
+    }
+
+
+def test_no_calibration_is_loud(folder: Path, capsys: Capture):
+    code, out, err = run(capsys, RESNET, "--dry-run", "--ratio", "0.5", "--quiet", *FAST)
+    assert (code, out) == (0, "")
+    assert err.startswith("onnxprune: warning: no calibration data was given")
+    assert err.count("\n") == 1
+
+
+def test_a_model_called_like_a_subcommand(folder: Path, capsys: Capture):
+    (folder / "inspect").write_bytes(digits.path("resnet").read_bytes())
+    code, out, _ = run(capsys, "./inspect", "--dry-run", "--ratio", "0.5", "--calib", CALIB, *FAST)
+    assert code == 0
+    assert "dry run" in out
+
+
+def test_a_reader_that_goes_away(folder: Path):
+    """Fails where `| head -0` turns a good run into a bad one, or shows a traceback."""
+    args = (RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST)
+    with command(*args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=60) == 0
+    assert err == b""
+    assert (folder / "out.onnx").is_file()
+
+
+def test_a_narrow_encoding(folder: Path):
+    """Fails where an arrow cannot be printed on a terminal that knows ASCII only."""
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    args = [sys.executable, "-m", "onnxprune", RESNET, "--dry-run", "--ratio", "0.5", "--calib", CALIB, *FAST]
+    done = subprocess.run(args, env=env, capture_output=True, check=True)
+    assert b"16 -> 8" in done.stdout
+    assert done.stdout.isascii()
+
+
+# help and version
+
+
+def test_version(capsys: Capture):
+    assert run(capsys, "--version") == (0, f"onnxprune, version {onnxprune.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", ["", "inspect", "eval"])
+def test_every_option_has_help(name: str, capsys: Capture):
+    command = cli.cli.commands[name] if name else cli.prune_command
+    for p in command.params:
+        assert p.param_type_name == "argument" or getattr(p, "help", None), p.name
+    code, out, err = run(capsys, *([name] if name else []), "--help")
+    assert (code, err) == (0, "")
+    assert "Usage: onnxprune" in out
+
+
+def test_help_says_what_matters(capsys: Capture):
+    text = " ".join(run(capsys, "--help")[1].split())
+    for part in ("keeps its outputs AND its inputs", "inspect", "eval", "./inspect", "4 a check failed", "512M"):
+        assert part in text
+    for default in (
+        "[default: macs]",
+        "[default: obs]",
+        "[default: lockstep]",
+        "[default: 8]",
+        "(seeded random inputs)",
+    ):
+        assert default in text
+
+
+def test_help_is_fast():
+    """Fails where asking for help loads a runtime."""
+    code = (
+        "import sys, onnxprune.cli as c; c.main(['--help']); "
+        "sys.exit(bool({'numpy', 'onnx', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 << 20), ("2G", 2 << 30), ("1.5k", 1536), ("1GiB", 1 << 30), ("64MB", 64 << 20), ("7", 7)],
+)
+def test_sizes(text: str, size: int):
+    assert cli.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "x", "-1G", "0", "1e999", "nan"])
+def test_no_sizes(text: str):
+    with pytest.raises(cli.click.BadParameter):
+        cli.parse_size(text)
+
+
+@pytest.mark.parametrize(("text", "share"), [("0.99", 0.99), ("99", 0.99), ("99%", 0.99), ("1", 1.0), ("1%", 0.01)])
+def test_shares(text: str, share: float):
+    assert cli.parse_share(text) == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "x", "101", "-0.1", "nan", "inf"])
+def test_no_shares(text: str):
+    with pytest.raises(cli.click.BadParameter):
+        cli.parse_share(text)
+
+
+# subcommands
+
+
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_inspect(name: str, capsys: Capture):
+    code, out, err = run(capsys, "inspect", str(digits.path(name)))
+    assert (code, err) == (0, "")
+    for text in ("parameters can be pruned", "producers => consumers", "the graph output 'logits' keeps its shape"):
+        assert text in out
+    code, out, _ = run(capsys, "inspect", str(digits.path(name)), "--json")
+    data = json.loads(out)
+    assert data["share"] > 0.99
+    assert {p["operator"] for p in data["pinned"]} == {"output"}
+
+
+def test_inspect_nothing(folder: Path, capsys: Capture):
+    code, out, err = run(capsys, "inspect", "relu.onnx")
+    assert (code, err) == (0, "")
+    assert "no channel can be removed" in out
+
+
+@pytest.mark.parametrize("model", ["missing.onnx", "corrupt.onnx", "text.onnx", "sub"])
+def test_inspect_refuses(folder: Path, capsys: Capture, model: str):
+    refused(folder, capsys, 1, model, "inspect", model)
+
+
+@pytest.fixture
+def slim(folder: Path) -> str:
+    model = pruned("resnet", refit="least-squares").model
+    assert model is not None
+    onnx.save(model, folder / "slim.onnx")
+    return "slim.onnx"
+
+
+EVAL = ["--data", str(digits.TEST), "--against", RESNET, "--labels", "label"]
+
+
+def test_eval(slim: str, capsys: Capture):
+    code, out, err = run(capsys, "eval", slim, *EVAL)
+    assert (code, err) == (0, "")
+    for text in ("top-1 of the original  99.20%", "agreement", "output error", "500 samples"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "match"),
+    [
+        (["--min-agreement", "50"], 0, ""),
+        (["--max-drop", "40"], 0, ""),
+        (["--min-agreement", "100%"], 4, "is below the demanded 100.00%"),
+        (["--max-drop", "0"], 4, "top-1 dropped by"),
+        (["--min-agreement", "1", "--max-drop", "0"], 4, "; top-1 dropped by"),
+    ],
+)
+def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: str):
+    found, out, err = run(capsys, "eval", slim, *EVAL, *limits, "--json")
+    assert found == code
+    assert json.loads(out)["samples"] == 500
+    assert match in err
+    assert err.count("\n") == (code > 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "match"),
+    [
+        (["--data", "names.npz"], 1, "no data for input"),
+        (["--data", "pickled.npy"], 1, "cannot be read"),
+        (["--data", str(digits.TEST), "--labels", "class"], 1, "no labels under 'class'"),
+        (["--data", str(digits.TEST), "--against", "missing.onnx"], 1, "does not exist"),
+        (["--data", str(digits.TEST), "--against", "relu.onnx"], 1, "read different inputs"),
+        (["--data", str(digits.TEST), "--min-agreement", "0.9"], 2, "needs --against"),
+        (["--data", str(digits.TEST), "--max-drop", "1"], 2, "needs --against and --labels"),
+        ([*EVAL, "--max-drop", "-1"], 2, "must not be negative"),
+        ([*EVAL, "--max-drop", "nan"], 2, "must not be negative"),
+        ([*EVAL, "--min-agreement", "200"], 2, "not between 0 and 100%"),
+        ([], 2, "Missing option '--data'"),
+    ],
+)
+def test_eval_refuses(folder: Path, capsys: Capture, args: list[str], code: int, match: str):
+    refused(folder, capsys, code, match, "eval", RESNET, *args)
+
+
+def test_python_dash_m(capsys: Capture):
+    args = [sys.executable, "-m", "onnxprune", "missing.onnx", "out.onnx", "--ratio", "0.5", "--calib", CALIB]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "onnxprune: error: missing.onnx does not exist\n"
+
+
+def test_entry_point():
+    """Fails where the installed command and `main` part ways."""
+    text = (digits.FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'onnxprune = "onnxprune.cli:main"' in text
+    main: Callable[..., int] = cli.main
+    assert callable(main)

@@ -1,0 +1,167 @@
+"""Top-1, agreement and output error against numbers that are counted by hand, and the gate on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import evaluate
+from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
+from onnxprune.evaluation import Evaluation, gate
+from onnxprune.graph import Array
+from tests import digits
+from tests.digits import pruned
+
+
+def _model(body: str, out: str = "float[N,3]", name: str = "y") -> onnx.ModelProto:
+    text = f'<ir_version: 8, opset_import: ["" : 13]> main (float[N,3] x) => ({out} {name}) {{ {body} }}'
+    return onnx.parser.parse_model(text)
+
+
+SAME, NEGATED = _model("y = Identity (x)"), _model("y = Neg (x)")
+# Classes 0, 1, 2, 0; the lowest scores are at 2, 2, 0, 1.
+X = np.array([[3, 2, 1], [2, 3, 1], [1, 2, 3], [3, 1, 2]], np.float32)
+
+
+def test_by_hand():
+    labels = np.array([0, 1, 0, 1])
+    e = evaluate(NEGATED, {"x": X, "label": labels}, against=SAME, labels="label")
+    assert e.samples == 4
+    assert e.accuracy == 0.5  # 2, 2, 0, 1 against 0, 1, 0, 1
+    assert e.original_accuracy == 0.5  # 0, 1, 2, 0
+    assert e.drop == 0.0
+    assert e.agreement == 0.0
+    wide = X.astype(np.float64)
+    expected = (4 * wide**2).sum() / ((wide - wide.mean(axis=0)) ** 2).sum()
+    assert e.output_error == pytest.approx(expected, rel=1e-9)
+
+
+def test_against_itself():
+    e = evaluate(digits.path("resnet"), digits.TEST, against=digits.path("resnet"), labels="label")
+    assert (e.agreement, e.output_error, e.drop) == (1.0, 0.0, 0.0)
+    assert e.accuracy == 496 / 500
+
+
+def test_pruned_model():
+    model = pruned("resnet", refit="least-squares").model
+    assert model is not None
+    e = evaluate(model, digits.TEST, against=digits.path("resnet"), labels="label")
+    assert e.accuracy == digits.top1(model)
+    assert e.agreement is not None
+    assert 0.5 < e.agreement < 1.0
+    assert e.output_error is not None
+    assert 0.0 < e.output_error < 1.0
+
+
+def test_without_labels_or_original():
+    e = evaluate(SAME, {"x": X})
+    assert (e.accuracy, e.original_accuracy, e.agreement, e.output_error, e.drop) == (None,) * 5
+
+
+def test_trailing_axes_of_size_one():
+    body = "a = Constant <value = int64[4] {0, 3, 1, 1}> ()  y = Reshape (x, a)"
+    e = evaluate(_model(body, "float[N,3,1,1]"), {"x": X, "label": np.array([0, 1, 2, 0])}, labels="label")
+    assert e.accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("body", "out"),
+    [
+        ("y = ReduceMax <axes=[1], keepdims=0> (x)", "float[N]"),
+        ("y = ReduceMax <axes=[1], keepdims=1> (x)", "float[N,1]"),
+        ("y = ArgMax <axis=1> (x)", "int64[N,1]"),
+        (
+            "a = Constant <value = int64[3] {0, 3, 1}> ()  b = Reshape (x, a)  y = Concat <axis=2> (b, b)",
+            "float[N,3,2]",
+        ),
+    ],
+)
+def test_outputs_that_are_no_scores(body: str, out: str):
+    """Fails where agreement is made up of something that is not a class."""
+    model = _model(body, out)
+    e = evaluate(model, {"x": X, "label": np.array([0, 1, 2, 0])}, against=model, labels="label")
+    assert (e.accuracy, e.agreement, e.output_error) == (None, None, 0.0)
+    assert any("no class scores" in n for n in e.notes)
+    with pytest.raises(UsageError, match="agreement was not measured"):
+        gate(e, min_agreement=0.5)
+
+
+def test_nan_is_wrong():
+    """Fails where argmax over NaN counts as an answer."""
+    broken = _model("y = Sqrt (x)")
+    x = np.array([[1, -1, 0], [4, 1, 1]], np.float32)
+    e = evaluate(broken, {"x": x, "label": np.array([1, 0])}, against=broken, labels="label")
+    assert e.accuracy == 0.5
+    assert e.agreement == 0.5
+    json.loads(e.to_json(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (np.array([0.0, 1.0, 2.0, 0.0]), "must be integers"),
+        (np.array(["a", "b", "c", "d"]), "must be integers"),
+        (np.array([0, 1, 2]), "there are 4 samples"),
+        (np.array([[0, 1], [2, 0]]), "there are 4 samples"),
+        (np.array([0, 1, 2, 3]), "from 0 to 3, the model has the classes 0 to 2"),
+        (np.array([0, 1, 2, -1]), "from -1 to 2"),
+        (np.array([], np.int64), "there are 4 samples"),
+    ],
+)
+def test_wrong_labels(labels: Array, match: str):
+    with pytest.raises(CalibrationError, match=match):
+        evaluate(SAME, {"x": X, "label": labels}, labels="label")
+
+
+def test_missing_labels():
+    with pytest.raises(CalibrationError, match="no labels under 'class'; beside the inputs it holds 'label'"):
+        evaluate(SAME, {"x": X, "label": np.zeros(4, np.int64)}, labels="class")
+
+
+def test_column_of_labels():
+    assert evaluate(SAME, {"x": X, "label": np.array([[0], [1], [2], [0]])}, labels="label").accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (_model("y = Concat <axis=1> (x, x)", "float[N,6]"), "give different outputs"),
+        (_model("z = Identity (x)", "float[N,3]", "z"), "give different outputs"),
+        (digits.path("resnet"), "read different inputs"),
+    ],
+)
+def test_models_that_do_not_fit(other: onnx.ModelProto | Path, match: str):
+    with pytest.raises(ModelError, match=match):
+        evaluate(SAME, {"x": X}, against=other)
+
+
+RESULT = Evaluation("m", "o", "d", "", 500, 491 / 500, 496 / 500, 0.98, 0.1)
+
+
+def test_gate_holds_at_the_limit():
+    """Fails where a rounding error in a ratio of integers fails a build."""
+    gate(RESULT, min_agreement=0.98, max_drop=1.0)
+    gate(replace(RESULT, accuracy=1.0), max_drop=0.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "match"),
+    [
+        ({"min_agreement": 0.981}, r"agreement 98\.00% is below the demanded 98\.10%$"),
+        ({"max_drop": 0.99}, r"top-1 dropped by 1\.00 points, more than the allowed 0\.99$"),
+        ({"min_agreement": 1.0, "max_drop": 0.5}, "agreement .*; top-1 dropped"),
+    ],
+)
+def test_gate_fails(limits: dict[str, float], match: str):
+    with pytest.raises(CheckFailed, match=match):
+        gate(RESULT, **limits)
+
+
+def test_gate_on_what_was_not_measured():
+    with pytest.raises(UsageError, match="drop was not measured"):
+        gate(replace(RESULT, accuracy=None), max_drop=1.0)

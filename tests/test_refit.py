@@ -1,0 +1,435 @@
+"""The refit, against least squares on the data itself and against what the network outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from scipy import linalg, optimize
+
+from onnxprune.calibrate import statistics
+from onnxprune.calibrate.layers import Layer, layers_of
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.numerics.least_squares import JITTER
+from onnxprune.refit import Fit, in_place, latest_layers, lockstep, target_of
+from onnxprune.rewrite import cut, replace_initializers
+from onnxprune.runtime import Session
+from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
+from tests.compare import assert_same
+from tests.stages import Keep, Prepared, random_keep
+
+Array = NDArray[Any]
+Lookup = Callable[[str], Prepared]
+
+# Moments are float32 products; the systems have condition numbers up to 1 / ridge = 1e3.
+RTOL = 1e-3
+
+# Maps of at most 16 positions, so that calibration leaves no row out.
+LAYERS = {
+    "conv": """(float[N,3,6,6] x) => (float[N,5,2,2] y) {
+        a = Conv (x, w1[8,3,3,3], b1[8])
+        r = Relu(a)
+        y = Conv (r, w2[5,8,3,3], b2[5])
+    }""",
+    "grouped": """(float[N,3,6,6] x) => (float[N,6,3,3] y) {
+        a = Conv (x, w1[8,3,3,3], b1[8])
+        r = Relu(a)
+        y = Conv <group=2> (r, w2[6,4,2,2], b2[6])
+    }""",
+    "gemm": """(float[N,7] x) => (float[N,5] y) {
+        a = Gemm (x, w1[7,8], b1[8])
+        r = Relu(a)
+        y = Gemm <transB=1, alpha=0.5, beta=2.0> (r, w2[5,8], b2[5])
+    }""",
+    "flatten": """(float[N,3,4,4] x) => (float[N,5] y) {
+        a = Conv (x, w1[8,3,3,3], b1[8])
+        r = Relu(a)
+        f = Flatten(r)
+        y = Gemm (f, w2[32,5], b2[5])
+    }""",
+    "transposed": """(float[N,3,4,4] x) => (float[N,5,4,4] y) {
+        a = Conv (x, w1[8,3,3,3], b1[8])
+        r = Relu(a)
+        y = ConvTranspose <strides=[2,2]> (r, w2[8,5,2,2], b2[5])
+    }""",
+    "no_bias": """(float[N,7] x) => (float[N,5] y) {
+        a = MatMul (x, w1[7,8])
+        r = Relu(a)
+        y = MatMul (r, w2[8,5])
+    }""",
+}
+
+
+def refitted(name: str, level: str) -> tuple[Prepared, Layer, InputMoments, Keep, Array, Array, dict[str, Array]]:
+    """(model, layer, its moments, what stays, rows, original outputs, new weights) of the layer w2."""
+    p = prepare_text(LAYERS[name])
+    samples = samples_of(p, 300)
+    layers, moments = moments_of(p, samples)
+    layer = next(x for x in layers if x.weight == "w2")
+    keep = random_keep(p.channels, 3, shares=(0.5,))
+    found = values(p.normalised.proto, [layer.data, layer.output], samples.arrays)
+    at = every_position(layer, found[layer.output])
+    rows = layer.rows(found[layer.data], at).astype(np.float64)
+    outputs = layer.targets(found[layer.output], at).astype(np.float64)
+    return (
+        p,
+        layer,
+        moments["w2"],
+        keep,
+        rows,
+        outputs,
+        in_place(layers, moments, p.channels.graph.constants, keep, level),
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_least_squares_equals_lstsq_on_the_kept_columns(name: str) -> None:
+    """Fails where the refit uses other columns, another target or another ridge than it says."""
+    p, layer, known, keep, rows, outputs, found = refitted(name, "least-squares")
+    constants = p.channels.graph.constants
+    assert set(found) == {n for n in (layer.weight, layer.bias) if n}
+    w, new = layer.matrix(constants), layer.matrix({**constants, **found})
+    for g in range(layer.groups):
+        stays = layer.kept_columns(keep)[g]
+        assert 1 < stays.sum() < stays.size
+        x = rows[g] / np.sqrt(rows.shape[1])
+        root = np.sqrt((JITTER + known.ridge) * (x[:, stays] ** 2).sum(axis=0))
+        a = np.vstack([x[:, stays], np.diag(root)])
+        b = np.vstack([outputs[g] / np.sqrt(rows.shape[1]), root[:, None] * w[g][stays]])
+        expected = np.zeros_like(w[g])
+        expected[stays] = linalg.lstsq(a, b)[0]
+        assert_same(rows[g] @ new[g], rows[g] @ expected, rtol=RTOL, atol=0.0)
+        assert not new[g][~stays].any()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_scale_is_the_best_scalar_per_channel(name: str) -> None:
+    """Fails where a channel's scalar is not the one that a numeric minimiser finds, or the bias is scaled too."""
+    p, layer, _, keep, rows, outputs, found = refitted(name, "scale")
+    constants = p.channels.graph.constants
+    w, new = layer.matrix(constants), layer.matrix({**constants, **found})
+    for g in range(layer.groups):
+        classes = layer.columns(g)
+        kept = [c for c in np.unique(classes[classes >= 0]) if keep[c]]
+        parts = np.stack([(rows[g][:, classes == c] @ w[g][classes == c]).ravel() for c in kept], axis=1)
+        fixed = (rows[g][:, classes < 0] @ w[g][classes < 0]).ravel()
+        root = np.sqrt(JITTER * (parts**2).sum(axis=0))
+        a, b = np.vstack([parts, np.diag(root)]), np.concatenate([outputs[g].ravel() - fixed, root])
+        best = optimize.least_squares(lambda s, a=a, b=b: a @ s - b, np.ones(len(kept)), xtol=1e-12, ftol=1e-12).x
+        expected = w[g].copy()
+        expected[(classes >= 0) & ~keep[np.maximum(classes, 0)]] = 0.0
+        for c, s in zip(kept, best, strict=True):
+            expected[classes == c] *= s
+        assert_same(new[g], expected, rtol=RTOL, atol=0.0)
+
+
+def test_wide_layers_are_rescaled_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a layer whose Gram was never taken is refitted from something else."""
+    _, _, _, _, _, _, expected = refitted("flatten", "scale")
+    monkeypatch.setattr(statistics, "WIDE", 20)
+    _, _, known, _, _, _, found = refitted("flatten", "least-squares")
+    assert known.classes is not None
+    assert_same(found["w2"], expected["w2"], rtol=RTOL, atol=0.0)
+
+
+def test_layers_that_lose_nothing_are_left_out() -> None:
+    """Fails where weights of layers upstream, or of a model that keeps everything, are touched."""
+    p = prepare_text(LAYERS["conv"])
+    layers, moments = moments_of(p, samples_of(p, 40))
+    constants = p.channels.graph.constants
+    everything = np.ones(p.channels.classes.pinned.size, bool)
+    assert in_place(layers, moments, constants, everything, "least-squares") == {}
+    keep = random_keep(p.channels, 0)
+    assert set(in_place(layers, moments, constants, keep, "least-squares")) == {"w2", "b2"}
+    assert in_place(layers, {}, constants, keep, "least-squares") == {}
+
+
+@pytest.mark.parametrize("level", ["scale", "least-squares"])
+def test_a_refit_is_better_than_none_and_least_squares_than_scale(level: str) -> None:
+    """Fails where a refit raises the error that it minimises."""
+    _, layer, _, keep, rows, outputs, found = refitted("conv", level)
+    p, *_ = refitted("conv", level)
+    constants = p.channels.graph.constants
+    w = layer.matrix(constants)
+    w[~layer.kept_columns(keep)] = 0.0
+    before = ((rows @ w - outputs) ** 2).sum()
+    after = ((rows @ layer.matrix({**constants, **found}) - outputs) ** 2).sum()
+    assert after < (1.0 if level == "scale" else 0.5) * before
+
+
+RESIDUAL = """(float[N,3,8,8] x) => (float[N,5] y) {
+    a = Conv <pads=[1,1,1,1]> (x, w1[12,3,3,3], b1[12])
+    r = Relu(a)
+    c = Conv <pads=[1,1,1,1]> (r, w2[16,12,3,3], b2[16])
+    d = Relu(c)
+    e = Conv <pads=[1,1,1,1]> (d, w3[12,16,3,3], b3[12])
+    s = Add(e, r)
+    t = Relu(s)
+    f = Conv <pads=[1,1,1,1]> (t, w4[16,12,3,3], b4[16])
+    g = Relu(f)
+    h = Conv <pads=[1,1,1,1]> (g, w5[12,16,3,3], b5[12])
+    i = Add(t, h)
+    j = Relu(i)
+    p = GlobalAveragePool(j)
+    q = Flatten(p)
+    y = Gemm (q, w6[12,5], b6[5])
+}"""
+NORMALISED = """(float[N,3,8,8] x) => (float[N,5] y) {
+    a = Conv <pads=[1,1,1,1]> (x, w1[12,3,3,3], b1[12])
+    r = Relu(a)
+    c = Conv <pads=[1,1,1,1]> (r, w2[16,12,3,3], b2[16])
+    d = Relu(c)
+    e = Conv <pads=[1,1,1,1]> (d, w3[12,16,3,3])
+    n = BatchNormalization (e, s3[12], o3[12], m3[12], var3[12])
+    s = Add(n, r)
+    t = Relu(s)
+    f = Conv <pads=[1,1,1,1]> (t, w4[16,12,3,3], b4[16])
+    g = Relu(f)
+    h = Conv <pads=[1,1,1,1]> (g, w5[12,16,3,3])
+    o = BatchNormalization (h, s5[12], o5[12], m5[12], var5[12])
+    i = Add(t, o)
+    j = Relu(i)
+    p = GlobalAveragePool(j)
+    q = Flatten(p)
+    y = Gemm (q, w6[12,5], b6[5])
+}"""
+DEPTHWISE = """(float[N,3,8,8] x) => (float[N,5] y) {
+    a = Conv <pads=[1,1,1,1]> (x, w1[16,3,3,3], b1[16])
+    r = Relu(a)
+    c = Conv <group=16, pads=[1,1,1,1]> (r, w2[16,1,3,3], b2[16])
+    d = Relu(c)
+    e = Conv (d, w3[16,16,1,1], b3[16])
+    s = Add(e, r)
+    f = Conv <group=4, pads=[1,1,1,1]> (s, w4[16,4,3,3], b4[16])
+    g = Relu(f)
+    p = GlobalAveragePool(g)
+    q = Flatten(p)
+    y = Gemm (q, w6[16,5], b6[5])
+}"""
+NETWORKS = {"residual": RESIDUAL, "batch_norm": NORMALISED, "depthwise": DEPTHWISE}
+
+
+def step_by_step(
+    p: Prepared, samples: Samples, keep: Keep, memory: int = 1 << 40
+) -> tuple[onnx.ModelProto, onnx.ModelProto, list[Fit]]:
+    """(after least squares, after lockstep, what it did)."""
+    layers, moments = moments_of(p, samples)
+    weights = in_place(layers, moments, p.channels.graph.constants, keep, "least-squares")
+    plain = cut(replace_initializers(p.normalised.proto, weights), p.channels, keep)
+    slim = onnx.ModelProto()
+    slim.CopyFrom(plain)
+    fits = lockstep(
+        p.normalised.proto,
+        slim,
+        p.channels,
+        layers,
+        samples,
+        keep,
+        types=p.normalised.types,
+        seed=0,
+        memory=memory,
+    )
+    return plain, slim, fits
+
+
+def output_error(model: onnx.ModelProto, p: Prepared, feeds: Mapping[str, Array]) -> float:
+    """||y - y0||² / ||y0 - mean||² over the outputs."""
+    y0 = Session(p.normalised.proto).run(feeds)["y"].astype(np.float64)
+    y = Session(model).run(feeds)["y"].astype(np.float64)
+    return float(((y - y0) ** 2).sum() / ((y0 - y0.mean(axis=0)) ** 2).sum())
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lockstep_lowers_the_output_error(name: str, seed: int) -> None:
+    """Fails where later layers do not repair what earlier ones lost: on the data of the fit, and on other data.
+
+    Each layer is judged on held-out batches, the whole network on none: so a gain on other data is only certain where
+    every position is one more row of the same regression, not for the few columns of a depthwise layer.
+    """
+    p = prepare_text(NETWORKS[name])
+    keep = random_keep(p.channels, seed, shares=(0.5,))
+    plain, slim, fits = step_by_step(p, samples_of(p, 320), keep)
+    assert any(np.isfinite(f.strength) for f in fits)
+    for f in fits:
+        assert f.after <= f.before
+    fresh = Samples(samples_of(p, 1).specs, samples_of(p, 400).slice(320, 400))
+    fitted = samples_of(p, 320).arrays
+    assert output_error(slim, p, fitted) < output_error(plain, p, fitted)
+    if name != "depthwise":
+        assert output_error(slim, p, fresh.arrays) < output_error(plain, p, fresh.arrays)
+
+
+def test_lockstep_needs_no_memory() -> None:
+    """Fails where the fit depends on how much of the walk is kept.
+
+    1e-3: sessions that are cut at other places may fuse other pairs of operators.
+    """
+    p = prepare_text(RESIDUAL)
+    keep = random_keep(p.channels, 0, shares=(0.5,))
+    samples = samples_of(p, 260)
+    _, much, _ = step_by_step(p, samples, keep)
+    _, none, _ = step_by_step(p, samples, keep, memory=0)
+    for a, b in zip(much.graph.initializer, none.graph.initializer, strict=True):
+        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_that_read_nothing_changed_keep_their_bytes(name: str) -> None:
+    """Fails where lockstep touches layers before the first cut; the cut model's own types and shapes stay as well."""
+    p = prepare_text(NETWORKS[name])
+    last = max(range(len(p.channels.groups)), key=lambda g: min(first_reader(p, g), default=-1))
+    mask = np.ones(p.channels.groups[last].size, bool)
+    mask[::2] = False
+    keep = p.channels.keep_classes({last: mask})
+    plain, slim, _ = step_by_step(p, samples_of(p, 260), keep)
+    before = {t.name: t.SerializeToString() for t in plain.graph.initializer}
+    after = {t.name: t.SerializeToString() for t in slim.graph.initializer}
+    start = min(first_reader(p, last))
+    early = [n for layer in layers_of(p.channels) if layer.node.index < start for n in (layer.weight, layer.bias) if n]
+    assert early
+    assert all(before[n] == after[n] for n in early)
+    assert before != after
+    assert list(plain.graph.node) == list(slim.graph.node)
+
+
+def first_reader(p: Prepared, group: int) -> list[int]:
+    """Indices of the layers that read a group."""
+    return [
+        x.node.index for x in layers_of(p.channels) if (p.channels.group_of[x.inputs[x.inputs >= 0]] == group).any()
+    ]
+
+
+def test_one_layer_is_fitted_to_the_original_target() -> None:
+    """Fails where lockstep solves another problem than ridge towards the least-squares weights: lstsq on the rows."""
+    p = prepare_text(LAYERS["gemm"])
+    samples = samples_of(p, 400)
+    keep = random_keep(p.channels, 3, shares=(0.5,))
+    plain, slim, fits = step_by_step(p, samples, keep)
+    (fit,) = fits
+    y = values(p.normalised.proto, ["y"], samples.arrays)["y"].astype(np.float64)
+    x = values(plain, ["r"], samples.arrays)["r"].astype(np.float64)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    weights = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in plain.graph.initializer}
+    prior = np.concatenate([0.5 * weights["w2"].T, 2.0 * weights["b2"].reshape(1, -1)])
+    held = np.arange(400) // 64 % 4 == 3
+
+    def solve(rows: NDArray[np.bool_], strength: float) -> Array:
+        root = np.sqrt((JITTER + strength) * (x[rows] ** 2).sum(axis=0))
+        found: Array = linalg.lstsq(np.vstack([x[rows], np.diag(root)]), np.vstack([y[rows], root[:, None] * prior]))[0]
+        return found
+
+    def held_error(w: Array) -> float:
+        return float(((y[held] - x[held] @ w) ** 2).sum())
+
+    assert_same(np.float64(fit.before), np.float64(held_error(prior)), rtol=RTOL, atol=0.0)
+    expected = prior
+    if np.isfinite(fit.strength):
+        assert_same(np.float64(fit.after), np.float64(held_error(solve(~held, fit.strength))), rtol=RTOL, atol=0.0)
+        expected = solve(np.ones(400, bool), fit.strength)
+    found = values(slim, ["y"], samples.arrays)["y"].astype(np.float64)
+    assert_same(found, x @ expected, rtol=RTOL, atol=0.0)
+
+
+def targets(text: str) -> dict[str, tuple[str, str]]:
+    """layer → (source, other) of its target."""
+    p = prepare_text(text)
+    layers = layers_of(p.channels)
+    latest = latest_layers(p.channels.graph, layers)
+    found = {x.weight: target_of(x, p.channels.graph, latest) for x in layers}
+    return {k: (t.source, t.other) for k, t in found.items()}
+
+
+def test_residual_targets_are_read_behind_the_add() -> None:
+    """Fails where the last layer of a branch is not fitted to the sum, or another layer is."""
+    found = targets(RESIDUAL)
+    assert found["w3"] == ("s", "r")
+    assert found["w5"] == ("i", "t")
+    assert {k: v for k, v in found.items() if k not in ("w3", "w5")} == {
+        "w1": ("a", ""),
+        "w2": ("c", ""),
+        "w4": ("f", ""),
+        "w6": ("y", ""),
+    }
+    assert targets(NORMALISED)["w3"] == ("s", "r")
+
+
+HEAD = "(float[N,3,8,8] x) => (float[N,4,8,8] y"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # A second reader; the output itself an output; a constant; broadcasting; the same tensor twice.
+        ", float[N,4,8,8] z) { a = Conv(x, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Add(b, a)\n z = Relu(b) }",
+        ", float[N,4,8,8] b) { a = Conv(x, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Add(b, a) }",
+        ") { b = Conv(x, w2[4,3,1,1])\n y = Add(b, k[1,4,8,8]) }",
+        ") { p = GlobalAveragePool(x)\n a = Conv(p, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Add(b, a) }",
+        ") { b = Conv(x, w2[4,3,1,1])\n y = Add(b, b) }",
+        # A product instead of a sum; statistics that are computed.
+        ") { a = Conv(x, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Mul(b, a) }",
+        """) { a = Conv(x, w1[4,3,1,1])
+            v = Exp(var[4])
+            u = ReduceMean <keepdims=0> (a, ax{0,2,3})
+            b = Conv(x, w2[4,3,1,1])
+            n = BatchNormalization(b, s[4], o[4], u, v)
+            y = Add(n, a) }""",
+    ],
+)
+def test_other_layers_keep_their_own_target(body: str) -> None:
+    """Fails where a target is read behind an Add that does not determine the layer's output."""
+    assert targets(HEAD + body)["w2"][1] == ""
+
+
+def test_of_two_branches_only_the_later_one_takes_the_sum() -> None:
+    """Fails where the earlier branch is fitted against one that is not refitted yet."""
+    found = targets(HEAD + ") { a = Conv(x, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Add(a, b) }")
+    assert found == {"w1": ("a", ""), "w2": ("y", "a")}
+
+
+def test_a_normalisation_over_tokens_is_no_gain_of_the_outputs() -> None:
+    """Fails where BatchNormalization on axis 1 of a product with tokens is inverted along the product's last axis."""
+    text = """(float[N,6,5] x) => (float[N,6,6] y) {
+        a = MatMul(x, w1[5,6])
+        b = MatMul(x, w2[5,6])
+        n = BatchNormalization(b, s[6], o[6], m[6], var[6])
+        y = Add(n, a)
+    }"""
+    assert targets(text) == {"w1": ("a", ""), "w2": ("b", "")}
+
+
+def test_one_refitted_weight_off_by_a_hundredth_is_seen() -> None:
+    """The mutation check: the comparison with lstsq notices one refitted weight that is 1 % off."""
+    p, layer, _, _, rows, _, found = refitted("conv", "least-squares")
+    constants = p.channels.graph.constants
+    right = layer.matrix({**constants, **found})
+    wrong = right.copy()
+    power = np.abs(rows).max(axis=1)[:, :, None] * np.abs(right)
+    wrong.flat[power.argmax()] *= 1.01
+    with pytest.raises(AssertionError, match="times the bound"):
+        assert_same(rows @ wrong, rows @ right, rtol=RTOL, atol=0.0)
+
+
+def test_one_gram_entry_off_by_a_hundredth_is_seen() -> None:
+    """The mutation check: moments that are 1 % off at one entry give weights that the comparison refuses."""
+    p, layer, known, keep, rows, _, found = refitted("gemm", "least-squares")
+    constants = p.channels.graph.constants
+    moments = known.p.copy()
+    stays = layer.kept_columns(keep)[0]
+    i = int(np.flatnonzero(stays)[0])
+    j = int(np.flatnonzero(~stays)[0])
+    moments[0, i, j] *= 1.01
+    moments[0, j, i] *= 1.01
+    wrong = in_place([layer], {layer.weight: InputMoments(moments, known.ridge)}, constants, keep, "least-squares")
+    with pytest.raises(AssertionError, match="times the bound"):
+        assert_same(
+            rows @ layer.matrix({**constants, **wrong}),
+            rows @ layer.matrix({**constants, **found}),
+            rtol=1e-4,
+            atol=0.0,
+        )
