@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     kit = load_kit(args.kit)
-    print(f"{'model':34s} ratio  MACs left  top-1 before → after   lost (bar)   agree  passes")
+    print(f"{'model':34s} ratio  MACs left  top-1 before → after  lost (bar)  agree  passes")
     for pattern, ratio, samples, bar in TABLE:
         for path in sorted(args.kit.glob(f"models/{pattern}.onnx")):
             if not path.match(args.only):
@@ -92,12 +92,9 @@ def main() -> None:
             for seed in range(args.seeds):
                 row = measure(kit, path, ratio, samples, seed)
                 lost = row["top1_before"] - row["top1_after"]
-                print(
-                    f"{row['model']:34s} {ratio:5.2f}  {row['macs_left']:9.3f}  {row['top1_before']:9.2f} → "
-                    f"{row['top1_after']:5.2f}  {lost:+6.2f} ({bar:4.1f})  {row['agreement']:6.2f}  {row['passes']:6.1f}"
-                    + ("" if lost <= bar else "  over the bar"),
-                    flush=True,
-                )
+                accuracy = f"{row['top1_before']:9.2f} → {row['top1_after']:5.2f}  {lost:+6.2f} ({bar:4.1f})"
+                rest = f"{row['agreement']:6.2f}  {row['passes']:6.1f}" + ("" if lost <= bar else "  over the bar")
+                print(f"{row['model']:34s} {ratio:5.2f}  {row['macs_left']:9.3f}  {accuracy}  {rest}", flush=True)
                 if args.out is not None:
                     with args.out.open("a", encoding="utf-8") as f:
                         f.write(json.dumps(row | {"bar": bar}) + "\n")

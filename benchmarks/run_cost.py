@@ -31,13 +31,25 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.json"
             command = [sys.executable, "-m", "onnxprune", args.model, str(Path(folder) / "out.onnx")]
-            command += ["--calib", args.calib, "--ratio", args.ratio, "--round-to", "1", "--report", str(report), "--quiet"]
+            command += [
+                "--calib",
+                args.calib,
+                "--ratio",
+                args.ratio,
+                "--round-to",
+                "1",
+                "--report",
+                str(report),
+                "--quiet",
+            ]
             subprocess.run([*command, *args.more], check=True)
             efforts.append(json.loads(report.read_text(encoding="utf-8"))["effort"])
     passes = [e["passes"] for e in efforts]
     print(f"whole run: {statistics.median(passes):.1f} plain passes (from {min(passes):.1f} to {max(passes):.1f})")
-    print(f"           {statistics.median(e['seconds'] for e in efforts):.1f} s, one plain pass "
-          f"{statistics.median(e['plain_pass_seconds'] for e in efforts):.2f} s")
+    print(
+        f"           {statistics.median(e['seconds'] for e in efforts):.1f} s, one plain pass "
+        f"{statistics.median(e['plain_pass_seconds'] for e in efforts):.2f} s"
+    )
     print(f"peak memory: {max(e['peak_memory_bytes'] or 0 for e in efforts) / 2**20:.0f} MiB")
     for stage in efforts[0]["stages"]:
         print(f"  {stage:10s} {statistics.median(e['stages'][stage] for e in efforts):6.2f} s")

@@ -153,7 +153,11 @@ def view(
 
 def to_gs(proto: onnx.ModelProto) -> Any:
     """onnx-graphsurgeon's editable graph of a model."""
-    return gs.import_onnx(proto)
+    graph = gs.import_onnx(proto)
+    for body in graph.subgraphs(recursive=True):
+        # Constant folding exports bodies on their own, by default at a version that onnxruntime may not know yet.
+        body.ir_version = proto.ir_version
+    return graph
 
 
 def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:

@@ -172,10 +172,11 @@ def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, 
         if complete and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
             if first.nbytes <= _FOLD_LIMIT_BYTES:
                 constant[name] = first
-        elif complete and first.ndim == 1 and np.issubdtype(first.dtype, np.integer):
-            if all(v.shape == first.shape for v in values):
-                same = np.all(np.stack(values) == first, axis=0)
-                known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
+            continue
+        vector = first.ndim == 1 and np.issubdtype(first.dtype, np.integer)
+        if complete and vector and all(v.shape == first.shape for v in values):
+            same = np.all(np.stack(values) == first, axis=0)
+            known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
     _replace_by_constants(proto, constant)
     _fold_reshape_targets(proto, known, runs if complete else [], example)
     _bake_shapes(proto, known)

@@ -10,7 +10,7 @@ zero), which equals a masked consumer input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 import onnx
@@ -18,10 +18,12 @@ import onnx
 from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.calibrate.statistics import BATCH, InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array
+from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
+from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session
 from onnxprune.select import Path
 from onnxprune.selection import consumers_of
@@ -52,7 +54,7 @@ def measure(
     reference: Mapping[str, Array],
     paths: Sequence[Path],
     *,
-    only: Collection[int],
+    only: Set[int],
     types: Mapping[str, int],
     memory: int,
     progress: Callable[[str], None] = lambda _: None,
@@ -62,18 +64,63 @@ def measure(
     reference: outputs of the uncut model on the same samples, by name.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
-    without a consumer that can be refitted has no trials.
+    that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
+    tried on the masked oracle instead.
     """
     consumers = consumers_of(channels, layers)
+    covered = only & _read_by_layers_alone(channels, layers)
     walker = Walker(proto, samples, types, channels.graph.shapes, memory)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
-    order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if c and g in only)
+    order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if g in covered)
     first = {g: min(c, key=lambda x: x.node.index).data for g, c in enumerate(consumers) if c}
     for _, g in order:
         for _ in walker.advance((first[g],)):
             pass
         found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker, reference)
         progress(channels.groups[g].name)
+    for g in sorted(only - covered):
+        found[g] = _masked_trials(g, consumers[g], paths[g], proto, channels, moments, samples, types, reference)
+        progress(channels.groups[g].name)
+    return found
+
+
+def _read_by_layers_alone(channels: ChannelGraph, layers: Sequence[Layer]) -> set[int]:
+    """Groups whose every cross-channel read is that of a layer."""
+    own = {x.node.index for x in layers}
+    other: set[int] = set()
+    for r in channels.reads:
+        if r.kind == "mixing" or r.node.index not in own:
+            for f in channels.factors.get(r.node.inputs[r.slot], ()):
+                other |= set(np.unique(channels.group_of[f]).tolist())
+    consumed = {g for g, c in enumerate(consumers_of(channels, layers)) if c}
+    return consumed - other
+
+
+def _widths(units: int) -> list[int]:
+    return sorted({units - round(units * share) for share in LEVELS} - {units, 0})
+
+
+def _masked_trials(
+    g: int,
+    consumers: Sequence[Layer],
+    path: Path,
+    proto: onnx.ModelProto,
+    channels: ChannelGraph,
+    moments: Mapping[str, InputMoments],
+    samples: Samples,
+    types: Mapping[str, int],
+    reference: Mapping[str, Array],
+) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for width in _widths(path.order.size):
+        keep = channels.keep_classes({g: path.kept(width)})
+        weights = in_place(consumers, moments, channels.graph.constants, keep, "least-squares")
+        masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
+        session = Session(masked)
+        parts = [session.run(b) for b in samples.batches(BATCH)]
+        error = relative_error(_joined(parts), reference)
+        if np.isfinite(error):
+            found[width] = error
     return found
 
 
@@ -96,8 +143,7 @@ def _trials_of(
     floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
-    n = path.order.size
-    for width in sorted({n - round(n * share) for share in LEVELS} - {n, 0}):
+    for width in _widths(path.order.size):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
         feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}
@@ -117,7 +163,9 @@ def _behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
 
 
 def _run(session: Session, walker: Walker, weights: Mapping[str, Array]) -> dict[str, Array]:
-    parts = [session.run({**b, **weights}) for b in walker.batches]
-    return {
-        k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in parts[0] if isinstance(parts[0][k], np.ndarray)
-    }
+    return _joined([session.run({**b, **weights}) for b in walker.batches])
+
+
+def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    arrays = [k for k, v in parts[0].items() if isinstance(v, np.ndarray)]
+    return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in arrays}

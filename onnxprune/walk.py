@@ -32,7 +32,7 @@ class Walker:
         self.proto, self.samples, self.memory = proto, samples, memory
         self._types = dict(types)
         self._shapes = shapes
-        size = batch_size(shapes, _widest(shapes, proto))
+        size = batch_size(shapes, _widest(shapes, proto), len(samples))
         self._batches: list[dict[str, Array]] = list(samples.batches(size))
         self._available = set(self._batches[0])
         self._done: set[int] = set()

@@ -317,7 +317,7 @@ def test_one_layer_is_fitted_to_the_original_target() -> None:
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     weights = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in plain.graph.initializer}
     prior = np.concatenate([0.5 * weights["w2"].T, 2.0 * weights["b2"].reshape(1, -1)])
-    held = np.arange(400) // 64 % 4 == 3
+    held = np.arange(400) // 50 % 4 == 3
 
     def solve(rows: NDArray[np.bool_], strength: float) -> Array:
         root = np.sqrt((JITTER + strength) * (x[rows] ** 2).sum(axis=0))

@@ -51,10 +51,13 @@ def positions_for(columns: int, samples: int) -> int:
     return int(np.clip(wanted, _MIN_POSITIONS, _MAX_POSITIONS))
 
 
-def batch_size(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], limit_bytes: int = 256 << 20) -> int:
-    """Samples per batch, so that the tensors `names` fit in `limit_bytes`."""
+def batch_size(
+    shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], samples: int, limit_bytes: int = 256 << 20
+) -> int:
+    """Samples per batch, so that the tensors `names` fit in `limit_bytes` and there are batches to hold out."""
     per_sample = sum(4 * int(np.prod(shapes[n][1:])) for n in names if n in shapes)
-    return int(np.clip(limit_bytes // max(per_sample, 1), 1, BATCH))
+    most = min(BATCH, max(samples // (2 * HOLD_OUT), 1))
+    return int(np.clip(limit_bytes // max(per_sample, 1), 1, most))
 
 
 def collect(
@@ -73,7 +76,7 @@ def collect(
     session = Session(m.submodel(proto, {}, tensors))
     accumulators = {layer.weight: _accumulator(layer, weights) for layer in layers}
     rng = np.random.default_rng(seed)
-    for index, feeds in enumerate(samples.batches(batch_size(shapes, tensors))):
+    for index, feeds in enumerate(samples.batches(batch_size(shapes, tensors, len(samples)))):
         values = session.run(feeds)
         for layer in layers:
             x = values[layer.data]

@@ -102,9 +102,9 @@ def test_ridge_is_small_where_data_is_plenty_and_large_where_it_is_not() -> None
 
 
 def test_without_held_out_batches_the_ridge_is_the_largest() -> None:
-    """Fails where a few samples are refitted as if they were many: 40 samples are a single batch."""
+    """Fails where a few samples are refitted as if they were many: with 3 samples no batch can be held out."""
     p = prepare_text(MIXED)
-    assert {k.ridge for k in moments_of(p, samples_of(p, 40))[1].values()} == {RIDGES[-1]}
+    assert {k.ridge for k in moments_of(p, samples_of(p, 3))[1].values()} == {RIDGES[-1]}
 
 
 def test_positions_and_batches_stay_within_their_bounds() -> None:
@@ -116,9 +116,12 @@ def test_positions_and_batches_stay_within_their_bounds() -> None:
         positions_for(c, 100) for c in range(0, 500, 10)
     ]
     shapes = {"a": (2, 1024), "b": (2, 3, 4)}
-    assert batch_size(shapes, ["a", "b"], limit_bytes=10 * 4 * 1036) == 10
-    assert batch_size(shapes, ["a"], limit_bytes=1) == 1
-    assert batch_size(shapes, [], limit_bytes=1 << 20) == 64
+    assert batch_size(shapes, ["a", "b"], 1024, limit_bytes=10 * 4 * 1036) == 10
+    assert batch_size(shapes, ["a"], 1024, limit_bytes=1) == 1
+    assert batch_size(shapes, [], 1024, limit_bytes=1 << 20) == 64
+    # Some batches are always held out, however few the samples.
+    assert batch_size(shapes, [], 32, limit_bytes=1 << 20) == 4
+    assert batch_size(shapes, [], 1, limit_bytes=1 << 20) == 1
 
 
 def test_one_activation_off_by_a_hundredth_is_seen() -> None:

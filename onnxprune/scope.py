@@ -1,0 +1,69 @@
+"""What may be cut: --include, --exclude, and the reasons where nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from onnxprune import budget, parts
+from onnxprune.channels import ChannelGraph, Group
+from onnxprune.config import PruneConfig
+from onnxprune.errors import UsageError
+from onnxprune.state import Coupled
+
+
+def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
+    """The option, or the most frequent reasons of the channel graph, that leave nothing to cut."""
+    if frozen and any("--" in why for why in frozen.values()):
+        return next(why for why in frozen.values() if "--" in why)
+    reasons: dict[str, int] = {}
+    for p in channels.pinned:
+        reasons[p.why.reason] = reasons.get(p.why.reason, 0) + p.positions
+    most = sorted(reasons, key=lambda r: -reasons[r])[:3]
+    return "; ".join(most) if most else "the model has no weights with channels"
+
+
+def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, str]:
+    """Groups that may not be cut, with the reason: a single unit, --exclude, or not in --include."""
+    frozen = {g.index: "a single unit" for g in channels.groups if g.size < 2}
+    for pattern in settings.exclude:
+        for index in _groups_matching(channels, pattern, inputs=True):
+            frozen.setdefault(index, f"--exclude {pattern}")
+    if settings.include:
+        chosen: set[int] = set()
+        for pattern in settings.include:
+            chosen |= _groups_matching(channels, pattern, inputs=False)
+        for g in channels.groups:
+            if g.index not in chosen:
+                frozen.setdefault(g.index, "not in --include")
+    return frozen
+
+
+def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> set[int]:
+    """Groups on the outputs (with `inputs` also on the inputs) of nodes, and on tensors, whose names match."""
+    tensors = {t for t in channels.factors if fnmatchcase(t, pattern)}
+    matched = bool(tensors)
+    for n in channels.graph.nodes:
+        if fnmatchcase(n.name, pattern):
+            matched = True
+            tensors.update(o for o in n.outputs if o)
+            if inputs:
+                tensors.update(i for i in n.inputs if i)
+    if not matched:
+        raise UsageError(f"the pattern {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
+    found: set[int] = set()
+    for t in tensors:
+        for f in channels.factors.get(t, ()):
+            found |= set(np.unique(channels.group_of[f]).tolist()) - {-1}
+    return found
+
+
+def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...]:
+    """Numbers of units that a group may keep."""
+    if g.index in coupled.frozen:
+        return (g.size,)
+    widths = budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels)
+    least = parts.least_units(coupled.channels, g.index)
+    return tuple(w for w in widths if w >= least)

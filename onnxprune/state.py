@@ -1,0 +1,102 @@
+"""What the stages of the pipeline hand to each other: frozen data, and a clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune import refit, verify
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.channels import ChannelGraph
+from onnxprune.graph import Array
+from onnxprune.model import Source
+from onnxprune.normalise import Normalised
+
+Mask = NDArray[np.bool_]
+Masks = Mapping[int, Mask]
+ModelLike = str | os.PathLike[str] | onnx.ModelProto
+Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
+
+
+@dataclass(eq=False)
+class Clock:
+    """Wall-clock seconds per stage; `watch` hears of each stage when it starts."""
+
+    watch: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        self.watch(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """The original model, its normalised form, and the data: for fitting, and held out from it."""
+
+    original: onnx.ModelProto
+    source: Source
+    normalised: Normalised
+    fit: Samples
+    held: Samples
+    notes: tuple[str, ...]
+    data_sha256: str
+
+    @property
+    def count(self) -> int:
+        """All samples."""
+        return len(self.fit) + (len(self.held) if self.held is not self.fit else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Coupled:
+    """The channel graph, its linear layers, and what may be cut (group index → why not, for those that may not)."""
+
+    channels: ChannelGraph
+    layers: tuple[Layer, ...]
+    frozen: Mapping[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """Input moments by weight, and one plain pass: seconds for all samples, and outputs on the held-out ones."""
+
+    consumers: tuple[Layer, ...]
+    moments: Mapping[str, InputMoments]
+    plain_seconds: float
+    reference: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """Candidates by refit level, the least refitted first, and what lockstep did to each layer."""
+
+    candidates: Mapping[str, onnx.ModelProto]
+    fits: tuple[refit.Fit, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """The model to write and what the checks found."""
+
+    model: onnx.ModelProto
+    exactness: verify.Exactness | None
+    sizes: int
+    output_error: float
+    errors: Mapping[str, float]
+    level: str
+    fits: tuple[refit.Fit, ...]
+    notes: tuple[str, ...]
