@@ -29,6 +29,7 @@ from onnxprune.graph import Array, Graph, Node
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
 from onnxprune.oracle import mask_of
+from onnxprune.prefetch import prefetched
 from onnxprune.rewrite import set_initializers
 from onnxprune.walk import Walker
 
@@ -228,24 +229,22 @@ def _accumulate(
     train, held = (NormalEquations.zeros(g, columns, width) for _ in range(2))
     limit = positions_for(columns, len(reference.samples))
     outputs = layer.kept_outputs(keep)
-    axis = 1 if layer.window is not None else -1
     rng = np.random.default_rng(seed)
     wanted = (layer.data, target.other) if target.other else (layer.data,)
-    pairs = zip(reference.advance((target.source,)), slim.advance(wanted), strict=True)
+    pairs = zip(prefetched(reference.advance((target.source,))), prefetched(slim.advance(wanted)), strict=True)
     for index, (full, small) in enumerate(pairs):
-        y = np.compress(outputs, full[target.source], axis=axis)
+        x = _floats(small[layer.data])
+        at = cut_layer.positions(cut_layer.output_shape(x.shape), limit, rng)
+        y = _floats(layer.values_at(full[target.source], at)[:, outputs])
         if target.other:
-            y = y - small[target.other]
+            y = y - _floats(cut_layer.values_at(small[target.other], at))
         if target.gain is not None and target.shift is not None:
-            column = (-1,) + (1,) * (y.ndim - 2)
-            gain, shift = target.gain[outputs], target.shift[outputs]
+            gain = target.gain[outputs]
             # A channel that BatchNormalization has switched off has no target to recover.
             dead = np.abs(gain) < 1e-6 * max(float(np.abs(gain).max(initial=0.0)), 1e-30)
-            y = (y - shift.reshape(column)) / np.where(dead, np.inf, gain).reshape(column)
-        x = small[layer.data]
-        at = cut_layer.positions(cut_layer.output_shape(x.shape), limit, rng)
+            y = _floats((y - target.shift[outputs]) / np.where(dead, np.inf, gain))
         sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
-        sums.update(_floats(cut_layer.rows(_floats(x), at)), _floats(cut_layer.targets(_floats(y), at)))
+        sums.update(cut_layer.rows(x, at), cut_layer.by_group(y))
     return train, held
 
 

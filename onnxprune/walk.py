@@ -13,7 +13,7 @@ import onnx
 
 from onnxprune import model as m
 from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.statistics import batch_size
+from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.graph import Array
 from onnxprune.runtime import Session
 
@@ -28,11 +28,14 @@ class Walker:
         types: Mapping[str, int],
         shapes: Mapping[str, tuple[int, ...]],
         memory: int,
+        *,
+        hold_out: bool = True,
     ) -> None:
+        """hold_out: make the batches small enough that some can be held out from a fit."""
         self.proto, self.samples, self.memory = proto, samples, memory
         self._types = dict(types)
         self._shapes = shapes
-        size = batch_size(shapes, _widest(shapes, proto), len(samples))
+        size = batch_size(shapes, _widest(shapes, proto), len(samples) if hold_out else BATCH * 2 * HOLD_OUT)
         self._batches: list[dict[str, Array]] = list(samples.batches(size))
         self._available = set(self._batches[0])
         self._done: set[int] = set()

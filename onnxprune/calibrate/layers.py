@@ -64,7 +64,7 @@ class Layer:
     def columns(self, group: int) -> Ints:
         """Class of each column of one group's matrix, (D,); -1 for untracked ones and the constant."""
         per_group = self.inputs.reshape(self.groups, -1)[group]
-        spread = np.repeat(per_group, self.kernel_size)
+        spread = np.tile(per_group, self.kernel_size)
         return np.append(spread, -1) if self.bias else spread
 
     def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -131,12 +131,21 @@ class Layer:
             r = flat[:, positions].reshape(1, -1, x.shape[-1])
         return augmented(r) if self.bias else r
 
-    def targets(self, y: Floats, positions: Ints) -> Floats:
-        """Y (g, R, M) of an array shaped like the output, at the same positions."""
+    def values_at(self, y: Floats, positions: Ints) -> Floats:
+        """(R, channels) of an array shaped like the output, at the positions of every sample."""
         if self.window is not None:
             return self.window.outputs_at(y, positions)
         flat = y.reshape(y.shape[0], -1, y.shape[-1]) if y.ndim > 2 else y[:, None, :]
-        return flat[:, positions].reshape(1, -1, y.shape[-1])
+        return flat[:, positions].reshape(-1, y.shape[-1])
+
+    def by_group(self, rows: Floats) -> Floats:
+        """(R, channels) → Y (g, R, M)."""
+        grouped: Floats = rows.reshape(len(rows), self.groups, -1).transpose(1, 0, 2)
+        return grouped
+
+    def targets(self, y: Floats, positions: Ints) -> Floats:
+        """Y (g, R, M) of an array shaped like the output, at the positions of every sample."""
+        return self.by_group(self.values_at(y, positions))
 
 
 def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:

@@ -19,6 +19,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import restricted
+from onnxprune.prefetch import prefetched
 from onnxprune.runtime import Session
 
 WIDE = 5000
@@ -26,7 +27,7 @@ WIDE = 5000
 HOLD_OUT = 4
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 BATCH = 64
-_ROWS_PER_COLUMN = 48
+_ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
 
@@ -76,14 +77,14 @@ def collect(
     session = Session(m.submodel(proto, {}, tensors))
     accumulators = {layer.weight: _accumulator(layer, weights) for layer in layers}
     rng = np.random.default_rng(seed)
-    for index, feeds in enumerate(samples.batches(batch_size(shapes, tensors, len(samples)))):
-        values = session.run(feeds)
+    batches = samples.batches(batch_size(shapes, tensors, len(samples)))
+    for index, values in enumerate(prefetched(session.run(feeds) for feeds in batches)):
         for layer in layers:
             x = values[layer.data]
             limit = positions_for(len(layer.columns(0)), len(samples))
             at = layer.positions(layer.output_shape(x.shape), limit, rng)
             accumulators[layer.weight].update(layer.rows(_single(x), at), held=index % HOLD_OUT == HOLD_OUT - 1)
-        progress(len(next(iter(feeds.values()))))
+        progress(index)
     return {name: a.result() for name, a in accumulators.items()}
 
 

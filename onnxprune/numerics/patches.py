@@ -1,7 +1,7 @@
 """Convolution as a matrix product at sampled output positions.
 
 With x the input, patches X (g, R, D) and W (g, D, M/g), the output at those positions is Y = X W: one row per image and
-position, D = C/g · k columns ordered by (channel, kernel position), g groups.
+position, D = k · C/g columns ordered by (kernel position, channel), g groups.
 
 A transposed convolution is an ordinary one over the input spread by its strides, with the kernel flipped; so both are
 exact, whatever the overlap.
@@ -91,25 +91,33 @@ class Window:
         )
 
     def patches(self, x: Floats, positions: Ints) -> Floats:
-        """X (g, N·P, C/g·k) of the input x (N, C, *S) at flat output positions (P,)."""
+        """X (g, N·P, k·C/g) of the input x (N, C, *S) at flat output positions (P,)."""
         n, c, *size = x.shape
-        if self.transposed:
-            spread: Floats = np.zeros((n, c, *self._spread_size(size)), x.dtype)
-            every = (slice(None), slice(None), *(slice(None, None, s) for s in self.strides))
-            spread[every] = x
-            x = spread
-        before, after = self._padding(size)
-        x = _padded(x, before, after)
+        at = self._sources(size, positions)
+        # Channels last, so that a gather copies whole runs of them; the last row is the zero of the padding.
+        rows = np.zeros((n, int(np.prod(size)) + 1, c), x.dtype)
+        rows[:, :-1] = x.reshape(n, c, -1).transpose(0, 2, 1)
+        g, k = self.groups, at.shape[1]
+        by_group = rows[:, at].reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
+        patches: Floats = by_group.reshape(g, n * positions.size, k * (c // g))
+        return patches
+
+    def _sources(self, size: Sequence[int], positions: Ints) -> Ints:
+        """Flat input position that each kernel position reads, (P, k); the number of input positions for padding."""
+        before, _ = self._padding(size)
         grid = np.unravel_index(positions, self.output_size(size))
-        flat = np.zeros((positions.size, 1), np.int64)
-        axes = zip(grid, self._steps(), x.shape[2:], self._offsets().T, strict=True)
-        for at, step, width, offset in axes:
-            flat = flat * width + (at[:, None] * step + offset[None, :])
-        picked = x.reshape(n, c, -1)[:, :, flat]
-        g, k = self.groups, flat.shape[1]
-        by_group = picked.reshape(n, g, c // g, positions.size, k).transpose(1, 0, 3, 2, 4)
-        rows: Floats = by_group.reshape(g, n * positions.size, (c // g) * k)
-        return rows
+        offsets = self._offsets()
+        flat = np.zeros((positions.size, len(offsets)), np.int64)
+        inside = np.ones(flat.shape, bool)
+        for a, width in enumerate(size):
+            place = grid[a][:, None] * self._steps()[a] + offsets[None, :, a] - before[a]
+            if self.transposed:
+                inside &= place % self.strides[a] == 0
+                place = place // self.strides[a]
+            inside &= (place >= 0) & (place < width)
+            flat = flat * width + place
+        flat[~inside] = int(np.prod(size))
+        return flat
 
     def _offsets(self) -> Ints:
         """Offsets of the kernel's positions, (k, rank)."""
@@ -122,35 +130,26 @@ class Window:
         if self.transposed:
             c, m = weight.shape[:2]
             flipped = np.flip(weight, tuple(range(2, weight.ndim))).reshape(g, c // g, m, -1)
-            matrix: Floats = flipped.transpose(0, 1, 3, 2).reshape(g, -1, m)
+            matrix: Floats = flipped.transpose(0, 3, 1, 2).reshape(g, -1, m)
         else:
-            matrix = weight.reshape(g, weight.shape[0] // g, -1).transpose(0, 2, 1)
+            m, c = weight.shape[0] // g, weight.shape[1]
+            matrix = weight.reshape(g, m, c, -1).transpose(0, 3, 2, 1).reshape(g, -1, m)
         return matrix
 
     def from_matrix(self, matrix: Floats, channels: int) -> Floats:
         """The weight tensor of W (g, D, M/g), for `channels` input channels in all."""
         g, _, m = matrix.shape
         if self.transposed:
-            flipped = matrix.reshape(g, channels // g, -1, m).transpose(0, 1, 3, 2)
+            flipped = matrix.reshape(g, -1, channels // g, m).transpose(0, 2, 3, 1)
             spatial = tuple(range(2, 2 + len(self.kernel)))
             weight: Floats = np.flip(flipped.reshape(channels, m, *self.kernel), spatial)
         else:
-            weight = matrix.transpose(0, 2, 1).reshape(g * m, channels // g, *self.kernel)
+            by_output = matrix.reshape(g, -1, channels // g, m).transpose(0, 3, 2, 1)
+            weight = by_output.reshape(g * m, channels // g, *self.kernel)
         return weight
 
     def outputs_at(self, y: Floats, positions: Ints) -> Floats:
-        """Y (g, N·P, M/g) of the output y (N, M, *S) at flat positions (P,)."""
+        """(N·P, M) of the output y (N, M, *S) at flat positions (P,)."""
         n, m = y.shape[:2]
-        g = self.groups
-        picked = y.reshape(n, m, -1)[:, :, positions].reshape(n, g, m // g, positions.size)
-        rows: Floats = picked.transpose(1, 0, 3, 2).reshape(g, n * positions.size, m // g)
+        rows: Floats = y.reshape(n, m, -1)[:, :, positions].transpose(0, 2, 1).reshape(-1, m)
         return rows
-
-
-def _padded(x: Floats, before: Sequence[int], after: Sequence[int]) -> Floats:
-    """Zero padding; negative amounts crop."""
-    if any(b > 0 or a > 0 for b, a in zip(before, after, strict=True)):
-        x = np.pad(x, [(0, 0), (0, 0), *((max(b, 0), max(a, 0)) for b, a in zip(before, after, strict=True))])
-    inner = (slice(max(-b, 0), n - max(-a, 0)) for n, b, a in zip(x.shape[2:], before, after, strict=True))
-    crop = (slice(None), slice(None), *inner)
-    return x[crop]
