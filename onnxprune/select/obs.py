@@ -5,7 +5,8 @@ W ← W - P⁻¹_:j (P⁻¹_jj)⁻¹ W_j and P⁻¹ ← P⁻¹ - P⁻¹_:j (P⁻
 Hassibi & Stork 1993 (OBS); Frantar, Kurtic & Alistarh 2023 (ZipLM) for blocks.
 Oracle: the loss equals that of `numerics.least_squares.restricted` on the kept columns.
 
-Cost: O(|R|²) per removed column with R the removable columns. Above `EXACT_UNITS` units, a few are removed per step.
+Cost: O(|R|²) per removed column with R the removable columns. Above `EXACT_UNITS` units or
+`EXACT_COLUMNS` columns a few units, one in `STEPS_PER_HALVING`, are removed per step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from onnxprune.numerics.least_squares import inverse_spd
 from onnxprune.select.path import Array, Ints, Path, Regression
 
 EXACT_UNITS = 256
+EXACT_COLUMNS = 1024
+STEPS_PER_HALVING = 24
 # Relative ridge on P. The weights that remain will read inputs that upstream cuts have changed, so a selection that
 # counts on delicate cancellations does not last.
 RIDGE = 0.1
@@ -58,24 +61,36 @@ class _State:
             return 0.0
         return float(np.sum(self.w[s] * np.linalg.solve(self.inverse[s, s], self.w[s])))
 
-    def remove(self, u: int) -> None:
-        """Eliminate unit u and down-date what is left."""
-        s = slice(int(self.start[u]), int(self.start[u + 1]))
-        if s.start == s.stop:
-            return
-        left = np.linalg.solve(self.inverse[s, s], self.inverse[s, :])
+    def remove(self, units: Ints) -> float:
+        """Eliminate units together and down-date what is left; what their removal costs."""
+        s = np.concatenate([np.arange(self.start[u], self.start[u + 1]) for u in units])
+        if not s.size:
+            return 0.0
+        left = np.linalg.solve(self.inverse[np.ix_(s, s)], np.hstack([self.inverse[s], self.w[s]]))
+        left, solved = left[:, : len(self.inverse)], left[:, len(self.inverse) :]
+        cost = float(np.sum(self.w[s] * solved))
         self.w -= left.T @ self.w[s]
         self.inverse -= self.inverse[:, s] @ left
         # The rows of a removed unit are exactly zero now; rounding must not bring them back.
         self.w[s] = 0.0
         self.inverse[s, :] = 0.0
         self.inverse[:, s] = 0.0
-        self.inverse[s, s] = np.eye(s.stop - s.start)
+        self.inverse[s, s] = 1.0
+        return cost
+
+    @property
+    def columns(self) -> int:
+        """Removable columns."""
+        return len(self.inverse)
 
 
 def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDGE) -> Path:
-    """The path of removing, at each step, the units that cost least over all consumers together."""
+    """The path of removing, at each step, the units that cost least over all consumers together.
+
+    Where several units go in one step, its cost is shared among them in proportion to what each would cost alone.
+    """
     states = [_State(r, units, ridge) for r in regressions]
+    large = units > EXACT_UNITS or any(s.columns > EXACT_COLUMNS for s in states)
     alive = np.arange(units)
     order: list[int] = []
     loss = np.zeros(units + 1)
@@ -83,14 +98,13 @@ def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDG
         total = np.zeros(alive.size)
         for s in states:
             total += s.costs(alive)
-        batch = 1 if alive.size <= EXACT_UNITS else max(1, alive.size // 64)
-        worst = np.argsort(total, kind="stable")[:batch]
-        for i in worst.tolist():
-            u = int(alive[i])
-            cost = float(total[i]) if batch == 1 else float(sum(s.costs(np.array([u]))[0] for s in states))
-            loss[units - len(order) - 1] = loss[units - len(order)] + max(cost, 0.0)
-            order.append(u)
-            for s in states:
-                s.remove(u)
+        total = np.maximum(total, 0.0)
+        worst = np.argsort(total, kind="stable")[: max(1, alive.size // STEPS_PER_HALVING) if large else 1]
+        cost = max(sum(s.remove(alive[worst]) for s in states), 0.0)
+        alone = np.cumsum(total[worst])
+        share = alone / alone[-1] if alone[-1] > 0 else np.arange(1, worst.size + 1) / worst.size
+        before = units - len(order)
+        loss[before - 1 - np.arange(worst.size)] = loss[before] + cost * share
+        order.extend(alive[worst].tolist())
         alive = np.delete(alive, worst)
     return Path(np.array(order, np.int64), loss)

@@ -129,7 +129,12 @@ def test_many_units_go_several_at_a_time_at_their_true_cost(monkeypatch: pytest.
     p = Problem(x, rng.standard_normal((units, 2)), np.arange(units), units)
     path = obs.eliminate([Regression(p.moments(), p.w, p.unit, centred=False)], units)
     assert sorted(path.order.tolist()) == list(range(units))
-    for n in (units - 2, units - 20, 120):
+    kept, whole_steps = units, []
+    while kept > 100:
+        kept -= kept // obs.STEPS_PER_HALVING
+        whole_steps.append(kept)
+    assert all(np.diff(path.loss) <= 0)
+    for n in whole_steps:
         expected = error([(p, 1.0)], path.kept(n), 0.1)
         assert_same(path.loss[n], np.float64(expected), rtol=1e-6, atol=0.0)
 
