@@ -13,7 +13,7 @@ all is one of the candidates. Where a layer's output goes only into a residual A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +35,11 @@ from onnxprune.walk import Walker
 
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 _BATCHED_COLUMNS = 64
+_TARGET_BYTES = 128 << 20
 
 
 def in_place(
@@ -193,17 +195,58 @@ def lockstep(
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
     fits: list[Fit] = []
-    for layer in todo:
-        target = target_of(layer, graph, latest)
-        cut_layer = layer.sliced(keep, _group_attribute(attributes[layer.node.outputs[0]]))
-        train, held = _accumulate(layer, cut_layer, target, reference, slim, keep, seed + layer.node.index)
-        weights = {t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in _names(layer)}
-        matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights))
-        if np.isfinite(fit.strength):
-            set_initializers(pruned, cut_layer.weights(matrix))
-        fits.append(fit)
-        progress(layer.node.name)
+    for part in _parts(todo, len(samples)):
+        references = _references(part, graph, latest, reference, keep, seed)
+        for layer, (target, points) in zip(part, references, strict=True):
+            cut_layer = layer.sliced(keep, _group_attribute(attributes[layer.node.outputs[0]]))
+            train, held = _accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
+            weights = {
+                t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in _names(layer)
+            }
+            matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights))
+            if np.isfinite(fit.strength):
+                set_initializers(pruned, cut_layer.weights(matrix))
+            fits.append(fit)
+            progress(layer.node.name)
     return fits
+
+
+def _parts(layers: Sequence[Layer], samples: int) -> Iterator[list[Layer]]:
+    """Runs of consecutive layers whose sampled targets fit in memory together."""
+    part: list[Layer] = []
+    size = 0
+    for layer in layers:
+        rows = samples * positions_for(len(layer.columns(0)), samples)
+        if part and size + 4 * rows * layer.outputs.size > _TARGET_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(layer)
+        size += 4 * rows * layer.outputs.size
+    if part:
+        yield part
+
+
+Points = list[tuple[NDArray[np.int64], Floats]]  # per batch: positions, and values (R, kept outputs) of the original
+
+
+def _references(
+    part: Sequence[Layer], graph: Graph, latest: Mapping[str, int], reference: Walker, keep: Mask, seed: int
+) -> list[tuple[Target, Points]]:
+    """For each layer where its target is read, and the original's values there at sampled positions.
+
+    One walk of the original serves the whole part.
+    """
+    targets = [target_of(layer, graph, latest) for layer in part]
+    limits = [positions_for(len(layer.columns(0)), len(reference.samples)) for layer in part]
+    outputs = [layer.kept_outputs(keep) for layer in part]
+    rngs = [np.random.default_rng(seed + layer.node.index) for layer in part]
+    points: list[Points] = [[] for _ in part]
+    for full in prefetched(reference.advance([t.source for t in targets])):
+        for i, layer in enumerate(part):
+            y = full[targets[i].source]
+            at = layer.positions(y.shape, limits[i], rngs[i])
+            points[i].append((at, _floats(layer.values_at(y, at)[:, outputs[i]])))
+    return list(zip(targets, points, strict=True))
 
 
 def _names(layer: Layer) -> tuple[str, str]:
@@ -215,27 +258,14 @@ def _group_attribute(node: onnx.NodeProto) -> int:
 
 
 def _accumulate(
-    layer: Layer,
-    cut_layer: Layer,
-    target: Target,
-    reference: Walker,
-    slim: Walker,
-    keep: Mask,
-    seed: int,
+    cut_layer: Layer, target: Target, points: Points, slim: Walker, outputs: Mask
 ) -> tuple[NormalEquations, NormalEquations]:
     """Normal equations of the fit, over the batches for it and over those held out."""
     g, columns = cut_layer.groups, len(cut_layer.columns(0))
-    width = cut_layer.outputs.size // g
-    train, held = (NormalEquations.zeros(g, columns, width) for _ in range(2))
-    limit = positions_for(columns, len(reference.samples))
-    outputs = layer.kept_outputs(keep)
-    rng = np.random.default_rng(seed)
-    wanted = (layer.data, target.other) if target.other else (layer.data,)
-    pairs = zip(prefetched(reference.advance((target.source,))), prefetched(slim.advance(wanted)), strict=True)
-    for index, (full, small) in enumerate(pairs):
-        x = _floats(small[layer.data])
-        at = cut_layer.positions(cut_layer.output_shape(x.shape), limit, rng)
-        y = _floats(layer.values_at(full[target.source], at)[:, outputs])
+    train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
+    wanted = (cut_layer.data, target.other) if target.other else (cut_layer.data,)
+    batches = zip(points, prefetched(slim.advance(wanted)), strict=True)
+    for index, ((at, y), small) in enumerate(batches):
         if target.other:
             y = y - _floats(cut_layer.values_at(small[target.other], at))
         if target.gain is not None and target.shift is not None:
@@ -244,7 +274,7 @@ def _accumulate(
             dead = np.abs(gain) < 1e-6 * max(float(np.abs(gain).max(initial=0.0)), 1e-30)
             y = _floats((y - target.shift[outputs]) / np.where(dead, np.inf, gain))
         sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
-        sums.update(cut_layer.rows(x, at), cut_layer.by_group(y))
+        sums.update(cut_layer.rows(_floats(small[cut_layer.data]), at), cut_layer.by_group(y))
     return train, held
 
 
