@@ -47,6 +47,7 @@ from onnxprune.state import (
 )
 
 _RANDOM_SAMPLES = 64
+_FEW_SAMPLES = 64
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
 
 
@@ -177,6 +178,8 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     notes = list(normalised.notes)
     if samples.synthetic:
         notes.append("no calibration data was given: random inputs stand in, and the accuracy will suffer; use --calib")
+    elif len(samples) < _FEW_SAMPLES:
+        notes.append(f"only {len(samples)} calibration samples: the refit has little to go by; use a few hundred")
     if samples.extras:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(samples.extras)}")
     fit, held = split(samples, settings.seed)

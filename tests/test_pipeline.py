@@ -48,6 +48,12 @@ def bytes_of(model: onnx.ModelProto | None) -> bytes:
 # what comes out
 
 
+def test_a_handful_of_samples_is_warned_of():
+    """Fails where a refit on a few samples passes for a good one; a few hundred need no warning."""
+    assert any("only 8 calibration samples" in n for n in pruned("resnet", samples=8).report.notes)
+    assert pruned("resnet").report.notes == ()
+
+
 @pytest.mark.parametrize("name", digits.NAMES)
 def test_half_of_the_macs(name: str):
     """Fails where the default settings miss the budget or lose the answer."""
