@@ -119,6 +119,11 @@ def captured_names(node: onnx.NodeProto) -> tuple[str, ...]:
     return tuple(found)
 
 
+def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute of a node, or `default` where it is not given."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
 def opset_of(proto: onnx.ModelProto) -> int:
     """The version of the standard operator set."""
     return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)

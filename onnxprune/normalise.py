@@ -224,7 +224,7 @@ def _fold_reshape_targets(
 ) -> None:
     """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
     targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
-    targets = [n for n in targets if not _attribute(n, "allowzero", 0)]
+    targets = [n for n in targets if not m.int_attribute(n, "allowzero", 0)]
     if not targets or not runs:
         return
     shape_of = {n.input[0]: f"{n.input[0]}__shape" for n in targets}
@@ -275,10 +275,6 @@ def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]
     proto.graph.node.extend(nodes)
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
-
-
 def _clone_shared_vectors(proto: onnx.ModelProto) -> dict[str, str]:
     """Give every use its own copy of a weight with at most one axis above 1: sharing those is an exporter's economy."""
     small = {t.name: t for t in proto.graph.initializer if sum(d > 1 for d in t.dims) <= 1}
@@ -314,9 +310,9 @@ def _give_biases(proto: onnx.ModelProto) -> frozenset[str]:
         if w is None or (len(n.input) > 2 and n.input[2]):
             continue
         if n.op_type == "ConvTranspose":
-            width = w.dims[1] * _attribute(n, "group", 1)
+            width = w.dims[1] * m.int_attribute(n, "group", 1)
         else:
-            width = w.dims[1] if n.op_type == "Gemm" and not _attribute(n, "transB", 0) else w.dims[0]
+            width = w.dims[1] if n.op_type == "Gemm" and not m.int_attribute(n, "transB", 0) else w.dims[0]
         name = f"{n.output[0]}__bias"
         zeros = np.zeros(width, helper.tensor_dtype_to_np_dtype(w.data_type))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))

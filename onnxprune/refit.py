@@ -13,7 +13,7 @@ all is one of the candidates. Where a layer's output goes only into a residual A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
@@ -180,7 +181,6 @@ def lockstep(
     types: Mapping[str, int],
     seed: int,
     memory: int,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
@@ -198,7 +198,7 @@ def lockstep(
     for part in _parts(todo, len(samples)):
         references = _references(part, graph, latest, reference, keep, seed)
         for layer, (target, points) in zip(part, references, strict=True):
-            cut_layer = layer.sliced(keep, _group_attribute(attributes[layer.node.outputs[0]]))
+            cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = _accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {
                 t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in _names(layer)
@@ -207,7 +207,6 @@ def lockstep(
             if np.isfinite(fit.strength):
                 set_initializers(pruned, cut_layer.weights(matrix))
             fits.append(fit)
-            progress(layer.node.name)
     return fits
 
 
@@ -253,10 +252,6 @@ def _names(layer: Layer) -> tuple[str, str]:
     return layer.weight, layer.bias
 
 
-def _group_attribute(node: onnx.NodeProto) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
-
-
 def _accumulate(
     cut_layer: Layer, target: Target, points: Points, slim: Walker, outputs: Mask
 ) -> tuple[NormalEquations, NormalEquations]:
@@ -298,8 +293,6 @@ def _fit(name: str, train: NormalEquations, held: NormalEquations, prior: Matrix
         return prior, Fit(name, strength, before, before)
     train.merge(held)
     matrix = _solve(train, prior, strength)
-    if not np.isfinite(matrix).all():
-        return prior, Fit(name, float("inf"), before, before)
     return matrix, Fit(name, strength, before, best)
 
 

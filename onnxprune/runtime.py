@@ -57,8 +57,6 @@ class Session:
         self.overridable = frozenset(i.name for i in self._session.get_overridable_initializers())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
-        self.input_types = {i.name: i.type for i in self._session.get_inputs()}
-        self.input_shapes = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Outputs by name; feeds that the model does not read are ignored."""
@@ -71,25 +69,10 @@ class Session:
         return dict(zip(names, values, strict=True))
 
 
-_NUMPY_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int16)": np.int16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint64)": np.uint64,
-    "tensor(bool)": np.bool_,
-}
-
-
-def numpy_type(ort_type: str) -> Any | None:
-    """The numpy dtype of an onnxruntime type string such as "tensor(float)", or None for other kinds."""
-    return _NUMPY_TYPES.get(ort_type)
+def concatenated(parts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+    """The array outputs of several runs, joined along the first axis."""
+    arrays = [k for k, v in parts[0].items() if isinstance(v, np.ndarray)]
+    return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in arrays}
 
 
 def version() -> str:

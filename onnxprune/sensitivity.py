@@ -10,7 +10,7 @@ zero), which equals a masked consumer input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ from onnxprune.graph import Array
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import replace_initializers
-from onnxprune.runtime import Session
+from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
 from onnxprune.selection import consumers_of
 from onnxprune.walk import Walker
@@ -57,7 +57,6 @@ def measure(
     only: Set[int],
     types: Mapping[str, int],
     memory: int,
-    progress: Callable[[str], None] = lambda _: None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
@@ -68,7 +67,7 @@ def measure(
     tried on the masked oracle instead.
     """
     consumers = consumers_of(channels, layers)
-    covered = only & _read_by_layers_alone(channels, layers)
+    covered = only & _read_by_layers_alone(channels, layers, consumers)
     walker = Walker(proto, samples, types, channels.graph.shapes, memory, hold_out=False)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
     order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if g in covered)
@@ -77,14 +76,14 @@ def measure(
         for _ in walker.advance((first[g],)):
             pass
         found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker, reference)
-        progress(channels.groups[g].name)
     for g in sorted(only - covered):
         found[g] = _masked_trials(g, consumers[g], paths[g], proto, channels, moments, samples, types, reference)
-        progress(channels.groups[g].name)
     return found
 
 
-def _read_by_layers_alone(channels: ChannelGraph, layers: Sequence[Layer]) -> set[int]:
+def _read_by_layers_alone(
+    channels: ChannelGraph, layers: Sequence[Layer], consumers: Sequence[Sequence[Layer]]
+) -> set[int]:
     """Groups whose every cross-channel read is that of a layer."""
     own = {x.node.index for x in layers}
     other: set[int] = set()
@@ -92,8 +91,7 @@ def _read_by_layers_alone(channels: ChannelGraph, layers: Sequence[Layer]) -> se
         if r.kind == "mixing" or r.node.index not in own:
             for f in channels.factors.get(r.node.inputs[r.slot], ()):
                 other |= set(np.unique(channels.group_of[f]).tolist())
-    consumed = {g for g, c in enumerate(consumers_of(channels, layers)) if c}
-    return consumed - other
+    return {g for g, c in enumerate(consumers) if c} - other
 
 
 def _widths(units: int) -> list[int]:
@@ -118,7 +116,7 @@ def _masked_trials(
         masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
         session = Session(masked)
         parts = [session.run(b) for b in samples.batches(BATCH)]
-        error = relative_error(_joined(parts), reference)
+        error = relative_error(concatenated(parts), reference)
         if np.isfinite(error):
             found[width] = error
     return found
@@ -163,9 +161,4 @@ def _behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
 
 
 def _run(session: Session, walker: Walker, weights: Mapping[str, Array]) -> dict[str, Array]:
-    return _joined([session.run({**b, **weights}) for b in walker.batches])
-
-
-def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    arrays = [k for k, v in parts[0].items() if isinstance(v, np.ndarray)]
-    return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in arrays}
+    return concatenated([session.run({**b, **weights}) for b in walker.batches])

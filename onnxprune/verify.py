@@ -19,7 +19,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array
 from onnxprune.normalise import resized
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime import Feeds, Session, concatenated
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
@@ -110,9 +110,7 @@ def runs_at_other_sizes(proto: onnx.ModelProto, original: onnx.ModelProto, feeds
 def outputs_of(proto: onnx.ModelProto, samples: Samples, batch: int = 32) -> dict[str, Array]:
     """Outputs over all samples, concatenated."""
     session = Session(proto)
-    parts = [session.run(b) for b in samples.batches(batch)]
-    kept = {k for k, v in parts[0].items() if isinstance(v, np.ndarray)}
-    return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in parts[0] if k in kept}
+    return concatenated([session.run(b) for b in samples.batches(batch)])
 
 
 def runs_on(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:

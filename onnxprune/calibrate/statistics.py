@@ -6,7 +6,7 @@ Memory does not depend on the number of samples. A layer with more columns than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,6 @@ def collect(
     samples: Samples,
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
-    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, InputMoments]:
     """Input moments of each layer, by weight name."""
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -84,7 +83,6 @@ def collect(
             limit = positions_for(len(layer.columns(0)), len(samples))
             at = layer.positions(layer.output_shape(x.shape), limit, rng)
             accumulators[layer.weight].update(layer.rows(_single(x), at), held=index % HOLD_OUT == HOLD_OUT - 1)
-        progress(index)
     return {name: a.result() for name, a in accumulators.items()}
 
 

@@ -297,11 +297,6 @@ def weight_axes(linear: Linear) -> tuple[int, int]:
     return 0, 1
 
 
-def is_depthwise(linear: Linear) -> bool:
-    """A grouped convolution whose groups read one channel each: it passes channels, it does not combine them."""
-    return linear.groups > 1 and linear.inputs is not None and linear.inputs.size == linear.groups
-
-
 def _roles(linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
     roles: dict[tuple[str, int], str] = {}
     for linear in linears:
