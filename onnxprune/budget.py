@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 from typing import Protocol
 
 import numpy as np
@@ -51,9 +51,14 @@ class Allocation:
     reached: bool
 
 
-def allowed_widths(units: int, channels_per_unit: int, round_to: int, min_channels: int) -> tuple[int, ...]:
-    """Numbers of units whose channel count is a multiple of `round_to`, from `min_channels` on, and all of them."""
-    step = round_to // gcd(round_to, channels_per_unit)
+def allowed_widths(
+    units: int, channels_per_unit: int, round_to: int, min_channels: int, sets: int = 1
+) -> tuple[int, ...]:
+    """Numbers of units whose channel count is a multiple of `round_to`, from `min_channels` on, and all of them.
+
+    sets: balanced sets, of which equally many units stay.
+    """
+    step = lcm(round_to // gcd(round_to, channels_per_unit), sets)
     low = max(-(-min_channels // channels_per_unit), 1)
     first = -(-low // step) * step
     return (*range(first, units, step), units)

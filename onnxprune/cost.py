@@ -1,7 +1,8 @@
 """What a model costs as a function of how many units of each group are kept.
 
 Every cost is a sum of terms, coefficient · Π (axis length), and an axis length is linear in the numbers of kept units:
-length = constant + Σ_g positions_g · n_g. MACs are in × out, so they are not additive over groups; the terms are.
+length = constant + Σ_g positions_g · n_g, with a fraction of a position where each row of a tensor has channels of its
+own. MACs are in × out, so they are not additive over groups; the terms are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import INDEX_TYPES, weight_axes
-from onnxprune.channels.labels import Labels, tracked_axes
+from onnxprune.channels.labels import Labels, rows_of, tracked_axes
 from onnxprune.channels.trace import Linear
 
 Counts = NDArray[np.int64]
@@ -24,10 +25,10 @@ Counts = NDArray[np.int64]
 class Length:
     """constant + Σ positions · kept units, over (group index, positions)."""
 
-    constant: int
-    groups: tuple[tuple[int, int], ...] = ()
+    constant: float
+    groups: tuple[tuple[int, float], ...] = ()
 
-    def at(self, kept: Counts | Sequence[int]) -> int:
+    def at(self, kept: Counts | Sequence[int]) -> float:
         """The length with `kept[g]` units of each group."""
         return self.constant + sum(p * int(kept[g]) for g, p in self.groups)
 
@@ -78,15 +79,17 @@ class Cost:
         return before - sum(t.at(less) for t in terms)
 
 
-def _length(channels: ChannelGraph, classes: Labels | None, size: int) -> Length:
-    if classes is None:
+def _length(channels: ChannelGraph, factor: Labels | None, size: int) -> Length:
+    """The length of the axis that a factor tracks; with rows of channels of their own, that of each row."""
+    if factor is None:
         return Length(size)
-    groups = channels.group_of[classes]
-    constant = int((groups < 0).sum())
+    groups = channels.group_of[factor]
+    rows = 1 if factor.ndim == 1 else len(rows_of(factor))
+    constant = int((groups < 0).sum()) / rows
     found, counts = np.unique(groups[groups >= 0], return_counts=True)
     return Length(
         constant,
-        tuple((int(g), int(c) // channels.groups[g].size) for g, c in zip(found, counts, strict=True)),
+        tuple((int(g), int(c) / rows / channels.groups[g].size) for g, c in zip(found, counts, strict=True)),
     )
 
 
@@ -125,7 +128,7 @@ def macs(channels: ChannelGraph) -> Cost:
 
 
 def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:
-    return _length(channels, channels.axis_classes(tensor, axis), size)
+    return _length(channels, channels.axis_factor(tensor, axis), size)
 
 
 def _convolution(positions: int, inside: Length, outside: Length, linear: Linear, per_group: int) -> Term:
@@ -148,8 +151,8 @@ def parameters(channels: ChannelGraph) -> Cost:
         rest = values.size
         lengths: list[Length] = []
         for f in channels.factors.get(name, ()):
-            (axis,) = tracked_axes(f)
-            length = _length(channels, f.ravel(), values.shape[axis])
+            axis = tracked_axes(f)[-1]
+            length = _length(channels, f, values.shape[axis])
             if length.groups:
                 rest //= values.shape[axis]
                 lengths.append(length)

@@ -57,10 +57,14 @@ def _most_valued(channels: ChannelGraph, units: Sequence[int], paths: Sequence[P
 
 
 def _spare(channels: ChannelGraph, kept: Mapping[int, Mask], g: int, new: int, path: Path) -> int | None:
-    """The kept unit of a group, not `new`, that its path removes first and no part depends on."""
+    """The kept unit of a group, not `new`, that its path removes first and no part depends on.
+
+    Of a balanced group, one of the same set.
+    """
     keep = channels.keep_classes(kept)
+    rows = channels.groups[g].rows
     for unit in path.order.tolist():
-        if unit == new or not kept[g][unit]:
+        if unit == new or not kept[g][unit] or (rows is not None and rows[unit] != rows[new]):
             continue
         without = keep.copy()
         without[channels.groups[g].units[unit]] = False

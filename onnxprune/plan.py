@@ -56,6 +56,10 @@ class Plan:
                 raise UsageError(f"the plan's group {p.name!r} ({p.units} units) is not in this model; make a new plan")
             mask = np.zeros(g.size, bool)
             mask[list(p.kept)] = True
+            if g.rows is not None and np.unique(np.bincount(g.rows[mask], minlength=g.step)).size > 1:
+                raise UsageError(
+                    f"the plan keeps unequal parts of {p.name!r}, whose sets are balanced; make a new plan"
+                )
             found[g.index] = mask
         return found
 

@@ -64,6 +64,6 @@ def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...
     """Numbers of units that a group may keep."""
     if g.index in coupled.frozen:
         return (g.size,)
-    widths = budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels)
+    widths = budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels, g.step)
     least = parts.least_units(coupled.channels, g.index)
     return tuple(w for w in widths if w >= least)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def paths(
         regressions = regressions_of(
             g, [x for x in consumers[g.index] if x.weight in moments], channels, moments, powers
         )
-        found.append(_path(g, regressions, channels, method, rng))
+        found.append(replace(_path(g, regressions, channels, method, rng), rows=g.rows))
     return found
 
 
@@ -111,13 +112,14 @@ def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:
 
 
 def _norms(g: Group, ref: AxisRef, values: Array, channels: ChannelGraph) -> NDArray[np.float64]:
-    classes = channels.axis_classes(ref.tensor, ref.axis)
+    classes = channels.axis_factor(ref.tensor, ref.axis)
     if classes is None or not np.issubdtype(values.dtype, np.floating):
         return np.zeros(g.size)
-    power = (values.astype(np.float64) ** 2).sum(axis=tuple(a for a in range(values.ndim) if a != ref.axis))
+    untracked = tuple(a for a, s in enumerate(classes.shape) if s == 1)
+    power = (values.astype(np.float64) ** 2).sum(axis=untracked).ravel()
     place = np.full(channels.classes.pinned.size, -1, np.int64)
     place[g.units] = np.arange(g.size)
-    at = place[classes]
+    at = place[classes.ravel()]
     norms = np.sqrt(np.bincount(at[at >= 0], power[at >= 0], minlength=g.size))
     mean = float(norms.mean())
     return norms / mean if mean > 0 else norms

@@ -11,10 +11,11 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import model as m
-from onnxprune.channels import ChannelGraph, build
+from onnxprune.channels import ChannelGraph, Group, build
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut
+from onnxprune.select import Path
 from tests.graphs import TABLE
 
 Array = NDArray[Any]
@@ -49,14 +50,22 @@ def random_keep(channels: ChannelGraph, seed: int, shares: tuple[float, ...] = (
     kept: dict[int, Keep] = {}
     for group in channels.groups:
         count = min(max(1, round(group.size * float(rng.choice(shares)))), max(group.size - 1, 1))
-        mask = np.zeros(group.size, bool)
-        mask[rng.permutation(group.size)[:count]] = True
-        kept[group.index] = mask
+        order = rng.permutation(group.size)
+        path = Path(order, np.zeros(group.size + 1), rows=group.rows)
+        kept[group.index] = path.kept(max(count // group.step, 1) * group.step)
     keep = channels.keep_classes(kept)
     for needed in channels.needed:
         if not keep[needed].any():
             keep[rng.choice(needed)] = True
     return keep
+
+
+def least_removals(group: Group) -> list[NDArray[np.int64]]:
+    """The fewest units that can go at once, one choice per unit: of balanced sets one of each, at another place."""
+    if group.rows is None:
+        return [group.units[[i]] for i in range(group.size)]
+    sets = [group.units[group.rows == r] for r in range(group.step)]
+    return [np.array([s[(i + r) % s.size] for r, s in enumerate(sets)]) for i in range(sets[0].size)]
 
 
 def sliced(p: Prepared, keep: Keep) -> onnx.ModelProto:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group
-from onnxprune.channels.labels import tracked_axes
 from onnxprune.graph import Graph
 
 
@@ -133,7 +133,7 @@ def _describe_group(
 ) -> GroupDescription:
     def places(refs: Sequence[AxisRef]) -> tuple[Place, ...]:
         return tuple(
-            Place(r.tensor, r.axis, r.positions * g.size, *readers.get(r.tensor, ("", "")))
+            Place(r.tensor, r.axis, r.positions * g.size // r.rows, *readers.get(r.tensor, ("", "")))
             for r in refs
             if r.tensor in own
         )
@@ -153,10 +153,9 @@ def _describe_group(
 
 def _removable_elements(channels: ChannelGraph, tensor: str, groups: Collection[int]) -> int:
     """Entries of a weight of which at least one axis carries a channel of `groups`."""
-    values = channels.graph.constants[tensor]
-    stays = values.size
+    size = channels.graph.constants[tensor].size
+    stays = Fraction(size)
     for f in channels.factors.get(tensor, ()):
-        axis = tracked_axes(f)[0]
         free = int(np.isin(channels.group_of[f.ravel()], list(groups)).sum())
-        stays = stays // values.shape[axis] * (values.shape[axis] - free)
-    return values.size - stays
+        stays *= Fraction(f.size - free, f.size)
+    return size - int(stays)

@@ -7,15 +7,14 @@ the same weights: they compete with each other, and removing any of them changes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
+from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, rows_of, tracked_axes
+from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.trace import Linear, Read, Trace, walk
 from onnxprune.graph import Graph
@@ -26,11 +25,15 @@ INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
 
 @dataclass(frozen=True)
 class AxisRef:
-    """An axis of a weight, and how many of its positions each unit of a group occupies."""
+    """An axis of a weight, and how many of its positions each unit of a group occupies, over all `rows` together.
+
+    rows: above 1 where each row of the weight (the groups of a convolution, say) carries channels of its own.
+    """
 
     tensor: str
     axis: int
     positions: int
+    rows: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,7 @@ class Group:
     """Units that compete: the same axes of the same weights carry them.
 
     units: class of each unit, (n,), ordered by their place on the first axis that produces them.
+    rows: the balanced set of each unit, (n,), numbered from 0, where equally many must stay of each; else None.
     """
 
     index: int
@@ -47,6 +51,12 @@ class Group:
     consumers: tuple[AxisRef, ...]
     parameters: tuple[AxisRef, ...]
     mixing: bool
+    rows: Labels | None = None
+
+    @property
+    def step(self) -> int:
+        """The number of kept units is a multiple of this: 1, or the number of balanced sets."""
+        return 1 if self.rows is None else int(self.rows.max()) + 1
 
     @property
     def size(self) -> int:
@@ -108,7 +118,7 @@ class ChannelGraph:
         aside, that part is one too.
         """
         whole: dict[bytes, Labels] = {}
-        for _, f in self._single_axes():
+        for _, f in self._tracked():
             if (self.group_of[f] >= 0).all():
                 units = np.unique(f)
                 whole.setdefault(units.tobytes(), units)
@@ -121,90 +131,27 @@ class ChannelGraph:
 
     def emptied(self, keep: NDArray[np.bool_]) -> tuple[tuple[str, int], ...]:
         """(tensor, axis) of every axis that would be left without a single position, given which classes stay."""
-        return tuple(place for place, f in self._single_axes() if not keep[f].any())
+        return tuple(place for place, f in self._tracked() if not keep[f].any())
 
-    def _single_axes(self) -> Iterator[tuple[tuple[str, int], Factor]]:
+    def _tracked(self) -> Iterator[tuple[tuple[str, int], Factor]]:
         for name, factors in self.factors.items():
             for f in factors:
-                yield (name, tracked_axes(f)[0]), f
+                yield (name, tracked_axes(f)[-1]), f
 
-    def axis_classes(self, tensor: str, axis: int) -> Labels | None:
-        """Classes along one axis of a tensor, (n,); None where no factor tracks it."""
-        return next((f.ravel() for f in self.factors.get(tensor, ()) if tracked_axes(f) == (axis,)), None)
+    def axis_factor(self, tensor: str, axis: int) -> Factor | None:
+        """The factor whose channels lie on this axis, one row of them or several; None where none does."""
+        return next((f for f in self.factors.get(tensor, ()) if tracked_axes(f)[-1] == axis), None)
 
 
 def build(graph: Graph) -> ChannelGraph:
     """Trace `graph`, make every factor rectangular, and collect units into groups."""
     trace = walk(graph, TABLE)
-    classes = _rectangular(trace)
-    factors = {name: classes.resolve(f) for name, f in trace.factors.items()}
+    settled = settle(trace)
+    classes = settled.classes
     linears = tuple(_resolved(linear, classes) for linear in trace.linears)
-    axes = [
-        (name, tracked_axes(f)[0], f.ravel()) for name, fs in factors.items() if name in graph.constants for f in fs
-    ]
-    groups = _groups(graph, classes, axes, linears, trace.reads, factors)
+    groups = _groups(graph, settled, linears, trace.reads)
     pinned = _pinned_axes(trace, classes)
-    return ChannelGraph(graph, classes, factors, groups, pinned, linears, tuple(trace.reads))
-
-
-def _rectangular(trace: Trace) -> Classes:
-    """Tie factors that span several axes until none is left, along the axes that leave more units.
-
-    A tensor may only lose whole slices. One factor per set of coupled classes is tied at a time, as that may settle
-    the others.
-    """
-    while True:
-        classes = trace.labels.classes()
-        touched = np.zeros(classes.pinned.size, bool)
-        found = False
-        for factors in trace.factors.values():
-            for raw in factors:
-                if len(tracked_axes(raw)) < 2:
-                    continue
-                resolved = classes.resolve((raw,))
-                axes = tracked_axes(resolved[0]) if resolved else ()
-                if len(axes) < 2:
-                    continue
-                found = True
-                involved = np.unique(resolved[0])
-                if touched[involved].any():
-                    continue
-                touched[involved] = True
-                _tie_to_one_axis(trace, raw, resolved[0], axes)
-        if not found:
-            return trace.labels.classes() if _pin_whole_axes(trace, classes) else classes
-
-
-def _pin_whole_axes(trace: Trace, classes: Classes) -> bool:
-    """Pin a class that is all there is of some tensor's axis; whether there is any."""
-    found = False
-    for name, factors in trace.factors.items():
-        for f in factors:
-            members = classes.of_label[f]
-            if classes.pinned[members.flat[0]] or (members != members.flat[0]).any():
-                continue
-            by = trace.graph.producer.get(name)
-            reason = f"all channels of {name!r} are coupled, so none of them can go alone"
-            node, op = (by.name, by.op) if by is not None else ("", "")
-            trace.labels.pin(f, Pinned(name, tracked_axes(f)[0], node, op, reason))
-            found = True
-    return found
-
-
-def _tie_to_one_axis(trace: Trace, raw: Factor, resolved: Factor, axes: Sequence[int]) -> None:
-    keep = max(axes, key=lambda a: (_units_left(resolved, a), -a))
-    for a in tracked_axes(raw):
-        if a != keep:
-            raw = trace.labels.tie(raw, a)
-
-
-def _units_left(resolved: Factor, keep: int) -> int:
-    """How many classes are left of a factor's when it is tied along every axis but `keep`."""
-    classes, places = np.unique(resolved, return_inverse=True)
-    rows = np.moveaxis(places.reshape(resolved.shape), keep, 0).reshape(resolved.shape[keep], -1)
-    left, right = rows.ravel(), np.repeat(rows[:, 0], rows.shape[1])
-    links = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(classes.size, classes.size))
-    return int(connected_components(links, directed=False)[0])
+    return ChannelGraph(graph, classes, settled.factors, groups, pinned, linears, tuple(trace.reads))
 
 
 def _resolved(linear: Linear, classes: Classes) -> Linear:
@@ -213,42 +160,24 @@ def _resolved(linear: Linear, classes: Classes) -> Linear:
     return Linear(linear.node, linear.data, linear.weight, linear.bias, inputs, outputs, linear.groups)
 
 
-def _groups(
-    graph: Graph,
-    classes: Classes,
-    axes: Sequence[tuple[str, int, Labels]],
-    linears: Sequence[Linear],
-    reads: Sequence[Read],
-    factors: Mapping[str, Factors],
-) -> tuple[Group, ...]:
-    if not axes:
-        return ()
-    count = classes.pinned.size
-    columns = np.concatenate([np.full(a.size, i) for i, (_, _, a) in enumerate(axes)])
-    rows = np.concatenate([a for _, _, a in axes])
-    incidence = coo_array((np.ones(rows.size, np.int64), (rows, columns)), shape=(count, len(axes))).tocsr()
-    incidence.sum_duplicates()
-    incidence.sort_indices()
+def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Sequence[Read]) -> tuple[Group, ...]:
+    classes, axes = settled.classes, weight_axes_of(graph, settled.factors)
+    incidence, signature = signatures(axes, classes.pinned.size)
     roles = _roles(linears)
-    mixing = _mixing_classes(count, reads, factors)
-    by_signature: dict[bytes, list[int]] = {}
-    for c in np.unique(rows).tolist():
-        if classes.pinned[c]:
-            continue
-        lo, hi = incidence.indptr[c], incidence.indptr[c + 1]
-        signature = incidence.indices[lo:hi].astype(np.int64).tobytes() + incidence.data[lo:hi].tobytes()
-        by_signature.setdefault(signature, []).append(c)
-    place = np.full(count, np.iinfo(np.int64).max)
+    mixing = _mixing_classes(classes.pinned.size, reads, settled.factors)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for c in np.flatnonzero((signature >= 0) & ~classes.pinned).tolist():
+        alike.setdefault((int(signature[c]), int(settled.block[c])), []).append(c)
+    place = np.full(classes.pinned.size, np.iinfo(np.int64).max)
     groups: list[Group] = []
     names = _producer_names(graph)
-    for units in by_signature.values():
+    for units in alike.values():
         lo, hi = incidence.indptr[units[0]], incidence.indptr[units[0] + 1]
-        refs: dict[str, list[AxisRef]] = {"producer": [], "consumer": [], "parameter": []}
+        refs: dict[str, list[tuple[AxisRef, Labels]]] = {"producer": [], "consumer": [], "parameter": []}
         for i, n in zip(incidence.indices[lo:hi].tolist(), incidence.data[lo:hi].tolist(), strict=True):
-            tensor, axis, _ = axes[i]
-            refs[roles.get((tensor, axis), "parameter")].append(AxisRef(tensor, axis, int(n)))
-        first = (refs["producer"] or refs["consumer"] or refs["parameter"])[0]
-        on_first = next(a for t, x, a in axes if (t, x) == (first.tensor, first.axis))
+            tensor, axis, rows, on_axis = axes[i]
+            refs[roles.get((tensor, axis), "parameter")].append((AxisRef(tensor, axis, int(n), rows), on_axis))
+        first, on_first = (refs["producer"] or refs["consumer"] or refs["parameter"])[0]
         place[on_first[::-1]] = np.arange(on_first.size)[::-1]
         ordered = np.array(sorted(units, key=lambda u: int(place[u])), np.int64)
         groups.append(
@@ -256,13 +185,25 @@ def _groups(
                 len(groups),
                 names.get(first.tensor, first.tensor),
                 ordered,
-                tuple(refs["producer"]),
-                tuple(refs["consumer"]),
-                tuple(refs["parameter"]),
+                tuple(ref for ref, _ in refs["producer"]),
+                tuple(ref for ref, _ in refs["consumer"]),
+                tuple(ref for ref, _ in refs["parameter"]),
                 bool(mixing[ordered].any()),
+                _rows(settled.cell[ordered]),
             )
         )
     return _uniquely_named(groups)
+
+
+def _rows(cells: Labels) -> Labels | None:
+    """The balanced set of each unit, numbered from 0 in the order of appearance."""
+    if (cells < 0).any():
+        return None
+    _, first, inverse = np.unique(cells, return_index=True, return_inverse=True)
+    rank = np.empty(first.size, np.int64)
+    rank[np.argsort(first)] = np.arange(first.size)
+    rows: Labels = rank[inverse.ravel()]
+    return rows
 
 
 def _uniquely_named(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -270,8 +211,7 @@ def _uniquely_named(groups: Sequence[Group]) -> tuple[Group, ...]:
     result: list[Group] = []
     for g in groups:
         n = seen[g.name] = seen.get(g.name, 0) + 1
-        name = g.name if n == 1 else f"{g.name}#{n}"
-        result.append(Group(g.index, name, g.units, g.producers, g.consumers, g.parameters, g.mixing))
+        result.append(g if n == 1 else replace(g, name=f"{g.name}#{n}"))
     return tuple(result)
 
 
@@ -327,9 +267,9 @@ def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
     for tensor, f in weights:
         if trace.graph.constants[tensor].dtype in INDEX_TYPES:
             continue
-        axis, members = tracked_axes(f)[0], classes.of_label[f.ravel()]
+        axis, members = tracked_axes(f)[-1], classes.of_label[rows_of(f)]
         stuck = members[classes.pinned[members]]
         why = classes.reasons[int(stuck[0])] if stuck.size else None
         if why is not None and not why.structural:
-            found.append(PinnedAxis(tensor, axis, int(stuck.size), why))
+            found.append(PinnedAxis(tensor, axis, int(stuck.size) // len(members), why))
     return tuple(found)

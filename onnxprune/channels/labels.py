@@ -37,6 +37,17 @@ class Pinned:
     structural: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """Rows that must keep equally many channels, whichever: labels (rows, columns).
+
+    soft: it holds only while removal is not by whole rows or whole columns (a part that a Slice takes).
+    """
+
+    labels: Labels
+    soft: bool = False
+
+
 class LabelSpace:
     """Allocates labels and collects what is learned of them."""
 
@@ -45,6 +56,7 @@ class LabelSpace:
         self._left: list[Labels] = []
         self._right: list[Labels] = []
         self._pins: list[tuple[Labels, Pinned]] = []
+        self.balances: list[Balance] = []
 
     def fresh(self, count: int) -> Labels:
         """`count` new labels, shape (count,)."""
@@ -64,6 +76,11 @@ class LabelSpace:
         head = labels.take([0], axis=axis)
         self.unify(labels, head)
         return head
+
+    def balance(self, rows: Labels, *, soft: bool = False) -> None:
+        """Every row of `rows` (rows, columns) keeps equally many channels, with a free choice inside each."""
+        if rows.shape[0] > 1 and rows.shape[1] > 0:
+            self.balances.append(Balance(rows, soft))
 
     def pin(self, labels: Labels, why: Pinned) -> None:
         """These labels are never removed."""
@@ -116,6 +133,12 @@ def compress(factor: Factor) -> Factor:
 def tracked_axes(factor: Factor) -> tuple[int, ...]:
     """The axes that a factor tracks."""
     return tuple(a for a, s in enumerate(factor.shape) if s > 1)
+
+
+def rows_of(factor: Factor) -> Labels:
+    """(rows, columns): the columns are the last axis that a factor tracks, the rows all others; one row if none."""
+    column = tracked_axes(factor)[-1]
+    return np.moveaxis(factor, column, -1).reshape(-1, factor.shape[column])
 
 
 def along(labels: Labels, axis: int, ndim: int) -> Factor:

@@ -70,6 +70,17 @@ class Trace:
             self.factors[name] = known
         return known
 
+    def refine(self, name: str, factors: Iterable[Factor]) -> bool:
+        """Start a constant with these factors instead of one per axis, as each row has channels of its own.
+
+        Returns False, and changes nothing, where another node reads it too or has given it labels already.
+        """
+        known = name in self.factors or name not in self.graph.constants
+        if known or len(self.graph.readers.get(name, ())) > 1 or name in self.graph.captured | set(self.graph.outputs):
+            return False
+        self.factors[name] = tuple(factors)
+        return True
+
     def shape(self, name: str) -> Shape:
         """Concrete shape; raises UnknownShape, which the walk turns into a pin."""
         s = self.graph.shape(name)

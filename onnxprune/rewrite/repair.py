@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.labels import rows_of
 from onnxprune.channels.rules.layout import pad_amounts, slice_bounds
 from onnxprune.graph import Array, Node
 
@@ -31,12 +32,16 @@ class Cut:
     tensors: dict[str, Any]
 
     def mask(self, tensor: str, axis: int) -> Mask | None:
-        """Which positions of an axis stay, (n,); None where the axis carries no labels or loses none."""
-        classes = self.channels.axis_classes(tensor, axis)
-        if classes is None:
+        """Which positions of an axis stay, (n,); None where the axis carries no labels or loses none.
+
+        Where each row of the tensor has channels of its own, those of the first row: the others keep equally many,
+        before and behind every place where the graph cuts the axis.
+        """
+        factor = self.channels.axis_factor(tensor, axis)
+        if factor is None or bool(self.keep[factor].all()):
             return None
-        kept: Mask = self.keep[classes]
-        return None if bool(kept.all()) else kept
+        kept: Mask = self.keep[rows_of(factor)[0]]
+        return kept
 
     def sizes(self, tensor: str) -> dict[int, int]:
         """axis → new size, for every axis that shrinks."""

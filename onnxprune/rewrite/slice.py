@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
-from onnxprune.channels.labels import tracked_axes
 from onnxprune.graph import Array
 from onnxprune.rewrite.repair import REPAIRS, Cut
 
@@ -30,13 +29,14 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
     for name, factors in channels.factors.items():
         if name not in channels.graph.constants:
             continue
-        masks = [(tracked_axes(f)[0], keep[f.ravel()]) for f in factors]
-        shrinking = [(axis, mask) for axis, mask in masks if not mask.all()]
+        masks = [keep[f] for f in factors]
+        shrinking = [mask for mask in masks if not mask.all()]
         if not shrinking:
             continue  # also what only the bodies of an If, Loop or Scan read, which `tensors` does not list
         values = np.asarray(tensors[name].values)
-        for axis, mask in shrinking:
-            values = np.compress(mask, values, axis=axis)
+        # Rows with channels of their own first: they are as long as before.
+        for mask in sorted(shrinking, key=lambda mask: mask.shape.count(1)):
+            values = _without(values, mask)
         tensors[name].values = np.ascontiguousarray(values)
     context = Cut(channels, keep, graph, tensors)
     for node, view in zip(list(graph.nodes), channels.graph.nodes, strict=True):
@@ -45,6 +45,23 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
             repair(node, view, context)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return _with_inferred_types(m.from_gs(graph, proto))
+
+
+def _without(values: Array, keep: NDArray[np.bool_]) -> Array:
+    """`values` where `keep` (its shape, 1 on axes that it does not track) is True.
+
+    Over several axes, every row keeps equally many positions of the last one.
+    """
+    *rows, column = (a for a, s in enumerate(keep.shape) if s > 1)
+    if not rows:
+        return np.compress(keep.ravel(), values, axis=column)
+    moved = np.moveaxis(values, (*rows, column), range(len(rows) + 1))
+    mask = np.moveaxis(keep, (*rows, column), range(len(rows) + 1)).reshape(moved.shape[: len(rows) + 1])
+    per_row = mask.sum(axis=-1)
+    if (per_row != per_row.flat[0]).any():
+        raise ValueError("rows of a balanced set would keep different numbers of channels")
+    kept = moved[mask].reshape(*moved.shape[: len(rows)], -1, *moved.shape[len(rows) + 1 :])
+    return np.moveaxis(kept, range(len(rows) + 1), (*rows, column))
 
 
 def _with_inferred_types(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -55,15 +55,30 @@ class Path:
 
     order: units in the order of their removal, (N,): the last n are kept, unless `supports` names others.
     loss: discrepancy with n units kept, (N + 1,); loss[N] = 0.
+    rows: the balanced set of each unit, (N,), or None: of every set equally many are kept, each set's last in `order`.
     """
 
     order: Ints
     loss: Array
     supports: Mapping[int, Ints] | None = None
+    rows: Ints | None = None
+
+    @property
+    def step(self) -> int:
+        """The number of kept units is a multiple of this."""
+        return 1 if self.rows is None else int(self.rows.max()) + 1
 
     def kept(self, n: int) -> Mask:
-        """Mask over the units, (N,), of the best n."""
+        """Mask over the units, (N,), of the best n. Raises ValueError where n is no multiple of `step`."""
         mask = np.zeros(self.order.size, bool)
+        if self.rows is not None:
+            each, odd = divmod(n, self.step)
+            if odd:
+                raise ValueError(f"{n} units do not divide into {self.step} balanced sets")
+            for row in range(self.step):
+                inside = self.order[self.rows[self.order] == row]
+                mask[inside[inside.size - each :]] = True
+            return mask
         chosen = self.supports.get(n) if self.supports is not None else None
         mask[self.order[self.order.size - n :] if chosen is None else chosen] = True
         return mask

@@ -102,14 +102,14 @@ ROWS: Mapping[str, Topology] = {
         (6, 4, 3),
     ),
     "grouped_few_large": Topology(
-        # Two groups of four: the units are the same channel of every group, on each side.
+        # Two groups of four: as many channels of one group as of the other, whichever, on each side.
         """(float[N,3,8,8] x) => (float[N,5,4,4] y) {
             a = Conv (x, w1[8,3,3,3], b1[8])
             c = Conv <group=2> (a, w2[12,4,3,3], b2[12])
             r = Relu(c)
             y = Conv (r, w3[5,12,1,1])
         }""",
-        (6, 4),
+        (12, 8),
     ),
     "grouped_many_small": Topology(
         # Four groups of two: whole groups are the units, through the convolution.
@@ -123,13 +123,27 @@ ROWS: Mapping[str, Topology] = {
         pins=("whole groups are the units here",),
     ),
     "grouped_first": Topology(
-        # The input is fixed, so all groups stay and each loses the same outputs.
+        # The input is fixed, so all groups stay and each loses as many outputs as the other.
         """(float[N,4,8,8] x) => (float[N,5,6,6] y) {
             c = Conv <group=2> (x, w1[8,2,3,3], b1[8])
             r = Relu(c)
             y = Conv (r, w2[5,8,1,1])
         }""",
-        (4,),
+        (8,),
+    ),
+    "grouped_shuffled": Topology(
+        # Each group of the second convolution reads four channels of each group of the first: nine sets of four.
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+            a = Conv (x, w1[36,3,1,1], b1[36])
+            c = Conv <group=3> (a, w2[36,12,1,1], b2[36])
+            s = Reshape(c, split{0,3,12,8,8})
+            t = Transpose <perm=[0,2,1,3,4]> (s)
+            u = Reshape(t, join{0,36,8,8})
+            r = Relu(u)
+            d = Conv <group=3> (r, w3[18,12,1,1], b3[18])
+            y = Conv (d, w4[5,18,1,1])
+        }""",
+        (36, 36, 18),
     ),
     "depthwise": Topology(
         """(float[N,3,8,8] x) => (float[N,5,6,6] y) {
@@ -187,7 +201,7 @@ ROWS: Mapping[str, Topology] = {
             r = Relu(u)
             y = Conv (r, w3[5,12,1,1])
         }""",
-        (6, 4),
+        (12, 8),
     ),
     "transposed_many_small": Topology(
         """(float[N,3,8,8] x) => (float[N,5,10,10] y) {

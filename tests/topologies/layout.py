@@ -335,8 +335,8 @@ ROWS: Mapping[str, Topology] = {
         (4,),
     ),
     "concat_two_axes": Topology(
-        # Two factors over heads and sizes are joined along the heads, then along the sizes. Sizes are the units of the
-        # first two; the third was tied to whole heads before the join tied those.
+        # Two factors over heads and sizes are joined along the heads, then along the sizes: heads are the units of both
+        # joins, as the parts of the first have no sizes in common and those of the second no number of heads.
         """(float[N,7] x) => (float[N,5] y, float[N,4] z) {
             a = Gemm (x, w1[7,24], b1[24])
             b = Gemm (x, w2[7,12], b2[12])
@@ -351,8 +351,75 @@ ROWS: Mapping[str, Topology] = {
             g = Reshape(k, tg{0,32})
             z = Gemm (g, w5[32,4])
         }""",
-        (6,),
-        pins=("all channels of 'w4' are coupled",),
+        (4, 2),
+    ),
+    "rows_cut": Topology(
+        # Of each of two rows, one part goes on alone: equally many of each row and part stay.
+        """(float[N,7] x) => (float[N,5] y, float[N,4] z) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            r = Relu(ah)
+            f = Flatten(r)
+            y = Gemm (f, w2[24,5])
+            p = Slice(r, from{3}, to{9}, axes{2})
+            s = Sigmoid(p)
+            g = Flatten(s)
+            z = Gemm (g, w3[12,4])
+        }""",
+        (12, 6, 6),
+    ),
+    "rows_cut_by_steps": Topology(
+        # Every other column cannot be found again when each row keeps columns of its own.
+        """(float[N,7] x) => (float[N,5] y, float[N,4] z) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            r = Relu(ah)
+            f = Flatten(r)
+            y = Gemm (f, w2[24,5])
+            p = Slice(r, from{1}, to{12}, axes{2}, steps{2})
+            s = Sigmoid(p)
+            g = Flatten(s)
+            z = Gemm (g, w3[12,4])
+        }""",
+        (6, 6),
+    ),
+    "rows_picked": Topology(
+        """(float[N,7] x) => (float[N,4] z) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            r = Relu(ah)
+            p = Gather <axis=2> (r, at{5,0,7,1})
+            s = Sigmoid(p)
+            g = Flatten(s)
+            z = Gemm (g, w3[8,4])
+        }""",
+        (8, 4),
+    ),
+    "columns_first": Topology(
+        # Read column by column, what is kept of each row would come in another order.
+        """(float[N,7] x) => (float[N,5] y) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            r = Relu(ah)
+            t = Transpose <perm=[0,2,1]> (r)
+            f = Flatten(t)
+            y = Gemm (f, w2[24,5])
+        }""",
+        (12,),
+    ),
+    "rows_split": Topology(
+        """(float[N,7] x) => (float[N,5] y, float[N,4] z) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            p, q = Split <axis=2> (ah, sizes{4,8})
+            r = Relu(p)
+            f = Flatten(r)
+            y = Gemm (f, w2[8,5])
+            s = Sigmoid(q)
+            g = Flatten(s)
+            z = Gemm (g, w3[16,4])
+        }""",
+        (16, 8),
     ),
     "expand_token": Topology(
         # A learned token for each sample, as vision transformers write it.

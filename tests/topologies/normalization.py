@@ -34,18 +34,18 @@ _PER_GROUP = "one value for each group of a normalization, whose groups all stay
 
 ROWS: Mapping[str, Topology] = {
     "group_norm_as_instance_norm_wide": Topology(
-        # Two groups of four: the same channel of both groups goes.
+        # Two groups of four: each loses as many channels as the other.
         _group_norm_as_instance_norm(2),
-        (4,),
+        (8,),
         pins=(_PER_GROUP,),
-        mixing=(4,),
+        mixing=(8,),
     ),
     "group_norm_as_instance_norm_narrow": Topology(
         # Four groups of two: whole groups go, which changes no statistics.
         _group_norm_as_instance_norm(4),
         (4,),
     ),
-    "group_normalization_wide": Topology(_group_normalization(2), (4,), mixing=(4,), opset=21, ir_version=10),
+    "group_normalization_wide": Topology(_group_normalization(2), (8,), mixing=(8,), opset=21, ir_version=10),
     "group_normalization_narrow": Topology(_group_normalization(4), (4,), opset=21, ir_version=10),
     "instance_norm": Topology(
         # Statistics of each channel alone: nothing mixes.

@@ -2,12 +2,15 @@
 
 A product is traced in the joint index space of all its indices: an element-wise merge there, then a sum over the
 contracted ones. Grouped convolution is a reshape of the channels to (groups, channels per group). Its removable units
-are either whole groups or the same channel of every group, whichever leaves more of them.
+are whole groups where there are at least as many of them as channels inside, else single channels, equally many of
+every group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from onnxprune.channels.labels import Factor, Factors, Labels, along, tracked_axes
 from onnxprune.channels.trace import Linear, Rule, Trace, split_rows
@@ -15,6 +18,7 @@ from onnxprune.graph import Node, Shape
 
 _KERNEL = "a kernel position is not a channel"
 _SPATIAL = "a convolution needs every spatial position"
+_WHOLE_GROUPS = "whole groups are the units here"
 
 
 def conv(node: Node, t: Trace) -> None:
@@ -23,14 +27,32 @@ def conv(node: Node, t: Trace) -> None:
     groups = int(node.attrs.get("group", 1))
     spatial = range(2, len(t.shape(x)))
     fx = t.untrack(x, t.of(x), spatial, node, _SPATIAL)
-    fw = _without_kernel_axes(w, node, t)
     xs = t.on_axis(x, fx, 1, node)
-    rows = t.on_axis(w, fw, 0, node)
-    columns = t.on_axis(w, fw, 1, node)
+    outputs, per_group = t.shape(w)[:2]
+    balanced = groups > 1 and xs is not None and groups < per_group
+    own = balanced and _refine_groups(w, groups, outputs, per_group, t)
+    fw = _without_kernel_axes(w, node, t)
+    rows = t.on_axis(w, tuple(f for f in fw if not own or f.shape[1] == 1), 0, node)
+    if own and xs is not None:
+        _unify_groups(fw, split_rows(xs, groups), outputs, t)
+    columns = None if own else t.on_axis(w, fw, 1, node)
     if groups == 1:
         _contract(x, xs, w, columns, node, t)
+    elif xs is None:
+        _grouped_untracked(x, w, rows, columns, groups, node, t)
+    elif balanced:
+        inputs = split_rows(xs, groups)
+        t.labels.balance(inputs)
+        if columns is not None:
+            t.labels.unify(inputs, columns)
+        if rows is not None:
+            t.labels.balance(split_rows(rows, groups))
     else:
-        _grouped(x, xs, w, rows, columns, groups, t.shape(w)[1], node, t)
+        units = t.labels.tie(split_rows(xs, groups), 1)
+        if rows is not None:
+            t.labels.unify(split_rows(rows, groups), units)
+        if columns is not None:
+            t.pin(w, [columns], node, _WHOLE_GROUPS, axis=1)
     _finish(node, t, x, fx, w, b, xs, rows, groups)
 
 
@@ -39,28 +61,57 @@ def conv_transpose(node: Node, t: Trace) -> None:
     x, w, b = node.input(0), node.input(1), node.input(2)
     groups = int(node.attrs.get("group", 1))
     fx = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, _SPATIAL)
-    fw = _without_kernel_axes(w, node, t)
     xs = t.on_axis(x, fx, 1, node)
-    columns = t.on_axis(w, fw, 0, node)
-    rows = t.on_axis(w, fw, 1, node)
-    outputs = rows
-    _contract(x, xs, w, columns, node, t)
-    if groups > 1:
-        per_group = t.shape(w)[1]
-        fresh = t.labels.fresh(groups * per_group)
-        if xs is not None and groups >= xs.size // groups:
-            units = t.labels.tie(split_rows(xs, groups), 1)
-            t.labels.unify(split_rows(fresh, groups), units)
-            if rows is not None:
-                t.pin(w, [along(rows, 1, len(t.shape(w)))], node, "whole groups are the units here")
-        else:
-            if xs is not None:
-                t.labels.tie(split_rows(xs, groups), 0)
-            tied = t.labels.tie(split_rows(fresh, groups), 0)
-            if rows is not None:
-                t.labels.unify(tied.ravel(), rows)
-        outputs = fresh
+    inputs, per_group = t.shape(w)[:2]
+    balanced = groups > 1 and (xs is None or groups < inputs // groups)
+    own = balanced and _refine_groups(w, groups, inputs, per_group, t)
+    fw = _without_kernel_axes(w, node, t)
+    read = t.on_axis(w, tuple(f for f in fw if not own or f.shape[1] == 1), 0, node)
+    columns = None if own else t.on_axis(w, fw, 1, node)
+    _contract(x, xs, w, read, node, t)
+    if groups == 1:
+        _finish(node, t, x, fx, w, b, xs, columns, groups)
+        return
+    outputs = t.labels.fresh(groups * per_group)
+    rows = split_rows(outputs, groups)
+    if own:
+        _unify_groups(fw, rows, inputs, t)
+    if balanced:
+        if xs is not None:
+            t.labels.balance(split_rows(xs, groups))
+        if columns is not None:
+            t.labels.unify(rows, columns)
+        t.labels.balance(rows)
+    elif xs is not None:
+        t.labels.unify(rows, t.labels.tie(split_rows(xs, groups), 1))
+        if columns is not None:
+            t.pin(w, [columns], node, _WHOLE_GROUPS, axis=1)
     _finish(node, t, x, fx, w, b, xs, outputs, groups)
+
+
+def _refine_groups(w: str, groups: int, rows: int, per_group: int, t: Trace) -> bool:
+    """Where possible, each group of a weight (rows, per_group, *kernel) gets channels of its own along axis 1."""
+    own = t.labels.fresh(groups * per_group).reshape(groups, per_group)
+    return t.refine(w, [*_plain_axes(w, 1, t), _by_row(own, rows, len(t.shape(w)))])
+
+
+def _unify_groups(factors: Factors, channels: Labels, rows: int, t: Trace) -> None:
+    """The channels (groups, per group) are those along axis 1 of a refined weight."""
+    for f in factors:
+        if f.shape[1] > 1:
+            t.labels.unify(f, _by_row(channels, rows, f.ndim))
+
+
+def _by_row(channels: Labels, rows: int, rank: int) -> Factor:
+    """(groups, per group) as a factor over the axes 0 and 1 of a weight with `rows` rows."""
+    groups, per_group = channels.shape
+    return np.repeat(channels, rows // groups, axis=0).reshape(rows, per_group, *(1,) * (rank - 2))
+
+
+def _plain_axes(w: str, but: int, t: Trace) -> list[Factor]:
+    """Fresh labels for every axis above 1 but one."""
+    shape = t.shape(w)
+    return [along(t.labels.fresh(s), a, len(shape)) for a, s in enumerate(shape) if s > 1 and a != but]
 
 
 def _without_kernel_axes(w: str, node: Node, t: Trace) -> Factors:
@@ -79,41 +130,19 @@ def _contract(x: str, xs: Labels | None, w: str, columns: Labels | None, node: N
         t.pin(x, [xs], node, t.untracked_reason(w, 1), axis=1)
 
 
-def _grouped(
-    x: str,
-    xs: Labels | None,
-    w: str,
-    rows: Labels | None,
-    columns: Labels | None,
-    groups: int,
-    per_group: int,
-    node: Node,
-    t: Trace,
+def _grouped_untracked(
+    x: str, w: str, rows: Labels | None, columns: Labels | None, groups: int, node: Node, t: Trace
 ) -> None:
-    outputs = split_rows(rows, groups) if rows is not None else None
-    if xs is None:
-        why = t.untracked_reason(x, 1)
-        if columns is not None:
-            t.pin(w, [columns], node, why, axis=1)
-        if outputs is not None:
-            if outputs.shape[1] == 1:
-                t.pin(w, [outputs], node, why, axis=0)
-            else:
-                t.labels.tie(outputs, 0)
-        return
-    inputs = split_rows(xs, groups)
-    if groups >= per_group:
-        units = t.labels.tie(inputs, 1)
-        if outputs is not None:
-            t.labels.unify(outputs, units)
-        if columns is not None:
-            t.pin(w, [columns], node, "whole groups are the units here", axis=1)
-        return
-    tied = t.labels.tie(inputs, 0)
+    """A grouped Conv whose input channels all stay: equally many outputs of every group may go."""
+    why = t.untracked_reason(x, 1)
     if columns is not None:
-        t.labels.unify(tied.ravel(), columns)
-    if outputs is not None:
-        t.labels.tie(outputs, 0)
+        t.pin(w, [columns], node, why, axis=1)
+    if rows is None:
+        return
+    if rows.size == groups:
+        t.pin(w, [rows], node, why, axis=0)
+    else:
+        t.labels.balance(split_rows(rows, groups))
 
 
 def _finish(

@@ -6,6 +6,8 @@ it computes: the oracle models that with explicit masked sums, and the refit abs
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxprune.channels.labels import Factor, Factors, along, tracked_axes
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
@@ -62,30 +64,36 @@ def instance_norm(node: Node, t: Trace) -> None:
     """
     x = node.input(0)
     rank = len(t.shape(x))
-    factors = mix(node, t, x, _rows_or_columns(t, t.of(x)), tuple(range(2, rank)))
+    factors = _whole_groups_or_balanced(node, t, x)
+    whole = any(tracked_axes(f) == (1,) for f in factors)
     operands = [(x, factors, t.shape(x))]
     for name in node.inputs[1:3]:
         lifted = (t.shape(name)[0], *(1,) * (rank - 2))
         fs = tuple(f.reshape(lifted) for f in t.of(name))
-        if not any(f.shape[1] > 1 for f in factors):
+        if not whole:
             t.pin(name, fs, node, "one value for each group of a normalization, whose groups all stay")
             fs, lifted = (), (1,) * (rank - 1)
         operands.append((name, fs, lifted))
     t.set(node.outputs[0], t.merge(operands, node))
 
 
-def _rows_or_columns(t: Trace, factors: Factors) -> Factors:
-    """Tie factors over (groups, channels inside) along the axis that leaves more units."""
+def _whole_groups_or_balanced(node: Node, t: Trace, x: str) -> Factors:
+    """A factor over (groups, channels inside) has whole groups as units where those are more, else it is balanced."""
     result: list[Factor] = []
-    for f in factors:
-        axes = tracked_axes(f)
-        if len(axes) > 1 and 1 in axes:
+    mixed = False
+    for f in t.of(x):
+        inside = [a for a in tracked_axes(f) if a > 1]
+        mixed |= bool(inside)
+        if f.shape[1] > 1 and inside:
             # Labels repeat over spatial positions: count distinct ones, not places.
-            inside = len(set(f.take(0, axis=1).ravel().tolist()))
-            for a in axes:
-                if (a == 1) == (f.shape[1] < inside):
+            if f.shape[1] >= len(set(f.take(0, axis=1).ravel().tolist())):
+                for a in inside:
                     f = t.labels.tie(f, a)
+            else:
+                t.labels.balance(np.moveaxis(f, 1, 0).reshape(f.shape[1], -1))
         result.append(f)
+    if mixed:
+        t.read(node, 0, "mixing", tuple(range(2, len(t.shape(x)))))
     return tuple(result)
 
 
@@ -100,8 +108,9 @@ def group_norm(node: Node, t: Trace) -> None:
     if xs is not None:
         rows = split_rows(xs, groups)
         whole = groups >= rows.shape[1]
-        units = t.labels.tie(rows, 1 if whole else 0)
+        units = t.labels.tie(rows, 1) if whole else rows
         if not whole:
+            t.labels.balance(rows)
             t.read(node, 0, "mixing", tuple(range(1, len(shape))))
         out.append(along(xs, 1, len(shape)))
         for name in node.inputs[1:3]:
