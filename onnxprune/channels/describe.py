@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group
 from onnxprune.graph import Graph
@@ -96,7 +97,8 @@ def describe(
     """
     readers = first_readers(channels.graph)
     groups = [g for g in channels.groups if g.size > 1]
-    removable = {g.index for g in groups}
+    removable = np.zeros(len(channels.groups) + 1, bool)  # the last stands for -1, no group
+    removable[[g.index for g in groups]] = True
     own = {k for k, v in channels.graph.constants.items() if k not in added and v.dtype not in INDEX_TYPES}
     counted = own - set(clones)
     return Description(
@@ -138,6 +140,8 @@ def _describe_group(
             if r.tensor in own
         )
 
+    only = np.zeros(len(channels.groups) + 1, bool)
+    only[g.index] = True
     touched = {r.tensor for r in (*g.producers, *g.consumers, *g.parameters)} & set(counted)
     return GroupDescription(
         g.name,
@@ -147,15 +151,15 @@ def _describe_group(
         places(g.consumers),
         places(g.parameters),
         g.mixing,
-        sum(_removable_elements(channels, t, {g.index}) for t in touched),
+        sum(_removable_elements(channels, t, only) for t in touched),
     )
 
 
-def _removable_elements(channels: ChannelGraph, tensor: str, groups: Collection[int]) -> int:
-    """Entries of a weight of which at least one axis carries a channel of `groups`."""
+def _removable_elements(channels: ChannelGraph, tensor: str, groups: NDArray[np.bool_]) -> int:
+    """Entries of a weight of which at least one axis carries a channel of a group that `groups` marks."""
     size = channels.graph.constants[tensor].size
     stays = Fraction(size)
     for f in channels.factors.get(tensor, ()):
-        free = int(np.isin(channels.group_of[f.ravel()], list(groups)).sum())
+        free = int(groups[channels.group_of[f]].sum())
         stays *= Fraction(f.size - free, f.size)
     return size - int(stays)

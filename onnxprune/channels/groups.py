@@ -122,12 +122,14 @@ class ChannelGraph:
             if (self.group_of[f] >= 0).all():
                 units = np.unique(f)
                 whole.setdefault(units.tobytes(), units)
-        smallest: list[tuple[frozenset[int], Labels]] = []
+        smallest: list[Labels] = []
+        by_first: dict[int, list[frozenset[int]]] = {}  # only a set whose first unit it has can be part of another
         for units in sorted(whole.values(), key=lambda u: (u.size, u.tolist())):
             members = frozenset(units.tolist())
-            if not any(s <= members for s, _ in smallest):
-                smallest.append((members, units))
-        return tuple(u for _, u in smallest)
+            if not any(s <= members for u in units.tolist() for s in by_first.get(u, ())):
+                by_first.setdefault(int(units[0]), []).append(members)
+                smallest.append(units)
+        return tuple(smallest)
 
     def emptied(self, keep: NDArray[np.bool_]) -> tuple[tuple[str, int], ...]:
         """(tensor, axis) of every axis that would be left without a single position, given which classes stay."""
