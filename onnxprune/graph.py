@@ -77,6 +77,11 @@ class Graph:
         """Tensors that some subgraph body reads from outside."""
         return frozenset(c for n in self.nodes for c in n.captures)
 
+    @property
+    def batch(self) -> int:
+        """Samples at `binding`: the first axis of the first input that has one, else 1."""
+        return max(next((s[0] for s in self.binding.values() if s), 1), 1)
+
     def shape(self, name: str) -> Shape | None:
         """Concrete shape at `binding`, or None where it is not known."""
         c = self.constants.get(name)

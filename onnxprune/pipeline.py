@@ -231,7 +231,10 @@ def trace(loaded: Loaded) -> ChannelGraph:
 def describe_loaded(loaded: Loaded) -> Description:
     """Describe the channel graph."""
     n, source = loaded.normalised, loaded.source
-    return describe(trace(loaded), source.path, source.sha256, n.notes, added=n.added_biases, clones=n.clones)
+    channels = trace(loaded)
+    price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
+    macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
+    return describe(channels, source.path, source.sha256, n.notes, macs=macs, added=n.added_biases, clones=n.clones)
 
 
 def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:

@@ -33,7 +33,7 @@ def report_of(
     full = [g.size for g in channels.groups]
     kept = [int(masks[g.index].sum()) if g.index in masks else g.size for g in channels.groups]
     prices = {"macs": cost.macs(channels), "params": cost.parameters(channels)}
-    batch = max(next((s[0] for s in channels.graph.binding.values() if s), 1), 1)
+    batch = channels.graph.batch
     unchanged = m.parameters(loaded.original)
     removed = round(prices["params"].at(full) - prices["params"].at(kept))
     before = Size(round(prices["macs"].at(full) / batch), unchanged, loaded.source.size)

@@ -440,7 +440,7 @@ def test_no_shares(text: str):
 def test_inspect(name: str, capsys: Capture):
     code, out, err = run(capsys, "inspect", str(digits.path(name)))
     assert (code, err) == (0, "")
-    for text in ("parameters can be pruned", "producers => consumers", "the graph output 'logits' keeps its shape"):
+    for text in ("MACs can be pruned", "producers => consumers", "the graph output 'logits' keeps its shape"):
         assert text in out
     code, out, _ = run(capsys, "inspect", str(digits.path(name)), "--json")
     data = json.loads(out)

@@ -60,13 +60,16 @@ class PinnedDescription:
 class Description:
     """What of a model can be pruned, and why the rest cannot.
 
-    parameters: entries of all weights; prunable: those that some removable channel carries.
+    parameters: entries of all weights; prunable: those that some removable channel carries. macs: multiply-accumulates
+    of all contractions, per sample; prunable_macs: those of which some removable channel is part.
     """
 
     model: str
     model_sha256: str
     parameters: int
     prunable: int
+    macs: float
+    prunable_macs: float
     groups: tuple[GroupDescription, ...]
     pinned: tuple[PinnedDescription, ...]
     notes: tuple[str, ...] = ()
@@ -76,9 +79,14 @@ class Description:
         """Share of the parameters that can be pruned; 0 for a model without weights."""
         return self.prunable / self.parameters if self.parameters else 0.0
 
+    @property
+    def share_of_macs(self) -> float:
+        """Share of the multiply-accumulates that can be pruned; 0 for a model without any."""
+        return self.prunable_macs / self.macs if self.macs else 0.0
+
     def to_json(self) -> str:
         """As text."""
-        return json.dumps(asdict(self) | {"share": self.share}, indent=1) + "\n"
+        return json.dumps(asdict(self) | {"share": self.share, "share_of_macs": self.share_of_macs}, indent=1) + "\n"
 
 
 def describe(
@@ -87,13 +95,15 @@ def describe(
     sha256: str,
     notes: Sequence[str] = (),
     *,
+    macs: tuple[float, float],
     added: Collection[str] = (),
     clones: Collection[str] = (),
 ) -> Description:
     """Describe a channel graph.
 
-    added: weights that only the normalised form has: they are not shown. clones: copies of shared weights: they are not
-    counted. A group with a single unit is left out, as it cannot lose one; its weights count as not prunable.
+    macs: those of the model, and of what is left without any channel that can go. added: weights that only the
+    normalised form has: they are not shown. clones: copies of shared weights: they are not counted. A group with a
+    single unit is left out, as it cannot lose one; its weights count as not prunable.
     """
     readers = first_readers(channels.graph)
     groups = [g for g in channels.groups if g.size > 1]
@@ -106,6 +116,8 @@ def describe(
         sha256,
         sum(channels.graph.constants[k].size for k in counted),
         sum(_removable_elements(channels, k, removable) for k in counted),
+        macs[0],
+        macs[0] - macs[1],
         tuple(_describe_group(g, channels, own, counted, readers) for g in groups),
         tuple(
             PinnedDescription(p.tensor, p.axis, p.positions, p.why.node, p.why.op, p.why.reason)

@@ -186,7 +186,11 @@ def inspection(d: Description, screen: Screen) -> str:
     """What can be pruned, and why the rest cannot."""
     share = min(d.share, 0.999) if d.prunable < d.parameters else 1.0
     groups = "1 group" if len(d.groups) == 1 else f"{len(d.groups)} groups"
-    head = f"{share:.1%} of {count(d.parameters)} parameters can be pruned, in {groups}"
+    share_of_macs = min(d.share_of_macs, 0.999) if d.prunable_macs < d.macs else 1.0
+    head = (
+        f"{share:.1%} of {count(d.parameters)} parameters and {share_of_macs:.1%} of {count(d.macs)} MACs can be "
+        f"pruned, in {groups}"
+    )
     parts: list[RenderableType] = [Text(d.model, "bold"), Text(head if d.groups else "no channel can be removed")]
     if d.groups:
         table = screen.table("group", "units", "channels each", "parameters", " producers => consumers")

@@ -14,7 +14,7 @@ from onnxprune import model as m
 from onnxprune.channels.describe import describe
 from tests import digits
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Prepared
+from tests.stages import Prepared, prepare_row
 
 Lookup = Callable[[str], Prepared]
 
@@ -48,7 +48,7 @@ def test_residual_stream():
 def test_elements_by_hand(prepared: Lookup):
     """Fails where an entry that two groups share is counted twice in the total."""
     p = prepared("plain")
-    found = describe(p.channels, "model", "sha", added=p.normalised.added_biases)
+    found = describe(p.channels, "model", "sha", macs=(2.0, 1.0), added=p.normalised.added_biases)
     constants = {k: v for k, v in p.channels.graph.constants.items() if k not in p.normalised.added_biases}
     assert found.parameters == sum(v.size for v in constants.values())
     assert found.prunable <= found.parameters
@@ -68,21 +68,30 @@ def test_prunable_entries_one_by_one(prepared: Lookup, row: str):
         for f in p.channels.factors.get(name, ()):
             mask |= np.isin(p.channels.group_of[f], list(removable))
         free += int(mask.sum())
-    found = describe(p.channels, "model", "sha")
+    found = describe(p.channels, "model", "sha", macs=(2.0, 1.0))
     assert found.prunable == free
     assert [g.units for g in found.groups] == [g.size for g in p.channels.groups if g.size > 1]
+
+
+def test_macs_that_can_go():
+    """Counted by hand: every convolution reads or writes a channel that can go, and so does the last product."""
+    found = inspect(digits.path("mobilenet"))
+    assert found.share_of_macs == 1.0
+    row = prepare_row("unknown_operator")
+    stuck = describe(row.channels, "model", "sha", macs=(20.0, 15.0))
+    assert (stuck.macs, stuck.prunable_macs, stuck.share_of_macs) == (20.0, 5.0, 0.25)
 
 
 def test_mixing(prepared: Lookup):
     name = next(k for k, v in TABLE.items() if v.mixing)
     p = prepared(name)
-    found = describe(p.channels, "model", "sha")
+    found = describe(p.channels, "model", "sha", macs=(2.0, 1.0))
     assert sorted(g.units for g in found.groups if g.mixing) == sorted(TABLE[name].mixing)
 
 
 def test_reasons(prepared: Lookup):
     p = prepared("unknown_operator")
-    found = describe(p.channels, "model", "sha")
+    found = describe(p.channels, "model", "sha", macs=(2.0, 1.0))
     assert len(found.pinned) == len(p.channels.pinned) > 0
     assert all(x.reason and x.operator for x in found.pinned)
 

@@ -80,10 +80,12 @@ def test_long_names_are_whole(report: Report):
 
 def test_nothing_prunable_and_everything_prunable():
     found = inspect(digits.path("resnet"))
-    assert "99.9% of 42.7 k parameters can be pruned, in 6 groups" in terminal.inspection(found, Screen())
+    assert "99.9% of 42.7 k parameters and 100.0% of 1.12 M MACs can be pruned, in 6 groups" in terminal.inspection(
+        found, Screen()
+    )
     nothing = replace(found, groups=(), prunable=0)
     assert "no channel can be removed" in terminal.inspection(nothing, Screen())
-    everything = replace(found, prunable=found.parameters, pinned=())
+    everything = replace(found, prunable=found.parameters, prunable_macs=found.macs, pinned=())
     text = terminal.inspection(everything, Screen())
     assert "100.0% of" in text
     assert "axes that stay" not in text
