@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ def paths(
         regressions = regressions_of(
             g, [x for x in consumers[g.index] if x.weight in moments], channels, moments, powers
         )
-        found.append(replace(_path(g, regressions, channels, method, rng), rows=g.rows))
+        found.append(_path(g, regressions, channels, method, rng))
     return found
 
 
@@ -39,15 +38,15 @@ def _path(
     g: Group, regressions: Sequence[Regression], channels: ChannelGraph, method: str, rng: np.random.Generator
 ) -> Path:
     if method == "random":
-        return baselines.random(g.size, regressions, rng)
+        return baselines.random(g.size, regressions, rng, g.rows)
     if method == "magnitude" or not regressions:
-        return baselines.by_score(magnitude(g, channels), regressions)
+        return baselines.by_score(magnitude(g, channels), regressions, g.rows)
     if method == "local":
         total: NDArray[np.float64] = np.zeros((g.size, g.size))
         for r in regressions:
             total += r.contributions(g.size)
-        return imitation.imitate(total)
-    return obs.eliminate(regressions, g.size)
+        return imitation.imitate(total, rows=g.rows)
+    return obs.eliminate(regressions, g.size, rows=g.rows)
 
 
 def consumers_of(channels: ChannelGraph, layers: Sequence[Layer]) -> list[list[Layer]]:

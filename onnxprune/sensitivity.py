@@ -94,8 +94,8 @@ def _read_by_layers_alone(
     return {g for g, c in enumerate(consumers) if c} - other
 
 
-def _widths(path: Path) -> list[int]:
-    units, step = path.order.size, path.step
+def trial_widths(units: int, step: int) -> list[int]:
+    """Kept units at each level, multiples of `step`."""
     return sorted({units - round(units / step * share) * step for share in LEVELS} - {units, 0})
 
 
@@ -111,7 +111,7 @@ def _masked_trials(
     reference: Mapping[str, Array],
 ) -> dict[int, float]:
     found: dict[int, float] = {}
-    for width in _widths(path):
+    for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, channels.graph.constants, keep, "least-squares")
         masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
@@ -142,7 +142,7 @@ def _trials_of(
     floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
-    for width in _widths(path):
+    for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
         feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}

@@ -15,7 +15,7 @@ from onnxprune.channels import ChannelGraph, Group, build
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut
-from onnxprune.select import Path
+from onnxprune.select.path import Path, in_turns
 from tests.graphs import TABLE
 
 Array = NDArray[Any]
@@ -50,8 +50,8 @@ def random_keep(channels: ChannelGraph, seed: int, shares: tuple[float, ...] = (
     kept: dict[int, Keep] = {}
     for group in channels.groups:
         count = min(max(1, round(group.size * float(rng.choice(shares)))), max(group.size - 1, 1))
-        order = rng.permutation(group.size)
-        path = Path(order, np.zeros(group.size + 1), rows=group.rows)
+        order = rng.permutation(group.size)[::-1]
+        path = Path(in_turns(order, group.rows), np.zeros(group.size + 1))
         kept[group.index] = path.kept(max(count // group.step, 1) * group.step)
     keep = channels.keep_classes(kept)
     for needed in channels.needed:

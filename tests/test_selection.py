@@ -134,6 +134,9 @@ def test_every_method_gives_a_path_for_every_group(name: str, prepared: Lookup) 
             assert (path.loss >= 0.0).all()
             assert path.loss[-1] == 0.0
             assert [int(path.kept(n).sum()) for n in range(g.size + 1)] == list(range(g.size + 1))
+            rows = np.zeros(g.size, np.int64) if g.rows is None else g.rows
+            for n in range(0, g.size + 1, g.step):
+                assert (np.bincount(rows[path.kept(n)], minlength=g.step) == n // g.step).all()
 
 
 def test_methods_agree_on_what_a_removal_costs() -> None:

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.select.path import Array, Path, Regression
+from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
 
 
-def random(units: int, regressions: Sequence[Regression], rng: np.random.Generator) -> Path:
-    """Units in random order."""
-    return by_score(rng.permutation(units).astype(np.float64), regressions)
+def random(units: int, regressions: Sequence[Regression], rng: np.random.Generator, rows: Ints | None = None) -> Path:
+    """Units in random order; one of each balanced set in turn."""
+    return by_score(rng.permutation(units).astype(np.float64), regressions, rows)
 
 
-def by_score(score: Array, regressions: Sequence[Regression]) -> Path:
-    """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing."""
+def by_score(score: Array, regressions: Sequence[Regression], rows: Ints | None = None) -> Path:
+    """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing.
+
+    rows: the balanced set of each unit, (N,): one of each goes in turn.
+    """
     n = score.size
-    order = np.argsort(score, kind="stable").astype(np.int64)
+    order = in_turns(np.argsort(score, kind="stable").astype(np.int64), rows)
     k = np.zeros((n, n))
     for r in regressions:
         k += r.contributions(n)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.numerics.least_squares import JITTER
-from onnxprune.select.path import Array, Path
+from onnxprune.select.path import Array, Ints, Path, in_turns
 
 _NEGLIGIBLE = 1e-12
 
@@ -52,11 +52,14 @@ def steps(k: Array, count: int, *, removal: bool = True) -> tuple[Array, list[Ar
     return np.array(losses), history
 
 
-def imitate(k: Array, *, slack: int = 3) -> Path:
+def imitate(k: Array, *, slack: int = 3, rows: Ints | None = None) -> Path:
     """The path of greedy imitation on K (N, N): for each size, the best support of that size that the greedy visits.
 
     Runs slack · N steps, as steps also rescale and remove. Sizes that were not visited take the support of the next
     smaller one, filled up with the units whose addition lowers the discrepancy most.
+
+    rows: the balanced set of each unit, (N,). The greedy knows nothing of sets; the units that are in fewest of its
+    supports then go first, one of each set in turn, and the loss is that of the free choice.
     """
     n = k.shape[0]
     losses, history = steps(k, slack * n)
@@ -84,7 +87,7 @@ def imitate(k: Array, *, slack: int = 3) -> Path:
     for s in supports.values():
         importance[s] += 1
     order = np.argsort(importance, kind="stable").astype(np.int64)
-    return Path(order, loss, supports)
+    return Path(order, loss, supports) if rows is None else Path(in_turns(order, rows), loss)
 
 
 def _best_addition(k: Array, support: np.ndarray) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.numerics.least_squares import inverse_spd
-from onnxprune.select.path import Array, Ints, Path, Regression
+from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
 
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024
@@ -84,10 +84,11 @@ class _State:
         return len(self.inverse)
 
 
-def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDGE) -> Path:
+def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDGE, rows: Ints | None = None) -> Path:
     """The path of removing, at each step, the units that cost least over all consumers together.
 
     Where several units go in one step, its cost is shared among them in proportion to what each would cost alone.
+    rows: the balanced set of each unit, (units,): one of each set goes in turn, so that every whole round is balanced.
     """
     states = [_State(r, units, ridge) for r in regressions]
     large = units > EXACT_UNITS or any(s.columns > EXACT_COLUMNS for s in states)
@@ -99,7 +100,11 @@ def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDG
         for s in states:
             total += s.costs(alive)
         total = np.maximum(total, 0.0)
-        worst = np.argsort(total, kind="stable")[: max(1, alive.size // STEPS_PER_HALVING) if large else 1]
+        worst = np.argsort(total, kind="stable")
+        count = max(1, alive.size // STEPS_PER_HALVING) if large else 1
+        if rows is not None:
+            worst, count = _of_each_set(worst, rows[alive], count)
+        worst = worst[:count]
         cost = max(sum(s.remove(alive[worst]) for s in states), 0.0)
         alone = np.cumsum(total[worst])
         share = alone / alone[-1] if alone[-1] > 0 else np.arange(1, worst.size + 1) / worst.size
@@ -108,3 +113,12 @@ def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDG
         order.extend(alive[worst].tolist())
         alive = np.delete(alive, worst)
     return Path(np.array(order, np.int64), loss)
+
+
+def _of_each_set(worst: Ints, rows: Ints, count: int) -> tuple[Ints, int]:
+    """(candidates in their turns, how many of them): single units from the fullest sets, or several whole rounds."""
+    left = np.bincount(rows)
+    sets = int((left > 0).sum())
+    if count >= sets and (left[left > 0] == left.max()).all():
+        return in_turns(worst, rows), count // sets * sets
+    return worst[left[rows[worst]] == left.max()], 1

@@ -55,30 +55,29 @@ class Path:
 
     order: units in the order of their removal, (N,): the last n are kept, unless `supports` names others.
     loss: discrepancy with n units kept, (N + 1,); loss[N] = 0.
-    rows: the balanced set of each unit, (N,), or None: of every set equally many are kept, each set's last in `order`.
     """
 
     order: Ints
     loss: Array
     supports: Mapping[int, Ints] | None = None
-    rows: Ints | None = None
-
-    @property
-    def step(self) -> int:
-        """The number of kept units is a multiple of this."""
-        return 1 if self.rows is None else int(self.rows.max()) + 1
 
     def kept(self, n: int) -> Mask:
-        """Mask over the units, (N,), of the best n. Raises ValueError where n is no multiple of `step`."""
+        """Mask over the units, (N,), of the best n."""
         mask = np.zeros(self.order.size, bool)
-        if self.rows is not None:
-            each, odd = divmod(n, self.step)
-            if odd:
-                raise ValueError(f"{n} units do not divide into {self.step} balanced sets")
-            for row in range(self.step):
-                inside = self.order[self.rows[self.order] == row]
-                mask[inside[inside.size - each :]] = True
-            return mask
         chosen = self.supports.get(n) if self.supports is not None else None
         mask[self.order[self.order.size - n :] if chosen is None else chosen] = True
         return mask
+
+
+def in_turns(order: Ints, rows: Ints | None) -> Ints:
+    """`order` (N,) rearranged so that every balanced set gives one unit in turn; `rows` (N,) is the set of each unit.
+
+    Inside a round, and inside a set, units keep their order.
+    """
+    if rows is None:
+        return order
+    turn = np.empty(order.size, np.int64)
+    for row in np.unique(rows).tolist():
+        inside = np.flatnonzero(rows[order] == row)
+        turn[inside] = np.arange(inside.size)
+    return order[np.argsort(turn, kind="stable")]

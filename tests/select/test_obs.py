@@ -139,6 +139,25 @@ def test_many_units_go_several_at_a_time_at_their_true_cost(monkeypatch: pytest.
         assert_same(path.loss[n], np.float64(expected), rtol=1e-6, atol=0.0)
 
 
+@pytest.mark.parametrize("exact_units", [256, 3])
+def test_balanced_sets_lose_one_each_in_turn(monkeypatch: pytest.MonkeyPatch, exact_units: int) -> None:
+    """Fails where a round takes two of one set, where the cheapest of a set stays, or where the cost is another's."""
+    monkeypatch.setattr(obs, "EXACT_UNITS", exact_units)
+    sets, size = 3, 40
+    data = [(problem(5, (1,) * (sets * size), free=1), 1.0)]
+    rows = np.random.default_rng(1).permutation(np.repeat(np.arange(sets), size))
+    path = eliminate(regressions(data), sets * size, 0.1, rows)
+    assert sorted(path.order.tolist()) == list(range(sets * size))
+    for n in range(0, sets * size + 1, sets):
+        assert (np.bincount(rows[path.kept(n)], minlength=sets) == n // sets).all()
+    half = sets * size // 2
+    at_half = error(data, path.kept(half), 0.1) - error(data, path.kept(sets * size), 0.1)
+    assert_same(np.float64(path.loss[half]), np.float64(at_half), rtol=RTOL, atol=0.0)
+    random = np.concatenate([np.random.default_rng(r).permutation(np.flatnonzero(rows == r))[:20] for r in range(sets)])
+    worse = error(data, np.isin(np.arange(sets * size), random), 0.1) - error(data, path.kept(sets * size), 0.1)
+    assert at_half < worse
+
+
 def test_one_moment_off_by_a_hundredth_is_seen() -> None:
     """The mutation check: an entry of P that is 1 % off fails the comparison above."""
     p = problem(1, (3,) * 5, free=2)
