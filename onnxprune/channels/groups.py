@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.rules import TABLE
+from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear, Read, Trace, walk
 from onnxprune.graph import Graph
 
@@ -26,11 +27,15 @@ INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
 
 @dataclass(frozen=True)
 class AxisRef:
-    """An axis of a weight, and how many of its positions each unit of a group occupies."""
+    """An axis of a weight, and how many of its positions each unit of a group occupies.
+
+    gates: positions that a single channel takes: on the rows of a recurrent net's weights one for each gate.
+    """
 
     tensor: str
     axis: int
     positions: int
+    gates: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +60,8 @@ class Group:
 
     @property
     def channels_per_unit(self) -> int:
-        """Positions that one unit takes on the first axis that produces it."""
-        return next((p.positions for p in (*self.producers, *self.consumers, *self.parameters)), 1)
+        """Channels that one unit takes on the first axis that produces it."""
+        return next((p.positions // p.gates for p in (*self.producers, *self.consumers, *self.parameters)), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +235,7 @@ def _groups(
     incidence.sum_duplicates()
     incidence.sort_indices()
     roles = _roles(linears)
+    gates = _gates(linears)
     mixing = _mixing_classes(count, reads, factors)
     by_signature: dict[bytes, list[int]] = {}
     for c in np.unique(rows).tolist():
@@ -246,7 +252,8 @@ def _groups(
         refs: dict[str, list[AxisRef]] = {"producer": [], "consumer": [], "parameter": []}
         for i, n in zip(incidence.indices[lo:hi].tolist(), incidence.data[lo:hi].tolist(), strict=True):
             tensor, axis, _ = axes[i]
-            refs[roles.get((tensor, axis), "parameter")].append(AxisRef(tensor, axis, int(n)))
+            ref = AxisRef(tensor, axis, int(n), gates.get((tensor, axis), 1))
+            refs[roles.get((tensor, axis), "parameter")].append(ref)
         first = (refs["producer"] or refs["consumer"] or refs["parameter"])[0]
         on_first = next(a for t, x, a in axes if (t, x) == (first.tensor, first.axis))
         place[on_first[::-1]] = np.arange(on_first.size)[::-1]
@@ -294,7 +301,7 @@ def weight_axes(linear: Linear) -> tuple[int, int]:
         return 0, 1
     if node.op == "Gemm" and node.attrs.get("transB", 0):
         return 1, 0
-    return 0, 1
+    return (2, 1) if node.op in GATES else (0, 1)
 
 
 def _roles(linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
@@ -307,7 +314,17 @@ def _roles(linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
             continue
         roles.setdefault((linear.weight, writes), "producer")
         roles.setdefault((linear.weight, reads), "consumer")
+        if linear.node.op in GATES:
+            # The recurrent weights: rows make the gates, columns read the state.
+            roles.setdefault((linear.node.inputs[2], 1), "producer")
+            roles.setdefault((linear.node.inputs[2], 2), "consumer")
     return roles
+
+
+def _gates(linears: Sequence[Linear]) -> dict[tuple[str, int], int]:
+    """Positions that a hidden unit takes on the rows of the weights of recurrent nets."""
+    recurrent = [x.node for x in linears if x.node.op in GATES]
+    return {(name, 1): GATES[n.op] for n in recurrent for name in n.inputs[1:3]}
 
 
 def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Factors]) -> NDArray[np.bool_]:

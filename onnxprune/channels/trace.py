@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
 from onnxprune.graph import Graph, Node, Shape
 
 Rule = Callable[[Node, "Trace"], None]
-Role = str  # "contraction" or "mixing"
+Role = str  # "contraction", "inner" or "mixing"
 
 
 @dataclass(frozen=True)
 class Read:
     """Input `slot` of `node` is read across a tracked axis: removing a channel changes what is read.
 
-    kind: "contraction": a removed channel contributes zero; "mixing": statistics are taken over the kept channels.
-    axes: the axes that are read across, for mixing operators.
+    kind: "contraction": a removed channel contributes zero; "inner": the same of a contraction inside the operator, with
+    the weights in `slot`; "mixing": statistics are taken over the kept channels.
+    axes: the axes that are read across, for inner contractions and mixing operators.
     """
 
     node: Node
@@ -35,7 +38,8 @@ class Linear:
     """A contraction of an activation with weights: what selection reconstructs and refit solves.
 
     inputs: labels of the input channels, (C,); outputs: labels of the output channels, (M,); None where untracked.
-    groups: of a grouped convolution, else 1.
+    groups: of a grouped convolution, else 1. The directions of a recurrent net read the same input; their outputs stand
+    one after the other.
     """
 
     node: Node
@@ -69,6 +73,22 @@ class Trace:
                 known = tuple(along(self.labels.fresh(s), a, c.ndim) for a, s in enumerate(c.shape) if s > 1)
             self.factors[name] = known
         return known
+
+    def refine(self, name: str, factors: Factors) -> bool:
+        """Let a constant start with these factors in place of those of `of`; an axis that none of them tracks stays.
+
+        A factor over several axes leaves positions apart that one for each axis would couple. That holds for the whole
+        walk, so only the first to ask for a constant's labels may say; False where others have asked, or `name` is no
+        constant: the caller then unifies with what it carries.
+        """
+        c = self.graph.constants.get(name)
+        if c is None or name in self.factors:
+            return False
+        if any(np.broadcast_shapes(f.shape, c.shape) != c.shape or f.ndim != c.ndim for f in factors):
+            raise RuleError(f"factors {[f.shape for f in factors]} do not fit {name!r} {c.shape}")
+        self.consulted.add(name)
+        self.factors[name] = tuple(f for f in factors if f.size > 1)
+        return True
 
     def shape(self, name: str) -> Shape:
         """Concrete shape; raises UnknownShape, which the walk turns into a pin."""
