@@ -11,7 +11,8 @@ def _bidirectional(kind: str, gates: int, attributes: str = "") -> str:
     """Both directions side by side, as exporters write it, between two products."""
     return f"""(float[L,N,3] x) => (float[L,N,5] y) {{
         e = MatMul(x, w0[3,4])
-        s = {kind} <hidden_size=6, direction="bidirectional"{attributes}> (e, w1[2,{gates * 6},4], r1[2,{gates * 6},6], b1[2,{gates * 12}])
+        s = {kind} <hidden_size=6, direction="bidirectional"{attributes}>
+            (e, w1[2,{gates * 6},4], r1[2,{gates * 6},6], b1[2,{gates * 12}])
         t = Transpose <perm=[0,2,1,3]> (s)
         f = Reshape(t, to{{0,0,-1}})
         y = MatMul(f, w2[12,5])
@@ -102,13 +103,16 @@ ROWS: Mapping[str, Topology] = {
         (6,),
     ),
     "lstm_state_from_outside": Topology(
-        """(float[L,N,3] x, float[1,N,6] h) => (float[L,N,5] y) {
-            e = MatMul(x, w0[3,4])
-            s = LSTM <hidden_size=6> (e, w1[1,24,4], r1[1,24,6], b1[1,48], , h)
+        """(float[N,L,3] x, float[N,6] h) => (float[L,N,5] y) {
+            t = Transpose <perm=[1,0,2]> (x)
+            e = MatMul(t, w0[3,4])
+            h0 = Unsqueeze(h, at{0})
+            s = LSTM <hidden_size=6> (e, w1[1,24,4], r1[1,24,6], b1[1,48], , h0)
             q = Squeeze(s, ax{1})
             y = MatMul(q, w2[6,5])
         }""",
         (4,),
+        pins=("meets axis 2 of 't' (Transpose", "meets axis 2 of 'h0' (Unsqueeze"),
     ),
     "lstm_state_returned": Topology(
         """(float[L,N,3] x) => (float[L,N,5] y, float[1,N,6] h) {
@@ -121,18 +125,24 @@ ROWS: Mapping[str, Topology] = {
     ),
     "lstm_encoder_decoder": Topology(
         # The states of one net start another: the units of both are the same.
-        """(float[L,N,3] x, float[L,N,2] z) => (float[L,N,5] y) {
+        """(float[L,N,3] x) => (float[L,N,5] y) {
+            z = Neg(x)
             , h, c = LSTM <hidden_size=6> (x, w1[1,24,3], r1[1,24,6], b1[1,48])
-            s = LSTM <hidden_size=6> (z, w2[1,24,2], r2[1,24,6], b2[1,48], , h, c)
+            s = LSTM <hidden_size=6> (z, w2[1,24,3], r2[1,24,6], b2[1,48], , h, c)
             q = Squeeze(s, ax{1})
             y = MatMul(q, w3[6,5])
         }""",
         (6,),
+        pins=("meets axis 2 of 'z' (Neg",),
     ),
     "lstm_peepholes": Topology(
-        """(float[L,N,3] x, int32[N] lengths) => (float[L,N,5] y) {
+        """(float[N,L,3] x, int32[N] more) => (float[L,N,5] y) {
             e = MatMul(x, w0[3,4])
-            s = LSTM <hidden_size=6, direction="bidirectional"> (e, w1[2,24,4], r1[2,24,6], b1[2,48], lengths, , , p1[2,18])
+            i = Transpose <perm=[1,0,2]> (e)
+            two = Cast <to=6> (at_least{2})
+            n = Add(two, more)
+            s = LSTM <hidden_size=6, direction="bidirectional">
+                (i, w1[2,24,4], r1[2,24,6], b1[2,48], n, , , p1[2,18])
             t = Transpose <perm=[0,2,1,3]> (s)
             f = Reshape(t, to{0,0,-1})
             y = MatMul(f, w2[12,5])
@@ -141,7 +151,8 @@ ROWS: Mapping[str, Topology] = {
     ),
     "lstm_shared_weights": Topology(
         # The same net over two inputs; its weights start with labels only once.
-        """(float[L,N,3] x, float[L,N,3] z) => (float[L,N,5] y) {
+        """(float[L,N,3] x) => (float[L,N,5] y) {
+            z = Neg(x)
             s = LSTM <hidden_size=6, direction="bidirectional"> (x, w1[2,24,3], r1[2,24,6], b1[2,48])
             u = LSTM <hidden_size=6, direction="bidirectional"> (z, w1, r1, b1)
             a = Concat <axis=3> (s, u)
