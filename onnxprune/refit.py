@@ -187,8 +187,8 @@ def lockstep(
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
-    Layers that read nothing changed, those too wide for their Gram, and what a recurrent net makes of its own state (its
-    input depends on its weights) keep their weights.
+    Layers that read nothing changed, those too wide for their Gram, and what a recurrent net makes of its own state
+    (which depends on the weights in turn) keep their weights.
     """
     graph = channels.graph
     changed = changed_tensors(channels, keep)
@@ -249,7 +249,8 @@ def _references(
         for i, layer in enumerate(part):
             y = full[targets[i].source]
             at = layer.positions(y.shape, limits[i], rngs[i])
-            values = layer.values_at(y, at) if layer.output else (layer.rows(_floats(y), at) @ computed[i])[0]
+            w = computed[i]
+            values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
             points[i].append((at, _floats(values[:, outputs[i]])))
     return list(zip(targets, points, strict=True))
 

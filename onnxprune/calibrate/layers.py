@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +103,7 @@ class Layer:
         """Which output channels stay, (M,), given which classes do."""
         return np.where(self.outputs < 0, True, keep[np.maximum(self.outputs, 0)])
 
-    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
+    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Self:
         """This layer in the cut model, where its convolution has `groups` groups."""
         stays = np.where(self.inputs < 0, True, keep[np.maximum(self.inputs, 0)])
         window = None if self.window is None else replace(self.window, groups=groups)
@@ -175,7 +176,7 @@ class InputGates(Layer):
         own = matrix[0, -1].reshape(self.recurrent_bias.shape)
         return {self.weight: matrix[0, :-1].T, self.bias: np.concatenate([own, self.recurrent_bias], axis=1)}
 
-    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
+    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Self:
         """This layer in the cut model."""
         stays = super().sliced(keep, groups)
         if self.recurrent_bias is None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
 from onnxprune.graph import Graph, Node, Shape
 
@@ -22,8 +20,8 @@ Role = str  # "contraction", "inner" or "mixing"
 class Read:
     """Input `slot` of `node` is read across a tracked axis: removing a channel changes what is read.
 
-    kind: "contraction": a removed channel contributes zero; "inner": the same of a contraction inside the operator, with
-    the weights in `slot`; "mixing": statistics are taken over the kept channels.
+    kind: "contraction": a removed channel contributes zero; "inner": the same of a contraction inside the operator,
+    with the weights in `slot`; "mixing": statistics are taken over the kept channels.
     axes: the axes that are read across, for inner contractions and mixing operators.
     """
 
@@ -84,7 +82,7 @@ class Trace:
         c = self.graph.constants.get(name)
         if c is None or name in self.factors:
             return False
-        if any(np.broadcast_shapes(f.shape, c.shape) != c.shape or f.ndim != c.ndim for f in factors):
+        if not all(_fits(f, c.shape) for f in factors):
             raise RuleError(f"factors {[f.shape for f in factors]} do not fit {name!r} {c.shape}")
         self.consulted.add(name)
         self.factors[name] = tuple(f for f in factors if f.size > 1)
@@ -111,7 +109,7 @@ class Trace:
                 by = self.graph.producer[name]
                 self.pin(name, [g], by, f"it is all that {by.op} leaves of an axis of {name!r}")
                 continue
-            if g.ndim != len(shape) or any(a not in (1, b) for a, b in zip(g.shape, shape, strict=True)):
+            if not _fits(g, shape):
                 raise RuleError(f"factor {g.shape} does not fit {name!r} {shape}")
             kept.append(g)
         self.factors[name] = tuple(kept)
@@ -229,6 +227,10 @@ class UnknownShape(Exception):
 
 class RuleError(Exception):
     """A rule produced factors that do not fit its output: a bug in the rule."""
+
+
+def _fits(f: Factor, shape: Shape) -> bool:
+    return f.ndim == len(shape) and all(a in (1, b) for a, b in zip(f.shape, shape, strict=True))
 
 
 def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:

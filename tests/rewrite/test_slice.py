@@ -59,6 +59,18 @@ def test_group_attribute_follows(prepared: Lookup):
     assert next(a.i for a in grouped.attribute if a.name == "group") == 3
 
 
+@pytest.mark.parametrize("name", ["lstm_bidirectional", "gru", "rnn"])
+def test_hidden_size_follows(name: str, prepared: Lookup):
+    """Fails where a recurrent net announces hidden units that it no longer has, or loses some for its input's sake."""
+    p = prepared(name)
+    hidden = next(g for g in p.channels.groups if g.size == 6)
+    inputs = next(g for g in p.channels.groups if g.size == 4)
+    for group, size in ((hidden, 5), (inputs, 6)):
+        small = sliced(p, p.channels.keep_classes({group.index: np.arange(group.size) > 0}))
+        (node,) = (n for n in small.graph.node if n.op_type in ("LSTM", "GRU", "RNN"))
+        assert [a.i for a in node.attribute if a.name == "hidden_size"] == [size]
+
+
 def test_descriptions_survive(prepared: Lookup):
     """Fails where the rewriter drops what onnx-graphsurgeon does not carry."""
     p = prepared("described")

@@ -162,6 +162,19 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (6,),
     ),
+    "lstm_computed_weights": Topology(
+        # Weights that something else computes carry one label for both directions.
+        """(float[L,N,3] x) => (float[L,N,5] y) {
+            m = ReduceMean <keepdims=1> (x)
+            w = Add(w1[2,24,3], m)
+            r = Mul(r1[2,24,6], m)
+            s = LSTM <hidden_size=6, direction="bidirectional"> (x, w, r, b1[2,48])
+            t = Transpose <perm=[0,2,1,3]> (s)
+            f = Reshape(t, to{0,0,-1})
+            y = MatMul(f, w2[12,5])
+        }""",
+        (6,),
+    ),
     "lstm_behind_convolution": Topology(
         # Columns of a feature map are the steps, as in text recognition.
         """(float[N,3,8,W] x) => (float[W,N,5] y) {

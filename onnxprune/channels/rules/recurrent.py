@@ -67,9 +67,7 @@ def _units(node: Node, t: Trace, directions: int, hidden: int) -> Labels:
     return units
 
 
-def _carry(
-    name: str, places: Mapping[int, Factor], node: Node, t: Trace, untracked: int | None = None
-) -> None:
+def _carry(name: str, places: Mapping[int, Factor], node: Node, t: Trace, untracked: int | None = None) -> None:
     """Let an operand carry labels: axis → a factor that tracks it (and, for units, the directions on their axis).
 
     untracked: the batch axis.
