@@ -248,8 +248,8 @@ def _references(
     for full in prefetched(reference.advance([t.source for t in targets])):
         for i, layer in enumerate(part):
             y = full[targets[i].source]
-            at = layer.positions(y.shape, limits[i], rngs[i])
             w = computed[i]
+            at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
             values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
             points[i].append((at, _floats(values[:, outputs[i]])))
     return list(zip(targets, points, strict=True))

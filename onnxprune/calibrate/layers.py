@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +102,7 @@ class Layer:
         """Which output channels stay, (M,), given which classes do."""
         return np.where(self.outputs < 0, True, keep[np.maximum(self.outputs, 0)])
 
-    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Self:
+    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
         """This layer in the cut model, where its convolution has `groups` groups."""
         stays = np.where(self.inputs < 0, True, keep[np.maximum(self.inputs, 0)])
         window = None if self.window is None else replace(self.window, groups=groups)
@@ -155,9 +154,11 @@ class Layer:
 class InputGates(Layer):
     """What a recurrent net makes of its input: X (T, B, I) to the gates of all directions, one after the other.
 
-    No tensor holds the output. recurrent_bias: the half of the bias that belongs to the state, (D, G H); it stays.
+    No tensor holds the output; its positions are the steps. recurrent_bias: the half of the bias that belongs to the
+    state, (D, G H); it stays.
     """
 
+    directions: int = 1
     recurrent_bias: Array | None = None
 
     def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -171,25 +172,34 @@ class InputGates(Layer):
 
     def weights(self, matrix: NDArray[np.float64]) -> dict[str, Array]:
         """The inverse of `matrix`; the state's half of the bias as it was."""
-        if self.recurrent_bias is None:
-            return {self.weight: matrix[0].T}
-        own = matrix[0, -1].reshape(self.recurrent_bias.shape)
-        return {self.weight: matrix[0, :-1].T, self.bias: np.concatenate([own, self.recurrent_bias], axis=1)}
+        body = matrix[0, : self.channels].T
+        found: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
+        if self.recurrent_bias is not None:
+            own = matrix[0, -1].reshape(self.recurrent_bias.shape)
+            found[self.bias] = np.concatenate([own, self.recurrent_bias], axis=1)
+        return found
 
-    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Self:
+    def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
+        """(B, T, 0)."""
+        return x[1], x[0], 0
+
+    def rows(self, x: Floats, positions: Ints) -> Floats:
+        """X (1, R, I) at the steps of every sequence."""
+        return super().rows(x.swapaxes(0, 1), positions)
+
+    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
         """This layer in the cut model."""
-        stays = super().sliced(keep, groups)
-        if self.recurrent_bias is None:
-            return stays
-        rest = self.recurrent_bias.ravel()[self.kept_outputs(keep)].reshape(len(self.recurrent_bias), -1)
-        return replace(stays, recurrent_bias=rest)
+        small, rest = super().sliced(keep, groups), self.recurrent_bias
+        if rest is not None:
+            rest = rest.ravel()[self.kept_outputs(keep)].reshape(len(rest), -1)
+        return replace(self, inputs=small.inputs, outputs=small.outputs, recurrent_bias=rest)
 
 
 @dataclass(frozen=True, eq=False)
 class StateGates(Layer):
     """What a recurrent net makes of its own state: Y (T, D, B, H) to the gates of each direction, a group each.
 
-    No tensor holds the output.
+    No tensor holds the output; its positions are the steps.
     """
 
     directions: int = 1
@@ -208,12 +218,12 @@ class StateGates(Layer):
         return {self.weight: matrix.transpose(0, 2, 1)}
 
     def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
-        """(T, B, 0): the gates of all directions, one after the other."""
-        return x[0], x[2], 0
+        """(B, T, 0)."""
+        return x[2], x[0], 0
 
     def rows(self, x: Floats, positions: Ints) -> Floats:
-        """X (D, R, H): every step of the sequences at `positions`."""
-        taken: Floats = x.transpose(1, 0, 2, 3)[:, :, positions]
+        """X (D, R, H) at the steps of every sequence."""
+        taken: Floats = x.transpose(1, 2, 0, 3)[:, :, positions]
         return taken.reshape(x.shape[1], -1, x.shape[3])
 
 
@@ -256,6 +266,7 @@ def _input_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Input
         np.full(w.shape[2], -1, np.int64) if linear.inputs is None else linear.inputs,
         linear.outputs,
         None,
+        directions=w.shape[0],
         recurrent_bias=None if b is None else b[:, w.shape[1] :],
     )
 

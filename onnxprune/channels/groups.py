@@ -344,9 +344,11 @@ def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
     for tensor, f in weights:
         if trace.graph.constants[tensor].dtype in INDEX_TYPES:
             continue
-        axis, members = tracked_axes(f)[0], classes.of_label[f.ravel()]
+        # A weight's factor over several axes belongs to the last of them; the others only set its parts apart.
+        axis, members = tracked_axes(f)[-1], classes.of_label[f]
         stuck = members[classes.pinned[members]]
         why = classes.reasons[int(stuck[0])] if stuck.size else None
         if why is not None and not why.structural:
-            found.append(PinnedAxis(tensor, axis, int(stuck.size), why))
+            rows = np.moveaxis(classes.pinned[members], axis, 0).reshape(f.shape[axis], -1)
+            found.append(PinnedAxis(tensor, axis, int(rows.any(axis=1).sum()), why))
     return tuple(found)

@@ -83,12 +83,12 @@ def check_layers(p: Prepared, layers: tuple[Layer, ...]) -> None:
 
 
 def gates(layer: Layer, x: Array, constants: Mapping[str, Array]) -> Array:
-    """What a recurrent net adds up before its activations, (T, B, D * gates): its input's share or its state's."""
+    """What a recurrent net adds up before its activations, (B, T, D * gates): its input's share or its state's."""
     w = constants[layer.weight]
     if isinstance(layer, StateGates):
-        y = np.einsum("tdbh,dgh->tbdg", x, w)
+        y = np.einsum("tdbh,dgh->btdg", x, w)
     else:
-        y = np.einsum("tbi,dgi->tbdg", x, w) + (constants[layer.bias][:, : w.shape[1]] if layer.bias else 0.0)
+        y = np.einsum("tbi,dgi->btdg", x, w) + (constants[layer.bias][:, : w.shape[1]] if layer.bias else 0.0)
     return y.reshape(*y.shape[:2], -1)
 
 
