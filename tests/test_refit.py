@@ -239,7 +239,7 @@ RECURRENT = """(float[N,6,7] x) => (float[6,2,N,10] y) {
     s = Relu (e)
     y = LSTM <hidden_size=10, direction="bidirectional"> (s, w3[2,40,16], r3[2,40,10], b3[2,80])
 }"""
-NETWORKS = {"residual": RESIDUAL, "batch_norm": NORMALISED, "depthwise": DEPTHWISE, "recurrent": RECURRENT}
+NETWORKS = {"residual": RESIDUAL, "batch_norm": NORMALISED, "depthwise": DEPTHWISE}
 
 
 def step_by_step(
@@ -273,14 +273,14 @@ def output_error(model: onnx.ModelProto, p: Prepared, feeds: Mapping[str, Array]
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "recurrent"])
 def test_lockstep_lowers_the_output_error(name: str, seed: int) -> None:
     """Fails where later layers do not repair what earlier ones lost: on the data of the fit, and on other data.
 
     Each layer is judged on held-out batches, the whole network on none: so a gain on other data is only certain where
     every position is one more row of the same regression, not for the few columns of a depthwise layer.
     """
-    p = prepare_text(NETWORKS[name])
+    p = prepare_text(NETWORKS.get(name, RECURRENT))
     keep = random_keep(p.channels, seed, shares=(0.5,))
     plain, slim, fits = step_by_step(p, samples_of(p, 320), keep)
     assert any(np.isfinite(f.strength) for f in fits)
