@@ -49,6 +49,18 @@ ROWS: Mapping[str, Topology] = {
     "gru": Topology(_one_way("GRU", 3), (6, 4)),
     "gru_linear_before_reset": Topology(_one_way("GRU", 3, ", linear_before_reset=1"), (6, 4)),
     "rnn": Topology(_one_way("RNN", 1, ', activations=["Relu"]'), (6, 4)),
+    "gru_between_products": Topology(
+        # Neither a bias nor states; the last state is not read.
+        """(float[L,N,6] x) => (float[L,N,5] y) {
+            a = MatMul(x, w1[6,8])
+            b = MatMul(a, w2[8,7])
+            h, hn = GRU <hidden_size=4> (b, wi[1,12,7], wr[1,12,4])
+            s = Squeeze(h, ax{1})
+            c = MatMul(s, w3[4,6])
+            y = MatMul(c, w4[6,5])
+        }""",
+        (8, 7, 6, 4),
+    ),
     "lstm_stacked": Topology(
         # A second layer on the first one's sequence, without a bias.
         """(float[L,N,3] x) => (float[L,N,5] y) {
