@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import INDEX_TYPES, weight_axes
 from onnxprune.channels.labels import Labels, rows_of, tracked_axes
+from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear
+from onnxprune.graph import Node
 
 Counts = NDArray[np.int64]
 
@@ -101,7 +103,9 @@ def macs(channels: ChannelGraph) -> Cost:
     for node in graph.nodes:
         linear = by_node.get(node.index)
         out = graph.shape(node.outputs[0]) if node.outputs else None
-        if linear is not None and out is not None:
+        if node.op in GATES and node.domain == "":
+            terms += _recurrent(channels, node)
+        elif linear is not None and out is not None:
             weight = graph.constants.get(linear.weight)
             wshape = weight.shape if weight is not None else graph.shape(linear.weight) or ()
             x = graph.shape(linear.data) or ()
@@ -125,6 +129,16 @@ def macs(channels: ChannelGraph) -> Cost:
             lengths += [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
             terms.append(Term(1.0, tuple(lengths)))
     return Cost.of(terms, len(channels.groups))
+
+
+def _recurrent(channels: ChannelGraph, node: Node) -> list[Term]:
+    """Every step of every sequence multiplies W (D, G H, I) and R (D, G H, H), in all directions."""
+    x, w, r = node.inputs[:3]
+    steps, sequences, _ = channels.graph.shape(x) or (1, 1, 1)
+    directions, _, wide = channels.graph.shape(w) or (1, 1, 1)
+    hidden = _axis(channels, r, 2, (channels.graph.shape(r) or (1, 1, 1))[2])
+    each = float(steps * sequences * directions * GATES[node.op])
+    return [Term(each, (hidden, _axis(channels, w, 2, wide))), Term(each, (hidden, hidden))]
 
 
 def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:

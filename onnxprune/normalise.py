@@ -6,6 +6,8 @@
   a Reshape target with one changing entry becomes a constant with -1 (or 0 where the entry is copied). What remains
   of run-time shape arithmetic reads the *original* sizes of the fixed axes, so that nothing downstream depends on
   how many channels are kept.
+- Initial states of recurrent nets that are zero at every size are left out: zero is what an absent one means, and one
+  tensor of zeros that serves several layers would couple their hidden units.
 - Convolutions and Gemms without a bias get one of zeros, for the refit to use.
 - One-dimensional weights that several nodes share are cloned per use (exporters de-duplicate equal biases).
 - Reshape → Transpose → Reshape that only permutes one axis (channel shuffle) becomes a Gather: any subset of the
@@ -18,7 +20,7 @@ any operator that an exporter may use in its shape arithmetic, without a second 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,10 +162,15 @@ def resized(example: Feeds, proto: onnx.ModelProto) -> list[dict[str, Array]]:
 def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, tuple[int | None, ...]]:
     static = _shape_only(proto)
     weights = {t.name for t in proto.graph.initializer}
+    states = _initial_states(proto)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in states}
+    _drop_zero_states(proto, {name for name, values in stored.items() if not values.any()})
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
     if not produced:
         return {}
     runs, complete = _evaluate(proto, produced, example)
+    if complete:
+        _drop_zero_states(proto, {name for name in states & set(produced) if not any(r[name].any() for r in runs)})
     known: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
     for name in produced:
@@ -181,6 +188,25 @@ def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, 
     _fold_reshape_targets(proto, known, runs if complete else [], example)
     _bake_shapes(proto, known)
     return known
+
+
+def _recurrent(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [n for n in proto.graph.node if n.op_type in ("LSTM", "GRU", "RNN") and n.domain in ("", "ai.onnx")]
+
+
+def _initial_states(proto: onnx.ModelProto) -> set[str]:
+    """The tensors that recurrent nets start from: inputs 5 and 6."""
+    return {name for n in _recurrent(proto) for name in n.input[5:7] if name}
+
+
+def _drop_zero_states(proto: onnx.ModelProto, zeros: Set[str]) -> None:
+    """Leave out the initial states of recurrent nets that are among `zeros`."""
+    for n in _recurrent(proto):
+        for slot in (5, 6):
+            if slot < len(n.input) and n.input[slot] in zeros:
+                n.input[slot] = ""
+        while not n.input[-1]:
+            del n.input[-1]
 
 
 def _evaluate(proto: onnx.ModelProto, names: list[str], example: Feeds) -> tuple[list[dict[str, Array]], bool]:

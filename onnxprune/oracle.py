@@ -3,7 +3,9 @@
 The normalised model, at its full shapes, with a 0/1 mask applied to every input that is read across a channel axis:
 a removed channel contributes zero to every contraction (masked at the consumer, not the producer: a bias behind a
 zeroed weight would still be read), and mixing operators take their statistics over the kept channels by explicit
-masked sums. Nothing here slices; `rewrite` and this file share no code. The sliced model must equal it.
+masked sums. Where a contraction takes place inside an operator (the state of a recurrent net), the columns of its
+weights are masked instead, which is the same. Nothing here slices; `rewrite` and this file share no code. The sliced
+model must equal it.
 """
 
 from __future__ import annotations
@@ -69,12 +71,13 @@ def masked_model(
         replaced = False
         for r in by_node.get(index, ()):
             name = r.node.inputs[r.slot]
-            mask = mask_of(channels, name, keep)
-            if mask is None or name in channels.graph.constants:
+            stored = channels.graph.constants.get(name)
+            mask = mask_of(channels, name, keep, r.axes if r.kind == "inner" else None)
+            if mask is None or (stored is not None and r.kind != "inner"):
                 continue
-            element = types.get(name, onnx.TensorProto.FLOAT)
-            b = _Builder(helper.tensor_dtype_to_np_dtype(element), f"__oracle{index}_{r.slot}")
-            if r.kind == "contraction":
+            element = helper.tensor_dtype_to_np_dtype(types.get(name, onnx.TensorProto.FLOAT))
+            b = _Builder(element if stored is None else stored.dtype, f"__oracle{index}_{r.slot}")
+            if r.kind != "mixing":
                 node.input[r.slot] = b.where(mask, name, 0.0)
             else:
                 MIXING[r.node.op](b, r, mask, channels)
@@ -86,10 +89,17 @@ def masked_model(
     return result
 
 
-def mask_of(channels: ChannelGraph, name: str, keep: NDArray[np.bool_]) -> Mask | None:
-    """Which elements of a tensor are kept, broadcastable to its shape; None where all are."""
+def mask_of(
+    channels: ChannelGraph, name: str, keep: NDArray[np.bool_], axes: Sequence[int] | None = None
+) -> Mask | None:
+    """Which elements of a tensor are kept, broadcastable to its shape; None where all are.
+
+    axes: count only the channels that one of these axes tracks.
+    """
     mask: Mask | None = None
     for f in channels.factors.get(name, ()):
+        if axes is not None and all(f.shape[a] == 1 for a in axes):
+            continue
         m: Mask = keep[f]
         if not m.all():
             mask = m if mask is None else mask & m

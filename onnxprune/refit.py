@@ -96,6 +96,7 @@ def _column_scales(
 class Target:
     """Where a layer's target is read: y = (original[source] - pruned[other] - shift) / gain.
 
+    source: the layer's input where the operator keeps its output to itself; it is computed from that.
     other: "" where the target is the layer's own output.
     """
 
@@ -110,6 +111,8 @@ def target_of(layer: Layer, graph: Graph, latest: Mapping[str, int]) -> Target:
 
     latest: tensor → index of the last linear layer that it depends on: the other branch must be finished by then.
     """
+    if not layer.output:
+        return Target(layer.data)
     plain = Target(layer.output)
     name, gain, shift = layer.output, None, None
     norm = _only_reader(graph, name, "BatchNormalization")
@@ -184,14 +187,15 @@ def lockstep(
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
-    Layers that read nothing changed, and those too wide for their Gram, keep their weights.
+    Layers that read nothing changed, those too wide for their Gram, and what a recurrent net makes of its own state
+    (which depends on the weights in turn) keep their weights.
     """
     graph = channels.graph
     changed = changed_tensors(channels, keep)
     latest = latest_layers(graph, layers)
     attributes = {n.output[0]: n for n in pruned.graph.node}
     todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
-    todo = [x for x in todo if not is_wide(x) and x.node.outputs[0] in attributes]
+    todo = [x for x in todo if not is_wide(x) and x.data not in x.node.outputs and x.node.outputs[0] in attributes]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
     fits: list[Fit] = []
@@ -239,12 +243,15 @@ def _references(
     limits = [positions_for(len(layer.columns(0)), len(reference.samples)) for layer in part]
     outputs = [layer.kept_outputs(keep) for layer in part]
     rngs = [np.random.default_rng(seed + layer.node.index) for layer in part]
+    computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     points: list[Points] = [[] for _ in part]
     for full in prefetched(reference.advance([t.source for t in targets])):
         for i, layer in enumerate(part):
             y = full[targets[i].source]
-            at = layer.positions(y.shape, limits[i], rngs[i])
-            points[i].append((at, _floats(layer.values_at(y, at)[:, outputs[i]])))
+            w = computed[i]
+            at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
+            values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
+            points[i].append((at, _floats(values[:, outputs[i]])))
     return list(zip(targets, points, strict=True))
 
 

@@ -88,7 +88,7 @@ def _read_by_layers_alone(
     own = {x.node.index for x in layers}
     other: set[int] = set()
     for r in channels.reads:
-        if r.kind == "mixing" or r.node.index not in own:
+        if r.kind != "contraction" or r.node.index not in own:
             for f in channels.factors.get(r.node.inputs[r.slot], ()):
                 other |= set(np.unique(channels.group_of[f]).tolist())
     return {g for g, c in enumerate(consumers) if c} - other

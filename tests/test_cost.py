@@ -87,7 +87,7 @@ def counts(p: Prepared, keep: Keep) -> list[int]:
 
 def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     """Multiply-accumulates by the shapes that a run of the model has."""
-    names = [n for node in proto.graph.node for n in (*node.input[:2], node.output[0]) if n]
+    names = [n for node in proto.graph.node for n in (*node.input[:3], node.output[0]) if n]
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer} | {k: v.shape for k, v in p.example.items()}
     computed = [n for n in dict.fromkeys(names) if n not in shapes]
     run = Session(m.submodel(proto, {}, computed), optimize=False).run(p.example)
@@ -102,6 +102,10 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
             depth = shapes[node.input[0]][0 if transposed else -1]
             count += np.prod(shapes[node.output[0]], dtype=float) * depth
+        elif node.op_type in ("LSTM", "GRU", "RNN"):
+            # Every entry of both matrices is used once for each step of each sequence.
+            steps = np.prod(shapes[node.input[0]][:2], dtype=float)
+            count += steps * sum(np.prod(shapes[i], dtype=float) for i in node.input[1:3])
     return count
 
 

@@ -163,6 +163,73 @@ def test_reductions_over_kept_channels(seed: int):
     assert_same(small, y, rtol=1e-5, atol=0.0)
 
 
+def _sigmoid(x: Numbers) -> Numbers:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _lstm(x: Numbers, w: Numbers, r: Numbers, b: Numbers, p: Numbers) -> Numbers:
+    """(T, B, I) with W (4, H, I), R (4, H, H), the bias (8, H) and peepholes (3, H), gates in the order i, o, f, c."""
+    h = c = np.zeros((x.shape[1], r.shape[2]))
+    steps = []
+    for step in x:
+        i, o, f, new = (step @ w[k].T + h @ r[k].T + b[k] + b[k + 4] for k in range(4))
+        c = _sigmoid(f + p[2] * c) * c + _sigmoid(i + p[0] * c) * np.tanh(new)
+        h = _sigmoid(o + p[1] * c) * np.tanh(c)
+        steps.append(h)
+    return np.stack(steps)
+
+
+def _gru(x: Numbers, w: Numbers, r: Numbers, b: Numbers, *, linear_before_reset: bool) -> Numbers:
+    """(T, B, I) with W (3, H, I), R (3, H, H) and the bias (6, H), gates in the order z, r, h."""
+    h = np.zeros((x.shape[1], r.shape[2]))
+    steps = []
+    for step in x:
+        update, reset = (_sigmoid(step @ w[k].T + h @ r[k].T + b[k] + b[k + 3]) for k in range(2))
+        state = reset * (h @ r[2].T + b[5]) if linear_before_reset else (reset * h) @ r[2].T + b[5]
+        h = (1.0 - update) * np.tanh(step @ w[2].T + b[2] + state) + update * h
+        steps.append(h)
+    return np.stack(steps)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru_linear_before_reset"])
+@pytest.mark.parametrize("seed", range(3))
+def test_recurrent_net_without_a_hidden_unit(name: str, seed: int):
+    """Fails where the state of a removed unit still reaches a gate, or a gate's rows are mistaken for another's."""
+    kind, gates, peepholes = ("LSTM", 4, ", , , , p[2,18]") if name.startswith("lstm") else ("GRU", 3, "")
+    before = int(name == "gru_linear_before_reset")
+    attribute = f", linear_before_reset={before}" if kind == "GRU" else ""
+    row = Topology(
+        f"""(float[L,N,4] x) => (float[L,N,5] y) {{
+            s = {kind} <hidden_size=6, direction="bidirectional"{attribute}>
+                (x, w[2,{6 * gates},4], r[2,{6 * gates},6], b[2,{12 * gates}]{peepholes})
+            t = Transpose <perm=[0,2,1,3]> (s)
+            f = Reshape(t, to{{0,0,-1}})
+            y = MatMul(f, v[12,5])
+        }}""",
+        (),
+    )
+    feeds = row.feeds(2, seed)
+    p = prepare(row.model(), feeds)
+    keep = random_keep(p.channels, seed)
+    weights = {t.name: onnx.numpy_helper.to_array(t).astype(np.float64) for t in row.model().graph.initializer}
+    kept = keep[p.channels.factors["v"][0]].reshape(2, 6)
+    assert 0 < kept.sum() < kept.size
+    states = []
+    for d, mine in enumerate(kept):
+        x = feeds["x"].astype(np.float64)[:: -1 if d else 1]
+        w = weights["w"][d].reshape(gates, 6, 4)[:, mine]
+        r = weights["r"][d].reshape(gates, 6, 6)[:, mine][:, :, mine]
+        b = weights["b"][d].reshape(2 * gates, 6)[:, mine]
+        if kind == "LSTM":
+            h = _lstm(x, w, r, b, weights["p"][d].reshape(3, 6)[:, mine])
+        else:
+            h = _gru(x, w, r, b, linear_before_reset=bool(before))
+        states.append(h[:: -1 if d else 1])
+    y = (np.concatenate(states, axis=2) @ weights["v"][kept.ravel()]).astype(np.float32)
+    assert_same(Session(masked(p, keep)).run(feeds)["y"], y, rtol=1e-5, atol=0.0)
+    assert_same(Session(sliced(p, keep)).run(feeds)["y"], y, rtol=1e-5, atol=0.0)
+
+
 def test_oracle_keeps_every_shape(prepared: Lookup):
     """Fails where the oracle slices: then it would share the mistakes of what it judges."""
     for name in PRUNABLE:
@@ -189,7 +256,8 @@ def _masks(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 @pytest.mark.parametrize("damage", ["dropped", "shifted"])
 @pytest.mark.parametrize(
-    "name", ["plain", "batch_norm", "dense_concat", "flatten_gemm", "layer_norm", "lp_normalization"]
+    "name",
+    ["plain", "batch_norm", "dense_concat", "flatten_gemm", "layer_norm", "lp_normalization", "lstm_bidirectional"],
 )
 def test_a_damaged_mask_is_seen(name: str, damage: str, prepared: Lookup):
     """Fails where a mask of the oracle could be wrong without anyone noticing."""

@@ -485,7 +485,9 @@ def test_a_broken_refit_falls_back(monkeypatch: pytest.MonkeyPatch):
     assert any("lockstep did worse" in n for n in result.report.notes)
 
 
-@pytest.mark.parametrize("row", ["plain", "residual", "batch_of_one", "weights_among_inputs"])
+@pytest.mark.parametrize(
+    "row", ["plain", "residual", "batch_of_one", "weights_among_inputs", "lstm_peepholes", "lstm_behind_convolution"]
+)
 def test_rows_of_the_table(row: str):
     """Fails where the job only works on the bundled models."""
     topology = TABLE[row]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
+from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear
 from onnxprune.graph import Array, Graph, Node
 from onnxprune.numerics.gram import augmented
@@ -28,7 +29,8 @@ Ints = NDArray[np.int64]
 class Layer:
     """One linear layer.
 
-    data, output: tensors that it reads and that its target is measured at (behind the bias).
+    data, output: tensors that it reads and that its target is measured at (behind the bias); output is "" where the
+    operator keeps it to itself.
     inputs: class of each input channel (C,), outputs: of each output channel (M,), -1 where untracked.
     window: None for a matrix product.
     transposed: the weight is stored (M, C). alpha, beta: factors of Gemm on product and bias.
@@ -148,6 +150,83 @@ class Layer:
         return self.by_group(self.values_at(y, positions))
 
 
+@dataclass(frozen=True, eq=False)
+class InputGates(Layer):
+    """What a recurrent net makes of its input: X (T, B, I) to the gates of all directions, one after the other.
+
+    No tensor holds the output; its positions are the steps. recurrent_bias: the half of the bias that belongs to the
+    state, (D, G H); it stays.
+    """
+
+    directions: int = 1
+    recurrent_bias: Array | None = None
+
+    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+        """W (1, I, D G H), with the input's half of the bias."""
+        w = weights[self.weight].astype(np.float64)
+        m = w.reshape(-1, w.shape[2]).T[None]
+        if self.bias:
+            b = weights[self.bias][:, : w.shape[1]].astype(np.float64)
+            m = np.concatenate([m, b.reshape(1, 1, -1)], axis=1)
+        return np.ascontiguousarray(m)
+
+    def weights(self, matrix: NDArray[np.float64]) -> dict[str, Array]:
+        """The inverse of `matrix`; the state's half of the bias as it was."""
+        body = matrix[0, : self.channels].T
+        found: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
+        if self.recurrent_bias is not None:
+            own = matrix[0, -1].reshape(self.recurrent_bias.shape)
+            found[self.bias] = np.concatenate([own, self.recurrent_bias], axis=1)
+        return found
+
+    def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
+        """(B, T, 0)."""
+        return x[1], x[0], 0
+
+    def rows(self, x: Floats, positions: Ints) -> Floats:
+        """X (1, R, I) at the steps of every sequence."""
+        return super().rows(x.swapaxes(0, 1), positions)
+
+    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
+        """This layer in the cut model."""
+        small, rest = super().sliced(keep, groups), self.recurrent_bias
+        if rest is not None:
+            rest = rest.ravel()[self.kept_outputs(keep)].reshape(len(rest), -1)
+        return replace(self, inputs=small.inputs, outputs=small.outputs, recurrent_bias=rest)
+
+
+@dataclass(frozen=True, eq=False)
+class StateGates(Layer):
+    """What a recurrent net makes of its own state: Y (T, D, B, H) to the gates of each direction, a group each.
+
+    No tensor holds the output; its positions are the steps.
+    """
+
+    directions: int = 1
+
+    @property
+    def groups(self) -> int:
+        """Directions."""
+        return self.directions
+
+    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+        """R (D, H, G H)."""
+        return np.ascontiguousarray(weights[self.weight].astype(np.float64).transpose(0, 2, 1))
+
+    def weights(self, matrix: NDArray[np.float64]) -> dict[str, Array]:
+        """The inverse of `matrix`."""
+        return {self.weight: matrix.transpose(0, 2, 1)}
+
+    def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
+        """(B, T, 0)."""
+        return x[2], x[0], 0
+
+    def rows(self, x: Floats, positions: Ints) -> Floats:
+        """X (D, R, H) at the steps of every sequence."""
+        taken: Floats = x.transpose(1, 2, 0, 3)[:, :, positions]
+        return taken.reshape(x.shape[1], -1, x.shape[3])
+
+
 def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
     """Every linear layer whose weights are stored in the model, used once, and in floating point."""
     graph = channels.graph
@@ -157,8 +236,53 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
             uses[i] = uses.get(i, 0) + 1
     for o in graph.outputs:
         uses[o] = uses.get(o, 0) + 1
-    found = (_layer(linear, graph, uses) for linear in channels.linears)
+    found: list[Layer | None] = []
+    for linear in channels.linears:
+        if linear.node.op in GATES:
+            found += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
+        else:
+            found.append(_layer(linear, graph, uses))
     return tuple(x for x in found if x is not None)
+
+
+def _own_weight(name: str, graph: Graph, uses: Mapping[str, int]) -> Array | None:
+    w = graph.constants.get(name)
+    return w if w is not None and np.issubdtype(w.dtype, np.floating) and uses[name] == 1 else None
+
+
+def _input_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> InputGates | None:
+    w = _own_weight(linear.weight, graph, uses)
+    if w is None or linear.outputs is None or linear.data in graph.constants:
+        return None
+    b = _own_weight(linear.bias, graph, uses) if linear.bias else None
+    if linear.bias and b is None:
+        return None
+    return InputGates(
+        linear.node,
+        linear.data,
+        "",
+        linear.weight,
+        linear.bias,
+        np.full(w.shape[2], -1, np.int64) if linear.inputs is None else linear.inputs,
+        linear.outputs,
+        None,
+        directions=w.shape[0],
+        recurrent_bias=None if b is None else b[:, w.shape[1] :],
+    )
+
+
+def _state_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> StateGates | None:
+    node = linear.node
+    r, y = node.inputs[2], node.outputs[0]
+    w = _own_weight(r, graph, uses)
+    if w is None or linear.outputs is None or not y or node.attrs.get("layout", 0):
+        return None
+    if node.op == "GRU" and not node.attrs.get("linear_before_reset", 0):
+        # Its last gate reads the state times another gate, which no tensor holds.
+        return None
+    directions, _, hidden = w.shape
+    units = linear.outputs.reshape(directions, -1)[:, :hidden].ravel()
+    return StateGates(node, y, "", r, "", units, linear.outputs, None, directions=directions)
 
 
 def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | None:

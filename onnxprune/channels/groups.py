@@ -13,9 +13,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, rows_of, tracked_axes
+from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
 from onnxprune.channels.rules import TABLE
+from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear, Read, Trace, walk
 from onnxprune.graph import Graph
 
@@ -28,12 +29,14 @@ class AxisRef:
     """An axis of a weight, and how many of its positions each unit of a group occupies, over all `rows` together.
 
     rows: above 1 where each row of the weight (the groups of a convolution, say) carries channels of its own.
+    gates: positions that a single channel takes: on the rows of a recurrent net's weights one for each gate.
     """
 
     tensor: str
     axis: int
     positions: int
     rows: int = 1
+    gates: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +68,13 @@ class Group:
 
     @property
     def channels_per_unit(self) -> int:
-        """Positions that one unit takes on the first axis that produces it."""
-        return next((p.positions for p in (*self.producers, *self.consumers, *self.parameters)), 1)
+        """Channels that one unit takes on the first axis that produces it."""
+        first = next(iter((*self.producers, *self.consumers, *self.parameters)), None)
+        if first is None:
+            return 1
+        # Where rows have channels of their own, the units of one balanced set are in a share of the rows only.
+        sets = self.step if first.rows > 1 else 1
+        return max(first.positions * sets // (first.rows * first.gates), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +173,7 @@ def _resolved(linear: Linear, classes: Classes) -> Linear:
 def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Sequence[Read]) -> tuple[Group, ...]:
     classes, axes = settled.classes, weight_axes_of(graph, settled.factors)
     incidence, signature = signatures(axes, classes.pinned.size)
-    roles = _roles(linears)
+    roles, gates = _roles(linears), _gates(linears)
     mixing = _mixing_classes(classes.pinned.size, reads, settled.factors)
     alike: dict[tuple[int, int], list[int]] = {}
     for c in np.flatnonzero((signature >= 0) & ~classes.pinned).tolist():
@@ -178,7 +186,8 @@ def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Se
         refs: dict[str, list[tuple[AxisRef, Labels]]] = {"producer": [], "consumer": [], "parameter": []}
         for i, n in zip(incidence.indices[lo:hi].tolist(), incidence.data[lo:hi].tolist(), strict=True):
             tensor, axis, rows, on_axis = axes[i]
-            refs[roles.get((tensor, axis), "parameter")].append((AxisRef(tensor, axis, int(n), rows), on_axis))
+            ref = AxisRef(tensor, axis, int(n), rows, gates.get((tensor, axis), 1))
+            refs[roles.get((tensor, axis), "parameter")].append((ref, on_axis))
         first, on_first = (refs["producer"] or refs["consumer"] or refs["parameter"])[0]
         place[on_first[::-1]] = np.arange(on_first.size)[::-1]
         ordered = np.array(sorted(units, key=lambda u: int(place[u])), np.int64)
@@ -236,7 +245,7 @@ def weight_axes(linear: Linear) -> tuple[int, int]:
         return 0, 1
     if node.op == "Gemm" and node.attrs.get("transB", 0):
         return 1, 0
-    return 0, 1
+    return (2, 1) if node.op in GATES else (0, 1)
 
 
 def _roles(linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
@@ -249,7 +258,17 @@ def _roles(linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
             continue
         roles.setdefault((linear.weight, writes), "producer")
         roles.setdefault((linear.weight, reads), "consumer")
+        if linear.node.op in GATES:
+            # The recurrent weights: rows make the gates, columns read the state.
+            roles.setdefault((linear.node.inputs[2], 1), "producer")
+            roles.setdefault((linear.node.inputs[2], 2), "consumer")
     return roles
+
+
+def _gates(linears: Sequence[Linear]) -> dict[tuple[str, int], int]:
+    """Positions that a hidden unit takes on the rows of the weights of recurrent nets."""
+    recurrent = [x.node for x in linears if x.node.op in GATES]
+    return {(name, 1): GATES[n.op] for n in recurrent for name in n.inputs[1:3]}
 
 
 def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Factors]) -> NDArray[np.bool_]:
@@ -269,9 +288,11 @@ def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
     for tensor, f in weights:
         if trace.graph.constants[tensor].dtype in INDEX_TYPES:
             continue
-        axis, members = tracked_axes(f)[-1], classes.of_label[rows_of(f)]
+        # A weight's factor over several axes belongs to the last of them; the others only set its parts apart.
+        axis, members = tracked_axes(f)[-1], classes.of_label[f]
         stuck = members[classes.pinned[members]]
         why = classes.reasons[int(stuck[0])] if stuck.size else None
         if why is not None and not why.structural:
-            found.append(PinnedAxis(tensor, axis, int(stuck.size) // len(members), why))
+            rows = np.moveaxis(classes.pinned[members], axis, 0).reshape(f.shape[axis], -1)
+            found.append(PinnedAxis(tensor, axis, int(rows.any(axis=1).sum()), why))
     return tuple(found)

@@ -13,15 +13,16 @@ from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinne
 from onnxprune.graph import Graph, Node, Shape
 
 Rule = Callable[[Node, "Trace"], None]
-Role = str  # "contraction" or "mixing"
+Role = str  # "contraction", "inner" or "mixing"
 
 
 @dataclass(frozen=True)
 class Read:
     """Input `slot` of `node` is read across a tracked axis: removing a channel changes what is read.
 
-    kind: "contraction": a removed channel contributes zero; "mixing": statistics are taken over the kept channels.
-    axes: the axes that are read across, for mixing operators.
+    kind: "contraction": a removed channel contributes zero; "inner": the same of a contraction inside the operator,
+    with the weights in `slot`; "mixing": statistics are taken over the kept channels.
+    axes: the axes that are read across, for inner contractions and mixing operators.
     """
 
     node: Node
@@ -35,7 +36,8 @@ class Linear:
     """A contraction of an activation with weights: what selection reconstructs and refit solves.
 
     inputs: labels of the input channels, (C,); outputs: labels of the output channels, (M,); None where untracked.
-    groups: of a grouped convolution, else 1.
+    groups: of a grouped convolution, else 1. The directions of a recurrent net read the same input; their outputs stand
+    one after the other.
     """
 
     node: Node
@@ -70,15 +72,20 @@ class Trace:
             self.factors[name] = known
         return known
 
-    def refine(self, name: str, factors: Iterable[Factor]) -> bool:
-        """Start a constant with these factors instead of one per axis, as each row has channels of its own.
+    def refine(self, name: str, factors: Factors) -> bool:
+        """Let a constant start with these factors in place of those of `of`; an axis that none of them tracks stays.
 
-        Returns False, and changes nothing, where another node reads it too or has given it labels already.
+        A factor over several axes leaves positions apart that one for each axis would couple. That holds for the whole
+        walk, so only the first to ask for a constant's labels may say; False where others have asked, or `name` is no
+        constant: the caller then unifies with what it carries.
         """
-        known = name in self.factors or name not in self.graph.constants
-        if known or len(self.graph.readers.get(name, ())) > 1 or name in self.graph.captured | set(self.graph.outputs):
+        c = self.graph.constants.get(name)
+        if c is None or name in self.factors:
             return False
-        self.factors[name] = tuple(factors)
+        if not all(_fits(f, c.shape) for f in factors):
+            raise RuleError(f"factors {[f.shape for f in factors]} do not fit {name!r} {c.shape}")
+        self.consulted.add(name)
+        self.factors[name] = tuple(f for f in factors if f.size > 1)
         return True
 
     def shape(self, name: str) -> Shape:
@@ -102,7 +109,7 @@ class Trace:
                 by = self.graph.producer[name]
                 self.pin(name, [g], by, f"it is all that {by.op} leaves of an axis of {name!r}")
                 continue
-            if g.ndim != len(shape) or any(a not in (1, b) for a, b in zip(g.shape, shape, strict=True)):
+            if not _fits(g, shape):
                 raise RuleError(f"factor {g.shape} does not fit {name!r} {shape}")
             kept.append(g)
         self.factors[name] = tuple(kept)
@@ -220,6 +227,10 @@ class UnknownShape(Exception):
 
 class RuleError(Exception):
     """A rule produced factors that do not fit its output: a bug in the rule."""
+
+
+def _fits(f: Factor, shape: Shape) -> bool:
+    return f.ndim == len(shape) and all(a in (1, b) for a, b in zip(f.shape, shape, strict=True))
 
 
 def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:

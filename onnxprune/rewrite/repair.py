@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import rows_of
 from onnxprune.channels.rules.layout import pad_amounts, slice_bounds
+from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.graph import Array, Node
 
 Mask = NDArray[np.bool_]
@@ -118,6 +119,13 @@ def group_norm(node: Any, view: Node, cut: Cut) -> None:
     rows = mask.reshape(int(view.attrs["num_groups"]), -1)
     if not rows.any(axis=1).all():
         node.attrs["num_groups"] = int(rows.any(axis=1).sum())
+
+
+def hidden_size(node: Any, view: Node, cut: Cut) -> None:
+    """Recurrent nets: as many hidden units as the recurrent weights have columns left."""
+    kept = cut.sizes(view.inputs[2]).get(2)
+    if kept is not None:
+        node.attrs["hidden_size"] = kept
 
 
 def reshape_target(node: Any, view: Node, cut: Cut) -> None:
@@ -259,6 +267,7 @@ REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {
     "Conv": convolution,
     "ConvTranspose": convolution,
     "GroupNormalization": group_norm,
+    **dict.fromkeys(GATES, hidden_size),
     "Reshape": reshape_target,
     "Expand": sizes_at(1),
     "Tile": sizes_at(1),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibrate.layers import Layer, layers_of
+from onnxprune.calibrate.layers import Layer, StateGates, layers_of
 from tests.calibrated import every_position, prepare_text, values
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Prepared, random_keep, sliced
+from tests.stages import Array, Prepared, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 # float32 activations against their product in float64.
@@ -69,16 +69,27 @@ GRAPHS = {
 
 
 def check_layers(p: Prepared, layers: tuple[Layer, ...]) -> None:
-    names = [n for layer in layers for n in (layer.data, layer.output)]
+    names = [n for layer in layers for n in (layer.data, layer.output) if n]
     found = values(p.normalised.proto, names, p.example)
     for layer in layers:
-        x, y = found[layer.data], found[layer.output]
+        x = found[layer.data]
+        y = found[layer.output] if layer.output else gates(layer, x, p.channels.graph.constants)
         rng = np.random.default_rng(0)
         shape = layer.output_shape(x.shape)
         assert tuple(s or y.shape[a] for a, s in enumerate(shape)) == y.shape
         for at in (every_position(layer, y), layer.positions(shape, 5, rng)):
             product = layer.rows(x, at).astype(np.float64) @ layer.matrix(p.channels.graph.constants)
             assert_same(product, layer.targets(y, at).astype(np.float64), rtol=RTOL, atol=0.0)
+
+
+def gates(layer: Layer, x: Array, constants: Mapping[str, Array]) -> Array:
+    """What a recurrent net adds up before its activations, (B, T, D * gates): its input's share or its state's."""
+    w = constants[layer.weight]
+    if isinstance(layer, StateGates):
+        y = np.einsum("tdbh,dgh->btdg", x, w)
+    else:
+        y = np.einsum("tbi,dgi->btdg", x, w) + (constants[layer.bias][:, : w.shape[1]] if layer.bias else 0.0)
+    return y.reshape(*y.shape[:2], -1)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -22,6 +22,15 @@ def test_roles_of_the_weights(prepared: Lookup):
     assert group.channels_per_unit == 1
 
 
+def test_roles_of_recurrent_weights(prepared: Lookup):
+    """Fails where the rows of the gates count as channels of their own, or the state is not read by its own net."""
+    group = next(g for g in prepared("lstm_bidirectional").channels.groups if g.size == 12)
+    assert [(r.tensor, r.axis, r.positions, r.rows) for r in group.producers] == [("w1", 1, 4, 2), ("r1", 1, 4, 2)]
+    assert [(r.tensor, r.axis, r.positions, r.rows) for r in group.consumers] == [("r1", 2, 1, 2), ("w2", 0, 1, 1)]
+    assert [(r.tensor, r.axis) for r in group.parameters] == [("b1", 1)]
+    assert group.channels_per_unit == 1
+
+
 def test_positions_of_a_unit(prepared: Lookup):
     """Fails where a flattened map counts as one column."""
     group = prepared("flatten_gemm").channels.groups[0]

@@ -12,7 +12,7 @@ from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.runtime import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import Prepared, masked, random_keep, sliced
+from tests.stages import Prepared, least_removals, masked, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 
@@ -57,6 +57,20 @@ def test_group_attribute_follows(prepared: Lookup):
     small = sliced(p, p.channels.keep_classes({group.index: np.array([True, False, True, True])}))
     (grouped,) = (n for n in small.graph.node if any(a.name == "group" and a.i > 1 for a in n.attribute))
     assert next(a.i for a in grouped.attribute if a.name == "group") == 3
+
+
+@pytest.mark.parametrize("name", ["lstm_bidirectional", "gru", "rnn"])
+def test_hidden_size_follows(name: str, prepared: Lookup):
+    """Fails where a recurrent net announces hidden units that it no longer has, or loses some for its input's sake."""
+    p = prepared(name)
+    hidden = next(g for g in p.channels.groups if g.size != 4)
+    inputs = next(g for g in p.channels.groups if g.size == 4)
+    for group, size in ((hidden, 5), (inputs, 6)):
+        keep = np.ones(p.channels.classes.pinned.size, bool)
+        keep[least_removals(group)[0]] = False
+        small = sliced(p, keep)
+        (node,) = (n for n in small.graph.node if n.op_type in ("LSTM", "GRU", "RNN"))
+        assert [a.i for a in node.attribute if a.name == "hidden_size"] == [size]
 
 
 def test_descriptions_survive(prepared: Lookup):

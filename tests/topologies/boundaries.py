@@ -299,17 +299,4 @@ ROWS: Mapping[str, Topology] = {
         pins=("the target of Reshape is computed at run time",),
         given={"to": (-1, 6, 8, 8)},
     ),
-    "recurrent": Topology(
-        # No rule yet: what surrounds it can be removed, it stays.
-        """(float[L,N,6] x) => (float[L,N,5] y) {
-            a = MatMul(x, w1[6,8])
-            b = MatMul(a, w2[8,7])
-            h, hn = GRU <hidden_size=4> (b, wi[1,12,7], wr[1,12,4])
-            s = Squeeze(h, ax{1})
-            c = MatMul(s, w3[4,6])
-            y = MatMul(c, w4[6,5])
-        }""",
-        (8, 6),
-        pins=("GRU has no channel rule", "meets axis 2 of 's'"),
-    ),
 }

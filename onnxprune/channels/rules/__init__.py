@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxprune.channels.rules import contraction, elementwise, layout, normalization, reduction
+from onnxprune.channels.rules import contraction, elementwise, layout, normalization, recurrent, reduction
 from onnxprune.channels.trace import Rule
 
 TABLE: Mapping[str, Rule] = {
@@ -12,5 +12,6 @@ TABLE: Mapping[str, Rule] = {
     **contraction.TABLE,
     **layout.TABLE,
     **normalization.TABLE,
+    **recurrent.TABLE,
     **reduction.TABLE,
 }
