@@ -136,7 +136,7 @@ def _trials_of(
     outputs = _behind(channels, {x.node.index for x in consumers})
     if not outputs:
         return {}
-    replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
+    replaced = [n for x in consumers for n in x.stored]
     session = Session(m.submodel(proto, walker.frontier, outputs, overridable=replaced), spin=True)
     floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
     expected = {k: v for k, v in floating.items() if k in outputs}

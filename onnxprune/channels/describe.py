@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group
+from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group, first_readers
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def describe(
     added: weights that only the normalised form has: they are not shown. clones: copies of shared weights: they are not
     counted. A group with a single unit is left out, as it cannot lose one; its weights count as not prunable.
     """
-    readers = first_readers(channels.graph)
+    readers = {weight: (n.name, n.op) for weight, n in first_readers(channels.graph).items()}
     groups = [g for g in channels.groups if g.size > 1]
     removable = {g.index for g in groups}
     own = {k for k, v in channels.graph.constants.items() if k not in added and v.dtype not in INDEX_TYPES}
@@ -112,16 +111,6 @@ def describe(
         ),
         tuple(notes),
     )
-
-
-def first_readers(graph: Graph) -> dict[str, tuple[str, str]]:
-    """(name, operator) of the first node that reads each constant."""
-    found: dict[str, tuple[str, str]] = {}
-    for n in graph.nodes:
-        for i in n.inputs:
-            if i in graph.constants:
-                found.setdefault(i, (n.name, n.op))
-    return found
 
 
 def _describe_group(

@@ -217,7 +217,7 @@ def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
     for name in graph.inputs:
         trace.factors[name] = ()
     for node in graph.nodes:
-        rule = table.get(node.op) if node.domain == "" and not node.captures else None
+        rule = table.get(_operator(node)) if not node.captures else None
         if rule is None:
             _pin_all(node, trace, _no_rule(node))
             continue
@@ -233,8 +233,12 @@ def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
     return trace
 
 
+def _operator(node: Node) -> str:
+    return f"{node.domain}.{node.op}" if node.domain else node.op
+
+
 def _no_rule(node: Node) -> str:
-    operator = f"{node.domain}.{node.op}" if node.domain else node.op
+    operator = _operator(node)
     if node.captures:
         return f"{operator} reads it from inside its body, which is not traced"
     return f"{operator} has no channel rule; it may mix or reorder channels"

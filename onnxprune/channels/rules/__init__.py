@@ -1,10 +1,13 @@
-"""The operator table: ONNX operator → rule. A new operator is a new row in its family's file."""
+"""The operator table: ONNX operator → rule. A new operator is a new row in its family's file.
+
+An operator of another domain stands as domain.operator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxprune.channels.rules import contraction, elementwise, layout, normalization, reduction
+from onnxprune.channels.rules import contraction, elementwise, layout, normalization, quantization, reduction
 from onnxprune.channels.trace import Rule
 
 TABLE: Mapping[str, Rule] = {
@@ -13,4 +16,5 @@ TABLE: Mapping[str, Rule] = {
     **layout.TABLE,
     **normalization.TABLE,
     **reduction.TABLE,
+    **quantization.TABLE,
 }

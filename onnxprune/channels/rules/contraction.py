@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from onnxprune.channels.labels import Factor, Factors, Labels, along, tracked_axes
 from onnxprune.channels.trace import Linear, Rule, Trace, split_rows
 from onnxprune.graph import Node, Shape
+from onnxprune.quantized import stored
 
 _KERNEL = "a kernel position is not a channel"
 _SPATIAL = "a convolution needs every spatial position"
@@ -238,8 +239,7 @@ def _spread_shape(shape: Shape, indices: tuple[str, ...], space: Sequence[str]) 
 def _record_matrix_product(node: Node, t: Trace, ka: int, kb: int, nb: int, bias: str) -> None:
     """A product of an activation with a constant matrix on the right is a linear layer."""
     a, b = node.input(0), node.input(1)
-    weight = t.graph.constants.get(b)
-    if weight is None or weight.ndim != 2 or a in t.graph.constants:
+    if stored(t.graph, b) not in t.graph.constants or len(t.shape(b)) != 2 or stored(t.graph, a) in t.graph.constants:
         return
     inputs = t.on_axis(b, tuple(f for f in t.of(b) if tracked_axes(f) == (kb,)), kb, node)
     outputs = t.on_axis(b, tuple(f for f in t.of(b) if tracked_axes(f) == (nb,)), nb, node)
