@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import model as m
+from onnxprune.graph import Array
 from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
 
 # Between QuantizeLinear and DequantizeLinear these only move codes, of whatever type.
@@ -34,8 +35,8 @@ def is_quantized(proto: onnx.ModelProto) -> bool:
 def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a normalised (or cut) model whose activations are not rounded.
 
-    Weights stay as they are stored. So does a QuantizeLinear with a scale of its own for each channel, with a scale
-    that is computed, or whose codes reach anything but DequantizeLinear.
+    Weights stay as they are stored. So does a QuantizeLinear with a scale for each block, with a scale that is computed,
+    or whose codes reach anything but DequantizeLinear.
     """
     reader = _Reader(proto)
     free = {
@@ -66,22 +67,33 @@ class _Reader:
         self.constants: Mapping[str, onnx.TensorProto] = {t.name: t for t in proto.graph.initializer}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.fixed = {o.name for o in proto.graph.output}
+        self.ranks = m.inferred_ranks(proto)
         for n in proto.graph.node:
             for name in dict.fromkeys(n.input):
                 self.readers.setdefault(name, []).append(n)
             self.fixed.update(m.captured_names(n))
 
-    def number(self, n: onnx.NodeProto, slot: int) -> float | None:
-        """The single number at an input, 0 where it is not given; None where it is no constant or several."""
+    def numbers(self, n: onnx.NodeProto, slot: int) -> Array | None:
+        """What stands at an input, 0 where nothing does, so that it broadcasts against the first; None where unknown."""
         if slot >= len(n.input) or not n.input[slot]:
-            return 0.0
+            return np.zeros((), np.float32)
         t = self.constants.get(n.input[slot])
-        values = None if t is None else numpy_helper.to_array(t)
-        return None if values is None or values.size != 1 else float(values.ravel()[0])
+        values = None if t is None else numpy_helper.to_array(t).astype(np.float32)
+        if values is None or values.ndim == 0:
+            return values
+        rank = self.ranks.get(n.input[0])
+        if rank is None or values.ndim > 1:
+            return None
+        axis = m.int_attribute(n, "axis", 1) % rank if values.size > 1 else 0
+        return values.reshape([-1 if a == axis else 1 for a in range(rank)])
 
     def is_activation(self, n: onnx.NodeProto) -> bool:
-        """Whether a QuantizeLinear reads no weight, and quantizes the whole tensor alike."""
-        return n.input[0] not in self.constants and self.number(n, 1) is not None and self.number(n, 2) is not None
+        """Whether a QuantizeLinear reads no weight, and scale and zero point can be written out."""
+        return n.input[0] not in self.constants and self.is_known(n)
+
+    def is_known(self, n: onnx.NodeProto) -> bool:
+        """Whether scale and zero point can be written out."""
+        return self.numbers(n, 1) is not None and self.numbers(n, 2) is not None
 
     def may_be_real(self, name: str) -> bool:
         """Whether all that reads these codes moves or dequantizes them."""
@@ -91,7 +103,7 @@ class _Reader:
             if n.input[0] != name or name in n.input[1:]:
                 return False
             if n.op_type == DEQUANTIZE and n.domain in DOMAINS:
-                if self.number(n, 1) is None or self.number(n, 2) is None:
+                if not self.is_known(n):
                     return False
             elif n.op_type not in _MOVES or not all(self.may_be_real(o) for o in n.output if o):
                 return False
@@ -104,12 +116,10 @@ class _Reader:
             kind = self.constants[n.input[2]].data_type
         least, most = code_range(np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name)
         out = n.output[0]
-        zero, low, high = (
-            self._constant(f"{out}__{k}", v, n, graph)
-            for k, v in (("zero", self.number(n, 2) or 0.0), ("least", least), ("most", most))
-        )
+        values = {"scale": self.numbers(n, 1), "zero": self.numbers(n, 2), "least": least, "most": most}
+        scale, zero, low, high = (self._constant(f"{out}__{k}", v, n, graph) for k, v in values.items())
         steps = [
-            ("Div", [n.input[0], self._constant(f"{out}__scale", self.number(n, 1) or 0.0, n, graph)]),
+            ("Div", [n.input[0], scale]),
             ("Add", [f"{out}__0", zero]),
             ("Max", [f"{out}__1", low]),
             ("Min", [f"{out}__2", high]),
@@ -120,14 +130,14 @@ class _Reader:
     def dequantize(self, n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         """(q - z) · s."""
         out = n.output[0]
-        zero = self._constant(f"{out}__zero", self.number(n, 2) or 0.0, n, graph)
-        scale = self._constant(f"{out}__scale", self.number(n, 1) or 0.0, n, graph)
+        zero = self._constant(f"{out}__zero", self.numbers(n, 2), n, graph)
+        scale = self._constant(f"{out}__scale", self.numbers(n, 1), n, graph)
         return [
             helper.make_node("Sub", [n.input[0], zero], [f"{out}__0"]),
             helper.make_node("Mul", [f"{out}__0", scale], [out]),
         ]
 
-    def _constant(self, name: str, value: float, n: onnx.NodeProto, graph: onnx.GraphProto) -> str:
+    def _constant(self, name: str, value: object, n: onnx.NodeProto, graph: onnx.GraphProto) -> str:
         kind = helper.tensor_dtype_to_np_dtype(self.constants[n.input[1]].data_type)
-        graph.initializer.append(numpy_helper.from_array(np.array(value, kind), name))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value).astype(kind), name))
         return name

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
 from onnxprune.graph import Graph, Node, Shape
+from onnxprune.quantized import is_dequantize, is_quantize
 
 Rule = Callable[[Node, "Trace"], None]
 Role = str  # "contraction" or "mixing"
@@ -192,6 +193,8 @@ class Trace:
 
     def untracked_reason(self, name: str, axis: int) -> str:
         """Why an axis carries no labels, in words for the report."""
+        while (by := self.graph.producer.get(name)) is not None and (is_quantize(by) or is_dequantize(by)):
+            name = by.inputs[0]
         if name in self.graph.inputs:
             return f"meets axis {axis} of the graph input {name!r}, whose size is given from outside"
         by = self.graph.producer.get(name)
