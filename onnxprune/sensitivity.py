@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import onnx
+from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer
@@ -136,15 +137,23 @@ def _trials_of(
     outputs = _behind(channels, {x.node.index for x in consumers})
     if not outputs:
         return {}
-    replaced = [n for x in consumers for n in x.stored]
-    session = Session(m.submodel(proto, walker.frontier, outputs, overridable=replaced), spin=True)
+    replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
+    # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
+    real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
+    session = Session(m.submodel(proto, {**walker.frontier, **real}, outputs, overridable=replaced), spin=True)
     floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
     for width in _widths(path.order.size):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
-        feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}
+        feeds = {
+            k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype)
+            for k, v in weights.items()
+            if k in replaced
+        }
+        for x in consumers:
+            feeds |= x.dequantized({**constants, **weights})
         error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(floating), 1)
         if np.isfinite(error):
             found[width] = error

@@ -129,6 +129,11 @@ class Layer:
         """`matrix` as it is read back once it is stored."""
         return self.matrix({**present, **self.weights(matrix, present)}) if self.quantized else matrix
 
+    def dequantized(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """What the operator reads of weight and bias, by tensor name, where that is quantized."""
+        parts = ((self.weight, self.stored_weight), (self.bias, self.stored_bias))
+        return {name: q.read(weights).astype(weights[q.scales[0]].dtype) for name, q in parts if q is not None}
+
     def kept_columns(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which columns stay, (g, D), given which classes do."""
         classes = np.stack([self.columns(g) for g in range(self.groups)])

@@ -167,9 +167,7 @@ ROWS: Mapping[str, Topology] = {
         edit=Quantizer(as_float=True),
     ),
     "quantized_products": Topology(PRODUCTS, (12, 8), edit=Quantizer()),
-    "quantized_weights_only": Topology(
-        PRODUCTS, (12, 8), edit=Quantizer(np.uint8, asymmetric=True, activations=False)
-    ),
+    "quantized_weights_only": Topology(PRODUCTS, (12, 8), edit=Quantizer(np.uint8, asymmetric=True, activations=False)),
     "quantized_four_bits": Topology(
         PRODUCTS, (12, 8), opset=21, ir_version=10, edit=Quantizer(ml_dtypes.int4, activations=False)
     ),
@@ -185,9 +183,7 @@ ROWS: Mapping[str, Topology] = {
         ir_version=10,
         edit=Quantizer(block=4, activations=False),
     ),
-    "quantized_microsoft": Topology(
-        PLAIN, (8, 6), domains=("com.microsoft",), edit=Quantizer(domain="com.microsoft")
-    ),
+    "quantized_microsoft": Topology(PLAIN, (8, 6), domains=("com.microsoft",), edit=Quantizer(domain="com.microsoft")),
     "quantized_transposed": Topology(
         """(float[N,3,8,8] x) => (float[N,5,18,18] y) {
             a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
