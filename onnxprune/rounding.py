@@ -35,8 +35,8 @@ def is_quantized(proto: onnx.ModelProto) -> bool:
 def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a normalised (or cut) model whose activations are not rounded.
 
-    Weights stay as they are stored. So does a QuantizeLinear with a scale for each block, with a scale that is computed,
-    or whose codes reach anything but DequantizeLinear.
+    Weights stay as they are stored. So does a QuantizeLinear with a scale for each block, or with one that is
+    computed, or whose codes reach anything but DequantizeLinear.
     """
     reader = _Reader(proto)
     free = {
@@ -74,7 +74,7 @@ class _Reader:
             self.fixed.update(m.captured_names(n))
 
     def numbers(self, n: onnx.NodeProto, slot: int) -> Array | None:
-        """What stands at an input, 0 where nothing does, so that it broadcasts against the first; None where unknown."""
+        """What stands at an input, 0 where nothing does, to broadcast against the first one; None where unknown."""
         if slot >= len(n.input) or not n.input[slot]:
             return np.zeros((), np.float32)
         t = self.constants.get(n.input[slot])

@@ -72,5 +72,5 @@ def masked(p: Prepared, keep: Keep) -> onnx.ModelProto:
 
 
 def comparable(proto: onnx.ModelProto) -> Session:
-    """A session of a sliced model or of its oracle; of a quantized one without rounding, which turns 1e-7 into a step."""
+    """A session of a sliced model or its oracle; of a quantized one without rounding, which makes a step of 1e-7."""
     return Session(without_rounding(proto), optimize=False) if is_quantized(proto) else Session(proto)

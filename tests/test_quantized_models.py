@@ -14,7 +14,12 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what these tests are about
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 from onnxprune import PruneResult, prune
 from onnxprune import model as m

@@ -189,7 +189,10 @@ def _nudged(small: onnx.ModelProto, tensor: str, rank: int) -> onnx.ModelProto:
     at = np.argsort(np.abs(values.astype(np.float64)), axis=None)[::-1][rank % values.size]
     # Less, as a quantized weight saturates; and of eight bits one code is about a hundredth of the largest.
     old = float(values.flat[at])
-    values.flat[at] = 0.99 * old if values.dtype.kind == "f" else int(old - np.sign(old))
+    if values.dtype.name.startswith("float8"):
+        values.flat[at] = 0.9 * old  # with three bits after the point there is nothing nearer
+    else:
+        values.flat[at] = 0.99 * old if values.dtype.kind == "f" else int(old - np.sign(old))
     stored.CopyFrom(onnx.numpy_helper.from_array(values, tensor))
     return changed
 

@@ -67,7 +67,8 @@ class Quantizer:
     def _weight(self, n: onnx.NodeProto, axis: int) -> NDArray[np.generic]:
         name = n.input[1]
         w = np.asarray(self.stored[name], np.float64)
-        info = ml_dtypes.iinfo(self.kind)
+        whole = self.kind != ml_dtypes.float8_e4m3fn
+        info = ml_dtypes.iinfo(self.kind) if whole else ml_dtypes.finfo(self.kind)
         if self.block:
             axis = 0
             starts = np.arange(0, w.shape[0], self.block)
@@ -94,7 +95,8 @@ class Quantizer:
                 spread = [np.repeat(v, self.block, axis=0)[: len(w)] for v in spread]
             elif self.per_channel:
                 spread = [v.reshape([-1 if a == axis else 1 for a in range(w.ndim)]) for v in spread]
-            q = np.clip(np.rint(w / spread[0]) + spread[1], int(info.min), int(info.max))
+            codes_of = w / spread[0]
+            q = np.clip((np.rint(codes_of) if whole else codes_of) + spread[1], int(info.min), int(info.max))
             self.stored[codes] = q.astype(self.kind)
         self._node("DequantizeLinear", codes, f"{name}_real", f"{name}_scale", f"{name}_zero", **attrs)
         n.input[1] = f"{name}_real"
@@ -134,6 +136,17 @@ def integers(*names: str, kind: DTypeLike = np.int8) -> Callable[[onnx.ModelProt
     return edit
 
 
+def _with_zero_points(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(8, dtype=np.uint8) + 124, "z1"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(120, np.uint8), "z2"))
+
+
+def _with_codes(model: onnx.ModelProto) -> None:
+    integers("w1", "w2")(model)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(120, np.uint8), "z"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zw"))
+
+
 BRANCHES = """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
     a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
     r = Relu(a)
@@ -170,6 +183,13 @@ ROWS: Mapping[str, Topology] = {
     "quantized_weights_only": Topology(PRODUCTS, (12, 8), edit=Quantizer(np.uint8, asymmetric=True, activations=False)),
     "quantized_four_bits": Topology(
         PRODUCTS, (12, 8), opset=21, ir_version=10, edit=Quantizer(ml_dtypes.int4, activations=False)
+    ),
+    "quantized_small_floats": Topology(
+        PRODUCTS,
+        (12, 8),
+        opset=19,
+        ir_version=9,
+        edit=Quantizer(ml_dtypes.float8_e4m3fn, per_channel=False, activations=False),
     ),
     "quantized_blocks": Topology(
         # Four inputs of a product share a scale: they go together.
@@ -208,7 +228,7 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (f, w2[72,4])
         }""",
         (8,),
-        edit=lambda model: _with_zero_points(model),
+        edit=_with_zero_points,
     ),
     "codes_by_dynamic_range": Topology(
         """(float[N,7] x) => (float[N,5] y) {
@@ -235,17 +255,6 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (),
         pins=("QLinearConv computes with integers; prune the float model first, then quantize the result",),
-        edit=lambda model: _with_codes(model),
+        edit=_with_codes,
     ),
 }
-
-
-def _with_zero_points(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(8, dtype=np.uint8) + 124, "z1"))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(120, np.uint8), "z2"))
-
-
-def _with_codes(model: onnx.ModelProto) -> None:
-    integers("w1", "w2")(model)
-    model.graph.initializer.append(numpy_helper.from_array(np.array(120, np.uint8), "z"))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zw"))
