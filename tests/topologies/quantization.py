@@ -141,6 +141,14 @@ def _with_zero_points(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(120, np.uint8), "z2"))
 
 
+def _with_signed_zero_points(model: onnx.ModelProto) -> None:
+    # Scales of about 1 would leave no more than the sign.
+    for t in model.graph.initializer:
+        if t.name == "var_s":
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) / 100, t.name))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(6, np.int8), "z"))
+
+
 def _with_codes(model: onnx.ModelProto) -> None:
     integers("w1", "w2")(model)
     model.graph.initializer.append(numpy_helper.from_array(np.array(120, np.uint8), "z"))
@@ -229,6 +237,21 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8,),
         edit=_with_zero_points,
+    ),
+    "codes_transposed": Topology(
+        # As training tools write a linear layer: the product reads a transpose of what is dequantized.
+        """(float[N,4,7] x) => (float[N,4,5] y) {
+            a = MatMul (x, w1[7,8])
+            r = Relu(a)
+            q = QuantizeLinear <axis=0> (w2[6,8], var_s[6], z)
+            d = DequantizeLinear <axis=0> (q, var_s, z)
+            t = Transpose <perm=[1,0]> (d)
+            c = MatMul (r, t)
+            e = Add (c, b2[6])
+            y = MatMul (e, w3[6,5])
+        }""",
+        (8, 6),
+        edit=_with_signed_zero_points,
     ),
     "codes_by_dynamic_range": Topology(
         """(float[N,7] x) => (float[N,5] y) {
