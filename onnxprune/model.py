@@ -289,6 +289,14 @@ def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str,
     return shapes, types
 
 
+def inferred_ranks(proto: onnx.ModelProto) -> dict[str, int]:
+    """The number of axes of every tensor for which ONNX shape inference finds it."""
+    with contextlib.suppress(Exception):  # as above
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    types = ((v.name, v.type.tensor_type) for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output))
+    return {name: len(t.shape.dim) for name, t in types if t.HasField("shape")}
+
+
 def check(proto: onnx.ModelProto) -> None:
     """ONNX's checker and strict shape inference; raises onnx's own errors."""
     onnx.checker.check_model(proto, full_check=False)

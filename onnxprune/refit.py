@@ -13,8 +13,9 @@ all is one of the candidates. Where a layer's output goes only into a residual A
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -31,6 +32,7 @@ from onnxprune.numerics.gram import NormalEquations
 from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
 from onnxprune.oracle import mask_of
 from onnxprune.prefetch import prefetched
+from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.walk import Walker
 
@@ -60,7 +62,7 @@ def in_place(
         if columns.all() or layer.weight not in moments:
             continue
         w = layer.matrix(weights)
-        found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level)))
+        found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
     return found
 
 
@@ -125,6 +127,7 @@ def target_of(layer: Layer, graph: Graph, latest: Mapping[str, int]) -> Target:
         gain = s / np.sqrt(var + float(norm.attrs.get("epsilon", 1e-5)))
         shift = b - mean * gain
         name = norm.outputs[0]
+    name = behind_quantization(graph, name)
     add = _only_reader(graph, name, "Add")
     if add is None:
         return plain
@@ -205,11 +208,12 @@ def lockstep(
             cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = _accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {
-                t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in _names(layer)
+                t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in layer.stored
             }
-            matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights))
+            stored = partial(cut_layer.rounded, present=weights)
+            matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights), stored)
             if np.isfinite(fit.strength):
-                set_initializers(pruned, cut_layer.weights(matrix))
+                set_initializers(pruned, cut_layer.weights(matrix, weights))
             fits.append(fit)
     return fits
 
@@ -255,10 +259,6 @@ def _references(
     return list(zip(targets, points, strict=True))
 
 
-def _names(layer: Layer) -> tuple[str, str]:
-    return layer.weight, layer.bias
-
-
 def _accumulate(
     cut_layer: Layer, target: Target, points: Points, slim: Walker, outputs: Mask
 ) -> tuple[NormalEquations, NormalEquations]:
@@ -284,14 +284,19 @@ def _floats(x: Array) -> NDArray[np.floating]:
     return np.asarray(x, np.float32)
 
 
-def _fit(name: str, train: NormalEquations, held: NormalEquations, prior: Matrix) -> tuple[Matrix, Fit]:
-    """The weights with the λ that does best on the held-out rows, refitted on all rows."""
+def _fit(
+    name: str, train: NormalEquations, held: NormalEquations, prior: Matrix, stored: Callable[[Matrix], Matrix]
+) -> tuple[Matrix, Fit]:
+    """The weights with the λ that does best on the held-out rows, refitted on all rows.
+
+    stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
+    """
     judge = held if held.rows else train
     before = float(judge.error(prior).sum())
     best, strength = before, float("inf")
     if held.rows:
         for s in STRENGTHS:
-            error = float(held.error(_solve(train, prior, s)).sum())
+            error = float(held.error(stored(_solve(train, prior, s))).sum())
             if error < best:
                 best, strength = error, s
     else:

@@ -11,6 +11,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.graph import Array
+from onnxprune.quantized import real_values
 from onnxprune.select import Path, Regression, baselines, imitation, obs
 
 
@@ -106,7 +107,7 @@ def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:
     """Mean relative L2 norm of each unit's weights over the layers that produce it, (units,)."""
     score = np.zeros(g.size)
     for ref in g.producers or g.parameters or g.consumers:
-        score += _norms(g, ref, channels.graph.constants[ref.tensor], channels)
+        score += _norms(g, ref, real_values(channels.graph, ref.tensor), channels)
     return score
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import onnx
+from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer
@@ -138,14 +139,22 @@ def _trials_of(
     if not outputs:
         return {}
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
-    session = Session(m.submodel(proto, walker.frontier, outputs, overridable=replaced), spin=True)
+    # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
+    real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
+    session = Session(m.submodel(proto, {**walker.frontier, **real}, outputs, overridable=replaced), spin=True)
     floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
     for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
-        feeds = {k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype) for k, v in weights.items()}
+        feeds = {
+            k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype)
+            for k, v in weights.items()
+            if k in replaced
+        }
+        for x in consumers:
+            feeds |= x.dequantized({**constants, **weights})
         error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(floating), 1)
         if np.isfinite(error):
             found[width] = error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.topologies import boundaries, convolution, layout, normalization, recurrent
+from tests.topologies import boundaries, convolution, layout, normalization, quantization, recurrent
 from tests.topologies.text import Topology
 
 __all__ = ["PRUNABLE", "TABLE", "Topology"]
@@ -15,5 +15,6 @@ TABLE: Mapping[str, Topology] = {
     **normalization.ROWS,
     **recurrent.ROWS,
     **boundaries.ROWS,
+    **quantization.ROWS,
 }
 PRUNABLE = tuple(name for name, row in TABLE.items() if row.units)

@@ -15,6 +15,8 @@ from onnxprune.channels import ChannelGraph, Group, build
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut
+from onnxprune.rounding import is_quantized, without_rounding
+from onnxprune.runtime import Session
 from onnxprune.select.path import Path, in_turns
 from tests.graphs import TABLE
 
@@ -76,3 +78,8 @@ def sliced(p: Prepared, keep: Keep) -> onnx.ModelProto:
 def masked(p: Prepared, keep: Keep) -> onnx.ModelProto:
     """The oracle of the same removal."""
     return masked_model(p.normalised.proto, p.channels, keep, p.normalised.types)
+
+
+def comparable(proto: onnx.ModelProto) -> Session:
+    """A session of a sliced model or its oracle; of a quantized one without rounding, which makes a step of 1e-7."""
+    return Session(without_rounding(proto), optimize=False) if is_quantized(proto) else Session(proto)

@@ -6,6 +6,7 @@ W (g, D, M) the weights with the bias as its last row; g is the number of groups
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -17,9 +18,10 @@ from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear
-from onnxprune.graph import Array, Graph, Node
+from onnxprune.graph import Array, Graph, Node, Shape
 from onnxprune.numerics.gram import augmented
 from onnxprune.numerics.patches import Window
+from onnxprune.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -34,6 +36,8 @@ class Layer:
     inputs: class of each input channel (C,), outputs: of each output channel (M,), -1 where untracked.
     window: None for a matrix product.
     transposed: the weight is stored (M, C). alpha, beta: factors of Gemm on product and bias.
+    stored_weight, stored_bias: how these two are stored, where that is quantized. step: the scale of the layer's input,
+    where the bias is stored at that times the scale of the weight.
     """
 
     node: Node
@@ -47,6 +51,21 @@ class Layer:
     transposed: bool = False
     alpha: float = 1.0
     beta: float = 1.0
+    stored_weight: Quantized | None = None
+    stored_bias: Quantized | None = None
+    step: float | None = None
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The initializers that hold weight and bias."""
+        weight = self.stored_weight.names if self.stored_weight is not None else (self.weight,)
+        bias = self.stored_bias.names if self.stored_bias is not None else (self.bias,)
+        return tuple(n for n in (*weight, *bias) if n)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weight or bias is rounded where it is stored."""
+        return self.stored_weight is not None or self.stored_bias is not None
 
     @property
     def channels(self) -> int:
@@ -70,28 +89,52 @@ class Layer:
         return np.append(spread, -1) if self.bias else spread
 
     def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
-        """W (g, D, M), bias included, in float64."""
-        w = weights[self.weight].astype(np.float64)
+        """W (g, D, M), bias included, in float64; `weights` holds the arrays `stored` by name."""
+        w = _read(self.weight, self.stored_weight, weights)
         if self.window is not None:
             m = self.window.to_matrix(w)
         else:
             m = self.alpha * (w.T if self.transposed else w)[None]
         if self.bias:
-            b = self.beta * weights[self.bias].astype(np.float64).reshape(m.shape[0], 1, m.shape[2])
+            b = self.beta * _read(self.bias, self.stored_bias, weights).reshape(m.shape[0], 1, m.shape[2])
             m = np.concatenate([m, b], axis=1)
         return np.ascontiguousarray(m)
 
-    def weights(self, matrix: NDArray[np.float64]) -> dict[str, Array]:
-        """The inverse of `matrix`, as arrays by initializer name."""
+    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
+        """The inverse of `matrix`, as arrays by initializer name; `present` holds the present ones.
+
+        What is quantized is rounded anew, with scales of its own.
+        """
         body = matrix[:, :-1] if self.bias else matrix
         if self.window is not None:
-            found = {self.weight: self.window.from_matrix(body, self.channels)}
+            w = np.asarray(self.window.from_matrix(body, self.channels), np.float64)
         else:
             w = body[0] / self.alpha
-            found = {self.weight: w.T if self.transposed else w}
-        if self.bias:
-            found[self.bias] = matrix[:, -1].ravel() / self.beta
+            w = w.T if self.transposed else w
+        b = matrix[:, -1].ravel() / self.beta if self.bias else np.zeros(0)
+        found = {self.weight: w}
+        scale: Array | None = None
+        if self.stored_weight is not None:
+            old = present[self.stored_weight.scales[0]]
+            least = least_scale(b, self.step, old) if self.step is not None and self.bias else 0.0
+            found = self.stored_weight.write(w, present, least=least)
+            scale = found[self.stored_weight.scales[0]]
+        if self.stored_bias is not None:
+            old = present[self.stored_bias.scales[0]]
+            wanted = bias_scale(scale, self.step, old) if self.step is not None and scale is not None else None
+            found |= self.stored_bias.write(b.reshape(present[self.stored_bias.values].shape), present, scale=wanted)
+        elif self.bias:
+            found[self.bias] = b
         return found
+
+    def rounded(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> NDArray[np.float64]:
+        """`matrix` as it is read back once it is stored."""
+        return self.matrix({**present, **self.weights(matrix, present)}) if self.quantized else matrix
+
+    def dequantized(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """What the operator reads of weight and bias, by tensor name, where that is quantized."""
+        parts = ((self.weight, self.stored_weight), (self.bias, self.stored_bias))
+        return {name: q.read(weights).astype(weights[q.scales[0]].dtype) for name, q in parts if q is not None}
 
     def kept_columns(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which columns stay, (g, D), given which classes do."""
@@ -150,6 +193,10 @@ class Layer:
         return self.by_group(self.values_at(y, positions))
 
 
+def _read(name: str, stored: Quantized | None, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+    return weights[name].astype(np.float64) if stored is None else stored.read(weights)
+
+
 @dataclass(frozen=True, eq=False)
 class InputGates(Layer):
     """What a recurrent net makes of its input: X (T, B, I) to the gates of all directions, one after the other.
@@ -170,7 +217,7 @@ class InputGates(Layer):
             m = np.concatenate([m, b.reshape(1, 1, -1)], axis=1)
         return np.ascontiguousarray(m)
 
-    def weights(self, matrix: NDArray[np.float64]) -> dict[str, Array]:
+    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`; the state's half of the bias as it was."""
         body = matrix[0, : self.channels].T
         found: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
@@ -213,7 +260,7 @@ class StateGates(Layer):
         """R (D, H, G H)."""
         return np.ascontiguousarray(weights[self.weight].astype(np.float64).transpose(0, 2, 1))
 
-    def weights(self, matrix: NDArray[np.float64]) -> dict[str, Array]:
+    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`."""
         return {self.weight: matrix.transpose(0, 2, 1)}
 
@@ -228,7 +275,7 @@ class StateGates(Layer):
 
 
 def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
-    """Every linear layer whose weights are stored in the model, used once, and in floating point."""
+    """Every linear layer whose weights are stored in the model and used once, in floating point or quantized."""
     graph = channels.graph
     uses: dict[str, int] = {}
     for n in graph.nodes:
@@ -286,20 +333,19 @@ def _state_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> State
 
 
 def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | None:
-    w = graph.constants.get(linear.weight)
-    x = graph.shape(linear.data)
-    if w is None or x is None or not np.issubdtype(w.dtype, np.floating) or uses[linear.weight] != 1:
+    shape, x = graph.shape(linear.weight), graph.shape(linear.data)
+    if shape is None or x is None or stored(graph, linear.data) in graph.constants:
         return None
-    if linear.data in graph.constants:
+    if not _is_own(linear.weight, graph, uses):
         return None
     node = linear.node
     reads, writes = weight_axes(linear)
     output, bias = node.outputs[0], linear.bias
     if node.op in ("Conv", "ConvTranspose"):
         channels = x[1]
-        window: Window | None = _window(node, w, linear.groups, len(x) - 2)
+        window: Window | None = _window(node, shape, linear.groups, len(x) - 2)
     else:
-        channels, window = w.shape[reads], None
+        channels, window = shape[reads], None
         if len(x) < 2 or (node.op == "Gemm" and node.attrs.get("transA", 0)):
             return None
         if node.op == "Gemm" and node.attrs.get("alpha", 1.0) == 0.0:
@@ -307,10 +353,10 @@ def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | Non
         if node.op == "Gemm" and node.attrs.get("beta", 1.0) == 0.0:
             bias = ""
         if node.op == "MatMul":
-            output, bias = _added_bias(node, graph, w.shape[writes])
-    b = graph.constants.get(bias) if bias else None
-    width = w.shape[writes] * (linear.groups if node.op == "ConvTranspose" else 1)
-    if bias and (b is None or b.size != width or b.shape[-1:] != (width,) or uses[bias] != 1):
+            output, bias = _added_bias(node, graph, shape[writes])
+    b = graph.shape(bias) if bias else None
+    width = shape[writes] * (linear.groups if node.op == "ConvTranspose" else 1)
+    if bias and not (_is_vector(b, width) and _is_own(bias, graph, uses)):
         return None
     inputs = np.full(channels, -1, np.int64) if linear.inputs is None else linear.inputs
     outputs = np.full(width, -1, np.int64) if linear.outputs is None else linear.outputs
@@ -326,27 +372,42 @@ def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | Non
         transposed=window is None and writes == 0,
         alpha=float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0,
         beta=float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" and bias else 1.0,
+        stored_weight=Quantized.of(graph, linear.weight),
+        stored_bias=Quantized.of(graph, bias),
+        step=input_scale(graph, linear.data, linear.weight, bias, writes),
     )
+
+
+def _is_vector(shape: Shape | None, width: int) -> bool:
+    return shape is not None and len(shape) > 0 and shape == (1,) * (len(shape) - 1) + (width,)
+
+
+def _is_own(name: str, graph: Graph, uses: Mapping[str, int]) -> bool:
+    """Whether a weight or bias is a constant, in floating point or quantized, that nothing else reads."""
+    c, q = graph.constants.get(name), Quantized.of(graph, name)
+    if c is not None:
+        return np.issubdtype(c.dtype, np.floating) and uses[name] == 1
+    return q is not None and uses[name] == 1 and all(uses[n] == k for n, k in Counter(q.names).items())
 
 
 def _added_bias(node: Node, graph: Graph, width: int) -> tuple[str, str]:
     """(output, bias) of a MatMul: a constant vector added right behind it is its bias."""
-    out = node.outputs[0]
+    own = node.outputs[0]
+    out = behind_quantization(graph, own)
     readers = graph.readers.get(out, ())
     if len(readers) == 1 and readers[0][0].op == "Add" and out not in graph.outputs:
         add, slot = readers[0]
         other = add.inputs[1 - slot]
-        c = graph.constants.get(other)
-        if c is not None and c.size == width and c.shape[-1:] == (width,):
+        if stored(graph, other) in graph.constants and _is_vector(graph.shape(other), width):
             return add.outputs[0], other
-    return out, ""
+    return own, ""
 
 
-def _window(node: Node, w: Array, groups: int, rank: int) -> Window:
+def _window(node: Node, shape: Shape, groups: int, rank: int) -> Window:
     a = node.attrs
     ones = (1,) * rank
     return Window(
-        tuple(w.shape[2:]),
+        shape[2:],
         as_ints(a["strides"]) if a.get("strides") else ones,
         as_ints(a["dilations"]) if a.get("dilations") else ones,
         as_ints(a["pads"]) if a.get("pads") else (0,) * (2 * rank),

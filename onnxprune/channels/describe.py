@@ -10,8 +10,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group
-from onnxprune.graph import Graph
+from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group, first_readers
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def describe(
     normalised form has: they are not shown. clones: copies of shared weights: they are not counted. A group with a
     single unit is left out, as it cannot lose one; its weights count as not prunable.
     """
-    readers = first_readers(channels.graph)
+    readers = {weight: (n.name, n.op) for weight, n in first_readers(channels.graph).items()}
     groups = [g for g in channels.groups if g.size > 1]
     removable = np.zeros(len(channels.groups) + 1, bool)  # the last stands for -1, no group
     removable[[g.index for g in groups]] = True
@@ -126,16 +125,6 @@ def describe(
         ),
         tuple(notes),
     )
-
-
-def first_readers(graph: Graph) -> dict[str, tuple[str, str]]:
-    """(name, operator) of the first node that reads each constant."""
-    found: dict[str, tuple[str, str]] = {}
-    for n in graph.nodes:
-        for i in n.inputs:
-            if i in graph.constants:
-                found.setdefault(i, (n.name, n.op))
-    return found
 
 
 def _describe_group(

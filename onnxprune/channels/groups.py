@@ -18,7 +18,8 @@ from onnxprune.channels.rectangular import Settled, settle, signatures, weight_a
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear, Read, Trace, walk
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, Node
+from onnxprune.quantized import is_dequantize, is_quantize, stored
 
 # Constants of these types are sizes, indices and masks, no weights.
 INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
@@ -173,7 +174,7 @@ def _resolved(linear: Linear, classes: Classes) -> Linear:
 def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Sequence[Read]) -> tuple[Group, ...]:
     classes, axes = settled.classes, weight_axes_of(graph, settled.factors)
     incidence, signature = signatures(axes, classes.pinned.size)
-    roles, gates = _roles(linears), _gates(linears)
+    roles, gates = _roles(graph, linears), _gates(linears)
     mixing = _mixing_classes(classes.pinned.size, reads, settled.factors)
     alike: dict[tuple[int, int], list[int]] = {}
     for c in np.flatnonzero((signature >= 0) & ~classes.pinned).tolist():
@@ -228,11 +229,17 @@ def _uniquely_named(groups: Sequence[Group]) -> tuple[Group, ...]:
 
 def _producer_names(graph: Graph) -> dict[str, str]:
     """Weight → name of the node that reads it first."""
-    found: dict[str, str] = {}
-    for n in graph.nodes:
+    return {weight: node.name for weight, node in first_readers(graph).items()}
+
+
+def first_readers(graph: Graph) -> dict[str, Node]:
+    """The first node that reads each constant; of a quantized weight, the first that reads it dequantized."""
+    found: dict[str, Node] = {}
+    for n in sorted(graph.nodes, key=lambda n: is_quantize(n) or is_dequantize(n)):
         for i in n.inputs:
-            if i in graph.constants:
-                found.setdefault(i, n.name)
+            weight = stored(graph, i)
+            if weight in graph.constants:
+                found.setdefault(weight, n)
     return found
 
 
@@ -248,16 +255,17 @@ def weight_axes(linear: Linear) -> tuple[int, int]:
     return (2, 1) if node.op in GATES else (0, 1)
 
 
-def _roles(linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
+def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
     roles: dict[tuple[str, int], str] = {}
     for linear in linears:
         reads, writes = weight_axes(linear)
+        weight = stored(graph, linear.weight)
         if linear.groups > 1 and linear.inputs is not None and linear.groups >= linear.inputs.size // linear.groups:
             # Whole groups pass through: the weight belongs to the units themselves.
-            roles.setdefault((linear.weight, 0), "parameter")
+            roles.setdefault((weight, 0), "parameter")
             continue
-        roles.setdefault((linear.weight, writes), "producer")
-        roles.setdefault((linear.weight, reads), "consumer")
+        roles.setdefault((weight, writes), "producer")
+        roles.setdefault((weight, reads), "consumer")
         if linear.node.op in GATES:
             # The recurrent weights: rows make the gates, columns read the state.
             roles.setdefault((linear.node.inputs[2], 1), "producer")

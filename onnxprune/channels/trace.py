@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
 from onnxprune.graph import Graph, Node, Shape
+from onnxprune.quantized import is_dequantize, is_quantize
 
 Rule = Callable[[Node, "Trace"], None]
 Role = str  # "contraction", "inner" or "mixing"
@@ -210,6 +211,8 @@ class Trace:
 
     def untracked_reason(self, name: str, axis: int) -> str:
         """Why an axis carries no labels, in words for the report."""
+        while (by := self.graph.producer.get(name)) is not None and (is_quantize(by) or is_dequantize(by)):
+            name = by.inputs[0]
         if name in self.graph.inputs:
             return f"meets axis {axis} of the graph input {name!r}, whose size is given from outside"
         by = self.graph.producer.get(name)
@@ -239,7 +242,7 @@ def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
     for name in graph.inputs:
         trace.factors[name] = ()
     for node in graph.nodes:
-        rule = table.get(node.op) if node.domain == "" and not node.captures else None
+        rule = table.get(_operator(node)) if not node.captures else None
         if rule is None:
             _pin_all(node, trace, _no_rule(node))
             continue
@@ -255,8 +258,12 @@ def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
     return trace
 
 
+def _operator(node: Node) -> str:
+    return f"{node.domain}.{node.op}" if node.domain else node.op
+
+
 def _no_rule(node: Node) -> str:
-    operator = f"{node.domain}.{node.op}" if node.domain else node.op
+    operator = _operator(node)
     if node.captures:
         return f"{operator} reads it from inside its body, which is not traced"
     return f"{operator} has no channel rule; it may mix or reorder channels"

@@ -100,7 +100,8 @@ def convolution(node: Any, view: Node, cut: Cut) -> None:
     groups = int(view.attrs.get("group", 1))
     if groups == 1:
         return
-    weight = cut.tensors[view.inputs[1]].values
+    weight = view.inputs[1]
+    per_group = cut.sizes(weight).get(1, (cut.channels.graph.shape(weight) or ())[1])
     if view.op == "Conv":
         channels = cut.mask(view.inputs[0], 1)
         old = (cut.channels.graph.shape(view.inputs[0]) or ())[1]
@@ -108,7 +109,7 @@ def convolution(node: Any, view: Node, cut: Cut) -> None:
         channels = cut.mask(view.outputs[0], 1)
         old = (cut.channels.graph.shape(view.outputs[0]) or ())[1]
     kept = old if channels is None else int(channels.sum())
-    node.attrs["group"] = kept // int(weight.shape[1])
+    node.attrs["group"] = kept // per_group
 
 
 def group_norm(node: Any, view: Node, cut: Cut) -> None:

@@ -13,6 +13,8 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array
 from onnxprune.rewrite.repair import REPAIRS, Cut
 
+_NARROW = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+
 
 def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> onnx.ModelProto:
     """A copy of the normalised model `proto` without the classes that `keep` (classes,) marks False.
@@ -26,6 +28,8 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
         raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
     graph = m.to_gs(proto)
     tensors = graph.tensors()
+    # onnx-graphsurgeon does not pack what is narrower than a byte.
+    narrow = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type in _NARROW}
     for name, factors in channels.factors.items():
         if name not in channels.graph.constants:
             continue
@@ -33,18 +37,25 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
         shrinking = [mask for mask in masks if not mask.all()]
         if not shrinking:
             continue  # also what only the bodies of an If, Loop or Scan read, which `tensors` does not list
-        values = np.asarray(tensors[name].values)
+        values = narrow[name] if name in narrow else np.asarray(tensors[name].values)
         # Rows with channels of their own first: they are as long as before.
         for mask in sorted(shrinking, key=lambda mask: mask.shape.count(1)):
             values = _without(values, mask)
-        tensors[name].values = np.ascontiguousarray(values)
+        if name in narrow:
+            narrow[name] = values
+        else:
+            tensors[name].values = np.ascontiguousarray(values)
     context = Cut(channels, keep, graph, tensors)
     for node, view in zip(list(graph.nodes), channels.graph.nodes, strict=True):
         repair = REPAIRS.get(view.op) if view.domain == "" else None
         if repair is not None:
             repair(node, view, context)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return _with_inferred_types(m.from_gs(graph, proto))
+    result = m.from_gs(graph, proto)
+    for t in result.graph.initializer:
+        if t.name in narrow:
+            t.CopyFrom(onnx.numpy_helper.from_array(narrow[t.name], t.name))
+    return _with_inferred_types(result)
 
 
 def _without(values: Array, keep: NDArray[np.bool_]) -> Array:

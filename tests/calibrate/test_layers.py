@@ -127,7 +127,9 @@ def test_weights_invert_matrix(name: str, prepared: Lookup) -> None:
     p = prepared(name) if name in TABLE else prepare_text(GRAPHS[name])
     constants = p.channels.graph.constants
     for layer in layers_of(p.channels):
-        for tensor, back in layer.weights(layer.matrix(constants)).items():
+        if layer.quantized:
+            continue  # rounded anew: tests/test_quantized.py
+        for tensor, back in layer.weights(layer.matrix(constants), constants).items():
             stored = constants[tensor].astype(np.float64)
             assert_same(back.reshape(stored.shape), stored, rtol=1e-12, atol=0.0)
 

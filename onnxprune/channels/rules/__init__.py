@@ -1,10 +1,13 @@
-"""The operator table: ONNX operator → rule. A new operator is a new row in its family's file."""
+"""The operator table: ONNX operator → rule. A new operator is a new row in its family's file.
+
+An operator of another domain stands as domain.operator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxprune.channels.rules import contraction, elementwise, layout, normalization, recurrent, reduction
+from onnxprune.channels.rules import contraction, elementwise, layout, normalization, quantization, recurrent, reduction
 from onnxprune.channels.trace import Rule
 
 TABLE: Mapping[str, Rule] = {
@@ -14,4 +17,5 @@ TABLE: Mapping[str, Rule] = {
     **normalization.TABLE,
     **recurrent.TABLE,
     **reduction.TABLE,
+    **quantization.TABLE,
 }

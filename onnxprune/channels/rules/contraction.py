@@ -15,6 +15,7 @@ import numpy as np
 from onnxprune.channels.labels import Factor, Factors, Labels, along, tracked_axes
 from onnxprune.channels.trace import Linear, Rule, Trace, split_rows
 from onnxprune.graph import Node, Shape
+from onnxprune.quantized import stored
 
 _KERNEL = "a kernel position is not a channel"
 _SPATIAL = "a convolution needs every spatial position"
@@ -92,7 +93,7 @@ def conv_transpose(node: Node, t: Trace) -> None:
 def _refine_groups(w: str, groups: int, rows: int, per_group: int, t: Trace) -> bool:
     """Where possible, each group of a weight (rows, per_group, *kernel) gets channels of its own along axis 1."""
     own = t.labels.fresh(groups * per_group).reshape(groups, per_group)
-    return t.refine(w, [*_plain_axes(w, 1, t), _by_row(own, rows, len(t.shape(w)))])
+    return t.refine(w, (*_plain_axes(w, 1, t), _by_row(own, rows, len(t.shape(w)))))
 
 
 def _unify_groups(factors: Factors, channels: Labels, rows: int, t: Trace) -> None:
@@ -267,8 +268,7 @@ def _spread_shape(shape: Shape, indices: tuple[str, ...], space: Sequence[str]) 
 def _record_matrix_product(node: Node, t: Trace, ka: int, kb: int, nb: int, bias: str) -> None:
     """A product of an activation with a constant matrix on the right is a linear layer."""
     a, b = node.input(0), node.input(1)
-    weight = t.graph.constants.get(b)
-    if weight is None or weight.ndim != 2 or a in t.graph.constants:
+    if stored(t.graph, b) not in t.graph.constants or len(t.shape(b)) != 2 or stored(t.graph, a) in t.graph.constants:
         return
     inputs = t.on_axis(b, tuple(f for f in t.of(b) if tracked_axes(f) == (kb,)), kb, node)
     outputs = t.on_axis(b, tuple(f for f in t.of(b) if tracked_axes(f) == (nb,)), nb, node)
