@@ -219,7 +219,7 @@ ROWS: Mapping[str, Topology] = {
             v = ConvTranspose <group=2> (u, w3[6,2,1,1], b3[4])
             y = Conv (v, w4[5,4,1,1], b4[5])
         }""",
-        (8, 3, 2),
+        (8, 6, 2),
         edit=Quantizer(),
     ),
     "quantized_by_channel": Topology(
