@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.rules import TABLE
-from onnxprune.channels.trace import Linear, Read, Trace, walk
+from onnxprune.channels.trace import AttentionUnits, Linear, Read, Trace, walk
 from onnxprune.graph import Graph
 
 # Constants of these types are sizes, indices and masks, no weights.
@@ -133,9 +133,13 @@ class ChannelGraph:
         return next((f.ravel() for f in self.factors.get(tensor, ()) if tracked_axes(f) == (axis,)), None)
 
 
-def build(graph: Graph) -> ChannelGraph:
-    """Trace `graph`, make every factor rectangular, and collect units into groups."""
-    trace = walk(graph, TABLE)
+def build(graph: Graph, attention: AttentionUnits = "heads") -> ChannelGraph:
+    """Trace `graph`, make every factor rectangular, and collect units into groups.
+
+    attention: the units of a product of two activations: whole "heads", or the same positions of every head
+    ("head-dim").
+    """
+    trace = walk(graph, TABLE, attention)
     classes = _rectangular(trace)
     factors = {name: classes.resolve(f) for name, f in trace.factors.items()}
     linears = tuple(_resolved(linear, classes) for linear in trace.linears)

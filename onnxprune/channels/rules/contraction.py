@@ -194,8 +194,10 @@ def einsum_factors(
     """The output's factors of a sum of products over named indices.
 
     A factor that spans a contracted index and others (heads and head size, say) is tied along the contracted one:
-    heads are the units.
+    heads are the units. With `Trace.attention` "head-dim", a product of two activations ties it along the others
+    instead: the same positions of every head are the units, and a removed one contributes zero to the sum.
     """
+    of_activations = t.attention == "head-dim" and not any(name in t.graph.constants for name, _ in operands)
     space = [*output, *dict.fromkeys(i for _, s in operands for i in s if i not in output)]
     lifted: list[tuple[str, Factors, Shape]] = []
     for slot, (name, indices) in enumerate(operands):
@@ -214,6 +216,11 @@ def einsum_factors(
             if len(inside) > 1:
                 for a in inside[1:]:
                     t.labels.tie(f, a)
+            continue
+        if inside and of_activations:
+            for a in tracked_axes(f):
+                if a not in inside[:1]:
+                    f = t.labels.tie(f, a)
             continue
         for a in inside:
             f = t.labels.tie(f, a)
