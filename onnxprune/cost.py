@@ -102,11 +102,11 @@ def macs(channels: ChannelGraph) -> Cost:
             weight = graph.constants.get(linear.weight)
             wshape = weight.shape if weight is not None else graph.shape(linear.weight) or ()
             x = graph.shape(linear.data) or ()
-            convolution = node.op.startswith("Conv")
+            convolution = node.op in ("Conv", "ConvTranspose", "DeformConv")
             reads, _ = weight_axes(linear)
             inputs = _length(channels, linear.inputs, x[1] if convolution else wshape[reads])
             outputs = _length(channels, linear.outputs, out[1] if convolution else out[-1])
-            if node.op == "Conv":
+            if node.op in ("Conv", "DeformConv"):
                 positions = int(np.prod(wshape[2:])) * out[0] * int(np.prod(out[2:]))
                 terms.append(_convolution(positions, inputs, outputs, linear, wshape[1]))
             elif node.op == "ConvTranspose":

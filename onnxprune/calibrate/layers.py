@@ -166,9 +166,9 @@ def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | Non
     x = graph.shape(linear.data)
     if w is None or x is None or not np.issubdtype(w.dtype, np.floating) or uses[linear.weight] != 1:
         return None
-    if linear.data in graph.constants:
-        return None
     node = linear.node
+    if linear.data in graph.constants or node.op == "DeformConv":  # its input is read between positions
+        return None
     reads, writes = weight_axes(linear)
     output, bias = node.outputs[0], linear.bias
     if node.op in ("Conv", "ConvTranspose"):

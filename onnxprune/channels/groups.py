@@ -292,7 +292,7 @@ def _producer_names(graph: Graph) -> dict[str, str]:
 def weight_axes(linear: Linear) -> tuple[int, int]:
     """(input axis, output axis) of a linear layer's weight tensor."""
     node = linear.node
-    if node.op == "Conv":
+    if node.op in ("Conv", "DeformConv"):
         return 1, 0
     if node.op == "ConvTranspose":
         return 0, 1

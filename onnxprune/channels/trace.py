@@ -156,6 +156,17 @@ class Trace:
                 self.labels.unify(found, flat)
         return found
 
+    def agree(self, operands: Sequence[tuple[str, Labels | None, int]], node: Node) -> Labels | None:
+        """Unify the labels of (name, labels, axis); where an operand is untracked, the others are pinned: then None."""
+        loose = next(((name, axis) for name, labels, axis in operands if labels is None), None)
+        tracked = [(name, labels, axis) for name, labels, axis in operands if labels is not None]
+        for name, labels, axis in tracked:
+            if loose is not None:
+                self.pin(name, [labels], node, self.untracked_reason(*loose), axis)
+            else:
+                self.labels.unify(tracked[0][1], labels)
+        return tracked[0][1] if tracked and loose is None else None
+
     def merge(self, operands: Sequence[tuple[str, Factors, Shape]], node: Node) -> Factors:
         """Element-wise with broadcasting: unify the operands' labels place by place; the output's factors.
 

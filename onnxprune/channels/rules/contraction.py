@@ -63,6 +63,44 @@ def conv_transpose(node: Node, t: Trace) -> None:
     _finish(node, t, x, fx, w, b, xs, outputs, groups)
 
 
+def deform_conv(node: Node, t: Trace) -> None:
+    """DeformConv: x (N, C, *S), w (M, C / group, *K), offsets, bias (M), mask: as Conv, at positions that move.
+
+    Each of `offset_group` runs of channels moves by offsets of its own, so all runs lose the same channels.
+    """
+    x, w, offsets, b, mask = (node.input(i) for i in range(5))
+    groups, runs = int(node.attrs.get("group", 1)), int(node.attrs.get("offset_group", 1))
+    for name in (offsets, mask):
+        if name:
+            t.pin(name, t.of(name), node, "DeformConv takes an offset or a factor per kernel position from it")
+    fx = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, _SPATIAL)
+    fw = _without_kernel_axes(w, node, t)
+    xs = t.on_axis(x, fx, 1, node)
+    rows, columns = t.on_axis(w, fw, 0, node), t.on_axis(w, fw, 1, node)
+    if xs is not None and runs > 1:
+        t.labels.tie(split_rows(xs, runs), 0)
+    if groups == 1:
+        _contract(x, xs, w, columns, node, t)
+    else:
+        _grouped(x, xs, w, rows, columns, groups, t.shape(w)[1], node, t)
+    _finish(node, t, x, fx, w, b, xs, rows, groups)
+
+
+def causal_conv(node: Node, t: Trace) -> None:
+    """CausalConvWithState: x (N, C, L) and a kernel (C, 1, k), bias (C) and past (N, C, k - 1): each channel alone."""
+    x, w, b, past = (node.input(i) for i in range(4))
+    fx = t.untrack(x, t.of(x), (2,), node, _SPATIAL)
+    labels = [
+        (x, t.on_axis(x, fx, 1, node), 1),
+        (w, t.on_axis(w, _without_kernel_axes(w, node, t), 0, node), 0),
+        *([(b, t.on_axis(b, t.of(b), 0, node), 0)] if b else []),
+        *([(past, t.on_axis(past, t.untrack(past, t.of(past), (0, 2), node, _SPATIAL), 1, node), 1)] if past else []),
+    ]
+    channels = t.agree(labels, node)
+    for out in node.outputs:
+        t.set(out, [] if channels is None else [along(channels, 1, 3)])
+
+
 def _without_kernel_axes(w: str, node: Node, t: Trace) -> Factors:
     kernel = range(2, len(t.shape(w)))
     inner = tuple(f for f in t.of(w) if set(tracked_axes(f)) <= set(kernel))
@@ -173,19 +211,29 @@ def matmul(node: Node, t: Trace) -> None:
 
 
 def einsum(node: Node, t: Trace) -> None:
-    """Einsum with explicit or implicit output; repeated indices inside one term and ellipses pin."""
-    equation = str(node.attrs["equation"]).replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    if "..." in equation or any(len(set(s)) != len(s) for s in terms):
-        for i in node.inputs:
-            t.pin(i, t.of(i), node, f"Einsum {equation!r} repeats an index or uses an ellipsis")
-        t.set(node.outputs[0], ())
-        return
+    """Einsum with explicit or implicit output, an ellipsis, and indices that a term repeats."""
+    ranks = [len(t.shape(i)) for i in node.inputs]
+    terms, output = einsum_indices(str(node.attrs["equation"]), ranks)
+    t.set(node.outputs[0], einsum_factors(node, t, list(zip(node.inputs, terms, strict=True)), output))
+
+
+def einsum_indices(equation: str, ranks: Sequence[int]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """(indices of each operand, indices of the output); those of an ellipsis are "...1" for the last, and so on."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+
+    def indices(term: str, dots: int) -> tuple[str, ...]:
+        before, ellipsis, after = term.partition("...")
+        return (*before, *(f"...{i}" for i in range(dots if ellipsis else 0, 0, -1)), *after)
+
+    plain = [s.replace("...", "") for s in left.split(",")]
+    dots = [rank - len(s) for s, rank in zip(plain, ranks, strict=True)]
+    widest = max((d for s, d in zip(left.split(","), dots, strict=True) if "..." in s), default=0)
+    terms = [indices(s, d) for s, d in zip(left.split(","), dots, strict=True)]
     if not arrow:
-        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    operands = [(name, tuple(s)) for name, s in zip(node.inputs, terms, strict=True)]
-    t.set(node.outputs[0], einsum_factors(node, t, operands, tuple(right)))
+        every = "".join(plain)
+        once = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+        right = ("..." if "..." in left else "") + once
+    return terms, indices(right, widest)
 
 
 def einsum_factors(
@@ -201,10 +249,8 @@ def einsum_factors(
     space = [*output, *dict.fromkeys(i for _, s in operands for i in s if i not in output)]
     lifted: list[tuple[str, Factors, Shape]] = []
     for slot, (name, indices) in enumerate(operands):
-        shape = t.shape(name)
-        lifted.append(
-            (name, tuple(_spread(f, indices, space) for f in t.of(name)), _spread_shape(shape, indices, space))
-        )
+        shape, factors = t.shape(name), _diagonal(name, indices, node, t)
+        lifted.append((name, tuple(_spread(f, indices, space) for f in factors), _spread_shape(shape, indices, space)))
         axes = [a for a, i in enumerate(indices) if i not in output]
         if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
             t.read(node, slot, "contraction", axes)
@@ -228,11 +274,24 @@ def einsum_factors(
     return tuple(result)
 
 
+def _diagonal(name: str, indices: tuple[str, ...], node: Node, t: Trace) -> Factors:
+    """Factors of a term; axes that share an index are read where both are equal, so they lose the same places."""
+    factors = t.of(name)
+    for index in dict.fromkeys(indices):
+        axes = [a for a, i in enumerate(indices) if i == index]
+        if len(axes) == 1:
+            continue
+        tracking = [[a for a in axes if f.shape[a] > 1] for f in factors]
+        if any(len(hit) > 1 for hit in tracking) or {a for hit in tracking for a in hit} != set(axes):
+            factors = t.untrack(name, factors, axes, node, "Einsum reads a diagonal of which this is one axis")
+    return factors
+
+
 def _spread(f: Factor, indices: tuple[str, ...], space: Sequence[str]) -> Factor:
     order = sorted(range(len(indices)), key=lambda a: space.index(indices[a]))
     shape = [1] * len(space)
     for a in order:
-        shape[space.index(indices[a])] = f.shape[a]
+        shape[space.index(indices[a])] *= f.shape[a]  # of axes that share an index at most one is tracked
     moved: Factor = f.transpose(order).reshape(shape)
     return moved
 
@@ -261,4 +320,6 @@ TABLE: dict[str, Rule] = {
     "Gemm": gemm,
     "MatMul": matmul,
     "Einsum": einsum,
+    "DeformConv": deform_conv,
+    "CausalConvWithState": causal_conv,
 }
