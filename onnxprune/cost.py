@@ -16,6 +16,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import INDEX_TYPES, weight_axes
 from onnxprune.channels.labels import Labels, tracked_axes
 from onnxprune.channels.trace import Linear
+from onnxprune.graph import Node
 
 Counts = NDArray[np.int64]
 
@@ -121,7 +122,24 @@ def macs(channels: ChannelGraph) -> Cost:
             lengths = [_axis(channels, node.inputs[0], summed, a[summed])]
             lengths += [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
             terms.append(Term(1.0, tuple(lengths)))
+        elif node.op == "Attention":
+            terms += _attention(channels, node)
     return Cost.of(terms, len(channels.groups))
+
+
+def _attention(channels: ChannelGraph, node: Node) -> list[Term]:
+    """Q·Kᵀ and the sum over the values: queries × keys for each entry of q and of the output."""
+    found: list[Term] = []
+    for name in (node.inputs[0], node.outputs[0]):
+        shape, keys = channels.graph.shape(name) or (), channels.graph.shape(node.inputs[1]) or ()
+        past = channels.graph.shape(node.input(4)) if node.input(4) else None
+        if len(shape) not in (3, 4) or len(shape) != len(keys):
+            continue
+        total = keys[-2] + (past[2] if past else 0)
+        wide = (2,) if len(shape) == 3 else (1, 3)
+        lengths = tuple(_axis(channels, name, a, shape[a]) for a in wide)
+        found.append(Term(float(shape[0] * shape[-2] * total), lengths))
+    return found
 
 
 def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:

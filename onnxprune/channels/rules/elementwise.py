@@ -22,8 +22,11 @@ def same_shape(node: Node, t: Trace) -> None:
     """Every output of the first input's shape carries its labels."""
     x = node.input(0)
     for out in node.outputs:
-        if out:
-            t.set(out, t.of(x) if t.shape(out) == t.shape(x) else ())
+        if not out:
+            continue
+        if t.shape(out) != t.shape(x):
+            t.pin(x, t.of(x), node, f"{node.op} changes the shape of what it reads")
+        t.set(out, t.of(x) if t.shape(out) == t.shape(x) else ())
 
 
 def cast_like(node: Node, t: Trace) -> None:
