@@ -48,6 +48,31 @@ _SPLIT_HEADS = """
     vt = Transpose <perm=[0,2,1,3]> (vh)
 """
 
+_NORMALIZED = """
+    qh = Reshape(q, to{0,-1,3,4})
+    kh = Reshape(k, to)
+    vh = Reshape(v, to)
+    qn = LayerNormalization(qh, sq[4])
+    kn = LayerNormalization(kh, sk[4])
+    qt = Transpose <perm=[0,2,1,3]> (qn)
+    kt = Transpose <perm=[0,2,3,1]> (kn)
+    vt = Transpose <perm=[0,2,1,3]> (vh)
+    s = MatMul(qt, kt)
+    p = Softmax <axis=-1> (s)
+    m = MatMul(p, vt)
+    mt = Transpose <perm=[0,2,1,3]> (m)
+    o = Reshape(mt, back{0,-1,12})
+"""
+
+_WITHOUT_SOFTMAX = """
+    qh = Reshape(q, to{0,-1,3,4})
+    kh = Reshape(k, to)
+    vh = Reshape(v, to)
+    kv = Einsum <equation="blhd,blhe->bhde"> (kh, vh)
+    m = Einsum <equation="blhd,bhde->blhe"> (qh, kv)
+    o = Reshape(m, back{0,-1,12})
+"""
+
 ROWS: Mapping[str, Topology] = {
     "attention": Topology(
         _packed("o = Attention <q_num_heads=3, kv_num_heads=3> (q, k, v)"), (3,), opset=23, ir_version=10
@@ -248,5 +273,26 @@ ROWS: Mapping[str, Topology] = {
             out=24,
         ),
         (3,),
+    ),
+    "normalized_heads": Topology(
+        # A normalization inside each head, of queries and keys: whole heads go, its scales stay.
+        _packed(_NORMALIZED),
+        (3,),
+        pins=("meets axis 3 of 'qh'", "meets axis 3 of 'kh'"),
+    ),
+    "normalized_heads_positions": Topology(
+        # The normalizations run over the positions that are left.
+        _packed(_NORMALIZED),
+        (4, 4),
+        mixing=(4,),
+        attention="head-dim",
+    ),
+    "attention_without_softmax": Topology(
+        # Keys meet values first: their positions are apart.
+        _packed(_WITHOUT_SOFTMAX, q=12, kv=12),
+        (3,),
+    ),
+    "attention_without_softmax_positions": Topology(
+        _packed(_WITHOUT_SOFTMAX, q=12, kv=12), (4, 4), attention="head-dim"
     ),
 }

@@ -246,10 +246,12 @@ def einsum_factors(
     instead: the same positions of every head are the units, and a removed one contributes zero to the sum.
     """
     of_activations = t.attention == "head-dim" and not any(name in t.graph.constants for name, _ in operands)
+    heads = [i for i in output if of_activations and all(i in s for _, s in operands)]
     space = [*output, *dict.fromkeys(i for _, s in operands for i in s if i not in output)]
     lifted: list[tuple[str, Factors, Shape]] = []
     for slot, (name, indices) in enumerate(operands):
         shape, factors = t.shape(name), _diagonal(name, indices, node, t)
+        factors = same_inside(factors, [a for a, i in enumerate(indices) if i in heads], t)
         lifted.append((name, tuple(_spread(f, indices, space) for f in factors), _spread_shape(shape, indices, space)))
         axes = [a for a, i in enumerate(indices) if i not in output]
         if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
@@ -263,14 +265,20 @@ def einsum_factors(
                 for a in inside[1:]:
                     t.labels.tie(f, a)
             continue
-        if inside and of_activations:
-            for a in tracked_axes(f):
-                if a not in inside[:1]:
-                    f = t.labels.tie(f, a)
-            continue
         for a in inside:
             f = t.labels.tie(f, a)
         result.append(f.reshape(f.shape[: len(output)]))
+    return tuple(result)
+
+
+def same_inside(factors: Factors, heads: Sequence[int], t: Trace) -> Factors:
+    """Factors over `heads` and other axes, tied along the former: the same places of the others, in every head."""
+    result: list[Factor] = []
+    for f in factors:
+        if set(tracked_axes(f)) - set(heads):
+            for a in heads:
+                f = t.labels.tie(f, a)
+        result.append(f)
     return tuple(result)
 
 

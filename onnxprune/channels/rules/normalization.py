@@ -7,6 +7,7 @@ it computes: the oracle models that with explicit masked sums, and the refit abs
 from __future__ import annotations
 
 from onnxprune.channels.labels import Factor, Factors, along, tracked_axes
+from onnxprune.channels.rules.contraction import same_inside
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
 
@@ -35,7 +36,10 @@ def last_axes_norm(node: Node, t: Trace) -> None:
     rank = len(t.shape(x))
     axis = int(node.attrs.get("axis", -1)) % rank
     axes = tuple(range(axis, rank))
-    factors = mix(node, t, x, t.of(x), axes)
+    found = t.of(x)
+    if t.attention == "head-dim":  # a normalization inside each head
+        found = same_inside(found, range(axis), t)
+    factors = mix(node, t, x, found, axes)
     operands = [(x, factors, t.shape(x))]
     operands += [(i, t.of(i), t.shape(i)) for i in node.inputs[1:] if i]
     t.set(node.outputs[0], t.merge(operands, node))
