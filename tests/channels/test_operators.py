@@ -35,6 +35,7 @@ def test_no_row_is_about_an_operator_that_does_not_exist():
     """Fails for a misspelt row, and where a family that got its rows is still listed as one without."""
     assert set(TABLE) - _standard() == set()
     assert WITHOUT_ROWS - _standard() == set()
+    assert WITHOUT_ROWS & set(TABLE) == set()
 
 
 @pytest.mark.parametrize("op", REFUSALS)
