@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
-from onnxprune.channels.rules.layout import pad_amounts, resized_axes, slice_bounds
+from onnxprune.channels.rules.layout import pad_amounts, slice_bounds
+from onnxprune.channels.rules.sampling import resized_axes
 from onnxprune.graph import Array, Node
 
 Mask = NDArray[np.bool_]

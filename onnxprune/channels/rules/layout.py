@@ -337,52 +337,6 @@ def space_to_depth(node: Node, t: Trace) -> None:
     t.set(out, [np.concatenate([f] * (b * b), axis=1) if f.shape[1] > 1 else f for f in factors])
 
 
-def resize(node: Node, t: Trace) -> None:
-    """Resize and Upsample of axes that carry no channels."""
-    x, out = node.input(0), node.outputs[0]
-    before, after = t.shape(x), t.shape(out)
-    named = resized_axes(node, len(before))
-    axes = {a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b != s}
-    axes |= {a for a in named if not _stays(node, named.index(a), len(named), t)}
-    factors = t.untrack(x, t.of(x), sorted(axes), node, f"{node.op} interpolates along this axis")
-    sizes = node.input(3)
-    if sizes and sizes not in t.graph.constants:
-        known = t.graph.known_values.get(sizes)
-        tracked = {a for f in factors for a in tracked_axes(f)} & set(named)
-        if known is None or any(known[named.index(a)] is None for a in tracked):
-            factors = t.untrack(x, factors, sorted(tracked), node, "the sizes of Resize are computed at run time")
-    t.set(out, factors)
-
-
-def resized_axes(node: Node, rank: int) -> tuple[int, ...]:
-    """The axes that a Resize lists scales or sizes for, in their order."""
-    return tuple(a % rank for a in as_ints(node.attrs["axes"])) if "axes" in node.attrs else tuple(range(rank))
-
-
-def _stays(node: Node, place: int, count: int, t: Trace) -> bool:
-    """Whether a constant scale and region leave the values along an axis of equal size as they are."""
-    if node.op == "Upsample" and "scales" in node.attrs:
-        return float(node.attrs["scales"][place]) == 1.0
-    scales = t.graph.constants.get(node.input(1 if node.op == "Upsample" or len(node.inputs) == 2 else 2))
-    if scales is not None and scales.size == count and float(scales.ravel()[place]) != 1.0:
-        return False
-    if node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize":
-        return True
-    region = t.graph.constants.get(node.input(1))
-    return region is not None and region.size == 2 * count and region[place] == 0.0 and region[count + place] == 1.0
-
-
-def center_crop_pad(node: Node, t: Trace) -> None:
-    """CenterCropPad: an axis that keeps its size keeps its labels, where the size is written in the graph."""
-    x, out = node.input(0), node.outputs[0]
-    before, after = t.shape(x), t.shape(out)
-    named = resized_axes(node, len(before))
-    axes = {a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b != s}
-    if t.graph.ints(node.input(1)) is None:
-        axes |= set(named)
-    t.set(out, t.untrack(x, t.of(x), sorted(axes), node, "CenterCropPad cuts or pads this axis around its middle"))
-
-
 def shape_of(node: Node, t: Trace) -> None:
     """Shape and Size: the sizes that depend on tracked axes were folded before; what is left pins."""
     x = node.input(0)
@@ -410,9 +364,6 @@ TABLE: dict[str, Rule] = {
     "Pad": pad,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
-    "Resize": resize,
-    "Upsample": resize,
-    "CenterCropPad": center_crop_pad,
     "Shape": shape_of,
     "Size": shape_of,
 }
