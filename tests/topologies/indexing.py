@@ -84,7 +84,7 @@ ROWS: Mapping[str, Topology] = {
     "gather_nd_constant": Topology(
         """(float[N,L,6] x) => (float[4,5] y) {
             a = MatMul(x, w1[6,8])
-            m = GatherND(a, i{4x2:0,0,1,1,0,2,1,0})
+            m = GatherND(a, i{4x2:0,0,0,1,0,2,0,0})
             y = MatMul(m, w2[8,5])
         }""",
         (8,),
@@ -173,11 +173,11 @@ ROWS: Mapping[str, Topology] = {
         given={"keep": (1, 0, 1, 0, 0, 1)},
     ),
     "reverse_sequence": Topology(
-        """(float[L,N,6] x) => (float[L,N,5] y) {
+        """(float[N,L,6] x) => (float[N,L,5] y) {
             a = MatMul(x, w1[6,8])
-            s = Shape <start=1, end=2> (x)
+            s = Shape <start=0, end=1> (x)
             n = ConstantOfShape <value = int64[1] {2}> (s)
-            m = ReverseSequence(a, n)
+            m = ReverseSequence <batch_axis=0, time_axis=1> (a, n)
             y = MatMul(m, w2[8,5])
         }""",
         (8,),
@@ -279,8 +279,8 @@ ROWS: Mapping[str, Topology] = {
     "regions": Topology(
         """(float[N,3,6,6] x) => (float[2,5,2,2] y) {
             a = Conv (x, w1[8,3,1,1], b1[8])
-            m = RoiAlign <output_height=2, output_width=2, sampling_ratio=2> (a, r{2x4:0.,0.,3.,3.,1.,1.,5.,4.}, n{0,1})
-            p = MaxRoiPool <pooled_shape=[2,2]> (a, q{2x5:0.,0.,0.,3.,3.,1.,1.,1.,5.,4.})
+            m = RoiAlign <output_height=2, output_width=2, sampling_ratio=2> (a, r{2x4:0.,0.,3.,3.,1.,1.,5.,4.}, n{0,0})
+            p = MaxRoiPool <pooled_shape=[2,2]> (a, q{2x5:0.,0.,0.,3.,3.,0.,1.,1.,5.,4.})
             s = Add(m, p)
             y = Conv (s, w2[5,8,1,1])
         }""",
