@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from onnxprune import __version__
-from onnxprune.config import BUDGETS, METHODS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, METHODS, REFITS, PruneConfig
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 TRACEBACK = "ONNXPRUNE_TRACEBACK"
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
-_DECIDED = ("ratio", "budget", "method", "round_to", "min_channels", "include", "exclude")
+_DECIDED = ("ratio", "budget", "method", "round_to", "attention", "min_channels", "include", "exclude")
 _SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
@@ -143,6 +143,12 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--refit", type=click.Choice(REFITS), **_shown(_DEFAULTS.refit), help="How the remaining weights are adapted."
 )
 @click.option("--round-to", type=int, **_shown(_DEFAULTS.round_to), help="New widths are multiples of this.")
+@click.option(
+    "--attention",
+    type=click.Choice(ATTENTIONS),
+    **_shown(_DEFAULTS.attention),
+    help="What goes in attention: whole heads, or the same positions of every head.",
+)
 @click.option("--min-channels", type=int, **_shown(_DEFAULTS.min_channels), help="No width goes below this.")
 @click.option(
     "--include",
@@ -173,8 +179,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
-    "--ratio, --budget, --method, --round-to, --min-channels, --include and --exclude are refused beside it. --refit, "
-    "--seed, --samples and --memory come from the plan unless given here; --calib and --force never come from it.",
+    "--ratio, --budget, --method, --round-to, --attention, --min-channels, --include and --exclude are refused beside "
+    "it. --refit, --seed, --samples and --memory come from the plan unless given here; --calib and --force never come "
+    "from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -273,8 +280,14 @@ cli.main_command = prune_command
     show_default="random inputs",
     help="Data that fixes the sizes of symbolic dimensions, where random inputs do not fit.",
 )
+@click.option(
+    "--attention",
+    type=click.Choice(ATTENTIONS),
+    **_shown(_DEFAULTS.attention),
+    help="What would go in attention: whole heads, or the same positions of every head.",
+)
 @_JSON
-def inspect_command(model: str, calib: str | None, as_json: bool) -> None:
+def inspect_command(model: str, calib: str | None, attention: str, as_json: bool) -> None:
     """Show what of MODEL can be pruned, and why the rest cannot.
 
     Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
@@ -283,7 +296,7 @@ def inspect_command(model: str, calib: str | None, as_json: bool) -> None:
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
-    found = inspect(model, calib)
+    found = inspect(model, calib, attention=attention)
     _print(found.to_json() if as_json else terminal.inspection(found, _screen()))
 
 

@@ -10,6 +10,7 @@ from onnxprune.errors import UsageError
 METHODS = ("obs", "local", "magnitude", "random")
 REFITS = ("lockstep", "least-squares", "scale", "none")
 BUDGETS = ("macs", "params")
+ATTENTIONS = ("heads", "head-dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class PruneConfig:
     ratio: share of the budget to remove, in (0, 1). budget: what `ratio` counts: "macs" or "params".
     method: selection: "obs" (block OBS), "local" (greedy imitation), "magnitude", "random".
     refit: "lockstep", "least-squares", "scale" or "none". round_to: widths are multiples of this, or unchanged.
+    attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
+    the model applies to its scores stays as it is.
     min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
     memory: bytes that cached activations of one model may take. force: write even where a check failed.
@@ -30,6 +33,7 @@ class PruneConfig:
     method: str = "obs"
     refit: str = "lockstep"
     round_to: int = 8
+    attention: str = "heads"
     min_channels: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -45,6 +49,7 @@ class PruneConfig:
             ("budget", self.budget, BUDGETS),
             ("method", self.method, METHODS),
             ("refit", self.refit, REFITS),
+            ("attention", self.attention, ATTENTIONS),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")

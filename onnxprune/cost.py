@@ -109,11 +109,11 @@ def macs(channels: ChannelGraph) -> Cost:
             weight = graph.constants.get(linear.weight)
             wshape = weight.shape if weight is not None else graph.shape(linear.weight) or ()
             x = graph.shape(linear.data) or ()
-            convolution = node.op.startswith("Conv")
+            convolution = node.op in ("Conv", "ConvTranspose", "DeformConv")
             reads, _ = weight_axes(linear)
             inputs = _length(channels, linear.inputs, x[1] if convolution else wshape[reads])
             outputs = _length(channels, linear.outputs, out[1] if convolution else out[-1])
-            if node.op == "Conv":
+            if node.op in ("Conv", "DeformConv"):
                 positions = int(np.prod(wshape[2:])) * out[0] * int(np.prod(out[2:]))
                 terms.append(_convolution(positions, inputs, outputs, linear, wshape[1]))
             elif node.op == "ConvTranspose":
@@ -128,6 +128,8 @@ def macs(channels: ChannelGraph) -> Cost:
             lengths = [_axis(channels, node.inputs[0], summed, a[summed])]
             lengths += [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
             terms.append(Term(1.0, tuple(lengths)))
+        elif node.op == "Attention":
+            terms += _attention(channels, node)
     return Cost.of(terms, len(channels.groups))
 
 
@@ -139,6 +141,21 @@ def _recurrent(channels: ChannelGraph, node: Node) -> list[Term]:
     hidden = _axis(channels, r, 2, (channels.graph.shape(r) or (1, 1, 1))[2])
     each = float(steps * sequences * directions * GATES[node.op])
     return [Term(each, (hidden, _axis(channels, w, 2, wide))), Term(each, (hidden, hidden))]
+
+
+def _attention(channels: ChannelGraph, node: Node) -> list[Term]:
+    """Q·Kᵀ and the sum over the values: queries × keys for each entry of q and of the output."""
+    found: list[Term] = []
+    for name in (node.inputs[0], node.outputs[0]):
+        shape, keys = channels.graph.shape(name) or (), channels.graph.shape(node.inputs[1]) or ()
+        past = channels.graph.shape(node.input(4)) if node.input(4) else None
+        if len(shape) not in (3, 4) or len(shape) != len(keys):
+            continue
+        total = keys[-2] + (past[2] if past else 0)
+        wide = (2,) if len(shape) == 3 else (1, 3)
+        lengths = tuple(_axis(channels, name, a, shape[a]) for a in wide)
+        found.append(Term(float(shape[0] * shape[-2] * total), lengths))
+    return found
 
 
 def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:

@@ -141,6 +141,16 @@ def _layer_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> Non
     epsilon = float(r.node.attrs.get("epsilon", 1e-5))
     centre = r.node.op != "RMSNormalization"
     _affine(b, _standardise(b, r, mask, channels, centre=centre, epsilon=epsilon), r.node, None)
+    if any(r.node.outputs[1:]):
+        x, opset = r.node.inputs[0], channels.graph.opset
+        n = b.constant(_counts(mask, channels.graph.shapes[x], r.axes))
+        mean = b.op("Div", b.total(b.where(mask, x, 0.0), r.axes, opset), n)
+        apart = b.where(mask, b.op("Sub", x, mean), 0.0)
+        variance = b.op("Div", b.total(b.op("Mul", apart, apart), r.axes, opset), n)
+        deviation = b.op("Sqrt", b.op("Add", variance, b.constant(epsilon)))
+        for kind, value, out in zip(("Identity", "Reciprocal"), (mean, deviation), r.node.outputs[1:], strict=False):
+            if out:
+                b.nodes.append(helper.make_node(kind, [value], [out]))
 
 
 def _instance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
@@ -190,7 +200,11 @@ def _mean_variance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph
 def _reduction(neutral: float, *, mean: bool = False) -> Callable[[_Builder, Read, Mask, ChannelGraph], None]:
     def build(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
         opset, node = channels.graph.opset, r.node
-        y = b.total(b.where(mask, node.inputs[0], neutral), r.axes, opset, "ReduceSum" if mean else node.op)
+        outside = neutral
+        if abs(neutral) == -_LOWEST and np.issubdtype(b.dtype, np.integer):
+            limits = np.iinfo(b.dtype.name)
+            outside = limits.min if neutral < 0 else limits.max
+        y = b.total(b.where(mask, node.inputs[0], outside), r.axes, opset, "ReduceSum" if mean else node.op)
         if mean:
             y = b.op("Div", y, b.constant(_counts(mask, channels.graph.shapes[node.inputs[0]], r.axes)))
         if node.attrs.get("keepdims", 1):

@@ -114,12 +114,14 @@ def _save(
     m.write_all_atomically(files)
 
 
-def inspect(model: ModelLike, calibration: Calibration = None) -> Description:
+def inspect(model: ModelLike, calibration: Calibration = None, *, attention: str = "heads") -> Description:
     """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
 
-    The data only fixes the sizes of symbolic dimensions. Raises InputError and RunError.
+    The data only fixes the sizes of symbolic dimensions. attention: as in PruneConfig. Raises InputError, RunError and
+    UsageError.
     """
-    return describe_loaded(load(model, calibration, PruneConfig(samples=2)))
+    settings = PruneConfig(samples=2, attention=attention)
+    return describe_loaded(load(model, calibration, settings), settings)
 
 
 def _run(
@@ -148,7 +150,7 @@ def _run(
             masks = allocate(loaded, coupled, calibrated, paths, settings)
         chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict())
     else:
-        masks = replay(replayed, loaded, coupled)
+        masks = replay(replayed, loaded, coupled, settings)
         chosen = replace(replayed, config=settings.as_dict())
     if dry_run:
         return PruneResult(None, chosen, report_of(loaded, coupled, calibrated, masks, settings, stage, None, None))
@@ -222,16 +224,16 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 # couple
 
 
-def trace(loaded: Loaded) -> ChannelGraph:
+def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
-    return build(m.view(n.proto, n.shapes, n.known_values, n.binding))
+    return build(m.view(n.proto, n.shapes, n.known_values, n.binding), settings.attention)
 
 
-def describe_loaded(loaded: Loaded) -> Description:
+def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     """Describe the channel graph."""
     n, source = loaded.normalised, loaded.source
-    channels = trace(loaded)
+    channels = trace(loaded, settings)
     price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
     return describe(channels, source.path, source.sha256, n.notes, macs=macs, added=n.added_biases, clones=n.clones)
@@ -239,7 +241,7 @@ def describe_loaded(loaded: Loaded) -> Description:
 
 def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
     """Trace the channel graph. Raises NothingPrunable."""
-    channels = trace(loaded)
+    channels = trace(loaded, settings)
     frozen = frozen_groups(channels, settings)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
@@ -315,10 +317,13 @@ def allocate(
     return whole
 
 
-def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled) -> dict[int, Mask]:
-    """The masks of a saved plan. Raises UsageError where it belongs to another model."""
+def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
+    """The masks of a saved plan. Raises UsageError where it belongs to another model or other units of attention."""
     if chosen.model_sha256 != loaded.source.sha256:
         raise UsageError("the plan was made for another model (its checksum differs); make a new plan")
+    units = chosen.settings().attention
+    if units != settings.attention:
+        raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
     masks = chosen.masks(coupled.channels)
     if coupled.channels.emptied(coupled.channels.keep_classes(masks)):
         raise UsageError("the plan leaves some tensor without a channel; make a new plan")

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.topologies import boundaries, convolution, layout, normalization, quantization, recurrent
+from tests.topologies import (
+    attention,
+    boundaries,
+    convolution,
+    indexing,
+    layout,
+    normalization,
+    quantization,
+    recurrent,
+)
 from tests.topologies.text import Topology
 
 __all__ = ["PRUNABLE", "TABLE", "Topology"]
 
 TABLE: Mapping[str, Topology] = {
     **convolution.ROWS,
+    **attention.ROWS,
     **layout.ROWS,
+    **indexing.ROWS,
     **normalization.ROWS,
     **recurrent.ROWS,
     **boundaries.ROWS,

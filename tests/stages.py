@@ -34,16 +34,16 @@ class Prepared:
     channels: ChannelGraph
 
 
-def prepare(original: onnx.ModelProto, example: Mapping[str, Array]) -> Prepared:
+def prepare(original: onnx.ModelProto, example: Mapping[str, Array], attention: str = "heads") -> Prepared:
     """Normalise and trace."""
     n = normalise(original, example)
-    return Prepared(original, example, n, build(m.view(n.proto, n.shapes, n.known_values, n.binding)))
+    return Prepared(original, example, n, build(m.view(n.proto, n.shapes, n.known_values, n.binding), attention))
 
 
 def prepare_row(name: str) -> Prepared:
     """A row of the table of topologies, at batch 2."""
     row = TABLE[name]
-    return prepare(row.model(), row.feeds(2))
+    return prepare(row.model(), row.feeds(2), row.attention)
 
 
 def random_keep(channels: ChannelGraph, seed: int, shares: tuple[float, ...] = (0.2, 0.5, 0.8)) -> Keep:

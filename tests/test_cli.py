@@ -22,6 +22,7 @@ from onnxprune import cli, pipeline
 from onnxprune.report.terminal import PLAIN_WIDTH
 from tests import digits
 from tests.digits import pruned
+from tests.graphs import TABLE
 from tests.test_pipeline import largest_changed, listing
 
 RESNET, CALIB = str(digits.path("resnet")), str(digits.CALIB)
@@ -304,6 +305,28 @@ def test_plan_and_replay(folder: Path, capsys: Capture):
     )
 
 
+def test_units_of_attention(folder: Path, capsys: Capture):
+    """Fails where `inspect` or a replay counts in other units than were asked for."""
+    model = TABLE["attention_by_parts_positions"].model()
+    onnx.save(model, folder / "attention.onnx")
+
+    def sizes(*options: str) -> list[int]:
+        code, out, _ = run(capsys, "inspect", "attention.onnx", "--json", *options)
+        assert code == 0
+        return [g["units"] for g in json.loads(out)["groups"]]
+
+    assert (sizes(), sizes("--attention", "head-dim")) == ([3], [4, 4])
+    choice = ["--ratio", "0.2", "--round-to", "1", "--refit", "none", "--samples", "8", "--attention", "head-dim"]
+    code, _, _ = run(capsys, "attention.onnx", "a.onnx", "--plan", "a.json", "--quiet", *choice)
+    assert code == 0
+    code, _, _ = run(capsys, "attention.onnx", "b.onnx", "--from-plan", "a.json", "--quiet")
+    assert code == 0
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+    refused(
+        folder, capsys, 2, "leave out --attention", "attention.onnx", "c.onnx", "--from-plan", "a.json", *choice[-2:]
+    )
+
+
 def test_dry_run_writes_nothing(folder: Path, capsys: Capture):
     before = listing(folder)
     code, out, _ = run(capsys, RESNET, "old.onnx", "--ratio", "0.5", "--calib", CALIB, "--dry-run", *FAST)
@@ -324,6 +347,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture):
     """Fails where an option of the command line is dropped on its way."""
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
+    args += ["--attention", "head-dim"]
     args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", CALIB]
     code, _, err = run(capsys, RESNET, *args)
     assert (code, err) == (0, "")
@@ -331,7 +355,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture):
     assert config == {
         **{"ratio": 0.2, "budget": "params", "samples": 32, "method": "random", "refit": "scale", "round_to": 4},
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
-        "force": True,
+        **{"force": True, "attention": "head-dim"},
     }
 
 

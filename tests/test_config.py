@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onnxprune.config import BUDGETS, METHODS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, METHODS, REFITS, PruneConfig
 from onnxprune.errors import UsageError
 
 
@@ -28,6 +28,7 @@ def test_ratio_out_of_range(ratio: float):
         ({"budget": "latency"}, "budget 'latency' is unknown; choose one of macs, params"),
         ({"method": "magic"}, "method 'magic' is unknown"),
         ({"refit": "all"}, "refit 'all' is unknown"),
+        ({"attention": "rows"}, "attention 'rows' is unknown"),
         ({"round_to": 0}, "round_to is 0"),
         ({"min_channels": 0}, "min_channels is 0"),
         ({"memory": 0}, "memory is 0"),
@@ -40,7 +41,9 @@ def test_refused(options: dict[str, Any], match: str):
         PruneConfig(**options)
 
 
-@pytest.mark.parametrize(("name", "choices"), [("budget", BUDGETS), ("method", METHODS), ("refit", REFITS)])
+@pytest.mark.parametrize(
+    ("name", "choices"), [("budget", BUDGETS), ("method", METHODS), ("refit", REFITS), ("attention", ATTENTIONS)]
+)
 def test_every_choice_is_accepted(name: str, choices: tuple[str, ...]):
     for choice in choices:
         assert getattr(PruneConfig(**{name: choice}), name) == choice

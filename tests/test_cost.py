@@ -94,7 +94,7 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     shapes |= {k: np.shape(v) for k, v in run.items()}
     count = 0.0
     for node in proto.graph.node:
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "DeformConv"):
             count += np.prod(shapes[node.output[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
         elif node.op_type == "ConvTranspose":
             count += np.prod(shapes[node.input[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
@@ -106,6 +106,10 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
             # Every entry of both matrices is used once for each step of each sequence.
             steps = np.prod(shapes[node.input[0]][:2], dtype=float)
             count += steps * sum(np.prod(shapes[i], dtype=float) for i in node.input[1:3])
+        elif node.op_type == "Attention":
+            # Every entry of the queries meets every key, every entry of the result every value.
+            keys = shapes[node.input[1]][-2]
+            count += keys * sum(np.prod(shapes[n], dtype=float) for n in (node.input[0], node.output[0]))
     return count
 
 

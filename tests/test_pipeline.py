@@ -193,6 +193,15 @@ def test_replay_with_another_refit():
     assert bytes_of(again.model) == bytes_of(pruned("resnet", refit="none").model)
 
 
+def test_replay_with_other_units_of_attention():
+    """Fails where a plan's groups could be taken for those of the other units."""
+    row = TABLE["attention_by_parts_positions"]
+    made = prune(row.model(), None, row.feeds(8), ratio=0.2, round_to=1, attention="head-dim", dry_run=True).plan
+    assert prune(row.model(), None, row.feeds(8), from_plan=made, dry_run=True).plan == made
+    with pytest.raises(UsageError, match="the plan counts in attention 'head-dim', not 'heads'"):
+        prune(row.model(), None, row.feeds(8), from_plan=made, attention="heads", dry_run=True)
+
+
 def test_replay_on_another_model():
     with pytest.raises(UsageError, match="made for another model"):
         prune(digits.path("mobilenet"), None, digits.CALIB, from_plan=unfitted("resnet").plan)

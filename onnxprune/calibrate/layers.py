@@ -336,9 +336,10 @@ def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | Non
     shape, x = graph.shape(linear.weight), graph.shape(linear.data)
     if shape is None or x is None or stored(graph, linear.data) in graph.constants:
         return None
-    if not _is_own(linear.weight, graph, uses):
-        return None
     node = linear.node
+    # DeformConv reads its input between positions.
+    if not _is_own(linear.weight, graph, uses) or node.op == "DeformConv":
+        return None
     reads, writes = weight_axes(linear)
     output, bias = node.outputs[0], linear.bias
     if node.op in ("Conv", "ConvTranspose"):

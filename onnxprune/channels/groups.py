@@ -17,7 +17,7 @@ from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, 
 from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.recurrent import GATES
-from onnxprune.channels.trace import Linear, Read, Trace, walk
+from onnxprune.channels.trace import AttentionUnits, Linear, Read, Trace, walk
 from onnxprune.graph import Graph, Node
 from onnxprune.quantized import is_dequantize, is_quantize, stored
 
@@ -154,9 +154,12 @@ class ChannelGraph:
         return next((f for f in self.factors.get(tensor, ()) if tracked_axes(f)[-1] == axis), None)
 
 
-def build(graph: Graph) -> ChannelGraph:
-    """Trace `graph`, make every factor rectangular, and collect units into groups."""
-    trace = walk(graph, TABLE)
+def build(graph: Graph, attention: AttentionUnits = "heads") -> ChannelGraph:
+    """Trace `graph`, make every factor rectangular, and collect units into groups.
+
+    attention: the units of a product of two activations: whole "heads", or positions inside every head ("head-dim").
+    """
+    trace = walk(graph, TABLE, attention)
     settled = settle(trace)
     classes = settled.classes
     linears = tuple(_resolved(linear, classes) for linear in trace.linears)
@@ -246,7 +249,7 @@ def first_readers(graph: Graph) -> dict[str, Node]:
 def weight_axes(linear: Linear) -> tuple[int, int]:
     """(input axis, output axis) of a linear layer's weight tensor."""
     node = linear.node
-    if node.op == "Conv":
+    if node.op in ("Conv", "DeformConv"):
         return 1, 0
     if node.op == "ConvTranspose":
         return 0, 1

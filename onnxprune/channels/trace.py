@@ -15,6 +15,8 @@ from onnxprune.quantized import is_dequantize, is_quantize
 
 Rule = Callable[[Node, "Trace"], None]
 Role = str  # "contraction", "inner" or "mixing"
+AttentionUnits = str  # "heads" or "head-dim"
+_Named = list[tuple[str, Factor]]
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,20 @@ class Linear:
 
 @dataclass(eq=False)
 class Trace:
-    """The state of one walk: factors of every tensor, labels, and what was met on the way."""
+    """The state of one walk: factors of every tensor, labels, and what was met on the way.
+
+    attention: what a product of two activations that carry (heads, head size) leaves as units: "heads", or "head-dim"
+    (the same positions of every head).
+    """
 
     graph: Graph
+    attention: AttentionUnits = "heads"
     labels: LabelSpace = field(default_factory=LabelSpace)
     factors: dict[str, Factors] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     consulted: set[str] = field(default_factory=set)
+    _nested: list[tuple[Factor, Factor, Pinned]] = field(default_factory=list)
 
     def of(self, name: str) -> Factors:
         """Factors of a tensor; a constant starts with fresh labels on each axis above 1."""
@@ -167,6 +175,17 @@ class Trace:
                 self.labels.unify(found, flat)
         return found
 
+    def agree(self, operands: Sequence[tuple[str, Labels | None, int]], node: Node) -> Labels | None:
+        """Unify the labels of (name, labels, axis); where an operand is untracked, the others are pinned: then None."""
+        loose = next(((name, axis) for name, labels, axis in operands if labels is None), None)
+        tracked = [(name, labels, axis) for name, labels, axis in operands if labels is not None]
+        for name, labels, axis in tracked:
+            if loose is not None:
+                self.pin(name, [labels], node, self.untracked_reason(*loose), axis)
+            else:
+                self.labels.unify(tracked[0][1], labels)
+        return tracked[0][1] if tracked and loose is None else None
+
     def merge(self, operands: Sequence[tuple[str, Factors, Shape]], node: Node) -> Factors:
         """Element-wise with broadcasting: unify the operands' labels place by place; the output's factors.
 
@@ -185,29 +204,54 @@ class Trace:
                 (n, self.untrack(n, fs, [axis], node, reason) if any(f.shape[axis] > 1 for f in fs) else fs, s)
                 for n, fs, s in lifted
             ]
-        merged: list[Factor] = []
-        for _, factors, _ in lifted:
+        merged: _Named = []
+        for n, factors, _ in lifted:
             for f in factors:
-                merged = self._absorb(merged, f)
-        return tuple(merged)
+                merged = self._absorb(merged, (n, f), node)
+        return tuple(f for _, f in merged)
 
-    def _absorb(self, merged: list[Factor], new: Factor) -> list[Factor]:
+    def _absorb(self, merged: _Named, operand: tuple[str, Factor], node: Node) -> _Named:
         """Add a factor, unified with those it overlaps; a factor that another one spans is dropped."""
-        kept: list[Factor] = []
+        kept: _Named = []
+        name, new = operand
         axes = set(tracked_axes(new))
         covered = False
-        for f in merged:
+        for n, f in merged:
             other = set(tracked_axes(f))
             if not axes & other:
-                kept.append(f)
-                continue
-            self.labels.unify(f, new)
-            if axes <= other:
+                kept.append((n, f))
+            elif axes < other:
+                self._nest(f, new, name, node)
                 covered = True
-                kept.append(f)
-            elif not other < axes:
-                kept.append(f)
-        return kept if covered else [*kept, new]
+                kept.append((n, f))
+            elif other < axes:
+                self._nest(new, f, n, node)
+            else:
+                self.labels.unify(f, new)
+                covered = covered or axes == other
+                kept.append((n, f))
+        return kept if covered else [*kept, operand]
+
+    def _nest(self, outer: Factor, inner: Factor, name: str, node: Node) -> None:
+        """A factor meets one that spans more axes: how they are coupled is settled when the walk is over."""
+        axis = tracked_axes(inner)[0]
+        reason = "it is the same for all units of what it meets, which go as a whole"
+        self._nested.append((outer, inner, Pinned(name, axis, node.name, node.op, reason)))
+
+    def settle(self) -> None:
+        """Couple each factor with the wider ones that it met (a rotary table over the head size with all heads, say).
+
+        Where something has decided meanwhile that the wider one only goes as whole slices across the narrower one's
+        axes, the narrower one stays and the slices are free. Elsewhere their labels unify, place by place.
+        """
+        classes = self.labels.classes()
+        for outer, inner, why in self._nested:
+            resolved = compress(classes.of_label[outer])
+            if resolved.size > 1 and not set(tracked_axes(inner)) & set(tracked_axes(resolved)):
+                self.labels.pin(inner, why)
+            else:
+                self.labels.unify(outer, inner)
+        self._nested.clear()
 
     def untracked_reason(self, name: str, axis: int) -> str:
         """Why an axis carries no labels, in words for the report."""
@@ -236,9 +280,9 @@ def _fits(f: Factor, shape: Shape) -> bool:
     return f.ndim == len(shape) and all(a in (1, b) for a, b in zip(f.shape, shape, strict=True))
 
 
-def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
+def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "heads") -> Trace:
     """Trace every node, then pin the graph's outputs."""
-    trace = Trace(graph)
+    trace = Trace(graph, attention)
     for name in graph.inputs:
         trace.factors[name] = ()
     for node in graph.nodes:
@@ -255,6 +299,7 @@ def walk(graph: Graph, table: Mapping[str, Rule]) -> Trace:
     end = Node(len(graph.nodes), "graph output", "output", "", tuple(graph.outputs), (), {})
     for name in graph.outputs:
         trace.pin(name, trace.of(name), end, f"the graph output {name!r} keeps its shape")
+    trace.settle()
     return trace
 
 

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import rows_of
+from onnxprune.channels.rules.attention import head_count, pairs, rotated
 from onnxprune.channels.rules.layout import pad_amounts, slice_bounds
 from onnxprune.channels.rules.recurrent import GATES
+from onnxprune.channels.rules.sampling import resized_axes
 from onnxprune.graph import Array, Node
 
 Mask = NDArray[np.bool_]
@@ -102,7 +104,7 @@ def convolution(node: Any, view: Node, cut: Cut) -> None:
         return
     weight = view.inputs[1]
     per_group = cut.sizes(weight).get(1, (cut.channels.graph.shape(weight) or ())[1])
-    if view.op == "Conv":
+    if view.op != "ConvTranspose":
         channels = cut.mask(view.inputs[0], 1)
         old = (cut.channels.graph.shape(view.inputs[0]) or ())[1]
     else:
@@ -153,6 +155,68 @@ def sizes_at(slot: int) -> Callable[[Any, Node, Cut], None]:
             cut.set_sizes(node, slot, owner, new, offset)
 
     return repair
+
+
+def named_sizes(slot: int) -> Callable[[Any, Node, Cut], None]:
+    """Repair of operators whose input at `slot` lists sizes of the axes in their attribute `axes`, else of all."""
+
+    def repair(node: Any, view: Node, cut: Cut) -> None:
+        owner = view.input(slot)
+        axes = resized_axes(view, len(cut.channels.graph.shape(view.outputs[0]) or ()))
+        new = {axes.index(a): s for a, s in cut.sizes(view.outputs[0]).items() if a in axes}
+        if owner and new:
+            cut.set_sizes(node, slot, owner, new)
+
+    return repair
+
+
+def squeeze_axes(node: Any, view: Node, cut: Cut) -> None:
+    """Squeeze without axes: it must not take one on which a single channel is left."""
+    shape = cut.channels.graph.shape(view.inputs[0]) or ()
+    if "axes" in view.attrs or view.input(1) or 1 not in cut.sizes(view.inputs[0]).values():
+        return
+    axes = [a for a, s in enumerate(shape) if s == 1]
+    if cut.channels.graph.opset < 13:
+        node.attrs["axes"] = axes
+    else:
+        node.inputs = [node.inputs[0], cut.constant(f"{view.outputs[0]}__axes", np.array(axes, np.int64))]
+
+
+def heads(node: Any, view: Node, cut: Cut) -> None:
+    """Attention and LinearAttention: the heads that are left; the scale stays that of the original head size."""
+    q = view.inputs[0]
+    shape = cut.channels.graph.shape(q) or ()
+    h = head_count(view, 0, len(shape), shape[1])
+    size = shape[-1] // (h if len(shape) == 3 else 1)
+    kept = _kept_by_head(cut, q, h)
+    if kept.any(axis=0).sum() < size and not view.attrs.get("scale", 0.0):
+        node.attrs["scale"] = float(size**-0.5)
+    if len(shape) == 4:
+        return
+    node.attrs["q_num_heads"] = int(kept.any(axis=1).sum())
+    keys = _kept_by_head(cut, view.inputs[1], int(view.attrs["kv_num_heads"]))
+    node.attrs["kv_num_heads"] = int(keys.any(axis=1).sum())
+
+
+def _kept_by_head(cut: Cut, name: str, count: int) -> Mask:
+    """Which positions of which heads stay, (heads, positions), of a tensor (B, h, S, d) or (B, S, h d)."""
+    shape = cut.channels.graph.shape(name) or ()
+    masks = [cut.mask(name, a) for a in range(len(shape))]
+    whole: list[Mask] = [np.ones(s, bool) if k is None else k for k, s in zip(masks, shape, strict=True)]
+    kept: Mask = whole[2].reshape(count, -1) if len(shape) == 3 else np.logical_and.outer(whole[1], whole[3])
+    return kept
+
+
+def rotary(node: Any, view: Node, cut: Cut) -> None:
+    """RotaryEmbedding: the heads, and the rotated positions of each, that are left."""
+    x = view.inputs[0]
+    shape = cut.channels.graph.shape(x) or ()
+    kept = _kept_by_head(cut, x, head_count(view, 0, len(shape), shape[1]))
+    if len(shape) == 3:
+        node.attrs["num_heads"] = int(kept.any(axis=1).sum())
+    if view.attrs.get("rotary_embedding_dim", 0):
+        turned = pairs(view, kept.shape[1])[: rotated(view, kept.shape[1]) // 2]
+        node.attrs["rotary_embedding_dim"] = int(np.isin(turned, np.flatnonzero(kept.any(axis=0))).sum())
 
 
 def split_sizes(node: Any, view: Node, cut: Cut) -> None:
@@ -273,7 +337,13 @@ REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {
     "Expand": sizes_at(1),
     "Tile": sizes_at(1),
     "ConstantOfShape": sizes_at(0),
-    "Resize": sizes_at(3),
+    "Resize": named_sizes(3),
+    "CenterCropPad": named_sizes(1),
+    "Squeeze": squeeze_axes,
+    "Attention": heads,
+    "LinearAttention": heads,
+    "RotaryEmbedding": rotary,
+    "DeformConv": convolution,
     "Split": split_sizes,
     "Slice": slice_positions,
     "Gather": gather_indices,

@@ -77,9 +77,13 @@ def _without(values: Array, keep: NDArray[np.bool_]) -> Array:
 
 def _with_inferred_types(proto: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(proto)
+        inferred = onnx.shape_inference.infer_shapes(proto)
     except Exception:  # noqa: BLE001  only annotations are missing then; `verify` runs the strict inference
         return proto
+    # The inference also writes sizes into the outputs' declarations, which are not ours to change.
+    del inferred.graph.output[:]
+    inferred.graph.output.extend(proto.graph.output)
+    return inferred
 
 
 def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:

@@ -69,7 +69,54 @@ _OPSET_11 = """(float[N,3,8,8] x) => (float[N,5] y) {
     y = Gemm (f, w3[8,5], b3[5])
 }"""
 
+# Sizes, bounds and counts as attributes; a channel padded on each side; a part that is written over.
+_OPSET_9_LAYOUT = """(float[N,3,8,8] x) => (float[N,5,8,8] y, float[N,4,8,8] z) {
+    a = Conv (x, w1[8,3,1,1], b1[8])
+    u, v = Split <axis=1, split=[3,5]> (a)
+    d, drawn = Dropout <ratio=0.3> (v)
+    p = Pad <pads=[0,1,0,0,0,1,0,0]> (u)
+    c = Concat <axis=1> (p, d)
+    s = Slice <axes=[1], starts=[1], ends=[9]> (c)
+    m = Max(s)
+    y = Conv (m, w2[5,8,1,1], b2[5])
+    t, i = TopK <axis=2, k=2> (a)
+    g = Neg(t)
+    k = Scatter <axis=2> (a, i, g)
+    z = Conv (k, w3[4,8,1,1], b3[4])
+}"""
+
+_OPSET_10_LAYOUT = """(float[N,3,8,8] x) => (float[N,5,4,4] y) {
+    a = Conv (x, w1[8,3,1,1], b1[8])
+    s = Slice(a, from{7,0}, till{-9,8}, axes{1,2}, by{-1,2})
+    t, i = TopK <axis=3> (s, four{4})
+    u, v = Split <axis=1> (t)
+    d = Dropout(u)
+    c = Concat <axis=1> (v, d)
+    m = MaxPool <kernel_shape=[2,2], dilations=[2,2], ceil_mode=1, pads=[1,1,1,1]> (c)
+    y = Conv (m, w2[5,8,1,1], b2[5])
+}"""
+
+_OPSET_18_LAYOUT = """(float[N,3,8,8] x) => (float[N,5,8,4] y) {
+    a = Conv (x, w1[9,3,1,1], b1[9])
+    u, v = Split <axis=1, num_outputs=2> (a)
+    g = Gather <axis=1> (u, four{-2,0,1,3})
+    q = Pad(g, pads{1,1}, zero{:0.0}, one{1})
+    e = Concat <axis=1> (q, v)
+    p = LpPool <kernel_shape=[1,2], strides=[1,2], p=2> (e)
+    r = ReduceSum <noop_with_empty_axes=1> (p)
+    n = ReduceMean <keepdims=1> (r, axes{2,3})
+    k = Sub(r, n)
+    s = Shape <start=2> (k)
+    h = Expand(half{1x1x1x1:0.5}, s)
+    l = Mul(k, h)
+    y = Conv (l, w2[5,10,1,1], b2[5])
+}"""
+
 ROWS: Mapping[str, Topology] = {
+    "opset_9_layout": Topology(_OPSET_9_LAYOUT, (7, 1, 1), opset=9, ir_version=4),
+    "opset_10_layout": Topology(_OPSET_10_LAYOUT, (8,), opset=10, ir_version=5),
+    "opset_12_layout": Topology(_OPSET_10_LAYOUT, (8,), opset=12, ir_version=7),
+    "opset_18_layout": Topology(_OPSET_18_LAYOUT, (6, 2, 2, 1), pins=("meets axis 2 of 'k'", "meets axis 3 of 'k'")),
     "opset_9": Topology(_OPSET_9, (8, 6, 2), opset=9, ir_version=4),
     "opset_11": Topology(_OPSET_11, (8, 6, 2), opset=11, ir_version=6),
     "opset_13": Topology(PLAIN, (8, 6), opset=13, ir_version=7),

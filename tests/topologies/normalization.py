@@ -72,6 +72,54 @@ ROWS: Mapping[str, Topology] = {
         opset=20,
         ir_version=9,
     ),
+    "layer_norm_statistics": Topology(
+        # Mean and deviation are read on: they are those of the channels that are left.
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            n, mean, dev = LayerNormalization (a, s1[8], o1[8])
+            c = Sub(n, mean)
+            m = Mul(c, dev)
+            y = MatMul(m, w4[8,5])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "layer_norm_statistics_of_positions": Topology(
+        # Statistics of each channel: they carry its label.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y, float[N,4,1,1] z) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n, "", dev = LayerNormalization <axis=2> (a, s1[6,6])
+            y = Conv (n, w2[5,8,1,1], b2[5])
+            z = Conv (dev, w3[4,8,1,1], b3[4])
+        }""",
+        (8,),
+        pins=("meets axis 2", "meets axis 3"),
+    ),
+    "rms_normalization": Topology(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            n = RMSNormalization <epsilon=0.001, stash_type=1> (a, s1[8])
+            h = MatMul(n, w2[8,12])
+            m = RMSNormalization <axis=2> (h, s2[1])
+            y = MatMul(m, w4[12,5])
+        }""",
+        (12, 8),
+        mixing=(12, 8),
+        opset=23,
+        ir_version=10,
+    ),
+    "batch_norm_in_training": Topology(
+        # The statistics of each channel are outputs: their readers lose it too.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y, float[1,4] z) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n, mean, dev = BatchNormalization <training_mode=1> (a, s1[8], o1[8], m1[8], var1[8])
+            y = Conv (n, w2[5,8,1,1], b2[5])
+            u = Unsqueeze(mean, ax{0})
+            z = MatMul(u, w3[8,4])
+        }""",
+        (8,),
+        opset=15,
+    ),
     "layer_norm_convolution": Topology(
         # ConvNeXt: depthwise, then a normalization over the channels in last place, then a layer scale.
         """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
@@ -120,6 +168,22 @@ ROWS: Mapping[str, Topology] = {
             s = Sum(r0, r1, r2, r3, r4, r5, r6, r7)
             n = Div(a, s)
             y = MatMul(n, w2[8,5])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "reductions_of_integers": Topology(
+        # The largest of those that are left, where there is no infinity to stand for none.
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            k = Mul(a, hundred{:100.0})
+            i = Cast <to=7> (k)
+            r = ReduceMax <keepdims=1> (i, ax{-1})
+            q = ReduceMin <keepdims=1> (i, ax)
+            s = Add(r, q)
+            f = Cast <to=1> (s)
+            t = Mul(f, a)
+            y = MatMul(t, w2[8,5])
         }""",
         (8,),
         mixing=(8,),

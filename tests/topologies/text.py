@@ -36,7 +36,7 @@ class Topology:
     pins: fragments of the reasons that keep weights, beside those of the graph's own inputs and outputs; every such
     reason must match a fragment, and every fragment a reason.
     mixing: sizes of the groups whose removal changes statistics. given: values of inputs that cannot be random.
-    edit: a last change to the parsed model.
+    edit: a last change to the parsed model. attention: which units attention has, see `PruneConfig`.
     """
 
     text: str
@@ -49,6 +49,7 @@ class Topology:
     dtype: str = "float"
     given: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     edit: Callable[[onnx.ModelProto], None] | None = None
+    attention: str = "heads"
 
     def model(self) -> onnx.ModelProto:
         """The graph with its weights; the same bytes at every call."""

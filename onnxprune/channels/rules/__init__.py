@@ -7,15 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxprune.channels.rules import contraction, elementwise, layout, normalization, quantization, recurrent, reduction
+from onnxprune.channels.rules import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    layout,
+    normalization,
+    quantization,
+    recurrent,
+    reduction,
+    refusals,
+    sampling,
+)
 from onnxprune.channels.trace import Rule
 
 TABLE: Mapping[str, Rule] = {
     **elementwise.TABLE,
     **contraction.TABLE,
+    **attention.TABLE,
     **layout.TABLE,
+    **indexing.TABLE,
+    **sampling.TABLE,
     **normalization.TABLE,
     **recurrent.TABLE,
     **reduction.TABLE,
     **quantization.TABLE,
+    **refusals.TABLE,
 }

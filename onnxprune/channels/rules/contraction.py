@@ -29,6 +29,12 @@ def conv(node: Node, t: Trace) -> None:
     spatial = range(2, len(t.shape(x)))
     fx = t.untrack(x, t.of(x), spatial, node, _SPATIAL)
     xs = t.on_axis(x, fx, 1, node)
+    rows = _contract_groups(x, xs, w, groups, node, t)
+    _finish(node, t, x, fx, w, b, xs, rows, groups)
+
+
+def _contract_groups(x: str, xs: Labels | None, w: str, groups: int, node: Node, t: Trace) -> Labels | None:
+    """Couple the channels of x with W (M, C / group, *K); the labels of the M rows."""
     outputs, per_group = t.shape(w)[:2]
     balanced = groups > 1 and xs is not None and groups < per_group
     own = balanced and _refine_groups(w, groups, outputs, per_group, t)
@@ -54,7 +60,7 @@ def conv(node: Node, t: Trace) -> None:
             t.labels.unify(split_rows(rows, groups), units)
         if columns is not None:
             t.pin(w, [columns], node, _WHOLE_GROUPS, axis=1)
-    _finish(node, t, x, fx, w, b, xs, rows, groups)
+    return rows
 
 
 def conv_transpose(node: Node, t: Trace) -> None:
@@ -113,6 +119,39 @@ def _plain_axes(w: str, but: int, t: Trace) -> list[Factor]:
     """Fresh labels for every axis above 1 but one."""
     shape = t.shape(w)
     return [along(t.labels.fresh(s), a, len(shape)) for a, s in enumerate(shape) if s > 1 and a != but]
+
+
+def deform_conv(node: Node, t: Trace) -> None:
+    """DeformConv: x (N, C, *S), w (M, C / group, *K), offsets, bias (M), mask: as Conv, at positions that move.
+
+    Each of `offset_group` runs of channels moves by offsets of its own, so all runs keep equally many channels.
+    """
+    x, w, offsets, b, mask = (node.input(i) for i in range(5))
+    groups, runs = int(node.attrs.get("group", 1)), int(node.attrs.get("offset_group", 1))
+    for name in (offsets, mask):
+        if name:
+            t.pin(name, t.of(name), node, "DeformConv takes an offset or a factor per kernel position from it")
+    fx = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, _SPATIAL)
+    xs = t.on_axis(x, fx, 1, node)
+    if xs is not None:
+        t.labels.balance(split_rows(xs, runs))
+    rows = _contract_groups(x, xs, w, groups, node, t)
+    _finish(node, t, x, fx, w, b, xs, rows, groups)
+
+
+def causal_conv(node: Node, t: Trace) -> None:
+    """CausalConvWithState: x (N, C, L) and a kernel (C, 1, k), bias (C) and past (N, C, k - 1): each channel alone."""
+    x, w, b, past = (node.input(i) for i in range(4))
+    fx = t.untrack(x, t.of(x), (2,), node, _SPATIAL)
+    labels = [
+        (x, t.on_axis(x, fx, 1, node), 1),
+        (w, t.on_axis(w, _without_kernel_axes(w, node, t), 0, node), 0),
+        *([(b, t.on_axis(b, t.of(b), 0, node), 0)] if b else []),
+        *([(past, t.on_axis(past, t.untrack(past, t.of(past), (0, 2), node, _SPATIAL), 1, node), 1)] if past else []),
+    ]
+    channels = t.agree(labels, node)
+    for out in node.outputs:
+        t.set(out, [] if channels is None else [along(channels, 1, 3)])
 
 
 def _without_kernel_axes(w: str, node: Node, t: Trace) -> Factors:
@@ -203,19 +242,29 @@ def matmul(node: Node, t: Trace) -> None:
 
 
 def einsum(node: Node, t: Trace) -> None:
-    """Einsum with explicit or implicit output; repeated indices inside one term and ellipses pin."""
-    equation = str(node.attrs["equation"]).replace(" ", "")
-    left, arrow, right = equation.partition("->")
-    terms = left.split(",")
-    if "..." in equation or any(len(set(s)) != len(s) for s in terms):
-        for i in node.inputs:
-            t.pin(i, t.of(i), node, f"Einsum {equation!r} repeats an index or uses an ellipsis")
-        t.set(node.outputs[0], ())
-        return
+    """Einsum with explicit or implicit output, an ellipsis, and indices that a term repeats."""
+    ranks = [len(t.shape(i)) for i in node.inputs]
+    terms, output = einsum_indices(str(node.attrs["equation"]), ranks)
+    t.set(node.outputs[0], einsum_factors(node, t, list(zip(node.inputs, terms, strict=True)), output))
+
+
+def einsum_indices(equation: str, ranks: Sequence[int]) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """(indices of each operand, indices of the output); those of an ellipsis are "...1" for the last, and so on."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+
+    def indices(term: str, dots: int) -> tuple[str, ...]:
+        before, ellipsis, after = term.partition("...")
+        return (*before, *(f"...{i}" for i in range(dots if ellipsis else 0, 0, -1)), *after)
+
+    plain = [s.replace("...", "") for s in left.split(",")]
+    dots = [rank - len(s) for s, rank in zip(plain, ranks, strict=True)]
+    widest = max((d for s, d in zip(left.split(","), dots, strict=True) if "..." in s), default=0)
+    terms = [indices(s, d) for s, d in zip(left.split(","), dots, strict=True)]
     if not arrow:
-        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    operands = [(name, tuple(s)) for name, s in zip(node.inputs, terms, strict=True)]
-    t.set(node.outputs[0], einsum_factors(node, t, operands, tuple(right)))
+        every = "".join(plain)
+        once = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+        right = ("..." if "..." in left else "") + once
+    return terms, indices(right, widest)
 
 
 def einsum_factors(
@@ -224,15 +273,17 @@ def einsum_factors(
     """The output's factors of a sum of products over named indices.
 
     A factor that spans a contracted index and others (heads and head size, say) is tied along the contracted one:
-    heads are the units.
+    heads are the units. With `Trace.attention` "head-dim", a product of two activations ties it along the others
+    instead: the same positions of every head are the units, and a removed one contributes zero to the sum.
     """
+    of_activations = t.attention == "head-dim" and not any(name in t.graph.constants for name, _ in operands)
+    heads = [i for i in output if of_activations and all(i in s for _, s in operands)]
     space = [*output, *dict.fromkeys(i for _, s in operands for i in s if i not in output)]
     lifted: list[tuple[str, Factors, Shape]] = []
     for slot, (name, indices) in enumerate(operands):
-        shape = t.shape(name)
-        lifted.append(
-            (name, tuple(_spread(f, indices, space) for f in t.of(name)), _spread_shape(shape, indices, space))
-        )
+        shape, factors = t.shape(name), _diagonal(name, indices, node, t)
+        factors = same_inside(factors, [a for a, i in enumerate(indices) if i in heads], t)
+        lifted.append((name, tuple(_spread(f, indices, space) for f in factors), _spread_shape(shape, indices, space)))
         axes = [a for a, i in enumerate(indices) if i not in output]
         if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
             t.read(node, slot, "contraction", axes)
@@ -251,11 +302,35 @@ def einsum_factors(
     return tuple(result)
 
 
+def same_inside(factors: Factors, heads: Sequence[int], t: Trace) -> Factors:
+    """Factors over `heads` and other axes, tied along the former: the same places of the others, in every head."""
+    result: list[Factor] = []
+    for f in factors:
+        if set(tracked_axes(f)) - set(heads):
+            for a in heads:
+                f = t.labels.tie(f, a)
+        result.append(f)
+    return tuple(result)
+
+
+def _diagonal(name: str, indices: tuple[str, ...], node: Node, t: Trace) -> Factors:
+    """Factors of a term; axes that share an index are read where both are equal, so they lose the same places."""
+    factors = t.of(name)
+    for index in dict.fromkeys(indices):
+        axes = [a for a, i in enumerate(indices) if i == index]
+        if len(axes) == 1:
+            continue
+        tracking = [[a for a in axes if f.shape[a] > 1] for f in factors]
+        if any(len(hit) > 1 for hit in tracking) or {a for hit in tracking for a in hit} != set(axes):
+            factors = t.untrack(name, factors, axes, node, "Einsum reads a diagonal of which this is one axis")
+    return factors
+
+
 def _spread(f: Factor, indices: tuple[str, ...], space: Sequence[str]) -> Factor:
     order = sorted(range(len(indices)), key=lambda a: space.index(indices[a]))
     shape = [1] * len(space)
     for a in order:
-        shape[space.index(indices[a])] = f.shape[a]
+        shape[space.index(indices[a])] *= f.shape[a]  # of axes that share an index at most one is tracked
     moved: Factor = f.transpose(order).reshape(shape)
     return moved
 
@@ -283,4 +358,6 @@ TABLE: dict[str, Rule] = {
     "Gemm": gemm,
     "MatMul": matmul,
     "Einsum": einsum,
+    "DeformConv": deform_conv,
+    "CausalConvWithState": causal_conv,
 }

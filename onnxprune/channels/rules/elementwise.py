@@ -6,24 +6,45 @@ from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Node
 
 UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
-    "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu "
+    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid "
+    "Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 ).split()
 NARY = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min "
-    "Mod Mul Or Pow PRelu Sub Sum Where Xor"
+    "Mod Mul Or Pow PRelu Sub Sum SwiGLU Where Xor"
 ).split()
 # Only the first input is data; the others are scalars that say how.
-FIRST_ONLY = "CastLike Clip Dropout".split()
+FIRST_ONLY = ["Clip"]
 
 
 def same_shape(node: Node, t: Trace) -> None:
     """Every output of the first input's shape carries its labels."""
     x = node.input(0)
     for out in node.outputs:
-        if out:
-            t.set(out, t.of(x) if t.shape(out) == t.shape(x) else ())
+        if not out:
+            continue
+        if t.shape(out) != t.shape(x):
+            t.pin(x, t.of(x), node, f"{node.op} changes the shape of what it reads")
+        t.set(out, t.of(x) if t.shape(out) == t.shape(x) else ())
+
+
+def cast_like(node: Node, t: Trace) -> None:
+    """CastLike: of its second input only the type counts."""
+    t.of(node.inputs[1])
+    same_shape(node, t)
+
+
+def dropout(node: Node, t: Trace) -> None:
+    """Dropout: nothing in inference; in training it draws a number per element."""
+    mode = node.input(2)
+    if mode and (mode not in t.graph.constants or bool(t.graph.constants[mode].any())):
+        x = node.inputs[0]
+        t.pin(x, t.of(x), node, "Dropout in training mode draws a random number per element: export for inference")
+        for out in node.outputs:
+            t.set(out, ())
+        return
+    same_shape(node, t)
 
 
 def broadcast(node: Node, t: Trace) -> None:
@@ -36,4 +57,6 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(UNARY, same_shape),
     **dict.fromkeys(NARY, broadcast),
     **dict.fromkeys(FIRST_ONLY, same_shape),
+    "CastLike": cast_like,
+    "Dropout": dropout,
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, tracked_axes
+from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, compress, tracked_axes
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
 from onnxprune.graph import Node, Shape
 
@@ -27,7 +27,24 @@ def reshape(node: Node, t: Trace) -> None:
         t.pin(x, t.of(x), node, "the target of Reshape is computed at run time")
         t.set(out, ())
         return
-    t.set(out, tuple(reshape_factor(f, before, after) for f in t.of(x)))
+    t.set(out, _apart(x, t.of(x), tuple(reshape_factor(f, before, after) for f in t.of(x)), node, t))
+
+
+def _apart(x: str, before: Factors, after: Factors, node: Node, t: Trace) -> Factors:
+    """The moved factors, of those that a Reshape brought onto one axis only the first (repeated key heads, say).
+
+    An axis that two of them track could only lose places of both at once; the others are pinned.
+    """
+    kept: list[tuple[Factor, Factor]] = []
+    for old, new in zip(before, after, strict=True):
+        axes = set(tracked_axes(compress(new)))
+        if any(
+            axes & set(tracked_axes(compress(n))) and not set(tracked_axes(old)) & set(tracked_axes(o)) for o, n in kept
+        ):
+            t.pin(x, [old], node, f"{node.op} folds this axis into one that other channels are on")
+        else:
+            kept.append((old, new))
+    return tuple(new for _, new in kept)
 
 
 def _known_target(node: Node, t: Trace, before: Shape, after: Shape) -> bool:
@@ -325,21 +342,6 @@ def space_to_depth(node: Node, t: Trace) -> None:
     t.set(out, [np.concatenate([f] * (b * b), axis=1) if f.shape[1] > 1 else f for f in factors])
 
 
-def resize(node: Node, t: Trace) -> None:
-    """Resize and Upsample of axes that carry no channels."""
-    x, out = node.input(0), node.outputs[0]
-    before, after = t.shape(x), t.shape(out)
-    axes = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b != s]
-    factors = t.untrack(x, t.of(x), axes, node, f"{node.op} interpolates along this axis")
-    sizes = node.input(3)
-    if sizes and sizes not in t.graph.constants:
-        known = t.graph.known_values.get(sizes)
-        tracked = {a for f in factors for a in tracked_axes(f)}
-        if known is None or any(known[a] is None for a in tracked):
-            factors = t.untrack(x, factors, sorted(tracked), node, "the sizes of Resize are computed at run time")
-    t.set(out, factors)
-
-
 def shape_of(node: Node, t: Trace) -> None:
     """Shape and Size: the sizes that depend on tracked axes were folded before; what is left pins."""
     x = node.input(0)
@@ -367,8 +369,6 @@ TABLE: dict[str, Rule] = {
     "Pad": pad,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
-    "Resize": resize,
-    "Upsample": resize,
     "Shape": shape_of,
     "Size": shape_of,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.channels.labels import Factor, Factors, along, tracked_axes
+from onnxprune.channels.rules.contraction import same_inside
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
 
@@ -22,10 +23,13 @@ def batch_norm(node: Node, t: Trace) -> None:
         vector = t.shape(name)
         lifted = (vector[0], *(1,) * (len(shape) - 2))
         operands.append((name, tuple(f.reshape(lifted) for f in t.of(name)), lifted))
-    t.set(node.outputs[0], t.merge(operands, node))
+    merged = t.merge(operands, node)
+    t.set(node.outputs[0], merged)
+    # In training mode: the statistics of each channel.
     for extra in node.outputs[1:]:
         if extra:
-            t.factors[extra] = ()
+            channels = t.on_axis(x, merged, 1, node)
+            t.set(extra, [] if channels is None else [channels])
 
 
 def last_axes_norm(node: Node, t: Trace) -> None:
@@ -34,13 +38,16 @@ def last_axes_norm(node: Node, t: Trace) -> None:
     rank = len(t.shape(x))
     axis = int(node.attrs.get("axis", -1)) % rank
     axes = tuple(range(axis, rank))
-    factors = mix(node, t, x, t.of(x), axes)
+    found = t.of(x)
+    if t.attention == "head-dim":  # a normalization inside each head
+        found = same_inside(found, range(axis), t)
+    factors = mix(node, t, x, found, axes)
     operands = [(x, factors, t.shape(x))]
     operands += [(i, t.of(i), t.shape(i)) for i in node.inputs[1:] if i]
     t.set(node.outputs[0], t.merge(operands, node))
+    # LayerNormalization's mean and deviation, of size 1 on the axes that they are taken over.
     for extra in node.outputs[1:]:
-        if extra:
-            t.factors[extra] = ()
+        t.set(extra, [f for f in factors if not set(tracked_axes(f)) & set(axes)])
 
 
 def mix(node: Node, t: Trace, name: str, factors: Factors, axes: tuple[int, ...]) -> Factors:

@@ -11,7 +11,7 @@ POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool
 REDUCES = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 ).split()
-RANKS = "ArgMax ArgMin CumSum Hardmax LogSoftmax Softmax".split()
+RANKS = "ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax Softmax".split()
 
 
 def pool(node: Node, t: Trace) -> None:
@@ -66,7 +66,7 @@ def rank_axis(node: Node, t: Trace) -> None:
     rank = len(t.shape(x))
     old = t.graph.opset < 13 and node.op in ("Softmax", "LogSoftmax", "Hardmax")
     axis = node.attrs.get("axis", 1 if old else (0 if node.op.startswith("Arg") else -1))
-    if node.op == "CumSum":
+    if node.op.startswith("Cum"):
         found = t.graph.ints(node.input(1))
         axes = range(rank) if found is None else [found[0] % rank]
     else:
