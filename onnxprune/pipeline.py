@@ -14,6 +14,7 @@ import onnx
 
 from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, verify
 from onnxprune import model as m
+from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
@@ -31,7 +32,7 @@ from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers
-from onnxprune.scope import allowed, frozen_groups, why_nothing
+from onnxprune.scope import allowed, frozen_groups, layers_cut_inside, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
     Calibrated,
@@ -396,6 +397,10 @@ def check(
     final.CopyFrom(refitted.candidates[level])
     merge_equal_clones(final, n.clones)
     drop_zero_biases(final, n.added_biases)
+    return_to_bodies(final, n.outside)
+    inner = layers_cut_inside(channels, keep)
+    if inner:
+        notes.append(f"{inner} layers inside the bodies of If, Loop or Scan were cut, but not refitted")
     exact: verify.Exactness | None = None
     sizes = 0
     try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune import budget, parts
 from onnxprune.channels import ChannelGraph, Group
@@ -45,7 +46,7 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
     """Groups on the outputs (with `inputs` also on the inputs) of nodes, and on tensors, whose names match."""
     tensors = {t for t in channels.factors if fnmatchcase(t, pattern)}
     matched = bool(tensors)
-    for n in channels.graph.nodes:
+    for n in channels.graph.every_node:
         if fnmatchcase(n.name, pattern):
             matched = True
             tensors.update(o for o in n.outputs if o)
@@ -58,6 +59,16 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
         for f in channels.factors.get(t, ()):
             found |= set(np.unique(channels.group_of[f]).tolist()) - {-1}
     return found
+
+
+def layers_cut_inside(channels: ChannelGraph, keep: NDArray[np.bool_]) -> int:
+    """How many linear layers inside bodies lose channels when only the classes in `keep` (classes,) stay."""
+
+    def cut(classes: NDArray[np.int64] | None) -> bool:
+        return classes is not None and not keep[classes].all()
+
+    inner = (x for x in channels.linears if x.node.index in channels.graph.inside)
+    return sum(cut(x.inputs) or cut(x.outputs) for x in inner)
 
 
 def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...]:

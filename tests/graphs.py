@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tests.topologies import boundaries, convolution, layout, normalization
+from tests.topologies import boundaries, control, convolution, layout, normalization
 from tests.topologies.text import Topology
 
 __all__ = ["PRUNABLE", "TABLE", "Topology"]
 
-TABLE: Mapping[str, Topology] = {**convolution.ROWS, **layout.ROWS, **normalization.ROWS, **boundaries.ROWS}
+TABLE: Mapping[str, Topology] = {
+    **convolution.ROWS,
+    **layout.ROWS,
+    **normalization.ROWS,
+    **control.ROWS,
+    **boundaries.ROWS,
+}
 PRUNABLE = tuple(name for name, row in TABLE.items() if row.units)

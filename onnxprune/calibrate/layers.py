@@ -149,7 +149,7 @@ class Layer:
 
 
 def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
-    """Every linear layer whose weights are stored in the model, used once, and in floating point."""
+    """Every linear layer of the main graph whose weights are stored in the model, used once, and in floating point."""
     graph = channels.graph
     uses: dict[str, int] = {}
     for n in graph.nodes:
@@ -157,7 +157,7 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
             uses[i] = uses.get(i, 0) + 1
     for o in graph.outputs:
         uses[o] = uses.get(o, 0) + 1
-    found = (_layer(linear, graph, uses) for linear in channels.linears)
+    found = (_layer(x, graph, uses) for x in channels.linears if x.node.index not in graph.inside)
     return tuple(x for x in found if x is not None)
 
 
@@ -209,7 +209,7 @@ def _added_bias(node: Node, graph: Graph, width: int) -> tuple[str, str]:
     """(output, bias) of a MatMul: a constant vector added right behind it is its bias."""
     out = node.outputs[0]
     readers = graph.readers.get(out, ())
-    if len(readers) == 1 and readers[0][0].op == "Add" and out not in graph.outputs:
+    if len(readers) == 1 and readers[0][0].op == "Add" and out not in graph.outputs and out not in graph.captured:
         add, slot = readers[0]
         other = add.inputs[1 - slot]
         c = graph.constants.get(other)

@@ -117,7 +117,7 @@ def describe(
 def first_readers(graph: Graph) -> dict[str, tuple[str, str]]:
     """(name, operator) of the first node that reads each constant."""
     found: dict[str, tuple[str, str]] = {}
-    for n in graph.nodes:
+    for n in graph.every_node:
         for i in n.inputs:
             if i in graph.constants:
                 found.setdefault(i, (n.name, n.op))

@@ -278,7 +278,7 @@ def _uniquely_named(groups: Sequence[Group]) -> tuple[Group, ...]:
 def _producer_names(graph: Graph) -> dict[str, str]:
     """Weight → name of the node that reads it first."""
     found: dict[str, str] = {}
-    for n in graph.nodes:
+    for n in graph.every_node:
         for i in n.inputs:
             if i in graph.constants:
                 found.setdefault(i, n.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxprune.channels.rules import contraction, elementwise, layout, normalization, reduction
+from onnxprune.channels.rules import contraction, control, elementwise, layout, normalization, reduction
 from onnxprune.channels.trace import Rule
 
 TABLE: Mapping[str, Rule] = {
@@ -13,4 +13,5 @@ TABLE: Mapping[str, Rule] = {
     **layout.TABLE,
     **normalization.TABLE,
     **reduction.TABLE,
+    **control.TABLE,
 }
