@@ -208,6 +208,40 @@ def return_to_bodies(proto: onnx.ModelProto, outside: Collection[str]) -> None:
     proto.graph.initializer.extend(stays)
 
 
+def replace_ifs(graph: onnx.GraphProto, taken: Callable[[onnx.NodeProto], bool | None], *, rename_inner: bool = True) -> int:
+    """Put, in place, the branch in the place of each If for which `taken` says which; the number replaced.
+
+    Names are unique and bodies hold no weights. rename_inner: let the branch's last nodes give the outputs of the If;
+    otherwise every tensor keeps its name, and an Identity gives them.
+    """
+    done = 0
+    nodes: list[onnx.NodeProto] = []
+    for n in graph.node:
+        for _, body in bodies_of(n):
+            done += replace_ifs(body, taken, rename_inner=rename_inner)
+        choice = taken(n) if n.op_type == "If" and n.domain in ("", "ai.onnx") else None
+        if choice is None:
+            nodes.append(_copy(n))
+            continue
+        branch = dict(bodies_of(n))["then_branch" if choice else "else_branch"]
+        inner = [_copy(i) for i in branch.node]
+        own = {o for i in inner for o in i.output}
+        pairs = [(out, v.name) for out, v in zip(n.output, branch.output, strict=False) if out]
+        names = {inside: out for out, inside in reversed(pairs) if inside in own} if rename_inner else {}
+        rename(inner, names)
+        nodes += inner
+        nodes += [
+            helper.make_node("Identity", [names.get(inside, inside)], [out])
+            for out, inside in pairs
+            if names.get(inside) != out
+        ]
+        done += 1
+    if done:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return done
+
+
 # a body as a model
 
 

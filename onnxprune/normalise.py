@@ -23,7 +23,7 @@ Loop or Scan is measured over two iterations, so that what grows with the iterat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     runs = [dict(example), *resized(example, proto)]
     known: dict[str, tuple[int | None, ...]] = {}
     _fold_shapes(proto, runs, frozenset(), known)
-    if _replace_constant_ifs(proto.graph, {t.name: t for t in proto.graph.initializer}):
+    if bodies.replace_ifs(proto.graph, _constant_condition({t.name: t for t in proto.graph.initializer})):
         proto = _fold_constants(proto)
     clones = _clone_shared_vectors(proto)
     added = _give_biases(proto)
@@ -156,35 +156,14 @@ def _returned(proto: onnx.ModelProto) -> set[str]:
     return {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
 
 
-def _replace_constant_ifs(graph: onnx.GraphProto, weights: Mapping[str, onnx.TensorProto]) -> int:
-    """Put, in place, the branch in the place of each If whose condition is constant; the number replaced."""
-    done = 0
-    nodes: list[onnx.NodeProto] = []
-    for n in graph.node:
-        for _, body in bodies.bodies_of(n):
-            done += _replace_constant_ifs(body, weights)
-        condition = weights.get(n.input[0]) if n.op_type == "If" and n.domain in ("", "ai.onnx") else None
-        if condition is None:
-            nodes.append(_copy_node(n))
-            continue
-        taken = bool(onnx.numpy_helper.to_array(condition).ravel()[0])
-        branch = dict(bodies.bodies_of(n))["then_branch" if taken else "else_branch"]
-        inner = [_copy_node(i) for i in branch.node]
-        own = {o for i in inner for o in i.output}
-        names: dict[str, str] = {}
-        for out, result in zip(n.output, (v.name for v in branch.output), strict=True):
-            if result in own and result not in names and out:
-                names[result] = out
-        bodies.rename(inner, names)
-        nodes += inner
-        for out, result in zip(n.output, (v.name for v in branch.output), strict=True):
-            if out and names.get(result) != out:
-                nodes.append(helper.make_node("Identity", [names.get(result, result)], [out]))
-        done += 1
-    if done:
-        del graph.node[:]
-        graph.node.extend(nodes)
-    return done
+def _constant_condition(weights: Mapping[str, onnx.TensorProto]) -> Callable[[onnx.NodeProto], bool | None]:
+    """Which branch an If with a constant condition takes."""
+
+    def taken(node: onnx.NodeProto) -> bool | None:
+        condition = weights.get(node.input[0])
+        return None if condition is None else bool(onnx.numpy_helper.to_array(condition).ravel()[0])
+
+    return taken
 
 
 def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:

@@ -61,14 +61,24 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
     return found
 
 
-def layers_cut_inside(channels: ChannelGraph, keep: NDArray[np.bool_]) -> int:
-    """How many linear layers inside bodies lose channels when only the classes in `keep` (classes,) stay."""
+def notes_on_bodies(coupled: Coupled, keep: NDArray[np.bool_]) -> list[str]:
+    """For the report: what lost channels inside bodies, given the classes that stay, and could not be fitted."""
+    channels = coupled.channels
+    fitted = {x.weight for x in coupled.layers}
 
     def cut(classes: NDArray[np.int64] | None) -> bool:
         return classes is not None and not keep[classes].all()
 
-    inner = (x for x in channels.linears if x.node.index in channels.graph.inside)
-    return sum(cut(x.inputs) or cut(x.outputs) for x in inner)
+    inner = [x for x in channels.linears if x.node.index in channels.graph.inside and x.weight not in fitted]
+    count = sum(cut(x.inputs) or cut(x.outputs) for x in inner)
+    notes = [f"{count} layers inside the bodies of If, Loop or Scan were cut, but not refitted"] if count else []
+    idle = sum(cut(channels.groups[g].units) for g in coupled.taken.idle)
+    if idle:
+        notes.append(
+            f"{idle} groups were cut in branches that no calibration sample takes, by the size of their weights alone; "
+            "give data that runs every branch"
+        )
+    return notes
 
 
 def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...]:

@@ -166,12 +166,13 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (d, w3[6,5])
         }""",
         (8,),
-        pins=("meets axis 1 of 'e' (Neg",),
+        pins=("meets axis 1 of 'e' (Neg", "meets axis 1 of 'd' (If"),
     ),
     "if_shapes_differ": Topology(
-        """(float[N,3] x, bool flag) => (float[N,A] y) {
+        """(float[N,3] x, bool flag) => (float[N,A] y, float[N,5] z) {
             a = Gemm (x, w1[3,8], b1[8])
             c = Gemm (a, w2[8,6])
+            z = Gemm (a, w3[8,5])
             y = If (flag) <
                 then_branch = yes () => (float[N,B] t) { t = Relu(c) },
                 else_branch = no () => (float[N,C] e) { e = Concat <axis=1> (c, c) }
@@ -251,7 +252,7 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (d, w3[7,5])
         }""",
         (8,),
-        pins=("com.microsoft.QuickGelu has no channel rule", "meets axis 1 of 't' (com.microsoft.QuickGelu"),
+        pins=("com.microsoft.QuickGelu has no channel rule", "meets axis 1 of 'd' (If"),
         domains=("com.microsoft",),
     ),
     "if_constant_condition": Topology(
@@ -300,7 +301,7 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (s, w5[6,5])
         }""",
         (9,),
-        pins=("meets axis 1 of 'u'", "meets axis 1 of 's'"),
+        pins=("meets axis 1 of 'v' (Loop", "meets axis 1 of 's' (Loop"),
     ),
     "loop_grows": Topology(
         # The state grows with every step.
@@ -449,6 +450,6 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (whole, w4[21,5])
         }""",
         (8,),
-        pins=("SequenceInsert has no channel rule", "is not known", "meets axis 1 of 'whole'"),
+        pins=("SequenceInsert has no channel rule", "meets axis 1 of 'whole'"),
     ),
 }
