@@ -174,12 +174,12 @@ def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
         tensor.CopyFrom(a.t)
         tensor.name = node.output[0]
         return tensor
-    numbers = {"value_float": (np.float32, a.f), "value_floats": (np.float32, list(a.floats))}
-    numbers |= {"value_int": (np.int64, a.i), "value_ints": (np.int64, list(a.ints))}
+    numbers: dict[str, object] = {"value_float": a.f, "value_floats": list(a.floats)}
+    numbers |= {"value_int": a.i, "value_ints": list(a.ints)}
     if a.name not in numbers:
         return None
-    kind, values = numbers[a.name]
-    return numpy_helper.from_array(np.array(values, kind), node.output[0])
+    kind = np.float32 if "float" in a.name else np.int64
+    return numpy_helper.from_array(np.array(numbers[a.name], kind), node.output[0])
 
 
 def return_to_bodies(proto: onnx.ModelProto, outside: Collection[str]) -> None:
@@ -208,7 +208,9 @@ def return_to_bodies(proto: onnx.ModelProto, outside: Collection[str]) -> None:
     proto.graph.initializer.extend(stays)
 
 
-def replace_ifs(graph: onnx.GraphProto, taken: Callable[[onnx.NodeProto], bool | None], *, rename_inner: bool = True) -> int:
+def replace_ifs(
+    graph: onnx.GraphProto, taken: Callable[[onnx.NodeProto], bool | None], *, rename_inner: bool = True
+) -> int:
     """Put, in place, the branch in the place of each If for which `taken` says which; the number replaced.
 
     Names are unique and bodies hold no weights. rename_inner: let the branch's last nodes give the outputs of the If;
@@ -263,7 +265,7 @@ def as_model(
         helper.make_value_info(p, known[p]) if p in known else declared.get(p, onnx.ValueInfoProto(name=p))
         for p in ports
     ]
-    graph = helper.make_graph(body.node, body.name or "body", inputs, body.output, weights.values())
+    graph = helper.make_graph(body.node, body.name or "body", inputs, body.output, list(weights.values()))
     return helper.make_model(graph, opset_imports=proto.opset_import, ir_version=max(proto.ir_version, 4))
 
 

@@ -20,8 +20,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune import bodies
-from onnxprune.bodies import captured_names as captured_names
-from onnxprune.bodies import subgraphs as subgraphs
+from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Body, Graph, Node, Shape
 

@@ -11,9 +11,9 @@
 - Reshape → Transpose → Reshape that only permutes one axis (channel shuffle) becomes a Gather: any subset of the
   channels can then be kept, where the reshape would demand equal numbers in every row.
 
-- In the bodies of If, Loop and Scan the same is done, each as a model of its own on what it captures; every tensor of the
-  model gets a name of its own, the weights of bodies move to the main graph until the end, and an If whose condition is
-  constant is replaced by its branch.
+- In the bodies of If, Loop and Scan the same is done, each as a model of its own on what it captures; every tensor of
+  the model gets a name of its own, the weights of bodies move to the main graph until the end, and an If whose
+  condition is constant is replaced by its branch.
 
 Which values change is *measured*: onnxruntime evaluates them at several sizes of every symbolic dimension. That covers
 any operator that an exporter may use in its shape arithmetic, without a second implementation of it here. A body of
@@ -49,7 +49,7 @@ class Normalised:
     """The normalised model, shapes at `binding`, and what is known of run-time shape values (see graph.Graph).
 
     added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
-    outside: weights that the original stores in its main graph; the others belong into bodies where only these use them.
+    outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
     """
 
     proto: onnx.ModelProto
@@ -172,7 +172,7 @@ def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]
     for n in proto.graph.node:
         if n.op_type in _RANDOM or n.op_type in {"DequantizeLinear", "QuantizeLinear"}:
             continue
-        if any(m.subgraphs(a) for a in n.attribute):
+        if bodies.bodies_of(n):
             continue
         if n.op_type in _SHAPE_OPS or all(i in found for i in n.input if i):
             found.update(o for o in n.output if o)
@@ -413,7 +413,7 @@ def _with_gathers(part: onnx.ModelProto, shapes: Mapping[str, Shape], replaced: 
 
 def _shuffles_to_gathers(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
     """Replace each Reshape → Transpose → Reshape that permutes a single axis by a Gather; the number replaced."""
-    uses = Counter(i for n in proto.graph.node for i in (*n.input, *m.captured_names(n)))
+    uses = Counter(i for n in proto.graph.node for i in (*n.input, *bodies.captured_names(n)))
     uses.update(o.name for o in proto.graph.output)
     producer = {o: n for n in proto.graph.node for o in n.output}
     done = 0

@@ -35,6 +35,25 @@ def _unnamed_types(model: onnx.ModelProto) -> None:
             v.ClearField("type")
 
 
+def _constant_nodes(*names: str) -> Callable[[onnx.ModelProto], None]:
+    """Store weights as Constant nodes in every body that reads them."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        _into_bodies(*names)(model)
+        for body in _bodies(model.graph):
+            nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in body.initializer]
+            nodes += body.node
+            del body.initializer[:], body.node[:]
+            body.node.extend(nodes)
+
+    return edit
+
+
+def _weights_among_inputs(model: onnx.ModelProto) -> None:
+    for t in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+
+
 def _stale_declarations(model: onnx.ModelProto) -> None:
     """Bodies declare the shapes of their inner tensors, as exporters write them after shape inference."""
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -129,6 +148,8 @@ ROWS: Mapping[str, Topology] = {
     ),
     "if_undeclared": Topology(_TWO_BRANCHES, (8, 7, 6), edit=_unnamed_types),
     "if_declared": Topology(_TWO_BRANCHES, (8, 7, 6), edit=_stale_declarations),
+    "if_constant_nodes": Topology(_TWO_BRANCHES, (8, 7, 6), edit=_constant_nodes("w2", "b2", "w3", "b3", "w4")),
+    "if_weights_among_inputs": Topology(_TWO_BRANCHES, (8, 7, 6), edit=_weights_among_inputs),
     "if_opset_11": Topology(_TWO_BRANCHES, (8, 7, 6), opset=11, ir_version=6, edit=_into_bodies("w2", "w4")),
     "if_names_repeat": Topology(
         # Both branches call their weights and tensors the same, and store them.
@@ -283,6 +304,41 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (d, w3[8,5])
         }""",
         (8,),
+    ),
+    "if_output_and_consumed": Topology(
+        # A body returns a tensor that it goes on reading, and one output of the If is an output of the graph.
+        """(float[N,6] x, bool flag) => (float[N,5] y, float[N,9] u) {
+            a = Gemm (x, w1[6,8], b1[8])
+            d, u = If (flag) <
+                then_branch = yes () => (float[N,7] t, float[N,9] v) {
+                    t = MatMul(a, w2[8,7])
+                    r = Relu(t)
+                    v = MatMul(r, w3[7,9])
+                },
+                else_branch = no () => (float[N,7] e, float[N,9] f) {
+                    e = MatMul(a, w4[8,7])
+                    f = MatMul(a, w5[8,9])
+                }
+            >
+            s = Identity(u)
+            y1 = Gemm (d, w6[7,5])
+            y2 = MatMul(s, w7[9,5])
+            y = Add(y1, y2)
+        }""",
+        (8, 7),
+        edit=_into_bodies("w2", "w3", "w4", "w5"),
+    ),
+    "if_unused_output": Topology(
+        # One output of the If is read by nobody: what gives it goes for free.
+        """(float[N,6] x, bool flag) => (float[N,5] y) {
+            a = Gemm (x, w1[6,8], b1[8])
+            u, d = If (flag) <
+                then_branch = yes () => (float[N,9] v, float[N,7] t) { v = MatMul(a, w3[8,9])  t = MatMul(a, w2[8,7]) },
+                else_branch = no () => (float[N,9] f, float[N,7] e) { f = MatMul(a, w5[8,9])  e = MatMul(a, w4[8,7]) }
+            >
+            y = Gemm (d, w6[7,5])
+        }""",
+        (9, 8, 7),
     ),
     "loop": Topology(_STATE, (9, 8, 7)),
     "loop_weights_inside": Topology(_STATE, (9, 8, 7), edit=_into_bodies("w3", "o3", "w4")),

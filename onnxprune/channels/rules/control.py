@@ -1,9 +1,9 @@
 """Control flow: labels pass into the bodies of If, Loop and Scan and out of them again.
 
 Names are unique over the whole model, so a body reads an outer tensor as any node does. What remains is the border: an
-output of If is either branch's, so these unify place by place; a state that a Loop or Scan carries is its initial value,
-the body's input, the body's output and the node's output at once. What a Scan reads or writes step by step loses or
-gains one axis, which carries no channels.
+output of If is either branch's, so these unify place by place; a state that a Loop or Scan carries is its initial
+value, the body's input, the body's output and the node's output at once. What a Scan reads or writes step by step
+loses or gains one axis, which carries no channels.
 """
 
 from __future__ import annotations
