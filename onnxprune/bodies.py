@@ -290,6 +290,8 @@ def put_back(proto: onnx.ModelProto, body: onnx.GraphProto, edited: onnx.ModelPr
 
 def rewritten(proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
     """`proto` with `edit` applied to every body as a model of its own, the innermost first, and then to the whole."""
+    if not any(bodies_of(n) for n in proto.graph.node):
+        return edit(proto)
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     for node in result.graph.node:
@@ -302,7 +304,9 @@ def rewritten(proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto], onnx.Mod
 
 
 def hollowed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose nodes have no bodies, but read what these captured as further inputs."""
+    """A copy whose nodes have no bodies, but read what these captured as further inputs; itself where there are none."""
+    if not any(bodies_of(n) for n in proto.graph.node):
+        return proto
     flat = onnx.ModelProto()
     flat.CopyFrom(proto)
     for node in flat.graph.node:

@@ -155,9 +155,14 @@ def to_gs(proto: onnx.ModelProto) -> Any:
     Bodies themselves are edited as models of their own (see `bodies.rewritten`).
     """
     flat = bodies.hollowed(proto)
-    for v in (*flat.graph.input, *flat.graph.output, *flat.graph.value_info):
-        if not v.type.HasField("tensor_type"):
-            v.ClearField("type")  # it cannot write optional values, and loses part of what sequences declare
+    declared = (*flat.graph.input, *flat.graph.output, *flat.graph.value_info)
+    if any(not v.type.HasField("tensor_type") for v in declared):
+        # It cannot write optional values, and loses part of what sequences declare.
+        proto, flat = flat, onnx.ModelProto()
+        flat.CopyFrom(proto)
+        for v in (*flat.graph.input, *flat.graph.output, *flat.graph.value_info):
+            if not v.type.HasField("tensor_type"):
+                v.ClearField("type")
     return gs.import_onnx(flat)
 
 

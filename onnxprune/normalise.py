@@ -86,7 +86,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     proto = _fold_constants(proto)
     runs = [dict(example), *resized(example, proto)]
     known: dict[str, tuple[int | None, ...]] = {}
-    _fold_shapes(proto, runs, frozenset(), known)
+    _fold_shapes(proto, runs, frozenset(), known, set())
     if bodies.replace_ifs(proto.graph, _constant_condition({t.name: t for t in proto.graph.initializer})):
         proto = _fold_constants(proto)
     clones = _clone_shared_vectors(proto)
@@ -204,13 +204,14 @@ def _fold_shapes(
     runs: Sequence[Feeds],
     given: Collection[str],
     known: dict[str, tuple[int | None, ...]],
+    open_: set[str],
 ) -> None:
     """Fold shape arithmetic, in place, in a model and its bodies; what stays but is known goes to `known`.
 
-    runs: inputs at several sizes. given: the inputs that depend on shapes alone.
+    runs: inputs at several sizes. given: the inputs that depend on shapes alone. open_: decisions on changing sizes.
     """
     static = _shape_only(proto, given)
-    known.update(_fold_shape_arithmetic(proto, runs, static - set(given)))
+    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), open_))
     holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
     read = measuring.read_by_bodies(proto, runs) if holders else None
     for node in holders:
@@ -220,7 +221,9 @@ def _fold_shapes(
                 continue
             found: dict[str, tuple[int | None, ...]] = {}
             try:
-                _fold_shapes(inside.model, inside.runs, static & {v.name for v in inside.model.graph.input}, found)
+                _fold_shapes(
+                    inside.model, inside.runs, static & {v.name for v in inside.model.graph.input}, found, open_
+                )
             except RunError:
                 continue  # a branch that does not fit these inputs stays as it is
             bodies.put_back(proto, body, inside.model)
@@ -228,7 +231,7 @@ def _fold_shapes(
 
 
 def _fold_shape_arithmetic(
-    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str]
+    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str], open_: set[str]
 ) -> dict[str, tuple[int | None, ...]]:
     weights = {t.name for t in proto.graph.initializer}
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
@@ -237,10 +240,11 @@ def _fold_shape_arithmetic(
     runs, complete = _evaluate(proto, produced, feeds)
     known: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
+    open_ |= _decisions(proto, {**{k: [f[k] for f in feeds] for k in feeds[0]}, **_by_name(runs)}, open_)
     for name in produced:
         values = [r[name] for r in runs]
         first = values[0]
-        if not all(isinstance(v, np.ndarray) for v in values):
+        if name in open_ or not all(isinstance(v, np.ndarray) for v in values):
             continue
         if complete and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
             if first.nbytes <= _FOLD_LIMIT_BYTES:
@@ -254,6 +258,27 @@ def _fold_shape_arithmetic(
     _fold_reshape_targets(proto, known, runs if complete else [], feeds)
     _bake_shapes(proto, known)
     return known
+
+
+def _by_name(runs: Sequence[Feeds]) -> dict[str, list[Array]]:
+    return {k: [r[k] for r in runs] for k in runs[0]}
+
+
+def _decisions(proto: onnx.ModelProto, values: Mapping[str, Sequence[Array]], known: Collection[str]) -> set[str]:
+    """Single truth values that compare sizes which change, and what follows from them.
+
+    That they came out the same at the sizes that were measured does not say that they always do: "is the batch 1?"
+    """
+    changing = {k for k, v in values.items() if any(not np.array_equal(x, v[0]) for x in v[1:])}
+    found = set(known)
+    for n in proto.graph.node:
+        for o in n.output:
+            first = values[o][0] if o in values else None
+            if not isinstance(first, np.ndarray) or first.size != 1:
+                continue
+            if found & set(n.input) or (first.dtype == np.bool_ and changing & set(n.input)):
+                found.add(o)
+    return found
 
 
 def _evaluate(proto: onnx.ModelProto, names: list[str], feeds: Sequence[Feeds]) -> tuple[list[dict[str, Array]], bool]:

@@ -73,10 +73,10 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
         return float("inf")
     for name, b in expected.items():
         a = found[name]
+        if isinstance(a, np.ndarray) != isinstance(b, np.ndarray):
+            return float("inf")
         if not isinstance(b, np.ndarray) or not np.issubdtype(b.dtype, np.number):
             continue
-        if not isinstance(a, np.ndarray):
-            return float("inf")
         if a.shape != b.shape:
             return float("inf")
         x, y = a.astype(np.float64), b.astype(np.float64)
