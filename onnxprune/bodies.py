@@ -304,7 +304,7 @@ def rewritten(proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto], onnx.Mod
 
 
 def hollowed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose nodes have no bodies, but read what these captured as further inputs; itself where there are none."""
+    """A copy whose nodes read what their bodies captured, and have none; the model itself where no node has any."""
     if not any(bodies_of(n) for n in proto.graph.node):
         return proto
     flat = onnx.ModelProto()

@@ -150,17 +150,19 @@ def _next_inputs(
 ) -> dict[str, Array] | None:
     """The inputs of the iteration behind the one with `inputs`; None where that one does not run."""
     names, results = [v.name for v in body.input], [v.name for v in body.output]
-    try:
-        outputs = Session(model, optimize=False).run(inputs)
-    except RunError:
-        return None
+    found: dict[str, Array] | None
     if node.op_type == "Loop":
-        found = {names[0]: inputs[names[0]] + 1}
-        found |= {i: outputs[o] for i, o in zip(names[1:], results, strict=False)}
+        carried = dict(zip(names[1:], results, strict=False))
+        found = {names[0]: np.asarray(inputs[names[0]] + 1)}
     else:
-        scanned = _scanned(node, names, [known[i] for i in node.input], _ITERATIONS - 1)
         states = len(names) - m.int_attribute(node, "num_scan_inputs", len(names))
-        found = {**(scanned or {}), **{i: outputs[o] for i, o in zip(names[:states], results, strict=False)}}
+        carried = dict(zip(names[:states], results, strict=False))
+        found = _scanned(node, names, [known[i] for i in node.input], _ITERATIONS - 1)
+    # Nothing else of the body: it need not run at a size that only its shape arithmetic is asked about.
+    outputs = _values(model, list(carried.values()), inputs)
+    if found is None or outputs is None:
+        return None
+    found |= {i: outputs[o] for i, o in carried.items()}
     if not all(isinstance(v, np.ndarray) for v in found.values()):
         return None
     return {**inputs, **found}

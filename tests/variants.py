@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.bodies import captured_names, rename
+
 _INNER = "inner_"
 
 
@@ -100,15 +102,13 @@ def _renamed(nodes: Sequence[onnx.NodeProto], names: Mapping[str, str] | None = 
     for n in nodes:
         copy = onnx.NodeProto()
         copy.CopyFrom(n)
-        for ports in (copy.input, copy.output):
-            for i, name in enumerate(ports):
-                ports[i] = own.get(name, name)
         result.append(copy)
+    rename(result, own)
     return result
 
 
 def _weights_of(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> list[onnx.TensorProto]:
-    read = {i for n in nodes for i in n.input}
+    read = {i for n in nodes for i in (*n.input, *captured_names(n))}
     return [t for t in proto.graph.initializer if t.name in read]
 
 

@@ -343,6 +343,42 @@ ROWS: Mapping[str, Topology] = {
     "loop": Topology(_STATE, (9, 8, 7)),
     "loop_weights_inside": Topology(_STATE, (9, 8, 7), edit=_into_bodies("w3", "o3", "w4")),
     "loop_declared": Topology(_STATE, (9, 8, 7), edit=_stale_declarations),
+    "loop_reshape_inside": Topology(
+        # Shape arithmetic on the state: the same in every step.
+        """(float[N,6] x) => (float[N,5] y) {
+            a = Gemm (x, w1[6,8], b1[8])
+            s = Loop (trips{:3}, "", a) <
+                body = step (int64 i, bool c, float[N,8] v) => (bool k, float[N,8] u) {
+                    k = Identity(c)
+                    q = MatMul(v, w3[8,9])
+                    z = Unsqueeze(q, one{1})
+                    sh = Shape(v)
+                    n = Slice(sh, zero{0}, one)
+                    to = Concat <axis=0> (n, last{-1})
+                    f = Reshape(z, to)
+                    u = MatMul(f, w4[9,8])
+                }
+            >
+            y = Gemm (s, w5[8,5])
+        }""",
+        (9, 8),
+        edit=_into_bodies("w3", "w4", "last"),
+    ),
+    "scan_reshape_inside": Topology(
+        """(float[N,L,6] x) => (float[L,N,5] y) {
+            a = MatMul(x, w1[6,8])
+            y = Scan (a) <
+                num_scan_inputs=1, scan_input_axes=[1],
+                body = step (float[N,8] e) => (float[N,5] g) {
+                    z = Unsqueeze(e, one{1})
+                    sh = Shape(e)
+                    f = Reshape(z, sh)
+                    g = MatMul(f, w2[8,5])
+                }
+            >
+        }""",
+        (8,),
+    ),
     "loop_of_input": Topology(
         # The state starts from what the caller gives: it keeps its channels; what is inside a step does not.
         """(float[N,6] x) => (float[N,5] y) {
