@@ -62,7 +62,8 @@ def test_the_variant_and_its_normal_form_compute_the_same(case: Case, variant: L
                 assert_same(value, expected[output], rtol=1e-5, atol=0.0)
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+# Two borders may split what normalisation sees as one, a shuffle say; one border in the middle of these nets does not.
+@pytest.mark.parametrize("case", [c for c in CASES if c[1] != "nested"], ids="-".join)
 def test_as_much_can_go_inside_a_body(case: Case, variant: Lookup):
     """Fails where a body keeps channels that the same nodes outside would lose."""
     original, feeds = _net(case[0])

@@ -77,7 +77,16 @@ def in_loop(proto: onnx.ModelProto, share: float = 0.5) -> onnx.ModelProto:
     return _tidy(result)
 
 
-VARIANTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {"if": in_branches, "loop": in_loop}
+def nested(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The last nodes in the branches of an If, and that with others in a Loop."""
+    return in_loop(in_branches(proto, 0.3), 0.6)
+
+
+VARIANTS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "if": in_branches,
+    "loop": in_loop,
+    "nested": nested,
+}
 
 
 def _split(proto: onnx.ModelProto, share: float) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
