@@ -30,7 +30,7 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
         raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
     whole = onnx.ModelProto()
     whole.CopyFrom(proto)
-    _set_values(whole, _kept_values(channels, keep))
+    _cut_weights(whole, channels, keep)
     names: dict[str, Any] = dict.fromkeys(channels.graph.shapes) | dict.fromkeys(channels.graph.constants)
     names |= {o: None for n in channels.graph.every_node for o in n.outputs}
     whole = _repaired(whole, channels.graph.nodes, channels, keep, names)
@@ -38,27 +38,17 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
     return _with_inferred_types(whole)
 
 
-def _kept_values(channels: ChannelGraph, keep: NDArray[np.bool_]) -> dict[str, Array]:
-    """Every weight that loses positions, without these."""
-    found: dict[str, Array] = {}
-    for name, factors in channels.factors.items():
-        if name not in channels.graph.constants:
-            continue
-        masks = [(tracked_axes(f)[0], keep[f.ravel()]) for f in factors]
+def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+    """Take from every weight, in place, the positions that do not stay."""
+    for t in proto.graph.initializer:
+        masks = [(tracked_axes(f)[0], keep[f.ravel()]) for f in channels.factors.get(t.name, ())]
         shrinking = [(axis, mask) for axis, mask in masks if not mask.all()]
-        values = channels.graph.constants[name]
+        if not shrinking:
+            continue
+        values = onnx.numpy_helper.to_array(t)
         for axis, mask in shrinking:
             values = np.compress(mask, values, axis=axis)
-        if shrinking:
-            found[name] = np.ascontiguousarray(values)
-    return found
-
-
-def _set_values(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
-    """Replace initializers in place by arrays of any size, of the model's own type."""
-    for t in proto.graph.initializer:
-        if t.name in values:
-            t.CopyFrom(onnx.numpy_helper.from_array(values[t.name], t.name))
+        t.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), t.name))
 
 
 def _repaired(
