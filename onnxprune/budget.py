@@ -140,6 +140,15 @@ def smallest(cost: CostModel, widths: Sequence[tuple[int, ...]]) -> float:
     return cost.at(np.array([w[0] for w in widths], np.int64))
 
 
+def worst_curve(curves: Sequence[Array], units: int) -> Array:
+    """The highest of these curves at every share of units kept, (units + 1,); zeros where there are none."""
+    share = np.linspace(0.0, 1.0, units + 1)
+    worst = np.zeros(units + 1)
+    for c in curves:
+        worst = np.maximum(worst, np.interp(share, np.linspace(0.0, 1.0, c.size), c))
+    return worst
+
+
 def measured_curve(loss: Array, trials: Mapping[int, float]) -> Array:
     """A local curve in units of measured output discrepancy.
 

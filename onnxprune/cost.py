@@ -96,11 +96,14 @@ def _length(channels: ChannelGraph, factor: Labels | None, size: int) -> Length:
 
 
 def macs(channels: ChannelGraph) -> Cost:
-    """Multiply-accumulates of all contractions, at the batch and sizes that the shapes are bound to."""
+    """Multiply-accumulates of all contractions, at the batch and sizes that the shapes are bound to.
+
+    Of an If both branches count, of a Loop or Scan one iteration.
+    """
     graph = channels.graph
     terms: list[Term] = []
     by_node = {linear.node.index: linear for linear in channels.linears}
-    for node in graph.nodes:
+    for node in graph.every_node:
         linear = by_node.get(node.index)
         out = graph.shape(node.outputs[0]) if node.outputs else None
         if node.op in GATES and node.domain == "":

@@ -5,7 +5,7 @@ Plain frozen data, keyed by tensor name. Nothing here knows protobuf or onnx-gra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,8 +21,8 @@ Shape = tuple[int, ...]
 class Node:
     """One operator.
 
-    `inputs` holds "" for an omitted optional input. `captures` are the outer tensors that the bodies of an
-    If, Loop or Scan read.
+    `index` is unique over the whole model, bodies included. `inputs` holds "" for an omitted optional input. `captures`
+    are the outer tensors that the bodies of an If, Loop or Scan read.
     """
 
     index: int
@@ -33,6 +33,7 @@ class Node:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Any]
     captures: tuple[str, ...] = ()
+    bodies: tuple[Body, ...] = ()
 
     def input(self, slot: int) -> str:
         """The name at `slot`, or "" where the optional input is absent."""
@@ -40,8 +41,29 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
+class Body:
+    """A graph inside a node, under the name of the attribute that holds it; its constants are the whole graph's."""
+
+    attribute: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def depth_first(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes and those inside their bodies; a node stands before what is inside it."""
+    for n in nodes:
+        yield n
+        for body in n.bodies:
+            yield from depth_first(body.nodes)
+
+
+@dataclass(frozen=True, eq=False)
 class Graph:
     """Nodes in topological order, constants, and concrete shapes.
+
+    nodes: of the main graph; `every_node` adds those of bodies. Names are unique over both.
+    constants: all weights, also those that only bodies read.
 
     shapes: of every tensor whose shape is known when the symbolic dimensions are bound as in `binding`.
     known_values: integer tensors that the graph computes at run time from shapes only; an entry is None where it
@@ -58,15 +80,26 @@ class Graph:
     binding: Mapping[str, Shape] = field(default_factory=dict)
 
     @cached_property
+    def every_node(self) -> tuple[Node, ...]:
+        """All nodes, those of bodies included, depth first."""
+        return tuple(depth_first(self.nodes))
+
+    @cached_property
+    def inside(self) -> frozenset[int]:
+        """Indices of the nodes that lie in a body."""
+        return frozenset(n.index for n in self.every_node) - {n.index for n in self.nodes}
+
+    @cached_property
     def producer(self) -> Mapping[str, Node]:
-        """The node that computes each tensor."""
-        return {o: n for n in self.nodes for o in n.outputs if o}
+        """The node that computes each tensor; the inputs of a body are given by the node that holds it."""
+        found = {i: n for n in self.every_node for body in n.bodies for i in body.inputs}
+        return found | {o: n for n in self.every_node for o in n.outputs if o}
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[tuple[Node, int], ...]]:
-        """(node, input slot) of every use of each tensor, captures excluded."""
+        """(node, input slot) of every use of each tensor, also inside bodies."""
         found: dict[str, list[tuple[Node, int]]] = {}
-        for n in self.nodes:
+        for n in self.every_node:
             for slot, name in enumerate(n.inputs):
                 if name:
                     found.setdefault(name, []).append((n, slot))
@@ -75,7 +108,7 @@ class Graph:
     @cached_property
     def captured(self) -> frozenset[str]:
         """Tensors that some subgraph body reads from outside."""
-        return frozenset(c for n in self.nodes for c in n.captures)
+        return frozenset(c for n in self.every_node for c in n.captures)
 
     @property
     def batch(self) -> int:

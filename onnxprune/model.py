@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,10 +19,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxprune import bodies
+from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError, RunError
-from onnxprune.graph import Graph, Node, Shape
+from onnxprune.graph import Body, Graph, Node, Shape
 
-SUBGRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+_TYPE_KINDS = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
 
 
 @dataclass(frozen=True)
@@ -97,28 +100,6 @@ def _stored_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
                 yield from _stored_tensors(body)
 
 
-def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    """The bodies that an attribute of an If, Loop or Scan holds."""
-    if attribute.type == onnx.AttributeProto.GRAPH:
-        return [attribute.g]
-    return list(attribute.graphs) if attribute.type == onnx.AttributeProto.GRAPHS else []
-
-
-def captured_names(node: onnx.NodeProto) -> tuple[str, ...]:
-    """Outer tensors that the bodies of `node` read, in order of appearance."""
-    found: dict[str, None] = {}
-    for a in node.attribute:
-        for body in subgraphs(a):
-            local = {i.name for i in body.input} | {i.name for i in body.initializer}
-            for inner in body.node:
-                for name in (*inner.input, *captured_names(inner)):
-                    if name and name not in local:
-                        found[name] = None
-                local.update(inner.output)
-            found.update((o.name, None) for o in body.output if o.name not in local)
-    return tuple(found)
-
-
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node, or `default` where it is not given."""
     return next((int(a.i) for a in node.attribute if a.name == name), default)
@@ -136,16 +117,9 @@ def view(
     binding: Mapping[str, Shape],
 ) -> Graph:
     """The read-only view of a normalised model."""
-    nodes: list[Node] = []
-    for i, n in enumerate(proto.graph.node):
-        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute if a.type not in SUBGRAPH_KINDS}
-        attrs = {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()}
-        domain = "" if n.domain == "ai.onnx" else n.domain
-        name = n.name or f"{n.op_type}_{i}"
-        nodes.append(Node(i, name, n.op_type, domain, tuple(n.input), tuple(n.output), attrs, captured_names(n)))
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     return Graph(
-        tuple(nodes),
+        _nodes(proto.graph, count()),
         constants,
         tuple(i.name for i in proto.graph.input),
         tuple(o.name for o in proto.graph.output),
@@ -156,24 +130,55 @@ def view(
     )
 
 
+def _nodes(graph: onnx.GraphProto, numbers: Iterator[int]) -> tuple[Node, ...]:
+    """The nodes of a graph or body; indices are unique over the whole model, depth first."""
+    nodes: list[Node] = []
+    for n in graph.node:
+        i = next(numbers)
+        attrs = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute if not subgraphs(a)}
+        attrs = {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()}
+        domain = "" if n.domain == "ai.onnx" else n.domain
+        name = n.name or f"{n.op_type}_{i}"
+        inside = tuple(
+            Body(a, _nodes(b, numbers), tuple(v.name for v in b.input), tuple(v.name for v in b.output))
+            for a, b in bodies.bodies_of(n)
+        )
+        nodes.append(
+            Node(i, name, n.op_type, domain, tuple(n.input), tuple(n.output), attrs, captured_names(n), inside)
+        )
+    return tuple(nodes)
+
+
 def to_gs(proto: onnx.ModelProto) -> Any:
-    """onnx-graphsurgeon's editable graph of a model."""
-    graph = gs.import_onnx(proto)
-    for body in graph.subgraphs(recursive=True):
-        # Constant folding exports bodies on their own, by default at a version that onnxruntime may not know yet.
-        body.ir_version = proto.ir_version
-    return graph
+    """onnx-graphsurgeon's editable graph of a model; what bodies capture shows as further inputs of their node.
+
+    Bodies themselves are edited as models of their own (see `bodies.rewritten`).
+    """
+    flat = bodies.hollowed(proto)
+    declared = (*flat.graph.input, *flat.graph.output, *flat.graph.value_info)
+    if any(not v.type.HasField("tensor_type") for v in declared):
+        # It cannot write optional values, and loses part of what sequences declare.
+        proto, flat = flat, onnx.ModelProto()
+        flat.CopyFrom(proto)
+        for v in (*flat.graph.input, *flat.graph.output, *flat.graph.value_info):
+            if not v.type.HasField("tensor_type"):
+                v.ClearField("type")
+    return gs.import_onnx(flat)
 
 
 def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
     """Back to protobuf, with everything that onnx-graphsurgeon drops restored from `like`.
 
-    That is: the exact input and output declarations, model metadata, the documentation, metadata and overload of each
-    node whose first output still exists, and the place of the weights that bodies read from outside (each body would
-    hold a copy of its own).
+    That is: weights as they are stored (nothing here changes one under its name; types below a byte would be packed
+    wrongly), the exact input and output declarations, model metadata, and of each node whose first output still exists
+    the bodies, attributes that hold types, documentation, metadata and overload.
     """
     proto: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    _hoist_captured(proto, {t.name for t in like.graph.initializer})
+    bodies.refilled(proto, like)
+    stored = {t.name: t for t in like.graph.initializer}
+    for t in proto.graph.initializer:
+        if t.name in stored:
+            t.CopyFrom(stored[t.name])
     proto.ir_version = like.ir_version
     del proto.opset_import[:]
     proto.opset_import.extend(like.opset_import)
@@ -188,29 +193,16 @@ def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
             if v.name in declared:
                 v.CopyFrom(declared[v.name])
     del proto.graph.value_info[:]
-    old = {n.output[0]: n for n in like.graph.node if n.output}
+    old = {bodies.main_output(n): n for n in like.graph.node if n.output}
     for n in proto.graph.node:
-        before = old.get(n.output[0]) if n.output else None
+        before = old.get(bodies.main_output(n))
         if before is not None and before.op_type == n.op_type:
             n.doc_string = before.doc_string
             n.overload = before.overload
             n.metadata_props.extend(before.metadata_props)
+            n.attribute.extend(a for a in before.attribute if a.type in _TYPE_KINDS)
     proto.graph.doc_string = like.graph.doc_string
     return proto
-
-
-def _hoist_captured(proto: onnx.ModelProto, outer: Collection[str]) -> None:
-    """Move the initializers called `outer` from the bodies of If, Loop and Scan to the main graph, each once."""
-    present = {t.name for t in proto.graph.initializer}
-    stack = [b for n in proto.graph.node for a in n.attribute for b in subgraphs(a)]
-    while stack:
-        body = stack.pop()
-        stack.extend(b for n in body.node for a in n.attribute for b in subgraphs(a))
-        for t in [t for t in body.initializer if t.name in outer]:
-            if t.name not in present:
-                present.add(t.name)
-                proto.graph.initializer.add().CopyFrom(t)
-            body.initializer.remove(t)
 
 
 def submodel(
@@ -279,12 +271,13 @@ def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str,
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
-    for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
+    declared = [v for g in (proto.graph, *bodies.every_body(proto.graph)) for v in (*g.input, *g.value_info, *g.output)]
+    for v in declared:
         if not v.type.HasField("tensor_type"):
             continue
         t = v.type.tensor_type
         types[v.name] = t.elem_type
-        if t.HasField("shape") and all(d.HasField("dim_value") for d in t.shape.dim):
+        if v.name and t.HasField("shape") and all(d.HasField("dim_value") for d in t.shape.dim):
             shapes[v.name] = tuple(int(d.dim_value) for d in t.shape.dim)
     return shapes, types
 

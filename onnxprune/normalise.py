@@ -13,14 +13,19 @@
 - Reshape → Transpose → Reshape that only permutes one axis (channel shuffle) becomes a Gather: any subset of the
   channels can then be kept, where the reshape would demand equal numbers in every row.
 
+- In the bodies of If, Loop and Scan the same is done, each as a model of its own on what it captures; every tensor of
+  the model gets a name of its own, the weights of bodies move to the main graph until the end, and an If whose
+  condition is constant is replaced by its branch.
+
 Which values change is *measured*: onnxruntime evaluates them at several sizes of every symbolic dimension. That covers
-any operator that an exporter may use in its shape arithmetic, without a second implementation of it here.
+any operator that an exporter may use in its shape arithmetic, without a second implementation of it here. A body of
+Loop or Scan is measured over two iterations, so that what grows with the iterations is not taken for constant.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +33,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
+from onnxprune import bodies, measuring
 from onnxprune import model as m
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Array, Shape
@@ -36,6 +42,8 @@ from onnxprune.runtime import Feeds, Session
 _FOLD_LIMIT_BYTES = 16 << 20
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _SHAPE_OPS = {"Shape", "Size"}
+# What these give is no tensor, and so no constant.
+_NO_TENSORS = {"Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Normalised:
     """The normalised model, shapes at `binding`, and what is known of run-time shape values (see graph.Graph).
 
     added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
+    outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
     """
 
     proto: onnx.ModelProto
@@ -53,6 +62,7 @@ class Normalised:
     notes: tuple[str, ...]
     added_biases: frozenset[str]
     clones: Mapping[str, str]
+    outside: frozenset[str] = frozenset()
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -71,17 +81,26 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
         proto.graph.input.extend(kept)
         # Version 3 demands the list; from 4 on an initializer may stand for itself.
         proto.ir_version = max(proto.ir_version, 4)
+    bodies.name_uniquely(proto)
+    outside = frozenset(t.name for t in proto.graph.initializer) | {o for n in proto.graph.node for o in n.output}
+    bodies.hoist(proto)
     _see_through_identities(proto)
     proto = _fold_constants(proto)
-    known = _fold_shape_arithmetic(proto, example)
+    runs = [dict(example), *resized(example, proto)]
+    known: dict[str, tuple[int | None, ...]] = {}
+    _fold_shapes(proto, runs, frozenset(), known, set())
+    if bodies.replace_ifs(proto.graph, _constant_condition({t.name: t for t in proto.graph.initializer})):
+        proto = _fold_constants(proto)
     clones = _clone_shared_vectors(proto)
     added = _give_biases(proto)
     proto = _clean(proto)
     binding = {k: tuple(np.shape(v)) for k, v in example.items()}
     shapes, types = _all_shapes(proto, binding, example)
-    if _shuffles_to_gathers(proto, shapes):
+    replaced = Counter[str]()
+    proto = bodies.rewritten(proto, lambda part: _with_gathers(part, shapes, replaced))
+    if replaced["shuffles"]:
         proto = _clean(proto)
-    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones)
+    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones, outside)
 
 
 def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -91,21 +110,30 @@ def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
-    graph = m.to_gs(proto)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return m.from_gs(graph, proto)
+    def clean(part: onnx.ModelProto) -> onnx.ModelProto:
+        graph = m.to_gs(part)
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        return m.from_gs(graph, part)
+
+    return bodies.rewritten(proto, clean)
 
 
 def _fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return bodies.rewritten(proto, _with_folded_constants)
+
+
+def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = m.to_gs(proto)
     graph.toposort()
-    quantized = {"DequantizeLinear", "QuantizeLinear"}
+    kept = {"DequantizeLinear", "QuantizeLinear", *_RANDOM, *_NO_TENSORS}
+    whole = {bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n)}
     try:
         graph.fold_constants(
             fold_shapes=False,
             error_ok=False,
             size_threshold=None,
-            should_exclude_node=lambda n: n.op in quantized or n.op in _RANDOM,
+            should_exclude_node=lambda n: n.op in kept or any(o.name in whole for o in n.outputs),
+            flatten_subgraphs=False,
         )
     except Exception as e:  # onnx-graphsurgeon passes on whatever onnxruntime raises
         raise ModelError(f"a constant part of the model cannot be evaluated: {' '.join(str(e).split())[:200]}") from e
@@ -117,22 +145,36 @@ def _see_through_identities(proto: onnx.ModelProto) -> None:
     """Identity of an initializer is the initializer: shared matrices stay shared."""
     alias: dict[str, str] = {}
     weights = {t.name for t in proto.graph.initializer}
-    outputs = {o.name for o in proto.graph.output}
-    captured = {c for n in proto.graph.node for c in m.captured_names(n)}
-    for n in proto.graph.node:
+    outputs = _returned(proto)
+    for n in bodies.every_node(proto.graph):
         for i, name in enumerate(n.input):
             n.input[i] = alias.get(name, name)
-        if n.op_type == "Identity" and n.input[0] in weights and not {n.output[0]} & (outputs | captured):
+        if n.op_type == "Identity" and n.input[0] in weights and n.output[0] not in outputs:
             alias[n.output[0]] = n.input[0]
 
 
-def _shape_only(proto: onnx.ModelProto) -> set[str]:
-    """Tensors that depend on constants and shapes alone."""
-    found = {t.name for t in proto.graph.initializer}
+def _returned(proto: onnx.ModelProto) -> set[str]:
+    """The outputs of the graph and of every body."""
+    return {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
+
+
+def _constant_condition(weights: Mapping[str, onnx.TensorProto]) -> Callable[[onnx.NodeProto], bool | None]:
+    """Which branch an If with a constant condition takes."""
+
+    def taken(node: onnx.NodeProto) -> bool | None:
+        condition = weights.get(node.input[0])
+        return None if condition is None else bool(onnx.numpy_helper.to_array(condition).ravel()[0])
+
+    return taken
+
+
+def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
+    """Tensors that depend on constants, on shapes, and on what of the inputs is `given` to be so, alone."""
+    found = {t.name for t in proto.graph.initializer} | set(given)
     for n in proto.graph.node:
         if n.op_type in _RANDOM or n.op_type in {"DequantizeLinear", "QuantizeLinear"}:
             continue
-        if any(m.subgraphs(a) for a in n.attribute):
+        if bodies.bodies_of(n):
             continue
         if n.op_type in _SHAPE_OPS or all(i in found for i in n.input if i):
             found.update(o for o in n.output if o)
@@ -159,8 +201,40 @@ def resized(example: Feeds, proto: onnx.ModelProto) -> list[dict[str, Array]]:
     return variants
 
 
-def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, tuple[int | None, ...]]:
-    static = _shape_only(proto)
+def _fold_shapes(
+    proto: onnx.ModelProto,
+    runs: Sequence[Feeds],
+    given: Collection[str],
+    known: dict[str, tuple[int | None, ...]],
+    open_: set[str],
+) -> None:
+    """Fold shape arithmetic, in place, in a model and its bodies; what stays but is known goes to `known`.
+
+    runs: inputs at several sizes. given: the inputs that depend on shapes alone. open_: decisions on changing sizes.
+    """
+    static = _shape_only(proto, given)
+    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), open_))
+    holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
+    read = measuring.read_by_bodies(proto, runs) if holders else None
+    for node in holders:
+        for _, body in bodies.bodies_of(node):
+            inside = None if read is None else measuring.inside(proto, node, body, read)
+            if inside is None or not inside.iterates:
+                continue
+            found: dict[str, tuple[int | None, ...]] = {}
+            try:
+                _fold_shapes(
+                    inside.model, inside.runs, static & {v.name for v in inside.model.graph.input}, found, open_
+                )
+            except RunError:
+                continue  # a branch that does not fit these inputs stays as it is
+            bodies.put_back(proto, body, inside.model)
+            known.update(found)
+
+
+def _fold_shape_arithmetic(
+    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str], open_: set[str]
+) -> dict[str, tuple[int | None, ...]]:
     weights = {t.name for t in proto.graph.initializer}
     states = _initial_states(proto)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in states}
@@ -168,14 +242,17 @@ def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, 
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
     if not produced:
         return {}
-    runs, complete = _evaluate(proto, produced, example)
+    runs, complete = _evaluate(proto, produced, feeds)
     if complete:
         _drop_zero_states(proto, {name for name in states & set(produced) if not any(r[name].any() for r in runs)})
     known: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
+    open_ |= _decisions(proto, {**{k: [f[k] for f in feeds] for k in feeds[0]}, **_by_name(runs)}, open_)
     for name in produced:
         values = [r[name] for r in runs]
         first = values[0]
+        if name in open_ or not all(isinstance(v, np.ndarray) for v in values):
+            continue
         if complete and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
             if first.nbytes <= _FOLD_LIMIT_BYTES:
                 constant[name] = first
@@ -185,7 +262,7 @@ def _fold_shape_arithmetic(proto: onnx.ModelProto, example: Feeds) -> dict[str, 
             same = np.all(np.stack(values) == first, axis=0)
             known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
     _replace_by_constants(proto, constant)
-    _fold_reshape_targets(proto, known, runs if complete else [], example)
+    _fold_reshape_targets(proto, known, runs if complete else [], feeds)
     _bake_shapes(proto, known)
     return known
 
@@ -209,14 +286,34 @@ def _drop_zero_states(proto: onnx.ModelProto, zeros: Set[str]) -> None:
             del n.input[-1]
 
 
-def _evaluate(proto: onnx.ModelProto, names: list[str], example: Feeds) -> tuple[list[dict[str, Array]], bool]:
-    """Values of `names` at the example's sizes and at each changed symbolic size; False where a change did not run."""
-    part = m.submodel(proto, {}, names)
-    session = Session(part, optimize=False)
-    runs = [session.run(example)]
-    for feeds in resized(example, proto):
+def _by_name(runs: Sequence[Feeds]) -> dict[str, list[Array]]:
+    return {k: [r[k] for r in runs] for k in runs[0]}
+
+
+def _decisions(proto: onnx.ModelProto, values: Mapping[str, Sequence[Array]], known: Collection[str]) -> set[str]:
+    """Single truth values that compare sizes which change, and what follows from them.
+
+    That they came out the same at the sizes that were measured does not say that they always do: "is the batch 1?"
+    """
+    changing = {k for k, v in values.items() if any(not np.array_equal(x, v[0]) for x in v[1:])}
+    found = set(known)
+    for n in proto.graph.node:
+        for o in n.output:
+            first = values[o][0] if o in values else None
+            if not isinstance(first, np.ndarray) or first.size != 1:
+                continue
+            if found & set(n.input) or (first.dtype == np.bool_ and changing & set(n.input)):
+                found.add(o)
+    return found
+
+
+def _evaluate(proto: onnx.ModelProto, names: list[str], feeds: Sequence[Feeds]) -> tuple[list[dict[str, Array]], bool]:
+    """Values of `names` for each of several inputs; False where one behind the first did not run."""
+    session = Session(m.submodel(proto, {}, names), optimize=False)
+    runs = [session.run(feeds[0])]
+    for f in feeds[1:]:
         try:
-            runs.append(session.run(feeds))
+            runs.append(session.run(f))
         except RunError:
             # The model does not in fact accept another size there. Nothing is known of what would change.
             return runs, False
@@ -246,7 +343,7 @@ def _fold_reshape_targets(
     proto: onnx.ModelProto,
     known: Mapping[str, tuple[int | None, ...]],
     runs: list[dict[str, Array]],
-    example: Feeds,
+    feeds: Sequence[Feeds],
 ) -> None:
     """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
     targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
@@ -256,7 +353,7 @@ def _fold_reshape_targets(
     shape_of = {n.input[0]: f"{n.input[0]}__shape" for n in targets}
     probe = _copy(proto)
     probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
-    shapes, _ = _evaluate(probe, list(shape_of.values()), example)
+    shapes, _ = _evaluate(probe, list(shape_of.values()), feeds)
     for n in targets:
         values = known[n.input[1]]
         measured = [s[shape_of[n.input[0]]] for s in shapes]
@@ -306,15 +403,15 @@ def _clone_shared_vectors(proto: onnx.ModelProto) -> dict[str, str]:
     small = {t.name: t for t in proto.graph.initializer if sum(d > 1 for d in t.dims) <= 1}
     seen: set[str] = set()
     clones: dict[str, str] = {}
-    pinned = {c for n in proto.graph.node for c in m.captured_names(n)} | {o.name for o in proto.graph.output}
-    for n in proto.graph.node:
+    pinned = _returned(proto)
+    for n in bodies.every_node(proto.graph):
         for i, name in enumerate(n.input):
             if name not in small or name in pinned:
                 continue
             if name in seen:
                 clone = onnx.TensorProto()
                 clone.CopyFrom(small[name])
-                clone.name = f"{name}__use{n.output[0]}_{i}"
+                clone.name = f"{name}__use{bodies.main_output(n)}_{i}"
                 proto.graph.initializer.append(clone)
                 n.input[i] = clone.name
                 clones[clone.name] = name
@@ -354,17 +451,20 @@ def _all_shapes(
     shapes, types = m.inferred_shapes(m.bind_inputs(proto, binding))
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if missing:
-        values = Session(m.submodel(proto, {}, missing), optimize=False).run(example)
-        for name, v in values.items():
-            if isinstance(v, np.ndarray):
-                shapes[name] = tuple(v.shape)
-                types.setdefault(name, helper.np_dtype_to_tensor_dtype(v.dtype))
+        measuring.add_shapes(Session(m.submodel(proto, {}, missing), optimize=False).run(example), shapes, types)
+    measuring.add_shapes_of_bodies(proto, example, shapes, types)
     return shapes, types
+
+
+def _with_gathers(part: onnx.ModelProto, shapes: Mapping[str, Shape], replaced: Counter[str]) -> onnx.ModelProto:
+    """`part` with its shuffles replaced; counts them."""
+    replaced["shuffles"] += _shuffles_to_gathers(part, shapes)
+    return part
 
 
 def _shuffles_to_gathers(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
     """Replace each Reshape → Transpose → Reshape that permutes a single axis by a Gather; the number replaced."""
-    uses = Counter(i for n in proto.graph.node for i in (*n.input, *m.captured_names(n)))
+    uses = Counter(i for n in proto.graph.node for i in (*n.input, *bodies.captured_names(n)))
     uses.update(o.name for o in proto.graph.output)
     producer = {o: n for n in proto.graph.node for o in n.output}
     done = 0

@@ -10,7 +10,8 @@ model must equal it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from onnxprune.bodies import bodies_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.trace import Read
 from onnxprune.graph import Node
@@ -65,9 +67,28 @@ def masked_model(
     result.CopyFrom(proto)
     del result.graph.node[:]
     del result.graph.value_info[:]
-    for index, original in enumerate(proto.graph.node):
+    _mask_nodes(proto.graph, result.graph, result.graph, count(), by_node, channels, keep, types)
+    return result
+
+
+def _mask_nodes(
+    source: onnx.GraphProto,
+    target: onnx.GraphProto,
+    main: onnx.GraphProto,
+    numbers: Iterator[int],
+    by_node: Mapping[int, Sequence[Read]],
+    channels: ChannelGraph,
+    keep: NDArray[np.bool_],
+    types: Mapping[str, int],
+) -> None:
+    """Fill `target`, the main graph or a body, with the nodes of `source` and their masks; constants go to `main`."""
+    for original in source.node:
+        index = next(numbers)
         node = onnx.NodeProto()
         node.CopyFrom(original)
+        for (_, body), (_, masked) in zip(bodies_of(original), bodies_of(node), strict=True):
+            del masked.node[:], masked.value_info[:]
+            _mask_nodes(body, masked, main, numbers, by_node, channels, keep, types)
         replaced = False
         for r in by_node.get(index, ()):
             name = r.node.inputs[r.slot]
@@ -82,11 +103,10 @@ def masked_model(
             else:
                 MIXING[r.node.op](b, r, mask, channels)
                 replaced = True
-            result.graph.node.extend(b.nodes)
-            result.graph.initializer.extend(b.constants)
+            target.node.extend(b.nodes)
+            main.initializer.extend(b.constants)
         if not replaced:
-            result.graph.node.append(node)
-    return result
+            target.node.append(node)
 
 
 def mask_of(

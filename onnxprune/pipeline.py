@@ -14,9 +14,9 @@ import onnx
 
 from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, verify
 from onnxprune import model as m
+from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate import statistics
-from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, build
 from onnxprune.channels.describe import Description, describe
@@ -30,8 +30,8 @@ from onnxprune.numerics.threads import one_blas_thread
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
-from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers
-from onnxprune.scope import allowed, frozen_groups, why_nothing
+from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
+from onnxprune.scope import allowed, frozen_groups, notes_on_bodies, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
     Calibrated,
@@ -45,6 +45,7 @@ from onnxprune.state import (
     ModelLike,
     Refitted,
 )
+from onnxprune.taken import layers_taken, taken_by
 
 _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
@@ -144,7 +145,7 @@ def _run(
     if replayed is None:
         with stage("select"):
             paths = selection.paths(
-                coupled.channels, coupled.layers, calibrated.moments, settings.method, settings.seed
+                coupled.taken.channels, coupled.layers, calibrated.moments, settings.method, settings.seed
             )
         with stage("allocate"):
             masks = allocate(loaded, coupled, calibrated, paths, settings)
@@ -245,7 +246,8 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
     frozen = frozen_groups(channels, settings)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
-    return Coupled(channels, layers_of(channels), frozen)
+    taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
+    return Coupled(channels, taken, layers_taken(taken, channels), frozen)
 
 
 # calibrate
@@ -255,10 +257,10 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Calibr
     """Collect statistics of every layer that combines removable channels."""
     reference = verify.outputs_of(loaded.original, loaded.held)
     plain = plain_pass(loaded)
-    per_group = selection.consumers_of(coupled.channels, coupled.layers)
+    per_group = selection.consumers_of(coupled.taken.channels, coupled.layers)
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
-    moments = statistics.collect(n.proto, consumers, loaded.fit, n.shapes, settings.seed)
+    moments = statistics.collect(coupled.taken.proto, consumers, loaded.fit, n.shapes, settings.seed)
     return Calibrated(consumers, moments, plain, reference)
 
 
@@ -297,18 +299,22 @@ def allocate(
         )
     n = loaded.normalised
     trials = sensitivity.measure(
-        n.proto,
-        channels,
+        coupled.taken.proto,
+        coupled.taken.channels,
         coupled.layers,
         calibrated.moments,
         loaded.held,
         calibrated.reference,
         paths,
-        only={g.index for g in channels.groups if len(widths[g.index]) > 1},
+        only={g.index for g in channels.groups if len(widths[g.index]) > 1} - coupled.taken.idle,
         types=n.types,
         memory=settings.memory,
     )
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
+    for g in coupled.taken.idle:
+        # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.
+        known = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
+        curves[g] = budget.worst_curve(known, channels.groups[g].size)
     found = budget.allocate(curves, price, budget.Budget(limit, widths))
     masks = {g.index: paths[g.index].kept(found.kept[g.index]) for g in channels.groups if found.kept[g.index] < g.size}
     whole = parts.with_every_part(channels, masks, paths)
@@ -358,10 +364,11 @@ def refit_weights(
         return Refitted({level: plain})
     walked = onnx.ModelProto()
     walked.CopyFrom(plain)
+    running = coupled.taken.of(walked)
     fits = refit.lockstep(
-        n.proto,
-        walked,
-        channels,
+        coupled.taken.proto,
+        running,
+        coupled.taken.channels,
         coupled.layers,
         loaded.fit,
         keep,
@@ -369,6 +376,7 @@ def refit_weights(
         seed=settings.seed,
         memory=settings.memory,
     )
+    set_initializers(walked, {t.name: onnx.numpy_helper.to_array(t) for t in running.graph.initializer})
     return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits))
 
 
@@ -404,6 +412,8 @@ def check(
     final.CopyFrom(refitted.candidates[level])
     merge_equal_clones(final, n.clones)
     drop_zero_biases(final, n.added_biases)
+    return_to_bodies(final, n.outside)
+    notes += notes_on_bodies(coupled, keep)
     exact: verify.Exactness | None = None
     sizes = 0
     try:

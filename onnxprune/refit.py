@@ -27,7 +27,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, Graph, Node
+from onnxprune.graph import Array, Graph, Node, depth_first
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
 from onnxprune.oracle import mask_of
@@ -161,7 +161,8 @@ def changed_tensors(channels: ChannelGraph, keep: Mask) -> set[str]:
     cut = {r.node.index for r in channels.reads if mask_of(channels, r.node.inputs[r.slot], keep) is not None}
     changed: set[str] = set()
     for n in channels.graph.nodes:
-        if n.index in cut or any(i in changed for i in (*n.inputs, *n.captures)):
+        own = {i.index for i in depth_first([n])}
+        if own & cut or any(i in changed for i in (*n.inputs, *n.captures)):
             changed.update(n.outputs)
     return changed
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune import bodies
 from onnxprune import model as m
 from onnxprune.graph import Array
 from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
@@ -71,7 +72,7 @@ class _Reader:
         for n in proto.graph.node:
             for name in dict.fromkeys(n.input):
                 self.readers.setdefault(name, []).append(n)
-            self.fixed.update(m.captured_names(n))
+            self.fixed.update(bodies.captured_names(n))
 
     def numbers(self, n: onnx.NodeProto, slot: int) -> Array | None:
         """What stands at an input, 0 where nothing does, to broadcast against the first one; None where unknown."""

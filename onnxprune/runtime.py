@@ -70,8 +70,8 @@ class Session:
 
 
 def concatenated(parts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """The array outputs of several runs, joined along the first axis."""
-    arrays = [k for k, v in parts[0].items() if isinstance(v, np.ndarray)]
+    """The outputs that are arrays in each of several runs, joined along the first axis."""
+    arrays = [k for k in parts[0] if all(isinstance(p[k], np.ndarray) for p in parts)]
     return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in arrays}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxprune import budget, parts
 from onnxprune.channels import ChannelGraph, Group
@@ -45,7 +46,7 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
     """Groups on the outputs (with `inputs` also on the inputs) of nodes, and on tensors, whose names match."""
     tensors = {t for t in channels.factors if fnmatchcase(t, pattern)}
     matched = bool(tensors)
-    for n in channels.graph.nodes:
+    for n in channels.graph.every_node:
         if fnmatchcase(n.name, pattern):
             matched = True
             tensors.update(o for o in n.outputs if o)
@@ -58,6 +59,26 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
         for f in channels.factors.get(t, ()):
             found |= set(np.unique(channels.group_of[f]).tolist()) - {-1}
     return found
+
+
+def notes_on_bodies(coupled: Coupled, keep: NDArray[np.bool_]) -> list[str]:
+    """For the report: what lost channels inside bodies, given the classes that stay, and could not be fitted."""
+    channels = coupled.channels
+    fitted = {x.weight for x in coupled.layers}
+
+    def cut(classes: NDArray[np.int64] | None) -> bool:
+        return classes is not None and not keep[classes].all()
+
+    inner = [x for x in channels.linears if x.node.index in channels.graph.inside and x.weight not in fitted]
+    count = sum(cut(x.inputs) or cut(x.outputs) for x in inner)
+    notes = [f"{count} layers inside the bodies of If, Loop or Scan were cut, but not refitted"] if count else []
+    idle = sum(cut(channels.groups[g].units) for g in coupled.taken.idle)
+    if idle:
+        notes.append(
+            f"{idle} groups were cut in branches that no calibration sample takes, by the size of their weights alone; "
+            "give data that runs every branch"
+        )
+    return notes
 
 
 def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
+from onnxprune.taken import Taken
 
 Mask = NDArray[np.bool_]
 Masks = Mapping[int, Mask]
@@ -63,9 +64,13 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Coupled:
-    """The channel graph, its linear layers, and what may be cut (group index → why not, for those that may not)."""
+    """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
+
+    frozen: group index → why it may not be cut.
+    """
 
     channels: ChannelGraph
+    taken: Taken
     layers: tuple[Layer, ...]
     frozen: Mapping[int, str]
 

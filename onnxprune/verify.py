@@ -77,8 +77,13 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
     Values that are not finite must be the same on both sides.
     """
     worst = 0.0
-    for name, b in reference.items():
-        a = outputs[name]
+    found, expected = flat(outputs), flat(reference)
+    if set(found) != set(expected):
+        return float("inf")
+    for name, b in expected.items():
+        a = found[name]
+        if isinstance(a, np.ndarray) != isinstance(b, np.ndarray):
+            return float("inf")
         if not isinstance(b, np.ndarray) or not np.issubdtype(b.dtype, np.number):
             continue
         if a.shape != b.shape:
@@ -91,6 +96,14 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
             scale = max(float(np.abs(y[fine]).max()), 1e-30)
             worst = max(worst, float(np.abs(x[fine] - y[fine]).max()) / scale)
     return worst
+
+
+def flat(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs with the entries of sequences each by itself; an optional output without a value is None."""
+    found: dict[str, Any] = {}
+    for name, v in outputs.items():
+        found.update(flat({f"{name}[{i}]": x for i, x in enumerate(v)}) if isinstance(v, list) else {name: v})
+    return found
 
 
 def runs_at_other_sizes(proto: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds) -> int:
@@ -109,15 +122,21 @@ def runs_at_other_sizes(proto: onnx.ModelProto, original: onnx.ModelProto, feeds
             got = after.run(variant)
         except RunError as e:
             raise CheckFailed(f"the pruned model does not run at another input size: {e}") from e
-        for name, y in expected.items():
-            if isinstance(y, np.ndarray) and got[name].shape != y.shape:
-                raise CheckFailed(f"output {name!r} has shape {got[name].shape}, the original gives {y.shape}")
+        after_shapes, before_shapes = _shapes(got), _shapes(expected)
+        for name in {**before_shapes, **after_shapes}:
+            a, b = after_shapes.get(name), before_shapes.get(name)
+            if a != b:
+                raise CheckFailed(f"output {name!r} has shape {a}, the original gives {b}")
         sizes += 1
     return sizes
 
 
+def _shapes(outputs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {k: v.shape for k, v in flat(outputs).items() if isinstance(v, np.ndarray)}
+
+
 def outputs_of(proto: onnx.ModelProto, samples: Samples, batch: int = 32) -> dict[str, Array]:
-    """Outputs over all samples, concatenated."""
+    """Outputs over all samples, concatenated; outputs that are no tensors are left out."""
     session = Session(proto)
     return concatenated([session.run(b) for b in samples.batches(batch)])
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune import model as m
+from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.graph import Array
@@ -42,7 +43,7 @@ class Walker:
         self._readers: dict[str, list[int]] = {}
         self._producer: dict[str, int] = {}
         for i, n in enumerate(proto.graph.node):
-            for name in (*n.input, *m.captured_names(n)):
+            for name in (*n.input, *captured_names(n)):
                 self._readers.setdefault(name, []).append(i)
             self._producer.update((o, i) for o in n.output if o)
 
@@ -83,7 +84,7 @@ class Walker:
                 continue
             found.add(i)
             node = self.proto.graph.node[i]
-            stack.extend(x for x in (*node.input, *m.captured_names(node)) if x and x not in self._available)
+            stack.extend(x for x in (*node.input, *captured_names(node)) if x and x not in self._available)
         return found
 
     def _bytes(self, names: set[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tests.topologies import (
     attention,
     boundaries,
+    control,
     convolution,
     indexing,
     layout,
@@ -25,6 +26,7 @@ TABLE: Mapping[str, Topology] = {
     **indexing.ROWS,
     **normalization.ROWS,
     **recurrent.ROWS,
+    **control.ROWS,
     **boundaries.ROWS,
     **quantization.ROWS,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import cost
+from onnxprune import bodies, cost, measuring
 from onnxprune import model as m
 from onnxprune.cost import Cost, Length, Term
 from onnxprune.rewrite import drop_zero_biases
@@ -91,9 +91,10 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer} | {k: v.shape for k, v in p.example.items()}
     computed = [n for n in dict.fromkeys(names) if n not in shapes]
     run = Session(m.submodel(proto, {}, computed), optimize=False).run(p.example)
-    shapes |= {k: np.shape(v) for k, v in run.items()}
+    shapes |= {k: np.shape(v) for k, v in run.items() if isinstance(v, np.ndarray)}
+    measuring.add_shapes_of_bodies(proto, p.example, shapes, {})
     count = 0.0
-    for node in proto.graph.node:
+    for node in bodies.every_node(proto.graph):
         if node.op_type in ("Conv", "DeformConv"):
             count += np.prod(shapes[node.output[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
         elif node.op_type == "ConvTranspose":

@@ -21,8 +21,6 @@ _DEMANDED: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "silero_vad_op18_ifless": {"input": (-1, 512), "state": (2, -1, 128), "sr": ()}
 }
 _SAMPLING_RATE = 16000
-# The whole network lies in the branches of an If: nothing can be removed, and the reason says so.
-_ALL_INSIDE_A_BODY = ("silero_vad_op18_ifless",)
 
 
 def _feeds(path: Path, proto: onnx.ModelProto, batch: int) -> dict[str, Array]:
@@ -55,9 +53,7 @@ def test_half_of_the_channels(path: Path, attention: str):
     p = prepare(proto, example, attention)
     if attention != ATTENTIONS[0] and not _multiplies_activations(p):
         pytest.skip("no product of two activations: the channels are those of the other units")
-    if not p.channels.groups:
-        assert path.stem in _ALL_INSIDE_A_BODY
-        assert {w.why.reason for w in p.channels.pinned} == {"If reads it from inside its body, which is not traced"}
+    assert p.channels.groups
     keep = random_keep(p.channels, 0, shares=(0.5,))
     small, oracle = sliced(p, keep), masked(p, keep)
     m.check(small)
@@ -70,8 +66,7 @@ def test_half_of_the_channels(path: Path, attention: str):
             assert_same(normal[output], before[output], rtol=1e-5, atol=0.0)
             assert_same(value, expected[output], rtol=1e-4, atol=0.0)
     assert list(small.graph.output) == list(proto.graph.output)
-    smaller = m.parameters(small) < m.parameters(p.normalised.proto)
-    assert smaller == bool(p.channels.groups)
+    assert m.parameters(small) < m.parameters(p.normalised.proto)
 
 
 def _multiplies_activations(p: Prepared) -> bool:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from onnxprune import model as m
+from onnxprune.bodies import captured_names
 from onnxprune.errors import ModelError, RunError
 from onnxprune.runtime import Session
 from tests.compare import assert_same
@@ -225,9 +226,11 @@ def test_submodel_with_an_overridable_weight():
 def test_captured_names_reach_into_nested_bodies():
     """Fails where a tensor that only an inner body reads counts as unread."""
     (node,) = (n for n in TABLE["loop"].model().graph.node if n.op_type == "Loop")
-    assert m.captured_names(node) == ("w3",)
-    (node,) = (n for n in TABLE["body_holds_weights"].model().graph.node if n.op_type == "If")
-    assert m.captured_names(node) == ("a", "w2")
+    assert captured_names(node) == ("w3", "o3", "w4")
+    (node,) = (n for n in TABLE["body_reads_outer_weights"].model().graph.node if n.op_type == "If")
+    assert captured_names(node) == ("a", "w2")
+    (node,) = (n for n in TABLE["if_in_loop"].model().graph.node if n.op_type == "Loop")
+    assert captured_names(node) == ("one", "a")
 
 
 def test_parameters_do_not_count_indices():

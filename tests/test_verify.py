@@ -141,3 +141,13 @@ def test_outputs_of_all_samples_in_order():
     parts = verify.outputs_of(original, samples, batch=7)["logits"]
     assert whole.shape == (40, 10)
     assert np.abs(whole - parts).max() <= 1e-4 * np.abs(whole).max()
+
+
+def test_sequences_and_optional_values_are_compared():
+    """Fails where an output that is no tensor passes whatever it holds."""
+    x = np.arange(3.0)
+    assert verify.largest_difference({"s": [x, x], "o": None}, {"s": [x, x], "o": None}) == 0.0
+    assert verify.largest_difference({"s": [x, x + 1]}, {"s": [x, x]}) == pytest.approx(0.5)
+    assert verify.largest_difference({"s": [x]}, {"s": [x, x]}) == float("inf")
+    assert verify.largest_difference({"o": None}, {"o": x}) == float("inf")
+    assert verify.largest_difference({"o": x}, {"o": None}) == float("inf")

@@ -275,7 +275,7 @@ class StateGates(Layer):
 
 
 def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
-    """Every linear layer whose weights are stored in the model and used once, in floating point or quantized."""
+    """Every linear layer of the main graph whose weights are stored in the model and used once, quantized or not."""
     graph = channels.graph
     uses: dict[str, int] = {}
     for n in graph.nodes:
@@ -285,6 +285,8 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
         uses[o] = uses.get(o, 0) + 1
     found: list[Layer | None] = []
     for linear in channels.linears:
+        if linear.node.index in graph.inside:
+            continue
         if linear.node.op in GATES:
             found += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
         else:
@@ -396,7 +398,7 @@ def _added_bias(node: Node, graph: Graph, width: int) -> tuple[str, str]:
     own = node.outputs[0]
     out = behind_quantization(graph, own)
     readers = graph.readers.get(out, ())
-    if len(readers) == 1 and readers[0][0].op == "Add" and out not in graph.outputs:
+    if len(readers) == 1 and readers[0][0].op == "Add" and out not in graph.outputs and out not in graph.captured:
         add, slot = readers[0]
         other = add.inputs[1 - slot]
         if stored(graph, other) in graph.constants and _is_vector(graph.shape(other), width):

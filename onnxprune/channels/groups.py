@@ -238,7 +238,7 @@ def _producer_names(graph: Graph) -> dict[str, str]:
 def first_readers(graph: Graph) -> dict[str, Node]:
     """The first node that reads each constant; of a quantized weight, the first that reads it dequantized."""
     found: dict[str, Node] = {}
-    for n in sorted(graph.nodes, key=lambda n: is_quantize(n) or is_dequantize(n)):
+    for n in sorted(graph.every_node, key=lambda n: is_quantize(n) or is_dequantize(n)):
         for i in n.inputs:
             weight = stored(graph, i)
             if weight in graph.constants:

@@ -186,7 +186,7 @@ def _in_order(now: _Pass) -> None:
         by_tensor.setdefault(name, []).append((rows, column, c))
     if not by_tensor:
         return
-    for node in graph.nodes:
+    for node in graph.every_node:
         follows = _FOLLOWS.get(node.op) if node.domain == "" else None
         if follows is None:
             continue

@@ -67,6 +67,7 @@ class Trace:
     reads: list[Read] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     consulted: set[str] = field(default_factory=set)
+    table: Mapping[str, Rule] = field(default_factory=dict)
     _nested: list[tuple[Factor, Factor, Pinned]] = field(default_factory=list)
 
     def of(self, name: str) -> Factors:
@@ -267,6 +268,31 @@ class Trace:
         """Remember that this input is read across a tracked axis."""
         self.reads.append(Read(node, slot, kind, tuple(axes)))
 
+    def visit(self, nodes: Iterable[Node]) -> None:
+        """Trace nodes, of the graph or of a body, one after the other."""
+        for node in nodes:
+            rule = self.table.get(_operator(node))
+            if rule is None:
+                self.pin_all(node, _no_rule(node))
+                continue
+            # A rule that visits a body must not take what is read there for its own.
+            outer, self.consulted = self.consulted, set()
+            try:
+                rule(node, self)
+                _pin_unconsulted(node, self)
+            except UnknownShape as e:
+                self.pin_all(node, f"the shape of {e.args[0]!r} is not known")
+            self.consulted = outer
+
+    def pin_all(self, node: Node, reason: str) -> None:
+        """Pin what a node and its bodies read; its outputs carry no channels."""
+        for name in (*node.inputs, *node.captures):
+            if name:
+                self.pin(name, self.of(name), node, reason)
+        for name in node.outputs:
+            if name:
+                self.factors[name] = ()
+
 
 class UnknownShape(Exception):
     """A rule needs the shape of a tensor that has none."""
@@ -282,21 +308,11 @@ def _fits(f: Factor, shape: Shape) -> bool:
 
 def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "heads") -> Trace:
     """Trace every node, then pin the graph's outputs."""
-    trace = Trace(graph, attention)
+    trace = Trace(graph, attention, table=table)
     for name in graph.inputs:
         trace.factors[name] = ()
-    for node in graph.nodes:
-        rule = table.get(_operator(node)) if not node.captures else None
-        if rule is None:
-            _pin_all(node, trace, _no_rule(node))
-            continue
-        trace.consulted.clear()
-        try:
-            rule(node, trace)
-            _pin_unconsulted(node, trace)
-        except UnknownShape as e:
-            _pin_all(node, trace, f"the shape of {e.args[0]!r} is not known")
-    end = Node(len(graph.nodes), "graph output", "output", "", tuple(graph.outputs), (), {})
+    trace.visit(graph.nodes)
+    end = Node(len(graph.every_node), "graph output", "output", "", tuple(graph.outputs), (), {})
     for name in graph.outputs:
         trace.pin(name, trace.of(name), end, f"the graph output {name!r} keeps its shape")
     trace.settle()
@@ -309,7 +325,7 @@ def _operator(node: Node) -> str:
 
 def _no_rule(node: Node) -> str:
     operator = _operator(node)
-    if node.captures:
+    if node.bodies:
         return f"{operator} reads it from inside its body, which is not traced"
     return f"{operator} has no channel rule; it may mix or reorder channels"
 
@@ -319,15 +335,6 @@ def _pin_unconsulted(node: Node, trace: Trace) -> None:
     for name in node.inputs:
         if name and name not in trace.consulted:
             trace.pin(name, trace.of(name), node, f"{node.op} reads it as a setting", structural=True)
-
-
-def _pin_all(node: Node, trace: Trace, reason: str) -> None:
-    for name in (*node.inputs, *node.captures):
-        if name:
-            trace.pin(name, trace.of(name), node, reason)
-    for name in node.outputs:
-        if name:
-            trace.factors[name] = ()
 
 
 def split_rows(labels: Labels, rows: int) -> Labels:

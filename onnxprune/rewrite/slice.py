@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune import bodies
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array
+from onnxprune.channels.labels import rows_of, tracked_axes
+from onnxprune.graph import Array, Node
 from onnxprune.rewrite.repair import REPAIRS, Cut
-
-_NARROW = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
 def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> onnx.ModelProto:
     """A copy of the normalised model `proto` without the classes that `keep` (classes,) marks False.
 
-    Weights of the result have the shapes that the kept labels give; input and output declarations do not change.
+    Weights of the result have the shapes that the kept labels give; input and output declarations do not change. All
+    weights lie in the main graph, those of bodies too (see `bodies.return_to_bodies`).
     Raises ValueError where an axis would lose all its positions (see `ChannelGraph.needed`).
     """
     emptied = channels.emptied(keep)
     if emptied:
         tensor, axis = emptied[0]
         raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
-    graph = m.to_gs(proto)
-    tensors = graph.tensors()
-    # onnx-graphsurgeon does not pack what is narrower than a byte.
-    narrow = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type in _NARROW}
-    for name, factors in channels.factors.items():
-        if name not in channels.graph.constants:
-            continue
-        masks = [keep[f] for f in factors]
-        shrinking = [mask for mask in masks if not mask.all()]
+    whole = onnx.ModelProto()
+    whole.CopyFrom(proto)
+    _cut_weights(whole, channels, keep)
+    names: dict[str, Any] = dict.fromkeys(channels.graph.shapes) | dict.fromkeys(channels.graph.constants)
+    names |= {o: None for n in channels.graph.every_node for o in n.outputs}
+    whole = _repaired(whole, channels.graph.nodes, channels, keep, names)
+    _declare_sizes(whole, channels, keep)
+    return _with_inferred_types(whole)
+
+
+def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+    """Take from every weight, in place, the positions that do not stay."""
+    for t in proto.graph.initializer:
+        shrinking = [mask for mask in (keep[f] for f in channels.factors.get(t.name, ())) if not mask.all()]
         if not shrinking:
-            continue  # also what only the bodies of an If, Loop or Scan read, which `tensors` does not list
-        values = narrow[name] if name in narrow else np.asarray(tensors[name].values)
+            continue
+        values = onnx.numpy_helper.to_array(t)
         # Rows with channels of their own first: they are as long as before.
         for mask in sorted(shrinking, key=lambda mask: mask.shape.count(1)):
             values = _without(values, mask)
-        if name in narrow:
-            narrow[name] = values
-        else:
-            tensors[name].values = np.ascontiguousarray(values)
-    context = Cut(channels, keep, graph, tensors)
-    for node, view in zip(list(graph.nodes), channels.graph.nodes, strict=True):
+        t.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), t.name))
+
+
+def _repaired(
+    proto: onnx.ModelProto,
+    nodes: Sequence[Node],
+    channels: ChannelGraph,
+    keep: NDArray[np.bool_],
+    names: dict[str, Any],
+) -> onnx.ModelProto:
+    """A graph, whose weights are cut already, with its sizes repaired, those of its bodies first.
+
+    names: all names of the model, which new tensors keep clear of.
+    """
+    for node, view in zip(proto.graph.node, nodes, strict=True):
+        for (_, body), inside in zip(bodies.bodies_of(node), view.bodies, strict=True):
+            edited = _repaired(bodies.as_model(proto, body), inside.nodes, channels, keep, names)
+            bodies.put_back(proto, body, edited)
+    graph = m.to_gs(proto)
+    names.update(graph.tensors())
+    context = Cut(channels, keep, graph, names)
+    for node, view in zip(list(graph.nodes), nodes, strict=True):
         repair = REPAIRS.get(view.op) if view.domain == "" else None
         if repair is not None:
             repair(node, view, context)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result = m.from_gs(graph, proto)
-    for t in result.graph.initializer:
-        if t.name in narrow:
-            t.CopyFrom(onnx.numpy_helper.from_array(narrow[t.name], t.name))
-    return _with_inferred_types(result)
+    return m.from_gs(graph, proto)
 
 
 def _without(values: Array, keep: NDArray[np.bool_]) -> Array:
@@ -73,6 +92,18 @@ def _without(values: Array, keep: NDArray[np.bool_]) -> Array:
         raise ValueError("rows of a balanced set would keep different numbers of channels")
     kept = moved[mask].reshape(*moved.shape[: len(rows)], -1, *moved.shape[len(rows) + 1 :])
     return np.moveaxis(kept, range(len(rows) + 1), (*rows, column))
+
+
+def _declare_sizes(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+    """Write the new sizes, in place, where bodies declare the shapes of their inputs and outputs."""
+    for body in bodies.every_body(proto.graph):
+        del body.value_info[:]
+        for v in (*body.input, *body.output):
+            dims = v.type.tensor_type.shape.dim
+            for f in channels.factors.get(v.name, ()):
+                axis, kept = tracked_axes(f)[-1], keep[rows_of(f)[0]]
+                if not keep[f].all() and axis < len(dims):
+                    dims[axis].dim_value = int(kept.sum())
 
 
 def _with_inferred_types(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -117,14 +148,14 @@ def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
 def merge_equal_clones(proto: onnx.ModelProto, clones: Mapping[str, str]) -> None:
     """Share again, in place, the copies that normalisation made and that ended equal to their original."""
     stored = {t.name: t for t in proto.graph.initializer}
-    outer = {c for n in proto.graph.node for c in m.captured_names(n)} | {o.name for o in proto.graph.output}
+    returned = {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
     alias: dict[str, str] = {}
     for copy, origin in clones.items():
-        if copy in stored and origin in stored and copy not in outer:
+        if copy in stored and origin in stored and copy not in returned:
             a, b = stored[copy], stored[origin]
             if a.dims == b.dims and onnx.numpy_helper.to_array(a).tobytes() == onnx.numpy_helper.to_array(b).tobytes():
                 alias[copy] = origin
-    for n in proto.graph.node:
+    for n in bodies.every_node(proto.graph):
         for i, name in enumerate(n.input):
             n.input[i] = alias.get(name, name)
     kept = [t for t in proto.graph.initializer if t.name not in alias]

@@ -11,9 +11,6 @@ from onnxprune.channels.rules.refusals import REFUSALS, refusal
 from onnxprune.channels.trace import Trace, walk
 from onnxprune.graph import Graph, Node
 
-# Families that have no rows yet: the walk pins them with the reason of an unknown operator.
-WITHOUT_ROWS = {"If", "Loop", "Scan"}
-
 
 def _standard() -> set[str]:
     return {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
@@ -22,14 +19,12 @@ def _standard() -> set[str]:
 def test_every_standard_operator_is_treated_or_refused():
     """Fails where the installed onnx has an operator that nobody has decided about."""
     assert len(_standard()) > 190
-    assert _standard() - set(TABLE) - WITHOUT_ROWS == set()
+    assert _standard() - set(TABLE) == set()
 
 
 def test_no_row_is_about_an_operator_that_does_not_exist():
-    """Fails for a misspelt row, and where a family that got its rows is still listed as one without."""
+    """Fails for a misspelt row."""
     assert {op for op in TABLE if "." not in op} - _standard() == set()  # rows of another domain name it
-    assert WITHOUT_ROWS - _standard() == set()
-    assert WITHOUT_ROWS & set(TABLE) == set()
 
 
 @pytest.mark.parametrize("op", REFUSALS)

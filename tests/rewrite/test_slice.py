@@ -89,7 +89,7 @@ def test_descriptions_survive(prepared: Lookup):
 
 def test_outer_weights_of_bodies_stay_outside_once(prepared: Lookup):
     """Fails where each branch gets a copy of its own of a weight that both read."""
-    for name, weight in (("body_holds_weights", "w2"), ("loop", "w3")):
+    for name, weight in (("body_reads_outer_weights", "w2"), ("loop", "w3")):
         p = prepared(name)
         small = sliced(p, random_keep(p.channels, 0))
         assert [t.name for t in small.graph.initializer].count(weight) == 1

@@ -177,49 +177,6 @@ ROWS: Mapping[str, Topology] = {
         (8,),
         domains=("local",),
     ),
-    "body_reads_outer_tensor": Topology(
-        """(float[N,3,8,8] x, bool flag) => (float[N,5,8,8] y) {
-            a = Conv (x, w1[8,3,1,1], b1[8])
-            c = Conv (a, w2[6,8,1,1], b2[6])
-            d = If (flag) <
-                then_branch = yes () => (float[N,6,8,8] t) { t = Relu(c) },
-                else_branch = no () => (float[N,6,8,8] e) { e = Mul(c, k[6,1,1]) }
-            >
-            y = Conv (d, w3[5,6,1,1])
-        }""",
-        (8,),
-        pins=("If reads it from inside its body", "meets axis 1 of 'd' (If"),
-    ),
-    "body_holds_weights": Topology(
-        # The convolution inside the body reads an outer kernel: neither it nor what it reads may change.
-        """(float[N,3,8,8] x, bool flag) => (float[N,5,8,8] y) {
-            a = Conv (x, w1[8,3,1,1], b1[8])
-            d = If (flag) <
-                then_branch = yes () => (float[N,5,8,8] t) { t = Conv(a, w2[5,8,1,1]) },
-                else_branch = no () => (float[N,5,8,8] e) { q = Relu(a)  e = Conv(q, w2) }
-            >
-            c = Conv (d, w3[6,5,1,1])
-            y = Conv (c, w4[5,6,1,1])
-        }""",
-        (6,),
-        pins=("If reads it from inside its body", "meets axis 1 of 'd' (If"),
-    ),
-    "loop": Topology(
-        """(float[N,6] x) => (float[N,5] y) {
-            a = Gemm (x, w1[6,8], b1[8])
-            h = Gemm (a, w2[8,4])
-            s = Loop (trips{:3}, "", h) <
-                body = step (int64 i, bool c, float[N,4] v) => (bool k, float[N,4] u) {
-                    k = Identity(c)
-                    q = MatMul(v, w3[4,4])
-                    u = Tanh(q)
-                }
-            >
-            y = Gemm (s, w4[4,5])
-        }""",
-        (8,),
-        pins=("Loop reads it from inside its body", "meets axis 1 of 's' (Loop"),
-    ),
     "output_and_consumed": Topology(
         """(float[N,3,8,8] x) => (float[N,8,6,6] a, float[N,5,6,6] y) {
             a = Conv (x, w1[8,3,3,3], b1[8])

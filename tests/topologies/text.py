@@ -87,7 +87,8 @@ class Topology:
             kind = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
             shape = [d.dim_value or _size(d.dim_param, batch) for d in v.type.tensor_type.shape.dim]
             if v.name in self.given:
-                feeds[v.name] = np.array(self.given[v.name], kind)
+                value = np.array(self.given[v.name], kind)
+                feeds[v.name] = value if shape else value.reshape(())
             elif np.issubdtype(kind, np.floating):
                 feeds[v.name] = rng.standard_normal(shape).astype(kind)
             else:

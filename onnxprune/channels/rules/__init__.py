@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from onnxprune.channels.rules import (
     attention,
     contraction,
+    control,
     elementwise,
     indexing,
     layout,
@@ -32,6 +33,7 @@ TABLE: Mapping[str, Rule] = {
     **normalization.TABLE,
     **recurrent.TABLE,
     **reduction.TABLE,
+    **control.TABLE,
     **quantization.TABLE,
     **refusals.TABLE,
 }

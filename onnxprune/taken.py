@@ -1,0 +1,103 @@
+"""What the calibration data runs: the model with every If replaced by the branch that all samples take.
+
+Statistics, trial cuts and the refit see this model, so that layers in a branch are treated as any other. Every tensor
+keeps its name, so what is found for a weight holds for the model itself. An If that takes different branches stays, and
+so do Loop and Scan: the layers inside those are cut by magnitude and trial, and not refitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from onnxprune import bodies
+from onnxprune import model as m
+from onnxprune.calibrate.layers import Layer, layers_of
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import BATCH
+from onnxprune.channels import ChannelGraph
+from onnxprune.normalise import Normalised
+from onnxprune.runtime import Session
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """branches: the first output of each If that takes one branch only → whether that is the first.
+
+    proto, channels: the normalised model and its channels without these Ifs; classes and groups are those of the whole.
+    idle: groups of which no sample reads a weight.
+    """
+
+    branches: dict[str, bool]
+    proto: onnx.ModelProto
+    channels: ChannelGraph
+    idle: frozenset[int]
+
+    def of(self, proto: onnx.ModelProto) -> onnx.ModelProto:
+        """Another model with the same Ifs, a cut one say, likewise without these."""
+        return _replaced(proto, self.branches)
+
+
+def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Samples]) -> Taken:
+    """The model that all samples of `parts` run."""
+    branches: dict[str, bool] = {}
+    proto = normalised.proto
+    while True:
+        found = _branches(proto, parts)
+        if not found:
+            break
+        branches |= found
+        proto = _replaced(normalised.proto, branches)
+    if not branches:
+        return Taken({}, proto, channels, frozenset())
+    graph = m.view(proto, normalised.shapes, normalised.known_values, normalised.binding)
+    node_of = {o: n for n in graph.every_node for o in n.outputs if o}
+    linears = [replace(x, node=node_of[x.node.outputs[0]]) for x in channels.linears if x.node.outputs[0] in node_of]
+    reads = [
+        replace(r, node=node_of[o]) for r in channels.reads for o in r.node.outputs[:1] if r.node.outputs[0] in node_of
+    ]
+    idle = frozenset(
+        g.index
+        for g in channels.groups
+        if not any(r.tensor in graph.readers for r in (*g.producers, *g.consumers, *g.parameters))
+    )
+    return Taken(branches, proto, replace(channels, graph=graph, linears=tuple(linears), reads=tuple(reads)), idle)
+
+
+def layers_taken(taken: Taken, channels: ChannelGraph) -> tuple[Layer, ...]:
+    """The linear layers of what is run, without those whose weights a branch that is not taken reads too."""
+
+    def alone(name: str) -> bool:
+        now, whole = (len(c.graph.readers.get(name, ())) for c in (taken.channels, channels))
+        return now == whole
+
+    return tuple(x for x in layers_of(taken.channels) if alone(x.weight) and (not x.bias or alone(x.bias)))
+
+
+def _branches(proto: onnx.ModelProto, parts: Sequence[Samples]) -> dict[str, bool]:
+    """First output → which branch, of each If of the main graph that takes the same one for all samples."""
+    conditions = {bodies.main_output(n): n.input[0] for n in proto.graph.node if n.op_type == "If" and not n.domain}
+    if not conditions:
+        return {}
+    fed = {v.name for v in proto.graph.input}
+    wanted = sorted(set(conditions.values()) - fed)
+    session = Session(m.submodel(proto, {}, wanted)) if wanted else None
+    seen: dict[str, set[bool]] = {c: set() for c in conditions.values()}
+    for part in {id(p): p for p in parts}.values():
+        for feeds in part.batches(BATCH):
+            values = {**feeds, **(session.run(feeds) if session is not None else {})}
+            for c, met in seen.items():
+                met.update(np.ravel(values[c]).astype(bool).tolist())
+    return {out: next(iter(seen[c])) for out, c in conditions.items() if len(seen[c]) == 1}
+
+
+def _replaced(proto: onnx.ModelProto, branches: dict[str, bool]) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    # A branch of a branch moves up with it, and is replaced in its turn.
+    while bodies.replace_ifs(result.graph, lambda n: branches.get(bodies.main_output(n)), rename_inner=False):
+        pass
+    return result
