@@ -15,9 +15,14 @@ def random(units: int, regressions: Sequence[Regression], rng: np.random.Generat
 
 
 def by_score(score: Array, regressions: Sequence[Regression]) -> Path:
-    """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing."""
+    """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing.
+
+    Without regressions nothing is known of the discrepancy: it is 0.
+    """
     n = score.size
     order = np.argsort(score, kind="stable").astype(np.int64)
+    if not regressions:
+        return Path(order, np.zeros(n + 1))
     k = np.zeros((n, n))
     for r in regressions:
         k += r.contributions(n)
