@@ -43,6 +43,28 @@ def test_table_and_failures():
     assert peers.failures({("resnet18", "onnxprune"): GOOD}) == ""
 
 
+def test_gaps():
+    """Fails where a network that onnxprune does worse on is passed over, or one is named without need."""
+    pinned = [
+        "Gather: Gather picks this single channel",
+        "Add: meets axis 1 of '/a/b' (Reshape '/a'), which carries no channels",
+        "output: the graph output 'output' keeps its shape",
+    ]
+    worse, near = ({"params": p, "macs": p, "runs": "yes", "pinned": pinned} for p in (0.34, 0.26))
+    results = {
+        ("vit_b_32", "onnxprune"): worse,
+        ("vit_b_32", "torch-pruning"): BROKEN,
+        ("resnet18", "onnxprune"): near,
+        ("resnet18", "torch-pruning"): GOOD,
+        ("shufflenet_v2_x1_0", "onnxprune"): worse,
+        ("shufflenet_v2_x1_0", "torch-pruning"): FAILED,
+    }
+    said = peers.gaps(results)
+    reasons = "Add: meets axis 1 of another tensor, which carries no channels; Gather: Gather picks this single channel"
+    assert said.endswith(f"\n\n- vit_b_32: {reasons}\n")
+    assert peers.gaps({k: v for k, v in results.items() if k[0] != "vit_b_32"}) == ""
+
+
 def test_the_last_result_counts(tmp_path: Path):
     lines = tmp_path / "results.jsonl"
     assert peers.read(lines) == {}
