@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,11 @@ def apart(model: str, tool: str, work: Path, seconds: float, memory: float) -> d
 
 def one(model: str, tool: str, work: Path) -> dict[str, Any]:
     """Run a tool on a model, here: shares kept, seconds and whether the result runs; or the failure in words."""
-    network, example, read_output = build(model)
-    graph = work / f"{model}.onnx"
+    graph, out = work / f"{model}.onnx", work / "out.onnx"
     if not graph.exists():
-        export(network, example, graph, dynamo=model in DYNAMO)
+        export(*build(model)[:2], graph, dynamo=model in DYNAMO)
     try:
-        out = work / "out.onnx"
-        found = TOOLS[tool](Case(network, example, read_output, graph, out))
+        found = TOOLS[tool](Case(model, graph, out))
         out.unlink(missing_ok=True)
         return found
     except Exception as e:  # noqa: BLE001  whatever a tool raises is its result
@@ -163,12 +162,13 @@ def export(network: Any, example: Any, path: Path, *, dynamo: bool) -> None:
     part.replace(path)
 
 
+@dataclass(frozen=True)
 class Case:
-    """A network to prune: as a module, and as the ONNX file `graph`; a pruned graph goes to `out`."""
+    """A network to prune: its name, for tools that want the module, and its ONNX file; a pruned graph goes to `out`."""
 
-    def __init__(self, network: Any, example: Any, read_output: Callable[[Any], Any], graph: Path, out: Path) -> None:
-        self.network, self.example, self.read_output = network, example, read_output
-        self.graph, self.out = graph, out
+    model: str
+    graph: Path
+    out: Path
 
 
 # tools
@@ -200,10 +200,10 @@ def with_torch_pruning(case: Case) -> dict[str, Any]:
     import torch
     import torch_pruning as tp
 
-    network, example = case.network, case.example
+    network, example, read_output = build(case.model)
     macs, parameters = tp.utils.count_ops_and_params(network, example)
     with torch.no_grad():
-        expected = case.read_output(network(example)).shape
+        expected = read_output(network(example)).shape
     ignored = [
         m
         for m in network.modules()
@@ -219,7 +219,7 @@ def with_torch_pruning(case: Case) -> dict[str, Any]:
         global_pruning=False,
         round_to=ROUND_TO,
         ignored_layers=ignored,
-        output_transform=lambda y: case.read_output(y).sum(),
+        output_transform=lambda y: read_output(y).sum(),
     )
     pruner.step()
     seconds = time.perf_counter() - start
@@ -227,7 +227,7 @@ def with_torch_pruning(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {"params": left / parameters, "seconds": seconds}
     try:
         with torch.no_grad():
-            shape = case.read_output(network(example)).shape
+            shape = read_output(network(example)).shape
         found["runs"] = "yes" if shape == expected else f"no: its output is {tuple(shape)}"
         found["macs"] = tp.utils.count_ops_and_params(network, example)[0] / macs
     except Exception as e:  # noqa: BLE001  that the pruned module does not run is the result
