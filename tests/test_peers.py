@@ -22,6 +22,7 @@ def test_cells():
     """Fails where a pruned model that does not run, or a tool that failed, looks like a success."""
     assert peers.cells(GOOD) == ("0.261", "0.266", "yes")
     assert peers.cells(BROKEN) == ("0.259", "", "no")
+    assert peers.cells(BROKEN | {"runs": "not valid: InferenceError: sizes differ"}) == ("0.259", "", "not valid")
     assert peers.cells(FAILED) == ("fails", "", "no")
     assert peers.cells(None) == ("", "", "")
 
