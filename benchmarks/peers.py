@@ -318,7 +318,8 @@ Swin with the newer exporter, `dynamo=True`, opset 20, in whose form onnxsim fin
 
 *Params* and *MACs* are the shares kept: less is better. *Runs*: onnxruntime gives outputs of the same shape from the
 pruned graph (*not valid*: it does, but ONNX's checker with shape inference refuses the graph), or the pruned module's
-forward does. MACs of graphs are counted by onnxprune, those of modules by Torch-Pruning. With torch {torch}, torchvision {torchvision} and onnxruntime {onnxruntime}.
+forward does. MACs of graphs are counted by onnxprune, those of modules by Torch-Pruning.
+With torch {torch}, torchvision {torchvision} and onnxruntime {onnxruntime}.
 The auxiliary heads of GoogLeNet, which only training uses, are left out.
 
 Made by `python -m benchmarks.peers WORK --table docs/peers.md`.
