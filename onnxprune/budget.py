@@ -64,6 +64,14 @@ def allowed_widths(
     return (*range(first, units, step), units)
 
 
+def uniform(widths: Sequence[tuple[int, ...]], share: float) -> tuple[int, ...]:
+    """Units that each group keeps when it loses `share` of them: the most that its widths allow, or else its least.
+
+    Widths are rounded down, so a group loses the share or more, except where it is too narrow for that.
+    """
+    return tuple(max((n for n in w if n <= (1.0 - share) * w[-1] + _ROUNDING), default=w[0]) for w in widths)
+
+
 def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Allocation:
     """The allocation. curves[g] (N_g + 1,): discrepancy of group g with n units kept, falling with n."""
     kept = np.array([w[-1] for w in budget.widths], np.int64)

@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 TRACEBACK = "ONNXPRUNE_TRACEBACK"
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
-_DECIDED = ("ratio", "budget", "method", "round_to", "attention", "min_channels", "include", "exclude")
+_DECIDED = ("ratio", "budget", "uniform", "method", "round_to", "attention", "min_channels", "include", "exclude")
 _SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
@@ -126,8 +126,20 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 )
 @click.argument("model", metavar="IN")
 @click.argument("output", metavar="OUT", required=False)
-@click.option("--ratio", type=float, help="Share of the budget to remove, in (0, 1). Required without --from-plan.")
+@click.option(
+    "--ratio",
+    type=float,
+    help="Share of the budget to remove, in (0, 1). Required without --uniform and --from-plan.",
+)
 @click.option("--budget", type=click.Choice(BUDGETS), **_shown(_DEFAULTS.budget), help="What --ratio counts.")
+@click.option(
+    "--uniform",
+    type=float,
+    metavar="RATIO",
+    show_default="none",
+    help="Instead of a budget: every group that can be cut loses this share of its channels, in (0, 1). Widths are "
+    "rounded down to what --round-to allows; a group too narrow for that keeps its least width.",
+)
 @click.option(
     "--calib",
     type=str,
@@ -179,9 +191,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
-    "--ratio, --budget, --method, --round-to, --attention, --min-channels, --include and --exclude are refused beside "
-    "it. --refit, --seed, --samples and --memory come from the plan unless given here; --calib and --force never come "
-    "from it.",
+    "--ratio, --budget, --uniform, --method, --round-to, --attention, --min-channels, --include and --exclude are "
+    "refused beside it. --refit, --seed, --samples and --memory come from the plan unless given here; --calib and "
+    "--force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -236,8 +248,12 @@ class Run:
             refused = [f"--{k.replace('_', '-')}" for k in _DECIDED if k in explicit]
             if refused:
                 raise UsageError(f"--from-plan has decided what stays: leave out {', '.join(refused)}")
+        elif given["uniform"] is not None:
+            refused = [f"--{k}" for k in ("ratio", "budget") if k in explicit]
+            if refused:
+                raise UsageError(f"--uniform takes the place of a budget: leave out {', '.join(refused)}")
         elif given["ratio"] is None:
-            raise UsageError("--ratio is missing: the share of the MACs to remove, such as --ratio 0.5")
+            raise UsageError("--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform)")
         if given["output"] is None and not given["dry_run"]:
             raise UsageError("OUT is missing: name the file to write, or use --dry-run")
         options = {k: given.pop(k) for k in _SETTINGS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxprune.errors import UsageError
@@ -11,13 +11,15 @@ METHODS = ("obs", "local", "magnitude", "random")
 REFITS = ("lockstep", "least-squares", "scale", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
+RATIO = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """What to remove and how.
 
-    ratio: share of the budget to remove, in (0, 1). budget: what `ratio` counts: "macs" or "params".
+    ratio: share of the budget to remove, in (0, 1); 0.5 unless `uniform` is given. budget: what `ratio` counts: "macs"
+    or "params". uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
     method: selection: "obs" (block OBS), "local" (greedy imitation), "magnitude", "random".
     refit: "lockstep", "least-squares", "scale" or "none". round_to: widths are multiples of this, or unchanged.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
@@ -28,8 +30,9 @@ class PruneConfig:
     Raises UsageError for a value out of range.
     """
 
-    ratio: float = 0.5
+    ratio: float | None = None
     budget: str = "macs"
+    uniform: float | None = None
     method: str = "obs"
     refit: str = "lockstep"
     round_to: int = 8
@@ -43,8 +46,16 @@ class PruneConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < 1.0:
-            raise UsageError(f"ratio {self.ratio} is outside (0, 1): it is the share of the {self.budget} to remove")
+        if self.ratio is not None and self.uniform is not None:
+            raise UsageError("ratio and uniform exclude each other: a share of the budget, or the same of every group")
+        if self.ratio is None and self.uniform is None:
+            object.__setattr__(self, "ratio", RATIO)
+        for name, share, meaning in (
+            ("ratio", self.ratio, f"the share of the {self.budget} to remove"),
+            ("uniform", self.uniform, "the share of its channels that every group loses"),
+        ):
+            if share is not None and not 0.0 < share < 1.0:
+                raise UsageError(f"{name} {share} is outside (0, 1): it is {meaning}")
         for name, value, allowed in (
             ("budget", self.budget, BUDGETS),
             ("method", self.method, METHODS),
@@ -60,6 +71,24 @@ class PruneConfig:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
+
+    @property
+    def share(self) -> float:
+        """`ratio` or `uniform`, whichever was chosen."""
+        chosen = self.ratio if self.uniform is None else self.uniform
+        assert chosen is not None
+        return chosen
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether selection, allocation or refit look at the statistics of layer inputs."""
+        return self.uniform is None or self.method not in ("magnitude", "random") or self.refit != "none"
+
+    def with_options(self, **options: Any) -> PruneConfig:
+        """A copy with single fields replaced, where `ratio` and `uniform` also replace each other."""
+        if ("ratio" in options) != ("uniform" in options):
+            options = {"ratio": None, "uniform": None} | options
+        return replace(self, **options)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for plans and reports."""

@@ -85,7 +85,7 @@ def prune(
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
-    settings = replace(config or (chosen.settings() if chosen else PruneConfig()), **options)
+    settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
     try:
@@ -257,7 +257,7 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Calibr
     """Collect statistics of every layer that combines removable channels."""
     reference = verify.outputs_of(loaded.original, loaded.held)
     plain = plain_pass(loaded)
-    per_group = selection.consumers_of(coupled.taken.channels, coupled.layers)
+    per_group = selection.consumers_of(coupled.taken.channels, coupled.layers) if settings.reads_statistics else []
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     moments = statistics.collect(coupled.taken.proto, consumers, loaded.fit, n.shapes, settings.seed)
@@ -285,17 +285,41 @@ def allocate(
     paths: Sequence[SelectionPath],
     settings: PruneConfig,
 ) -> dict[int, Mask]:
-    """Masks over the units of the groups that are cut. Raises BudgetUnreachable."""
+    """Masks over the units of the groups that are cut. Raises BudgetUnreachable and NothingPrunable."""
     channels = coupled.channels
     widths = [allowed(g, coupled, settings) for g in channels.groups]
+    if settings.uniform is None:
+        kept = within_budget(loaded, coupled, calibrated, paths, widths, settings)
+    else:
+        kept = budget.uniform(widths, settings.uniform)
+    masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
+    if not masks:
+        raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
+    whole = parts.with_every_part(channels, masks, paths)
+    if whole is None:
+        option = "--ratio" if settings.uniform is None else "--uniform"
+        raise BudgetUnreachable(f"at {settings.share:.0%} some tensor would keep no channel at all; lower {option}")
+    return whole
+
+
+def within_budget(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    paths: Sequence[SelectionPath],
+    widths: Sequence[tuple[int, ...]],
+    settings: PruneConfig,
+) -> tuple[int, ...]:
+    """Units that each group keeps so that the whole meets the budget, by trial cuts. Raises BudgetUnreachable."""
+    channels = coupled.channels
     price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
     full = price.at([g.size for g in channels.groups])
-    limit = (1.0 - settings.ratio) * full
+    limit = (1.0 - settings.share) * full
     least = budget.smallest(price, widths)
     if least > limit:
         hint = "lower --ratio" + (", or give a smaller --round-to" if settings.round_to > 1 else "")
         raise BudgetUnreachable(
-            f"{settings.ratio:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
+            f"{settings.share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
     n = loaded.normalised
     trials = sensitivity.measure(
@@ -315,12 +339,7 @@ def allocate(
         # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.
         known = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
         curves[g] = budget.worst_curve(known, channels.groups[g].size)
-    found = budget.allocate(curves, price, budget.Budget(limit, widths))
-    masks = {g.index: paths[g.index].kept(found.kept[g.index]) for g in channels.groups if found.kept[g.index] < g.size}
-    whole = parts.with_every_part(channels, masks, paths)
-    if whole is None:
-        raise BudgetUnreachable(f"at {settings.ratio:.0%} some tensor would keep no channel at all; lower --ratio")
-    return whole
+    return budget.allocate(curves, price, budget.Budget(limit, widths)).kept
 
 
 def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:

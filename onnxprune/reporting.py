@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def report_of(
         m.parameters(checked.model) if checked else unchanged - removed,
         checked.model.ByteSize() if checked else 0,
     )
+    rows = tuple(_row(g, k, why_whole(g, coupled, settings)) for g, k in zip(channels.groups, kept, strict=True))
     price = prices[settings.budget]
     return Report(
         model=loaded.source.path,
@@ -49,11 +51,11 @@ def report_of(
         output=None if output is None else str(output),
         dry_run=checked is None,
         config=settings.as_dict(),
-        requested=settings.ratio,
-        achieved=1.0 - price.at(kept) / price.at(full),
+        requested=settings.share,
+        achieved=1.0 - price.at(kept) / price.at(full) if settings.uniform is None else _share_removed(rows),
         before=before,
         after=after,
-        groups=tuple(_row(g, k, why_whole(g, coupled, settings)) for g, k in zip(channels.groups, kept, strict=True)),
+        groups=rows,
         pinned=pinned_rows(channels),
         checks=_checks(checked),
         output_error=checked.output_error if checked else None,
@@ -95,6 +97,12 @@ def why_whole(g: Group, coupled: Coupled, settings: PruneConfig) -> str:
 def _row(g: Group, kept: int, note: str) -> GroupRow:
     c = g.channels_per_unit
     return GroupRow(g.name, g.size * c, kept * c, len(g.producers), len(g.consumers), g.mixing, note)
+
+
+def _share_removed(rows: Sequence[GroupRow]) -> float:
+    """The share of their channels that the groups which may be cut have lost."""
+    free = [r for r in rows if not r.note]
+    return 1.0 - sum(r.channels_after for r in free) / sum(r.channels_before for r in free)
 
 
 def pinned_rows(channels: ChannelGraph) -> tuple[PinnedRow, ...]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxprune.budget import Budget, allocate, allowed_widths, measured_curve, smallest
+from onnxprune.budget import Budget, allocate, allowed_widths, measured_curve, smallest, uniform
 from onnxprune.cost import Cost, Length, Term
 from tests.compare import assert_same
 
@@ -206,6 +206,43 @@ def test_allowed_widths_are_those_that_the_rule_names(units: int, per_unit: int,
     """Fails where the closed form differs from trying every number."""
     expected = [n for n in range(1, units) if n * per_unit % round_to == 0 and n * per_unit >= least]
     assert allowed_widths(units, per_unit, round_to, least) == (*expected, units)
+
+
+@pytest.mark.parametrize(
+    ("units", "per_unit", "round_to", "share", "expected"),
+    [
+        (64, 1, 8, 0.5, 32),
+        (24, 1, 8, 0.5, 8),
+        (40, 1, 8, 0.5, 16),
+        (20, 1, 1, 0.5, 10),
+        (15, 1, 1, 0.5, 7),
+        (64, 1, 8, 0.25, 48),
+        (64, 1, 8, 0.9, 8),
+        (8, 1, 8, 0.5, 8),
+        (6, 1, 8, 0.5, 6),
+        (12, 1, 8, 0.5, 8),
+        (32, 4, 8, 0.5, 16),
+        (6, 4, 8, 0.5, 2),
+        (10, 1, 1, 0.3, 7),
+        (10, 1, 1, 0.9, 1),
+        (100, 1, 1, 0.42, 58),
+    ],
+)
+def test_uniform(units: int, per_unit: int, round_to: int, share: float, expected: int) -> None:
+    """Fails where a width is not rounded down, or rounding of the share itself takes one unit too many."""
+    assert uniform([allowed_widths(units, per_unit, round_to, 1)], share) == (expected,)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 16), st.integers(1, 40), st.integers(1, 99))
+def test_uniform_loses_the_share_and_no_width_more(
+    units: int, per_unit: int, round_to: int, least: int, percent: int
+) -> None:
+    """Fails where a group loses less than the share although a width allows it, or more than the next width needs."""
+    widths = allowed_widths(units, per_unit, round_to, least)
+    (kept,) = uniform([widths], percent / 100)
+    enough = [n for n in widths if 100 * n <= (100 - percent) * units]
+    assert kept == (enough[-1] if enough else widths[0])
 
 
 def test_measured_curve_passes_through_its_trials() -> None:

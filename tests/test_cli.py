@@ -125,6 +125,11 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--ratio", "1.5"], 2, "outside (0, 1)"),
         (["out.onnx", "--ratio", "nan"], 2, "outside (0, 1)"),
         (["out.onnx", "--ratio", "half"], 2, "'half' is not a valid float"),
+        (["out.onnx", "--ratio", "0.5", "--uniform", "0.5"], 2, "leave out --ratio"),
+        (["out.onnx", "--uniform", "0.5", "--budget", "params", "--ratio", "0.5"], 2, "leave out --ratio, --budget"),
+        (["out.onnx", "--uniform", "1"], 2, "outside (0, 1)"),
+        (["out.onnx", "--uniform", "0.5", "--round-to", "64"], 3, "too narrow for --round-to"),
+        (["out.onnx", "--from-plan", "p", "--uniform", "0.5"], 2, "leave out --uniform"),
         (["out.onnx", "--ratio", "0.999"], 3, "cannot go: at most"),
         (["out.onnx", "--ratio", "0.5", "--method", "magic"], 2, "'magic' is not one of"),
         (["out.onnx", "--ratio", "0.5", "--memory", "much"], 2, "write 512M or 2G"),
@@ -353,10 +358,30 @@ def test_all_options_arrive(folder: Path, capsys: Capture):
     assert (code, err) == (0, "")
     config = json.loads((folder / "r.json").read_text(encoding="utf-8"))["config"]
     assert config == {
-        **{"ratio": 0.2, "budget": "params", "samples": 32, "method": "random", "refit": "scale", "round_to": 4},
+        **{
+            "ratio": 0.2,
+            "uniform": None,
+            "budget": "params",
+            "samples": 32,
+            "method": "random",
+            "refit": "scale",
+            "round_to": 4,
+        },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
         **{"force": True, "attention": "head-dim"},
     }
+
+
+def test_uniform(folder: Path, capsys: Capture):
+    """Fails where the report does not say what kind of cut it was, or a replay of its plan differs."""
+    options = ["--calib", CALIB, *FAST]
+    code, out, _ = run(capsys, RESNET, "out.onnx", "--uniform", "0.5", "--plan", "plan.json", *options)
+    assert code == 0
+    assert "channels removed" in out
+    assert "50.0%, requested 50.0% of every group" in out
+    replay = ["--from-plan", "plan.json", "--calib", CALIB, "--quiet"]
+    assert run(capsys, RESNET, "again.onnx", *replay) == (0, "", "")
+    assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
 def test_no_calibration_is_loud(folder: Path, capsys: Capture):

@@ -120,6 +120,82 @@ def test_round_to(name: str, round_to: int):
     assert all(g.channels_after % round_to == 0 or g.channels_after == g.channels_before for g in rows)
 
 
+@pytest.mark.parametrize("options", [FAST, {"refit": "least-squares"}], ids=["magnitude", "obs"])
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("name", digits.NAMES)
+def test_uniform(name: str, round_to: int, options: dict[str, Any]):
+    """Fails where a group keeps anything but its half, rounded down to a width that is allowed."""
+    result = pruned(name, uniform=0.5, round_to=round_to, **options)
+    assert result.model is not None
+    rows = result.report.groups
+    for g in rows:
+        half = g.channels_before // 2 // round_to * round_to
+        assert g.channels_after == (half or g.channels_before), g
+    assert any(g.channels_after < g.channels_before for g in rows)
+    assert result.report.config["uniform"] == result.report.requested == 0.5
+    assert result.report.config["ratio"] is None
+    before, after = (sum(n) for n in zip(*((g.channels_before, g.channels_after) for g in rows), strict=True))
+    assert result.report.achieved == pytest.approx(1 - after / before, rel=1e-12)
+    shapes = digits.widths(result.model)
+    assert all(n % round_to == 0 for shape in shapes.values() if len(shape) == 4 for n in shape[:2] if n > 1)
+
+
+def test_uniform_follows_the_method():
+    """Fails where the widths are right and the channels are not those of the selection."""
+    masks = {m: unfitted("resnet", uniform=0.5, method=m).plan.groups for m in ("magnitude", "random")}
+    assert [len(g.kept) for g in masks["magnitude"]] == [len(g.kept) for g in masks["random"]]
+    assert masks["magnitude"] != masks["random"]
+
+
+def test_uniform_with_patterns():
+    """Fails where a uniform cut reaches what --include and --exclude protect."""
+    chosen = unfitted("resnet", uniform=0.5, include=("/3/conv1/*",)).report
+    assert {g.name for g in chosen.groups if g.channels_after < g.channels_before} == {"/3/conv1/Conv"}
+    assert chosen.achieved == 0.5
+    whole = unfitted("resnet", uniform=0.5, exclude=("/3/conv1/*",)).report.groups
+    cut = {g.name for g in whole if g.channels_after < g.channels_before}
+    assert cut == {g.name for g in whole if not g.note}
+    assert cut
+    assert "/3/conv1/Conv" not in cut
+
+
+def test_uniform_without_need_of_statistics(monkeypatch: pytest.MonkeyPatch):
+    """Fails where magnitudes alone decide and the run still collects statistics or tries cuts."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("needless work")
+
+    monkeypatch.setattr(pipeline.sensitivity, "measure", never)
+    result = prune(digits.path("resnet"), None, digits.CALIB, uniform=0.5, **FAST)
+    assert bytes_of(result.model) == bytes_of(unfitted("resnet", uniform=0.5).model)
+    monkeypatch.setattr("onnxprune.calibrate.statistics._accumulator", never)
+    result = prune(digits.path("resnet"), None, digits.CALIB, uniform=0.5, **FAST)
+    assert bytes_of(result.model) == bytes_of(unfitted("resnet", uniform=0.5).model)
+    with pytest.raises(AssertionError, match="needless work"):
+        prune(digits.path("resnet"), None, digits.CALIB, ratio=0.5, **FAST)
+
+
+def test_uniform_without_data():
+    report = prune(digits.path("mobilenet"), None, uniform=0.5, samples=2, **FAST).report
+    assert report.calibration["synthetic"] is True
+    assert report.groups == unfitted("mobilenet", uniform=0.5).report.groups
+
+
+def test_replay_of_a_uniform_plan():
+    """Fails where a plan does not record the choice, or its empty ratio."""
+    direct = unfitted("mobilenet", uniform=0.5)
+    again = prune(digits.path("mobilenet"), None, digits.CALIB, from_plan=direct.plan)
+    assert bytes_of(again.model) == bytes_of(direct.model)
+    assert again.plan.to_json() == direct.plan.to_json()
+    assert again.report.config == direct.report.config
+    assert (again.report.requested, again.report.achieved) == (direct.report.requested, direct.report.achieved)
+
+
+def test_everything_too_narrow():
+    with pytest.raises(NothingPrunable, match="too narrow for --round-to"):
+        unfitted("resnet", uniform=0.5, round_to=64)
+
+
 def test_min_channels():
     few = unfitted("mobilenet", ratio=0.5, round_to=1).report.groups
     enough = unfitted("mobilenet", ratio=0.5, round_to=1, min_channels=20).report.groups

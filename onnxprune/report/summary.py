@@ -63,7 +63,10 @@ class Effort:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a run has to say."""
+    """Everything that a run has to say.
+
+    requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut.
+    """
 
     model: str
     model_sha256: str

@@ -143,7 +143,8 @@ def _pinned(rows: Iterable[tuple[str, str, int]], screen: Screen) -> Table:
 
 def _run_facts(report: Report) -> list[tuple[str, str]]:
     unit = {"macs": "MACs", "params": "parameters"}.get(str(report.config.get("budget")), "cost")
-    facts = [(f"{unit} removed", f"{report.achieved:.1%}, requested {report.requested:.1%}")]
+    unit, of = ("channels", " of every group") if report.config.get("uniform") is not None else (unit, "")
+    facts = [(f"{unit} removed", f"{report.achieved:.1%}, requested {report.requested:.1%}{of}")]
     if report.output_error is not None:
         facts.append(("output error, held out", _error(report.output_error)))
     facts += _check_facts(report)

@@ -17,10 +17,13 @@ def random(units: int, regressions: Sequence[Regression], rng: np.random.Generat
 def by_score(score: Array, regressions: Sequence[Regression], rows: Ints | None = None) -> Path:
     """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing.
 
-    rows: the balanced set of each unit, (N,): one of each goes in turn.
+    Without regressions nothing is known of the discrepancy: it is 0. rows: the balanced set of each unit, (N,): one of
+    each goes in turn.
     """
     n = score.size
     order = in_turns(np.argsort(score, kind="stable").astype(np.int64), rows)
+    if not regressions:
+        return Path(order, np.zeros(n + 1))
     k = np.zeros((n, n))
     for r in regressions:
         k += r.contributions(n)

@@ -34,6 +34,13 @@ def test_ties_keep_their_order() -> None:
     assert baselines.by_score(np.zeros(40), []).order.tolist() == list(range(40))
 
 
+def test_without_regressions_only_the_order_is_known():
+    """Fails where a group that nothing is known of gets another order, or a discrepancy."""
+    path = baselines.by_score(np.array([2.0, 0.5, 1.0]), [])
+    assert path.order.tolist() == [1, 2, 0]
+    assert path.loss.tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
 def test_random_is_a_permutation_by_the_generator() -> None:
     """Fails where the same seed gives another order, or a unit is missing."""
     first = baselines.random(20, [], np.random.default_rng(3))
