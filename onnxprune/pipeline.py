@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, verify
+from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, storage, verify
 from onnxprune import model as m
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate import statistics
@@ -21,7 +21,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, build
 from onnxprune.channels.describe import Description, describe
 from onnxprune.config import PruneConfig
-from onnxprune.destination import check_outputs
+from onnxprune.destination import check_data, check_outputs
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
 from onnxprune.graph import Array
 from onnxprune.normalise import normalise
@@ -30,7 +30,7 @@ from onnxprune.numerics.threads import one_blas_thread
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
-from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers
+from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
 from onnxprune.scope import allowed, frozen_groups, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
@@ -88,25 +88,29 @@ def prune(
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
     try:
-        with one_blas_thread():
-            result = _run(model, output, calibration, settings, chosen, Clock(watch), dry_run=dry_run)
+        with one_blas_thread(), storage.spilling():
+            files = (output, plan_file, report_file)
+            result, separate = _run(
+                model, files, calibration, settings, chosen, overwrite, Clock(watch), dry_run=dry_run
+            )
+            watch("save")
+            _save(result, separate, output, plan_file, report_file)
+            return replace(result, model=_settled(result.model, output))
     except SolveFailed as e:
         raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
-    watch("save")
-    _save(result, output, plan_file, report_file)
-    return result
 
 
 def _save(
     result: PruneResult,
+    separate: bool,
     output: str | os.PathLike[str] | None,
     plan_file: str | os.PathLike[str] | None,
     report_file: str | os.PathLike[str] | None,
 ) -> None:
     """Write what was asked for: everything, or nothing and RunError."""
-    files: dict[Path, bytes] = {}
+    files: dict[Path, m.Content] = {}
     if output is not None and result.model is not None:
-        files[Path(output)] = m.as_bytes(result.model)
+        files.update(m.files_of(result.model, Path(output), separate=separate))
     if plan_file is not None:
         files[Path(plan_file)] = result.plan.to_json().encode()
     if report_file is not None:
@@ -114,27 +118,40 @@ def _save(
     m.write_all_atomically(files)
 
 
+def _settled(model: onnx.ModelProto | None, output: str | os.PathLike[str] | None) -> onnx.ModelProto | None:
+    """The model without references to temporary files: to what was written instead, or with its weights embedded."""
+    if model is None or not storage.has_external(model):
+        return model
+    if output is None or not storage.beside(Path(output)).exists():
+        return storage.embedded(model)
+    return m.load(output)[0]
+
+
 def inspect(model: ModelLike, calibration: Calibration = None) -> Description:
     """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
 
     The data only fixes the sizes of symbolic dimensions. Raises InputError and RunError.
     """
-    return describe_loaded(load(model, calibration, PruneConfig(samples=2)))
+    with storage.spilling():
+        return describe_loaded(load(model, calibration, PruneConfig(samples=2)))
 
 
 def _run(
     model: ModelLike,
-    output: str | os.PathLike[str] | None,
+    files: Sequence[str | os.PathLike[str] | None],
     calibration: Calibration,
     settings: PruneConfig,
     replayed: plan.Plan | None,
+    overwrite: bool,
     stage: Clock,
     *,
     dry_run: bool,
-) -> PruneResult:
-    """The sentence, one line per stage."""
+) -> tuple[PruneResult, bool]:
+    """The sentence, one line per stage, and whether the result's weights go beside it. files: output, plan, report."""
+    output, *others = files
     with stage("load"):
         loaded = load(model, calibration, settings)
+        check_data(output, others, model, loaded.source, overwrite)
     with stage("couple"):
         coupled = couple(loaded, settings)
     with stage("calibrate"):
@@ -151,7 +168,8 @@ def _run(
         masks = replay(replayed, loaded, coupled)
         chosen = replace(replayed, config=settings.as_dict())
     if dry_run:
-        return PruneResult(None, chosen, report_of(loaded, coupled, calibrated, masks, settings, stage, None, None))
+        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
+        return PruneResult(None, chosen, report), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
     with stage("refit"):
@@ -159,7 +177,7 @@ def _run(
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
-    return PruneResult(checked.model, chosen, report)
+    return PruneResult(checked.model, chosen, report), loaded.source.separate
 
 
 # load
@@ -167,12 +185,9 @@ def _run(
 
 def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> Loaded:
     """Read and normalise the model, read and split the data."""
-    if isinstance(model, onnx.ModelProto):
-        original = model
-        blob = model.SerializeToString(deterministic=True)
-        source = m.source_of("(in memory)", blob)
-    else:
-        original, source = m.load(model)
+    original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
+    if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
+        original = storage.outside(original)
     samples = read_samples(original, calibration, settings)
     normalised = normalise(original, samples.example())
     notes = list(normalised.notes)
@@ -344,10 +359,18 @@ def refit_weights(
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
     level = "least-squares" if settings.refit == "lockstep" else settings.refit
-    weights = refit.in_place(calibrated.consumers, calibrated.moments, channels.graph.constants, keep, level)
-    plain = cut(replace_initializers(n.proto, weights), channels, keep)
+    constants = channels.graph.constants
+    fitted = replace_initializers(n.proto, {})
+    notes: list[str] = []
+    for layer in calibrated.consumers:  # one by one: all fitted weights in float64 would be twice the model
+        weights = refit.in_place((layer,), calibrated.moments, constants, keep, level)
+        if refit.beyond(weights, {k: constants[k].dtype for k in weights}):
+            notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
+        else:
+            set_initializers(fitted, weights)
+    plain = cut(fitted, channels, keep)
     if settings.refit != "lockstep":
-        return Refitted({level: plain})
+        return Refitted({level: plain}, notes=tuple(notes))
     walked = onnx.ModelProto()
     walked.CopyFrom(plain)
     fits = refit.lockstep(
@@ -361,7 +384,7 @@ def refit_weights(
         seed=settings.seed,
         memory=settings.memory,
     )
-    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits))
+    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(notes))
 
 
 # verify
@@ -380,7 +403,7 @@ def check(
     settings: PruneConfig,
 ) -> Checked:
     """All checks; raises CheckFailed unless `force`. Of the refit's candidates the better on held-out data stays."""
-    notes: list[str] = []
+    notes = list(refitted.notes)
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
     example = loaded.fit.example()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import cost, runtime
+from onnxprune import cost, runtime, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
@@ -40,7 +40,7 @@ def report_of(
     after = Size(
         round(prices["macs"].at(kept) / batch),
         m.parameters(checked.model) if checked else unchanged - removed,
-        checked.model.ByteSize() if checked else 0,
+        storage.model_bytes(checked.model) if checked else 0,
     )
     price = prices[settings.budget]
     return Report(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
-from onnxprune.graph import Array
+from onnxprune.graph import Array, is_float
 from onnxprune.select import Path, Regression, baselines, imitation, obs
 
 
@@ -112,7 +112,7 @@ def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:
 
 def _norms(g: Group, ref: AxisRef, values: Array, channels: ChannelGraph) -> NDArray[np.float64]:
     classes = channels.axis_classes(ref.tensor, ref.axis)
-    if classes is None or not np.issubdtype(values.dtype, np.floating):
+    if classes is None or not is_float(values.dtype):
         return np.zeros(g.size)
     power = (values.astype(np.float64) ** 2).sum(axis=tuple(a for a in range(values.ndim) if a != ref.axis))
     place = np.full(channels.classes.pinned.size, -1, np.int64)

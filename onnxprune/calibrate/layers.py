@@ -16,7 +16,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.trace import Linear
-from onnxprune.graph import Array, Graph, Node
+from onnxprune.graph import Array, Graph, Node, is_float
 from onnxprune.numerics.gram import augmented
 from onnxprune.numerics.patches import Window
 
@@ -164,7 +164,7 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
 def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | None:
     w = graph.constants.get(linear.weight)
     x = graph.shape(linear.data)
-    if w is None or x is None or not np.issubdtype(w.dtype, np.floating) or uses[linear.weight] != 1:
+    if w is None or x is None or not is_float(w.dtype) or uses[linear.weight] != 1:
         return None
     if linear.data in graph.constants:
         return None

@@ -94,7 +94,7 @@ def convolution(node: Any, view: Node, cut: Cut) -> None:
     groups = int(view.attrs.get("group", 1))
     if groups == 1:
         return
-    weight = cut.tensors[view.inputs[1]].values
+    weight = cut.tensors[view.inputs[1]]
     if view.op == "Conv":
         channels = cut.mask(view.inputs[0], 1)
         old = (cut.channels.graph.shape(view.inputs[0]) or ())[1]

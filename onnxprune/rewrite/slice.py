@@ -9,9 +9,10 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import model as m
+from onnxprune import storage
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.graph import Array
+from onnxprune.graph import Array, cast
 from onnxprune.rewrite.repair import REPAIRS, Cut
 
 
@@ -34,10 +35,10 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
         shrinking = [(axis, mask) for axis, mask in masks if not mask.all()]
         if not shrinking:
             continue  # also what only the bodies of an If, Loop or Scan read, which `tensors` does not list
-        values = np.asarray(tensors[name].values)
+        values = m.values_of(tensors[name])
         for axis, mask in shrinking:
             values = np.compress(mask, values, axis=axis)
-        tensors[name].values = np.ascontiguousarray(values)
+        m.set_values(tensors[name], values)
     context = Cut(channels, keep, graph, tensors)
     for node, view in zip(list(graph.nodes), channels.graph.nodes, strict=True):
         repair = REPAIRS.get(view.op) if view.domain == "" else None
@@ -55,12 +56,12 @@ def _with_inferred_types(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
-    """Replace initializers in place by arrays of the same size, stored in the model's own type."""
+    """Replace initializers in place by arrays of the same size, stored in the model's own type and way."""
     for t in proto.graph.initializer:
         if t.name in values:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
-            array = np.asarray(values[t.name]).reshape(tuple(t.dims)).astype(dtype)
-            t.CopyFrom(onnx.numpy_helper.from_array(array, t.name))
+            array = cast(np.asarray(values[t.name]).reshape(tuple(t.dims)), dtype)
+            t.CopyFrom(storage.tensor_of(array, t.name, outside=storage.is_external(t)))
 
 
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
@@ -73,7 +74,7 @@ def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) ->
 
 def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
     """Take back, in place, the biases that normalisation added and that are still zero."""
-    zero = {t.name for t in proto.graph.initializer if t.name in added and not onnx.numpy_helper.to_array(t).any()}
+    zero = {t.name for t in proto.graph.initializer if t.name in added and not storage.array_of(t).any()}
     for n in proto.graph.node:
         if len(n.input) == 3 and n.input[2] in zero:
             del n.input[2:]
@@ -90,7 +91,7 @@ def merge_equal_clones(proto: onnx.ModelProto, clones: Mapping[str, str]) -> Non
     for copy, origin in clones.items():
         if copy in stored and origin in stored and copy not in outer:
             a, b = stored[copy], stored[origin]
-            if a.dims == b.dims and onnx.numpy_helper.to_array(a).tobytes() == onnx.numpy_helper.to_array(b).tobytes():
+            if a.dims == b.dims and storage.array_of(a).tobytes() == storage.array_of(b).tobytes():
                 alias[copy] = origin
     for n in proto.graph.node:
         for i, name in enumerate(n.input):
