@@ -18,10 +18,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import storage
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Array, Graph, Node, Shape
+
+# It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
+G_LOGGER.severity = G_LOGGER.ERROR
 
 SUBGRAPH_KINDS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 
@@ -68,7 +72,9 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
         onnx.checker.check_model(str(p))
     except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as e:
         raise ModelError(f"{p} is not a valid ONNX model: {' '.join(str(e).split())[:300]}") from e
-    return proto, source_of(str(p), blob, proto)
+    source = source_of(str(p), blob, proto)
+    storage.read_small(proto)
+    return proto, source
 
 
 def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
@@ -87,7 +93,9 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
         proto = copy
         storage.resolve(proto, None)
     shell, _ = storage.separated(proto, "data")
-    return proto, source_of("(in memory)", as_bytes(shell), proto)
+    source = source_of("(in memory)", as_bytes(shell), proto)
+    storage.read_small(proto)
+    return proto, source
 
 
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:

@@ -122,9 +122,11 @@ def _settled(model: onnx.ModelProto | None, output: str | os.PathLike[str] | Non
     """The model without references to temporary files: to what was written instead, or with its weights embedded."""
     if model is None or not storage.has_external(model):
         return model
-    if output is None or not storage.beside(Path(output)).exists():
+    if output is None:
         return storage.embedded(model)
-    return m.load(output)[0]
+    written = onnx.load(output, load_external_data=False)
+    storage.resolve(written, Path(output).parent)
+    return written
 
 
 def inspect(model: ModelLike, calibration: Calibration = None) -> Description:

@@ -201,7 +201,7 @@ class Weights(Mapping[str, Array]):
 
 
 def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
-    """Check every reference of `proto` to a file, and make it absolute, in place; small weights are read.
+    """Check every reference of `proto` to a file, and make it absolute, in place.
 
     folder: where the model lies; None for a model in memory, whose references must be absolute already.
     Raises ModelError for data that is missing, too short, or outside the folder.
@@ -225,7 +225,12 @@ def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
                 f"only {sizes[target]}: the file is cut short or belongs to another model"
             )
         Place(str(target), place.offset, size).put(tensor)
-        if size < INLINE_BYTES:
+
+
+def read_small(proto: onnx.ModelProto) -> None:
+    """Embed, in place, the weights that are too small to lie in a file: shape inference reads these."""
+    for tensor in stored_tensors(proto):
+        if is_external(tensor) and bytes_of(tensor) < INLINE_BYTES:
             _embed(tensor)
 
 
@@ -328,12 +333,11 @@ def tensor_of(array: Array, name: str, *, outside: bool) -> onnx.TensorProto:
     tensor = onnx.TensorProto(name=name, data_type=data_type, dims=array.shape)
     if data_type in _BITS or sys.byteorder != "little":
         return _spilled(numpy_helper.from_array(array, name), folder)
-    values = np.ascontiguousarray(array)
+    return _to_file(tensor, folder, array.nbytes, lambda f: _write_array(array, f))
 
-    def write(f: IO[bytes]) -> None:
-        f.write(values.reshape(-1).view(np.uint8).data)
 
-    return _to_file(tensor, folder, array.nbytes, write)
+def _write_array(array: Array, f: IO[bytes]) -> None:
+    f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _spilled(tensor: onnx.TensorProto, folder: _Folder) -> onnx.TensorProto:

@@ -1,8 +1,9 @@
-"""The float32 twin of a model in half precision: the same graph with every half-precision type declared float32.
+"""The float32 twin of a model in another precision: the same graph with every type of that precision made float32.
 
 onnxruntime has next to no bfloat16 kernels for the CPU: of the operators that networks are made of it runs Cast, and it
 takes no bfloat16 array from numpy. So such models are run as their twin, which computes what the model means without
-the rounding between its operators.
+the rounding between its operators. It has no convolution in float64 either; those models that it refuses are run
+likewise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from onnx import helper
 from onnxprune import storage
 
 BFLOAT16 = frozenset({onnx.TensorProto.BFLOAT16})
+DOUBLE = frozenset({onnx.TensorProto.DOUBLE})
 HALF = BFLOAT16 | {onnx.TensorProto.FLOAT16}
 # Attributes that hold an element type.
 _TYPES = {"to", "dtype", "output_dtype", "stash_type"}

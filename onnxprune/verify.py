@@ -57,8 +57,11 @@ def exactness(
     before = largest_difference(Session(normalised).run(feeds), reference)
     if not before <= (HALF_TOLERANCE if half else TOLERANCE):
         raise CheckFailed(f"the normalised model differs from the original by {before:.1e}: please report this model")
-    # In single precision, whatever the model's: sums over many channels differ in float16 for reasons of their own.
-    after = largest_difference(Session(sliced, single=half).run(feeds), Session(oracle, single=half).run(feeds))
+    # Half precision in single: sums over many channels differ in float16 for reasons of their own. And
+    # float64 as the graph stands: onnxruntime reads the epsilon of what it fuses as float32, that is as another number.
+    plain = not twin.uses(original, twin.DOUBLE)
+    cut, masked = (Session(p, single=half, optimize=plain) for p in (sliced, oracle))
+    after = largest_difference(cut.run(feeds), masked.run(feeds))
     if not after <= TOLERANCE:
         raise CheckFailed(f"the sliced model differs from the masked original by {after:.1e}: please report this model")
     return Exactness(before, after, TOLERANCE)
