@@ -30,11 +30,9 @@ def converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _graph(result.graph, element, dtype)
-    if name == "bfloat16":
-        # Convolutions and normalizations take bfloat16 from operator set 22 on.
-        del result.opset_import[:]
-        result.opset_import.extend([onnx.helper.make_opsetid("", 22)])
-        result = onnx.ModelProto.FromString(result.SerializeToString())
+    if name == "bfloat16" and result.opset_import[0].version >= 18:
+        # Convolutions and normalizations take bfloat16 from operator set 22 on, which writes all else as 18 does.
+        result.opset_import[0].version = 22
         result.ir_version = max(result.ir_version, 10)
     return result
 
