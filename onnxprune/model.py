@@ -335,10 +335,11 @@ def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str,
     return shapes, types
 
 
-def check(proto: onnx.ModelProto) -> None:
-    """ONNX's checker and strict shape inference; raises onnx's own errors."""
+def check(proto: onnx.ModelProto, *, strict: bool = True) -> None:
+    """ONNX's checker and, where `strict`, strict shape inference; raises onnx's own errors."""
     storage.check(proto)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    if strict:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
 
 
 Content = bytes | Callable[[IO[bytes]], None]

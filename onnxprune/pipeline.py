@@ -426,7 +426,7 @@ def check(
     try:
         oracle = masked_model(n.proto, channels, keep, n.types)
         exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example)
-        verify.structure(final)
+        verify.structure(final, loaded.original)
         sizes = verify.runs_at_other_sizes(final, loaded.original, example)
         verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
     except (CheckFailed, RunError) as e:

@@ -22,6 +22,8 @@ _ERROR = 3
 _FATAL = 4
 _LINE = 300
 _PREPACK_BYTES = 512 << 20
+# Before 1.22 a model in memory has no folder, and its references may be absolute; later ones may not.
+_RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 
 # onnx-graphsurgeon opens sessions of its own to fold constants; their warnings speak of models that the user never saw.
 ort.set_default_logger_severity(_ERROR)
@@ -113,8 +115,9 @@ class Session:
 def _content(model: onnx.ModelProto, options: Any) -> bytes:
     """The model as bytes, with `options` saying where the weights lie that it refers to in files."""
     if storage.has_external(model):
-        model, root = storage.below(model)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
+        if _RELATIVE:
+            model, root = storage.below(model)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
         if storage.external_bytes(model) >= _PREPACK_BYTES:
             # Else onnxruntime keeps a second copy of every matrix, in the order that its kernels like best.
             options.add_session_config_entry("session.disable_prepacking", "1")
