@@ -22,7 +22,7 @@ _ERROR = 3
 _FATAL = 4
 _LINE = 300
 _PREPACK_BYTES = 512 << 20
-# Before 1.22 a model in memory has no folder, and its references may be absolute; later ones may not.
+# Before 1.22 only a model that comes from a file may refer to others, and does so absolutely; later ones may not.
 _RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 
 # onnx-graphsurgeon opens sessions of its own to fold constants; their warnings speak of models that the user never saw.
@@ -62,6 +62,9 @@ class Session:
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
             content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
             try:
+                if isinstance(content, bytes) and not _RELATIVE:
+                    with storage.as_file(content) as path:
+                        return ort.InferenceSession(path, options, providers=list(providers))
                 return ort.InferenceSession(content, options, providers=list(providers))
             except Exception as e:  # onnxruntime's exceptions share no base class below Exception
                 raise RunError(f"onnxruntime cannot load the model: {_one_line(e)}") from e

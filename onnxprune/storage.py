@@ -515,6 +515,15 @@ def below(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     return result, min(roots)
 
 
+@contextmanager
+def as_file(content: bytes) -> Iterator[str]:
+    """A temporary file with this content, while this lasts."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(content)
+        yield str(path)
+
+
 def check(proto: onnx.ModelProto) -> None:
     """ONNX's checker on a model of any size; raises onnx's own errors.
 
