@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import RunError, UsageError
+from onnxprune.model import Source
 from onnxprune.state import Calibration, ModelLike
+from onnxprune.storage import beside
 
 
 def check_outputs(
@@ -28,6 +30,36 @@ def check_outputs(
         if n and p.resolve() in taken:
             raise UsageError(f"{p} is used twice; model, data, plan and report are different files")
         taken.add(p.resolve())
+
+
+def check_data(
+    output: str | os.PathLike[str] | None,
+    others: Sequence[str | os.PathLike[str] | None],
+    model: ModelLike,
+    source: Source,
+    overwrite: bool,
+) -> None:
+    """Refuse, once the model is known, what would clash with weights stored beside it or beside the output.
+
+    others: plan and report. Raises UsageError and RunError.
+    """
+    theirs = {Path(p).resolve() for p in source.files}
+    for other in others:
+        if other is not None and Path(other).resolve() in theirs:
+            raise UsageError(f"{other} holds weights of the model; name another file")
+    if output is None or not source.separate:
+        return
+    path = Path(output)
+    if path.resolve() in theirs:
+        raise UsageError(f"{path} holds weights of the model; name another file")
+    place = beside(path)
+    taken = {Path(o).resolve() for o in others if o is not None}
+    if place.resolve() in taken:
+        raise UsageError(f"{place} is where the output's weights go; name another file for plan or report")
+    in_place = isinstance(model, (str, os.PathLike)) and Path(model).resolve() == path.resolve()
+    if place.resolve() in theirs and not in_place:
+        raise UsageError(f"{place} is where the output's weights go, and holds weights of the model; rename the output")
+    _check_output(place, overwrite)
 
 
 def _check_output(p: Path, overwrite: bool) -> None:

@@ -18,11 +18,11 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import model as m
-from onnxprune import sensitivity, verify
+from onnxprune import sensitivity, storage, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
-from onnxprune.graph import Array
+from onnxprune.graph import Array, is_float
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Ints = NDArray[np.int64]
@@ -75,6 +75,16 @@ def evaluate(
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
+    with storage.spilling():
+        return _evaluated(model, data, against, labels)
+
+
+def _evaluated(
+    model: ModelLike,
+    data: str | os.PathLike[str] | Mapping[str, Array],
+    against: ModelLike | None,
+    labels: str | None,
+) -> Evaluation:
     proto, name = _model(model)
     samples = _samples(data, proto)
     truth = None if labels is None else _labels(samples, labels)
@@ -127,7 +137,7 @@ def gate(result: Evaluation, *, min_agreement: float | None = None, max_drop: fl
 
 def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
     if isinstance(model, onnx.ModelProto):
-        return model, "(in memory)"
+        return m.adopt(model)[0], "(in memory)"
     proto, source = m.load(model)
     return proto, source.path
 
@@ -162,7 +172,7 @@ def _check_range(labels: Ints, outputs: Mapping[str, Array]) -> None:
 def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:
     """Predicted class per sample, -1 where a score is NaN; None where the first output holds no class scores."""
     scores = next(iter(outputs.values()), None)
-    if scores is None or scores.ndim < 2 or not np.issubdtype(scores.dtype, np.floating):
+    if scores is None or scores.ndim < 2 or not is_float(scores.dtype):
         return None
     if scores.shape[0] != samples or scores.shape[1] < 2 or scores[0, 0].size != 1:
         return None

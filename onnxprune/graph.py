@@ -17,6 +17,18 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of this type can be fitted: numpy's floating-point types and bfloat16, which is none of them."""
+    return bool(np.issubdtype(dtype, np.floating)) or dtype.name == "bfloat16"
+
+
+def cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    """`values` in another type; what is beyond its range becomes infinite."""
+    with np.errstate(over="ignore"):
+        found: Array = np.asarray(values).astype(dtype)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operator.

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import bodies
+from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.errors import RunError
 from onnxprune.graph import Array, Shape
@@ -42,7 +42,7 @@ def read_by_bodies(proto: onnx.ModelProto, runs: Sequence[Feeds]) -> list[dict[s
     for node in proto.graph.node:
         if bodies.bodies_of(node):
             names.update((i, None) for i in (*node.input, *bodies.captured_names(node)) if i)
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in names}
+    weights = {t.name: storage.array_of(t) for t in proto.graph.initializer if t.name in names}
     found: list[dict[str, Array]] = []
     for feeds in runs:
         values = _values(proto, [i for i in names if i not in weights], feeds)

@@ -1,6 +1,6 @@
 """Reading and writing ONNX files, and the bridge between protobuf, onnx-graphsurgeon and `graph.Graph`.
 
-External data is read only from inside the model's own folder. A file appears at the output path whole or not at all.
+Weights that a model stores beside it stay there (`storage`). A file appears at the output path whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,35 +9,46 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune import bodies
+from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError, RunError
-from onnxprune.graph import Body, Graph, Node, Shape
+from onnxprune.graph import Array, Body, Graph, Node, Shape
+
+# It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
+G_LOGGER.severity = G_LOGGER.ERROR
 
 _TYPE_KINDS = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from: for the report and for checking that a plan belongs to it."""
+    """Where a model came from: for the report and for checking that a plan belongs to it.
+
+    sha256: of the model file; where weights lie beside it, of the file and their `storage.fingerprint`. size: with
+    these. files: where weights lie beside it. separate: whether those of the output will.
+    """
 
     path: str
     sha256: str
     size: int
+    files: frozenset[str] = frozenset()
+    separate: bool = False
 
 
 def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
-    """Read and check an ONNX file.
+    """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`storage`).
 
     Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
     """
@@ -57,47 +68,44 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
         raise ModelError(f"{p} is not an ONNX model, or is cut short") from e
     if not proto.opset_import or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{p} is not an ONNX model: it has no graph")
-    _check_external_data(proto, p.parent)
+    storage.resolve(proto, p.parent)
     try:
-        onnx.load_external_data_for_model(proto, str(p.parent))
         # By path, as a model above 2 GiB cannot be checked in memory.
         onnx.checker.check_model(str(p))
     except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as e:
         raise ModelError(f"{p} is not a valid ONNX model: {' '.join(str(e).split())[:300]}") from e
-    return proto, source_of(str(p), blob)
+    source = source_of(str(p), blob, proto)
+    storage.read_small(proto)
+    return proto, source
 
 
-def source_of(path: str, blob: bytes) -> Source:
-    """Path, checksum and size of a model file's content."""
-    return Source(path, hashlib.sha256(blob).hexdigest(), len(blob))
+def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
+    """A model that is in memory already, as `load` gives it; `proto` is not changed.
+
+    Raises ModelError where it refers to weights in a folder that is not known.
+    """
+    if not storage.has_external(proto):
+        if storage.embedded_bytes(proto) < storage.MOST_BYTES:
+            return proto, source_of("(in memory)", as_bytes(proto), proto)
+        # Too large for one message: what is kept of it takes the checksum tensor by tensor.
+        proto = storage.outside(proto)
+    else:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        proto = copy
+        storage.resolve(proto, None)
+    shell, _ = storage.separated(proto, "data")
+    source = source_of("(in memory)", as_bytes(shell), proto)
+    storage.read_small(proto)
+    return proto, source
 
 
-def _check_external_data(proto: onnx.ModelProto, folder: Path) -> None:
-    root = folder.resolve()
-    for tensor in _stored_tensors(proto.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
-        target = (root / location).resolve()
-        if not location or absolute or not target.is_relative_to(root):
-            raise ModelError(
-                f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused"
-            )
-        if not target.is_file():
-            raise ModelError(
-                f"tensor {tensor.name!r} stores its data in {location!r}, which is missing beside the model"
-            )
-
-
-def _stored_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for a in node.attribute:
-            if a.type == onnx.AttributeProto.TENSOR:
-                yield a.t
-            for body in subgraphs(a):
-                yield from _stored_tensors(body)
+def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
+    """Path, checksum and size of a model: `blob` is its file's content, and `proto` says what lies beside it."""
+    more = storage.fingerprint(proto)
+    size = len(blob) + storage.external_bytes(proto)
+    files = frozenset(str(p) for p in storage.files_of(proto))
+    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files))
 
 
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -117,10 +125,9 @@ def view(
     binding: Mapping[str, Shape],
 ) -> Graph:
     """The read-only view of a normalised model."""
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     return Graph(
         _nodes(proto.graph, count()),
-        constants,
+        storage.Weights(proto.graph.initializer),
         tuple(i.name for i in proto.graph.input),
         tuple(o.name for o in proto.graph.output),
         dict(shapes),
@@ -163,7 +170,30 @@ def to_gs(proto: onnx.ModelProto) -> Any:
         for v in (*flat.graph.input, *flat.graph.output, *flat.graph.value_info):
             if not v.type.HasField("tensor_type"):
                 v.ClearField("type")
-    return gs.import_onnx(flat)
+    graph = gs.import_onnx(flat)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant):
+            _leave_in_file(tensor)
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Constant):
+                _leave_in_file(value)
+    return graph
+
+
+class _Stored(LazyValues):  # type: ignore[misc]  # untyped
+    """Values that onnx-graphsurgeon reads through `storage`; unread, they go back as the tensor that they are."""
+
+    def load(self) -> Array:
+        return storage.array_of(self.tensor)
+
+
+def _leave_in_file(constant: Any) -> None:
+    lazy = constant._values
+    if isinstance(lazy, LazyValues) and not isinstance(lazy, SparseValues) and storage.is_external(lazy.tensor):
+        constant._values = _Stored(lazy.tensor)
+        # Else new values, which are embedded, would be exported as external.
+        constant.data_location = None
 
 
 def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
@@ -290,15 +320,29 @@ def inferred_ranks(proto: onnx.ModelProto) -> dict[str, int]:
     return {name: len(t.shape.dim) for name, t in types if t.HasField("shape")}
 
 
-def check(proto: onnx.ModelProto) -> None:
-    """ONNX's checker and strict shape inference; raises onnx's own errors."""
-    onnx.checker.check_model(proto, full_check=False)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+def check(proto: onnx.ModelProto, *, strict: bool = True) -> None:
+    """ONNX's checker and, where `strict`, strict shape inference; raises onnx's own errors."""
+    storage.check(proto)
+    if strict:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+
+
+Content = bytes | Callable[[IO[bytes]], None]
 
 
 def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write beside the target, then rename: the file appears whole or not at all. Raises RunError."""
-    write_atomically(path, as_bytes(proto))
+    """Write beside the target, then rename: files appear whole or not at all. Raises RunError."""
+    write_all_atomically(files_of(proto, Path(path), separate=storage.has_external(proto)))
+
+
+def files_of(proto: onnx.ModelProto, path: Path, *, separate: bool) -> dict[Path, Content]:
+    """What to write at `path` and, where `separate` or where one file cannot hold it all, beside it."""
+    if not separate and storage.model_bytes(proto) < storage.MOST_BYTES:
+        return {path: as_bytes(storage.embedded(proto))}
+    data = storage.beside(path)
+    shell, write = storage.separated(proto, data.name)
+    files: dict[Path, Content] = {data: write} if storage.has_external(shell) else {}
+    return {**files, path: as_bytes(shell)}
 
 
 def as_bytes(proto: onnx.ModelProto) -> bytes:
@@ -312,31 +356,73 @@ def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
     write_all_atomically({Path(path): blob})
 
 
-def write_all_atomically(files: Mapping[Path, bytes]) -> None:
+def write_all_atomically(files: Mapping[Path, Content]) -> None:
     """Write several files, in this order; nothing is renamed into place before all of them are stored.
 
-    Raises RunError.
+    Where one cannot be renamed, those before it are taken back. Raises RunError.
     """
     temporaries: dict[Path, Path] = {}
     target = Path()
     try:
-        for target, blob in files.items():
+        for target, content in files.items():
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.", delete=False) as f:
                 temporaries[target] = Path(f.name)
-                f.write(blob)
+                if isinstance(content, bytes):
+                    f.write(content)
+                else:
+                    content(f)
             mask = os.umask(0)
             os.umask(mask)
             temporaries[target].chmod(0o666 & ~mask)
-        for target, temporary in temporaries.items():
-            temporary.replace(target)
+        _rename_all(temporaries)
     except OSError as e:
-        raise RunError(f"{target} cannot be written: {e.strerror}") from e
+        raise RunError(f"{target} cannot be written: {e.strerror or e}") from e
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
 
 
+def _rename_all(temporaries: Mapping[Path, Path]) -> None:
+    """Rename each value to its key; where one fails, those before it become what they were. Raises RunError."""
+    olds: dict[Path, Path | None] = {}
+    try:
+        for target, temporary in temporaries.items():
+            olds[target] = _second_name(target, temporary) if len(olds) + 1 < len(temporaries) else None
+            try:
+                temporary.replace(target)
+            except OSError as e:
+                raise RunError(f"{target} cannot be written: {e.strerror}") from e
+    except BaseException:
+        for target, old in olds.items():
+            if old is None:
+                continue
+            if old.exists():
+                old.replace(target)
+            elif not temporaries[target].exists():
+                target.unlink(missing_ok=True)
+        raise
+    finally:
+        for old in olds.values():
+            if old is not None:
+                old.unlink(missing_ok=True)
+
+
+def _second_name(target: Path, temporary: Path) -> Path | None:
+    """Another name under which the present file lives on, one that does not exist where there is no such file.
+
+    None where the file system has no second names: then the file cannot be brought back.
+    """
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        old.hardlink_to(target)
+    except FileNotFoundError:
+        return old
+    except OSError:
+        return None
+    return old
+
+
 def parameters(proto: onnx.ModelProto) -> int:
     """Elements of all weights, Constant nodes included; int64, boolean and string tensors are indices, not weights."""
     skip = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
-    return sum(int(np.prod(t.dims)) for t in _stored_tensors(proto.graph) if t.data_type not in skip)
+    return sum(int(np.prod(t.dims)) for t in storage.stored_tensors(proto) if t.data_type not in skip)

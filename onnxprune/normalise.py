@@ -27,13 +27,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.inliner
 from onnx import helper
 
-from onnxprune import bodies, measuring
+from onnxprune import bodies, measuring, storage
 from onnxprune import model as m
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Array, Shape
@@ -41,6 +42,7 @@ from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_QUANTIZED = {"DequantizeLinear", "QuantizeLinear"}
 _SHAPE_OPS = {"Shape", "Size"}
 # What these give is no tensor, and so no constant.
 _NO_TENSORS = {"Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
@@ -125,20 +127,70 @@ def _fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = m.to_gs(proto)
     graph.toposort()
-    kept = {"DequantizeLinear", "QuantizeLinear", *_RANDOM, *_NO_TENSORS}
+    kept = {*_QUANTIZED, *_RANDOM, *_NO_TENSORS}
     whole = {bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n)}
+    apart = _apart(proto)
+
+    def excluded(n: Any) -> bool:
+        return n.op in kept or any(o.name in whole for o in n.outputs) or any(i.name in apart for i in n.inputs)
+
     try:
         graph.fold_constants(
             fold_shapes=False,
             error_ok=False,
             size_threshold=None,
-            should_exclude_node=lambda n: n.op in kept or any(o.name in whole for o in n.outputs),
+            should_exclude_node=excluded,
             flatten_subgraphs=False,
         )
     except Exception as e:  # onnx-graphsurgeon passes on whatever onnxruntime raises
         raise ModelError(f"a constant part of the model cannot be evaluated: {' '.join(str(e).split())[:200]}") from e
     graph.cleanup(remove_unused_graph_inputs=False)
-    return m.from_gs(graph, proto)
+    folded = m.from_gs(graph, proto)
+    _fold_apart(folded)
+    return folded
+
+
+def _apart(proto: onnx.ModelProto) -> set[str]:
+    """Constants that onnx-graphsurgeon cannot fold with: those that lie in files, and bfloat16."""
+    held = [(t.name, t) for t in proto.graph.initializer]
+    held += [(n.output[0], a.t) for n in proto.graph.node if n.op_type == "Constant" for a in n.attribute]
+    return {name for name, t in held if storage.is_external(t) or t.data_type == onnx.TensorProto.BFLOAT16}
+
+
+def _fold_apart(proto: onnx.ModelProto) -> None:
+    """Fold, in place and node by node, what reads such constants: a result that is large goes to a file as well."""
+    weights = {t.name: t for t in proto.graph.initializer}
+    apart = _apart(proto)
+    outputs = {o.name for o in proto.graph.output}
+    folded: set[str] = set()
+    for n in proto.graph.node:
+        sources = {i: weights.get(i) for i in n.input if i}
+        skipped = n.op_type in _QUANTIZED or n.op_type in _RANDOM or outputs & set(n.output)
+        if skipped or not apart & sources.keys() or bodies.bodies_of(n):
+            continue
+        known = [t for t in sources.values() if t is not None]
+        names = [o for o in n.output if o]
+        if len(known) < len(sources) or not names:
+            continue
+        ports = [helper.make_empty_tensor_value_info(o) for o in names]
+        part = helper.make_model(
+            helper.make_graph([n], "part", [], ports, known),
+            opset_imports=proto.opset_import,
+            ir_version=max(proto.ir_version, 4),
+        )
+        try:
+            values = Session(part, optimize=False).run({})
+        except RunError as e:
+            raise ModelError(f"a constant part of the model cannot be evaluated: {e}") from e
+        outside = any(storage.is_external(t) for t in known)
+        for o in names:
+            weights[o] = storage.tensor_of(values[o], o, outside=outside)
+            proto.graph.initializer.append(weights[o])
+        apart.update(names)
+        folded.update(names)
+    kept = [_copy_node(n) for n in proto.graph.node if not folded & set(n.output)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
 
 
 def _see_through_identities(proto: onnx.ModelProto) -> None:
@@ -172,7 +224,7 @@ def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]
     """Tensors that depend on constants, on shapes, and on what of the inputs is `given` to be so, alone."""
     found = {t.name for t in proto.graph.initializer} | set(given)
     for n in proto.graph.node:
-        if n.op_type in _RANDOM or n.op_type in {"DequantizeLinear", "QuantizeLinear"}:
+        if n.op_type in _RANDOM or n.op_type in _QUANTIZED:
             continue
         if bodies.bodies_of(n):
             continue
@@ -237,7 +289,7 @@ def _fold_shape_arithmetic(
 ) -> dict[str, tuple[int | None, ...]]:
     weights = {t.name for t in proto.graph.initializer}
     states = _initial_states(proto)
-    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name in states}
+    stored = {t.name: storage.array_of(t) for t in proto.graph.initializer if t.name in states}
     _drop_zero_states(proto, {name for name, values in stored.items() if not values.any()})
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
     if not produced:

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+from ml_dtypes import finfo
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.bodies import bodies_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.trace import Read
-from onnxprune.graph import Node
+from onnxprune.graph import Node, is_float
 
 Mask = NDArray[np.bool_]
 
@@ -53,6 +54,10 @@ class _Builder:
         return self.op(kind, x, axes=list(axes), keepdims=1)
 
     def where(self, mask: Mask, x: str, otherwise: float) -> str:
+        if is_float(self.dtype):
+            # The neutral element of a maximum is the least number of the type: what is below it would be infinite.
+            least = float(finfo(self.dtype).min)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
+            otherwise = min(max(otherwise, least), -least)
         return self.op("Where", self.constant(mask, np.bool_), x, self.constant(otherwise))
 
 

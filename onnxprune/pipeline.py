@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, verify
+from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, storage, verify
 from onnxprune import model as m
 from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate import samples as data
@@ -21,7 +21,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, build
 from onnxprune.channels.describe import Description, describe
 from onnxprune.config import PruneConfig
-from onnxprune.destination import check_outputs
+from onnxprune.destination import check_data, check_outputs
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
 from onnxprune.graph import Array
 from onnxprune.normalise import normalise
@@ -89,30 +89,45 @@ def prune(
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
     try:
-        with one_blas_thread():
-            result = _run(model, output, calibration, settings, chosen, Clock(watch), dry_run=dry_run)
+        with one_blas_thread(), storage.spilling():
+            files = (output, plan_file, report_file)
+            result, separate = _run(
+                model, files, calibration, settings, chosen, overwrite, Clock(watch), dry_run=dry_run
+            )
+            watch("save")
+            _save(result, separate, output, plan_file, report_file)
+            return replace(result, model=_settled(result.model, output))
     except SolveFailed as e:
         raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
-    watch("save")
-    _save(result, output, plan_file, report_file)
-    return result
 
 
 def _save(
     result: PruneResult,
+    separate: bool,
     output: str | os.PathLike[str] | None,
     plan_file: str | os.PathLike[str] | None,
     report_file: str | os.PathLike[str] | None,
 ) -> None:
     """Write what was asked for: everything, or nothing and RunError."""
-    files: dict[Path, bytes] = {}
+    files: dict[Path, m.Content] = {}
     if output is not None and result.model is not None:
-        files[Path(output)] = m.as_bytes(result.model)
+        files.update(m.files_of(result.model, Path(output), separate=separate))
     if plan_file is not None:
         files[Path(plan_file)] = result.plan.to_json().encode()
     if report_file is not None:
         files[Path(report_file)] = result.report.to_json().encode()
     m.write_all_atomically(files)
+
+
+def _settled(model: onnx.ModelProto | None, output: str | os.PathLike[str] | None) -> onnx.ModelProto | None:
+    """The model without references to temporary files: to what was written instead, or with its weights embedded."""
+    if model is None or not storage.has_external(model):
+        return model
+    if output is None:
+        return storage.embedded(model)
+    written = onnx.load(output, load_external_data=False)
+    storage.resolve(written, Path(output).parent)
+    return written
 
 
 def inspect(model: ModelLike, calibration: Calibration = None, *, attention: str = "heads") -> Description:
@@ -122,22 +137,26 @@ def inspect(model: ModelLike, calibration: Calibration = None, *, attention: str
     UsageError.
     """
     settings = PruneConfig(samples=2, attention=attention)
-    return describe_loaded(load(model, calibration, settings), settings)
+    with storage.spilling():
+        return describe_loaded(load(model, calibration, settings), settings)
 
 
 def _run(
     model: ModelLike,
-    output: str | os.PathLike[str] | None,
+    files: Sequence[str | os.PathLike[str] | None],
     calibration: Calibration,
     settings: PruneConfig,
     replayed: plan.Plan | None,
+    overwrite: bool,
     stage: Clock,
     *,
     dry_run: bool,
-) -> PruneResult:
-    """The sentence, one line per stage."""
+) -> tuple[PruneResult, bool]:
+    """The sentence, one line per stage, and whether the result's weights go beside it. files: output, plan, report."""
+    output, *others = files
     with stage("load"):
         loaded = load(model, calibration, settings)
+        check_data(output, others, model, loaded.source, overwrite)
     with stage("couple"):
         coupled = couple(loaded, settings)
     with stage("calibrate"):
@@ -154,7 +173,8 @@ def _run(
         masks = replay(replayed, loaded, coupled, settings)
         chosen = replace(replayed, config=settings.as_dict())
     if dry_run:
-        return PruneResult(None, chosen, report_of(loaded, coupled, calibrated, masks, settings, stage, None, None))
+        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
+        return PruneResult(None, chosen, report), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
     with stage("refit"):
@@ -162,7 +182,7 @@ def _run(
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
-    return PruneResult(checked.model, chosen, report)
+    return PruneResult(checked.model, chosen, report), loaded.source.separate
 
 
 # load
@@ -170,12 +190,9 @@ def _run(
 
 def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> Loaded:
     """Read and normalise the model, read and split the data."""
-    if isinstance(model, onnx.ModelProto):
-        original = model
-        blob = model.SerializeToString(deterministic=True)
-        source = m.source_of("(in memory)", blob)
-    else:
-        original, source = m.load(model)
+    original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
+    if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
+        original = storage.outside(original)
     samples = read_samples(original, calibration, settings)
     normalised = normalise(original, samples.example())
     notes = list(normalised.notes)
@@ -377,10 +394,18 @@ def refit_weights(
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
     level = "least-squares" if settings.refit == "lockstep" else settings.refit
-    weights = refit.in_place(calibrated.consumers, calibrated.moments, channels.graph.constants, keep, level)
-    plain = cut(replace_initializers(n.proto, weights), channels, keep)
+    constants = channels.graph.constants
+    fitted = replace_initializers(n.proto, {})
+    notes: list[str] = []
+    for layer in calibrated.consumers:  # one by one: all fitted weights in float64 would be twice the model
+        weights = refit.in_place((layer,), calibrated.moments, constants, keep, level)
+        if refit.beyond(weights, {k: constants[k].dtype for k in weights}):
+            notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
+        else:
+            set_initializers(fitted, weights)
+    plain = cut(fitted, channels, keep)
     if settings.refit != "lockstep":
-        return Refitted({level: plain})
+        return Refitted({level: plain}, notes=tuple(notes))
     walked = onnx.ModelProto()
     walked.CopyFrom(plain)
     running = coupled.taken.of(walked)
@@ -395,8 +420,8 @@ def refit_weights(
         seed=settings.seed,
         memory=settings.memory,
     )
-    set_initializers(walked, {t.name: onnx.numpy_helper.to_array(t) for t in running.graph.initializer})
-    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits))
+    set_initializers(walked, {t.name: storage.array_of(t) for t in running.graph.initializer})
+    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(notes))
 
 
 # verify
@@ -415,7 +440,7 @@ def check(
     settings: PruneConfig,
 ) -> Checked:
     """All checks; raises CheckFailed unless `force`. Of the refit's candidates the better on held-out data stays."""
-    notes: list[str] = []
+    notes = list(refitted.notes)
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
     example = loaded.fit.example()
@@ -438,7 +463,7 @@ def check(
     try:
         oracle = masked_model(n.proto, channels, keep, n.types)
         exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example)
-        verify.structure(final)
+        verify.structure(final, loaded.original)
         sizes = verify.runs_at_other_sizes(final, loaded.original, example)
         verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
     except (CheckFailed, RunError) as e:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,11 +17,16 @@ def prefetched(items: Iterable[T]) -> Iterator[T]:
     An error in the thread is raised here. The thread ends with the iteration, be it cut short or not.
     """
     source = iter(items)
+    context = copy_context()  # a thread starts without
+
+    def step() -> T | object:
+        return next(source, _END)
+
     with ThreadPoolExecutor(max_workers=1) as worker:
-        ahead = worker.submit(next, source, _END)
+        ahead = worker.submit(context.run, step)
         while True:
             item = ahead.result()
             if item is _END:
                 return
-            ahead = worker.submit(next, source, _END)
+            ahead = worker.submit(context.run, step)
             yield item  # type: ignore[misc]  # _END is the only item that is not a T

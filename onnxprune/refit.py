@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from onnxprune import model as m
+from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, Graph, Node, depth_first
+from onnxprune.graph import Array, Graph, Node, cast, depth_first
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
 from onnxprune.oracle import mask_of
@@ -64,6 +65,11 @@ def in_place(
         w = layer.matrix(weights)
         found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
     return found
+
+
+def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]) -> bool:
+    """Whether any of the fitted weights is beyond the range of the type that stores it."""
+    return not all(np.isfinite(cast(w, types[name])).all() for name, w in found.items())
 
 
 def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
@@ -191,8 +197,8 @@ def lockstep(
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
-    Layers that read nothing changed, those too wide for their Gram, and what a recurrent net makes of its own state
-    (which depends on the weights in turn) keep their weights.
+    Layers that read nothing changed, those too wide for their Gram, those whose weights would not fit in the model's
+    type, and what a recurrent net makes of its own state (which depends on the weights in turn) keep their weights.
     """
     graph = channels.graph
     changed = changed_tensors(channels, keep)
@@ -208,13 +214,14 @@ def lockstep(
         for layer, (target, points) in zip(part, references, strict=True):
             cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = _accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
-            weights = {
-                t.name: onnx.numpy_helper.to_array(t) for t in pruned.graph.initializer if t.name in layer.stored
-            }
+            weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
             stored = partial(cut_layer.rounded, present=weights)
             matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights), stored)
+            found = cut_layer.weights(matrix, weights)
+            if np.isfinite(fit.strength) and beyond(found, {k: w.dtype for k, w in weights.items()}):
+                fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
             if np.isfinite(fit.strength):
-                set_initializers(pruned, cut_layer.weights(matrix, weights))
+                set_initializers(pruned, found)
             fits.append(fit)
     return fits
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import cost, runtime
+from onnxprune import cost, runtime, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
@@ -41,7 +41,7 @@ def report_of(
     after = Size(
         round(prices["macs"].at(kept) / batch),
         m.parameters(checked.model) if checked else unchanged - removed,
-        checked.model.ByteSize() if checked else 0,
+        storage.model_bytes(checked.model) if checked else 0,
     )
     rows = tuple(_row(g, k, why_whole(g, coupled, settings)) for g, k in zip(channels.groups, kept, strict=True))
     price = prices[settings.budget]

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import bodies
+from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.graph import Array
 from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
@@ -79,7 +79,7 @@ class _Reader:
         if slot >= len(n.input) or not n.input[slot]:
             return np.zeros((), np.float32)
         t = self.constants.get(n.input[slot])
-        values = None if t is None else numpy_helper.to_array(t).astype(np.float32)
+        values = None if t is None else storage.array_of(t).astype(np.float32)
         if values is None or values.ndim == 0:
             return values
         rank = self.ranks.get(n.input[0])

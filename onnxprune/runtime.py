@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxprune import storage, twin
 from onnxprune.errors import RunError
+from onnxprune.graph import cast, is_float
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -19,6 +21,9 @@ Feeds = Mapping[str, Array]
 _ERROR = 3
 _FATAL = 4
 _LINE = 300
+_PREPACK_BYTES = 512 << 20
+# Before 1.22 only a model that comes from a file may refer to others, and does so absolutely; later ones may not.
+_RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 
 # onnx-graphsurgeon opens sessions of its own to fold constants; their warnings speak of models that the user never saw.
 ort.set_default_logger_severity(_ERROR)
@@ -31,8 +36,12 @@ def _one_line(error: BaseException) -> str:
 class Session:
     """An onnxruntime session on the CPU (or `providers`).
 
-    model: a ModelProto or a path. optimize=False keeps every intermediate tensor as the graph defines it. spin: let
-    idle workers spin, onnxruntime's own default; that takes the cores from numpy's BLAS between two runs.
+    model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
+    are neither read nor copied here. A ModelProto with bfloat16 is run as its float32 twin (`twin`), and so is one in
+    float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any floating-point
+    type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
+    as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the cores from numpy's
+    BLAS between two runs.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 
@@ -42,31 +51,83 @@ class Session:
         *,
         optimize: bool = True,
         spin: bool = False,
+        single: bool = False,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else os.fspath(model)
-        try:
-            self._session = ort.InferenceSession(source, options, providers=list(providers))
-        except Exception as e:  # onnxruntime's exceptions share no base class below Exception
-            raise RunError(f"onnxruntime cannot load the model: {_one_line(e)}") from e
+        def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
+            options = ort.SessionOptions()
+            options.log_severity_level = _FATAL
+            options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+            level = ort.GraphOptimizationLevel
+            options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+            content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
+            try:
+                if isinstance(content, bytes) and not _RELATIVE:
+                    with storage.as_file(content) as path:
+                        return ort.InferenceSession(path, options, providers=list(providers))
+                return ort.InferenceSession(content, options, providers=list(providers))
+            except Exception as e:  # onnxruntime's exceptions share no base class below Exception
+                raise RunError(f"onnxruntime cannot load the model: {_one_line(e)}") from e
+
+        self._declared: dict[str, np.dtype[Any]] = {}
+        self._twin = False
+        if isinstance(model, onnx.ModelProto):
+            self._session = self._started(model, start, single=single)
+        else:
+            self._session = start(model)
         self.overridable = frozenset(i.name for i in self._session.get_overridable_initializers())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
+        ports = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
+        self._singles = frozenset(i.name for i in ports if i.type == "tensor(float)")
+
+    def _started(self, model: onnx.ModelProto, start: Callable[[onnx.ModelProto], Any], *, single: bool) -> Any:
+        """A session of the model, or of its twin where onnxruntime runs only that."""
+        types = twin.HALF if single else twin.BFLOAT16
+        if not twin.uses(model, types):
+            types = frozenset()
+            try:
+                return start(model)
+            except RunError:
+                if not twin.uses(model, twin.DOUBLE):
+                    raise
+        if twin.uses(model, twin.DOUBLE):
+            types |= twin.DOUBLE
+        self._twin = True
+        self._declared = {} if single else twin.declared_types(model, types)
+        with storage.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
+            return start(twin.single_precision(model, types))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Outputs by name; feeds that the model does not read are ignored."""
         names = list(self.outputs if outputs is None else outputs)
         known = set(self.inputs)
+        fed = {k: v for k, v in feeds.items() if k in known or k in self.overridable}
+        if self._twin:
+            fed = {k: v.astype(np.float32) if is_float(v.dtype) and k in self._singles else v for k, v in fed.items()}
         try:
-            values = self._session.run(names, {k: v for k, v in feeds.items() if k in known or k in self.overridable})
+            values = self._session.run(names, fed)
         except Exception as e:  # as above
             raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
-        return dict(zip(names, values, strict=True))
+        found = dict(zip(names, values, strict=True))
+        for k in self._declared.keys() & found.keys():
+            found[k] = cast(found[k], self._declared[k])
+        return found
+
+
+def _content(model: onnx.ModelProto, options: Any) -> bytes:
+    """The model as bytes, with `options` saying where the weights lie that it refers to in files."""
+    if storage.has_external(model):
+        if _RELATIVE:
+            model, root = storage.below(model)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
+        if storage.external_bytes(model) >= _PREPACK_BYTES:
+            # Else onnxruntime keeps a second copy of every matrix, in the order that its kernels like best.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+    if storage.embedded_bytes(model) >= storage.MOST_BYTES:
+        raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def concatenated(parts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
-from onnxprune.graph import Array
+from onnxprune.graph import Array, is_float
 from onnxprune.quantized import real_values
 from onnxprune.select import Path, Regression, baselines, imitation, obs
 
@@ -113,7 +113,7 @@ def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:
 
 def _norms(g: Group, ref: AxisRef, values: Array, channels: ChannelGraph) -> NDArray[np.float64]:
     classes = channels.axis_factor(ref.tensor, ref.axis)
-    if classes is None or not np.issubdtype(values.dtype, np.floating):
+    if classes is None or not is_float(values.dtype):
         return np.zeros(g.size)
     untracked = tuple(a for a, s in enumerate(classes.shape) if s == 1)
     power = (values.astype(np.float64) ** 2).sum(axis=untracked).ravel()

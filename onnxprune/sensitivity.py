@@ -17,11 +17,12 @@ import onnx
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune import model as m
+from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, InputMoments
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array
+from onnxprune.graph import Array, cast, is_float
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import replace_initializers
@@ -38,7 +39,7 @@ def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array])
     """Mean over floating-point outputs of ||y - y0||² / ||y0 - mean y0||², the mean taken over samples."""
     errors: list[float] = []
     for name, y0 in reference.items():
-        if not np.issubdtype(y0.dtype, np.floating):
+        if not is_float(y0.dtype):
             continue
         a, b = outputs[name].astype(np.float64), y0.astype(np.float64)
         spread = float(((b - b.mean(axis=0, keepdims=True)) ** 2).sum()) if len(b) > 1 else float((b**2).sum())
@@ -115,9 +116,9 @@ def _masked_trials(
     for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, channels.graph.constants, keep, "least-squares")
-        masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
-        session = Session(masked)
-        parts = [session.run(b) for b in samples.batches(BATCH)]
+        with storage.spilling():  # the trial's weights go with it
+            session = Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
+            parts = [session.run(b) for b in samples.batches(BATCH)]
         error = relative_error(concatenated(parts), reference)
         if np.isfinite(error):
             found[width] = error
@@ -142,14 +143,14 @@ def _trials_of(
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
     session = Session(m.submodel(proto, {**walker.frontier, **real}, outputs, overridable=replaced), spin=True)
-    floating = {k: v for k, v in reference.items() if np.issubdtype(v.dtype, np.floating)}
+    floating = {k: v for k, v in reference.items() if is_float(v.dtype)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
     for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
         weights = in_place(consumers, moments, constants, keep, "least-squares")
         feeds = {
-            k: np.ascontiguousarray(v.reshape(constants[k].shape), constants[k].dtype)
+            k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
             for k, v in weights.items()
             if k in replaced
         }

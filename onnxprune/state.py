@@ -87,10 +87,11 @@ class Calibrated:
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
-    """Candidates by refit level, the least refitted first, and what lockstep did to each layer."""
+    """Candidates by refit level, the least refitted first, what lockstep did to each layer, and what to say of it."""
 
     candidates: Mapping[str, onnx.ModelProto]
     fits: tuple[refit.Fit, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

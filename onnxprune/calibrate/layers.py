@@ -18,7 +18,7 @@ from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear
-from onnxprune.graph import Array, Graph, Node, Shape
+from onnxprune.graph import Array, Graph, Node, Shape, is_float
 from onnxprune.numerics.gram import augmented
 from onnxprune.numerics.patches import Window
 from onnxprune.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
@@ -296,7 +296,7 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
 
 def _own_weight(name: str, graph: Graph, uses: Mapping[str, int]) -> Array | None:
     w = graph.constants.get(name)
-    return w if w is not None and np.issubdtype(w.dtype, np.floating) and uses[name] == 1 else None
+    return w if w is not None and is_float(w.dtype) and uses[name] == 1 else None
 
 
 def _input_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> InputGates | None:
@@ -389,7 +389,7 @@ def _is_own(name: str, graph: Graph, uses: Mapping[str, int]) -> bool:
     """Whether a weight or bias is a constant, in floating point or quantized, that nothing else reads."""
     c, q = graph.constants.get(name), Quantized.of(graph, name)
     if c is not None:
-        return np.issubdtype(c.dtype, np.floating) and uses[name] == 1
+        return is_float(c.dtype) and uses[name] == 1
     return q is not None and uses[name] == 1 and all(uses[n] == k for n, k in Counter(q.names).items())
 
 

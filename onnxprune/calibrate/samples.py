@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
+from onnxprune.graph import cast, is_float
 
 Array = NDArray[Any]
 
@@ -179,6 +180,8 @@ def _checked(
             )
         a = data[s.name]
         where = f"{path}: input {s.name!r}"
+        if s.dtype.itemsize == 2 and is_float(s.dtype) and a.dtype in (np.float32, np.float64):
+            a = _halved(a, s, where)
         if a.dtype != s.dtype:
             raise CalibrationError(f"{where} is {a.dtype}, the model wants {s.dtype}; convert it with .astype")
         if s.batched and a.ndim == len(s.dims) - 1:
@@ -186,7 +189,7 @@ def _checked(
         _check_shape(a, s, where)
         if a.size == 0:
             raise CalibrationError(f"{where} is empty; at least one sample is needed")
-        if np.issubdtype(a.dtype, np.floating) and not np.isfinite(a).all():
+        if is_float(a.dtype) and not np.isfinite(a).all():
             raise CalibrationError(f"{where} holds NaN or infinite values; clean the data first")
         if s.batched:
             if count is not None and len(a) != count:
@@ -194,6 +197,14 @@ def _checked(
             count = len(a)
         checked[s.name] = a
     return checked, {k: v for k, v in data.items() if k not in checked}
+
+
+def _halved(a: Array, s: InputSpec, where: str) -> Array:
+    """Data in single precision for an input in half precision, rounded: files of numpy know no bfloat16."""
+    half = cast(a, s.dtype)
+    if np.isfinite(a).all() and not np.isfinite(half).all():
+        raise CalibrationError(f"{where} has values beyond {s.dtype}, which the model wants; scale the data first")
+    return half
 
 
 def _check_shape(a: Array, s: InputSpec, where: str) -> None:
@@ -225,7 +236,7 @@ def random(proto: onnx.ModelProto, specs: tuple[InputSpec, ...], count: int, see
                 # A batch that is not on the first axis of this input still is one sample per batch.
                 if i and d is None and not s.batched:
                     dims[i] = 1 if i == 1 else size
-            if np.issubdtype(s.dtype, np.floating):
+            if is_float(s.dtype):
                 arrays[s.name] = rng.standard_normal(dims).astype(s.dtype)
             elif s.dtype == np.bool_:
                 arrays[s.name] = np.ones(dims, np.bool_)

@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import model as m
+from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
@@ -69,7 +70,7 @@ def collect(
     seed: int,
 ) -> dict[str, InputMoments]:
     """Input moments of each layer, by weight name."""
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    weights = storage.Weights(proto.graph.initializer)
     tensors = sorted({layer.data for layer in layers})
     if not tensors:
         return {}
@@ -88,7 +89,7 @@ def collect(
 
 def _single(x: Array) -> NDArray[np.floating]:
     """Half precision is widened: its products overflow."""
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
 
 
 def is_wide(layer: Layer) -> bool:
@@ -98,8 +99,7 @@ def is_wide(layer: Layer) -> bool:
 
 class _Columns:
     def __init__(self, layer: Layer, weights: Mapping[str, Array]) -> None:
-        self.layer = layer
-        self.w = layer.matrix(weights)
+        self.layer, self.weights = layer, weights
         self.fit, self.held = (Gram.zeros(layer.groups, len(layer.columns(0))) for _ in range(2))
 
     def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
@@ -109,7 +109,8 @@ class _Columns:
         ridge = RIDGES[-1]
         if self.held.rows:
             # The groups of a convolution are alike; one of them tells enough.
-            ridge = choose_ridge(self.fit.result()[0], self.held.result()[0], self.w[0], self.layer.columns(0))
+            w = self.layer.matrix(self.weights)
+            ridge = choose_ridge(self.fit.result()[0], self.held.result()[0], w[0], self.layer.columns(0))
         self.fit.merge(self.held)
         return InputMoments(self.fit.result(), ridge)
 

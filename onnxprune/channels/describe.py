@@ -136,7 +136,7 @@ def _describe_group(
 ) -> GroupDescription:
     def places(refs: Sequence[AxisRef]) -> tuple[Place, ...]:
         return tuple(
-            Place(r.tensor, r.axis, r.positions * g.size // r.rows, *readers.get(r.tensor, ("", "")))
+            Place(r.tensor, r.axis, r.positions * r.units // r.rows, *readers.get(r.tensor, ("", "")))
             for r in refs
             if r.tensor in own
         )

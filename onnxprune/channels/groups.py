@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,15 @@ INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))
 class AxisRef:
     """An axis of a weight, and how many of its positions each unit of a group occupies, over all `rows` together.
 
-    rows: above 1 where each row of the weight (the groups of a convolution, say) carries channels of its own.
+    units: how many units of the group are on it. rows: above 1 where each row of the weight (the groups of a
+    convolution, say) carries channels of its own.
     gates: positions that a single channel takes: on the rows of a recurrent net's weights one for each gate.
     """
 
     tensor: str
     axis: int
     positions: int
+    units: int
     rows: int = 1
     gates: int = 1
 
@@ -181,16 +184,16 @@ def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Se
     mixing = _mixing_classes(classes.pinned.size, reads, settled.factors)
     alike: dict[tuple[int, int], list[int]] = {}
     for c in np.flatnonzero((signature >= 0) & ~classes.pinned).tolist():
-        alike.setdefault((int(signature[c]), int(settled.block[c])), []).append(c)
+        block = int(settled.block[c])
+        alike.setdefault((-1, block) if block >= 0 else (int(signature[c]), -1), []).append(c)
     place = np.full(classes.pinned.size, np.iinfo(np.int64).max)
     groups: list[Group] = []
     names = _producer_names(graph)
     for units in alike.values():
-        lo, hi = incidence.indptr[units[0]], incidence.indptr[units[0] + 1]
         refs: dict[str, list[tuple[AxisRef, Labels]]] = {"producer": [], "consumer": [], "parameter": []}
-        for i, n in zip(incidence.indices[lo:hi].tolist(), incidence.data[lo:hi].tolist(), strict=True):
+        for i, (n, carried) in _carrying(incidence, signature, units).items():
             tensor, axis, rows, on_axis = axes[i]
-            ref = AxisRef(tensor, axis, int(n), rows, gates.get((tensor, axis), 1))
+            ref = AxisRef(tensor, axis, n, carried, rows, gates.get((tensor, axis), 1))
             refs[roles.get((tensor, axis), "parameter")].append((ref, on_axis))
         first, on_first = (refs["producer"] or refs["consumer"] or refs["parameter"])[0]
         place[on_first[::-1]] = np.arange(on_first.size)[::-1]
@@ -208,6 +211,17 @@ def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Se
             )
         )
     return _uniquely_named(groups)
+
+
+def _carrying(incidence: Any, signature: Labels, units: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Axis → (positions of a unit on it, how many of the units are on it), in the order of the axes."""
+    found: dict[int, tuple[int, int]] = {}
+    kinds, first, counts = np.unique(signature[units], return_index=True, return_counts=True)
+    for _, at, carried in zip(kinds, first.tolist(), counts.tolist(), strict=True):
+        lo, hi = incidence.indptr[units[at]], incidence.indptr[units[at] + 1]
+        for i, n in zip(incidence.indices[lo:hi].tolist(), incidence.data[lo:hi].tolist(), strict=True):
+            found[i] = (int(n), found.get(i, (0, 0))[1] + carried)
+    return dict(sorted(found.items()))
 
 
 def _rows(cells: Labels) -> Labels | None:

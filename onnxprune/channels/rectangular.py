@@ -232,6 +232,8 @@ _FOLLOWS: dict[str, Callable[[Node, Graph, bool, tuple[int, ...], int], bool]] =
 
 # blocks and cells
 
+_Members = dict[tuple[int, ...], list[int]]  # the rows that a cell stands in → its classes
+
 
 def _cells(now: _Pass, factors: dict[str, Factors]) -> tuple[Labels, Labels]:
     """Block and cell of each class; gives up balances that have none with equally many classes in every cell."""
@@ -245,24 +247,42 @@ def _cells(now: _Pass, factors: dict[str, Factors]) -> tuple[Labels, Labels]:
         for m, r, t in zip(c.members.tolist(), c.row.tolist(), c.times.tolist(), strict=True):
             standing.setdefault(m, []).append((k, r, t))
     _, signature = signatures(weight_axes_of(now.trace.graph, factors), count)
-    blocks: dict[tuple[int, tuple[tuple[int, int], ...]], dict[tuple[int, ...], list[int]]] = {}
+    alike: dict[tuple[tuple[int, int], ...], _Members] = {}
     for m, rows in standing.items():
-        key = int(signature[m]), tuple((k, t) for k, _, t in rows)
-        blocks.setdefault(key, {}).setdefault(tuple(r for _, r, _ in rows), []).append(m)
-    cells = 0
-    for index, ((_, balances), found) in enumerate(blocks.items()):
+        balances = tuple((k, t) for k, _, t in rows)
+        alike.setdefault(balances, {}).setdefault(tuple(r for _, r, _ in rows), []).append(m)
+    blocks = cells = 0
+    for balances, found in alike.items():
         involved = [k for k, _ in balances]
-        if not _even(found, [constraints[k].rows for k in involved]):
+        parts = _parts(found, signature, [constraints[k].rows for k in involved])
+        if not parts:
             widest = max(involved, key=lambda k: constraints[k].rows)
             now.give_up(constraints[widest].members, constraints[widest].give_up)
-            continue
-        for members in found.values():
-            block[members], cell[members] = index, cells
-            cells += 1
+        for part in parts:
+            for members in part.values():
+                block[members], cell[members] = blocks, cells
+                cells += 1
+            blocks += 1
     return block, cell
 
 
-def _even(cells: dict[tuple[int, ...], list[int]], rows: Sequence[int]) -> bool:
+def _parts(found: _Members, signature: Labels, rows: Sequence[int]) -> list[_Members]:
+    """The cells of some balances as blocks of even cells: one for each set of weights that carries such classes.
+
+    Where rows lie on weights of their own (the branches that a Concat brings under one normalization), the weights
+    share one block, as long as each cell lies on one set of weights. Empty where the cells are not even.
+    """
+    by_weights: dict[int, _Members] = {}
+    for key, members in found.items():
+        for m in members:
+            by_weights.setdefault(int(signature[m]), {}).setdefault(key, []).append(m)
+    if all(_even(part, rows) for part in by_weights.values()):
+        return list(by_weights.values())
+    apart = all(len({int(signature[m]) for m in members}) == 1 for members in found.values())
+    return [found] if apart and _even(found, rows) else []
+
+
+def _even(cells: _Members, rows: Sequence[int]) -> bool:
     """Whether all cells are equally large, with room for a choice, and every row of each balance has as many."""
     sizes = {len(m) for m in cells.values()}
     if len(sizes) > 1 or sizes == {1}:

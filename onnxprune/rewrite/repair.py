@@ -298,6 +298,8 @@ def gather_indices(node: Any, view: Node, cut: Cut) -> None:
     flat = np.where(indices < 0, indices + shape[axis], indices)
     number = np.cumsum(mask) - 1
     new = number[flat[mask[flat]]] if flat.ndim else number[flat]
+    if flat.ndim > 1:  # at most one of its axes is longer than 1
+        new = new.reshape([-1 if s > 1 else 1 for s in flat.shape])
     node.inputs[1] = cut.constant(f"{view.outputs[0]}__indices", np.asarray(new).astype(indices.dtype))
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune import bodies
+from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import rows_of, tracked_axes
-from onnxprune.graph import Array, Node
+from onnxprune.graph import Array, Node, cast
 from onnxprune.rewrite.repair import REPAIRS, Cut
 
 
@@ -44,11 +44,11 @@ def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[n
         shrinking = [mask for mask in (keep[f] for f in channels.factors.get(t.name, ())) if not mask.all()]
         if not shrinking:
             continue
-        values = onnx.numpy_helper.to_array(t)
+        values = storage.array_of(t)
         # Rows with channels of their own first: they are as long as before.
         for mask in sorted(shrinking, key=lambda mask: mask.shape.count(1)):
             values = _without(values, mask)
-        t.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), t.name))
+        t.CopyFrom(storage.tensor_of(np.ascontiguousarray(values), t.name, outside=storage.is_external(t)))
 
 
 def _repaired(
@@ -118,12 +118,12 @@ def _with_inferred_types(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
-    """Replace initializers in place by arrays of the same size, stored in the model's own type."""
+    """Replace initializers in place by arrays of the same size, stored in the model's own type and way."""
     for t in proto.graph.initializer:
         if t.name in values:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
-            array = np.asarray(values[t.name]).reshape(tuple(t.dims)).astype(dtype)
-            t.CopyFrom(onnx.numpy_helper.from_array(array, t.name))
+            array = cast(np.asarray(values[t.name]).reshape(tuple(t.dims)), dtype)
+            t.CopyFrom(storage.tensor_of(array, t.name, outside=storage.is_external(t)))
 
 
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
@@ -136,7 +136,7 @@ def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) ->
 
 def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
     """Take back, in place, the biases that normalisation added and that are still zero."""
-    zero = {t.name for t in proto.graph.initializer if t.name in added and not onnx.numpy_helper.to_array(t).any()}
+    zero = {t.name for t in proto.graph.initializer if t.name in added and not storage.array_of(t).any()}
     for n in proto.graph.node:
         if len(n.input) == 3 and n.input[2] in zero:
             del n.input[2:]
@@ -153,7 +153,7 @@ def merge_equal_clones(proto: onnx.ModelProto, clones: Mapping[str, str]) -> Non
     for copy, origin in clones.items():
         if copy in stored and origin in stored and copy not in returned:
             a, b = stored[copy], stored[origin]
-            if a.dims == b.dims and onnx.numpy_helper.to_array(a).tobytes() == onnx.numpy_helper.to_array(b).tobytes():
+            if a.dims == b.dims and storage.array_of(a).tobytes() == storage.array_of(b).tobytes():
                 alias[copy] = origin
     for n in bodies.every_node(proto.graph):
         for i, name in enumerate(n.input):

@@ -395,6 +395,34 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8, 4),
     ),
+    "row_picked": Topology(
+        # Queries, keys and values of one product, as exporters of fused attention write them: each row stays.
+        """(float[N,L,7] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[7,36])
+            f = Reshape(a, split{0,0,3,12})
+            t = Transpose <perm=[2,0,1,3]> (f)
+            q = Gather <axis=0> (t, first{:0})
+            v = Gather <axis=0> (t, last{:-1})
+            s = Sigmoid(q)
+            j = Concat <axis=-1> (s, v)
+            y = MatMul(j, w2[24,5])
+        }""",
+        (36,),
+    ),
+    "picked_in_four_axes": Topology(
+        # Strides of an exporter: the indices lie along one of four axes.
+        """(float[N,3,8,8] x) => (float[5] y) {
+            a = Conv (x, w1[8,3,3,3], b1[8])
+            m = ReduceMean <keepdims=0> (a, over{0,2,3})
+            i = Constant <value=int64[1,8,1,1] {7,6,5,4,3,2,1,0}> ()
+            g = Gather <axis=0> (m, i)
+            r = Relu(g)
+            f = Reshape(r, flat{1,8})
+            d = Gemm (f, w2[8,5], b2[5])
+            y = Squeeze(d, ax{0})
+        }""",
+        (8,),
+    ),
     "columns_first": Topology(
         # Read column by column, what is kept of each row would come in another order.
         """(float[N,7] x) => (float[N,5] y) {

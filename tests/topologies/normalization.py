@@ -40,6 +40,36 @@ ROWS: Mapping[str, Topology] = {
         pins=(_PER_GROUP,),
         mixing=(8,),
     ),
+    "group_norm_over_branches": Topology(
+        # Each group's channels come from a convolution of their own: both keep as many.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[6,3,1,1], b1[6])
+            b = Conv (x, w2[6,3,1,1], b2[6])
+            c = Concat <axis=1> (a, b)
+            r = Reshape(c, to{0,2,-1})
+            n = InstanceNormalization (r, s1[2], o1[2])
+            m = Reshape(n, back{0,12,6,6})
+            y = Conv (m, w3[5,12,1,1])
+        }""",
+        (12,),
+        pins=(_PER_GROUP,),
+        mixing=(12,),
+    ),
+    "group_norm_across_branches": Topology(
+        # The first group's channels come from both convolutions: how many of each stay is not fixed, so the same go.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[4,3,1,1], b1[4])
+            b = Conv (x, w2[8,3,1,1], b2[8])
+            c = Concat <axis=1> (a, b)
+            r = Reshape(c, to{0,2,-1})
+            n = InstanceNormalization (r, s1[2], o1[2])
+            m = Reshape(n, back{0,12,6,6})
+            y = Conv (m, w3[5,12,1,1])
+        }""",
+        (4, 2),
+        pins=(_PER_GROUP,),
+        mixing=(4, 2),
+    ),
     "group_norm_as_instance_norm_narrow": Topology(
         # Four groups of two: whole groups go, which changes no statistics.
         _group_norm_as_instance_norm(4),

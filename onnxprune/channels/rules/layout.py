@@ -226,9 +226,12 @@ def gather(node: Node, t: Trace) -> None:
             result.append(f.reshape((*f.shape[:axis], *(1,) * indices.ndim, *f.shape[axis + 1 :])))
             continue
         picked = f.take(indices, axis=axis)
-        if indices.ndim == 0:
+        if indices.ndim == 0 and len(tracked_axes(f)) > 1:
+            # One of several rows (queries, keys and values, say), each with channels of its own: the rows stay.
+            t.labels.balance(np.moveaxis(f, axis, 0).reshape(f.shape[axis], -1))
+        elif indices.ndim == 0:
             t.pin(x, [f.take([int(indices)], axis=axis)], node, "Gather picks this single channel", axis)
-        elif indices.ndim > 1:
+        elif sum(s > 1 for s in indices.shape) > 1:
             t.pin(x, [picked], node, "Gather arranges this axis over several axes", axis)
         result.append(picked)
     t.set(out, result)

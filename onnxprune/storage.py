@@ -1,0 +1,543 @@
+"""Where weights lie: inside a model, or in files beside it that are mapped into memory only while they are read.
+
+A tensor that a model stores in a file of its own stays there. Its TensorProto keeps the reference, as an absolute,
+checked place, so that a model of any size is a small message that is cheap to copy. `array_of` maps the bytes; what is
+computed from such a tensor goes to a file again, in the folder of the innermost `spilling()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune.errors import ModelError, RunError
+from onnxprune.graph import Array
+
+# Weights of a smaller size are kept in the model, as onnx itself does: shape inference reads them.
+INLINE_BYTES = 1024
+# What is computed on the way goes to a file of its own from this size on.
+SPILL_BYTES = 64 << 10
+# Embedded weights of a model above this size are treated as if they had been stored beside it.
+LARGE_BYTES = 1 << 30
+# A message of protobuf ends at 2 GiB; the graph itself has to fit beside the weights.
+MOST_BYTES = (2 << 30) - (64 << 20)
+_PAGE = 4096
+_ALIGN = 64
+_LARGE_TENSOR = 1 << 20
+_CHUNK = 8 << 20
+
+_BITS = {
+    getattr(onnx.TensorProto, name): bits
+    for name, bits in (("UINT4", 4), ("INT4", 4), ("FLOAT4E2M1", 4), ("UINT2", 2), ("INT2", 2))
+    if hasattr(onnx.TensorProto, name)
+}
+
+
+def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: weights of the graph and of bodies, attributes, functions included."""
+    yield from _of_graph(proto.graph)
+    for function in proto.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for s in graph.sparse_initializer:
+        yield from (s.values, s.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.TENSOR:
+                yield a.t
+            elif a.type == onnx.AttributeProto.TENSORS:
+                yield from a.tensors
+            elif a.type == onnx.AttributeProto.SPARSE_TENSOR:
+                yield from (a.sparse_tensor.values, a.sparse_tensor.indices)
+            elif a.type == onnx.AttributeProto.GRAPH:
+                yield from _of_graph(a.g)
+            elif a.type == onnx.AttributeProto.GRAPHS:
+                for body in a.graphs:
+                    yield from _of_graph(body)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether the values lie in a file."""
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def has_external(proto: onnx.ModelProto) -> bool:
+    """Whether any weight lies in a file."""
+    return any(is_external(t) for t in stored_tensors(proto))
+
+
+def bytes_of(tensor: onnx.TensorProto) -> int:
+    """Size of the values: what their shape and type ask for; 0 for strings."""
+    if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        return 0
+    elements = math.prod(int(d) for d in tensor.dims)
+    if tensor.data_type in _BITS:
+        return -(-elements * _BITS[tensor.data_type] // 8)
+    return elements * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def external_bytes(proto: onnx.ModelProto) -> int:
+    """Size of all values that lie in files."""
+    return sum(bytes_of(t) for t in stored_tensors(proto) if is_external(t))
+
+
+def model_bytes(proto: onnx.ModelProto) -> int:
+    """Size of a model with all of its weights, wherever they lie."""
+    embedded = embedded_bytes(proto)
+    # A message above the limit of protobuf does not tell its size.
+    return (int(proto.ByteSize()) if embedded < MOST_BYTES else embedded) + external_bytes(proto)
+
+
+# reading
+
+
+@dataclass(frozen=True)
+class Place:
+    """A range of a file. length: None where the reference does not name one."""
+
+    location: str
+    offset: int
+    length: int | None
+
+    @classmethod
+    def of(cls, tensor: onnx.TensorProto) -> Place:
+        """Of an external tensor. Raises ModelError for numbers that are none."""
+        entries = {e.key: e.value for e in tensor.external_data}
+        try:
+            offset = int(entries.get("offset") or 0)
+            length = int(entries["length"]) if entries.get("length") else None
+        except ValueError:
+            raise ModelError(f"tensor {tensor.name!r}: offset or length of its data is not a number") from None
+        if offset < 0 or (length is not None and length < 0):
+            raise ModelError(f"tensor {tensor.name!r}: offset or length of its data is negative")
+        return cls(entries.get("location", ""), offset, length)
+
+    def put(self, tensor: onnx.TensorProto) -> None:
+        """Make `tensor` refer here; values that it held are dropped."""
+        for name in _VALUES:
+            tensor.ClearField(name)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        del tensor.external_data[:]
+        for key, value in (("location", self.location), ("offset", self.offset), ("length", self.length)):
+            tensor.external_data.add(key=key, value=str(value))
+
+
+_VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
+def array_of(tensor: onnx.TensorProto) -> Array:
+    """The values of a tensor: read-only and mapped where they lie in a file. Raises ModelError where they cannot be."""
+    if not is_external(tensor):
+        return numpy_helper.to_array(tensor)
+    place, size = Place.of(tensor), bytes_of(tensor)
+    shape = tuple(int(d) for d in tensor.dims)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if size == 0:
+        return np.empty(shape, dtype)
+    try:
+        if tensor.data_type in _BITS or sys.byteorder != "little":
+            return _unpacked(tensor, place, size)
+        return np.asarray(np.memmap(place.location, dtype, "r", place.offset, shape))
+    except (OSError, ValueError) as e:
+        raise ModelError(f"the data of tensor {tensor.name!r} in {place.location} cannot be read: {e}") from e
+
+
+def _unpacked(tensor: onnx.TensorProto, place: Place, size: int) -> Array:
+    """Values that are stored in another form than numpy's."""
+    with Path(place.location).open("rb") as f:
+        f.seek(place.offset)
+        raw = f.read(size)
+    if len(raw) != size:
+        raise ValueError("the file is too short")
+    whole = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
+    return numpy_helper.to_array(whole)
+
+
+class Weights(Mapping[str, Array]):
+    """The values of tensors by name, read when they are asked for; those that lie in files are not kept."""
+
+    def __init__(self, tensors: Iterable[onnx.TensorProto]) -> None:
+        self._tensors = {t.name: t for t in tensors}
+        self._known: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name in self._known:
+            return self._known[name]
+        tensor = self._tensors[name]
+        array = array_of(tensor)
+        if not is_external(tensor):
+            self._known[name] = array
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+
+def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
+    """Check every reference of `proto` to a file, and make it absolute, in place.
+
+    folder: where the model lies; None for a model in memory, whose references must be absolute already.
+    Raises ModelError for data that is missing, too short, or outside the folder.
+    """
+    root = None if folder is None else folder.resolve()
+    sizes: dict[Path, int] = {}
+    for tensor in stored_tensors(proto):
+        if not is_external(tensor):
+            continue
+        place = Place.of(tensor)
+        target = _in_memory(tensor, place) if root is None else _inside(tensor, place, root)
+        if target not in sizes:
+            if not target.is_file():
+                beside = "missing" if root is None else "missing beside the model"
+                raise ModelError(f"tensor {tensor.name!r} stores its data in {place.location!r}, which is {beside}")
+            sizes[target] = target.stat().st_size
+        size = _checked_size(tensor, place)
+        if place.offset + size > sizes[target]:
+            raise ModelError(
+                f"tensor {tensor.name!r} stores {size} bytes from byte {place.offset} of {place.location!r}, which has "
+                f"only {sizes[target]}: the file is cut short or belongs to another model"
+            )
+        Place(str(target), place.offset, size).put(tensor)
+
+
+def read_small(proto: onnx.ModelProto) -> None:
+    """Embed, in place, the weights that are too small to lie in a file: shape inference reads these."""
+    for tensor in stored_tensors(proto):
+        if is_external(tensor) and bytes_of(tensor) < INLINE_BYTES:
+            _embed(tensor)
+
+
+def _checked_size(tensor: onnx.TensorProto, place: Place) -> int:
+    if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING) or any(d < 0 for d in tensor.dims):
+        raise ModelError(f"tensor {tensor.name!r} cannot be stored outside the model: its type or shape is not fixed")
+    try:
+        size = bytes_of(tensor)
+    except KeyError:
+        raise ModelError(f"tensor {tensor.name!r} has the unknown element type {tensor.data_type}") from None
+    if place.length not in (None, size):
+        raise ModelError(
+            f"tensor {tensor.name!r} stores {place.length} bytes in {place.location!r}, its shape and type need {size}"
+        )
+    return size
+
+
+def _in_memory(tensor: onnx.TensorProto, place: Place) -> Path:
+    if not Path(place.location).is_absolute():
+        raise ModelError(
+            f"tensor {tensor.name!r} stores its data in {place.location!r}, in a folder that is not known: give the "
+            "path of the model, or load its weights first"
+        )
+    return Path(place.location)
+
+
+def _inside(tensor: onnx.TensorProto, place: Place, root: Path) -> Path:
+    location = place.location
+    absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
+    try:
+        target = (root / location).resolve()
+    except (OSError, ValueError, RuntimeError):  # a NUL, or links in a circle
+        target = Path()
+    if not location or absolute or not target.is_relative_to(root):
+        raise ModelError(f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused")
+    return target
+
+
+def files_of(proto: onnx.ModelProto) -> set[Path]:
+    """The files that the weights lie in."""
+    return {Path(Place.of(t).location) for t in stored_tensors(proto) if is_external(t)}
+
+
+def fingerprint(proto: onnx.ModelProto) -> bytes:
+    """Of the values in files: size, first and last page of every tensor; reading gigabytes for a checksum takes long.
+
+    Empty where no weight lies in a file.
+    """
+    digest = hashlib.sha256()
+    external = [t for t in stored_tensors(proto) if is_external(t)]
+    for tensor in external:
+        place, size = Place.of(tensor), bytes_of(tensor)
+        digest.update(f"{tensor.name} {size} ".encode())
+        with Path(place.location).open("rb") as f:
+            for start in {0, max(size - _PAGE, 0)}:
+                f.seek(place.offset + start)
+                digest.update(f.read(min(_PAGE, size)))
+    return digest.digest() if external else b""
+
+
+# keeping
+
+
+class _Folder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.numbers = count()
+
+
+_SPILL: ContextVar[_Folder | None] = ContextVar("_SPILL", default=None)
+
+
+@contextmanager
+def spilling() -> Iterator[None]:
+    """While this lasts, large tensors that are computed go to files in a temporary folder, which is removed after.
+
+    The innermost one counts. The system's settings say where it lies (TMPDIR). Raises RunError where it cannot be.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+    except OSError as e:
+        raise RunError(f"no temporary folder can be made: {e.strerror}; set TMPDIR to one") from e
+    with folder as path:
+        token = _SPILL.set(_Folder(Path(path)))
+        try:
+            yield
+        finally:
+            _SPILL.reset(token)
+
+
+def tensor_of(array: Array, name: str, *, outside: bool) -> onnx.TensorProto:
+    """The tensor of an array; outside: in a file where it is large (and `spilling()` has a folder), else embedded.
+
+    Raises RunError where the file cannot be written.
+    """
+    folder = _SPILL.get()
+    if not outside or folder is None or array.nbytes < SPILL_BYTES:
+        return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+    data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = onnx.TensorProto(name=name, data_type=data_type, dims=array.shape)
+    if data_type in _BITS or sys.byteorder != "little":
+        return _spilled(numpy_helper.from_array(array, name), folder)
+    return _to_file(tensor, folder, array.nbytes, lambda f: _write_array(array, f))
+
+
+def _write_array(array: Array, f: IO[bytes]) -> None:
+    f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _spilled(tensor: onnx.TensorProto, folder: _Folder) -> onnx.TensorProto:
+    """A small stand-in for an embedded tensor, with the values in a file."""
+    return _to_file(_described(tensor), folder, bytes_of(tensor), lambda f: _stream(tensor, f))
+
+
+def _to_file(
+    tensor: onnx.TensorProto, folder: _Folder, size: int, write: Callable[[IO[bytes]], None]
+) -> onnx.TensorProto:
+    path = folder.path / str(next(folder.numbers))
+    try:
+        with path.open("wb") as f:
+            write(f)
+    except OSError as e:
+        raise RunError(f"{folder.path} has no room for weights: {e.strerror}; set TMPDIR to a larger folder") from e
+    Place(str(path), 0, size).put(tensor)
+    return tensor
+
+
+def outside(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large embedded weights lie in the folder of `spilling()`; `proto` itself without such a folder."""
+    folder = _SPILL.get()
+    if folder is None:
+        return proto
+    return _rebuilt(proto, lambda t: t if is_external(t) or bytes_of(t) < SPILL_BYTES else _spilled(t, folder))
+
+
+def embedded_bytes(proto: onnx.ModelProto) -> int:
+    """Size of all values that lie in the model itself."""
+    return sum(bytes_of(t) for t in stored_tensors(proto) if not is_external(t))
+
+
+def _rebuilt(proto: onnx.ModelProto, change: Callable[[onnx.TensorProto], onnx.TensorProto]) -> onnx.ModelProto:
+    """A copy with other weights of the main graph; the present ones are not copied on the way."""
+    result = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _assign(result, field.name, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _assign(result.graph, field.name, value)
+    for t in proto.graph.initializer:
+        result.graph.initializer.append(change(t))
+    return result
+
+
+def _assign(message: Any, name: str, value: Any) -> None:
+    if hasattr(value, "extend"):
+        getattr(message, name).extend(value)
+    elif hasattr(value, "ListFields"):
+        getattr(message, name).CopyFrom(value)
+    else:
+        setattr(message, name, value)
+
+
+def _described(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A copy without values."""
+    copy = onnx.TensorProto()
+    for field, value in tensor.ListFields():
+        if field.name not in (*_VALUES, "external_data", "data_location"):
+            _assign(copy, field.name, value)
+    return copy
+
+
+def embedded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that holds all of its weights; `proto` itself where it does already."""
+    if not has_external(proto):
+        return proto
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for t in stored_tensors(result):
+        if is_external(t):
+            _embed(t)
+    return result
+
+
+def _embed(tensor: onnx.TensorProto) -> None:
+    place = Place.of(tensor)
+    with Path(place.location).open("rb") as f:
+        f.seek(place.offset)
+        raw = f.read(bytes_of(tensor))
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    tensor.ClearField("data_location")
+    tensor.raw_data = raw
+
+
+# writing
+
+
+def beside(path: Path) -> Path:
+    """The file that holds the weights of the model file `path`."""
+    return path.with_name(f"{path.name}.data")
+
+
+def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, Callable[[IO[bytes]], None]]:
+    """(the model with references to the file `location`, what writes that file tensor by tensor).
+
+    Every weight of 1 KiB and more goes there; those of 1 MiB and more start at a page. Equal references stay shared.
+    """
+    sources: list[tuple[onnx.TensorProto, int]] = []
+    shared: dict[tuple[str, int, int], int] = {}
+    end = 0
+
+    def put(tensor: onnx.TensorProto) -> onnx.TensorProto:
+        nonlocal end
+        size = bytes_of(tensor)
+        key: tuple[str, int, int] | None = None
+        if is_external(tensor):
+            place = Place.of(tensor)
+            key = (place.location, place.offset, size)
+        offset = shared.get(key) if key else None
+        if offset is None:
+            align = _PAGE if size >= _LARGE_TENSOR else _ALIGN
+            offset = -(-end // align) * align
+            end = offset + size
+            sources.append((tensor, offset))
+            if key:
+                shared[key] = offset
+        moved = _described(tensor)
+        Place(location, offset, size).put(moved)
+        return moved
+
+    shell = _rebuilt(proto, lambda t: put(t) if bytes_of(t) >= INLINE_BYTES else t)
+    for t in stored_tensors(shell):
+        # What is left is a constant of a node or of a body, which goes out only where it came from outside.
+        if is_external(t) and Place.of(t).location != location:
+            held = onnx.TensorProto()
+            held.CopyFrom(t)
+            t.CopyFrom(put(held))
+
+    def write(f: IO[bytes]) -> None:
+        for tensor, offset in sources:
+            f.write(b"\0" * (offset - f.tell()))
+            _stream(tensor, f)
+
+    return shell, write
+
+
+def _stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
+    """Write the values of a tensor, a file's in pieces."""
+    if is_external(tensor):
+        place, left = Place.of(tensor), bytes_of(tensor)
+        with Path(place.location).open("rb") as source:
+            source.seek(place.offset)
+            while left:
+                part = source.read(min(left, _CHUNK))
+                if not part:
+                    raise OSError(f"{place.location} was cut short meanwhile")
+                f.write(part)
+                left -= len(part)
+    elif tensor.HasField("raw_data"):
+        f.write(tensor.raw_data)
+    else:
+        f.write(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+
+
+def below(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """(a copy whose references are relative to one folder, that folder): what onnxruntime accepts.
+
+    The folder is the root of the file system. Raises RunError where the weights lie on several drives.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    roots: set[str] = set()
+    for t in stored_tensors(result):
+        if is_external(t):
+            place = Place.of(t)
+            root = Path(place.location).anchor
+            roots.add(root)
+            Place(os.path.relpath(place.location, root), place.offset, place.length).put(t)
+    if len(roots) > 1:
+        raise RunError(f"the weights lie on several drives ({', '.join(sorted(roots))}); set TMPDIR to a folder of one")
+    return result, min(roots)
+
+
+@contextmanager
+def as_file(content: bytes) -> Iterator[str]:
+    """A temporary file with this content, while this lasts."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(content)
+        yield str(path)
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """ONNX's checker on a model of any size; raises onnx's own errors.
+
+    It refuses absolute references, and resolves others beside a model's file: so weights in files are stood in for by
+    an empty file of the same size, which takes no room.
+    """
+    if not has_external(proto):
+        onnx.checker.check_model(proto, full_check=False)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        path = Path(folder) / "model.onnx"
+        shell, _ = separated(proto, beside(path).name)
+        ends = [p.offset + (p.length or 0) for p in map(Place.of, filter(is_external, stored_tensors(shell)))]
+        with beside(path).open("wb") as f:
+            f.truncate(max(ends, default=0))
+        path.write_bytes(shell.SerializeToString())
+        onnx.checker.check_model(str(path), full_check=False)

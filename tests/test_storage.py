@@ -1,0 +1,453 @@
+"""Weights in files: they stay there, are read lazily, and every broken reference is one clear refusal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from ml_dtypes import bfloat16, int4
+
+from onnxprune import inspect, prune, storage
+from onnxprune import model as m
+from onnxprune.cli import main
+from onnxprune.errors import ModelError, RunError, UsageError
+from onnxprune.runtime import Session
+from tests import digits
+from tests.compare import assert_same
+from tests.external import WAYS, locations, refer, sparse_table, stored, t_values
+from tests.graphs import TABLE
+from tests.stages import masked, prepare, random_keep, sliced
+
+GIB = 1 << 30
+
+
+def mixed() -> onnx.ModelProto:
+    """Weights behind Transpose, a Constant node and a body: what is folded, hoisted and left alone."""
+    body = onnx.parser.parse_graph(
+        """g (float[N,16] x) => (float[N,5] y) {
+            t = Transpose <perm=[1,0]> (w1)
+            h = MatMul(x, t)
+            b = Add(h, b1)
+            r = Relu(b)
+            s = Mul(w2, half)
+            y = MatMul(r, s)
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w1", (48, 16)), ("b1", (48,)), ("w2", (48, 5)), ("half", ())):
+        values = (rng.standard_normal(shape) / 4).astype(np.float32)
+        body.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+
+
+def mixed_data(count: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).standard_normal((count, 16)).astype(np.float32)}
+
+
+NETS = ("resnet", "mobilenet", "mixed")
+
+
+def net(name: str) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
+    """A model and calibration data."""
+    if name == "mixed":
+        return mixed(), mixed_data(64)
+    return onnx.load(digits.path(name)), {"input": np.load(digits.CALIB)["input"][:64]}
+
+
+# the whole job
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "spill"),
+    [
+        ("resnet", "one file", 1024),
+        ("resnet", "a file each", storage.SPILL_BYTES),
+        ("mobilenet", "nested", 1024),
+        *(("mixed", way, 1024) for way in WAYS),
+    ],
+)
+def test_the_same_model_as_from_embedded_weights(
+    name: str, way: str, spill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Fails where the place of the weights changes the result, or the output names a place of this machine."""
+    monkeypatch.setattr(storage, "SPILL_BYTES", spill)
+    model, data = net(name)
+    options: dict[str, Any] = {"ratio": 0.4, "refit": "least-squares", "round_to": 4}
+    plain = tmp_path / "plain.onnx"
+    expected = prune(model, plain, data, **options).report
+    out = tmp_path / "out.onnx"
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    result = prune(stored(model, tmp_path, way), out, data, **options)
+    assert not list((tmp_path / "tmp").iterdir())
+    assert locations(out) == {"out.onnx.data"}
+    assert out.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size < 1.5 * plain.stat().st_size
+    onnx.checker.check_model(str(out), full_check=True)
+    first, second = onnx.load(out), onnx.load(plain)
+    assert [n.name for n in first.graph.node] == [n.name for n in second.graph.node]
+    for a, b in zip(first.graph.initializer, second.graph.initializer, strict=True):
+        assert a.name == b.name
+        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)
+    ours = result.report
+    assert (ours.achieved, ours.output_error) == (expected.achieved, expected.output_error)
+    assert ours.before.parameters == expected.before.parameters
+    assert abs(ours.before.bytes - expected.before.bytes) < 0.1 * expected.before.bytes
+    assert abs(ours.after.bytes - expected.after.bytes) < 0.1 * expected.before.bytes
+    assert result.model is not None
+    feeds = {k: v[:2] for k, v in data.items()}
+    got, wanted = Session(result.model).run(feeds), Session(str(out)).run(feeds)
+    for k, y in wanted.items():
+        assert_same(got[k], y, rtol=1e-6, atol=0.0)
+
+
+def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a result without an output refers to files that are gone."""
+    monkeypatch.setattr(storage, "SPILL_BYTES", 1024)
+    model, data = net("resnet")
+    result = prune(stored(model, tmp_path, "one file"), None, data, ratio=0.4, refit="none").model
+    assert result is not None
+    assert not storage.has_external(result)
+    Session(result).run({"input": data["input"][:1]})
+
+
+@pytest.mark.parametrize("name", ["residual", "if_weights_inside", "shuffle_static", "weights_as_constant_nodes"])
+def test_slice_equals_oracle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a stage loses, reads as something else, or forgets weights that lie in files."""
+    for limit in ("SPILL_BYTES", "INLINE_BYTES"):  # above the shapes that graphs name, as onnxruntime reads those
+        monkeypatch.setattr(storage, limit, 64)
+    row = TABLE[name]
+    proto, _ = m.load(stored(row.model(), tmp_path, "one file"))
+    with storage.spilling():
+        p = prepare(proto, row.feeds(2))
+        assert storage.has_external(p.normalised.proto) == storage.has_external(proto)
+        keep = random_keep(p.channels, 0)
+        cut, oracle = (Session(x(p, keep)).run(p.example) for x in (sliced, masked))
+    for k, y in oracle.items():
+        assert_same(cut[k], y, rtol=1e-4, atol=1e-6)
+    embedded = prepare(row.model(), row.feeds(2))
+    for k, y in Session(sliced(embedded, keep)).run(embedded.example).items():
+        assert_same(cut[k], y, rtol=1e-6, atol=0.0)
+
+
+def test_evaluation_and_inspection(tmp_path: Path):
+    """Fails where only pruning knows of weights in files."""
+    from onnxprune import evaluate
+
+    path = stored(onnx.load(digits.path("resnet")), tmp_path, "nested")
+    assert evaluate(path, digits.TEST, against=digits.path("resnet")).agreement == 1.0
+    assert inspect(path).groups == inspect(digits.path("resnet")).groups
+
+
+def test_replay_from_a_plan(tmp_path: Path):
+    """Fails where the checksum of a model with other weights beside it is the same."""
+    model, data = net("mixed")
+    path = stored(model, tmp_path, "one file")
+    plan = prune(path, None, data, ratio=0.4, refit="none").plan
+    prune(path, None, data, from_plan=plan)
+    blob = bytearray((tmp_path / "weights.bin").read_bytes())
+    blob[1] ^= 1
+    (tmp_path / "weights.bin").write_bytes(blob)
+    with pytest.raises(UsageError, match="made for another model"):
+        prune(path, None, data, from_plan=plan)
+
+
+# laziness
+
+
+def test_loading_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where loading or tracing reads values of weights, or keeps them in the message."""
+    path = stored(onnx.load(digits.path("resnet")), tmp_path, "one file")
+
+    def read(*_: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(storage, "array_of", read)
+    proto, source = m.load(path)
+    assert proto.ByteSize() < 0.2 * source.size
+    assert source.size > digits.path("resnet").stat().st_size * 0.9
+
+
+def test_a_model_of_three_gigabytes(tmp_path: Path):
+    """Fails where a model above 2 GiB cannot be inspected, or its table of 3 GiB is read for it."""
+    path = sparse_table(tmp_path, 3 << 18, 1024)
+    assert (tmp_path / "table.bin").stat().st_size == 3 * GIB
+    code = (
+        "import resource, sys\n"
+        "from onnxprune import inspect\n"
+        "found = inspect(sys.argv[1])\n"
+        "print(len(found.groups), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    groups, peak = done.stdout.split()
+    assert int(groups) >= 1
+    assert int(peak) * (1 if sys.platform == "darwin" else 1024) < GIB
+
+
+def test_pruning_three_gigabytes(tmp_path: Path):
+    """Fails where any message above 2 GiB is made on the way; the table is pinned, so that nothing is written."""
+    path = sparse_table(tmp_path, 3 << 18, 1024)
+    ids = np.random.default_rng(0).integers(0, 1000, (16, 4))
+    result = prune(path, None, {"ids": ids}, ratio=0.3, exclude=("table",), refit="least-squares", dry_run=True)
+    assert result.report.before.bytes > 3 * GIB
+    assert result.report.achieved >= 0.3
+
+
+def test_mapped_values_are_read_only(tmp_path: Path):
+    """Fails where a stage can write into the user's file."""
+    proto, _ = m.load(stored(onnx.load(digits.path("resnet")), tmp_path, "one file"))
+    tensor = next(t for t in proto.graph.initializer if storage.is_external(t))
+    array = storage.array_of(tensor)
+    assert not array.flags.writeable
+    assert array.base is not None
+
+
+# element types
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float32, np.float16, np.float64, np.int64, np.uint8, np.bool_, bfloat16, int4],
+    ids=lambda d: d.__name__,
+)
+def test_array_of(dtype: type, offset: int, tmp_path: Path):
+    """Fails where an element type, a packed one, or an odd offset is read as something else."""
+    values = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(dtype)
+    whole = onnx.numpy_helper.from_array(values, "w")
+    (tmp_path / "w").write_bytes(b"x" * offset + whole.raw_data + b"y")
+    tensor = onnx.TensorProto(name="w", data_type=whole.data_type, dims=whole.dims)
+    refer(tensor, str(tmp_path / "w"), offset, len(whole.raw_data))
+    assert storage.bytes_of(tensor) == len(whole.raw_data)
+    assert_same(storage.array_of(tensor), values, rtol=0.0, atol=0.0)
+    with storage.spilling():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "SPILL_BYTES", 1)
+            spilled = storage.tensor_of(values, "w", outside=True)
+        assert storage.is_external(spilled)
+        assert_same(storage.array_of(spilled), values, rtol=0.0, atol=0.0)
+
+
+def test_empty_and_scalar(tmp_path: Path):
+    (tmp_path / "w").write_bytes(np.float32(3).tobytes())
+    for shape in ((), (1,), (0, 4)):
+        tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=shape)
+        refer(tensor, str(tmp_path / "w"))
+        assert storage.array_of(tensor).shape == shape
+
+
+# refusals
+
+
+def _broken(tmp_path: Path, **reference: Any) -> Path:
+    model = mixed()
+    tensor = t_values(model, "w1")
+    (tmp_path / "weights.bin").write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+    refer(tensor, **reference)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    return tmp_path / "model.onnx"
+
+
+BROKEN = {
+    "missing": ({"location": "nothing.bin"}, "missing beside the model"),
+    "a folder": ({"location": "."}, "missing beside the model"),
+    "cut short": ({"location": "weights.bin", "offset": 4}, "cut short or belongs to another model"),
+    "beyond the end": ({"location": "weights.bin", "offset": 1 << 40}, "cut short or belongs to another model"),
+    "negative": ({"location": "weights.bin", "offset": -4}, "is negative"),
+    "length": ({"location": "weights.bin", "length": 8}, "its shape and type need 3072"),
+    "outside": ({"location": "../model.onnx"}, "outside the model's folder"),
+    "absolute": ({"location": "/etc/passwd"}, "outside the model's folder"),
+    "nowhere": ({"location": "a\0b"}, "outside the model's folder"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_references(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where a broken reference passes, or is more than one line on the command line; nothing is written."""
+    reference, reason = BROKEN[kind]
+    path = _broken(tmp_path, **reference)
+    with pytest.raises(ModelError, match=reason):
+        m.load(path)
+    before = sorted(tmp_path.iterdir())
+    assert main([str(path), str(tmp_path / "out.onnx"), "--ratio", "0.5", "--quiet"]) == 1
+    assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("value", ["many", "1.5", "0x10"])
+def test_offset_that_is_no_number(tmp_path: Path, value: str):
+    path = _broken(tmp_path, location="weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    next(e for e in t_values(model, "w1").external_data if e.key == "offset").value = value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="is not a number"):
+        m.load(path)
+
+
+def test_model_in_memory(tmp_path: Path):
+    """Fails where references of a model in memory are looked up in whatever folder the process runs in."""
+    model, data = net("mixed")
+    path = stored(model, tmp_path, "one file")
+    lazy = onnx.load(path, load_external_data=False)
+    with pytest.raises(ModelError, match="in a folder that is not known"):
+        prune(lazy, None, data, ratio=0.4)
+    for t in lazy.graph.initializer:
+        refer(t, str(tmp_path / "weights.bin"), int(next(e.value for e in t.external_data if e.key == "offset")))
+    before = lazy.SerializeToString()
+    options: dict[str, Any] = {"ratio": 0.4, "refit": "least-squares", "round_to": 4}
+    result, expected = prune(lazy, None, data, **options), prune(model, None, data, **options)
+    assert lazy.SerializeToString() == before
+    assert result.model is not None
+    assert expected.model is not None
+    for a, b in zip(result.model.graph.initializer, expected.model.graph.initializer, strict=True):
+        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)
+
+
+# writing
+
+
+FAST: dict[str, Any] = {"ratio": 0.4, "refit": "none", "method": "magnitude", "round_to": 4}
+
+
+def test_data_file_in_the_way(tmp_path: Path):
+    """Fails where a file that is not the output is overwritten unasked."""
+    model, data = net("mixed")
+    path = stored(model, tmp_path, "one file")
+    (tmp_path / "out.onnx.data").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"out\.onnx\.data exists; use --overwrite"):
+        prune(path, tmp_path / "out.onnx", data, **FAST)
+    assert (tmp_path / "out.onnx.data").read_bytes() == b"mine"
+    assert not (tmp_path / "out.onnx").exists()
+    prune(path, tmp_path / "out.onnx", data, overwrite=True, **FAST)
+    assert locations(tmp_path / "out.onnx") == {"out.onnx.data"}
+
+
+@pytest.mark.parametrize("role", ["output", "plan_file", "report_file"])
+def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
+    model, data = net("mixed")
+    path = stored(model, tmp_path, "one file")
+    before = (tmp_path / "weights.bin").read_bytes()
+    files = {"output": tmp_path / "out.onnx"} | {role: tmp_path / "weights.bin"}
+    with pytest.raises(UsageError, match="holds weights of the model"):
+        prune(path, calibration=data, overwrite=True, **files, **FAST)
+    assert (tmp_path / "weights.bin").read_bytes() == before
+
+
+def test_weights_of_the_input_where_those_of_the_output_go(tmp_path: Path):
+    """Fails where writing `out.onnx` destroys the weights of a model that stores them in `out.onnx.data`."""
+    model, data = net("mixed")
+    onnx.save_model(model, tmp_path / "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    with pytest.raises(UsageError, match="rename the output"):
+        prune(tmp_path / "in.onnx", tmp_path / "out.onnx", data, overwrite=True, **FAST)
+    with pytest.raises(UsageError, match="is where the output's weights go"):
+        prune(tmp_path / "in.onnx", tmp_path / "o.onnx", data, plan_file=tmp_path / "o.onnx.data", **FAST)
+
+
+def test_in_place(tmp_path: Path):
+    """Fails where a model cannot replace itself with its own weights as the source."""
+    model, data = net("resnet")
+    onnx.save_model(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data", size_threshold=0)
+    prune(tmp_path / "a.onnx", tmp_path / "a.onnx", data, overwrite=True, **FAST)
+    expected = prune(digits.path("resnet"), None, data, **FAST).model
+    assert expected is not None
+    for a, b in zip(onnx.load(tmp_path / "a.onnx").graph.initializer, expected.graph.initializer, strict=True):
+        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)
+
+
+def test_saved_layout(tmp_path: Path):
+    """Fails where offsets are not aligned, ranges overlap, small weights go outside, or equal ones are stored twice."""
+    big = np.arange(1 << 19, dtype=np.float32)
+    model = mixed()
+    for name in ("big", "again"):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(big, name))
+    path = stored(model, tmp_path, "one file")
+    proto, _ = m.load(path)
+    shared = t_values(proto, "again")
+    shared.CopyFrom(t_values(proto, "big"))
+    shared.name = "again"
+    m.save(proto, tmp_path / "out.onnx")
+    read = onnx.load(tmp_path / "out.onnx", load_external_data=False)
+    places = {t.name: storage.Place.of(t) for t in read.graph.initializer if storage.is_external(t)}
+    assert set(places) == {"w1", "big", "again"}
+    assert places["big"] == places["again"]
+    assert places["big"].offset % 4096 == 0
+    assert places["w1"].offset % 64 == 0
+    assert (tmp_path / "out.onnx.data").stat().st_size < big.nbytes + 8192
+    assert_same(onnx.numpy_helper.to_array(t_values(onnx.load(tmp_path / "out.onnx"), "big")), big, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("fails", ["write", "second rename"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_failed_write_leaves_both_files_as_they_were(
+    fails: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Fails where a full disk leaves half a file, or new weights beside an old model."""
+    model, data = net("mixed")
+    path = stored(model, tmp_path / ".", "one file")
+    out = tmp_path / "out.onnx"
+    if exists:
+        out.write_bytes(b"old model")
+        storage.beside(out).write_bytes(b"old weights")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    replace = Path.replace
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def second(self: Path, target: Path) -> Path:
+        if target == out:
+            full()
+        return replace(self, target)
+
+    if fails == "write":
+        monkeypatch.setattr(storage, "_stream", full)
+    else:
+        monkeypatch.setattr(Path, "replace", second)
+    with pytest.raises(RunError, match="No space left on device"):
+        prune(path, out, data, overwrite=exists, **FAST)
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a full temporary folder is anything but one line that names it."""
+    monkeypatch.setattr(storage, "SPILL_BYTES", 1024)
+    model, data = net("resnet")
+    path = stored(model, tmp_path, "one file")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "_write_array", full)
+    with pytest.raises(RunError, match="set TMPDIR"):
+        prune(path, tmp_path / "out.onnx", data, **FAST)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_large_embedded_weights_are_kept_outside_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a large model in one file gives anything else, or its output is split."""
+    model, data = net("resnet")
+    expected = prune(model, None, data, ratio=0.4, refit="least-squares").model
+    for limit in ("SPILL_BYTES", "LARGE_BYTES"):
+        monkeypatch.setattr(storage, limit, 1024)
+    prune(digits.path("resnet"), tmp_path / "out.onnx", data, ratio=0.4, refit="least-squares")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+    assert expected is not None
+    assert onnx.load(tmp_path / "out.onnx") == expected
+
+
+def test_a_result_too_large_for_one_file_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a message above the limit of protobuf is tried."""
+    model, _ = net("resnet")
+    monkeypatch.setattr(storage, "MOST_BYTES", 50_000)
+    m.write_all_atomically(m.files_of(model, tmp_path / "out.onnx", separate=False))
+    assert locations(tmp_path / "out.onnx") == {"out.onnx.data"}
+    monkeypatch.undo()
+    for a, b in zip(onnx.load(tmp_path / "out.onnx").graph.initializer, model.graph.initializer, strict=True):
+        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)
