@@ -88,7 +88,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     bodies.hoist(proto)
     _see_through_identities(proto)
     proto = _fold_constants(proto)
-    runs = [dict(example), *resized(example, proto)]
+    runs = [dict(example), *resized(example, proto, _Runner(original))]
     known: dict[str, tuple[int | None, ...]] = {}
     _fold_shapes(proto, runs, frozenset(), known, set())
     if bodies.replace_ifs(proto.graph, _constant_condition({t.name: t for t in proto.graph.initializer})):
@@ -233,8 +233,12 @@ def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]
     return found
 
 
-def resized(example: Feeds, proto: onnx.ModelProto) -> list[dict[str, Array]]:
-    """`example` with each symbolic dimension changed in turn: 3 for the first axis, twice the size for others."""
+def resized(example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool]) -> list[dict[str, Array]]:
+    """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
+
+    Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
+    one that it takes stands in for it.
+    """
     symbols: dict[str, list[tuple[str, int]]] = {}
     for v in proto.graph.input:
         if not v.type.HasField("tensor_type") or v.name not in example:
@@ -244,13 +248,44 @@ def resized(example: Feeds, proto: onnx.ModelProto) -> list[dict[str, Array]]:
                 symbols.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
     variants: list[dict[str, Array]] = []
     for places in symbols.values():
-        feeds = dict(example)
-        for name, axis in places:
-            size = feeds[name].shape[axis]
-            new = size + 1 if axis == 0 else 2 * size
-            feeds[name] = np.take(feeds[name], np.arange(new) % size, axis=axis)
-        variants.append(feeds)
+        name, axis = places[0]
+        size = example[name].shape[axis]
+        first, *others = [size + 1] if axis == 0 else [2 * size, size // 2, size + 1, size - 1]
+        variant = _at_size(example, places, first)
+        if any(new > 0 for new in others) and not runs(variant):
+            smaller = (_at_size(example, places, new) for new in others if new > 0)
+            variant = next((v for v in smaller if runs(v)), variant)
+        variants.append(variant)
     return variants
+
+
+def _at_size(example: Feeds, places: Sequence[tuple[str, int]], size: int) -> dict[str, Array]:
+    """`example` with all these axes cut or repeated to a size."""
+    feeds = dict(example)
+    for name, axis in places:
+        feeds[name] = np.take(feeds[name], np.arange(size) % feeds[name].shape[axis], axis=axis)
+    return feeds
+
+
+class _Runner:
+    """Whether a model runs on some inputs; its session is started at the first question."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._session: Session | None = None
+
+    def __call__(self, feeds: Feeds) -> bool:
+        self._session = self._session or Session(self._proto)
+        return accepts(self._session, feeds)
+
+
+def accepts(session: Session, feeds: Feeds) -> bool:
+    """Whether a run succeeds."""
+    try:
+        session.run(feeds)
+    except RunError:
+        return False
+    return True
 
 
 def _fold_shapes(
@@ -441,8 +476,9 @@ def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]
         sizes = np.array([v or 0 for v in values], np.int64)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(fixed, f"{out}__fixed"))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{out}__sizes"))
+        # Named for the tensor: in a model that was pruned before, the Shape's own name is taken.
         where = helper.make_node(
-            "Where", [f"{out}__fixed", f"{out}__sizes", raw.output[0]], [out], name=f"{n.name or out}__original_sizes"
+            "Where", [f"{out}__fixed", f"{out}__sizes", raw.output[0]], [out], name=f"{out}__original_sizes"
         )
         known[raw.output[0]] = values
         nodes += [raw, where]

@@ -99,10 +99,23 @@ def test_a_constant_part_that_cannot_be_computed():
 def test_every_symbol_is_resized_once():
     """Fails where two axes of one symbol change apart, or a fixed axis changes."""
     row = TABLE["several_inputs_and_outputs"]
-    (variant,) = resized(row.feeds(2), row.model())
+    (variant,) = resized(row.feeds(2), row.model(), lambda _: True)
     assert {k: v.shape for k, v in variant.items()} == {"x": (3, 3, 8, 8), "z": (3, 2, 8, 8), "gate": (3, 1)}
     row = TABLE["shuffle_dynamic"]
-    assert [v["x"].shape for v in resized(row.feeds(2), row.model())] == [(3, 3, 8, 8), (2, 3, 16, 8), (2, 3, 8, 16)]
+    assert [v["x"].shape for v in resized(row.feeds(2), row.model(), lambda _: True)] == [
+        (3, 3, 8, 8),
+        (2, 3, 16, 8),
+        (2, 3, 8, 16),
+    ]
+
+
+def test_a_size_that_does_not_run_gives_way_to_a_smaller_one():
+    """Fails where a model with a largest size (of positions, say) is taken for one that knows no other."""
+    row = TABLE["shuffle_dynamic"]
+    found = resized(row.feeds(2), row.model(), lambda feeds: feeds["x"].shape[2] <= 8)
+    assert [v["x"].shape for v in found] == [(3, 3, 8, 8), (2, 3, 4, 8), (2, 3, 8, 16)]
+    nothing_else = resized(row.feeds(2), row.model(), lambda feeds: feeds["x"].shape[2:] == (8, 8))
+    assert [v["x"].shape for v in nothing_else] == [(3, 3, 8, 8), (2, 3, 16, 8), (2, 3, 8, 16)]
 
 
 def test_layers_without_a_bias_get_one_of_zeros(prepared: Lookup):

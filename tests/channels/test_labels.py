@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.channels.labels import LabelSpace, Pinned, along, compress, lift, tracked_axes
@@ -61,6 +61,7 @@ def test_classes_of_nothing():
     assert LabelSpace().classes().pinned.tolist() == [False]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 12).flatmap(
         lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=15))
@@ -97,6 +98,7 @@ def test_resolve_drops_what_tracks_nothing_and_doubles():
     assert [f.shape for f in resolved] == [(1, 3)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.data())
 def test_compress_is_the_smallest_that_broadcasts_back(shape, data):
     """Fails where an axis is dropped that matters, or kept that does not."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx.parser
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnxprune.channels.rules.layout import product_groups, reshape_factor, slice_bounds
@@ -47,6 +47,7 @@ def _shapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return merged(), merged()
 
 
+@settings(deadline=None)
 @given(_shapes())
 def test_product_groups_cover_both_shapes_once(shapes):
     """Fails where an axis is left out, doubled, or a run's products differ."""
@@ -57,6 +58,7 @@ def test_product_groups_cover_both_shapes_once(shapes):
     assert all(math.prod(before[a] for a in i) == math.prod(after[a] for a in o) for i, o in groups)
 
 
+@settings(deadline=None)
 @given(_shapes(), st.data())
 def test_reshape_factor_is_the_reshape_of_the_data(shapes, data):
     """Fails where a label ends at another element than the one it named; against numpy on the full array."""
@@ -79,6 +81,7 @@ def onnx_slice() -> Session:
 _BOUND = st.one_of(st.integers(-9, 9), st.sampled_from([-(2**63), 2**63 - 1]))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 7), _BOUND, _BOUND, st.integers(-3, 3).filter(bool), st.sampled_from([0, -1]))
 def test_slice_bounds_are_those_of_onnx(onnx_slice, size, start, end, step, axis):
     """Fails where ONNX clamps a bound that numpy wraps; against onnxruntime."""
