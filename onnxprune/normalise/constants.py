@@ -1,0 +1,129 @@
+"""Constants: what depends on weights alone is folded; an Identity of a weight is the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+import onnx.inliner
+from onnx import helper
+
+from onnxprune import bodies, storage
+from onnxprune import model as m
+from onnxprune.errors import ModelError, RunError
+from onnxprune.runtime import Session
+
+# Operators whose results differ from run to run.
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+QUANTIZED = {"DequantizeLinear", "QuantizeLinear"}
+# What these give is no tensor, and so no constant.
+_NO_TENSORS = {"Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SplitToSequence"}
+
+
+def fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with everything that depends on constants alone evaluated, in bodies too. Raises ModelError."""
+    return bodies.rewritten(proto, _with_folded_constants)
+
+
+def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
+    graph = m.to_gs(proto)
+    graph.toposort()
+    kept = {*QUANTIZED, *RANDOM, *_NO_TENSORS}
+    whole = {bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n)}
+    apart = _apart(proto)
+
+    def excluded(n: Any) -> bool:
+        return n.op in kept or any(o.name in whole for o in n.outputs) or any(i.name in apart for i in n.inputs)
+
+    try:
+        graph.fold_constants(
+            fold_shapes=False,
+            error_ok=False,
+            size_threshold=None,
+            should_exclude_node=excluded,
+            flatten_subgraphs=False,
+        )
+    except Exception as e:  # onnx-graphsurgeon passes on whatever onnxruntime raises
+        raise ModelError(f"a constant part of the model cannot be evaluated: {' '.join(str(e).split())[:200]}") from e
+    graph.cleanup(remove_unused_graph_inputs=False)
+    folded = m.from_gs(graph, proto)
+    _fold_apart(folded)
+    return folded
+
+
+def _apart(proto: onnx.ModelProto) -> set[str]:
+    """Constants that onnx-graphsurgeon cannot fold with: those that lie in files, and bfloat16."""
+    held = [(t.name, t) for t in proto.graph.initializer]
+    held += [(n.output[0], a.t) for n in proto.graph.node if n.op_type == "Constant" for a in n.attribute]
+    return {name for name, t in held if storage.is_external(t) or t.data_type == onnx.TensorProto.BFLOAT16}
+
+
+def _fold_apart(proto: onnx.ModelProto) -> None:
+    """Fold, in place and node by node, what reads such constants: a result that is large goes to a file as well."""
+    weights = {t.name: t for t in proto.graph.initializer}
+    apart = _apart(proto)
+    outputs = {o.name for o in proto.graph.output}
+    folded: set[str] = set()
+    for n in proto.graph.node:
+        sources = {i: weights.get(i) for i in n.input if i}
+        skipped = n.op_type in QUANTIZED or n.op_type in RANDOM or outputs & set(n.output)
+        if skipped or not apart & sources.keys() or bodies.bodies_of(n):
+            continue
+        known = [t for t in sources.values() if t is not None]
+        names = [o for o in n.output if o]
+        if len(known) < len(sources) or not names:
+            continue
+        ports = [helper.make_empty_tensor_value_info(o) for o in names]
+        part = helper.make_model(
+            helper.make_graph([n], "part", [], ports, known),
+            opset_imports=proto.opset_import,
+            ir_version=max(proto.ir_version, 4),
+        )
+        try:
+            values = Session(part, optimize=False).run({})
+        except RunError as e:
+            raise ModelError(f"a constant part of the model cannot be evaluated: {e}") from e
+        outside = any(storage.is_external(t) for t in known)
+        for o in names:
+            weights[o] = storage.tensor_of(values[o], o, outside=outside)
+            proto.graph.initializer.append(weights[o])
+        apart.update(names)
+        folded.update(names)
+    kept = [copy_node(n) for n in proto.graph.node if not folded & set(n.output)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+
+
+def see_through_identities(proto: onnx.ModelProto) -> None:
+    """Identity of an initializer is the initializer: shared matrices stay shared."""
+    alias: dict[str, str] = {}
+    weights = {t.name for t in proto.graph.initializer}
+    outputs = returned(proto)
+    for n in bodies.every_node(proto.graph):
+        for i, name in enumerate(n.input):
+            n.input[i] = alias.get(name, name)
+        if n.op_type == "Identity" and n.input[0] in weights and n.output[0] not in outputs:
+            alias[n.output[0]] = n.input[0]
+
+
+def returned(proto: onnx.ModelProto) -> set[str]:
+    """The outputs of the graph and of every body."""
+    return {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
+
+
+def constant_condition(weights: Mapping[str, onnx.TensorProto]) -> Callable[[onnx.NodeProto], bool | None]:
+    """Which branch an If with a constant condition takes."""
+
+    def taken(node: onnx.NodeProto) -> bool | None:
+        condition = weights.get(node.input[0])
+        return None if condition is None else bool(onnx.numpy_helper.to_array(condition).ravel()[0])
+
+    return taken
+
+
+def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A copy: a node that is taken from one list of protobuf's cannot be put into another."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy

@@ -1,0 +1,120 @@
+"""Bring any ONNX graph into the one form that the other stages read.
+
+- Local functions are inlined; initializers that are also graph inputs become plain weights.
+- Constants are folded, `Identity` of a weight is looked through.
+- A tensor that is computed from shapes alone and does not change with the symbolic dimensions becomes a constant;
+  a Reshape target with one changing entry becomes a constant with -1 (or 0 where the entry is copied). What remains
+  of run-time shape arithmetic reads the *original* sizes of the fixed axes, so that nothing downstream depends on
+  how many channels are kept.
+- Initial states of recurrent nets that are zero at every size are left out: zero is what an absent one means, and one
+  tensor of zeros that serves several layers would couple their hidden units.
+- Convolutions and Gemms without a bias get one of zeros, for the refit to use.
+- One-dimensional weights that several nodes share are cloned per use (exporters de-duplicate equal biases).
+- Reshape → Transpose → Reshape that only permutes one axis (channel shuffle) becomes a Gather: any subset of the
+  channels can then be kept, where the reshape would demand equal numbers in every row.
+
+- In the bodies of If, Loop and Scan the same is done, each as a model of its own on what it captures; every tensor of
+  the model gets a name of its own, the weights of bodies move to the main graph until the end, and an If whose
+  condition is constant is replaced by its branch.
+
+Which values change is *measured*: onnxruntime evaluates them at several sizes of every symbolic dimension. That covers
+any operator that an exporter may use in its shape arithmetic, without a second implementation of it here. A body of
+Loop or Scan is measured over two iterations, so that what grows with the iterations is not taken for constant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from onnxprune import bodies, measuring
+from onnxprune import model as m
+from onnxprune.graph import Shape
+from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
+from onnxprune.normalise.shuffles import with_gathers
+from onnxprune.normalise.sizes import Runner, fold_shapes, resized
+from onnxprune.normalise.weights import clone_shared_vectors, give_biases
+from onnxprune.runtime import Feeds, Session
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The normalised model, shapes at `binding`, and what is known of run-time shape values (see graph.Graph).
+
+    added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
+    outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
+    """
+
+    proto: onnx.ModelProto
+    shapes: Mapping[str, Shape]
+    types: Mapping[str, int]
+    known_values: Mapping[str, tuple[int | None, ...]]
+    binding: Mapping[str, Shape]
+    notes: tuple[str, ...]
+    added_biases: frozenset[str]
+    clones: Mapping[str, str]
+    outside: frozenset[str] = frozenset()
+
+
+def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
+    """Normalise a model; `example` is one small batch of inputs that fixes the symbolic dimensions.
+
+    The result computes what the original computes; `verify` checks that it does.
+    """
+    notes: list[str] = []
+    proto = onnx.ModelProto()
+    proto.CopyFrom(onnx.inliner.inline_local_functions(original) if original.functions else original)
+    weights = {t.name for t in proto.graph.initializer}
+    listed = [v for v in proto.graph.input if v.name in weights]
+    if listed:
+        notes.append(f"{len(listed)} initializers were also listed as graph inputs; they are treated as weights")
+        kept = [v for v in proto.graph.input if v.name not in weights]
+        del proto.graph.input[:]
+        proto.graph.input.extend(kept)
+        # Version 3 demands the list; from 4 on an initializer may stand for itself.
+        proto.ir_version = max(proto.ir_version, 4)
+    bodies.name_uniquely(proto)
+    outside = frozenset(t.name for t in proto.graph.initializer) | {o for n in proto.graph.node for o in n.output}
+    bodies.hoist(proto)
+    see_through_identities(proto)
+    proto = fold_constants(proto)
+    runs = [dict(example), *resized(example, proto, Runner(original))]
+    known: dict[str, tuple[int | None, ...]] = {}
+    fold_shapes(proto, runs, frozenset(), known, set())
+    if bodies.replace_ifs(proto.graph, constant_condition({t.name: t for t in proto.graph.initializer})):
+        proto = fold_constants(proto)
+    clones = clone_shared_vectors(proto)
+    added = give_biases(proto)
+    proto = _clean(proto)
+    binding = {k: tuple(np.shape(v)) for k, v in example.items()}
+    shapes, types = _all_shapes(proto, binding, example)
+    replaced = Counter[str]()
+    proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, replaced))
+    if replaced["shuffles"]:
+        proto = _clean(proto)
+    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones, outside)
+
+
+def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
+    def clean(part: onnx.ModelProto) -> onnx.ModelProto:
+        graph = m.to_gs(part)
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        return m.from_gs(graph, part)
+
+    return bodies.rewritten(proto, clean)
+
+
+def _all_shapes(
+    proto: onnx.ModelProto, binding: Mapping[str, Shape], example: Feeds
+) -> tuple[dict[str, Shape], dict[str, int]]:
+    shapes, types = m.inferred_shapes(m.bind_inputs(proto, binding))
+    missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
+    if missing:
+        measuring.add_shapes(Session(m.submodel(proto, {}, missing), optimize=False).run(example), shapes, types)
+    measuring.add_shapes_of_bodies(proto, example, shapes, types)
+    return shapes, types

@@ -1,0 +1,282 @@
+"""Shape arithmetic: what depends on sizes alone is measured at several of them, and folded where it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import helper
+
+from onnxprune import bodies, measuring, storage
+from onnxprune import model as m
+from onnxprune.errors import RunError
+from onnxprune.graph import Array
+from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node
+from onnxprune.runtime import Feeds, Session
+
+_FOLD_LIMIT_BYTES = 16 << 20
+_SHAPE_OPS = {"Shape", "Size"}
+
+
+def resized(example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool]) -> list[dict[str, Array]]:
+    """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
+
+    Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
+    one that it takes stands in for it.
+    """
+    symbols: dict[str, list[tuple[str, int]]] = {}
+    for v in proto.graph.input:
+        if not v.type.HasField("tensor_type") or v.name not in example:
+            continue
+        for axis, d in enumerate(v.type.tensor_type.shape.dim):
+            if not d.HasField("dim_value"):
+                symbols.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
+    variants: list[dict[str, Array]] = []
+    for places in symbols.values():
+        name, axis = places[0]
+        size = example[name].shape[axis]
+        first, *others = [size + 1] if axis == 0 else [2 * size, size // 2, size + 1, size - 1]
+        variant = _at_size(example, places, first)
+        if any(new > 0 for new in others) and not runs(variant):
+            smaller = (_at_size(example, places, new) for new in others if new > 0)
+            variant = next((v for v in smaller if runs(v)), variant)
+        variants.append(variant)
+    return variants
+
+
+def _at_size(example: Feeds, places: Sequence[tuple[str, int]], size: int) -> dict[str, Array]:
+    """`example` with all these axes cut or repeated to a size."""
+    feeds = dict(example)
+    for name, axis in places:
+        feeds[name] = np.take(feeds[name], np.arange(size) % feeds[name].shape[axis], axis=axis)
+    return feeds
+
+
+class Runner:
+    """Whether a model runs on some inputs; its session is started at the first question."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._session: Session | None = None
+
+    def __call__(self, feeds: Feeds) -> bool:
+        """Run the model."""
+        self._session = self._session or Session(self._proto)
+        return accepts(self._session, feeds)
+
+
+def accepts(session: Session, feeds: Feeds) -> bool:
+    """Whether a run succeeds."""
+    try:
+        session.run(feeds)
+    except RunError:
+        return False
+    return True
+
+
+def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
+    """Tensors that depend on constants, on shapes, and on what of the inputs is `given` to be so, alone."""
+    found = {t.name for t in proto.graph.initializer} | set(given)
+    for n in proto.graph.node:
+        if n.op_type in RANDOM or n.op_type in QUANTIZED:
+            continue
+        if bodies.bodies_of(n):
+            continue
+        if n.op_type in _SHAPE_OPS or all(i in found for i in n.input if i):
+            found.update(o for o in n.output if o)
+    return found
+
+
+def fold_shapes(
+    proto: onnx.ModelProto,
+    runs: Sequence[Feeds],
+    given: Collection[str],
+    known: dict[str, tuple[int | None, ...]],
+    open_: set[str],
+) -> None:
+    """Fold shape arithmetic, in place, in a model and its bodies; what stays but is known goes to `known`.
+
+    runs: inputs at several sizes. given: the inputs that depend on shapes alone. open_: decisions on changing sizes.
+    """
+    static = _shape_only(proto, given)
+    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), open_))
+    holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
+    read = measuring.read_by_bodies(proto, runs) if holders else None
+    for node in holders:
+        for _, body in bodies.bodies_of(node):
+            inside = None if read is None else measuring.inside(proto, node, body, read)
+            if inside is None or not inside.iterates:
+                continue
+            found: dict[str, tuple[int | None, ...]] = {}
+            try:
+                fold_shapes(
+                    inside.model, inside.runs, static & {v.name for v in inside.model.graph.input}, found, open_
+                )
+            except RunError:
+                continue  # a branch that does not fit these inputs stays as it is
+            bodies.put_back(proto, body, inside.model)
+            known.update(found)
+
+
+def _fold_shape_arithmetic(
+    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str], open_: set[str]
+) -> dict[str, tuple[int | None, ...]]:
+    weights = {t.name for t in proto.graph.initializer}
+    states = _initial_states(proto)
+    stored = {t.name: storage.array_of(t) for t in proto.graph.initializer if t.name in states}
+    _drop_zero_states(proto, {name for name, values in stored.items() if not values.any()})
+    produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
+    if not produced:
+        return {}
+    runs, complete = _evaluate(proto, produced, feeds)
+    if complete:
+        _drop_zero_states(proto, {name for name in states & set(produced) if not any(r[name].any() for r in runs)})
+    known: dict[str, tuple[int | None, ...]] = {}
+    constant: dict[str, Array] = {}
+    open_ |= _decisions(proto, {**{k: [f[k] for f in feeds] for k in feeds[0]}, **_by_name(runs)}, open_)
+    for name in produced:
+        values = [r[name] for r in runs]
+        first = values[0]
+        if name in open_ or not all(isinstance(v, np.ndarray) for v in values):
+            continue
+        if complete and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
+            if first.nbytes <= _FOLD_LIMIT_BYTES:
+                constant[name] = first
+            continue
+        vector = first.ndim == 1 and np.issubdtype(first.dtype, np.integer)
+        if complete and vector and all(v.shape == first.shape for v in values):
+            same = np.all(np.stack(values) == first, axis=0)
+            known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
+    _replace_by_constants(proto, constant)
+    _fold_reshape_targets(proto, known, runs if complete else [], feeds)
+    _bake_shapes(proto, known)
+    return known
+
+
+def _by_name(runs: Sequence[Feeds]) -> dict[str, list[Array]]:
+    return {k: [r[k] for r in runs] for k in runs[0]}
+
+
+def _decisions(proto: onnx.ModelProto, values: Mapping[str, Sequence[Array]], known: Collection[str]) -> set[str]:
+    """Single truth values that compare sizes which change, and what follows from them.
+
+    That they came out the same at the sizes that were measured does not say that they always do: "is the batch 1?"
+    """
+    changing = {k for k, v in values.items() if any(not np.array_equal(x, v[0]) for x in v[1:])}
+    found = set(known)
+    for n in proto.graph.node:
+        for o in n.output:
+            first = values[o][0] if o in values else None
+            if not isinstance(first, np.ndarray) or first.size != 1:
+                continue
+            if found & set(n.input) or (first.dtype == np.bool_ and changing & set(n.input)):
+                found.add(o)
+    return found
+
+
+def _evaluate(proto: onnx.ModelProto, names: list[str], feeds: Sequence[Feeds]) -> tuple[list[dict[str, Array]], bool]:
+    """Values of `names` for each of several inputs; False where one behind the first did not run."""
+    session = Session(m.submodel(proto, {}, names), optimize=False)
+    runs = [session.run(feeds[0])]
+    for f in feeds[1:]:
+        try:
+            runs.append(session.run(f))
+        except RunError:
+            # The model does not in fact accept another size there. Nothing is known of what would change.
+            return runs, False
+    return runs, True
+
+
+def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
+    outputs = {o.name for o in proto.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for n in proto.graph.node:
+        if n.output and all(o in values or not o for o in n.output) and not outputs & set(n.output):
+            proto.graph.initializer.extend(onnx.numpy_helper.from_array(values[o], o) for o in n.output if o)
+        else:
+            kept.append(n)
+    copies = [copy_node(n) for n in kept]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+
+
+def _fold_reshape_targets(
+    proto: onnx.ModelProto,
+    known: Mapping[str, tuple[int | None, ...]],
+    runs: list[dict[str, Array]],
+    feeds: Sequence[Feeds],
+) -> None:
+    """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
+    targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
+    targets = [n for n in targets if not m.int_attribute(n, "allowzero", 0)]
+    if not targets or not runs:
+        return
+    shape_of = {n.input[0]: f"{n.input[0]}__shape" for n in targets}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
+    shapes, _ = _evaluate(probe, list(shape_of.values()), feeds)
+    for n in targets:
+        values = known[n.input[1]]
+        measured = [s[shape_of[n.input[0]]] for s in shapes]
+        entries: list[int] = []
+        for i, v in enumerate(values):
+            if v is not None:
+                entries.append(v)
+            elif i < len(measured[0]) and all(r[n.input[1]][i] == s[i] for r, s in zip(runs, measured, strict=True)):
+                entries.append(0)
+            else:
+                entries.append(-1)
+        copies = [i for i, e in enumerate(entries) if e == 0]
+        if entries.count(-1) == 0 and copies:
+            entries[copies[0]] = -1 if len(copies) == 1 else 0
+        if entries.count(-1) <= 1:
+            name = f"{n.output[0]}__target"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(entries, np.int64), name))
+            n.input[1] = name
+
+
+def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]]) -> None:
+    """Each remaining Shape reads the original size of every fixed axis: Where(fixed, original sizes, Shape(x))."""
+    nodes: list[onnx.NodeProto] = []
+    for n in proto.graph.node:
+        values = known.get(n.output[0]) if n.op_type == "Shape" else None
+        if values is None or all(v is None for v in values):
+            nodes.append(copy_node(n))
+            continue
+        out = n.output[0]
+        raw = copy_node(n)
+        raw.output[0] = f"{out}__runtime"
+        fixed = np.array([v is not None for v in values])
+        sizes = np.array([v or 0 for v in values], np.int64)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(fixed, f"{out}__fixed"))
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{out}__sizes"))
+        # Named for the tensor: in a model that was pruned before, the Shape's own name is taken.
+        where = helper.make_node(
+            "Where", [f"{out}__fixed", f"{out}__sizes", raw.output[0]], [out], name=f"{out}__original_sizes"
+        )
+        known[raw.output[0]] = values
+        nodes += [raw, where]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _recurrent(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [n for n in proto.graph.node if n.op_type in ("LSTM", "GRU", "RNN") and n.domain in ("", "ai.onnx")]
+
+
+def _initial_states(proto: onnx.ModelProto) -> set[str]:
+    """The tensors that recurrent nets start from: inputs 5 and 6."""
+    return {name for n in _recurrent(proto) for name in n.input[5:7] if name}
+
+
+def _drop_zero_states(proto: onnx.ModelProto, zeros: Set[str]) -> None:
+    """Leave out the initial states of recurrent nets that are among `zeros`."""
+    for n in _recurrent(proto):
+        for slot in (5, 6):
+            if slot < len(n.input) and n.input[slot] in zeros:
+                n.input[slot] = ""
+        while not n.input[-1]:
+            del n.input[-1]
