@@ -276,6 +276,18 @@ ROWS: Mapping[str, Topology] = {
         (8,),
         pins=("Gather arranges this axis over several axes",),
     ),
+    "gather_matrix_one": Topology(
+        # A matrix of indices that picks one channel over and over: the others may go.
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y, float[N,4,8,8] z) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            g = Gather <axis=1> (a, i{2x2:3,3,-5,3})
+            m = ReduceMean <keepdims=0> (g, ax{1})
+            y = Conv (m, w2[5,2,1,1])
+            z = Conv (a, w3[4,8,1,1])
+        }""",
+        (7,),
+        pins=("Gather arranges this axis over several axes", "meets axis 1 of 'm'"),
+    ),
     "gather_run_time": Topology(
         """(float[N,3,8,8] x, int64[4] i) => (float[N,5,8,8] y) {
             a = Conv (x, w1[8,3,1,1], b1[8])
@@ -420,6 +432,16 @@ ROWS: Mapping[str, Topology] = {
             z = Gemm (g, w3[16,4])
         }""",
         (16, 8),
+    ),
+    "reshape_copies_another_axis": Topology(
+        # The 0 copies the height, which happens to be the number of columns.
+        """(float[N,3,4,4] x) => (float[N,5,4,4,4] y) {
+            a = Conv (x, w1[16,3,1,1], b1[16])
+            v = Reshape(a, to{0,4,0,4,4})
+            t = Transpose <perm=[0,2,1,3,4]> (v)
+            y = Conv (t, w2[5,4,1,1,1])
+        }""",
+        (4,),
     ),
     "expand_token": Topology(
         # A learned token for each sample, as vision transformers write it.
