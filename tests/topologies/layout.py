@@ -395,6 +395,18 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (6, 6),
     ),
+    "rows_cut_behind_one": Topology(
+        # A single column of each row stands before the cut, which leaves no choice: whole columns go.
+        """(float[N,7] x) => (float[N,4] z) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            p = Slice(ah, from{1}, to{9}, axes{2})
+            s = Sigmoid(p)
+            g = Flatten(s)
+            z = Gemm (g, w3[16,4])
+        }""",
+        (8, 4),
+    ),
     "rows_picked": Topology(
         """(float[N,7] x) => (float[N,4] z) {
             a = Gemm (x, w1[7,24], b1[24])

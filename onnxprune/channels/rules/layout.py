@@ -186,8 +186,8 @@ def slice_(node: Node, t: Trace) -> None:
         for f in factors:
             if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 and positions.size and positions.min() > 0:
                 # Where each row keeps channels of its own, the bounds must fall on the same place in each.
-                before = f.take(np.arange(positions.min()), axis=axis)
-                t.labels.balance(np.moveaxis(before, axis, -1).reshape(-1, before.shape[axis]), soft=True)
+                rows = np.moveaxis(f, axis, -1).reshape(-1, f.shape[axis])
+                t.labels.balance(rows[:, : positions.min()], unless=rows)
         factors = _take(factors, axis, positions)
     t.set(out, factors)
 
