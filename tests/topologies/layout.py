@@ -365,6 +365,33 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (4, 2),
     ),
+    "concat_rows_with_columns": Topology(
+        # One part has channels in every row and column, the other in its rows alone: rows are the units of both.
+        """(float[N,7] x) => (float[N,5] y) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,4,6})
+            b = MatMul(x, w2[7,4])
+            bh = Unsqueeze(b, ax{2})
+            j = Concat <axis=2> (ah, bh)
+            f = Reshape(j, tf{0,28})
+            y = Gemm (f, w3[28,5])
+        }""",
+        (4,),
+    ),
+    "concat_columns_apart": Topology(
+        # The columns of the second part are channels of their own, those of the first are not: all of them stay.
+        """(float[N,7] x) => (float[N,5] y) {
+            a = Gemm (x, w1[7,12], b1[12])
+            ah = Reshape(a, ta{0,2,6})
+            b = MatMul(ah, w2[6,6])
+            j = Concat <axis=1> (ah, b)
+            p = Slice(j, from{0}, to{1}, axes{2})
+            f = Reshape(p, tf{0,4})
+            y = Gemm (f, w3[4,5])
+        }""",
+        (),
+        pins=("meets axis 1 of 'ah'", "it is all that Slice leaves of an axis of 'p'"),
+    ),
     "rows_cut": Topology(
         # Of each of two rows, one part goes on alone: equally many of each row and part stay.
         """(float[N,7] x) => (float[N,5] y, float[N,4] z) {
