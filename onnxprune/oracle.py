@@ -131,18 +131,16 @@ def mask_of(
     return mask
 
 
-def _counts(mask: Mask, shape: tuple[int, ...], axes: Sequence[int]) -> NDArray[np.float64]:
-    """Number of kept elements over `axes`, with those reduced to size 1."""
-    full = np.broadcast_to(
-        mask, [s if a in axes else m for a, (s, m) in enumerate(zip(shape, mask.shape, strict=True))]
-    )
-    return np.asarray(full.sum(axis=tuple(axes), keepdims=True), np.float64)
+def _ones(b: _Builder, x: str, mask: Mask) -> str:
+    """1 where an element of `x` is kept, else 0, at the sizes of the run: they need not be those of the trace."""
+    one = numpy_helper.from_array(np.ones(1, b.dtype))
+    return b.where(mask, b.op("ConstantOfShape", b.op("Shape", x), value=one), 0.0)
 
 
 def _standardise(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph, *, centre: bool, epsilon: float) -> str:
     x = r.node.inputs[r.slot]
     opset = channels.graph.opset
-    n = b.constant(_counts(mask, channels.graph.shapes[x], r.axes))
+    n = b.total(_ones(b, x, mask), r.axes, opset)
     if centre:
         mean = b.op("Div", b.total(b.where(mask, x, 0.0), r.axes, opset), n)
         x = b.op("Sub", x, mean)
@@ -186,19 +184,19 @@ def _instance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> 
 
 def _group_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
     x = r.node.inputs[0]
-    _, c, *spatial = channels.graph.shapes[x]
+    rank, c = len(channels.graph.shapes[x]), channels.graph.shapes[x][1]
     groups = int(r.node.attrs["num_groups"])
     opset = channels.graph.opset
-    rows = b.op("Reshape", x, b.constant([0, groups, -1], np.int64))
-    full = np.broadcast_to(mask, (1, c, *spatial)).reshape(1, groups, -1)
-    count = b.constant(full.sum(axis=2, keepdims=True))
-    centred = b.op("Sub", rows, b.op("Div", b.total(b.where(full, rows, 0.0), [2], opset), count))
-    kept = b.where(full, centred, 0.0)
+    by_group = b.constant([0, groups, -1], np.int64)
+    rows, ones = b.op("Reshape", x, by_group), b.op("Reshape", _ones(b, x, mask), by_group)
+    count = b.total(ones, [2], opset)
+    centred = b.op("Sub", rows, b.op("Div", b.total(b.op("Mul", rows, ones), [2], opset), count))
+    kept = b.op("Mul", centred, ones)
     variance = b.op("Div", b.total(b.op("Mul", kept, kept), [2], opset), count)
     epsilon = b.constant(float(r.node.attrs.get("epsilon", 1e-5)))
     y = b.op("Div", centred, b.op("Sqrt", b.op("Add", variance, epsilon)))
-    y = b.op("Reshape", y, b.constant([0, c, *spatial], np.int64))
-    per_channel = (1, c, *(1,) * len(spatial))
+    y = b.op("Reshape", y, b.op("Shape", x))
+    per_channel = (1, c, *(1,) * (rank - 2))
     for kind, slot in (("Mul", 1), ("Add", 2)):
         name = r.node.inputs[slot]
         size = (channels.graph.shape(name) or (1,))[0]
@@ -231,7 +229,7 @@ def _reduction(neutral: float, *, mean: bool = False) -> Callable[[_Builder, Rea
             outside = limits.min if neutral < 0 else limits.max
         y = b.total(b.where(mask, node.inputs[0], outside), r.axes, opset, "ReduceSum" if mean else node.op)
         if mean:
-            y = b.op("Div", y, b.constant(_counts(mask, channels.graph.shapes[node.inputs[0]], r.axes)))
+            y = b.op("Div", y, b.total(_ones(b, node.inputs[0], mask), r.axes, opset))
         if node.attrs.get("keepdims", 1):
             b.nodes.append(helper.make_node("Identity", [y], [node.outputs[0]]))
         elif opset >= 13:

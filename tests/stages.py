@@ -58,8 +58,19 @@ def random_keep(channels: ChannelGraph, seed: int, shares: tuple[float, ...] = (
     keep = channels.keep_classes(kept)
     for needed in channels.needed:
         if not keep[needed].any():
-            keep[rng.choice(needed)] = True
+            _restore(channels, keep, int(rng.choice(needed)), rng)
     return keep
+
+
+def _restore(channels: ChannelGraph, keep: Keep, unit: int, rng: np.random.Generator) -> None:
+    """Keep a unit after all and, where it stands in a balanced set, one more of every other set."""
+    group = channels.groups[channels.group_of[unit]]
+    keep[unit] = True
+    if group.rows is not None:
+        own = group.rows[group.units == unit]
+        for row in set(range(group.step)) - set(own.tolist()):
+            gone = [u for u in group.units[group.rows == row].tolist() if not keep[u]]
+            keep[rng.choice(gone)] = True
 
 
 def least_removals(group: Group) -> list[NDArray[np.int64]]:

@@ -41,11 +41,11 @@ class Pinned:
 class Balance:
     """Rows that must keep equally many channels, whichever: labels (rows, columns).
 
-    soft: it holds only while removal is not by whole rows or whole columns (a part that a Slice takes).
+    unless: (rows, all columns) of which the labels are a part; there is no such demand while they go by whole rows.
     """
 
     labels: Labels
-    soft: bool = False
+    unless: Labels | None = None
 
 
 class LabelSpace:
@@ -77,10 +77,10 @@ class LabelSpace:
         self.unify(labels, head)
         return head
 
-    def balance(self, rows: Labels, *, soft: bool = False) -> None:
+    def balance(self, rows: Labels, *, unless: Labels | None = None) -> None:
         """Every row of `rows` (rows, columns) keeps equally many channels, with a free choice inside each."""
         if rows.shape[0] > 1 and rows.shape[1] > 0:
-            self.balances.append(Balance(rows, soft))
+            self.balances.append(Balance(rows, unless))
 
     def pin(self, labels: Labels, why: Pinned) -> None:
         """These labels are never removed."""

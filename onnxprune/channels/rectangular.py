@@ -94,7 +94,8 @@ def _explicit(now: _Pass) -> None:
     """The balances that rules have demanded."""
     for b in now.trace.labels.balances:
         resolved = now.classes.of_label[b.labels]
-        if (resolved == resolved[:1]).all() or (b.soft and (resolved == resolved[:, :1]).all()):
+        whole = None if b.unless is None else now.classes.of_label[b.unless]
+        if (resolved == resolved[:1]).all() or (whole is not None and (whole == whole[:, :1]).all()):
             continue
         if now.classes.pinned[resolved].all():
             continue

@@ -63,7 +63,7 @@ class Cut:
         if old is not None:
             values = old.copy()
             for axis, size in new.items():
-                if axis - offset >= 0 and values[axis - offset] > 0:
+                if axis - offset >= 0 and values[axis - offset] >= 0:
                     values[axis - offset] = size
             node.inputs[slot] = self.constant(f"{owner}_kept", values)
             return
@@ -132,10 +132,20 @@ def hidden_size(node: Any, view: Node, cut: Cut) -> None:
 
 
 def reshape_target(node: Any, view: Node, cut: Cut) -> None:
-    """Reshape: positive entries of the target on axes that shrink."""
-    new = cut.sizes(view.outputs[0])
+    """Reshape: entries of the target on axes that shrink; a 0 copies the input's size, which may be another one now."""
+    graph = cut.channels.graph
+    owner, shape, after = view.inputs[1], graph.shape(view.inputs[0]) or (), graph.shape(view.outputs[0]) or ()
+    new, before = cut.sizes(view.outputs[0]), cut.sizes(view.inputs[0])
+    if not new and not before:
+        return
+    entries = graph.ints(owner) or graph.known_values.get(owner, ())
+    for axis, entry in enumerate(entries):
+        if entry == 0 and not view.attrs.get("allowzero", 0):
+            wanted = new.pop(axis, after[axis])
+            if before.get(axis, shape[axis]) != wanted:
+                new[axis] = wanted
     if new:
-        cut.set_sizes(node, 1, view.inputs[1], new)
+        cut.set_sizes(node, 1, owner, new)
 
 
 def sizes_at(slot: int) -> Callable[[Any, Node, Cut], None]:
@@ -297,9 +307,10 @@ def gather_indices(node: Any, view: Node, cut: Cut) -> None:
         return
     flat = np.where(indices < 0, indices + shape[axis], indices)
     number = np.cumsum(mask) - 1
-    new = number[flat[mask[flat]]] if flat.ndim else number[flat]
-    if flat.ndim > 1:  # at most one of its axes is longer than 1
-        new = new.reshape([-1 if s > 1 else 1 for s in flat.shape])
+    if flat.ndim and sum(s > 1 for s in flat.shape) <= 1:
+        new = number[flat[mask[flat]]].reshape([-1 if s > 1 or flat.ndim == 1 else 1 for s in flat.shape])
+    else:
+        new = number[flat]  # all that a scalar or a matrix of indices picks is kept
     node.inputs[1] = cut.constant(f"{view.outputs[0]}__indices", np.asarray(new).astype(indices.dtype))
 
 

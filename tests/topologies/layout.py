@@ -276,6 +276,18 @@ ROWS: Mapping[str, Topology] = {
         (8,),
         pins=("Gather arranges this axis over several axes",),
     ),
+    "gather_matrix_one": Topology(
+        # A matrix of indices that picks one channel over and over: the others may go.
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y, float[N,4,8,8] z) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            g = Gather <axis=1> (a, i{2x2:3,3,-5,3})
+            m = ReduceMean <keepdims=0> (g, ax{1})
+            y = Conv (m, w2[5,2,1,1])
+            z = Conv (a, w3[4,8,1,1])
+        }""",
+        (7,),
+        pins=("Gather arranges this axis over several axes", "meets axis 1 of 'm'"),
+    ),
     "gather_run_time": Topology(
         """(float[N,3,8,8] x, int64[4] i) => (float[N,5,8,8] y) {
             a = Conv (x, w1[8,3,1,1], b1[8])
@@ -353,6 +365,33 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (4, 2),
     ),
+    "concat_rows_with_columns": Topology(
+        # One part has channels in every row and column, the other in its rows alone: rows are the units of both.
+        """(float[N,7] x) => (float[N,5] y) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,4,6})
+            b = MatMul(x, w2[7,4])
+            bh = Unsqueeze(b, ax{2})
+            j = Concat <axis=2> (ah, bh)
+            f = Reshape(j, tf{0,28})
+            y = Gemm (f, w3[28,5])
+        }""",
+        (4,),
+    ),
+    "concat_columns_apart": Topology(
+        # The columns of the second part are channels of their own, those of the first are not: all of them stay.
+        """(float[N,7] x) => (float[N,5] y) {
+            a = Gemm (x, w1[7,12], b1[12])
+            ah = Reshape(a, ta{0,2,6})
+            b = MatMul(ah, w2[6,6])
+            j = Concat <axis=1> (ah, b)
+            p = Slice(j, from{0}, to{1}, axes{2})
+            f = Reshape(p, tf{0,4})
+            y = Gemm (f, w3[4,5])
+        }""",
+        (),
+        pins=("meets axis 1 of 'ah'", "it is all that Slice leaves of an axis of 'p'"),
+    ),
     "rows_cut": Topology(
         # Of each of two rows, one part goes on alone: equally many of each row and part stay.
         """(float[N,7] x) => (float[N,5] y, float[N,4] z) {
@@ -382,6 +421,18 @@ ROWS: Mapping[str, Topology] = {
             z = Gemm (g, w3[12,4])
         }""",
         (6, 6),
+    ),
+    "rows_cut_behind_one": Topology(
+        # A single column of each row stands before the cut, which leaves no choice: whole columns go.
+        """(float[N,7] x) => (float[N,4] z) {
+            a = Gemm (x, w1[7,24], b1[24])
+            ah = Reshape(a, ta{0,2,12})
+            p = Slice(ah, from{1}, to{9}, axes{2})
+            s = Sigmoid(p)
+            g = Flatten(s)
+            z = Gemm (g, w3[16,4])
+        }""",
+        (8, 4),
     ),
     "rows_picked": Topology(
         """(float[N,7] x) => (float[N,4] z) {
@@ -448,6 +499,16 @@ ROWS: Mapping[str, Topology] = {
             z = Gemm (g, w3[16,4])
         }""",
         (16, 8),
+    ),
+    "reshape_copies_another_axis": Topology(
+        # The 0 copies the height, which happens to be the number of columns.
+        """(float[N,3,4,4] x) => (float[N,5,4,4,4] y) {
+            a = Conv (x, w1[16,3,1,1], b1[16])
+            v = Reshape(a, to{0,4,0,4,4})
+            t = Transpose <perm=[0,2,1,3,4]> (v)
+            y = Conv (t, w2[5,4,1,1,1])
+        }""",
+        (4,),
     ),
     "expand_token": Topology(
         # A learned token for each sample, as vision transformers write it.

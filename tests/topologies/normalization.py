@@ -77,6 +77,18 @@ ROWS: Mapping[str, Topology] = {
     ),
     "group_normalization_wide": Topology(_group_normalization(2), (8,), mixing=(8,), opset=21, ir_version=10),
     "group_normalization_narrow": Topology(_group_normalization(4), (4,), opset=21, ir_version=10),
+    "group_normalization_any_size": Topology(
+        # The number of positions is that of the run, not that of the trace.
+        """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n = GroupNormalization <num_groups=2, epsilon=0.001> (a, s1[8], o1[8])
+            y = Conv (n, w2[5,8,1,1], b2[5])
+        }""",
+        (8,),
+        mixing=(8,),
+        opset=21,
+        ir_version=10,
+    ),
     "instance_norm": Topology(
         # Statistics of each channel alone: nothing mixes.
         """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
@@ -265,6 +277,26 @@ ROWS: Mapping[str, Topology] = {
             a = Conv (x, w1[8,3,1,1], b1[8])
             n = MeanVarianceNormalization <axes=[1,2,3]> (a)
             y = Conv (n, w2[5,8,1,1])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "mean_variance_normalization_batch": Topology(
+        # Statistics over the samples too, however many there are.
+        """(float[N,3,6,6] x) => (float[N,5,6,6] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            n = MeanVarianceNormalization <axes=[0,1,2,3]> (a)
+            y = Conv (n, w2[5,8,1,1])
+        }""",
+        (8,),
+        mixing=(8,),
+    ),
+    "mean_over_positions_and_channels": Topology(
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            a = MatMul(x, w1[6,8])
+            m = ReduceMean <keepdims=1> (a, ax{1,2})
+            n = Sub(a, m)
+            y = MatMul(n, w2[8,5])
         }""",
         (8,),
         mixing=(8,),

@@ -107,6 +107,9 @@ def concat(node: Node, t: Trace) -> None:
         if loose and len(loose) < len(names):
             why = t.untracked_reason(loose[0], a)
             factors = [t.untrack(n, fs, [a], node, why) for n, fs in zip(names, factors, strict=True)]
+    spans = [{tracked_axes(f) for f in fs if f.shape[axis] > 1 and len(tracked_axes(f)) > 1} for fs in factors]
+    if any(s != spans[0] for s in spans):
+        factors = [_whole_rows(fs, axis, t) for fs in factors]
     across = [[f for f in fs if f.shape[axis] > 1] for fs in factors]
     aside = [[f for f in fs if f.shape[axis] == 1] for fs in factors]
     result: list[Factor] = []
@@ -118,8 +121,17 @@ def concat(node: Node, t: Trace) -> None:
             if not any(tracked_axes(f) == tracked_axes(g) for g in result):
                 result.append(f)
     if any(across):
-        result.append(_joined(node, t, names, shapes, across, axis))
+        joined = _joined(node, t, names, shapes, across, axis)
+        for f in result:
+            if set(tracked_axes(f)) & set(tracked_axes(joined)):
+                t.labels.unify(f, joined)
+        result.append(joined)
     t.set(out, result)
+
+
+def _whole_rows(factors: Factors, axis: int, t: Trace) -> Factors:
+    """A factor over `axis` and others loses whole rows only: beside it stands an operand whose columns are not in it."""
+    return tuple(t.labels.tie(f, axis) if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 else f for f in factors)
 
 
 def _joined(
@@ -203,8 +215,8 @@ def slice_(node: Node, t: Trace) -> None:
         for f in factors:
             if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 and positions.size and positions.min() > 0:
                 # Where each row keeps channels of its own, the bounds must fall on the same place in each.
-                before = f.take(np.arange(positions.min()), axis=axis)
-                t.labels.balance(np.moveaxis(before, axis, -1).reshape(-1, before.shape[axis]), soft=True)
+                rows = np.moveaxis(f, axis, -1).reshape(-1, f.shape[axis])
+                t.labels.balance(rows[:, : positions.min()], unless=rows)
         factors = _take(factors, axis, positions)
     t.set(out, factors)
 

@@ -1,0 +1,117 @@
+"""Random graphs: a table of makers, one per operator and per construct, and what strings them together.
+
+A new operator is a function and a row in its family's file; what no maker covers stands in `WITHOUT_MAKER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from tests.random_graphs import contraction, elementwise, layout, motifs, normalization, reduction
+from tests.random_graphs.build import SIZES, Array, Build, Live, feeds
+from tests.random_graphs.maker import Maker, defined_from
+
+__all__ = ["FAMILIES", "MAKERS", "OPSETS", "SIZES", "WITHOUT_MAKER", "Case", "graphs"]
+
+# Family → its makers, and how often it is chosen.
+FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
+    (contraction.MAKERS, 4),
+    (layout.MAKERS, 6),
+    (motifs.MAKERS, 5),
+    (elementwise.MAKERS, 5),
+    (normalization.MAKERS, 2),
+    (reduction.MAKERS, 2),
+)
+MAKERS: Mapping[str, Maker] = {name: maker for family, _ in FAMILIES for name, maker in family.items()}
+
+WITHOUT_MAKER: Mapping[str, str] = {}
+"""Operators of the rule table that no maker makes, and why."""
+
+OPSETS = (18, 13, 21, 17, 11, 9, 20, 12, 23, 26, 16, 10, 24)
+_MOST_OUTPUTS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A random model, and what feeds it."""
+
+    model: onnx.ModelProto
+    inputs: tuple[Live, ...]
+
+    def feeds(self, which: int, seed: int = 0) -> dict[str, Array]:
+        """Inputs at the sizes SIZES[which]."""
+        return feeds(self.inputs, SIZES[which], seed)
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.text())  # else hypothesis prints the fields of a dataclass
+
+    def text(self) -> str:
+        """The nodes, with the sizes of weights and the values of indices."""
+        weights = {t.name: numpy_helper.to_array(t) for t in self.model.graph.initializer}
+
+        def operand(name: str) -> str:
+            w = weights.get(name)
+            if w is None:
+                return name
+            return f"{name}{w.tolist()}" if w.dtype == np.int64 else f"{name}<{'x'.join(map(str, w.shape))}>"
+
+        lines = [f"opset {self.model.opset_import[0].version}", *(f"{t.name} = input {t.dims}" for t in self.inputs)]
+        for n in self.model.graph.node:
+            attrs = {a.name: helper.get_attribute_value(a) for a in n.attribute if a.name != "value"}
+            lines.append(f"{', '.join(n.output)} = {n.op_type}({', '.join(map(operand, n.input))}) {attrs or ''}")
+        return "\n  ".join([*lines, "output " + ", ".join(o.name for o in self.model.graph.output)])
+
+
+@st.composite
+def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
+    """Graphs in which `focus`, a row of MAKERS, stands among up to `steps` others."""
+    opsets = [o for o in OPSETS if MAKERS[focus].fits(focus, o)] or [defined_from(focus)]
+    b = Build(draw, 0)
+    b.opset = b.choice(opsets)
+    choices = [
+        [name for name, m in family.items() if m.fits(name, b.opset) for _ in range(m.weight)] for family, _ in FAMILIES
+    ]
+    often = [i for i, (_, n) in enumerate(FAMILIES) for _ in range(n)]
+    before = b.below(steps // 2 + 1)
+    for step in range(before + 1 + b.below(steps - before)):
+        name = focus if step == before else b.choice(choices[b.choice(often)])
+        start = len(b.live)
+        MAKERS[name].make(b, name)
+        if step == before:
+            made = {t.name for t in b.live[start:]}
+    _finish(b, made)
+    model = b.model()
+    if b.chance(5):
+        # As before version 4 of the format. Not sizes and indices: shape inference needs those constant.
+        weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
+        model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
+    return Case(model, tuple(b.inputs))
+
+
+def _finish(b: Build, made: set[str]) -> None:
+    """Make outputs of what nobody reads: mostly behind a last layer, which leaves the channels free."""
+    read = {i for n in b.nodes for i in n.input}
+    downstream = set(made)
+    for n in b.nodes:
+        if downstream & set(n.input):
+            downstream.update(n.output)
+    leaves = [t for t in b.live[::-1] if t.name not in read and t.kind != "bool"]
+    leaves.sort(key=lambda t: t.name not in downstream)
+    for t in leaves[:_MOST_OUTPUTS] or b.live[-1:]:
+        axis = b.channel_axis(t)
+        if t.kind == "float" and isinstance(t.dims[axis], int) and not b.chance(10):
+            t = b.linear(t, axis, b.choice((2, 3, 5)))
+        b.outputs.append(t)
+    inner = b.pick(lambda t: t.name not in {o.name for o in b.outputs})
+    if inner is not None and b.chance(8) and inner not in b.inputs:
+        b.outputs.append(inner)

@@ -1,0 +1,107 @@
+"""The core over random graphs: each is traced, then cut exactly or refused with a reason.
+
+Every row of the table of makers has its own test, so that workers share them and a failure names its operator. What is
+drawn depends on the row alone: every run draws the same graphs.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import assume, given, seed, settings
+
+from onnxprune import model as m
+from onnxprune.channels.rules import TABLE
+from onnxprune.runtime import Session
+from tests.compare import assert_same, relative_error
+from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs
+from tests.random_graphs.motifs import MAKERS as CONSTRUCTS
+from tests.stages import Array, masked, prepare, random_keep, sliced
+
+EXAMPLES = 18
+EXAMPLES_OF_A_CONSTRUCT = 60  # several operators at once: there is more to find
+RTOL = 1e-4
+NOISE = 3e-6  # a thirtieth of the tolerance; rounding in a few layers is less
+
+
+def test_every_operator_has_a_maker():
+    """Fails where a rule was added that no random graph will ever use."""
+    assert set(TABLE) - set(MAKERS) == set(WITHOUT_MAKER)
+    assert set(MAKERS) - set(TABLE) == set(CONSTRUCTS)
+    assert all(WITHOUT_MAKER.values())
+
+
+@pytest.mark.parametrize("focus", MAKERS)
+def test_random_graphs(focus: str):
+    """Fails where some graph with this operator or construct is cut wrongly, or kept without saying why."""
+    seen: Counter[str] = Counter()
+
+    @seed(zlib.crc32(focus.encode()))
+    @settings(
+        max_examples=EXAMPLES_OF_A_CONSTRUCT if focus in CONSTRUCTS else EXAMPLES, deadline=None, derandomize=True
+    )
+    @given(graphs(focus))
+    def drawn(case: Case) -> None:
+        seen["drawn"] += 1
+        check(case)
+        seen["checked"] += 1
+        seen["with focus"] += focus in CONSTRUCTS or any(n.op_type == focus for n in case.model.graph.node)
+
+    drawn()
+    # A graph that answers noise is no test of anything, and a maker that makes nothing is none either.
+    assert seen["checked"] >= 0.9 * seen["drawn"]
+    assert seen["with focus"] >= 0.7 * seen["checked"]
+
+
+def check(case: Case) -> None:
+    """Trace; then cut at random and as far as possible."""
+    example = case.feeds(0)
+    m.check(case.model)
+    p = prepare(case.model, example)
+    for which in (0, 1):
+        assert_equal(case, p.normalised.proto, case.model, which)
+    assert all(v.why.reason for v in p.channels.pinned)
+    if not p.channels.groups:
+        assert p.channels.pinned or not m.parameters(p.normalised.proto)
+        return
+    weights = {t.name for t in case.model.graph.initializer}
+    plan = zlib.crc32(case.model.SerializeToString(deterministic=True))
+    for shares, sizes in (((0.2, 0.5, 0.8), (0, 1)), ((0.0,), (1,))):
+        keep = random_keep(p.channels, plan, shares)
+        small, oracle = sliced(p, keep), masked(p, keep)
+        m.check(small)
+        for which in sizes:
+            assert_equal(case, small, oracle, which)
+        assert list(small.graph.input) == [v for v in case.model.graph.input if v.name not in weights]
+        assert list(small.graph.output) == list(case.model.graph.output)
+        assert (m.parameters(small) < m.parameters(p.normalised.proto)) == (not keep.all())
+
+
+def assert_equal(case: Case, found: onnx.ModelProto, reference: onnx.ModelProto, which: int) -> None:
+    """Both models compute the same at these sizes.
+
+    Where they do not, and noise at the inputs moves the answer of the reference itself by more than the tolerance (it
+    compares nearly equal numbers, or a sum cancels), the graph is drawn anew.
+    """
+    feeds = case.feeds(which, seed=which)
+    oracle = Session(reference, optimize=False)
+    expected = oracle.run(feeds)
+    values = Session(found, optimize=False).run(feeds)
+    assert list(values) == list(expected)
+    assert all(np.isfinite(v).all() for v in expected.values()), "the graph is ill-posed"
+    if _differs(values, expected):
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            noisy = {k: v * (1 + NOISE * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in feeds.items()}
+            assume(not _differs(oracle.run(noisy), expected))
+    for name, value in expected.items():
+        assert_same(values[name], value, rtol=RTOL, atol=0.0)
+
+
+def _differs(values: Mapping[str, Array], expected: Mapping[str, Array]) -> bool:
+    return any(relative_error(values[k], v) > RTOL for k, v in expected.items())
