@@ -361,6 +361,14 @@ def test_nothing_prunable():
     assert (found.groups, found.prunable, found.share) == ((), 0, 0.0)
 
 
+def test_nothing_prunable_says_what_would_help():
+    """Fails where a run that ends with exit code 3 leaves the user without a next step."""
+    text = "(float[N,4] x) => (float[N,6] y) { h = MatMul(x, w1[4,8]) g = com.microsoft.QuickGelu(h) y = MatMul(g, w2[8,6]) }"
+    model = Topology(text, (), domains=("com.microsoft",)).model()
+    with pytest.raises(NothingPrunable, match=r"has no channel rule; .*prune the model before onnxruntime's optimizer"):
+        prune(model, None)
+
+
 def test_everything_excluded():
     with pytest.raises(NothingPrunable, match=r"--exclude \*"):
         prune(digits.path("resnet"), None, digits.CALIB, exclude=("*",))
