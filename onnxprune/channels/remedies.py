@@ -40,7 +40,7 @@ class Remedy(Enum):
     HEADS = "choose --attention heads: then whole heads go, where there are several"
     HEAD_DIM = "choose --attention head-dim: then the same positions of every head go"
     # How the model was exported.
-    COUPLED = "uncouple them in the export: weights that several layers share would have to be stored once for each"
+    COUPLED = "nothing while they are coupled; where several layers share a weight, export it once for each"
     PARTNER = "free the channels of what it meets; nothing can where that axis is one of positions or samples"
     LAYOUT = "export so that channels keep an axis of their own, apart from positions and from other channels"
     PADDING = "pad channels with a constant only, and cut them with Slice"

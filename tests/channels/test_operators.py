@@ -6,8 +6,8 @@ import onnx
 import onnx.defs
 import pytest
 
-from onnxprune.channels.rules import TABLE
 from onnxprune.channels.remedies import Reason, Remedy
+from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.refusals import REFUSALS, refusal
 from onnxprune.channels.trace import Trace, walk
 from onnxprune.graph import Graph, Node
@@ -38,7 +38,9 @@ def test_a_refused_operator_pins_what_it_reads_with_its_own_reason(op: str):
     TABLE[op](graph.nodes[0], trace)
     classes = trace.labels.classes()
     assert classes.pinned[classes.of_label[labels]].all()
-    assert classes.reasons[int(classes.of_label[labels[0]])].why == Reason(f"{op} {REFUSALS[op].text}", REFUSALS[op].remedy)
+    assert classes.reasons[int(classes.of_label[labels[0]])].why == Reason(
+        f"{op} {REFUSALS[op].text}", REFUSALS[op].remedy
+    )
     assert trace.factors["y"] == ()
 
 
