@@ -266,7 +266,11 @@ ROWS: Mapping[str, Topology] = {
             y = MatMul (g, w4[8,5])
         }""",
         (8,),
-        pins=("DynamicQuantizeLinear takes its scale from all channels", "meets axis 1 of 'k'"),
+        pins=(
+            "DynamicQuantizeLinear takes its scale from all channels",
+            "MatMulInteger computes with integers",
+            "meets axis 1 of 'k'",
+        ),
         edit=integers("w2"),
     ),
     "codes_in_convolution": Topology(
