@@ -107,7 +107,9 @@ def _share_removed(rows: Sequence[GroupRow]) -> float:
 
 def pinned_rows(channels: ChannelGraph) -> tuple[PinnedRow, ...]:
     """Every axis of a weight that cannot be cut."""
-    return tuple(PinnedRow(p.tensor, p.axis, p.positions, p.why.op, p.why.reason) for p in channels.pinned)
+    return tuple(
+        PinnedRow(p.tensor, p.axis, p.positions, p.why.op, p.why.reason, p.why.remedy) for p in channels.pinned
+    )
 
 
 def peak_memory() -> int | None:

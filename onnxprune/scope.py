@@ -10,20 +10,23 @@ from numpy.typing import NDArray
 
 from onnxprune import budget, parts
 from onnxprune.channels import ChannelGraph, Group
+from onnxprune.channels.remedies import Reason
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.state import Coupled
 
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
-    """The option, or the most frequent reasons of the channel graph, that leave nothing to cut."""
+    """The option, or the most frequent reasons of the channel graph, that leave nothing to cut, and what would help."""
     if frozen and any("--" in why for why in frozen.values()):
         return next(why for why in frozen.values() if "--" in why)
-    reasons: dict[str, int] = {}
+    reasons: dict[Reason, int] = {}
     for p in channels.pinned:
-        reasons[p.why.reason] = reasons.get(p.why.reason, 0) + p.positions
+        reasons[p.why.why] = reasons.get(p.why.why, 0) + p.positions
     most = sorted(reasons, key=lambda r: -reasons[r])[:3]
-    return "; ".join(most) if most else "the model has no weights with channels"
+    if not most:
+        return "the model has no weights with channels"
+    return f"{'; '.join(r.text for r in most)} (what would free the first: {most[0].remedy.value})"
 
 
 def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, str]:

@@ -492,12 +492,16 @@ def test_no_shares(text: str):
 def test_inspect(name: str, capsys: Capture):
     code, out, err = run(capsys, "inspect", str(digits.path(name)))
     assert (code, err) == (0, "")
-    for text in ("MACs can be pruned", "producers => consumers", "the graph output 'logits' keeps its shape"):
+    for text in ("MACs can be pruned", "producers => consumers", "the graph output 'logits' keeps its shape [1]"):
         assert text in out
+    assert "[1]  nothing in the model can: the size of an output is part of its interface\n" in out
     code, out, _ = run(capsys, "inspect", str(digits.path(name)), "--json")
     data = json.loads(out)
     assert data["share"] > 0.99
     assert {p["operator"] for p in data["pinned"]} == {"output"}
+    assert {p["remedy"] for p in data["pinned"]} == {
+        "nothing in the model can: the size of an output is part of its interface"
+    }
 
 
 def test_inspect_nothing(folder: Path, capsys: Capture):

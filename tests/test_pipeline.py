@@ -29,6 +29,7 @@ from tests import digits
 from tests.compare import assert_same
 from tests.digits import pruned
 from tests.graphs import TABLE
+from tests.topologies.text import Topology
 
 # Points of top-1 that half of the MACs may cost; the measured drop is below half of this.
 MARGIN = {"resnet": 0.03, "mobilenet": 0.04}
@@ -359,6 +360,18 @@ def test_nothing_prunable():
         prune(model, None)
     found = inspect(model)
     assert (found.groups, found.prunable, found.share) == ((), 0, 0.0)
+
+
+def test_nothing_prunable_says_what_would_help():
+    """Fails where a run that ends with exit code 3 leaves the user without a next step."""
+    text = """(float[N,4] x) => (float[N,6] y) {
+        h = MatMul(x, w1[4,16])
+        g = com.microsoft.QuickGelu(h)
+        y = MatMul(g, w2[16,6])
+    }"""
+    model = Topology(text, (), domains=("com.microsoft",)).model()
+    with pytest.raises(NothingPrunable, match=r"has no channel rule; .*prune the model before onnxruntime's optimizer"):
+        prune(model, None)
 
 
 def test_everything_excluded():

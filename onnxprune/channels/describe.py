@@ -45,7 +45,7 @@ class GroupDescription:
 
 @dataclass(frozen=True)
 class PinnedDescription:
-    """An axis of a weight that stays, how many of its channels, and why: at which node, and the reason."""
+    """An axis of a weight that stays, how many of its channels, why (at which node), and what would free it."""
 
     tensor: str
     axis: int
@@ -53,6 +53,7 @@ class PinnedDescription:
     node: str
     operator: str
     reason: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def describe(
         macs[0] - macs[1],
         tuple(_describe_group(g, channels, own, counted, readers) for g in groups),
         tuple(
-            PinnedDescription(p.tensor, p.axis, p.positions, p.why.node, p.why.op, p.why.reason)
+            PinnedDescription(p.tensor, p.axis, p.positions, p.why.node, p.why.op, p.why.reason, p.why.remedy)
             for p in channels.pinned
             if p.tensor not in added
         ),

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onnxprune.channels.remedies import Reason
+
 Labels = NDArray[np.int64]
 Factor = Labels
 Factors = tuple[Factor, ...]
@@ -24,7 +26,7 @@ Factors = tuple[Factor, ...]
 
 @dataclass(frozen=True)
 class Pinned:
-    """Why channels cannot be removed: which axis of which tensor, at which operator, and the reason.
+    """Why channels cannot be removed: which axis of which tensor, at which operator, and the reason with its remedy.
 
     structural: the axis never was one of channels (kernel positions, settings), so nobody needs to hear of it.
     """
@@ -33,8 +35,18 @@ class Pinned:
     axis: int
     node: str
     op: str
-    reason: str
+    why: Reason
     structural: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why, as a clause."""
+        return self.why.text
+
+    @property
+    def remedy(self) -> str:
+        """What would free the axis, as a clause."""
+        return self.why.remedy.value
 
 
 @dataclass(frozen=True, eq=False)

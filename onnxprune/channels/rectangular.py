@@ -20,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.layout import product_groups, slice_bounds
 from onnxprune.channels.trace import Trace
 from onnxprune.graph import Graph, Node
@@ -337,8 +338,9 @@ def _pin_whole_axes(trace: Trace, classes: Classes) -> bool:
             if classes.pinned[members.flat[0]] or (members != members.flat[0]).any():
                 continue
             by = trace.graph.producer.get(name)
-            reason = f"all channels of {name!r} are coupled, so none of them can go alone"
+            text = f"all channels of {name!r} are coupled, so none of them can go alone"
             node, op = (by.name, by.op) if by is not None else ("", "")
-            trace.labels.pin(f, Pinned(name, tracked_axes(f)[0], node, op, reason))
+            why = Pinned(name, tracked_axes(f)[0], node, op, Reason(text, Remedy.COUPLED))
+            trace.labels.pin(f, why)
             found = True
     return found

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.graph import Graph, Node, Shape
 from onnxprune.quantized import is_dequantize, is_quantize
 
@@ -69,6 +71,7 @@ class Trace:
     consulted: set[str] = field(default_factory=set)
     table: Mapping[str, Rule] = field(default_factory=dict)
     _nested: list[tuple[Factor, Factor, Pinned]] = field(default_factory=list)
+    _stopped: dict[int, Remedy] = field(default_factory=dict)
 
     def of(self, name: str) -> Factors:
         """Factors of a tensor; a constant starts with fresh labels on each axis above 1."""
@@ -117,7 +120,8 @@ class Trace:
                 continue
             if g.size == 1:
                 by = self.graph.producer[name]
-                self.pin(name, [g], by, f"it is all that {by.op} leaves of an axis of {name!r}")
+                why = Reason(f"it is all that {by.op} leaves of an axis of {name!r}", Remedy.LAST)
+                self.pin(name, [g], by, why)
                 continue
             if not _fits(g, shape):
                 raise RuleError(f"factor {g.shape} does not fit {name!r} {shape}")
@@ -129,7 +133,7 @@ class Trace:
         name: str,
         factors: Iterable[Factor],
         node: Node,
-        reason: str,
+        reason: Reason,
         axis: int = -1,
         *,
         structural: bool = False,
@@ -139,8 +143,10 @@ class Trace:
             tracked = tracked_axes(f)
             at = axis if axis >= 0 or not tracked else tracked[0]
             self.labels.pin(f, Pinned(name, at, node.name, node.op, reason, structural))
+            if not structural:
+                self._stopped.setdefault(node.index, reason.remedy)
 
-    def untrack(self, name: str, factors: Factors, axes: Sequence[int], node: Node, reason: str) -> Factors:
+    def untrack(self, name: str, factors: Factors, axes: Sequence[int], node: Node, reason: Reason) -> Factors:
         """Factors that no longer track `axes`.
 
         A factor that tracks other axes too is tied along them, so that whole slices remain the units; one that tracks
@@ -236,7 +242,7 @@ class Trace:
     def _nest(self, outer: Factor, inner: Factor, name: str, node: Node) -> None:
         """A factor meets one that spans more axes: how they are coupled is settled when the walk is over."""
         axis = tracked_axes(inner)[0]
-        reason = "it is the same for all units of what it meets, which go as a whole"
+        reason = Reason("it is the same for all units of what it meets, which go as a whole", Remedy.ANY_UNIT)
         self._nested.append((outer, inner, Pinned(name, axis, node.name, node.op, reason)))
 
     def settle(self) -> None:
@@ -254,15 +260,42 @@ class Trace:
                 self.labels.unify(outer, inner)
         self._nested.clear()
 
-    def untracked_reason(self, name: str, axis: int) -> str:
-        """Why an axis carries no labels, in words for the report."""
+    def untracked_reason(self, name: str, axis: int) -> Reason:
+        """Why an axis carries no labels, in words for the report, and what would give it some."""
         while (by := self.graph.producer.get(name)) is not None and (is_quantize(by) or is_dequantize(by)):
             name = by.inputs[0]
         if name in self.graph.inputs:
-            return f"meets axis {axis} of the graph input {name!r}, whose size is given from outside"
+            text = f"meets axis {axis} of the graph input {name!r}, whose size is given from outside"
+            return Reason(text, Remedy.INPUT)
         by = self.graph.producer.get(name)
         source = f"{by.op} {by.name!r}" if by is not None else "a constant"
-        return f"meets axis {axis} of {name!r} ({source}), which carries no channels"
+        text = f"meets axis {axis} of {name!r} ({source}), which carries no channels"
+        return Reason(text, self._remedy_upstream(name))
+
+    def _remedy_upstream(self, name: str) -> Remedy:
+        """What would give a tensor channels: where it has none at all, the remedy of what stopped them on the way.
+
+        Followed back through nodes that stopped nothing, read a single activation and add no elements to it. Where
+        other axes carry channels, or the way ends, no one thing can be named.
+        """
+        while not self.factors.get(name):
+            if name in self.graph.inputs:
+                return Remedy.INPUT
+            by = self.graph.producer.get(name)
+            if by is None:
+                break
+            if by.index in self._stopped:
+                return self._stopped[by.index]
+            data = [i for i in by.inputs if i and i not in self.graph.constants]
+            if len(data) != 1 or by.bodies or not self._fits_in(name, data[0]):
+                break
+            name = data[0]
+        return Remedy.PARTNER
+
+    def _fits_in(self, name: str, source: str) -> bool:
+        """Whether a tensor has no more elements than another one, as far as both are known."""
+        shapes = self.graph.shape(name), self.graph.shape(source)
+        return shapes[0] is not None and shapes[1] is not None and prod(shapes[0]) <= prod(shapes[1])
 
     def read(self, node: Node, slot: int, kind: Role, axes: Sequence[int] = ()) -> None:
         """Remember that this input is read across a tracked axis."""
@@ -281,10 +314,10 @@ class Trace:
                 rule(node, self)
                 _pin_unconsulted(node, self)
             except UnknownShape as e:
-                self.pin_all(node, f"the shape of {e.args[0]!r} is not known")
+                self.pin_all(node, unknown_shape(e.args[0]))
             self.consulted = outer
 
-    def pin_all(self, node: Node, reason: str) -> None:
+    def pin_all(self, node: Node, reason: Reason) -> None:
         """Pin what a node and its bodies read; its outputs carry no channels."""
         for name in (*node.inputs, *node.captures):
             if name:
@@ -314,7 +347,8 @@ def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "h
     trace.visit(graph.nodes)
     end = Node(len(graph.every_node), "graph output", "output", "", tuple(graph.outputs), (), {})
     for name in graph.outputs:
-        trace.pin(name, trace.of(name), end, f"the graph output {name!r} keeps its shape")
+        why = Reason(f"the graph output {name!r} keeps its shape", Remedy.OUTPUT)
+        trace.pin(name, trace.of(name), end, why)
     trace.settle()
     return trace
 
@@ -323,18 +357,29 @@ def _operator(node: Node) -> str:
     return f"{node.domain}.{node.op}" if node.domain else node.op
 
 
-def _no_rule(node: Node) -> str:
+def _no_rule(node: Node) -> Reason:
     operator = _operator(node)
+    remedy = Remedy.FUSED if node.domain == "com.microsoft" else Remedy.NO_RULE
     if node.bodies:
-        return f"{operator} reads it from inside its body, which is not traced"
-    return f"{operator} has no channel rule; it may mix or reorder channels"
+        return Reason(f"{operator} reads it from inside its body, which is not traced", remedy)
+    return Reason(f"{operator} has no channel rule; it may mix or reorder channels", remedy)
+
+
+def unknown_shape(name: str) -> Reason:
+    """Why what reads a tensor without a known shape pins."""
+    return Reason(f"the shape of {name!r} is not known", Remedy.SHAPES)
+
+
+def setting(node: Node) -> Reason:
+    """Why nothing in an index, a bound or a condition may go."""
+    return Reason(f"{node.op} reads it as a setting", Remedy.NO_CHANNELS)
 
 
 def _pin_unconsulted(node: Node, trace: Trace) -> None:
     """An input whose labels the rule did not look at is an index, a bound or a setting: nothing in it may go."""
     for name in node.inputs:
         if name and name not in trace.consulted:
-            trace.pin(name, trace.of(name), node, f"{node.op} reads it as a setting", structural=True)
+            trace.pin(name, trace.of(name), node, setting(node), structural=True)
 
 
 def split_rows(labels: Labels, rows: int) -> Labels:

@@ -33,13 +33,14 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class PinnedRow:
-    """An axis of a weight that cannot be cut, with the operator and the reason."""
+    """An axis of a weight that cannot be cut, with the operator, the reason, and what would free it."""
 
     tensor: str
     axis: int
     channels: int
     operator: str
     reason: str
+    remedy: str
 
 
 @dataclass(frozen=True)

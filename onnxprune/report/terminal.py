@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.evaluation import Evaluation
-from onnxprune.report.summary import GroupRow, Report
+from onnxprune.report.summary import GroupRow, PinnedRow, Report
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
@@ -89,7 +89,7 @@ def prune_report(report: Report, screen: Screen) -> str:
     parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items()]
     parts.append(Text())
     if report.pinned:
-        parts.append(_pinned([(p.reason, p.operator, p.channels) for p in report.pinned], screen))
+        parts += _pinned(report.pinned, screen)
     parts.append(_facts(_run_facts(report), screen))
     parts += [_note(n) for n in report.notes]
     if report.dry_run:
@@ -128,17 +128,20 @@ def _why_whole(groups: Sequence[GroupRow]) -> dict[str, int]:
     return dict(Counter(g.note or "a cut here would cost more accuracy than elsewhere" for g in whole).most_common())
 
 
-def _pinned(rows: Iterable[tuple[str, str, int]], screen: Screen) -> Table:
-    """rows: (reason, operator, channels) of each pinned axis."""
-    axes: Counter[tuple[str, str]] = Counter()
-    channels: Counter[tuple[str, str]] = Counter()
-    for reason, operator, n in rows:
-        axes[reason, operator] += 1
-        channels[reason, operator] += n
+def _pinned(rows: Sequence[PinnedRow], screen: Screen) -> list[RenderableType]:
+    """The pinned axes, counted by reason and operator."""
+    axes: Counter[tuple[str, str, str]] = Counter()
+    channels: Counter[tuple[str, str, str]] = Counter()
+    for p in rows:
+        axes[p.reason, p.operator, p.remedy] += 1
+        channels[p.reason, p.operator, p.remedy] += p.channels
     table = screen.table("reason", " operator", "axes", "channels", title="axes that stay")
-    for (reason, operator), n in axes.most_common():
-        table.add_row(reason, operator, str(n), str(channels[reason, operator]))
-    return table
+    order = axes.most_common()
+    numbers = _numbered(remedy for (_, _, remedy), _ in order)
+    for (reason, operator, remedy), n in order:
+        row = reason, operator, remedy
+        table.add_row(f"{reason} [{numbers[remedy]}]", operator, str(n), str(channels[row]))
+    return [table, _remedies(numbers, screen)]
 
 
 def _run_facts(report: Report) -> list[tuple[str, str]]:
@@ -201,9 +204,11 @@ def inspection(d: Description, screen: Screen) -> str:
         parts.append(table)
     if d.pinned:
         table = screen.table("tensor", "axis", "channels", " operator", " reason", title="axes that stay")
+        numbers = _numbered(p.remedy for p in d.pinned)
         for p in d.pinned:
-            table.add_row(p.tensor, str(p.axis), str(p.channels), p.operator, p.reason)
-        parts.append(table)
+            reason = f"{p.reason} [{numbers[p.remedy]}]"
+            table.add_row(p.tensor, str(p.axis), str(p.channels), p.operator, reason)
+        parts += [table, _remedies(numbers, screen)]
     parts += [_note(n) for n in d.notes]
     return screen.render(parts)
 
@@ -246,6 +251,16 @@ def _facts(rows: Iterable[tuple[str, str]], screen: Screen) -> RenderableType:
     for name, value in rows:
         table.add_row(name, value)
     return Padding(table, (0, 0, 1, 0))
+
+
+def _numbered(remedies: Iterable[str]) -> dict[str, int]:
+    """Remedy → the number that its reasons refer to it by, in order of appearance."""
+    return {remedy: i for i, remedy in enumerate(dict.fromkeys(remedies), start=1)}
+
+
+def _remedies(numbers: Mapping[str, int], screen: Screen) -> RenderableType:
+    """What would free the axes that stay: once for all those with the same remedy, which may be most of them."""
+    return Group(Text("what would free them", "bold"), _facts([(f"[{i}]", r) for r, i in numbers.items()], screen))
 
 
 def _error(value: float) -> str:

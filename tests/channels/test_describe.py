@@ -12,6 +12,7 @@ import pytest
 from onnxprune import inspect
 from onnxprune import model as m
 from onnxprune.channels.describe import describe
+from onnxprune.channels.remedies import Remedy
 from tests import digits
 from tests.graphs import PRUNABLE, TABLE
 from tests.stages import Prepared, prepare_row
@@ -93,7 +94,7 @@ def test_reasons(prepared: Lookup):
     p = prepared("unknown_operator")
     found = describe(p.channels, "model", "sha", macs=(2.0, 1.0))
     assert len(found.pinned) == len(p.channels.pinned) > 0
-    assert all(x.reason and x.operator for x in found.pinned)
+    assert all(x.reason and x.operator and x.remedy for x in found.pinned)
 
 
 def test_json():
@@ -104,6 +105,7 @@ def test_json():
         **{"weight": "onnx::Conv_100", "axis": 0, "channels": 16, "node": "/0/Conv", "operator": "Conv"}
     }
     assert data["pinned"][0]["reason"] == "the graph output 'logits' keeps its shape"
+    assert data["pinned"][0]["remedy"] == Remedy.OUTPUT.value
 
 
 def test_describing_twice_gives_the_same_text():

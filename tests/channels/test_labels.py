@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.channels.labels import LabelSpace, Pinned, along, compress, lift, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 
 
 def _why(reason: str) -> Pinned:
-    return Pinned("t", 0, "node", "Op", reason)
+    return Pinned("t", 0, "node", "Op", Reason(reason, Remedy.LAST))
 
 
 def test_fresh_labels_never_repeat():

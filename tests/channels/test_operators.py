@@ -6,6 +6,7 @@ import onnx
 import onnx.defs
 import pytest
 
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.refusals import REFUSALS, refusal
 from onnxprune.channels.trace import Trace, walk
@@ -37,16 +38,18 @@ def test_a_refused_operator_pins_what_it_reads_with_its_own_reason(op: str):
     TABLE[op](graph.nodes[0], trace)
     classes = trace.labels.classes()
     assert classes.pinned[classes.of_label[labels]].all()
-    assert classes.reasons[int(classes.of_label[labels[0]])].reason == f"{op} {REFUSALS[op]}"
+    assert classes.reasons[int(classes.of_label[labels[0]])].why == Reason(
+        f"{op} {REFUSALS[op].text}", REFUSALS[op].remedy
+    )
     assert trace.factors["y"] == ()
 
 
 def test_reasons_are_sentences():
     """Fails for a reason that would read badly behind the operator's name, or says nothing."""
     for reason in REFUSALS.values():
-        assert len(reason.split()) >= 5
-        assert reason[0].islower()
-        assert not reason.endswith(".")
+        assert len(reason.text.split()) >= 5
+        assert reason.text[0].islower()
+        assert not reason.text.endswith(".")
 
 
 def test_another_domain_is_not_the_standard_one():
@@ -64,4 +67,4 @@ def test_another_domain_is_not_the_standard_one():
     assert {r.reason for r in classes.reasons.values()} == {
         "com.example.Relu has no channel rule; it may mix or reorder channels"
     }
-    assert refusal("x") is not TABLE["Relu"]
+    assert refusal(Reason("x", Remedy.LAST)) is not TABLE["Relu"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from onnxprune import inspect
+from onnxprune.channels.describe import PinnedDescription
 from onnxprune.evaluation import Evaluation
 from onnxprune.report import terminal
 from onnxprune.report.summary import PinnedRow, Report
@@ -57,15 +58,37 @@ def test_ascii(report: Report):
 
 
 def test_pinned_axes_are_counted_by_reason(report: Report):
-    rows = tuple(PinnedRow(f"w{i}", 0, 4, "Softmax", "it is normalised over") for i in range(7))
+    rows = tuple(PinnedRow(f"w{i}", 0, 4, "Softmax", "it is normalised over", "nothing") for i in range(7))
     text = terminal.prune_report(replace(report, pinned=rows), Screen())
     line = next(x for x in text.splitlines() if "it is normalised over" in x)
     assert line.split()[-3:] == ["Softmax", "7", "28"]
 
 
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_remedies_stand_once_below_the_axes_that_they_would_free(report: Report, width: int):
+    """Fails where a reason has no remedy on the screen, another one's, or the same sentence stands there twice."""
+    rows = tuple(
+        PinnedRow(f"w{i}", 0, 4, "Op", f"reason {i}", remedy)
+        for i, remedy in enumerate(["export it anew", "nothing: it has to stay", "export it anew"])
+    )
+    found = replace(
+        inspect(digits.path("resnet")),
+        pinned=tuple(PinnedDescription(r.tensor, 0, 4, "node", "Op", r.reason, r.remedy) for r in rows),
+    )
+    screen = Screen(width)
+    for text in (terminal.prune_report(replace(report, pinned=rows), screen), terminal.inspection(found, screen)):
+        flat = " ".join(text.split())
+        assert max(map(len, text.splitlines())) <= width
+        assert [flat.count(x) for x in ("[1] export it anew", "[2] nothing: it has to stay", "[3]")] == [1, 1, 0]
+        assert flat.count("export it anew") == 1
+        assert [flat.count(f"[{i}]") for i in (1, 2)] == [3, 2]
+        if width == 100:
+            assert all(x in flat for x in ("reason 0 [1]", "reason 1 [2]", "reason 2 [1]"))
+
+
 def test_names_are_not_markup(report: Report):
     """Fails where a name with brackets disappears, as rich would read it."""
-    rows = (PinnedRow("w", 0, 4, "Op", "the axis [bold] of :smile:"),)
+    rows = (PinnedRow("w", 0, 4, "Op", "the axis [bold] of :smile:", "nothing"),)
     text = terminal.prune_report(replace(report, pinned=rows, notes=("[red] :+1:",)), Screen())
     assert "the axis [bold] of :smile:" in text
     assert "note: [red] :+1:" in text

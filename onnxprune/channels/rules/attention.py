@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.channels.labels import Factor, Factors, Labels, along
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
 
-_POSITIONS = "attention needs every position and sample"
-_WHOLE = "whole heads are the units here"
-_SAME = "the same positions of every head are the units here"
-_SHARED = "the only key/value head serves every query head"
+_POSITIONS = Reason("attention needs every position and sample", Remedy.POSITIONS)
+_WHOLE = Reason("whole heads are the units here", Remedy.HEAD_DIM)
+_SAME = Reason("the same positions of every head are the units here", Remedy.HEADS)
+_SHARED = Reason("the only key/value head serves every query head", Remedy.HEAD_DIM)
 
 
 def head_count(node: Node, slot: int, rank: int, size: int) -> int:
@@ -189,7 +190,7 @@ def rotary(node: Node, t: Trace) -> None:
     turned = rotated(node, labels.size) // 2
     t.agree([(x, units[:turned], axis), *caches], node)
     if labels.size % 2:
-        t.pin(x, [labels[-1:]], node, "a head of RotaryEmbedding has an even size", axis)
+        t.pin(x, [labels[-1:]], node, Reason("a head of RotaryEmbedding has an even size", Remedy.PAIR), axis)
     t.set(out, [along(labels if len(shape) == 4 else np.tile(labels, heads), axis, len(shape))])
 
 

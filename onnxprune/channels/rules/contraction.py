@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.channels.labels import Factor, Factors, Labels, along, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Linear, Rule, Trace, split_rows
 from onnxprune.graph import Node, Shape
 from onnxprune.quantized import stored
 
-_KERNEL = "a kernel position is not a channel"
-_SPATIAL = "a convolution needs every spatial position"
-_WHOLE_GROUPS = "whole groups are the units here"
+_KERNEL = Reason("a kernel position is not a channel", Remedy.NO_CHANNELS)
+_SPATIAL = Reason("a convolution needs every spatial position", Remedy.POSITIONS)
+_WHOLE_GROUPS = Reason("whole groups are the units here", Remedy.WHOLE_GROUPS)
 
 
 def conv(node: Node, t: Trace) -> None:
@@ -128,9 +129,10 @@ def deform_conv(node: Node, t: Trace) -> None:
     """
     x, w, offsets, b, mask = (node.input(i) for i in range(5))
     groups, runs = int(node.attrs.get("group", 1)), int(node.attrs.get("offset_group", 1))
+    given = Reason("DeformConv takes an offset or a factor per kernel position from it", Remedy.MEANING)
     for name in (offsets, mask):
         if name:
-            t.pin(name, t.of(name), node, "DeformConv takes an offset or a factor per kernel position from it")
+            t.pin(name, t.of(name), node, given)
     fx = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, _SPATIAL)
     xs = t.on_axis(x, fx, 1, node)
     if xs is not None:
@@ -322,7 +324,8 @@ def _diagonal(name: str, indices: tuple[str, ...], node: Node, t: Trace) -> Fact
             continue
         tracking = [[a for a in axes if f.shape[a] > 1] for f in factors]
         if any(len(hit) > 1 for hit in tracking) or {a for hit in tracking for a in hit} != set(axes):
-            factors = t.untrack(name, factors, axes, node, "Einsum reads a diagonal of which this is one axis")
+            why = Reason("Einsum reads a diagonal of which this is one axis", Remedy.LAYOUT)
+            factors = t.untrack(name, factors, axes, node, why)
     return factors
 
 

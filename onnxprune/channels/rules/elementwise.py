@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Node
 
@@ -25,7 +26,7 @@ def same_shape(node: Node, t: Trace) -> None:
         if not out:
             continue
         if t.shape(out) != t.shape(x):
-            t.pin(x, t.of(x), node, f"{node.op} changes the shape of what it reads")
+            t.pin(x, t.of(x), node, Reason(f"{node.op} changes the shape of what it reads", Remedy.SHAPES))
         t.set(out, t.of(x) if t.shape(out) == t.shape(x) else ())
 
 
@@ -40,7 +41,8 @@ def dropout(node: Node, t: Trace) -> None:
     mode = node.input(2)
     if mode and (mode not in t.graph.constants or bool(t.graph.constants[mode].any())):
         x = node.inputs[0]
-        t.pin(x, t.of(x), node, "Dropout in training mode draws a random number per element: export for inference")
+        why = Reason("Dropout in training mode draws a random number per element", Remedy.INFERENCE)
+        t.pin(x, t.of(x), node, why)
         for out in node.outputs:
             t.set(out, ())
         return

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnxprune.channels.labels import Factors, Labels
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Node, Shape
 
@@ -20,9 +21,9 @@ def _without(name: str, axes: Sequence[int], node: Node, t: Trace) -> Factors:
     factors = t.of(name)
     if name in t.graph.constants:
         fixed = tuple(f for f in factors if any(f.shape[a] > 1 for a in axes))
-        t.pin(name, fixed, node, f"{node.op} counts along this axis", structural=True)
+        t.pin(name, fixed, node, Reason(f"{node.op} counts along this axis", Remedy.NO_CHANNELS), structural=True)
         return tuple(f for f in factors if not any(f.shape[a] > 1 for a in axes))
-    return t.untrack(name, factors, axes, node, f"{node.op} picks from this axis by position")
+    return t.untrack(name, factors, axes, node, Reason(f"{node.op} picks from this axis by position", Remedy.PICKED))
 
 
 def gather_elements(node: Node, t: Trace) -> None:
@@ -30,7 +31,7 @@ def gather_elements(node: Node, t: Trace) -> None:
     x, i = node.inputs[:2]
     shape, picked = t.shape(x), t.shape(i)
     axis = int(node.attrs.get("axis", 0)) % len(shape)
-    data = t.untrack(x, t.of(x), [axis], node, "GatherElements picks from this axis by indices")
+    data = t.untrack(x, t.of(x), [axis], node, Reason("GatherElements picks from this axis by indices", Remedy.PICKED))
     # The indices may be fewer: then the first places of the data are read.
     for a, size in enumerate(picked):
         if a != axis and size < shape[a]:
@@ -45,12 +46,13 @@ def gather_nd(node: Node, t: Trace) -> None:
     shape, picked = t.shape(x), t.shape(i)
     batch, depth, rows = int(node.attrs.get("batch_dims", 0)), picked[-1], len(picked) - 1
     indexed = range(batch, batch + depth)
-    data = t.untrack(x, t.of(x), list(indexed), node, "GatherND picks from this axis by indices")
+    data = t.untrack(x, t.of(x), list(indexed), node, Reason("GatherND picks from this axis by indices", Remedy.PICKED))
     indices: Factors = ()
     if i in t.graph.constants:
-        t.pin(i, t.of(i), node, "GatherND counts along this axis", structural=True)
+        t.pin(i, t.of(i), node, Reason("GatherND counts along this axis", Remedy.NO_CHANNELS), structural=True)
     else:
-        indices = t.untrack(i, t.of(i), [rows], node, "GatherND reads positions along this axis")
+        why = Reason("GatherND reads positions along this axis", Remedy.MEANING)
+        indices = t.untrack(i, t.of(i), [rows], node, why)
     inside = (1,) * (rows - batch)
     behind = (1,) * (len(shape) - batch - depth)
 
@@ -81,7 +83,8 @@ def scatter_nd(node: Node, t: Trace) -> None:
     shape, picked = t.shape(x), t.shape(i)
     depth, rows = picked[-1], len(picked) - 1
     known = i in t.graph.constants
-    t.pin(i, t.of(i), node, "ScatterND writes to the positions that this lists", structural=known)
+    why = Reason("ScatterND writes to the positions that this lists", Remedy.MEANING)
+    t.pin(i, t.of(i), node, why, structural=known)
     operands = [
         (n, tuple(f.reshape(f.shape[lead:]) for f in _without(n, range(lead), node, t)), t.shape(n)[lead:])
         for n, lead in ((x, depth), (u, rows))
@@ -115,7 +118,8 @@ def compress(node: Node, t: Trace) -> None:
     """Compress: the axis that it thins out stays; without `axis` it flattens its input first."""
     x, out = node.inputs[0], node.outputs[0]
     axes = range(len(t.shape(x))) if "axis" not in node.attrs else [int(node.attrs["axis"]) % len(t.shape(x))]
-    factors = t.untrack(x, t.of(x), list(axes), node, "Compress picks from this axis by a condition")
+    why = Reason("Compress picks from this axis by a condition", Remedy.PICKED)
+    factors = t.untrack(x, t.of(x), list(axes), node, why)
     t.set(out, factors if "axis" in node.attrs else ())
 
 
@@ -126,8 +130,9 @@ def fixed_axes(reason: str, axes: Callable[[Node, int, Trace], Sequence[int] | N
         x = node.inputs[0]
         rank = len(t.shape(x))
         found = axes(node, rank, t)
+        why = Reason(f"{node.op} {reason}", Remedy.POSITIONS)
         stay = range(rank) if found is None else sorted({a % rank for a in found})
-        t.set(node.outputs[0], t.untrack(x, t.of(x), list(stay), node, f"{node.op} {reason}"))
+        t.set(node.outputs[0], t.untrack(x, t.of(x), list(stay), node, why))
 
     return rule
 

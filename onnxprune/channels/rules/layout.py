@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, compress, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
 from onnxprune.graph import Node, Shape
 
@@ -24,7 +25,7 @@ def reshape(node: Node, t: Trace) -> None:
     x, out = node.input(0), node.outputs[0]
     before, after = t.shape(x), t.shape(out)
     if node.op == "Reshape" and node.input(1) not in t.graph.constants and not _known_target(node, t, before, after):
-        t.pin(x, t.of(x), node, "the target of Reshape is computed at run time")
+        t.pin(x, t.of(x), node, Reason("the target of Reshape is computed at run time", Remedy.RUN_TIME))
         t.set(out, ())
         return
     t.set(out, _apart(x, t.of(x), tuple(reshape_factor(f, before, after) for f in t.of(x)), node, t))
@@ -41,7 +42,8 @@ def _apart(x: str, before: Factors, after: Factors, node: Node, t: Trace) -> Fac
         if any(
             axes & set(tracked_axes(compress(n))) and not set(tracked_axes(old)) & set(tracked_axes(o)) for o, n in kept
         ):
-            t.pin(x, [old], node, f"{node.op} folds this axis into one that other channels are on")
+            why = Reason(f"{node.op} folds this axis into one that other channels are on", Remedy.LAYOUT)
+            t.pin(x, [old], node, why)
         else:
             kept.append((old, new))
     return tuple(new for _, new in kept)
@@ -208,7 +210,8 @@ def slice_(node: Node, t: Trace) -> None:
         # Which axes it cuts may still be known; those that keep their size are cut at run time all the same.
         axes = t.graph.ints(node.input(3)) if node.input(3) else None
         hit = range(len(shape)) if axes is None else [a % len(shape) for a in axes]
-        t.set(out, t.untrack(x, t.of(x), list(hit), node, "the bounds of Slice are computed at run time"))
+        why = Reason("the bounds of Slice are computed at run time", Remedy.RUN_TIME)
+        t.set(out, t.untrack(x, t.of(x), list(hit), node, why))
         return
     factors = t.of(x)
     for axis, positions in kept.items():
@@ -228,7 +231,8 @@ def gather(node: Node, t: Trace) -> None:
     axis = int(node.attrs.get("axis", 0)) % len(shape)
     indices = t.graph.constants.get(node.input(1))
     if indices is None:
-        factors = t.untrack(x, t.of(x), [axis], node, "Gather picks from this axis by indices computed at run time")
+        why = Reason("Gather picks from this axis by indices computed at run time", Remedy.PICKED)
+        factors = t.untrack(x, t.of(x), [axis], node, why)
         width = len(t.shape(node.input(1)))
         t.set(out, tuple(f.reshape((*f.shape[:axis], *(1,) * width, *f.shape[axis + 1 :])) for f in factors))
         return
@@ -242,9 +246,10 @@ def gather(node: Node, t: Trace) -> None:
             # One of several rows (queries, keys and values, say), each with channels of its own: the rows stay.
             t.labels.balance(np.moveaxis(f, axis, 0).reshape(f.shape[axis], -1))
         elif indices.ndim == 0:
-            t.pin(x, [f.take([int(indices)], axis=axis)], node, "Gather picks this single channel", axis)
+            why = Reason("Gather picks this single channel", Remedy.LAST)
+            t.pin(x, [f.take([int(indices)], axis=axis)], node, why, axis)
         elif sum(s > 1 for s in indices.shape) > 1:
-            t.pin(x, [picked], node, "Gather arranges this axis over several axes", axis)
+            t.pin(x, [picked], node, Reason("Gather arranges this axis over several axes", Remedy.LAYOUT), axis)
         result.append(picked)
     t.set(out, result)
 
@@ -277,7 +282,7 @@ def tile(node: Node, t: Trace) -> None:
     x, out = node.input(0), node.outputs[0]
     before, after = t.shape(x), t.shape(out)
     grown = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b > 1 and s != b]
-    factors = t.untrack(x, t.of(x), grown, node, "Tile repeats this axis")
+    factors = t.untrack(x, t.of(x), grown, node, Reason("Tile repeats this axis", Remedy.LAYOUT))
     t.set(out, [*factors, *_widened(node.input(1), before, after, t)])
 
 
@@ -309,7 +314,8 @@ def pad(node: Node, t: Trace) -> None:
     rank = len(t.shape(x))
     amounts = pad_amounts(node, rank, t.graph.ints)
     if amounts is None:
-        t.set(out, t.untrack(x, t.of(x), list(range(rank)), node, "the amounts of Pad are computed at run time"))
+        why = Reason("the amounts of Pad are computed at run time", Remedy.RUN_TIME)
+        t.set(out, t.untrack(x, t.of(x), list(range(rank)), node, why))
         return
     before, after = amounts
     changed = [a for a in range(rank) if before[a] or after[a]]
@@ -318,7 +324,8 @@ def pad(node: Node, t: Trace) -> None:
     for f in t.of(x):
         axes = [a for a in tracked_axes(f) if a in changed]
         if axes and (not fresh or len(tracked_axes(f)) > 1 or min(before[axes[0]], after[axes[0]]) < 0):
-            factors.extend(t.untrack(x, (f,), axes, node, "Pad changes this axis in a way that labels cannot follow"))
+            why = Reason("Pad changes this axis in a way that labels cannot follow", Remedy.PADDING)
+            factors.extend(t.untrack(x, (f,), axes, node, why))
         elif axes:
             a = axes[0]
             parts = (t.labels.fresh(int(before[a])), f.ravel(), t.labels.fresh(int(after[a])))
@@ -338,7 +345,7 @@ def depth_to_space(node: Node, t: Trace) -> None:
     split_shape = (n, b, b, k, h, w) if dcr else (n, k, b, b, h, w)
     perm = (0, 3, 4, 1, 5, 2) if dcr else (0, 1, 4, 2, 5, 3)
     result = []
-    for f in t.untrack(x, t.of(x), (2, 3), node, "DepthToSpace interleaves positions"):
+    for f in t.untrack(x, t.of(x), (2, 3), node, Reason("DepthToSpace interleaves positions", Remedy.POSITIONS)):
         g = reshape_factor(f, (n, c, h, w), split_shape)
         if f.shape[1] > 1:
             # The output interleaves them with positions, which nothing may drop: one unit per output channel.
@@ -353,7 +360,7 @@ def space_to_depth(node: Node, t: Trace) -> None:
     """SpaceToDepth: each input channel appears blocksize² times, one block after the other."""
     x, out = node.input(0), node.outputs[0]
     b = int(node.attrs["blocksize"])
-    factors = t.untrack(x, t.of(x), (2, 3), node, "SpaceToDepth interleaves positions")
+    factors = t.untrack(x, t.of(x), (2, 3), node, Reason("SpaceToDepth interleaves positions", Remedy.POSITIONS))
     t.set(out, [np.concatenate([f] * (b * b), axis=1) if f.shape[1] > 1 else f for f in factors])
 
 
@@ -364,7 +371,7 @@ def shape_of(node: Node, t: Trace) -> None:
     loose: Factors = t.of(x)
     if node.op == "Shape" and known is not None and "start" not in node.attrs and "end" not in node.attrs:
         loose = tuple(f for f in loose if any(known[a] is None for a in tracked_axes(f)))
-    t.pin(x, loose, node, f"{node.op} reads this size at run time")
+    t.pin(x, loose, node, Reason(f"{node.op} reads this size at run time", Remedy.RUN_TIME))
     t.factors[node.outputs[0]] = ()
 
 

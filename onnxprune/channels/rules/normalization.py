@@ -9,9 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.channels.labels import Factor, Factors, along, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.contraction import same_inside
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
+
+_PER_GROUP = Reason("one value for each group of a normalization, whose groups all stay", Remedy.INSIDE_GROUPS)
 
 
 def batch_norm(node: Node, t: Trace) -> None:
@@ -78,7 +81,7 @@ def instance_norm(node: Node, t: Trace) -> None:
         lifted = (t.shape(name)[0], *(1,) * (rank - 2))
         fs = tuple(f.reshape(lifted) for f in t.of(name))
         if not whole:
-            t.pin(name, fs, node, "one value for each group of a normalization, whose groups all stay")
+            t.pin(name, fs, node, _PER_GROUP)
             fs, lifted = (), (1,) * (rank - 1)
         operands.append((name, fs, lifted))
     t.set(node.outputs[0], t.merge(operands, node))
@@ -109,7 +112,8 @@ def group_norm(node: Node, t: Trace) -> None:
     x = node.input(0)
     shape = t.shape(x)
     groups = int(node.attrs["num_groups"])
-    factors = t.untrack(x, t.of(x), range(2, len(shape)), node, "group normalization needs every spatial position")
+    why = Reason("group normalization needs every spatial position", Remedy.POSITIONS)
+    factors = t.untrack(x, t.of(x), range(2, len(shape)), node, why)
     xs = t.on_axis(x, factors, 1, node)
     out: list[Factor] = [f for f in factors if f.shape[1] == 1]
     if xs is not None:
@@ -129,7 +133,7 @@ def group_norm(node: Node, t: Trace) -> None:
             elif whole:
                 t.labels.unify(vector, units.ravel())
             else:
-                t.pin(name, [vector], node, "one value for each group of a normalization, whose groups all stay")
+                t.pin(name, [vector], node, _PER_GROUP)
     else:
         for name in node.inputs[1:3]:
             t.pin(name, t.of(name), node, t.untracked_reason(x, 1))
@@ -146,7 +150,8 @@ def lp_norm(node: Node, t: Trace) -> None:
 def lrn(node: Node, t: Trace) -> None:
     """LRN sums over neighbouring channels: which are neighbours would change."""
     x = node.input(0)
-    t.set(node.outputs[0], t.untrack(x, t.of(x), [1], node, "LRN sums over neighbouring channels"))
+    why = Reason("LRN sums over neighbouring channels", Remedy.NEIGHBOURS)
+    t.set(node.outputs[0], t.untrack(x, t.of(x), [1], node, why))
 
 
 def mean_variance_norm(node: Node, t: Trace) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.channels.labels import Factors
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Node, Shape
 from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE
 
-ADVICE = "prune the float model first, then quantize the result"
 INTEGER = "ConvInteger MatMulInteger QLinearConv QLinearMatMul".split()
 # Of onnxruntime's own domain.
 INTEGER_MICROSOFT = (
@@ -39,8 +39,9 @@ def quantize(node: Node, t: Trace) -> None:
         if not name:
             continue
         if not block and int(np.prod(t.shape(name))) > 1 and not -len(shape) <= axis < len(shape):
-            t.pin(x, t.of(x), node, f"{node.op} names an axis that {x!r} does not have")
-            t.pin(name, t.of(name), node, f"{node.op} names an axis that {x!r} does not have")
+            why = Reason(f"{node.op} names an axis that {x!r} does not have", Remedy.AXIS)
+            t.pin(x, t.of(x), node, why)
+            t.pin(name, t.of(name), node, why)
             continue
         operands.append((name, *_spread(name, shape, axis % max(len(shape), 1), block, t)))
     t.set(node.outputs[0], t.merge(operands, node))
@@ -62,7 +63,8 @@ def _spread(name: str, shape: Shape, axis: int, block: int, t: Trace) -> tuple[F
 def dynamic_quantize(node: Node, t: Trace) -> None:
     """DynamicQuantizeLinear: the scale of the whole tensor comes from its extremes, at run time."""
     x = node.input(0)
-    t.pin(x, t.of(x), node, f"DynamicQuantizeLinear takes its scale from all channels; {ADVICE}")
+    why = Reason("DynamicQuantizeLinear takes its scale from all channels", Remedy.QUANTIZE_LATER)
+    t.pin(x, t.of(x), node, why)
     for out in node.outputs:
         t.set(out, ())
 
@@ -71,7 +73,7 @@ def integer(node: Node, t: Trace) -> None:
     """An operator on codes."""
     for name in node.inputs:
         if name:
-            t.pin(name, t.of(name), node, f"{node.op} computes with integers; {ADVICE}")
+            t.pin(name, t.of(name), node, Reason(f"{node.op} computes with integers", Remedy.QUANTIZE_LATER))
     for out in node.outputs:
         if out:
             t.factors[out] = ()

@@ -13,14 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxprune.channels.labels import Factor, Labels, along
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Linear, Rule, Trace
 from onnxprune.graph import Node
 
 # How many gates each operator has: W is (directions, gates * hidden units, inputs).
 GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
-_DIRECTION = "a direction of a recurrent net is not a channel"
-_STEPS = "a recurrent net needs every step of every sequence"
+_DIRECTION = Reason("a direction of a recurrent net is not a channel", Remedy.NO_CHANNELS)
+_STEPS = Reason("a recurrent net needs every step of every sequence", Remedy.POSITIONS)
 
 
 def recurrent(node: Node, t: Trace) -> None:
@@ -55,7 +56,7 @@ def _units(node: Node, t: Trace, directions: int, hidden: int) -> Labels:
     """Fresh labels of the hidden units, (D, H)."""
     units = t.labels.fresh(directions * hidden).reshape(directions, hidden)
     if hidden == 1:
-        t.pin(node.input(2), [units[:, None, :]], node, f"{node.op} has no other hidden unit")
+        t.pin(node.input(2), [units[:, None, :]], node, Reason(f"{node.op} has no other hidden unit", Remedy.LAST))
     t.labels.balance(units)
     return units
 

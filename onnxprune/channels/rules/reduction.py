@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.channels.labels import Factor
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.normalization import mix
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Node
@@ -17,7 +18,8 @@ RANKS = "ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax Softmax".split()
 def pool(node: Node, t: Trace) -> None:
     """Pooling over the spatial axes."""
     x = node.input(0)
-    factors = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, "pooling needs every spatial position")
+    why = Reason("pooling needs every spatial position", Remedy.POSITIONS)
+    factors = t.untrack(x, t.of(x), range(2, len(t.shape(x))), node, why)
     for i, out in enumerate(node.outputs):
         if not out:
             continue
@@ -25,7 +27,7 @@ def pool(node: Node, t: Trace) -> None:
             t.set(out, factors)
             continue
         # MaxPool's indices number the elements of the whole tensor.
-        t.pin(x, factors, node, "the indices of MaxPool count over all channels")
+        t.pin(x, factors, node, Reason("the indices of MaxPool count over all channels", Remedy.UNPOOL))
         t.set(out, ())
 
 
@@ -47,7 +49,7 @@ def reduce(node: Node, t: Trace) -> None:
     x = node.input(0)
     axes = reduced_axes(node, t)
     if axes is None:
-        t.pin(x, t.of(x), node, "the reduced axes are computed at run time")
+        t.pin(x, t.of(x), node, Reason("the reduced axes are computed at run time", Remedy.RUN_TIME))
         t.set(node.outputs[0], ())
         return
     keep = bool(node.attrs.get("keepdims", 1))
@@ -71,7 +73,8 @@ def rank_axis(node: Node, t: Trace) -> None:
         axes = range(rank) if found is None else [found[0] % rank]
     else:
         axes = range(int(axis) % rank, rank) if old else [int(axis) % rank]
-    factors = t.untrack(x, t.of(x), list(axes), node, f"{node.op} compares all entries of this axis")
+    why = Reason(f"{node.op} compares all entries of this axis", Remedy.COMPARED)
+    factors = t.untrack(x, t.of(x), list(axes), node, why)
     out = node.outputs[0]
     if node.op.startswith("Arg") and not node.attrs.get("keepdims", 1):
         gone = int(axis) % rank
@@ -83,7 +86,7 @@ def top_k(node: Node, t: Trace) -> None:
     """TopK ranks the entries of an axis; both outputs keep the labels of the others."""
     x = node.input(0)
     axis = int(node.attrs.get("axis", -1)) % len(t.shape(x))
-    factors = t.untrack(x, t.of(x), [axis], node, "TopK compares all entries of this axis")
+    factors = t.untrack(x, t.of(x), [axis], node, Reason("TopK compares all entries of this axis", Remedy.COMPARED))
     for out in node.outputs:
         t.set(out, factors)
 

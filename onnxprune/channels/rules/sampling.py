@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.channels.labels import Factor, along, as_ints, tracked_axes
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
 
@@ -10,13 +11,15 @@ from onnxprune.graph import Node
 def sample(node: Node, t: Trace) -> None:
     """GridSample, RoiAlign and MaxRoiPool: x (N, C, *S) is read at places that the other inputs name."""
     x, out = node.inputs[0], node.outputs[0]
+    given = Reason(f"{node.op} takes positions from it", Remedy.MEANING)
     for places in node.inputs[1:]:
         if places:
             known = places in t.graph.constants
-            t.pin(places, t.of(places), node, f"{node.op} takes positions from it", structural=known)
+            t.pin(places, t.of(places), node, given, structural=known)
     rank = len(t.shape(x))
     others = [0, *range(2, rank)]
-    xs = t.on_axis(x, t.untrack(x, t.of(x), others, node, f"{node.op} needs every position and sample"), 1, node)
+    why = Reason(f"{node.op} needs every position and sample", Remedy.POSITIONS)
+    xs = t.on_axis(x, t.untrack(x, t.of(x), others, node, why), 1, node)
     factors: list[Factor] = [] if xs is None else [along(xs, 1, len(t.shape(out)))]
     t.set(out, factors)
 
@@ -25,7 +28,8 @@ def column_to_image(node: Node, t: Trace) -> None:
     """Col2Im: x (N, C · block, L) to (N, C, *S): the rows of a channel are one unit."""
     x, out = node.inputs[0], node.outputs[0]
     shape = t.shape(out)
-    xs = t.on_axis(x, t.untrack(x, t.of(x), (0, 2), node, "Col2Im needs every position and sample"), 1, node)
+    why = Reason("Col2Im needs every position and sample", Remedy.POSITIONS)
+    xs = t.on_axis(x, t.untrack(x, t.of(x), (0, 2), node, why), 1, node)
     factors: list[Factor] = []
     if xs is not None:
         factors = [along(t.labels.tie(split_rows(xs, shape[1]), 1).ravel(), 1, len(shape))]
@@ -36,7 +40,7 @@ def determinant(node: Node, t: Trace) -> None:
     """Det of the last two axes."""
     x = node.inputs[0]
     rank = len(t.shape(x))
-    factors = t.untrack(x, t.of(x), (rank - 2, rank - 1), node, "Det reads all of this axis")
+    factors = t.untrack(x, t.of(x), (rank - 2, rank - 1), node, Reason("Det reads all of this axis", Remedy.POSITIONS))
     t.set(node.outputs[0], [f.reshape(f.shape[:-2]) for f in factors])
 
 
@@ -47,13 +51,15 @@ def resize(node: Node, t: Trace) -> None:
     named = resized_axes(node, len(before))
     axes = {a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b != s}
     axes |= {a for a in named if not _stays(node, named.index(a), len(named), t)}
-    factors = t.untrack(x, t.of(x), sorted(axes), node, f"{node.op} interpolates along this axis")
+    why = Reason(f"{node.op} interpolates along this axis", Remedy.POSITIONS)
+    factors = t.untrack(x, t.of(x), sorted(axes), node, why)
     sizes = node.input(3)
     if sizes and sizes not in t.graph.constants:
         known = t.graph.known_values.get(sizes)
         tracked = {a for f in factors for a in tracked_axes(f)} & set(named)
         if known is None or any(known[named.index(a)] is None for a in tracked):
-            factors = t.untrack(x, factors, sorted(tracked), node, "the sizes of Resize are computed at run time")
+            why = Reason("the sizes of Resize are computed at run time", Remedy.RUN_TIME)
+            factors = t.untrack(x, factors, sorted(tracked), node, why)
     t.set(out, factors)
 
 
@@ -83,7 +89,8 @@ def center_crop_pad(node: Node, t: Trace) -> None:
     axes = {a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b != s}
     if t.graph.ints(node.input(1)) is None:
         axes |= set(named)
-    t.set(out, t.untrack(x, t.of(x), sorted(axes), node, "CenterCropPad cuts or pads this axis around its middle"))
+    why = Reason("CenterCropPad cuts or pads this axis around its middle", Remedy.POSITIONS)
+    t.set(out, t.untrack(x, t.of(x), sorted(axes), node, why))
 
 
 TABLE: dict[str, Rule] = {
