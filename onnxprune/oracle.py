@@ -36,6 +36,7 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._prefix = prefix
+        self._masks: dict[tuple[tuple[int, ...], bytes], str] = {}
 
     def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
         out = f"{self._prefix}_{kind}{len(self.nodes)}"
@@ -58,7 +59,10 @@ class _Builder:
             # The neutral element of a maximum is the least number of the type: what is below it would be infinite.
             least = float(finfo(self.dtype).min)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
             otherwise = min(max(otherwise, least), -least)
-        return self.op("Where", self.constant(mask, np.bool_), x, self.constant(otherwise))
+        key = mask.shape, np.packbits(mask).tobytes()
+        if key not in self._masks:
+            self._masks[key] = self.constant(mask, np.bool_)
+        return self.op("Where", self._masks[key], x, self.constant(otherwise))
 
 
 def masked_model(
@@ -166,7 +170,7 @@ def _layer_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> Non
     _affine(b, _standardise(b, r, mask, channels, centre=centre, epsilon=epsilon), r.node, None)
     if any(r.node.outputs[1:]):
         x, opset = r.node.inputs[0], channels.graph.opset
-        n = b.constant(_counts(mask, channels.graph.shapes[x], r.axes))
+        n = b.total(_ones(b, x, mask), r.axes, opset)
         mean = b.op("Div", b.total(b.where(mask, x, 0.0), r.axes, opset), n)
         apart = b.where(mask, b.op("Sub", x, mean), 0.0)
         variance = b.op("Div", b.total(b.op("Mul", apart, apart), r.axes, opset), n)
