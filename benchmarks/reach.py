@@ -71,7 +71,7 @@ def _pruned(path: Path) -> list[str]:
         if done.returncode:
             return [f"exit {done.returncode}: {_last_line(done)}", "-"]
         checks = json.loads(report.read_text(encoding="utf-8"))["checks"]
-        return [f"{checks['slice_against_oracle']:.1e}", str(checks["sizes"])]
+        return [f"{checks['slice_against_oracle']:.1e}", str(checks["input_sizes_run"])]
 
 
 def _share(value: float) -> str:
