@@ -121,7 +121,7 @@ def _gemm(b: Build, op: str) -> None:
     for name, value in (("alpha", 0.5), ("beta", 2.0)):
         if b.chance(25):
             attrs[name] = value
-    if isinstance(rows, int) and b.chance(30) or b.chance(10):
+    if (isinstance(rows, int) and b.chance(30)) or b.chance(10):
         # The weights on the left.
         turned = b.chance(50)
         w = b.weight(*((k, n) if turned else (n, k)), fan=k)

@@ -51,9 +51,7 @@ def _group_norm(b: Build, op: str) -> None:
     c = int(x.dims[1])
     groups = b.factor(c, proper=b.chance(80))
     per = c if b.opset >= 21 else groups
-    b.node(
-        op, [x, b.weight(per), b.weight(per)], x.dims, peak=4.0, num_groups=groups, epsilon=_epsilon(b)
-    )
+    b.node(op, [x, b.weight(per), b.weight(per)], x.dims, peak=4.0, num_groups=groups, epsilon=_epsilon(b))
 
 
 def _lp_norm(b: Build, op: str) -> None:

@@ -113,7 +113,7 @@ def concat(node: Node, t: Trace) -> None:
 
 
 def _whole_rows(factors: Factors, axis: int, t: Trace) -> Factors:
-    """A factor over `axis` and others loses whole rows only: beside it stands an operand whose columns are not in it."""
+    """A factor over `axis` and others loses whole rows only: an operand beside it has other columns, or none."""
     return tuple(t.labels.tie(f, axis) if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 else f for f in factors)
 
 
