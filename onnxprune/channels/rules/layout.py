@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, tracked_axes
+from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, compress, tracked_axes
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
 from onnxprune.graph import Node, Shape
 
@@ -35,7 +35,7 @@ def _known_target(node: Node, t: Trace, before: Shape, after: Shape) -> bool:
     known = t.graph.known_values.get(node.input(1))
     if known is None:
         return not any(tracked_axes(f) for f in t.of(node.input(0)))
-    moved = [reshape_factor(f, before, after) for f in t.of(node.input(0))]
+    moved = [compress(reshape_factor(f, before, after)) for f in t.of(node.input(0))]
     return all(known[a] is not None for f in moved for a in tracked_axes(f))
 
 
