@@ -61,8 +61,41 @@ class _Builder:
             otherwise = min(max(otherwise, least), -least)
         key = mask.shape, np.packbits(mask).tobytes()
         if key not in self._masks:
-            self._masks[key] = self.constant(mask, np.bool_)
+            self._masks[key] = self.mask(mask, x)
         return self.op("Where", self._masks[key], x, self.constant(otherwise))
+
+    def mask(self, mask: Mask, x: str) -> str:
+        """`mask` at the sizes of the run.
+
+        Where every channel fills as many places of an axis as the next (a feature map behind Reshape), it is stored
+        once per channel and spread over the places that there are.
+        """
+        runs = [_run(mask, axis) for axis in range(mask.ndim)]
+        if max(runs, default=1) == 1:
+            return self.constant(mask, np.bool_)
+        shape = self.op("Shape", x)
+        once = mask[tuple(slice(None, None, r) for r in runs)]
+        pairs, spread, joined = [], [], []
+        for axis, (run, entries) in enumerate(zip(runs, once.shape, strict=True)):
+            size = self.op("Gather", shape, self.constant([axis], np.int64), axis=0)
+            each = self.op("Div", size, self.constant([entries], np.int64))
+            one = self.constant([1], np.int64)
+            pairs += [entries, 1]
+            spread += [self.constant([entries], np.int64), each if run > 1 else one]
+            joined.append(size if run > 1 else self.constant([entries], np.int64))
+        folded = self.constant(once.reshape(pairs), np.bool_)
+        wide = self.op("Expand", folded, self.op("Concat", *spread, axis=0))
+        return self.op("Reshape", wide, self.op("Concat", *joined, axis=0))
+
+
+def _run(mask: Mask, axis: int) -> int:
+    """The length of the runs of equal entries along an axis: every run starts at a multiple of it."""
+    size = mask.shape[axis]
+    if size < 2:
+        return 1
+    moved = np.moveaxis(mask, axis, 0)
+    starts = np.flatnonzero((moved[1:] != moved[:-1]).reshape(size - 1, -1).any(axis=1)) + 1
+    return int(np.gcd.reduce([*starts.tolist(), size]))
 
 
 def masked_model(

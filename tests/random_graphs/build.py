@@ -232,7 +232,7 @@ class Build:
         return x
 
     def image(self, ranks: Sequence[int] = (4, 4, 4, 3, 5), least: int = 1, *, known: bool = True) -> Live:
-        """Channels along axis 1 and positions behind them: at least `least` on each axis, as many as is known or not."""
+        """Channels along axis 1, positions behind them: at least `least` on each axis, or any number if not known."""
         rank = self.choice(ranks)
 
         def fits(t: Live) -> bool:

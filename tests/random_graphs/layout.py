@@ -65,12 +65,8 @@ def _flatten(b: Build, op: str) -> None:
     if total > 200:
         x = b.node("GlobalAveragePool", [x], (*x.dims[:2], *[1] * (x.rank - 2)))
         total = int(x.dims[1])
-    b.node(
-        op,
-        [x],
-        (x.dims[0], total),
-        **({"axis": b.choice((1, 1 - x.rank if b.opset >= 11 else 1))} if b.chance(30) else {}),
-    )
+    attrs = {"axis": 1 - x.rank if b.opset >= 11 and b.chance(50) else 1} if b.chance(30) else {}
+    b.node(op, [x], (x.dims[0], total), **attrs)
 
 
 def _squeeze(b: Build, op: str) -> None:
@@ -225,7 +221,7 @@ def _expand(b: Build, op: str) -> None:
     x = b.any()
     if b.chance(50):
         # A gate of size 1 along some axes, widened to the size of what it meets.
-        axes = b.subset([a for a in range(1, x.rank)])
+        axes = b.subset(range(1, x.rank))
         narrow = tuple(1 if a in axes else d for a, d in enumerate(x.dims))
         gate = b.reduced("ReduceMean", x, axes, narrow, keepdims=1)
         if all(isinstance(x.dims[a], int) for a in axes) and b.chance(50):
@@ -248,9 +244,8 @@ def _put_beside(b: Build, x: Live, y: Live, axis: int) -> None:
     if b.chance(50):
         b.node("Add", [x, y], x.dims, peak=x.peak + y.peak)
         return
-    axes = [a for a in x.fixed]
-    if axes:
-        a = b.choice(axes)
+    if x.fixed:
+        a = b.choice(x.fixed)
         dims = (*x.dims[:a], int(x.dims[a]) + int(y.dims[a]), *x.dims[a + 1 :])
         b.node("Concat", [x, y], dims, peak=max(x.peak, y.peak), axis=a)
 

@@ -154,6 +154,9 @@ def _rows_and_columns(b: Build, op: str) -> None:
     rows, columns = b.choice(_BLOCKS)
     x = b.linear(x, axis, rows * columns)
     t = divide(b, x, axis, rows)
+    if b.chance(50):
+        # Read whole as well: what is cut off below is then alike on both sides of the cut.
+        b.linear(join(b, _act(b, t), axis + 1), axis, b.width())
     for _ in range(1 + b.below(4)):
         t = _changed(b, t, axis)
     if t.rank > x.rank:

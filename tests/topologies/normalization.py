@@ -75,6 +75,22 @@ ROWS: Mapping[str, Topology] = {
         _group_norm_as_instance_norm(4),
         (4,),
     ),
+    "group_norm_as_instance_norm_any_size": Topology(
+        # A group's row holds its channels' positions, however many there are at the run.
+        """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            v = Reshape(a, rows{0,2,-1})
+            n = InstanceNormalization <epsilon=0.001> (v, s1[2], o1[2])
+            sh = Shape(a)
+            u = Reshape(n, sh)
+            m = Mul(u, s2[8,1,1])
+            o = Add(m, o2[8,1,1])
+            y = Conv (o, w2[5,8,1,1], b2[5])
+        }""",
+        (8,),
+        pins=(_PER_GROUP,),
+        mixing=(8,),
+    ),
     "group_normalization_wide": Topology(_group_normalization(2), (8,), mixing=(8,), opset=21, ir_version=10),
     "group_normalization_narrow": Topology(_group_normalization(4), (4,), opset=21, ir_version=10),
     "group_normalization_any_size": Topology(

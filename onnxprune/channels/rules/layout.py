@@ -54,7 +54,7 @@ def _known_target(node: Node, t: Trace, before: Shape, after: Shape) -> bool:
     known = t.graph.known_values.get(node.input(1))
     if known is None:
         return not any(tracked_axes(f) for f in t.of(node.input(0)))
-    moved = [reshape_factor(f, before, after) for f in t.of(node.input(0))]
+    moved = [compress(reshape_factor(f, before, after)) for f in t.of(node.input(0))]
     return all(known[a] is not None for f in moved for a in tracked_axes(f))
 
 
@@ -132,7 +132,7 @@ def concat(node: Node, t: Trace) -> None:
 
 
 def _whole_rows(factors: Factors, axis: int, t: Trace) -> Factors:
-    """A factor over `axis` and others loses whole rows only: an operand beside it has columns that are not in it."""
+    """A factor over `axis` and others loses whole rows only: an operand beside it has other columns, or none."""
     return tuple(t.labels.tie(f, axis) if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 else f for f in factors)
 
 
