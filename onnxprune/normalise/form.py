@@ -6,6 +6,7 @@
   a Reshape target with one changing entry becomes a constant with -1 (or 0 where the entry is copied). What remains
   of run-time shape arithmetic reads the *original* sizes of the fixed axes, so that nothing downstream depends on
   how many channels are kept.
+- A Gather that gives a flattened tensor back in its own order and shape (a view by strides) is looked through.
 - Initial states of recurrent nets that are zero at every size are left out: zero is what an absent one means, and one
   tensor of zeros that serves several layers would couple their hidden units.
 - Convolutions and Gemms without a bias get one of zeros, for the refit to use.

@@ -133,6 +133,7 @@ def _fold_shape_arithmetic(
     runs, complete = _evaluate(proto, produced, feeds)
     if complete:
         _drop_zero_states(proto, {name for name in states & set(produced) if not any(r[name].any() for r in runs)})
+        _see_through_strides(proto, runs, feeds)
     known: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
     open_ |= _decisions(proto, {**{k: [f[k] for f in feeds] for k in feeds[0]}, **_by_name(runs)}, open_)
@@ -213,14 +214,10 @@ def _fold_reshape_targets(
     targets = [n for n in targets if not m.int_attribute(n, "allowzero", 0)]
     if not targets or not runs:
         return
-    shape_of = {n.input[0]: f"{n.input[0]}__shape" for n in targets}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(proto)
-    probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
-    shapes, _ = _evaluate(probe, list(shape_of.values()), feeds)
+    shapes = _shapes_of(proto, [n.input[0] for n in targets], feeds)
     for n in targets:
         values = known[n.input[1]]
-        measured = [s[shape_of[n.input[0]]] for s in shapes]
+        measured = shapes[n.input[0]]
         entries: list[int] = []
         for i, v in enumerate(values):
             if v is not None:
@@ -236,6 +233,41 @@ def _fold_reshape_targets(
             name = f"{n.output[0]}__target"
             proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(entries, np.int64), name))
             n.input[1] = name
+
+
+def _shapes_of(proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, list[Array]]:
+    """The shape of each tensor in every run."""
+    shape_of = {n: f"{n}__shape" for n in dict.fromkeys(names)}
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
+    runs, _ = _evaluate(probe, list(shape_of.values()), feeds)
+    return {k: [r[v] for r in runs] for k, v in shape_of.items()}
+
+
+def _see_through_strides(proto: onnx.ModelProto, runs: Sequence[Feeds], feeds: Sequence[Feeds]) -> None:
+    """A Gather that numbers the entries of a flattened tensor in their own order and shape gives that tensor back.
+
+    So exporters write a strided view of a tensor that lies in memory as it is. The indices count over samples and
+    channels at once, so nothing could be cut behind them.
+    """
+    producer = {o: n for n in proto.graph.node for o in n.output}
+    views: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
+    for n in proto.graph.node:
+        flat = producer.get(n.input[0]) if n.op_type == "Gather" and m.int_attribute(n, "axis", 0) == 0 else None
+        if flat is None or flat.op_type not in ("Flatten", "Reshape") or n.input[1] not in runs[0]:
+            continue
+        indices = [r[n.input[1]] for r in runs]
+        if all(np.array_equal(i, np.arange(i.size).reshape(i.shape)) for i in indices):
+            views.append((n, flat))
+    if not views:
+        return
+    shapes = _shapes_of(proto, [name for n, flat in views for name in (n.input[0], flat.input[0])], feeds)
+    for n, flat in views:
+        whole, source = shapes[n.input[0]], shapes[flat.input[0]]
+        wanted = [r[n.input[1]].shape for r in runs]
+        if [tuple(s) for s in source] == wanted and [tuple(s) for s in whole] == [(int(np.prod(w)),) for w in wanted]:
+            n.CopyFrom(helper.make_node("Identity", [flat.input[0]], [n.output[0]], name=n.name))
 
 
 def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]]) -> None:

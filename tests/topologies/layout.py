@@ -474,6 +474,49 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8,),
     ),
+    "strided_view": Topology(
+        # As exporters write a view by strides: the entries of a flattened map, numbered in their own order.
+        """(float[N,3,8,8] x) => (float[N,5] y) {
+            a = Conv (x, w1[8,3,3,3], b1[8])
+            p = GlobalAveragePool(a)
+            f = Reshape(p, flat{-1})
+            s = Shape(x)
+            n = Gather(s, zero{:0})
+            c = Mul(n, eight{:8})
+            r = Range(zero, c, one{:1})
+            n1 = Unsqueeze(n, ax{0})
+            to = Concat <axis=0> (n1, rest{8,1,1})
+            i = Reshape(r, to)
+            g = Gather <axis=0> (f, i)
+            v = Relu(g)
+            h = Flatten(v)
+            y = Gemm (h, w2[8,5], b2[5])
+        }""",
+        (8,),
+    ),
+    "strided_view_turned": Topology(
+        # Numbered backwards it is another tensor, and its indices count over samples and channels at once.
+        """(float[N,3,8,8] x) => (float[N,5] y) {
+            a = Conv (x, w1[8,3,3,3], b1[8])
+            p = GlobalAveragePool(a)
+            f = Reshape(p, flat{-1})
+            s = Shape(x)
+            n = Gather(s, zero{:0})
+            c = Mul(n, eight{:8})
+            up = Range(zero, c, one{:1})
+            last = Sub(c, one)
+            r = Sub(last, up)
+            n1 = Unsqueeze(n, ax{0})
+            to = Concat <axis=0> (n1, rest{8,1,1})
+            i = Reshape(r, to)
+            g = Gather <axis=0> (f, i)
+            v = Relu(g)
+            h = Flatten(v)
+            y = Gemm (h, w2[8,5], b2[5])
+        }""",
+        (),
+        pins=("Gather picks from this axis by indices computed at run time", "which carries no channels"),
+    ),
     "columns_first": Topology(
         # Read column by column, what is kept of each row would come in another order.
         """(float[N,7] x) => (float[N,5] y) {
