@@ -1,4 +1,4 @@
-"""The whole job on every model of the kit: it succeeds, or refuses with exit code 3 and a reason.
+"""The whole job on every model of the kit.
 
 Each success passed the pipeline's own comparison of slice and oracle; the figure is asserted here once more, and the
 written file is run from disk. The trained models also keep their accuracy.
@@ -14,25 +14,18 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import NothingPrunable, prune
-from onnxprune.errors import BudgetUnreachable
+from onnxprune import prune
 from onnxprune.runtime import Session
 from tests.kit import NO_KIT, kit_folder, kit_models
 
 SLICE_TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("path", kit_models("models", "arch"))
+@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_half_of_every_model(path: Path, tmp_path: Path) -> None:
-    """A model that fails with anything but a stated refusal, or whose slice is not exact, breaks this."""
+    """A model that cannot lose half of its MACs, or whose slice is not exact, breaks this."""
     out = tmp_path / "out.onnx"
-    try:
-        report = prune(path, out, ratio=0.5, round_to=1, samples=16, refit="least-squares").report
-    except (NothingPrunable, BudgetUnreachable) as refusal:
-        assert refusal.exit_code == 3
-        assert str(refusal)
-        assert not out.exists()
-        return
+    report = prune(path, out, ratio=0.5, round_to=1, samples=16, refit="least-squares").report
     assert report.checks["slice_against_oracle"] <= SLICE_TOLERANCE
     assert report.checks["normalised_against_original"] <= SLICE_TOLERANCE
     assert report.achieved >= 0.5
