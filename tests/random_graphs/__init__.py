@@ -14,7 +14,20 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from tests.random_graphs import contraction, elementwise, layout, motifs, normalization, reduction
+from onnxprune.bodies import bodies_of, every_node
+from onnxprune.channels.rules.quantization import INTEGER, INTEGER_MICROSOFT
+from onnxprune.channels.rules.refusals import REFUSALS
+from tests.random_graphs import (
+    contraction,
+    control,
+    elementwise,
+    layout,
+    motifs,
+    normalization,
+    quantization,
+    recurrent,
+    reduction,
+)
 from tests.random_graphs.build import SIZES, Array, Build, Live, feeds
 from tests.random_graphs.maker import Maker, defined_from
 
@@ -28,10 +41,18 @@ FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
     (elementwise.MAKERS, 5),
     (normalization.MAKERS, 2),
     (reduction.MAKERS, 2),
+    (recurrent.MAKERS, 1),
+    (quantization.MAKERS, 1),
+    (control.MAKERS, 1),
 )
 MAKERS: Mapping[str, Maker] = {name: maker for family, _ in FAMILIES for name, maker in family.items()}
 
-WITHOUT_MAKER: Mapping[str, str] = {}
+_INTEGER = (*INTEGER, "DynamicQuantizeLinear", *(f"com.microsoft.{op}" for op in INTEGER_MICROSOFT))
+WITHOUT_MAKER: Mapping[str, str] = {
+    **{op: f"it {reason.text}: always refused" for op, reason in REFUSALS.items()},
+    **dict.fromkeys(_INTEGER, "computes with codes, or their scale, from all channels: always refused"),
+    **{f"com.microsoft.{op}": f"the same rule as {op}" for op in quantization.MAKERS},
+}
 """Operators of the rule table that no maker makes, and why."""
 
 OPSETS = (18, 13, 21, 17, 11, 9, 20, 12, 23, 26, 16, 10, 24)
@@ -65,10 +86,22 @@ class Case:
                 return name
             return f"{name}{w.tolist()}" if w.dtype == np.int64 else f"{name}<{'x'.join(map(str, w.shape))}>"
 
+        def describe(n: onnx.NodeProto, margin: str) -> None:
+            held = bodies_of(n)
+            skipped = {"value", *(name for name, _ in held)}
+            attrs = {a.name: helper.get_attribute_value(a) for a in n.attribute if a.name not in skipped}
+            values = ", ".join(map(operand, n.input))
+            lines.append(f"{margin}{', '.join(n.output)} = {n.op_type}({values}) {attrs or ''}")
+            for name, body in held:
+                weights.update((t.name, numpy_helper.to_array(t)) for t in body.initializer)
+                lines.append(f"{margin}  {name} ({', '.join(i.name for i in body.input)})")
+                for inner in body.node:
+                    describe(inner, margin + "    ")
+                lines.append(f"{margin}    return {', '.join(o.name for o in body.output)}")
+
         lines = [f"opset {self.model.opset_import[0].version}", *(f"{t.name} = input {t.dims}" for t in self.inputs)]
         for n in self.model.graph.node:
-            attrs = {a.name: helper.get_attribute_value(a) for a in n.attribute if a.name != "value"}
-            lines.append(f"{', '.join(n.output)} = {n.op_type}({', '.join(map(operand, n.input))}) {attrs or ''}")
+            describe(n, "")
         return "\n  ".join([*lines, "output " + ", ".join(o.name for o in self.model.graph.output)])
 
 
@@ -81,7 +114,7 @@ def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
     choices = [
         [name for name, m in family.items() if m.fits(name, b.opset) for _ in range(m.weight)] for family, _ in FAMILIES
     ]
-    often = [i for i, (_, n) in enumerate(FAMILIES) for _ in range(n)]
+    often = [i for i, (_, n) in enumerate(FAMILIES) if choices[i] for _ in range(n)]
     before = b.below(steps // 2 + 1)
     for step in range(before + 1 + b.below(steps - before)):
         name = focus if step == before else b.choice(choices[b.choice(often)])
@@ -100,7 +133,7 @@ def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
 
 def _finish(b: Build, made: set[str]) -> None:
     """Make outputs of what nobody reads: mostly behind a last layer, which leaves the channels free."""
-    read = {i for n in b.nodes for i in n.input}
+    read = {i for n in every_node(b.model().graph) for i in n.input}
     downstream = set(made)
     for n in b.nodes:
         if downstream & set(n.input):

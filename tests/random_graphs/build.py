@@ -475,15 +475,16 @@ class Build:
         graph = helper.make_graph(
             self.nodes,
             "random",
-            [_declared(t) for t in self.inputs],
-            [_declared(t) for t in self.outputs],
+            [declared(t) for t in self.inputs],
+            [declared(t) for t in self.outputs],
             [numpy_helper.from_array(v, k) for k, v in self.weights.items()],
         )
         ir = min(helper.find_min_ir_version_for(imports[:1]), 10)
         return helper.make_model(graph, opset_imports=imports, ir_version=ir)
 
 
-def _declared(t: Live) -> onnx.ValueInfoProto:
+def declared(t: Live) -> onnx.ValueInfoProto:
+    """A tensor as inputs and outputs of a graph declare it."""
     dims = [d if isinstance(d, int) else d.replace("*", "_by_") for d in t.dims]
     return helper.make_tensor_value_info(t.name, _TYPES[t.kind], dims)
 
