@@ -14,7 +14,18 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from tests.random_graphs import contraction, elementwise, layout, motifs, normalization, reduction
+from onnxprune.channels.rules.refusals import REFUSALS
+from tests.random_graphs import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    layout,
+    motifs,
+    normalization,
+    reduction,
+    sampling,
+)
 from tests.random_graphs.build import SIZES, Array, Build, Live, feeds
 from tests.random_graphs.maker import Maker, defined_from
 
@@ -28,10 +39,18 @@ FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
     (elementwise.MAKERS, 5),
     (normalization.MAKERS, 2),
     (reduction.MAKERS, 2),
+    (indexing.MAKERS, 2),
+    (sampling.MAKERS, 1),
+    (attention.MAKERS, 1),
 )
 MAKERS: Mapping[str, Maker] = {name: maker for family, _ in FAMILIES for name, maker in family.items()}
 
-WITHOUT_MAKER: Mapping[str, str] = {}
+WITHOUT_MAKER: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("CausalConvWithState", "LinearAttention", "SwiGLU"), "onnxruntime runs no operator set that defines it"
+    ),
+    **dict.fromkeys(REFUSALS, "one rule pins all that these touch"),
+}
 """Operators of the rule table that no maker makes, and why."""
 
 OPSETS = (18, 13, 21, 17, 11, 9, 20, 12, 23, 26, 16, 10, 24)
@@ -81,7 +100,7 @@ def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
     choices = [
         [name for name, m in family.items() if m.fits(name, b.opset) for _ in range(m.weight)] for family, _ in FAMILIES
     ]
-    often = [i for i, (_, n) in enumerate(FAMILIES) for _ in range(n)]
+    often = [i for i, (_, n) in enumerate(FAMILIES) if choices[i] for _ in range(n)]
     before = b.below(steps // 2 + 1)
     for step in range(before + 1 + b.below(steps - before)):
         name = focus if step == before else b.choice(choices[b.choice(often)])
