@@ -63,6 +63,7 @@ class Case:
 
     model: onnx.ModelProto
     inputs: tuple[Live, ...]
+    attention: str  # which units of attention are traced: "heads" or "head-dim"
 
     def feeds(self, which: int, seed: int = 0) -> dict[str, Array]:
         """Inputs at the sizes SIZES[which]."""
@@ -84,7 +85,8 @@ class Case:
                 return name
             return f"{name}{w.tolist()}" if w.dtype == np.int64 else f"{name}<{'x'.join(map(str, w.shape))}>"
 
-        lines = [f"opset {self.model.opset_import[0].version}", *(f"{t.name} = input {t.dims}" for t in self.inputs)]
+        head = f"opset {self.model.opset_import[0].version}, attention {self.attention}"
+        lines = [head, *(f"{t.name} = input {t.dims}" for t in self.inputs)]
         for n in self.model.graph.node:
             attrs = {a.name: helper.get_attribute_value(a) for a in n.attribute if a.name != "value"}
             lines.append(f"{', '.join(n.output)} = {n.op_type}({', '.join(map(operand, n.input))}) {attrs or ''}")
@@ -114,7 +116,7 @@ def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
         # As before version 4 of the format. Not sizes and indices: shape inference needs those constant.
         weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
         model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
-    return Case(model, tuple(b.inputs))
+    return Case(model, tuple(b.inputs), "head-dim" if b.chance(40) else "heads")
 
 
 def _finish(b: Build, made: set[str]) -> None:

@@ -54,6 +54,11 @@ def _rows(b: Build, x: Live, axis: int, k: int) -> Live:
     return b.node("Expand", [places, sizes], dims, "long", hidden=True)
 
 
+def _source(b: Build) -> Live:
+    """Mostly of rank 3 or more, so that an axis can be indexed and another carry channels."""
+    return b.choice((b.sequence, b.image, b.sequence, b.any))()
+
+
 def _axis(b: Build, x: Live) -> int:
     """An axis to index: sooner one of positions."""
     channels = b.channel_axis(x)
@@ -82,14 +87,14 @@ def _element_indices(b: Build, x: Live, axis: int) -> tuple[Live | str, Dims]:
 
 
 def _gather_elements(b: Build, op: str) -> None:
-    x = b.any()
+    x = _source(b)
     axis = _axis(b, x)
     indices, dims = _element_indices(b, x, axis)
     b.node(op, [x, indices], dims, axis=axis - (x.rank if b.chance(30) else 0))
 
 
 def _scatter_elements(b: Build, op: str) -> None:
-    x = b.any()
+    x = _source(b)
     axis = _axis(b, x)
     indices, dims = _element_indices(b, x, axis)
     if dims == _with(x.dims, axis, dims[axis]):
@@ -111,7 +116,7 @@ def _leading(b: Build, x: Live) -> Live:
 
 
 def _gather_nd(b: Build, op: str) -> None:
-    x = _leading(b, b.any())
+    x = _leading(b, _source(b))
     if b.opset >= 12 and x.rank > 2 and b.chance(60):
         # Rows of each sample: those that are the largest on average.
         rest = list(range(2, x.rank))
@@ -121,7 +126,7 @@ def _gather_nd(b: Build, op: str) -> None:
         indices: Live | str = b.axes_node("Unsqueeze", places, [2], (*places.dims, 1), hidden=True)
         b.node(op, [x, indices], (x.dims[0], k, *x.dims[2:]), batch_dims=1)
         return
-    depth = 1 + b.below(x.rank - 1)
+    depth = 1 + (b.below(x.rank) if b.chance(40) else 0)
     rows = b.choice((3, 1, 4, 2))
     values = [b.below(_size(x.dims[a])) for _ in range(rows) for a in range(depth)]
     shape, lead = ((rows, depth), (rows,)) if b.chance(70) else ((1, rows, depth), (1, rows))
@@ -129,7 +134,7 @@ def _gather_nd(b: Build, op: str) -> None:
 
 
 def _scatter_nd(b: Build, op: str) -> None:
-    x = _leading(b, b.any())
+    x = _leading(b, _source(b))
     size = _size(x.dims[0])
     rows = 1 + b.below(min(size, 4))
     order = b.permutation(size)[:rows]
@@ -156,10 +161,8 @@ def _scatter_nd(b: Build, op: str) -> None:
 
 
 def _one_hot(b: Build, op: str) -> None:
-    x = b.any()
+    x = b.choice((b.image, b.sequence, b.any))()
     axis = _axis(b, x)
-    if not isinstance(x.dims[axis], int):
-        axis = b.channel_axis(x)
     depth = _size(x.dims[axis])
     left = tuple(d for a, d in enumerate(x.dims) if a != axis)
     places = b.node("ArgMax", [x], left, "long", hidden=True, axis=axis, keepdims=0)
@@ -199,17 +202,17 @@ def _counts(b: Build, x: Live, axis: int, value: int) -> Live:
 
 
 def _reverse_sequence(b: Build, op: str) -> None:
-    x = b.any()
+    x = _source(b)
+    if x.rank > 2 and b.channel_axis(x) == 1:
+        x = transpose(b, x, [0, *range(2, x.rank), 1])
     batch = b.below(2)
     time = 1 - batch
-    if b.chance(30) and x.rank > 2:
-        x = b.node("Transpose", [x], (x.dims[1], x.dims[0], *x.dims[2:]), perm=[1, 0, *range(2, x.rank)])
     lengths = _counts(b, x, batch, 1 + b.below(_size(x.dims[time])))
     b.node(op, [x, lengths], x.dims, batch_axis=batch, time_axis=time)
 
 
 def _trilu(b: Build, op: str) -> None:
-    x = b.any()
+    x = b.choice((b.image, b.any))()
     k = [b.ints(b.choice((0, 1, -1)))] if b.chance(50) else []
     b.node(op, [x, *k], x.dims, upper=b.below(2))
 
@@ -242,9 +245,7 @@ def _dft(b: Build, op: str) -> None:
 
 
 def _tensor_scatter(b: Build, op: str) -> None:
-    x = b.any(3)
-    if x.rank < 3:
-        x = b.sequence()
+    x = b.choice((b.sequence, b.image))()
     axis = 1 + b.below(x.rank - 1) if b.chance(40) else x.rank - 2
     size = _size(x.dims[axis])
     rows = 1 + b.below(size)

@@ -63,7 +63,7 @@ def _col2im(b: Build, op: str) -> None:
     height, width = (int(d) for d in x.dims[2:])
     kernel = b.choice(((2, 2), (1, 2), (2, 1), (1, 1)))
     block = kernel[0] * kernel[1]
-    if int(x.dims[1]) % block or b.chance(30):
+    if int(x.dims[1]) % block or int(x.dims[1]) == block or b.chance(30):
         x = b.linear(x, 1, block * b.choice((2, 3, 1, 4)), hidden=True)
     channels = int(x.dims[1]) // block
     flat = b.reshape(x, (x.dims[0], block * channels, height * width), hidden=True)
