@@ -63,7 +63,7 @@ def check(case: Case) -> None:
     """Trace; then cut at random and as far as possible."""
     example = case.feeds(0)
     m.check(case.model)
-    p = prepare(case.model, example)
+    p = prepare(case.model, example, case.attention)
     for which in (0, 1):
         assert_equal(case, p.normalised.proto, case.model, which)
     assert all(v.why.reason for v in p.channels.pinned)

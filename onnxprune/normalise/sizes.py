@@ -63,7 +63,7 @@ class Runner:
 
     def __call__(self, feeds: Feeds) -> bool:
         """Run the model."""
-        self._session = self._session or Session(self._proto)
+        self._session = self._session or Session(self._proto, optimize=False)
         return accepts(self._session, feeds)
 
 

@@ -18,15 +18,18 @@ from onnxprune.bodies import bodies_of, every_node
 from onnxprune.channels.rules.quantization import INTEGER, INTEGER_MICROSOFT
 from onnxprune.channels.rules.refusals import REFUSALS
 from tests.random_graphs import (
+    attention,
     contraction,
     control,
     elementwise,
+    indexing,
     layout,
     motifs,
     normalization,
     quantization,
     recurrent,
     reduction,
+    sampling,
 )
 from tests.random_graphs.build import SIZES, Array, Build, Live, feeds
 from tests.random_graphs.maker import Maker, defined_from
@@ -44,11 +47,17 @@ FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
     (recurrent.MAKERS, 1),
     (quantization.MAKERS, 1),
     (control.MAKERS, 1),
+    (indexing.MAKERS, 2),
+    (sampling.MAKERS, 1),
+    (attention.MAKERS, 1),
 )
 MAKERS: Mapping[str, Maker] = {name: maker for family, _ in FAMILIES for name, maker in family.items()}
 
 _INTEGER = (*INTEGER, "DynamicQuantizeLinear", *(f"com.microsoft.{op}" for op in INTEGER_MICROSOFT))
 WITHOUT_MAKER: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("CausalConvWithState", "LinearAttention", "SwiGLU"), "onnxruntime runs no operator set that defines it"
+    ),
     **{op: f"it {reason.text}: always refused" for op, reason in REFUSALS.items()},
     **dict.fromkeys(_INTEGER, "computes with codes, or their scale, from all channels: always refused"),
     **{f"com.microsoft.{op}": f"the same rule as {op}" for op in quantization.MAKERS},
@@ -65,6 +74,7 @@ class Case:
 
     model: onnx.ModelProto
     inputs: tuple[Live, ...]
+    attention: str  # which units of attention are traced: "heads" or "head-dim"
 
     def feeds(self, which: int, seed: int = 0) -> dict[str, Array]:
         """Inputs at the sizes SIZES[which]."""
@@ -99,7 +109,8 @@ class Case:
                     describe(inner, margin + "    ")
                 lines.append(f"{margin}    return {', '.join(o.name for o in body.output)}")
 
-        lines = [f"opset {self.model.opset_import[0].version}", *(f"{t.name} = input {t.dims}" for t in self.inputs)]
+        head = f"opset {self.model.opset_import[0].version}, attention {self.attention}"
+        lines = [head, *(f"{t.name} = input {t.dims}" for t in self.inputs)]
         for n in self.model.graph.node:
             describe(n, "")
         return "\n  ".join([*lines, "output " + ", ".join(o.name for o in self.model.graph.output)])
@@ -128,7 +139,7 @@ def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
         # As before version 4 of the format. Not sizes and indices: shape inference needs those constant.
         weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
         model.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
-    return Case(model, tuple(b.inputs))
+    return Case(model, tuple(b.inputs), "head-dim" if b.chance(40) else "heads")
 
 
 def _finish(b: Build, made: set[str]) -> None:

@@ -39,6 +39,12 @@ def _cast(b: Build, op: str) -> None:
     b.node("Cast", [wide], x.dims, peak=x.peak, to=TensorProto.FLOAT)
 
 
+def _bit_cast(b: Build, op: str) -> None:
+    x = b.any()
+    bits = b.node(op, [x], x.dims, "int", hidden=True, to=TensorProto.INT32)
+    b.node(op, [bits], x.dims, peak=x.peak, to=TensorProto.FLOAT)
+
+
 def _cast_like(b: Build, op: str) -> None:
     x = flag(b)
     b.node(op, [x, b.any() if b.chance(50) else b.floats(0.0)], x.dims)
@@ -193,6 +199,7 @@ MAKERS: Mapping[str, Maker] = {
     **{op: Maker(_unary) for op in _UNARY},
     "Swish": Maker(_unary, last=24),
     "Cast": Maker(_cast),
+    "BitCast": Maker(_bit_cast),
     "CastLike": Maker(_cast_like),
     "Clip": Maker(_clip),
     "Dropout": Maker(_dropout),
