@@ -1,0 +1,177 @@
+"""What a gradient rule writes with: nodes and constants under fresh names, in the operator set of the model.
+
+Operators whose axes moved from an attribute to an input are written here, once; rules do not look at opsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune.graph import Array, Graph, Node, Shape, is_float
+
+
+class NoGradient(Exception):  # no error: what lies upstream has no gradient, for this reason
+    """A rule cannot differentiate this node; the message says why."""
+
+
+class Builder:
+    """Appends nodes and constants for one model.
+
+    graph: the model's view; sizes of `graph.shapes` hold for the batch of its binding only, so a rule takes ranks and
+    the sizes of axes that no batch can be on from there, and reads all else at run time (`shape_of`).
+    types: ONNX element type of each tensor. New tensors of a rule have the type of the tensor that they belong to.
+    """
+
+    def __init__(self, graph: Graph, types: Mapping[str, int], prefix: str = "grad") -> None:
+        self.graph = graph
+        self.types = types
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._prefix = prefix
+        self._known: dict[tuple[str, Shape, bytes], str] = {}
+
+    # nodes
+
+    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        """The output of a new node; "" stands for an omitted input."""
+        return self.ops(kind, inputs, 1, **attrs)[0]
+
+    def ops(self, kind: str, inputs: Sequence[str], outputs: int, **attrs: Any) -> tuple[str, ...]:
+        """The outputs of a new node."""
+        index = len(self.nodes)
+        names = tuple(f"{self._prefix}:{kind}{index}" + (f".{k}" if outputs > 1 else "") for k in range(outputs))
+        self.nodes.append(helper.make_node(kind, list(inputs), list(names), name=names[0], **attrs))
+        return names
+
+    def constant(self, values: object, dtype: object) -> str:
+        """A constant; equal ones are stored once."""
+        array = np.ascontiguousarray(np.asarray(values, dtype=dtype))  # type: ignore[call-overload]
+        key = array.dtype.str + array.dtype.name, array.shape, array.tobytes()
+        if key not in self._known:
+            self._known[key] = f"{self._prefix}:const{len(self.constants)}"
+            self.constants.append(numpy_helper.from_array(array.reshape(np.shape(values)), self._known[key]))
+        return self._known[key]
+
+    def ints(self, *values: int) -> str:
+        """A one-dimensional int64 constant."""
+        return self.constant(values, np.int64)
+
+    def number(self, values: object, like: str) -> str:
+        """A floating-point constant of the type of tensor `like`, a scalar or an array."""
+        return self.constant(values, self.dtype(like))
+
+    # what is known
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """numpy type of a tensor of the model."""
+        c = self.graph.constants.get(name)
+        return c.dtype if c is not None else helper.tensor_dtype_to_np_dtype(self.types[name])
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor of the model can have a gradient."""
+        return bool(name) and (name in self.graph.constants or name in self.types) and is_float(self.dtype(name))
+
+    def shape(self, name: str) -> Shape:
+        """Sizes at the model's binding. Raises NoGradient where they are not known."""
+        found = self.graph.shape(name)
+        if found is None:
+            raise NoGradient(f"the shape of {name!r} is not known")
+        return found
+
+    def rank(self, name: str) -> int:
+        """Number of axes. Raises NoGradient where it is not known."""
+        return len(self.shape(name))
+
+    def array(self, name: str) -> Array | None:
+        """The values of a constant, None where a tensor is computed."""
+        return self.graph.constants.get(name)
+
+    # operators whose form depends on the opset
+
+    def total(self, x: str, axes: Sequence[int], *, keepdims: bool) -> str:
+        """ReduceSum; x itself where there are no axes."""
+        if not axes:
+            return x
+        if self.graph.opset >= 13:
+            return self.op("ReduceSum", x, self.ints(*axes), keepdims=int(keepdims))
+        return self.op("ReduceSum", x, axes=list(axes), keepdims=int(keepdims))
+
+    def unsqueeze(self, x: str, axes: Sequence[int]) -> str:
+        """Insert axes of size 1 at these places of the result; x itself where there are none."""
+        if not axes:
+            return x
+        if self.graph.opset >= 13:
+            return self.op("Unsqueeze", x, self.ints(*axes))
+        return self.op("Unsqueeze", x, axes=list(axes))
+
+    def squeeze(self, x: str, axes: Sequence[int]) -> str:
+        """Drop axes of size 1; x itself where there are none."""
+        if not axes:
+            return x
+        if self.graph.opset >= 13:
+            return self.op("Squeeze", x, self.ints(*axes))
+        return self.op("Squeeze", x, axes=list(axes))
+
+    def slice(self, x: str, starts: str, ends: str, axes: Sequence[int], steps: Sequence[int] | None = None) -> str:
+        """Slice with int64 tensors of bounds. Raises NoGradient before opset 10."""
+        if self.graph.opset < 10:
+            raise NoGradient("Slice takes no computed bounds before opset 10")
+        rest = [self.ints(*steps)] if steps is not None else []
+        return self.op("Slice", x, starts, ends, self.ints(*axes), *rest)
+
+    def pad(self, x: str, pads: Sequence[int] | str, like: str) -> str:
+        """Pad with zeros: pads as in ONNX, as integers or (from opset 11 on) as an int64 tensor; like: for the type."""
+        if self.graph.opset >= 11:
+            amounts = pads if isinstance(pads, str) else self.ints(*pads)
+            return self.op("Pad", x, amounts, self.number(0.0, like))
+        if isinstance(pads, str):
+            raise NoGradient("Pad takes no computed amounts before opset 11")
+        return self.op("Pad", x, pads=list(pads), mode="constant", value=0.0)
+
+    # short forms
+
+    def shape_of(self, x: str) -> str:
+        """The sizes of a tensor at run time, int64."""
+        return self.op("Shape", x)
+
+    def reshape_as(self, x: str, like: str) -> str:
+        """x in the shape of `like`."""
+        return self.op("Reshape", x, self.shape_of(like))
+
+    def expand_as(self, x: str, like: str) -> str:
+        """x broadcast to the shape of `like`."""
+        return self.op("Expand", x, self.shape_of(like))
+
+    def sum_to(self, grad: str, result: str, operand: str) -> str:
+        """The gradient of `operand`, given that of its broadcast copy `grad`, which has the shape of `result`."""
+        big, small = self.shape(result), self.shape(operand)
+        lead = len(big) - len(small)
+        axes = [lead + a for a, (b, s) in enumerate(zip(big[lead:], small, strict=True)) if s == 1 and b != 1]
+        grad = self.total(grad, axes, keepdims=True)
+        return self.total(grad, range(lead), keepdims=False)
+
+    def masked(self, grad: str, mask: str, like: str) -> str:
+        """`grad` where the boolean tensor `mask` holds, else 0; like: for the type."""
+        return self.op("Where", mask, grad, self.number(0.0, like))
+
+    def product(self, grad: str, factor: str) -> str:
+        """grad · factor."""
+        return self.op("Mul", grad, factor)
+
+
+Gradients = Mapping[int, str]
+
+
+def axis_of(node: Node, rank: int, default: int) -> int:
+    """The attribute `axis`, counted from the front."""
+    axis = int(node.attrs.get("axis", default))
+    return axis + rank if axis < 0 else axis
+
+
+Numbers = NDArray[np.floating]

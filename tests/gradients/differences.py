@@ -1,0 +1,76 @@
+"""Gradients of the reverse pass against central differences along random directions.
+
+L = Σ over outputs of Σ seed ⊙ output. For a direction v of a tensor x, <dL/dx, v> must equal
+(L(x + hv) - L(x - hv)) / 2h.
+The outputs are float32; L is summed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune import model as m
+from onnxprune.gradients import Backward, backward
+from onnxprune.graph import Array, is_float
+from onnxprune.normalise import normalise
+from onnxprune.runtime import Session
+
+RELATIVE = 1e-3
+
+
+def reverse_of(proto: onnx.ModelProto, feeds: Mapping[str, Array], tensors: Sequence[str]) -> Backward:
+    """The reverse pass of a model, normalised or not, whose shapes are measured on `feeds`."""
+    n = normalise(proto, dict(feeds))
+    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    return backward(n.proto, graph, n.types, tensors=tensors)
+
+
+def plain(back: Backward) -> Session:
+    """The model alone, without its gradients."""
+    return Session(m.submodel(back.proto, {}, list(back.seeds)))
+
+
+def compare(
+    proto: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    *,
+    tensors: Sequence[str] | None = None,
+    step: float = 1e-2,
+    relative: float = RELATIVE,
+    directions: int = 3,
+    seed: int = 0,
+) -> None:
+    """Fail unless the gradients of the graph inputs `tensors` (all floating-point ones) agree with differences.
+
+    The error is relative to ||g|| · ||v|| / √size, what <g, v> is of the order of.
+    """
+    wanted = [k for k, v in feeds.items() if is_float(v.dtype)] if tensors is None else list(tensors)
+    back = reverse_of(proto, feeds, wanted)
+    assert not back.missing, back.missing
+    assert set(back.of_tensor) == set(wanted)
+    rng = np.random.default_rng(seed)
+    session, forward = Session(back.proto), plain(back)
+    outputs = forward.run(feeds)
+    seeds = {s: rng.standard_normal(outputs[o].shape).astype(outputs[o].dtype) for o, s in back.seeds.items()}
+    names = [back.of_tensor[t] for t in wanted]
+    found = session.run({**feeds, **seeds}, names)
+
+    def value(shifted: Mapping[str, Array]) -> float:
+        y = forward.run(shifted)
+        return sum(float((y[o].astype(np.float64) * seeds[s].astype(np.float64)).sum()) for o, s in back.seeds.items())
+
+    for tensor, name in zip(wanted, names, strict=True):
+        g = found[name].astype(np.float64)
+        assert g.shape == feeds[tensor].shape, (tensor, g.shape, feeds[tensor].shape)
+        for _ in range(directions):
+            v = rng.standard_normal(g.shape)
+            h = step * v
+            up, down = (
+                value({**feeds, tensor: (feeds[tensor] + sign * h).astype(feeds[tensor].dtype)}) for sign in (1, -1)
+            )
+            expected, got = (up - down) / (2 * step), float((g * v).sum())
+            scale = max(float(np.linalg.norm(g)) * float(np.linalg.norm(v)) / np.sqrt(g.size), abs(expected), 1e-6)
+            assert abs(got - expected) <= relative * scale, (tensor, got, expected, scale)
