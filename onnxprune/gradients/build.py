@@ -55,7 +55,7 @@ class Builder:
         key = array.dtype.str + array.dtype.name, array.shape, array.tobytes()
         if key not in self._known:
             self._known[key] = f"{self._prefix}:const{len(self.constants)}"
-            self.constants.append(numpy_helper.from_array(array.reshape(np.shape(values)), self._known[key]))
+            self.constants.append(numpy_helper.from_array(array.reshape(np.asarray(values).shape), self._known[key]))
         return self._known[key]
 
     def ints(self, *values: int) -> str:

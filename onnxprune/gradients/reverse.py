@@ -55,7 +55,7 @@ def backward(
     walk = _Walk(b, set(uses), set(tensors))
     seeds = {o: f"seed:{o}" for o in graph.outputs if b.is_float(o) and o in graph.producer}
     for o, seed in seeds.items():
-        walk.add(o, seed)
+        walk.add(o, b.op("Identity", seed))  # an input cannot be fetched
     for node in reversed(graph.nodes):
         walk.visit(node)
     walk.finish()
