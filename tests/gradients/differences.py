@@ -28,11 +28,6 @@ def reverse_of(proto: onnx.ModelProto, feeds: Mapping[str, Array], tensors: Sequ
     return backward(n.proto, graph, n.types, tensors=tensors)
 
 
-def plain(back: Backward) -> Session:
-    """The model alone, without its gradients."""
-    return Session(m.submodel(back.proto, {}, list(back.seeds)))
-
-
 def compare(
     proto: onnx.ModelProto,
     feeds: Mapping[str, Array],
@@ -52,11 +47,11 @@ def compare(
     assert not back.missing, back.missing
     assert set(back.of_tensor) == set(wanted)
     rng = np.random.default_rng(seed)
-    session, forward = Session(back.proto), plain(back)
+    forward = Session(m.submodel(back.proto, {}, list(back.seeds)))
     outputs = forward.run(feeds)
     seeds = {s: rng.standard_normal(outputs[o].shape).astype(outputs[o].dtype) for o, s in back.seeds.items()}
     names = [back.of_tensor[t] for t in wanted]
-    found = session.run({**feeds, **seeds}, names)
+    found = Session(m.submodel(back.proto, {}, names)).run({**feeds, **seeds})
 
     def value(shifted: Mapping[str, Array]) -> float:
         y = forward.run(shifted)
