@@ -7,8 +7,14 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 
-METHODS = ("obs", "local", "magnitude", "random")
-REFITS = ("lockstep", "least-squares", "scale", "none")
+METHODS = ("obs", "local", "global", "combined", "gfs", "taylor", "magnitude", "random")
+# Methods that give every kept channel a coefficient, and that select layer by layer on pruned inputs.
+GREEDY = ("local", "global", "combined", "gfs")
+SEQUENTIAL = ("local", "global", "combined")
+# Methods that look at the network's outputs, by gradients.
+GRADIENT = ("global", "combined", "taylor")
+METRICS = ("gates", "kronecker", "exact")
+REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
 RATIO = 0.5
@@ -20,8 +26,16 @@ class PruneConfig:
 
     ratio: share of the budget to remove, in (0, 1); 0.5 unless `uniform` is given. budget: what `ratio` counts: "macs"
     or "params". uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
-    method: selection: "obs" (block OBS), "local" (greedy imitation), "magnitude", "random".
-    refit: "lockstep", "least-squares", "scale" or "none". round_to: widths are multiples of this, or unchanged.
+    tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much goes
+    as that allows. It is relative to the spread of the original's outputs, on held-out samples.
+    method: selection: "obs" (block OBS); greedy imitation (Ye, Wu & Liu 2020) of the layer's output ("local"), of the
+    network's ("global"), or by layer the better of both ("combined"); "gfs" (Ye et al. 2020); "taylor" (Molchanov et
+    al. 2019); "magnitude", "random".
+    metric: how "global" and "combined" measure the outputs: Gauss-Newton in the channels ("gates"), Kronecker-factored
+    ("kronecker"), or the network itself for the best few candidates of each step ("exact").
+    probes: random projections of the outputs per sample that are differentiated.
+    refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
+    round_to: widths are multiples of this, or unchanged.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
     the model applies to its scores stays as it is.
     min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
@@ -33,7 +47,10 @@ class PruneConfig:
     ratio: float | None = None
     budget: str = "macs"
     uniform: float | None = None
+    tolerance: float | None = None
     method: str = "obs"
+    metric: str = "gates"
+    probes: int = 2
     refit: str = "lockstep"
     round_to: int = 8
     attention: str = "heads"
@@ -46,10 +63,15 @@ class PruneConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.ratio is not None and self.uniform is not None:
-            raise UsageError("ratio and uniform exclude each other: a share of the budget, or the same of every group")
-        if self.ratio is None and self.uniform is None:
+        if sum(v is not None for v in (self.ratio, self.uniform, self.tolerance)) > 1:
+            raise UsageError(
+                "ratio, uniform and tolerance exclude each other: a share of the budget, the same of every group, or "
+                "whatever the outputs allow"
+            )
+        if self.ratio is None and self.uniform is None and self.tolerance is None:
             object.__setattr__(self, "ratio", RATIO)
+        if self.tolerance is not None and not 0.0 < self.tolerance < float("inf"):
+            raise UsageError(f"tolerance {self.tolerance} must be above 0: it is a squared error over the outputs' spread")
         for name, share, meaning in (
             ("ratio", self.ratio, f"the share of the {self.budget} to remove"),
             ("uniform", self.uniform, "the share of its channels that every group loses"),
@@ -59,35 +81,47 @@ class PruneConfig:
         for name, value, allowed in (
             ("budget", self.budget, BUDGETS),
             ("method", self.method, METHODS),
+            ("metric", self.metric, METRICS),
             ("refit", self.refit, REFITS),
             ("attention", self.attention, ATTENTIONS),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")
-        for name, number in (("round_to", self.round_to), ("min_channels", self.min_channels), ("memory", self.memory)):
+        for name in ("round_to", "min_channels", "memory", "probes"):
+            number = getattr(self, name)
             if number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
+        if self.refit == "greedy" and self.method not in GREEDY:
+            raise UsageError(f"refit 'greedy' needs a greedy method: one of {', '.join(GREEDY)}")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
 
     @property
-    def share(self) -> float:
-        """`ratio` or `uniform`, whichever was chosen."""
-        chosen = self.ratio if self.uniform is None else self.uniform
-        assert chosen is not None
-        return chosen
+    def share(self) -> float | None:
+        """`ratio` or `uniform`, whichever was chosen; None with a tolerance."""
+        return self.ratio if self.uniform is None else self.uniform
+
+    @property
+    def sequential(self) -> bool:
+        """Whether groups are cut one by one, from input to output, each seeing the cuts before it."""
+        return self.method in SEQUENTIAL or self.tolerance is not None
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether selection looks at gradients of the network's outputs."""
+        return self.method in GRADIENT
 
     @property
     def reads_statistics(self) -> bool:
         """Whether selection, allocation or refit look at the statistics of layer inputs."""
-        return self.uniform is None or self.method not in ("magnitude", "random") or self.refit != "none"
+        return self.uniform is None or self.method not in ("taylor", "magnitude", "random") or self.refit != "none"
 
     def with_options(self, **options: Any) -> PruneConfig:
-        """A copy with single fields replaced, where `ratio` and `uniform` also replace each other."""
-        if ("ratio" in options) != ("uniform" in options):
-            options = {"ratio": None, "uniform": None} | options
+        """A copy with single fields replaced, where `ratio`, `uniform` and `tolerance` also replace each other."""
+        if options.keys() & {"ratio", "uniform", "tolerance"}:
+            options = {"ratio": None, "uniform": None, "tolerance": None} | options
         return replace(self, **options)
 
     def as_dict(self) -> dict[str, Any]:

@@ -210,13 +210,14 @@ def lockstep(
     slim = Walker(pruned, samples, types, graph.shapes, memory)
     fits: list[Fit] = []
     for part in _parts(todo, len(samples)):
-        references = _references(part, graph, latest, reference, keep, seed)
-        for layer, (target, points) in zip(part, references, strict=True):
+        targets = [target_of(layer, graph, latest) for layer in part]
+        references = reference_points(part, targets, graph, reference, keep, seed)
+        for layer, target, points in zip(part, targets, references, strict=True):
             cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
-            train, held = _accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
+            train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
             stored = partial(cut_layer.rounded, present=weights)
-            matrix, fit = _fit(layer.node.name, train, held, cut_layer.matrix(weights), stored)
+            matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
             found = cut_layer.weights(matrix, weights)
             if np.isfinite(fit.strength) and beyond(found, {k: w.dtype for k, w in weights.items()}):
                 fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
@@ -244,37 +245,43 @@ def _parts(layers: Sequence[Layer], samples: int) -> Iterator[list[Layer]]:
 Points = list[tuple[NDArray[np.int64], Floats]]  # per batch: positions, and values (R, kept outputs) of the original
 
 
-def _references(
-    part: Sequence[Layer], graph: Graph, latest: Mapping[str, int], reference: Walker, keep: Mask, seed: int
-) -> list[tuple[Target, Points]]:
-    """For each layer where its target is read, and the original's values there at sampled positions.
+def reference_points(
+    part: Sequence[Layer],
+    targets: Sequence[Target],
+    graph: Graph,
+    reference: Walker,
+    keep: Mask,
+    seed: int,
+    *,
+    stay: bool = False,
+) -> list[Points]:
+    """For each layer the original's values where its target is read, at sampled positions.
 
-    One walk of the original serves the whole part.
+    One walk of the original serves the whole part. stay: as in `Walker.advance`.
     """
-    targets = [target_of(layer, graph, latest) for layer in part]
     limits = [positions_for(len(layer.columns(0)), len(reference.samples)) for layer in part]
     outputs = [layer.kept_outputs(keep) for layer in part]
     rngs = [np.random.default_rng(seed + layer.node.index) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     points: list[Points] = [[] for _ in part]
-    for full in prefetched(reference.advance([t.source for t in targets])):
+    for full in prefetched(reference.advance([t.source for t in targets], stay=stay)):
         for i, layer in enumerate(part):
             y = full[targets[i].source]
             w = computed[i]
             at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
             values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
             points[i].append((at, _floats(values[:, outputs[i]])))
-    return list(zip(targets, points, strict=True))
+    return points
 
 
-def _accumulate(
-    cut_layer: Layer, target: Target, points: Points, slim: Walker, outputs: Mask
+def accumulate(
+    cut_layer: Layer, target: Target, points: Points, slim: Walker, outputs: Mask, *, stay: bool = False
 ) -> tuple[NormalEquations, NormalEquations]:
-    """Normal equations of the fit, over the batches for it and over those held out."""
+    """Normal equations of the fit, over the batches for it and over those held out; stay: as in `Walker.advance`."""
     g, columns = cut_layer.groups, len(cut_layer.columns(0))
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
     wanted = (cut_layer.data, target.other) if target.other else (cut_layer.data,)
-    batches = zip(points, prefetched(slim.advance(wanted)), strict=True)
+    batches = zip(points, prefetched(slim.advance(wanted, stay=stay)), strict=True)
     for index, ((at, y), small) in enumerate(batches):
         if target.other:
             y = y - _floats(cut_layer.values_at(small[target.other], at))
@@ -292,7 +299,7 @@ def _floats(x: Array) -> NDArray[np.floating]:
     return np.asarray(x, np.float32)
 
 
-def _fit(
+def fit_matrix(
     name: str, train: NormalEquations, held: NormalEquations, prior: Matrix, stored: Callable[[Matrix], Matrix]
 ) -> tuple[Matrix, Fit]:
     """The weights with the λ that does best on the held-out rows, refitted on all rows.

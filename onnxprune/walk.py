@@ -57,13 +57,16 @@ class Walker:
         """The kept tensors of every batch."""
         return self._batches
 
-    def advance(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """The tensors `names`, batch by batch; everything that they need is run, nothing behind them."""
+    def advance(self, names: Sequence[str], *, stay: bool = False) -> Iterator[dict[str, Array]]:
+        """The tensors `names`, batch by batch; everything that they need is run, nothing behind them.
+
+        stay: look ahead only; what is kept between two instalments does not move.
+        """
         executed = self._done | self._needed(names)
         reached = self._available | {o for i in executed for o in self.proto.graph.node[i].output if o}
         frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
         # What is no tensor (a sequence, say) cannot be fed back, so such a frontier is not one to start from.
-        move = frontier <= set(self._types) | self._available and self._bytes(frontier) <= self.memory
+        move = frontier <= set(self._types) | self._available and self._bytes(frontier) <= self.memory and not stay
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
         session = Session(m.submodel(self.proto, self.frontier, produced)) if produced else None
         for index, feeds in enumerate(self._batches):

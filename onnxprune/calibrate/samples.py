@@ -83,6 +83,10 @@ class Samples:
         """Feeds of samples start..stop."""
         return {s.name: self.arrays[s.name][start:stop] if s.batched else self.arrays[s.name] for s in self.specs}
 
+    def count(self, feeds: Mapping[str, Array]) -> int:
+        """Samples in the feeds of one batch."""
+        return next((len(feeds[s.name]) for s in self.specs if s.batched), 1)
+
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Samples:
         """A subset of the samples."""
         picked = {s.name: self.arrays[s.name][indices] if s.batched else self.arrays[s.name] for s in self.specs}

@@ -1,0 +1,116 @@
+"""Gates: where a channel is read for good, a factor on what that read sees.
+
+A gate of 1 leaves the network as it is, a gate of 0 removes the channel; between them lies what greedy imitation
+optimises. It stands at every contraction whose output no longer carries the channel (a depthwise convolution passes it
+on, and so does the product of queries and keys that belongs to a head), in front of the operator, so that other readers
+of the same tensor see nothing of it. Of a product of two activations one operand is gated.
+
+What a normalization reads across channels has no gate: its statistics are those of all channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.labels import tracked_axes
+from onnxprune.channels.rules.recurrent import GATES as RECURRENT
+from onnxprune.graph import Node
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """Gates of the channels that input `slot` of `node`, the tensor `data`, carries along one factor.
+
+    classes: the class of each position that the factor tracks, -1 where no gate stands; its shape broadcasts against
+    that of the tensor. batch: the axis of the samples, None where there is none that can be told from the sizes.
+    """
+
+    node: Node
+    slot: int
+    data: str
+    classes: Labels
+    batch: int | None
+
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """The axes that are neither tracked nor that of the samples."""
+        kept = {*tracked_axes(self.classes), self.batch}
+        return tuple(a for a in range(self.classes.ndim) if a not in kept)
+
+
+def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
+    """Every gate of the main graph, in topological order."""
+    graph = channels.graph
+    found: list[Gate] = []
+    seen: dict[int, set[int]] = {}
+    reads = (r for r in channels.reads if r.kind == "contraction" and r.node.index not in graph.inside)
+    for r in sorted(reads, key=lambda r: (r.node.index, r.slot)):
+        data = r.node.inputs[r.slot]
+        if data in graph.constants or graph.shape(data) is None:
+            continue
+        passed = seen.setdefault(r.node.index, _classes_on(channels, r.node.outputs))
+        for f in channels.factors.get(data, ()):
+            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(passed)), f, -1)
+            if (classes >= 0).any():
+                found.append(Gate(r.node, r.slot, data, classes, _batch_axis(channels, r.node, data)))
+        # The other operand of a product carries the same channels; one factor for each is enough.
+        seen[r.node.index] = passed | _classes_on(channels, (data,))
+    return tuple(found)
+
+
+def _classes_on(channels: ChannelGraph, tensors: Sequence[str]) -> set[int]:
+    return {int(c) for t in tensors for f in channels.factors.get(t, ()) for c in np.unique(f)}
+
+
+def _batch_axis(channels: ChannelGraph, node: Node, data: str) -> int | None:
+    shape = channels.graph.shape(data) or ()
+    axis = 1 if node.op in RECURRENT and not node.attrs.get("layout", 0) else 0
+    return axis if len(shape) > axis and shape[axis] % channels.graph.batch == 0 else None
+
+
+def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[Gate]]:
+    """The gates of each group that has any; a gate may serve several groups."""
+    found: dict[int, list[Gate]] = {}
+    for gate in gates:
+        for g in np.unique(channels.group_of[gate.classes[gate.classes >= 0]]).tolist():
+            found.setdefault(g, []).append(gate)
+    return found
+
+
+def units_of(channels: ChannelGraph, group: int) -> Labels:
+    """The unit of the group that each class is, (classes + 1,); -1 for all others, and at the end for no class."""
+    unit = np.full(channels.classes.pinned.size + 1, -1, np.int64)
+    units = channels.groups[group].units
+    unit[units] = np.arange(units.size)
+    return unit
+
+
+def values_of(channels: ChannelGraph, group: int, gate: Gate, coefficients: Floats) -> Floats:
+    """What to multiply the gated tensor with: `coefficients` (units,) of the group in the shape of the factor, else 1."""
+    unit = units_of(channels, group)[gate.classes]
+    values: Floats = np.where(unit >= 0, coefficients[np.maximum(unit, 0)], 1.0)
+    return values
+
+
+def sums_of(channels: ChannelGraph, group: int, gate: Gate, values: Floats) -> Floats:
+    """The transpose of `values_of`: values (rows, *positions of the factor) summed over the units, (rows, units)."""
+    unit = units_of(channels, group)[gate.classes].ravel()
+    inside = np.flatnonzero(unit >= 0)
+    # Several positions may belong to one unit.
+    owner = csr_array((np.ones(inside.size), (unit[inside], inside)), shape=(channels.groups[group].size, unit.size))
+    found: Floats = (owner @ values.reshape(-1, unit.size).T).T
+    return found
+
+
+def ungated(channels: ChannelGraph, gates: Mapping[int, Sequence[Gate]]) -> set[int]:
+    """Groups without a gate: nothing is known of what they do to the outputs."""
+    return {g.index for g in channels.groups} - set(gates)
