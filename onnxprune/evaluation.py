@@ -18,11 +18,12 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import model as m
-from onnxprune import sensitivity, storage, verify
+from onnxprune import storage, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
-from onnxprune.graph import Array, is_float
+from onnxprune.graph import Array
+from onnxprune.objective import check_classes, class_scores, relative_error
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Ints = NDArray[np.int64]
@@ -100,7 +101,7 @@ def _evaluated(
         _check_same_outputs(outputs, reference)
     original_classes = None if reference is None else _classes(reference, len(samples))
     if truth is not None and classes is not None:
-        _check_range(truth, outputs)
+        check_classes(truth, next(iter(outputs.values())).shape[1])
     return Evaluation(
         name,
         original_name,
@@ -110,7 +111,7 @@ def _evaluated(
         _share(classes, truth),
         _share(original_classes, truth),
         _share(classes, original_classes),
-        None if reference is None else sensitivity.relative_error(outputs, reference),
+        None if reference is None else relative_error(outputs, reference),
         tuple(notes),
     )
 
@@ -161,20 +162,10 @@ def _labels(samples: Samples, key: str) -> Ints:
     return labels.reshape(-1).astype(np.int64)
 
 
-def _check_range(labels: Ints, outputs: Mapping[str, Array]) -> None:
-    classes = next(iter(outputs.values())).shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise CalibrationError(
-            f"labels run from {labels.min()} to {labels.max()}, the model has the classes 0 to {classes - 1}"
-        )
-
-
 def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:
     """Predicted class per sample, -1 where a score is NaN; None where the first output holds no class scores."""
     scores = next(iter(outputs.values()), None)
-    if scores is None or scores.ndim < 2 or not is_float(scores.dtype):
-        return None
-    if scores.shape[0] != samples or scores.shape[1] < 2 or scores[0, 0].size != 1:
+    if scores is None or not class_scores(scores, samples):
         return None
     flat = scores.reshape(samples, -1)
     return np.where(np.isnan(flat).any(axis=1), -1, flat.argmax(axis=1))

@@ -27,6 +27,7 @@ from onnxprune.graph import Array
 from onnxprune.normalise import normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
+from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
@@ -447,7 +448,7 @@ def check(
     errors: dict[str, float] = {}
     for level, candidate in refitted.candidates.items():
         outputs = verify.runs_on(candidate, loaded.held)
-        errors[level] = sensitivity.relative_error(outputs, calibrated.reference)
+        errors[level] = relative_error(outputs, calibrated.reference)
     level = settings.refit
     if level == "lockstep" and not errors["lockstep"] <= errors["least-squares"]:
         level = "least-squares"

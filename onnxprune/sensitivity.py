@@ -23,6 +23,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, cast, is_float
+from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import replace_initializers
@@ -33,18 +34,6 @@ from onnxprune.walk import Walker
 
 # Shares of a group's units that the trials remove.
 LEVELS = (0.3, 0.6)
-
-
-def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
-    """Mean over floating-point outputs of ||y - y0||² / ||y0 - mean y0||², the mean taken over samples."""
-    errors: list[float] = []
-    for name, y0 in reference.items():
-        if not is_float(y0.dtype):
-            continue
-        a, b = outputs[name].astype(np.float64), y0.astype(np.float64)
-        spread = float(((b - b.mean(axis=0, keepdims=True)) ** 2).sum()) if len(b) > 1 else float((b**2).sum())
-        errors.append(float(((a - b) ** 2).sum()) / max(spread, 1e-30))
-    return float(np.mean(errors)) if errors else 0.0
 
 
 def measure(

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from onnxprune import sensitivity
+from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import replace_initializers
 from onnxprune.selection import consumers_of, paths
-from onnxprune.sensitivity import measure, relative_error
+from onnxprune.sensitivity import measure
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Prepared

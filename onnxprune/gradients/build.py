@@ -134,7 +134,17 @@ class Builder:
             raise NoGradient("Pad takes no computed amounts before opset 11")
         return self.op("Pad", x, pads=list(pads), mode="constant", value=0.0)
 
+    def equal(self, x: str, y: str) -> str:
+        """Where two floating-point tensors are equal; before opset 11 Equal takes no such tensors."""
+        if self.graph.opset >= 11:
+            return self.op("Equal", x, y)
+        return self.op("Not", self.op("Or", self.op("Less", x, y), self.op("Greater", x, y)))
+
     # short forms
+
+    def cast(self, x: str, like: str) -> str:
+        """x in the type of `like`, a tensor of the model."""
+        return self.op("Cast", x, to=int(helper.np_dtype_to_tensor_dtype(self.dtype(like))))
 
     def shape_of(self, x: str) -> str:
         """The sizes of a tensor at run time, int64."""
@@ -166,6 +176,13 @@ class Builder:
 
 
 Gradients = Mapping[int, str]
+
+
+def given(grads: Sequence[str | None]) -> str:
+    """The gradient of the only output that can have one."""
+    g = grads[0]
+    assert g is not None
+    return g
 
 
 def axis_of(node: Node, rank: int, default: int) -> int:

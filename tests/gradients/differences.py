@@ -7,7 +7,8 @@ The outputs are float32; L is summed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,8 +65,42 @@ def compare(
             v = rng.standard_normal(g.shape)
             h = step * v
             up, down = (
-                value({**feeds, tensor: (feeds[tensor] + sign * h).astype(feeds[tensor].dtype)}) for sign in (1, -1)
+                value({**feeds, tensor: np.asarray(feeds[tensor] + sign * h, feeds[tensor].dtype)}) for sign in (1, -1)
             )
             expected, got = (up - down) / (2 * step), float((g * v).sum())
             scale = max(float(np.linalg.norm(g)) * float(np.linalg.norm(v)) / np.sqrt(g.size), abs(expected), 1e-6)
             assert abs(got - expected) <= relative * scale, (tensor, got, expected, scale)
+
+
+def one_node(
+    op: str,
+    inputs: Mapping[str, Array | None],
+    *,
+    opset: int = 18,
+    constant: Collection[str] = (),
+    outputs: Sequence[str] = ("y",),
+    **attrs: Any,
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """(a model of one node, what to feed it): inputs are named values in the node's order, None for an omitted one.
+
+    constant: inputs that are initializers. outputs: of the node, "" for an omitted one.
+    """
+    given = {k: np.asarray(v) for k, v in inputs.items() if v is not None}
+    feeds = {k: v for k, v in given.items() if k not in constant}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, [k if k in given else "" for k in inputs], list(outputs), **attrs)],
+        "g",
+        [
+            onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for k, v in feeds.items()
+        ],
+        [onnx.helper.make_empty_tensor_value_info(o) for o in outputs if o],
+        [onnx.numpy_helper.from_array(given[k], k) for k in constant],
+    )
+    proto = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    return onnx.shape_inference.infer_shapes(proto, strict_mode=True), feeds
+
+
+def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    """Tensors of a model, whether they are its outputs or not."""
+    return Session(m.submodel(proto, {}, names)).run(feeds)
