@@ -71,7 +71,9 @@ class PruneConfig:
         if self.ratio is None and self.uniform is None and self.tolerance is None:
             object.__setattr__(self, "ratio", RATIO)
         if self.tolerance is not None and not 0.0 < self.tolerance < float("inf"):
-            raise UsageError(f"tolerance {self.tolerance} must be above 0: it is a squared error over the outputs' spread")
+            raise UsageError(
+                f"tolerance {self.tolerance} must be above 0: it is a squared error over the outputs' spread"
+            )
         for name, share, meaning in (
             ("ratio", self.ratio, f"the share of the {self.budget} to remove"),
             ("uniform", self.uniform, "the share of its channels that every group loses"),

@@ -10,7 +10,7 @@ What a normalization reads across channels has no gate: its statistics are those
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,12 +77,12 @@ def _batch_axis(channels: ChannelGraph, node: Node, data: str) -> int | None:
     return axis if len(shape) > axis and shape[axis] % channels.graph.batch == 0 else None
 
 
-def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[Gate]]:
-    """The gates of each group that has any; a gate may serve several groups."""
-    found: dict[int, list[Gate]] = {}
-    for gate in gates:
+def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[int]]:
+    """Group index → places in `gates` of those that serve it; a gate may serve several groups."""
+    found: dict[int, list[int]] = {}
+    for i, gate in enumerate(gates):
         for g in np.unique(channels.group_of[gate.classes[gate.classes >= 0]]).tolist():
-            found.setdefault(g, []).append(gate)
+            found.setdefault(g, []).append(i)
     return found
 
 
@@ -95,7 +95,7 @@ def units_of(channels: ChannelGraph, group: int) -> Labels:
 
 
 def values_of(channels: ChannelGraph, group: int, gate: Gate, coefficients: Floats) -> Floats:
-    """What to multiply the gated tensor with: `coefficients` (units,) of the group in the shape of the factor, else 1."""
+    """What to multiply the gated tensor with: `coefficients` (units,) in the shape of the factor, 1 elsewhere."""
     unit = units_of(channels, group)[gate.classes]
     values: Floats = np.where(unit >= 0, coefficients[np.maximum(unit, 0)], 1.0)
     return values
@@ -109,8 +109,3 @@ def sums_of(channels: ChannelGraph, group: int, gate: Gate, values: Floats) -> F
     owner = csr_array((np.ones(inside.size), (unit[inside], inside)), shape=(channels.groups[group].size, unit.size))
     found: Floats = (owner @ values.reshape(-1, unit.size).T).T
     return found
-
-
-def ungated(channels: ChannelGraph, gates: Mapping[int, Sequence[Gate]]) -> set[int]:
-    """Groups without a gate: nothing is known of what they do to the outputs."""
-    return {g.index for g in channels.groups} - set(gates)

@@ -113,9 +113,7 @@ class SquaredError:
 
     def gradient(self, outputs: Mapping[str, Array], index: Index, *, scale: float = 1.0) -> dict[str, Array]:
         """2 · weight · (y - target)."""
-        return {
-            k: _seed(scale * 2.0 * w * self._errors(k, outputs, index), outputs[k]) for k, w in self.weight.items()
-        }
+        return {k: _seed(scale * 2.0 * w * self._errors(k, outputs, index), outputs[k]) for k, w in self.weight.items()}
 
     def probe(
         self, outputs: Mapping[str, Array], index: Index, rng: np.random.Generator, *, scale: float = 1.0

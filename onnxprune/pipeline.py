@@ -12,22 +12,25 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, storage, verify
+from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, sequential, storage, verify
 from onnxprune import model as m
 from onnxprune.bodies import return_to_bodies
+from onnxprune.calibrate import outputs, statistics
 from onnxprune.calibrate import samples as data
-from onnxprune.calibrate import statistics
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, build
 from onnxprune.channels.describe import Description, describe
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
+from onnxprune.gates import Gate, gates_of
 from onnxprune.graph import Array
 from onnxprune.normalise import normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
-from onnxprune.objective import relative_error
+from onnxprune.objective import Objective, output_imitation, relative_error, task_loss
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
@@ -39,7 +42,9 @@ from onnxprune.state import (
     Calibration,
     Checked,
     Clock,
+    Coefficients,
     Coupled,
+    Goals,
     Loaded,
     Mask,
     Masks,
@@ -164,22 +169,25 @@ def _run(
         calibrated = calibrate(loaded, coupled, settings)
     if replayed is None:
         with stage("select"):
-            paths = selection.paths(
-                coupled.taken.channels, coupled.layers, calibrated.moments, settings.method, settings.seed
-            )
+            candidates = select(coupled, calibrated, settings)
         with stage("allocate"):
-            masks = allocate(loaded, coupled, calibrated, paths, settings)
-        chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict())
+            masks, paths = allocate(loaded, coupled, calibrated, candidates, settings)
+        coefficients = coefficients_of(masks, paths)
+        if settings.sequential:
+            with stage("imitate"):
+                masks, coefficients = imitate(loaded, coupled, calibrated, candidates, masks, settings)
+        chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict(), coefficients)
     else:
         masks = replay(replayed, loaded, coupled, settings)
         chosen = replace(replayed, config=settings.as_dict())
+        coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
         report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
         return PruneResult(None, chosen, report), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
     with stage("refit"):
-        refitted = refit_weights(loaded, coupled, calibrated, masks, sliced, settings)
+        refitted = refit_weights(loaded, coupled, calibrated, masks, coefficients, sliced, settings)
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
@@ -279,7 +287,49 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Calibr
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     moments = statistics.collect(coupled.taken.proto, consumers, loaded.fit, n.shapes, settings.seed)
-    return Calibrated(consumers, moments, plain, reference)
+    if not (settings.sequential or settings.reads_gradients):
+        return Calibrated(consumers, moments, plain, reference)
+    goals = goals_of(loaded, coupled, reference, settings)
+    gates = gates_of(coupled.taken.channels)
+    known = probed(loaded, coupled, consumers, gates, goals, settings) if settings.reads_gradients else OutputMoments()
+    return Calibrated(consumers, moments, plain, reference, goals, gates, known)
+
+
+def goals_of(loaded: Loaded, coupled: Coupled, reference: Mapping[str, Array], settings: PruneConfig) -> Goals:
+    """What the network's outputs shall imitate: those of the original, or the labels."""
+    outputs = {id(loaded.held): reference}
+    if loaded.fit is not loaded.held:
+        outputs[id(loaded.fit)] = verify.outputs_of(loaded.original, loaded.fit)
+
+    def objective(samples: Samples) -> Objective:
+        known = outputs[id(samples)]
+        if settings.labels is None:
+            return output_imitation(known, len(samples))
+        producer = coupled.taken.channels.graph.producer.get(next(iter(known), ""))
+        probabilities = producer is not None and producer.op == "Softmax"
+        return task_loss(known, labels.of(samples, settings.labels), probabilities=probabilities)
+
+    fit, held = objective(loaded.fit), objective(loaded.held)
+    return Goals(fit, held, outputs[id(loaded.fit)], outputs[id(loaded.held)])
+
+
+def probed(
+    loaded: Loaded,
+    coupled: Coupled,
+    consumers: Sequence[Layer],
+    gates: Sequence[Gate],
+    goals: Goals,
+    settings: PruneConfig,
+) -> OutputMoments:
+    """What the gradients of the outputs say of every channel, at the uncut network."""
+    taken = coupled.taken
+    layers = consumers if settings.metric == "kronecker" else ()
+    probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
+    batches = batches_of(loaded.fit, taken.channels.graph, goals.fit_outputs)
+    slope = settings.labels is not None
+    return outputs.collect(
+        probe, taken.channels, batches, goals.fit, probes=settings.probes, seed=settings.seed, slope=slope
+    )
 
 
 def plain_pass(loaded: Loaded) -> float:
@@ -293,21 +343,42 @@ def plain_pass(loaded: Loaded) -> float:
     return time.perf_counter() - start
 
 
-# allocate
+# select, allocate
+
+
+def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> dict[str, list[SelectionPath]]:
+    """The path of every group, by what it is selected for."""
+    return selection.candidates(
+        coupled.taken.channels,
+        coupled.layers,
+        calibrated.moments,
+        calibrated.outputs,
+        settings.method,
+        settings.metric,
+        settings.seed,
+    )
 
 
 def allocate(
     loaded: Loaded,
     coupled: Coupled,
     calibrated: Calibrated,
-    paths: Sequence[SelectionPath],
+    candidates: Mapping[str, Sequence[SelectionPath]],
     settings: PruneConfig,
-) -> dict[int, Mask]:
-    """Masks over the units of the groups that are cut. Raises BudgetUnreachable and NothingPrunable."""
+) -> tuple[dict[int, Mask], Sequence[SelectionPath]]:
+    """Masks over the units of the groups that are cut, and the path of every group that they are from.
+
+    With a tolerance nothing is cut here. Raises BudgetUnreachable and NothingPrunable.
+    """
     channels = coupled.channels
     widths = [allowed(g, coupled, settings) for g in channels.groups]
+    paths = next(iter(candidates.values()))
+    if all(len(w) < 2 for w in widths):
+        raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
+    if settings.share is None:
+        return {}, paths
     if settings.uniform is None:
-        kept = within_budget(loaded, coupled, calibrated, paths, widths, settings)
+        kept, paths = within_budget(loaded, coupled, calibrated, candidates, widths, settings.share, settings)
     else:
         kept = budget.uniform(widths, settings.uniform)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
@@ -317,47 +388,98 @@ def allocate(
     if whole is None:
         option = "--ratio" if settings.uniform is None else "--uniform"
         raise BudgetUnreachable(f"at {settings.share:.0%} some tensor would keep no channel at all; lower {option}")
-    return whole
+    return whole, paths
 
 
 def within_budget(
     loaded: Loaded,
     coupled: Coupled,
     calibrated: Calibrated,
-    paths: Sequence[SelectionPath],
+    candidates: Mapping[str, Sequence[SelectionPath]],
     widths: Sequence[tuple[int, ...]],
+    share: float,
     settings: PruneConfig,
-) -> tuple[int, ...]:
-    """Units that each group keeps so that the whole meets the budget, by trial cuts. Raises BudgetUnreachable."""
+) -> tuple[tuple[int, ...], Sequence[SelectionPath]]:
+    """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
+
+    Raises BudgetUnreachable.
+    """
     channels = coupled.channels
     price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
     full = price.at([g.size for g in channels.groups])
-    limit = (1.0 - settings.share) * full
+    limit = (1.0 - share) * full
     least = budget.smallest(price, widths)
     if least > limit:
         hint = "lower --ratio" + (", or give a smaller --round-to" if settings.round_to > 1 else "")
         raise BudgetUnreachable(
-            f"{settings.share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
+            f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
-    n = loaded.normalised
-    trials = sensitivity.measure(
-        coupled.taken.proto,
-        coupled.taken.channels,
-        coupled.layers,
-        calibrated.moments,
-        loaded.held,
-        calibrated.reference,
-        paths,
-        only={g.index for g in channels.groups if len(widths[g.index]) > 1} - coupled.taken.idle,
-        types=n.types,
-        memory=settings.memory,
-    )
+    tried = [(paths, trials_of(loaded, coupled, calibrated, paths, widths, settings)) for paths in candidates.values()]
+    better = [min(tried, key=lambda t: (sum(t[1][g.index].values()), t[0][g.index].loss.sum())) for g in channels.groups]
+    paths = [of[0][g.index] for of, g in zip(better, channels.groups, strict=True)]
+    trials = [of[1][g.index] for of, g in zip(better, channels.groups, strict=True)]
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
     for g in coupled.taken.idle:
         # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.
         known = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
         curves[g] = budget.worst_curve(known, channels.groups[g].size)
-    return budget.allocate(curves, price, budget.Budget(limit, widths)).kept
+    return budget.allocate(curves, price, budget.Budget(limit, widths)).kept, paths
+
+
+def trials_of(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    paths: Sequence[SelectionPath],
+    widths: Sequence[tuple[int, ...]],
+    settings: PruneConfig,
+) -> list[dict[int, float]]:
+    """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
+    taken = coupled.taken
+    return sensitivity.measure(
+        taken.proto,
+        taken.channels,
+        coupled.layers,
+        calibrated.moments,
+        loaded.held,
+        calibrated.reference,
+        paths,
+        only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
+        types=loaded.normalised.types,
+        memory=settings.memory,
+        level="least-squares" if settings.refit == "lockstep" else settings.refit,
+    )
+
+
+def coefficients_of(masks: Masks, paths: Sequence[SelectionPath]) -> dict[int, Coefficients]:
+    """The coefficients that belong to these masks, by group index, where the method gives any."""
+    found = {g: paths[g].coefficients_of(int(mask.sum())) for g, mask in masks.items()}
+    return {g: np.where(masks[g], np.where(a > 0, a, 1.0), 0.0) for g, a in found.items() if a is not None}
+
+
+# imitate
+
+
+def imitate(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    candidates: Mapping[str, Sequence[SelectionPath]],
+    masks: Masks,
+    settings: PruneConfig,
+) -> tuple[dict[int, Mask], dict[int, Coefficients]]:
+    """Cut group by group, each on the inputs that the cuts before it left: to the widths of `masks`, or as far as the
+    tolerance goes. Raises BudgetUnreachable and NothingPrunable."""
+    channels = coupled.channels
+    if settings.tolerance is None:
+        widths: dict[int, tuple[int, ...]] = {g: (int(mask.sum()),) for g, mask in masks.items()}
+    else:
+        every = {g.index: allowed(g, coupled, settings) for g in channels.groups if g.index not in coupled.taken.idle}
+        widths = {g: w for g, w in every.items() if len(w) > 1}
+    chosen = sequential.select(loaded, coupled, calibrated, candidates, widths, settings)
+    if not chosen.masks:
+        raise NothingPrunable(f"not one group can be cut within a tolerance of {settings.tolerance}; give a larger one")
+    return chosen.masks, chosen.coefficients
 
 
 def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
@@ -386,6 +508,7 @@ def refit_weights(
     coupled: Coupled,
     calibrated: Calibrated,
     masks: Masks,
+    coefficients: Mapping[int, Coefficients],
     sliced: onnx.ModelProto,
     settings: PruneConfig,
 ) -> Refitted:
@@ -394,6 +517,12 @@ def refit_weights(
         return Refitted({"none": sliced})
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
+    if settings.refit == "greedy":
+        factors = np.ones(keep.size)
+        for g, a in coefficients.items():
+            factors[channels.groups[g].units] = a
+        folded = refit.scaled(calibrated.consumers, channels.graph.constants, keep, factors)
+        return Refitted({"greedy": cut(replace_initializers(n.proto, folded), channels, keep)})
     level = "least-squares" if settings.refit == "lockstep" else settings.refit
     constants = channels.graph.constants
     fitted = replace_initializers(n.proto, {})
@@ -423,9 +552,6 @@ def refit_weights(
     )
     set_initializers(walked, {t.name: storage.array_of(t) for t in running.graph.initializer})
     return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(notes))
-
-
-# verify
 
 
 # verify
@@ -467,8 +593,20 @@ def check(
         verify.structure(final, loaded.original)
         sizes = verify.runs_at_other_sizes(final, loaded.original, example)
         verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
+        within_tolerance(final, loaded, calibrated, settings)
     except (CheckFailed, RunError) as e:
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
         notes.append(f"--force: {e}")
     return Checked(final, exact, sizes, errors[level], errors, level, refitted.fits, tuple(notes))
+
+
+def within_tolerance(final: onnx.ModelProto, loaded: Loaded, calibrated: Calibrated, settings: PruneConfig) -> None:
+    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
+    if settings.tolerance is None or calibrated.goals is None:
+        return
+    found = calibrated.goals.held.value(verify.outputs_of(final, loaded.held), slice(0, len(loaded.held)))
+    if not found <= settings.tolerance:
+        raise CheckFailed(
+            f"after the refit the outputs differ by {found:.2e}, more than the tolerance of {settings.tolerance}"
+        )

@@ -15,16 +15,21 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One group: its name, number of units, and the indices of those that stay, ascending."""
+    """One group: its name, number of units, and the indices of those that stay, ascending.
+
+    coefficients: of the units that stay, where a greedy method gave any: 1 leaves a channel as it is.
+    """
 
     name: str
     units: int
     kept: tuple[int, ...]
+    coefficients: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,23 +68,46 @@ class Plan:
             found[g.index] = mask
         return found
 
+    def coefficients(self, channels: ChannelGraph) -> dict[int, NDArray[np.float64]]:
+        """Coefficients over the units of each planned group that has any, by group index; 0 where a unit goes."""
+        by_name = {g.name: g for g in channels.groups}
+        found: dict[int, NDArray[np.float64]] = {}
+        for p in self.groups:
+            if p.coefficients is not None:
+                found[by_name[p.name].index] = a = np.zeros(p.units)
+                a[list(p.kept)] = p.coefficients
+        return found
+
     def to_json(self) -> str:
         """As text; equal plans give equal text."""
         data = {
             "format": FORMAT,
             "model_sha256": self.model_sha256,
             "config": dict(self.config),
-            "groups": [{"name": g.name, "units": g.units, "kept": list(g.kept)} for g in self.groups],
+            "groups": [
+                {"name": g.name, "units": g.units, "kept": list(g.kept)}
+                | ({} if g.coefficients is None else {"coefficients": list(g.coefficients)})
+                for g in self.groups
+            ],
         }
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
 def make(
-    channels: ChannelGraph, masks: Mapping[int, NDArray[np.bool_]], model_sha256: str, config: Mapping[str, Any]
+    channels: ChannelGraph,
+    masks: Mapping[int, NDArray[np.bool_]],
+    model_sha256: str,
+    config: Mapping[str, Any],
+    coefficients: Mapping[int, NDArray[np.float64]] | None = None,
 ) -> Plan:
-    """The plan of keeping `masks` (by group index)."""
+    """The plan of keeping `masks`, with `coefficients` over the units (both by group index)."""
     groups = tuple(
-        GroupPlan(channels.groups[i].name, channels.groups[i].size, tuple(np.flatnonzero(mask).tolist()))
+        GroupPlan(
+            channels.groups[i].name,
+            channels.groups[i].size,
+            tuple(np.flatnonzero(mask).tolist()),
+            tuple(coefficients[i][mask].tolist()) if coefficients and i in coefficients else None,
+        )
         for i, mask in sorted(masks.items())
         if not mask.all()
     )
@@ -95,7 +123,7 @@ def load(path: str | Path) -> Plan:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InputError(f"{path} is not a plan: {e}") from e
     try:
-        if data["format"] != FORMAT:
+        if data["format"] not in _READ:
             raise InputError(f"{path} has plan format {data['format']}, this version reads {FORMAT}; make a new plan")
         groups = tuple(_group(g) for g in data["groups"])
         return Plan(str(data["model_sha256"]), dict(data["config"]), groups)
@@ -107,4 +135,8 @@ def _group(data: Mapping[str, Any]) -> GroupPlan:
     units, kept = int(data["units"]), tuple(int(k) for k in data["kept"])
     if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
         raise ValueError(f"group {data['name']!r} must keep some of its {units} units, in ascending order")
-    return GroupPlan(str(data["name"]), units, kept)
+    given = data.get("coefficients")
+    coefficients = None if given is None else tuple(float(a) for a in given)
+    if coefficients is not None and (len(coefficients) != len(kept) or not np.isfinite(coefficients).all()):
+        raise ValueError(f"group {data['name']!r} must have a finite coefficient for each unit that stays")
+    return GroupPlan(str(data["name"]), units, kept, coefficients)

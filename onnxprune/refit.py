@@ -53,10 +53,12 @@ def in_place(
     keep: Mask,
     level: str,
 ) -> dict[str, Array]:
-    """Refitted weights at full size, removed columns zero: level "scale" or "least-squares".
+    """Refitted weights at full size, removed columns zero: level "none", "scale" or "least-squares".
 
-    Layers that lose no column are left out.
+    Layers that lose no column are left out, and, but for "none", those without moments.
     """
+    if level == "none":
+        return scaled(layers, weights, keep, np.ones(keep.size))
     found: dict[str, Array] = {}
     for layer in layers:
         columns = layer.kept_columns(keep)
@@ -64,6 +66,22 @@ def in_place(
             continue
         w = layer.matrix(weights)
         found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
+    return found
+
+
+def scaled(
+    layers: Sequence[Layer], weights: Mapping[str, Array], keep: Mask, factors: NDArray[np.float64]
+) -> dict[str, Array]:
+    """Weights at full size with each column times the factor of its class, (classes,), and removed columns zero.
+
+    Layers of which no column changes are left out.
+    """
+    found: dict[str, Array] = {}
+    for layer in layers:
+        classes = np.stack([layer.columns(g) for g in range(layer.groups)])
+        of_column = np.where(classes < 0, 1.0, np.where(keep, factors, 0.0)[np.maximum(classes, 0)])
+        if (of_column != 1.0).any():
+            found.update(layer.weights(layer.matrix(weights) * of_column[:, :, None], weights))
     return found
 
 
@@ -293,6 +311,44 @@ def accumulate(
         sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
         sums.update(cut_layer.rows(_floats(small[cut_layer.data]), at), cut_layer.by_group(y))
     return train, held
+
+
+def on_present_inputs(
+    layer: Layer, sums: tuple[NormalEquations, NormalEquations], weights: Mapping[str, Array], keep: Mask
+) -> dict[str, Array]:
+    """One layer fitted on the inputs of a network that is pruned so far, at full size with the removed columns zero.
+
+    sums: normal equations at full size, to fit and to judge. weights: the present ones, the prior. Nothing where the
+    weights stay as they are, or would not fit in their type.
+    """
+    columns = layer.kept_columns(keep)
+    counts = columns.sum(axis=1)
+    if (counts != counts[0]).any():
+        return {}
+    at = np.stack([np.flatnonzero(c) for c in columns])
+    train, held = (_columns_of(s, at) for s in sums)
+    whole = layer.matrix(weights)
+
+    def full(matrix: Matrix) -> Matrix:
+        found = np.zeros_like(whole)
+        np.put_along_axis(found, at[:, :, None], matrix, axis=1)
+        return found
+
+    def stored(matrix: Matrix) -> Matrix:
+        return np.take_along_axis(layer.rounded(full(matrix), weights), at[:, :, None], axis=1)
+
+    prior = np.take_along_axis(whole, at[:, :, None], axis=1)
+    matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored)
+    found = layer.weights(full(matrix), weights)
+    if not np.isfinite(fit.strength) or beyond(found, {k: weights[k].dtype for k in found}):
+        return {}
+    return found
+
+
+def _columns_of(sums: NormalEquations, at: NDArray[np.int64]) -> NormalEquations:
+    """The equations of some columns, (groups, kept); a copy."""
+    xx = np.take_along_axis(np.take_along_axis(sums.xx, at[:, :, None], axis=1), at[:, None, :], axis=2)
+    return NormalEquations(xx, np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy(), sums.rows)
 
 
 def _floats(x: Array) -> NDArray[np.floating]:

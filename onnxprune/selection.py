@@ -8,46 +8,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
+from onnxprune.gates import units_of
 from onnxprune.graph import Array, is_float
 from onnxprune.quantized import real_values
-from onnxprune.select import Path, Regression, baselines, imitation, obs
+from onnxprune.select import Path, Regression, baselines, gfs, imitation, obs
+from onnxprune.select.quadratic import Quadratic
 
 
-def paths(
+def candidates(
     channels: ChannelGraph,
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
+    outputs: OutputMoments,
     method: str,
+    metric: str,
     seed: int,
-) -> list[Path]:
-    """The path of every group, in the order of `channels.groups`."""
+) -> dict[str, list[Path]]:
+    """By what is selected for: the path of every group, in the order of `channels.groups`.
+
+    One entry under the name of the method; "combined" gives the paths of "local" and of "global". Where a group has no
+    gradients, local imitation stands in for the global one, and magnitude for Taylor; without layers that read it,
+    magnitude for all but "random", "taylor" and "global". metric: "exact" is "gates" here.
+    """
     consumers = consumers_of(channels, layers)
     powers: dict[str, list[float]] = {}
-    rng = np.random.default_rng(seed)
-    found: list[Path] = []
-    for g in channels.groups:
-        regressions = regressions_of(
-            g, [x for x in consumers[g.index] if x.weight in moments], channels, moments, powers
-        )
-        found.append(_path(g, regressions, channels, method, rng))
+    found: dict[str, list[Path]] = {}
+    for name in ("local", "global") if method == "combined" else (method,):
+        rng = np.random.default_rng(seed)
+        found[name] = []
+        for g in channels.groups:
+            readers = [x for x in consumers[g.index] if x.weight in moments]
+            regressions = regressions_of(g, readers, channels, moments, powers)
+            globally = _global(g, readers, channels, moments, outputs, metric) if name in ("global", "taylor") else None
+            found[name].append(_path(g, regressions, globally, outputs, channels, name, rng))
     return found
 
 
 def _path(
-    g: Group, regressions: Sequence[Regression], channels: ChannelGraph, method: str, rng: np.random.Generator
+    g: Group,
+    regressions: Sequence[Regression],
+    globally: Quadratic | None,
+    outputs: OutputMoments,
+    channels: ChannelGraph,
+    method: str,
+    rng: np.random.Generator,
 ) -> Path:
     if method == "random":
         return baselines.random(g.size, regressions, rng, g.rows)
-    if method == "magnitude" or not regressions:
+    if method == "taylor" and globally is not None:
+        return baselines.by_score(outputs.gates[g.index].square, globally, g.rows)
+    if method == "global" and globally is not None:
+        return imitation.imitate(globally, rows=g.rows)
+    if method in ("magnitude", "taylor") or not regressions:
         return baselines.by_score(magnitude(g, channels), regressions, g.rows)
-    if method == "local":
-        total: NDArray[np.float64] = np.zeros((g.size, g.size))
-        for r in regressions:
-            total += r.contributions(g.size)
-        return imitation.imitate(total, rows=g.rows)
-    return obs.eliminate(regressions, g.size, rows=g.rows)
+    if method == "obs":
+        return obs.eliminate(regressions, g.size, rows=g.rows)
+    return (gfs.forward if method == "gfs" else imitation.imitate)(local(regressions, g.size), rows=g.rows)
+
+
+def local(regressions: Sequence[Regression], units: int) -> Quadratic:
+    """The discrepancy of the consumers' outputs together."""
+    total: NDArray[np.float64] = np.zeros((units, units))
+    for r in regressions:
+        total += r.contributions(units)
+    return Quadratic.of_gram(total)
+
+
+def _global(
+    g: Group,
+    readers: Sequence[Layer],
+    channels: ChannelGraph,
+    moments: Mapping[str, InputMoments],
+    outputs: OutputMoments,
+    metric: str,
+) -> Quadratic | None:
+    """The discrepancy of the network's outputs, to second order; None where there are no gradients."""
+    known = outputs.gates.get(g.index)
+    if known is None:
+        return None
+    if metric != "kronecker" or not all(x.weight in outputs.metrics and moments[x.weight].classes is None for x in readers):
+        return Quadratic.around(known.gram, known.slope, 0.0)
+    unit = units_of(channels, g.index)
+    total: NDArray[np.float64] = np.zeros((g.size, g.size))
+    for x in readers:
+        w, h, p = x.matrix(channels.graph.constants), outputs.metrics[x.weight], moments[x.weight].p
+        for i in range(x.groups):
+            total += Regression(p[i], w[i] @ square_root(h[i]), unit[x.columns(i)]).contributions(g.size)
+    return Quadratic.around(total, known.slope, 0.0)
+
+
+def square_root(h: NDArray[np.float64]) -> NDArray[np.float64]:
+    """L with L Lᵀ = H for a symmetric positive semi-definite H (O, O)."""
+    values, vectors = np.linalg.eigh(h)
+    root: NDArray[np.float64] = vectors * np.sqrt(np.maximum(values, 0.0))
+    return root
 
 
 def consumers_of(channels: ChannelGraph, layers: Sequence[Layer]) -> list[list[Layer]]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune import model as m
@@ -25,7 +26,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, cast, is_float
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
-from onnxprune.refit import in_place
+from onnxprune.refit import in_place, scaled
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
@@ -48,17 +49,19 @@ def measure(
     only: Set[int],
     types: Mapping[str, int],
     memory: int,
+    level: str = "least-squares",
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
-    reference: outputs of the uncut model on the same samples, by name.
+    reference: outputs of the uncut model on the same samples, by name. level: how the consumers are refitted, as in
+    `refit.in_place`, or "greedy" with the coefficients of the paths.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
     tried on the masked oracle instead.
     """
     consumers = consumers_of(channels, layers)
-    covered = only & _read_by_layers_alone(channels, layers, consumers)
+    covered = only & read_by_layers_alone(channels, layers, consumers)
     walker = Walker(proto, samples, types, channels.graph.shapes, memory, hold_out=False)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
     order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if g in covered)
@@ -66,13 +69,13 @@ def measure(
     for _, g in order:
         for _ in walker.advance((first[g],)):
             pass
-        found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker, reference)
+        found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker, reference, level)
     for g in sorted(only - covered):
-        found[g] = _masked_trials(g, consumers[g], paths[g], proto, channels, moments, samples, types, reference)
+        found[g] = _masked_trials(g, consumers[g], paths[g], proto, channels, moments, samples, types, reference, level)
     return found
 
 
-def _read_by_layers_alone(
+def read_by_layers_alone(
     channels: ChannelGraph, layers: Sequence[Layer], consumers: Sequence[Sequence[Layer]]
 ) -> set[int]:
     """Groups whose every cross-channel read is that of a layer."""
@@ -100,11 +103,12 @@ def _masked_trials(
     samples: Samples,
     types: Mapping[str, int],
     reference: Mapping[str, Array],
+    level: str,
 ) -> dict[int, float]:
     found: dict[int, float] = {}
     for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
-        weights = in_place(consumers, moments, channels.graph.constants, keep, "least-squares")
+        weights = _refitted(g, consumers, path, width, channels, moments, keep, level)
         with storage.spilling():  # the trial's weights go with it
             session = Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
             parts = [session.run(b) for b in samples.batches(BATCH)]
@@ -123,9 +127,10 @@ def _trials_of(
     moments: Mapping[str, InputMoments],
     walker: Walker,
     reference: Mapping[str, Array],
+    level: str,
 ) -> dict[int, float]:
     constants = channels.graph.constants
-    outputs = _behind(channels, {x.node.index for x in consumers})
+    outputs = outputs_behind(channels, {x.node.index for x in consumers})
     if not outputs:
         return {}
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
@@ -137,7 +142,7 @@ def _trials_of(
     found: dict[int, float] = {}
     for width in trial_widths(path.order.size, channels.groups[g].step):
         keep = channels.keep_classes({g: path.kept(width)})
-        weights = in_place(consumers, moments, constants, keep, "least-squares")
+        weights = _refitted(g, consumers, path, width, channels, moments, keep, level)
         feeds = {
             k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
             for k, v in weights.items()
@@ -151,7 +156,27 @@ def _trials_of(
     return found
 
 
-def _behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
+def _refitted(
+    g: int,
+    consumers: Sequence[Layer],
+    path: Path,
+    width: int,
+    channels: ChannelGraph,
+    moments: Mapping[str, InputMoments],
+    keep: NDArray[np.bool_],
+    level: str,
+) -> dict[str, Array]:
+    constants = channels.graph.constants
+    if level != "greedy":
+        return in_place(consumers, moments, constants, keep, level)
+    factors = np.ones(keep.size)
+    coefficients = path.coefficients_of(width)
+    if coefficients is not None:
+        factors[channels.groups[g].units] = coefficients
+    return scaled(consumers, constants, keep, factors)
+
+
+def outputs_behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
     """The graph outputs that depend on any of these nodes."""
     reached: set[str] = set()
     for n in channels.graph.nodes:

@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 
 from onnxprune import refit, verify
 from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
+from onnxprune.gates import Gate
 from onnxprune.graph import Array
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
+from onnxprune.objective import Objective
 from onnxprune.taken import Taken
 
 Mask = NDArray[np.bool_]
 Masks = Mapping[int, Mask]
+Coefficients = NDArray[np.float64]
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
 
@@ -76,13 +80,30 @@ class Coupled:
 
 
 @dataclass(frozen=True, eq=False)
+class Goals:
+    """What the outputs shall imitate, on the samples for fitting and on those held out, with the original's outputs."""
+
+    fit: Objective
+    held: Objective
+    fit_outputs: Mapping[str, Array]
+    held_outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
 class Calibrated:
-    """Input moments by weight, and one plain pass: seconds for all samples, and outputs on the held-out ones."""
+    """Input moments by weight, and one plain pass: seconds for all samples, and outputs on the held-out ones.
+
+    goals: None where nothing looks at the outputs on the samples for fitting. gates, outputs: all gates, and what the
+    gradients of the outputs say of them.
+    """
 
     consumers: tuple[Layer, ...]
     moments: Mapping[str, InputMoments]
     plain_seconds: float
     reference: Mapping[str, Array]
+    goals: Goals | None = None
+    gates: tuple[Gate, ...] = ()
+    outputs: OutputMoments = field(default_factory=OutputMoments)
 
 
 @dataclass(frozen=True, eq=False)

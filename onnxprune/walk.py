@@ -38,6 +38,7 @@ class Walker:
         self._shapes = shapes
         size = batch_size(shapes, _widest(shapes, proto), len(samples) if hold_out else BATCH * 2 * HOLD_OUT)
         self._batches: list[dict[str, Array]] = list(samples.batches(size))
+        self.counts = [samples.count(b) for b in self._batches]
         self._available = set(self._batches[0])
         self._done: set[int] = set()
         self._readers: dict[str, list[int]] = {}

@@ -11,14 +11,15 @@ The sums are formed by nodes appended to the graph, so only what is as small as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from onnxprune import model as m
+from onnxprune import rounding
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import batch_size
@@ -27,20 +28,22 @@ from onnxprune.gates import Gate, by_group, sums_of
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph
-from onnxprune.objective import Objective
+from onnxprune.objective import Index, Objective
 from onnxprune.prefetch import prefetched
 from onnxprune.runtime import Session
 
 Floats = NDArray[np.float64]
+# A backward pass holds every activation of a batch at once.
+_PASS_BYTES = 512 << 20
 
 
 @dataclass(eq=False)
 class GateMoments:
-    """Of one group's gates, all sums over samples and gradients of the value of the objective.
+    """Of one group's gates, sums over samples.
 
-    gram: Σ E[d dᵀ], (U, U), half of the Gauss-Newton Hessian. slope: the gradient at gates of 1, (U,). absolute, square:
-    Σ |d| and Σ d² of the single samples, (U,): d of the task loss where there are labels, else of the random
-    projections.
+    gram: Σ E[d dᵀ], (U, U), half of the Gauss-Newton Hessian of the discrepancy. slope: its gradient at gates of 1,
+    (U,). absolute, square: Σ |d| and Σ d², (U,), with d of the single samples: of the task loss where there are labels,
+    else of the random projections.
     """
 
     gram: Floats
@@ -66,42 +69,67 @@ class OutputMoments:
     missing: Mapping[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of a pass: what to feed, the model's present outputs, and which samples these are."""
+
+    feeds: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    index: Index
+    count: int
+
+
+def batches_of(samples: Samples, graph: Graph, outputs: Mapping[str, Array]) -> Iterator[Batch]:
+    """The batches of a whole pass, where `outputs` are the model's on all samples."""
+    every = [o for n in graph.nodes for o in n.outputs if o]
+    start = 0
+    for feeds in samples.batches(batch_size(graph.shapes, every, len(samples), _PASS_BYTES)):
+        count = samples.count(feeds)
+        index = slice(start, start + count)
+        yield Batch(feeds, part_of(outputs, index, len(samples)), index, count)
+        start += count
+
+
+def part_of(outputs: Mapping[str, Array], index: slice, samples: int) -> dict[str, Array]:
+    """The outputs of some samples, where each has equally many rows."""
+    rows = {k: len(y) // samples if y.ndim else 1 for k, y in outputs.items()}
+    return {k: y[index.start * rows[k] : index.stop * rows[k]] if y.ndim else y for k, y in outputs.items()}
+
+
 def collect(
-    proto: onnx.ModelProto,
+    probe: Probe,
     channels: ChannelGraph,
-    gates: Sequence[Gate],
-    layers: Sequence[Layer],
-    types: Mapping[str, int],
-    samples: Samples,
+    batches: Iterable[Batch],
     objective: Objective,
     *,
     probes: int,
     seed: int,
+    slope: bool,
 ) -> OutputMoments:
-    """Gate moments of every group and output metrics of `layers`, at the uncut network.
+    """Moments of every group that `probe` has gates of, in `probes` passes over the batches.
 
-    `channels.graph` must be the view of `proto`. probes: random seeds per sample. The objective's reference must be the
-    outputs of `proto` on `samples`.
+    slope: one more pass gives the gradient of the objective itself, which is 0 where the network is the original and
+    its own outputs are the goal.
     """
-    probe = Probe.of(proto, channels.graph, gates, layers, types)
-    groups = by_group(channels, gates)
-    missing = {g: why for g, own in groups.items() for x in own if (why := probe.missing.get(id(x)))}
+    groups = by_group(channels, probe.gates)
+    missing = {g: probe.missing[i] for g, own in groups.items() for i in own if i in probe.missing}
     found = {g: GateMoments.zeros(channels.groups[g].size) for g in groups if g not in missing}
     metrics: dict[str, Floats] = {}
     rng = np.random.default_rng(seed)
-    for kind in ["probe"] * probes + (["gradient"] if objective.labelled else []):
-        seeds = seeded(objective, samples, channels.graph, kind, rng)
-        for values, count in prefetched(probe.run(seeds)):
+    kept = list(batches)
+    for kind in ["probe"] * probes + ["gradient"] * slope:
+        for batch, values in prefetched(probe.run(kept, objective, rng if kind == "probe" else None)):
             for g, moments in found.items():
-                d = np.zeros((count, channels.groups[g].size))
-                for gate in groups[g]:
-                    if id(gate) in probe.gradients:
-                        d += per_sample(sums_of(channels, g, gate, values[probe.gradients[id(gate)]]), count)
+                d = np.zeros((batch.count, channels.groups[g].size))
+                for i in groups[g]:
+                    if i in probe.gradients:
+                        sums = sums_of(channels, g, probe.gates[i], values[probe.gradients[i]])
+                        d += _per_sample(sums, batch.count)
                 if kind == "probe":
                     moments.gram += d.T @ d / probes
                 else:
                     moments.slope += d.sum(axis=0)
-                if (kind == "gradient") == objective.labelled:
+                if (kind == "gradient") == slope:
                     moments.absolute += np.abs(d).sum(axis=0)
                     moments.square += (d**2).sum(axis=0)
             if kind == "probe":
@@ -110,28 +138,7 @@ def collect(
     return OutputMoments(found, metrics, missing)
 
 
-def seeded(
-    objective: Objective, samples: Samples, graph: Graph, kind: str, rng: np.random.Generator
-) -> Iterator[tuple[dict[str, Array], dict[str, Array], int]]:
-    """(feeds, seeds by output, number of samples) of every batch at the uncut network."""
-    start = 0
-    for feeds in samples.batches(batch_of(graph, len(samples))):
-        count = samples.count(feeds)
-        index = slice(start, start + count)
-        outputs = objective.reference(index)
-        yield feeds, (objective.probe(outputs, index, rng) if kind == "probe" else objective.gradient(outputs, index)), count
-        start += count
-
-
-def batch_of(graph: Graph, samples: int) -> int:
-    """Samples per batch of a backward pass, which holds every activation at once."""
-    return batch_size(graph.shapes, [o for n in graph.nodes for o in n.outputs if o], samples, _PASS_BYTES)
-
-
-_PASS_BYTES = 512 << 20
-
-
-def per_sample(d: Floats, count: int) -> Floats:
+def _per_sample(d: Floats, count: int) -> Floats:
     """Rows (R, U) of `count` samples, one after the other, summed to (count, U).
 
     Where the rows belong to no single sample all are summed: seeds of different samples are independent, so the moments
@@ -144,9 +151,15 @@ def per_sample(d: Floats, count: int) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A model that computes gate gradients: gates and weights to the outputs that hold what was asked of them."""
+    """A model that computes gate gradients and the metrics of layers' outputs.
+
+    gates: those that were asked for, with their nodes in this model. gradients: place in `gates` → the tensor with the
+    gradient of every sample. metrics: weight → tensor. missing: place in `gates` → why it has no gradient; a gate in
+    neither has no effect on the outputs.
+    """
 
     session: Session
+    gates: tuple[Gate, ...]
     seeds: Mapping[str, str]
     gradients: Mapping[int, str]
     metrics: Mapping[str, str]
@@ -156,39 +169,66 @@ class Probe:
     def of(
         cls,
         proto: onnx.ModelProto,
-        graph: Graph,
+        channels: ChannelGraph,
         gates: Sequence[Gate],
         layers: Sequence[Layer],
         types: Mapping[str, int],
     ) -> Probe:
-        """Build the backward pass and the sums behind it; keyed by the identity of each gate, and by weight."""
-        back = backward(
-            proto,
-            graph,
-            types,
-            uses=[(x.node.index, x.slot) for x in gates],
-            tensors=[x.output for x in layers if x.output],
-        )
+        """Build the backward pass of `proto`, the model of `channels` or a part of it, and the sums behind it."""
+        proto, graph, types = differentiable(proto, channels.graph, types)
+        own = located(gates, graph)
+        uses = [(x.node.index, x.slot) for x in own]
+        outputs = {x.weight: x for x in layers if x.output in graph.producer}
+        back = backward(proto, graph, types, uses=uses, tensors=[x.output for x in outputs.values()])
         b = Builder(graph, types, "sum")
         gradients = {
-            id(x): b.total(b.op("Mul", x.data, back.of_use[use]), x.summed, keepdims=False)
-            for x in gates
-            if (use := (x.node.index, x.slot)) in back.of_use
+            i: b.total(b.op("Mul", x.data, back.of_use[use]), x.summed, keepdims=False)
+            for i, (x, use) in enumerate(zip(own, uses, strict=True))
+            if use in back.of_use
         }
-        metrics = {x.weight: _metric(b, x, back) for x in layers if x.output in back.of_tensor}
-        missing = {id(x): back.missing[x.node.index, x.slot] for x in gates if (x.node.index, x.slot) in back.missing}
-        whole = back.proto
-        whole.graph.node.extend(b.nodes)
-        whole.graph.initializer.extend(b.constants)
-        session = Session(m.submodel(whole, {}, [*gradients.values(), *metrics.values()]), single=True)
-        return cls(session, back.seeds, gradients, metrics, missing)
+        metrics = {w: _metric(b, x, back) for w, x in outputs.items() if x.output in back.of_tensor}
+        missing = {i: back.missing[use] for i, use in enumerate(uses) if use in back.missing}
+        back.proto.graph.node.extend(b.nodes)
+        back.proto.graph.initializer.extend(b.constants)
+        wanted = [*gradients.values(), *metrics.values()]
+        ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
+        session = Session(m.submodel(back.proto, ports, wanted or back.seeds), single=True)
+        return cls(session, own, back.seeds, gradients, metrics, missing)
 
     def run(
-        self, batches: Iterator[tuple[dict[str, Array], dict[str, Array], int]]
-    ) -> Iterator[tuple[dict[str, Array], int]]:
-        """(values by name, number of samples) of every batch."""
-        for feeds, seeds, count in batches:
-            yield self.session.run({**feeds, **{self.seeds[o]: v for o, v in seeds.items()}}), count
+        self, batches: Iterable[Batch], objective: Objective, rng: np.random.Generator | None
+    ) -> Iterator[tuple[Batch, dict[str, Array]]]:
+        """What the model computes for every batch, with random seeds or, without `rng`, those of the gradient."""
+        if not (self.gradients or self.metrics):
+            return
+        for x in batches:
+            at = x.outputs, x.index
+            seeds = objective.gradient(*at) if rng is None else objective.probe(*at, rng)
+            seeds = {o: seeds[o] if o in seeds else np.zeros_like(x.outputs[o]) for o in self.seeds}
+            yield x, self.session.run({**x.feeds, **{self.seeds[o]: v for o, v in seeds.items()}})
+
+
+def differentiable(
+    proto: onnx.ModelProto, graph: Graph, types: Mapping[str, int]
+) -> tuple[onnx.ModelProto, Graph, Mapping[str, int]]:
+    """(model, view, types) for a reverse pass through `proto`, whose tensors have the names and shapes of `graph`.
+
+    A quantized model is differentiated without the rounding of its activations, the usual straight-through estimate.
+    """
+    if rounding.is_quantized(proto):
+        proto = rounding.without_rounding(proto)
+    shapes, known = dict(graph.shapes), dict(types)
+    if any(o and o not in known for n in proto.graph.node for o in n.output):
+        bound = m.bind_inputs(proto, {v.name: shapes[v.name] for v in proto.graph.input if v.name in shapes})
+        more, further = m.inferred_shapes(bound)
+        shapes, known = {**more, **shapes}, {**further, **known}
+    return proto, m.view(proto, shapes, graph.known_values, graph.binding), known
+
+
+def located(gates: Sequence[Gate], graph: Graph) -> tuple[Gate, ...]:
+    """Those of the gates whose nodes are in `graph`, with the nodes as they stand there."""
+    nodes = {n.outputs[0]: n for n in graph.nodes if n.outputs}
+    return tuple(replace(x, node=nodes[x.node.outputs[0]]) for x in gates if x.node.outputs[0] in nodes)
 
 
 def _metric(b: Builder, layer: Layer, back: Backward) -> str:
@@ -197,7 +237,6 @@ def _metric(b: Builder, layer: Layer, back: Backward) -> str:
     if layer.window is None:
         rows = b.op("Transpose", b.op("Reshape", g, b.ints(-1, width)), perm=[1, 0])
     else:
-        rank = b.rank(layer.output)
-        rows = b.op("Transpose", g, perm=[1, 0, *range(2, rank)])
+        rows = b.op("Transpose", g, perm=[1, 0, *range(2, b.rank(layer.output))])
     rows = b.op("Reshape", rows, b.ints(layer.groups, width // layer.groups, -1))
     return b.op("MatMul", rows, b.op("Transpose", rows, perm=[0, 2, 1]))

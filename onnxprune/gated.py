@@ -1,0 +1,102 @@
+"""The true discrepancy of the network's outputs as a function of one group's coefficients.
+
+The part of the network behind the group is run with a gate (`gates`) on every channel of the group; a reverse pass
+gives the gradient with respect to all coefficients at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnxprune import model as m
+from onnxprune.calibrate.outputs import Batch, differentiable, located
+from onnxprune.channels import ChannelGraph
+from onnxprune.gates import Gate, sums_of, values_of
+from onnxprune.gradients import backward
+from onnxprune.graph import Array
+from onnxprune.objective import Objective
+from onnxprune.runtime import Session
+
+Floats = NDArray[np.float64]
+
+
+class GatedNetwork:
+    """Discrepancy (see `select.quadratic`) of a model, or the part of one behind a frontier, in one group's gates.
+
+    batches: what to run it on; their `outputs` are not read. Raises ValueError where there is no gradient.
+    """
+
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        channels: ChannelGraph,
+        group: int,
+        gates: Sequence[Gate],
+        types: Mapping[str, int],
+        batches: Sequence[Batch],
+        objective: Objective,
+    ) -> None:
+        self._channels, self._group, self._batches, self._objective = channels, group, batches, objective
+        proto, graph, types = differentiable(proto, channels.graph, types)
+        gates = located(gates, graph)
+        gated = onnx.ModelProto()
+        gated.CopyFrom(proto)
+        del gated.graph.node[:]
+        shapes, known = dict(graph.shapes), dict(types)
+        self._gates = {f"gate:{i}": gate for i, gate in enumerate(gates)}
+        fronts: dict[int, list[tuple[str, Gate]]] = {}
+        for name, gate in self._gates.items():
+            fronts.setdefault(gate.node.index, []).append((name, gate))
+            known[name] = known[gate.data]
+            shapes[name] = gate.classes.shape
+            gated.graph.input.append(helper.make_tensor_value_info(name, known[name], gate.classes.shape))
+        for n, node in zip(proto.graph.node, graph.nodes, strict=True):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(n)
+            for name, gate in fronts.get(node.index, ()):
+                factor = f"{name}:product"
+                # A tensor may carry two factors: their gates multiply.
+                gated.graph.node.append(helper.make_node("Mul", [copy.input[gate.slot], name], [factor]))
+                known[factor], shapes[factor] = known[gate.data], graph.shapes[gate.data]
+                copy.input[gate.slot] = factor
+            gated.graph.node.append(copy)
+        view = m.view(gated, shapes, graph.known_values, graph.binding)
+        back = backward(gated, view, known, tensors=list(self._gates))
+        if back.missing:
+            raise ValueError(next(iter(back.missing.values())))
+        self._dtypes = {name: helper.tensor_dtype_to_np_dtype(known[name]) for name in self._gates}
+        self._seeds, self._gradients = back.seeds, back.of_tensor
+        ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
+        self._value = Session(m.submodel(gated, ports, [v.name for v in gated.graph.output]), single=True)
+        self._slope = Session(m.submodel(back.proto, ports, list(back.of_tensor.values())), single=True)
+
+    def at(self, a: Floats) -> float:
+        """The discrepancy with the coefficients a (units,), 1 for each in the network as it is."""
+        fed = self._fed(a)
+        return sum(self._objective.value(self._value.run({**x.feeds, **fed}), x.index) for x in self._batches)
+
+    def gradient(self, a: Floats) -> Floats:
+        """Its gradient there, (units,)."""
+        fed = self._fed(a)
+        found = np.zeros(a.size)
+        for x in self._batches:
+            feeds = {**x.feeds, **fed}
+            outputs = self._value.run(feeds)
+            wanted = self._objective.gradient(outputs, x.index)
+            seeds = {s: wanted[o] if o in wanted else np.zeros_like(outputs[o]) for o, s in self._seeds.items()}
+            values = self._slope.run({**feeds, **seeds})
+            for name, tensor in self._gradients.items():
+                gate = self._gates[name]
+                found += sums_of(self._channels, self._group, gate, values[tensor].astype(np.float64)[None])[0]
+        return found
+
+    def _fed(self, a: Floats) -> dict[str, Array]:
+        return {
+            name: values_of(self._channels, self._group, gate, a).astype(self._dtypes[name])
+            for name, gate in self._gates.items()
+        }

@@ -1,0 +1,477 @@
+"""Sequential selection: groups are cut one by one, from input to output, and each sees the cuts before it.
+
+This is the order of Ye, Wu & Liu (NeurIPS 2020, algorithm 1). A group is selected on the inputs that the pruned network
+gives it, towards what the original gives: locally, its consumers' outputs; globally, the network's. How many units stay
+is given, or follows from a tolerance on the discrepancy of the outputs between the network as it is pruned so far and
+the *original*; the tolerance grows by the same amount from group to group, so that the last cut has as much to spend as
+the first.
+
+The network in between is the original at full size: a removed channel has zero weights in every layer that reads it.
+Where something other than layers reads a group (a normalization across channels, a kernel with two uses), its channels
+are masked as in the oracle, and it keeps the order that the first selection gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from typing import Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune import model as m
+from onnxprune import parts, refit, selection, storage, verify
+from onnxprune.calibrate import outputs as probing
+from onnxprune.calibrate.outputs import Batch, Probe, part_of
+from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import is_wide
+from onnxprune.config import SEQUENTIAL, PruneConfig
+from onnxprune.errors import BudgetUnreachable
+from onnxprune.gated import GatedNetwork
+from onnxprune.gates import Gate, by_group, units_of
+from onnxprune.graph import Array
+from onnxprune.numerics.gram import NormalEquations
+from onnxprune.objective import Objective
+from onnxprune.oracle import masked_model
+from onnxprune.refit import Target
+from onnxprune.rewrite import replace_initializers, set_initializers
+from onnxprune.runtime import Session, concatenated
+from onnxprune.select import Path, exact
+from onnxprune.select.imitation import best_of_size
+from onnxprune.select.quadratic import Quadratic
+from onnxprune.sensitivity import outputs_behind, read_by_layers_alone
+from onnxprune.state import Calibrated, Coupled, Goals, Loaded
+from onnxprune.walk import Walker
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Weights = Mapping[str, Array]
+# How many units → which ones, and their coefficients where the method gives any.
+Proposal = Callable[[int], tuple[Mask, Floats | None]]
+
+_EXACT_SAMPLES = 256
+_EXACT_CANDIDATES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How one group was cut.
+
+    imitated: "local", "global", or the method itself where it does not select again on pruned inputs. error: the
+    discrepancy of the outputs behind this cut, on held-out samples. coefficients: (units,), None where the method
+    gives none.
+    """
+
+    group: int
+    imitated: str
+    kept: Mask
+    error: float
+    coefficients: Floats | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The choices in their order, and the weights that have changed, at full size, removed channels zero."""
+
+    choices: tuple[Choice, ...]
+    weights: Weights
+
+    @property
+    def masks(self) -> dict[int, Mask]:
+        """Kept units by group index."""
+        return {c.group: c.kept for c in self.choices}
+
+    @property
+    def coefficients(self) -> dict[int, Floats]:
+        """Coefficients by group index, of the groups that have any."""
+        return {c.group: c.coefficients for c in self.choices if c.coefficients is not None}
+
+
+def select(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    candidates: Mapping[str, Sequence[Path]],
+    widths: Mapping[int, Sequence[int]],
+    settings: PruneConfig,
+) -> Selected:
+    """Cut every group of `widths`: to its only width, or to the narrowest that the tolerance allows.
+
+    candidates: by what is imitated, the paths of all groups from the first selection. widths: group index → numbers of
+    units that may stay, ascending; where the tolerance decides, the last is all of them.
+    Raises BudgetUnreachable where a tensor would be left without a channel.
+    """
+    run = _Run(loaded, coupled, calibrated, candidates, settings)
+    order = sorted(widths, key=run.place)
+    for i, g in enumerate(order):
+        limit = None if settings.tolerance is None else settings.tolerance * (i + 1) / len(order)
+        run.cut(g, list(widths[g]), limit)
+    return Selected(tuple(run.choices), run.weights)
+
+
+class _Run:
+    """The network as it is pruned so far, and what is needed to prune it further."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        coupled: Coupled,
+        calibrated: Calibrated,
+        candidates: Mapping[str, Sequence[Path]],
+        settings: PruneConfig,
+    ) -> None:
+        self.loaded, self.coupled, self.calibrated = loaded, coupled, calibrated
+        assert calibrated.goals is not None
+        self.goals: Goals = calibrated.goals
+        self.candidates, self.settings = candidates, settings
+        self.channels = coupled.taken.channels
+        self.choices: list[Choice] = []
+        self.weights: dict[str, Array] = {}
+        self.masked: dict[int, Mask] = {}
+        self.plain = replace_initializers(coupled.taken.proto, {})
+        self._gates = by_group(self.channels, calibrated.gates)
+        self.consumers = selection.consumers_of(self.channels, coupled.layers)
+        self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
+        self.reference = self._walker(coupled.taken.proto, loaded.fit)
+        self.fit_outputs, self.held_outputs = dict(self.goals.fit_outputs), dict(self.goals.held_outputs)
+        self.start()
+
+    def _walker(self, proto: onnx.ModelProto, samples: Samples, *, hold_out: bool = True) -> Walker:
+        types, shapes = self.loaded.normalised.types, self.channels.graph.shapes
+        return Walker(proto, samples, types, shapes, self.settings.memory, hold_out=hold_out)
+
+    def start(self) -> None:
+        """Begin the walk through the pruned network anew, with all masks so far."""
+        self.proto = self.plain
+        if self.masked:
+            keep = self.channels.keep_classes(self.masked)
+            self.proto = masked_model(self.plain, self.channels, keep, self.loaded.normalised.types)
+        self.state = self._walker(self.proto, self.loaded.fit)
+        self.held = self._walker(self.proto, self.loaded.held, hold_out=False)
+
+    def place(self, g: int) -> tuple[int, int]:
+        """Where a group is read first; those that no layer reads come last."""
+        reads = [n.index for n in (*(x.node for x in self.consumers[g]), *(x.node for x in self.gates_of(g)))]
+        return min(reads, default=len(self.channels.graph.nodes)), g
+
+    def gates_of(self, g: int) -> list[Gate]:
+        """The gates of one group."""
+        return [self.calibrated.gates[i] for i in self._gates.get(g, ())]
+
+    @property
+    def kept(self) -> dict[int, Mask]:
+        """Masks of the groups that are cut already."""
+        return {c.group: c.kept for c in self.choices}
+
+    # one group
+
+    def cut(self, g: int, widths: Sequence[int], limit: float | None) -> None:
+        """Cut one group and leave the network so."""
+        step: _Step = _Layers(self, g) if g in self.by_layers else _Masked(self, g)
+        found = [self._narrowest(step, name, p, widths, limit) for name, p in step.proposals().items()]
+        tried = [f for f in found if f is not None]
+        if tried:
+            best = min(tried, key=lambda f: (int(f[0].kept.sum()), f[0].error))
+            self.choices.append(best[0])
+            step.leave(*best)
+
+    def _narrowest(
+        self, step: _Step, name: str, propose: Proposal, widths: Sequence[int], limit: float | None
+    ) -> tuple[Choice, Weights] | None:
+        """The cut to the only width, or to the narrowest within the limit; None where the group stays whole."""
+        if limit is None:
+            return self._attempt(step, name, propose, widths[0])
+        best: tuple[Choice, Weights] | None = None
+        low, high = 0, len(widths) - 1
+        while low < high:
+            middle = (low + high) // 2
+            found = self._attempt(step, name, propose, widths[middle])
+            if found[0].error <= limit:
+                best, high = found, middle
+            else:
+                low = middle + 1
+        return best
+
+    def _attempt(self, step: _Step, name: str, propose: Proposal, width: int) -> tuple[Choice, Weights]:
+        mask, coefficients = propose(width)
+        mask = self._with_every_part(step.group, mask)
+        if coefficients is not None:
+            coefficients = np.where(mask, np.where(coefficients > 0, coefficients, 1.0), 0.0)
+        weights = step.folded(mask, coefficients)
+        return Choice(step.group, name, mask, step.error(mask, weights), coefficients), weights
+
+    def _with_every_part(self, g: int, mask: Mask) -> Mask:
+        paths = next(iter(self.candidates.values()))
+        whole = parts.with_every_part(self.channels, {**self.kept, g: mask}, paths)
+        if whole is None or any(not np.array_equal(whole[i], k) for i, k in self.kept.items()):
+            raise BudgetUnreachable("some tensor would keep no channel at all; remove less")
+        return whole[g]
+
+    def change(self, weights: Weights) -> None:
+        """Replace weights of the network."""
+        self.weights |= weights
+        for proto in {id(p): p for p in (self.plain, self.proto)}.values():
+            set_initializers(proto, weights)
+
+    @property
+    def current(self) -> Weights:
+        """The weights of the network as it is."""
+        return storage.Weights(self.plain.graph.initializer)
+
+    def path(self, g: int, name: str) -> Proposal:
+        """What the first selection found."""
+        path = self.candidates[name][g]
+        return lambda n: (path.kept(n), path.coefficients_of(n))
+
+
+class _Step(Protocol):
+    """One group's turn."""
+
+    group: int
+
+    def proposals(self) -> dict[str, Proposal]:
+        """By what is imitated."""
+
+    def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
+        """The weights that change with this cut, at full size."""
+
+    def error(self, mask: Mask, weights: Weights) -> float:
+        """The discrepancy of the outputs with this cut, on held-out samples."""
+
+    def leave(self, choice: Choice, weights: Weights) -> None:
+        """Leave the network with this cut."""
+
+
+class _Masked:
+    """A group that something other than layers reads: masked as in the oracle, in the order of the first selection."""
+
+    def __init__(self, run: _Run, group: int) -> None:
+        self.run, self.group = run, group
+
+    def proposals(self) -> dict[str, Proposal]:
+        """The paths of the first selection, without coefficients: not all that reads the group could take them."""
+
+        def masks(name: str) -> Proposal:
+            return lambda n: (self.run.candidates[name][self.group].kept(n), None)
+
+        return {name: masks(name) for name in self.run.candidates}
+
+    def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
+        """What the layers among the readers become."""
+        run = self.run
+        level = "least-squares" if run.settings.refit in ("lockstep", "least-squares") else run.settings.refit
+        keep = run.channels.keep_classes({**run.kept, self.group: mask})
+        return refit.in_place(run.consumers[self.group], run.calibrated.moments, run.current, keep, level)
+
+    def error(self, mask: Mask, weights: Weights) -> float:
+        """Of a run of the whole network."""
+        run = self.run
+        keep = run.channels.keep_classes({**run.masked, self.group: mask})
+        with storage.spilling():  # the trial's weights go with it
+            plain = replace_initializers(run.plain, weights)
+            found = verify.outputs_of(
+                masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held
+            )
+        return run.goals.held.value(found, slice(0, len(run.loaded.held)))
+
+    def leave(self, choice: Choice, weights: Weights) -> None:
+        """Mask the group; what was walked so far is walked again."""
+        self.run.change(weights)
+        self.run.masked[self.group] = choice.kept
+        self.run.start()
+
+
+class _Layers:
+    """A group that layers alone read: only their weights change, and what lies before them does not run again."""
+
+    def __init__(self, run: _Run, group: int) -> None:
+        self.run, self.group = run, group
+        self.consumers = run.consumers[group]
+        first = min(self.consumers, key=lambda x: x.node.index).data
+        for walker in (run.reference, run.state, run.held):
+            for _ in walker.advance((first,)):
+                pass
+        self.outputs = outputs_behind(run.channels, {x.node.index for x in self.consumers})
+
+    # what is proposed
+
+    def proposals(self) -> dict[str, Proposal]:
+        """Greedy imitation on the present inputs; where the method knows none, the path of the first selection."""
+        run = self.run
+        if run.settings.method not in SEQUENTIAL:
+            return {name: run.path(self.group, name) for name in run.candidates}
+        rows = run.channels.groups[self.group].rows
+        found: dict[str, Proposal] = {}
+        for name in run.candidates:
+            imitated = self._global() if name == "global" else None
+            if callable(imitated):
+                found[name] = imitated
+            else:
+                kind = "local" if imitated is None else name
+                found[kind] = _of_quadratic(self.local if imitated is None else imitated, rows)
+        return found
+
+    @cached_property
+    def equations(self) -> dict[str, tuple[NormalEquations, NormalEquations]]:
+        """By weight: the normal equations of each consumer on the present inputs, to fit and to judge."""
+        run = self.run
+        whole = np.ones(run.channels.classes.pinned.size, bool)
+        usable = [x for x in self.consumers if not is_wide(x) and x.data not in x.node.outputs]
+        targets = [Target(x.output or x.data) for x in usable]
+        points = refit.reference_points(
+            usable, targets, run.channels.graph, run.reference, whole, run.settings.seed, stay=True
+        )
+        return {
+            x.weight: refit.accumulate(x, Target(x.data), at, run.state, x.kept_outputs(whole), stay=True)
+            for x, at in zip(usable, points, strict=True)
+        }
+
+    @cached_property
+    def local(self) -> Quadratic:
+        """Discrepancy of the consumers' outputs, each relative to its variance."""
+        return self._consumed(None)
+
+    def _consumed(self, metrics: Mapping[str, Floats] | None) -> Quadratic:
+        """Of the consumers' outputs in the metric of each, or relative to its variance."""
+        run, group = self.run, self.run.channels.groups[self.group]
+        units, size = units_of(run.channels, self.group), group.size
+        total = Quadratic.of_gram(np.zeros((size, size)))
+        for layer in self.consumers:
+            if layer.weight not in run.calibrated.moments:
+                continue
+            regressions = selection.regressions_of(group, [layer], run.channels, run.calibrated.moments, {})
+            if layer.weight not in self.equations:
+                for r in regressions:
+                    total += Quadratic.of_gram(r.contributions(size))
+                continue
+            train, held = self.equations[layer.weight]
+            w = layer.matrix(run.current)
+            for i in range(layer.groups):
+                unit = units[layer.columns(i)]
+                if (unit < 0).all():
+                    continue
+                metric = regressions[0].weight * np.eye(w.shape[2]) if metrics is None else metrics[layer.weight][i]
+                total += Quadratic.of_equations(*_joined(train, held, i), w[i], unit, size, metric)
+        return total
+
+    def _global(self) -> Quadratic | Proposal | None:
+        """The outputs of the network; None where there are no gradients."""
+        run, settings = self.run, self.run.settings
+        if self.group in run.calibrated.outputs.missing or self.group not in run.calibrated.outputs.gates:
+            return None
+        if settings.metric == "kronecker":
+            metrics = run.calibrated.outputs.metrics
+            return self._consumed(metrics) if all(x.weight in metrics for x in self.consumers) else None
+        gates = run.gates_of(self.group)
+        part = self._part(run.state)
+        batches = self._batches()
+        types = run.loaded.normalised.types
+        if settings.metric == "exact":
+            some = _first(batches, _EXACT_SAMPLES)
+            network = GatedNetwork(part, run.channels, self.group, gates, types, some, run.goals.fit)
+            size = run.channels.groups[self.group].size
+            return exact.Imitation(network, size, candidates=_EXACT_CANDIDATES).best_of_size
+        probe = Probe.of(part, run.channels, gates, (), types)
+        found = probing.collect(
+            probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
+        )
+        moments = found.gates.get(self.group)
+        if moments is None:
+            return None
+        value = sum(run.goals.fit.value(b.outputs, b.index) for b in batches)
+        return Quadratic.around(moments.gram, moments.slope, value)
+
+    def _part(self, walker: Walker) -> onnx.ModelProto:
+        """The network behind what the walker keeps."""
+        return m.submodel(self.run.proto, walker.frontier, self.outputs)
+
+    def _batches(self) -> list[Batch]:
+        """The samples for fitting, from the frontier on, with the present outputs."""
+        state = self.run.state
+        session = Session(self._part(state), single=True)
+        found: list[Batch] = []
+        start = 0
+        for feeds, count in zip(state.batches, state.counts, strict=True):
+            index = slice(start, start + count)
+            before = part_of(self.run.fit_outputs, index, len(state.samples))
+            found.append(Batch(feeds, {**before, **session.run(feeds)}, index, count))
+            start += count
+        return found
+
+    # what is tried
+
+    def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
+        """The consumers' weights at the level of the refit."""
+        run = self.run
+        keep = run.channels.keep_classes({**run.kept, self.group: mask})
+        level, current = run.settings.refit, run.current
+        if level == "greedy":
+            return refit.scaled(self.consumers, current, keep, self._by_class(coefficients))
+        weights = refit.in_place(
+            self.consumers, run.calibrated.moments, current, keep, "least-squares" if level == "lockstep" else level
+        )
+        if level not in ("lockstep", "least-squares"):
+            return weights
+        found = dict(weights)
+        for layer in self.consumers:
+            if layer.weight in self.equations:
+                sums = self.equations[layer.weight]
+                found.update(refit.on_present_inputs(layer, sums, {**current, **weights}, keep))
+        return found
+
+    def _by_class(self, coefficients: Floats | None) -> Floats:
+        """Factors by class, 1 outside the group."""
+        channels = self.run.channels
+        factors = np.ones(channels.classes.pinned.size)
+        if coefficients is not None:
+            factors[channels.groups[self.group].units] = coefficients
+        return factors
+
+    def error(self, mask: Mask, weights: Weights) -> float:
+        """Of a run from the consumers on."""
+        run = self.run
+        outputs = {**run.held_outputs, **self._run(run.held, weights)}
+        return run.goals.held.value(outputs, slice(0, len(run.loaded.held)))
+
+    def _run(self, walker: Walker, weights: Weights) -> dict[str, Array]:
+        part = self._part(walker)
+        set_initializers(part, weights)
+        session = Session(part, single=True)
+        return concatenated([session.run(b) for b in walker.batches])
+
+    def leave(self, choice: Choice, weights: Weights) -> None:
+        """Put the weights into the network."""
+        run = self.run
+        run.change(weights)
+        run.held_outputs |= self._run(run.held, {})
+        if run.settings.reads_gradients:
+            run.fit_outputs |= self._run(run.state, {})
+
+
+def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None) -> Proposal:
+    def best(n: int) -> tuple[Mask, Floats | None]:
+        mask, coefficients, _ = best_of_size(q, n, rows)
+        return mask, coefficients
+
+    return best
+
+
+def _joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[Floats, Floats, Floats]:
+    """E[x xᵀ], E[x yᵀ] and E[y²] of one group of a convolution, over all rows."""
+    rows = max(train.rows + held.rows, 1)
+    xx, xy, yy = (getattr(train, k)[group] + getattr(held, k)[group] for k in ("xx", "xy", "yy"))
+    return xx / rows, xy / rows, yy / rows
+
+
+def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
+    """The first batches, up to so many samples."""
+    found: list[Batch] = []
+    for b in batches:
+        if found and sum(x.count for x in found) + b.count > samples:
+            break
+        found.append(b)
+    return found
