@@ -8,6 +8,8 @@ from typing import Any
 from onnxprune.errors import UsageError
 
 METHODS = ("obs", "local", "magnitude", "random")
+# What reads labels.
+LABELLED = ("global", "combined", "taylor")
 REFITS = ("lockstep", "least-squares", "scale", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
@@ -26,6 +28,7 @@ class PruneConfig:
     the model applies to its scores stays as it is.
     min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
+    labels: the key of the calibration data that holds the labels, for the methods in LABELLED; None without any.
     memory: bytes that cached activations of one model may take. force: write even where a check failed.
     Raises UsageError for a value out of range.
     """
@@ -42,6 +45,7 @@ class PruneConfig:
     exclude: tuple[str, ...] = ()
     seed: int = 0
     samples: int | None = None
+    labels: str | None = None
     memory: int = 512 << 20
     force: bool = False
 
@@ -69,6 +73,10 @@ class PruneConfig:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
+        if self.labels is not None and self.method not in LABELLED:
+            raise UsageError(
+                f"method {self.method!r} reads no labels, only {', '.join(LABELLED)} do; leave labels out, or change it"
+            )
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
 
