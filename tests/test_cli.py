@@ -391,21 +391,24 @@ def test_overwrite(folder: Path, capsys: Capture):
     assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["achieved"] >= 0.5
 
 
-def test_all_options_arrive(folder: Path, capsys: Capture):
+def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     """Fails where an option of the command line is dropped on its way."""
+    monkeypatch.setattr(config, "LABELLED", ("random",))
+    np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
-    args += ["--attention", "head-dim"]
-    args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", CALIB]
+    args += ["--attention", "head-dim", "--labels", "truth"]
+    args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", "labelled.npz"]
     code, _, err = run(capsys, RESNET, *args)
     assert (code, err) == (0, "")
-    config = json.loads((folder / "r.json").read_text(encoding="utf-8"))["config"]
-    assert config == {
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))["config"]
+    assert found == {
         **{
             "ratio": 0.2,
             "uniform": None,
             "budget": "params",
             "samples": 32,
+            "labels": "truth",
             "method": "random",
             "refit": "scale",
             "round_to": 4,

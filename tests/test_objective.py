@@ -321,8 +321,14 @@ def test_masked_classes():
     labels = np.array([0, 3, 0, 2, 2, 0])
     o = task_loss(scores, labels)
     assert whole(o, scores) == 0.0
+    nothing = np.zeros(N)  # the sum of p - onehot over the classes that are not masked, unless a masked one was drawn
     for seed in range(20):
-        assert not o.probe(scores, slice(0, N), np.random.default_rng(seed))["y"][:, 1].any()
+        r = o.probe(scores, slice(0, N), np.random.default_rng(seed))["y"]
+        assert_same(r.sum(axis=1), nothing, rtol=0.0, atol=1e-12)
+    first = {"y": scores["y"][:, [1, 0, 2, 3]]}
+    least: Any = Scripted(uniform=np.float64(0.0))
+    r = task_loss(first, np.full(N, 2)).probe(first, slice(0, N), least)["y"]
+    assert_same(r.sum(axis=1), nothing, rtol=0.0, atol=1e-12)
     with pytest.raises(CalibrationError, match="loss on sample 2 is not finite"):
         task_loss(scores, np.array([0, 3, 1, 2, 2, 0]))
 
@@ -336,6 +342,15 @@ def test_probability_of_zero():
     assert_same(o.gradient(p, slice(0, 2))["y"], np.array([[0, 0], [-1, 0]], np.float32), rtol=1e-6, atol=0.0)
     for seed in range(20):
         assert not o.probe(p, slice(0, 2), np.random.default_rng(seed))["y"][0, 1].any()
+
+
+def test_many_classes_that_round_to_zero():
+    """Fails where the least probability of half precision, 4,095 times over, is drawn instead of the sure class."""
+    p = {"y": np.eye(1, 4096, dtype=np.float16).repeat(200, axis=0)}
+    o = task_loss(p, np.zeros(200, int), probabilities=True)
+    r = o.probe(p, slice(0, 200), np.random.default_rng(0))["y"]
+    assert r[:, 0].all()
+    assert not r[:, 1:].any()
 
 
 def test_original_that_is_not_finite():
