@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from onnxprune import __version__
-from onnxprune.config import ATTENTIONS, BUDGETS, METHODS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, LABELLED, METHODS, REFITS, PruneConfig
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 TRACEBACK = "ONNXPRUNE_TRACEBACK"
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
-_DECIDED = ("ratio", "budget", "uniform", "method", "round_to", "attention", "min_channels", "include", "exclude")
+_DECIDED = tuple("ratio budget uniform method labels round_to attention min_channels include exclude".split())
 _SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
@@ -145,10 +145,18 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     type=str,
     metavar="PATH",
     show_default="seeded random inputs",
-    help="Calibration data, a few hundred samples without labels: a .npz keyed by input names, a .npy, or a folder.",
+    help="Calibration data, a few hundred samples: a .npz keyed by input names, a .npy, or a folder.",
 )
 @click.option(
     "--samples", type=int, show_default="all; 64 random ones without --calib", help="Use at most this many samples."
+)
+@click.option(
+    "--labels",
+    metavar="KEY",
+    show_default="none",
+    help="Key of the samples' labels in the calibration data: integer classes, or floating-point targets of the first "
+    f"output. Then --method {', '.join(LABELLED[:-1])} and {LABELLED[-1]} measure the loss instead of the change of "
+    "the outputs.",
 )
 @click.option("--method", type=click.Choice(METHODS), **_shown(_DEFAULTS.method), help="How channels are selected.")
 @click.option(
@@ -191,9 +199,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
-    "--ratio, --budget, --uniform, --method, --round-to, --attention, --min-channels, --include and --exclude are "
-    "refused beside it. --refit, --seed, --samples and --memory come from the plan unless given here; --calib and "
-    "--force never come from it.",
+    "--ratio, --budget, --uniform, --method, --labels, --round-to, --attention, --min-channels, --include and "
+    "--exclude are refused beside it. --refit, --seed, --samples and --memory come from the plan unless given here; "
+    "--calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -254,6 +262,8 @@ class Run:
                 raise UsageError(f"--uniform takes the place of a budget: leave out {', '.join(refused)}")
         elif given["ratio"] is None:
             raise UsageError("--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform)")
+        if given["labels"] is not None and given["calib"] is None:
+            raise UsageError("--labels names a key of the calibration data: give that too, with --calib")
         if given["output"] is None and not given["dry_run"]:
             raise UsageError("OUT is missing: name the file to write, or use --dry-run")
         options = {k: given.pop(k) for k in _SETTINGS}

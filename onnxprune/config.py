@@ -11,8 +11,8 @@ METHODS = ("obs", "local", "global", "combined", "gfs", "taylor", "magnitude", "
 # Methods that give every kept channel a coefficient, and that select layer by layer on pruned inputs.
 GREEDY = ("local", "global", "combined", "gfs")
 SEQUENTIAL = ("local", "global", "combined")
-# Methods that look at the network's outputs, by gradients.
-GRADIENT = ("global", "combined", "taylor")
+# Methods that look at the network's outputs, by gradients; with labels, at the loss.
+GRADIENT = LABELLED = ("global", "combined", "taylor")
 METRICS = ("gates", "kronecker", "exact")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params")
@@ -40,6 +40,7 @@ class PruneConfig:
     the model applies to its scores stays as it is.
     min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
+    labels: the key of the calibration data that holds the labels, for the methods in LABELLED; None without any.
     memory: bytes that cached activations of one model may take. force: write even where a check failed.
     Raises UsageError for a value out of range.
     """
@@ -59,6 +60,7 @@ class PruneConfig:
     exclude: tuple[str, ...] = ()
     seed: int = 0
     samples: int | None = None
+    labels: str | None = None
     memory: int = 512 << 20
     force: bool = False
 
@@ -97,6 +99,10 @@ class PruneConfig:
             raise UsageError(f"refit 'greedy' needs a greedy method: one of {', '.join(GREEDY)}")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
+        if self.labels is not None and self.method not in LABELLED:
+            raise UsageError(
+                f"method {self.method!r} reads no labels, only {', '.join(LABELLED)} do; leave labels out, or change it"
+            )
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
 

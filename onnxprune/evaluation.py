@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune import model as m
 from onnxprune import storage, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
-from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
+from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import Array
-from onnxprune.objective import check_classes, class_scores, relative_error
+from onnxprune.labels import classes_of
+from onnxprune.objective import Ints, check_classes, class_scores, relative_error
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
-Ints = NDArray[np.int64]
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
 _SLACK = 1e-9
 
@@ -88,7 +87,7 @@ def _evaluated(
 ) -> Evaluation:
     proto, name = _model(model)
     samples = _samples(data, proto)
-    truth = None if labels is None else _labels(samples, labels)
+    truth = None if labels is None else classes_of(samples, labels)
     outputs = verify.outputs_of(proto, samples)
     classes = _classes(outputs, len(samples))
     notes = [] if classes is not None else ["the first output holds no class scores; top-1 and agreement do not apply"]
@@ -146,20 +145,6 @@ def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
 def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto) -> Samples:
     specs = reader.input_specs(proto)
     return reader.checked(source, specs) if isinstance(source, Mapping) else reader.load(Path(source), specs)
-
-
-def _labels(samples: Samples, key: str) -> Ints:
-    """The labels, (samples,). Raises CalibrationError unless they are one integer per sample."""
-    if key not in samples.extras:
-        found = ", ".join(repr(k) for k in samples.extras) or "no other keys"
-        raise CalibrationError(f"{samples.origin}: no labels under {key!r}; beside the inputs it holds {found}")
-    labels = samples.extras[key]
-    where = f"{samples.origin}: labels {key!r}"
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise CalibrationError(f"{where} are {labels.dtype}; they must be integers, the class of each sample")
-    if labels.size != len(samples) or labels.shape[0] != len(samples):
-        raise CalibrationError(f"{where} have shape {labels.shape}; there are {len(samples)} samples")
-    return labels.reshape(-1).astype(np.int64)
 
 
 def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:

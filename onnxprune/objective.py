@@ -107,13 +107,17 @@ class SquaredError:
 
     def value(self, outputs: Mapping[str, Array], index: Index) -> float:
         """The share of these samples."""
+        found = -self.before[index]
         with np.errstate(over="ignore"):
-            found = sum(w * float((self._errors(k, outputs, index) ** 2).sum()) for k, w in self.weight.items())
-        return _comparable(found - float(self.before[index].sum()))
+            for k, w in self.weight.items():
+                found = found + w * _squares(self._errors(k, outputs, index), len(found))
+        return _comparable(float(found.sum()))
 
     def gradient(self, outputs: Mapping[str, Array], index: Index, *, scale: float = 1.0) -> dict[str, Array]:
         """2 · weight · (y - target)."""
-        return {k: _seed(scale * 2.0 * w * self._errors(k, outputs, index), outputs[k]) for k, w in self.weight.items()}
+        with np.errstate(over="ignore"):
+            found = {k: scale * 2.0 * w * self._errors(k, outputs, index) for k, w in self.weight.items()}
+        return {k: _seed(v, outputs[k]) for k, v in found.items()}
 
     def probe(
         self, outputs: Mapping[str, Array], index: Index, rng: np.random.Generator, *, scale: float = 1.0
@@ -213,8 +217,7 @@ def task_loss(reference: Mapping[str, Array], labels: Array, *, probabilities: b
     if is_float(labels.dtype):
         weight = 1.0 / spread(labels)
         with np.errstate(over="ignore"):
-            squares = (y0.astype(np.float64) - labels.astype(np.float64)) ** 2
-            before = weight * squares.reshape(samples, -1).sum(axis=1)
+            before = weight * _squares(y0.astype(np.float64) - labels.astype(np.float64), samples)
         _check_finite(before)
         return SquaredError({name: labels}, {name: weight}, samples, before)
     before = _Answer.of(y0, probabilities).loss(labels) / samples
@@ -307,7 +310,7 @@ class _Answer:
         return np.where(self.sound, -self.log_p[np.arange(len(labels)), labels], np.inf)
 
     def slope(self, labels: Ints) -> Wide:
-        """d loss / d output, (samples, classes): p - onehot(label), or -onehot(label) / p_label where p is the output."""
+        """d loss / d output, (samples, classes): p - onehot(label); where p is the output, -onehot(label) / p_label."""
         rows = np.arange(len(labels))
         if self.log_floor is None:
             found = np.exp(self.log_p)
@@ -324,11 +327,17 @@ class _Answer:
         if self.log_floor is not None:
             p = np.where(self.log_p > self.log_floor, p, 0.0)
         below = np.cumsum(p, axis=1)
-        drawn: Ints = (below <= rng.random(len(p))[:, None] * below[:, -1:]).sum(axis=1)
-        return np.minimum(drawn, p.shape[1] - 1)
+        drawn = (below <= rng.random(len(p))[:, None] * below[:, -1:]).sum(axis=1)
+        return np.asarray(np.minimum(drawn, p.shape[1] - 1), np.int64)
 
 
 # shared
+
+
+def _squares(errors: Wide, samples: int) -> Wide:
+    """The sum of squares of each sample, (samples,)."""
+    found: Wide = (errors.reshape(samples, -1) ** 2).sum(axis=1)
+    return found
 
 
 def _seed(values: Wide, output: Array) -> Array:

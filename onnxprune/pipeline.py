@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import budget, cost, parts, plan, refit, runtime, selection, sensitivity, sequential, storage, verify
+from onnxprune import (
+    budget,
+    cost,
+    labels,
+    parts,
+    plan,
+    refit,
+    runtime,
+    selection,
+    sensitivity,
+    sequential,
+    storage,
+    verify,
+)
 from onnxprune import model as m
 from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate import outputs, statistics
@@ -27,10 +40,10 @@ from onnxprune.destination import check_data, check_outputs
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
 from onnxprune.gates import Gate, gates_of
 from onnxprune.graph import Array
-from onnxprune.normalise import normalise
+from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
-from onnxprune.objective import Objective, output_imitation, relative_error, task_loss
+from onnxprune.objective import Objective, fitted_labels, output_imitation, relative_error, task_loss
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
@@ -161,7 +174,8 @@ def _run(
     """The sentence, one line per stage, and whether the result's weights go beside it. files: output, plan, report."""
     output, *others = files
     with stage("load"):
-        loaded = load(model, calibration, settings)
+        # A plan has decided all that labels decide, so a replay needs none.
+        loaded = load(model, calibration, settings if replayed is None else settings.with_options(labels=None))
         check_data(output, others, model, loaded.source, overwrite)
     with stage("couple"):
         coupled = couple(loaded, settings)
@@ -198,27 +212,33 @@ def _run(
 
 
 def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> Loaded:
-    """Read and normalise the model, read and split the data."""
+    """Read and normalise the model, read and split the data, and hold the labels against the first output."""
     original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
     if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
         original = storage.outside(original)
     samples = read_samples(original, calibration, settings)
     normalised = normalise(original, samples.example())
+    if settings.labels is not None:
+        check_labels(normalised, samples, settings.labels)
     notes = list(normalised.notes)
     if samples.synthetic:
         notes.append("no calibration data was given: random inputs stand in, and the accuracy will suffer; use --calib")
     elif len(samples) < _FEW_SAMPLES:
         notes.append(f"only {len(samples)} calibration samples: the refit has little to go by; use a few hundred")
-    if samples.extras:
-        notes.append(f"the calibration data holds keys that the model does not read: {', '.join(samples.extras)}")
+    unread = [k for k in samples.extras if k != settings.labels]
+    if unread:
+        notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
     fit, held = split(samples, settings.seed)
-    return Loaded(original, source, normalised, fit, held, tuple(notes), samples.sha256())
+    used = () if settings.labels is None else (settings.labels,)
+    return Loaded(original, source, normalised, fit, held, tuple(notes), samples.sha256(*used), settings.labels)
 
 
 def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:
     """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice."""
     specs = data.input_specs(proto)
     if calibration is None:
+        if settings.labels is not None:
+            raise UsageError(f"labels {settings.labels!r} are a key of the calibration data; give that too (--calib)")
         session = runtime.Session(proto)
 
         def runs(feeds: Mapping[str, Array]) -> bool:
@@ -234,9 +254,23 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
         if not isinstance(calibration, Mapping)
         else data.checked(calibration, specs)
     )
+    if settings.labels is not None:
+        labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(found):
         found = found.take(np.sort(np.random.default_rng(settings.seed).permutation(len(found))[: settings.samples]))
     return found
+
+
+def check_labels(n: Normalised, samples: Samples, key: str) -> None:
+    """Raises CalibrationError where the labels do not fit the first output that is a tensor."""
+    found = labels.of(samples, key)
+    tensors = [o for o in n.proto.graph.output if o.type.HasField("tensor_type")]
+    shape = n.shapes.get(tensors[0].name) if tensors else None
+    if shape is not None:
+        example = samples.example()
+        batch = next((len(example[s.name]) for s in samples.specs if s.batched), 1)
+        shape = (len(samples) * shape[0] // batch, *shape[1:]) if shape else ()
+        fitted_labels(found, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
 
 
 def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
@@ -305,8 +339,7 @@ def goals_of(loaded: Loaded, coupled: Coupled, reference: Mapping[str, Array], s
         known = outputs[id(samples)]
         if settings.labels is None:
             return output_imitation(known, len(samples))
-        producer = coupled.taken.channels.graph.producer.get(next(iter(known), ""))
-        probabilities = producer is not None and producer.op == "Softmax"
+        probabilities = labels.after_softmax(coupled.taken.channels.graph, next(iter(known), ""))
         return task_loss(known, labels.of(samples, settings.labels), probabilities=probabilities)
 
     fit, held = objective(loaded.fit), objective(loaded.held)
@@ -415,7 +448,9 @@ def within_budget(
             f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
     tried = [(paths, trials_of(loaded, coupled, calibrated, paths, widths, settings)) for paths in candidates.values()]
-    better = [min(tried, key=lambda t: (sum(t[1][g.index].values()), t[0][g.index].loss.sum())) for g in channels.groups]
+    better = [
+        min(tried, key=lambda t: (sum(t[1][g.index].values()), t[0][g.index].loss.sum())) for g in channels.groups
+    ]
     paths = [of[0][g.index] for of, g in zip(better, channels.groups, strict=True)]
     trials = [of[1][g.index] for of, g in zip(better, channels.groups, strict=True)]
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]

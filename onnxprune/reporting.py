@@ -65,6 +65,7 @@ def report_of(
             "samples": loaded.count,
             "held_out": len(loaded.held) if loaded.held is not loaded.fit else 0,
             "sha256": loaded.data_sha256,
+            "labels": loaded.labels,
         },
         effort=Effort(dict(stage.seconds), calibrated.plain_seconds, peak_memory()),
         versions=versions(),

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +34,6 @@ from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group, units_of
 from onnxprune.graph import Array
 from onnxprune.numerics.gram import NormalEquations
-from onnxprune.objective import Objective
 from onnxprune.oracle import masked_model
 from onnxprune.refit import Target
 from onnxprune.rewrite import replace_initializers, set_initializers

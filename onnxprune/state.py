@@ -50,7 +50,10 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """The original model, its normalised form, and the data: for fitting, and held out from it."""
+    """The original model, its normalised form, and the data: for fitting, and held out from it.
+
+    labels: the key of the data's labels, where the run reads them.
+    """
 
     original: onnx.ModelProto
     source: Source
@@ -59,6 +62,7 @@ class Loaded:
     held: Samples
     notes: tuple[str, ...]
     data_sha256: str
+    labels: str | None = None
 
     @property
     def count(self) -> int:

@@ -74,7 +74,7 @@ def test_a_cycle_would_be_found():
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
-@pytest.mark.parametrize("layer", ["numerics", "select", "budget"])
+@pytest.mark.parametrize("layer", ["numerics", "select", "budget", "objective"])
 def test_arithmetic_knows_no_onnx(layer: str):
     """Fails where a numeric module reaches for a model: arrays go in, arrays come out."""
     inside = {m: p for m, p in MODULES.items() if m.split(".")[1:2] == [layer]}

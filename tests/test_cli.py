@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, pipeline
+from onnxprune import cli, config, pipeline
 from onnxprune.report.terminal import PLAIN_WIDTH
 from tests import digits
 from tests.digits import pruned
@@ -132,6 +132,8 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--from-plan", "p", "--uniform", "0.5"], 2, "leave out --uniform"),
         (["out.onnx", "--ratio", "0.999"], 3, "cannot go: at most"),
         (["out.onnx", "--ratio", "0.5", "--method", "magic"], 2, "'magic' is not one of"),
+        (["out.onnx", "--ratio", "0.5", "--method", "obs", "--labels", "y"], 2, "method 'obs' reads no labels, only"),
+        (["out.onnx", "--from-plan", "p", "--labels", "y"], 2, "leave out --labels"),
         (["out.onnx", "--ratio", "0.5", "--memory", "much"], 2, "write 512M or 2G"),
         (["out.onnx", "--ratio", "0.5", "--round-to", "0"], 2, "round_to is 0"),
         (["out.onnx", "--ratio", "0.5", "--exclude", "nobody*"], 2, "matches no node and no tensor"),
@@ -152,6 +154,47 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
 )
 def test_options(folder: Path, capsys: Capture, args: list[str], code: int, match: str):
     refused(folder, capsys, code, match, RESNET, *args, "--calib", CALIB)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "match"),
+    [
+        ({}, 1, "labelled.npz: no labels under 'label'; beside the inputs it holds no other keys"),
+        ({"label": np.zeros(3, int)}, 1, "labels 'label' have shape (3,); there are 256 samples"),
+        ({"label": np.full(256, 10)}, 1, "labels run from 10 to 10, the model has the classes 0 to 9"),
+        ({"label": np.zeros((256, 4))}, 1, "floating-point labels have shape 256x4, the first output has 256x10"),
+        ({"label": np.full(256, "cat")}, 1, "must be integers (classes) or floating-point targets"),
+        (None, 2, "--labels names a key of the calibration data: give that too, with --calib"),
+    ],
+)
+def test_labels(
+    folder: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    data: dict[str, Any] | None,
+    code: int,
+    match: str,
+):
+    monkeypatch.setattr(config, "LABELLED", ("magnitude",))
+    calib = [] if data is None else ["--calib", "labelled.npz"]
+    if data is not None:
+        np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], **data)
+    args = [RESNET, "out.onnx", "--ratio", "0.5", "--labels", "label", *calib, *FAST, *FILES]
+    refused(folder, capsys, code, match, *args)
+
+
+def test_labels_in_the_report(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(config, "LABELLED", ("magnitude",))
+    np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
+    args = [RESNET, "out.onnx", "--ratio", "0.5", "--labels", "truth", "--calib", "labelled.npz", *FAST, *FILES]
+    code, out, err = run(capsys, *args)
+    assert (code, err) == (0, "")
+    assert "labelled.npz: 256 samples, with the labels 'truth', 32 of them held out" in " ".join(out.split())
+    assert "does not read" not in out
+    assert json.loads((folder / "report.json").read_text())["calibration"]["labels"] == "truth"
+    code, out, err = run(capsys, RESNET, "again.onnx", "--from-plan", "plan.json", "--calib", CALIB)
+    assert (code, err) == (0, "")
+    assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
 def test_no_arguments(folder: Path, capsys: Capture):
@@ -348,21 +391,24 @@ def test_overwrite(folder: Path, capsys: Capture):
     assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["achieved"] >= 0.5
 
 
-def test_all_options_arrive(folder: Path, capsys: Capture):
+def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     """Fails where an option of the command line is dropped on its way."""
+    monkeypatch.setattr(config, "LABELLED", ("random",))
+    np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
-    args += ["--attention", "head-dim"]
-    args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", CALIB]
+    args += ["--attention", "head-dim", "--labels", "truth"]
+    args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", "labelled.npz"]
     code, _, err = run(capsys, RESNET, *args)
     assert (code, err) == (0, "")
-    config = json.loads((folder / "r.json").read_text(encoding="utf-8"))["config"]
-    assert config == {
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))["config"]
+    assert found == {
         **{
             "ratio": 0.2,
             "uniform": None,
             "budget": "params",
             "samples": 32,
+            "labels": "truth",
             "method": "random",
             "refit": "scale",
             "round_to": 4,

@@ -101,11 +101,11 @@ class Samples:
                 feeds[s.name] = np.repeat(feeds[s.name], 2, axis=0)
         return feeds
 
-    def sha256(self) -> str:
-        """Over names, shapes and values."""
+    def sha256(self, *extras: str) -> str:
+        """Over names, shapes and values of the inputs, and of these extra keys."""
         digest = hashlib.sha256()
-        for name in sorted(self.arrays):
-            a = np.ascontiguousarray(self.arrays[name])
+        for name in (*sorted(self.arrays), *extras):
+            a = np.ascontiguousarray(self.arrays[name] if name in self.arrays else self.extras[name])
             digest.update(f"{name}{a.shape}{a.dtype}".encode())
             digest.update(a.tobytes())
         return digest.hexdigest()
@@ -135,12 +135,15 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
         else:
             arrays[s.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     extras: dict[str, Array] = {}
+    counts = [next((len(inputs[s.name]) for s in specs if s.batched), 1) for inputs, _ in parts]
     for k in parts[0][1]:
         others = [np.atleast_1d(x[1][k]) for x in parts if k in x[1]]
         if len({(o.shape[1:], o.dtype.kind) for o in others}) > 1:
             raise CalibrationError(f"{p}: the files hold {k!r} in different shapes or types; make them equal")
         if len(others) == len(parts):
             extras[k] = np.concatenate(others)
+            if len(extras[k]) == sum(counts) and [len(o) for o in others] != counts:
+                raise CalibrationError(f"{p}: some files hold fewer or more {k!r} than samples; make them equal")
     return Samples(specs, arrays, extras, str(p))
 
 

@@ -152,7 +152,8 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("output error, held out", _error(report.output_error)))
     facts += _check_facts(report)
     c = report.calibration
-    facts.append(("calibration", f"{c['origin']}: {c['samples']} samples, {c['held_out']} of them held out"))
+    labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
+    facts.append(("calibration", f"{c['origin']}: {c['samples']} samples{labels}, {c['held_out']} of them held out"))
     facts.append(("seed", f"{report.config.get('seed')}"))
     e = report.effort
     stages = " · ".join(f"{name} {duration(s)}" for name, s in e.stages.items())
