@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from onnxprune import __version__
-from onnxprune.config import ATTENTIONS, BUDGETS, LABELLED, METHODS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, LABELLED, METHODS, METRICS, REFITS, PruneConfig
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 TRACEBACK = "ONNXPRUNE_TRACEBACK"
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
-_DECIDED = tuple("ratio budget uniform method labels round_to attention min_channels include exclude".split())
+_DECIDED = tuple(
+    "ratio budget uniform tolerance method metric probes labels round_to attention min_channels include exclude".split()
+)
 _SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
@@ -129,7 +131,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 @click.option(
     "--ratio",
     type=float,
-    help="Share of the budget to remove, in (0, 1). Required without --uniform and --from-plan.",
+    help="Share of the budget to remove, in (0, 1). Required without --uniform, --tolerance and --from-plan.",
 )
 @click.option("--budget", type=click.Choice(BUDGETS), **_shown(_DEFAULTS.budget), help="What --ratio counts.")
 @click.option(
@@ -139,6 +141,14 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     show_default="none",
     help="Instead of a budget: every group that can be cut loses this share of its channels, in (0, 1). Widths are "
     "rounded down to what --round-to allows; a group too narrow for that keeps its least width.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="ERROR",
+    show_default="none",
+    help="Instead of a budget: remove what can go until the outputs, on held-out samples, differ from the original's "
+    "by this much: squared error over spread, such as 0.01; with --labels the loss that is added.",
 )
 @click.option(
     "--calib",
@@ -158,7 +168,27 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     f"output. Then --method {', '.join(LABELLED[:-1])} and {LABELLED[-1]} measure the loss instead of the change of "
     "the outputs.",
 )
-@click.option("--method", type=click.Choice(METHODS), **_shown(_DEFAULTS.method), help="How channels are selected.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    **_shown(_DEFAULTS.method),
+    help="How channels are selected: by block OBS; by greedy imitation of each layer's output (local), of the network's "
+    "(global), or of the better of both (combined); by greedy forward selection (gfs); by Taylor score, magnitude, or "
+    "at random.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    **_shown(_DEFAULTS.metric),
+    help="How --method global and combined measure the network's outputs: to second order in the channels (gates) or "
+    "in each layer's outputs (kronecker), or by running it for the best few candidates of each step (exact; slow).",
+)
+@click.option(
+    "--probes",
+    type=int,
+    **_shown(_DEFAULTS.probes),
+    help="Random projections of the outputs that are differentiated for every sample.",
+)
 @click.option(
     "--refit", type=click.Choice(REFITS), **_shown(_DEFAULTS.refit), help="How the remaining weights are adapted."
 )
@@ -199,8 +229,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
-    "--ratio, --budget, --uniform, --method, --labels, --round-to, --attention, --min-channels, --include and "
-    "--exclude are refused beside it. --refit, --seed, --samples and --memory come from the plan unless given here; "
+    "--ratio, --budget, --uniform, --tolerance, --method, --metric, --probes, --labels, --round-to, --attention, "
+    "--min-channels, --include and --exclude are refused beside it. --refit, --seed, --samples and --memory come from the plan unless given here; "
     "--calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
@@ -260,8 +290,14 @@ class Run:
             refused = [f"--{k}" for k in ("ratio", "budget") if k in explicit]
             if refused:
                 raise UsageError(f"--uniform takes the place of a budget: leave out {', '.join(refused)}")
+        elif given["tolerance"] is not None:
+            refused = [f"--{k}" for k in ("ratio", "budget") if k in explicit]
+            if refused:
+                raise UsageError(f"--tolerance takes the place of a budget: leave out {', '.join(refused)}")
         elif given["ratio"] is None:
-            raise UsageError("--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform)")
+            raise UsageError(
+                "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, or --tolerance)"
+            )
         if given["labels"] is not None and given["calib"] is None:
             raise UsageError("--labels names a key of the calibration data: give that too, with --calib")
         if given["output"] is None and not given["dry_run"]:

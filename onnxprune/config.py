@@ -26,8 +26,8 @@ class PruneConfig:
 
     ratio: share of the budget to remove, in (0, 1); 0.5 unless `uniform` is given. budget: what `ratio` counts: "macs"
     or "params". uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
-    tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much goes
-    as that allows. It is relative to the spread of the original's outputs, on held-out samples.
+    tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much
+    goes as that allows. It is relative to the spread of the original's outputs, on held-out samples.
     method: selection: "obs" (block OBS); greedy imitation (Ye, Wu & Liu 2020) of the layer's output ("local"), of the
     network's ("global"), or by layer the better of both ("combined"); "gfs" (Ye et al. 2020); "taylor" (Molchanov et
     al. 2019); "magnitude", "random".

@@ -180,7 +180,7 @@ def _run(
     with stage("couple"):
         coupled = couple(loaded, settings)
     with stage("calibrate"):
-        calibrated = calibrate(loaded, coupled, settings)
+        calibrated = calibrate(loaded, coupled, settings, selects=replayed is None)
     if replayed is None:
         with stage("select"):
             candidates = select(coupled, calibrated, settings)
@@ -313,15 +313,18 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
 # calibrate
 
 
-def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Calibrated:
-    """Collect statistics of every layer that combines removable channels."""
+def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, selects: bool = True) -> Calibrated:
+    """Collect statistics of every layer that combines removable channels.
+
+    selects: also what only selection needs, the gradients of the outputs.
+    """
     reference = verify.outputs_of(loaded.original, loaded.held)
     plain = plain_pass(loaded)
     per_group = selection.consumers_of(coupled.taken.channels, coupled.layers) if settings.reads_statistics else []
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     moments = statistics.collect(coupled.taken.proto, consumers, loaded.fit, n.shapes, settings.seed)
-    if not (settings.sequential or settings.reads_gradients):
+    if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers, moments, plain, reference)
     goals = goals_of(loaded, coupled, reference, settings)
     gates = gates_of(coupled.taken.channels)
@@ -447,12 +450,10 @@ def within_budget(
         raise BudgetUnreachable(
             f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
-    tried = [(paths, trials_of(loaded, coupled, calibrated, paths, widths, settings)) for paths in candidates.values()]
-    better = [
-        min(tried, key=lambda t: (sum(t[1][g.index].values()), t[0][g.index].loss.sum())) for g in channels.groups
-    ]
-    paths = [of[0][g.index] for of, g in zip(better, channels.groups, strict=True)]
-    trials = [of[1][g.index] for of, g in zip(better, channels.groups, strict=True)]
+    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
+    better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
+    paths = [found[g] for g, (found, _) in enumerate(better)]
+    trials = [found[g] for g, (_, found) in enumerate(better)]
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
     for g in coupled.taken.idle:
         # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.

@@ -89,9 +89,8 @@ def _global(
     known = outputs.gates.get(g.index)
     if known is None:
         return None
-    if metric != "kronecker" or not all(
-        x.weight in outputs.metrics and moments[x.weight].classes is None for x in readers
-    ):
+    factored = all(x.weight in outputs.metrics and moments[x.weight].classes is None for x in readers)
+    if metric != "kronecker" or not factored:
         return Quadratic.around(known.gram, known.slope, 0.0)
     unit = units_of(channels, g.index)
     total: NDArray[np.float64] = np.zeros((g.size, g.size))

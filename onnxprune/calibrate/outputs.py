@@ -1,10 +1,10 @@
 """What the network's outputs say of every channel: gate gradients, collected in one backward pass per batch.
 
-For a sample with the random seed r of `Objective.probe`, d_j = Σ x_j ⊙ ∂<r, y>/∂x_j is the gradient of a projection of
-the outputs with respect to the gate of channel j. Σ E[d dᵀ] is the Gauss-Newton matrix of the discrepancy of the outputs
-with respect to the gates, and its diagonal the Taylor score of Molchanov et al. 2019 (arXiv 1906.10771). The same pass
-gives Σ g gᵀ of the gradient g at the output of every layer, the other factor of the Kronecker form (Martens & Grosse
-2015, arXiv 1503.05671; for convolutions Grosse & Martens 2016, arXiv 1602.01407).
+For a sample with the random seed r of `Objective.probe`, d_j = Σ x_j ⊙ ∂<r, y>/∂x_j is the gradient of a projection
+of the outputs with respect to the gate of channel j. Σ E[d dᵀ] is the Gauss-Newton matrix of the discrepancy of the
+outputs with respect to the gates, and its diagonal the Taylor score of Molchanov et al. 2019 (arXiv 1906.10771). The
+same pass gives Σ g gᵀ of the gradient g at the output of every layer, the other factor of the Kronecker form (Martens &
+Grosse 2015, arXiv 1503.05671; for convolutions Grosse & Martens 2016, arXiv 1602.01407).
 
 The sums are formed by nodes appended to the graph, so only what is as small as a layer's width leaves the runtime.
 """
@@ -145,7 +145,8 @@ def _per_sample(d: Floats, count: int) -> Floats:
     of the sum are those of all samples together.
     """
     if len(d) % count == 0:
-        return d.reshape(count, -1, d.shape[1]).sum(axis=1)
+        rows: Floats = d.reshape(count, -1, d.shape[1]).sum(axis=1)
+        return rows
     return np.concatenate([d.sum(axis=0, keepdims=True), np.zeros((count - 1, d.shape[1]))])
 
 

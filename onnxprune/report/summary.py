@@ -66,7 +66,8 @@ class Effort:
 class Report:
     """Everything that a run has to say.
 
-    requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut.
+    requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
+    tolerance nothing is requested.
     """
 
     model: str
@@ -74,7 +75,7 @@ class Report:
     output: str | None
     dry_run: bool
     config: Mapping[str, Any]
-    requested: float
+    requested: float | None
     achieved: float
     before: Size
     after: Size

@@ -144,10 +144,15 @@ def _pinned(rows: Sequence[PinnedRow], screen: Screen) -> list[RenderableType]:
     return [table, _remedies(numbers, screen)]
 
 
+def _tolerance(report: Report) -> str:
+    return f"as much as a tolerance of {report.config.get('tolerance')} on the outputs allows"
+
+
 def _run_facts(report: Report) -> list[tuple[str, str]]:
     unit = {"macs": "MACs", "params": "parameters"}.get(str(report.config.get("budget")), "cost")
     unit, of = ("channels", " of every group") if report.config.get("uniform") is not None else (unit, "")
-    facts = [(f"{unit} removed", f"{report.achieved:.1%}, requested {report.requested:.1%}{of}")]
+    wanted = f"requested {report.requested:.1%}{of}" if report.requested is not None else _tolerance(report)
+    facts = [(f"{unit} removed", f"{report.achieved:.1%}, {wanted}")]
     if report.output_error is not None:
         facts.append(("output error, held out", _error(report.output_error)))
     facts += _check_facts(report)
