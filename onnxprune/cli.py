@@ -172,9 +172,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--method",
     type=click.Choice(METHODS),
     **_shown(_DEFAULTS.method),
-    help="How channels are selected: by block OBS; by greedy imitation of each layer's output (local), of the network's "
-    "(global), or of the better of both (combined); by greedy forward selection (gfs); by Taylor score, magnitude, or "
-    "at random.",
+    help="How channels are selected: by block OBS; by greedy imitation of each layer's output (local), of the "
+    "network's (global), or of the better of both (combined); by greedy forward selection (gfs); by Taylor score, "
+    "magnitude, or at random.",
 )
 @click.option(
     "--metric",
@@ -230,8 +230,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --probes, --labels, --round-to, --attention, "
-    "--min-channels, --include and --exclude are refused beside it. --refit, --seed, --samples and --memory come from the plan unless given here; "
-    "--calib and --force never come from it.",
+    "--min-channels, --include and --exclude are refused beside it. --refit, --seed, --samples and --memory come from "
+    "the plan unless given here; --calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -296,7 +296,7 @@ class Run:
                 raise UsageError(f"--tolerance takes the place of a budget: leave out {', '.join(refused)}")
         elif given["ratio"] is None:
             raise UsageError(
-                "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, or --tolerance)"
+                "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance)"
             )
         if given["labels"] is not None and given["calib"] is None:
             raise UsageError("--labels names a key of the calibration data: give that too, with --calib")
