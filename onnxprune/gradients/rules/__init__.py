@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.gradients.build import Builder, Gradients
-from onnxprune.gradients.rules import contraction, elementwise
+from onnxprune.gradients.rules import contraction, elementwise, indexing, layout, reduction
 from onnxprune.graph import Node
 
 Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
@@ -25,5 +25,8 @@ NO_DERIVATIVE = frozenset(
 
 TABLE: Mapping[str, Rule] = {
     **elementwise.TABLE,
+    **layout.TABLE,
+    **indexing.TABLE,
+    **reduction.TABLE,
     **contraction.TABLE,
 }
