@@ -42,7 +42,8 @@ def compare(
 ) -> None:
     """Fail unless the gradients of the graph inputs `tensors` (all floating-point ones) agree with differences.
 
-    measured: the inputs that the shapes are measured on, where not `feeds`. The error is relative to ||g|| · ||v|| / √size, what <g, v> is of the order of.
+    measured: the inputs that the shapes are measured on, where not `feeds`. The error is relative to
+    ||g|| · ||v|| / √size, what <g, v> is of the order of.
     """
     wanted = [k for k, v in feeds.items() if is_float(v.dtype)] if tensors is None else list(tensors)
     back = reverse_of(proto, feeds if measured is None else measured, wanted)

@@ -1,67 +1,48 @@
-"""Models of one node, for tests of gradient rules."""
+"""Models of one node on normal numbers, for tests of gradient rules."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
-from tests.gradients.differences import compare
-
-Arrays = dict[str, np.ndarray]
+from onnxprune.graph import Array
+from tests.gradients.differences import compare, one_node
 
 
-def single(
-    op: str,
-    data: list[np.ndarray | tuple[int, ...] | None],
-    weights: Arrays | None = None,
-    *,
-    opset: int = 17,
-    order: list[str] | None = None,
-    outputs: int = 1,
-    seed: int = 0,
-    **attrs: Any,
-) -> tuple[onnx.ModelProto, Arrays]:
-    """A model of one node and its feeds.
-
-    data: graph inputs x0, x1, … as values, or as shapes of normal numbers. weights: initializers by name. order: the
-    node's inputs ("" for an omitted one); by default the data, then the weights.
-    """
-    rng = np.random.default_rng(seed)
-    feeds = {
-        f"x{i}": rng.standard_normal(d).astype(np.float32) if isinstance(d, tuple) else np.asarray(d)
-        for i, d in enumerate(data)
-    }
-    weights = weights or {}
-    names = [f"y{i}" for i in range(outputs)]
-    node = helper.make_node(op, order if order is not None else [*feeds, *weights], names, **attrs)
-    types = {k: helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in feeds.items()}
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info(k, types[k], v.shape) for k, v in feeds.items()],
-        [helper.make_tensor_value_info(n, 1, None) for n in names],
-        [numpy_helper.from_array(v, k) for k, v in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", opset)]
-    return helper.make_model(graph, ir_version=8 if opset < 21 else 10, opset_imports=opsets), feeds
-
-
-def normal(*shape: int, seed: int = 1) -> np.ndarray:
+def normal(*shape: int, seed: int = 1) -> Array:
     """Normal numbers, float32."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def compare_any_batch(model: onnx.ModelProto, feeds: Arrays, batched: tuple[str, ...] = ("x0",)) -> None:
+def single(
+    op: str,
+    data: Sequence[Array | tuple[int, ...]],
+    weights: Mapping[str, Array] | None = None,
+    *,
+    order: Sequence[str] | None = None,
+    **more: Any,
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """A model of one node and its feeds; more: as for `one_node`.
+
+    data: graph inputs x0, x1, … as values, or as shapes of normal numbers. weights: initializers by name. order: the
+    node's inputs ("" for an omitted one); by default the data, then the weights.
+    """
+    given = {f"x{i}": normal(*d, seed=i + 11) if isinstance(d, tuple) else d for i, d in enumerate(data)}
+    given |= weights or {}
+    names = list(given) if order is None else order
+    return one_node(op, {n or f"none{i}": given.get(n) for i, n in enumerate(names)}, constant=list(weights or {}), **more)
+
+
+def compare_any_batch(model: onnx.ModelProto, feeds: Mapping[str, Array], batched: Sequence[str] = ("x0",)) -> None:
     """As `compare`, at more than twice the samples that the shapes were measured on."""
     for v in model.graph.input:
         if v.name in batched:
             v.type.tensor_type.shape.dim[0].dim_param = "batch"
-    rng = np.random.default_rng(7)
-    more = {
-        k: rng.standard_normal((2 * len(v) + 1, *v.shape[1:])).astype(v.dtype) if k in batched else v
-        for k, v in feeds.items()
-    }
+    del model.graph.value_info[:]
+    for v in model.graph.output:
+        v.ClearField("type")
+    more = {k: normal(2 * len(v) + 1, *v.shape[1:], seed=7) if k in batched else v for k, v in feeds.items()}
     compare(model, more, measured=feeds)
