@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.gradients.build import Builder, Gradients
-from onnxprune.gradients.rules import contraction, elementwise, indexing, layout, reduction
+from onnxprune.gradients.rules import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    layout,
+    normalization,
+    pooling,
+    reduction,
+    sampling,
+)
 from onnxprune.graph import Node
 
 Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
@@ -29,4 +39,8 @@ TABLE: Mapping[str, Rule] = {
     **indexing.TABLE,
     **reduction.TABLE,
     **contraction.TABLE,
+    **pooling.TABLE,
+    **sampling.TABLE,
+    **normalization.TABLE,
+    **attention.TABLE,
 }
