@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.gradients.build import Builder, Gradients
-from onnxprune.gradients.rules import contraction, elementwise, indexing, layout, reduction
+from onnxprune.gradients.rules import contraction, elementwise, indexing, layout, recurrent, reduction
 from onnxprune.graph import Node
 
 Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
@@ -28,5 +28,6 @@ TABLE: Mapping[str, Rule] = {
     **layout.TABLE,
     **indexing.TABLE,
     **reduction.TABLE,
+    **recurrent.TABLE,
     **contraction.TABLE,
 }
