@@ -489,8 +489,13 @@ def trials_of(
 
 def coefficients_of(masks: Masks, paths: Sequence[SelectionPath]) -> dict[int, Coefficients]:
     """The coefficients that belong to these masks, by group index, where the method gives any."""
-    found = {g: paths[g].coefficients_of(int(mask.sum())) for g, mask in masks.items()}
-    return {g: np.where(masks[g], np.where(a > 0, a, 1.0), 0.0) for g, a in found.items() if a is not None}
+    found: dict[int, Coefficients] = {}
+    for g, mask in masks.items():
+        width = int(mask.sum())
+        a = sequential.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
+        if a is not None:
+            found[g] = a
+    return found
 
 
 # imitate

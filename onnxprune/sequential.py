@@ -195,10 +195,9 @@ class _Run:
         return best
 
     def _attempt(self, step: _Step, name: str, propose: Proposal, width: int) -> tuple[Choice, Weights]:
-        mask, coefficients = propose(width)
-        mask = self._with_every_part(step.group, mask)
-        if coefficients is not None:
-            coefficients = np.where(mask, np.where(coefficients > 0, coefficients, 1.0), 0.0)
+        wanted, coefficients = propose(width)
+        mask = self._with_every_part(step.group, wanted)
+        coefficients = exchanged(coefficients, wanted, mask)
         weights = step.folded(mask, coefficients)
         return Choice(step.group, name, mask, step.error(mask, weights), coefficients), weights
 
@@ -448,6 +447,11 @@ class _Layers:
         run.held_outputs |= self._run(run.held, {})
         if run.settings.reads_gradients:
             run.fit_outputs |= self._run(run.state, {})
+
+
+def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats | None:
+    """Coefficients (units,) for what is kept in place of what was wanted: a unit that came in stays as it is."""
+    return None if coefficients is None else np.where(kept, np.where(wanted, coefficients, 1.0), 0.0)
 
 
 def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None) -> Proposal:

@@ -5,7 +5,8 @@ Operators whose axes moved from an attribute to an input are written here, once;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import Array, Graph, Node, Shape, is_float
+
+Names = tuple[str, ...]
+# (builder of the body, states, what this step reads) → (states after it, what it gives)
+Body = Callable[["Builder", Names, Names], tuple[Names, Names]]
 
 
 class NoGradient(Exception):  # no error: what lies upstream has no gradient, for this reason
@@ -51,16 +56,20 @@ class Builder:
 
     def constant(self, values: object, dtype: object) -> str:
         """A constant; equal ones are stored once."""
-        array = np.ascontiguousarray(np.asarray(values, dtype=dtype))  # type: ignore[call-overload]
+        array = np.asarray(values, dtype=dtype)  # type: ignore[call-overload]
         key = array.dtype.str + array.dtype.name, array.shape, array.tobytes()
         if key not in self._known:
             self._known[key] = f"{self._prefix}:const{len(self.constants)}"
-            self.constants.append(numpy_helper.from_array(array.reshape(np.asarray(values).shape), self._known[key]))
+            self.constants.append(numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
     def ints(self, *values: int) -> str:
         """A one-dimensional int64 constant."""
         return self.constant(values, np.int64)
+
+    def scalar(self, value: int) -> str:
+        """An int64 constant without axes."""
+        return self.constant(value, np.int64)
 
     def number(self, values: object, like: str) -> str:
         """A floating-point constant of the type of tensor `like`, a scalar or an array."""
@@ -94,13 +103,17 @@ class Builder:
 
     # operators whose form depends on the opset
 
-    def total(self, x: str, axes: Sequence[int], *, keepdims: bool) -> str:
-        """ReduceSum; x itself where there are no axes."""
+    def reduce(self, kind: str, x: str, axes: Sequence[int], *, keepdims: bool) -> str:
+        """A reduction over constant axes; x itself where there are none."""
         if not axes:
             return x
-        if self.graph.opset >= 13:
-            return self.op("ReduceSum", x, self.ints(*axes), keepdims=int(keepdims))
-        return self.op("ReduceSum", x, axes=list(axes), keepdims=int(keepdims))
+        if self.graph.opset >= (13 if kind == "ReduceSum" else 18):
+            return self.op(kind, x, self.ints(*axes), keepdims=int(keepdims))
+        return self.op(kind, x, axes=list(axes), keepdims=int(keepdims))
+
+    def total(self, x: str, axes: Sequence[int], *, keepdims: bool) -> str:
+        """ReduceSum; x itself where there are no axes."""
+        return self.reduce("ReduceSum", x, axes, keepdims=keepdims)
 
     def unsqueeze(self, x: str, axes: Sequence[int]) -> str:
         """Insert axes of size 1 at these places of the result; x itself where there are none."""
@@ -139,6 +152,101 @@ class Builder:
         if self.graph.opset >= 11:
             return self.op("Equal", x, y)
         return self.op("Not", self.op("Or", self.op("Less", x, y), self.op("Greater", x, y)))
+
+    def part(self, x: str, axis: int, start: str, size: str) -> str:
+        """`size` places of an axis from `start` on, both [1] int64."""
+        if self.graph.opset >= 10:
+            return self.slice(x, start, self.op("Add", start, size), [axis])
+        return self.op("Gather", x, self.op("Add", self.range(size), start), axis=axis)
+
+    def reversed(self, x: str, axis: int) -> str:
+        """x with an axis read backwards."""
+        if self.graph.opset >= 10:
+            return self.slice(x, self.ints(-1), self.ints(-sys.maxsize), [axis], [-1])
+        last = self.op("Sub", self.size(x, axis), self.ints(1))
+        return self.op("Gather", x, self.op("Sub", last, self.range(self.size(x, axis))), axis=axis)
+
+    def embed(self, x: str, before: Mapping[int, str], whole: str, like: str, rank: int) -> str:
+        """Zeros of shape `whole` with x at the offsets `before`: axis → [1] int64, else 0; like: for the type."""
+        if self.graph.opset >= 11:
+            first = self.joined([before.get(a, self.ints(0)) for a in range(rank)])
+            rest = self.op("Sub", self.op("Sub", whole, first), self.shape_of(x))
+            return self.pad(x, self.joined([first, rest]), like)
+        for axis, first in before.items():
+            shape = self.shape_of(x)
+            rest = self.op("Sub", self.op("Sub", self.entry(whole, axis), first), self.entry(shape, axis))
+            sides = [self.zeros(self.with_entry(shape, axis, n, rank), like) for n in (first, rest)]
+            x = self.op("Concat", sides[0], x, sides[1], axis=axis)
+        return x
+
+    def scan(self, body: Body, states: Names, sequences: Names, like: str, *, reverse: bool) -> tuple[Names, Names]:
+        """Scan along the first axis, from its end where `reverse`: (the last states, what each step gives).
+
+        States and steps are matrices of the type of `like`. What steps give lies in the order of the sequences.
+        """
+        index, kind = len(self.nodes), int(helper.np_dtype_to_tensor_dtype(self.dtype(like)))
+        inner = Builder(self.graph, self.types, f"{self._prefix}:Scan{index}")
+        inner.constants, inner._known = self.constants, self._known
+        given = tuple(f"{inner._prefix}:in{k}" for k in range(len(states) + len(sequences)))
+        after, steps = body(inner, given[: len(states)], given[len(states) :])
+        graph = helper.make_graph(
+            inner.nodes,
+            f"{inner._prefix}:body",
+            [helper.make_tensor_value_info(i, kind, None) for i in given],
+            [helper.make_tensor_value_info(o, kind, (None, None)) for o in (*after, *steps)],
+        )
+        found = self.ops(
+            "Scan",
+            (*states, *sequences),
+            len(after) + len(steps),
+            body=graph,
+            num_scan_inputs=len(sequences),
+            scan_input_directions=[int(reverse)] * len(sequences),
+            scan_output_directions=[int(reverse)] * len(steps),
+        )
+        return found[: len(after)], found[len(after) :]
+
+    # sizes at run time: int64 tensors of one axis
+
+    def entry(self, shape: str, axis: int) -> str:
+        """One entry of a shape, [1]."""
+        return self.op("Gather", shape, self.ints(axis))
+
+    def size(self, x: str, axis: int) -> str:
+        """The size of an axis of a tensor, [1]."""
+        c = self.graph.constants.get(x)
+        return self.ints(c.shape[axis]) if c is not None else self.entry(self.shape_of(x), axis)
+
+    def with_entry(self, shape: str, axis: int, size: str, rank: int) -> str:
+        """A shape of `rank` entries with another size, [1], of one axis."""
+        around = [range(axis), range(axis + 1, rank)]
+        parts = [self.op("Gather", shape, self.ints(*r)) if r else "" for r in around]
+        return self.joined([p for p in (parts[0], size, parts[1]) if p])
+
+    def joined(self, parts: Sequence[str]) -> str:
+        """Vectors, one after the other."""
+        return self.op("Concat", *parts, axis=0) if len(parts) > 1 else parts[0]
+
+    def least(self, p: str, q: str) -> str:
+        """The smaller of two integers; Min takes none before opset 12."""
+        return self.op("Where", self.op("Less", p, q), p, q)
+
+    def range(self, size: str) -> str:
+        """0, 1, ... below `size`, [1]; there is no Range before opset 11."""
+        ones = self.op("ConstantOfShape", size, value=numpy_helper.from_array(np.ones(1, np.int64)))
+        return self.op("Reshape", self.op("NonZero", ones), self.ints(-1))
+
+    def counted(self, indices: str, size: str) -> str:
+        """Indices below `size`, [1], of which negative ones count from the end, as ones that count from the front."""
+        return self.op("Where", self.op("Less", indices, self.ints(0)), self.op("Add", indices, size), indices)
+
+    def one_hot(self, indices: str, size: str, like: str) -> str:
+        """A further last axis of `size`, [1], places: 1 at the index, else 0."""
+        return self.op("OneHot", indices, size, self.number([0.0, 1.0], like), axis=-1)
+
+    def zeros(self, shape: str, like: str) -> str:
+        """Zeros of the type of `like`."""
+        return self.op("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, self.dtype(like))))
 
     # short forms
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnxprune.channels.labels import Factor
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.normalization import mix
@@ -31,12 +33,11 @@ def pool(node: Node, t: Trace) -> None:
         t.set(out, ())
 
 
-def reduced_axes(node: Node, t: Trace) -> tuple[int, ...] | None:
+def reduced_axes(node: Node, rank: int, ints: Callable[[str], tuple[int, ...] | None]) -> tuple[int, ...] | None:
     """The axes of a reduction, from the attribute or the input; None where they are not constant."""
-    rank = len(t.shape(node.input(0)))
     axes = node.attrs.get("axes")
     if axes is None and node.input(1):
-        axes = t.graph.ints(node.input(1))
+        axes = ints(node.input(1))
         if axes is None:
             return None
     if not axes:
@@ -47,7 +48,7 @@ def reduced_axes(node: Node, t: Trace) -> tuple[int, ...] | None:
 def reduce(node: Node, t: Trace) -> None:
     """Reduction: over a tracked axis it mixes (it runs over the kept channels); other axes keep their labels."""
     x = node.input(0)
-    axes = reduced_axes(node, t)
+    axes = reduced_axes(node, len(t.shape(x)), t.graph.ints)
     if axes is None:
         t.pin(x, t.of(x), node, Reason("the reduced axes are computed at run time", Remedy.RUN_TIME))
         t.set(node.outputs[0], ())

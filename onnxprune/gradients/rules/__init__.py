@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.gradients.build import Builder, Gradients
-from onnxprune.gradients.rules import contraction, elementwise
+from onnxprune.gradients.rules import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    layout,
+    normalization,
+    pooling,
+    recurrent,
+    reduction,
+    sampling,
+)
 from onnxprune.graph import Node
 
 Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
@@ -25,5 +36,13 @@ NO_DERIVATIVE = frozenset(
 
 TABLE: Mapping[str, Rule] = {
     **elementwise.TABLE,
+    **layout.TABLE,
+    **indexing.TABLE,
+    **reduction.TABLE,
+    **recurrent.TABLE,
     **contraction.TABLE,
+    **pooling.TABLE,
+    **sampling.TABLE,
+    **normalization.TABLE,
+    **attention.TABLE,
 }
