@@ -66,7 +66,7 @@ def _path(
         return baselines.by_score(magnitude(g, channels), regressions, g.rows)
     if method == "obs":
         return obs.eliminate(regressions, g.size, rows=g.rows)
-    return (gfs.forward if method == "gfs" else imitation.imitate)(local(regressions, g.size), rows=g.rows)
+    return (gfs.select if method == "gfs" else imitation.imitate)(local(regressions, g.size), rows=g.rows)
 
 
 def local(regressions: Sequence[Regression], units: int) -> Quadratic:

@@ -38,7 +38,7 @@ from onnxprune.oracle import masked_model
 from onnxprune.refit import Target
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import Session, concatenated
-from onnxprune.select import Path, exact
+from onnxprune.select import Path
 from onnxprune.select.imitation import best_of_size
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.sensitivity import outputs_behind, read_by_layers_alone
