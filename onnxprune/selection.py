@@ -27,23 +27,36 @@ def candidates(
     metric: str,
     seed: int,
 ) -> dict[str, list[Path]]:
-    """By what is selected for: the path of every group, in the order of `channels.groups`.
+    """By what is selected for, the paths of all groups: "combined" gives those of "local" and of "global"."""
+    names = ("local", "global") if method == "combined" else (method,)
+    return {name: paths(channels, layers, moments, name, seed, outputs, metric) for name in names}
 
-    One entry under the name of the method; "combined" gives the paths of "local" and of "global". Where a group has no
-    gradients, local imitation stands in for the global one, and magnitude for Taylor; without layers that read it,
-    magnitude for all but "random", "taylor" and "global". metric: "exact" is "gates" here.
+
+def paths(
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    moments: Mapping[str, InputMoments],
+    method: str,
+    seed: int,
+    outputs: OutputMoments | None = None,
+    metric: str = "gates",
+) -> list[Path]:
+    """The path of every group, in the order of `channels.groups`.
+
+    metric: how "global" measures the outputs; "exact" is "gates" here. Where a group has no gradients, local imitation
+    stands in for the global one, and magnitude for Taylor; where no layer reads it, magnitude for what knows layers
+    alone.
     """
+    outputs = outputs or OutputMoments()
     consumers = consumers_of(channels, layers)
     powers: dict[str, list[float]] = {}
-    found: dict[str, list[Path]] = {}
-    for name in ("local", "global") if method == "combined" else (method,):
-        rng = np.random.default_rng(seed)
-        found[name] = []
-        for g in channels.groups:
-            readers = [x for x in consumers[g.index] if x.weight in moments]
-            regressions = regressions_of(g, readers, channels, moments, powers)
-            globally = _global(g, readers, channels, moments, outputs, metric) if name in ("global", "taylor") else None
-            found[name].append(_path(g, regressions, globally, outputs, channels, name, rng))
+    rng = np.random.default_rng(seed)
+    found: list[Path] = []
+    for g in channels.groups:
+        readers = [x for x in consumers[g.index] if x.weight in moments]
+        regressions = regressions_of(g, readers, channels, moments, powers)
+        globally = _global(g, readers, channels, moments, outputs, metric) if method in ("global", "taylor") else None
+        found.append(_path(g, regressions, globally, outputs, channels, method, rng))
     return found
 
 
