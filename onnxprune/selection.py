@@ -12,7 +12,7 @@ from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.graph import Array, is_float
 from onnxprune.quantized import real_values
-from onnxprune.select import Path, Regression, baselines, imitation, obs
+from onnxprune.select import Path, Quadratic, Regression, baselines, imitation, obs
 
 
 def paths(
@@ -46,7 +46,7 @@ def _path(
         total: NDArray[np.float64] = np.zeros((g.size, g.size))
         for r in regressions:
             total += r.contributions(g.size)
-        return imitation.imitate(total, rows=g.rows)
+        return imitation.imitate(Quadratic.of_gram(total), rows=g.rows)
     return obs.eliminate(regressions, g.size, rows=g.rows)
 
 

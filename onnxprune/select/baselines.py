@@ -1,4 +1,4 @@
-"""Baselines: random order, and weight magnitude."""
+"""Baselines: random order, weight magnitude, and Molchanov's Taylor scores of gates."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
+from onnxprune.select.path import Array, Ints, Path, Regression, falling, in_turns
+from onnxprune.select.quadratic import Quadratic
 
 
-def random(units: int, regressions: Sequence[Regression], rng: np.random.Generator, rows: Ints | None = None) -> Path:
+def random(
+    units: int, known: Sequence[Regression] | Quadratic, rng: np.random.Generator, rows: Ints | None = None
+) -> Path:
     """Units in random order; one of each balanced set in turn."""
-    return by_score(rng.permutation(units).astype(np.float64), regressions, rows)
+    return by_score(rng.permutation(units).astype(np.float64), known, rows)
 
 
-def by_score(score: Array, regressions: Sequence[Regression], rows: Ints | None = None) -> Path:
+def taylor(gates: Array, order: int = 2) -> Array:
+    """Scores (N,) from the gradients of a loss at one gate per unit, (samples, N), at gates of 1.
+
+    order 2: E[d²] (Molchanov et al. 2019, arXiv 1906.10771, equation 8: the squared first-order term). order 1: E|d|
+    (Molchanov et al. 2017, arXiv 1611.06440, equation 7). Both score a *loss* at the *full* layer, once; the Taylor
+    screening of `exact` takes the gradient of the *discrepancy* from the full network, which vanishes there, at every
+    step of the pruned layer. O(samples · N).
+    """
+    scores: Array = (np.abs(gates).astype(np.float64) ** order).mean(axis=0)
+    return scores
+
+
+def by_score(score: Array, known: Sequence[Regression] | Quadratic, rows: Ints | None = None) -> Path:
     """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing.
 
-    Without regressions nothing is known of the discrepancy: it is 0. rows: the balanced set of each unit, (N,): one of
-    each goes in turn.
+    known: what the discrepancy is computed from. Without regressions nothing is known of it: it is 0. rows: the
+    balanced set of each unit, (N,): one of each goes in turn.
     """
     n = score.size
     order = in_turns(np.argsort(score, kind="stable").astype(np.int64), rows)
-    if not regressions:
+    if isinstance(known, Quadratic):
+        loss, floor = falling(known.removing(order)[::-1])
+        return Path(order, loss, floor=floor)
+    if not known:
         return Path(order, np.zeros(n + 1))
     k = np.zeros((n, n))
-    for r in regressions:
+    for r in known:
         k += r.contributions(n)
-    ordered = k[np.ix_(order, order)]
-    # Removing the first m units costs the sum of the leading m × m block.
-    sums = np.cumsum(np.cumsum(ordered, axis=0), axis=1).diagonal()
-    loss = np.concatenate([[0.0], np.maximum(sums, 0.0)])[::-1]
-    return Path(order, np.ascontiguousarray(loss))
+    return by_score(score, Quadratic.of_gram(k), rows)

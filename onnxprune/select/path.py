@@ -54,12 +54,17 @@ class Path:
     """For every number of kept units n = 0..N: which units, at which discrepancy.
 
     order: units in the order of their removal, (N,): the last n are kept, unless `supports` names others.
-    loss: discrepancy with n units kept, (N + 1,); loss[N] = 0.
+    loss: discrepancy with n units kept above that of the whole path's end, (N + 1,): never negative, never growing
+    with n, loss[N] = 0. floor: that end, so that floor + loss[n] is the discrepancy itself: 0 where the target is the
+    layer's own output; above 0 where its inputs are pruned already; of either sign where a task loss is linearised.
+    coefficients: by n, what the kept units are multiplied by, (N,), 0 where removed; floor + loss[n] holds with them.
     """
 
     order: Ints
     loss: Array
     supports: Mapping[int, Ints] | None = None
+    coefficients: Mapping[int, Array] | None = None
+    floor: float = 0.0
 
     def kept(self, n: int) -> Mask:
         """Mask over the units, (N,), of the best n."""
@@ -67,6 +72,13 @@ class Path:
         chosen = self.supports.get(n) if self.supports is not None else None
         mask[self.order[self.order.size - n :] if chosen is None else chosen] = True
         return mask
+
+    def coefficients_of(self, n: int) -> Array | None:
+        """What the units of `kept(n)` are multiplied by, (N,), 0 elsewhere; None where the method finds none.
+
+        A kept unit may have 0 too: it adds nothing to the others.
+        """
+        return self.coefficients.get(n) if self.coefficients is not None else None
 
 
 def in_turns(order: Ints, rows: Ints | None) -> Ints:
@@ -81,3 +93,11 @@ def in_turns(order: Ints, rows: Ints | None) -> Ints:
         inside = np.flatnonzero(rows[order] == row)
         turn[inside] = np.arange(inside.size)
     return order[np.argsort(turn, kind="stable")]
+
+
+def falling(discrepancy: Array) -> tuple[Array, float]:
+    """(loss, floor) of a path from its discrepancies at n = 0..N, (N + 1,): what keeping more adds is not counted."""
+    least = np.minimum.accumulate(discrepancy)
+    floor = float(least[-1])
+    loss: Array = np.maximum(least - floor, 0.0)
+    return loss, floor

@@ -1,0 +1,32 @@
+"""Greedy forward selection (Ye et al., ICML 2020, arXiv 2003.01794): the predecessor of `imitation`.
+
+Step k + 1 takes γ = 1/(k + 1) whatever the unit, so that A is the plain mean of the units chosen so far, repeats
+counted; nothing is ever removed. D need not fall from step to step: where the full layer lies inside the hull of the
+units it falls as 1/k², and as 1/k in general, while the joint step of `imitation` falls exponentially.
+
+Time: O(N) per step for all N units, and one row of K. Memory: O(N) beside K. Oracle: exhaustive search (tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from onnxprune.select.imitation import SLACK, QuadraticWalk
+from onnxprune.select.path import Ints, Path
+from onnxprune.select.quadratic import Quadratic
+from onnxprune.select.steps import Step, path_of
+
+
+def forward(q: Quadratic) -> Iterator[Step]:
+    """Steps without end: the caller stops, by count or by `Step.loss`. Units may repeat."""
+    walk = QuadraticWalk(q, removal=False)
+    k = 0
+    while True:
+        yield walk.fixed(1.0 / (k + 1))
+        k += 1
+
+
+def select(q: Quadratic, *, slack: int = SLACK, rows: Ints | None = None) -> Path:
+    """The path of slack · N steps (`steps.path_of`; what it fills up takes additions alone). rows: balanced sets."""
+    return path_of(islice(forward(q), slack * q.units), QuadraticWalk(q, removal=False), rows)

@@ -1,0 +1,71 @@
+"""Discrepancies as functions of the units' coefficients.
+
+A pruned, rescaled layer is Σ_i a_i s_i with s_i the contribution of unit i, and a = 1 in the full layer. Against a
+target f its squared error is
+    D(a) = ||f - Σ a_i s_i||² = c - 2 tᵀa + aᵀKa,   K_ij = <s_i, s_j>, t_i = <f, s_i>, c = ||f||².
+Where the contributions come from the layer's own unpruned inputs f = Σ s_i, so t = K1 and c = 1ᵀK1. Where they come
+from inputs that are pruned already f is still the original output, and D(1) is what the inputs cost. A linear term of a
+task loss adds to t alone: D may then be negative, and no reader may count on its sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from onnxprune.select.path import Array, Ints
+
+
+class Discrepancy(Protocol):
+    """What a pruned, rescaled layer costs, by the coefficients of its units."""
+
+    def at(self, a: Array) -> float:
+        """D(a), a (N,)."""
+
+    def gradient(self, a: Array) -> Array:
+        """∂D/∂a, (N,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """D(a) = c - 2 tᵀa + aᵀKa: k (N, N) symmetric and, up to rounding, positive semi-definite; t (N,)."""
+
+    k: Array
+    t: Array
+    c: float
+
+    @classmethod
+    def of_gram(cls, k: Array) -> Quadratic:
+        """(1 - a)ᵀ K (1 - a): the inputs are not pruned, so the full layer costs nothing."""
+        t: Array = k.sum(axis=1)
+        return cls(k, t, float(t.sum()))
+
+    @property
+    def units(self) -> int:
+        """N."""
+        return int(self.t.size)
+
+    def at(self, a: Array) -> float:
+        """D(a), in O(N²)."""
+        return self.c - 2.0 * float(self.t @ a) + float(a @ (self.k @ a))
+
+    def gradient(self, a: Array) -> Array:
+        """∂D/∂a = 2 (Ka - t), (N,), in O(N²)."""
+        result: Array = 2.0 * (self.k @ a - self.t)
+        return result
+
+    def __add__(self, other: Quadratic) -> Quadratic:
+        return Quadratic(self.k + other.k, self.t + other.t, self.c + other.c)
+
+    def removing(self, order: Ints) -> Array:
+        """D with the first m = 0..N units of `order` removed and all others at 1, (N + 1,), in O(N²).
+
+        Around a = 1, so that the small values of a few removals keep their digits.
+        """
+        ordered = self.k[np.ix_(order, order)]
+        slope = 2.0 * (self.t - self.k.sum(axis=1))[order]
+        blocks = np.cumsum(np.cumsum(ordered, axis=0), axis=1).diagonal()
+        result: Array = self.at(np.ones(self.units)) + np.concatenate([[0.0], np.cumsum(slope) + blocks])
+        return result
