@@ -25,8 +25,8 @@ def taylor(gates: Array, order: int = 2) -> Array:
     screening of `exact` takes the gradient of the *discrepancy* from the full network, which vanishes there, at every
     step of the pruned layer. O(samples · N).
     """
-    scores: Array = np.abs(gates).astype(np.float64) ** order
-    return scores.mean(axis=0)
+    scores: Array = (np.abs(gates).astype(np.float64) ** order).mean(axis=0)
+    return scores
 
 
 def by_score(score: Array, known: Sequence[Regression] | Quadratic, rows: Ints | None = None) -> Path:

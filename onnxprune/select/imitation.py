@@ -27,21 +27,25 @@ from onnxprune.select.steps import Step, best_within, path_of
 # Smaller α than this, and smaller gains than the second relative to the terms of D, are rounding.
 _NEGLIGIBLE = 1e-12
 _ROUNDING = 1e-14
-_TINY = 1e-300
+_TINY = 1e-200
 # Ka is computed anew after so many steps, or N if that is more: what rounding adds up to until then stays small.
 _REFRESH = 64
 # Steps for a size that is filled up: convergence with few units, a bounded cost with many.
-_PATIENCE = (64, 1 << 16)
+_PATIENCE = (32, 1 << 15)
 # Steps per unit: they also rescale and remove.
 SLACK = 3
 
 
 class QuadraticWalk:
-    """A `steps.Walk` on a quadratic."""
+    """A `steps.Walk` on a quadratic. free: every step ends with `rescale`."""
 
-    def __init__(self, q: Quadratic, *, removal: bool = True) -> None:
+    _ka: Array
+    _steps: int
+
+    def __init__(self, q: Quadratic, *, removal: bool = True, free: bool = False) -> None:
         self._q = q
         self._removal = removal
+        self._free = free
         self._diagonal: Array = np.diag(q.k).copy()
         self.patience = _PATIENCE[0] + _PATIENCE[1] // max(q.units, 1)
         self.jump(np.zeros(q.units))
@@ -58,7 +62,7 @@ class QuadraticWalk:
         gamma, value = self._candidates(negative=self._removal)
         value = np.where(allowed, value, np.inf)
         i = int(np.argmin(value))
-        if self._started and not value[i] < self.loss - _ROUNDING * self._scale:
+        if (self._started or self._free) and not value[i] < self.loss - _ROUNDING * self._scale:
             return None
         return self._take(i, float(gamma[i]))
 
@@ -76,7 +80,9 @@ class QuadraticWalk:
 
     def rescale(self) -> None:
         """The factor that minimises D: O(N)."""
-        factor = _factor(float(self._q.t @ self.a), float(self.a @ self._ka))
+        ta, aka = float(self._q.t @ self.a), float(self.a @ self._ka)
+        # Where the curvature vanishes D is linear along a, and goes to an end.
+        factor = float(np.clip(ta / max(aka, _TINY), 0.0, self.a.size / self._total))
         self._total *= factor
         self.a, self._ka = factor * self.a, factor * self._ka
         self._started = bool(self.a.any())
@@ -84,19 +90,14 @@ class QuadraticWalk:
             self._total = float(self.a.size)
         self._evaluate()
 
-    def rescaled(self, step: Step) -> tuple[Array, float]:
-        """The factor that minimises D, as the step's own D tells aᵀKa: O(N)."""
-        ta = float(self._q.t @ step.coefficients)
-        aka = step.loss - self._q.c + 2 * ta
-        factor = _factor(ta, aka)
-        loss = self._q.c - 2 * factor * ta + factor**2 * aka
-        return (factor * step.coefficients, loss) if loss < step.loss else (step.coefficients, step.loss)
-
     def _candidates(self, *, negative: bool) -> tuple[Array, Array]:
         """(γ, D after the step) of each unit's best step, (N,) each."""
         inner, distance = self._lines()
         if not self._started:
             gamma = np.ones(self.a.size)
+            if self._free:
+                factor = np.clip(inner / np.maximum(distance, _TINY), 0.0, 1.0)
+                return gamma, self.loss - 2 * factor * inner + factor**2 * distance
         else:
             share = self.a / self._total
             rest = np.where(share < 1, 1 - share, 1.0)
@@ -129,12 +130,14 @@ class QuadraticWalk:
         else:
             self._ka = (1 - gamma) * self._ka + gamma * self._total * self._q.k[i]
             self._evaluate()
+        if self._free:
+            self.rescale()
         return Step(i, gamma, self.loss, self.a)
 
     def _refresh(self) -> None:
         self._steps = 0
         support = np.flatnonzero(self.a)
-        self._ka: Array = self.a[support] @ self._q.k[support] if support.size else np.zeros(self.a.size)
+        self._ka = self.a[support] @ self._q.k[support] if support.size else np.zeros(self.a.size)
         self._evaluate()
 
     def _evaluate(self) -> None:
@@ -143,30 +146,28 @@ class QuadraticWalk:
         self._scale = abs(self._q.c) + 2 * abs(ta) + aka
 
 
-def _factor(ta: float, aka: float) -> float:
-    """argmin over f ≥ 0 of D(f a)."""
-    return max(ta / aka, 0.0) if aka > 0 else 1.0
-
-
-def greedy(q: Quadratic, *, removal: bool = True) -> Iterator[Step]:
+def greedy(q: Quadratic, *, removal: bool = True, free: bool = False) -> Iterator[Step]:
     """Greedy steps until none improves by more than rounding; the caller stops earlier, by count or by `Step.loss`.
 
     The first is γ = 1, as the empty sum is no convex combination. `Step.loss` is D itself; it never grows.
+    free: after every step all coefficients take the common factor that serves them best, so that Σ a = N becomes
+    Σ a ≤ N: the removal of everything is one more corner of the hull. Not in the paper: a few units whose contributions
+    are hardly correlated do best near 1 each, and Σ a = N, which makes them stand for all, costs more than nothing.
     """
-    walk, everything = QuadraticWalk(q, removal=removal), np.ones(q.units, bool)
+    walk, everything = QuadraticWalk(q, removal=removal, free=free), np.ones(q.units, bool)
     while (step := walk.advance(everything)) is not None:
         yield step
 
 
-def imitate(q: Quadratic, *, slack: int = SLACK, rows: Ints | None = None) -> Path:
-    """The path of greedy imitation, from at most slack · N steps (`steps.path_of`). rows: the balanced sets, (N,)."""
-    return path_of(islice(greedy(q), slack * q.units), QuadraticWalk(q), rows)
+def imitate(q: Quadratic, *, slack: int = SLACK, rows: Ints | None = None, free: bool = False) -> Path:
+    """The path of at most slack · N steps of `greedy` (`steps.path_of`). rows: the balanced sets, (N,)."""
+    return path_of(islice(greedy(q, free=free), slack * q.units), QuadraticWalk(q, free=free), rows)
 
 
-def best_of_size(q: Quadratic, n: int, rows: Ints | None = None) -> tuple[Mask, Array, float]:
+def best_of_size(q: Quadratic, n: int, rows: Ints | None = None, *, free: bool = False) -> tuple[Mask, Array, float]:
     """(mask (N,), coefficients (N,), D) of n units by greedy steps that never hold more (`steps.best_within`).
 
     For a layer whose width is decided and whose inputs have changed since. rows: the balanced sets, (N,).
     """
-    walk = QuadraticWalk(q)
+    walk = QuadraticWalk(q, free=free)
     return best_within(walk, n, SLACK * q.units + walk.patience, rows)

@@ -52,10 +52,10 @@ class Walk(Protocol):
         """The unit of `allowed` (N,) with the best step γ ≥ 0; where none improves, the one nearest to improving."""
 
     def rescale(self) -> None:
-        """Multiply a by the common factor ≥ 0 that serves it best: out of the simplex, never to a larger loss."""
+        """Multiply a by the common factor that serves it best, Σ a ≤ N: never to a larger loss.
 
-    def rescaled(self, step: Step) -> tuple[Array, float]:
-        """The same of a step's coefficients, and their discrepancy; the place may move."""
+        So removing everything is one more corner of the hull. Without a bound, D may have no minimum (`quadratic`).
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +70,11 @@ class _State:
 def path_of(steps: Iterable[Step], walk: Walk, rows: Ints | None = None) -> Path:
     """The path of a greedy method: of every size, the best support that the steps visit, with its coefficients.
 
-    These are the step's, times the common factor that serves them best: Σ a = N lets few units stand for all, which
-    suits a mean, but units whose contributions are hardly correlated should stay near 1 each. A size that was not
-    visited, or that is worse than a smaller one, takes that of the next smaller size and one unit more, and walks on
-    within this support (`Walk.patience` steps at most). Thus the discrepancy never grows with the units kept. All N
-    units may also stay as they are, a = 1.
+    A size that was not visited takes that of the next smaller size and one unit more, and its coefficients are
+    optimised on this support by the same steps and a common factor (`settle`). So are those of a visited size that is
+    worse than a smaller one: Σ a = N lets few units stand for all, which suits a mean, but units whose contributions
+    are hardly correlated should stay near 1 each. Where even that does not help, it counts as not visited. Thus the
+    discrepancy never grows with the units kept. All N units may also stay as they are, a = 1.
 
     rows: the balanced set of each unit, (N,). The greedy knows nothing of sets; the units that are in fewest of its
     supports then go first, one of each set in turn, and the coefficients are optimised on what that leaves, from the
@@ -107,12 +107,20 @@ def _free_choice(steps: Iterable[Step], walk: Walk) -> list[_State]:
     walk.jump(np.zeros(n))
     states = [_State(np.zeros(n, bool), walk.a, walk.loss)]
     for size in range(1, n + 1):
-        state = None
-        if size in best:
-            state = _State(best[size].coefficients != 0, *walk.rescaled(best[size]))
-        states.append(state if state and state.loss <= states[-1].loss else _grown(walk, states[-1]))
+        visited = _visited(walk, best[size], states[-1].loss) if size in best else None
+        states.append(visited or _grown(walk, states[-1]))
     states[n] = _at_most_full(walk, states)
     return states
+
+
+def _visited(walk: Walk, step: Step, limit: float) -> _State | None:
+    """The state after a step, optimised where it is above `limit`; None where it stays above."""
+    support = step.coefficients != 0
+    if step.loss <= limit:
+        return _State(support, step.coefficients, step.loss)
+    walk.jump(step.coefficients)
+    settle(walk, support)
+    return _State(support, walk.a, walk.loss) if walk.loss <= limit else None
 
 
 def _grown(walk: Walk, before: _State, unit: int | None = None) -> _State:
@@ -122,7 +130,6 @@ def _grown(walk: Walk, before: _State, unit: int | None = None) -> _State:
     support = before.support.copy()
     support[walk.addition(~support) if unit is None else unit] = True
     settle(walk, support)
-    walk.rescale()
     return _State(support, walk.a, walk.loss)
 
 
@@ -135,14 +142,19 @@ def _at_most_full(walk: Walk, states: Sequence[_State]) -> _State:
 
 
 def settle(walk: Walk, support: Mask) -> None:
-    """Steps within the support until none improves, `walk.patience` of them at most."""
-    for _ in range(walk.patience):
-        if walk.advance(support) is None:
+    """Steps within the support and common factors, until no step improves; `walk.patience` steps at most."""
+    left = walk.patience
+    while left > 0:
+        before = left
+        while left > 0 and walk.advance(support) is not None:
+            left -= 1
+        walk.rescale()
+        if left == before or not walk.a.any():
             return
 
 
 def best_within(walk: Walk, n: int, limit: int, rows: Ints | None = None) -> tuple[Mask, Array, float]:
-    """(mask, coefficients, D) of n units: at most `limit` steps that never hold more than n, then filled up.
+    """(mask, coefficients, D) of n units: at most `limit` steps that never hold more than n, settled and filled up.
 
     Once n units are in, only they are moved, until one of them is removed and its place is free again. rows: the
     balanced set of each unit, (N,): no set ever holds more than its share, which differs by one at most.
@@ -158,7 +170,7 @@ def best_within(walk: Walk, n: int, limit: int, rows: Ints | None = None) -> tup
         if step is None:
             break
         support = step.coefficients != 0
-    walk.rescale()
+    settle(walk, support)
     state = _State(support, walk.a, walk.loss)
     while int(state.support.sum()) < n:
         state = _grown(walk, state, walk.addition(_open(state.support, n, rows) & ~state.support))
