@@ -28,6 +28,7 @@ from onnxprune.calibrate import outputs as probing
 from onnxprune.calibrate.outputs import Batch, Probe, part_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import is_wide
+from onnxprune.channels import Group
 from onnxprune.config import SEQUENTIAL, PruneConfig
 from onnxprune.errors import BudgetUnreachable
 from onnxprune.gated import GatedNetwork
@@ -39,8 +40,10 @@ from onnxprune.refit import Target
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
-from onnxprune.select.imitation import best_of_size
+from onnxprune.select.exact import ExactWalk
+from onnxprune.select.imitation import SLACK, best_of_size
 from onnxprune.select.quadratic import Quadratic
+from onnxprune.select.steps import best_within
 from onnxprune.sensitivity import outputs_behind, read_by_layers_alone
 from onnxprune.state import Calibrated, Coupled, Goals, Loaded
 from onnxprune.walk import Walker
@@ -53,6 +56,8 @@ Proposal = Callable[[int], tuple[Mask, Floats | None]]
 
 _EXACT_SAMPLES = 256
 _EXACT_CANDIDATES = 4
+# Gains below this share of the discrepancy without any unit are noise of float32.
+_EXACT_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,8 +375,7 @@ class _Layers:
         if settings.metric == "exact":
             some = _first(batches, _EXACT_SAMPLES)
             network = GatedNetwork(part, run.channels, self.group, gates, types, some, run.goals.fit)
-            size = run.channels.groups[self.group].size
-            return exact.Imitation(network, size, candidates=_EXACT_CANDIDATES).best_of_size
+            return _of_network(network, run.channels.groups[self.group])
         probe = Probe.of(part, run.channels, gates, (), types)
         found = probing.collect(
             probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
@@ -457,6 +461,16 @@ def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats |
 def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None) -> Proposal:
     def best(n: int) -> tuple[Mask, Floats | None]:
         mask, coefficients, _ = best_of_size(q, n, rows)
+        return mask, coefficients
+
+    return best
+
+
+def _of_network(network: GatedNetwork, g: Group) -> Proposal:
+    walk = ExactWalk(network, g.size, candidates=_EXACT_CANDIDATES, rounding=_EXACT_ROUNDING)
+
+    def best(n: int) -> tuple[Mask, Floats | None]:
+        mask, coefficients, _ = best_within(walk, n, SLACK * g.size, g.rows)
         return mask, coefficients
 
     return best

@@ -45,7 +45,7 @@ class Quadratic:
 
     @classmethod
     def around(cls, k: Array, slope: Array, value: float) -> Quadratic:
-        """value + slopeᵀ(a - 1) + (a - 1)ᵀ K (a - 1): a discrepancy that is known at the full layer, to second order."""
+        """value + slopeᵀ(a - 1) + (a - 1)ᵀ K (a - 1): one that is known around the full layer, to second order."""
         t: Array = k.sum(axis=1) - 0.5 * slope
         return cls(k, t, value - float(slope.sum()) + float(k.sum()))
 
