@@ -40,7 +40,7 @@ class Window:
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of the output."""
-        before, after = self._padding(size)
+        before, after = self.padding(size)
         spread = self._spread_size(size)
         steps = self._steps()
         return tuple(
@@ -56,7 +56,7 @@ class Window:
             return tuple(size)
         return tuple((n - 1) * s + 1 for n, s in zip(size, self.strides, strict=True))
 
-    def _padding(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def padding(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         rank = len(self.kernel)
         reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
         if self.transposed:
@@ -104,7 +104,7 @@ class Window:
 
     def _sources(self, size: Sequence[int], positions: Ints) -> Ints:
         """Flat input position that each kernel position reads, (P, k); the number of input positions for padding."""
-        before, _ = self._padding(size)
+        before, _ = self.padding(size)
         grid = np.unravel_index(positions, self.output_size(size))
         offsets = self._offsets()
         flat = np.zeros((positions.size, len(offsets)), np.int64)

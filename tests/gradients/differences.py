@@ -34,6 +34,7 @@ def compare(
     feeds: Mapping[str, Array],
     *,
     tensors: Sequence[str] | None = None,
+    measured: Mapping[str, Array] | None = None,
     step: float = 1e-2,
     relative: float = RELATIVE,
     directions: int = 3,
@@ -41,10 +42,11 @@ def compare(
 ) -> None:
     """Fail unless the gradients of the graph inputs `tensors` (all floating-point ones) agree with differences.
 
-    The error is relative to ||g|| · ||v|| / √size, what <g, v> is of the order of.
+    measured: the inputs that the shapes are measured on, where not `feeds`. The error is relative to
+    ||g|| · ||v|| / √size, what <g, v> is of the order of.
     """
     wanted = [k for k, v in feeds.items() if is_float(v.dtype)] if tensors is None else list(tensors)
-    back = reverse_of(proto, feeds, wanted)
+    back = reverse_of(proto, feeds if measured is None else measured, wanted)
     assert not back.missing, back.missing
     assert set(back.of_tensor) == set(wanted)
     rng = np.random.default_rng(seed)

@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.gradients.build import Builder, Gradients
-from onnxprune.gradients.rules import contraction, elementwise, indexing, layout, recurrent, reduction
+from onnxprune.gradients.rules import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    layout,
+    normalization,
+    pooling,
+    recurrent,
+    reduction,
+    sampling,
+)
 from onnxprune.graph import Node
 
 Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
@@ -30,4 +41,8 @@ TABLE: Mapping[str, Rule] = {
     **reduction.TABLE,
     **recurrent.TABLE,
     **contraction.TABLE,
+    **pooling.TABLE,
+    **sampling.TABLE,
+    **normalization.TABLE,
+    **attention.TABLE,
 }
