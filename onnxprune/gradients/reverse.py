@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
+from onnxprune.channels.rules.quantization import TABLE as QUANTIZED
 from onnxprune.gradients.build import Builder, NoGradient
-from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE
+from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
 from onnxprune.graph import Graph, Node
 
 Use = tuple[int, int]
@@ -87,8 +88,20 @@ class _Walk:
         leads = set(self.tensors)
         for n in self.b.graph.nodes:
             if n.index in self._wanted or any(i in leads for i in (*n.inputs, *n.captures)):
-                leads.update(o for o in n.outputs if self.b.is_float(o))
+                leads.update(o for o in n.outputs if self._depends(n, o))
         return leads
+
+    def _depends(self, node: Node, output: str) -> bool:
+        """Whether an output changes, by more than steps between which it stands still, with a node's inputs.
+
+        Codes of a quantized model stand for numbers, and sequences hold them: to stop there would lose a term.
+        """
+        kind = self.b.types.get(output)
+        name = f"{node.domain}.{node.op}" if node.domain else node.op
+        return bool(output) and (kind is None or self.b.is_float(output) or name in QUANTIZED)
+
+    def _may_change(self, tensor: str) -> bool:
+        return tensor in self._leads or self.b.is_float(tensor)
 
     def add(self, tensor: str, gradient: str) -> None:
         """One more term of a tensor's gradient."""
@@ -104,7 +117,7 @@ class _Walk:
         """Pass the gradients of a node's outputs on to its inputs."""
         wanted = self._wanted.get(node.index, set())
         slots = sorted(wanted | {s for s, i in enumerate(node.inputs) if i in self._leads})
-        slots = [s for s in slots if s < len(node.inputs) and self.b.is_float(node.inputs[s])]
+        slots = [s for s in slots if s < len(node.inputs) and self._may_change(node.inputs[s])]
         captured = [c for c in node.captures if c in self._leads]
         grads = [self._gradient(o) if o in self._leads or wanted else None for o in node.outputs]
         broken = next((self._broken[o] for o in node.outputs if o in self._broken), None)
@@ -139,7 +152,10 @@ class _Walk:
             return {}
         rule = TABLE.get(node.op) if node.domain == "" else None
         if rule is None or captures:
-            raise NoGradient("no rule for its gradient")
+            raise NoGradient(WITHOUT.get(node.op, "no rule for its gradient"))
+        for s in slots:
+            if not self.b.is_float(node.inputs[s]):
+                raise NoGradient(f"{node.inputs[s]!r} holds codes, not numbers")
         found = rule(self.b, node, grads, slots)
         return {s: g for s, g in found.items() if s in slots}
 

@@ -117,9 +117,7 @@ def _flipped(weight: Array, groups: int) -> Array:
     return np.flip(split.reshape(groups * c, m // groups, *kernel), tuple(range(2, weight.ndim)))
 
 
-def _cropped(
-    b: Builder, x: str, before: Sequence[int], after: Sequence[int], like: str
-) -> tuple[str, list[int]]:
+def _cropped(b: Builder, x: str, before: Sequence[int], after: Sequence[int], like: str) -> tuple[str, list[int]]:
     """x without what negative pads take away, and the pads that remain for a Conv."""
     pads = [*before, *after]
     if min(pads) < 0:

@@ -64,7 +64,12 @@ def test_max_pool_with_partial_and_dilated_windows(case: Case, opset: int):
 
 def test_max_pool_with_column_major_indices():
     model, feeds = single(
-        "MaxPool", [_distinct(2, 3, 6, 6)], outputs=("y", "places"), kernel_shape=[3, 3], strides=[2, 2], storage_order=1
+        "MaxPool",
+        [_distinct(2, 3, 6, 6)],
+        outputs=("y", "places"),
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        storage_order=1,
     )
     del model.graph.output[1:]
     compare(model, feeds)
@@ -123,7 +128,9 @@ def test_global_lp_pool(p: int):
 
 @pytest.mark.parametrize("op", ["LpPool", "GlobalLpPool"])
 def test_the_norm_of_nothing_has_no_slope(op: str):
-    model, feeds = single(op, [np.zeros((1, 2, 4, 4), np.float32)], **({"kernel_shape": [2, 2]} if op == "LpPool" else {}))
+    model, feeds = single(
+        op, [np.zeros((1, 2, 4, 4), np.float32)], **({"kernel_shape": [2, 2]} if op == "LpPool" else {})
+    )
     back = reverse_of(model, feeds, ["x0"])
     shape = (1, 2, 3, 3) if op == "LpPool" else (1, 2, 1, 1)
     g = Session(m.submodel(back.proto, {}, [back.of_tensor["x0"]])).run({**feeds, "seed:y": np.ones(shape, np.float32)})
