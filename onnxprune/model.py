@@ -143,7 +143,7 @@ def _nodes(graph: onnx.GraphProto, numbers: Iterator[int]) -> tuple[Node, ...]:
     for n in graph.node:
         i = next(numbers)
         attrs = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute if not subgraphs(a)}
-        attrs = {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attrs.items()}
+        attrs = {k: _as_text(v) for k, v in attrs.items()}
         domain = "" if n.domain == "ai.onnx" else n.domain
         name = n.name or f"{n.op_type}_{i}"
         inside = tuple(
@@ -154,6 +154,13 @@ def _nodes(graph: onnx.GraphProto, numbers: Iterator[int]) -> tuple[Node, ...]:
             Node(i, name, n.op_type, domain, tuple(n.input), tuple(n.output), attrs, captured_names(n), inside)
         )
     return tuple(nodes)
+
+
+def _as_text(value: Any) -> Any:
+    """Strings of an attribute, also of a list, as strings."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return [_as_text(v) for v in value] if isinstance(value, list) else value
 
 
 def to_gs(proto: onnx.ModelProto) -> Any:

@@ -6,7 +6,7 @@ Operators whose axes moved from an attribute to an input are written here, once;
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import Array, Graph, Node, Shape, is_float
+
+Names = tuple[str, ...]
+# (builder of the body, states, what this step reads) → (states after it, what it gives)
+Body = Callable[["Builder", Names, Names], tuple[Names, Names]]
 
 
 class NoGradient(Exception):  # no error: what lies upstream has no gradient, for this reason
@@ -52,16 +56,20 @@ class Builder:
 
     def constant(self, values: object, dtype: object) -> str:
         """A constant; equal ones are stored once."""
-        array = np.ascontiguousarray(np.asarray(values, dtype=dtype))  # type: ignore[call-overload]
+        array = np.asarray(values, dtype=dtype)  # type: ignore[call-overload]
         key = array.dtype.str + array.dtype.name, array.shape, array.tobytes()
         if key not in self._known:
             self._known[key] = f"{self._prefix}:const{len(self.constants)}"
-            self.constants.append(numpy_helper.from_array(array.reshape(np.asarray(values).shape), self._known[key]))
+            self.constants.append(numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
     def ints(self, *values: int) -> str:
         """A one-dimensional int64 constant."""
         return self.constant(values, np.int64)
+
+    def scalar(self, value: int) -> str:
+        """An int64 constant without axes."""
+        return self.constant(value, np.int64)
 
     def number(self, values: object, like: str) -> str:
         """A floating-point constant of the type of tensor `like`, a scalar or an array."""
@@ -170,6 +178,33 @@ class Builder:
             sides = [self.zeros(self.with_entry(shape, axis, n, rank), like) for n in (first, rest)]
             x = self.op("Concat", sides[0], x, sides[1], axis=axis)
         return x
+
+    def scan(self, body: Body, states: Names, sequences: Names, like: str, *, reverse: bool) -> tuple[Names, Names]:
+        """Scan along the first axis, from its end where `reverse`: (the last states, what each step gives).
+
+        States and steps are matrices of the type of `like`. What steps give lies in the order of the sequences.
+        """
+        index, kind = len(self.nodes), int(helper.np_dtype_to_tensor_dtype(self.dtype(like)))
+        inner = Builder(self.graph, self.types, f"{self._prefix}:Scan{index}")
+        inner.constants, inner._known = self.constants, self._known
+        given = tuple(f"{inner._prefix}:in{k}" for k in range(len(states) + len(sequences)))
+        after, steps = body(inner, given[: len(states)], given[len(states) :])
+        graph = helper.make_graph(
+            inner.nodes,
+            f"{inner._prefix}:body",
+            [helper.make_tensor_value_info(i, kind, None) for i in given],
+            [helper.make_tensor_value_info(o, kind, (None, None)) for o in (*after, *steps)],
+        )
+        found = self.ops(
+            "Scan",
+            (*states, *sequences),
+            len(after) + len(steps),
+            body=graph,
+            num_scan_inputs=len(sequences),
+            scan_input_directions=[int(reverse)] * len(sequences),
+            scan_output_directions=[int(reverse)] * len(steps),
+        )
+        return found[: len(after)], found[len(after) :]
 
     # sizes at run time: int64 tensors of one axis
 

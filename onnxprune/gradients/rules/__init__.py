@@ -18,6 +18,7 @@ from onnxprune.gradients.rules import (
     layout,
     normalization,
     pooling,
+    recurrent,
     reduction,
     sampling,
 )
@@ -38,6 +39,7 @@ TABLE: Mapping[str, Rule] = {
     **layout.TABLE,
     **indexing.TABLE,
     **reduction.TABLE,
+    **recurrent.TABLE,
     **contraction.TABLE,
     **pooling.TABLE,
     **sampling.TABLE,
