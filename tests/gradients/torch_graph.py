@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ Use = tuple[int, int]
 Values = list[Any]  # of a node's inputs, None for an omitted one
 
 
-def gradients(
-    graph: Graph, feeds: Mapping[str, Array], seeds: Mapping[str, Array], uses: list[Use]
-) -> tuple[dict[str, Array], dict[Use, Array]]:
-    """(outputs, gradient at each use) of L = Σ seed ⊙ output; a use's is that of what its node alone makes of it."""
+def evaluate(
+    graph: Graph, feeds: Mapping[str, Array], uses: Collection[Use] = ()
+) -> tuple[dict[str, Any], dict[Use, Tensor]]:
+    """(values by name, what the node of each use reads: a copy of its own, so that its gradient is that of the use)."""
     values: dict[str, Any] = {k: torch.tensor(v) for k, v in {**graph.constants, **feeds}.items()}
     at: dict[Use, Tensor] = {}
     for node in graph.nodes:
@@ -30,12 +30,17 @@ def gradients(
                 at[node.index, slot] = given[slot] = own
         found = OPERATORS[node.op](node, given, graph)
         values.update(zip(node.outputs, found if isinstance(found, (tuple, list)) else [found], strict=False))
+    return values, at
+
+
+def gradients(
+    graph: Graph, feeds: Mapping[str, Array], seeds: Mapping[str, Array], uses: Collection[Use]
+) -> dict[Use, Array]:
+    """The gradient of L = Σ seed ⊙ output at each use: that of what its node alone makes of the tensor."""
+    values, at = evaluate(graph, feeds, uses)
     loss = sum((values[o] * torch.tensor(s)).sum() for o, s in seeds.items())
     loss.backward()
-    return (
-        {o: values[o].detach().numpy() for o in graph.outputs},
-        {u: torch.zeros_like(t).numpy() if t.grad is None else t.grad.numpy() for u, t in at.items()},
-    )
+    return {u: torch.zeros_like(t).numpy() if t.grad is None else t.grad.numpy() for u, t in at.items()}
 
 
 def _ints(v: Any) -> list[int]:
@@ -152,8 +157,8 @@ def _instance_norm(node: Node, v: Values, graph: Graph) -> Tensor:
 
 
 def _clip(node: Node, v: Values, graph: Graph) -> Tensor:
-    low, high = [*v[1:], None, None][:2]
-    return torch.clamp(v[0], low, high)
+    low, high = v[1:]
+    return F.hardtanh(v[0], float(low), float(high))  # as torch's ReLU6: no gradient on a bound itself
 
 
 def _prelu(node: Node, v: Values, graph: Graph) -> Tensor:
