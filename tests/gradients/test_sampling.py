@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from onnxprune.graph import Array
 from tests.gradients.differences import compare, reverse_of
@@ -107,12 +108,12 @@ def test_refusals(factors: tuple[float, ...], attrs: dict[str, Any], why: str):
 
 
 def _roi() -> Any:
-    from onnx import numpy_helper
-
     return numpy_helper.from_array(_floats(0, 0, 0.1, 0.1, 1, 1, 0.9, 0.9), "roi")
 
 
-@pytest.mark.parametrize(("opset", "attrs"), [(9, {}), (11, {"mode": "DCR"}), (11, {"mode": "CRD"}), (13, {"mode": "CRD"})])
+@pytest.mark.parametrize(
+    ("opset", "attrs"), [(9, {}), (11, {"mode": "DCR"}), (11, {"mode": "CRD"}), (13, {"mode": "CRD"})]
+)
 def test_depth_to_space(opset: int, attrs: dict[str, Any]):
     compare_any_batch(*single("DepthToSpace", [(2, 12, 3, 2)], opset=opset, blocksize=2, **attrs))
 
