@@ -112,7 +112,9 @@ def _roi() -> Any:
     return numpy_helper.from_array(_floats(0, 0, 0.1, 0.1, 1, 1, 0.9, 0.9), "roi")
 
 
-@pytest.mark.parametrize(("opset", "attrs"), [(9, {}), (11, {"mode": "DCR"}), (11, {"mode": "CRD"}), (13, {"mode": "CRD"})])
+@pytest.mark.parametrize(
+    ("opset", "attrs"), [(9, {}), (11, {"mode": "DCR"}), (11, {"mode": "CRD"}), (13, {"mode": "CRD"})]
+)
 def test_depth_to_space(opset: int, attrs: dict[str, Any]):
     compare_any_batch(*single("DepthToSpace", [(2, 12, 3, 2)], opset=opset, blocksize=2, **attrs))
 
