@@ -53,7 +53,9 @@ def cost(path: Path, batch: int, runs: int) -> dict[str, Any]:
     feeds = random_inputs(proto, batch)
     forward = Session(m.submodel(n.proto, {}, graph.outputs), single=True)
     outputs = forward.run(feeds)
-    seeds = {s: np.random.default_rng(1).standard_normal(outputs[o].shape).astype(np.float32) for o, s in back.seeds.items()}
+    seeds = {
+        s: np.random.default_rng(1).standard_normal(outputs[o].shape).astype(np.float32) for o, s in back.seeds.items()
+    }
     both = Session(m.submodel(back.proto, {}, dict.fromkeys(back.of_use.values())), single=True)
     times: dict[str, list[float]] = {"forward": [], "both": []}
     for _ in range(runs):
@@ -76,10 +78,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for path in options.models:
         c = cost(path, options.batch, options.runs)
-        print(
-            f"| {path.stem} | {c['forward']:.1f} | {c['both']:.1f} | {c['multiple']:.1f} | {c['found']} | {c['missing']} |",
-            flush=True,
-        )
+        times = f"{c['forward']:.1f} | {c['both']:.1f} | {c['multiple']:.1f}"
+        print(f"| {path.stem} | {times} | {c['found']} | {c['missing']} |", flush=True)
 
 
 if __name__ == "__main__":

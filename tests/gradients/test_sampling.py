@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from onnxprune.graph import Array
 from tests.gradients.differences import compare, reverse_of
@@ -107,8 +108,6 @@ def test_refusals(factors: tuple[float, ...], attrs: dict[str, Any], why: str):
 
 
 def _roi() -> Any:
-    from onnx import numpy_helper
-
     return numpy_helper.from_array(_floats(0, 0, 0.1, 0.1, 1, 1, 0.9, 0.9), "roi")
 
 

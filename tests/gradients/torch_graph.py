@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from onnxprune.graph import Array, Graph, Node
 
@@ -15,10 +15,10 @@ Use = tuple[int, int]
 Values = list[Any]  # of a node's inputs, None for an omitted one
 
 
-def gradients(
-    graph: Graph, feeds: Mapping[str, Array], seeds: Mapping[str, Array], uses: list[Use]
-) -> tuple[dict[str, Array], dict[Use, Array]]:
-    """(outputs, gradient at each use) of L = Σ seed ⊙ output; a use's is that of what its node alone makes of it."""
+def evaluate(
+    graph: Graph, feeds: Mapping[str, Array], uses: Collection[Use] = ()
+) -> tuple[dict[str, Any], dict[Use, Tensor]]:
+    """(values by name, what the node of each use reads: a copy of its own, so that its gradient is that of the use)."""
     values: dict[str, Any] = {k: torch.tensor(v) for k, v in {**graph.constants, **feeds}.items()}
     at: dict[Use, Tensor] = {}
     for node in graph.nodes:
@@ -30,12 +30,17 @@ def gradients(
                 at[node.index, slot] = given[slot] = own
         found = OPERATORS[node.op](node, given, graph)
         values.update(zip(node.outputs, found if isinstance(found, (tuple, list)) else [found], strict=False))
+    return values, at
+
+
+def gradients(
+    graph: Graph, feeds: Mapping[str, Array], seeds: Mapping[str, Array], uses: Collection[Use]
+) -> dict[Use, Array]:
+    """The gradient of L = Σ seed ⊙ output at each use: that of what its node alone makes of the tensor."""
+    values, at = evaluate(graph, feeds, uses)
     loss = sum((values[o] * torch.tensor(s)).sum() for o, s in seeds.items())
     loss.backward()
-    return (
-        {o: values[o].detach().numpy() for o in graph.outputs},
-        {u: torch.zeros_like(t).numpy() if t.grad is None else t.grad.numpy() for u, t in at.items()},
-    )
+    return {u: torch.zeros_like(t).numpy() if t.grad is None else t.grad.numpy() for u, t in at.items()}
 
 
 def _ints(v: Any) -> list[int]:
@@ -44,7 +49,7 @@ def _ints(v: Any) -> list[int]:
 
 def _padded(x: Tensor, begin: list[int], end: list[int], value: float = 0.0) -> Tensor:
     """torch names the last axis first."""
-    return F.pad(x, [n for pair in reversed(list(zip(begin, end, strict=True))) for n in pair], value=value)
+    return functional.pad(x, [n for pair in reversed(list(zip(begin, end, strict=True))) for n in pair], value=value)
 
 
 def _around(node: Node, x: Tensor, kernel: list[int], value: float = 0.0) -> tuple[Tensor, list[int], list[int]]:
@@ -68,7 +73,7 @@ def _around(node: Node, x: Tensor, kernel: list[int], value: float = 0.0) -> tup
 
 def _conv(node: Node, v: Values, graph: Graph) -> Tensor:
     x, strides, dilations = _around(node, v[0], list(v[1].shape[2:]))
-    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[v[1].ndim - 2]
+    conv = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[v[1].ndim - 2]
     bias = v[2] if len(v) > 2 else None
     return conv(x, v[1], bias, strides, 0, dilations, int(node.attrs.get("group", 1)))
 
@@ -76,14 +81,14 @@ def _conv(node: Node, v: Values, graph: Graph) -> Tensor:
 def _max_pool(node: Node, v: Values, graph: Graph) -> Tensor:
     kernel = _ints(node.attrs["kernel_shape"])
     x, strides, dilations = _around(node, v[0], kernel, -torch.inf)
-    return F.max_pool2d(x, kernel, strides, 0, dilations)
+    return functional.max_pool2d(x, kernel, strides, 0, dilations)
 
 
 def _average_pool(node: Node, v: Values, graph: Graph) -> Tensor:
     kernel = _ints(node.attrs["kernel_shape"])
     x, strides, _ = _around(node, v[0], kernel)
     assert x is v[0], "not written"
-    return F.avg_pool2d(x, kernel, strides)
+    return functional.avg_pool2d(x, kernel, strides)
 
 
 def _gemm(node: Node, v: Values, graph: Graph) -> Tensor:
@@ -139,21 +144,23 @@ def _split(node: Node, v: Values, graph: Graph) -> tuple[Tensor, ...]:
 
 def _batch_norm(node: Node, v: Values, graph: Graph) -> Tensor:
     x, scale, bias, mean, variance = v
-    return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, node.attrs.get("epsilon", 1e-5))
+    return functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, node.attrs.get("epsilon", 1e-5))
 
 
 def _layer_norm(node: Node, v: Values, graph: Graph) -> Tensor:
     axis = int(node.attrs.get("axis", -1)) % v[0].ndim
-    return F.layer_norm(v[0], v[0].shape[axis:], v[1], v[2] if len(v) > 2 else None, node.attrs.get("epsilon", 1e-5))
+    return functional.layer_norm(
+        v[0], v[0].shape[axis:], v[1], v[2] if len(v) > 2 else None, node.attrs.get("epsilon", 1e-5)
+    )
 
 
 def _instance_norm(node: Node, v: Values, graph: Graph) -> Tensor:
-    return F.instance_norm(v[0], weight=v[1], bias=v[2], eps=node.attrs.get("epsilon", 1e-5))
+    return functional.instance_norm(v[0], weight=v[1], bias=v[2], eps=node.attrs.get("epsilon", 1e-5))
 
 
 def _clip(node: Node, v: Values, graph: Graph) -> Tensor:
-    low, high = [*v[1:], None, None][:2]
-    return torch.clamp(v[0], low, high)
+    low, high = v[1:]
+    return functional.hardtanh(v[0], float(low), float(high))  # as torch's ReLU6: no gradient on a bound itself
 
 
 def _prelu(node: Node, v: Values, graph: Graph) -> Tensor:
@@ -202,7 +209,7 @@ OPERATORS: dict[str, Callable[[Node, Values, Graph], Any]] = {
     "PRelu": _prelu,
     "Pad": _pad,
     "ReduceMean": _mean,
-    "Relu": _plain(F.relu),
+    "Relu": _plain(functional.relu),
     "Reshape": _reshape,
     "Shape": lambda node, v, graph: torch.tensor(v[0].shape, dtype=torch.int64),
     "Slice": _slice,
