@@ -160,7 +160,11 @@ class _Walk:
         return {s: g for s, g in found.items() if s in slots}
 
     def finish(self) -> None:
-        """Gather the whole gradients of the tensors that were asked for."""
+        """Gather the whole gradients of the tensors that were asked for; name the uses that nothing could reach."""
+        inside = {n.index: n.name for n in self.b.graph.every_node if n.index in self.b.graph.inside}
+        for use in self.uses:
+            if use[0] in inside:
+                self.missing[use] = f"{inside[use[0]]} lies in the body of another node"
         for t in self.tensors:
             if t in self._broken:
                 self.missing[t] = self._broken[t]
