@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
-from onnxprune.channels.rules.quantization import TABLE as QUANTIZED
 from onnxprune.gradients.build import Builder, NoGradient
 from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
 from onnxprune.graph import Graph, Node
@@ -92,13 +91,14 @@ class _Walk:
         return leads
 
     def _depends(self, node: Node, output: str) -> bool:
-        """Whether an output changes, by more than steps between which it stands still, with a node's inputs.
+        """Whether an output changes with a node's inputs by more than steps between which it stands still.
 
-        Codes of a quantized model stand for numbers, and sequences hold them: to stop there would lose a term.
+        Integers of an operator with a rule do not (indices, masks). Those of others may stand for numbers (codes of a
+        quantized model, rows of bits), and what is no tensor may hold some: to stop there would lose a term.
         """
         kind = self.b.types.get(output)
-        name = f"{node.domain}.{node.op}" if node.domain else node.op
-        return bool(output) and (kind is None or self.b.is_float(output) or name in QUANTIZED)
+        still = node.domain == "" and (node.op in NO_DERIVATIVE or node.op in TABLE)
+        return bool(output) and (kind is None or self.b.is_float(output) or not still)
 
     def _may_change(self, tensor: str) -> bool:
         return tensor in self._leads or self.b.is_float(tensor)
@@ -155,12 +155,16 @@ class _Walk:
             raise NoGradient(WITHOUT.get(node.op, "no rule for its gradient"))
         for s in slots:
             if not self.b.is_float(node.inputs[s]):
-                raise NoGradient(f"{node.inputs[s]!r} holds codes, not numbers")
+                raise NoGradient(f"{node.inputs[s]!r} is no tensor of floating-point numbers")
         found = rule(self.b, node, grads, slots)
         return {s: g for s, g in found.items() if s in slots}
 
     def finish(self) -> None:
-        """Gather the whole gradients of the tensors that were asked for."""
+        """Gather the whole gradients of the tensors that were asked for; name the uses that nothing could reach."""
+        inside = {n.index: n.name for n in self.b.graph.every_node if n.index in self.b.graph.inside}
+        for use in self.uses:
+            if use[0] in inside:
+                self.missing[use] = f"{inside[use[0]]} lies in the body of another node"
         for t in self.tensors:
             if t in self._broken:
                 self.missing[t] = self._broken[t]

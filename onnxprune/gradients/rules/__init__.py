@@ -53,7 +53,7 @@ WITHOUT: Mapping[str, str] = {
         _SEQUENCE,
     ),
     **dict.fromkeys(
-        "AffineGrid BitCast CausalConvWithState Col2Im CumProd DFT DeformConv Det GridSample LinearAttention MaxRoiPool "
+        "AffineGrid CausalConvWithState Col2Im CumProd DFT DeformConv Det GridSample LinearAttention MaxRoiPool "
         "MaxUnpool RoiAlign STFT TensorScatter Unique".split(),
         _RARE,
     ),
@@ -62,6 +62,7 @@ WITHOUT: Mapping[str, str] = {
         "ImageDecoder RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer".split(), _TEXT
     ),
     "Bernoulli": "it draws random numbers with these chances",
+    "BitCast": "bits are no numbers",
     "SwiGLU": "no runtime computes it yet, so that a rule could not be tested",
     "Constant": "it has no inputs",
 }
