@@ -31,7 +31,7 @@ _TINY = 1e-200
 # Ka is computed anew after so many steps, or N if that is more: what rounding adds up to until then stays small.
 _REFRESH = 64
 # Steps for a size that is filled up: convergence with few units, a bounded cost with many.
-_PATIENCE = (32, 1 << 15)
+_PATIENCE = (32, 1 << 11)
 # Steps per unit: they also rescale and remove.
 SLACK = 3
 
