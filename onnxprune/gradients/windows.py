@@ -45,6 +45,9 @@ def geometry(b: Builder, node: Node, kernel: Sequence[int]) -> Geometry:
         return tuple(int(v) for v in a[name]) if a.get(name) else (default,) * rank
 
     strides, dilations = each("strides", 1), each("dilations", 1)
+    same = str(a.get("auto_pad", "NOTSET")).startswith("SAME")
+    if same and max(dilations) > 1 and not transposed:
+        raise NoGradient("with dilations, ONNX and onnxruntime differ over what auto_pad pads")
     inputs, outputs = b.shape(node.inputs[0])[2:], b.shape(node.outputs[0])[2:]
     if len(inputs) != rank or len(outputs) != rank:
         raise NoGradient("its spatial sizes are not known")

@@ -29,6 +29,7 @@ CASES: list[Case] = [
     ((7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     ((7, 8), {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ((7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID"}),
+    ((7, 8), {"kernel_shape": [2, 3], "strides": [3, 1], "auto_pad": "SAME_UPPER"}),
     ((9,), {"kernel_shape": [3], "strides": [2]}),
     ((4, 5, 6), {"kernel_shape": [2, 3, 2], "strides": [2, 1, 1]}),
 ]
@@ -37,6 +38,7 @@ CEIL: list[Case] = [
     ((8, 7), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
     ((8, 7), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 0, 1], "ceil_mode": 1}),
     ((7, 8), {"kernel_shape": [2, 2], "strides": [2, 3], "ceil_mode": 1}),
+    ((7, 8), {"kernel_shape": [2, 3], "strides": [2, 2], "ceil_mode": 1, "auto_pad": "SAME_LOWER"}),
 ]
 DILATED: list[Case] = [
     ((8, 9), {"kernel_shape": [3, 3], "dilations": [2, 2]}),
@@ -60,6 +62,13 @@ def test_max_pool(case: Case, opset: int):
 @pytest.mark.parametrize("case", CEIL + DILATED, ids=str)
 def test_max_pool_with_partial_and_dilated_windows(case: Case, opset: int):
     compare(*single("MaxPool", [_distinct(2, 3, *case[0])], opset=opset, **case[1]))
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "LpPool", "MaxPool"])
+def test_dilated_windows_refuse_automatic_pads(op: str):
+    attrs = {"kernel_shape": [2, 3], "dilations": [2, 2], "auto_pad": "SAME_UPPER"}
+    model, feeds = single(op, [(1, 2, 8, 9)], opset=19, **attrs)
+    assert "auto_pad" in reverse_of(model, feeds, ["x0"]).missing["x0"]
 
 
 def test_max_pool_with_column_major_indices():
