@@ -2,9 +2,9 @@
 
 Gradients with respect to the data of linear layers are taken at two batch sizes and compared with central differences.
 Real networks have kinks, which differences at a large step see, and single precision, which those at a small step do
-not get over. So each is taken at several steps, and must be within TOLERANCE at one of them where the noise of L,
-measured, is less than that: along the gradient itself, where the signal is largest, and in the small graphs also
-along a random direction.
+not get over. So each is taken at several steps. Of those at which the noise of L, measured, is less than TOLERANCE, one
+must agree within TOLERANCE and twice that noise: along the gradient itself, where the signal is largest, and in the
+small graphs, and in real ones whose kinks are smoothed, along a random direction.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _check_differences(t: Taken, feeds: Feeds, directions: tuple[str, ...]) -> i
         for kind in directions:
             v = _direction(kind, g, x)
             allowed = [_error(value, g, x, v, step) for step in STEPS]
-            clear = [error for error, noise in allowed if noise <= TOLERANCE]
+            clear = [error - 2 * noise for error, noise in allowed if noise <= TOLERANCE]
             said += bool(clear)
             assert not clear or min(clear) <= TOLERANCE, (t.node(use).name, kind, allowed)
     return said
@@ -202,6 +202,42 @@ def test_real_graphs(path: Path):
         gradients_at(t, kit_feeds(path, proto, 3))
     said = _check_differences(t, few, ("gradient",))
     assert said or not t.uses
+
+
+@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+def test_smooth_graphs(path: Path):
+    """Fails where a real network, without its kinks, has another gradient than differences say in any direction."""
+    proto, _ = m.load(path)
+    if any(n.op_type == "TopK" for n in proto.graph.node):
+        pytest.skip("its neighbours change with the data, which no activation makes smooth")
+    feeds = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
+    t = taken(normalise(_smooth(proto), feeds))
+    said = _check_differences(t, feeds, ("random",))
+    assert said or not t.uses
+
+
+SMOOTH = {
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu"), "Softplus"),
+    **dict.fromkeys(("Clip", "HardSigmoid"), "Sigmoid"),
+    "HardSwish": "Tanh",
+}
+
+
+def _smooth(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Another network of the same graph: activations with kinks are replaced by some without, maxima by means."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for node in result.graph.node:
+        if node.op_type in SMOOTH:
+            node.op_type = SMOOTH[node.op_type]
+            del node.input[1:]
+            del node.attribute[:]
+        elif node.op_type == "MaxPool":
+            node.op_type = "AveragePool"
+            kept = [a for a in node.attribute if a.name in ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return result
 
 
 def _check_uses(t: Taken) -> None:
