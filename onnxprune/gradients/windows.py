@@ -3,7 +3,7 @@
     dx[i] = Σ over (o, t) with s·o + d·t - p = i of w[t] · dy[o].
 
 The transpose is a convolution again. At stride 1 it is written as Conv with the flipped kernel, which in onnxruntime is
-about three times as fast as ConvTranspose; at other strides ConvTranspose is the faster (than Conv over an input spread
+up to three times as fast as ConvTranspose; at other strides ConvTranspose is the faster (than Conv over an input spread
 with zeros, and than one Conv per phase of the stride with DepthToSpace), for full, grouped and depthwise kernels alike.
 """
 
