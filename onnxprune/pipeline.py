@@ -389,9 +389,7 @@ def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> d
         coupled.layers,
         calibrated.moments,
         calibrated.outputs,
-        settings.method,
-        settings.metric,
-        settings.seed,
+        settings,
     )
 
 
