@@ -48,9 +48,9 @@ def paths(
 ) -> list[Path]:
     """The path of every group, in the order of `channels.groups`.
 
-    metric: how "global" measures the outputs; "exact" is "gates" here. free: see `PruneConfig.coefficients`. Where a group has no gradients, local imitation
-    stands in for the global one, and magnitude for Taylor; where no layer reads it, magnitude for what knows layers
-    alone.
+    metric: how "global" measures the outputs; "exact" is "gates" here. free: see `PruneConfig.coefficients`. Where a
+    group has no gradients, local imitation stands in for the global one, and magnitude for Taylor; where no layer reads
+    it, magnitude for what knows layers alone.
     """
     outputs = outputs or OutputMoments()
     consumers = consumers_of(channels, layers)
