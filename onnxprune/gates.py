@@ -1,11 +1,12 @@
 """Gates: where a channel is read for good, a factor on what that read sees.
 
 A gate of 1 leaves the network as it is, a gate of 0 removes the channel; between them lies what greedy imitation
-optimises. It stands at every contraction whose output no longer carries the channel (a depthwise convolution passes it
-on, and so does the product of queries and keys that belongs to a head), in front of the operator, so that other readers
-of the same tensor see nothing of it. Of a product of two activations one operand is gated.
+optimises. It stands at every contraction that sums over the channel (a depthwise convolution passes it on, and so does
+the product of queries and keys that belongs to a head), in front of the operator, so that other readers of the same
+tensor see nothing of it. Of a product of two activations one operand is gated.
 
-What a normalization reads across channels has no gate: its statistics are those of all channels.
+What a normalization reads across channels has no gate: its statistics are those of all channels. Nor has what a
+recurrent net reads of its own state, which is inside the operator, or what the body of a control-flow operator reads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from scipy.sparse import csr_array
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.channels.rules.recurrent import GATES as RECURRENT
+from onnxprune.channels.trace import Linear
 from onnxprune.graph import Node
 
 Floats = NDArray[np.float64]
@@ -52,23 +54,33 @@ def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
     graph = channels.graph
     found: list[Gate] = []
     seen: dict[int, set[int]] = {}
+    passing = {x.node.index for x in channels.linears if _passes_on(x)}
     reads = (r for r in channels.reads if r.kind == "contraction" and r.node.index not in graph.inside)
     for r in sorted(reads, key=lambda r: (r.node.index, r.slot)):
         data = r.node.inputs[r.slot]
-        if data in graph.constants or graph.shape(data) is None:
+        if data in graph.constants or graph.shape(data) is None or r.node.index in passing:
             continue
-        passed = seen.setdefault(r.node.index, _classes_on(channels, r.node.outputs))
+        known = seen.setdefault(r.node.index, set())
         for f in channels.factors.get(data, ()):
-            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(passed)), f, -1)
+            if all(f.shape[a] == 1 for a in r.axes):
+                continue
+            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(known)), f, -1)
             if (classes >= 0).any():
                 found.append(Gate(r.node, r.slot, data, classes, _batch_axis(channels, r.node, data)))
         # The other operand of a product carries the same channels; one factor for each is enough.
-        seen[r.node.index] = passed | _classes_on(channels, (data,))
+        known.update(int(c) for f in channels.factors.get(data, ()) for c in np.unique(f))
     return tuple(found)
 
 
-def _classes_on(channels: ChannelGraph, tensors: Sequence[str]) -> set[int]:
-    return {int(c) for t in tensors for f in channels.factors.get(t, ()) for c in np.unique(f)}
+def _passes_on(linear: Linear) -> bool:
+    """Whether a convolution's own groups are the units, in its outputs as in its inputs.
+
+    That some output carries a class of the inputs is not enough: behind a residual sum it does.
+    """
+    if linear.groups == 1 or linear.inputs is None or linear.outputs is None:
+        return False
+    rows = np.concatenate([x.reshape(linear.groups, -1) for x in (linear.inputs, linear.outputs)], axis=1)
+    return bool((rows == rows[:, :1]).all())
 
 
 def _batch_axis(channels: ChannelGraph, node: Node, data: str) -> int | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from onnxprune import model as m
 from onnxprune import rounding
@@ -216,13 +217,17 @@ def differentiable(
 
     A quantized model is differentiated without the rounding of its activations, the usual straight-through estimate.
     """
+    shapes, known = dict(graph.shapes), dict(types)
     if rounding.is_quantized(proto):
         proto = rounding.without_rounding(proto)
-    shapes, known = dict(graph.shapes), dict(types)
     if any(o and o not in known for n in proto.graph.node for o in n.output):
         bound = m.bind_inputs(proto, {v.name: shapes[v.name] for v in proto.graph.input if v.name in shapes})
+        foreign = {o for n in proto.graph.node if n.domain for o in n.output} & shapes.keys() & known.keys()
+        for o in sorted(foreign - set(graph.outputs)):  # inference stops at operators that it does not know
+            bound.graph.value_info.append(helper.make_tensor_value_info(o, known[o], shapes[o]))
         more, further = m.inferred_shapes(bound)
-        shapes, known = {**more, **shapes}, {**further, **known}
+        # What was a code is a real number where the rounding is gone, so the new types count.
+        shapes, known = {**more, **shapes}, {**known, **further}
     return proto, m.view(proto, shapes, graph.known_values, graph.binding), known
 
 

@@ -87,8 +87,13 @@ class _Walk:
         leads = set(self.tensors)
         for n in self.b.graph.nodes:
             if n.index in self._wanted or any(i in leads for i in (*n.inputs, *n.captures)):
-                leads.update(o for o in n.outputs if self.b.is_float(o))
+                leads.update(o for o in n.outputs if self._may_have_gradient(o))
         return leads
+
+    def _may_have_gradient(self, tensor: str) -> bool:
+        """Whether a value is in floating point, or has no element type that is known, as a sequence."""
+        known = tensor in self.b.graph.constants or tensor in self.b.types
+        return self.b.is_float(tensor) if known else bool(tensor)
 
     def add(self, tensor: str, gradient: str) -> None:
         """One more term of a tensor's gradient."""
@@ -104,7 +109,7 @@ class _Walk:
         """Pass the gradients of a node's outputs on to its inputs."""
         wanted = self._wanted.get(node.index, set())
         slots = sorted(wanted | {s for s, i in enumerate(node.inputs) if i in self._leads})
-        slots = [s for s in slots if s < len(node.inputs) and self.b.is_float(node.inputs[s])]
+        slots = [s for s in slots if s < len(node.inputs) and self._may_have_gradient(node.inputs[s])]
         captured = [c for c in node.captures if c in self._leads]
         grads = [self._gradient(o) if o in self._leads or wanted else None for o in node.outputs]
         broken = next((self._broken[o] for o in node.outputs if o in self._broken), None)
