@@ -20,7 +20,6 @@ from scipy.sparse import csr_array
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.channels.rules.recurrent import GATES as RECURRENT
 from onnxprune.channels.trace import Linear
 from onnxprune.graph import Node
 
@@ -33,14 +32,14 @@ class Gate:
     """Gates of the channels that input `slot` of `node`, the tensor `data`, carries along one factor.
 
     classes: the class of each position that the factor tracks, -1 where no gate stands; its shape broadcasts against
-    that of the tensor. batch: the axis of the samples, None where there is none that can be told from the sizes.
+    that of the tensor. batch: the axis along which the samples lie, one after the other; None where it is not known.
     """
 
     node: Node
     slot: int
     data: str
     classes: Labels
-    batch: int | None
+    batch: int | None = None
 
     @property
     def summed(self) -> tuple[int, ...]:
@@ -50,7 +49,7 @@ class Gate:
 
 
 def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
-    """Every gate of the main graph, in topological order."""
+    """Every gate of the main graph, in topological order, without the axis of its samples."""
     graph = channels.graph
     found: list[Gate] = []
     seen: dict[int, set[int]] = {}
@@ -66,7 +65,7 @@ def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
                 continue
             classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(known)), f, -1)
             if (classes >= 0).any():
-                found.append(Gate(r.node, r.slot, data, classes, _batch_axis(channels, r.node, data)))
+                found.append(Gate(r.node, r.slot, data, classes))
         # The other operand of a product carries the same channels; one factor for each is enough.
         known.update(int(c) for f in channels.factors.get(data, ()) for c in np.unique(f))
     return tuple(found)
@@ -81,12 +80,6 @@ def _passes_on(linear: Linear) -> bool:
         return False
     rows = np.concatenate([x.reshape(linear.groups, -1) for x in (linear.inputs, linear.outputs)], axis=1)
     return bool((rows == rows[:, :1]).all())
-
-
-def _batch_axis(channels: ChannelGraph, node: Node, data: str) -> int | None:
-    shape = channels.graph.shape(data) or ()
-    axis = 1 if node.op in RECURRENT and not node.attrs.get("layout", 0) else 0
-    return axis if len(shape) > axis and shape[axis] % channels.graph.batch == 0 else None
 
 
 def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[int]]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
 
-from onnxprune.gates import Floats, Gate, by_group, gates_of, sums_of, values_of
+from onnxprune.gates import by_group, gates_of, sums_of, values_of
 from onnxprune.graph import Array
 from onnxprune.oracle import mask_of
 from tests.compare import assert_same
+from tests.gating import factors, gated
 from tests.graphs import PRUNABLE
 from tests.stages import Keep, Prepared, comparable, masked, random_keep
 
@@ -37,38 +37,15 @@ def why_without(p: Prepared) -> dict[int, str]:
     return found
 
 
-def gated(p: Prepared, gates: Mapping[str, tuple[Gate, Floats]]) -> onnx.ModelProto:
-    """The normalised model with constant factors in front of the operators where gates stand."""
-    result = onnx.ModelProto()
-    result.CopyFrom(p.normalised.proto)
-    del result.graph.node[:]
-    nodes: dict[str, list[tuple[str, Gate]]] = {}
-    for name, (gate, values) in gates.items():
-        nodes.setdefault(gate.node.outputs[0], []).append((name, gate))
-        kind = helper.tensor_dtype_to_np_dtype(p.normalised.types[gate.data])
-        result.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(kind), name))
-    for original in p.normalised.proto.graph.node:
-        n = onnx.NodeProto()
-        n.CopyFrom(original)
-        for name, gate in nodes.get(n.output[0], ()):
-            result.graph.node.append(helper.make_node("Mul", [n.input[gate.slot], name], [f"{name}_product"]))
-            n.input[gate.slot] = f"{name}_product"
-        result.graph.node.append(n)
-    return result
-
-
-def with_mask(p: Prepared, keep: Keep) -> onnx.ModelProto:
-    """Every gate at the mask of what stays: the product over the groups that it serves."""
+def with_mask(p: Prepared, keep: Keep) -> dict[str, Array]:
+    """The outputs with every gate at the mask of what stays."""
     gates = gates_of(p.channels)
-    values = [np.ones(x.classes.shape) for x in gates]
-    for g, own in by_group(p.channels, gates).items():
-        a = keep[p.channels.groups[g].units].astype(float)
-        for i in own:
-            values[i] = values[i] * values_of(p.channels, g, gates[i], a)
-    return gated(p, {f"gate{i}": x for i, x in enumerate(zip(gates, values, strict=True))})
+    masks = {g.index: keep[g.units].astype(float) for g in p.channels.groups}
+    return arrays(gated(p, gates), {**p.example, **factors(p, gates, masks)})
 
 
 def arrays(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs that are no sequences."""
     return {k: v for k, v in comparable(model).run(feeds).items() if isinstance(v, np.ndarray)}
 
 
@@ -83,7 +60,7 @@ def test_a_mask_in_the_gates_is_the_oracle(name: str, prepared: Lookup) -> None:
     if keep.all():
         pytest.skip(f"no gate can remove anything here: {', '.join(sorted(set(without.values())))}")
     expected = arrays(masked(p, keep), p.example)
-    found = arrays(with_mask(p, keep), p.example)
+    found = with_mask(p, keep)
     assert found.keys() == expected.keys()
     for k, y in expected.items():
         assert_same(found[k], y, rtol=RTOL, atol=1e-6)
@@ -137,7 +114,7 @@ def test_another_units_gate_is_seen(prepared: Lookup) -> None:
     units = p.channels.groups[0].units
     other = keep.copy()
     other[units] = np.roll(keep[units], 1)
-    found, expected = arrays(with_mask(p, other), p.example)["y"], arrays(masked(p, keep), p.example)["y"]
+    found, expected = with_mask(p, other)["y"], arrays(masked(p, keep), p.example)["y"]
     with pytest.raises(AssertionError, match="times the bound"):
         assert_same(found, expected, rtol=RTOL, atol=1e-6)
 
