@@ -54,7 +54,9 @@ Weights = Mapping[str, Array]
 # How many units → which ones, and their coefficients where the method gives any.
 Proposal = Callable[[int], tuple[Mask, Floats | None]]
 
-_EXACT_SAMPLES = 256
+# Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.
+_GLOBAL_SAMPLES = 384
+_EXACT_SAMPLES = 128
 _EXACT_CANDIDATES = 4
 # Gains below this share of the discrepancy without any unit are noise of float32.
 _EXACT_ROUNDING = 1e-6
@@ -371,11 +373,10 @@ class _Layers:
             return self._consumed(metrics) if all(x.weight in metrics for x in self.consumers) else None
         gates = run.gates_of(self.group)
         part = self._part(run.state)
-        batches = self._batches()
+        batches = self._batches(_EXACT_SAMPLES if settings.metric == "exact" else _GLOBAL_SAMPLES)
         types = run.loaded.normalised.types
         if settings.metric == "exact":
-            some = _first(batches, _EXACT_SAMPLES)
-            network = GatedNetwork(part, run.channels, self.group, gates, types, some, run.goals.fit)
+            network = GatedNetwork(part, run.channels, self.group, gates, types, batches, run.goals.fit)
             return _of_network(network, run.channels.groups[self.group], free=settings.coefficients == "free")
         probe = Probe.of(part, run.channels, gates, (), types)
         found = probing.collect(
@@ -391,8 +392,8 @@ class _Layers:
         """The network behind what the walker keeps."""
         return m.submodel(self.run.proto, walker.frontier, self.outputs)
 
-    def _batches(self) -> list[Batch]:
-        """The samples for fitting, from the frontier on, with the present outputs."""
+    def _batches(self, samples: int) -> list[Batch]:
+        """Samples for fitting, about so many, from the frontier on, with the present outputs."""
         state = self.run.state
         session = Session(self._part(state), single=True)
         found: list[Batch] = []
@@ -402,6 +403,8 @@ class _Layers:
             before = part_of(self.run.fit_outputs, index, len(state.samples))
             found.append(Batch(feeds, {**before, **session.run(feeds)}, index, count))
             start += count
+            if start >= samples:
+                break
         return found
 
     # what is tried
@@ -450,8 +453,8 @@ class _Layers:
         run = self.run
         run.change(weights)
         run.held_outputs |= self._run(run.held, {})
-        if run.settings.reads_gradients:
-            run.fit_outputs |= self._run(run.state, {})
+        if run.settings.reads_gradients and len(run.channels.graph.outputs) > 1:
+            run.fit_outputs |= self._run(run.state, {})  # groups that lie behind some of them ask for these
 
 
 def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats | None:
@@ -485,13 +488,3 @@ def _joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[
     rows = max(train.rows + held.rows, 1)
     xx, xy, yy = (getattr(train, k)[group] + getattr(held, k)[group] for k in ("xx", "xy", "yy"))
     return xx / rows, xy / rows, yy / rows
-
-
-def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
-    """The first batches, up to so many samples."""
-    found: list[Batch] = []
-    for b in batches:
-        if found and sum(x.count for x in found) + b.count > samples:
-            break
-        found.append(b)
-    return found
