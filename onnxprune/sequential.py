@@ -135,7 +135,8 @@ class _Run:
         self.consumers = selection.consumers_of(self.channels, coupled.layers)
         self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
         self.reference = self._walker(coupled.taken.proto, loaded.fit)
-        self.fit_outputs, self.held_outputs = dict(self.goals.fit_outputs), dict(self.goals.held_outputs)
+        self.fit_outputs: Mapping[str, Array] = self.goals.fit_outputs
+        self.held_outputs: Mapping[str, Array] = self.goals.held_outputs
         self.start()
 
     def _walker(self, proto: onnx.ModelProto, samples: Samples, *, hold_out: bool = True) -> Walker:
@@ -260,9 +261,12 @@ class _Masked:
     def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
         """What the layers among the readers become."""
         run = self.run
-        level = "least-squares" if run.settings.refit in ("lockstep", "least-squares") else run.settings.refit
+        # Its coefficients stay 1, as the proposals have none.
+        level = {"lockstep": "least-squares", "greedy": "none"}.get(run.settings.refit, run.settings.refit)
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
-        return refit.in_place(run.consumers[self.group], run.calibrated.moments, run.current, keep, level)
+        walked = run.settings.refit in ("lockstep", "greedy")  # else the last refit starts from the original's weights
+        weights = run.current if walked else run.channels.graph.constants
+        return refit.in_place(run.consumers[self.group], run.calibrated.moments, weights, keep, level)
 
     def error(self, mask: Mask, weights: Weights) -> float:
         """Of a run of the whole network."""
@@ -277,9 +281,13 @@ class _Masked:
 
     def leave(self, choice: Choice, weights: Weights) -> None:
         """Mask the group; what was walked so far is walked again."""
-        self.run.change(weights)
-        self.run.masked[self.group] = choice.kept
-        self.run.start()
+        run = self.run
+        run.change(weights)
+        run.masked[self.group] = choice.kept
+        run.start()
+        run.held_outputs = verify.outputs_of(run.proto, run.loaded.held)
+        if run.settings.reads_gradients:
+            run.fit_outputs = verify.outputs_of(run.proto, run.loaded.fit)
 
 
 class _Layers:
@@ -408,11 +416,9 @@ class _Layers:
         level, current = run.settings.refit, run.current
         if level == "greedy":
             return refit.scaled(self.consumers, current, keep, self._by_class(coefficients))
-        weights = refit.in_place(
-            self.consumers, run.calibrated.moments, current, keep, "least-squares" if level == "lockstep" else level
-        )
-        if level not in ("lockstep", "least-squares"):
-            return weights
+        if level != "lockstep":  # the last refit starts from the original's weights too
+            return refit.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
+        weights = refit.in_place(self.consumers, run.calibrated.moments, current, keep, "least-squares")
         found = dict(weights)
         for layer in self.consumers:
             if layer.weight in self.equations:
@@ -444,9 +450,9 @@ class _Layers:
         """Put the weights into the network."""
         run = self.run
         run.change(weights)
-        run.held_outputs |= self._run(run.held, {})
+        run.held_outputs = {**run.held_outputs, **self._run(run.held, {})}
         if run.settings.reads_gradients:
-            run.fit_outputs |= self._run(run.state, {})
+            run.fit_outputs = {**run.fit_outputs, **self._run(run.state, {})}
 
 
 def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats | None:
