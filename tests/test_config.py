@@ -49,7 +49,7 @@ def test_options_replace_ratio_by_uniform_and_back():
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
 def test_tolerance_out_of_range(tolerance: float):
-    with pytest.raises(UsageError, match="tolerance .* must be above 0"):
+    with pytest.raises(UsageError, match=r"tolerance .* must be above 0"):
         PruneConfig(tolerance=tolerance)
 
 
