@@ -351,5 +351,6 @@ def test_groups_without_a_gradient_are_reported(method: str, instead: str) -> No
     (note,) = notes
     assert note.startswith(f"1 of 2 groups have no gradient, and {instead} stands in for them: ")
     assert "QuickGelu" in note
-    report = prune(TABLE["plain"].model(), None, samples_of(prepare_row("plain"), COUNT).arrays, method=method).report
+    data = samples_of(prepare_row("plain"), COUNT).arrays
+    report = prune(TABLE["plain"].model(), None, data, method=method, **options).report
     assert not any("gradient" in n for n in report.notes)
