@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxprune import budget, cost, parts, sensitivity, sequential
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
+from onnxprune.objective import relative_error
 from onnxprune.scope import allowed
 from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
@@ -68,15 +72,52 @@ def within_budget(
             f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
     tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
-    better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
-    paths = [found[g] for g, (found, _) in enumerate(better)]
-    trials = [found[g] for g, (_, found) in enumerate(better)]
+    if len(tried) > 1:
+        better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
+        tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
+    found = [(budget.allocate(curves_of(p, t, coupled), price, budget.Budget(limit, widths)).kept, p) for p, t in tried]
+    if len(found) == 1:
+        return found[0]
+    # Trials of single groups do not tell which of several allocations is best; one run of each does.
+    return min(found, key=lambda f: error_of(loaded, coupled, calibrated, f[0], f[1], settings))
+
+
+def curves_of(
+    paths: Sequence[Path], trials: Sequence[Mapping[int, float]], coupled: Coupled
+) -> list[NDArray[np.float64]]:
+    """Discrepancy of each group against the units kept, in units of the outputs' error."""
+    channels = coupled.channels
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
     for g in coupled.taken.idle:
         # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.
         known = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
         curves[g] = budget.worst_curve(known, channels.groups[g].size)
-    return budget.allocate(curves, price, budget.Budget(limit, widths)).kept, paths
+    return curves
+
+
+def error_of(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    kept: Sequence[int],
+    paths: Sequence[Path],
+    settings: PruneConfig,
+) -> float:
+    """The error of the outputs, on held-out samples, with all groups cut to these widths along their paths."""
+    taken = coupled.taken
+    widths = {g.index: k for g, k in zip(taken.channels.groups, kept, strict=True) if k < g.size}
+    found = sensitivity.cut_outputs(
+        widths,
+        paths,
+        taken.proto,
+        taken.channels,
+        coupled.layers,
+        calibrated.moments,
+        loaded.held,
+        loaded.normalised.types,
+        level_of(settings),
+    )
+    return relative_error(found, calibrated.reference)
 
 
 def trials_of(
@@ -100,8 +141,13 @@ def trials_of(
         only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
         types=loaded.normalised.types,
         memory=settings.memory,
-        level="least-squares" if settings.refit == "lockstep" else settings.refit,
+        level=level_of(settings),
     )
+
+
+def level_of(settings: PruneConfig) -> str:
+    """How the readers of a trial cut are refitted: as the result will be, short of a walk."""
+    return "least-squares" if settings.refit == "lockstep" else settings.refit
 
 
 def coefficients_of(masks: Masks, paths: Sequence[Path]) -> dict[int, Coefficients]:

@@ -69,9 +69,9 @@ def measure(
     for _, g in order:
         for _ in walker.advance((first[g],)):
             pass
-        found[g] = _trials_of(g, consumers[g], paths[g], proto, channels, moments, walker, reference, level)
+        found[g] = _trials_of(g, consumers[g], paths, proto, channels, moments, walker, reference, level)
     for g in sorted(only - covered):
-        found[g] = _masked_trials(g, consumers[g], paths[g], proto, channels, moments, samples, types, reference, level)
+        found[g] = _masked_trials(g, consumers[g], paths, proto, channels, moments, samples, types, reference, level)
     return found
 
 
@@ -93,10 +93,29 @@ def trial_widths(units: int, step: int) -> list[int]:
     return sorted({units - round(units / step * share) * step for share in LEVELS} - {units, 0})
 
 
+def cut_outputs(
+    widths: Mapping[int, int],
+    paths: Sequence[Path],
+    proto: onnx.ModelProto,
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    moments: Mapping[str, InputMoments],
+    samples: Samples,
+    types: Mapping[str, int],
+    level: str,
+) -> dict[str, Array]:
+    """Outputs of the masked oracle with groups cut to these widths along their paths, and their readers refitted."""
+    keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
+    weights = _refitted(widths, layers, paths, channels, moments, keep, level)
+    with storage.spilling():  # the trial's weights go with it
+        session = Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
+        return concatenated([session.run(b) for b in samples.batches(BATCH)])
+
+
 def _masked_trials(
     g: int,
     consumers: Sequence[Layer],
-    path: Path,
+    paths: Sequence[Path],
     proto: onnx.ModelProto,
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
@@ -106,13 +125,9 @@ def _masked_trials(
     level: str,
 ) -> dict[int, float]:
     found: dict[int, float] = {}
-    for width in trial_widths(path.order.size, channels.groups[g].step):
-        keep = channels.keep_classes({g: path.kept(width)})
-        weights = _refitted(g, consumers, path, width, channels, moments, keep, level)
-        with storage.spilling():  # the trial's weights go with it
-            session = Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
-            parts = [session.run(b) for b in samples.batches(BATCH)]
-        error = relative_error(concatenated(parts), reference)
+    for width in trial_widths(channels.groups[g].size, channels.groups[g].step):
+        outputs = cut_outputs({g: width}, paths, proto, channels, consumers, moments, samples, types, level)
+        error = relative_error(outputs, reference)
         if np.isfinite(error):
             found[width] = error
     return found
@@ -121,7 +136,7 @@ def _masked_trials(
 def _trials_of(
     g: int,
     consumers: Sequence[Layer],
-    path: Path,
+    paths: Sequence[Path],
     proto: onnx.ModelProto,
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
@@ -140,9 +155,9 @@ def _trials_of(
     floating = {k: v for k, v in reference.items() if is_float(v.dtype)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
-    for width in trial_widths(path.order.size, channels.groups[g].step):
-        keep = channels.keep_classes({g: path.kept(width)})
-        weights = _refitted(g, consumers, path, width, channels, moments, keep, level)
+    for width in trial_widths(channels.groups[g].size, channels.groups[g].step):
+        keep = channels.keep_classes({g: paths[g].kept(width)})
+        weights = _refitted({g: width}, consumers, paths, channels, moments, keep, level)
         feeds = {
             k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
             for k, v in weights.items()
@@ -157,10 +172,9 @@ def _trials_of(
 
 
 def _refitted(
-    g: int,
+    widths: Mapping[int, int],
     consumers: Sequence[Layer],
-    path: Path,
-    width: int,
+    paths: Sequence[Path],
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
     keep: NDArray[np.bool_],
@@ -170,9 +184,10 @@ def _refitted(
     if level != "greedy":
         return in_place(consumers, moments, constants, keep, level)
     factors = np.ones(keep.size)
-    coefficients = path.coefficients_of(width)
-    if coefficients is not None:
-        factors[channels.groups[g].units] = coefficients
+    for g, width in widths.items():
+        coefficients = paths[g].coefficients_of(width)
+        if coefficients is not None:
+            factors[channels.groups[g].units] = coefficients
     return scaled(consumers, constants, keep, factors)
 
 
