@@ -72,7 +72,8 @@ class GatedNetwork:
         self._dtypes = {name: helper.tensor_dtype_to_np_dtype(known[name]) for name in self._gates}
         self._seeds, self._gradients = back.seeds, back.of_tensor
         ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
-        self._value = Session(m.submodel(gated, ports, [v.name for v in gated.graph.output]), single=True)
+        fed = {k: t for k, t in ports.items() if k not in self._seeds.values()}
+        self._value = Session(m.submodel(gated, fed, [v.name for v in gated.graph.output]), single=True)
         self._slope = Session(m.submodel(back.proto, ports, list(back.of_tensor.values())), single=True)
 
     def at(self, a: Floats) -> float:
