@@ -14,14 +14,20 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.paper import ablation, convergence
+from benchmarks.paper import ablation, algebra, alone, batchnorm, convergence, scaling
 from benchmarks.paper.networks import Kit
 from benchmarks.paper.records import Records
 from onnxprune.numerics.threads import one_blas_thread
 
 SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
+    algebra.EQUIVALENCE: algebra.measure_equivalence,
+    algebra.INTERVAL: algebra.measure_interval,
+    algebra.PARAMETERS: algebra.measure_parameters,
     convergence.SECTION: convergence.measure_all,
+    alone.SECTION: alone.measure_all,
     convergence.COMBINED: convergence.combining_all,
+    scaling.SECTION: scaling.measure_all,
+    batchnorm.SECTION: batchnorm.measure_all,
     ablation.SECTION: ablation.measure_all,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +53,32 @@ def runs(quick: bool) -> Iterator[Run]:
         for method in ("gfs", *BAR, "taylor"):
             yield Run(RESNET20, 0.5, method, "least-squares", 0, 256)
         return
-    for refit in ("lockstep", "least-squares", "greedy"):
+    once = ("gfs", "obs", "taylor", "magnitude", "random")
+    for ratio in (0.5, 0.3):
+        for method in BAR:
+            yield Run(RESNET56, ratio, method, "lockstep", 0, 512)
+    for ratio in (0.5, 0.3):
+        for method in once:
+            for refit in REFITS[method]:
+                yield Run(RESNET56, ratio, method, refit, 0, 512)
+    for refit in ("greedy", "least-squares"):
         for ratio in (0.5, 0.3):
             for method in BAR:
                 yield Run(RESNET56, ratio, method, refit, 0, 512)
-    for ratio in (0.5, 0.3):
-        for method in ("gfs", "obs", "taylor", "magnitude", "random"):
-            for refit in REFITS[method]:
-                yield Run(RESNET56, ratio, method, refit, 0, 512)
-    for seed in (1, 2):
-        for ratio in (0.5, 0.3):
-            for method in (*BAR, "gfs"):
-                yield Run(RESNET56, ratio, method, "lockstep", seed, 512)
     for ratio in (0.5, 0.3):
         for method, refits in REFITS.items():
             for refit in refits:
                 yield Run(RESNET20, ratio, method, refit, 0, 512)
     for ratio in (0.2, 0.1):
-        for method in ("gfs", *BAR, "obs", "taylor"):
+        for method in ("local", "gfs", "obs", "taylor"):
             yield Run(MOBILENET, ratio, method, "lockstep", 0, 384)
+    for seed in (1, 2):
+        for ratio in (0.5, 0.3):
+            for method in BAR:
+                yield Run(RESNET56, ratio, method, "lockstep", seed, 512)
     for ratio in (0.2, 0.1):
-        for method in ("gfs", *BAR):
-            yield Run(MOBILENET, ratio, method, "least-squares", 0, 384)
+        for method in ("global", "combined"):
+            yield Run(MOBILENET, ratio, method, "lockstep", 0, 384)
 
 
 def measure(network: Network, run: Run) -> Row:
@@ -109,4 +114,8 @@ def measure(network: Network, run: Run) -> Row:
 def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """All runs, but for those that are there."""
     for run in runs(quick):
-        records.add(SECTION, run.key, lambda run=run: measure(kit.network(run.network), run))  # type: ignore[misc]
+        records.add(SECTION, run.key, partial(_of, kit, run))
+
+
+def _of(kit: Kit, run: Run) -> Row:
+    return measure(kit.network(run.network), run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnxprune.select import Path, baselines, gfs, imitation, obs
 from onnxprune.select.exact import ExactWalk
 from onnxprune.select.imitation import SLACK, QuadraticWalk
 from onnxprune.select.quadratic import Quadratic
-from onnxprune.select.steps import Step, path_of
+from onnxprune.select.steps import Step
 
 Floats = NDArray[np.float64]
 SECTION, COMBINED = "convergence", "combining"
@@ -30,19 +31,24 @@ _ROUNDING = 1e-7
 
 @dataclass(frozen=True)
 class Place:
-    """A group of a network, by a part of the name of the weight that reads it."""
+    """A group of a network, by a part of its name."""
 
     network: str
-    weight: str
+    group: str
     samples: int
+
+    @property
+    def key(self) -> str:
+        """Of its row."""
+        return f"{self.network}, {self.group}"
 
 
 PLACES = (
-    Place(RESNET56, "layer1.4.conv2", 256),
-    Place(RESNET56, "layer2.4.conv2", 256),
-    Place(RESNET56, "layer3.7.conv2", 256),
-    Place(MOBILENET, "", 64),
-    Place(MNIST_VGG, "", 256),
+    Place(RESNET56, "layer1.4/conv1", 256),
+    Place(RESNET56, "layer2.4/conv1", 256),
+    Place(RESNET56, "layer3.7/conv1", 256),
+    Place(MOBILENET, "op57.0/Conv", 64),
+    Place(MNIST_VGG, "f.8.0/Conv", 256),
     Place(MNIST_MLP, "", 256),
 )
 
@@ -70,23 +76,22 @@ def paths_of(prepared: Prepared, group: int, local: Quadratic, output: Quadratic
     }
 
 
-def coefficients(path: Path, n: int) -> Floats:
+def coefficients(path: Path, n: int) -> list[Floats]:
     """Of n units; 1 for those that stay where the method gives none."""
     found = path.coefficients_of(n)
-    return path.kept(n).astype(float) if found is None else found
+    return [path.kept(n).astype(float) if found is None else found]
 
 
 def mixed(
     local: Quadratic, output: Quadratic, at: Callable[[Floats], float], taken: list[str] | None = None
 ) -> Iterator[Step]:
-    """Greedy steps, each the better of a local and a global one by the true discrepancy, which may then not grow.
+    """Greedy steps, each the better of a local and a global one by the true discrepancy, which is their `loss`.
 
-    taken: which one it was, step by step.
+    The better may still be worse than none: it is taken nevertheless, as in algorithm 1 of the paper, and ends where
+    neither finds a step that improves its own discrepancy. taken: which one it was, step by step.
     """
     walks = {"local": QuadraticWalk(local), "global": QuadraticWalk(output)}
     everything = np.ones(local.units, bool)
-    whole = at(np.zeros(local.units))
-    present = np.inf
     while True:
         tried: list[tuple[float, str, Step]] = []
         for name, walk in walks.items():
@@ -96,9 +101,6 @@ def mixed(
         if not tried:
             return
         value, name, step = min(tried, key=lambda t: t[0])
-        if not value < present - _ROUNDING * whole:
-            return
-        present = value
         for walk in walks.values():
             walk.jump(step.coefficients)
         if taken is not None:
@@ -106,16 +108,38 @@ def mixed(
         yield Step(step.unit, step.gamma, value, step.coefficients)
 
 
-def curve(path: Path, local: Quadratic, at: Callable[[Floats], float], sizes: Sequence[int]) -> Row:
-    """Both discrepancies by units kept: the layer's everywhere, the network's at `sizes`; and the fits of both."""
-    units = local.units
-    own = [local.at(coefficients(path, n)) / local.c for n in range(1, units)]
-    whole = at(np.zeros(units))
-    true = [at(coefficients(path, n)) / whole for n in sizes if n < units]
-    n_own, n_true = list(range(1, units)), [n for n in sizes if n < units]
+def visited(steps: Sequence[Step], local: Quadratic) -> Callable[[int], list[Floats]]:
+    """By a number of units: the coefficients of the best step that held no more, and these times the layer's factor."""
+    held = np.array([np.count_nonzero(s.coefficients) for s in steps])
+    losses = np.array([s.loss for s in steps])
+
+    def of(n: int) -> list[Floats]:
+        a = steps[int(np.argmin(np.where(held <= n, losses, np.inf)))].coefficients
+        return [a, a * max(float(local.t @ a) / max(float(a @ local.k @ a), 1e-300), 0.0)]
+
+    return of
+
+
+def curve(
+    proposed: Callable[[int], list[Floats]],
+    local: Quadratic,
+    at: Callable[[Floats], float],
+    sizes: Sequence[int],
+    *,
+    every: bool = True,
+) -> Row:
+    """Both discrepancies by units kept, over those of the empty layer, and the fits of both.
+
+    proposed: coefficients of n units; of several the best by each discrepancy counts. every: the layer's at all sizes.
+    """
+    whole = at(np.zeros(local.units))
+    n_true = [n for n in sizes if n < local.units]
+    n_own = list(range(1, local.units)) if every else n_true
+    own = [min(local.at(a) for a in proposed(n)) / local.c for n in n_own]
+    true = [min(at(a) for a in proposed(n)) / whole for n in n_true]
     return {
         "local": {"n": n_own, "d": own, "fit": fitted(n_own, own)},
-        "output": {"n": n_true, "d": true, "fit": fitted(n_true, true, 1e-7)},
+        "output": {"n": n_true, "d": true, "fit": fitted(n_true, true)},
     }
 
 
@@ -128,20 +152,22 @@ def by_steps(steps: Iterator[Step], local: Quadratic, limit: int) -> Row:
     return {"n": n, "d": d, "held": held, "removals": sum(s.gamma < 0 for s in found), "fit": fitted(n, d)}
 
 
-def measure(network: Network, weight: str, samples: int, seed: int = 0, points: int = _POINTS) -> Row:
+def measure(network: Network, name: str, samples: int, seed: int = 0, points: int = _POINTS) -> Row:
     """One group: a curve of every method, and the steps of gfs and local."""
     prepared = Prepared.of(network, samples, seed)
-    group = group_of(prepared, weight)
+    group = prepared.named(name)
     alone = Alone(prepared, group, prepared.loaded.fit)
     at = alone.gated().at
     local, output = prepared.local(group), prepared.gauss_newton(group)
     sizes = widths(local.units, points)
-    curves = {k: curve(p, local, at, sizes) for k, p in paths_of(prepared, group, local, output, seed).items()}
-    taken: list[str] = []
-    steps = islice(mixed(local, output, at, taken), SLACK * local.units)
-    curves["combined"] = curve(path_of(steps, QuadraticWalk(local)), local, at, sizes)
     limit = SLACK * local.units
-    values = np.linalg.eigvalsh(local.k)
+    curves = {
+        k: curve(partial(coefficients, p), local, at, sizes)
+        for k, p in paths_of(prepared, group, local, output, seed).items()
+    }
+    taken: list[str] = []
+    steps = list(islice(mixed(local, output, at, taken), limit))
+    curves["combined"] = curve(visited(steps, local), local, at, sizes, every=False)
     return {
         "group": prepared.coupled.taken.channels.groups[group].name,
         "units": local.units,
@@ -154,23 +180,16 @@ def measure(network: Network, weight: str, samples: int, seed: int = 0, points: 
             "local, no removal": by_steps(imitation.greedy(local, removal=False), local, limit),
         },
         "taken": {k: taken.count(k) for k in ("local", "global")},
-        "condition": float(values[-1] / max(values[0], 1e-30)),
-        "inside": interior(local),
+        "spectrum": spectrum(local),
         "sensitivity": sensitivity(curves),
     }
 
 
-def interior(q: Quadratic) -> dict[str, float]:
-    """Where the target stands in the hull of the units N s_i, of which it is the mean.
-
-    radius: the diameter's share that a ball around the target, inside the hull, has at most along single differences
-    (the Theorem needs it above 0); flat: share of the hull's directions with next to no extent (below 1e-3 of the mean
-    variance), where being inside means little.
-    """
-    n = q.units
-    centred = n * (q.k - q.t[:, None] / n - q.t[None, :] / n + q.c / n**2) * n
-    values = np.maximum(np.linalg.eigvalsh(0.5 * (centred + centred.T)), 0.0)[1:]
-    return {"flat": float((values < 1e-3 * values.mean()).mean()), "condition": float(values[-1] / max(values[0], 1e-30))}
+def spectrum(q: Quadratic) -> Row:
+    """Of the Gram matrix of the contributions: condition number, and how many directions carry 99 % of it."""
+    values = np.maximum(np.linalg.eigvalsh(q.k), 0.0)[::-1]
+    share = np.cumsum(values) / values.sum()
+    return {"condition": float(values[0] / max(values[-1], 1e-30)), "rank99": int(np.searchsorted(share, 0.99)) + 1}
 
 
 def sensitivity(curves: Mapping[str, Any]) -> Row:
@@ -184,10 +203,10 @@ def sensitivity(curves: Mapping[str, Any]) -> Row:
     return found
 
 
-def combining(network: Network, weight: str, samples: int, seed: int = 0) -> Row:
+def combining(network: Network, name: str, samples: int, seed: int = 0) -> Row:
     """Section 3: the true discrepancy after every step of local, global, exact and mixed steps, on the same group."""
     prepared = Prepared.of(network, samples, seed)
-    group = group_of(prepared, weight)
+    group = prepared.named(name)
     gated = Alone(prepared, group, prepared.loaded.fit).gated()
     local, output = prepared.local(group), prepared.gauss_newton(group)
     whole = gated.at(np.zeros(local.units))
@@ -209,26 +228,11 @@ def combining(network: Network, weight: str, samples: int, seed: int = 0) -> Row
         n = [i + 1 for i in shown]
         held = [int(np.count_nonzero(walked[i].coefficients)) for i in shown]
         grew = sum(b > a * (1 + 1e-6) for a, b in zip(d, d[1:], strict=False))
-        found[name] = {"n": n, "output": d, "local": own, "held": held, "fit": fitted(n, d, 1e-7), "grew": grew}
+        found[name] = {"n": n, "output": d, "local": own, "held": held, "fit": fitted(n, d), "grew": grew}
     found["combined"]["taken"] = {k: taken.count(k) for k in ("local", "global")}
     switches = sum(a != b for a, b in zip(taken, taken[1:], strict=False))
     found["combined"]["switches"] = switches
     return {"units": local.units, "samples": len(prepared.loaded.fit), "seed": seed, "kinds": found}
-
-
-def group_of(prepared: Prepared, weight: str) -> int:
-    """By a part of a weight's name; "" is the widest group in the later half that layers alone read."""
-    if weight:
-        return prepared.named(weight)
-    graph = prepared.coupled.taken.channels.graph
-    known = prepared.calibrated.outputs.gates
-    sized = [
-        (prepared.coupled.taken.channels.groups[g].size, -g)
-        for g, layers in enumerate(prepared.consumers)
-        if layers and g in known and 2 * min(x.node.index for x in layers) > len(graph.nodes)
-    ]
-    limited = [s for s in sized if s[0] <= 192] or sized
-    return -max(limited)[1]
 
 
 def places(quick: bool) -> Sequence[Place]:
@@ -239,10 +243,14 @@ def places(quick: bool) -> Sequence[Place]:
 def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """Section 1."""
     for p in places(quick):
-        records.add(SECTION, f"{p.network} {p.weight}".strip(), lambda p=p: measure(kit.network(p.network), p.weight, p.samples))  # type: ignore[misc]
+        records.add(SECTION, p.key, partial(_of, measure, kit, p))
 
 
 def combining_all(kit: Kit, records: Records, quick: bool) -> None:
     """Section 3."""
     for p in places(quick)[: 1 if quick else 6]:
-        records.add(COMBINED, f"{p.network} {p.weight}".strip(), lambda p=p: combining(kit.network(p.network), p.weight, p.samples))  # type: ignore[misc]
+        records.add(COMBINED, p.key, partial(_of, combining, kit, p))
+
+
+def _of(measured: Callable[[Network, str, int], Row], kit: Kit, place: Place) -> Row:
+    return measured(kit.network(place.network), place.group, place.samples)

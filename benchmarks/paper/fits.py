@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-# Relative to the first point: below this a curve of float32 activations is rounding.
-FLOOR = 1e-10
+# Relative to the largest point: what lies below is rounding of float32 activations, or units that never were of use.
+FLOOR = 1e-6
 RATES = ("1/n", "1/n²", "exp(-cn)", "n^-p")
 
 

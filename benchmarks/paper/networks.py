@@ -137,12 +137,10 @@ class Prepared:
         """The test split as the pipeline's stages want it."""
         return checked({self.network.input: self.network.test}, input_specs(self.loaded.original))
 
-    def named(self, pattern: str) -> int:
-        """The group whose first consumer's weight contains `pattern`."""
-        for g, layers in enumerate(self.consumers):
-            if layers and pattern in min(layers, key=lambda x: x.node.index).weight:
-                return g
-        raise KeyError(pattern)
+    def named(self, part: str) -> int:
+        """The first group whose name contains `part`, and that layers read."""
+        groups = self.coupled.taken.channels.groups
+        return next(g.index for g in groups if part in g.name and self.consumers[g.index])
 
     def local(self, group: int) -> Quadratic:
         """The discrepancy of the consumers' outputs, relative to their variance."""
