@@ -47,7 +47,7 @@ PLACES = (
     Place(RESNET56, "layer1.4/conv1", 256),
     Place(RESNET56, "layer2.4/conv1", 256),
     Place(RESNET56, "layer3.7/conv1", 256),
-    Place(MOBILENET, "op57.0/Conv", 64),
+    Place(MOBILENET, "op17.0/Conv", 64),
     Place(MNIST_VGG, "f.8.0/Conv", 256),
     Place(MNIST_MLP, "", 256),
 )
