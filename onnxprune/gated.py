@@ -28,7 +28,8 @@ Floats = NDArray[np.float64]
 class GatedNetwork:
     """Discrepancy (see `select.quadratic`) of a model, or the part of one behind a frontier, in one group's gates.
 
-    batches: what to run it on; their `outputs` are not read. Raises ValueError where there is no gradient.
+    batches: what to run it on, with the outputs that the part does not compute. Raises ValueError where there is no
+    gradient.
     """
 
     def __init__(
@@ -71,33 +72,38 @@ class GatedNetwork:
             raise ValueError(next(iter(back.missing.values())))
         self._dtypes = {name: helper.tensor_dtype_to_np_dtype(known[name]) for name in self._gates}
         self._seeds, self._gradients = back.seeds, back.of_tensor
-        ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
-        fed = {k: t for k, t in ports.items() if k not in self._seeds.values()}
-        self._value = Session(m.submodel(gated, fed, [v.name for v in gated.graph.output]), single=True)
-        self._slope = Session(m.submodel(back.proto, ports, list(back.of_tensor.values())), single=True)
+        self._value = Session(m.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]), single=True)
+        self._slope = Session(m.submodel(back.proto, _ports(back.proto), list(back.of_tensor.values())), single=True)
 
     def at(self, a: Floats) -> float:
         """The discrepancy with the coefficients a (units,), 1 for each in the network as it is."""
         fed = self._fed(a)
-        return sum(self._objective.value(self._value.run({**x.feeds, **fed}), x.index) for x in self._batches)
+        return sum(self._objective.value(self._outputs(x, fed), x.index) for x in self._batches)
 
     def gradient(self, a: Floats) -> Floats:
         """Its gradient there, (units,)."""
         fed = self._fed(a)
         found = np.zeros(a.size)
         for x in self._batches:
-            feeds = {**x.feeds, **fed}
-            outputs = self._value.run(feeds)
+            outputs = self._outputs(x, fed)
             wanted = self._objective.gradient(outputs, x.index)
             seeds = {s: wanted[o] if o in wanted else np.zeros_like(outputs[o]) for o, s in self._seeds.items()}
-            values = self._slope.run({**feeds, **seeds})
+            values = self._slope.run({**x.feeds, **fed, **seeds})
             for name, tensor in self._gradients.items():
                 gate = self._gates[name]
                 found += sums_of(self._channels, self._group, gate, values[tensor].astype(np.float64)[None])[0]
         return found
+
+    def _outputs(self, x: Batch, fed: Mapping[str, Array]) -> dict[str, Array]:
+        return {**x.outputs, **self._value.run({**x.feeds, **fed})}
 
     def _fed(self, a: Floats) -> dict[str, Array]:
         return {
             name: values_of(self._channels, self._group, gate, a).astype(self._dtypes[name])
             for name, gate in self._gates.items()
         }
+
+
+def _ports(proto: onnx.ModelProto) -> dict[str, int]:
+    """The inputs with their element types."""
+    return {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}

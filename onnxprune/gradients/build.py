@@ -278,6 +278,10 @@ class Builder:
         """`grad` where the boolean tensor `mask` holds, else 0; like: for the type."""
         return self.op("Where", mask, grad, self.number(0.0, like))
 
+    def gated(self, grad: str, mask: str, like: str) -> str:
+        """As `masked`, of a finite gradient and by a product: onnxruntime's Where takes twice as long."""
+        return self.op("Mul", grad, self.cast(mask, like))
+
     def product(self, grad: str, factor: str) -> str:
         """grad · factor."""
         return self.op("Mul", grad, factor)

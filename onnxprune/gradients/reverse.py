@@ -17,7 +17,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.gradients.build import Builder, NoGradient
-from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE
+from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
 from onnxprune.graph import Graph, Node
 
 Use = tuple[int, int]
@@ -87,8 +87,21 @@ class _Walk:
         leads = set(self.tensors)
         for n in self.b.graph.nodes:
             if n.index in self._wanted or any(i in leads for i in (*n.inputs, *n.captures)):
-                leads.update(o for o in n.outputs if self.b.is_float(o))
+                leads.update(o for o in n.outputs if self._depends(n, o))
         return leads
+
+    def _depends(self, node: Node, output: str) -> bool:
+        """Whether an output changes with a node's inputs by more than steps between which it stands still.
+
+        Integers of an operator with a rule do not (indices, masks). Those of others may stand for numbers (codes of a
+        quantized model, rows of bits), and what is no tensor may hold some: to stop there would lose a term.
+        """
+        kind = self.b.types.get(output)
+        still = node.domain == "" and (node.op in NO_DERIVATIVE or node.op in TABLE)
+        return bool(output) and (kind is None or self.b.is_float(output) or not still)
+
+    def _may_change(self, tensor: str) -> bool:
+        return tensor in self._leads or self.b.is_float(tensor)
 
     def add(self, tensor: str, gradient: str) -> None:
         """One more term of a tensor's gradient."""
@@ -104,7 +117,7 @@ class _Walk:
         """Pass the gradients of a node's outputs on to its inputs."""
         wanted = self._wanted.get(node.index, set())
         slots = sorted(wanted | {s for s, i in enumerate(node.inputs) if i in self._leads})
-        slots = [s for s in slots if s < len(node.inputs) and self.b.is_float(node.inputs[s])]
+        slots = [s for s in slots if s < len(node.inputs) and self._may_change(node.inputs[s])]
         captured = [c for c in node.captures if c in self._leads]
         grads = [self._gradient(o) if o in self._leads or wanted else None for o in node.outputs]
         broken = next((self._broken[o] for o in node.outputs if o in self._broken), None)
@@ -139,12 +152,19 @@ class _Walk:
             return {}
         rule = TABLE.get(node.op) if node.domain == "" else None
         if rule is None or captures:
-            raise NoGradient("no rule for its gradient")
+            raise NoGradient(WITHOUT.get(node.op, "no rule for its gradient"))
+        for s in slots:
+            if not self.b.is_float(node.inputs[s]):
+                raise NoGradient(f"{node.inputs[s]!r} is no tensor of floating-point numbers")
         found = rule(self.b, node, grads, slots)
         return {s: g for s, g in found.items() if s in slots}
 
     def finish(self) -> None:
-        """Gather the whole gradients of the tensors that were asked for."""
+        """Gather the whole gradients of the tensors that were asked for; name the uses that nothing could reach."""
+        inside = {n.index: n.name for n in self.b.graph.every_node if n.index in self.b.graph.inside}
+        for use in self.uses:
+            if use[0] in inside:
+                self.missing[use] = f"{inside[use[0]]} lies in the body of another node"
         for t in self.tensors:
             if t in self._broken:
                 self.missing[t] = self._broken[t]

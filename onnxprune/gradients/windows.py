@@ -3,7 +3,7 @@
     dx[i] = Σ over (o, t) with s·o + d·t - p = i of w[t] · dy[o].
 
 The transpose is a convolution again. At stride 1 it is written as Conv with the flipped kernel, which in onnxruntime is
-about three times as fast as ConvTranspose; at other strides ConvTranspose is the faster (than Conv over an input spread
+up to three times as fast as ConvTranspose; at other strides ConvTranspose is the faster (than Conv over an input spread
 with zeros, and than one Conv per phase of the stride with DepthToSpace), for full, grouped and depthwise kernels alike.
 """
 
@@ -45,6 +45,9 @@ def geometry(b: Builder, node: Node, kernel: Sequence[int]) -> Geometry:
         return tuple(int(v) for v in a[name]) if a.get(name) else (default,) * rank
 
     strides, dilations = each("strides", 1), each("dilations", 1)
+    same = str(a.get("auto_pad", "NOTSET")).startswith("SAME")
+    if same and max(dilations) > 1 and not transposed:
+        raise NoGradient("with dilations, ONNX and onnxruntime differ over what auto_pad pads")
     inputs, outputs = b.shape(node.inputs[0])[2:], b.shape(node.outputs[0])[2:]
     if len(inputs) != rank or len(outputs) != rank:
         raise NoGradient("its spatial sizes are not known")

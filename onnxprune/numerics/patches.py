@@ -57,6 +57,7 @@ class Window:
         return tuple((n - 1) * s + 1 for n, s in zip(size, self.strides, strict=True))
 
     def padding(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Zeros before and after each spatial axis of the input; a transposed one is spread first."""
         rank = len(self.kernel)
         reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
         if self.transposed:

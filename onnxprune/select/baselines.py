@@ -20,8 +20,8 @@ def random(
 def taylor(gates: Array, order: int = 2) -> Array:
     """Scores (N,) from the gradients of a loss at one gate per unit, (samples, N), at gates of 1.
 
-    order 2: E[d²] (Molchanov et al. 2019, arXiv 1906.10771, equation 8: the squared first-order term). order 1: E|d|
-    (Molchanov et al. 2017, arXiv 1611.06440, equation 7). Both score a *loss* at the *full* layer, once; the Taylor
+    order 2: E[d²] (Molchanov et al. 2019, arXiv 1906.10771: the squared first-order term). order 1: E|d|
+    (Molchanov et al. 2017, arXiv 1611.06440). Both score a *loss* at the *full* layer, once; the Taylor
     screening of `exact` takes the gradient of the *discrepancy* from the full network, which vanishes there, at every
     step of the pruned layer. O(samples · N).
     """

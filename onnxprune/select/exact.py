@@ -1,4 +1,4 @@
-"""Greedy imitation of any discrepancy: global imitation with the true network (arXiv 2010.15969, section 3.2).
+"""Greedy imitation of any discrepancy: global imitation with the true network (arXiv 2010.15969).
 
 The steps are those of `imitation`, A ← (1 - γ) A + γ e_i with (i, γ) minimised jointly, but D is evaluated. Screening:
 along the line of unit i, D changes by

@@ -30,8 +30,9 @@ _ROUNDING = 1e-14
 _TINY = 1e-200
 # Ka is computed anew after so many steps, or N if that is more: what rounding adds up to until then stays small.
 _REFRESH = 64
-# Steps for a size that is filled up: convergence with few units, a bounded cost with many.
-_PATIENCE = (32, 1 << 15)
+# Steps for a support that is optimised, this and the second by N: convergence with few units, and with many, which
+# continue from a size that is optimised already, a cost of O(N) per size.
+_PATIENCE = (32, 1 << 11)
 # Steps per unit: they also rescale and remove.
 SLACK = 3
 

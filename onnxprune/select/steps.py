@@ -17,6 +17,8 @@ from onnxprune.select.path import Array, Ints, Mask, Path, falling, in_turns
 
 # Relative to D(0): between coefficients that are equal up to this, the layer as it is, a = 1, is taken.
 _ROUNDING = 1e-12
+# Relative gain of a step that ends the optimisation of a support.
+_SETTLED = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,14 +144,20 @@ def _at_most_full(walk: Walk, states: Sequence[_State]) -> _State:
 
 
 def settle(walk: Walk, support: Mask) -> None:
-    """Steps within the support and common factors, until no step improves; `walk.patience` steps at most."""
+    """Steps within the support and common factors, until none of either improves D by a ten-millionth.
+
+    `walk.patience` steps at most.
+    """
     left = walk.patience
     while left > 0:
-        before = left
-        while left > 0 and walk.advance(support) is not None:
+        before = walk.loss
+        while left > 0:
             left -= 1
+            loss = walk.loss
+            if walk.advance(support) is None or loss - walk.loss <= _SETTLED * abs(loss):
+                break
         walk.rescale()
-        if left == before or not walk.a.any():
+        if before - walk.loss <= _SETTLED * abs(before) or not walk.a.any():
             return
 
 

@@ -81,11 +81,12 @@ def one_node(
     opset: int = 18,
     constant: Collection[str] = (),
     outputs: Sequence[str] = ("y",),
+    strict: bool = True,
     **attrs: Any,
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """(a model of one node, what to feed it): inputs are named values in the node's order, None for an omitted one.
 
-    constant: inputs that are initializers. outputs: of the node, "" for an omitted one.
+    constant: inputs that are initializers. outputs: of the node, "" for an omitted one. strict: shape inference.
     """
     given = {k: np.asarray(v) for k, v in inputs.items() if v is not None}
     feeds = {k: v for k, v in given.items() if k not in constant}
@@ -100,7 +101,7 @@ def one_node(
         [onnx.numpy_helper.from_array(given[k], k) for k in constant],
     )
     proto = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return onnx.shape_inference.infer_shapes(proto, strict_mode=True), feeds
+    return onnx.shape_inference.infer_shapes(proto, strict_mode=strict), feeds
 
 
 def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:

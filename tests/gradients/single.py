@@ -33,12 +33,12 @@ def single(
     given = {f"x{i}": normal(*d, seed=i + 11) if isinstance(d, tuple) else d for i, d in enumerate(data)}
     given |= weights or {}
     names = list(given) if order is None else order
-    return one_node(op, {n or f"none{i}": given.get(n) for i, n in enumerate(names)}, constant=list(weights or {}), **more)
+    return one_node(
+        op, {n or f"none{i}": given.get(n) for i, n in enumerate(names)}, constant=list(weights or {}), **more
+    )
 
 
-def compare_any_batch(
-    model: onnx.ModelProto, feeds: Mapping[str, Array], batched: Sequence[str] = ("x0",)
-) -> None:
+def compare_any_batch(model: onnx.ModelProto, feeds: Mapping[str, Array], batched: Sequence[str] = ("x0",)) -> None:
     """As `compare`, at more than twice the samples that the shapes were measured on."""
     for v in model.graph.input:
         if v.name in batched:

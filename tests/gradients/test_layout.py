@@ -177,3 +177,10 @@ def test_copies_of_cut_axes_are_refused():
     """Fails where a Pad that cuts and copies is guessed."""
     proto, feeds = one_node("Pad", {"x": _x((2, 3)), "pads": _ints(0, -1, 0, 1)}, constant=["pads"], mode="edge")
     assert "cuts" in reverse_of(proto, feeds, ["x"]).missing["x"]
+
+
+@pytest.mark.parametrize(("sizes", "axes"), [((2, 3), (2, 3)), ((7, 8), (-1, 2)), ((2, 2, 7, 2), None)])
+def test_around_the_middle(sizes: tuple[int, ...], axes: tuple[int, ...] | None):
+    """Fails where an odd difference is shared otherwise on the way back."""
+    attrs = {} if axes is None else {"axes": axes}
+    _check("CenterCropPad", {"x": _x(), "sizes": _ints(*sizes)}, opset=18, **attrs)

@@ -29,6 +29,7 @@ CASES: list[Case] = [
     ((7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     ((7, 8), {"kernel_shape": [3, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ((7, 8), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID"}),
+    ((7, 8), {"kernel_shape": [2, 3], "strides": [3, 1], "auto_pad": "SAME_UPPER"}),
     ((9,), {"kernel_shape": [3], "strides": [2]}),
     ((4, 5, 6), {"kernel_shape": [2, 3, 2], "strides": [2, 1, 1]}),
 ]
@@ -37,6 +38,7 @@ CEIL: list[Case] = [
     ((8, 7), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
     ((8, 7), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 0, 1], "ceil_mode": 1}),
     ((7, 8), {"kernel_shape": [2, 2], "strides": [2, 3], "ceil_mode": 1}),
+    ((7, 8), {"kernel_shape": [2, 3], "strides": [2, 2], "ceil_mode": 1, "auto_pad": "SAME_LOWER"}),
 ]
 DILATED: list[Case] = [
     ((8, 9), {"kernel_shape": [3, 3], "dilations": [2, 2]}),
@@ -62,9 +64,21 @@ def test_max_pool_with_partial_and_dilated_windows(case: Case, opset: int):
     compare(*single("MaxPool", [_distinct(2, 3, *case[0])], opset=opset, **case[1]))
 
 
+@pytest.mark.parametrize("op", ["AveragePool", "LpPool", "MaxPool"])
+def test_dilated_windows_refuse_automatic_pads(op: str):
+    attrs = {"kernel_shape": [2, 3], "dilations": [2, 2], "auto_pad": "SAME_UPPER"}
+    model, feeds = single(op, [(1, 2, 8, 9)], opset=19, **attrs)
+    assert "auto_pad" in reverse_of(model, feeds, ["x0"]).missing["x0"]
+
+
 def test_max_pool_with_column_major_indices():
     model, feeds = single(
-        "MaxPool", [_distinct(2, 3, 6, 6)], outputs=("y", "places"), kernel_shape=[3, 3], strides=[2, 2], storage_order=1
+        "MaxPool",
+        [_distinct(2, 3, 6, 6)],
+        outputs=("y", "places"),
+        kernel_shape=[3, 3],
+        strides=[2, 2],
+        storage_order=1,
     )
     del model.graph.output[1:]
     compare(model, feeds)
@@ -123,7 +137,9 @@ def test_global_lp_pool(p: int):
 
 @pytest.mark.parametrize("op", ["LpPool", "GlobalLpPool"])
 def test_the_norm_of_nothing_has_no_slope(op: str):
-    model, feeds = single(op, [np.zeros((1, 2, 4, 4), np.float32)], **({"kernel_shape": [2, 2]} if op == "LpPool" else {}))
+    model, feeds = single(
+        op, [np.zeros((1, 2, 4, 4), np.float32)], **({"kernel_shape": [2, 2]} if op == "LpPool" else {})
+    )
     back = reverse_of(model, feeds, ["x0"])
     shape = (1, 2, 3, 3) if op == "LpPool" else (1, 2, 1, 1)
     g = Session(m.submodel(back.proto, {}, [back.of_tensor["x0"]])).run({**feeds, "seed:y": np.ones(shape, np.float32)})

@@ -7,6 +7,7 @@ import pytest
 
 from onnxprune.select import Regression, baselines
 from tests.compare import assert_same
+from tests.select.exhaustive import family
 from tests.select.problems import problem
 
 # float64; only the order of summation differs.
@@ -48,6 +49,26 @@ def test_random_is_a_permutation_by_the_generator() -> None:
     other = baselines.random(20, [], np.random.default_rng(4))
     assert sorted(first.order.tolist()) == list(range(20))
     assert first.order.tolist() == again.order.tolist() != other.order.tolist()
+
+
+@pytest.mark.parametrize("name", ["plain", "pruned inputs", "linear"])
+def test_loss_of_a_quadratic_is_that_of_the_masks(name: str) -> None:
+    """Fails where a path by score promises another discrepancy than removal has, or one that grows with units kept."""
+    p = family(name, 3)
+    n = p.units
+    path = baselines.by_score(np.random.default_rng(0).standard_normal(n), p.quadratic())
+    masks = [p.at(path.kept(m) / n) for m in range(n + 1)]
+    expected = np.minimum.accumulate(masks)
+    assert_same(path.floor + path.loss, expected, rtol=1e-9, atol=1e-9 * p.scale)
+    assert path.loss[n] == 0.0
+    assert path.coefficients_of(1) is None
+
+
+def test_taylor_scores_are_moments_of_the_gate_gradients() -> None:
+    """Fails where signs cancel between samples, or the wrong power is taken."""
+    gates = np.array([[1.0, -2.0], [-1.0, 0.0]])
+    assert baselines.taylor(gates).tolist() == [1.0, 2.0]
+    assert baselines.taylor(gates, order=1).tolist() == [1.0, 1.0]
 
 
 def test_one_moment_off_by_a_hundredth_is_seen() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from onnxprune.channels.rules.quantization import TABLE as QUANTIZED
 from onnxprune.gradients.build import Builder, Gradients
 from onnxprune.gradients.rules import (
     attention,
@@ -29,10 +30,42 @@ Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
 # Piecewise constant in every input, or the output is no floating-point value.
 NO_DERIVATIVE = frozenset(
     """
-    And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil ConstantOfShape Equal EyeLike Floor
-    Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual NonZero Not OneHot Or Range Round Shape Sign Size Xor
+    And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Ceil ConstantOfShape Equal
+    EyeLike Floor Greater GreaterOrEqual HammingWindow HannWindow Hardmax IsInf IsNaN Less LessOrEqual MelWeightMatrix
+    Multinomial NonMaxSuppression NonZero Not OneHot OptionalHasElement Or RandomNormal RandomNormalLike RandomUniform
+    RandomUniformLike Range Round SequenceLength Shape Sign Size Xor
     """.split()
 )
+
+_CODES = "it computes on codes; differentiate the model without rounding"
+_BODY = "its bodies are not differentiated"
+_SEQUENCE = "sequences and optional values are not differentiated"
+_RARE = "its gradient is not written, as no network needed it yet"
+_TEXT = "it works on text or files"
+
+# Operators without a rule → why.
+WITHOUT: Mapping[str, str] = {
+    **dict.fromkeys(QUANTIZED, _CODES),
+    **dict.fromkeys("If Loop Scan SequenceMap".split(), _BODY),
+    **dict.fromkeys(
+        "ConcatFromSequence Optional OptionalGetElement SequenceAt SequenceConstruct SequenceEmpty SequenceErase "
+        "SequenceInsert SplitToSequence".split(),
+        _SEQUENCE,
+    ),
+    **dict.fromkeys(
+        "AffineGrid CausalConvWithState Col2Im CumProd DFT DeformConv Det GridSample LinearAttention MaxRoiPool "
+        "MaxUnpool RoiAlign STFT TensorScatter Unique".split(),
+        _RARE,
+    ),
+    **dict.fromkeys("NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss".split(), "it is a training loss"),
+    **dict.fromkeys(
+        "ImageDecoder RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer".split(), _TEXT
+    ),
+    "Bernoulli": "it draws random numbers with these chances",
+    "BitCast": "bits are no numbers",
+    "SwiGLU": "no runtime computes it yet, so that a rule could not be tested",
+    "Constant": "it has no inputs",
+}
 
 TABLE: Mapping[str, Rule] = {
     **elementwise.TABLE,

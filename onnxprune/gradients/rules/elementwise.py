@@ -26,7 +26,7 @@ def identity(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequenc
 def relu(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
     """The subgradient at 0 is 0."""
     x = node.inputs[0]
-    return {0: b.masked(given(grads), b.op("Greater", node.outputs[0], b.number(0.0, x)), x)}
+    return {0: b.gated(given(grads), b.op("Greater", node.outputs[0], b.number(0.0, x)), x)}
 
 
 def thresholded_relu(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
@@ -320,23 +320,27 @@ def extremum(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequenc
 
 
 def clip(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """The gradient passes where x lies within the bounds, else it belongs to the bound."""
-    x, g = node.inputs[0], given(grads)
+    """The gradient passes where y lies between the bounds; where x lies beyond one, it belongs to that bound.
+
+    Told from y, so that x need not be kept: onnxruntime can then compute a Clip inside the convolution before it.
+    """
+    x, y, g = node.inputs[0], node.outputs[0], given(grads)
     found: dict[int, str] = {}
-    inside = g
-    for slot, bound, outside in ((1, "min", "Less"), (2, "max", "Greater")):
+    inside: list[str] = []
+    for slot, bound, within, beyond in ((1, "min", "Greater", "Less"), (2, "max", "Less", "Greater")):
         if bound in node.attrs:
             limit = b.number(_float(node, bound, 0.0), x)
         elif node.input(slot):
             limit = node.input(slot)
         else:
             continue
-        beyond = b.op(outside, x, limit)
-        inside = b.op("Where", beyond, b.number(0.0, x), inside)
+        inside.append(b.op(within, y, limit))
         if slot in slots:
-            total = b.total(b.masked(g, beyond, x), range(b.rank(x)), keepdims=False)
+            total = b.total(b.masked(g, b.op(beyond, x, limit), x), range(b.rank(x)), keepdims=False)
             found[slot] = b.reshape_as(total, limit)
-    found[0] = inside
+    if 0 in slots:
+        mask = b.op("And", *inside) if len(inside) == 2 else "".join(inside)
+        found[0] = b.gated(g, mask, x) if mask else g
     return found
 
 

@@ -109,10 +109,21 @@ def scatter_elements(b: Builder, node: Node, grads: Sequence[str | None], slots:
     if 0 in slots:
         found[0] = g if added else b.op(node.op, g, i, b.zeros(b.shape_of(u), u), axis=axis)
     if 2 in slots:
-        if b.graph.opset < 11:
-            raise NoGradient("there is no GatherElements before opset 11")
-        found[2] = b.op("GatherElements", g, i, axis=axis)
+        found[2] = _picked(b, g, i, axis, x, u)
     return found
+
+
+def _picked(b: Builder, g: str, i: str, axis: int, x: str, u: str) -> str:
+    """GatherElements, which came with opset 11: before, by a sum over the places of a 0/1 tensor."""
+    if b.graph.opset >= 11:
+        return b.op("GatherElements", g, i, axis=axis)
+    rank, written = b.rank(x), b.shape_of(u)
+    others = [a for a in range(rank) if a != axis]
+    for a in others:
+        g = b.part(g, a, b.ints(0), b.entry(written, a))
+    hits = b.one_hot(b.op("Cast", i, to=INT64), b.size(x, axis), x)
+    lines = b.unsqueeze(b.op("Transpose", g, perm=[*others, axis]), [axis])
+    return b.total(b.product(lines, hits), [rank], keepdims=False)
 
 
 def scatter_nd(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:

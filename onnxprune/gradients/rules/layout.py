@@ -180,6 +180,16 @@ def tile(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[in
     return {0: b.total(apart, range(0, 2 * rank, 2), keepdims=False)}
 
 
+def center_crop_pad(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
+    """CenterCropPad: back to the old sizes around the same middle."""
+    axes = node.attrs.get("axes")
+    sizes = b.shape_of(node.inputs[0])
+    if axes is None:
+        return {0: b.op("CenterCropPad", given(grads), sizes)}
+    named = [int(a) % b.rank(node.inputs[0]) for a in axes]
+    return {0: b.op("CenterCropPad", given(grads), b.op("Gather", sizes, b.ints(*named)), axes=named)}
+
+
 TABLE = {
     **dict.fromkeys("Reshape Flatten Squeeze Unsqueeze".split(), reshape),
     "Transpose": transpose,
@@ -187,6 +197,7 @@ TABLE = {
     "Split": split,
     "Slice": slice_,
     "Pad": pad,
+    "CenterCropPad": center_crop_pad,
     "Expand": expand,
     "Tile": tile,
 }

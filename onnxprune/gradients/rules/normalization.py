@@ -115,7 +115,7 @@ def instance_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Se
 def group_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
     """GroupNormalization: statistics over groups of channels; scale and bias per group before opset 21."""
     x, scale = node.inputs[:2]
-    g, rank, groups = given(grads), b.rank(x), int(node.attrs["num_groups"])
+    g, groups = given(grads), int(node.attrs["num_groups"])
     # (N, groups, channels inside · positions), or (N, C, positions): what the parameters are along.
     parted = b.ints(0, groups, -1)
     rows = b.op("Reshape", x, parted)

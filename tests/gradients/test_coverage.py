@@ -1,0 +1,209 @@
+"""Whole graphs: no operator is forgotten, every gradient that is asked for comes or is refused with a reason.
+
+Gradients with respect to the data of linear layers are taken at two batch sizes and compared with central differences.
+Real networks have kinks, which differences at a large step see, and single precision, which those at a small step do
+not get over. So each is taken at several steps, and must be within TOLERANCE at one of them where the noise of L,
+measured, is less than that: along the gradient itself, where the signal is largest, and in the small graphs also
+along a random direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import model as m
+from onnxprune.channels.rules import TABLE as CHANNEL_RULES
+from onnxprune.gradients import Backward, backward
+from onnxprune.gradients.reverse import Use
+from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
+from onnxprune.graph import Graph
+from onnxprune.normalise import Normalised, normalise
+from onnxprune.rounding import is_quantized
+from onnxprune.runtime import Session
+from tests.graphs import TABLE as TOPOLOGIES
+from tests.kit import has_batch, kit_feeds, kit_models
+from tests.stages import Array, Prepared
+
+Feeds = Mapping[str, Array]
+
+TOLERANCE = 2e-2
+STEPS = (1e-1, 3e-2, 1e-2, 1e-3, 1e-4)
+CHECKED = 3  # uses of each graph, of the first layers, the last and between
+# Where L cannot be repeated or has jumps everywhere, so that no difference says anything.
+WITHOUT_DIFFERENCES = {"noise"}
+
+
+def test_no_operator_is_forgotten():
+    """Fails where an operator is traced that has neither a gradient nor a reason to have none."""
+    assert set(CHANNEL_RULES) == {*TABLE, *NO_DERIVATIVE, *WITHOUT}
+
+
+def test_each_operator_stands_in_one_place():
+    """Fails where a rule is written and the reason to have none stays."""
+    assert not set(TABLE) & NO_DERIVATIVE
+    assert not set(TABLE) & set(WITHOUT)
+    assert not NO_DERIVATIVE & set(WITHOUT)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """A graph and its reverse pass to the data of all linear layers."""
+
+    normalised: Normalised
+    graph: Graph
+    uses: tuple[Use, ...]
+    back: Backward
+
+    def tensor(self, use: Use) -> str:
+        """What a use reads."""
+        return self.node(use).input[use[1]]
+
+    def node(self, use: Use) -> onnx.NodeProto:
+        """The node of a use."""
+        place = next(k for k, n in enumerate(self.graph.nodes) if n.index == use[0])
+        return self.normalised.proto.graph.node[place]
+
+
+def _taken(normalised: Normalised) -> _Taken:
+    n = normalised
+    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    uses = tuple(_linear_uses(graph))
+    return _Taken(n, graph, uses, backward(n.proto, graph, n.types, uses=uses))
+
+
+def _linear_uses(graph: Graph) -> list[Use]:
+    """Data of Conv, ConvTranspose, Gemm and MatMul with constant weights."""
+    found: list[Use] = []
+    for n in graph.nodes:
+        pairs = {"Conv": ((0, 1),), "ConvTranspose": ((0, 1),), "Gemm": ((0, 1), (1, 0)), "MatMul": ((0, 1), (1, 0))}
+        for data, weight in pairs.get(n.op, ()):
+            if n.input(weight) in graph.constants and n.input(data) not in graph.constants:
+                found.append((n.index, data))
+    return found
+
+
+def _run(proto: onnx.ModelProto, names: list[str], feeds: Feeds) -> dict[str, Array]:
+    computed = list(dict.fromkeys(n for n in names if n not in feeds))
+    found = Session(m.submodel(proto, {}, computed), single=True, optimize=False).run(feeds) if computed else {}
+    return {n: feeds[n] if n in feeds else found[n] for n in names}
+
+
+def _seeded(back: Backward, outputs: Feeds) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    return {s: rng.standard_normal(outputs[o].shape).astype(outputs[o].dtype) for o, s in back.seeds.items()}
+
+
+def _gradients(t: _Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Array]]:
+    """(the gradients of all uses, seeds): finite, in the shape of what is read."""
+    outputs = _run(t.normalised.proto, list(t.back.seeds), feeds)
+    seeds = _seeded(t.back, outputs)
+    names = list(dict.fromkeys(t.back.of_use.values()))
+    found = Session(m.submodel(t.back.proto, {}, names), single=True).run({**feeds, **seeds}) if names else {}
+    data = _run(t.normalised.proto, [t.tensor(u) for u in t.back.of_use], feeds)
+    for use, name in t.back.of_use.items():
+        assert found[name].shape == data[t.tensor(use)].shape, t.node(use).name
+        assert np.isfinite(found[name]).all(), t.node(use).name
+    return {u: found[name].astype(np.float64) for u, name in t.back.of_use.items()}, seeds
+
+
+def _check_differences(t: _Taken, feeds: Feeds, directions: tuple[str, ...]) -> int:
+    """Compare a sample of uses with differences; how many comparisons said something."""
+    gradients, seeds = _gradients(t, feeds)
+    found = list(gradients)
+    sample = sorted({0, len(found) // 2, len(found) - 1})[:CHECKED] if found else []
+    said = 0
+    for use in (found[k] for k in sample):
+        g = gradients[use]
+        x = _run(t.normalised.proto, [t.tensor(use)], feeds)[t.tensor(use)]
+        value = _value(t, use, feeds, seeds, x)
+        for kind in directions:
+            v = _direction(kind, g, x)
+            allowed = [_error(value, g, x, v, step) for step in STEPS]
+            clear = [error for error, noise in allowed if noise <= TOLERANCE]
+            said += bool(clear)
+            assert not clear or min(clear) <= TOLERANCE, (t.node(use).name, kind, allowed)
+    return said
+
+
+def _check_constant(t: _Taken, feeds: Feeds) -> None:
+    """Outputs must stand still where a use has neither a gradient nor a reason to have none."""
+    _, seeds = _gradients(t, feeds)
+    for use in set(t.uses) - set(t.back.of_use) - set(t.back.missing):
+        x = _run(t.normalised.proto, [t.tensor(use)], feeds)[t.tensor(use)]
+        value = _value(t, use, feeds, seeds, x)
+        assert value(x + 1e-4 * np.random.default_rng(1).standard_normal(x.shape)) == value(x), t.node(use).name
+
+
+def _value(t: _Taken, use: Use, feeds: Feeds, seeds: Feeds, x: Array) -> Callable[[Array], float]:
+    """L as a function of what one node alone reads."""
+    place = next(k for k, n in enumerate(t.graph.nodes) if n.index == use[0])
+    proto = onnx.ModelProto()
+    proto.CopyFrom(t.normalised.proto)
+    proto.graph.node[place].input[use[1]] = "probe"
+    part = m.submodel(proto, {"probe": t.normalised.types[t.tensor(use)]}, list(t.back.seeds))
+    # onnxruntime's fusions of quantized weights round the data as well.
+    session = Session(part, single=True, optimize=not is_quantized(proto))
+
+    def value(z: Array) -> float:
+        outputs = session.run({**feeds, "probe": z.astype(x.dtype)})
+        return sum(float((outputs[o].astype(np.float64) * seeds[s]).sum()) for o, s in t.back.seeds.items())
+
+    return value
+
+
+def _direction(kind: str, g: Array, x: Array) -> Array:
+    """Of the size of x: random, or a few elements' worth of the gradient."""
+    size = float(np.sqrt(np.mean(x.astype(np.float64) ** 2))) or 1.0
+    if kind == "random":
+        return np.random.default_rng(1).standard_normal(g.shape) * size
+    return g / max(float(np.linalg.norm(g)), 1e-30) * size * 3.0
+
+
+def _error(value: Callable[[Array], float], g: Array, x: Array, v: Array, step: float) -> tuple[float, float]:
+    """(error of <g, v>, noise of the difference), both relative to what <g, v> is of the order of."""
+    up, down = (value(x + sign * step * v) for sign in (1, -1))
+    expected, got = (up - down) / (2 * step), float((g * v).sum())
+    scale = max(float(np.linalg.norm(g)) * float(np.linalg.norm(v)) / np.sqrt(g.size), abs(expected), abs(got), 1e-9)
+    rng = np.random.default_rng(2)
+    near = [value(x * (1 + np.finfo(np.float32).eps * rng.uniform(-1, 1, x.shape))) for _ in range(3)]
+    return abs(got - expected) / scale, (max(near) - min(near)) / (2 * step) / scale
+
+
+@pytest.mark.parametrize("name", sorted(TOPOLOGIES))
+def test_small_graphs(name: str, prepared: Callable[[str], Prepared]):
+    """Fails where a rule holds for one batch size only, or rules do not fit together."""
+    t = _taken(prepared(name).normalised)
+    _check_uses(t)
+    for batch in (2, 3):
+        _gradients(t, TOPOLOGIES[name].feeds(batch))
+    if name not in WITHOUT_DIFFERENCES:
+        _check_constant(t, TOPOLOGIES[name].feeds(2))
+        said = _check_differences(t, TOPOLOGIES[name].feeds(2), ("gradient", "random"))
+        assert said or not t.back.of_use
+
+
+@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+def test_real_graphs(path: Path):
+    """Fails where a real network has no gradient at a linear layer, or another one than differences say."""
+    proto, _ = m.load(path)
+    few = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
+    t = _taken(normalise(proto, few))
+    _check_uses(t)
+    assert not t.back.missing
+    assert set(t.back.of_use) == set(t.uses)
+    if has_batch(proto):
+        _gradients(t, kit_feeds(path, proto, 3))
+    said = _check_differences(t, few, ("gradient",))
+    assert said or not t.uses
+
+
+def _check_uses(t: _Taken) -> None:
+    assert set(t.back.missing) <= set(t.uses)
+    assert not set(t.back.missing) & set(t.back.of_use)
+    assert all(t.back.missing.values())
