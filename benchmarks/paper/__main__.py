@@ -24,6 +24,7 @@ SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
     algebra.INTERVAL: algebra.measure_interval,
     algebra.PARAMETERS: algebra.measure_parameters,
     convergence.SECTION: convergence.measure_all,
+    convergence.CONSTANTS: convergence.constants_all,
     alone.SECTION: alone.measure_all,
     convergence.COMBINED: convergence.combining_all,
     scaling.SECTION: scaling.measure_all,
@@ -49,6 +50,10 @@ def main() -> None:
                 if args.again:
                     records.forget(name)
                 measure(kit, records, args.quick)
+    from benchmarks.paper.document import write  # matplotlib is needed here alone
+
+    records.read()
+    write(records, args.output)
 
 
 if __name__ == "__main__":

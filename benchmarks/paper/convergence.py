@@ -22,7 +22,7 @@ from onnxprune.select.quadratic import Quadratic
 from onnxprune.select.steps import Step
 
 Floats = NDArray[np.float64]
-SECTION, COMBINED = "convergence", "combining"
+SECTION, CONSTANTS, COMBINED = "convergence", "constants", "combining"
 # Points of a curve at which the network itself is run.
 _POINTS = 14
 # Relative to the empty layer: between two discrepancies of a network in float32 this close neither is better.
@@ -186,10 +186,39 @@ def measure(network: Network, name: str, samples: int, seed: int = 0, points: in
 
 
 def spectrum(q: Quadratic) -> Row:
-    """Of the Gram matrix of the contributions: condition number, and how many directions carry 99 % of it."""
+    """Of the Gram matrix of the contributions: how many directions carry 99 % of it."""
     values = np.maximum(np.linalg.eigvalsh(q.k), 0.0)[::-1]
-    share = np.cumsum(values) / values.sum()
-    return {"condition": float(values[0] / max(values[-1], 1e-30)), "rank99": int(np.searchsorted(share, 0.99)) + 1}
+    return {"rank99": int(np.searchsorted(np.cumsum(values) / values.sum(), 0.99)) + 1}
+
+
+def constants(network: Network, name: str, samples: int, seed: int = 0) -> Row:
+    """c of the bound D(n) ≤ D(0) exp(-cn), c = -log(1 - r²/R²), and c of the steps as they are.
+
+    The units N s_i are taken as the corners of a simplex, f as its centroid: r is its least height over N, exact where
+    they are affinely independent, and R at most its longest edge. Dead units (contributions of 0) are left out.
+    """
+    prepared = Prepared.of(network, samples, seed, method="local")
+    q = prepared.local(prepared.named(name))
+    live = np.diag(q.k) > 1e-9 * np.diag(q.k).max()
+    n = int(live.sum())
+    gram = n**2 * q.k[np.ix_(live, live)]
+    scale = float(np.trace(gram)) / n
+    bordered = np.ones((n + 1, n + 1))
+    bordered[:n, :n], bordered[n, n] = gram / scale, 0.0
+    # The inverse holds the inner products of the barycentric coordinates' gradients, whose norms are 1 / height.
+    heights = np.sqrt(scale / np.maximum(np.diag(np.linalg.pinv(bordered, rcond=1e-12))[:n], 1e-300))
+    edges = np.diag(gram)[:, None] + np.diag(gram)[None, :] - 2 * gram
+    ratio = float(heights.min() / n / np.sqrt(edges.max()))
+    walked = by_steps(imitation.greedy(q), q, SLACK * q.units)
+    return {
+        "units": q.units,
+        "dead": int((~live).sum()),
+        "ratio": ratio,
+        "bound": float(-np.log1p(-(ratio**2))),
+        "measured": walked["fit"].get("exp(-cn)", {}).get("exponent"),
+        "samples": len(prepared.loaded.fit),
+        "seed": seed,
+    }
 
 
 def sensitivity(curves: Mapping[str, Any]) -> Row:
@@ -244,6 +273,12 @@ def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """Section 1."""
     for p in places(quick):
         records.add(SECTION, p.key, partial(_of, measure, kit, p))
+
+
+def constants_all(kit: Kit, records: Records, quick: bool) -> None:
+    """The bound of section 1."""
+    for p in places(quick):
+        records.add(CONSTANTS, p.key, partial(_of, constants, kit, p))
 
 
 def combining_all(kit: Kit, records: Records, quick: bool) -> None:
