@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from onnxprune import __version__
-from onnxprune.config import ATTENTIONS, BUDGETS, LABELLED, METHODS, METRICS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, COEFFICIENTS, LABELLED, METHODS, METRICS, REFITS, PruneConfig
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
-    "ratio budget uniform tolerance method metric probes labels round_to attention min_channels include exclude".split()
+    "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels include "
+    "exclude".split()
 )
 _SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
@@ -184,6 +185,13 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "in each layer's outputs (kronecker), or by running it for the best few candidates of each step (exact; slow).",
 )
 @click.option(
+    "--coefficients",
+    type=click.Choice(COEFFICIENTS),
+    **_shown(_DEFAULTS.coefficients),
+    help="What the scales of --method local, global and combined add up to: the number of channels, as in the paper "
+    "(convex), or whatever serves best (free).",
+)
+@click.option(
     "--probes",
     type=int,
     **_shown(_DEFAULTS.probes),
@@ -229,9 +237,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
-    "--ratio, --budget, --uniform, --tolerance, --method, --metric, --probes, --labels, --round-to, --attention, "
-    "--min-channels, --include and --exclude are refused beside it. --refit, --seed, --samples and --memory come from "
-    "the plan unless given here; --calib and --force never come from it.",
+    "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
+    "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --seed, --samples and "
+    "--memory come from the plan unless given here; --calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(

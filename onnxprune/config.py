@@ -14,6 +14,7 @@ SEQUENTIAL = ("local", "global", "combined")
 # Methods that look at the network's outputs, by gradients; with labels, at the loss.
 GRADIENT = LABELLED = ("global", "combined", "taylor")
 METRICS = ("gates", "kronecker", "exact")
+COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
@@ -33,6 +34,8 @@ class PruneConfig:
     al. 2019); "magnitude", "random".
     metric: how "global" and "combined" measure the outputs: Gauss-Newton in the channels ("gates"), Kronecker-factored
     ("kronecker"), or the network itself for the best few candidates of each step ("exact").
+    coefficients: those of "local", "global" and "combined" sum up to the number of channels ("convex", as in the paper)
+    or to whatever serves best, up to that number ("free").
     probes: random projections of the outputs per sample that are differentiated.
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
     round_to: widths are multiples of this, or unchanged.
@@ -51,7 +54,8 @@ class PruneConfig:
     tolerance: float | None = None
     method: str = "obs"
     metric: str = "gates"
-    probes: int = 2
+    coefficients: str = "convex"
+    probes: int = 1
     refit: str = "lockstep"
     round_to: int = 8
     attention: str = "heads"
@@ -86,6 +90,7 @@ class PruneConfig:
             ("budget", self.budget, BUDGETS),
             ("method", self.method, METHODS),
             ("metric", self.metric, METRICS),
+            ("coefficients", self.coefficients, COEFFICIENTS),
             ("refit", self.refit, REFITS),
             ("attention", self.attention, ATTENTIONS),
         ):

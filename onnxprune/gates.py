@@ -1,11 +1,12 @@
 """Gates: where a channel is read for good, a factor on what that read sees.
 
 A gate of 1 leaves the network as it is, a gate of 0 removes the channel; between them lies what greedy imitation
-optimises. It stands at every contraction whose output no longer carries the channel (a depthwise convolution passes it
-on, and so does the product of queries and keys that belongs to a head), in front of the operator, so that other readers
-of the same tensor see nothing of it. Of a product of two activations one operand is gated.
+optimises. It stands at every contraction that sums over the channel (a depthwise convolution passes it on, and so does
+the product of queries and keys that belongs to a head), in front of the operator, so that other readers of the same
+tensor see nothing of it. Of a product of two activations one operand is gated.
 
-What a normalization reads across channels has no gate: its statistics are those of all channels.
+What a normalization reads across channels has no gate: its statistics are those of all channels. Nor has what a
+recurrent net reads of its own state, which is inside the operator, or what the body of a control-flow operator reads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy.sparse import csr_array
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.channels.rules.recurrent import GATES as RECURRENT
+from onnxprune.channels.trace import Linear
 from onnxprune.graph import Node
 
 Floats = NDArray[np.float64]
@@ -31,14 +32,14 @@ class Gate:
     """Gates of the channels that input `slot` of `node`, the tensor `data`, carries along one factor.
 
     classes: the class of each position that the factor tracks, -1 where no gate stands; its shape broadcasts against
-    that of the tensor. batch: the axis of the samples, None where there is none that can be told from the sizes.
+    that of the tensor. batch: the axis along which the samples lie, one after the other; None where it is not known.
     """
 
     node: Node
     slot: int
     data: str
     classes: Labels
-    batch: int | None
+    batch: int | None = None
 
     @property
     def summed(self) -> tuple[int, ...]:
@@ -48,33 +49,37 @@ class Gate:
 
 
 def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
-    """Every gate of the main graph, in topological order."""
+    """Every gate of the main graph, in topological order, without the axis of its samples."""
     graph = channels.graph
     found: list[Gate] = []
     seen: dict[int, set[int]] = {}
+    passing = {x.node.index for x in channels.linears if _passes_on(x)}
     reads = (r for r in channels.reads if r.kind == "contraction" and r.node.index not in graph.inside)
     for r in sorted(reads, key=lambda r: (r.node.index, r.slot)):
         data = r.node.inputs[r.slot]
-        if data in graph.constants or graph.shape(data) is None:
+        if data in graph.constants or graph.shape(data) is None or r.node.index in passing:
             continue
-        passed = seen.setdefault(r.node.index, _classes_on(channels, r.node.outputs))
+        known = seen.setdefault(r.node.index, set())
         for f in channels.factors.get(data, ()):
-            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(passed)), f, -1)
+            if all(f.shape[a] == 1 for a in r.axes):
+                continue
+            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(known)), f, -1)
             if (classes >= 0).any():
-                found.append(Gate(r.node, r.slot, data, classes, _batch_axis(channels, r.node, data)))
+                found.append(Gate(r.node, r.slot, data, classes))
         # The other operand of a product carries the same channels; one factor for each is enough.
-        seen[r.node.index] = passed | _classes_on(channels, (data,))
+        known.update(int(c) for f in channels.factors.get(data, ()) for c in np.unique(f))
     return tuple(found)
 
 
-def _classes_on(channels: ChannelGraph, tensors: Sequence[str]) -> set[int]:
-    return {int(c) for t in tensors for f in channels.factors.get(t, ()) for c in np.unique(f)}
+def _passes_on(linear: Linear) -> bool:
+    """Whether a convolution's own groups are the units, in its outputs as in its inputs.
 
-
-def _batch_axis(channels: ChannelGraph, node: Node, data: str) -> int | None:
-    shape = channels.graph.shape(data) or ()
-    axis = 1 if node.op in RECURRENT and not node.attrs.get("layout", 0) else 0
-    return axis if len(shape) > axis and shape[axis] % channels.graph.batch == 0 else None
+    That some output carries a class of the inputs is not enough: behind a residual sum it does.
+    """
+    if linear.groups == 1 or linear.inputs is None or linear.outputs is None:
+        return False
+    rows = np.concatenate([x.reshape(linear.groups, -1) for x in (linear.inputs, linear.outputs)], axis=1)
+    return bool((rows == rows[:, :1]).all())
 
 
 def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[int]]:

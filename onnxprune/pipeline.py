@@ -327,7 +327,7 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, select
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers, moments, plain, reference)
     goals = goals_of(loaded, coupled, reference, settings)
-    gates = gates_of(coupled.taken.channels)
+    gates = outputs.with_samples(gates_of(coupled.taken.channels), coupled.taken.proto, loaded.fit)
     known = probed(loaded, coupled, consumers, gates, goals, settings) if settings.reads_gradients else OutputMoments()
     return Calibrated(consumers, moments, plain, reference, goals, gates, known)
 
@@ -389,9 +389,7 @@ def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> d
         coupled.layers,
         calibrated.moments,
         calibrated.outputs,
-        settings.method,
-        settings.metric,
-        settings.seed,
+        settings,
     )
 
 

@@ -11,6 +11,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
+from onnxprune.config import PruneConfig
 from onnxprune.gates import units_of
 from onnxprune.graph import Array, is_float
 from onnxprune.quantized import real_values
@@ -23,13 +24,15 @@ def candidates(
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
     outputs: OutputMoments,
-    method: str,
-    metric: str,
-    seed: int,
+    settings: PruneConfig,
 ) -> dict[str, list[Path]]:
     """By what is selected for, the paths of all groups: "combined" gives those of "local" and of "global"."""
-    names = ("local", "global") if method == "combined" else (method,)
-    return {name: paths(channels, layers, moments, name, seed, outputs, metric) for name in names}
+    names = ("local", "global") if settings.method == "combined" else (settings.method,)
+    free = settings.coefficients == "free"
+    return {
+        name: paths(channels, layers, moments, name, settings.seed, outputs, settings.metric, free=free)
+        for name in names
+    }
 
 
 def paths(
@@ -40,12 +43,14 @@ def paths(
     seed: int,
     outputs: OutputMoments | None = None,
     metric: str = "gates",
+    *,
+    free: bool = False,
 ) -> list[Path]:
     """The path of every group, in the order of `channels.groups`.
 
-    metric: how "global" measures the outputs; "exact" is "gates" here. Where a group has no gradients, local imitation
-    stands in for the global one, and magnitude for Taylor; where no layer reads it, magnitude for what knows layers
-    alone.
+    metric: how "global" measures the outputs; "exact" is "gates" here. free: see `PruneConfig.coefficients`. Where a
+    group has no gradients, local imitation stands in for the global one, and magnitude for Taylor; where no layer reads
+    it, magnitude for what knows layers alone.
     """
     outputs = outputs or OutputMoments()
     consumers = consumers_of(channels, layers)
@@ -56,7 +61,7 @@ def paths(
         readers = [x for x in consumers[g.index] if x.weight in moments]
         regressions = regressions_of(g, readers, channels, moments, powers)
         globally = _global(g, readers, channels, moments, outputs, metric) if method in ("global", "taylor") else None
-        found.append(_path(g, regressions, globally, outputs, channels, method, rng))
+        found.append(_path(g, regressions, globally, outputs, channels, method, rng, free=free))
     return found
 
 
@@ -68,18 +73,22 @@ def _path(
     channels: ChannelGraph,
     method: str,
     rng: np.random.Generator,
+    *,
+    free: bool,
 ) -> Path:
     if method == "random":
         return baselines.random(g.size, regressions, rng, g.rows)
     if method == "taylor" and globally is not None:
         return baselines.by_score(outputs.gates[g.index].square, globally, g.rows)
     if method == "global" and globally is not None:
-        return imitation.imitate(globally, rows=g.rows)
+        return imitation.imitate(globally, rows=g.rows, free=free)
     if method in ("magnitude", "taylor") or not regressions:
         return baselines.by_score(magnitude(g, channels), regressions, g.rows)
     if method == "obs":
         return obs.eliminate(regressions, g.size, rows=g.rows)
-    return (gfs.select if method == "gfs" else imitation.imitate)(local(regressions, g.size), rows=g.rows)
+    if method == "gfs":
+        return gfs.select(local(regressions, g.size), rows=g.rows)
+    return imitation.imitate(local(regressions, g.size), rows=g.rows, free=free)
 
 
 def local(regressions: Sequence[Regression], units: int) -> Quadratic:

@@ -314,7 +314,8 @@ class _Layers:
                 found[name] = imitated
             else:
                 kind = "local" if imitated is None else name
-                found[kind] = _of_quadratic(self.local if imitated is None else imitated, rows)
+                q = self.local if imitated is None else imitated
+                found[kind] = _of_quadratic(q, rows, free=run.settings.coefficients == "free")
         return found
 
     @cached_property
@@ -375,7 +376,7 @@ class _Layers:
         if settings.metric == "exact":
             some = _first(batches, _EXACT_SAMPLES)
             network = GatedNetwork(part, run.channels, self.group, gates, types, some, run.goals.fit)
-            return _of_network(network, run.channels.groups[self.group])
+            return _of_network(network, run.channels.groups[self.group], free=settings.coefficients == "free")
         probe = Probe.of(part, run.channels, gates, (), types)
         found = probing.collect(
             probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
@@ -458,19 +459,22 @@ def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats |
     return None if coefficients is None else np.where(kept, np.where(wanted, coefficients, 1.0), 0.0)
 
 
-def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None) -> Proposal:
+def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None, *, free: bool) -> Proposal:
     def best(n: int) -> tuple[Mask, Floats | None]:
-        mask, coefficients, _ = best_of_size(q, n, rows)
+        mask, coefficients, _ = best_of_size(q, n, rows, free=free)
         return mask, coefficients
 
     return best
 
 
-def _of_network(network: GatedNetwork, g: Group) -> Proposal:
+def _of_network(network: GatedNetwork, g: Group, *, free: bool) -> Proposal:
     walk = ExactWalk(network, g.size, candidates=_EXACT_CANDIDATES, rounding=_EXACT_ROUNDING)
 
     def best(n: int) -> tuple[Mask, Floats | None]:
         mask, coefficients, _ = best_within(walk, n, SLACK * g.size, g.rows)
+        if free:
+            walk.rescale()
+            coefficients = walk.a
         return mask, coefficients
 
     return best

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from onnxprune import model as m
 from onnxprune import rounding
@@ -96,6 +97,45 @@ def part_of(outputs: Mapping[str, Array], index: slice, samples: int) -> dict[st
     return {k: y[index.start * rows[k] : index.stop * rows[k]] if y.ndim else y for k, y in outputs.items()}
 
 
+def with_samples(gates: Sequence[Gate], proto: onnx.ModelProto, samples: Samples) -> tuple[Gate, ...]:
+    """The gates with the axes of the samples, as the model itself shows them.
+
+    Of two samples one is exchanged, then the other: along the axis of the samples just one half changes. So steps of a
+    sequence never pass for samples, in front or merged with them, and nothing does where samples are mixed.
+    """
+    if len(samples) < 2 or samples.fixed_batch or not gates:
+        return tuple(gates)
+    outputs = [o.name for o in proto.graph.output]
+    computed = {o for n in proto.graph.node for o in n.output}
+    session = Session(m.submodel(proto, {}, sorted(({x.data for x in gates} | set(outputs)) & computed)))
+
+    def values(*chosen: int) -> dict[str, Array]:
+        feeds = samples.take(list(chosen)).slice(0, len(chosen))
+        return {**feeds, **session.run(feeds)}
+
+    both, others = values(0, 1), (values(1, 1), values(0, 0))
+
+    def is_axis(name: str, axis: int) -> bool:
+        return _shows_halves(both[name], others[0][name], others[1][name], axis)
+
+    if not all(is_axis(o, 0) for o in outputs if isinstance(both[o], np.ndarray) and both[o].ndim):
+        return tuple(gates)  # a step of a sequence, say, passes for a sample: what is before it reaches it
+    found = {x.data: next((a for a in range(both[x.data].ndim) if is_axis(x.data, a)), None) for x in gates}
+    return tuple(replace(x, batch=found[x.data]) for x in gates)
+
+
+def _shows_halves(both: Array, without_first: Array, without_second: Array, axis: int) -> bool:
+    """Whether the first half along an axis depends on the first sample alone, and the second on the other."""
+    size = both.shape[axis]
+    if not both.shape == without_first.shape == without_second.shape or not size or size % 2:
+        return False
+    wide = both.astype(np.float64)
+    least = 1e-5 * float(np.abs(wide).max(initial=0.0))
+    _, second = np.split(np.abs(wide - without_first) > least, 2, axis)
+    first, _ = np.split(np.abs(wide - without_second) > least, 2, axis)
+    return not (first.any() or second.any())
+
+
 def collect(
     probe: Probe,
     channels: ChannelGraph,
@@ -115,6 +155,7 @@ def collect(
     missing = {g: probe.missing[i] for g, own in groups.items() for i in own if i in probe.missing}
     found = {g: GateMoments.zeros(channels.groups[g].size) for g in groups if g not in missing}
     metrics: dict[str, Floats] = {}
+    mixed = {g for g, own in groups.items() if any(probe.gates[i].batch is None for i in own)}
     rng = np.random.default_rng(seed)
     kept = list(batches)
     for kind in ["probe"] * probes + ["gradient"] * slope:
@@ -124,27 +165,28 @@ def collect(
                 for i in groups[g]:
                     if i in probe.gradients:
                         sums = sums_of(channels, g, probe.gates[i], values[probe.gradients[i]])
-                        d += _per_sample(sums, batch.count)
+                        d += _per_sample(sums, batch.count, mixed=g in mixed)
                 if kind == "probe":
                     moments.gram += d.T @ d / probes
                 else:
                     moments.slope += d.sum(axis=0)
                 if (kind == "gradient") == slope:
-                    moments.absolute += np.abs(d).sum(axis=0)
-                    moments.square += (d**2).sum(axis=0)
+                    passes = 1 if slope else probes
+                    moments.absolute += np.abs(d).sum(axis=0) / passes
+                    moments.square += (d**2).sum(axis=0) / passes
             if kind == "probe":
                 for weight, name in probe.metrics.items():
                     metrics[weight] = metrics.get(weight, 0.0) + values[name].astype(np.float64) / probes
     return OutputMoments(found, metrics, missing)
 
 
-def _per_sample(d: Floats, count: int) -> Floats:
+def _per_sample(d: Floats, count: int, *, mixed: bool) -> Floats:
     """Rows (R, U) of `count` samples, one after the other, summed to (count, U).
 
-    Where the rows belong to no single sample all are summed: seeds of different samples are independent, so the moments
-    of the sum are those of all samples together.
+    mixed: the samples cannot be told apart, so all rows are summed into the first. Seeds of different samples are
+    independent, so the moments of the sum are those of all samples together, only less certain.
     """
-    if len(d) % count == 0:
+    if not mixed and len(d) % count == 0:
         rows: Floats = d.reshape(count, -1, d.shape[1]).sum(axis=1)
         return rows
     return np.concatenate([d.sum(axis=0, keepdims=True), np.zeros((count - 1, d.shape[1]))])
@@ -216,13 +258,17 @@ def differentiable(
 
     A quantized model is differentiated without the rounding of its activations, the usual straight-through estimate.
     """
+    shapes, known = dict(graph.shapes), dict(types)
     if rounding.is_quantized(proto):
         proto = rounding.without_rounding(proto)
-    shapes, known = dict(graph.shapes), dict(types)
     if any(o and o not in known for n in proto.graph.node for o in n.output):
         bound = m.bind_inputs(proto, {v.name: shapes[v.name] for v in proto.graph.input if v.name in shapes})
+        foreign = {o for n in proto.graph.node if n.domain for o in n.output} & shapes.keys() & known.keys()
+        for o in sorted(foreign - set(graph.outputs)):  # inference stops at operators that it does not know
+            bound.graph.value_info.append(helper.make_tensor_value_info(o, known[o], shapes[o]))
         more, further = m.inferred_shapes(bound)
-        shapes, known = {**more, **shapes}, {**further, **known}
+        # What was a code is a real number where the rounding is gone, so the new types count.
+        shapes, known = {**more, **shapes}, {**known, **further}
     return proto, m.view(proto, shapes, graph.known_values, graph.binding), known
 
 

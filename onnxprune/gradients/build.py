@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.graph import Array, Graph, Node, Shape, is_float
+from onnxprune.graph import Array, Graph, Node, Shape, cast, is_float
 
 Names = tuple[str, ...]
 # (builder of the body, states, what this step reads) → (states after it, what it gives)
@@ -72,8 +72,15 @@ class Builder:
         return self.constant(value, np.int64)
 
     def number(self, values: object, like: str) -> str:
-        """A floating-point constant of the type of tensor `like`, a scalar or an array."""
-        return self.constant(values, self.dtype(like))
+        """A floating-point constant of the type of tensor `like`, a scalar or an array.
+
+        What half precision would round is cast to it at run time: a twin in single precision then has it exactly.
+        """
+        dtype = self.dtype(like)
+        exact = np.asarray(values, np.float64)
+        if dtype.itemsize == 2 and not np.array_equal(cast(exact, dtype).astype(np.float64), exact):
+            return self.cast(self.constant(values, np.float32), like)
+        return self.constant(values, dtype)
 
     # what is known
 

@@ -2,9 +2,9 @@
 
 Gradients with respect to the data of linear layers are taken at two batch sizes and compared with central differences.
 Real networks have kinks, which differences at a large step see, and single precision, which those at a small step do
-not get over. So each is taken at several steps, and must be within TOLERANCE at one of them where the noise of L,
-measured, is less than that: along the gradient itself, where the signal is largest, and in the small graphs also
-along a random direction.
+not get over. So each is taken at several steps. Of those at which the noise of L, measured, is less than TOLERANCE, one
+must agree within TOLERANCE and twice that noise: along the gradient itself, where the signal is largest, and in the
+small graphs, and in real ones whose kinks are smoothed, along a random direction.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_each_operator_stands_in_one_place():
 
 
 @dataclass(frozen=True, eq=False)
-class _Taken:
+class Taken:
     """A graph and its reverse pass to the data of all linear layers."""
 
     normalised: Normalised
@@ -70,11 +70,12 @@ class _Taken:
         return self.normalised.proto.graph.node[place]
 
 
-def _taken(normalised: Normalised) -> _Taken:
+def taken(normalised: Normalised) -> Taken:
+    """The reverse pass of a normalised model to the data of its linear layers."""
     n = normalised
     graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
     uses = tuple(_linear_uses(graph))
-    return _Taken(n, graph, uses, backward(n.proto, graph, n.types, uses=uses))
+    return Taken(n, graph, uses, backward(n.proto, graph, n.types, uses=uses))
 
 
 def _linear_uses(graph: Graph) -> list[Use]:
@@ -99,7 +100,7 @@ def _seeded(back: Backward, outputs: Feeds) -> dict[str, Array]:
     return {s: rng.standard_normal(outputs[o].shape).astype(outputs[o].dtype) for o, s in back.seeds.items()}
 
 
-def _gradients(t: _Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Array]]:
+def gradients_at(t: Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Array]]:
     """(the gradients of all uses, seeds): finite, in the shape of what is read."""
     outputs = _run(t.normalised.proto, list(t.back.seeds), feeds)
     seeds = _seeded(t.back, outputs)
@@ -112,9 +113,9 @@ def _gradients(t: _Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Arr
     return {u: found[name].astype(np.float64) for u, name in t.back.of_use.items()}, seeds
 
 
-def _check_differences(t: _Taken, feeds: Feeds, directions: tuple[str, ...]) -> int:
+def _check_differences(t: Taken, feeds: Feeds, directions: tuple[str, ...]) -> int:
     """Compare a sample of uses with differences; how many comparisons said something."""
-    gradients, seeds = _gradients(t, feeds)
+    gradients, seeds = gradients_at(t, feeds)
     found = list(gradients)
     sample = sorted({0, len(found) // 2, len(found) - 1})[:CHECKED] if found else []
     said = 0
@@ -125,22 +126,22 @@ def _check_differences(t: _Taken, feeds: Feeds, directions: tuple[str, ...]) -> 
         for kind in directions:
             v = _direction(kind, g, x)
             allowed = [_error(value, g, x, v, step) for step in STEPS]
-            clear = [error for error, noise in allowed if noise <= TOLERANCE]
+            clear = [error - 2 * noise for error, noise in allowed if noise <= TOLERANCE]
             said += bool(clear)
             assert not clear or min(clear) <= TOLERANCE, (t.node(use).name, kind, allowed)
     return said
 
 
-def _check_constant(t: _Taken, feeds: Feeds) -> None:
+def _check_constant(t: Taken, feeds: Feeds) -> None:
     """Outputs must stand still where a use has neither a gradient nor a reason to have none."""
-    _, seeds = _gradients(t, feeds)
+    _, seeds = gradients_at(t, feeds)
     for use in set(t.uses) - set(t.back.of_use) - set(t.back.missing):
         x = _run(t.normalised.proto, [t.tensor(use)], feeds)[t.tensor(use)]
         value = _value(t, use, feeds, seeds, x)
         assert value(x + 1e-4 * np.random.default_rng(1).standard_normal(x.shape)) == value(x), t.node(use).name
 
 
-def _value(t: _Taken, use: Use, feeds: Feeds, seeds: Feeds, x: Array) -> Callable[[Array], float]:
+def _value(t: Taken, use: Use, feeds: Feeds, seeds: Feeds, x: Array) -> Callable[[Array], float]:
     """L as a function of what one node alone reads."""
     place = next(k for k, n in enumerate(t.graph.nodes) if n.index == use[0])
     proto = onnx.ModelProto()
@@ -178,10 +179,10 @@ def _error(value: Callable[[Array], float], g: Array, x: Array, v: Array, step: 
 @pytest.mark.parametrize("name", sorted(TOPOLOGIES))
 def test_small_graphs(name: str, prepared: Callable[[str], Prepared]):
     """Fails where a rule holds for one batch size only, or rules do not fit together."""
-    t = _taken(prepared(name).normalised)
+    t = taken(prepared(name).normalised)
     _check_uses(t)
     for batch in (2, 3):
-        _gradients(t, TOPOLOGIES[name].feeds(batch))
+        gradients_at(t, TOPOLOGIES[name].feeds(batch))
     if name not in WITHOUT_DIFFERENCES:
         _check_constant(t, TOPOLOGIES[name].feeds(2))
         said = _check_differences(t, TOPOLOGIES[name].feeds(2), ("gradient", "random"))
@@ -193,17 +194,53 @@ def test_real_graphs(path: Path):
     """Fails where a real network has no gradient at a linear layer, or another one than differences say."""
     proto, _ = m.load(path)
     few = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
-    t = _taken(normalise(proto, few))
+    t = taken(normalise(proto, few))
     _check_uses(t)
     assert not t.back.missing
     assert set(t.back.of_use) == set(t.uses)
     if has_batch(proto):
-        _gradients(t, kit_feeds(path, proto, 3))
+        gradients_at(t, kit_feeds(path, proto, 3))
     said = _check_differences(t, few, ("gradient",))
     assert said or not t.uses
 
 
-def _check_uses(t: _Taken) -> None:
+@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+def test_smooth_graphs(path: Path):
+    """Fails where a real network, without its kinks, has another gradient than differences say in any direction."""
+    proto, _ = m.load(path)
+    if any(n.op_type == "TopK" for n in proto.graph.node):
+        pytest.skip("its neighbours change with the data, which no activation makes smooth")
+    feeds = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
+    t = taken(normalise(_smooth(proto), feeds))
+    said = _check_differences(t, feeds, ("random",))
+    assert said or not t.uses
+
+
+SMOOTH = {
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu"), "Softplus"),
+    **dict.fromkeys(("Clip", "HardSigmoid"), "Sigmoid"),
+    "HardSwish": "Tanh",
+}
+
+
+def _smooth(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Another network of the same graph: activations with kinks are replaced by some without, maxima by means."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for node in result.graph.node:
+        if node.op_type in SMOOTH:
+            node.op_type = SMOOTH[node.op_type]
+            del node.input[1:]
+            del node.attribute[:]
+        elif node.op_type == "MaxPool":
+            node.op_type = "AveragePool"
+            kept = [a for a in node.attribute if a.name in ("kernel_shape", "strides", "pads", "auto_pad", "ceil_mode")]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return result
+
+
+def _check_uses(t: Taken) -> None:
     assert set(t.back.missing) <= set(t.uses)
     assert not set(t.back.missing) & set(t.back.of_use)
     assert all(t.back.missing.values())
