@@ -1,11 +1,11 @@
-"""Answers to the reviews of 'Greedy Optimization Provably Wins the Lottery' (Ye, Wu & Liu, NeurIPS 2020), by measurement.
+"""Answers, by measurement, to the reviews of 'Greedy Optimization Provably Wins the Lottery' (NeurIPS 2020).
 
     python -m benchmarks.paper KIT [--only SECTION ...] [--quick] [--again] --output docs
 
-KIT holds `kit.py` (with `for_model(path, split)`), trained models under `models/` and their data. Every section writes
-its rows to OUTPUT/paper/results.json as they come, so that a run can be interrupted and taken up again; what is there is
-not measured twice, unless --again is given. OUTPUT/paper.md and the figures beside the results are then made from the
-results alone (with --only render: from those that are there). Needs matplotlib (the extra `bench`).
+KIT holds `kit.py` (with `for_model(path, split)`), trained models under `models/` and their data. Every section
+writes its rows to OUTPUT/paper/results.json as they come, so that a run can be interrupted and taken up again; what
+is there is not measured twice, unless --again is given. OUTPUT/paper.md and the figures beside the results are then
+made from the results alone (with --only render: from those that are there). Needs matplotlib (the extra `bench`).
 """
 
 from __future__ import annotations

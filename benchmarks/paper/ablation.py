@@ -1,4 +1,4 @@
-"""Section 9: selection methods and refit modes at equal MACs, each a full run of `prune` (also the data of section 10)."""
+"""Section 9: selection methods and refit modes at equal MACs, each a full run of `prune`; section 10 reads the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.paper.networks import MOBILENET, RESNET20, RESNET56, Kit, Network, answers, scores
 from benchmarks.paper.records import Records, Row
@@ -26,6 +25,7 @@ REFITS = {
     "random": ("none", "least-squares", "lockstep"),
 }
 BAR = ("local", "global", "combined")
+ONCE = ("gfs", "obs", "taylor", "magnitude", "random")
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,18 @@ class Run:
     seed: int
     samples: int
     metric: str = "gates"
+    coefficients: str = "convex"
 
     @property
     def key(self) -> str:
         """Of its row."""
-        metric = "" if self.metric == "gates" else f"-{self.metric}"
-        return f"{self.network} {self.ratio:g} {self.method}{metric} {self.refit} seed {self.seed}"
+        return f"{self.network} {self.ratio:g} {self.label} {self.refit} seed {self.seed}"
+
+    @property
+    def label(self) -> str:
+        """The method, and what of it is not as usual."""
+        metric = "" if self.metric == "gates" else f", {self.metric}"
+        return f"{self.method}{metric}{'' if self.coefficients == 'convex' else ', free'}"
 
 
 def runs(quick: bool) -> Iterator[Run]:
@@ -53,18 +59,19 @@ def runs(quick: bool) -> Iterator[Run]:
         for method in ("gfs", *BAR, "taylor"):
             yield Run(RESNET20, 0.5, method, "least-squares", 0, 256)
         return
-    once = ("gfs", "obs", "taylor", "magnitude", "random")
     for ratio in (0.5, 0.3):
         for method in BAR:
             yield Run(RESNET56, ratio, method, "lockstep", 0, 512)
     for ratio in (0.5, 0.3):
-        for method in once:
+        for method in ONCE:
             for refit in REFITS[method]:
                 yield Run(RESNET56, ratio, method, refit, 0, 512)
     for refit in ("greedy", "least-squares"):
         for ratio in (0.5, 0.3):
             for method in BAR:
                 yield Run(RESNET56, ratio, method, refit, 0, 512)
+    for method in BAR:
+        yield Run(RESNET56, 0.5, method, "greedy", 0, 512, coefficients="free")
     for ratio in (0.5, 0.3):
         for method, refits in REFITS.items():
             for refit in refits:
@@ -83,7 +90,6 @@ def runs(quick: bool) -> Iterator[Run]:
 
 def measure(network: Network, run: Run) -> Row:
     """Prune, then top-1 and agreement on the test split."""
-    options: dict[str, Any] = {"metric": run.metric} if run.metric != "gates" else {}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
         report = prune(
@@ -95,11 +101,13 @@ def measure(network: Network, run: Run) -> Row:
             refit=run.refit,
             seed=run.seed,
             round_to=1,
-            **options,
+            metric=run.metric,
+            coefficients=run.coefficients,
         ).report
         before, after = answers(network.path, network.test), answers(out, network.test)
     return {
         **asdict(run),
+        "label": run.label,
         **scores(before, after, network.labels),
         "macs_left": 1 - report.achieved,
         "parameters_left": report.after.parameters / report.before.parameters,

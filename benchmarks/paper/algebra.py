@@ -170,7 +170,7 @@ def equivalence(network: Network, seed: int = 0) -> Row:
 
 
 def interval(network: Network, group: str, samples: int, share: float = 0.3, seed: int = 0) -> Row:
-    """U_i for a coefficient of 0.3, by trial of every γ, and what a lower end of the other sign does on a real layer."""
+    """U_i for a coefficient of 0.3, by trial of every γ, and what a lower end of the other sign does to a layer."""
     low, wrong = -share / (1 - share), share / (1 - share)
     others = np.array([0.5, 0.2])
     gammas = np.linspace(-1.5, 1.5, 30001)

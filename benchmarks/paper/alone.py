@@ -33,7 +33,7 @@ def weights_of(prepared: Prepared, group: int, path: Path, n: int, level: str) -
 
 
 def measure(network: Network, name: str, samples: int, seed: int = 0) -> Row:
-    """One group, at three widths, two methods and three refits: every discrepancy, and the answers on the test split."""
+    """One group, three widths, two methods, three refits: every discrepancy, and the answers on the test split."""
     prepared = Prepared.of(network, samples, seed)
     group = prepared.named(name)
     local, output = prepared.local(group), prepared.gauss_newton(group)

@@ -67,9 +67,14 @@ def measure(kept: Network, folded: Network, ratio: float, samples: int, method: 
         calib = network.samples(samples, seed)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.onnx"
-            report = prune(network.path, out, calib, ratio=ratio, method=method, refit=refit, seed=seed, round_to=1).report
+            report = prune(
+                network.path, out, calib, ratio=ratio, method=method, refit=refit, seed=seed, round_to=1
+            ).report
             before = answers(network.path, network.test)
-            found[kind] = {**scores(before, answers(out, network.test), network.labels), "refit": report.checks["refit"]}
+            found[kind] = {
+                **scores(before, answers(out, network.test), network.labels),
+                "refit": report.checks["refit"],
+            }
             if kind == "kept":
                 anew = answers(reestimated(onnx.load(out), calib[network.input]), network.test)
                 found["reestimated"] = scores(before, anew, network.labels)

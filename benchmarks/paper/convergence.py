@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ PLACES = (
     Place(RESNET56, "layer3.7/conv1", 256),
     Place(MOBILENET, "op17.0/Conv", 64),
     Place(MNIST_VGG, "f.8.0/Conv", 256),
-    Place(MNIST_MLP, "", 256),
+    Place(MNIST_MLP, "b.1", 256),
 )
 
 
@@ -57,7 +57,7 @@ def widths(units: int, points: int = _POINTS) -> list[int]:
     """Numbers of kept units from 1 to all, evenly in the logarithm and dense at the wide end too."""
     low = np.geomspace(1, units, points // 2)
     high = np.linspace(units / 2, units, points - points // 2)
-    return sorted({int(round(n)) for n in (*low, *high)})
+    return sorted({round(float(n)) for n in (*low, *high)})
 
 
 def paths_of(prepared: Prepared, group: int, local: Quadratic, output: Quadratic, seed: int) -> dict[str, Path]:
@@ -248,18 +248,21 @@ def combining(network: Network, name: str, samples: int, seed: int = 0) -> Row:
         "exact": ExactWalk(gated, local.units, candidates=2, rounding=_ROUNDING).steps(),
     }
     found: Row = {}
-    for name, steps in kinds.items():
+    for kind, steps in kinds.items():
         walked = list(islice(steps, limit))
         n = list(range(1, len(walked) + 1))
-        shown = [i for i in range(len(walked)) if name in ("combined", "exact") or i < 16 or i % 4 == 3]
-        d = [(walked[i].loss if name in ("combined", "exact") else gated.at(walked[i].coefficients)) / whole for i in shown]
+        shown = [i for i in range(len(walked)) if kind in ("combined", "exact") or i < 16 or i % 4 == 3]
+        d = [
+            (walked[i].loss if kind in ("combined", "exact") else gated.at(walked[i].coefficients)) / whole
+            for i in shown
+        ]
         own = [local.at(walked[i].coefficients) / local.c for i in shown]
         n = [i + 1 for i in shown]
         held = [int(np.count_nonzero(walked[i].coefficients)) for i in shown]
-        grew = sum(b > a * (1 + 1e-6) for a, b in zip(d, d[1:], strict=False))
-        found[name] = {"n": n, "output": d, "local": own, "held": held, "fit": fitted(n, d), "grew": grew}
+        grew = sum(b > a * (1 + 1e-6) for a, b in pairwise(d))
+        found[kind] = {"n": n, "output": d, "local": own, "held": held, "fit": fitted(n, d), "grew": grew}
     found["combined"]["taken"] = {k: taken.count(k) for k in ("local", "global")}
-    switches = sum(a != b for a, b in zip(taken, taken[1:], strict=False))
+    switches = sum(a != b for a, b in pairwise(taken))
     found["combined"]["switches"] = switches
     return {"units": local.units, "samples": len(prepared.loaded.fit), "seed": seed, "kinds": found}
 

@@ -9,10 +9,10 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  after the backend is chosen
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from benchmarks.paper.records import Records, Row  # noqa: E402
+from benchmarks.paper.records import Records, Row
 
 # Equal results give equal files: names in an SVG are random otherwise.
 mpl.rcParams["svg.hashsalt"] = "onnxprune"

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
+
+# Longer names first: one may begin with another.
+NAMES = {
+    "cifar10_resnet56_legacy_folded": "ResNet-56",
+    "cifar10_resnet56_legacy_bn": "ResNet-56 with nodes of BatchNormalization",
+    "cifar10_resnet56": "ResNet-56",
+    "cifar10_resnet20_legacy_folded": "ResNet-20",
+    "imagenet_mobilenet_v2_1.0_224": "MobileNetV2",
+    "mnist_vggbn_legacy": "MNIST VGG",
+    "mnist_vggbn": "MNIST VGG",
+    "mnist_mlp_legacy": "MNIST MLP",
+    "mnist_bottleneck_resnet": "MNIST bottleneck ResNet",
+}
+_WRAP = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -38,3 +53,21 @@ def count(n: int, of: int, what: str) -> str:
 def missing(section: str) -> str:
     """What stands where nothing was measured yet."""
     return f"*Not measured yet: `python -m benchmarks.paper KIT --only {section} --output docs`.*"
+
+
+def short(name: str) -> str:
+    """A model's file name, or a key that starts with one, as a reader would call it."""
+    for file, said in NAMES.items():
+        name = name.replace(file, said)
+    return name
+
+
+def wrapped(block: str, width: int = 120) -> str:
+    """Running text and items of a list in lines of at most so many characters; tables and all else as they are."""
+    if block[:1] in ("|", "#", "!"):
+        return block
+    items = [
+        textwrap.fill(line, width, subsequent_indent="  " * line.startswith("- "), **_WRAP)
+        for line in block.split("\n")
+    ]
+    return "\n".join(items)

@@ -101,7 +101,10 @@ def columns(sizes: tuple[int, ...]) -> Row:
             seconds, mib = cost(run)
             row["seconds"].append(seconds)
             row["mib"].append(mib)
-    return {"columns": list(sizes), "methods": {k: v | _exponents(sizes, v) for k, v in (("Gram", gram), ("obs", blocks))}}
+    return {
+        "columns": list(sizes),
+        "methods": {k: v | _exponents(sizes, v) for k, v in (("Gram", gram), ("obs", blocks))},
+    }
 
 
 def gradients(network: Network, sizes: tuple[int, ...]) -> Row:
@@ -146,4 +149,8 @@ def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """Three sweeps."""
     records.add(SECTION, "units", partial(selection, UNITS[:3] if quick else UNITS))
     records.add(SECTION, "columns", partial(columns, (128, 256, 512) if quick else (128, 256, 512, 1024)))
-    records.add(SECTION, "samples", lambda: gradients(kit.network(MNIST_VGG), (64, 128, 256) if quick else (128, 256, 512, 1024)))
+    records.add(
+        SECTION,
+        "samples",
+        lambda: gradients(kit.network(MNIST_VGG), (64, 128, 256) if quick else (128, 256, 512, 1024)),
+    )
