@@ -1,15 +1,19 @@
-"""The cost of a reverse pass: forward + backward as a multiple of the forward pass alone.
+"""The cost of a reverse pass, and of the global statistics, as multiples of the forward pass alone.
 
     python -m benchmarks.gradient_cost MODEL.onnx … [--batch 32] [--runs 15]
 
 Random inputs; the gradients of all data inputs of Conv, Gemm and MatMul are asked for, by use, as the calibration does.
-Times are medians of runs that alternate between the two, so that other work on the machine touches both.
+The statistics are those of one probe: the gate moments of every group and, with them, the metrics of all layers. Times
+are medians of runs that alternate between all of these, so that other work on the machine touches each.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,14 @@ import numpy as np
 import onnx
 
 from onnxprune import model as m
+from onnxprune import pipeline, verify
+from onnxprune.calibrate import outputs
+from onnxprune.calibrate.layers import Layer
+from onnxprune.config import PruneConfig
+from onnxprune.gates import gates_of
 from onnxprune.gradients import backward
 from onnxprune.normalise import normalise
+from onnxprune.objective import output_imitation
 from onnxprune.runtime import Session
 
 READERS = ("Conv", "Gemm", "MatMul")
@@ -37,8 +47,27 @@ def random_inputs(proto: onnx.ModelProto, batch: int) -> dict[str, Any]:
     return feeds
 
 
+def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], object]]:
+    """What collects the global statistics of one probe on these inputs, without and with the metrics of layers."""
+    settings = PruneConfig()
+    # One batch, nothing held out: the samples are those of the forward pass.
+    loaded = pipeline.load(path, feeds, settings)
+    loaded = replace(loaded, fit=pipeline.read_samples(loaded.original, feeds, settings))
+    taken = (coupled := pipeline.couple(loaded, settings)).taken
+    gates = outputs.with_samples(gates_of(taken.channels), taken.proto, loaded.fit)
+    reference = verify.outputs_of(loaded.original, loaded.fit)
+    batches = list(outputs.batches_of(loaded.fit, taken.channels.graph, reference))
+    goal = output_imitation(reference, len(loaded.fit))
+
+    def collecting(layers: Sequence[Layer]) -> Callable[[], object]:
+        probe = outputs.Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
+        return partial(outputs.collect, probe, taken.channels, batches, goal, probes=1, seed=0, slope=False)
+
+    return {"gates": collecting(()), "gates and metrics": collecting(coupled.layers)}
+
+
 def cost(path: Path, batch: int, runs: int) -> dict[str, Any]:
-    """Medians in milliseconds, the multiple, and how many gradients there are and are missing."""
+    """The forward pass in milliseconds, the others as its multiples; how many gradients there are and are missing."""
     proto = onnx.load(path)
     n = normalise(proto, random_inputs(proto, 2))
     graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
@@ -52,19 +81,25 @@ def cost(path: Path, batch: int, runs: int) -> dict[str, Any]:
     back = backward(n.proto, graph, n.types, uses=uses)
     feeds = random_inputs(proto, batch)
     forward = Session(m.submodel(n.proto, {}, graph.outputs), single=True)
-    outputs = forward.run(feeds)
+    answers = forward.run(feeds)
     seeds = {
-        s: np.random.default_rng(1).standard_normal(outputs[o].shape).astype(np.float32) for o, s in back.seeds.items()
+        s: np.random.default_rng(1).standard_normal(answers[o].shape).astype(np.float32) for o, s in back.seeds.items()
     }
     both = Session(m.submodel(back.proto, {}, dict.fromkeys(back.of_use.values())), single=True)
-    times: dict[str, list[float]] = {"forward": [], "both": []}
+    timed: dict[str, Callable[[], object]] = {
+        "forward": partial(forward.run, {**feeds, **seeds}),
+        "gradients": partial(both.run, {**feeds, **seeds}),
+        **statistics(path, feeds),
+    }
+    times: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(runs):
-        for name, session in (("forward", forward), ("both", both)):
+        for name, run in timed.items():
             start = time.perf_counter()
-            session.run({**feeds, **seeds})
-            times[name].append(1e3 * (time.perf_counter() - start))
-    one, two = (float(np.median(t)) for t in times.values())
-    return {"forward": one, "both": two, "multiple": two / one, "found": len(back.of_use), "missing": len(back.missing)}
+            run()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    multiples = {name: medians[name] / medians["forward"] for name in medians if name != "forward"}
+    return {"forward": 1e3 * medians["forward"], **multiples, "found": len(back.of_use), "missing": len(back.missing)}
 
 
 def main() -> None:
@@ -74,11 +109,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--runs", type=int, default=15)
     options = parser.parse_args()
-    print("| model | forward, ms | with gradients, ms | multiple | gradients | missing |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| model | forward, ms | with gradients | gate statistics | gate statistics and metrics | gradients | missing |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for path in options.models:
         c = cost(path, options.batch, options.runs)
-        times = f"{c['forward']:.1f} | {c['both']:.1f} | {c['multiple']:.1f}"
+        times = f"{c['forward']:.1f} | {c['gradients']:.1f} | {c['gates']:.1f} | {c['gates and metrics']:.1f}"
         print(f"| {path.stem} | {times} | {c['found']} | {c['missing']} |", flush=True)
 
 

@@ -54,7 +54,9 @@ Weights = Mapping[str, Array]
 # How many units → which ones, and their coefficients where the method gives any.
 Proposal = Callable[[int], tuple[Mask, Floats | None]]
 
-_EXACT_SAMPLES = 256
+# Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.
+_GLOBAL_SAMPLES = 384
+_EXACT_SAMPLES = 128
 _EXACT_CANDIDATES = 4
 # Gains below this share of the discrepancy without any unit are noise of float32.
 _EXACT_ROUNDING = 1e-6
@@ -78,10 +80,9 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """The choices in their order, and the weights that have changed, at full size, removed channels zero."""
+    """The choices in their order."""
 
     choices: tuple[Choice, ...]
-    weights: Weights
 
     @property
     def masks(self) -> dict[int, Mask]:
@@ -113,7 +114,7 @@ def select(
     for i, g in enumerate(order):
         limit = None if settings.tolerance is None else settings.tolerance * (i + 1) / len(order)
         run.cut(g, list(widths[g]), limit)
-    return Selected(tuple(run.choices), run.weights)
+    return Selected(tuple(run.choices))
 
 
 class _Run:
@@ -133,14 +134,14 @@ class _Run:
         self.candidates, self.settings = candidates, settings
         self.channels = coupled.taken.channels
         self.choices: list[Choice] = []
-        self.weights: dict[str, Array] = {}
         self.masked: dict[int, Mask] = {}
         self.plain = replace_initializers(coupled.taken.proto, {})
         self._gates = by_group(self.channels, calibrated.gates)
         self.consumers = selection.consumers_of(self.channels, coupled.layers)
         self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
         self.reference = self._walker(coupled.taken.proto, loaded.fit)
-        self.fit_outputs, self.held_outputs = dict(self.goals.fit_outputs), dict(self.goals.held_outputs)
+        self.fit_outputs: Mapping[str, Array] = self.goals.fit_outputs
+        self.held_outputs: Mapping[str, Array] = self.goals.held_outputs
         self.start()
 
     def _walker(self, proto: onnx.ModelProto, samples: Samples, *, hold_out: bool = True) -> Walker:
@@ -187,35 +188,40 @@ class _Run:
     ) -> tuple[Choice, Weights] | None:
         """The cut to the only width, or to the narrowest within the limit; None where the group stays whole."""
         if limit is None:
-            return self._attempt(step, name, propose, widths[0])
+            found = self._attempt(step, name, propose, widths[0])
+            if found is None:
+                raise BudgetUnreachable("some tensor would keep no channel at all; remove less")
+            return found
         best: tuple[Choice, Weights] | None = None
         low, high = 0, len(widths) - 1
         while low < high:
             middle = (low + high) // 2
             found = self._attempt(step, name, propose, widths[middle])
-            if found[0].error <= limit:
+            if found is not None and found[0].error <= limit:
                 best, high = found, middle
             else:
                 low = middle + 1
         return best
 
-    def _attempt(self, step: _Step, name: str, propose: Proposal, width: int) -> tuple[Choice, Weights]:
+    def _attempt(self, step: _Step, name: str, propose: Proposal, width: int) -> tuple[Choice, Weights] | None:
+        """The cut to a width; None where it would leave some tensor without a channel."""
         wanted, coefficients = propose(width)
         mask = self._with_every_part(step.group, wanted)
+        if mask is None:
+            return None
         coefficients = exchanged(coefficients, wanted, mask)
         weights = step.folded(mask, coefficients)
         return Choice(step.group, name, mask, step.error(mask, weights), coefficients), weights
 
-    def _with_every_part(self, g: int, mask: Mask) -> Mask:
+    def _with_every_part(self, g: int, mask: Mask) -> Mask | None:
         paths = next(iter(self.candidates.values()))
         whole = parts.with_every_part(self.channels, {**self.kept, g: mask}, paths)
         if whole is None or any(not np.array_equal(whole[i], k) for i, k in self.kept.items()):
-            raise BudgetUnreachable("some tensor would keep no channel at all; remove less")
+            return None
         return whole[g]
 
     def change(self, weights: Weights) -> None:
         """Replace weights of the network."""
-        self.weights |= weights
         for proto in {id(p): p for p in (self.plain, self.proto)}.values():
             set_initializers(proto, weights)
 
@@ -265,9 +271,12 @@ class _Masked:
     def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
         """What the layers among the readers become."""
         run = self.run
-        level = "least-squares" if run.settings.refit in ("lockstep", "least-squares") else run.settings.refit
+        # Its coefficients stay 1, as the proposals have none.
+        level = {"lockstep": "least-squares", "greedy": "none"}.get(run.settings.refit, run.settings.refit)
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
-        return refit.in_place(run.consumers[self.group], run.calibrated.moments, run.current, keep, level)
+        walked = run.settings.refit in ("lockstep", "greedy")  # else the last refit starts from the original's weights
+        weights = run.current if walked else run.channels.graph.constants
+        return refit.in_place(run.consumers[self.group], run.calibrated.moments, weights, keep, level)
 
     def error(self, mask: Mask, weights: Weights) -> float:
         """Of a run of the whole network."""
@@ -282,9 +291,13 @@ class _Masked:
 
     def leave(self, choice: Choice, weights: Weights) -> None:
         """Mask the group; what was walked so far is walked again."""
-        self.run.change(weights)
-        self.run.masked[self.group] = choice.kept
-        self.run.start()
+        run = self.run
+        run.change(weights)
+        run.masked[self.group] = choice.kept
+        run.start()
+        run.held_outputs = verify.outputs_of(run.proto, run.loaded.held)
+        if run.settings.reads_gradients:
+            run.fit_outputs = verify.outputs_of(run.proto, run.loaded.fit)
 
 
 class _Layers:
@@ -371,11 +384,10 @@ class _Layers:
             return self._consumed(metrics) if all(x.weight in metrics for x in self.consumers) else None
         gates = run.gates_of(self.group)
         part = self._part(run.state)
-        batches = self._batches()
+        batches = self._batches(_EXACT_SAMPLES if settings.metric == "exact" else _GLOBAL_SAMPLES)
         types = run.loaded.normalised.types
         if settings.metric == "exact":
-            some = _first(batches, _EXACT_SAMPLES)
-            network = GatedNetwork(part, run.channels, self.group, gates, types, some, run.goals.fit)
+            network = GatedNetwork(part, run.channels, self.group, gates, types, batches, run.goals.fit)
             return _of_network(network, run.channels.groups[self.group], free=settings.coefficients == "free")
         probe = Probe.of(part, run.channels, gates, (), types)
         found = probing.collect(
@@ -391,8 +403,8 @@ class _Layers:
         """The network behind what the walker keeps."""
         return m.submodel(self.run.proto, walker.frontier, self.outputs)
 
-    def _batches(self) -> list[Batch]:
-        """The samples for fitting, from the frontier on, with the present outputs."""
+    def _batches(self, samples: int) -> list[Batch]:
+        """Samples for fitting, about so many, from the frontier on, with the present outputs."""
         state = self.run.state
         session = Session(self._part(state), single=True)
         found: list[Batch] = []
@@ -402,6 +414,8 @@ class _Layers:
             before = part_of(self.run.fit_outputs, index, len(state.samples))
             found.append(Batch(feeds, {**before, **session.run(feeds)}, index, count))
             start += count
+            if start >= samples:
+                break
         return found
 
     # what is tried
@@ -413,11 +427,9 @@ class _Layers:
         level, current = run.settings.refit, run.current
         if level == "greedy":
             return refit.scaled(self.consumers, current, keep, self._by_class(coefficients))
-        weights = refit.in_place(
-            self.consumers, run.calibrated.moments, current, keep, "least-squares" if level == "lockstep" else level
-        )
-        if level not in ("lockstep", "least-squares"):
-            return weights
+        if level != "lockstep":  # the last refit starts from the original's weights too
+            return refit.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
+        weights = refit.in_place(self.consumers, run.calibrated.moments, current, keep, "least-squares")
         found = dict(weights)
         for layer in self.consumers:
             if layer.weight in self.equations:
@@ -449,9 +461,10 @@ class _Layers:
         """Put the weights into the network."""
         run = self.run
         run.change(weights)
-        run.held_outputs |= self._run(run.held, {})
-        if run.settings.reads_gradients:
-            run.fit_outputs |= self._run(run.state, {})
+        run.held_outputs = {**run.held_outputs, **self._run(run.held, {})}
+        if run.settings.reads_gradients and len(run.channels.graph.outputs) > 1:
+            # Groups that lie behind some of the outputs ask for these.
+            run.fit_outputs = {**run.fit_outputs, **self._run(run.state, {})}
 
 
 def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats | None:
@@ -485,13 +498,3 @@ def _joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[
     rows = max(train.rows + held.rows, 1)
     xx, xy, yy = (getattr(train, k)[group] + getattr(held, k)[group] for k in ("xx", "xy", "yy"))
     return xx / rows, xy / rows, yy / rows
-
-
-def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
-    """The first batches, up to so many samples."""
-    found: list[Batch] = []
-    for b in batches:
-        if found and sum(x.count for x in found) + b.count > samples:
-            break
-        found.append(b)
-    return found
