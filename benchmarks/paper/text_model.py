@@ -74,7 +74,8 @@ def parameters(records: Records) -> str:
         "lockstep fit the reader's bias itself, which covers every b at once. The single large coefficient is an "
         "artefact of Σα = 1: the first step, γ = 1, takes the unit with the least damage, which is one that hardly "
         "fires, and this unit then holds the weight that the others do not need. It does no harm on the data that it "
-        "was chosen on, and may do on others (section 2, column *greedy*)."
+        "was chosen on, and may do on others (section 2, column *greedy*). `coefficients='free'` gives up Σα = 1, "
+        "which the paper does not; section 9 has rows with it."
     )
     return "\n\n".join(found)
 
