@@ -327,12 +327,11 @@ def efficiency(records: Records) -> str:
         "machines differ; the table says what *kind* of cost each route has.",
         table(["route", "cost", "where it is stated"], PUBLISHED),
         "One epoch over CIFAR-10 is 50,000 images forward and backward, or about 150,000 forward passes of an image "
-        "(a backward pass costs about two forward ones)."
-        + said,
-        "So a run costs about what an epoch costs, where the others train for tens or hundreds of them, with labels; "
-        "and it reaches less: fine-tuned routes lose between nothing and 0.6 points at half the MACs of a ResNet-56, "
-        "runs without training lose what section 9 shows. The two combine: a network pruned so is a starting point "
-        "for fine-tuning, or for distillation from the original. NAS and design answer another question, which "
-        "network to train; pruning answers what of a trained one is needed.",
+        "(a backward pass costs about two forward ones)." + said,
+        "The other routes train for tens or hundreds of epochs, with labels, and reach more: fine-tuned ones lose "
+        "between nothing and 0.6 points at half the MACs of a ResNet-56, runs without training lose what section 9 "
+        "shows. The two combine: a network pruned so is a starting point for fine-tuning, or for distillation from "
+        "the original. NAS and design answer another question, which network to train; pruning answers what of a "
+        "trained one is needed.",
     ]
     return "\n\n".join(found)
