@@ -13,37 +13,35 @@ import numpy as np
 import onnx
 
 from onnxprune import (
-    budget,
     cost,
     labels,
-    parts,
     plan,
     refit,
     runtime,
     selection,
-    sensitivity,
     sequential,
     storage,
     verify,
 )
 from onnxprune import model as m
+from onnxprune.allocation import allocate, coefficients_of
 from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate import outputs, statistics
 from onnxprune.calibrate import samples as data
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
+from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, build
 from onnxprune.channels.describe import Description, describe
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
-from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, RunError, UsageError
-from onnxprune.gates import Gate, gates_of
+from onnxprune.errors import CheckFailed, NothingPrunable, RunError, UsageError
+from onnxprune.gates import gates_of
+from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
-from onnxprune.objective import Objective, fitted_labels, output_imitation, relative_error, task_loss
+from onnxprune.objective import fitted_labels, relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
@@ -57,7 +55,6 @@ from onnxprune.state import (
     Clock,
     Coefficients,
     Coupled,
-    Goals,
     Loaded,
     Mask,
     Masks,
@@ -332,42 +329,6 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, select
     return Calibrated(consumers, moments, plain, reference, goals, gates, known)
 
 
-def goals_of(loaded: Loaded, coupled: Coupled, reference: Mapping[str, Array], settings: PruneConfig) -> Goals:
-    """What the network's outputs shall imitate: those of the original, or the labels."""
-    outputs = {id(loaded.held): reference}
-    if loaded.fit is not loaded.held:
-        outputs[id(loaded.fit)] = verify.outputs_of(loaded.original, loaded.fit)
-
-    def objective(samples: Samples) -> Objective:
-        known = outputs[id(samples)]
-        if settings.labels is None:
-            return output_imitation(known, len(samples))
-        probabilities = labels.after_softmax(coupled.taken.channels.graph, next(iter(known), ""))
-        return task_loss(known, labels.of(samples, settings.labels), probabilities=probabilities)
-
-    fit, held = objective(loaded.fit), objective(loaded.held)
-    return Goals(fit, held, outputs[id(loaded.fit)], outputs[id(loaded.held)])
-
-
-def probed(
-    loaded: Loaded,
-    coupled: Coupled,
-    consumers: Sequence[Layer],
-    gates: Sequence[Gate],
-    goals: Goals,
-    settings: PruneConfig,
-) -> OutputMoments:
-    """What the gradients of the outputs say of every channel, at the uncut network."""
-    taken = coupled.taken
-    layers = consumers if settings.metric == "kronecker" else ()
-    probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
-    batches = batches_of(loaded.fit, taken.channels.graph, goals.fit_outputs)
-    slope = settings.labels is not None
-    return outputs.collect(
-        probe, taken.channels, batches, goals.fit, probes=settings.probes, seed=settings.seed, slope=slope
-    )
-
-
 def plain_pass(loaded: Loaded) -> float:
     """Seconds that onnxruntime, with its own settings, takes for all samples: what the whole run is compared with."""
     session = runtime.Session(loaded.original, spin=True)
@@ -379,7 +340,7 @@ def plain_pass(loaded: Loaded) -> float:
     return time.perf_counter() - start
 
 
-# select, allocate
+# select, allocate, imitate
 
 
 def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> dict[str, list[SelectionPath]]:
@@ -391,112 +352,6 @@ def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> d
         calibrated.outputs,
         settings,
     )
-
-
-def allocate(
-    loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
-    candidates: Mapping[str, Sequence[SelectionPath]],
-    settings: PruneConfig,
-) -> tuple[dict[int, Mask], Sequence[SelectionPath]]:
-    """Masks over the units of the groups that are cut, and the path of every group that they are from.
-
-    With a tolerance nothing is cut here. Raises BudgetUnreachable and NothingPrunable.
-    """
-    channels = coupled.channels
-    widths = [allowed(g, coupled, settings) for g in channels.groups]
-    paths = next(iter(candidates.values()))
-    if all(len(w) < 2 for w in widths):
-        raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
-    if settings.share is None:
-        return {}, paths
-    if settings.uniform is None:
-        kept, paths = within_budget(loaded, coupled, calibrated, candidates, widths, settings.share, settings)
-    else:
-        kept = budget.uniform(widths, settings.uniform)
-    masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
-    if not masks:
-        raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
-    whole = parts.with_every_part(channels, masks, paths)
-    if whole is None:
-        option = "--ratio" if settings.uniform is None else "--uniform"
-        raise BudgetUnreachable(f"at {settings.share:.0%} some tensor would keep no channel at all; lower {option}")
-    return whole, paths
-
-
-def within_budget(
-    loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
-    candidates: Mapping[str, Sequence[SelectionPath]],
-    widths: Sequence[tuple[int, ...]],
-    share: float,
-    settings: PruneConfig,
-) -> tuple[tuple[int, ...], Sequence[SelectionPath]]:
-    """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
-
-    Raises BudgetUnreachable.
-    """
-    channels = coupled.channels
-    price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
-    full = price.at([g.size for g in channels.groups])
-    limit = (1.0 - share) * full
-    least = budget.smallest(price, widths)
-    if least > limit:
-        hint = "lower --ratio" + (", or give a smaller --round-to" if settings.round_to > 1 else "")
-        raise BudgetUnreachable(
-            f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
-        )
-    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
-    better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
-    paths = [found[g] for g, (found, _) in enumerate(better)]
-    trials = [found[g] for g, (_, found) in enumerate(better)]
-    curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
-    for g in coupled.taken.idle:
-        # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.
-        known = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
-        curves[g] = budget.worst_curve(known, channels.groups[g].size)
-    return budget.allocate(curves, price, budget.Budget(limit, widths)).kept, paths
-
-
-def trials_of(
-    loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
-    paths: Sequence[SelectionPath],
-    widths: Sequence[tuple[int, ...]],
-    settings: PruneConfig,
-) -> list[dict[int, float]]:
-    """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
-    taken = coupled.taken
-    return sensitivity.measure(
-        taken.proto,
-        taken.channels,
-        coupled.layers,
-        calibrated.moments,
-        loaded.held,
-        calibrated.reference,
-        paths,
-        only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
-        types=loaded.normalised.types,
-        memory=settings.memory,
-        level="least-squares" if settings.refit == "lockstep" else settings.refit,
-    )
-
-
-def coefficients_of(masks: Masks, paths: Sequence[SelectionPath]) -> dict[int, Coefficients]:
-    """The coefficients that belong to these masks, by group index, where the method gives any."""
-    found: dict[int, Coefficients] = {}
-    for g, mask in masks.items():
-        width = int(mask.sum())
-        a = sequential.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
-        if a is not None:
-            found[g] = a
-    return found
-
-
-# imitate
 
 
 def imitate(
