@@ -1,4 +1,4 @@
-"""The answers to the reviews: fits, statistics measured anew, records, the document, and the cheap sections for real."""
+"""The answers to the reviews: fits, statistics measured anew, records, the document, and the cheap sections."""
 
 from __future__ import annotations
 
