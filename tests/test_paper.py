@@ -16,7 +16,7 @@ from benchmarks.paper.fits import exponent, fitted
 from benchmarks.paper.markup import number, table, wrapped
 from benchmarks.paper.networks import Network, Prepared
 from benchmarks.paper.records import Records
-from benchmarks.paper.text_practice import bar
+from benchmarks.paper.text_practice import against, bar
 from onnxprune.runtime import Session
 from onnxprune.select.quadratic import Quadratic
 from tests import digits
@@ -125,13 +125,17 @@ def test_the_bar_compares_equal_seeds(tmp_path: Path):
     records = Records(tmp_path / "results.json")
     for method, seed, top1 in (("local", 0, 90.0), ("local", 1, 99.0), ("global", 0, 91.0), ("combined", 0, 90.6)):
         run = Run("net", 0.5, method, "lockstep", seed, 8)
-        records.add("ablation", run.key, lambda run=run, t=top1: vars(run) | {"label": run.label, "top1": t})
+        row = vars(run) | {"label": run.label, "top1": top1, "output_error": 0.1, "agreement": top1}
+        records.add("ablation", run.key, lambda row=row: row)
     free = Run("net", 0.5, "combined", "lockstep", 0, 8, coefficients="free")
     records.add("ablation", free.key, lambda: vars(free) | {"label": free.label, "top1": 0.0})
-    [(name, ratio, refit, means, difference)] = bar(records)
-    assert (name, ratio, refit) == ("net", 0.5, "lockstep (1 seed)")
-    assert means == [90.0, 91.0, 90.6]
-    assert abs(difference + 0.4) < 1e-9
+    [found] = bar(records)
+    assert (found.network, found.ratio, found.refit, found.seeds) == ("net", 0.5, "lockstep", 1)
+    assert found.top1 == (90.0, 91.0, 90.6)
+    assert abs(found.difference + 0.4) < 1e-9
+    assert found.holds
+    [pair] = against(records, "combined", "global")
+    assert abs(pair["top1"] + 0.4) < 1e-9
 
 
 # the sections for real

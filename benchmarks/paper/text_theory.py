@@ -331,7 +331,7 @@ def combining(records: Records, figures: Figures) -> str:
             "So mixing step by step does affect the rate: the mixture takes what pays at once, which is mostly a "
             "global step, and so walks at the global rate, which on these layers is the slower one; it inherits no "
             "local rate from the few local steps. Choosing between a whole local and a whole global cut, as this "
-            "program does, cannot lose it.",
+            "program does, can lose it only where the held-out samples misjudge the two.",
             "`exact` starts worst: its first step, γ = 1, multiplies one unit by N, which the layers behind do not "
             "treat linearly, and it spends its first steps on the way back.",
         ]
