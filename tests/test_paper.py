@@ -12,11 +12,11 @@ from onnx import parser
 from benchmarks.paper import algebra, alone, convergence, scaling
 from benchmarks.paper.ablation import Run
 from benchmarks.paper.batchnorm import reestimated
+from benchmarks.paper.comparisons import against, bar
 from benchmarks.paper.fits import exponent, fitted
 from benchmarks.paper.markup import number, table, wrapped
 from benchmarks.paper.networks import Network, Prepared
 from benchmarks.paper.records import Records
-from benchmarks.paper.text_practice import against, bar
 from onnxprune.runtime import Session
 from onnxprune.select.quadratic import Quadratic
 from tests import digits

@@ -9,6 +9,7 @@ from benchmarks.paper import figures as drawing
 from benchmarks.paper import text_model as model
 from benchmarks.paper import text_practice as practice
 from benchmarks.paper import text_theory as theory
+from benchmarks.paper.comparisons import bar
 from benchmarks.paper.markup import number, table, wrapped
 from benchmarks.paper.records import Records
 
@@ -30,7 +31,7 @@ def points(records: Records) -> list[tuple[str, str, str]]:
     """(reviewer's point, answer in one sentence, section)."""
     parameters = [r["difference"] for _, r in records.rows("parameters")]
     same = [r["cut_against_inputs"] for _, r in records.rows("equivalence")]
-    compared = [c for c in practice.bar(records) if "resnet56" in c.network]
+    compared = [c for c in bar(records) if "resnet56" in c.network]
     held = sum(c.holds for c in compared)
     bound = [r["measured"] / r["bound"] for _, r in records.rows("constants") if r["bound"] and r["measured"]]
     fold = f"; the written model equals the gated one to {number(max(parameters))}" if parameters else ""
