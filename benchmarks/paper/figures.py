@@ -12,6 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.paper.markup import short
 from benchmarks.paper.records import Records, Row
 
 # Equal results give equal files: names in an SVG are random otherwise.
@@ -61,7 +62,7 @@ def convergence(key: str, row: Row, path: Path) -> None:
     for axes in panels:
         axes.set_ylim(FLOOR, 3)
         axes.legend(fontsize=6)
-    figure.suptitle(f"{key}: {row['units']} units")
+    figure.suptitle(f"{short(key)}: {row['units']} units")
     _saved(figure, path)
 
 
@@ -88,7 +89,7 @@ def combining(key: str, row: Row, path: Path) -> None:
     for axes in panels:
         axes.set_ylim(1e-5, 10)
         axes.legend(fontsize=6)
-    figure.suptitle(key)
+    figure.suptitle(short(key))
     _saved(figure, path)
 
 

@@ -16,7 +16,7 @@ METHODS = ("gfs", "local", "global", "combined", "obs", "random")
 
 def figure(figures: Figures, name: str) -> str:
     """An image, where it was drawn."""
-    return f"![{name}](paper/{figures[name]})" if name in figures else ""
+    return f"![{short(name)}](paper/{figures[name]})" if name in figures else ""
 
 
 def best_rate(fit: Mapping[str, object]) -> str:
@@ -106,11 +106,13 @@ def convergence(records: Records, figures: Figures) -> str:
             ),
             f"The exponential fits best for greedy local imitation in {expo}. The same steps without the negative end "
             f"of U_i, so that nothing is ever taken back, follow it in {free}: they fall as n^-p with p from "
-            f"{number(min(powers))} to {number(max(powers))}. GFS, with its fixed step, follows it in {fixed}. So on "
-            "real layers the exponential rate comes from optimising γ *with removal*, not from optimising γ alone. "
-            "There is a reason: a step with γ < 0 is A + |γ| (A - e_i), the *away step* of the Frank-Wolfe method, "
-            "and Frank-Wolfe with away steps converges linearly over any polytope (Lacoste-Julien & Jaggi 2015, "
-            "arXiv 1511.05932), while without them it needs a ball around the target, and a large one.",
+            f"{number(min(powers))} to {number(max(powers))}. GFS, with its fixed step, follows it in {fixed}; its "
+            "dips in the figures are at multiples of N, where every unit has been taken equally often and the mean "
+            "is the full layer. So on real layers the exponential rate comes from optimising γ *with removal*, not "
+            "from optimising γ alone. There is a reason: a step with γ < 0 is A + |γ| (A - e_i), the *away step* of "
+            "the Frank-Wolfe method, and Frank-Wolfe with away steps converges linearly over any polytope "
+            "(Lacoste-Julien & Jaggi 2015, arXiv 1511.05932), while without them it needs a ball around the target, "
+            "and a large one.",
             "**By units kept**, which is what a pruned network pays for. `best` is the rate with the least residual.",
             table(["layer", "method", "layer: best", "c", "residual", "network: best", "c", "residual"], by_units),
             *(figure(figures, f"convergence {k}") for k, _ in rows),
