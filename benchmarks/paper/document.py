@@ -108,8 +108,7 @@ def points(records: Records) -> list[tuple[str, str, str]]:
         ),
         (
             "4: combination and convergence rate",
-            "Step by step the mixture takes mostly global steps and walks at their rate; layer by layer nothing is "
-            "lost",
+            "Step by step the mixture takes mostly global steps and walks at their rate, the slower one",
             "3",
         ),
         (

@@ -185,6 +185,11 @@ def batchnorm(records: Records) -> str:
     gains: dict[str, list[float]] = {}
     for _, r in rows:
         gains.setdefault(r["refit"], []).append(r["reestimated"]["top1"] - r["kept"]["top1"])
+
+    def gained(refit: str) -> str:
+        found = gains.get(refit, [0.0])
+        return f"{min(found):+.1f} to {max(found):+.1f}"
+
     apart = [abs(r["kept"]["top1"] - r["folded"]["top1"]) for _, r in rows]
     said = "; ".join(f"{k}: {', '.join(f'{g:+.1f}' for g in v)}" for k, v in gains.items())
     return "\n\n".join(
@@ -222,8 +227,10 @@ def batchnorm(records: Records) -> str:
             "units are chosen.",
             "What a cut does is to change the mean and the variance of what reaches the nodes behind it. Where no "
             "refit repairs that, statistics measured anew repair most of it, with one pass over the calibration "
-            "samples and no gradient. Where the readers are fitted, by least squares or lockstep, the means and "
-            "scales are right already, and there is little left to repair. Folded networks have no statistics to "
-            "measure anew; there the refit is what helps.",
+            "samples and no gradient. Where the readers are fitted on the inputs of the unpruned network (least "
+            f"squares), {gained('least-squares')} points are left to gain, since earlier cuts still shift what later "
+            f"layers see. Behind lockstep, which fits on the pruned network's inputs, it is {gained('lockstep')} "
+            "points: nothing is left to repair. Folded networks have no statistics to measure anew; there the refit "
+            "is what helps.",
         ]
     )

@@ -333,7 +333,8 @@ def combining(records: Records, figures: Figures) -> str:
             "So mixing step by step does affect the rate: the mixture takes what pays at once, which is mostly a "
             "global step, and so walks at the global rate, which on these layers is the slower one; it inherits no "
             "local rate from the few local steps. Choosing between a whole local and a whole global cut, as this "
-            "program does, can lose it only where the held-out samples misjudge the two.",
+            "program does, avoids that inside a layer; from layer to layer it is a greedy choice again, and section "
+            "9 shows what that costs.",
             "`exact` starts worst: its first step, γ = 1, multiplies one unit by N, which the layers behind do not "
             "treat linearly, and it spends its first steps on the way back.",
         ]
