@@ -121,8 +121,10 @@ class Prepared:
 
     @classmethod
     def of(cls, network: Network, samples: int, seed: int = 0, **options: Any) -> Prepared:
-        """Load, couple, calibrate, as `prune` does it for the method `combined`."""
-        settings = PruneConfig(**{"method": "combined", "round_to": 1, "seed": seed, "ratio": 0.5, **options})
+        """Load, couple, calibrate, as `prune` does it for the method `combined`, with two random projections."""
+        settings = PruneConfig(
+            **{"method": "combined", "probes": 2, "round_to": 1, "seed": seed, "ratio": 0.5, **options}
+        )
         loaded = pipeline.load(str(network.path), network.samples(samples, seed), settings)
         coupled = pipeline.couple(loaded, settings)
         return cls(network, settings, loaded, coupled, pipeline.calibrate(loaded, coupled, settings))
