@@ -136,6 +136,8 @@ def _group(data: Mapping[str, Any]) -> GroupPlan:
     if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
         raise ValueError(f"group {data['name']!r} must keep some of its {units} units, in ascending order")
     given = data.get("coefficients")
+    if not isinstance(given, list | None):
+        raise ValueError(f"group {data['name']!r} must have a list of coefficients, or none")
     coefficients = None if given is None else tuple(float(a) for a in given)
     if coefficients is not None and (len(coefficients) != len(kept) or not np.isfinite(coefficients).all()):
         raise ValueError(f"group {data['name']!r} must have a finite coefficient for each unit that stays")

@@ -70,8 +70,26 @@ def report_of(
         effort=Effort(dict(stage.seconds), calibrated.plain_seconds, peak_memory()),
         versions=versions(),
         refit=tuple(vars(f) for f in checked.fits) if checked else (),
-        notes=(*loaded.notes, *(checked.notes if checked else ())),
+        notes=(
+            *loaded.notes,
+            *without_gradient(coupled, calibrated, settings),
+            *(checked.notes if checked else ()),
+        ),
     )
+
+
+def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> tuple[str, ...]:
+    """That groups which may be cut were selected without gradients, how many, and the first reason."""
+    if not settings.reads_gradients or calibrated.goals is None:
+        return ()
+    free = [g.index for g in coupled.channels.groups if not why_whole(g, coupled, settings)]
+    known = calibrated.outputs
+    left = [g for g in free if g not in known.gates]
+    if not left:
+        return ()
+    why = next((known.missing[g] for g in left if g in known.missing), "nothing that reads them can take a gate")
+    instead = "magnitude" if settings.method == "taylor" else "local imitation"
+    return (f"{len(left)} of {len(free)} groups have no gradient, and {instead} stands in for them: {why}",)
 
 
 def _checks(checked: Checked | None) -> dict[str, Any]:

@@ -179,7 +179,9 @@ class _Run:
         found = [self._narrowest(step, name, p, widths, limit) for name, p in step.proposals().items()]
         tried = [f for f in found if f is not None]
         if tried:
-            best = min(tried, key=lambda f: (int(f[0].kept.sum()), f[0].error))
+            narrowest = min(int(choice.kept.sum()) for choice, _ in tried)
+            equal = [f for f in tried if int(f[0].kept.sum()) == narrowest]
+            best = equal[0] if len(equal) == 1 else min(equal, key=lambda f: step.compared(*f))
             self.choices.append(best[0])
             step.leave(*best)
 
@@ -250,6 +252,9 @@ class _Step(Protocol):
     def error(self, mask: Mask, weights: Weights) -> float:
         """The discrepancy of the outputs with this cut, on held-out samples."""
 
+    def compared(self, choice: Choice, weights: Weights) -> float:
+        """The discrepancy by which one cut is preferred to another of the same width."""
+
     def leave(self, choice: Choice, weights: Weights) -> None:
         """Leave the network with this cut."""
 
@@ -288,6 +293,10 @@ class _Masked:
                 masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held
             )
         return run.goals.held.value(found, slice(0, len(run.loaded.held)))
+
+    def compared(self, choice: Choice, weights: Weights) -> float:
+        """That on held-out samples."""
+        return choice.error
 
     def leave(self, choice: Choice, weights: Weights) -> None:
         """Mask the group; what was walked so far is walked again."""
@@ -403,10 +412,12 @@ class _Layers:
         """The network behind what the walker keeps."""
         return m.submodel(self.run.proto, walker.frontier, self.outputs)
 
-    def _batches(self, samples: int) -> list[Batch]:
-        """Samples for fitting, about so many, from the frontier on, with the present outputs."""
+    def _batches(self, samples: int, weights: Weights | None = None) -> list[Batch]:
+        """Samples for fitting, about so many, from the frontier on, with the present outputs, or with other weights."""
         state = self.run.state
-        session = Session(self._part(state), single=True)
+        part = self._part(state)
+        set_initializers(part, weights or {})
+        session = Session(part, single=True)
         found: list[Batch] = []
         start = 0
         for feeds, count in zip(state.batches, state.counts, strict=True):
@@ -450,6 +461,14 @@ class _Layers:
         run = self.run
         outputs = {**run.held_outputs, **self._run(run.held, weights)}
         return run.goals.held.value(outputs, slice(0, len(run.loaded.held)))
+
+    def compared(self, choice: Choice, weights: Weights) -> float:
+        """That on held-out samples and on some of those for fitting: the former alone are few."""
+        fit, held = self.run.goals.fit, len(self.run.loaded.held)
+        batches = self._batches(_GLOBAL_SAMPLES, weights)
+        count = sum(b.count for b in batches)
+        value = sum(fit.value(b.outputs, b.index) for b in batches) * fit.samples / count
+        return (value * count + choice.error * held) / (count + held)
 
     def _run(self, walker: Walker, weights: Weights) -> dict[str, Array]:
         part = self._part(walker)

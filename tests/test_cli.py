@@ -414,8 +414,30 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
             "round_to": 4,
         },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
-        **{"force": True, "attention": "head-dim"},
+        **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 2},
     }
+
+
+def test_options_of_the_greedy_methods_arrive(folder: Path, capsys: Capture):
+    """Fails where one of them is dropped on its way."""
+    args = ["--method", "combined", "--metric", "kronecker", "--probes", "1", "--tolerance", "0.5", "--refit", "greedy"]
+    code, _, err = run(capsys, RESNET, *args, "--samples", "16", "--calib", CALIB, "--dry-run", "--report", "r.json")
+    assert (code, err) == (0, "")
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    expected = {"method": "combined", "metric": "kronecker", "probes": 1, "tolerance": 0.5, "refit": "greedy"}
+    assert expected.items() <= found["config"].items()
+    assert found["config"]["ratio"] is None
+    assert found["requested"] is None
+
+
+def test_a_tolerance_that_is_too_small(folder: Path, capsys: Capture):
+    """Fails where a run that can cut nothing writes a file, or ends like one that could."""
+    before = sorted(p.name for p in folder.iterdir())
+    args = ["--method", "magnitude", "--refit", "none", "--tolerance", "1e-9", "--samples", "16", "--calib", CALIB]
+    code, _, err = run(capsys, RESNET, "out.onnx", "--plan", "p.json", *args)
+    assert code == 3
+    assert "tolerance of 1e-09; give a larger one" in err
+    assert sorted(p.name for p in folder.iterdir()) == before
 
 
 def test_uniform(folder: Path, capsys: Capture):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onnxprune.config import ATTENTIONS, BUDGETS, METHODS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, GREEDY, METHODS, METRICS, REFITS, PruneConfig
 from onnxprune.errors import UsageError
 
 
@@ -47,6 +47,39 @@ def test_options_replace_ratio_by_uniform_and_back():
         uniform.with_options(ratio=0.4, uniform=0.2)
 
 
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_tolerance_out_of_range(tolerance: float):
+    with pytest.raises(UsageError, match=r"tolerance .* must be above 0"):
+        PruneConfig(tolerance=tolerance)
+
+
+@pytest.mark.parametrize(
+    "options", [{"ratio": 0.5, "tolerance": 0.1}, {"uniform": 0.5, "tolerance": 0.1}, {"ratio": 0.5, "uniform": 0.5}]
+)
+def test_ratio_uniform_and_tolerance_exclude_each_other(options: dict[str, Any]):
+    with pytest.raises(UsageError, match="exclude each other"):
+        PruneConfig(**options)
+    one, other = options.items()
+    replaced = PruneConfig(**dict([one])).with_options(**dict([other]))
+    assert replaced == PruneConfig(**dict([other]))
+
+
+def test_a_tolerance_stands_alone():
+    """Fails where the default ratio stands beside it."""
+    config = PruneConfig(tolerance=2.5)
+    assert (config.ratio, config.uniform, config.share, config.sequential) == (None, None, None, True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_coefficients_need_a_method_that_gives_them(method: str):
+    """Fails where a refit would find no coefficients, or is refused where there are some."""
+    if method in GREEDY:
+        assert PruneConfig(method=method, refit="greedy").refit == "greedy"
+    else:
+        with pytest.raises(UsageError, match="'greedy' needs a greedy method"):
+            PruneConfig(method=method, refit="greedy")
+
+
 @pytest.mark.parametrize(
     ("options", "reads"),
     [
@@ -68,6 +101,8 @@ def test_what_reads_statistics(options: dict[str, Any], reads: bool):
         ({"method": "magic"}, "method 'magic' is unknown"),
         ({"refit": "all"}, "refit 'all' is unknown"),
         ({"attention": "rows"}, "attention 'rows' is unknown"),
+        ({"metric": "rows"}, "metric 'rows' is unknown"),
+        ({"probes": 0}, "probes is 0"),
         ({"round_to": 0}, "round_to is 0"),
         ({"min_channels": 0}, "min_channels is 0"),
         ({"memory": 0}, "memory is 0"),
@@ -81,11 +116,15 @@ def test_refused(options: dict[str, Any], match: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "choices"), [("budget", BUDGETS), ("method", METHODS), ("refit", REFITS), ("attention", ATTENTIONS)]
+    ("name", "choices"),
+    [
+        *[("budget", BUDGETS), ("method", METHODS), ("refit", REFITS), ("attention", ATTENTIONS), ("metric", METRICS)],
+    ],
 )
 def test_every_choice_is_accepted(name: str, choices: tuple[str, ...]):
     for choice in choices:
-        assert getattr(PruneConfig(**{name: choice}), name) == choice
+        method = {"method": "local"} if choice == "greedy" else {}
+        assert getattr(PruneConfig(**(method | {name: choice})), name) == choice
 
 
 def test_as_dict_is_plain_data():

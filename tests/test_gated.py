@@ -1,47 +1,98 @@
-"""A network with gates on one group: its discrepancy and the gradient of it."""
+"""The true discrepancy in one group's gates, against the masked oracle and central differences."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from onnxprune import pipeline
-from onnxprune.calibrate.outputs import batches_of
-from onnxprune.config import PruneConfig
+from onnxprune.calibrate.outputs import Batch
 from onnxprune.gated import GatedNetwork
-from onnxprune.gates import by_group
+from onnxprune.gates import by_group, gates_of
+from onnxprune.graph import Array
+from onnxprune.objective import output_imitation
+from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
-from tests import digits
 from tests.compare import assert_same
+from tests.gating import STEP
+from tests.stages import Prepared, comparable, masked, random_keep
+
+Lookup = Callable[[str], Prepared]
+ROWS = (
+    "plain",
+    "residual",
+    "dense_concat",
+    "depthwise",
+    "grouped_few_large",
+    "squeeze_excite",
+    "two_layouts",
+    "option_a_shortcut",
+    "kernel_square",
+    "attention_by_parts_positions",
+    "batch_of_one",
+    "quantized",
+    "lstm_bidirectional",
+)
 
 
-@pytest.fixture(scope="module")
-def gated() -> tuple[GatedNetwork, int]:
-    settings = PruneConfig(method="global", samples=64, round_to=1)
-    loaded = pipeline.load(str(digits.path("resnet")), str(digits.CALIB), settings)
-    coupled = pipeline.couple(loaded, settings)
-    calibrated = pipeline.calibrate(loaded, coupled, settings)
-    assert calibrated.goals is not None
-    channels, goals = coupled.taken.channels, calibrated.goals
-    g = next(g for g, found in by_group(channels, calibrated.gates).items() if len(found) == 1)
-    gates = [calibrated.gates[i] for i in by_group(channels, calibrated.gates)[g]]
-    batches = list(batches_of(loaded.fit, channels.graph, goals.fit_outputs))
-    types = loaded.normalised.types
-    return GatedNetwork(coupled.taken.proto, channels, g, gates, types, batches, goals.fit), channels.groups[g].size
+def networks(p: Prepared) -> tuple[dict[int, GatedNetwork], Callable[[dict[str, Array]], float]]:
+    """One for each group that has gates, and the discrepancy of given outputs."""
+    proto = p.normalised.proto
+    reference = comparable(proto).run(p.example)
+    count = len(next(iter(p.example.values())))
+    objective = output_imitation(reference, count)
+    gates = gates_of(p.channels)
+    batches = [Batch(p.example, {}, slice(0, count), count)]
+    found = {
+        g: GatedNetwork(proto, p.channels, g, [gates[i] for i in own], p.normalised.types, batches, objective)
+        for g, own in by_group(p.channels, gates).items()
+    }
+    return found, lambda outputs: objective.value(outputs, slice(0, count))
 
 
-def test_discrepancy_of_a_gated_network(gated: tuple[GatedNetwork, int]):
-    """Nothing but the gates is fed: no seed of the reverse pass. All at 1 is the original, which costs nothing."""
-    network, size = gated
-    assert_same(network.at(np.ones(size)), 0.0, rtol=0.0, atol=1e-9)
-    assert network.at(np.zeros(size)) > 1e-3
-    assert isinstance(network._value, Session)
+# A recurrent net also reads its hidden units inside, where no gate stands.
+@pytest.mark.parametrize("name", [r for r in ROWS if not r.startswith("lstm")])
+def test_a_mask_gives_the_discrepancy_of_the_oracle(name: str, prepared: Lookup) -> None:
+    """Fails where the uncut network differs from itself, or a gate of 0 is not the removal of its channel."""
+    p = prepared(name)
+    found, value = networks(p)
+    most = 0.0
+    for g, network in found.items():
+        group = p.channels.groups[g]
+        assert abs(network.at(np.ones(group.size))) < 1e-9
+        keep = random_keep(p.channels, 1, shares=(0.5,))[group.units]
+        expected = value(comparable(masked(p, p.channels.keep_classes({g: keep}))).run(p.example))
+        most = max(most, expected)
+        assert_same(np.float64(network.at(keep.astype(float))), np.float64(expected), rtol=1e-4, atol=1e-9)
+    assert most > 1e-3
 
 
-def test_gradient_is_the_slope_of_the_discrepancy(gated: tuple[GatedNetwork, int]):
-    network, size = gated
-    rng = np.random.default_rng(0)
-    a, along = rng.uniform(0.4, 0.9, size), rng.normal(size=size)
-    step = 3e-3
-    slope = (network.at(a + step * along) - network.at(a - step * along)) / (2 * step)
-    assert_same(float(network.gradient(a) @ along), slope, rtol=2e-2, atol=0.0)
+@pytest.mark.parametrize("name", ROWS)
+def test_the_gradient_is_that_of_differences(name: str, prepared: Lookup) -> None:
+    """Fails where a gate's gradient is another's, or that of the uncut network."""
+    p = prepared(name)
+    found, _ = networks(p)
+    for g, network in found.items():
+        size = p.channels.groups[g].size
+        a = np.random.default_rng(g).uniform(0.3, 1.5, size)
+        steps = STEP * np.eye(size)
+        expected = np.array([(network.at(a + e) - network.at(a - e)) / (2 * STEP) for e in steps])
+        assert_same(network.gradient(a), expected, rtol=1e-2, atol=1e-6)
+
+
+def test_what_has_no_gradient_is_refused(prepared: Lookup) -> None:
+    """Fails where an operator without a rule is taken for one that changes nothing."""
+    p = prepared("unknown_operator")
+    with pytest.raises(ValueError, match="no rule for its gradient"):
+        networks(p)
+
+
+def test_quantized_models_are_smooth(prepared: Lookup) -> None:
+    """Fails where the rounding of activations, whose slope is 0, is differentiated."""
+    p = prepared("quantized")
+    assert is_quantized(p.normalised.proto)
+    y = Session(without_rounding(p.normalised.proto), optimize=False).run(p.example)
+    assert_same(y["y"], comparable(p.normalised.proto).run(p.example)["y"], rtol=0.0, atol=0.0)
+    for g, network in networks(p)[0].items():
+        assert np.abs(network.gradient(np.full(p.channels.groups[g].size, 0.5))).min() > 0.0

@@ -90,7 +90,7 @@ def test_folder(tmp_path: Path):
 
 
 def test_another_format(saved: Path):
-    with pytest.raises(InputError, match="plan format 99, this version reads 1"):
+    with pytest.raises(InputError, match="plan format 99, this version reads 2"):
         plan.load(edited(saved, format=99))
 
 
@@ -107,3 +107,41 @@ def test_another_model(saved: Path, prepared: Lookup, name: str | None, units: i
     group = {"name": name or channels.groups[0].name, "units": units, "kept": [0]}
     with pytest.raises(UsageError, match="is not in this model"):
         plan.load(edited(saved, groups=[group])).masks(channels)
+
+
+def with_coefficients(channels: Any) -> plan.Plan:
+    mask = np.arange(channels.groups[0].size) % 2 == 0
+    a = np.where(mask, np.linspace(0.1, 2.3, mask.size) / 3, 0.0)
+    return plan.make(channels, {0: mask}, "ab" * 32, PruneConfig(method="local").as_dict(), {0: a})
+
+
+def test_coefficients_come_back_bit_by_bit(tmp_path: Path, prepared: Lookup):
+    """Fails where a replay would fold in other numbers than the run did."""
+    channels = prepared("plain").channels
+    made = with_coefficients(channels)
+    path = tmp_path / "plan.json"
+    path.write_text(made.to_json(), encoding="utf-8")
+    loaded = plan.load(path)
+    assert loaded.to_json() == made.to_json()
+    (a,) = loaded.coefficients(channels).values()
+    (b,) = made.coefficients(channels).values()
+    assert a.tolist() == b.tolist()
+    assert ((a == 0.0) == ~loaded.masks(channels)[0]).all()
+
+
+def test_plans_of_the_first_format_are_read(saved: Path, prepared: Lookup):
+    """Fails where a plan without coefficients, as earlier versions wrote them, is refused or gets some."""
+    before = plan.load(saved)
+    after = plan.load(edited(saved, format=1))
+    assert after == before
+    assert after.coefficients(prepared("plain").channels) == {}
+
+
+@pytest.mark.parametrize(
+    "coefficients", [[1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [1.0, float("inf")], ["a", "b"], 3, {}, "12"]
+)
+def test_malformed_coefficients(saved: Path, coefficients: Any):
+    """Fails where something that is no factor for each kept unit reaches the weights."""
+    group = {"name": "g", "units": 8, "kept": [0, 1], "coefficients": coefficients}
+    with pytest.raises(InputError, match="is not a plan"):
+        plan.load(edited(saved, groups=[group]))
