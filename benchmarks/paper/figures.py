@@ -18,6 +18,8 @@ from benchmarks.paper.records import Records, Row
 # Equal results give equal files: names in an SVG are random otherwise.
 mpl.rcParams["svg.hashsalt"] = "onnxprune"
 mpl.rcParams["font.size"] = 8
+# Text as text, not as outlines of its letters.
+mpl.rcParams["svg.fonttype"] = "none"
 COLOURS = {
     "gfs": "tab:orange",
     "local": "tab:blue",

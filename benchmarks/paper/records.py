@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+_NUMBERS = re.compile(r"\[[^\[\]{}\"]*\]")
 
 
 def plain(value: Any) -> Any:
@@ -25,6 +27,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    """A list of numbers without its line breaks."""
+    return " ".join(numbers.group().split())
 
 
 class Records:
@@ -52,7 +59,8 @@ class Records:
         """All of it, or nothing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".part")
-        temporary.write_text(json.dumps(self.data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(self.data, indent=1, sort_keys=True)
+        temporary.write_text(_NUMBERS.sub(_on_one_line, text) + "\n", encoding="utf-8")
         temporary.replace(self.path)
 
     def add(self, section: str, key: str, measure: Callable[[], Row]) -> None:
