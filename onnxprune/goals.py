@@ -12,6 +12,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.config import PruneConfig
+from onnxprune.errors import UsageError
 from onnxprune.gates import Gate
 from onnxprune.graph import Array, is_float
 from onnxprune.objective import Objective, output_imitation, task_loss
@@ -32,6 +33,11 @@ def goals_of(loaded: Loaded, coupled: Coupled, reference: Mapping[str, Array], s
         return task_loss(known, labels.of(samples, settings.labels), probabilities=probabilities)
 
     fit, held = objective(loaded.fit), objective(loaded.held)
+    if not (fit.names and held.names):
+        raise UsageError(
+            "no output in floating point has rows for every sample, so nothing can be said of their discrepancy: use "
+            "--method obs, gfs, magnitude or random, and a budget instead of --tolerance"
+        )
     return Goals(fit, held, answers[id(loaded.fit)], answers[id(loaded.held)])
 
 

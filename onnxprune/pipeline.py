@@ -502,5 +502,6 @@ def within_tolerance(final: onnx.ModelProto, loaded: Loaded, calibrated: Calibra
     found = calibrated.goals.held.value(verify.outputs_of(final, loaded.held), slice(0, len(loaded.held)))
     if not found <= settings.tolerance:
         raise CheckFailed(
-            f"after the refit the outputs differ by {found:.2e}, more than the tolerance of {settings.tolerance}"
+            f"after the refit the outputs differ by {found:.2e}, more than the tolerance of {settings.tolerance}; "
+            "--refit least-squares stays with the weights that were judged"
         )

@@ -131,9 +131,20 @@ def _content(model: onnx.ModelProto, options: Any) -> bytes:
 
 
 def concatenated(parts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """The outputs that are arrays in each of several runs, joined along the first axis."""
+    """The outputs that are arrays in each of several runs, joined along the axis in which they differ, or the first."""
     arrays = [k for k in parts[0] if all(isinstance(p[k], np.ndarray) for p in parts)]
-    return {k: np.concatenate([np.atleast_1d(p[k]) for p in parts]) for k in arrays}
+    return {k: _joined(k, [np.atleast_1d(p[k]) for p in parts]) for k in arrays}
+
+
+def _joined(name: str, values: Sequence[Array]) -> Array:
+    shapes = {v.shape for v in values}
+    if len({len(s) for s in shapes}) > 1:
+        raise RunError(f"output {name!r} has another rank in each batch; give samples that are alike")
+    varying = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1] or [0]
+    if len(varying) > 1:
+        raise RunError(f"output {name!r} has sizes that depend on the samples; its batches cannot be joined")
+    found: Array = np.concatenate(values, axis=varying[0])
+    return found
 
 
 def version() -> str:

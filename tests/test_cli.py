@@ -414,18 +414,20 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
             "round_to": 4,
         },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
-        **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 2},
+        **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 1},
+        "coefficients": "convex",
     }
 
 
 def test_options_of_the_greedy_methods_arrive(folder: Path, capsys: Capture):
     """Fails where one of them is dropped on its way."""
-    args = ["--method", "combined", "--metric", "kronecker", "--probes", "1", "--tolerance", "0.5", "--refit", "greedy"]
+    args = ["--method", "combined", "--metric", "kronecker", "--probes", "3", "--tolerance", "0.5", "--refit", "greedy"]
+    args += ["--coefficients", "free"]
     code, _, err = run(capsys, RESNET, *args, "--samples", "16", "--calib", CALIB, "--dry-run", "--report", "r.json")
     assert (code, err) == (0, "")
     found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
-    expected = {"method": "combined", "metric": "kronecker", "probes": 1, "tolerance": 0.5, "refit": "greedy"}
-    assert expected.items() <= found["config"].items()
+    expected = {"method": "combined", "metric": "kronecker", "probes": 3, "tolerance": 0.5, "refit": "greedy"}
+    assert (expected | {"coefficients": "free"}).items() <= found["config"].items()
     assert found["config"]["ratio"] is None
     assert found["requested"] is None
 

@@ -175,7 +175,7 @@ def ablation(records: Records) -> str:
                 ),
             ),
             f"The bar is missed in {count(missed, len(compared), 'comparisons')}. The relative error of the logits, "
-            "which is what `combined` chooses by (on held-out calibration samples), is within 5 % of the better "
+            "which `combined` chooses by (on calibration samples), is within 5 % of the better "
             "one's, or below it, in "
             f"{count(sum(c.error[2] <= 1.05 * min(c.error[:2]) for c in compared), len(compared), 'comparisons')}.",
         ]
