@@ -1,0 +1,1 @@
+"""What reviewers asked of the paper that this project implements, answered by measurements: see `__main__`."""

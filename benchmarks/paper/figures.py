@@ -1,0 +1,120 @@
+"""The figures of the document, as SVG, from the results alone. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.paper.markup import short
+from benchmarks.paper.records import Records, Row
+
+# Equal results give equal files: names in an SVG are random otherwise.
+mpl.rcParams["svg.hashsalt"] = "onnxprune"
+mpl.rcParams["font.size"] = 8
+# Text as text, not as outlines of its letters.
+mpl.rcParams["svg.fonttype"] = "none"
+COLOURS = {
+    "gfs": "tab:orange",
+    "local": "tab:blue",
+    "global": "tab:green",
+    "combined": "tab:red",
+    "exact": "tab:brown",
+    "obs": "tab:purple",
+    "random": "tab:gray",
+    "local, no removal": "tab:cyan",
+}
+FLOOR = 1e-7
+
+
+def slug(key: str) -> str:
+    """A file name."""
+    return "".join(c if c.isalnum() else "-" for c in key).strip("-").lower()
+
+
+def _saved(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _line(axes: Any, name: str, n: list[float], d: list[float | None], **style: Any) -> None:
+    y = [max(v, FLOOR) if v is not None else np.nan for v in d]
+    axes.semilogy(n, y, color=COLOURS.get(name), label=name, linewidth=1.2, **style)
+
+
+def convergence(key: str, row: Row, path: Path) -> None:
+    """Three panels: by steps, by units for the layer, by units for the network."""
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.2))
+    for name, s in row["steps"].items():
+        _line(panels[0], name, s["n"], s["d"])
+    _rates(panels[0], row["steps"])
+    panels[0].set(xlabel="steps", ylabel="layer's discrepancy", title="by steps")
+    for name, c in row["curves"].items():
+        _line(panels[1], name, c["local"]["n"], c["local"]["d"])
+        _line(panels[2], name, c["output"]["n"], c["output"]["d"], marker=".")
+    panels[1].set(xlabel="units kept", title="the layer's own outputs")
+    panels[2].set(xlabel="units kept", title="the network's outputs")
+    for axes in panels:
+        axes.set_ylim(FLOOR, 3)
+        axes.legend(fontsize=6)
+    figure.suptitle(f"{short(key)}: {row['units']} units")
+    _saved(figure, path)
+
+
+def _rates(axes: Any, steps: Mapping[str, Row]) -> None:
+    """The fitted rates, dotted: 1/n of the steps without removal, exp(-cn) of those with it."""
+    for name, rate in (("local, no removal", "1/n"), ("gfs", "1/n²"), ("local", "exp(-cn)")):
+        found = steps[name]["fit"].get(rate)
+        if found is None:
+            continue
+        n = np.asarray(steps[name]["n"], float)
+        decay = -found["exponent"] * (n / np.log(10) if rate == "exp(-cn)" else np.log10(n))
+        style = {"linestyle": ":", "color": COLOURS[name], "linewidth": 1.0}
+        axes.semilogy(n, np.maximum(10 ** (found["constant"] + decay), FLOOR), label=f"{rate} fitted", **style)
+
+
+def combining(key: str, row: Row, path: Path) -> None:
+    """The true discrepancy by steps and by units held."""
+    figure, panels = plt.subplots(1, 2, figsize=(7, 3))
+    for name, k in row["kinds"].items():
+        _line(panels[0], name, k["n"], k["output"])
+        _line(panels[1], name, k["held"], k["output"], marker=".", linestyle="none", markersize=3)
+    panels[0].set(xlabel="steps", ylabel="network's discrepancy")
+    panels[1].set(xlabel="units held")
+    for axes in panels:
+        axes.set_ylim(1e-5, 10)
+        axes.legend(fontsize=6)
+    figure.suptitle(short(key))
+    _saved(figure, path)
+
+
+def scaling(row: Row, path: Path) -> None:
+    """Processor time against units."""
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    for name, m in row["methods"].items():
+        axes.loglog(row["units"], m["seconds"], marker=".", label=f"{name}: N^{m['time_exponent']:.1f}")
+    axes.set(xlabel="units N (4 N columns)", ylabel="processor time, s")
+    axes.legend(fontsize=6)
+    _saved(figure, path)
+
+
+def draw(records: Records, folder: Path) -> dict[str, str]:
+    """All figures that there are results for: name → file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, str] = {}
+    for section, plot in (("convergence", convergence), ("combining", combining)):
+        for key, row in records.rows(section):
+            name = f"{section}-{slug(key)}.svg"
+            plot(key, row, folder / name)
+            found[f"{section} {key}"] = name
+    if "units" in records.section("scaling"):
+        scaling(records.section("scaling")["units"], folder / "scaling-units.svg")
+        found["scaling"] = "scaling-units.svg"
+    return found

@@ -1,0 +1,225 @@
+"""The networks that are measured, their data, and one network prepared by the pipeline's own stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks.kit_accuracy import load_kit
+from onnxprune import model as m
+from onnxprune import pipeline, selection
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.outputs import Batch
+from onnxprune.calibrate.samples import Samples, checked, input_specs
+from onnxprune.config import PruneConfig
+from onnxprune.gated import GatedNetwork
+from onnxprune.gates import Gate, by_group
+from onnxprune.objective import Objective, output_imitation
+from onnxprune.rewrite import set_initializers
+from onnxprune.runtime import Session, concatenated
+from onnxprune.select.quadratic import Quadratic
+from onnxprune.sensitivity import outputs_behind
+from onnxprune.state import Calibrated, Coupled, Loaded
+from onnxprune.verify import outputs_of
+from onnxprune.walk import Walker
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+RESNET56 = "cifar10_resnet56_legacy_folded"
+RESNET20 = "cifar10_resnet20_legacy_folded"
+MOBILENET = "imagenet_mobilenet_v2_1.0_224"
+MNIST_MLP = "mnist_mlp_legacy"
+MNIST_VGG = "mnist_vggbn_legacy"
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model file and its data. calib: inputs (N, ...); test: inputs and labels."""
+
+    path: Path
+    calib: Array
+    test: Array
+    labels: Array
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.path.stem
+
+    @cached_property
+    def input(self) -> str:
+        """The name of its input."""
+        proto = onnx.load(self.path)
+        weights = {t.name for t in proto.graph.initializer}
+        return next(v.name for v in proto.graph.input if v.name not in weights)
+
+    def samples(self, count: int, seed: int) -> dict[str, Array]:
+        """A seeded choice of calibration samples, by input name."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self.calib))[:count])
+        return {self.input: self.calib[chosen]}
+
+    def few(self, test: int) -> Network:
+        """With the first `test` test samples alone."""
+        return replace(self, test=self.test[:test], labels=self.labels[:test])
+
+
+class Kit:
+    """A folder of trained models with data: `kit.py` with `for_model(path, split)`, and `models/*.onnx`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._module = folder, load_kit(folder)
+        self._known: dict[str, Network] = {}
+
+    def network(self, name: str) -> Network:
+        """One of the models, with its data."""
+        if name not in self._known:
+            path = self.folder / "models" / f"{name}.onnx"
+            calib, _ = self._module.for_model(path, "calib")
+            test, labels = self._module.for_model(path, "test")
+            self._known = {name: Network(path, calib, test, labels)}  # one at a time: ImageNet's take half a gigabyte
+        return self._known[name]
+
+
+def answers(model: onnx.ModelProto | Path, x: Array) -> Array:
+    """The first output, (N, classes)."""
+    session = Session(model)
+    found = [session.run({session.inputs[0]: x[i : i + 50]})[session.outputs[0]] for i in range(0, len(x), 50)]
+    scores = np.concatenate(found)
+    return scores.reshape(len(scores), -1)
+
+
+def scores(before: Array, after: Array, labels: Array) -> dict[str, float]:
+    """Top-1 of both, agreement, in percent, and the relative error of the outputs; before, after: (N, classes)."""
+    a, b = before.argmax(axis=1), after.argmax(axis=1)
+    wide = before.astype(np.float64)
+    error = ((after - wide) ** 2).sum() / max(((wide - wide.mean(axis=0)) ** 2).sum(), 1e-30)
+    return {
+        "top1_before": 100 * float((a == labels).mean()),
+        "top1": 100 * float((b == labels).mean()),
+        "agreement": 100 * float((a == b).mean()),
+        "output_error": float(error),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The stages of the pipeline up to calibration, gradients included."""
+
+    network: Network
+    settings: PruneConfig
+    loaded: Loaded
+    coupled: Coupled
+    calibrated: Calibrated
+
+    @classmethod
+    def of(cls, network: Network, samples: int, seed: int = 0, **options: Any) -> Prepared:
+        """Load, couple, calibrate, as `prune` does it for the method `combined`, with two random projections."""
+        settings = PruneConfig(
+            **{"method": "combined", "probes": 2, "round_to": 1, "seed": seed, "ratio": 0.5, **options}
+        )
+        loaded = pipeline.load(str(network.path), network.samples(samples, seed), settings)
+        coupled = pipeline.couple(loaded, settings)
+        return cls(network, settings, loaded, coupled, pipeline.calibrate(loaded, coupled, settings))
+
+    @cached_property
+    def consumers(self) -> list[list[Layer]]:
+        """The layers that read each group."""
+        return selection.consumers_of(self.coupled.taken.channels, self.coupled.layers)
+
+    @property
+    def test(self) -> Samples:
+        """The test split as the pipeline's stages want it."""
+        return checked({self.network.input: self.network.test}, input_specs(self.loaded.original))
+
+    def named(self, part: str) -> int:
+        """The first group whose name contains `part`, and that layers read."""
+        groups = self.coupled.taken.channels.groups
+        return next(g.index for g in groups if part in g.name and self.consumers[g.index])
+
+    def local(self, group: int) -> Quadratic:
+        """The discrepancy of the consumers' outputs, relative to their variance."""
+        g = self.coupled.taken.channels.groups[group]
+        moments = self.calibrated.moments
+        readers = [x for x in self.consumers[group] if x.weight in moments]
+        regressions = selection.regressions_of(g, readers, self.coupled.taken.channels, moments, {})
+        return selection.local(regressions, g.size)
+
+    def gauss_newton(self, group: int) -> Quadratic:
+        """The discrepancy of the network's outputs, to second order at the full layer."""
+        known = self.calibrated.outputs.gates[group]
+        return Quadratic.around(known.gram, np.zeros(len(known.gram)), 0.0)
+
+
+class Recorder:
+    """An objective that keeps the outputs it sees: `GatedNetwork` then shows what the gated network answers."""
+
+    def __init__(self, names: Sequence[str], samples: int) -> None:
+        self.names, self.samples = tuple(names), samples
+        self.seen: list[dict[str, Array]] = []
+
+    def value(self, outputs: Mapping[str, Array], index: Any) -> float:
+        """Nothing is measured."""
+        del index
+        self.seen.append(dict(outputs))
+        return 0.0
+
+    gradient = probe = None  # type: ignore[assignment]  # never asked for
+
+    def answers(self) -> Array:
+        """The first output over all batches so far, and a fresh start."""
+        found = np.concatenate([s[self.names[0]] for s in self.seen])
+        self.seen = []
+        return found
+
+
+class Alone:
+    """One group of a network on its own: everything before it has run, and only what is behind it runs again."""
+
+    def __init__(self, prepared: Prepared, group: int, samples: Samples, reference: Mapping[str, Array] | None = None):
+        self.prepared, self.group, self.samples = prepared, group, samples
+        taken = prepared.coupled.taken
+        self.channels = taken.channels
+        consumers = prepared.consumers[group]
+        first = min(consumers, key=lambda x: x.node.index).data
+        walker = Walker(
+            taken.proto, samples, prepared.loaded.normalised.types, self.channels.graph.shapes, 1 << 30, hold_out=False
+        )
+        for _ in walker.advance((first,)):
+            pass
+        outputs = outputs_behind(self.channels, {x.node.index for x in consumers})
+        self.part = m.submodel(taken.proto, walker.frontier, outputs)
+        self.batches, start = [], 0
+        for feeds, count in zip(walker.batches, walker.counts, strict=True):
+            self.batches.append(Batch(feeds, {}, slice(start, start + count), count))
+            start += count
+        if reference is None:
+            reference = outputs_of(prepared.loaded.original, samples)
+        self.objective = output_imitation(reference, len(samples))
+
+    def gates(self) -> list[Gate]:
+        """Those of the group."""
+        every = self.prepared.calibrated.gates
+        return [every[i] for i in by_group(self.channels, every).get(self.group, ())]
+
+    def gated(self, objective: Objective | None = None) -> GatedNetwork:
+        """The true discrepancy of the outputs as a function of the group's coefficients."""
+        types = self.prepared.loaded.normalised.types
+        objective = self.objective if objective is None else objective
+        return GatedNetwork(self.part, self.channels, self.group, self.gates(), types, self.batches, objective)
+
+    def answers(self, weights: Mapping[str, Array]) -> Array:
+        """The first output with these weights in place of the network's own."""
+        part = onnx.ModelProto()
+        part.CopyFrom(self.part)
+        set_initializers(part, weights)
+        session = Session(part, single=True)
+        found = concatenated([session.run(b.feeds) for b in self.batches])[session.outputs[0]]
+        return found.reshape(len(self.samples), -1)
