@@ -63,6 +63,7 @@ from onnxprune.state import (
 )
 from onnxprune.taken import layers_taken, taken_by
 
+Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
@@ -181,12 +182,9 @@ def _run(
     if replayed is None:
         with stage("select"):
             candidates = select(coupled, calibrated, settings)
-        with stage("allocate"):
-            masks, paths = allocate(loaded, coupled, calibrated, candidates, settings)
-        coefficients = coefficients_of(masks, paths)
-        if settings.sequential:
-            with stage("imitate"):
-                masks, coefficients = imitate(loaded, coupled, calibrated, candidates, masks, settings)
+        found = [cut_with(c, loaded, coupled, calibrated, settings, stage) for c in mixtures(candidates, settings)]
+        with stage("compare"):
+            masks, coefficients = best_of(found, loaded, coupled, calibrated, settings)
         chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict(), coefficients)
     else:
         masks = replay(replayed, loaded, coupled, settings)
@@ -354,6 +352,50 @@ def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> d
     )
 
 
+def mixtures(
+    candidates: Mapping[str, Sequence[SelectionPath]], settings: PruneConfig
+) -> list[Mapping[str, Sequence[SelectionPath]]]:
+    """What is tried to the end: all candidates group by group and, where there are several, each of them alone.
+
+    With a tolerance the first only, since the others would remove something else.
+    """
+    alone = [{name: paths} for name, paths in candidates.items()]
+    return [candidates, *alone] if len(alone) > 1 and settings.tolerance is None else [candidates]
+
+
+def cut_with(
+    candidates: Mapping[str, Sequence[SelectionPath]],
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    settings: PruneConfig,
+    stage: Clock,
+) -> Cut:
+    """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
+    with stage("allocate"):
+        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings)
+    if not settings.sequential:
+        return masks, coefficients_of(masks, paths)
+    with stage("imitate"):
+        return imitate(loaded, coupled, calibrated, candidates, masks, settings)
+
+
+def best_of(
+    found: Sequence[Cut], loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
+) -> Cut:
+    """The cut whose refitted model comes closest to the original on held-out samples."""
+    if len(found) == 1:
+        return found[0]
+
+    def error(cut: Cut) -> float:
+        sliced = rewrite(loaded, coupled, cut[0])
+        refitted = refit_weights(loaded, coupled, calibrated, *cut, sliced, settings)
+        outputs = (verify.runs_on(c, loaded.held) for c in refitted.candidates.values())
+        return min(relative_error(o, calibrated.reference) for o in outputs)
+
+    return min(found, key=error)
+
+
 def imitate(
     loaded: Loaded,
     coupled: Coupled,
@@ -361,7 +403,7 @@ def imitate(
     candidates: Mapping[str, Sequence[SelectionPath]],
     masks: Masks,
     settings: PruneConfig,
-) -> tuple[dict[int, Mask], dict[int, Coefficients]]:
+) -> Cut:
     """Cut group by group, each on the inputs that the cuts before it left: to the widths of `masks`, or as far as the
     tolerance goes. Raises BudgetUnreachable and NothingPrunable."""
     channels = coupled.channels
