@@ -383,15 +383,20 @@ def cut_with(
 def best_of(
     found: Sequence[Cut], loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
 ) -> Cut:
-    """The cut whose refitted model comes closest to the original on held-out samples."""
-    if len(found) == 1:
+    """The cut whose refitted model comes closest to what its outputs shall imitate, on all samples.
+
+    Those for fitting count as well: all cuts are fitted on them alike, and the others alone are too few to tell.
+    """
+    if len(found) == 1 or calibrated.goals is None:
         return found[0]
+    parts = ((loaded.fit, calibrated.goals.fit), (loaded.held, calibrated.goals.held))
 
     def error(cut: Cut) -> float:
         sliced = rewrite(loaded, coupled, cut[0])
-        refitted = refit_weights(loaded, coupled, calibrated, *cut, sliced, settings)
-        outputs = (verify.runs_on(c, loaded.held) for c in refitted.candidates.values())
-        return min(relative_error(o, calibrated.reference) for o in outputs)
+        models = refit_weights(loaded, coupled, calibrated, *cut, sliced, settings).candidates.values()
+        return min(
+            sum(goal.value(verify.outputs_of(p, s), slice(0, len(s))) * len(s) for s, goal in parts) for p in models
+        )
 
     return min(found, key=error)
 

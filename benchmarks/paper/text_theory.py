@@ -303,7 +303,8 @@ def combining(records: Records, figures: Figures) -> str:
             "quantity that a step must lower. So the rate of the mixture is guaranteed by keeping the local run "
             "beside it, and is otherwise an empirical question. This program's `combined` keeps the two apart: per "
             "layer it makes a local and a global cut and takes the better by the network's outputs, which is the "
-            "comparison that the proof needs.",
+            "comparison that the proof needs; and it carries a purely local and a purely global run to the end beside "
+            "the mixture, and keeps the network that is closest to the original on the calibration samples.",
             "Measured: steps on single layers, up to twice as many as there are units (at most 96). `combined` tries "
             "a local and a global step from the mixed iterate and takes the better by the true discrepancy, even "
             "where it is worse than no step; `exact` searches the two steepest units of each end on the network "
