@@ -183,8 +183,10 @@ def _run(
         with stage("select"):
             candidates = select(coupled, calibrated, settings)
         found = [cut_with(c, loaded, coupled, calibrated, settings, stage) for c in mixtures(candidates, settings)]
-        with stage("compare"):
-            masks, coefficients = best_of(found, loaded, coupled, calibrated, settings)
+        masks, coefficients = found[0]
+        if len(found) > 1:
+            with stage("compare"):
+                masks, coefficients = best_of(found, loaded, coupled, calibrated, settings)
         chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict(), coefficients)
     else:
         masks = replay(replayed, loaded, coupled, settings)
@@ -387,7 +389,7 @@ def best_of(
 
     Those for fitting count as well: all cuts are fitted on them alike, and the others alone are too few to tell.
     """
-    if len(found) == 1 or calibrated.goals is None:
+    if calibrated.goals is None:
         return found[0]
     parts = ((loaded.fit, calibrated.goals.fit), (loaded.held, calibrated.goals.held))
 
