@@ -57,7 +57,8 @@ class Schedule:
 class Recovery:
     """steps: of Adam. weights: how many arrays it trained. before, after: held-out error of the outputs.
 
-    epoch: the one whose state was kept, 0 for the start. errors: what was measured after which epochs.
+    epoch: the one whose state was kept, 0 for the start. errors: what was measured after which epochs. why: what kept
+    all or some of it from being done, else "".
     """
 
     steps: int
@@ -66,6 +67,16 @@ class Recovery:
     after: float
     epoch: int
     errors: tuple[tuple[int, float], ...] = field(default=())
+    why: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Samples to learn from, and others to judge by, with the original's outputs on those."""
+
+    fit: Samples
+    held: Samples
+    reference: Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,36 +93,35 @@ def recover(
     pruned: onnx.ModelProto,
     channels: ChannelGraph,
     layers: Sequence[Layer],
-    samples: Samples,
-    held: Samples,
-    reference: Mapping[str, Array],
+    material: Material,
     keep: Mask,
     schedule: Schedule,
 ) -> tuple[dict[str, Array], Recovery]:
     """(new weights of `pruned`, what was done); no weights where nothing was better than the start.
 
     original: the normalised model, of which `channels` and `layers` are; pruned: cut to the classes `keep`.
-    reference: the original's outputs on the samples `held` out.
     """
 
     def judge(weights: Mapping[str, Array]) -> float:
-        error = relative_error(outputs_of(replace_initializers(pruned, weights), held), reference)
+        error = relative_error(outputs_of(replace_initializers(pruned, weights), material.held), material.reference)
         return error if np.isfinite(error) else float("inf")
 
+    samples = material.fit
     student = Student(pruned, samples.example(), channels, layers)
     teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
     before = judge({})
     if goals:
         student.follow(goals)
     if not student.weights or not np.isfinite(before):
-        return {}, Recovery(0, 0, before, before, 0)
+        return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
     adam = Adam(student.weights)
     wanted = {round(schedule.epochs * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     best: dict[str, Array] = {}
-    done, least, kept, errors = 0, before, 0, [(0, before)]
+    done, least, kept, errors, why = 0, before, 0, [(0, before)], ""
     for epoch, sound in enumerate(_epochs(student, teacher, samples, adam, schedule), 1):
         done += 1
         if not sound:
+            why = f"recovery stopped in epoch {epoch}: its loss is not finite"
             break
         if epoch in wanted:
             errors.append((epoch, judge(student.weights)))
@@ -119,7 +129,17 @@ def recover(
                 least, kept = errors[-1][1], epoch
                 best = {k: w.copy() for k, w in student.weights.items()}
     steps = done * max(len(samples) // schedule.batch, 1)
-    return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors))
+    return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
+
+
+def _nothing(student: Student, goals: Mapping[str, float], before: float) -> str:
+    """Why no weight was trained."""
+    if not np.isfinite(before):
+        return "recovery was left out: the outputs on held-out samples are not finite"
+    if not goals:
+        return "recovery was left out: no floating-point output of the model varies over the samples"
+    reason = next(iter(student.missing.values()), "no weight is stored in floating point")
+    return f"recovery was left out: no weight has a gradient ({reason})"
 
 
 def _goals(
@@ -154,9 +174,7 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
     return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
 
 
-def _epochs(
-    student: Student, teacher: Teacher, samples: Samples, adam: Adam, schedule: Schedule
-) -> Iterator[bool]:
+def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, schedule: Schedule) -> Iterator[bool]:
     """Train one epoch after the other; False, and nothing more, where the loss or a gradient is not finite."""
     rng = np.random.default_rng(schedule.seed)
     batch = min(schedule.batch, len(samples))

@@ -103,9 +103,7 @@ class Teacher:
                 indices = f"kept:{t}:{axes[0]}"
                 places = np.flatnonzero(mask.ravel())
                 proto.graph.initializer.append(onnx.numpy_helper.from_array(places.astype(np.int64), indices))
-                proto.graph.node.append(
-                    helper.make_node("Gather", [at, indices], [f"{indices}:value"], axis=axes[0])
-                )
+                proto.graph.node.append(helper.make_node("Gather", [at, indices], [f"{indices}:value"], axis=axes[0]))
                 at = f"{indices}:value"
             if at:
                 self._names[t] = at
@@ -158,7 +156,9 @@ class Student:
     missing: weights without a gradient → why. goals: the tensors that the loss compares.
     """
 
-    def __init__(self, pruned: onnx.ModelProto, example: Feeds, channels: ChannelGraph, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, pruned: onnx.ModelProto, example: Feeds, channels: ChannelGraph, layers: Sequence[Layer]
+    ) -> None:
         proto = rounding.without_rounding(pruned) if rounding.is_quantized(pruned) else pruned
         binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
         shapes, self._types = all_shapes(proto, binding, example)
@@ -218,7 +218,9 @@ class Student:
             losses.append(b.total(square, axes, keepdims=False))
         behind = list(back.proto.graph.node)[len(proto.graph.node) :]
         proto.graph.node.extend([*b.nodes, *behind])
-        proto.graph.initializer.extend([*b.constants, *list(back.proto.graph.initializer)[len(proto.graph.initializer) :]])
+        proto.graph.initializer.extend(
+            [*b.constants, *list(back.proto.graph.initializer)[len(proto.graph.initializer) :]]
+        )
         missing = {k: back.missing[k] for k in given if k in back.missing}
         missing |= {k: "no goal depends on it" for k in given if k not in back.missing and k not in back.of_tensor}
         return dict(back.of_tensor), missing, tuple(losses), proto

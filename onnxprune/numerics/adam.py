@@ -39,7 +39,7 @@ class Adam:
 
 
 def one_cycle(step: int, steps: int, *, warm_up: float = 0.1) -> float:
-    """The share of the learning rate at a step, counted from 0: linear up over `warm_up` of them, a cosine down to 0."""
+    """The share of the learning rate at a step, from 0 on: linear up over `warm_up` of all, then a cosine down to 0."""
     rising = max(round(warm_up * steps), 1)
     if step < rising:
         return (step + 1) / (rising + 1)
