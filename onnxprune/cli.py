@@ -32,7 +32,7 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels include "
     "exclude".split()
 )
-_SETTINGS = (*_DECIDED, "refit", "seed", "samples", "memory", "force")
+_SETTINGS = (*_DECIDED, "refit", "recover", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 
@@ -200,6 +200,14 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 @click.option(
     "--refit", type=click.Choice(REFITS), **_shown(_DEFAULTS.refit), help="How the remaining weights are adapted."
 )
+@click.option(
+    "--recover",
+    type=int,
+    metavar="EPOCHS",
+    **_shown(_DEFAULTS.recover),
+    help="Passes over the data in which the refitted model learns from the original, without labels; kept where it "
+    "does better on held-out samples. Takes many times as long as the rest.",
+)
 @click.option("--round-to", type=int, **_shown(_DEFAULTS.round_to), help="New widths are multiples of this.")
 @click.option(
     "--attention",
@@ -238,8 +246,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
-    "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --seed, --samples and "
-    "--memory come from the plan unless given here; --calib and --force never come from it.",
+    "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --recover, --seed, --samples "
+    "and --memory come from the plan unless given here; --calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(

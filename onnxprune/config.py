@@ -38,6 +38,7 @@ class PruneConfig:
     or to whatever serves best, up to that number ("free").
     probes: random projections of the outputs per sample that are differentiated.
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
+    recover: passes over the samples in which the refitted model learns from the original; 0 for none.
     round_to: widths are multiples of this, or unchanged.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
     the model applies to its scores stays as it is.
@@ -57,6 +58,7 @@ class PruneConfig:
     coefficients: str = "convex"
     probes: int = 1
     refit: str = "lockstep"
+    recover: int = 0
     round_to: int = 8
     attention: str = "heads"
     min_channels: int = 1
@@ -108,6 +110,8 @@ class PruneConfig:
             raise UsageError(
                 f"method {self.method!r} reads no labels, only {', '.join(LABELLED)} do; leave labels out, or change it"
             )
+        if self.recover < 0:
+            raise UsageError(f"recover is {self.recover}; it is a number of passes over the data, 0 for none")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
 

@@ -1,4 +1,4 @@
-"""The main job: load → couple → calibrate → select → allocate → rewrite → refit → verify → report."""
+"""The main job: load → couple → calibrate → select → allocate → rewrite → refit → recover → verify → report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from onnxprune.allocation import allocate, coefficients_of
 from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate import outputs, statistics
 from onnxprune.calibrate import samples as data
+from onnxprune.calibrate.augment import images
 from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, build
@@ -43,6 +44,7 @@ from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
 from onnxprune.objective import fitted_labels, relative_error
 from onnxprune.oracle import masked_model
+from onnxprune.recover import Material, Schedule, recover
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
@@ -66,6 +68,7 @@ from onnxprune.taken import layers_taken, taken_by
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
+RECOVERED = "recovered"
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
 
 
@@ -199,6 +202,9 @@ def _run(
         sliced = rewrite(loaded, coupled, masks)
     with stage("refit"):
         refitted = refit_weights(loaded, coupled, calibrated, masks, coefficients, sliced, settings)
+    if settings.recover:
+        with stage("recover"):
+            refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
@@ -497,6 +503,50 @@ def refit_weights(
     return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(notes))
 
 
+def recover_weights(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    masks: Masks,
+    refitted: Refitted,
+    settings: PruneConfig,
+) -> Refitted:
+    """One more candidate: the best so far after learning from the original, where that did it good."""
+    candidates = refitted.candidates
+    level = nearest({k: held_out_error(c, loaded, calibrated) for k, c in candidates.items()})
+    model = onnx.ModelProto()
+    model.CopyFrom(candidates[level])
+    weights, recovery = recover(
+        coupled.taken.proto,
+        coupled.taken.of(model),
+        coupled.taken.channels,
+        coupled.layers,
+        Material(loaded.fit, loaded.held, calibrated.reference),
+        coupled.channels.keep_classes(masks),
+        Schedule(epochs=settings.recover, seed=settings.seed, augment=images()),
+    )
+    if not weights:
+        note = recovery.why or f"recovery did no better than {level} on held-out samples; {level} was kept"
+        return replace(refitted, notes=(*refitted.notes, note), recovery=recovery)
+    set_initializers(model, weights)
+    return replace(refitted, candidates={**candidates, RECOVERED: model}, recovery=recovery)
+
+
+def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, calibrated: Calibrated) -> float:
+    """Relative error of a candidate's outputs on the held-out samples."""
+    return relative_error(verify.runs_on(candidate, loaded.held), calibrated.reference)
+
+
+def nearest(errors: Mapping[str, float]) -> str:
+    """The last of the candidates that is no worse than those before it; the first where no error is a number."""
+    levels = list(errors)
+    level = levels[0]
+    for other in levels[1:]:
+        if errors[other] <= errors[level]:
+            level = other
+    return level
+
+
 # verify
 
 
@@ -514,13 +564,9 @@ def check(
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
     example = loaded.fit.example()
-    errors: dict[str, float] = {}
-    for level, candidate in refitted.candidates.items():
-        outputs = verify.runs_on(candidate, loaded.held)
-        errors[level] = relative_error(outputs, calibrated.reference)
-    level = settings.refit
-    if level == "lockstep" and not errors["lockstep"] <= errors["least-squares"]:
-        level = "least-squares"
+    errors = {k: held_out_error(c, loaded, calibrated) for k, c in refitted.candidates.items()}
+    level = nearest(errors)
+    if settings.refit == "lockstep" and not errors["lockstep"] <= errors["least-squares"]:
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     final = onnx.ModelProto()
     final.CopyFrom(refitted.candidates[level])
@@ -541,7 +587,7 @@ def check(
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
         notes.append(f"--force: {e}")
-    return Checked(final, exact, sizes, errors[level], errors, level, refitted.fits, tuple(notes))
+    return Checked(final, exact, sizes, errors[level], errors, level, refitted.fits, tuple(notes), refitted.recovery)
 
 
 def within_tolerance(final: onnx.ModelProto, loaded: Loaded, calibrated: Calibrated, settings: PruneConfig) -> None:

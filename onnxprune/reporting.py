@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "input_sizes_run": checked.sizes,
         "refit": checked.level,
         "held_out_error": dict(checked.errors),
+        **({"recovery": asdict(checked.recovery)} if checked.recovery else {}),
     }
 
 

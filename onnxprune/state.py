@@ -23,6 +23,7 @@ from onnxprune.graph import Array
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
 from onnxprune.objective import Objective
+from onnxprune.recover import Recovery
 from onnxprune.taken import Taken
 
 Mask = NDArray[np.bool_]
@@ -112,11 +113,15 @@ class Calibrated:
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
-    """Candidates by refit level, the least refitted first, what lockstep did to each layer, and what to say of it."""
+    """Candidates by refit level, the least refitted first, what lockstep did to each layer, and what to say of it.
+
+    recovery: what learning from the original did, where that was asked for.
+    """
 
     candidates: Mapping[str, onnx.ModelProto]
     fits: tuple[refit.Fit, ...] = ()
     notes: tuple[str, ...] = ()
+    recovery: Recovery | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,3 +136,4 @@ class Checked:
     level: str
     fits: tuple[refit.Fit, ...]
     notes: tuple[str, ...]
+    recovery: Recovery | None = None

@@ -93,7 +93,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     added = give_biases(proto)
     proto = _clean(proto)
     binding = {k: tuple(np.shape(v)) for k, v in example.items()}
-    shapes, types = _all_shapes(proto, binding, example)
+    shapes, types = all_shapes(proto, binding, example)
     replaced = Counter[str]()
     proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, replaced))
     if replaced["shuffles"]:
@@ -110,9 +110,10 @@ def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     return bodies.rewritten(proto, clean)
 
 
-def _all_shapes(
+def all_shapes(
     proto: onnx.ModelProto, binding: Mapping[str, Shape], example: Feeds
 ) -> tuple[dict[str, Shape], dict[str, int]]:
+    """(shapes, element types) of every tensor at the sizes of `binding`: inferred, or else measured on `example`."""
     shapes, types = m.inferred_shapes(m.bind_inputs(proto, binding))
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if missing:

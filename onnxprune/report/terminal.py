@@ -186,6 +186,10 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
         errors = checks.get("held_out_error", {})
         others = " · ".join(f"{k} {v:.2%}" for k, v in errors.items()) if len(errors) > 1 else ""
         found.append(("refit", checks["refit"] + (f" (output error: {others})" if others else "")))
+    if checks.get("recovery"):
+        r = checks["recovery"]
+        kept = f"epoch {r['epoch']}" if r["epoch"] else "the start"
+        found.append(("recovery", f"{r['steps']} steps; {kept} kept: {r['before']:.2%} → {r['after']:.2%}"))
     return found
 
 

@@ -47,14 +47,26 @@ def test_conv(case: Any, opset: int):
     compare(*single("Conv", [(2, channels, *size)], {"w": weight, "b": normal(filters)}, opset=opset, **attrs))
 
 
-def test_conv_with_a_computed_kernel_and_bias():
-    model, feeds = single("Conv", [(2, 3, 6, 7), (4, 3, 3, 3), (4,)], pads=[1, 1, 1, 1])
-    compare(model, feeds, tensors=["x0", "x2"])
+@pytest.mark.parametrize("opset", [9, 10, 17, 22])
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_conv_with_a_computed_kernel_and_bias(case: Any, opset: int):
+    size, channels, filters, kernel, attrs = case
+    shapes = [(3, channels, *size), (filters, channels // attrs.get("group", 1), *kernel), (filters,)]
+    compare(*single("Conv", shapes, opset=opset, **attrs))
 
 
-def test_conv_refuses_its_kernel():
-    model, feeds = single("Conv", [(2, 3, 6, 7), (4, 3, 3, 3)])
-    assert "weight" in reverse_of(model, feeds, ["x1"]).missing["x1"]
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("size", "kernel", "attrs"),
+    [
+        ((18, 17), (3, 3), {"pads": [1, 1, 1, 1]}),  # a map too large for one product over all samples
+        ((18, 20), (9, 8), {"strides": [3, 2], "pads": [1, 2, 3, 4]}),  # a kernel of too many places
+        ((18, 20), (9, 8), {"dilations": [1, 2], "pads": [0, 1, 0, 2]}),
+    ],
+)
+def test_conv_kernels_of_every_form(groups: int, size: Any, kernel: Any, attrs: Any):
+    shapes = [(3, 4, *size), (4, 4 // groups, *kernel)]
+    compare(*single("Conv", shapes, group=groups, **attrs))
 
 
 TRANSPOSED: list[tuple[tuple[int, ...], int, int, tuple[int, ...], dict[str, Any]]] = [
@@ -81,6 +93,14 @@ def test_conv_transpose(case: Any, opset: int):
     size, channels, filters, kernel, attrs = case
     weight = normal(channels, filters // attrs.get("group", 1), *kernel)
     compare(*single("ConvTranspose", [(2, channels, *size)], {"w": weight, "b": normal(filters)}, opset=opset, **attrs))
+
+
+@pytest.mark.parametrize("opset", [9, 17])
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+def test_conv_transpose_with_a_computed_kernel_and_bias(case: Any, opset: int):
+    size, channels, filters, kernel, attrs = case
+    shapes = [(3, channels, *size), (channels, filters // attrs.get("group", 1), *kernel), (filters,)]
+    compare(*single("ConvTranspose", shapes, opset=opset, **attrs))
 
 
 @pytest.mark.parametrize("opset", [9, 11, 17])
@@ -162,6 +182,13 @@ def test_einsum_refuses_a_diagonal():
 )
 def test_the_gradient_takes_any_batch(op: str, shape: tuple[int, ...], weight: tuple[int, ...], attrs: Any):
     compare_any_batch(*single(op, [shape], {"w": normal(*weight)}, **attrs))
+
+
+@pytest.mark.parametrize("size", [(6, 6), (18, 18)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_gradient_of_a_kernel_takes_any_batch(groups: int, size: tuple[int, ...]):
+    shapes = [(2, 4, *size), (4, 4 // groups, 3, 3)]
+    compare_any_batch(*single("Conv", shapes, group=groups))
 
 
 def test_every_rule_of_the_family_is_tested():

@@ -1,7 +1,8 @@
 """Gradients of convolutions and matrix products.
 
 With Y = A B: dA = dY Bᵀ, dB = Aᵀ dY, summed over the batch axes along which an operand was broadcast. A convolution's
-data gets the transposed convolution of `windows`. Oracle: central differences, and torch (tests).
+data gets the transposed convolution of `windows`, and its weight the sums over positions there. Oracle: central
+differences, and torch (tests).
 """
 
 from __future__ import annotations
@@ -12,42 +13,41 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, given
-from onnxprune.gradients.windows import gathered, geometry, spread
+from onnxprune.gradients.windows import correlated, gathered, geometry, spread
 from onnxprune.graph import Node, Shape
 
 
 def conv(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """Conv of any rank: data and bias."""
+    """Conv of any rank: data, weight and bias."""
     x, w = node.inputs[:2]
-    g = given(grads)
-    found = _bias(b, node, g, slots)
+    g, groups = given(grads), int(node.attrs.get("group", 1))
+    found = _bias(b, node, g) if 2 in slots else {}
+    if 0 in slots or 1 in slots:
+        geo = geometry(b, node, b.shape(w)[2:])
     if 0 in slots:
         weight = b.array(w)
-        geo = geometry(b, node, b.shape(w)[2:])
-        found[0] = spread(b, g, w if weight is None else weight, geo, _groups(node), x)
+        found[0] = spread(b, g, w if weight is None else weight, geo, groups, x)
+    if 1 in slots:
+        found[1] = correlated(b, g, x, (b.shape(w)[0], b.shape(x)[1]), geo, groups, x)
     return found
 
 
 def conv_transpose(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """ConvTranspose of any rank: data and bias. Its weight is laid out as that of the Conv which is its transpose."""
+    """ConvTranspose of any rank: data, weight and bias. Its weight is that of the Conv which is its transpose."""
     x, w = node.inputs[:2]
-    g = given(grads)
-    found = _bias(b, node, g, slots)
+    g, groups = given(grads), int(node.attrs.get("group", 1))
+    found = _bias(b, node, g) if 2 in slots else {}
+    if 0 in slots or 1 in slots:
+        geo = geometry(b, node, b.shape(w)[2:])
     if 0 in slots:
-        found[0] = gathered(b, g, w, geometry(b, node, b.shape(w)[2:]), _groups(node), x)
+        found[0] = gathered(b, g, w, geo, groups, x)
+    if 1 in slots:
+        found[1] = correlated(b, x, g, (b.shape(x)[1], b.shape(w)[1] * groups), geo, groups, x)
     return found
 
 
-def _groups(node: Node) -> int:
-    return int(node.attrs.get("group", 1))
-
-
-def _bias(b: Builder, node: Node, g: str, slots: Sequence[int]) -> dict[int, str]:
-    """The gradient of a convolution's bias, where it is asked for."""
-    if 1 in slots:
-        raise NoGradient("the gradient of a convolution's weight is not implemented")
-    if 2 not in slots:
-        return {}
+def _bias(b: Builder, node: Node, g: str) -> dict[int, str]:
+    """The gradient of a convolution's bias."""
     axes = [a for a in range(b.rank(node.outputs[0])) if a != 1]
     return {2: b.total(g, axes, keepdims=False)}
 

@@ -1,0 +1,66 @@
+"""More samples from those that there are: images moved by some pixels, or turned left to right.
+
+The original network answers the changed images itself, so no label has to hold for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.graph import is_float
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+Augment = Callable[[Feeds, np.random.Generator], Feeds]
+
+_LEAST_SIZE = 16
+_COLOURS = (1, 3, 4)
+_REACH = 8  # an image moves by up to one part in so many of its size
+
+
+def unchanged(feeds: Feeds, rng: np.random.Generator) -> Feeds:
+    """The samples as they are."""
+    return feeds
+
+
+def images(*, shifts: bool = True, flips: bool = False) -> Augment:
+    """Change every input that holds images, each in its own way, and leave the others alone.
+
+    shifts: by up to an eighth of the size on both axes; what moves in is the edge. flips: half of them left to right.
+    """
+    return partial(_augmented, shifts=shifts, flips=flips)
+
+
+def _augmented(feeds: Feeds, rng: np.random.Generator, *, shifts: bool, flips: bool) -> Feeds:
+    return {k: _changed(v, rng, shifts=shifts, flips=flips) if _is_images(v) else v for k, v in feeds.items()}
+
+
+def _rows_axis(x: Array) -> int:
+    """2 for (N, C, H, W), 1 for (N, H, W, C)."""
+    return 2 if x.shape[1] in _COLOURS else 1
+
+
+def _is_images(x: Array) -> bool:
+    if x.ndim != 4 or not is_float(x.dtype) or not (x.shape[1] in _COLOURS or x.shape[3] in _COLOURS):
+        return False
+    rows = _rows_axis(x)
+    return min(x.shape[rows : rows + 2]) >= _LEAST_SIZE
+
+
+def _changed(x: Array, rng: np.random.Generator, *, shifts: bool, flips: bool) -> Array:
+    axis = _rows_axis(x)
+    height, width = x.shape[axis : axis + 2]
+    found = np.empty_like(x)
+    for i, image in enumerate(x):
+        dy, dx = (int(rng.integers(-(n // _REACH), n // _REACH + 1)) if shifts else 0 for n in (height, width))
+        rows = np.clip(np.arange(height) + dy, 0, height - 1)
+        columns = np.clip(np.arange(width) + dx, 0, width - 1)
+        if flips and rng.random() < 0.5:
+            columns = columns[::-1]
+        found[i] = np.take(np.take(image, rows, axis=axis - 1), columns, axis=axis)
+    return found

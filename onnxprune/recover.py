@@ -1,0 +1,208 @@
+"""Recovery: the pruned network learns from the original, on the calibration samples and without labels.
+
+Loss: mean over the floating-point outputs of ||s - t||² / ||t - mean t||² (what `relative_error` measures), plus
+`feature_weight` times the sum of the same over features between (`training.features_of`). Adam, batches in random
+order, a learning rate that rises and falls once. The network is judged on the samples that were held out, and the best
+state stays, which may be the one at the start.
+
+Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (arXiv 1412.6550).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.calibrate.augment import Augment, Feeds, unchanged
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.samples import Samples
+from onnxprune.channels import ChannelGraph
+from onnxprune.graph import Array
+from onnxprune.numerics.adam import Adam, one_cycle
+from onnxprune.objective import relative_error
+from onnxprune.prefetch import prefetched
+from onnxprune.rewrite import replace_initializers
+from onnxprune.training import Spread, Student, Teacher, features_of
+from onnxprune.verify import outputs_of
+
+Mask = NDArray[np.bool_]
+
+# A training step holds every activation of a batch at once, and many of their gradients.
+_PASS_BYTES = 1 << 30
+_SPREAD_SAMPLES = 256
+_EVALUATIONS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """epochs: passes over the samples. rate: the highest learning rate of Adam. batch: samples per step.
+
+    feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
+    see it. seed: of the order, and of what `augment` draws.
+    """
+
+    epochs: int
+    rate: float = 3e-4
+    batch: int = 64
+    feature_weight: float = 0.1
+    augment: Augment = unchanged
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """steps: of Adam. weights: how many arrays it trained. before, after: held-out error of the outputs.
+
+    epoch: the one whose state was kept, 0 for the start. errors: what was measured after which epochs. why: what kept
+    all or some of it from being done, else "".
+    """
+
+    steps: int
+    weights: int
+    before: float
+    after: float
+    epoch: int
+    errors: tuple[tuple[int, float], ...] = field(default=())
+    why: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Samples to learn from, and others to judge by, with the original's outputs on those."""
+
+    fit: Samples
+    held: Samples
+    reference: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of a batch, as large as memory allows. ends: whether the batch ends with it."""
+
+    feeds: Feeds
+    targets: Mapping[str, Array]
+    ends: bool
+
+
+def recover(
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    material: Material,
+    keep: Mask,
+    schedule: Schedule,
+) -> tuple[dict[str, Array], Recovery]:
+    """(new weights of `pruned`, what was done); no weights where nothing was better than the start.
+
+    original: the normalised model, of which `channels` and `layers` are; pruned: cut to the classes `keep`.
+    """
+
+    def judge(weights: Mapping[str, Array]) -> float:
+        error = relative_error(outputs_of(replace_initializers(pruned, weights), material.held), material.reference)
+        return error if np.isfinite(error) else float("inf")
+
+    samples = material.fit
+    student = Student(pruned, samples.example(), channels, layers)
+    teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
+    before = judge({})
+    if goals:
+        student.follow(goals)
+    if not student.weights or not np.isfinite(before):
+        return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
+    adam = Adam(student.weights)
+    wanted = {round(schedule.epochs * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
+    best: dict[str, Array] = {}
+    done, least, kept, errors, why = 0, before, 0, [(0, before)], ""
+    for epoch, sound in enumerate(_epochs(student, teacher, samples, adam, schedule), 1):
+        done += 1
+        if not sound:
+            why = f"recovery stopped in epoch {epoch}: its loss is not finite"
+            break
+        if epoch in wanted:
+            errors.append((epoch, judge(student.weights)))
+            if errors[-1][1] < least:
+                least, kept = errors[-1][1], epoch
+                best = {k: w.copy() for k, w in student.weights.items()}
+    steps = done * max(len(samples) // schedule.batch, 1)
+    return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
+
+
+def _nothing(student: Student, goals: Mapping[str, float], before: float) -> str:
+    """Why no weight was trained."""
+    if not np.isfinite(before):
+        return "recovery was left out: the outputs on held-out samples are not finite"
+    if not goals:
+        return "recovery was left out: no floating-point output of the model varies over the samples"
+    reason = next(iter(student.missing.values()), "no weight is stored in floating point")
+    return f"recovery was left out: no weight has a gradient ({reason})"
+
+
+def _goals(
+    original: onnx.ModelProto,
+    student: Student,
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    samples: Samples,
+    keep: Mask,
+    schedule: Schedule,
+) -> tuple[Teacher, dict[str, float]]:
+    """The teacher, and the weight of every tensor in the loss: per sample of a batch, and relative to its spread."""
+    graph = channels.graph
+    outputs = [t for t in graph.outputs if student.has(t)]
+    features = [t for t in features_of(graph, layers) if student.has(t)] if schedule.feature_weight else []
+    teacher = Teacher(original, channels, [*outputs, *features], keep)
+    spread = Spread()
+    batch = min(schedule.batch, len(samples))
+    some = samples.take(np.arange(min(len(samples), _SPREAD_SAMPLES)))
+    for feeds in some.batches(_part_size(student, batch, samples)):
+        spread.update(teacher(feeds), samples.count(feeds))
+    found = {}
+    for t, s in spread.per_sample().items():
+        share = 1 / len(outputs) if t in outputs else schedule.feature_weight
+        found[t] = share / (s * batch)
+    if not any(t in outputs for t in found):
+        return teacher, {}
+    return teacher, found
+
+
+def _part_size(student: Student, batch: int, samples: Samples) -> int:
+    return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
+
+
+def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, schedule: Schedule) -> Iterator[bool]:
+    """Train one epoch after the other; False, and nothing more, where the loss or a gradient is not finite."""
+    rng = np.random.default_rng(schedule.seed)
+    batch = min(schedule.batch, len(samples))
+    steps, size = len(samples) // batch, _part_size(student, batch, samples)
+    done = 0
+
+    def parts() -> Iterator[_Part]:
+        order = rng.permutation(len(samples))
+        for step in range(steps):
+            own = order[step * batch : (step + 1) * batch]
+            for at in range(0, batch, size):
+                taken = samples.take(own[at : at + size])
+                feeds = schedule.augment(taken.slice(0, len(taken)), rng)
+                targets = teacher(feeds)
+                yield _Part(feeds, {t: targets[t] for t in student.goals}, at + size >= batch)
+
+    for _ in range(schedule.epochs):
+        total: dict[str, Array] = {}
+        for part in prefetched(parts()):
+            loss, gradients = student.step(part.feeds, part.targets)
+            total = {k: total[k] + g for k, g in gradients.items()} if total else gradients
+            if not np.isfinite(loss):
+                yield False
+                return
+            if part.ends:
+                if not all(np.isfinite(g).all() for g in total.values()):
+                    yield False
+                    return
+                adam.step(total, schedule.rate * one_cycle(done, schedule.epochs * steps))
+                done, total = done + 1, {}
+        yield True

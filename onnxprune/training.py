@@ -1,0 +1,254 @@
+"""The pruned network as a student of the original: its weights become inputs, and a loss comes with its gradients.
+
+With s a tensor of the student and t the same one of the original, cut to the channels that stay,
+
+    loss = Σ over tensors of weight · Σ (s - t)²,
+
+where the tensors are the network's outputs and some features between. One graph computes the loss and its gradients
+with respect to all trained weights; a second one, of the original, gives the targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from onnxprune import model as m
+from onnxprune import rounding
+from onnxprune.calibrate.layers import Layer
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.labels import tracked_axes
+from onnxprune.gradients import backward
+from onnxprune.gradients.build import Builder
+from onnxprune.graph import Array, Graph, Shape, is_float
+from onnxprune.normalise.form import all_shapes
+from onnxprune.runtime import Feeds, Session
+
+Mask = NDArray[np.bool_]
+
+# Operator → inputs that hold a parameter; where it is a parameter only by what it is used for, `_OWN`.
+_PARAMETERS: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "PRelu": (1,),
+    "RMSNormalization": (1,),
+}
+_OWN: Mapping[str, tuple[int, ...]] = {
+    "Add": (0, 1),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "Mul": (0, 1),
+    "Sub": (0, 1),
+}
+
+
+def trainable(graph: Graph, channels: ChannelGraph, layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Weights and biases of the layers, and what belongs to single channels; no constant that only shapes a function.
+
+    graph: of the pruned model. What is quantized, what a body reads and what any other operator reads stays.
+    """
+    own = {name for x in layers for name in x.stored}
+    own |= {r.tensor for g in channels.groups for r in g.parameters}
+    found = []
+    for name, readers in graph.readers.items():
+        values = graph.constants.get(name)
+        if values is None or values.size < 2 or not is_float(values.dtype) or name in graph.captured:
+            continue
+        if name not in graph.outputs and all(
+            n.domain == ""
+            and n.index not in graph.inside
+            and (slot in _PARAMETERS.get(n.op, ()) or (name in own and slot in _OWN.get(n.op, ())))
+            for n, slot in readers
+        ):
+            found.append(name)
+    return tuple(found)
+
+
+def features_of(graph: Graph, layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Where the student is held to the original: the sums of residual networks, else the outputs of all layers."""
+    sums = [
+        n.outputs[0]
+        for n in graph.nodes
+        if n.op == "Add"
+        and not any(i in graph.constants for i in n.inputs)
+        and all(graph.shape(i) == graph.shape(n.outputs[0]) for i in n.inputs)
+    ]
+    return tuple(t for t in sums or [x.output for x in layers if x.output] if t not in graph.outputs)
+
+
+class Teacher:
+    """The original model, normalised, and of each tensor the channels that stay."""
+
+    def __init__(self, original: onnx.ModelProto, channels: ChannelGraph, tensors: Iterable[str], keep: Mask) -> None:
+        self._names: dict[str, str] = {}
+        proto = onnx.ModelProto()
+        proto.CopyFrom(original)
+        for t in tensors:
+            at = t
+            for f in channels.factors.get(t, ()):
+                mask, axes = keep[f], tracked_axes(f)
+                if mask.all():
+                    continue
+                if len(axes) > 1:  # rows with channels of their own: no one index holds for all of them
+                    at = ""
+                    break
+                indices = f"kept:{t}:{axes[0]}"
+                places = np.flatnonzero(mask.ravel())
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(places.astype(np.int64), indices))
+                proto.graph.node.append(helper.make_node("Gather", [at, indices], [f"{indices}:value"], axis=axes[0]))
+                at = f"{indices}:value"
+            if at:
+                self._names[t] = at
+        self._session = Session(m.submodel(proto, {}, self._names.values()), single=True)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those that it can tell."""
+        return tuple(self._names)
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        """What it makes of a batch."""
+        values = self._session.run(feeds)
+        return {t: values[at] for t, at in self._names.items()}
+
+
+class Spread:
+    """Of each tensor Σ ||t - mean t||² per sample, the mean taken over samples, in one pass."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._squares: dict[str, float] = {}
+
+    def update(self, targets: Mapping[str, Array], count: int) -> None:
+        """One more batch of `count` samples; where shapes differ between batches no mean is taken off."""
+        self._count += count
+        for k, t in targets.items():
+            rows = np.atleast_1d(t)
+            self._squares[k] = self._squares.get(k, 0.0) + float(np.square(rows, dtype=np.float64).sum())
+            total = np.append(rows.sum(axis=0, dtype=np.float64).ravel(), len(rows))
+            before = self._sums.get(k, total * 0)
+            self._sums[k] = before + total if before.shape == total.shape else np.zeros(1)
+
+    def per_sample(self) -> dict[str, float]:
+        """Those that vary, and are finite."""
+        found = {}
+        for k, square in self._squares.items():
+            *total, rows = self._sums[k]
+            rest = square - (float(np.square(total).sum()) / rows if rows > 1 else 0.0)
+            if np.isfinite(rest) and rest > 1e-9 * square:
+                found[k] = rest / self._count
+        return found
+
+
+class Student:
+    """A model (cut, or any other) in training.
+
+    weights: those that are trained, as they are at present, in float32 (float64 of a model in double precision).
+    missing: weights without a gradient → why. goals: the tensors that the loss compares.
+    """
+
+    def __init__(
+        self, pruned: onnx.ModelProto, example: Feeds, channels: ChannelGraph, layers: Sequence[Layer]
+    ) -> None:
+        proto = rounding.without_rounding(pruned) if rounding.is_quantized(pruned) else pruned
+        binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
+        shapes, self._types = all_shapes(proto, binding, example)
+        self._proto = proto
+        self._graph = m.view(proto, shapes, {}, binding)
+        self._candidates = trainable(self._graph, channels, layers)
+        self.weights: dict[str, Array] = {}
+        self.missing: dict[str, str] = {}
+        self._session: Session | None = None
+        self._gradients: dict[str, str] = {}
+        self._losses: tuple[str, ...] = ()
+        self.goals: tuple[str, ...] = ()
+
+    @property
+    def per_sample(self) -> int:
+        """Bytes of all activations of one sample, and of their gradients."""
+        shapes = (self._graph.shapes.get(o) for n in self._graph.nodes for o in n.outputs)
+        return sum(8 * int(np.prod(s[1:])) for s in shapes if s)
+
+    def has(self, tensor: str) -> bool:
+        """Whether it computes this tensor, as one of floating-point numbers."""
+        kind = self._types.get(tensor)
+        known = tensor in self._graph.producer and self._graph.producer[tensor].index not in self._graph.inside
+        return known and kind is not None and is_float(helper.tensor_dtype_to_np_dtype(kind))
+
+    def follow(self, goals: Mapping[str, float]) -> None:
+        """Build the graph that computes the loss, goals being tensors and their weights in it, and its gradients."""
+        given = [k for k in self._candidates if k not in self.missing]
+        while True:
+            found, missing, losses, proto = self._built(goals, given)
+            if not missing:
+                break
+            self.missing.update(missing)
+            given = [k for k in given if k not in missing]
+        self._gradients, self._losses, self.goals = found, losses, tuple(goals)
+        self.weights = {k: _wide(self._graph.constants[k]) for k in found}
+        self._session = Session(m.submodel(proto, {}, [*losses, *found.values()]), single=True)
+
+    def _built(
+        self, goals: Mapping[str, float], given: Sequence[str]
+    ) -> tuple[dict[str, str], Mapping[str, str], tuple[str, ...], onnx.ModelProto]:
+        """(weight → gradient, weight → why it has none, parts of the loss, the model), weights `given` being inputs."""
+        proto = _with_inputs(self._proto, given, {t: self._types[t] for t in goals})
+        constants = self._graph.constants
+        shapes = {**self._graph.shapes, **{k: constants[k].shape for k in given}}
+        types = {**self._types, **{t.name: t.data_type for t in self._proto.graph.initializer if t.name in set(given)}}
+        view = m.view(proto, shapes, {}, self._graph.binding)
+        back = backward(proto, view, types, tensors=given)
+        b = Builder(view, types, "loss")
+        losses = []
+        for t, weight in goals.items():
+            difference = b.op("Sub", t, f"target:{t}")
+            seed = b.op("Mul", difference, b.number(2 * weight, t))
+            b.nodes.append(helper.make_node("Identity", [seed], [back.seeds[t]]))
+            axes = list(range(b.rank(t)))
+            square = b.op("Mul", b.op("Mul", difference, difference), b.number(weight, t))
+            losses.append(b.total(square, axes, keepdims=False))
+        behind = list(back.proto.graph.node)[len(proto.graph.node) :]
+        proto.graph.node.extend([*b.nodes, *behind])
+        proto.graph.initializer.extend(
+            [*b.constants, *list(back.proto.graph.initializer)[len(proto.graph.initializer) :]]
+        )
+        missing = {k: back.missing[k] for k in given if k in back.missing}
+        missing |= {k: "no goal depends on it" for k in given if k not in back.missing and k not in back.of_tensor}
+        return dict(back.of_tensor), missing, tuple(losses), proto
+
+    def step(self, feeds: Feeds, targets: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
+        """(loss, its gradients) on one batch."""
+        assert self._session is not None
+        values = self._session.run({**feeds, **self.weights, **{f"target:{t}": v for t, v in targets.items()}})
+        return sum(float(values[k]) for k in self._losses), {k: values[g] for k, g in self._gradients.items()}
+
+
+def _wide(values: Array) -> Array:
+    return values.astype(np.float64 if values.dtype == np.float64 else np.float32)
+
+
+def _with_inputs(proto: onnx.ModelProto, given: Collection[str], goals: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy whose outputs are the goals (tensor → type), with the weights `given` and targets as further inputs."""
+    result, names = onnx.ModelProto(), set(given)
+    result.CopyFrom(proto)
+    weights = {t.name: t for t in proto.graph.initializer if t.name in names}
+    kept = [t for t in proto.graph.initializer if t.name not in names]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(kept)
+    for name in given:
+        t = weights[name]
+        result.graph.input.append(helper.make_tensor_value_info(name, t.data_type, t.dims))
+    for t, kind in goals.items():
+        result.graph.input.append(helper.make_tensor_value_info(f"target:{t}", kind, None))
+    del result.graph.output[:]
+    result.graph.output.extend(helper.make_empty_tensor_value_info(g) for g in goals)
+    return result
