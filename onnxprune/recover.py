@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.augment import Augment, Feeds, unchanged
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
+from onnxprune.calibrate.statistics import grams
 from onnxprune.channels import ChannelGraph
+from onnxprune.descent import Descent
 from onnxprune.graph import Array
-from onnxprune.numerics.adam import Adam, one_cycle
+from onnxprune.numerics.adam import one_cycle
 from onnxprune.objective import relative_error
 from onnxprune.prefetch import prefetched
 from onnxprune.rewrite import replace_initializers
@@ -33,21 +35,21 @@ Mask = NDArray[np.bool_]
 
 # A training step holds every activation of a batch at once, and many of their gradients.
 _PASS_BYTES = 1 << 30
-_SPREAD_SAMPLES = 256
+_SPREAD_SAMPLES = _GRAM_SAMPLES = 256
 _EVALUATIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """epochs: passes over the samples. rate: the highest learning rate of Adam. batch: samples per step.
+    """epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step.
 
     feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
     see it. seed: of the order, and of what `augment` draws.
     """
 
     epochs: int
-    rate: float = 3e-4
-    batch: int = 64
+    rate: float = 5e-3
+    batch: int = 32
     feature_weight: float = 0.1
     augment: Augment = unchanged
     seed: int = 0
@@ -107,18 +109,18 @@ def recover(
         return error if np.isfinite(error) else float("inf")
 
     samples = material.fit
-    student = Student(pruned, samples.example(), channels, layers)
+    student = Student(pruned, samples.example(), channels, layers, keep)
     teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
     before = judge({})
     if goals:
         student.follow(goals)
     if not student.weights or not np.isfinite(before):
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
-    adam = Adam(student.weights)
+    descent = Descent(student.weights, student.layers, _grams(student, samples, schedule.seed))
     wanted = {round(schedule.epochs * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     best: dict[str, Array] = {}
     done, least, kept, errors, why = 0, before, 0, [(0, before)], ""
-    for epoch, sound in enumerate(_epochs(student, teacher, samples, adam, schedule), 1):
+    for epoch, sound in enumerate(_epochs(student, teacher, samples, descent, schedule), 1):
         done += 1
         if not sound:
             why = f"recovery stopped in epoch {epoch}: its loss is not finite"
@@ -170,11 +172,18 @@ def _goals(
     return teacher, found
 
 
+def _grams(student: Student, samples: Samples, seed: int) -> dict[str, NDArray[np.float64]]:
+    """E[x xᵀ] of what each layer of the student reads, from some of the samples."""
+    rng = np.random.default_rng(seed)
+    some = samples.take(np.sort(rng.permutation(len(samples))[:_GRAM_SAMPLES]))
+    return grams(student.proto, student.layers, some, student.shapes, seed)
+
+
 def _part_size(student: Student, batch: int, samples: Samples) -> int:
     return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
 
 
-def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, schedule: Schedule) -> Iterator[bool]:
+def _epochs(student: Student, teacher: Teacher, samples: Samples, descent: Descent, schedule: Schedule) -> Iterator[bool]:
     """Train one epoch after the other; False, and nothing more, where the loss or a gradient is not finite."""
     rng = np.random.default_rng(schedule.seed)
     batch = min(schedule.batch, len(samples))
@@ -203,6 +212,6 @@ def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, sc
                 if not all(np.isfinite(g).all() for g in total.values()):
                     yield False
                     return
-                adam.step(total, schedule.rate * one_cycle(done, schedule.epochs * steps))
+                descent.step(total, schedule.rate * one_cycle(done, schedule.epochs * steps))
                 done, total = done + 1, {}
         yield True

@@ -152,18 +152,19 @@ class Spread:
 class Student:
     """A model (cut, or any other) in training.
 
-    weights: those that are trained, as they are at present, in float32 (float64 of a model in double precision).
+    proto, layers: the model, and its linear layers. weights: those that are trained, as they are at present, in float32 (float64 of a model in double precision).
     missing: weights without a gradient → why. goals: the tensors that the loss compares.
     """
 
     def __init__(
-        self, pruned: onnx.ModelProto, example: Feeds, channels: ChannelGraph, layers: Sequence[Layer]
+        self, pruned: onnx.ModelProto, example: Feeds, channels: ChannelGraph, layers: Sequence[Layer], keep: Mask
     ) -> None:
         proto = rounding.without_rounding(pruned) if rounding.is_quantized(pruned) else pruned
         binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
         shapes, self._types = all_shapes(proto, binding, example)
-        self._proto = proto
+        self.proto = proto
         self._graph = m.view(proto, shapes, {}, binding)
+        self.layers = _sliced(layers, self._graph, keep)
         self._candidates = trainable(self._graph, channels, layers)
         self.weights: dict[str, Array] = {}
         self.missing: dict[str, str] = {}
@@ -171,6 +172,11 @@ class Student:
         self._gradients: dict[str, str] = {}
         self._losses: tuple[str, ...] = ()
         self.goals: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Of its tensors, at the example's batch."""
+        return self._graph.shapes
 
     @property
     def per_sample(self) -> int:
@@ -201,10 +207,10 @@ class Student:
         self, goals: Mapping[str, float], given: Sequence[str]
     ) -> tuple[dict[str, str], Mapping[str, str], tuple[str, ...], onnx.ModelProto]:
         """(weight → gradient, weight → why it has none, parts of the loss, the model), weights `given` being inputs."""
-        proto = _with_inputs(self._proto, given, {t: self._types[t] for t in goals})
+        proto = _with_inputs(self.proto, given, {t: self._types[t] for t in goals})
         constants = self._graph.constants
         shapes = {**self._graph.shapes, **{k: constants[k].shape for k in given}}
-        types = {**self._types, **{t.name: t.data_type for t in self._proto.graph.initializer if t.name in set(given)}}
+        types = {**self._types, **{t.name: t.data_type for t in self.proto.graph.initializer if t.name in set(given)}}
         view = m.view(proto, shapes, {}, self._graph.binding)
         back = backward(proto, view, types, tensors=given)
         b = Builder(view, types, "loss")
@@ -230,6 +236,16 @@ class Student:
         assert self._session is not None
         values = self._session.run({**feeds, **self.weights, **{f"target:{t}": v for t, v in targets.items()}})
         return sum(float(values[k]) for k in self._losses), {k: values[g] for k, g in self._gradients.items()}
+
+
+def _sliced(layers: Sequence[Layer], graph: Graph, keep: Mask) -> tuple[Layer, ...]:
+    """These layers as they are in the cut model; those that read their own state are left out."""
+    nodes = {n.outputs[0]: n for n in graph.nodes}
+    return tuple(
+        x.sliced(keep, int(nodes[x.node.outputs[0]].attrs.get("group", 1)))
+        for x in layers
+        if x.output and x.node.outputs[0] in nodes
+    )
 
 
 def _wide(values: Array) -> Array:

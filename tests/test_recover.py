@@ -37,7 +37,7 @@ EPOCHS = 4
 
 def _student(p: Prepared, keep: Keep) -> tuple[Student, Teacher, tuple[str, ...]]:
     layers = layers_of(p.channels)
-    student = Student(sliced(p, keep), p.example, p.channels, layers)
+    student = Student(sliced(p, keep), p.example, p.channels, layers, keep)
     tensors = [t for t in (*p.channels.graph.outputs, *features_of(p.channels.graph, layers)) if student.has(t)]
     teacher = Teacher(p.normalised.proto, p.channels, tensors, keep)
     return student, teacher, teacher.tensors

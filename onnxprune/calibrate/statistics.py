@@ -6,7 +6,7 @@ Memory does not depend on the number of samples. A layer with more columns than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,11 +71,39 @@ def collect(
 ) -> dict[str, InputMoments]:
     """Input moments of each layer, by weight name."""
     weights = storage.Weights(proto.graph.initializer)
+    accumulators = {layer.weight: _accumulator(layer, weights) for layer in layers}
+    for layer, rows, held in sampled_rows(proto, layers, samples, shapes, seed):
+        accumulators[layer.weight].update(rows, held=held)
+    return {name: a.result() for name, a in accumulators.items()}
+
+
+def grams(
+    proto: onnx.ModelProto,
+    layers: Sequence[Layer],
+    samples: Samples,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+) -> dict[str, NDArray[np.float64]]:
+    """P = E[x xᵀ] of each layer's input, (g, D, D), by weight name; wide layers are left out."""
+    narrow = [layer for layer in layers if not is_wide(layer)]
+    sums = {layer.weight: Gram.zeros(layer.groups, len(layer.columns(0))) for layer in narrow}
+    for layer, rows, _ in sampled_rows(proto, narrow, samples, shapes, seed):
+        sums[layer.weight].update(rows)
+    return {name: s.result() for name, s in sums.items()}
+
+
+def sampled_rows(
+    proto: onnx.ModelProto,
+    layers: Sequence[Layer],
+    samples: Samples,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+) -> Iterator[tuple[Layer, NDArray[np.floating], bool]]:
+    """In one pass, each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out."""
     tensors = sorted({layer.data for layer in layers})
     if not tensors:
-        return {}
+        return
     session = Session(m.submodel(proto, {}, tensors))
-    accumulators = {layer.weight: _accumulator(layer, weights) for layer in layers}
     rng = np.random.default_rng(seed)
     batches = samples.batches(batch_size(shapes, tensors, len(samples)))
     for index, values in enumerate(prefetched(session.run(feeds) for feeds in batches)):
@@ -83,8 +111,7 @@ def collect(
             x = values[layer.data]
             limit = positions_for(len(layer.columns(0)), len(samples))
             at = layer.positions(layer.output_shape(x.shape), limit, rng)
-            accumulators[layer.weight].update(layer.rows(_single(x), at), held=index % HOLD_OUT == HOLD_OUT - 1)
-    return {name: a.result() for name, a in accumulators.items()}
+            yield layer, layer.rows(_single(x), at), index % HOLD_OUT == HOLD_OUT - 1
 
 
 def _single(x: Array) -> NDArray[np.floating]:

@@ -1,13 +1,13 @@
 """Adam (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1), and a learning rate that rises, then falls along a cosine.
 
-m ← β₁ m + (1 - β₁) g,  v ← β₂ v + (1 - β₂) g²,  w ← w - rate · m̂ / (√v̂ + ε),  m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
+m ← β₁ m + (1 - β₁) g,  v ← β₂ v + (1 - β₂) g²,  direction = m̂ / (√v̂ + ε),  m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
 Oracle: torch.optim.Adam (tests).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +16,32 @@ Floats = NDArray[np.floating]
 
 
 class Adam:
-    """weights: changed in place by `step`; their moments have the same shapes and types."""
+    """shapes: of each array that is to be moved, by name. It moves against its direction, times a rate."""
 
     def __init__(
-        self, weights: Mapping[str, Floats], *, first: float = 0.9, second: float = 0.999, epsilon: float = 1e-8
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        first: float = 0.9,
+        second: float = 0.999,
+        epsilon: float = 1e-8,
     ) -> None:
-        self.weights = weights
         self.first, self.second, self.epsilon = first, second, epsilon
         self._steps = 0
-        self._moments = {k: (np.zeros_like(w), np.zeros_like(w)) for k, w in weights.items()}
+        self._moments = {k: (np.zeros(s, np.float32), np.zeros(s, np.float32)) for k, s in shapes.items()}
 
-    def step(self, gradients: Mapping[str, Floats], rate: float) -> None:
-        """One step down the gradients, which name every weight."""
+    def directions(self, gradients: Mapping[str, Floats]) -> dict[str, Floats]:
+        """The directions of the next step, given the gradient of every array."""
         self._steps += 1
-        scale = rate / (1 - self.first**self._steps)
+        scale = 1 / (1 - self.first**self._steps)
         root = math.sqrt(1 - self.second**self._steps)
-        for k, w in self.weights.items():
-            g, (m, v) = gradients[k], self._moments[k]
+        found: dict[str, Floats] = {}
+        for k, (m, v) in self._moments.items():
+            g = gradients[k]
             m += (1 - self.first) * (g - m)
             v += (1 - self.second) * (g * g - v)
-            w -= scale * m / (np.sqrt(v) / root + self.epsilon)
+            found[k] = scale * m / (np.sqrt(v) / root + self.epsilon)
+        return found
 
 
 def one_cycle(step: int, steps: int, *, warm_up: float = 0.1) -> float:

@@ -14,19 +14,21 @@ def test_steps_are_those_of_torch():
     torch = pytest.importorskip("torch", reason="torch is not installed: it is the oracle here")
     rng = np.random.default_rng(0)
     start = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
-    ours = Adam({k: w.copy() for k, w in start.items()})
+    ours = {k: w.copy() for k, w in start.items()}
+    adam = Adam({k: w.shape for k, w in start.items()})
     theirs = {k: torch.tensor(w, requires_grad=True) for k, w in start.items()}
     optimizer = torch.optim.Adam(theirs.values())
     for step in range(STEPS):
         rate = 0.1 * one_cycle(step, STEPS)
         gradients = {k: rng.standard_normal(w.shape) for k, w in start.items()}
-        ours.step(gradients, rate)
+        for k, direction in adam.directions(gradients).items():
+            ours[k] -= rate * direction
         optimizer.param_groups[0]["lr"] = rate
         for k, w in theirs.items():
             w.grad = torch.tensor(gradients[k])
         optimizer.step()
-    for k, w in ours.weights.items():
-        np.testing.assert_allclose(w, theirs[k].detach().numpy(), rtol=1e-10, atol=1e-12)
+    for k, w in ours.items():
+        np.testing.assert_allclose(w, theirs[k].detach().numpy(), rtol=1e-5, atol=1e-6)  # moments in float32
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 200])
