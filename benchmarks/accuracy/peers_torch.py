@@ -21,12 +21,15 @@ from benchmarks.accuracy.tools import Case, Found, shares_left
 from benchmarks.accuracy.torch_models import export, module_of
 
 # A step removes 1/STEPS of all channels; gradients are measured again every so many steps.
-STEPS = 200
-GRADIENTS_EVERY = {"taylor": 10, "hessian": 20}
+STEPS = 400
+GRADIENTS_EVERY = {"taylor": 20, "hessian": 40}
 # Squared gradients are those of single images, each with a backward pass of its own.
 HESSIAN_IMAGES = 256
 NEAR = 0.01
 _BATCH = 64
+# What a method's name ends with that leaves residual streams whole.
+INSIDE = "-inside"
+_WRITES = (tp.prune_conv_out_channels, tp.prune_linear_out_channels)
 
 IMPORTANCE: dict[str, Callable[[], Any]] = {
     "magnitude": tp.importance.GroupMagnitudeImportance,
@@ -62,7 +65,7 @@ def prune(case: Case) -> Found:
 
 def _cut(module: nn.Module, x: torch.Tensor, case: Case) -> None:
     """Remove channels until the wanted share of MACs is gone."""
-    example, method = x[:1], case.run.method
+    example, (method, inside, _) = x[:1], case.run.method.partition(INSIDE)
     with torch.no_grad():
         labels = torch.cat([module(b).flatten(1).argmax(1) for b in x.split(_BATCH)])
         classes = module(example).flatten(1).shape[1]
@@ -74,7 +77,7 @@ def _cut(module: nn.Module, x: torch.Tensor, case: Case) -> None:
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=STEPS,
-        ignored_layers=_classifier(module, classes),
+        ignored_layers=[*_classifier(module, classes), *(_merged(module, example) if inside else [])],
     )
     wanted = (1 - case.run.ratio) * macs(module, example)
     for step in range(STEPS):
@@ -92,6 +95,17 @@ def _classifier(module: nn.Module, classes: int) -> list[nn.Module]:
     layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     outputs = [m for m in layers if (m.out_features if isinstance(m, nn.Linear) else m.out_channels) == classes]
     return outputs[-1:]
+
+
+def _merged(module: nn.Module, example: torch.Tensor) -> list[nn.Module]:
+    """Layers whose outputs are coupled with those of others: what writes to a residual stream."""
+    graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
+    found: list[nn.Module] = []
+    for group in graph.get_all_groups():
+        writers = {d.target.module for d, _ in group if d.handler in _WRITES}
+        if len(writers) > 1:
+            found += writers
+    return found
 
 
 def _gradients(module: nn.Module, importance: Any, method: str, x: torch.Tensor, labels: torch.Tensor) -> None:

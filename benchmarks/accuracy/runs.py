@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 def read(path: Path) -> dict[str, Row]:
-    """The last row of every key; none where there is no file. A line that an interrupted run left unfinished is no row."""
+    """The last row of every key; none where there is no file. A line left unfinished is no row."""
     rows: dict[str, Row] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():

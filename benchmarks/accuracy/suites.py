@@ -31,7 +31,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Bar:
-    """At `ratio` with `samples`, at most `points` of top-1 lost. but: a pattern left out; pooled: the mean over models."""
+    """At `ratio` with `samples`, at most `points` of top-1 lost. but: left out; pooled: the mean over models."""
 
     pattern: str
     ratio: float
@@ -79,6 +79,7 @@ CALIBRATION_POINTS = (
 PEERS = (
     (OURS, (DEFAULT,), (DEFAULT,)),
     ("torch-pruning", ("magnitude", "taylor", "hessian"), ("none", "batchnorm")),
+    ("torch-pruning", ("magnitude-inside", "taylor-inside", "hessian-inside"), ("none", "batchnorm")),
     ("onnxsim", ("magnitude", "wanda"), ("none", "ridge")),
 )
 # (pattern, pattern left out, ratio, samples)

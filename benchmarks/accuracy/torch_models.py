@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.accuracy.kits import Array, answers
+from benchmarks.torch_imports import without_torchvision_operators
 
 _TOLERANCE = 1e-4
 _CHECKED = 32
@@ -94,7 +95,8 @@ def _cifar_resnet(path: Path, depth: int) -> nn.Module:
 
 
 def _converted(path: Path) -> nn.Module:
-    import onnx2torch
+    with without_torchvision_operators():
+        import onnx2torch
 
     module: Any = onnx2torch.convert(onnx.load(path))
     # The converter makes weights that nobody is to train; importance reads their gradients.
