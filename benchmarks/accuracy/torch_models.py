@@ -98,11 +98,24 @@ def _converted(path: Path) -> nn.Module:
     with without_torchvision_operators():
         import onnx2torch
 
-    module: Any = onnx2torch.convert(onnx.load(path))
+    module: Any = onnx2torch.convert(_own_weights(onnx.load(path)))
     # The converter makes weights that nobody is to train; importance reads their gradients.
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return module
+
+
+def _own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every reader with a weight of its own, where exporters share equal ones through Identity: the converter knows
+    layers by their initializers alone."""
+    weights = {t.name: t for t in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "Identity" and n.input[0] in weights]:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(weights[node.input[0]])
+        copy.name = node.output[0]
+        model.graph.initializer.append(copy)
+        model.graph.node.remove(node)
+    return model
 
 
 def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
