@@ -14,10 +14,8 @@ import onnx
 import onnxsim
 
 from benchmarks.accuracy.kits import input_name
-from benchmarks.accuracy.tools import Case, Found, macs_of, shares_left
+from benchmarks.accuracy.tools import NEAR, Case, Found, macs_of, shares_left
 
-# Whole widths: its shares step the MACs of a small network by more than 0.01.
-NEAR = 0.02
 STEPS = 12
 _BATCH = 64
 

@@ -7,6 +7,7 @@ ones are used anywhere. Refit "batchnorm" measures the statistics of batch norma
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.accuracy.tools import Case, Found, shares_left
+from benchmarks.accuracy.tools import NEAR, Case, Found, shares_left
 from benchmarks.accuracy.torch_models import export, module_of
 
 # A step removes 1/STEPS of all channels; gradients are measured again every so many steps.
@@ -25,7 +26,6 @@ STEPS = 400
 GRADIENTS_EVERY = {"taylor": 20, "hessian": 40}
 # Squared gradients are those of single images, each with a backward pass of its own.
 HESSIAN_IMAGES = 256
-NEAR = 0.01
 _BATCH = 64
 # What a method's name ends with that leaves residual streams whole.
 INSIDE = "-inside"
@@ -50,7 +50,7 @@ def prune(case: Case) -> Found:
     if case.run.refit == "batchnorm" and not statistics:
         raise ValueError("the network has no batch normalization whose statistics could be measured again")
     start = time.perf_counter()
-    _cut(module, x, case)
+    module = _cut(module, x, case)
     if case.run.refit == "batchnorm":
         statistics_again(module, x)
     seconds = time.perf_counter() - start
@@ -63,8 +63,8 @@ def prune(case: Case) -> Found:
     return found | {"seconds": seconds, "steps": STEPS}
 
 
-def _cut(module: nn.Module, x: torch.Tensor, case: Case) -> None:
-    """Remove channels until the wanted share of MACs is gone."""
+def _cut(module: nn.Module, x: torch.Tensor, case: Case) -> nn.Module:
+    """Remove channels until the wanted share of MACs is gone; of the last two steps the nearer."""
     example, (method, inside, _) = x[:1], case.run.method.partition(INSIDE)
     with torch.no_grad():
         labels = torch.cat([module(b).flatten(1).argmax(1) for b in x.split(_BATCH)])
@@ -79,15 +79,18 @@ def _cut(module: nn.Module, x: torch.Tensor, case: Case) -> None:
         iterative_steps=STEPS,
         ignored_layers=[*_classifier(module, classes), *(_merged(module, example) if inside else [])],
     )
-    wanted = (1 - case.run.ratio) * macs(module, example)
+    left = macs(module, example)
+    wanted = (1 - case.run.ratio) * left
     for step in range(STEPS):
         every = GRADIENTS_EVERY.get(method)
         if every is not None and step % every == 0:
             _gradients(module, importance, method, x, labels)
+        before, more = copy.deepcopy(module), left
         pruner.step()
-        if macs(module, example) <= wanted:
-            break
-    module.zero_grad()
+        left = macs(module, example)
+        if left <= wanted:
+            return module if wanted - left <= more - wanted else before
+    return module
 
 
 def _classifier(module: nn.Module, classes: int) -> list[nn.Module]:
