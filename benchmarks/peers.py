@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.torch_imports import without_torchvision_operators
+
 RATIO = 0.5
 NEAR = 0.03
 ROUND_TO = 8
@@ -124,19 +126,8 @@ def build(model: str) -> tuple[Any, Any, Callable[[Any], Any]]:
     """(module with random weights, example input, how to get the tensor out of what the module returns)."""
     import torch
 
-    # torchvision's compiled operators may not fit this torch; the networks here do not use them.
-    register = torch.library.register_fake
-
-    def register_known(op: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return register(op, *args, **options)
-
-    torch.library.register_fake = register_known
-    try:
+    with without_torchvision_operators():
         from torchvision.models import get_model
-    finally:
-        torch.library.register_fake = register
     torch.manual_seed(0)
     network = get_model(model, weights=None, **BUILD.get(model, {})).eval()
     with torch.no_grad():

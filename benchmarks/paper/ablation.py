@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.paper.networks import MOBILENET, RESNET20, RESNET56, Kit, Network, answers, scores
+from benchmarks.accuracy.kits import answers
+from benchmarks.paper.networks import MOBILENET, RESNET20, RESNET56, Kit, Network, scores
 from benchmarks.paper.records import Records, Row
 from onnxprune import prune
 

@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from benchmarks.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, Prepared, Recorder, answers
+from benchmarks.accuracy.kits import answers
+from benchmarks.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, Prepared, Recorder
 from benchmarks.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.gates import units_of

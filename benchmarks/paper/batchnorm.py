@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from benchmarks.paper.networks import Kit, Network, answers, scores
+from benchmarks.accuracy.kits import answers
+from benchmarks.paper.networks import Kit, Network, scores
 from benchmarks.paper.records import Records, Row
 from onnxprune import model as m
 from onnxprune import prune

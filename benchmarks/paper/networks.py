@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks.kit_accuracy import load_kit
+from benchmarks.accuracy.kits import load_kit
 from onnxprune import model as m
 from onnxprune import pipeline, selection
 from onnxprune.calibrate.layers import Layer
@@ -86,14 +86,6 @@ class Kit:
             test, labels = self._module.for_model(path, "test")
             self._known = {name: Network(path, calib, test, labels)}  # one at a time: ImageNet's take half a gigabyte
         return self._known[name]
-
-
-def answers(model: onnx.ModelProto | Path, x: Array) -> Array:
-    """The first output, (N, classes)."""
-    session = Session(model)
-    found = [session.run({session.inputs[0]: x[i : i + 50]})[session.outputs[0]] for i in range(0, len(x), 50)]
-    scores = np.concatenate(found)
-    return scores.reshape(len(scores), -1)
 
 
 def scores(before: Array, after: Array, labels: Array) -> dict[str, float]:

@@ -1,0 +1,89 @@
+"""A folder of trained models with data: `kit.py` with `for_model(path, split)`, and `models/*.onnx`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.runtime import Session
+
+Array = NDArray[Any]
+_BATCH = 50
+# Exports of a network that has another one in the kit: it says the same of accuracy.
+_OTHER_EXPORTS = ("_legacy_bn", "_dynamo")
+
+
+def load_kit(folder: Path) -> Any:
+    """The kit's own module."""
+    spec = importlib.util.spec_from_file_location("kit", folder / "kit.py")
+    if spec is None or spec.loader is None or not (folder / "kit.py").exists():
+        sys.exit(f"{folder} holds no kit.py; give a folder with kit.py and models/*.onnx")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Kit:
+    """The folder, its models and its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._module = folder, load_kit(folder)
+
+    def path(self, model: str) -> Path:
+        """The file of a model. Raises FileNotFoundError where there is none of this name."""
+        path = self.folder / "models" / f"{model}.onnx"
+        if not path.exists():
+            raise FileNotFoundError(f"the kit has no models/{model}.onnx")
+        return path
+
+    def models(self, patterns: Iterable[str], *, exports: str = "all") -> list[str]:
+        """Names that match one of the patterns, in order; exports "one" leaves out all but one export of a network."""
+        names = sorted(p.stem for p in (self.folder / "models").glob("*.onnx"))
+        patterns = list(patterns)
+        found = [n for n in names if any(fnmatch(n, p) for p in patterns)]
+        return found if exports == "all" else [n for n in found if not n.endswith(_OTHER_EXPORTS)]
+
+    def calib(self, model: str) -> Array:
+        """Calibration inputs, (N, ...)."""
+        return np.asarray(self._module.for_model(self.path(model), "calib")[0])
+
+    def test(self, model: str) -> tuple[Array, Array]:
+        """Inputs (N, ...) and labels (N,) to measure with, and for nothing else."""
+        x, labels = self._module.for_model(self.path(model), "test")
+        return np.asarray(x), np.asarray(labels)
+
+
+def input_name(path: Path) -> str:
+    """Of the only input."""
+    proto = onnx.load(path, load_external_data=False)
+    weights = {t.name for t in proto.graph.initializer}
+    return next(v.name for v in proto.graph.input if v.name not in weights)
+
+
+def answers(model: onnx.ModelProto | Path, x: Array) -> Array:
+    """The first output, (N, classes)."""
+    session = Session(model)
+    found = [session.run({session.inputs[0]: x[i : i + _BATCH]})[session.outputs[0]] for i in range(0, len(x), _BATCH)]
+    scores = np.concatenate(found)
+    return scores.reshape(len(scores), -1)
+
+
+def scores(before: Array, after: Array, labels: Sequence[int] | Array) -> dict[str, float]:
+    """Top-1 of both and agreement, in percent, and the squared error of the outputs over their spread."""
+    a, b = before.argmax(axis=1), after.argmax(axis=1)
+    wide = before.astype(np.float64)
+    error = ((after - wide) ** 2).sum() / max(((wide - wide.mean(axis=0)) ** 2).sum(), 1e-30)
+    return {
+        "top1_before": 100 * float((a == labels).mean()),
+        "top1_after": 100 * float((b == labels).mean()),
+        "agreement": 100 * float((a == b).mean()),
+        "output_error": float(error),
+    }

@@ -1,0 +1,339 @@
+"""The accuracy benchmark: keys, runs taken up again, failures that stay alone, sources of data, tables and pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.accuracy import sources, suites, tables
+from benchmarks.accuracy.__main__ import main, option
+from benchmarks.accuracy.execute import Limits, cores, execute
+from benchmarks.accuracy.kits import Kit
+from benchmarks.accuracy.page import render
+from benchmarks.accuracy.runs import Run, append, missing, read
+from onnxprune import runtime
+from tests import digits
+from tests.compare import assert_same
+
+KIT = """
+import numpy as np
+from pathlib import Path
+
+def for_model(path, split):
+    if Path(path).stem.startswith("stripes"):
+        x = np.linspace(-1.0, 3.0, 20 * 3 * 12 * 10, dtype=np.float32).reshape(20, 3, 12, 10)
+        return x, np.zeros(20, np.int64)
+    data = np.load({folder!r} + "/digits_" + split + ".npz")
+    return data["input"], data["label"] if "label" in data else np.zeros(len(data["input"]), np.int64)
+"""
+QUICK = ["--methods", "magnitude", "--refits", "none", "--samples", "16", "--ratios", "0.3"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A kit of the bundled model, and of a second one whose data has another shape."""
+    models = tmp_path / "kit" / "models"
+    models.mkdir(parents=True)
+    for name in ("digits_resnet", "stripes_resnet"):
+        shutil.copy(digits.path("resnet"), models / f"{name}.onnx")
+    (tmp_path / "kit" / "kit.py").write_text(KIT.format(folder=str(digits.FOLDER)), encoding="utf-8")
+    return tmp_path / "kit"
+
+
+def row(run: Run, **found: Any) -> dict[str, Any]:
+    """A row with figures that the test does not speak of."""
+    usual = {"top1_before": 90.0, "top1_after": 89.0, "agreement": 95.0, "macs_left": 0.5, "params_left": 0.6}
+    return run.row(usual | {"seconds": 2.0, "passes": 4.0, "given": run.samples, **found})
+
+
+# runs
+
+
+def test_a_key_is_stable():
+    """Fails where a change of the code would orphan results that were measured before it."""
+    run = Run("net", 0.5, options={"b": [1, 2], "a": None})
+    assert run.key == "net 0.5 onnxprune default default seed 0 samples 1024 own a=null b=[1, 2]"
+    assert run.key == replace(run, options={"a": None, "b": [1, 2]}).key
+    assert run == Run("net", 0.5, options={"a": None, "b": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"ratio": 0.51},
+        {"tool": "onnxsim"},
+        {"method": "obs"},
+        {"refit": "none"},
+        {"seed": 1},
+        {"samples": 16},
+        {"source": "noise"},
+        {"options": {"probes": 2}},
+    ],
+)
+def test_what_differs_has_another_key(change: dict[str, Any]):
+    assert replace(Run("net", 0.5), **change).key != Run("net", 0.5).key
+
+
+def test_what_is_missing(tmp_path: Path):
+    a, b, c = (Run("net", 0.5, seed=s) for s in range(3))
+    results = tmp_path / "new" / "results.jsonl"
+    assert read(results) == {}
+    append(results, row(a, top1_after=1.0))
+    append(results, b.row({"failure": "out of luck"}))
+    with results.open("a", encoding="utf-8") as f:
+        f.write('{"key": "net 0.5 onnx')  # stopped in the middle
+    append(results, row(a, top1_after=2.0, loss=float("nan")))
+    known = read(results)
+    assert list(known) == [a.key, b.key]
+    assert known[a.key]["top1_after"] == 2.0
+    assert known[a.key]["loss"] is None
+    assert missing([a, b, c, c], known, retry=False, again=False) == [c]
+    assert missing([a, b, c], known, retry=True, again=False) == [b, c]
+    assert missing([a, b, c], known, retry=False, again=True) == [a, b, c]
+
+
+def _work(run: Run, folder: Path, threads: int) -> dict[str, Any]:
+    """In a process of its own."""
+    if run.method == "crash":
+        os._exit(3)
+    if run.method == "hang":
+        time.sleep(600)
+    if run.method == "refuse":
+        raise ValueError(f"{folder.name}\nhas no such thing")
+    return {"threads": threads, "sessions": runtime.ort.SessionOptions().intra_op_num_threads}
+
+
+def test_a_failure_stays_alone(tmp_path: Path):
+    """Fails where a crash or an error of one run ends or spoils the others."""
+    runs = [Run("net", 0.5, method=m) for m in ("crash", "fine", "refuse")]
+    rows = {r["method"]: r for r in execute(runs, tmp_path, Limits(jobs=2), _work)}
+    assert rows["crash"]["failure"] == "crashed (exit status 3)"
+    assert rows["refuse"]["failure"] == f"ValueError: {tmp_path.name} has no such thing"
+    assert rows["fine"]["key"] == runs[1].key
+    assert rows["fine"]["threads"] == rows["fine"]["cores"] == Limits(jobs=2).threads
+    [hung] = execute([Run("net", 0.5, method="hang")], tmp_path, Limits(seconds=0.2), _work)
+    assert hung["failure"] == "did not finish in 0 s"
+
+
+def test_sessions_share_the_cores(tmp_path: Path):
+    """Fails where onnxruntime takes all cores in each of several runs."""
+    [found] = execute([Run("net", 0.5, method="fine")], tmp_path, Limits(jobs=64), _work)
+    assert found["threads"] == Limits(jobs=64).threads == 1
+    assert found["sessions"] == (1 if cores() > 1 else 0)
+
+
+def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Runs for real, and takes up where it was stopped."""
+    results = tmp_path / "results.jsonl"
+    arguments = [str(folder), "--out", str(results), *QUICK, "--jobs", "2"]
+    main([*arguments, "--set", "round_to=2", "--models", "digits_*", "--refits", "none", "oops"])
+    assert "2 of 2 runs to do" in capsys.readouterr().out
+    good, bad = sorted(read(results).values(), key=lambda r: "failure" in r)
+    assert bad["failure"].startswith("UsageError: refit 'oops' is unknown")
+    assert good["options"] == {"round_to": 2}
+    assert good["method_used"] == "magnitude"
+    assert 0.6 < good["macs_left"] <= 0.7
+    assert abs(good["top1_before"] - 100 * digits.top1(digits.path("resnet"))) < 1e-3
+    assert 0.0 < good["top1_after"] <= good["top1_before"]
+    assert 0.0 < good["output_error"] < 10.0
+    assert good["given"] == 16
+    before = results.read_bytes()
+    main([*arguments, "--set", "round_to=2", "--models", "digits_*", "--refits", "none", "oops"])
+    assert "0 of 2 runs to do" in capsys.readouterr().out
+    assert results.read_bytes() == before
+
+
+def test_the_command_line_says_what_is_wrong(folder: Path, tmp_path: Path):
+    results = ["--out", str(tmp_path / "r.jsonl")]
+    with pytest.raises(SystemExit, match="nothing to do"):
+        main(results)
+    with pytest.raises(SystemExit, match=r"no model of .* fits"):
+        main([str(folder), *results, "--models", "none_*"])
+    with pytest.raises(SystemExit, match=r"holds no kit\.py"):
+        main([str(tmp_path), *results])
+    with pytest.raises(SystemExit, match="KEY=VALUE"):
+        option("round_to")
+    assert [option(t) for t in ("a=8", "b=text", 'c=["x"]')] == [("a", 8), ("b", "text"), ("c", ["x"])]
+
+
+# suites
+
+
+def test_suites_choose_their_models(tmp_path: Path):
+    """One export of each network unless all are wanted, and no MLP among the CNNs."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "kit.py").write_text("def for_model(path, split): ...", encoding="utf-8")
+    exports = ["cifar10_resnet56_legacy_folded", "cifar10_resnet56_legacy_bn", "cifar10_resnet56_dynamo"]
+    for name in (*exports, "mnist_mlp_legacy", "mnist_vggbn_legacy", "mnist_vggbn_dynamo", "kws_mlperftiny_dscnn"):
+        (tmp_path / "models" / f"{name}.onnx").touch()
+    kit = Kit(tmp_path)
+    runs = list(suites.bars(kit, suites.Choice()))
+    assert {(r.model, r.ratio) for r in runs} == {
+        (exports[0], 0.5),
+        (exports[0], 0.65),
+        ("kws_mlperftiny_dscnn", 0.3),
+        ("mnist_vggbn_legacy", 0.5),
+    }
+    assert len(runs) == 4 * suites.BAR_SEEDS * len(suites.VARIANTS)
+    everything = suites.bars(kit, suites.Choice(["cifar10_*"], exports="all", seeds=1))
+    assert sorted({r.model for r in everything}) == sorted(exports)
+    sizes = {r.samples for r in suites.calibration(kit, suites.Choice(["cifar10_*"])) if r.source == "own"}
+    assert sizes == {16, 32, 64, 128, 256, 512, 1024, 2048}
+    peers = list(suites.peers(kit, suites.Choice(["kws*", "mnist_*"])))
+    assert {r.model for r in peers} == {"mnist_vggbn_legacy"}
+    assert len({r.key for r in peers}) == len(peers)
+    assert {r.tool for r in peers} == {"onnxprune", "torch-pruning", "onnxsim"}
+
+
+# sources
+
+
+@pytest.mark.parametrize("name", ["own", "noise", "stripes"])
+def test_a_source_fits_the_model(folder: Path, name: str):
+    kit = Kit(folder)
+    like = kit.calib("digits_resnet")
+    found, again, other = (sources.source(name)(kit, "digits_resnet", 16, seed) for seed in (0, 0, 1))
+    assert found.shape == (16, *like.shape[1:])
+    assert found.dtype == like.dtype
+    assert np.array_equal(found, again)
+    assert not np.array_equal(found, other)
+    assert like.min() - 1e-5 <= found.min() < found.max() <= like.max() + 1e-5
+
+
+def test_sources_without_data(folder: Path):
+    kit = Kit(folder)
+    assert sources.source("random")(kit, "digits_resnet", 16, 0) is None
+    assert len(sources.source("own")(kit, "digits_resnet", 10**6, 0)) == len(kit.calib("digits_resnet"))
+    with pytest.raises(LookupError, match="no model of the kit starts with cats_"):
+        sources.source("cats")(kit, "digits_resnet", 16, 0)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(224, 32), (28, 32), (32, 28), (7, 7)])
+def test_resizing(size: int, wanted: int):
+    """As Pillow's bilinear filter."""
+    from PIL import Image
+
+    x = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    weights = sources.resize_weights(size, wanted)
+    expected = np.asarray(Image.fromarray(x).resize((wanted, wanted), Image.Resampling.BILINEAR))
+    assert_same(weights @ x @ weights.T, expected, rtol=0.0, atol=1e-4)
+
+
+def test_ranges_are_mapped():
+    """Black stays black and white stays white, whatever the two normalizations."""
+    x = np.array([-2.0, 0.0, 2.0, 1.0], np.float32).reshape(1, 1, 2, 2)
+    like = np.stack([np.array([[0.0, 255.0]]), np.array([[-1.0, 1.0]])]).reshape(1, 2, 1, 2)
+    like = np.repeat(np.repeat(like, 2, axis=2), 1, axis=3)
+    found = sources.brought(x, sources.ranges(x), like)
+    share = np.array([[0.0, 0.5], [1.0, 0.75]])
+    assert_same(found[0], np.stack([255.0 * share, 2.0 * share - 1.0]), rtol=1e-6, atol=1e-5)
+
+
+# tables
+
+
+def test_spread():
+    assert tables.spread([]) == ""
+    assert tables.spread([1.25]) == "1.25"
+    assert tables.spread([1.0, 2.0, 4.5]) == f"2.50 ± {stdev([1.0, 2.0, 4.5]):.2f}"
+
+
+def _line(text: str, start: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {start} |")]
+    return [c.strip() for c in line.strip("|").split("|")]
+
+
+def test_bars_are_met_or_missed():
+    """The mean decides, rows of other methods and data do not, and the mean over models is taken seed by seed."""
+    net = Run("cifar10_resnet56_legacy_folded", 0.5)
+    rows = [row(replace(net, seed=s), top1_after=90.0 - lost) for s, lost in enumerate((0.2, 0.4, 0.6))]
+    rows += [row(replace(net, ratio=0.65, seed=s), top1_after=90.0 - lost) for s, lost in enumerate((3.0, 4.0))]
+    strange = [{"method": "magnitude"}, {"source": "noise"}, {"samples": 64}, {"options": {"probes": 9}}]
+    rows += [row(replace(net, **change), top1_after=0.0) for change in strange]
+    for model, lost in (("mnist_a_legacy", (0.0, 1.0)), ("mnist_b_legacy", (1.0, 3.0)), ("mnist_mlp_legacy", (50.0,))):
+        rows += [row(Run(model, 0.5, seed=s), top1_after=90.0 - v) for s, v in enumerate(lost)]
+    rows.append(replace(net, seed=3).row({"failure": "crashed"}))
+    text = tables.bars(rows)
+    lines = [_line(line, net.model) for line in text.splitlines() if line.startswith(f"| {net.model}")]
+    assert [(x[1], x[5], x[6], x[7], x[9]) for x in lines] == [
+        ("50%", "0.40 ± 0.20", "0.5", "met", "3"),
+        ("65%", "3.50 ± 0.71", "3.0", "**missed**", "2"),
+    ]
+    pooled = _line(text, "mnist: mean over 2 networks")
+    assert (pooled[5], pooled[7], pooled[9]) == ("1.25 ± 1.06", "**missed**", "2")
+    assert _line(text, "`kws_mlperftiny_dscnn`")[7] == "not measured"
+    assert text.endswith(f"Without a result:\n\n- {replace(net, seed=3).key}: crashed")
+    assert "--suite bars" in tables.bars([])
+
+
+def test_other_tables():
+    net = Run("cifar10_resnet56_legacy_folded", 0.5)
+    rows = [row(net), row(replace(net, samples=16), top1_after=70.0), row(replace(net, source="noise"), top1_after=9.0)]
+    rows.append(row(replace(net, source="imagenet"), top1_after=88.0, given=384))
+    for refit, after in (("none", 50.0), ("lockstep", 89.5)):
+        rows.append(row(replace(net, method="obs", refit=refit), top1_after=after))
+    rows.append(row(replace(net, tool="onnxsim", method="wanda", refit="none"), top1_after=20.0))
+    rows.append(replace(net, tool="onnxsim", method="magnitude", refit="none").row({"failure": "RuntimeError: no"}))
+    rows.append(row(replace(net, seed=1), top1_after=0.0))
+    assert _line(tables.methods(rows), net.model)[2:] == ["obs", "40.00", "", "", "0.50"]
+    assert _line(tables.calibration(rows), net.model)[2:] == ["20.00", f"45.50 ± {stdev([1.0, 90.0]):.2f}"]
+    kinds = [line.split(" | ")[2:5] for line in tables.sources(rows).splitlines()[2:]]
+    assert kinds[1:] == [["imagenet", "384", "2.00"], ["noise", "1,024", "81.00"]]
+    assert kinds[0][0] == "own"
+    beside = tables.peers(rows)
+    found = [line.split(" | ")[2:5] + line.split(" | ")[7:8] for line in beside.splitlines() if line.startswith("| c")]
+    assert found == [["onnxprune", "default", "default", "89.00"], ["onnxsim", "wanda", "none", "20.00"]]
+    assert beside.endswith("own: RuntimeError: no")
+
+
+def test_a_page_is_rendered_the_same_twice(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table: bars -->\n<!-- end -->\nb <!-- end --> c\n", encoding="utf-8")
+    rows = [row(Run("kws_mlperftiny_dscnn", 0.3, samples=400))]
+    render(page, rows)
+    once = page.read_text(encoding="utf-8")
+    assert once == f"a\n<!-- table: bars -->\n\n{tables.bars(rows)}\n\n<!-- end -->\nb <!-- end --> c\n"
+    render(page, rows)
+    assert page.read_text(encoding="utf-8") == once
+    page.write_text("<!-- table: cats -->\n<!-- end -->", encoding="utf-8")
+    with pytest.raises(SystemExit, match="'cats'"):
+        render(page, rows)
+
+
+def test_plots(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    net = Run("cifar10_resnet56_legacy_folded", 0.5)
+    rows = [row(replace(net, seed=s, samples=n)) for s in (0, 1) for n in (16, 1024)]
+    rows += [row(replace(net, ratio=r, method=m, refit="none")) for r in (0.3, 0.5) for m in ("obs", "local")]
+    rows += [row(replace(net, source="noise")), row(replace(net, tool="onnxsim", method="wanda", refit="none"))]
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- plot: {n} -->\n<!-- end -->\n" for n in ("methods", "calibration", "peers")))
+    render(page, rows)
+    links = [part.split(")")[0] for part in page.read_text(encoding="utf-8").split("](")[1:]]
+    assert [link.split("-")[0] for link in links] == ["page/methods", "page/calibration", "page/peers"]
+    first = {link: (tmp_path / link).read_bytes() for link in links}
+    assert all(text.startswith(b"<?xml") for text in first.values())
+    render(page, rows)
+    assert {link: (tmp_path / link).read_bytes() for link in links} == first
+
+
+def test_the_page_names_what_there_is():
+    """Fails where the page in the docs asks for a table or a plot that is not made."""
+    from benchmarks.accuracy.page import _BLOCK, PLOTS, TABLES
+
+    text = (digits.FOLDER.parent / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    asked = [(kind, name) for _, kind, name, _ in _BLOCK.findall(text)]
+    assert sorted(asked) == sorted([*(("table", n) for n in TABLES), *(("plot", n) for n in PLOTS)])
+    results = digits.FOLDER.parent / "docs" / "accuracy" / "results.jsonl"
+    if results.exists():
+        assert all(json.loads(line)["key"] for line in results.read_text(encoding="utf-8").splitlines())
