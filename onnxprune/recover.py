@@ -21,6 +21,7 @@ from onnxprune.calibrate.augment import Augment, Feeds, unchanged
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
+from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.numerics.adam import Adam, one_cycle
 from onnxprune.objective import relative_error
@@ -106,30 +107,34 @@ def recover(
         error = relative_error(outputs_of(replace_initializers(pruned, weights), material.held), material.reference)
         return error if np.isfinite(error) else float("inf")
 
-    samples = material.fit
-    student = Student(pruned, samples.example(), channels, layers)
-    teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
-    before = judge({})
-    if goals:
-        student.follow(goals)
+    before, samples = judge({}), material.fit
+    try:
+        student = Student(pruned, samples.example(), channels, layers)
+        teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
+        if goals:
+            student.follow(goals)
+    except RunError as e:
+        return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {e}")
     if not student.weights or not np.isfinite(before):
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
     adam = Adam(student.weights)
     wanted = {round(schedule.epochs * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     best: dict[str, Array] = {}
-    done, least, kept, errors, why = 0, before, 0, [(0, before)], ""
-    for epoch, sound in enumerate(_epochs(student, teacher, samples, adam, schedule), 1):
-        done += 1
-        if not sound:
-            why = f"recovery stopped in epoch {epoch}: its loss is not finite"
-            break
-        if epoch in wanted:
-            errors.append((epoch, judge(student.weights)))
-            if errors[-1][1] < least:
-                least, kept = errors[-1][1], epoch
-                best = {k: w.copy() for k, w in student.weights.items()}
-    steps = done * max(len(samples) // schedule.batch, 1)
-    return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
+    least, kept, errors, why = before, 0, [(0, before)], ""
+    try:
+        for epoch in _epochs(student, teacher, samples, adam, schedule):
+            if epoch in wanted:
+                errors.append((epoch, judge(student.weights)))
+                if errors[-1][1] < least:
+                    least, kept = errors[-1][1], epoch
+                    best = {k: w.copy() for k, w in student.weights.items()}
+    except (RunError, _NotFinite) as e:
+        why = f"recovery stopped after {adam.steps} steps: {e}"
+    return best, Recovery(adam.steps, len(student.weights), before, least, kept, tuple(errors), why)
+
+
+class _NotFinite(Exception):  # no error: training stops there
+    """The loss or a gradient is no number."""
 
 
 def _nothing(student: Student, goals: Mapping[str, float], before: float) -> str:
@@ -174,12 +179,11 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
     return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
 
 
-def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, schedule: Schedule) -> Iterator[bool]:
-    """Train one epoch after the other; False, and nothing more, where the loss or a gradient is not finite."""
+def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, schedule: Schedule) -> Iterator[int]:
+    """Train one epoch after the other and tell its number. Raises _NotFinite."""
     rng = np.random.default_rng(schedule.seed)
     batch = min(schedule.batch, len(samples))
     steps, size = len(samples) // batch, _part_size(student, batch, samples)
-    done = 0
 
     def parts() -> Iterator[_Part]:
         order = rng.permutation(len(samples))
@@ -191,18 +195,16 @@ def _epochs(student: Student, teacher: Teacher, samples: Samples, adam: Adam, sc
                 targets = teacher(feeds)
                 yield _Part(feeds, {t: targets[t] for t in student.goals}, at + size >= batch)
 
-    for _ in range(schedule.epochs):
+    for epoch in range(schedule.epochs):
         total: dict[str, Array] = {}
         for part in prefetched(parts()):
             loss, gradients = student.step(part.feeds, part.targets)
             total = {k: total[k] + g for k, g in gradients.items()} if total else gradients
             if not np.isfinite(loss):
-                yield False
-                return
+                raise _NotFinite("its loss is not finite")
             if part.ends:
                 if not all(np.isfinite(g).all() for g in total.values()):
-                    yield False
-                    return
-                adam.step(total, schedule.rate * one_cycle(done, schedule.epochs * steps))
-                done, total = done + 1, {}
-        yield True
+                    raise _NotFinite("a gradient of its loss is not finite")
+                adam.step(total, schedule.rate * one_cycle(adam.steps, schedule.epochs * steps))
+                total = {}
+        yield epoch + 1

@@ -12,6 +12,7 @@ import pytest
 from onnxprune import PruneResult, prune
 from onnxprune import model as m
 from onnxprune.calibrate.layers import layers_of
+from onnxprune.errors import RunError
 from onnxprune.graph import Array, is_float
 from onnxprune.objective import relative_error, spread
 from onnxprune.recover import Material, Recovery, Schedule, recover
@@ -133,7 +134,22 @@ def test_too_high_a_rate_leaves_the_start(prepared: Callable[[str], Prepared]):
     weights, found, error = _recovered(prepared("residual"), rate=1e18)
     assert not weights
     assert (found.epoch, found.after) == (0, found.before)
+    assert "not finite" in found.why or found.steps == EPOCHS * 3
     assert error == found.before
+
+
+def test_a_training_graph_that_does_not_run_leaves_the_start(
+    prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
+):
+    """Fails where a network that runs by itself is not written because its gradients do not."""
+
+    def refuse(*_: Any) -> Any:
+        raise RunError("no kernel")
+
+    monkeypatch.setattr(Student, "step", refuse)
+    weights, found, _ = _recovered(prepared("residual"))
+    assert not weights
+    assert "no kernel" in found.why
 
 
 def test_only_what_lies_behind_an_unknown_operator_learns():

@@ -16,21 +16,21 @@ Floats = NDArray[np.floating]
 
 
 class Adam:
-    """weights: changed in place by `step`; their moments have the same shapes and types."""
+    """weights: changed in place by `step`; their moments have the same shapes and types. steps: so far."""
 
     def __init__(
         self, weights: Mapping[str, Floats], *, first: float = 0.9, second: float = 0.999, epsilon: float = 1e-8
     ) -> None:
         self.weights = weights
         self.first, self.second, self.epsilon = first, second, epsilon
-        self._steps = 0
+        self.steps = 0
         self._moments = {k: (np.zeros_like(w), np.zeros_like(w)) for k, w in weights.items()}
 
     def step(self, gradients: Mapping[str, Floats], rate: float) -> None:
         """One step down the gradients, which name every weight."""
-        self._steps += 1
-        scale = rate / (1 - self.first**self._steps)
-        root = math.sqrt(1 - self.second**self._steps)
+        self.steps += 1
+        scale = rate / (1 - self.first**self.steps)
+        root = math.sqrt(1 - self.second**self.steps)
         for k, w in self.weights.items():
             g, (m, v) = gradients[k], self._moments[k]
             m += (1 - self.first) * (g - m)
