@@ -54,6 +54,11 @@ class Descent:
         shapes = {w.layer.weight: w.basis.shape[:2] + w.reach.shape[2:] for w in self._white}
         self._adam = Adam({k: weights[k].shape for k in self._sizes} | shapes)
 
+    @property
+    def steps(self) -> int:
+        """So far."""
+        return self._adam.steps
+
     def step(self, gradients: Mapping[str, Array], rate: float) -> None:
         """One step down the gradients, which name every weight."""
         turned = {w.layer.weight: _turned(w, gradients) for w in self._white}

@@ -525,11 +525,13 @@ def recover_weights(
         coupled.channels.keep_classes(masks),
         Schedule(epochs=settings.recover, seed=settings.seed, augment=images()),
     )
+    notes = [recovery.why] if recovery.why else []
     if not weights:
-        note = recovery.why or f"recovery did no better than {level} on held-out samples; {level} was kept"
-        return replace(refitted, notes=(*refitted.notes, note), recovery=recovery)
-    set_initializers(model, weights)
-    return replace(refitted, candidates={**candidates, RECOVERED: model}, recovery=recovery)
+        notes = notes or [f"recovery did no better than {level} on held-out samples; {level} was kept"]
+    else:
+        set_initializers(model, weights)
+        candidates = {**candidates, RECOVERED: model}
+    return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
 
 
 def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, calibrated: Calibrated) -> float:
@@ -538,13 +540,8 @@ def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, calibrated: Calib
 
 
 def nearest(errors: Mapping[str, float]) -> str:
-    """The last of the candidates that is no worse than those before it; the first where no error is a number."""
-    levels = list(errors)
-    level = levels[0]
-    for other in levels[1:]:
-        if errors[other] <= errors[level]:
-            level = other
-    return level
+    """The candidate with the least error, of equal ones the last; what is no number is worse than any."""
+    return min(reversed(list(errors)), key=lambda k: errors[k] if np.isfinite(errors[k]) else float("inf"))
 
 
 # verify

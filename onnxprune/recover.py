@@ -1,8 +1,8 @@
 """Recovery: the pruned network learns from the original, on the calibration samples and without labels.
 
 Loss: mean over the floating-point outputs of ||s - t||² / ||t - mean t||² (what `relative_error` measures), plus
-`feature_weight` times the sum of the same over features between (`training.features_of`). Adam, batches in random
-order, a learning rate that rises and falls once. The network is judged on the samples that were held out, and the best
+`feature_weight` times the sum of the same over features between (`training.features_of`). Steps as in `descent`, batches
+in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and the best
 state stays, which may be the one at the start.
 
 Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (arXiv 1412.6550).
@@ -23,8 +23,10 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import grams
 from onnxprune.channels import ChannelGraph
 from onnxprune.descent import Descent
+from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.numerics.adam import one_cycle
+from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import relative_error
 from onnxprune.prefetch import prefetched
 from onnxprune.rewrite import replace_initializers
@@ -108,30 +110,35 @@ def recover(
         error = relative_error(outputs_of(replace_initializers(pruned, weights), material.held), material.reference)
         return error if np.isfinite(error) else float("inf")
 
-    samples = material.fit
-    student = Student(pruned, samples.example(), channels, layers, keep)
-    teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
-    before = judge({})
-    if goals:
-        student.follow(goals)
+    before, samples = judge({}), material.fit
+    try:
+        student = Student(pruned, samples.example(), channels, layers, keep)
+        teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
+        if goals:
+            student.follow(goals)
+    except RunError as e:
+        return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {e}")
     if not student.weights or not np.isfinite(before):
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
-    descent = Descent(student.weights, student.layers, _grams(student, samples, schedule.seed))
     wanted = {round(schedule.epochs * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     best: dict[str, Array] = {}
-    done, least, kept, errors, why = 0, before, 0, [(0, before)], ""
-    for epoch, sound in enumerate(_epochs(student, teacher, samples, descent, schedule), 1):
-        done += 1
-        if not sound:
-            why = f"recovery stopped in epoch {epoch}: its loss is not finite"
-            break
-        if epoch in wanted:
-            errors.append((epoch, judge(student.weights)))
-            if errors[-1][1] < least:
-                least, kept = errors[-1][1], epoch
-                best = {k: w.copy() for k, w in student.weights.items()}
-    steps = done * max(len(samples) // schedule.batch, 1)
+    steps, least, kept, errors, why = 0, before, 0, [(0, before)], ""
+    try:
+        descent = Descent(student.weights, student.layers, _grams(student, samples, schedule.seed))
+        for epoch in _epochs(student, teacher, samples, descent, schedule):
+            steps = descent.steps
+            if epoch in wanted:
+                errors.append((epoch, judge(student.weights)))
+                if errors[-1][1] < least:
+                    least, kept = errors[-1][1], epoch
+                    best = {k: w.copy() for k, w in student.weights.items()}
+    except (RunError, SolveFailed, _NotFinite) as e:
+        why = f"recovery stopped after {steps} steps: {e}"
     return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
+
+
+class _NotFinite(Exception):  # no error: training stops there
+    """The loss or a gradient is no number."""
 
 
 def _nothing(student: Student, goals: Mapping[str, float], before: float) -> str:
@@ -183,12 +190,11 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
     return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
 
 
-def _epochs(student: Student, teacher: Teacher, samples: Samples, descent: Descent, schedule: Schedule) -> Iterator[bool]:
-    """Train one epoch after the other; False, and nothing more, where the loss or a gradient is not finite."""
+def _epochs(student: Student, teacher: Teacher, samples: Samples, descent: Descent, schedule: Schedule) -> Iterator[int]:
+    """Train one epoch after the other and tell its number. Raises _NotFinite."""
     rng = np.random.default_rng(schedule.seed)
     batch = min(schedule.batch, len(samples))
     steps, size = len(samples) // batch, _part_size(student, batch, samples)
-    done = 0
 
     def parts() -> Iterator[_Part]:
         order = rng.permutation(len(samples))
@@ -200,18 +206,16 @@ def _epochs(student: Student, teacher: Teacher, samples: Samples, descent: Desce
                 targets = teacher(feeds)
                 yield _Part(feeds, {t: targets[t] for t in student.goals}, at + size >= batch)
 
-    for _ in range(schedule.epochs):
+    for epoch in range(schedule.epochs):
         total: dict[str, Array] = {}
         for part in prefetched(parts()):
             loss, gradients = student.step(part.feeds, part.targets)
             total = {k: total[k] + g for k, g in gradients.items()} if total else gradients
             if not np.isfinite(loss):
-                yield False
-                return
+                raise _NotFinite("its loss is not finite")
             if part.ends:
                 if not all(np.isfinite(g).all() for g in total.values()):
-                    yield False
-                    return
-                descent.step(total, schedule.rate * one_cycle(done, schedule.epochs * steps))
-                done, total = done + 1, {}
-        yield True
+                    raise _NotFinite("a gradient of its loss is not finite")
+                descent.step(total, schedule.rate * one_cycle(descent.steps, schedule.epochs * steps))
+                total = {}
+        yield epoch + 1

@@ -22,6 +22,12 @@ def test_ratio_out_of_range(ratio: float):
         PruneConfig(ratio=ratio)
 
 
+def test_recover_out_of_range():
+    assert PruneConfig().recover == 0
+    with pytest.raises(UsageError, match="number of passes"):
+        PruneConfig(recover=-1)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])
 def test_uniform_out_of_range(share: float):
     with pytest.raises(UsageError, match=r"uniform .* outside \(0, 1\)"):

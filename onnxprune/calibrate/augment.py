@@ -49,7 +49,7 @@ def _is_images(x: Array) -> bool:
     if x.ndim != 4 or not is_float(x.dtype) or not (x.shape[1] in _COLOURS or x.shape[3] in _COLOURS):
         return False
     rows = _rows_axis(x)
-    return min(x.shape[rows : rows + 2]) >= _LEAST_SIZE
+    return bool(min(x.shape[rows : rows + 2]) >= _LEAST_SIZE)
 
 
 def _changed(x: Array, rng: np.random.Generator, *, shifts: bool, flips: bool) -> Array:

@@ -16,7 +16,10 @@ Floats = NDArray[np.floating]
 
 
 class Adam:
-    """shapes: of each array that is to be moved, by name. It moves against its direction, times a rate."""
+    """shapes: of each array that is to be moved, by name. It moves against its direction, times a rate.
+
+    steps: so far.
+    """
 
     def __init__(
         self,
@@ -27,14 +30,14 @@ class Adam:
         epsilon: float = 1e-8,
     ) -> None:
         self.first, self.second, self.epsilon = first, second, epsilon
-        self._steps = 0
+        self.steps = 0
         self._moments = {k: (np.zeros(s, np.float32), np.zeros(s, np.float32)) for k, s in shapes.items()}
 
     def directions(self, gradients: Mapping[str, Floats]) -> dict[str, Floats]:
         """The directions of the next step, given the gradient of every array."""
-        self._steps += 1
-        scale = 1 / (1 - self.first**self._steps)
-        root = math.sqrt(1 - self.second**self._steps)
+        self.steps += 1
+        scale = 1 / (1 - self.first**self.steps)
+        root = math.sqrt(1 - self.second**self.steps)
         found: dict[str, Floats] = {}
         for k, (m, v) in self._moments.items():
             g = gradients[k]
