@@ -16,7 +16,17 @@ import click
 from click.core import ParameterSource
 
 from onnxprune import __version__
-from onnxprune.config import ATTENTIONS, BUDGETS, COEFFICIENTS, LABELLED, METHODS, METRICS, REFITS, PruneConfig
+from onnxprune.config import (
+    ATTENTIONS,
+    BUDGETS,
+    COEFFICIENTS,
+    LABELLED,
+    METHODS,
+    METRICS,
+    RECOVER,
+    REFITS,
+    PruneConfig,
+)
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +42,7 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels include "
     "exclude".split()
 )
-_SETTINGS = (*_DECIDED, "refit", "recover", "seed", "samples", "memory", "force")
+_SETTINGS = (*_DECIDED, "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 
@@ -204,10 +214,11 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--recover",
     type=int,
     metavar="EPOCHS",
-    **_shown(_DEFAULTS.recover),
-    help="Passes over the data in which the refitted model learns from the original, without labels; kept where it "
-    "does better on held-out samples. Takes many times as long as the rest.",
+    show_default=f"{RECOVER} after lockstep, else 0",
+    help="Passes over the data in which the refitted model learns from the original, without labels; the state that "
+    "does best on held-out samples stays. Takes several times as long as the rest.",
 )
+@_flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy.")
 @click.option("--round-to", type=int, **_shown(_DEFAULTS.round_to), help="New widths are multiples of this.")
 @click.option(
     "--attention",
@@ -246,8 +257,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
-    "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --recover, --seed, --samples "
-    "and --memory come from the plan unless given here; --calib and --force never come from it.",
+    "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --recover, --fast, --seed, "
+    "--samples and --memory come from the plan unless given here; --calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -265,7 +276,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 def prune_command(ctx: click.Context, /, **given: Any) -> None:
     """Make the ONNX model IN slimmer by removing whole channels, and write it to OUT.
 
-    No training framework, no labels, no training loop. OUT keeps IN's inputs and outputs. A file appears only when
+    No training framework, no labels, no training code. OUT keeps IN's inputs and outputs. A file appears only when
     every check on it held.
     """
     run = Run.of(ctx, given)

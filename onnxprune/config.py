@@ -19,6 +19,7 @@ REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
 RATIO = 0.5
+RECOVER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class PruneConfig:
     or to whatever serves best, up to that number ("free").
     probes: random projections of the outputs per sample that are differentiated.
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
-    recover: passes over the samples in which the refitted model learns from the original; 0 for none.
+    recover: passes over the samples in which the refitted model learns from the original, 0 for none; None stands for
+    RECOVER after "lockstep" and none after another refit. fast: none, and the last points of accuracy with them.
     round_to: widths are multiples of this, or unchanged.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
     the model applies to its scores stays as it is.
@@ -58,7 +60,8 @@ class PruneConfig:
     coefficients: str = "convex"
     probes: int = 1
     refit: str = "lockstep"
-    recover: int = 0
+    recover: int | None = None
+    fast: bool = False
     round_to: int = 8
     attention: str = "heads"
     min_channels: int = 1
@@ -110,8 +113,10 @@ class PruneConfig:
             raise UsageError(
                 f"method {self.method!r} reads no labels, only {', '.join(LABELLED)} do; leave labels out, or change it"
             )
-        if self.recover < 0:
+        if self.recover is not None and self.recover < 0:
             raise UsageError(f"recover is {self.recover}; it is a number of passes over the data, 0 for none")
+        if self.recover and self.fast:
+            raise UsageError("fast leaves recovery out; leave out one of fast and recover")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
 
@@ -119,6 +124,13 @@ class PruneConfig:
     def share(self) -> float | None:
         """`ratio` or `uniform`, whichever was chosen; None with a tolerance."""
         return self.ratio if self.uniform is None else self.uniform
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the samples in which the refitted model learns from the original."""
+        if self.recover is not None:
+            return self.recover
+        return RECOVER if self.refit == "lockstep" and not self.fast else 0
 
     @property
     def sequential(self) -> bool:

@@ -202,7 +202,7 @@ def _run(
         sliced = rewrite(loaded, coupled, masks)
     with stage("refit"):
         refitted = refit_weights(loaded, coupled, calibrated, masks, coefficients, sliced, settings)
-    if settings.recover:
+    if settings.epochs:
         with stage("recover"):
             refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
     with stage("verify"):
@@ -513,6 +513,13 @@ def recover_weights(
 ) -> Refitted:
     """One more candidate: the best so far after learning from the original, where that did it good."""
     candidates = refitted.candidates
+    unfit = ""
+    if loaded.fit.synthetic:
+        unfit = "recovery was left out: random inputs teach nothing; use --calib"
+    elif loaded.fit is loaded.held:
+        unfit = "recovery was left out: the samples are too few to hold any out; give more"
+    if unfit:
+        return replace(refitted, notes=(*refitted.notes, unfit))
     level = nearest({k: held_out_error(c, loaded, calibrated) for k, c in candidates.items()})
     model = onnx.ModelProto()
     model.CopyFrom(candidates[level])
@@ -523,7 +530,7 @@ def recover_weights(
         coupled.layers,
         Material(loaded.fit, loaded.held, calibrated.reference),
         coupled.channels.keep_classes(masks),
-        Schedule(epochs=settings.recover, seed=settings.seed, augment=images()),
+        Schedule(epochs=settings.epochs, seed=settings.seed, augment=images()),
     )
     notes = [recovery.why] if recovery.why else []
     if not weights:

@@ -190,7 +190,9 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
     return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
 
 
-def _epochs(student: Student, teacher: Teacher, samples: Samples, descent: Descent, schedule: Schedule) -> Iterator[int]:
+def _epochs(
+    student: Student, teacher: Teacher, samples: Samples, descent: Descent, schedule: Schedule
+) -> Iterator[int]:
     """Train one epoch after the other and tell its number. Raises _NotFinite."""
     rng = np.random.default_rng(schedule.seed)
     batch = min(schedule.batch, len(samples))

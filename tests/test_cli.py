@@ -413,6 +413,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
             "method": "random",
             "refit": "scale",
             "recover": 7,
+            "fast": False,
             "round_to": 4,
         },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onnxprune.config import ATTENTIONS, BUDGETS, GREEDY, METHODS, METRICS, REFITS, PruneConfig
+from onnxprune.config import ATTENTIONS, BUDGETS, GREEDY, METHODS, METRICS, RECOVER, REFITS, PruneConfig
 from onnxprune.errors import UsageError
 
 
@@ -23,9 +23,28 @@ def test_ratio_out_of_range(ratio: float):
 
 
 def test_recover_out_of_range():
-    assert PruneConfig().recover == 0
     with pytest.raises(UsageError, match="number of passes"):
         PruneConfig(recover=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({}, RECOVER),
+        ({"refit": "least-squares"}, 0),
+        ({"fast": True}, 0),
+        ({"recover": 0}, 0),
+        ({"recover": 3, "refit": "none"}, 3),
+    ],
+)
+def test_recovery_goes_with_lockstep(options: dict[str, Any], epochs: int):
+    """Fails where a quick refit is slowed down unasked, or the default run gives accuracy away."""
+    assert PruneConfig(**options).epochs == epochs
+
+
+def test_fast_and_recover_exclude_each_other():
+    with pytest.raises(UsageError, match="leave out one of fast and recover"):
+        PruneConfig(fast=True, recover=3)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])

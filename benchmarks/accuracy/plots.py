@@ -13,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.accuracy.runs import DEFAULT, OURS, OWN, Row
-from benchmarks.accuracy.tables import by_seed, calibrated, combined, compared, grouped, succeeded
+from benchmarks.accuracy.tables import by_seed, calibrated, combined, compared, grouped, succeeded, variant_of
 
 # Equal results give equal files: names in an SVG are random otherwise. Text as text, not as outlines of its letters.
 _STYLE = {"svg.hashsalt": "onnxprune", "font.size": 8, "svg.fonttype": "none"}
@@ -42,14 +42,14 @@ def calibration(rows: Sequence[Row], folder: Path) -> Iterator[tuple[str, Path]]
     """Points lost against the number of samples, with what other sources cost as marks at theirs."""
     for model, found in sorted(grouped(succeeded(calibrated(rows)), lambda r: r["model"]).items()):
         figure, axes = plt.subplots(figsize=(5, 3.4))
-        by_source = grouped(found, lambda r: r["source"])
-        for colour, source in zip(_cycle(), sorted(by_source, key=lambda s: (s != OWN, s)), strict=False):
-            points = sorted(grouped(by_source[source], lambda r: r["given"]).items())
+        kinds = grouped(found, lambda r: (r["source"] != OWN, r["source"], variant_of(r)))
+        for colour, (_, source, variant) in zip(_cycle(), sorted(kinds), strict=False):
+            points = sorted(grouped(kinds[source != OWN, source, variant], lambda r: r["given"]).items())
             lost = [by_seed(of, lambda r: r["top1_before"] - r["top1_after"]) for _, of in points]
             errors = [stdev(v) if len(v) > 1 else 0.0 for v in lost]
             style: dict[str, Any] = {"fmt": "o-" if source == OWN else "s", "markersize": 4, "capsize": 2}
             x, y = [n for n, _ in points], [mean(v) for v in lost]
-            axes.errorbar(x, y, errors, color=colour, label=source, linewidth=1.2, **style)
+            axes.errorbar(x, y, errors, color=colour, label=f"{source}, {variant}", linewidth=1.2, **style)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="calibration samples", ylabel="points of top-1 lost", title=model)
         axes.legend(fontsize=7)
@@ -60,7 +60,7 @@ def peers(rows: Sequence[Row], folder: Path) -> Iterator[tuple[str, Path]]:
     """Top-1 of every tool and selection, a bar each."""
     points = grouped(succeeded(compared(rows)), lambda r: (r["model"], r["ratio"]))
     for (model, ratio), found in sorted(points.items()):
-        kinds = grouped(found, lambda r: (r["tool"] != OURS, r["tool"], r["method"], r["refit"]))
+        kinds = grouped(found, lambda r: (r["tool"] != OURS, r["tool"], variant_of(r) or r["method"], r["refit"]))
         figure, axes = plt.subplots(figsize=(5, 0.6 + 0.24 * len(kinds)))
         names = [" ".join((t, *(p for p in (m, r) if p != DEFAULT))) for _, t, m, r in sorted(kinds)]
         values = [by_seed(of, _after) for _, of in sorted(kinds.items())]

@@ -57,7 +57,8 @@ BARS = (
 )
 BAR_SEEDS = 3
 # Name → options of PruneConfig; the bars are measured with each.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"default": {}}
+FAST: Mapping[str, Any] = {"fast": True}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"default": {}, "fast": FAST}
 
 METHODS = ("gfs", "local", "global", "combined", "obs", "taylor", "magnitude")
 REFITS = ("none", "scale", "least-squares", "lockstep")
@@ -101,22 +102,22 @@ def bars(kit: Kit, choice: Choice) -> Iterator[Run]:
 
 
 def methods(kit: Kit, choice: Choice) -> Iterator[Run]:
-    """Every selection with every refit."""
+    """Every selection with every refit, and nothing after it."""
     for pattern, ratios, samples in METHOD_POINTS:
         for model, ratio in product(choice.of(kit, pattern), ratios):
             for seed, method, refit in product(range(choice.seeds or 1), METHODS, REFITS):
-                yield Run(model, ratio, method=method, refit=refit, seed=seed, samples=samples)
+                yield Run(model, ratio, method=method, refit=refit, seed=seed, samples=samples, options=FAST)
 
 
 def calibration(kit: Kit, choice: Choice) -> Iterator[Run]:
-    """From few to many samples, and data of other kinds."""
+    """From few to many samples, and data of other kinds, with every variant."""
     seeds = range(choice.seeds or CALIBRATION_SEEDS)
-    for pattern, ratio, others in CALIBRATION_POINTS:
+    for (pattern, ratio, others), options in product(CALIBRATION_POINTS, VARIANTS.values()):
         for model in choice.of(kit, pattern):
             for seed, samples in product(seeds, SIZES):
-                yield Run(model, ratio, seed=seed, samples=samples)
+                yield Run(model, ratio, seed=seed, samples=samples, options=options)
             for seed, source in product(seeds, others):
-                yield Run(model, ratio, seed=seed, samples=SOURCE_SAMPLES, source=source)
+                yield Run(model, ratio, seed=seed, samples=SOURCE_SAMPLES, source=source, options=options)
 
 
 def peers(kit: Kit, choice: Choice) -> Iterator[Run]:

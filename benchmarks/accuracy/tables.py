@@ -8,7 +8,17 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.accuracy.runs import DEFAULT, OURS, OWN, Row
-from benchmarks.accuracy.suites import BARS, CALIBRATION_POINTS, METHODS, PEER_POINTS, REFITS, SIZES, VARIANTS, Bar
+from benchmarks.accuracy.suites import (
+    BARS,
+    CALIBRATION_POINTS,
+    FAST,
+    METHODS,
+    PEER_POINTS,
+    REFITS,
+    SIZES,
+    VARIANTS,
+    Bar,
+)
 
 MISSING = "*Not measured yet: `python -m benchmarks.accuracy KIT --out FILE --suite {}`.*"
 
@@ -17,7 +27,7 @@ def bars(rows: Sequence[Row]) -> str:
     """Points lost against the bar, met or missed, by the mean over the seeds."""
     head = ["model", "MACs removed", "samples", "options", "top-1 before", "points lost", "bar", "", "agreement, %"]
     head += ["seeds", "seconds", "passes"]
-    mine = [r for r in rows if r["source"] == OWN and any(_default(r, options) for options in VARIANTS.values())]
+    mine = [r for r in rows if r["source"] == OWN and variant_of(r)]
     if not any(_at(r, bar) for r in mine for bar in BARS):
         return MISSING.format("bars")
     lines = []
@@ -79,10 +89,11 @@ def calibration(rows: Sequence[Row]) -> str:
     chosen = [r for r in calibrated(rows) if r["source"] == OWN]
     sizes = [s for s in SIZES if any(r["samples"] == s for r in chosen)]
     lines = []
-    for (model, ratio), found in sorted(grouped(succeeded(chosen), lambda r: (r["model"], r["ratio"])).items()):
+    kinds = grouped(succeeded(chosen), lambda r: (r["model"], r["ratio"], variant_of(r)))
+    for (model, ratio, variant), found in sorted(kinds.items()):
         of = grouped(found, lambda r: r["samples"])
-        lines.append([model, f"{ratio:.0%}", *(spread(by_seed(of.get(s, ()), _lost)) for s in sizes)])
-    head = ["model", "MACs removed", *(f"{s:,}" for s in sizes)]
+        lines.append([model, f"{ratio:.0%}", variant, *(spread(by_seed(of.get(s, ()), _lost)) for s in sizes)])
+    head = ["model", "MACs removed", "options", *(f"{s:,}" for s in sizes)]
     return (table(head, lines) if lines else MISSING.format("calibration")) + failures(chosen)
 
 
@@ -94,12 +105,13 @@ def sources(rows: Sequence[Row]) -> str:
     points = {(r["model"], r["ratio"], r["samples"]) for r in good}
     own = [r for r in calibrated(rows) if r["source"] == OWN and (r["model"], r["ratio"], r["samples"]) in points]
     kinds = grouped(
-        succeeded([*own, *good]), lambda r: (r["model"], r["ratio"], r["source"] != OWN, r["source"], r["given"])
+        succeeded([*own, *good]),
+        lambda r: (r["model"], r["ratio"], r["source"] != OWN, r["source"], r["given"], variant_of(r)),
     )
-    for (model, ratio, _, source, given), found in sorted(kinds.items()):
+    for (model, ratio, _, source, given, variant), found in sorted(kinds.items()):
         agreement = spread(by_seed(found, lambda r: r["agreement"]))
-        lines.append([model, f"{ratio:.0%}", source, f"{given:,}", spread(by_seed(found, _lost)), agreement])
-    head = ["model", "MACs removed", "samples from", "samples", "points lost", "agreement, %"]
+        lines.append([model, f"{ratio:.0%}", source, f"{given:,}", variant, spread(by_seed(found, _lost)), agreement])
+    head = ["model", "MACs removed", "samples from", "samples", "options", "points lost", "agreement, %"]
     return (table(head, lines) if lines else MISSING.format("calibration")) + failures(chosen)
 
 
@@ -107,15 +119,18 @@ def peers(rows: Sequence[Row]) -> str:
     """The library and its peers, with what each left of the MACs."""
     chosen = compared(rows)
     lines = []
-    kinds = grouped(succeeded(chosen), lambda r: (r["model"], r["ratio"], r["tool"] != OURS, r["tool"], *_how(r)))
-    for (model, ratio, _, tool, method, refit), found in sorted(kinds.items()):
+    kinds = grouped(
+        succeeded(chosen),
+        lambda r: (r["model"], r["ratio"], r["tool"] != OURS, r["tool"], *_how(r), variant_of(r)),
+    )
+    for (model, ratio, _, tool, method, refit, variant), found in sorted(kinds.items()):
         lines.append(
             [
                 model,
                 f"{ratio:.0%}",
                 tool,
-                method,
-                refit,
+                method if tool != OURS else variant,
+                refit if tool != OURS else "",
                 f"{mean(r['macs_left'] for r in found):.3f}",
                 f"{mean(r['params_left'] for r in found):.3f}",
                 spread(by_seed(found, lambda r: r["top1_after"])),
@@ -133,20 +148,20 @@ def peers(rows: Sequence[Row]) -> str:
 
 
 def combined(rows: Iterable[Row]) -> list[Row]:
-    """Rows of the library whose selection and refit were both named."""
-    plain = [r for r in rows if r["tool"] == OURS and r["source"] == OWN and not r["options"]]
+    """Rows of the library whose selection and refit were both named, with nothing after the refit."""
+    plain = [r for r in rows if r["tool"] == OURS and r["source"] == OWN and r["options"] == FAST]
     return [r for r in plain if DEFAULT not in _how(r)]
 
 
 def calibrated(rows: Iterable[Row]) -> list[Row]:
-    """Rows of the library's defaults at the points of the suite `calibration`."""
+    """Rows of the library's variants at the points of the suite `calibration`."""
     points = [(pattern, ratio) for pattern, ratio, _ in CALIBRATION_POINTS]
     fits = [Bar(pattern, ratio, 0, 0.0) for pattern, ratio in points]
-    return [r for r in rows if _default(r, {}) and any(b.fits(r["model"]) and b.ratio == r["ratio"] for b in fits)]
+    return [r for r in rows if variant_of(r) and any(b.fits(r["model"]) and b.ratio == r["ratio"] for b in fits)]
 
 
 def compared(rows: Iterable[Row]) -> list[Row]:
-    """Rows at the points where a peer was run, and of the library's defaults there."""
+    """Rows at the points where a peer was run, and of the library's variants there."""
 
     def point(r: Row) -> tuple[Any, ...]:
         return (r["model"], r["ratio"], r["samples"], r["source"])
@@ -155,7 +170,7 @@ def compared(rows: Iterable[Row]) -> list[Row]:
     fits = [Bar(pattern, ratio, samples, 0.0, but) for pattern, but, ratio, samples in PEER_POINTS]
     there = {point(r) for r in rows if r["tool"] != OURS and any(_at(r, b) for b in fits)}
     seeds = {(point(r), r["seed"]) for r in rows if r["tool"] != OURS}
-    kept = [r for r in rows if point(r) in there and (r["tool"] != OURS or _default(r, {}))]
+    kept = [r for r in rows if point(r) in there and (r["tool"] != OURS or variant_of(r))]
     # As many seeds of the library as of its peers.
     return [r for r in kept if (point(r), r["seed"]) in seeds]
 
@@ -169,6 +184,11 @@ def failures(rows: Iterable[Row]) -> str:
     """What failed, in words, below a table; "" where nothing did."""
     said = sorted({f"- {r['key']}: {r['failure']}" for r in rows if "failure" in r})
     return "\n\nWithout a result:\n\n" + "\n".join(said) if said else ""
+
+
+def variant_of(row: Row) -> str:
+    """The name of the variant that a row of the library is of; "" of another."""
+    return next((name for name, options in VARIANTS.items() if _default(row, options)), "")
 
 
 def _default(row: Row, options: Mapping[str, Any]) -> bool:
