@@ -530,7 +530,7 @@ def recover_weights(
         coupled.layers,
         Material(loaded.fit, loaded.held, calibrated.reference),
         coupled.channels.keep_classes(masks),
-        Schedule(epochs=settings.epochs, seed=settings.seed, augment=images()),
+        Schedule(epochs=settings.epochs, seed=settings.seed, augment=images(flips=True)),
     )
     notes = [recovery.why] if recovery.why else []
     if not weights:

@@ -50,9 +50,9 @@ class Schedule:
     """
 
     epochs: int
-    rate: float = 5e-3
+    rate: float = 7e-3
     batch: int = 32
-    feature_weight: float = 0.1
+    feature_weight: float = 1.0
     augment: Augment = unchanged
     seed: int = 0
 
