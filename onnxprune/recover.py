@@ -1,9 +1,9 @@
 """Recovery: the pruned network learns from the original, on the calibration samples and without labels.
 
 Loss: mean over the floating-point outputs of ||s - t||² / ||t - mean t||² (what `relative_error` measures), plus
-`feature_weight` times the sum of the same over features between (`training.features_of`). Steps as in `descent`, batches
-in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and the best
-state stays, which may be the one at the start.
+`feature_weight` times the sum of the same over features between (`training.features_of`). Steps as in `descent`,
+batches in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and
+the best state stays, which may be the one at the start.
 
 Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (arXiv 1412.6550).
 """

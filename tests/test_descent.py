@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.descent import DAMPING, Descent
-from onnxprune.numerics.adam import Adam
 from tests.calibrated import prepare_text
 from tests.compare import assert_same
 

@@ -51,4 +51,5 @@ def output_spread(p: Array, w: Array, *, constant: bool) -> Array:
     if constant:
         power = power - np.einsum("gd,gdm->gm", p[:, -1], w) ** 2
     spread: Array = np.sqrt(np.maximum(power, 0.0))
-    return np.maximum(spread, 0.01 * spread.mean())
+    found: Array = np.maximum(spread, 0.01 * spread.mean())
+    return found
