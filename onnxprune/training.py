@@ -153,8 +153,8 @@ class Student:
     """A model (cut, or any other) in training.
 
     proto, layers: the model, and its linear layers. weights: those that are trained, as they are at present, in float32
-    (float64 of a model in double precision). missing: weights without a gradient → why. goals: the tensors that the loss
-    compares.
+    (float64 of a model in double precision). missing: weights without a gradient → why. goals: the tensors
+    that the loss compares.
     """
 
     def __init__(
