@@ -578,9 +578,29 @@ def test_a_broken_refit_falls_back(monkeypatch: pytest.MonkeyPatch):
         return replace(found, candidates={**found.candidates, "lockstep": walked})
 
     monkeypatch.setattr(pipeline, "refit_weights", change)
-    result = prune(digits.path("resnet"), None, digits.CALIB, samples=16)
+    result = prune(digits.path("resnet"), None, digits.CALIB, samples=16, fast=True)
     assert result.report.checks["refit"] == "least-squares"
     assert any("lockstep did worse" in n for n in result.report.notes)
+
+
+def test_recovery_is_the_default_and_says_what_it_did():
+    """Fails where the default run gives accuracy away, or does not report what it did."""
+    quick = prune(digits.path("resnet"), None, digits.CALIB, fast=True).report
+    report = prune(digits.path("resnet"), None, digits.CALIB).report
+    recovery = report.checks["recovery"]
+    assert "recovery" not in quick.checks
+    assert report.checks["refit"] == "recovered"
+    assert report.output_error == recovery["after"] < 0.8 * quick.output_error
+    assert recovery["before"] == pytest.approx(quick.output_error, rel=1e-6)
+
+
+@pytest.mark.parametrize(("options", "why"), [({}, "use --calib"), ({"calibration": 4}, "too few to hold any out")])
+def test_where_nothing_can_be_learned(options: dict[str, Any], why: str):
+    """Fails where a network is trained on noise, or on samples that nothing judges."""
+    data = {"input": np.load(digits.CALIB)["input"][:4]} if options else None
+    report = prune(digits.path("resnet"), None, data, recover=2).report
+    assert "recovery" not in report.checks
+    assert any(why in n for n in report.notes)
 
 
 @pytest.mark.parametrize(
