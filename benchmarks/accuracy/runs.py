@@ -54,6 +54,8 @@ def plain(value: Any) -> Any:
     """Values that JSON knows; floats to six significant digits, infinities and NaN as null."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if isinstance(value, np.generic):

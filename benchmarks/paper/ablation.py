@@ -104,6 +104,7 @@ def measure(network: Network, run: Run) -> Row:
             round_to=1,
             metric=run.metric,
             coefficients=run.coefficients,
+            fast=True,
         ).report
         before, after = answers(network.path, network.test), answers(out, network.test)
     return {

@@ -69,7 +69,7 @@ def measure(kept: Network, folded: Network, ratio: float, samples: int, method: 
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.onnx"
             report = prune(
-                network.path, out, calib, ratio=ratio, method=method, refit=refit, seed=seed, round_to=1
+                network.path, out, calib, ratio=ratio, method=method, refit=refit, seed=seed, round_to=1, fast=True
             ).report
             before = answers(network.path, network.test)
             found[kind] = {

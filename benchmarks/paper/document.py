@@ -149,7 +149,8 @@ def render(records: Records, folder: Path) -> str:
         "`--only`, smaller with `--quick`). KIT is a folder of trained models with calibration and test data: "
         "CIFAR-10 ResNet-20 and ResNet-56 (93.4 % published), an ImageNet MobileNetV2 and small MNIST networks, in "
         "ONNX; BatchNormalization is folded unless a table says otherwise. Calibration images are training images; "
-        "every top-1 is on test images. Seed 0 unless a table says otherwise. Times were taken on two cores that "
+        "every top-1 is on test images. Nothing was recovered behind the refit (`--fast`). Seed 0 unless a table says "
+        "otherwise. Times were taken on two cores that "
         "other jobs used too; they bound, they do not compare.",
     ]
     for k, text in sections.items():

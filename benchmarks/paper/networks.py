@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from benchmarks.accuracy import kits
 from benchmarks.accuracy.kits import load_kit
 from onnxprune import model as m
 from onnxprune import pipeline, selection
@@ -90,15 +91,8 @@ class Kit:
 
 def scores(before: Array, after: Array, labels: Array) -> dict[str, float]:
     """Top-1 of both, agreement, in percent, and the relative error of the outputs; before, after: (N, classes)."""
-    a, b = before.argmax(axis=1), after.argmax(axis=1)
-    wide = before.astype(np.float64)
-    error = ((after - wide) ** 2).sum() / max(((wide - wide.mean(axis=0)) ** 2).sum(), 1e-30)
-    return {
-        "top1_before": 100 * float((a == labels).mean()),
-        "top1": 100 * float((b == labels).mean()),
-        "agreement": 100 * float((a == b).mean()),
-        "output_error": float(error),
-    }
+    found = kits.scores(before, after, labels)
+    return {("top1" if k == "top1_after" else k): v for k, v in found.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from benchmarks.accuracy.runs import Row, plain
 
-Row = dict[str, Any]
 _NUMBERS = re.compile(r"\[[^\[\]{}\"]*\]")
-
-
-def plain(value: Any) -> Any:
-    """Values that JSON knows; floats to six significant digits, infinities and NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if np.isfinite(value) else None
-    return value
 
 
 def _on_one_line(numbers: re.Match[str]) -> str:
