@@ -1,4 +1,4 @@
-"""Make an ONNX model slimmer by removing whole channels: no training framework, no labels, no training loop.
+"""Make an ONNX model slimmer by removing whole channels: no training framework, no labels, no training code.
 
     from onnxprune import prune
     result = prune("in.onnx", "out.onnx", "calib.npz", ratio=0.5)
