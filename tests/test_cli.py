@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,10 @@ def test_interrupted_while_saving(folder: Path, capsys: Capture, monkeypatch: py
 
 def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
     env = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(digits.FOLDER.parent)}
-    return subprocess.Popen([sys.executable, "-m", "onnxprune", *args], env=env, **options)
+    # A shell that runs the tests in the background has its children ignore interrupts.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    start = [sys.executable, "-m", "onnxprune", *args]
+    return subprocess.Popen(start, env=env, preexec_fn=heard, **options)  # noqa: PLW1509  it only sets a handler
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
@@ -287,7 +291,7 @@ def test_interrupted_for_real(folder: Path):
         seen += read_until(ours, None)
         out, _ = process.communicate(timeout=60)
     os.close(ours)
-    assert process.returncode == 130
+    assert process.returncode == 130, seen
     assert out == b""
     assert b"interrupted; nothing was written" in seen
     assert b"Traceback" not in seen

@@ -226,7 +226,7 @@ def test_the_digits_come_closer(learned: PruneResult):
     assert "recover" in learned.report.effort.stages
     test = {"input": np.load(digits.TEST)["input"]}
     assert learned.model is not None
-    plain = digits.pruned("resnet", ratio=0.5).model
+    plain = digits.pruned("resnet", ratio=0.5, fast=True).model
     assert plain is not None
     original = Session(digits.path("resnet")).run(test)
     assert relative_error(Session(learned.model).run(test), original) < relative_error(
