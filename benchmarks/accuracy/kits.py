@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.objective import relative_error
 from onnxprune.runtime import Session
 
 Array = NDArray[Any]
@@ -79,11 +80,9 @@ def answers(model: onnx.ModelProto | Path, x: Array) -> Array:
 def scores(before: Array, after: Array, labels: Sequence[int] | Array) -> dict[str, float]:
     """Top-1 of both and agreement, in percent, and the squared error of the outputs over their spread."""
     a, b = before.argmax(axis=1), after.argmax(axis=1)
-    wide = before.astype(np.float64)
-    error = ((after - wide) ** 2).sum() / max(((wide - wide.mean(axis=0)) ** 2).sum(), 1e-30)
     return {
         "top1_before": 100 * float((a == labels).mean()),
         "top1_after": 100 * float((b == labels).mean()),
         "agreement": 100 * float((a == b).mean()),
-        "output_error": float(error),
+        "output_error": relative_error({"": after}, {"": before}),
     }

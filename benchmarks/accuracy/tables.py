@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -33,8 +33,8 @@ def bars(rows: Sequence[Row]) -> str:
     lines = []
     for bar in BARS:
         at = [r for r in mine if _at(r, bar)]
-        for variant, options in VARIANTS.items():
-            fitting = [r for r in succeeded(at) if _default(r, options)]
+        for variant in VARIANTS:
+            fitting = [r for r in succeeded(at) if variant_of(r) == variant]
             by_model = grouped(fitting, lambda r, pooled=bar.pooled: "" if pooled else r["model"])
             for model, found in sorted(by_model.items()):
                 lines.append([model or _pooled(found), *_bar(bar, variant, found)])
@@ -187,13 +187,10 @@ def failures(rows: Iterable[Row]) -> str:
 
 
 def variant_of(row: Row) -> str:
-    """The name of the variant that a row of the library is of; "" of another."""
-    return next((name for name, options in VARIANTS.items() if _default(row, options)), "")
-
-
-def _default(row: Row, options: Mapping[str, Any]) -> bool:
-    """Whether a row is the library with its own method and refit, and these options."""
-    return row["tool"] == OURS and _how(row) == (DEFAULT, DEFAULT) and row["options"] == dict(options)
+    """The name of the variant that a row of the library is of, with its own method and refit; "" of another."""
+    if row["tool"] != OURS or _how(row) != (DEFAULT, DEFAULT):
+        return ""
+    return next((name for name, options in VARIANTS.items() if row["options"] == dict(options)), "")
 
 
 def _how(row: Row) -> tuple[str, str]:
