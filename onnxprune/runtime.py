@@ -41,7 +41,7 @@ class Session:
     float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any floating-point
     type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
     as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the cores from numpy's
-    BLAS between two runs.
+    BLAS between two runs. threads: that compute one operator, 0 for onnxruntime's own choice.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 
@@ -52,12 +52,14 @@ class Session:
         optimize: bool = True,
         spin: bool = False,
         single: bool = False,
+        threads: int = 0,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
             options = ort.SessionOptions()
             options.log_severity_level = _FATAL
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+            options.intra_op_num_threads = threads
             level = ort.GraphOptimizationLevel
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
             content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)

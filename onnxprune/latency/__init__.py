@@ -1,0 +1,1 @@
+"""Measured time: of whole models, of single layers, and of a model as a function of its widths."""
