@@ -97,7 +97,7 @@ def recover_weights(
         coupled.layers,
         Material(loaded.fit, loaded.held, calibrated.reference),
         coupled.channels.keep_classes(masks),
-        Schedule(epochs=settings.epochs, seed=settings.seed, augment=images(flips=True)),
+        Schedule(epochs=settings.epochs, seed=settings.seed, augment=images(flips=True, blends=True)),
     )
     notes = [recovery.why] if recovery.why else []
     if not weights:

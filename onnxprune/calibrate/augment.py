@@ -1,4 +1,4 @@
-"""More samples from those that there are: images moved by some pixels, or turned left to right.
+"""More samples from those that there are: images moved by some pixels, turned left to right, or laid over each other.
 
 The original network answers the changed images itself, so no label has to hold for them.
 """
@@ -21,6 +21,7 @@ Augment = Callable[[Feeds, np.random.Generator], Feeds]
 _LEAST_SIZE = 16
 _COLOURS = (1, 3, 4)
 _REACH = 8  # an image moves by up to one part in so many of its size
+_BLENDED = 0.5  # share of the images that another one is laid over
 
 
 def unchanged(feeds: Feeds, rng: np.random.Generator) -> Feeds:
@@ -28,16 +29,23 @@ def unchanged(feeds: Feeds, rng: np.random.Generator) -> Feeds:
     return feeds
 
 
-def images(*, shifts: bool = True, flips: bool = False) -> Augment:
+def images(*, shifts: bool = True, flips: bool = False, blends: bool = False) -> Augment:
     """Change every input that holds images, each in its own way, and leave the others alone.
 
     shifts: by up to an eighth of the size on both axes; what moves in is the edge. flips: half of them left to right.
+    blends: half of them with another image of the batch, in any proportion (mixup: Zhang et al. 2018, arXiv 1710.09412;
+    for a student of another network: Beyer et al. 2022, arXiv 2106.05237).
     """
-    return partial(_augmented, shifts=shifts, flips=flips)
+    return partial(_augmented, shifts=shifts, flips=flips, blends=blends)
 
 
-def _augmented(feeds: Feeds, rng: np.random.Generator, *, shifts: bool, flips: bool) -> Feeds:
-    return {k: _changed(v, rng, shifts=shifts, flips=flips) if _is_images(v) else v for k, v in feeds.items()}
+def _augmented(feeds: Feeds, rng: np.random.Generator, *, shifts: bool, flips: bool, blends: bool) -> Feeds:
+    found = dict(feeds)
+    for k, x in feeds.items():
+        if _is_images(x):
+            moved = _changed(x, rng, shifts=shifts, flips=flips)
+            found[k] = _blended(moved, rng) if blends else moved
+    return found
 
 
 def _rows_axis(x: Array) -> int:
@@ -63,4 +71,11 @@ def _changed(x: Array, rng: np.random.Generator, *, shifts: bool, flips: bool) -
         if flips and rng.random() < 0.5:
             columns = columns[::-1]
         found[i] = np.take(np.take(image, rows, axis=axis - 1), columns, axis=axis)
+    return found
+
+
+def _blended(x: Array, rng: np.random.Generator) -> Array:
+    own = np.where(rng.random(len(x)) < _BLENDED, rng.random(len(x)), 1.0).astype(x.dtype)[:, None, None, None]
+    other = x[rng.permutation(len(x))]
+    found: Array = own * x + (1 - own) * other
     return found

@@ -64,3 +64,23 @@ def test_unchanged_draws_nothing():
     feeds = {"x": _pictures(False)}
     assert unchanged(feeds, rng) is feeds
     assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_half_of_the_images_are_blended_with_another():
+    """Fails where a blend leaves the line between two images, or where all or none are blended."""
+    x = _pictures(channels_last=False)
+    y = images(shifts=False, blends=True)({"x": x}, np.random.default_rng(0))["x"]
+    assert y.dtype == x.dtype
+    alone = 0
+    for i, image in enumerate(y):
+        # Images differ by whole multiples of 10⁴, so the mean tells which point of the line between two this is.
+        offset = (image - x[0]) / 10_000
+        np.testing.assert_allclose(offset, np.full_like(offset, offset.mean()), atol=1e-2)
+        assert 0 <= offset.mean() < len(x)
+        alone += bool(np.array_equal(image, x[i]))
+    assert 10 <= alone <= 30
+
+
+def test_a_single_image_is_not_blended():
+    x = _pictures(channels_last=False)[:1]
+    np.testing.assert_array_equal(images(shifts=False, blends=True)({"x": x}, np.random.default_rng(0))["x"], x)
