@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         UsageError,
     )
     from onnxprune.evaluation import Evaluation, evaluate
+    from onnxprune.latency.bench import Bench, bench
     from onnxprune.pipeline import PruneResult, inspect, prune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bench",
     "BudgetUnreachable",
     "CalibrationError",
     "CheckFailed",
@@ -45,16 +47,19 @@ __all__ = [
     "RunError",
     "UsageError",
     "__version__",
+    "bench",
     "evaluate",
     "inspect",
     "prune",
 ]
 
 _HOMES = {
+    "Bench": "onnxprune.latency.bench",
     "Description": "onnxprune.channels.describe",
     "Evaluation": "onnxprune.evaluation",
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.pipeline",
+    "bench": "onnxprune.latency.bench",
     "evaluate": "onnxprune.evaluation",
     "inspect": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",

@@ -1,7 +1,7 @@
 """The command line: the only user of click.
 
-`onnxprune IN OUT --ratio 0.5` is the main command; `inspect` and `eval` are subcommands beside it. Reports go to
-stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are those of `errors`.
+`onnxprune IN OUT --ratio 0.5` is the main command; `inspect`, `eval` and `bench` are subcommands beside it. Reports go
+to stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are those of `errors`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from onnxprune.config import (
     LABELLED,
     METHODS,
     METRICS,
+    PRECISIONS,
     RECOVER,
     REFITS,
+    SECONDS,
+    WARMUP,
     PruneConfig,
 )
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
@@ -61,6 +64,19 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise click.BadParameter(f"{text!r} is too small; write 512M or 2G")
     return size
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input's name and shape: x:1,3,224,224, x:[1,3,224,224] or x:1x3x224x224. Raises click.BadParameter."""
+    name, found, dims = text.rpartition(":")  # a name may hold colons itself
+    inner = dims.strip().removeprefix("[").removesuffix("]").strip()
+    try:
+        shape = tuple(int(d) for d in inner.replace("x", ",").split(",")) if inner else ()
+    except ValueError:
+        shape = (0,)
+    if not (found and name and dims.strip()) or any(d < 1 for d in shape):
+        raise click.BadParameter(f"{text!r} is not a name and a shape; write x:1,3,224,224 or x:1x3x224x224")
+    return name, shape
 
 
 def parse_share(text: str) -> float:
@@ -269,6 +285,11 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     help="What cached activations of one model may take, such as 512M or 2G.",
 )
 @_flag("--overwrite", "Replace OUT, --plan and --report files that exist.")
+@_flag(
+    "--bench",
+    "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything else.",
+)
+@click.option("--provider", metavar="NAME", show_default="cpu", help="What --bench runs on; as for `onnxprune bench`.")
 @_flag("--force", "Write the model even where a check failed.")
 @_flag("--quiet", "No report, no status; warnings and errors stay.")
 @click.version_option(__version__, prog_name="onnxprune")
@@ -303,6 +324,8 @@ class Run:
     dry_run: bool
     overwrite: bool
     quiet: bool
+    bench: bool
+    provider: str | None
     options: dict[str, Any]
 
     @classmethod
@@ -329,6 +352,10 @@ class Run:
             raise UsageError("--labels names a key of the calibration data: give that too, with --calib")
         if given["output"] is None and not given["dry_run"]:
             raise UsageError("OUT is missing: name the file to write, or use --dry-run")
+        if given["provider"] is not None and not given["bench"]:
+            raise UsageError("--provider says where --bench measures: give that too, or leave it out")
+        if given["bench"] and given["dry_run"]:
+            raise UsageError("--dry-run makes no model that --bench could time: leave out one of them")
         options = {k: given.pop(k) for k in _SETTINGS}
         return cls(**given, options={k: v for k, v in options.items() if k in explicit})
 
@@ -352,6 +379,7 @@ class Run:
                 overwrite=self.overwrite,
                 plan_file=self.plan_file,
                 report_file=self.report_file,
+                bench=self.bench and (self.provider or True),
                 watch=watch,
                 **self.options,
             )
@@ -434,6 +462,60 @@ def eval_command(
     result = evaluate(model, data, against=against, labels=labels)
     _print(result.to_json() if as_json else terminal.evaluation(result, _screen()))
     gate(result, min_agreement=min_agreement, max_drop=max_drop)
+
+
+@cli.command("bench")
+@click.argument("model", metavar="MODEL")
+@click.argument("other", metavar="[OTHER]", required=False)
+@click.option(
+    "--data",
+    metavar="PATH",
+    show_default="seeded random inputs",
+    help="Inputs: a .npz keyed by input names, a .npy, or a folder; the first samples are used.",
+)
+@click.option(
+    "--provider",
+    metavar="NAME",
+    **_shown("cpu"),
+    help="cpu, cuda, or any other execution provider of the installed onnxruntime, by its name or the part before "
+    "ExecutionProvider. tensorrt builds an engine with the package tensorrt, without onnxruntime.",
+)
+@click.option("--batch", type=int, metavar="N", show_default="1, or what --shape says", help="Samples in each run.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:DIMS",
+    show_default="sizes that run",
+    help="Shape of an input with symbolic dimensions: x:1,3,224,224, x:[1,3,224,224] or x:1x3x224x224. Repeatable.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    **_shown(PRECISIONS[0]),
+    help="The types that the model has (quantized ones too), or a copy that computes in float16.",
+)
+@click.option("--threads", type=int, metavar="N", **_shown(0), help="Of onnxruntime; 0 leaves them to it.")
+@click.option("--seconds", type=float, metavar="S", **_shown(SECONDS), help="Run rounds for so long.")
+@click.option("--runs", type=int, metavar="N", show_default="what --seconds allows", help="So many rounds instead.")
+@click.option("--warmup", type=int, metavar="N", **_shown(WARMUP), help="Rounds before those that count.")
+@_flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own.")
+@_JSON
+def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Time MODEL, or MODEL and OTHER in turns, on the same inputs.
+
+    Of two models the ratio is that of OTHER's time to MODEL's in the same round, so that a busy machine slows both. On
+    a GPU the inputs and outputs stay there: copies are not timed.
+    """
+    given = [parse_shape(s) for s in shapes]
+    if len(dict(given)) < len(given):
+        raise UsageError("--shape is given twice for one input")
+    from onnxprune.latency.bench import bench
+    from onnxprune.report import terminal
+
+    with terminal.status(sys.stderr.isatty()) as show:
+        result = bench(model, other, shapes=dict(given), watch=show, **options)
+    _print(result.to_json() if as_json else terminal.benchmark(result, _screen()))
 
 
 # output

@@ -18,6 +18,9 @@ COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
+# What `bench` runs: the types that a model has, or a copy in float16. Seconds of rounds that count, and rounds before.
+PRECISIONS = ("model", "fp16")
+SECONDS, WARMUP = 5.0, 10
 RATIO = 0.5
 RECOVER = 16
 

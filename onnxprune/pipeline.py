@@ -38,13 +38,14 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
+from onnxprune.latency.bench import provider_named
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
-from onnxprune.reporting import report_of
+from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones
 from onnxprune.scope import allowed, frozen_groups, notes_on_bodies, why_nothing
 from onnxprune.select import Path as SelectionPath
@@ -89,6 +90,7 @@ def prune(
     overwrite: bool = False,
     plan_file: str | os.PathLike[str] | None = None,
     report_file: str | os.PathLike[str] | None = None,
+    bench: bool | str = False,
     watch: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> PruneResult:
@@ -98,18 +100,22 @@ def prune(
     of either, or arrays by input name; None means seeded random inputs. options: fields of PruneConfig. from_plan:
     replay a plan instead of selecting; its own config then stands for `config`, and options replace single fields.
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
-    existing files may be replaced. watch: called with the name of every stage.
+    existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
+    CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
+    if dry_run and bench:
+        raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
+    provider = provider_named("cpu" if bench is True else bench) if bench else None
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
     try:
         with one_blas_thread(), storage.spilling():
             files = (output, plan_file, report_file)
             result, separate = _run(
-                model, files, calibration, settings, chosen, overwrite, Clock(watch), dry_run=dry_run
+                model, files, calibration, settings, chosen, overwrite, Clock(watch), provider, dry_run=dry_run
             )
             watch("save")
             _save(result, separate, output, plan_file, report_file)
@@ -166,10 +172,14 @@ def _run(
     replayed: plan.Plan | None,
     overwrite: bool,
     stage: Clock,
+    provider: str | None,
     *,
     dry_run: bool,
 ) -> tuple[PruneResult, bool]:
-    """The sentence, one line per stage, and whether the result's weights go beside it. files: output, plan, report."""
+    """The sentence, one line per stage, and whether the result's weights go beside it.
+
+    files: output, plan, report. provider: that times the models, None to leave that out.
+    """
     output, *others = files
     with stage("load"):
         # A plan has decided all that labels decide, so a replay needs none.
@@ -205,6 +215,9 @@ def _run(
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
+    if provider is not None:
+        stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
+        report = with_latency(report, loaded, checked, provider)
     return PruneResult(checked.model, chosen, report), loaded.source.separate
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from onnxprune import cost, runtime, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
+from onnxprune.errors import OnnxPruneError
+from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import allowed
 from onnxprune.state import Calibrated, Checked, Clock, Coupled, Loaded, Masks
@@ -79,6 +81,21 @@ def report_of(
             *(checked.notes if checked else ()),
         ),
     )
+
+
+def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str) -> Report:
+    """The report with the time of one sample through the original and the result; with a note where that fails, as a
+    model that was made and checked is worth more than its latency."""
+    models = (
+        Candidate(report.model, loaded.original, loaded.source.size),
+        Candidate(report.output or "the result", checked.model, storage.model_bytes(checked.model)),
+    )
+    feeds = loaded.fit.slice(0, 1)
+    try:
+        found = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
+    except OnnxPruneError as e:
+        return replace(report, notes=(*report.notes, f"the latency was not measured: {e}"))
+    return replace(report, latency=found.as_dict(), notes=(*report.notes, *found.notes))
 
 
 def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> tuple[str, ...]:

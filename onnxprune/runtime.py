@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +31,15 @@ _ERROR = 3
 _FATAL = 4
 _LINE = 300
 _PREPACK_BYTES = 512 << 20
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+# Where inputs and outputs can stay between runs; with the other providers they lie in the memory of the CPU.
+_DEVICES = {
+    CUDA: "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+}
 # Before 1.22 only a model that comes from a file may refer to others, and does so absolutely; later ones may not.
 _RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 
@@ -34,14 +52,16 @@ def _one_line(error: BaseException) -> str:
 
 
 class Session:
-    """An onnxruntime session on the CPU (or `providers`).
+    """An onnxruntime session on the CPU, or on the first of `providers`, which has to start.
 
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
     are neither read nor copied here. A ModelProto with bfloat16 is run as its float32 twin (`twin`), and so is one in
     float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any floating-point
     type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
     as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the cores from numpy's
-    BLAS between two runs. threads: that compute one operator, 0 for onnxruntime's own choice.
+    BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow down the others.
+    threads: that compute one operator, 0 for onnxruntime's own choice. profile: start of the path of a JSON file that
+    `end_profile` closes.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 
@@ -52,24 +72,28 @@ class Session:
         optimize: bool = True,
         spin: bool = False,
         single: bool = False,
+        in_turns: bool = False,
         threads: int = 0,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
+        profile: str | None = None,
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
             options = ort.SessionOptions()
             options.log_severity_level = _FATAL
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+            if in_turns:
+                options.add_session_config_entry("session.force_spinning_stop", "1")
             options.intra_op_num_threads = threads
+            if profile is not None:
+                options.enable_profiling = True
+                options.profile_file_prefix = profile
             level = ort.GraphOptimizationLevel
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
             content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
-            try:
-                if isinstance(content, bytes) and not _RELATIVE:
-                    with storage.as_file(content) as path:
-                        return ort.InferenceSession(path, options, providers=list(providers))
-                return ort.InferenceSession(content, options, providers=list(providers))
-            except Exception as e:  # onnxruntime's exceptions share no base class below Exception
-                raise RunError(f"onnxruntime cannot load the model: {_one_line(e)}") from e
+            if isinstance(content, bytes) and not _RELATIVE:
+                with storage.as_file(content) as path:
+                    return _started(path, options, providers)
+            return _started(content, options, providers)
 
         self._declared: dict[str, np.dtype[Any]] = {}
         self._twin = False
@@ -82,6 +106,7 @@ class Session:
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         ports = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self._singles = frozenset(i.name for i in ports if i.type == "tensor(float)")
+        self.device = _DEVICES.get(providers[0], "cpu")
 
     def _started(self, model: onnx.ModelProto, start: Callable[[onnx.ModelProto], Any], *, single: bool) -> Any:
         """A session of the model, or of its twin where onnxruntime runs only that."""
@@ -103,18 +128,197 @@ class Session:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Outputs by name; feeds that the model does not read are ignored."""
         names = list(self.outputs if outputs is None else outputs)
-        known = set(self.inputs)
-        fed = {k: v for k, v in feeds.items() if k in known or k in self.overridable}
-        if self._twin:
-            fed = {k: v.astype(np.float32) if is_float(v.dtype) and k in self._singles else v for k, v in fed.items()}
         try:
-            values = self._session.run(names, fed)
+            values = self._session.run(names, self._fed(feeds))
         except Exception as e:  # as above
             raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
         found = dict(zip(names, values, strict=True))
         for k in self._declared.keys() & found.keys():
             found[k] = cast(found[k], self._declared[k])
         return found
+
+    def _fed(self, feeds: Feeds) -> dict[str, Array]:
+        known = set(self.inputs)
+        fed = {k: v for k, v in feeds.items() if k in known or k in self.overridable}
+        if self._twin:
+            fed = {k: v.astype(np.float32) if is_float(v.dtype) and k in self._singles else v for k, v in fed.items()}
+        return fed
+
+    def bound(self, feeds: Feeds) -> Bound:
+        """The model on these feeds, ready to be run again and again."""
+        return Bound(self._session, self._fed(feeds), self.outputs, self.device)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the float32 twin runs instead of the model."""
+        return self._twin
+
+    def placement(self) -> dict[str, int]:
+        """Nodes by the provider that runs them; empty where onnxruntime does not tell."""
+        try:
+            parts = self._session.get_provider_graph_assignment_info()
+        except Exception:  # noqa: BLE001  it is new, and says nothing of a session on the CPU alone
+            return {}
+        found: Counter[str] = Counter()
+        for part in parts:
+            found[part.ep_name] += len(part.get_nodes())
+        return dict(found)
+
+    def end_profile(self) -> list[dict[str, Any]]:
+        """The events since the start. Raises RunError where they cannot be read."""
+        try:
+            events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"), strict=False)
+        except (OSError, ValueError) as e:
+            raise RunError(f"onnxruntime's profile cannot be read: {_one_line(e)}") from e
+        return [e for e in events if isinstance(e, dict)]
+
+
+class Bound:
+    """Runs of one session on the same inputs: these and the outputs stay on `device`, so no run copies them.
+
+    Raises RunError where onnxruntime refuses the inputs or a run.
+    """
+
+    def __init__(self, session: Any, feeds: Feeds, outputs: Sequence[str], device: str) -> None:
+        self._session, self._device, self._binding = session, device, session.io_binding()
+        try:
+            # A value on the CPU is the array itself, which has to live as long as the binding.
+            self._values = {
+                k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v), device, 0) for k, v in feeds.items()
+            }
+            for k, v in self._values.items():
+                self._binding.bind_ortvalue_input(k, v)
+            for name in outputs:
+                self._binding.bind_output(name, device)
+        except Exception as e:  # onnxruntime's exceptions share no base class below Exception
+            raise RunError(f"onnxruntime cannot take the inputs: {_one_line(e)}") from e
+
+    def __call__(self) -> None:
+        """One run, to its end."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+            if self._device != "cpu":
+                self._binding.synchronize_outputs()
+        except Exception as e:  # as above
+            raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
+
+    def outputs(self) -> list[Array]:
+        """What the last run gave, in the order of the model's outputs."""
+        return list(self._binding.copy_outputs_to_cpu())
+
+
+def _started(content: bytes | str, options: Any, providers: Sequence[str]) -> Any:
+    """A session on the first provider. Raises RunError where that does not start, instead of using another one."""
+    first = providers[0]
+    if first != CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    with _native_errors(first != CPU) as log:
+        if _DEVICES.get(first) == "cuda":
+            _find_cuda()
+        try:
+            session = ort.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+        except Exception as e:  # noqa: BLE001  they share no base class below it; raised again once the log is read
+            failure: Exception | None = e
+        else:
+            failure = None
+    why = _reason(log)
+    if failure is not None:
+        raise RunError(f"onnxruntime cannot load the model: {why or _one_line(failure)}") from failure
+    if first not in session.get_providers():
+        raise RunError(
+            f"{first} did not start, and onnxruntime would have used the CPU: {why or 'it gives no reason'}; install "
+            "what it needs, or choose another provider"
+        )
+    return session
+
+
+@contextmanager
+def _native_errors(wanted: bool) -> Iterator[list[str]]:
+    """Lines that compiled code writes to stderr: nothing else says why a provider did not start."""
+    lines: list[str] = []
+    if not wanted:
+        yield lines
+        return
+    with tempfile.TemporaryFile() as caught:
+        kept = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            lines += caught.read().decode("utf-8", "replace").splitlines()
+
+
+def _reason(log: Sequence[str]) -> str:
+    """What the log of onnxruntime complains about first, without colours, times and places."""
+    errors = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log if "[E:onnxruntime" in line]
+    if not errors:
+        return ""
+    _, found, library = errors[0].partition("with error: ")
+    text = library if found else re.sub(r"^.*?\[E:onnxruntime[^\]]*\]\s*", "", errors[0])
+    return " ".join(text.split())[:_LINE]
+
+
+def _find_cuda() -> None:
+    """Load CUDA and cuDNN from their Python packages, where these are installed; it prints of those that are not."""
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            preload()
+
+
+def available_providers() -> tuple[str, ...]:
+    """Execution providers of the installed onnxruntime; whether they start depends on the machine."""
+    return tuple(ort.get_available_providers())
+
+
+def fallbacks(provider: str) -> tuple[str, ...]:
+    """The provider, and those that take the operators which it does not know."""
+    between = (CUDA,) if provider == "TensorrtExecutionProvider" and CUDA in available_providers() else ()
+    return (provider,) if provider == CPU else (provider, *between, CPU)
+
+
+def profile_events(
+    model: onnx.ModelProto,
+    feeds: Feeds,
+    runs: int,
+    *,
+    optimize: bool = True,
+    threads: int = 0,
+    providers: Sequence[str] = (CPU,),
+) -> list[dict[str, Any]]:
+    """What onnxruntime's profiler says of so many runs, in Chrome's trace format. Raises RunError."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        start = str(Path(folder) / "profile")
+        session = Session(model, optimize=optimize, spin=True, threads=threads, providers=providers, profile=start)
+        try:
+            run = session.bound(feeds)
+            for _ in range(runs):
+                run()
+        finally:  # the file is open until then
+            events = session.end_profile()
+        return events
+
+
+def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that computes in float16, by onnxruntime's own converter; inputs and outputs keep their types.
+
+    Raises RunError where the converter refuses the model.
+    """
+    paths = list(sys.path)
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    sys.path[:] = paths  # it has added its own folder, which holds modules with common names
+    copy = onnx.ModelProto()
+    copy.CopyFrom(storage.embedded(model))
+    try:
+        converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+    except Exception as e:  # it raises whatever comes
+        raise RunError(f"the model cannot be converted to float16: {_one_line(e)}") from e
+    return converted
 
 
 def _content(model: onnx.ModelProto, options: Any) -> bytes:

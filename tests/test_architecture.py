@@ -93,7 +93,12 @@ def test_arithmetic_knows_no_onnx(layer: str):
 
 @pytest.mark.parametrize(
     ("library", "owner"),
-    [("onnxruntime", "onnxprune.runtime"), ("click", "onnxprune.cli"), ("rich", "onnxprune.report.terminal")],
+    [
+        ("onnxruntime", "onnxprune.runtime"),
+        ("tensorrt", "onnxprune.latency.tensorrt_engine"),
+        ("click", "onnxprune.cli"),
+        ("rich", "onnxprune.report.terminal"),
+    ],
 )
 def test_one_module_owns_each_library(library: str, owner: str):
     """Fails where a second module imports a library that has an owner."""

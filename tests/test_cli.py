@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, config, pipeline
+from onnxprune import cli, config, pipeline, reporting
+from onnxprune.latency.bench import Settings
 from onnxprune.report.terminal import PLAIN_WIDTH
 from tests import digits
 from tests.digits import pruned
@@ -148,6 +150,9 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--ratio", "0.5", "--report", "old.onnx"], 2, "use --overwrite"),
         (["out.onnx", "--ratio", "0.5", "--plan", "text.onnx"], 2, "use --overwrite"),
         (["out.onnx", "--ratio", "0.5", "--plan", "a", "--report", "a"], 2, "used twice"),
+        (["--ratio", "0.5", "--dry-run", "--bench"], 2, "leave out one of them"),
+        (["out.onnx", "--ratio", "0.5", "--provider", "cpu"], 2, "--provider says where --bench measures"),
+        (["out.onnx", "--ratio", "0.5", "--bench", "--provider", "abacus"], 2, "provider 'abacus' is not among"),
         (["out.onnx", "--from-plan", "missing.json"], 1, "does not exist"),
         (["out.onnx", "--from-plan", "text.onnx"], 1, "is not a plan"),
         (["out.onnx", "--from-plan", "p", "--ratio", "0.5", "--round-to", "4"], 2, "leave out --ratio, --round-to"),
@@ -504,7 +509,7 @@ def test_version(capsys: Capture):
     assert run(capsys, "--version") == (0, f"onnxprune, version {onnxprune.__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", ["", "inspect", "eval"])
+@pytest.mark.parametrize("name", ["", "inspect", "eval", "bench"])
 def test_every_option_has_help(name: str, capsys: Capture):
     command = cli.cli.commands[name] if name else cli.prune_command
     for p in command.params:
@@ -554,6 +559,27 @@ def test_no_sizes(text: str):
 @pytest.mark.parametrize(("text", "share"), [("0.99", 0.99), ("99", 0.99), ("99%", 0.99), ("1", 1.0), ("1%", 0.01)])
 def test_shares(text: str, share: float):
     assert cli.parse_share(text) == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "shape"),
+    [
+        ("x:1,3,224,224", "x", (1, 3, 224, 224)),
+        ("x:[1,3,224,224]", "x", (1, 3, 224, 224)),
+        ("x:1x3x224x224", "x", (1, 3, 224, 224)),
+        ("input:0: 1, 7", "input:0", (1, 7)),
+        ("x:7", "x", (7,)),
+        ("x:[]", "x", ()),
+    ],
+)
+def test_shapes(text: str, name: str, shape: tuple[int, ...]):
+    assert cli.parse_shape(text) == (name, shape)
+
+
+@pytest.mark.parametrize("text", ["", "x", "x:", "1,3", ":1,3", "x:1,,3", "x:0", "x:-1,3", "x:1,a", "input:0"])
+def test_no_shapes(text: str):
+    with pytest.raises(cli.click.BadParameter):
+        cli.parse_shape(text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "101", "-0.1", "nan", "inf"])
@@ -646,6 +672,68 @@ def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: s
 )
 def test_eval_refuses(folder: Path, capsys: Capture, args: list[str], code: int, match: str):
     refused(folder, capsys, code, match, "eval", RESNET, *args)
+
+
+TWICE = ["--runs", "2", "--warmup", "0"]
+
+
+def test_bench(slim: str, capsys: Capture):
+    code, out, err = run(capsys, "bench", RESNET, slim, *TWICE, "--profile", "--batch", "3", "--threads", "1")
+    assert (code, err) == (0, "")
+    for text in ("time of [2]", "input 3x1x8x8 (batch 3; random, seed 0)", "2 rounds, in turns", "1 threads", "Conv"):
+        assert text in out
+    assert max(map(len, out.splitlines())) <= PLAIN_WIDTH
+
+
+def test_bench_of_one_model(capsys: Capture):
+    code, out, err = run(capsys, "bench", RESNET, "--data", CALIB, "--precision", "fp16", "--json", *TWICE)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["comparison"], found["data"], found["precision"], found["rounds"]) == (None, CALIB, "fp16", 2)
+
+
+def test_shapes_arrive(capsys: Capture):
+    code, out, _ = run(capsys, "bench", RESNET, "--shape", "input:5x1x8x8", "--json", *TWICE)
+    assert code == 0
+    assert json.loads(out)["inputs"] == {"input": [5, 1, 8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "match"),
+    [
+        (["--batch", "0"], 2, "batch is 0"),
+        (["--runs", "0"], 2, "runs is 0"),
+        (["--shape", "input"], 2, "is not a name and a shape"),
+        (["--shape", "input:1,1,8,8", "--shape", "input:2,1,8,8"], 2, "--shape is given twice for one input"),
+        (["--shape", "image:1,1,8,8"], 2, "'image', which is no input"),
+        (["--shape", "input:1,1,8,8", "--data", CALIB], 2, "the data has its own shapes"),
+        (["--provider", "abacus"], 2, "is not among those of this onnxruntime"),
+        (["--precision", "int3"], 2, "'int3' is not one of"),
+        (["--data", "names.npz"], 1, "no data for input"),
+        (["missing.onnx"], 1, "missing.onnx does not exist"),
+        (["relu.onnx"], 1, "the two models read different inputs"),
+    ],
+)
+def test_bench_refuses(folder: Path, capsys: Capture, args: list[str], code: int, match: str):
+    refused(folder, capsys, code, match, "bench", RESNET, *args)
+
+
+def test_bench_without_tensorrt(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    refused(folder, capsys, 1, "pip install tensorrt", "bench", RESNET, "--provider", "tensorrt")
+
+
+def test_prune_and_bench(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    short = replace(Settings(), runs=8, warmup=0)
+    monkeypatch.setattr(reporting, "Settings", lambda provider: replace(short, provider=provider))
+    args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, "--report", "r.json", "--bench"]
+    code, out, err = run(capsys, *args, "--provider", "CPU")
+    assert (code, err) == (0, "")
+    assert "latency, CPU" in out
+    assert "of the original's, median of 8 rounds in turns, onnxruntime" in " ".join(out.split())
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))["latency"]
+    assert [x["model"] for x in found["models"]] == [RESNET, "out.onnx"]
+    assert found["models"][1]["bytes"] == (folder / "out.onnx").stat().st_size
 
 
 def test_python_dash_m(capsys: Capture):

@@ -67,7 +67,7 @@ class Report:
     """Everything that a run has to say.
 
     requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
-    tolerance nothing is requested.
+    tolerance nothing is requested. latency: what `bench` says of the original and the result, where that was asked for.
     """
 
     model: str
@@ -87,6 +87,7 @@ class Report:
     effort: Effort
     versions: Mapping[str, str]
     refit: tuple[Mapping[str, Any], ...] = ()
+    latency: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -19,10 +20,13 @@ from rich.text import Text
 
 from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.evaluation import Evaluation
+from onnxprune.latency.bench import Bench, Latency
+from onnxprune.latency.profile import NodeTime, by_operator
 from onnxprune.report.summary import GroupRow, PinnedRow, Report
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
+_SHOWN_NODES = 10
 _ASCII = str.maketrans({"→": "->", "×": "x", "·": "-", "≤": "<=", "…": "..."})
 
 
@@ -109,9 +113,20 @@ def _sizes(report: Report, screen: Screen) -> Table:
     rows.append(("parameters", *map(count, weights), _removed(*weights)))
     if after.bytes:
         rows.append(("file size", size(before.bytes), size(after.bytes), _removed(before.bytes, after.bytes)))
+    if report.latency is not None:
+        first, second = (latency(x["median"]) for x in report.latency["models"])
+        rows.append((f"latency, {_where(report.latency)}", first, second, f"{1.0 - _ratio(report.latency):.1%}"))
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _where(found: Mapping[str, Any]) -> str:
+    return str(found["provider"]).removesuffix("ExecutionProvider")
+
+
+def _ratio(found: Mapping[str, Any]) -> float:
+    return float(found["comparison"]["ratio"])
 
 
 def _channels(report: Report, screen: Screen) -> Table:
@@ -156,6 +171,12 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     if report.output_error is not None:
         facts.append(("output error, held out", _error(report.output_error)))
     facts += _check_facts(report)
+    if report.latency is not None:
+        b = report.latency
+        spread = _spread(_ratio(b), b["comparison"]["interval"])
+        facts.append(
+            ("latency", f"{spread} of the original's, median of {b['rounds']} rounds in turns, {b['library']}")
+        )
     c = report.calibration
     labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
     facts.append(("calibration", f"{c['origin']}: {c['samples']} samples{labels}, {c['held_out']} of them held out"))
@@ -251,6 +272,86 @@ def evaluation(e: Evaluation, screen: Screen) -> str:
     return screen.render([Text(title, "bold"), _facts(facts, screen), *(_note(n) for n in e.notes)])
 
 
+# bench
+
+
+def benchmark(b: Bench, screen: Screen) -> str:
+    """How long the models take, and where the time goes."""
+    names = [f"[{i}]" for i in range(1, len(b.models) + 1)] if len(b.models) > 1 else [""]
+    parts: list[RenderableType] = [
+        Text(f"{n} {x.model}".lstrip(), "bold") for n, x in zip(names, b.models, strict=True)
+    ]
+    table = screen.table("", *(n or " " for n in names))
+    rows: list[tuple[str, Callable[[Latency], str]]] = [
+        ("median", lambda x: latency(x.median)),
+        ("p90", lambda x: latency(x.p90)),
+        ("samples per second", lambda x: count(x.throughput)),
+        ("file size", lambda x: size(x.bytes)),
+        ("engine built in" if b.provider == "tensorrt" else "session started in", lambda x: duration(x.start)),
+    ]
+    for name, text in rows:
+        table.add_row(name, *map(text, b.models))
+    parts += [table, _facts(_bench_facts(b), screen)]
+    if any(x.nodes for x in b.models):
+        parts += [_operators(b.models, names, screen), *_slowest(b.models, names, screen)]
+    return screen.render([*parts, *(_note(n) for n in b.notes)])
+
+
+def _bench_facts(b: Bench) -> list[tuple[str, str]]:
+    facts: list[tuple[str, str]] = []
+    if b.comparison is not None:
+        c = b.comparison
+        facts.append(("time of [2]", f"{_spread(c.ratio, c.interval)} that of [1]"))
+        facts.append(("", f"half of the rounds: {c.quartiles[0]:.3f} to {c.quartiles[1]:.3f}"))
+        if not c.clear:
+            facts.append(("", "too close, or too noisy, to tell the models apart; more --seconds narrow the interval"))
+    turns = "rounds, in turns" if len(b.models) > 1 else "runs"
+    facts.append(("measured", f"{b.rounds} {turns}, after {b.warmup} to warm up"))
+    inputs = ", ".join(f"{k} {'x'.join(map(str, v)) or 'scalar'}" for k, v in b.inputs.items())
+    facts.append(("inputs", f"{inputs} (batch {b.batch}; {b.data})"))
+    types = "" if b.precision == "model" else f", a copy in {b.precision}"
+    threads = f", {b.threads} threads" if b.threads else ""
+    facts.append(("run by", f"{b.library}, {b.provider}{threads}{types}"))
+    return facts
+
+
+def _spread(ratio: float, interval: Sequence[float] | None) -> str:
+    bounds = f" (95% interval: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{ratio:.3f} ×{bounds}"
+
+
+def _operators(models: Sequence[Latency], names: Sequence[str], screen: Screen) -> Table:
+    """Time per operator, that of the models beside each other."""
+    columns = [f"{c} {n}".rstrip() for n in names for c in ("time", "share", "calls")]
+    table = screen.table("operator", *columns, title="operators")
+    found = [{o.operator: o for o in by_operator(x.nodes)} for x in models]
+    for op in _slowest_first([{k: o.seconds for k, o in x.items()} for x in found]):
+        row: list[str] = []
+        for x in found:
+            o = x.get(op)
+            row += [latency(o.seconds), f"{o.share:.1%}", f"{o.calls:.4g}"] if o else ["", "", ""]
+        table.add_row(op, *row)
+    return table
+
+
+def _slowest(models: Sequence[Latency], names: Sequence[str], screen: Screen) -> list[RenderableType]:
+    """The nodes that take longest; of two models those with the same name in one row."""
+    table = screen.table("node", " operator", *(f"time {n}".rstrip() for n in names), title="slowest nodes")
+    found: list[dict[str, NodeTime]] = [{n.name: n for n in x.nodes} for x in models]
+    order = _slowest_first([{k: n.seconds for k, n in x.items()} for x in found])
+    for name in order[:_SHOWN_NODES]:
+        rows = [x.get(name) for x in found]
+        operator = next(n.operator for n in rows if n is not None)
+        table.add_row(name, operator, *(latency(n.seconds) if n else "" for n in rows))
+    more = len(order) - _SHOWN_NODES
+    return [table, *([Text(f"and {more} more\n")] if more > 0 else [])]
+
+
+def _slowest_first(found: Sequence[Mapping[str, float]]) -> list[str]:
+    names = dict.fromkeys(k for x in found for k in x)
+    return sorted(names, key=lambda k: -max(x.get(k, 0.0) for x in found))
+
+
 # shared
 
 
@@ -300,6 +401,12 @@ def size(n: float) -> str:
         if n >= 1024**power:
             return f"{n / 1024**power:.1f} {unit}"
     return f"{n:.0f} B"
+
+
+def latency(seconds: float) -> str:
+    """Seconds as milliseconds, three digits: 0.0251 ms, 12.3 ms, 1250 ms."""
+    ms = 1000.0 * seconds
+    return f"{ms:.3g} ms" if ms < 1000.0 else f"{ms:.0f} ms"
 
 
 def duration(seconds: float) -> str:

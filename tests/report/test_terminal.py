@@ -9,6 +9,8 @@ import pytest
 from onnxprune import inspect
 from onnxprune.channels.describe import PinnedDescription
 from onnxprune.evaluation import Evaluation
+from onnxprune.latency.bench import Bench, Comparison, Latency
+from onnxprune.latency.profile import NodeTime
 from onnxprune.report import terminal
 from onnxprune.report.summary import PinnedRow, Report
 from onnxprune.report.terminal import Screen
@@ -128,6 +130,74 @@ def test_evaluation_shows_what_was_measured():
         full, against=None, accuracy=None, original_accuracy=None, agreement=None, output_error=None, notes=()
     )
     assert terminal.evaluation(bare, Screen()).split() == ["slim.onnx", "data", "data.npz,", "500", "samples"]
+
+
+FIRST = Latency(
+    "a.onnx",
+    2e-3,
+    3e-3,
+    500.0,
+    4096,
+    0.5,
+    (NodeTime("c1", "Conv", "", 3e-3, 1.0), NodeTime("r", "Relu", "", 1e-3, 2.0)),
+)
+SECOND = Latency("b.onnx", 1e-3, 1.5e-3, 1000.0, 2048, 0.4, (NodeTime("c1", "Conv", "", 1e-3, 1.0),))
+BENCH = Bench(
+    (FIRST, SECOND),
+    Comparison(0.5, (0.48, 0.53), (0.49, 0.52)),
+    *("CPUExecutionProvider", "onnxruntime 1.0", "model", "cpu"),
+    **{"threads": 0, "batch": 4, "inputs": {"x": (4, 3)}, "data": "data.npz", "rounds": 100, "warmup": 10},
+)
+
+
+def test_benchmark_shows_two_models_beside_each_other():
+    text = terminal.benchmark(replace(BENCH, notes=("a note",)), Screen())
+    flat = " ".join(text.split())
+    for part in (
+        *("[1] a.onnx", "[2] b.onnx", "median 2 ms 1 ms", "samples per second 500 1000", "4.0 KiB 2.0 KiB"),
+        *("0.500 × (95% interval: 0.490 to 0.520) that of [1]", "half of the rounds: 0.480 to 0.530"),
+        *("100 rounds, in turns, after 10 to warm up", "x 4x3 (batch 4; data.npz)", "note: a note"),
+        *("Conv 3 ms 75.0% 1 1 ms 100.0% 1", "Relu 1 ms 25.0% 2", "c1 Conv 3 ms 1 ms"),
+    ):
+        assert part in flat
+    assert "too close" not in text
+
+
+def test_benchmark_of_one_model():
+    text = terminal.benchmark(replace(BENCH, models=(replace(FIRST, nodes=()),), comparison=None), Screen())
+    assert "[1]" not in text
+    assert "operators" not in text
+    assert "100 runs, after 10" in text
+
+
+@pytest.mark.parametrize("interval", [None, (0.98, 1.03), (0.992, 0.994)])
+def test_a_difference_that_was_not_measured_is_none(interval: tuple[float, float] | None):
+    found = replace(BENCH, comparison=Comparison(0.99, (0.9, 1.1), interval))
+    assert "too close, or too noisy, to tell the models apart" in terminal.benchmark(found, Screen())
+
+
+def test_slow_nodes_are_shown_and_the_others_counted():
+    nodes = tuple(NodeTime(f"node{i}", "Conv", "", 1e-3 * i, 1.0) for i in range(1, 16))
+    text = terminal.benchmark(replace(BENCH, models=(replace(FIRST, nodes=nodes),), comparison=None), Screen())
+    assert "node15 " in text
+    assert "node5 " not in text
+    assert "and 5 more" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_width_of_a_benchmark(width: int):
+    assert max(map(len, terminal.benchmark(BENCH, Screen(width)).splitlines())) <= width
+
+
+def test_latency_of_a_pruned_model(report: Report):
+    text = " ".join(terminal.prune_report(replace(report, latency=BENCH.as_dict()), Screen()).split())
+    assert "latency, CPU 2 ms 1 ms 50.0%" in text
+    assert "0.500 × (95% interval: 0.490 to 0.520) of the original's, median of 100 rounds in turns" in text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(2.51e-5, "0.0251 ms"), (0.01234, "12.3 ms"), (1.25, "1250 ms")])
+def test_latency(seconds: float, text: str):
+    assert terminal.latency(seconds) == text
 
 
 def test_no_status_unless_enabled(capsys: pytest.CaptureFixture[str]):
