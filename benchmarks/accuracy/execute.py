@@ -93,7 +93,7 @@ def _exit(code: int) -> str:
 
 
 def _child(sender: Connection, work: Work, run: Run, folder: Path, threads: int) -> None:
-    if threads < cores():
+    if threads < (os.cpu_count() or 1):  # onnxruntime counts these, whatever this process may use
         _limit(threads)
     try:
         found = work(run, folder, threads)
