@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import bodies, inspect, pipeline, prune, trt_check
+from onnxprune import bodies, cli, inspect, pipeline, prune, trt_check
 from onnxprune import model as m
 from onnxprune.errors import CheckFailed
 from onnxprune.trt_support import NEWEST, TABLE
@@ -267,3 +267,18 @@ def test_what_the_original_has_is_a_warning():
 
 def _has(model: onnx.ModelProto, *operators: str) -> bool:
     return any(n.op_type in operators for n in bodies.every_node(model.graph))
+
+
+def test_inspect_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where the option is dropped on its way."""
+    path = tmp_path / "lines.onnx"
+    text = (
+        "(float[N,3,8] x) => (float[N,5,7] y) { a = Conv (x, w1) b = MaxPool <kernel_shape=[2]> (a) y = Conv (b, w2) }"
+    )
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> main {text}')
+    weights = {"w1": np.ones((8, 3, 1), np.float32), "w2": np.ones((5, 8, 1), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
+    onnx.save(model, path)
+    for target, warned in (("tensorrt-fp16", True), ("ort-cpu", False)):
+        assert cli.main(["inspect", str(path), "--target", target]) == 0
+        assert ("only pooling in 2 or 3 dimensions" in " ".join(capsys.readouterr().out.split())) is warned
