@@ -67,7 +67,8 @@ def within_budget(
     limit = (1.0 - share) * full
     least = budget.smallest(price, widths)
     if least > limit:
-        hint = "lower --ratio" + (", or give a smaller --round-to" if settings.round_to > 1 else "")
+        rounds = isinstance(settings.round_to, int) and settings.round_to > 1
+        hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
         raise BudgetUnreachable(
             f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )

@@ -64,6 +64,34 @@ def allowed_widths(
     return (*range(first, units, step), units)
 
 
+def useful_alignment(
+    units: int,
+    channels_per_unit: int,
+    alignment: int,
+    min_channels: int,
+    sets: int = 1,
+    *,
+    least: int = 1,
+    share: float,
+) -> int:
+    """`alignment`, halved until a group can lose `share` of its units, or, where nothing allows that, any of them.
+
+    least: units that must stay. A group that could lose less would hardly take part in a cut of that share: 16 channels
+    have no narrower multiple of 32, and 10 channels none of 8 that is worth it.
+    """
+    steps = [alignment >> i for i in range(alignment.bit_length())]
+
+    def narrowest(step: int) -> int:
+        widths = allowed_widths(units, channels_per_unit, step, min_channels, sets)
+        return min(w for w in widths if w >= max(least, 1))
+
+    for most in (max(int((1.0 - share) * units + _ROUNDING), 1), units - 1):
+        for step in steps:
+            if narrowest(step) <= most < units:
+                return step
+    return alignment
+
+
 def uniform(widths: Sequence[tuple[int, ...]], share: float) -> tuple[int, ...]:
     """Units that each group keeps when it loses `share` of them: the most that its widths allow, or else its least.
 

@@ -31,6 +31,7 @@ from onnxprune.config import (
     PruneConfig,
 )
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
+from onnxprune.targets import AUTO, TARGETS
 
 if TYPE_CHECKING:
     from onnxprune.report.summary import Report
@@ -45,7 +46,8 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels include "
     "exclude".split()
 )
-_SETTINGS = (*_DECIDED, "refit", "recover", "fast", "seed", "samples", "memory", "force")
+_SETTINGS = (*_DECIDED, "target", "refit", "recover", "fast", "seed", "samples", "memory", "force")
+_ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 
@@ -89,6 +91,16 @@ def parse_share(text: str) -> float:
     if not 0.0 <= share <= 1.0:
         raise click.BadParameter(f"{text!r} is not between 0 and 100%")
     return share
+
+
+def parse_alignment(text: str) -> int | str:
+    """A number of channels, or "auto". Raises click.BadParameter."""
+    if text.strip().lower() == AUTO:
+        return AUTO
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a number of channels; write 8, or {AUTO}") from None
 
 
 # the commands
@@ -235,7 +247,21 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "does best on held-out samples stays. Takes several times as long as the rest.",
 )
 @_flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy.")
-@click.option("--round-to", type=int, **_shown(_DEFAULTS.round_to), help="New widths are multiples of this.")
+@click.option(
+    "--target",
+    type=click.Choice(tuple(TARGETS)),
+    **_shown(_DEFAULTS.target),
+    help="Where OUT will run. It decides what --round-to auto means; for tensorrt-* the model is also held against "
+    "what TensorRT's ONNX parser accepts.",
+)
+@click.option(
+    "--round-to",
+    type=parse_alignment,
+    metavar="auto|N",
+    **_shown(_DEFAULTS.round_to),
+    help=f"New widths are multiples of this. auto: of {_ALIGNMENTS}; less where a group is too narrow for it, or the "
+    "budget cannot be met with it.",
+)
 @click.option(
     "--attention",
     type=click.Choice(ATTENTIONS),
@@ -273,8 +299,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
-    "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --recover, --fast, --seed, "
-    "--samples and --memory come from the plan unless given here; --calib and --force never come from it.",
+    "--attention, --min-channels, --include and --exclude are refused beside it. --target, --refit, --recover, --fast, "
+    "--seed, --samples and --memory come from the plan unless given here; --calib and --force never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -403,8 +429,14 @@ cli.main_command = prune_command
     **_shown(_DEFAULTS.attention),
     help="What would go in attention: whole heads, or the same positions of every head.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(tuple(TARGETS)),
+    **_shown(_DEFAULTS.target),
+    help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
+)
 @_JSON
-def inspect_command(model: str, calib: str | None, attention: str, as_json: bool) -> None:
+def inspect_command(model: str, calib: str | None, attention: str, target: str, as_json: bool) -> None:
     """Show what of MODEL can be pruned, and why the rest cannot.
 
     Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
@@ -413,7 +445,7 @@ def inspect_command(model: str, calib: str | None, attention: str, as_json: bool
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
-    found = inspect(model, calib, attention=attention)
+    found = inspect(model, calib, attention=attention, target=target)
     _print(found.to_json() if as_json else terminal.inspection(found, _screen()))
 
 

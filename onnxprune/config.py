@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.targets import AUTO, DEFAULT, TARGETS
 
 METHODS = ("obs", "local", "global", "combined", "gfs", "taylor", "magnitude", "random")
 # Methods that give every kept channel a coefficient, and that select layer by layer on pruned inputs.
@@ -44,7 +45,9 @@ class PruneConfig:
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
     recover: passes over the samples in which the refitted model learns from the original, 0 for none; None stands for
     RECOVER after "lockstep" and none after another refit. fast: none, and the last points of accuracy with them.
-    round_to: widths are multiples of this, or unchanged.
+    target: where the result will run, a name in `targets.TARGETS`; for TensorRT's the model is held against what its
+    ONNX parser accepts. round_to: widths are multiples of this, or unchanged; "auto" takes the alignment of the target,
+    and less of it where a group is narrow or the budget demands it.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
     the model applies to its scores stays as it is.
     min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
@@ -65,7 +68,8 @@ class PruneConfig:
     refit: str = "lockstep"
     recover: int | None = None
     fast: bool = False
-    round_to: int = 8
+    round_to: int | str = AUTO
+    target: str = DEFAULT
     attention: str = "heads"
     min_channels: int = 1
     include: tuple[str, ...] = ()
@@ -101,12 +105,15 @@ class PruneConfig:
             ("coefficients", self.coefficients, COEFFICIENTS),
             ("refit", self.refit, REFITS),
             ("attention", self.attention, ATTENTIONS),
+            ("target", self.target, tuple(TARGETS)),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")
+        if isinstance(self.round_to, str) and self.round_to != AUTO:
+            raise UsageError(f"round_to {self.round_to!r} is unknown; give a number of channels, or {AUTO!r}")
         for name in ("round_to", "min_channels", "memory", "probes"):
             number = getattr(self, name)
-            if number < 1:
+            if number != AUTO and number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         if self.refit == "greedy" and self.method not in GREEDY:
             raise UsageError(f"refit 'greedy' needs a greedy method: one of {', '.join(GREEDY)}")

@@ -19,14 +19,7 @@ Mask = NDArray[np.bool_]
 
 def least_units(channels: ChannelGraph, group: int) -> int:
     """How many units of a group must stay at least: as many as it has parts that share no unit, and at least one."""
-    taken: set[int] = set()
-    parts = 0
-    for units in channels.needed:
-        members = set(units.tolist())
-        if (channels.group_of[units] == group).all() and not members & taken:
-            taken |= members
-            parts += 1
-    return max(parts, 1)
+    return channels.least_units[group]
 
 
 def with_every_part(channels: ChannelGraph, masks: Mapping[int, Mask], paths: Sequence[Path]) -> dict[int, Mask] | None:

@@ -20,6 +20,7 @@ from onnxprune import (
     selection,
     sequential,
     storage,
+    trt_check,
     verify,
 )
 from onnxprune import model as m
@@ -47,7 +48,7 @@ from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones
-from onnxprune.scope import allowed, frozen_groups, notes_on_bodies, why_nothing
+from onnxprune.scope import allowed, frozen_groups, notes_on_bodies, relaxed, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
     Calibrated,
@@ -63,6 +64,7 @@ from onnxprune.state import (
     Refitted,
 )
 from onnxprune.taken import layers_taken, taken_by
+from onnxprune.targets import DEFAULT, TARGETS
 
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
@@ -153,13 +155,15 @@ def _settled(model: onnx.ModelProto | None, output: str | os.PathLike[str] | Non
     return written
 
 
-def inspect(model: ModelLike, calibration: Calibration = None, *, attention: str = "heads") -> Description:
+def inspect(
+    model: ModelLike, calibration: Calibration = None, *, attention: str = "heads", target: str = DEFAULT
+) -> Description:
     """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
 
-    The data only fixes the sizes of symbolic dimensions. attention: as in PruneConfig. Raises InputError, RunError and
-    UsageError.
+    The data only fixes the sizes of symbolic dimensions. attention, target: as in PruneConfig. Raises InputError,
+    RunError and UsageError.
     """
-    settings = PruneConfig(samples=2, attention=attention)
+    settings = PruneConfig(samples=2, attention=attention, target=target)
     with storage.spilling():
         return describe_loaded(load(model, calibration, settings), settings)
 
@@ -204,7 +208,7 @@ def _run(
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
         report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
-        return PruneResult(None, chosen, report), False
+        return PruneResult(None, chosen, replace(report, notes=(*report.notes, *foreseen(loaded, settings)))), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
     with stage("refit"):
@@ -310,7 +314,18 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     channels = trace(loaded, settings)
     price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
-    return describe(channels, source.path, source.sha256, n.notes, macs=macs, added=n.added_biases, clones=n.clones)
+    notes = (*n.notes, *foreseen(loaded, settings))
+    return describe(channels, source.path, source.sha256, notes, macs=macs, added=n.added_biases, clones=n.clones)
+
+
+def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
+    """What the target will refuse of any result: it is the normalised model with fewer channels."""
+    if not TARGETS[settings.target].tensorrt:
+        return []
+    whole = onnx.ModelProto()
+    whole.CopyFrom(loaded.normalised.proto)
+    return_to_bodies(whole, loaded.normalised.outside)
+    return trt_check.warnings(whole)
 
 
 def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
@@ -320,7 +335,8 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
-    return Coupled(channels, taken, layers_taken(taken, channels), frozen)
+    price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
+    return relaxed(Coupled(channels, taken, layers_taken(taken, channels), frozen), price, settings)
 
 
 # calibrate
@@ -495,6 +511,9 @@ def check(
         oracle = masked_model(n.proto, channels, keep, n.types)
         exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example)
         verify.structure(final, loaded.original)
+        if TARGETS[settings.target].tensorrt:
+            trt_check.check(loaded.original, final)
+            notes += trt_check.warnings(final)
         sizes = verify.runs_at_other_sizes(final, loaded.original, example)
         verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
         within_tolerance(final, loaded, calibrated, settings)

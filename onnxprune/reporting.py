@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import cost, runtime, storage
+from onnxprune import cost, parts, runtime, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
-from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report, Size
-from onnxprune.scope import allowed
+from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
+from onnxprune.scope import alignment, alignment_of, allowed
 from onnxprune.state import Calibrated, Checked, Clock, Coupled, Loaded, Masks
+from onnxprune.targets import TARGETS
 
 
 def report_of(
@@ -48,7 +49,7 @@ def report_of(
         m.parameters(checked.model) if checked else unchanged - removed,
         storage.model_bytes(checked.model) if checked else 0,
     )
-    rows = tuple(_row(g, k, why_whole(g, coupled, settings)) for g, k in zip(channels.groups, kept, strict=True))
+    rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
     price = prices[settings.budget]
     return Report(
         model=loaded.source.path,
@@ -61,6 +62,7 @@ def report_of(
         before=before,
         after=after,
         groups=rows,
+        alignment=alignment_reached(coupled, masks, settings),
         pinned=pinned_rows(channels),
         checks=_checks(checked),
         output_error=checked.output_error if checked else None,
@@ -77,6 +79,7 @@ def report_of(
         refit=tuple(vars(f) for f in checked.fits) if checked else (),
         notes=(
             *loaded.notes,
+            *less_aligned(coupled, settings),
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
         ),
@@ -134,9 +137,32 @@ def why_whole(g: Group, coupled: Coupled, settings: PruneConfig) -> str:
     return "" if len(allowed(g, coupled, settings)) > 1 else "too narrow for --round-to and --min-channels"
 
 
-def _row(g: Group, kept: int, note: str) -> GroupRow:
-    c = g.channels_per_unit
-    return GroupRow(g.name, g.size * c, kept * c, len(g.producers), len(g.consumers), g.mixing, note)
+def _row(g: Group, kept: int, coupled: Coupled, settings: PruneConfig) -> GroupRow:
+    c, note = g.channels_per_unit, why_whole(g, coupled, settings)
+    least = parts.least_units(coupled.channels, g.index)
+    multiple = alignment_of(g, least, coupled, settings)
+    return GroupRow(g.name, g.size * c, kept * c, len(g.producers), len(g.consumers), g.mixing, note, multiple)
+
+
+def alignment_reached(coupled: Coupled, masks: Masks, settings: PruneConfig) -> Alignment:
+    """How many inputs and outputs of layers have a multiple of the alignment as their width, before and after."""
+    channels, multiple = coupled.channels, alignment(coupled, settings)
+    keep = channels.keep_classes(masks)
+    axes = [a for x in channels.linears for a in (x.inputs, x.outputs) if a is not None]
+    before = sum(a.size % multiple == 0 for a in axes)
+    after = sum(int(keep[a].sum()) % multiple == 0 for a in axes)
+    return Alignment(settings.round_to, settings.target, multiple, len(axes), before, after)
+
+
+def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
+    """That the budget is out of reach with the alignment of the target, and which one has taken its place."""
+    if coupled.relaxed == 1:
+        return ()
+    wanted, found = TARGETS[settings.target].alignment, alignment(coupled, settings)
+    return (
+        f"with widths in multiples of {wanted}, as {settings.target} has them best, {settings.ratio:.1%} of the "
+        f"{settings.budget} cannot go; --round-to auto took multiples of {found}",
+    )
 
 
 def _share_removed(rows: Sequence[GroupRow]) -> float:

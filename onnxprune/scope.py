@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -14,6 +15,10 @@ from onnxprune.channels.remedies import Reason
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.state import Coupled
+from onnxprune.targets import AUTO, TARGETS
+
+# The share of its units that a group must be able to lose: that of the default ratio.
+USEFUL_SHARE = 0.5
 
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
@@ -88,6 +93,44 @@ def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...
     """Numbers of units that a group may keep."""
     if g.index in coupled.frozen:
         return (g.size,)
-    widths = budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels, g.step)
     least = parts.least_units(coupled.channels, g.index)
+    round_to = alignment_of(g, least, coupled, settings)
+    widths = budget.allowed_widths(g.size, g.channels_per_unit, round_to, settings.min_channels, g.step)
     return tuple(w for w in widths if w >= least)
+
+
+def alignment(coupled: Coupled, settings: PruneConfig) -> int:
+    """Channels that widths are multiples of, narrow groups aside."""
+    if isinstance(settings.round_to, int):
+        return settings.round_to
+    return max(TARGETS[settings.target].alignment // coupled.relaxed, 1)
+
+
+def alignment_of(g: Group, least: int, coupled: Coupled, settings: PruneConfig) -> int:
+    """Channels that the widths of a group, of which `least` units must stay, are multiples of.
+
+    With `auto` they are fewer where the group is narrow.
+    """
+    asked = alignment(coupled, settings)
+    if settings.round_to != AUTO:
+        return asked
+    share = max(USEFUL_SHARE, settings.uniform or 0.0)
+    return budget.useful_alignment(
+        g.size, g.channels_per_unit, asked, settings.min_channels, g.step, least=least, share=share
+    )
+
+
+def relaxed(coupled: Coupled, price: budget.CostModel, settings: PruneConfig) -> Coupled:
+    """With `auto` and a budget that the alignment of the target is too coarse for: `coupled` with the next that does.
+
+    Where none does, that of single channels. price: what the budget counts.
+    """
+    if settings.round_to != AUTO or settings.ratio is None:
+        return coupled
+    groups = coupled.channels.groups
+    limit = (1.0 - settings.ratio) * price.at(np.array([g.size for g in groups], np.int64))
+    while alignment(coupled, settings) > 1:
+        if budget.smallest(price, [allowed(g, coupled, settings) for g in groups]) <= limit:
+            break
+        coupled = replace(coupled, relaxed=2 * coupled.relaxed)
+    return coupled

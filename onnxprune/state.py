@@ -75,13 +75,14 @@ class Loaded:
 class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
-    frozen: group index → why it may not be cut.
+    frozen: group index → why it may not be cut. relaxed: what `--round-to auto` divides the alignment of the target by.
     """
 
     channels: ChannelGraph
     taken: Taken
     layers: tuple[Layer, ...]
     frozen: Mapping[int, str]
+    relaxed: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,6 +139,12 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--from-plan", "p", "--labels", "y"], 2, "leave out --labels"),
         (["out.onnx", "--ratio", "0.5", "--memory", "much"], 2, "write 512M or 2G"),
         (["out.onnx", "--ratio", "0.5", "--round-to", "0"], 2, "round_to is 0"),
+        (
+            ["out.onnx", "--ratio", "0.5", "--round-to", "often"],
+            2,
+            "'often' is not a number of channels; write 8, or auto",
+        ),
+        (["out.onnx", "--ratio", "0.5", "--target", "tpu"], 2, "'tpu' is not one of 'ort-cpu'"),
         (["out.onnx", "--ratio", "0.5", "--exclude", "nobody*"], 2, "matches no node and no tensor"),
         (["out.onnx", "--ratio", "0.5", "--speed", "9"], 2, "No such option"),
         (["out.onnx", "more.onnx", "--ratio", "0.5"], 2, "unexpected extra argument"),
@@ -407,7 +413,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--recover", "7"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
-    args += ["--attention", "head-dim", "--labels", "truth"]
+    args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8"]
     args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", "labelled.npz"]
     code, _, err = run(capsys, RESNET, *args)
     assert (code, err) == (0, "")
@@ -427,7 +433,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
         **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 1},
-        "coefficients": "convex",
+        **{"coefficients": "convex", "target": "tensorrt-int8"},
     }
 
 
@@ -527,7 +533,8 @@ def test_help_says_what_matters(capsys: Capture):
         "[default: macs]",
         "[default: obs]",
         "[default: lockstep]",
-        "[default: 8]",
+        "[default: auto]",
+        "[default: ort-cpu]",
         "(seeded random inputs)",
     ):
         assert default in text

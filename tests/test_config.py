@@ -129,6 +129,8 @@ def test_what_reads_statistics(options: dict[str, Any], reads: bool):
         ({"metric": "rows"}, "metric 'rows' is unknown"),
         ({"probes": 0}, "probes is 0"),
         ({"round_to": 0}, "round_to is 0"),
+        ({"round_to": "often"}, "round_to 'often' is unknown; give a number of channels, or 'auto'"),
+        ({"target": "tpu"}, "target 'tpu' is unknown; choose one of ort-cpu, ort-cuda, tensorrt-fp16, tensorrt-int8"),
         ({"min_channels": 0}, "min_channels is 0"),
         ({"memory": 0}, "memory is 0"),
         ({"samples": 0}, "samples is 0"),

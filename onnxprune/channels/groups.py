@@ -122,6 +122,18 @@ class ChannelGraph:
         return keep
 
     @cached_property
+    def least_units(self) -> tuple[int, ...]:
+        """How many units of each group must stay at least: one of every part that shares no unit with another."""
+        found = np.zeros(len(self.groups), np.int64)
+        taken = np.zeros(self.classes.pinned.size, bool)
+        for units in self.needed:
+            g = self.group_of[units]
+            if not taken[units].any() and (g == g[0]).all():
+                taken[units] = True
+                found[g[0]] += 1
+        return tuple(max(int(n), 1) for n in found)
+
+    @cached_property
     def needed(self) -> tuple[Labels, ...]:
         """Sets of units that make up a whole axis of some tensor: of each set at least one must stay.
 

@@ -20,7 +20,10 @@ class Size:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: channels on its producers before and after, and why it stayed whole, if it did."""
+    """One group: channels on its producers before and after, and why it stayed whole, if it did.
+
+    alignment: what its widths had to be multiples of.
+    """
 
     name: str
     channels_before: int
@@ -29,6 +32,22 @@ class GroupRow:
     consumers: int
     mixing: bool
     note: str = ""
+    alignment: int = 1
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What widths should be multiples of, and how many inputs and outputs of layers are so, before and after.
+
+    requested: a number of channels, or "auto". multiple: channels; groups that were too narrow for it have their own.
+    """
+
+    requested: int | str
+    target: str
+    multiple: int
+    widths: int
+    aligned_before: int
+    aligned: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,7 @@ class Report:
     before: Size
     after: Size
     groups: tuple[GroupRow, ...]
+    alignment: Alignment
     pinned: tuple[PinnedRow, ...]
     checks: Mapping[str, Any]
     output_error: float | None

@@ -22,7 +22,7 @@ from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.evaluation import Evaluation
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
-from onnxprune.report.summary import GroupRow, PinnedRow, Report
+from onnxprune.report.summary import Alignment, GroupRow, PinnedRow, Report
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
@@ -134,7 +134,9 @@ def _channels(report: Report, screen: Screen) -> Table:
     table = screen.table("group", "channels", "producers", "consumers", " ", title="channels")
     for g in changed:
         width = f"{g.channels_before} → {g.channels_after}"
-        table.add_row(g.name, width, str(g.producers), str(g.consumers), "mixing" if g.mixing else "")
+        narrow = f"multiples of {g.alignment}" if g.alignment != report.alignment.multiple else ""
+        remarks = ", ".join(filter(None, ("mixing" if g.mixing else "", narrow)))
+        table.add_row(g.name, width, str(g.producers), str(g.consumers), remarks)
     return table
 
 
@@ -163,11 +165,18 @@ def _tolerance(report: Report) -> str:
     return f"as much as a tolerance of {report.config.get('tolerance')} on the outputs allows"
 
 
+def _alignment(a: Alignment) -> str:
+    return (
+        f"{a.aligned} of {a.widths} layer inputs and outputs are multiples of {a.multiple}, {a.aligned_before} were "
+        f"(--round-to {a.requested}, {a.target})"
+    )
+
+
 def _run_facts(report: Report) -> list[tuple[str, str]]:
     unit = {"macs": "MACs", "params": "parameters"}.get(str(report.config.get("budget")), "cost")
     unit, of = ("channels", " of every group") if report.config.get("uniform") is not None else (unit, "")
     wanted = f"requested {report.requested:.1%}{of}" if report.requested is not None else _tolerance(report)
-    facts = [(f"{unit} removed", f"{report.achieved:.1%}, {wanted}")]
+    facts = [(f"{unit} removed", f"{report.achieved:.1%}, {wanted}"), ("alignment", _alignment(report.alignment))]
     if report.output_error is not None:
         facts.append(("output error, held out", _error(report.output_error)))
     facts += _check_facts(report)

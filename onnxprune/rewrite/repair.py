@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -67,26 +68,29 @@ class Cut:
                     values[axis - offset] = size
             node.inputs[slot] = self.constant(f"{owner}_kept", values)
             return
-        known = self.channels.graph.known_values[owner]
-        fixed = np.zeros(len(known), bool)
-        sizes = np.zeros(len(known), np.int64)
-        for axis, size in new.items():
-            if axis - offset >= 0:
-                fixed[axis - offset], sizes[axis - offset] = True, size
-        out = gs.Variable(_unused(f"{node.outputs[0].name}__sizes_kept", self.tensors), dtype=np.int64)
-        self.tensors[out.name] = out
-        where = gs.Node(
-            "Where",
-            name=out.name,
-            inputs=[
-                self.constant(f"{out.name}_axes", fixed),
-                self.constant(f"{out.name}_values", sizes),
-                node.inputs[slot],
-            ],
-            outputs=[out],
-        )
-        self.editing.nodes.append(where)
+        entries = {axis - offset: size for axis, size in new.items() if axis >= offset}
+        out = self.variable(f"{node.outputs[0].name}__sizes_kept")
+        pieces = []
+        # Joined from constants and entries that are picked: inference and runtimes see through that, not through Where.
+        for fixed, run in groupby(range(len(self.channels.graph.known_values[owner])), key=entries.__contains__):
+            axes = list(run)
+            values = np.array([entries[a] for a in axes] if fixed else axes, np.int64)
+            pieces.append(self.constant(f"{out.name}_{axes[0]}", values))
+            if not fixed:
+                picked = self.variable(f"{out.name}_{axes[0]}_picked")
+                inputs = [node.inputs[slot], pieces.pop()]
+                self.editing.nodes.append(
+                    gs.Node("Gather", name=picked.name, attrs={"axis": 0}, inputs=inputs, outputs=[picked])
+                )
+                pieces.append(picked)
+        self.editing.nodes.append(gs.Node("Concat", name=out.name, attrs={"axis": 0}, inputs=pieces, outputs=[out]))
         node.inputs[slot] = out
+
+    def variable(self, name: str) -> Any:
+        """A new tensor of sizes."""
+        out = gs.Variable(_unused(name, self.tensors), dtype=np.int64)
+        self.tensors[out.name] = out
+        return out
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:
