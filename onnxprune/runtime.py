@@ -83,7 +83,8 @@ class Session:
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
             if in_turns:
                 options.add_session_config_entry("session.force_spinning_stop", "1")
-            options.intra_op_num_threads = threads
+            if threads:
+                options.intra_op_num_threads = threads
             if profile is not None:
                 options.enable_profiling = True
                 options.profile_file_prefix = profile
