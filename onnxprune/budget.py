@@ -27,7 +27,7 @@ _ROUNDING = 1e-9
 class CostModel(Protocol):
     """What allocation needs of a cost (see `cost.Cost`)."""
 
-    def at(self, kept: Counts) -> float:
+    def at(self, kept: Counts | Sequence[int]) -> float:
         """The whole cost."""
 
     def saving(self, kept: Counts, group: int, fewer: int) -> float:

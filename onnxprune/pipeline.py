@@ -38,6 +38,9 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
+from onnxprune.latency.cache import Cache, default_folder
+from onnxprune.latency.machine import OnnxRuntime
+from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
@@ -179,10 +182,15 @@ def _run(
         coupled = couple(loaded, settings)
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, selects=replayed is None)
+    stopwatch = stopwatch_of(loaded, coupled, settings) if settings.budget == "latency" else None
     if replayed is None:
+        if stopwatch is not None:
+            with stage("time layers"):
+                stopwatch.measure()
         with stage("select"):
             candidates = select(coupled, calibrated, settings)
-        found = [cut_with(c, loaded, coupled, calibrated, settings, stage) for c in mixtures(candidates, settings)]
+        mixed = mixtures(candidates, settings)
+        found = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch) for c in mixed]
         masks, coefficients = found[0]
         if len(found) > 1:
             with stage("compare"):
@@ -193,7 +201,8 @@ def _run(
         chosen = replace(replayed, config=settings.as_dict())
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
-        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
+        timed = timed_with(stopwatch, None, coupled, masks, stage)
+        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed)
         return PruneResult(None, chosen, report), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
@@ -204,7 +213,8 @@ def _run(
             refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
-    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
+    timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
+    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed)
     return PruneResult(checked.model, chosen, report), loaded.source.separate
 
 
@@ -343,6 +353,36 @@ def plain_pass(loaded: Loaded) -> float:
     return time.perf_counter() - start
 
 
+# time
+
+
+def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Stopwatch:
+    """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
+    machine = OnnxRuntime(threads=settings.threads)
+    return Stopwatch(
+        loaded.original,
+        loaded.normalised.proto,
+        coupled.channels,
+        [allowed(g, coupled, settings) for g in coupled.channels.groups],
+        feeds_of(loaded.fit, settings.batch),
+        machine,
+        Cache(default_folder(), machine.identity()),
+        settings.batch,
+        settings.round_to,
+    )
+
+
+def timed_with(
+    stopwatch: Stopwatch | None, model: onnx.ModelProto | None, coupled: Coupled, masks: Masks, stage: Clock
+) -> Latency | None:
+    """The time of the result against the original, where the budget is one of time."""
+    if stopwatch is None:
+        return None
+    with stage("time"):
+        kept = tuple(int(masks[g.index].sum()) if g.index in masks else g.size for g in coupled.channels.groups)
+        return stopwatch.timed(model, kept)
+
+
 # select, allocate, imitate
 
 
@@ -375,10 +415,11 @@ def cut_with(
     calibrated: Calibrated,
     settings: PruneConfig,
     stage: Clock,
+    stopwatch: Stopwatch | None = None,
 ) -> Cut:
     """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):
-        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings)
+        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, stopwatch)
     if not settings.sequential:
         return masks, coefficients_of(masks, paths)
     with stage("imitate"):

@@ -17,6 +17,7 @@ from onnxprune import cost, runtime, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
+from onnxprune.latency.stopwatch import Latency
 from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import allowed
 from onnxprune.state import Calibrated, Checked, Clock, Coupled, Loaded, Masks
@@ -31,8 +32,9 @@ def report_of(
     stage: Clock,
     checked: Checked | None,
     output: str | os.PathLike[str] | None,
+    timed: Latency | None = None,
 ) -> Report:
-    """Collect the report; for a dry run `checked` is None."""
+    """Collect the report; for a dry run `checked` is None. timed: with a latency budget."""
     channels = coupled.channels
     full = [g.size for g in channels.groups]
     kept = [int(masks[g.index].sum()) if g.index in masks else g.size for g in channels.groups]
@@ -47,7 +49,12 @@ def report_of(
         storage.model_bytes(checked.model) if checked else 0,
     )
     rows = tuple(_row(g, k, why_whole(g, coupled, settings)) for g, k in zip(channels.groups, kept, strict=True))
-    price = prices[settings.budget]
+    if timed is not None:
+        achieved = 1.0 - timed.measured
+    elif settings.uniform is not None:
+        achieved = _share_removed(rows)
+    else:
+        achieved = 1.0 - prices[settings.budget].at(kept) / prices[settings.budget].at(full)
     return Report(
         model=loaded.source.path,
         model_sha256=loaded.source.sha256,
@@ -55,7 +62,7 @@ def report_of(
         dry_run=checked is None,
         config=settings.as_dict(),
         requested=settings.share,
-        achieved=1.0 - price.at(kept) / price.at(full) if settings.uniform is None else _share_removed(rows),
+        achieved=achieved,
         before=before,
         after=after,
         groups=rows,
@@ -77,7 +84,9 @@ def report_of(
             *loaded.notes,
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
+            *(timed.notes if timed else ()),
         ),
+        latency=asdict(timed) if timed else None,
     )
 
 

@@ -67,7 +67,8 @@ class Report:
     """Everything that a run has to say.
 
     requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
-    tolerance nothing is requested.
+    tolerance nothing is requested. latency: with a latency budget, what was measured and predicted
+    (`latency.stopwatch.Latency`); `achieved` is the measured share then.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Report:
     versions: Mapping[str, str]
     refit: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    latency: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """As text."""
