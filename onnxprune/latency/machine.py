@@ -67,8 +67,8 @@ class OnnxRuntime:
 
     def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:
         """A session of each model, run in turns."""
-        own = {"threads": self.threads, "providers": self.providers}
-        sessions = [runtime.Session(p, spin=True, in_turns=True, **own) for p in models]
+        start = partial(runtime.Session, spin=True, in_turns=True, threads=self.threads, providers=self.providers)
+        sessions = [start(p) for p in models]
         return paired([partial(s.run, feeds) for s in sessions], budget=self.seconds, clock=self.clock)
 
 

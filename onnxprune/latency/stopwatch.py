@@ -56,7 +56,7 @@ class Stopwatch:
     """Times cuts of one model against the original, in turns.
 
     proto, channels: the normalised model and its channel graph. widths: units that each group may keep, ascending.
-    feeds: of one run.
+    feeds: of one run. counts: layers, kinds of them, and kinds that were known already.
     """
 
     original: onnx.ModelProto
@@ -70,7 +70,7 @@ class Stopwatch:
     alignment: int = 1
     _price: LatencyCost | None = None
     _shares: dict[Kept, float] = field(default_factory=dict)
-    _counts: tuple[int, int, int] = (0, 0, 0)
+    counts: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def full(self) -> Kept:
@@ -109,7 +109,7 @@ class Stopwatch:
     def timed(self, model: onnx.ModelProto | None, kept: Kept) -> Latency:
         """What is to report of a finished model, or of the cut at these widths where there is none."""
         after, before = self.machine.compare([model or self.cut(kept) or self.proto, self.original], self.feeds)
-        layers, kinds, cached = self._counts
+        layers, kinds, cached = self.counts
         return Latency(
             self.batch,
             dict(self.machine.identity()),
@@ -131,7 +131,7 @@ class Stopwatch:
         found = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), self.alignment)
         kinds = dict.fromkeys(layer.signature for layer in found.layers)
         known = {s: samples for s in kinds if (samples := self.cache.load(s))}
-        self._counts = len(found.layers), len(kinds), len(known)
+        self.counts = len(found.layers), len(kinds), len(known)
         if len(known) < len(kinds):
             for signature, samples in self._sampled(found).items():
                 if signature not in known:
