@@ -8,8 +8,8 @@ allocated and met as by `onnxprune --budget latency --ratio R`; every unit of a 
 the outputs lose has no part in the time. `first` is the measured share of the time without a correction by what was
 measured, `rounds` the allocations that were, and `measured` the result's share in sessions of its own.
 
---cpu-time counts the seconds of the processor instead of the wall clock's: with one thread, on a machine that others use,
-the only thing that can be compared. Prints a markdown table.
+--cpu-time counts the seconds of the processor instead of the wall clock's: with one thread, on a machine that others
+use, the only thing that can be compared. Prints a markdown table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from onnxprune.latency.cache import Cache
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch, feeds_of
-from onnxprune.latency.timing import quick_ratio
 from onnxprune.pipeline import couple, load
 from onnxprune.scope import allowed
 
@@ -78,7 +77,7 @@ def met(watch: Stopwatch, ratio: float) -> tuple[float, float, int] | None:
     best = meet(decide, measure, 1.0 - ratio, least)[0]
     model = watch.cut(best.kept)
     assert model is not None
-    return first[0], quick_ratio(*watch.machine.compare([model, watch.original], watch.feeds)), len(first)
+    return first[0], watch.compared(model)[0], len(first)
 
 
 def main() -> None:

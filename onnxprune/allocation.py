@@ -77,7 +77,7 @@ def within_budget(
     if least > limit:
         hint = "lower --ratio" + (", or give a smaller --round-to" if settings.round_to > 1 else "")
         raise BudgetUnreachable(
-            f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
+            f"{share:.0%} of the {settings.budget} cannot go: at most {max(1 - least / full, 0.0):.1%} can; {hint}"
         )
     tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
     if len(tried) > 1:
@@ -106,7 +106,13 @@ def _measured(
         paths.setdefault(kept, path)
         return kept
 
-    best = meet(units, stopwatch.share, wanted, least)[0]
+    found = meet(units, stopwatch.share, wanted, least)
+    best = next((r for r in found if r.kept != stopwatch.full), None)
+    if best is None:
+        raise NothingPrunable(
+            f"no channel has to go: the rewritten graph takes {found[0].measured:.1%} of the time as it is; "
+            "give a larger --ratio"
+        )
     return best.kept, paths[best.kept]
 
 

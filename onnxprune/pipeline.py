@@ -39,7 +39,7 @@ from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
 from onnxprune.latency.cache import Cache, default_folder
-from onnxprune.latency.machine import OnnxRuntime
+from onnxprune.latency.machine import CPU, OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
@@ -356,9 +356,11 @@ def plain_pass(loaded: Loaded) -> float:
 # time
 
 
-def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Stopwatch:
+def stopwatch_of(
+    loaded: Loaded, coupled: Coupled, settings: PruneConfig, providers: Sequence[str] = (CPU,)
+) -> Stopwatch:
     """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
-    machine = OnnxRuntime(threads=settings.threads)
+    machine = OnnxRuntime(threads=settings.threads, providers=tuple(providers))
     return Stopwatch(
         loaded.original,
         loaded.normalised.proto,

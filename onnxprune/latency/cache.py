@@ -43,8 +43,8 @@ class Cache:
         machine = json.dumps(dict(self.machine), sort_keys=True)
         return self.folder / "latency" / _digest(machine) / f"{_digest(signature)}.json"
 
-    def load(self, signature: str) -> tuple[Sample, ...]:
-        """What is known of a signature; empty where that is nothing."""
+    def load(self, signature: str, axes: int) -> tuple[Sample, ...]:
+        """What is known of a signature, which has so many lengths; empty where that is nothing."""
         path = self.path(signature)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ class Cache:
             found = tuple(Sample(tuple(map(float, x)), float(t)) for x, t in data["samples"])
             if any(not (isfinite(v) and v >= 0.0) for s in found for v in (*s.lengths, s.seconds)):
                 raise ValueError("it holds what is no time")
-            if len({len(s.lengths) for s in found}) > 1:
+            if any(len(s.lengths) != axes for s in found):
                 raise ValueError("its lengths do not fit")
         except FileNotFoundError:
             return ()

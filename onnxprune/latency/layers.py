@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +70,10 @@ def marked(proto: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
-def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], alignment: int) -> Layers:
+def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence[int], alignment: int) -> Layers:
     """The layers behind the kernels of the original model, whose nodes are `marked`.
 
-    alignment: of the widths that it will be cut to, as kernels differ on odd ones.
+    least: units that each group keeps at least. alignment: of the widths, as kernels differ on odd ones.
     """
     graph = channels.graph
     nodes = {n.index: n for n in graph.every_node}
@@ -85,10 +85,10 @@ def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], alignment: int)
     first = {i: k for k in reversed(kernels) if (i := _named(k.name, producers)) is not None}
     for i in ran:
         node = nodes[product_in.get(i, i)]
-        lengths = lengths_of(channels, node)
+        lengths = lengths_of(channels, node, least)
         layer_of[i] = len(layers) if lengths else None
         if lengths:
-            layers.append(Layer(lengths, _signature(first[i], node, lengths, alignment)))
+            layers.append(Layer(lengths, _signature(first[i], node, _ranges(channels, lengths, least), alignment)))
     layer_of.update({inner: layer_of[outer] for inner, outer in owner_of.items()})
     return Layers(tuple(layers), layer_of, producers)
 
@@ -159,28 +159,34 @@ def _nearest(channels: ChannelGraph, node: Node, ran: set[int], *, behind: bool)
     return None
 
 
-def lengths_of(channels: ChannelGraph, node: Node) -> tuple[Length, ...]:
+def lengths_of(channels: ChannelGraph, node: Node, least: Sequence[int]) -> tuple[Length, ...]:
     """The axes of a node that can change: of a product those of its operands and results, else of its results.
 
     What only moves or maps values takes time by what it writes; where that is fixed, by what it reads.
     """
     if any(x.node.index == node.index for x in channels.linears):
-        found = _changing(channels, (node.inputs[0], node.outputs[0]))
+        found = _changing(channels, (node.inputs[0], node.outputs[0]), least)
     elif node.op in _PRODUCTS:
-        found = _changing(channels, (*node.inputs, node.outputs[0]))
+        found = _changing(channels, (*node.inputs, node.outputs[0]), least)
     else:
-        found = _changing(channels, node.outputs) or _changing(channels, node.inputs)
+        found = _changing(channels, node.outputs, least) or _changing(channels, node.inputs, least)
     return found[:_MOST_LENGTHS]
 
 
-def _changing(channels: ChannelGraph, names: Sequence[str]) -> tuple[Length, ...]:
+def _changing(channels: ChannelGraph, names: Sequence[str], least: Sequence[int]) -> tuple[Length, ...]:
     shapes = ((name, channels.graph.shape(name) or ()) for name in names if name)
     lengths = (length_of_axis(channels, name, axis, size) for name, s in shapes for axis, size in enumerate(s))
-    return tuple(dict.fromkeys(length for length in lengths if length.groups))
+    different = dict.fromkeys(length for length in lengths if length.groups)
+    return tuple(x for x, (low, high) in zip(different, _ranges(channels, different, least), strict=True) if low < high)
 
 
-def _signature(kernel: Kernel, node: Node, lengths: Sequence[Length], alignment: int) -> str:
+def _ranges(channels: ChannelGraph, lengths: Iterable[Length], least: Sequence[int]) -> list[tuple[float, float]]:
+    """The lengths at the least widths, and at the full ones."""
+    full = [g.size for g in channels.groups]
+    return [(length.at(least), length.at(full)) for length in lengths]
+
+
+def _signature(kernel: Kernel, node: Node, ranges: Sequence[tuple[float, float]], alignment: int) -> str:
     """Everything besides the lengths that decides on the time of a kernel, as text."""
     attributes: dict[str, Any] = {k: v for k, v in sorted(node.attrs.items()) if isinstance(v, (int, float, str, list))}
-    constants = [length.constant for length in lengths]
-    return json.dumps([kernel.op, node.domain, node.op, attributes, kernel.shapes, constants, alignment], default=str)
+    return json.dumps([kernel.op, node.domain, node.op, attributes, kernel.shapes, ranges, alignment], default=str)

@@ -48,7 +48,7 @@ class OnnxRuntime:
     threads: int = 0
     providers: tuple[str, ...] = (CPU,)
     clock: Callable[[], float] = time.perf_counter
-    seconds: float = 1.5
+    seconds: float = 0.6
 
     def identity(self) -> Mapping[str, str]:
         """Processor (and GPU), cores, threads, providers and onnxruntime's version."""

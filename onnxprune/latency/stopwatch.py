@@ -17,7 +17,7 @@ import onnx
 from onnxprune import parts
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, Group
-from onnxprune.errors import RunError, UsageError
+from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.graph import Array
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.layers import Layers, layers_of, marked
@@ -30,6 +30,7 @@ from onnxprune.rewrite import cut
 from onnxprune.select.path import Path, in_turns
 
 GRID = 16
+SESSIONS = 3
 
 
 @dataclass(frozen=True)
@@ -98,24 +99,37 @@ class Stopwatch:
         return cut(marked(self.proto), self.channels, self.channels.keep_classes(masks))
 
     def share(self, kept: Kept) -> float:
-        """The measured share of the original's time that the model takes at these widths. Raises RunError."""
+        """The measured share of the original's time that the model takes at these widths.
+
+        Raises RunError, and BudgetUnreachable where they leave no model.
+        """
         if kept not in self._shares:
             model = self.cut(kept)
             if model is None:
-                raise RunError("some tensor would keep no channel at these widths; lower --ratio")
-            self._shares[kept] = quick_ratio(*self.machine.compare([model, self.original], self.feeds))
+                raise BudgetUnreachable("some tensor would keep no channel at all at these widths; lower --ratio")
+            self._shares[kept] = self.compared(model)[0]
         return self._shares[kept]
+
+    def compared(self, model: onnx.ModelProto) -> tuple[float, float, float]:
+        """(share of the original's time, seconds of the original, seconds of `model`), medians over new sessions.
+
+        Where a session's memory happens to lie makes a difference of percents, which more runs of it do not tell.
+        """
+        pairs = [self.machine.compare([model, self.original], self.feeds) for _ in range(SESSIONS)]
+        rows = [(quick_ratio(new, old), old.median, new.median) for new, old in pairs]
+        share, before, after = np.median(rows, axis=0).tolist()
+        return share, before, after
 
     def timed(self, model: onnx.ModelProto | None, kept: Kept) -> Latency:
         """What is to report of a finished model, or of the cut at these widths where there is none."""
-        after, before = self.machine.compare([model or self.cut(kept) or self.proto, self.original], self.feeds)
+        share, before, after = self.compared(model or self.cut(kept) or self.proto)
         layers, kinds, cached = self.counts
         return Latency(
             self.batch,
             dict(self.machine.identity()),
-            before.median,
-            after.median,
-            quick_ratio(after, before),
+            before,
+            after,
+            share,
             None if self._price is None else self._price.at(kept),
             layers,
             kinds,
@@ -128,9 +142,10 @@ class Stopwatch:
         return self.channels.groups
 
     def _measured(self) -> LatencyCost:
-        found = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), self.alignment)
-        kinds = dict.fromkeys(layer.signature for layer in found.layers)
-        known = {s: samples for s in kinds if (samples := self.cache.load(s))}
+        least = [w[0] for w in self._positive()]
+        found = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), least, self.alignment)
+        kinds = {layer.signature: len(layer.lengths) for layer in found.layers}
+        known = {s: samples for s, axes in kinds.items() if (samples := self.cache.load(s, axes))}
         self.counts = len(found.layers), len(kinds), len(known)
         if len(known) < len(kinds):
             for signature, samples in self._sampled(found).items():
