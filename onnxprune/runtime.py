@@ -149,7 +149,7 @@ class Kernel:
 
 
 def kernel_times(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | str | os.PathLike[str],
     feeds: Feeds,
     *,
     warmup: int = 2,
