@@ -18,6 +18,9 @@ from onnxprune.scope import allowed
 from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
 
+# How far from the wanted share of the time a measured one may be.
+LATENCY_MISSED = 0.1
+
 
 def allocate(
     loaded: Loaded,
@@ -112,6 +115,11 @@ def _measured(
         raise NothingPrunable(
             f"no channel has to go: the rewritten graph takes {found[0].measured:.1%} of the time as it is; "
             "give a larger --ratio"
+        )
+    if best.measured > (1.0 + LATENCY_MISSED) * wanted:
+        raise BudgetUnreachable(
+            f"{1 - wanted:.0%} of the latency cannot go: {1 - best.measured:.1%} is the closest that was measured; "
+            "lower --ratio, or measure on a machine that does nothing else"
         )
     return best.kept, paths[best.kept]
 

@@ -15,6 +15,7 @@ import onnx
 
 from onnxprune import cost, runtime, storage
 from onnxprune import model as m
+from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.latency.stopwatch import Latency
@@ -85,8 +86,20 @@ def report_of(
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
             *(timed.notes if timed else ()),
+            *missed(timed, settings),
         ),
         latency=asdict(timed) if timed else None,
+    )
+
+
+def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
+    """That the result's time, in sessions of its own, is not the one that was met before it was fitted."""
+    wanted = 1.0 - (settings.share or 0.0)
+    if timed is None or abs(timed.measured - wanted) <= LATENCY_MISSED * wanted:
+        return ()
+    return (
+        f"the result takes {timed.measured:.1%} of the original's time where {wanted:.1%} was asked for: widths allow "
+        "no nearer, or the machine is a busy one, or another",
     )
 
 

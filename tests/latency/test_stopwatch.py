@@ -186,3 +186,26 @@ def test_a_dry_run_times_the_cut(machine: Synthetic):
 def test_a_budget_that_cannot_be_met_says_how_much_can(machine: Synthetic):
     with pytest.raises(BudgetUnreachable, match=r"95% of the latency cannot go: at most \d+\.\d% can; lower --ratio"):
         prune(digits.path("resnet"), None, digits.CALIB, ratio=0.95, method="magnitude", **FAST)
+
+
+def test_a_time_that_is_missed_when_measured_is_no_success(machine: Synthetic, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a model is handed out whose layers promised what the whole does not keep."""
+    share = Stopwatch.share
+    asked: list[tuple[int, ...]] = []
+
+    def stubborn(watch: Stopwatch, kept: tuple[int, ...]) -> float:
+        """The two models that set the price keep what they promise; no later one is quicker than the original."""
+        asked.append(kept)
+        return share(watch, kept) if len(asked) <= 2 else 1.0
+
+    monkeypatch.setattr(Stopwatch, "share", stubborn)
+    with pytest.raises(BudgetUnreachable, match=r"30% of the latency cannot go: 0.0% is the closest that was measured"):
+        prune(digits.path("resnet"), None, digits.CALIB, ratio=0.3, method="magnitude", **FAST)
+
+
+def test_a_replay_on_another_machine_says_that_its_time_is_another(machine: Synthetic, monkeypatch: pytest.MonkeyPatch):
+    direct = prune(digits.path("resnet"), None, digits.CALIB, ratio=0.3, method="magnitude", **FAST)
+    assert not any("was asked for" in n for n in direct.report.notes)
+    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda **_: Synthetic(overhead=1e7))
+    again = prune(digits.path("resnet"), None, digits.CALIB, from_plan=direct.plan)
+    assert any("of the original's time where 70.0% was asked for" in n for n in again.report.notes)
