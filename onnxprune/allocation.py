@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import budget, cost, parts, sensitivity, sequential
+from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
+from onnxprune.latency.search import Kept, meet
+from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.objective import relative_error
 from onnxprune.scope import allowed
 from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
+
+# How far from the wanted share of the time a measured one may be.
+LATENCY_MISSED = 0.1
 
 
 def allocate(
@@ -22,10 +28,11 @@ def allocate(
     calibrated: Calibrated,
     candidates: Mapping[str, Sequence[Path]],
     settings: PruneConfig,
+    stopwatch: Stopwatch | None = None,
 ) -> tuple[dict[int, Mask], Sequence[Path]]:
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
-    With a tolerance nothing is cut here. Raises BudgetUnreachable and NothingPrunable.
+    With a tolerance nothing is cut here. stopwatch: for a latency budget. Raises BudgetUnreachable and NothingPrunable.
     """
     channels = coupled.channels
     widths = [allowed(g, coupled, settings) for g in channels.groups]
@@ -35,7 +42,9 @@ def allocate(
     if settings.share is None:
         return {}, paths
     if settings.uniform is None:
-        kept, paths = within_budget(loaded, coupled, calibrated, candidates, widths, settings.share, settings)
+        kept, paths = within_budget(
+            loaded, coupled, calibrated, candidates, widths, settings.share, settings, stopwatch
+        )
     else:
         kept = budget.uniform(widths, settings.uniform)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
@@ -56,31 +65,71 @@ def within_budget(
     widths: Sequence[tuple[int, ...]],
     share: float,
     settings: PruneConfig,
-) -> tuple[tuple[int, ...], Sequence[Path]]:
+    stopwatch: Stopwatch | None = None,
+) -> tuple[Kept, Sequence[Path]]:
     """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
 
-    Raises BudgetUnreachable.
+    A latency budget is met by what is measured, in rounds. Raises BudgetUnreachable.
     """
     channels = coupled.channels
-    price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
-    full = price.at([g.size for g in channels.groups])
+    price = price_of(channels, settings, stopwatch)
+    # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
+    full = price.at([g.size for g in channels.groups]) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
     least = budget.smallest(price, widths)
     if least > limit:
         rounds = isinstance(settings.round_to, int) and settings.round_to > 1
         hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
         raise BudgetUnreachable(
-            f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
+            f"{share:.0%} of the {settings.budget} cannot go: at most {max(1 - least / full, 0.0):.1%} can; {hint}"
         )
     tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
-    found = [(budget.allocate(curves_of(p, t, coupled), price, budget.Budget(limit, widths)).kept, p) for p, t in tried]
-    if len(found) == 1:
-        return found[0]
-    # Trials of single groups do not tell which of several allocations is best; one run of each does.
-    return min(found, key=lambda f: error_of(loaded, coupled, calibrated, f[0], f[1], settings))
+    known = [(p, curves_of(p, t, coupled)) for p, t in tried]
+
+    def decide(limit: float) -> tuple[Kept, Sequence[Path]]:
+        found = [(budget.allocate(curves, price, budget.Budget(limit, widths)).kept, p) for p, curves in known]
+        if len(found) == 1:
+            return found[0]
+        # Trials of single groups do not tell which of several allocations is best; one run of each does.
+        return min(found, key=lambda f: error_of(loaded, coupled, calibrated, f[0], f[1], settings))
+
+    return decide(limit) if stopwatch is None else _measured(decide, stopwatch, limit, least)
+
+
+def _measured(
+    decide: Callable[[float], tuple[Kept, Sequence[Path]]], stopwatch: Stopwatch, wanted: float, least: float
+) -> tuple[Kept, Sequence[Path]]:
+    """What comes closest to the wanted share of the time when it is measured."""
+    paths: dict[Kept, Sequence[Path]] = {}
+
+    def units(limit: float) -> Kept:
+        kept, path = decide(limit)
+        paths.setdefault(kept, path)
+        return kept
+
+    found = meet(units, stopwatch.share, wanted, least)
+    best = next((r for r in found if r.kept != stopwatch.full), None)
+    if best is None:
+        raise NothingPrunable(
+            f"no channel has to go: the rewritten graph takes {found[0].measured:.1%} of the time as it is; "
+            "give a larger --ratio"
+        )
+    if best.measured > (1.0 + LATENCY_MISSED) * wanted:
+        raise BudgetUnreachable(
+            f"{1 - wanted:.0%} of the latency cannot go: {1 - best.measured:.1%} is the closest that was measured; "
+            "lower --ratio, or measure on a machine that does nothing else"
+        )
+    return best.kept, paths[best.kept]
+
+
+def price_of(channels: ChannelGraph, settings: PruneConfig, stopwatch: Stopwatch | None) -> budget.CostModel:
+    """What the budget counts, against the units kept."""
+    if stopwatch is not None:
+        return stopwatch.price
+    return cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
 
 
 def curves_of(

@@ -27,7 +27,7 @@ _ROUNDING = 1e-9
 class CostModel(Protocol):
     """What allocation needs of a cost (see `cost.Cost`)."""
 
-    def at(self, kept: Counts) -> float:
+    def at(self, kept: Counts | Sequence[int]) -> float:
         """The whole cost."""
 
     def saving(self, kept: Counts, group: int, fewer: int) -> float:
@@ -110,11 +110,16 @@ def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Alloca
 
     def best_cut(g: int) -> tuple[float, int] | None:
         found: tuple[float, int] | None = None
-        for to in range(at[g] - 1, max(at[g] - 1 - _LOOK_AHEAD, -1), -1):
+        looked = 0
+        for to in range(at[g] - 1, -1, -1):
             fewer = budget.widths[g][at[g]] - budget.widths[g][to]
             saved = cost.saving(kept, g, fewer)
+            # Time goes in steps, which may be wider than any look ahead: what saves nothing does not count.
             if saved <= 0:
                 continue
+            looked += 1
+            if looked > _LOOK_AHEAD:
+                break
             score = float(curves[g][budget.widths[g][to]] - curves[g][budget.widths[g][at[g]]]) / saved
             if found is None or score < found[0]:
                 found = (score, to)

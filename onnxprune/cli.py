@@ -46,7 +46,7 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels include "
     "exclude".split()
 )
-_SETTINGS = (*_DECIDED, "target", "refit", "recover", "fast", "seed", "samples", "memory", "force")
+_SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 _INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
@@ -172,7 +172,21 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     type=float,
     help="Share of the budget to remove, in (0, 1). Required without --uniform, --tolerance and --from-plan.",
 )
-@click.option("--budget", type=click.Choice(BUDGETS), **_shown(_DEFAULTS.budget), help="What --ratio counts.")
+@click.option(
+    "--budget",
+    type=click.Choice(BUDGETS),
+    **_shown(_DEFAULTS.budget),
+    help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency).",
+)
+@click.option(
+    "--batch", type=int, **_shown(_DEFAULTS.batch), help="Samples in the run whose time --budget latency counts."
+)
+@click.option(
+    "--threads",
+    type=int,
+    show_default="onnxruntime's own choice",
+    help="Threads of onnxruntime in the run whose time --budget latency counts.",
+)
 @click.option(
     "--uniform",
     type=float,

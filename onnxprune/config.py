@@ -17,7 +17,7 @@ GRADIENT = LABELLED = ("global", "combined", "taylor")
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
-BUDGETS = ("macs", "params")
+BUDGETS = ("macs", "params", "latency")
 ATTENTIONS = ("heads", "head-dim")
 # What `bench` runs: the types that a model has, or a copy in float16. Seconds of rounds that count, and rounds before.
 PRECISIONS = ("model", "fp16")
@@ -30,8 +30,9 @@ RECOVER = 16
 class PruneConfig:
     """What to remove and how.
 
-    ratio: share of the budget to remove, in (0, 1); 0.5 unless `uniform` is given. budget: what `ratio` counts: "macs"
-    or "params". uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
+    ratio: share of the budget to remove, in (0, 1); 0.5 unless `uniform` is given. budget: what `ratio` counts: "macs",
+    "params" or "latency", the measured time of a run of `batch` samples on `threads` threads of onnxruntime (0: its own
+    choice). uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
     tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much
     goes as that allows. It is relative to the spread of the original's outputs, on held-out samples.
     method: selection: "obs" (block OBS); greedy imitation (Ye, Wu & Liu 2020) of the layer's output ("local"), of the
@@ -59,6 +60,8 @@ class PruneConfig:
 
     ratio: float | None = None
     budget: str = "macs"
+    batch: int = 1
+    threads: int = 0
     uniform: float | None = None
     tolerance: float | None = None
     method: str = "obs"
@@ -111,7 +114,13 @@ class PruneConfig:
                 raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")
         if isinstance(self.round_to, str) and self.round_to != AUTO:
             raise UsageError(f"round_to {self.round_to!r} is unknown; give a number of channels, or {AUTO!r}")
-        for name in ("round_to", "min_channels", "memory", "probes"):
+        if self.budget == "latency" and self.ratio is None:
+            raise UsageError("budget 'latency' is a share of the time, given by ratio; leave out uniform and tolerance")
+        if self.budget != "latency" and (self.batch, self.threads) != (1, 0):
+            raise UsageError("batch and threads say what budget 'latency' measures; leave them out, or choose it")
+        if self.threads < 0:
+            raise UsageError(f"threads is {self.threads}; it is a number of threads, 0 for onnxruntime's own choice")
+        for name in ("batch", "round_to", "min_channels", "memory", "probes"):
             number = getattr(self, name)
             if number != AUTO and number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")

@@ -123,13 +123,13 @@ def macs(channels: ChannelGraph) -> Cost:
                 positions = int(np.prod(wshape[2:])) * x[0] * int(np.prod(x[2:]))
                 terms.append(_convolution(positions, outputs, inputs, linear, wshape[1]))
             else:
-                rows = [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out[:-1])]
+                rows = [length_of_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out[:-1])]
                 terms.append(Term(1.0, (inputs, outputs, *rows)))
         elif node.op in ("MatMul", "Gemm") and out is not None:
             a = graph.shape(node.inputs[0]) or (1,)
             summed = 0 if node.op == "Gemm" and node.attrs.get("transA", 0) else len(a) - 1
-            lengths = [_axis(channels, node.inputs[0], summed, a[summed])]
-            lengths += [_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
+            lengths = [length_of_axis(channels, node.inputs[0], summed, a[summed])]
+            lengths += [length_of_axis(channels, node.outputs[0], i, s) for i, s in enumerate(out)]
             terms.append(Term(1.0, tuple(lengths)))
         elif node.op == "Attention":
             terms += _attention(channels, node)
@@ -141,9 +141,9 @@ def _recurrent(channels: ChannelGraph, node: Node) -> list[Term]:
     x, w, r = node.inputs[:3]
     steps, sequences, _ = channels.graph.shape(x) or (1, 1, 1)
     directions, _, wide = channels.graph.shape(w) or (1, 1, 1)
-    hidden = _axis(channels, r, 2, (channels.graph.shape(r) or (1, 1, 1))[2])
+    hidden = length_of_axis(channels, r, 2, (channels.graph.shape(r) or (1, 1, 1))[2])
     each = float(steps * sequences * directions * GATES[node.op])
-    return [Term(each, (hidden, _axis(channels, w, 2, wide))), Term(each, (hidden, hidden))]
+    return [Term(each, (hidden, length_of_axis(channels, w, 2, wide))), Term(each, (hidden, hidden))]
 
 
 def _attention(channels: ChannelGraph, node: Node) -> list[Term]:
@@ -156,12 +156,13 @@ def _attention(channels: ChannelGraph, node: Node) -> list[Term]:
             continue
         total = keys[-2] + (past[2] if past else 0)
         wide = (2,) if len(shape) == 3 else (1, 3)
-        lengths = tuple(_axis(channels, name, a, shape[a]) for a in wide)
+        lengths = tuple(length_of_axis(channels, name, a, shape[a]) for a in wide)
         found.append(Term(float(shape[0] * shape[-2] * total), lengths))
     return found
 
 
-def _axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:
+def length_of_axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:
+    """The length of an axis of a tensor, which has `size` positions in the original."""
     return _length(channels, channels.axis_factor(tensor, axis), size)
 
 

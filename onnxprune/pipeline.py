@@ -40,6 +40,9 @@ from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
 from onnxprune.latency.bench import provider_named
+from onnxprune.latency.cache import Cache, default_folder
+from onnxprune.latency.machine import OnnxRuntime
+from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
@@ -48,7 +51,7 @@ from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones
-from onnxprune.scope import allowed, frozen_groups, notes_on_bodies, relaxed, why_nothing
+from onnxprune.scope import alignment, allowed, frozen_groups, notes_on_bodies, relaxed, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
     Calibrated,
@@ -193,10 +196,15 @@ def _run(
         coupled = couple(loaded, settings)
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, selects=replayed is None)
+    stopwatch = stopwatch_of(loaded, coupled, settings) if settings.budget == "latency" else None
     if replayed is None:
+        if stopwatch is not None:
+            with stage("time layers"):
+                stopwatch.measure()
         with stage("select"):
             candidates = select(coupled, calibrated, settings)
-        found = [cut_with(c, loaded, coupled, calibrated, settings, stage) for c in mixtures(candidates, settings)]
+        mixed = mixtures(candidates, settings)
+        found = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch) for c in mixed]
         masks, coefficients = found[0]
         if len(found) > 1:
             with stage("compare"):
@@ -207,7 +215,8 @@ def _run(
         chosen = replace(replayed, config=settings.as_dict())
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
-        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
+        timed = timed_with(stopwatch, None, coupled, masks, stage)
+        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed)
         return PruneResult(None, chosen, replace(report, notes=(*report.notes, *foreseen(loaded, settings)))), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
@@ -218,7 +227,8 @@ def _run(
             refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
-    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
+    timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
+    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed)
     if provider is not None:
         stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, provider)
@@ -335,7 +345,7 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
-    price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
+    price = cost.parameters(channels) if settings.budget == "params" else cost.macs(channels)
     return relaxed(Coupled(channels, taken, layers_taken(taken, channels), frozen), price, settings)
 
 
@@ -372,6 +382,36 @@ def plain_pass(loaded: Loaded) -> float:
     return time.perf_counter() - start
 
 
+# time
+
+
+def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Stopwatch:
+    """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
+    machine = OnnxRuntime(settings.threads, runtime.fallbacks(TARGETS[settings.target].provider))
+    return Stopwatch(
+        loaded.original,
+        loaded.normalised.proto,
+        coupled.channels,
+        [allowed(g, coupled, settings) for g in coupled.channels.groups],
+        feeds_of(loaded.fit, settings.batch),
+        machine,
+        Cache(default_folder(), machine.identity()),
+        settings.batch,
+        alignment(coupled, settings),
+    )
+
+
+def timed_with(
+    stopwatch: Stopwatch | None, model: onnx.ModelProto | None, coupled: Coupled, masks: Masks, stage: Clock
+) -> Latency | None:
+    """The time of the result against the original, where the budget is one of time."""
+    if stopwatch is None:
+        return None
+    with stage("time"):
+        kept = tuple(int(masks[g.index].sum()) if g.index in masks else g.size for g in coupled.channels.groups)
+        return stopwatch.timed(model, kept)
+
+
 # select, allocate, imitate
 
 
@@ -404,10 +444,11 @@ def cut_with(
     calibrated: Calibrated,
     settings: PruneConfig,
     stage: Clock,
+    stopwatch: Stopwatch | None = None,
 ) -> Cut:
     """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):
-        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings)
+        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, stopwatch)
     if not settings.sequential:
         return masks, coefficients_of(masks, paths)
     with stage("imitate"):

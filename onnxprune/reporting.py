@@ -15,10 +15,12 @@ import onnx
 
 from onnxprune import cost, parts, runtime, storage
 from onnxprune import model as m
+from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
+from onnxprune.latency.stopwatch import Latency
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed
 from onnxprune.state import Calibrated, Checked, Clock, Coupled, Loaded, Masks
@@ -34,8 +36,9 @@ def report_of(
     stage: Clock,
     checked: Checked | None,
     output: str | os.PathLike[str] | None,
+    timed: Latency | None = None,
 ) -> Report:
-    """Collect the report; for a dry run `checked` is None."""
+    """Collect the report; for a dry run `checked` is None. timed: with a latency budget."""
     channels = coupled.channels
     full = [g.size for g in channels.groups]
     kept = [int(masks[g.index].sum()) if g.index in masks else g.size for g in channels.groups]
@@ -50,7 +53,12 @@ def report_of(
         storage.model_bytes(checked.model) if checked else 0,
     )
     rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
-    price = prices[settings.budget]
+    if timed is not None:
+        achieved = 1.0 - timed.measured
+    elif settings.uniform is not None:
+        achieved = _share_removed(rows)
+    else:
+        achieved = 1.0 - prices[settings.budget].at(kept) / prices[settings.budget].at(full)
     return Report(
         model=loaded.source.path,
         model_sha256=loaded.source.sha256,
@@ -58,7 +66,7 @@ def report_of(
         dry_run=checked is None,
         config=settings.as_dict(),
         requested=settings.share,
-        achieved=1.0 - price.at(kept) / price.at(full) if settings.uniform is None else _share_removed(rows),
+        achieved=achieved,
         before=before,
         after=after,
         groups=rows,
@@ -82,7 +90,21 @@ def report_of(
             *less_aligned(coupled, settings),
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
+            *(timed.notes if timed else ()),
+            *missed(timed, settings),
         ),
+        timing=asdict(timed) if timed else None,
+    )
+
+
+def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
+    """That the result's time, in sessions of its own, is not the one that was met before it was fitted."""
+    wanted = 1.0 - (settings.share or 0.0)
+    if timed is None or abs(timed.measured - wanted) <= LATENCY_MISSED * wanted:
+        return ()
+    return (
+        f"the result takes {timed.measured:.1%} of the original's time where {wanted:.1%} was asked for: widths allow "
+        "no nearer, or the machine is a busy one, or another",
     )
 
 

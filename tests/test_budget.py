@@ -283,3 +283,28 @@ def test_one_curve_entry_off_by_a_hundredth_is_seen() -> None:
     assert allocate([dear, cheap], cost, Budget(3.0, every((2, 2)))).kept == (2, 1)
     cheap[1] *= 1.01
     assert allocate([dear, cheap], cost, Budget(3.0, every((2, 2)))).kept == (1, 2)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Costs that go in steps of `block` units, as times do."""
+
+    block: int
+    groups: int
+
+    def at(self, kept: NDArray[np.int64]) -> float:
+        return float(sum(-(-int(n) // self.block) for n in kept))
+
+    def saving(self, kept: NDArray[np.int64], group: int, fewer: int) -> float:
+        return float(-(-int(kept[group]) // self.block) - -(-(int(kept[group]) - fewer) // self.block))
+
+
+@pytest.mark.parametrize("block", [1, 8, 16, 32])
+def test_steps_wider_than_the_look_ahead_are_taken(block: int) -> None:
+    """Fails where a group is stuck because its next few widths save nothing."""
+    steep, flat = np.linspace(9.0, 0.0, 97), np.linspace(1.0, 0.0, 97)
+    cost = Stepped(block, 2)
+    limit = cost.at(np.array([96, 96])) - 2
+    found = allocate([steep, flat], cost, Budget(limit, every((96, 96))))
+    assert found.reached
+    assert found.kept == (96, 96 - 2 * block)

@@ -26,6 +26,7 @@ from onnxprune.report.terminal import PLAIN_WIDTH
 from tests import digits
 from tests.digits import pruned
 from tests.graphs import TABLE
+from tests.latency.synthetic import Synthetic
 from tests.test_pipeline import largest_changed, listing
 
 RESNET, CALIB = str(digits.path("resnet")), str(digits.CALIB)
@@ -130,6 +131,10 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--ratio", "half"], 2, "'half' is not a valid float"),
         (["out.onnx", "--ratio", "0.5", "--uniform", "0.5"], 2, "leave out --ratio"),
         (["out.onnx", "--uniform", "0.5", "--budget", "params", "--ratio", "0.5"], 2, "leave out --ratio, --budget"),
+        (["out.onnx", "--uniform", "0.5", "--budget", "latency"], 2, "leave out --budget"),
+        (["out.onnx", "--tolerance", "0.5", "--budget", "latency"], 2, "leave out --budget"),
+        (["out.onnx", "--ratio", "0.5", "--threads", "2"], 2, "say what budget 'latency' measures"),
+        (["out.onnx", "--ratio", "0.5", "--budget", "latency", "--batch", "0"], 2, "batch is 0"),
         (["out.onnx", "--uniform", "1"], 2, "outside (0, 1)"),
         (["out.onnx", "--uniform", "0.5", "--round-to", "64"], 3, "too narrow for --round-to"),
         (["out.onnx", "--from-plan", "p", "--uniform", "0.5"], 2, "leave out --uniform"),
@@ -423,6 +428,8 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
             "ratio": 0.2,
             "uniform": None,
             "budget": "params",
+            "batch": 1,
+            "threads": 0,
             "samples": 32,
             "labels": "truth",
             "method": "random",
@@ -435,6 +442,31 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 1},
         **{"coefficients": "convex", "target": "tensorrt-int8"},
     }
+
+
+def test_a_latency_budget_reaches_what_measures(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    """Fails where threads or batch are dropped on their way, or its time is not in the report."""
+    machine = Synthetic(block=1)
+    asked: list[dict[str, Any]] = []
+
+    def start(**options: Any) -> Synthetic:
+        asked.append(options)
+        return machine
+
+    monkeypatch.setattr(pipeline, "OnnxRuntime", start)
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(folder / "cache"))
+    args = ["--ratio", "0.3", "--budget", "latency", "--batch", "4", "--threads", "2", "--calib", CALIB]
+    args += [*FAST, "--round-to", "2", "--report", "r.json", "--plan", "p.json"]
+    code, out, err = run(capsys, RESNET, "out.onnx", *args)
+    assert (code, err) == (0, "")
+    assert "latency removed" in out
+    assert asked[0]["threads"] == 2
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert found["latency"]["batch"] == found["config"]["batch"] == 4
+    assert found["achieved"] == 1.0 - found["latency"]["measured"] == pytest.approx(0.3, abs=0.015)
+    code, _, err = run(capsys, RESNET, "more.onnx", "--from-plan", "p.json", "--calib", CALIB, "--batch", "2")
+    assert (code, err) == (0, "")
+    assert (folder / "more.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
 
 
 def test_options_of_the_greedy_methods_arrive(folder: Path, capsys: Capture):

@@ -122,7 +122,13 @@ def test_what_reads_statistics(options: dict[str, Any], reads: bool):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"budget": "latency"}, "budget 'latency' is unknown; choose one of macs, params"),
+        ({"budget": "energy"}, "budget 'energy' is unknown; choose one of macs, params, latency"),
+        ({"budget": "latency", "uniform": 0.5}, "a share of the time, given by ratio; leave out uniform and tolerance"),
+        ({"budget": "latency", "tolerance": 0.1}, "a share of the time, given by ratio; leave out uniform and"),
+        ({"batch": 8}, "batch and threads say what budget 'latency' measures; leave them out, or choose it"),
+        ({"threads": 1, "budget": "params"}, "batch and threads say what budget 'latency' measures"),
+        ({"batch": 0, "budget": "latency"}, "batch is 0"),
+        ({"threads": -1, "budget": "latency"}, "threads is -1; it is a number of threads, 0 for"),
         ({"method": "magic"}, "method 'magic' is unknown"),
         ({"refit": "all"}, "refit 'all' is unknown"),
         ({"attention": "rows"}, "attention 'rows' is unknown"),

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+_QUICK = 0.2
+
 
 @dataclass(frozen=True, eq=False)
 class Times:
-    """Wall-clock seconds of single runs, (runs,)."""
+    """Wall-clock seconds of single runs, (runs,), unless another clock was given."""
 
     seconds: NDArray[np.float64]
 
@@ -34,12 +36,14 @@ def paired(
     least_runs: int = 10,
     most_runs: int = 1000,
     budget: float = 2.0,
+    clock: Callable[[], float] | None = None,
 ) -> tuple[Times, ...]:
     """Times of every action, as many of each. They take turns, and every other round goes backwards.
 
     warmup: rounds that do not count. Rounds go on until `budget` seconds have passed, but at least `least_runs` and at
-    most `most_runs` of them.
+    most `most_runs` of them. clock: what `Times` count, the wall clock unless given; `budget` is of the wall clock.
     """
+    now = clock or time.perf_counter
     for _ in range(warmup):
         for action in actions:
             action()
@@ -50,11 +54,20 @@ def paired(
         if done >= least_runs and time.perf_counter() - start >= budget:
             break
         for i in order:
-            before = time.perf_counter()
+            before = now()
             actions[i]()
-            found[i].append(time.perf_counter() - before)
+            found[i].append(now() - before)
         order.reverse()
     return tuple(Times(np.array(s)) for s in found)
+
+
+def quick_ratio(new: Times, old: Times) -> float:
+    """The quickest fifth of one's runs over that of the other's; both from one call of `paired`.
+
+    On a quiet machine that is the ratio of the medians. On a busy one it is closer to it than they are: a longer run is
+    interrupted more often, which would make the shorter one look even shorter.
+    """
+    return float(np.quantile(new.seconds, _QUICK) / np.quantile(old.seconds, _QUICK))
 
 
 def ratio(new: Times, old: Times) -> float:

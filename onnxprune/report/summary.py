@@ -87,6 +87,8 @@ class Report:
 
     requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
     tolerance nothing is requested. latency: what `bench` says of the original and the result, where that was asked for.
+    timing: with a latency budget, what was measured and predicted (`latency.stopwatch.Latency`); `achieved` is the
+    measured share then.
     """
 
     model: str
@@ -108,6 +110,7 @@ class Report:
     versions: Mapping[str, str]
     refit: tuple[Mapping[str, Any], ...] = ()
     latency: Mapping[str, Any] | None = None
+    timing: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:

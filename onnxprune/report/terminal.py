@@ -173,10 +173,14 @@ def _alignment(a: Alignment) -> str:
 
 
 def _run_facts(report: Report) -> list[tuple[str, str]]:
-    unit = {"macs": "MACs", "params": "parameters"}.get(str(report.config.get("budget")), "cost")
+    unit = {"macs": "MACs", "params": "parameters", "latency": "latency"}.get(str(report.config.get("budget")), "cost")
     unit, of = ("channels", " of every group") if report.config.get("uniform") is not None else (unit, "")
     wanted = f"requested {report.requested:.1%}{of}" if report.requested is not None else _tolerance(report)
-    facts = [(f"{unit} removed", f"{report.achieved:.1%}, {wanted}"), ("alignment", _alignment(report.alignment))]
+    facts = [
+        (f"{unit} removed", f"{report.achieved:.1%}, {wanted}"),
+        *_timing_facts(report),
+        ("alignment", _alignment(report.alignment)),
+    ]
     if report.output_error is not None:
         facts.append(("output error, held out", _error(report.output_error)))
     facts += _check_facts(report)
@@ -197,6 +201,22 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("", f"{e.passes:.0f} × one plain pass over the data ({duration(e.plain_pass_seconds)})"))
     if e.peak_memory_bytes is not None:
         facts.append(("peak memory", size(e.peak_memory_bytes)))
+    return facts
+
+
+def _timing_facts(report: Report) -> list[tuple[str, str]]:
+    found = report.timing
+    if found is None:
+        return []
+    machine = found["machine"]
+    per = "1 sample" if found["batch"] == 1 else f"{found['batch']} samples"
+    threads = "" if machine.get("threads") == "0" else f", {machine.get('threads')} threads"
+    change = f"{latency(found['before_seconds'])} → {latency(found['after_seconds'])}"
+    facts = [("time of a run", f"{change} ({per}, {machine.get('providers')}{threads}, {machine.get('processor')})")]
+    if found["predicted"] is not None:
+        ratios = f"{found['predicted']:.1%} of the original predicted, {found['measured']:.1%} measured"
+        known = f"{found['kinds_from_cache']} of {found['kinds']} from earlier runs"
+        facts.append(("", f"{ratios} (kinds of layers: {known})"))
     return facts
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.latency import timing
-from onnxprune.latency.timing import Times, paired, ratio
+from onnxprune.latency.timing import Times, paired, quick_ratio, ratio
 
 
 class Machine:
@@ -61,3 +61,23 @@ def test_median_and_p90():
     times = Times(np.arange(101) / 100)
     assert times.median == pytest.approx(0.5)
     assert times.p90 == pytest.approx(0.9)
+
+
+def test_another_clock_may_count(monkeypatch: pytest.MonkeyPatch):
+    """Fails where the clock that was given decides how long rounds go on, or the wall clock what a run took."""
+    machine = Machine(monkeypatch)
+    worked = [0.0]
+
+    def act():
+        machine.now += 10.0
+        worked[0] += 1.0
+
+    (times,) = paired([act], warmup=0, least_runs=1, budget=25.0, clock=lambda: worked[0])
+    np.testing.assert_array_equal(times.seconds, np.ones(3))
+
+
+def test_interruptions_of_the_longer_one_do_not_count():
+    """Fails where a run that is interrupted more often looks slower than it is."""
+    old = np.where(np.arange(100) % 3 == 0, 4.0, 9.0)
+    new = np.where(np.arange(100) % 3 == 2, 7.0, 2.0)
+    assert quick_ratio(Times(new), Times(old)) == 0.5

@@ -1,0 +1,82 @@
+"""Measured layers on disk: one small JSON file for each signature, below a folder for each kind of machine.
+
+The folder is $ONNXPRUNE_CACHE, else $XDG_CACHE_HOME/onnxprune, else ~/.cache/onnxprune. Files appear whole, so several
+processes may use one folder. What cannot be read or written is measured again; a note says so, and nothing fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+
+from onnxprune.errors import RunError
+from onnxprune.latency.table import Sample
+from onnxprune.model import write_atomically
+
+_FORMAT = 1
+
+
+def default_folder() -> Path:
+    """Where measurements are kept."""
+    own = os.environ.get("ONNXPRUNE_CACHE")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "onnxprune"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The measurements that hold for one machine. notes: what could not be read or written."""
+
+    folder: Path
+    machine: Mapping[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    def path(self, signature: str) -> Path:
+        """The file of a signature."""
+        machine = json.dumps(dict(self.machine), sort_keys=True)
+        return self.folder / "latency" / _digest(machine) / f"{_digest(signature)}.json"
+
+    def load(self, signature: str, axes: int) -> tuple[Sample, ...]:
+        """What is known of a signature, which has so many lengths; empty where that is nothing."""
+        path = self.path(signature)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if (data["format"], data["machine"], data["signature"]) != (_FORMAT, dict(self.machine), signature):
+                raise ValueError("it is about something else")
+            found = tuple(Sample(tuple(map(float, x)), float(t)) for x, t in data["samples"])
+            if any(not (isfinite(v) and v >= 0.0) for s in found for v in (*s.lengths, s.seconds)):
+                raise ValueError("it holds what is no time")
+            if any(len(s.lengths) != axes for s in found):
+                raise ValueError("its lengths do not fit")
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            self._note(f"the measurements in {path} cannot be read and are made again ({type(e).__name__})")
+            return ()
+        return found
+
+    def store(self, signature: str, samples: Sequence[Sample]) -> None:
+        """Keep these, in place of what is there."""
+        path = self.path(signature)
+        rows = [[list(s.lengths), s.seconds] for s in samples]
+        data = {"format": _FORMAT, "machine": dict(self.machine), "signature": signature, "samples": rows}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (json.dumps(data) + "\n").encode())
+        except (OSError, RunError) as e:
+            self._note(f"measurements cannot be kept for the next run: {e}; ONNXPRUNE_CACHE names another folder")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,101 @@
+"""What measures: onnxruntime on this machine, behind a protocol that a test can stand in for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from onnxprune import runtime
+from onnxprune.latency.kernels import Kernel, kernel_times
+from onnxprune.latency.timing import Times, paired
+from onnxprune.runtime import CPU, Feeds
+
+_PROC = Path("/proc/cpuinfo")
+
+
+class Machine(Protocol):
+    """Where models are timed."""
+
+    def identity(self) -> Mapping[str, str]:
+        """What two machines must have in common for the times of one to hold for the other."""
+
+    def kernels(self, model: onnx.ModelProto, feeds: Feeds) -> tuple[Kernel, ...]:
+        """What one run executes, in order, with the time of each."""
+
+    def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:
+        """Times of whole runs, in turns."""
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """onnxruntime with these threads (0: its own choice) and providers.
+
+    clock: in seconds; `time.process_time` counts what one thread works, on a machine that others use too. seconds: of
+    one comparison.
+    """
+
+    threads: int = 0
+    providers: tuple[str, ...] = (CPU,)
+    clock: Callable[[], float] = time.perf_counter
+    seconds: float = 0.6
+
+    def identity(self) -> Mapping[str, str]:
+        """Processor (and GPU), cores, threads, providers and onnxruntime's version."""
+        found = {
+            "processor": processor(),
+            "cores": str(cores()),
+            "threads": str(self.threads),
+            "providers": " ".join(self.providers),
+            "onnxruntime": runtime.version(),
+        }
+        return found if self.providers == (CPU,) else {**found, "gpu": gpu()}
+
+    def kernels(self, model: onnx.ModelProto, feeds: Feeds) -> tuple[Kernel, ...]:
+        """As onnxruntime's profiler tells."""
+        return kernel_times(model, feeds, threads=self.threads, providers=self.providers)
+
+    def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:
+        """A session of each model, run in turns."""
+        start = partial(runtime.Session, spin=True, in_turns=True, threads=self.threads, providers=self.providers)
+        sessions = [start(p) for p in models]
+        return paired([partial(s.run, feeds) for s in sessions], budget=self.seconds, clock=self.clock)
+
+
+def processor() -> str:
+    """The processor's name, and a checksum of what it can do: virtual machines give many processors one name."""
+    with suppress(OSError):
+        lines = _PROC.read_text(encoding="utf-8", errors="replace").split("\n\n", maxsplit=1)[0].splitlines()
+        known = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        able = " ".join(
+            known.get(k, "") for k in ("cpu family", "model", "stepping", "flags", "Features", "cache size")
+        )
+        name = known.get("model name") or known.get("CPU part") or platform.processor()
+        return f"{name} {hashlib.sha256(able.encode()).hexdigest()[:8]}"
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    with suppress(AttributeError):  # no such call on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpu() -> str:
+    """The names of NVIDIA's GPUs, "" where there is none to ask for."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return " ".join(done.stdout.split())
+    return ""

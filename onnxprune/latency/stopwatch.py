@@ -1,0 +1,206 @@
+"""The latency of one model at any widths: measured, and predicted from its layers.
+
+Layers are measured inside the model itself: it is cut at a few combinations of widths, and onnxruntime's profiler tells
+what every layer took in each. The widths of each group are spread evenly over what it may keep, in an order of its own,
+so every layer is seen at a grid of its own (in, out) widths, fused and laid out in memory as it will be. What a machine
+has measured once it does not measure again (`cache`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from onnxprune import parts
+from onnxprune.calibrate.samples import Samples
+from onnxprune.channels import ChannelGraph, Group
+from onnxprune.errors import BudgetUnreachable, UsageError
+from onnxprune.graph import Array
+from onnxprune.latency.cache import Cache
+from onnxprune.latency.layers import Layers, layers_of, marked
+from onnxprune.latency.machine import Machine
+from onnxprune.latency.price import LatencyCost, Priced
+from onnxprune.latency.search import Kept
+from onnxprune.latency.table import Sample, fit
+from onnxprune.latency.timing import quick_ratio
+from onnxprune.rewrite import cut
+from onnxprune.select.path import Path, in_turns
+
+GRID = 16
+SESSIONS = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Shares of the original's time that stay, and seconds of one run before and after.
+
+    predicted: by the layers; None where no layer was looked at. machine: what was measured on, and with.
+    """
+
+    batch: int
+    machine: Mapping[str, str]
+    before_seconds: float
+    after_seconds: float
+    measured: float
+    predicted: float | None = None
+    layers: int = 0
+    kinds: int = 0
+    kinds_from_cache: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Stopwatch:
+    """Times cuts of one model against the original, in turns.
+
+    proto, channels: the normalised model and its channel graph. widths: units that each group may keep, ascending.
+    feeds: of one run. counts: layers, kinds of them, and kinds that were known already.
+    """
+
+    original: onnx.ModelProto
+    proto: onnx.ModelProto
+    channels: ChannelGraph
+    widths: Sequence[tuple[int, ...]]
+    feeds: Mapping[str, Array]
+    machine: Machine
+    cache: Cache
+    batch: int = 1
+    alignment: int = 1
+    _price: LatencyCost | None = None
+    _shares: dict[Kept, float] = field(default_factory=dict)
+    counts: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def full(self) -> Kept:
+        """All units."""
+        return tuple(g.size for g in self.channels.groups)
+
+    @property
+    def price(self) -> LatencyCost:
+        """The predicted share of the original's time; measures the layers on first use. Raises RunError."""
+        if self._price is None:
+            self._price = self._measured()
+        return self._price
+
+    def measure(self) -> None:
+        """Measure the layers now. Raises RunError."""
+        _ = self.price
+
+    def cut(self, kept: Sequence[int]) -> onnx.ModelProto | None:
+        """The model at these widths, nothing fitted; which units stay is arbitrary. None where a part would vanish."""
+        paths = [Path(in_turns(np.arange(g.size)[::-1].copy(), g.rows), np.zeros(g.size + 1)) for g in self._groups]
+        fewer = {g.index: paths[g.index].kept(k) for g, k in zip(self._groups, kept, strict=True) if k < g.size}
+        masks = parts.with_every_part(self.channels, fewer, paths)
+        if masks is None:
+            return None
+        return cut(marked(self.proto), self.channels, self.channels.keep_classes(masks))
+
+    def share(self, kept: Kept) -> float:
+        """The measured share of the original's time that the model takes at these widths.
+
+        Raises RunError, and BudgetUnreachable where they leave no model.
+        """
+        if kept not in self._shares:
+            model = self.cut(kept)
+            if model is None:
+                raise BudgetUnreachable("some tensor would keep no channel at all at these widths; lower --ratio")
+            self._shares[kept] = self.compared(model)[0]
+        return self._shares[kept]
+
+    def compared(self, model: onnx.ModelProto) -> tuple[float, float, float]:
+        """(share of the original's time, seconds of the original, seconds of `model`), medians over new sessions.
+
+        Where a session's memory happens to lie makes a difference of percents, which more runs of it do not tell.
+        """
+        pairs = [self.machine.compare([model, self.original], self.feeds) for _ in range(SESSIONS)]
+        rows = [(quick_ratio(new, old), old.median, new.median) for new, old in pairs]
+        share, before, after = np.median(rows, axis=0).tolist()
+        return share, before, after
+
+    def timed(self, model: onnx.ModelProto | None, kept: Kept) -> Latency:
+        """What is to report of a finished model, or of the cut at these widths where there is none."""
+        share, before, after = self.compared(model or self.cut(kept) or self.proto)
+        layers, kinds, cached = self.counts
+        return Latency(
+            self.batch,
+            dict(self.machine.identity()),
+            before,
+            after,
+            share,
+            None if self._price is None else self._price.at(kept),
+            layers,
+            kinds,
+            cached,
+            tuple(self.cache.notes),
+        )
+
+    @property
+    def _groups(self) -> Sequence[Group]:
+        return self.channels.groups
+
+    def _measured(self) -> LatencyCost:
+        least = [w[0] for w in self._positive()]
+        found = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), least, self.alignment)
+        kinds = {layer.signature: len(layer.lengths) for layer in found.layers}
+        known = {s: samples for s, axes in kinds.items() if (samples := self.cache.load(s, axes))}
+        self.counts = len(found.layers), len(kinds), len(known)
+        if len(known) < len(kinds):
+            for signature, samples in self._sampled(found).items():
+                if signature not in known:
+                    known[signature] = samples
+                    self.cache.store(signature, samples)
+        few = self._fewest()
+        tables = {x.signature: fit(known[x.signature], tuple(n.at(self.full) for n in x.lengths)) for x in found.layers}
+        return LatencyCost.between(
+            [Priced(x.lengths, tables[x.signature]) for x in found.layers],
+            len(self._groups),
+            (self.full, self.share(self.full)),
+            (few, self.share(few)),
+        )
+
+    def _sampled(self, found: Layers) -> dict[str, tuple[Sample, ...]]:
+        """What each kind of layer took in every cut of the grid."""
+        samples: dict[str, list[Sample]] = {x.signature: [] for x in found.layers}
+        for kept in grid(self._positive(), GRID):
+            model = self.cut(kept)
+            if model is None:
+                continue
+            seconds = found.seconds(self.machine.kernels(model, self.feeds))
+            for layer, s in zip(found.layers, seconds, strict=True):
+                samples[layer.signature].append(Sample(tuple(n.at(kept) for n in layer.lengths), s))
+        return {signature: tuple(s) for signature, s in samples.items()}
+
+    def _fewest(self) -> Kept:
+        """The least widths that leave a model."""
+        candidates = [tuple(w[0] for w in self._positive()), *sorted(grid(self._positive(), GRID), key=sum), self.full]
+        return next(kept for kept in candidates if self.cut(kept) is not None)
+
+    def _positive(self) -> list[tuple[int, ...]]:
+        """Widths at which every layer still works."""
+        return [tuple(n for n in w if n > 0) for w in self.widths]
+
+
+def grid(widths: Sequence[tuple[int, ...]], points: int) -> list[Kept]:
+    """Combinations of widths: the full and the least ones, and `points` that take every group through all its widths.
+
+    A Latin hypercube with a fixed seed: a group meets each of `points` equal parts of its widths once.
+    """
+    rng = np.random.default_rng(0)
+    columns = []
+    for w in widths:
+        at = (rng.permutation(points) + rng.random(points)) / points
+        columns.append([w[int(a * len(w))] for a in at])
+    rows = [tuple(int(c[i]) for c in columns) for i in range(points)]
+    return [tuple(w[-1] for w in widths), tuple(w[0] for w in widths), *rows]
+
+
+def feeds_of(samples: Samples, batch: int) -> dict[str, Array]:
+    """One run's inputs: `batch` samples, repeated where there are fewer. Raises UsageError for a fixed batch."""
+    if samples.fixed_batch and batch > 1:
+        raise UsageError(f"the model takes one sample at a time, not a --batch of {batch}")
+    if not any(s.batched for s in samples.specs) and batch > 1:
+        raise UsageError(f"the model's inputs have no free batch axis for a --batch of {batch}")
+    return samples.take(np.arange(batch) % len(samples)).slice(0, batch)

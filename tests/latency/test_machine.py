@@ -1,0 +1,67 @@
+"""What is known of the machine that measures."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import runtime
+from onnxprune.latency import machine
+from onnxprune.latency.machine import OnnxRuntime
+from tests import digits
+
+INFO = "model name\t: AMD EPYC\ncpu family\t: 25\nflags\t\t: fpu avx2{}\n\nmodel name\t: another\n"
+
+
+@pytest.fixture
+def info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_PROC", path)
+    return path
+
+
+def test_processors_of_one_name_differ_by_what_they_can(info: Path):
+    names = []
+    for more in ("", " avx512f", ""):
+        info.write_text(INFO.format(more), encoding="utf-8")
+        names.append(machine.processor())
+    assert all(n.startswith("AMD EPYC ") for n in names)
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_machine_without_that_file_has_a_name_all_the_same(info: Path):
+    assert machine.processor()
+
+
+def test_what_times_depend_on_is_in_the_identity():
+    base = OnnxRuntime().identity()
+    assert base["onnxruntime"] == runtime.version()
+    assert int(base["cores"]) >= 1
+    assert OnnxRuntime(threads=1).identity() != base
+    assert "gpu" not in base
+
+
+def test_the_gpu_counts_where_it_is_used(monkeypatch: pytest.MonkeyPatch):
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, stdout="NVIDIA  H200\n")
+
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    assert OnnxRuntime(providers=("CUDAExecutionProvider",)).identity()["gpu"] == "NVIDIA H200"
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(machine.subprocess, "run", missing)
+    assert machine.gpu() == ""
+
+
+def test_models_are_compared_in_turns():
+    model, feeds = onnx.load(digits.path("resnet")), {"input": np.load(digits.CALIB)["input"][:1]}
+    ticks = iter(range(10_000))
+    a, b = OnnxRuntime(threads=1, clock=lambda: float(next(ticks)), seconds=0.0).compare([model, model], feeds)
+    assert a.seconds.size == b.seconds.size >= 10
+    assert set(a.seconds) == set(b.seconds) == {1.0}
