@@ -387,7 +387,7 @@ def plain_pass(loaded: Loaded) -> float:
 
 def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Stopwatch:
     """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
-    machine = OnnxRuntime(settings.threads, runtime.fallbacks(TARGETS[settings.target].provider))
+    machine = OnnxRuntime(threads=settings.threads, providers=runtime.fallbacks(TARGETS[settings.target].provider))
     return Stopwatch(
         loaded.original,
         loaded.normalised.proto,

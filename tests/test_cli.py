@@ -462,8 +462,8 @@ def test_a_latency_budget_reaches_what_measures(folder: Path, capsys: Capture, m
     assert "latency removed" in out
     assert asked[0]["threads"] == 2
     found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
-    assert found["latency"]["batch"] == found["config"]["batch"] == 4
-    assert found["achieved"] == 1.0 - found["latency"]["measured"] == pytest.approx(0.3, abs=0.015)
+    assert found["timing"]["batch"] == found["config"]["batch"] == 4
+    assert found["achieved"] == 1.0 - found["timing"]["measured"] == pytest.approx(0.3, abs=0.015)
     code, _, err = run(capsys, RESNET, "more.onnx", "--from-plan", "p.json", "--calib", CALIB, "--batch", "2")
     assert (code, err) == (0, "")
     assert (folder / "more.onnx").read_bytes() == (folder / "out.onnx").read_bytes()

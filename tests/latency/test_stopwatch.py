@@ -145,7 +145,7 @@ def test_a_run_has_the_batch_that_is_asked_for(loaded: Loaded):
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Synthetic:
     """What stands in for onnxruntime, with a cache of its own."""
     found = Synthetic(drag=0.2, block=1)
-    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda **_: found)
+    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda *_, **__: found)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
     return found
 
@@ -156,7 +156,7 @@ FAST = {"budget": "latency", "round_to": 2, "recover": 0, "samples": 64}
 @pytest.mark.parametrize("method", ["obs", "local", "combined", "magnitude"])
 def test_a_run_meets_its_budget(machine: Synthetic, method: str):
     result = prune(digits.path("resnet"), None, digits.CALIB, ratio=0.3, method=method, **FAST)
-    found = result.report.latency
+    found = result.report.timing
     assert found is not None
     assert result.report.achieved == pytest.approx(0.3, abs=0.015)
     assert result.report.achieved == 1.0 - found["measured"]
@@ -173,8 +173,8 @@ def test_a_replayed_plan_times_the_result_and_no_layer(machine: Synthetic):
     assert machine.profiled == 0
     assert direct.model == again.model
     assert again.report.achieved == direct.report.achieved
-    assert again.report.latency is not None
-    assert again.report.latency["predicted"] is None
+    assert again.report.timing is not None
+    assert again.report.timing["predicted"] is None
 
 
 def test_a_dry_run_times_the_cut(machine: Synthetic):
@@ -206,6 +206,6 @@ def test_a_time_that_is_missed_when_measured_is_no_success(machine: Synthetic, m
 def test_a_replay_on_another_machine_says_that_its_time_is_another(machine: Synthetic, monkeypatch: pytest.MonkeyPatch):
     direct = prune(digits.path("resnet"), None, digits.CALIB, ratio=0.3, method="magnitude", **FAST)
     assert not any("was asked for" in n for n in direct.report.notes)
-    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda **_: Synthetic(overhead=1e7))
+    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda *_, **__: Synthetic(overhead=1e7))
     again = prune(digits.path("resnet"), None, digits.CALIB, from_plan=direct.plan)
     assert any("of the original's time where 70.0% was asked for" in n for n in again.report.notes)
