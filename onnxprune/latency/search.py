@@ -7,7 +7,7 @@ allocation is not the time that is wanted, but whatever has the wanted time meas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Kept = tuple[int, ...]
 
@@ -36,17 +36,23 @@ def meet(
 ) -> tuple[Round, ...]:
     """The rounds, best first, for a `wanted` share of the time. decide: limit → units. least: the lowest limit.
 
-    Ends where a measured share is within a percent of the wanted one, or the units stay the same. The best is the
-    nearest, where being slower than wanted counts twice.
+    Units that come out again are measured again: either measurement may have met a busy machine, so their mean counts.
+    Ends where a measured share is within a percent of the wanted one, or a second measurement confirms the first. The
+    best is the nearest, where being slower than wanted counts twice.
     """
     found: list[Round] = []
     limit = max(wanted, least)
     for _ in range(rounds):
         kept = decide(limit)
-        if any(kept == r.kept for r in found):
-            break
-        found.append(Round(limit, kept, measure(kept)))
-        if abs(found[-1].measured / wanted - 1.0) <= _CLOSE:
+        again = next((r for r in found if kept == r.kept), None)
+        share = measure(kept)
+        if again is None:
+            found.append(Round(limit, kept, share))
+        else:
+            found.remove(again)
+            found.append(replace(again, limit=limit, measured=(again.measured + share) / 2))
+        confirmed = again is not None and abs(share / again.measured - 1.0) <= _CLOSE
+        if confirmed or abs(found[-1].measured / wanted - 1.0) <= _CLOSE:
             break
         limit = max(next_limit(found, wanted), least)
     return tuple(sorted(found, key=lambda r: max(wanted - r.measured, _SLOWER * (r.measured - wanted))))

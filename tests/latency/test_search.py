@@ -46,8 +46,22 @@ def test_the_rounds_end_where_the_units_stay_the_same():
         return 0.9
 
     found = meet(lambda _: (7,), measure, 0.5, 0.1)
-    assert calls == [(7,)]
-    assert found == (Round(0.5, (7,), 0.9),)
+    assert calls == [(7,), (7,)]
+    assert [(r.kept, r.measured) for r in found] == [((7,), 0.9)]
+
+
+def test_a_measurement_that_was_disturbed_does_not_end_the_rounds():
+    """Fails where units that come out again are believed to be as slow as they first seemed."""
+    shares = iter([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
+    limits: list[float] = []
+
+    def decide(limit: float) -> Kept:
+        limits.append(limit)
+        return (round(10 * limit),) if len(limits) > 2 else (5,)
+
+    meet(decide, lambda kept: next(shares), 0.45, 0.1)
+    # 0.9, then the mean of 0.9 and 0.5, each in proportion to the limit that led there.
+    assert limits[:3] == pytest.approx([0.45, 0.225, 0.225 * 0.45 / 0.7])
 
 
 def test_steps_that_jump_over_the_share_give_the_nearer_side():
