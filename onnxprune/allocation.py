@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import budget, cost, parts, sensitivity, sequential
+from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.objective import relative_error
@@ -39,6 +40,7 @@ def allocate(
     else:
         kept = budget.uniform(widths, settings.uniform)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
+    masks = {g: mask for g, mask in masks.items() if g not in dead_groups(coupled.drops, masks)}
     if not masks:
         raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
     whole = parts.with_every_part(channels, masks, paths)
@@ -62,7 +64,8 @@ def within_budget(
     Raises BudgetUnreachable.
     """
     channels = coupled.channels
-    price = cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
+    count = cost.macs if settings.budget == "macs" else cost.parameters
+    price = count(channels, coupled.drops)
     full = price.at([g.size for g in channels.groups])
     limit = (1.0 - share) * full
     least = budget.smallest(price, widths)
@@ -75,11 +78,31 @@ def within_budget(
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
-    found = [(budget.allocate(curves_of(p, t, coupled), price, budget.Budget(limit, widths)).kept, p) for p, t in tried]
+    found = [(kept_of(curves_of(p, t, coupled), price, limit, widths, coupled), p) for p, t in tried]
     if len(found) == 1:
         return found[0]
     # Trials of single groups do not tell which of several allocations is best; one run of each does.
     return min(found, key=lambda f: error_of(loaded, coupled, calibrated, f[0], f[1], settings))
+
+
+def kept_of(
+    curves: Sequence[NDArray[np.float64]],
+    price: cost.Cost,
+    limit: float,
+    widths: Sequence[tuple[int, ...]],
+    coupled: Coupled,
+) -> tuple[int, ...]:
+    """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
+    dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
+    while True:
+        found = budget.allocate(curves, price, budget.Budget(limit, widths, dies))
+        empty = [g for g, n in enumerate(found.kept) if n == 0]
+        stay = set(empty) - set(together(coupled.channels, sorted(empty, key=lambda g: float(curves[g][0]))))
+        if not stay:
+            return found.kept
+        widths = [w[1:] if g in stay else w for g, w in enumerate(widths)]
+        if budget.smallest(price, widths) > limit:
+            raise BudgetUnreachable("branches whose sum nothing else joins cannot all go; lower --ratio")
 
 
 def curves_of(
@@ -139,6 +162,7 @@ def trials_of(
         calibrated.reference,
         paths,
         only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
+        whole={i for i, w in enumerate(widths) if w[0] == 0},
         types=loaded.normalised.types,
         memory=settings.memory,
         level=level_of(settings),

@@ -15,6 +15,8 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.state import Coupled
 
+_SINGLE = "a single unit"
+
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
     """The option, or the most frequent reasons of the channel graph, that leave nothing to cut, and what would help."""
@@ -31,7 +33,7 @@ def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
 
 def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, str]:
     """Groups that may not be cut, with the reason: a single unit, --exclude, or not in --include."""
-    frozen = {g.index: "a single unit" for g in channels.groups if g.size < 2}
+    frozen = {g.index: _SINGLE for g in channels.groups if g.size < 2}
     for pattern in settings.exclude:
         for index in _groups_matching(channels, pattern, inputs=True):
             frozen.setdefault(index, f"--exclude {pattern}")
@@ -90,4 +92,16 @@ def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...
         return (g.size,)
     widths = budget.allowed_widths(g.size, g.channels_per_unit, settings.round_to, settings.min_channels, g.step)
     least = parts.least_units(coupled.channels, g.index)
-    return tuple(w for w in widths if w >= least)
+    widths = tuple(w for w in widths if w >= least)
+    return (0, *widths) if may_go(g, coupled, settings) else widths
+
+
+def may_go(g: Group, coupled: Coupled, settings: PruneConfig) -> bool:
+    """Whether all units of a group may go, with the branch that they are; nothing in that is excluded."""
+    drop = coupled.drops.get(g.index)
+    if drop is None or not settings.drops:
+        return False
+    if any(coupled.frozen.get(d, _SINGLE) != _SINGLE for d in drop.groups):
+        return False
+    names = {t for n in coupled.channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
+    return not any(fnmatchcase(name, pattern) for name in names for pattern in settings.exclude)
