@@ -231,7 +231,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--drop-branches/--keep-branches",
     default=None,
     show_default="keep",
-    help="Whether a residual branch may go as a whole where that costs less than narrowing it, whatever --min-channels.",
+    help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
 )
 @click.option(
     "--include",
@@ -264,7 +264,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
     "--attention, --min-channels, --drop-branches, --include and --exclude are refused beside it. --refit, --recover, "
-    "--fast, --seed, --samples and --memory come from the plan unless given here; --calib and --force never come from it.",
+    "--fast, --seed, --samples and --memory come from the plan unless given here; --calib and --force never do.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
