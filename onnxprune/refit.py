@@ -96,7 +96,9 @@ def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep:
         if level == "scale" or known.classes is not None:
             result[g] = w[g] * _column_scales(layer.columns(g), w[g], known, g, keep)[:, None]
         elif columns[g].any():
-            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], known.ridge)
+            # A mean needs no prior, however few the samples.
+            strength = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
+            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], strength)
     return result
 
 
