@@ -3,8 +3,8 @@
 Where a group keeps no unit, what carried it is *empty*: such tensors cannot be computed, and nothing needs them as long
 as each layer that reads one computes nothing else. What that layer is left with is its bias, one number per output
 channel: a tensor that is *constant*, with axes of size 1 where it was wide. Element-wise operators pass such a tensor
-on, and one that has a full operand beside it, a residual Add above all, takes it in. Anything else that reads an empty
-or a constant tensor is *broken*; a group may go where no output of the graph depends on what is broken.
+on, and one that has a full operand beside it, a residual Add above all, takes it in. What anything else makes of an
+empty or a constant tensor is *lost*; a group may go where no output of the graph is lost or constant.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
         for reader in {r.index for o in outputs for r in _readers(graph, o)} - seen:
             heappush(queue, reader)
             seen.add(reader)
-    return Remains(_gone(graph, lost, alone), alone, frozenset(constant))
+    gone = _gone(graph, lost, alone)
+    return Remains(gone, {o: x for o, x in alone.items() if x.node.index not in gone}, frozenset(constant))
 
 
 def _around(graph: Graph, tensor: str) -> list[Node]:

@@ -36,7 +36,7 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
     whole.CopyFrom(proto)
     names: dict[str, Any] = dict.fromkeys(channels.graph.shapes) | dict.fromkeys(channels.graph.constants)
     names |= {o: None for n in channels.graph.every_node for o in n.outputs}
-    nodes = take_out(whole, channels, left, keep, names) if left.alone else channels.graph.nodes
+    nodes = take_out(whole, channels, left, keep, names) if left.gone else channels.graph.nodes
     _cut_weights(whole, channels, keep)
     broadcastable(whole, channels, left)
     whole = _repaired(whole, nodes, channels, keep, names)
