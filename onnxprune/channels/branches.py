@@ -28,7 +28,6 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PASSING = {*UNARY, *FIRST_ONLY, "BatchNormalization", "DequantizeLinear", "Dropout", "QuantizeLinear", "Transpose"}
 # What broadcasts any operand against any other.
 _BROADCASTING = set(NARY) - {"PRelu", "SwiGLU"}
-_NUMPY_BROADCASTING = 8  # the first operator set in which all of these do
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +139,7 @@ def _width(layer: Linear, graph: Graph) -> Shape | None:
     """The shape of a layer's output when its bias alone is left; None where that cannot be said."""
     shape = graph.shape(layer.node.outputs[0])
     known = stored(graph, layer.weight) in graph.constants
-    if shape is None or len(shape) < 2 or not known or graph.opset < _NUMPY_BROADCASTING:
+    if shape is None or len(shape) < 2 or not known:
         return None
     axis = channel_axis(layer, len(shape))
     if bias_of(layer):

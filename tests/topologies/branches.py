@@ -176,17 +176,4 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8, 7),
     ),
-    "branch_without_broadcasting": Topology(
-        # Before operator set 8 not all of the operators that pass a constant on broadcast.
-        """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
-            s = Conv (x, w0[6,3,1,1], b0[6])
-            a = Conv (s, w1[8,6,1,1], b1[8])
-            r = Relu(a)
-            b = Conv (r, w2[6,8,1,1], b2[6])
-            t = Add(s, b)
-            y = Conv (t, w4[5,6,1,1], b4[5])
-        }""",
-        (8, 6),
-        opset=7,
-    ),
 }
