@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import budget, cost, parts, sensitivity, sequential
-from onnxprune.channels import ChannelGraph
+from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.latency.search import Kept, meet
@@ -48,6 +48,7 @@ def allocate(
     else:
         kept = budget.uniform(widths, settings.uniform)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
+    masks = {g: mask for g, mask in masks.items() if g not in dead_groups(coupled.drops, masks)}
     if not masks:
         raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
     whole = parts.with_every_part(channels, masks, paths)
@@ -72,7 +73,7 @@ def within_budget(
     A latency budget is met by what is measured, in rounds. Raises BudgetUnreachable.
     """
     channels = coupled.channels
-    price = price_of(channels, settings, stopwatch)
+    price = price_of(coupled, settings, stopwatch)
     # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
     full = price.at([g.size for g in channels.groups]) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
@@ -90,7 +91,7 @@ def within_budget(
     known = [(p, curves_of(p, t, coupled)) for p, t in tried]
 
     def decide(limit: float) -> tuple[Kept, Sequence[Path]]:
-        found = [(budget.allocate(curves, price, budget.Budget(limit, widths)).kept, p) for p, curves in known]
+        found = [(kept_of(curves, price, limit, widths, coupled), p) for p, curves in known]
         if len(found) == 1:
             return found[0]
         # Trials of single groups do not tell which of several allocations is best; one run of each does.
@@ -125,11 +126,32 @@ def _measured(
     return best.kept, paths[best.kept]
 
 
-def price_of(channels: ChannelGraph, settings: PruneConfig, stopwatch: Stopwatch | None) -> budget.CostModel:
+def price_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | None) -> budget.CostModel:
     """What the budget counts, against the units kept."""
     if stopwatch is not None:
         return stopwatch.price
-    return cost.macs(channels) if settings.budget == "macs" else cost.parameters(channels)
+    count = cost.macs if settings.budget == "macs" else cost.parameters
+    return count(coupled.channels, coupled.drops)
+
+
+def kept_of(
+    curves: Sequence[NDArray[np.float64]],
+    price: budget.CostModel,
+    limit: float,
+    widths: Sequence[tuple[int, ...]],
+    coupled: Coupled,
+) -> tuple[int, ...]:
+    """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
+    dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
+    while True:
+        found = budget.allocate(curves, price, budget.Budget(limit, widths, dies))
+        empty = [g for g, n in enumerate(found.kept) if n == 0]
+        stay = set(empty) - set(together(coupled.channels, sorted(empty, key=lambda g: float(curves[g][0]))))
+        if not stay:
+            return found.kept
+        widths = [w[1:] if g in stay else w for g, w in enumerate(widths)]
+        if budget.smallest(price, widths) > limit:
+            raise BudgetUnreachable("branches whose sum nothing else joins cannot all go; lower --ratio")
 
 
 def curves_of(
@@ -189,6 +211,7 @@ def trials_of(
         calibrated.reference,
         paths,
         only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
+        whole={i for i, w in enumerate(widths) if w[0] == 0},
         types=loaded.normalised.types,
         memory=settings.memory,
         level=level_of(settings),

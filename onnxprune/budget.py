@@ -9,8 +9,8 @@ re-evaluation finds the best cut. Then widths are given back where the budget le
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import gcd, lcm
 from typing import Protocol
 
@@ -36,10 +36,14 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """limit: the cost that may remain. widths: allowed numbers of kept units per group, ascending, the last = all."""
+    """limit: the cost that may remain. widths: allowed numbers of kept units per group, ascending, the last = all.
+
+    dies: group → the other groups that disappear with its last unit, and whose discrepancy then no longer counts.
+    """
 
     limit: float
     widths: Sequence[tuple[int, ...]]
+    dies: Mapping[int, Collection[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,20 +111,22 @@ def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Alloca
     current = cost.at(kept)
     heap: list[tuple[float, int, int, int]] = []
     stamp = [0] * len(curves)
+    owners = {d: [g for g, dying in budget.dies.items() if d in dying] for d in set().union(*budget.dies.values())}
 
     def best_cut(g: int) -> tuple[float, int] | None:
         found: tuple[float, int] | None = None
+        present = _discrepancy(curves, budget, kept, g, int(kept[g]))
         looked = 0
         for to in range(at[g] - 1, -1, -1):
+            if looked >= _LOOK_AHEAD and budget.widths[g][to] > 0:  # an empty group is always in view
+                continue
             fewer = budget.widths[g][at[g]] - budget.widths[g][to]
             saved = cost.saving(kept, g, fewer)
             # Time goes in steps, which may be wider than any look ahead: what saves nothing does not count.
             if saved <= 0:
                 continue
             looked += 1
-            if looked > _LOOK_AHEAD:
-                break
-            score = float(curves[g][budget.widths[g][to]] - curves[g][budget.widths[g][at[g]]]) / saved
+            score = (_discrepancy(curves, budget, kept, g, budget.widths[g][to]) - present) / saved
             if found is None or score < found[0]:
                 found = (score, to)
         return found
@@ -148,10 +154,19 @@ def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Alloca
         stamp[g] += 1
         current = cost.at(kept)
         push(g)
+        for owner in owners.get(g, ()):  # what is lost with the whole is less worth now
+            stamp[owner] += 1
+            push(owner)
     reached = current <= budget.limit
     if reached:
         _give_back(curves, cost, budget, kept, at)
     return Allocation(tuple(int(k) for k in kept), cost.at(kept), reached)
+
+
+def _discrepancy(curves: Sequence[Array], budget: Budget, kept: Counts, g: int, width: int) -> float:
+    """Of a group at a width and, unless it is empty then, of the groups that would die with it, as they are."""
+    others = budget.dies.get(g, ()) if width else ()
+    return float(curves[g][width] + sum(curves[d][kept[d]] for d in others))
 
 
 def _give_back(curves: Sequence[Array], cost: CostModel, budget: Budget, kept: Counts, at: list[int]) -> None:
@@ -159,14 +174,18 @@ def _give_back(curves: Sequence[Array], cost: CostModel, budget: Budget, kept: C
     while True:
         room = budget.limit - cost.at(kept)
         best: tuple[float, int, int] | None = None
+        dead = {d for g, dying in budget.dies.items() if not kept[g] for d in dying}
         for g, widths in enumerate(budget.widths):
+            if g in dead:
+                continue
             for to in range(at[g] + 1, min(at[g] + 1 + _LOOK_AHEAD, len(widths))):
                 wider = kept.copy()
                 wider[g] = widths[to]
                 added = cost.saving(wider, g, widths[to] - widths[at[g]])
                 if added > room:
                     break
-                gain = float(curves[g][widths[at[g]]] - curves[g][widths[to]])
+                now, then = (_discrepancy(curves, budget, kept, g, n) for n in (widths[at[g]], widths[to]))
+                gain = now - then
                 if gain > 0 and (best is None or gain > best[0]):
                     best = (gain, g, to)
         if best is None:

@@ -43,8 +43,8 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
-    "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels include "
-    "exclude".split()
+    "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels "
+    "drop_branches include exclude".split()
 )
 _SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
@@ -284,6 +284,12 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 )
 @click.option("--min-channels", type=int, **_shown(_DEFAULTS.min_channels), help="No width goes below this.")
 @click.option(
+    "--drop-branches/--keep-branches",
+    default=None,
+    show_default="keep",
+    help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
+)
+@click.option(
     "--include",
     multiple=True,
     metavar="PATTERN",
@@ -313,8 +319,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
-    "--attention, --min-channels, --include and --exclude are refused beside it. --target, --refit, --recover, --fast, "
-    "--seed, --samples and --memory come from the plan unless given here; --calib and --force never come from it.",
+    "--attention, --min-channels, --drop-branches, --include and --exclude are refused beside it. --target, --refit, "
+    "--recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib and --force never "
+    "do.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(

@@ -51,7 +51,8 @@ class PruneConfig:
     and less of it where a group is narrow or the budget demands it.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
     the model applies to its scores stays as it is.
-    min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
+    min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
+    leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
     labels: the key of the calibration data that holds the labels, for the methods in LABELLED; None without any.
     memory: bytes that cached activations of one model may take. force: write even where a check failed.
@@ -75,6 +76,7 @@ class PruneConfig:
     target: str = DEFAULT
     attention: str = "heads"
     min_channels: int = 1
+    drop_branches: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
@@ -124,6 +126,8 @@ class PruneConfig:
             number = getattr(self, name)
             if number != AUTO and number < 1:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
+        if self.drop_branches and self.uniform is not None:
+            raise UsageError("uniform takes the same share of every group, and drops no branch; leave out one of them")
         if self.refit == "greedy" and self.method not in GREEDY:
             raise UsageError(f"refit 'greedy' needs a greedy method: one of {', '.join(GREEDY)}")
         if self.samples is not None and self.samples < 1:
@@ -150,6 +154,11 @@ class PruneConfig:
         if self.recover is not None:
             return self.recover
         return RECOVER if self.refit == "lockstep" and not self.fast else 0
+
+    @property
+    def drops(self) -> bool:
+        """Whether whole branches may go: where latency counts, unless something else was asked for."""
+        return self.budget == "latency" if self.drop_branches is None else self.drop_branches
 
     @property
     def sequential(self) -> bool:

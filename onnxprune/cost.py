@@ -7,13 +7,14 @@ own. MACs are in × out, so they are not additive over groups; the terms are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.branches import Drop
 from onnxprune.channels.groups import INDEX_TYPES, weight_axes
 from onnxprune.channels.labels import Labels, rows_of, tracked_axes
 from onnxprune.channels.rules.recurrent import GATES
@@ -37,13 +38,16 @@ class Length:
 
 @dataclass(frozen=True)
 class Term:
-    """coefficient · Π lengths."""
+    """coefficient · Π lengths, and 0 where nothing is kept of a group of which it needs some."""
 
     coefficient: float
     lengths: tuple[Length, ...]
+    needs: tuple[int, ...] = ()
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The value with `kept[g]` units of each group."""
+        if any(kept[g] == 0 for g in self.needs):
+            return 0.0
         value = self.coefficient
         for length in self.lengths:
             value *= length.at(kept)
@@ -64,7 +68,7 @@ class Cost:
         kept = tuple(terms)
         touching: list[list[int]] = [[] for _ in range(groups)]
         for i, t in enumerate(kept):
-            for g in sorted({g for length in t.lengths for g, _ in length.groups}):
+            for g in sorted({g for length in t.lengths for g, _ in length.groups}.union(t.needs)):
                 touching[g].append(i)
         return cls(kept, groups, tuple(tuple(t) for t in touching))
 
@@ -95,15 +99,17 @@ def _length(channels: ChannelGraph, factor: Labels | None, size: int) -> Length:
     )
 
 
-def macs(channels: ChannelGraph) -> Cost:
+def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> Cost:
     """Multiply-accumulates of all contractions, at the batch and sizes that the shapes are bound to.
 
-    Of an If both branches count, of a Loop or Scan one iteration.
+    Of an If both branches count, of a Loop or Scan one iteration. drops: what disappears with a group, as
+    `channels.branches` finds it.
     """
     graph = channels.graph
     terms: list[Term] = []
     by_node = {linear.node.index: linear for linear in channels.linears}
     for node in graph.every_node:
+        before = len(terms)
         linear = by_node.get(node.index)
         out = graph.shape(node.outputs[0]) if node.outputs else None
         if node.op in GATES and node.domain == "":
@@ -133,6 +139,8 @@ def macs(channels: ChannelGraph) -> Cost:
             terms.append(Term(1.0, tuple(lengths)))
         elif node.op == "Attention":
             terms += _attention(channels, node)
+        needs = tuple(d.group for d in (drops or {}).values() if node.index in d.nodes)
+        terms[before:] = [replace(t, needs=needs) for t in terms[before:]]
     return Cost.of(terms, len(channels.groups))
 
 
@@ -177,9 +185,10 @@ def _convolution(positions: int, inside: Length, outside: Length, linear: Linear
     return Term(positions / linear.groups, (inside, outside))
 
 
-def parameters(channels: ChannelGraph) -> Cost:
-    """Elements of all weights."""
+def parameters(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> Cost:
+    """Elements of all weights; drops: as for `macs`."""
     terms: list[Term] = []
+    owners = _only_read_by(channels, drops or {})
     for name, values in channels.graph.constants.items():
         if values.dtype in INDEX_TYPES:
             continue
@@ -191,5 +200,16 @@ def parameters(channels: ChannelGraph) -> Cost:
             if length.groups:
                 rest //= values.shape[axis]
                 lengths.append(length)
-        terms.append(Term(float(rest), tuple(lengths)))
+        terms.append(Term(float(rest), tuple(lengths), tuple(owners.get(name, ()))))
     return Cost.of(terms, len(channels.groups))
+
+
+def _only_read_by(channels: ChannelGraph, drops: Mapping[int, Drop]) -> dict[str, list[int]]:
+    """By weight, the groups with which all nodes disappear that read it."""
+    graph = channels.graph
+    found: dict[str, list[int]] = {}
+    for name, readers in graph.readers.items():
+        if name in graph.constants and name not in graph.captured:
+            reading = {n.index for n, _ in readers}
+            found[name] = [d.group for d in drops.values() if reading <= d.nodes]
+    return found

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.branches import together
 from onnxprune.select import Path
 
 Mask = NDArray[np.bool_]
@@ -23,12 +24,18 @@ def least_units(channels: ChannelGraph, group: int) -> int:
 
 
 def with_every_part(channels: ChannelGraph, masks: Mapping[int, Mask], paths: Sequence[Path]) -> dict[int, Mask] | None:
-    """`masks` (over the units of a group, by group index) with units exchanged; None where that is impossible."""
+    """`masks` (over the units of a group, by group index) with units exchanged; None where that is impossible.
+
+    Groups of which nothing stays are left so; None where the graph needs some of it.
+    """
     kept = {g: mask.copy() for g, mask in masks.items()}
+    empty = [g for g, mask in kept.items() if not mask.any()]
+    if empty and len(together(channels, empty)) < len(empty):
+        return None
     for units in channels.needed:
-        if channels.keep_classes(kept)[units].any():
+        if channels.keep_classes(kept)[units].any() or np.isin(channels.group_of[units], empty).all():
             continue
-        g, unit = _most_valued(channels, units.tolist(), paths)
+        g, unit = _most_valued(channels, [u for u in units.tolist() if channels.group_of[u] not in empty], paths)
         kept[g][unit] = True
         given = _spare(channels, kept, g, unit, paths[g])
         if given is None:

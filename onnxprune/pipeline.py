@@ -30,7 +30,7 @@ from onnxprune.calibrate import outputs, statistics
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
-from onnxprune.channels import ChannelGraph, build
+from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.describe import Description, describe
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
@@ -50,7 +50,7 @@ from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
-from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones
+from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, settle
 from onnxprune.scope import alignment, allowed, frozen_groups, notes_on_bodies, relaxed, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
@@ -345,8 +345,9 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
-    price = cost.parameters(channels) if settings.budget == "params" else cost.macs(channels)
-    return relaxed(Coupled(channels, taken, layers_taken(taken, channels), frozen), price, settings)
+    drops = branches.drops(channels)
+    price = cost.parameters(channels, drops) if settings.budget == "params" else cost.macs(channels, drops)
+    return relaxed(Coupled(channels, taken, layers_taken(taken, channels), frozen, drops), price, settings)
 
 
 # calibrate
@@ -398,6 +399,7 @@ def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Sto
         Cache(default_folder(), machine.identity()),
         settings.batch,
         alignment(coupled, settings),
+        coupled.drops,
     )
 
 
@@ -495,7 +497,9 @@ def imitate(
     chosen = sequential.select(loaded, coupled, calibrated, candidates, widths, settings)
     if not chosen.masks:
         raise NothingPrunable(f"not one group can be cut within a tolerance of {settings.tolerance}; give a larger one")
-    return chosen.masks, chosen.coefficients
+    dead = branches.dead_groups(coupled.drops, chosen.masks)
+    masks = {g: mask for g, mask in chosen.masks.items() if g not in dead}
+    return masks, {g: a for g, a in chosen.coefficients.items() if g not in dead}
 
 
 def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
@@ -506,7 +510,7 @@ def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled, settings: PruneC
     if units != settings.attention:
         raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
     masks = chosen.masks(coupled.channels)
-    if coupled.channels.emptied(coupled.channels.keep_classes(masks)):
+    if branches.left_of(coupled.channels, coupled.channels.keep_classes(masks)) is None:
         raise UsageError("the plan leaves some tensor without a channel; make a new plan")
     return masks
 
@@ -544,6 +548,9 @@ def check(
     final.CopyFrom(refitted.candidates[level])
     merge_equal_clones(final, n.clones)
     drop_zero_biases(final, n.added_biases)
+    left = branches.left_of(channels, keep)
+    if left is not None and left.alone:
+        final = settle(final, channels, left)
     return_to_bodies(final, n.outside)
     notes += notes_on_bodies(coupled, keep)
     exact: verify.Exactness | None = None

@@ -133,8 +133,8 @@ def load(path: str | Path) -> Plan:
 
 def _group(data: Mapping[str, Any]) -> GroupPlan:
     units, kept = int(data["units"]), tuple(int(k) for k in data["kept"])
-    if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= units:
-        raise ValueError(f"group {data['name']!r} must keep some of its {units} units, in ascending order")
+    if sorted(set(kept)) != list(kept) or (kept and (kept[0] < 0 or kept[-1] >= units)):
+        raise ValueError(f"group {data['name']!r} must keep some of its {units} units, in ascending order, or none")
     given = data.get("coefficients")
     if not isinstance(given, list | None):
         raise ValueError(f"group {data['name']!r} must have a list of coefficients, or none")

@@ -95,8 +95,10 @@ def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep:
     for g in range(layer.groups):
         if level == "scale" or known.classes is not None:
             result[g] = w[g] * _column_scales(layer.columns(g), w[g], known, g, keep)[:, None]
-        else:
-            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], known.ridge)
+        elif columns[g].any():
+            # A mean needs no prior, however few the samples.
+            strength = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
+            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], strength)
     return result
 
 
@@ -224,6 +226,7 @@ def lockstep(
     attributes = {n.output[0]: n for n in pruned.graph.node}
     todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
     todo = [x for x in todo if not is_wide(x) and x.data not in x.node.outputs and x.node.outputs[0] in attributes]
+    todo = [x for x in todo if x.bias or x.kept_inputs(keep).any()]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
     fits: list[Fit] = []
@@ -298,19 +301,28 @@ def accumulate(
     """Normal equations of the fit, over the batches for it and over those held out; stay: as in `Walker.advance`."""
     g, columns = cut_layer.groups, len(cut_layer.columns(0))
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
-    wanted = (cut_layer.data, target.other) if target.other else (cut_layer.data,)
+    wanted = [t for t in (cut_layer.data, target.other) if t]
     batches = zip(points, prefetched(slim.advance(wanted, stay=stay)), strict=True)
     for index, ((at, y), small) in enumerate(batches):
         if target.other:
-            y = y - _floats(cut_layer.values_at(small[target.other], at))
+            y = y - _rows_of(cut_layer, small[target.other], at, len(y))
         if target.gain is not None and target.shift is not None:
             gain = target.gain[outputs]
             # A channel that BatchNormalization has switched off has no target to recover.
             dead = np.abs(gain) < 1e-6 * max(float(np.abs(gain).max(initial=0.0)), 1e-30)
             y = _floats((y - target.shift[outputs]) / np.where(dead, np.inf, gain))
         sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
-        sums.update(cut_layer.rows(_floats(small[cut_layer.data]), at), cut_layer.by_group(y))
+        x = _floats(small[cut_layer.data] if cut_layer.data else np.zeros((len(y), 0)))
+        sums.update(cut_layer.rows(x, at), cut_layer.by_group(y))
     return train, held
+
+
+def _rows_of(layer: Layer, values: Array, at: NDArray[np.int64], rows: int) -> Floats:
+    """(rows or 1, channels) of a tensor shaped like the layer's output, or of what a branch that is gone left of it."""
+    if values.size == values.shape[layer.channel_axis]:
+        return _floats(values.reshape(1, -1))
+    found = _floats(layer.values_at(values, at))
+    return np.tile(found, (rows // len(found), 1))
 
 
 def on_present_inputs(
@@ -323,7 +335,7 @@ def on_present_inputs(
     """
     columns = layer.kept_columns(keep)
     counts = columns.sum(axis=1)
-    if (counts != counts[0]).any():
+    if (counts != counts[0]).any() or not counts[0]:
         return {}
     at = np.stack([np.flatnonzero(c) for c in columns])
     train, held = (_columns_of(s, at) for s in sums)

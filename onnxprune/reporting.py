@@ -17,6 +17,7 @@ from onnxprune import cost, parts, runtime, storage
 from onnxprune import model as m
 from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
+from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
@@ -41,8 +42,9 @@ def report_of(
     """Collect the report; for a dry run `checked` is None. timed: with a latency budget."""
     channels = coupled.channels
     full = [g.size for g in channels.groups]
-    kept = [int(masks[g.index].sum()) if g.index in masks else g.size for g in channels.groups]
-    prices = {"macs": cost.macs(channels), "params": cost.parameters(channels)}
+    dead = dead_groups(coupled.drops, masks)
+    kept = [0 if g.index in dead else int(masks.get(g.index, np.ones(g.size)).sum()) for g in channels.groups]
+    prices = {"macs": cost.macs(channels, coupled.drops), "params": cost.parameters(channels, coupled.drops)}
     batch = channels.graph.batch
     unchanged = m.parameters(loaded.original)
     removed = round(prices["params"].at(full) - prices["params"].at(kept))

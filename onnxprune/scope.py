@@ -20,6 +20,8 @@ from onnxprune.targets import AUTO, TARGETS
 # The share of its units that a group must be able to lose: that of the default ratio.
 USEFUL_SHARE = 0.5
 
+_SINGLE = "a single unit"
+
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
     """The option, or the most frequent reasons of the channel graph, that leave nothing to cut, and what would help."""
@@ -36,7 +38,7 @@ def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
 
 def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, str]:
     """Groups that may not be cut, with the reason: a single unit, --exclude, or not in --include."""
-    frozen = {g.index: "a single unit" for g in channels.groups if g.size < 2}
+    frozen = {g.index: _SINGLE for g in channels.groups if g.size < 2}
     for pattern in settings.exclude:
         for index in _groups_matching(channels, pattern, inputs=True):
             frozen.setdefault(index, f"--exclude {pattern}")
@@ -96,7 +98,8 @@ def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...
     least = parts.least_units(coupled.channels, g.index)
     round_to = alignment_of(g, least, coupled, settings)
     widths = budget.allowed_widths(g.size, g.channels_per_unit, round_to, settings.min_channels, g.step)
-    return tuple(w for w in widths if w >= least)
+    widths = tuple(w for w in widths if w >= least)
+    return (0, *widths) if may_go(g, coupled, settings) else widths
 
 
 def alignment(coupled: Coupled, settings: PruneConfig) -> int:
@@ -134,3 +137,14 @@ def relaxed(coupled: Coupled, price: budget.CostModel, settings: PruneConfig) ->
             break
         coupled = replace(coupled, relaxed=2 * coupled.relaxed)
     return coupled
+
+
+def may_go(g: Group, coupled: Coupled, settings: PruneConfig) -> bool:
+    """Whether all units of a group may go, with the branch that they are; nothing in that is excluded."""
+    drop = coupled.drops.get(g.index)
+    if drop is None or not settings.drops:
+        return False
+    if any(coupled.frozen.get(d, _SINGLE) != _SINGLE for d in drop.groups):
+        return False
+    names = {t for n in coupled.channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
+    return not any(fnmatchcase(name, pattern) for name in names for pattern in settings.exclude)

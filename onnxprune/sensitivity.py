@@ -22,7 +22,7 @@ from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, InputMoments
-from onnxprune.channels import ChannelGraph
+from onnxprune.channels import ChannelGraph, Group
 from onnxprune.graph import Array, cast, is_float
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
@@ -50,11 +50,12 @@ def measure(
     types: Mapping[str, int],
     memory: int,
     level: str = "least-squares",
+    whole: Set[int] = frozenset(),
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
     reference: outputs of the uncut model on the same samples, by name. level: how the consumers are refitted, as in
-    `refit.in_place`, or "greedy" with the coefficients of the paths.
+    `refit.in_place`, or "greedy" with the coefficients of the paths. whole: groups that are tried with no unit too.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
@@ -69,9 +70,13 @@ def measure(
     for _, g in order:
         for _ in walker.advance((first[g],)):
             pass
-        found[g] = _trials_of(g, consumers[g], paths, proto, channels, moments, walker, reference, level)
+        widths = _widths(channels.groups[g], g in whole)
+        found[g] = _trials_of(g, widths, consumers[g], paths, proto, channels, moments, walker, reference, level)
     for g in sorted(only - covered):
-        found[g] = _masked_trials(g, consumers[g], paths, proto, channels, moments, samples, types, reference, level)
+        widths = _widths(channels.groups[g], g in whole)
+        found[g] = _masked_trials(
+            g, widths, consumers[g], paths, proto, channels, moments, samples, types, reference, level
+        )
     return found
 
 
@@ -91,6 +96,10 @@ def read_by_layers_alone(
 def trial_widths(units: int, step: int) -> list[int]:
     """Kept units at each level, multiples of `step`."""
     return sorted({units - round(units / step * share) * step for share in LEVELS} - {units, 0})
+
+
+def _widths(g: Group, whole: bool) -> list[int]:
+    return [0] * whole + trial_widths(g.size, g.step)
 
 
 def cut_outputs(
@@ -114,6 +123,7 @@ def cut_outputs(
 
 def _masked_trials(
     g: int,
+    widths: Sequence[int],
     consumers: Sequence[Layer],
     paths: Sequence[Path],
     proto: onnx.ModelProto,
@@ -125,7 +135,7 @@ def _masked_trials(
     level: str,
 ) -> dict[int, float]:
     found: dict[int, float] = {}
-    for width in trial_widths(channels.groups[g].size, channels.groups[g].step):
+    for width in widths:
         outputs = cut_outputs({g: width}, paths, proto, channels, consumers, moments, samples, types, level)
         error = relative_error(outputs, reference)
         if np.isfinite(error):
@@ -135,6 +145,7 @@ def _masked_trials(
 
 def _trials_of(
     g: int,
+    widths: Sequence[int],
     consumers: Sequence[Layer],
     paths: Sequence[Path],
     proto: onnx.ModelProto,
@@ -155,7 +166,7 @@ def _trials_of(
     floating = {k: v for k, v in reference.items() if is_float(v.dtype)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
-    for width in trial_widths(channels.groups[g].size, channels.groups[g].step):
+    for width in widths:
         keep = channels.keep_classes({g: paths[g].kept(width)})
         weights = _refitted({g: width}, consumers, paths, channels, moments, keep, level)
         feeds = {

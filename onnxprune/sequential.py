@@ -207,7 +207,8 @@ class _Run:
 
     def _attempt(self, step: _Step, name: str, propose: Proposal, width: int) -> tuple[Choice, Weights] | None:
         """The cut to a width; None where it would leave some tensor without a channel."""
-        wanted, coefficients = propose(width)
+        none = np.zeros(self.channels.groups[step.group].size, bool)
+        wanted, coefficients = propose(width) if width else (none, None)
         mask = self._with_every_part(step.group, wanted)
         if mask is None:
             return None

@@ -18,6 +18,7 @@ from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.branches import Drop
 from onnxprune.gates import Gate
 from onnxprune.graph import Array
 from onnxprune.model import Source
@@ -75,13 +76,15 @@ class Loaded:
 class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
-    frozen: group index → why it may not be cut. relaxed: what `--round-to auto` divides the alignment of the target by.
+    frozen: group index → why it may not be cut. drops: by index, the groups that could go as a whole branch. relaxed:
+    what `--round-to auto` divides the alignment of the target by.
     """
 
     channels: ChannelGraph
     taken: Taken
     layers: tuple[Layer, ...]
     frozen: Mapping[int, str]
+    drops: Mapping[int, Drop] = field(default_factory=dict)
     relaxed: int = 1
 
 

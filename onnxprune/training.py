@@ -44,6 +44,7 @@ _OWN: Mapping[str, tuple[int, ...]] = {
     "Conv": (1, 2),
     "ConvTranspose": (1, 2),
     "Gemm": (1, 2),
+    "Identity": (0,),  # the bias that a branch has left
     "MatMul": (0, 1),
     "Mul": (0, 1),
     "Sub": (0, 1),
@@ -166,6 +167,7 @@ class Student:
         self.proto = proto
         self._graph = m.view(proto, shapes, {}, binding)
         self.layers = _sliced(layers, self._graph, keep)
+        self._computed = _depending(self._graph)
         self._candidates = trainable(self._graph, channels, layers)
         self.weights: dict[str, Array] = {}
         self.missing: dict[str, str] = {}
@@ -186,9 +188,9 @@ class Student:
         return sum(8 * int(np.prod(s[1:])) for s in shapes if s)
 
     def has(self, tensor: str) -> bool:
-        """Whether it computes this tensor, as one of floating-point numbers."""
+        """Whether it computes this tensor from its inputs, as one of floating-point numbers."""
         kind = self._types.get(tensor)
-        known = tensor in self._graph.producer and self._graph.producer[tensor].index not in self._graph.inside
+        known = tensor in self._computed and self._graph.producer[tensor].index not in self._graph.inside
         return known and kind is not None and is_float(helper.tensor_dtype_to_np_dtype(kind))
 
     def follow(self, goals: Mapping[str, float]) -> None:
@@ -240,13 +242,23 @@ class Student:
 
 
 def _sliced(layers: Sequence[Layer], graph: Graph, keep: Mask) -> tuple[Layer, ...]:
-    """These layers as they are in the cut model; those that read their own state are left out."""
+    """These layers as they are in the cut model, without those that read their own state, or nothing any more."""
     nodes = {n.outputs[0]: n for n in graph.nodes}
-    return tuple(
+    found = (
         x.sliced(keep, int(nodes[x.node.outputs[0]].attrs.get("group", 1)))
         for x in layers
         if x.output and x.node.outputs[0] in nodes
     )
+    return tuple(x for x in found if x.data)
+
+
+def _depending(graph: Graph) -> set[str]:
+    """The tensors that depend on the inputs."""
+    found = set(graph.inputs)
+    for n in graph.every_node:
+        if n.bodies or any(i in found for i in (*n.inputs, *n.captures)):
+            found.update(n.outputs)
+    return found
 
 
 def _wide(values: Array) -> Array:

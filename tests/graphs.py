@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tests.topologies import (
     attention,
     boundaries,
+    branches,
     control,
     convolution,
     indexing,
@@ -28,6 +29,7 @@ TABLE: Mapping[str, Topology] = {
     **recurrent.ROWS,
     **control.ROWS,
     **boundaries.ROWS,
+    **branches.ROWS,
     **quantization.ROWS,
 }
 PRUNABLE = tuple(name for name, row in TABLE.items() if row.units)

@@ -102,6 +102,27 @@ def test_coupled_costs_come_close_to_the_best(i: Instance) -> None:
     assert total(curves, found.kept) <= 2.0 * best + 1e-12
 
 
+def test_a_branch_goes_as_a_whole_where_that_is_cheaper() -> None:
+    """Fails where the last step to nothing is not seen from afar, or what dies with a group still counts."""
+    curves = [np.linspace(1.0, 0.0, 31), np.linspace(1.0, 0.0, 31)]
+    cheap = np.r_[0.3, np.linspace(0.3, 0.0, 30)]
+    price = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
+    widths = [*every((30, 30)), (0, *every((30,))[0])]
+    found = allocate([*curves, cheap], price, Budget(31.0, widths, {2: frozenset({0})}))
+    assert found.kept[1:] == (30, 0)
+    assert found.reached
+    assert allocate([*curves, cheap], price, Budget(31.0, every((30, 30, 30)))).kept[2] == 30
+
+
+def test_what_is_lost_with_a_branch_no_longer_counts() -> None:
+    """Fails where a group that was narrowed dearly is not given up for a branch that costs little more."""
+    narrow, other, whole = np.array([9.0, 4.0, 0.0]), np.array([9.0, 6.0, 0.0]), np.array([9.0, 0.0])
+    price = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
+    widths = [(1, 2), (1, 2), (0, 1)]
+    assert allocate([narrow, other, whole], price, Budget(2.0, widths, {2: {0}})).kept[1:] == (2, 0)
+    assert allocate([narrow, other, whole], price, Budget(2.0, widths)).kept[1:] == (1, 1)
+
+
 def test_one_group_is_allocated_exactly_whatever_its_curve() -> None:
     """Fails where a single group keeps fewer units than the budget allows."""
     for seed in range(10):

@@ -418,7 +418,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--recover", "7"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
-    args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8"]
+    args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8", "--drop-branches"]
     args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", "labelled.npz"]
     code, _, err = run(capsys, RESNET, *args)
     assert (code, err) == (0, "")
@@ -440,7 +440,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
         **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 1},
-        **{"coefficients": "convex", "target": "tensorrt-int8"},
+        **{"coefficients": "convex", "target": "tensorrt-int8", "drop_branches": True},
     }
 
 

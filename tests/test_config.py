@@ -53,6 +53,13 @@ def test_uniform_out_of_range(share: float):
         PruneConfig(uniform=share)
 
 
+def test_branches_stay_unless_they_are_asked_for():
+    """Fails where a run removes whole layers unasked, or a uniform cut takes all of a branch."""
+    assert [PruneConfig(drop_branches=d).drops for d in (None, False, True)] == [False, False, True]
+    with pytest.raises(UsageError, match="drops no branch"):
+        PruneConfig(uniform=0.5, drop_branches=True)
+
+
 def test_ratio_and_uniform_exclude_each_other():
     """Fails where one of the two is dropped without a word, or the default ratio stands beside a uniform share."""
     with pytest.raises(UsageError, match="exclude each other"):

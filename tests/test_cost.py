@@ -10,6 +10,7 @@ import pytest
 
 from onnxprune import bodies, cost, measuring
 from onnxprune import model as m
+from onnxprune.channels import branches
 from onnxprune.cost import Cost, Length, Term
 from onnxprune.rewrite import drop_zero_biases
 from onnxprune.runtime import Session
@@ -144,6 +145,27 @@ def test_parameters_are_those_of_the_cut_model(name: str, prepared: Lookup) -> N
         added = sum(int(np.prod(t.dims)) for t in small.graph.initializer if t.name in p.normalised.added_biases)
         drop_zero_biases(small, p.normalised.added_biases)
         assert found == stored_elements(small) + added
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "inverted_residual", "squeeze_excite", "transformer"])
+def test_a_branch_that_is_gone_costs_nothing(name: str, prepared: Lookup) -> None:
+    """Fails where what only fed it is still counted, or what others read is not."""
+    p = prepared(name)
+    drops = branches.drops(p.channels)
+    macs, parameters = cost.macs(p.channels, drops), cost.parameters(p.channels, drops)
+    for g in drops:
+        keep = random_keep(p.channels, 1)
+        keep[p.channels.groups[g].units] = False
+        small = sliced(p, keep)
+        names = {o for n in small.graph.node for o in n.output}
+        zeros = sum(int(np.prod(t.dims)) for t in small.graph.initializer if t.name.endswith("__zeros"))
+        kept = counts(p, keep)
+        assert names
+        assert_same(np.float64(macs.at(kept)), np.float64(counted_macs(small, p)), rtol=RTOL, atol=0.0)
+        assert parameters.at(kept) == stored_elements(small) - zeros
+        whole = kept.copy()
+        whole[g] = p.channels.groups[g].size
+        assert macs.saving(whole, g, int(whole[g])) == macs.at(whole) - macs.at(kept)
 
 
 def stored_elements(proto: onnx.ModelProto) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from onnxprune import model as m
+from onnxprune.channels import branches
 from onnxprune.config import ATTENTIONS
+from onnxprune.rewrite import settle
 from onnxprune.runtime import Session
 from tests.compare import assert_same
 from tests.kit import has_batch, kit_feeds, kit_models
@@ -37,6 +40,37 @@ def test_half_of_the_channels(path: Path, attention: str):
             assert_same(value, expected[output], rtol=1e-4, atol=0.0)
     assert list(small.graph.output) == list(proto.graph.output)
     assert m.parameters(small) < m.parameters(p.normalised.proto)
+
+
+@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+def test_whole_branches(path: Path):
+    """Fails where something of a real export goes with a branch, or stays of it, that does not belong there."""
+    proto, _ = m.load(path)
+    p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
+    found = list(branches.drops(p.channels))
+    if not found:
+        pytest.skip("no group of it is a branch that may go as a whole")
+    for groups in ([found[0]], [found[-1]], branches.together(p.channels, found)):
+        keep = random_keep(p.channels, 0, shares=(0.5,))
+        for g in groups:
+            keep[p.channels.groups[g].units] = False
+        left = branches.left_of(p.channels, keep)
+        assert left is not None
+        small = settle(sliced(p, keep), p.channels, left)
+        m.check(small)
+        for batch in (2, 3) if has_batch(proto) else (1,):
+            feeds = kit_feeds(path, proto, batch)
+            expected = Session(masked(p, keep)).run(feeds)
+            for output, value in Session(small).run(feeds).items():
+                assert_same(value, expected[output], rtol=1e-4, atol=0.0)
+        gone = {o for n in p.channels.graph.nodes if n.index in left.gone for o in n.outputs}
+        assert gone
+        assert not gone & {o for n in small.graph.node for o in n.output}
+        assert _empty(small) <= _empty(p.normalised.proto)  # an absent region of interest of Resize, say
+
+
+def _empty(proto: onnx.ModelProto) -> set[str]:
+    return {t.name for t in proto.graph.initializer if 0 in t.dims}
 
 
 def _multiplies_activations(p: Prepared) -> bool:

@@ -46,6 +46,18 @@ def test_nothing_to_exchange(prepared: Lookup):
     assert parts.with_every_part(channels, {0: order.kept(2)}, [order]) is None
 
 
+def test_what_is_empty_stays_empty(prepared: Lookup):
+    """Fails where a branch that shall go gets a unit back, or one that must stay is let go."""
+    channels = prepared("two_branches_and_no_stream").channels
+    paths = [path(list(range(g.size))) for g in channels.groups]
+    sizes = {g.size: g.index for g in channels.groups}
+    one, other = ({sizes[n]: np.zeros(n, bool)} for n in (8, 7))
+    kept = parts.with_every_part(channels, one, paths)
+    assert kept is not None
+    assert not kept[sizes[8]].any()
+    assert parts.with_every_part(channels, {**one, **other}, paths) is None
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.6])
 def test_pruning_a_split(ratio: float):
     """Fails where the smallest parts vanish and the cut breaks."""

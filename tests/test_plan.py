@@ -94,11 +94,17 @@ def test_another_format(saved: Path):
         plan.load(edited(saved, format=99))
 
 
-@pytest.mark.parametrize("kept", [[], [3, 1], [1, 1], [-1, 2], [0, 8], "abc", None])
+@pytest.mark.parametrize("kept", [[3, 1], [1, 1], [-1, 2], [0, 8], "abc", None])
 def test_indices_out_of_range(saved: Path, kept: Any):
     """Fails where an index that is not in the model reaches numpy."""
     with pytest.raises(InputError, match="is not a plan"):
         plan.load(edited(saved, groups=[{"name": "g", "units": 8, "kept": kept}]))
+
+
+def test_a_group_of_which_nothing_stays(saved: Path):
+    """Fails where a plan that takes out a branch cannot be read again."""
+    (group,) = plan.load(edited(saved, groups=[{"name": "g", "units": 8, "kept": []}])).groups
+    assert group.kept == ()
 
 
 @pytest.mark.parametrize(("name", "units"), [("nobody", 8), (None, 9)])

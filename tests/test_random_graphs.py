@@ -16,6 +16,7 @@ import pytest
 from hypothesis import assume, given, seed, settings
 
 from onnxprune import model as m
+from onnxprune.channels import branches
 from onnxprune.channels.rules import TABLE
 from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
@@ -81,6 +82,10 @@ def check(case: Case) -> None:
         assert list(small.graph.input) == [v for v in case.model.graph.input if v.name not in weights]
         assert list(small.graph.output) == list(case.model.graph.output)
         assert (m.parameters(small) < m.parameters(p.normalised.proto)) == (not keep.all())
+    for g in branches.drops(p.channels):
+        keep = random_keep(p.channels, plan)
+        keep[p.channels.groups[g].units] = False
+        assert_equal(case, sliced(p, keep), masked(p, keep), 1)
 
 
 def assert_equal(case: Case, found: onnx.ModelProto, reference: onnx.ModelProto, which: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onnxprune import PruneResult, prune
 from onnxprune import model as m
 from onnxprune.calibrate.layers import layers_of
+from onnxprune.channels import branches
 from onnxprune.errors import RunError
 from onnxprune.graph import Array, is_float
 from onnxprune.objective import relative_error, spread
@@ -48,7 +49,24 @@ def _student(p: Prepared, keep: Keep) -> tuple[Student, Teacher, tuple[str, ...]
 def test_the_gradient_of_the_loss_is_that_of_differences(row: str, prepared: Callable[[str], Prepared]):
     """Fails where a target is cut wrongly, a seed has a wrong factor, or a weight's gradient lacks a term."""
     p = prepared(row)
+    _check_gradients(p, random_keep(p.channels, 1))
+
+
+@pytest.mark.parametrize("row", ["residual", "branch_through_a_norm", "transformer", "channels_last_branch"])
+def test_what_a_branch_has_left_learns_too(row: str, prepared: Callable[[str], Prepared]):
+    """Fails where the bias that stands for a branch has no gradient, or one of another shape."""
+    p = prepared(row)
     keep = random_keep(p.channels, 1)
+    for g in branches.drops(p.channels):
+        keep[p.channels.groups[g].units] = False
+    student = _check_gradients(p, keep)
+    left = branches.left_of(p.channels, keep)
+    assert left is not None
+    biases = {x.bias for x in left.alone.values() if x.bias}
+    assert biases <= student.weights.keys()
+
+
+def _check_gradients(p: Prepared, keep: Keep) -> Student:
     student, teacher, tensors = _student(p, keep)
     rng = np.random.default_rng(0)
     student.follow({t: float(w) for t, w in zip(tensors, rng.uniform(0.5, 1.5, len(tensors)), strict=True)})
@@ -66,6 +84,7 @@ def test_the_gradient_of_the_loss_is_that_of_differences(row: str, prepared: Cal
         slopes = [_slope(student, p, targets, name, v, step) for step in STEPS]
         scale = max(float(np.linalg.norm(g) * np.linalg.norm(v)) / np.sqrt(g.size), abs(found), 1e-2 * loss)
         assert min(abs(found - slope) for slope in slopes) <= TOLERANCE * scale, (name, found, slopes)
+    return student
 
 
 def _slope(student: Student, p: Prepared, targets: dict[str, Array], name: str, v: Array, step: float) -> float:

@@ -15,6 +15,7 @@ from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.channels import branches
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.refit import Fit, in_place, latest_layers, lockstep, target_of
 from onnxprune.rewrite import cut, replace_initializers
@@ -461,3 +462,50 @@ def test_one_gram_entry_off_by_a_hundredth_is_seen() -> None:
             rtol=1e-4,
             atol=0.0,
         )
+
+
+# At 16 positions calibration leaves no row out.
+SMALL = RESIDUAL.replace("8,8]", "4,4]")
+
+
+def test_the_bias_of_a_branch_that_is_gone_is_the_mean() -> None:
+    """Fails where what is left of a branch is anything but the best constant for what it computed."""
+    p = prepare_text(SMALL)
+    samples = samples_of(p, 320)
+    layers, moments = moments_of(p, samples)
+    last = max(branches.drops(p.channels))
+    keep = p.channels.keep_classes({last: np.zeros(p.channels.groups[last].size, bool)})
+    found = in_place(layers, moments, p.channels.graph.constants, keep, "least-squares")
+    (layer,) = (x for x in layers if x.weight in found)
+    outputs = values(p.normalised.proto, [layer.output], samples.arrays)[layer.output].astype(np.float64)
+    assert not found[layer.weight].any()
+    assert_same(found[layer.bias], outputs.mean(axis=(0, 2, 3)), rtol=RTOL, atol=0.0)
+
+
+def test_lockstep_moves_the_bias_towards_the_sum() -> None:
+    """Fails where the bias in a branch's place only repairs the branch, and not what the stream has lost before it."""
+    p = prepare_text(SMALL)
+    samples = samples_of(p, 320)
+    found = branches.drops(p.channels)
+    last = max(found)
+    keep = random_keep(p.channels, 1, shares=(0.5,))
+    keep[p.channels.groups[last].units] = False
+    left = branches.left_of(p.channels, keep)
+    assert left is not None
+    (out,) = left.alone
+    plain, slim, fits = step_by_step(p, samples, keep)
+    layer = left.alone[out]
+    (fit,) = (f for f in fits if f.layer == layer.node.name)
+    assert fit.after < fit.before
+    (add, _), *_ = p.channels.graph.readers[out]
+    stays = next(x for x in layers_of(p.channels) if x.node is layer.node).kept_outputs(keep)
+    target = values(p.normalised.proto, [add.outputs[0]], samples.arrays)[add.outputs[0]][:, stays]
+
+    def residue(model: onnx.ModelProto) -> float:
+        """Of the mean of the sum, per channel."""
+        sums = values(model, [add.outputs[0]], samples.arrays)[add.outputs[0]]
+        return float(np.square((sums - target).mean(axis=(0, 2, 3))).sum())
+
+    (before,) = (onnx.numpy_helper.to_array(t) for t in plain.graph.initializer if t.name == layer.bias)
+    # λ is at most 1, which leaves half of each mean.
+    assert residue(slim) < 0.26 * residue(replace_initializers(slim, {layer.bias: before}))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from onnxprune import sensitivity
+from onnxprune.channels import branches
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
-from onnxprune.rewrite import replace_initializers
+from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.selection import consumers_of, paths
 from onnxprune.sensitivity import measure
 from tests.calibrated import moments_of, prepare_text, samples_of, values
@@ -50,6 +51,41 @@ WITH_LABELS = """(float[N,6] x) => (float[N,5] y, int64[N,1] v, float[N,4] z) {
     s = Relu(c)
     z = Gemm (s, w4[8,4], b4[4])
 }"""
+
+
+@pytest.mark.parametrize("row", ["residual", "branch_through_a_norm", "transformer"])
+def test_a_trial_without_the_whole_branch(row: str, prepared: Lookup):
+    """Fails where the curve at no unit is that of another width: the readers' bias is all that is left."""
+    p = prepared(row)
+    samples = samples_of(p, 96)
+    layers, moments = moments_of(p, samples)
+    chosen = paths(p.channels, layers, moments, "obs", 0)
+    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    gone = set(branches.drops(p.channels))
+    found, narrowed = (
+        measure(
+            p.normalised.proto,
+            p.channels,
+            layers,
+            moments,
+            samples,
+            reference,
+            chosen,
+            only=gone,
+            types=p.normalised.types,
+            memory=1 << 40,
+            whole=whole,
+        )
+        for whole in (gone, set[int]())
+    )
+    for g in gone:
+        keep = p.channels.keep_classes({g: np.zeros(p.channels.groups[g].size, bool)})
+        fitted = replace_initializers(
+            p.normalised.proto, in_place(layers, moments, p.channels.graph.constants, keep, "least-squares")
+        )
+        outputs = values(cut(fitted, p.channels, keep), p.channels.graph.outputs, samples.arrays)
+        assert found[g].pop(0) == pytest.approx(relative_error(outputs, reference), rel=RTOL)
+        assert found[g] == narrowed[g]
 
 
 def expected_trials(p: Prepared, count: int, method: str) -> tuple[list[dict[int, float]], list[dict[int, float]]]:

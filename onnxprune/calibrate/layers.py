@@ -141,13 +141,24 @@ class Layer:
         classes = np.stack([self.columns(g) for g in range(self.groups)])
         return np.where(classes < 0, True, keep[np.maximum(classes, 0)])
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the output that carries its channels."""
+        return -1 if self.window is None else 1
+
+    def kept_inputs(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which input channels stay, (C,), given which classes do."""
+        return np.where(self.inputs < 0, True, keep[np.maximum(self.inputs, 0)])
+
     def kept_outputs(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which output channels stay, (M,), given which classes do."""
         return np.where(self.outputs < 0, True, keep[np.maximum(self.outputs, 0)])
 
     def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
         """This layer in the cut model, where its convolution has `groups` groups."""
-        stays = np.where(self.inputs < 0, True, keep[np.maximum(self.inputs, 0)])
+        stays = self.kept_inputs(keep)
+        if not stays.any():
+            return BiasAlone.of(self, keep)
         window = None if self.window is None else replace(self.window, groups=groups)
         return replace(self, inputs=self.inputs[stays], outputs=self.outputs[self.kept_outputs(keep)], window=window)
 
@@ -195,6 +206,33 @@ class Layer:
 
 def _read(name: str, stored: Quantized | None, weights: Mapping[str, Array]) -> NDArray[np.float64]:
     return weights[name].astype(np.float64) if stored is None else stored.read(weights)
+
+
+@dataclass(frozen=True, eq=False)
+class BiasAlone(Layer):
+    """What is left of a layer that reads a branch of which no channel stays: the same numbers for every sample.
+
+    It reads nothing: data is "", and its rows are made of (R, 0).
+    """
+
+    @classmethod
+    def of(cls, layer: Layer, keep: NDArray[np.bool_]) -> BiasAlone:
+        """What is left of this layer."""
+        window = None if layer.window is None else replace(layer.window, groups=1)
+        none, outputs = np.zeros(0, np.int64), layer.outputs[layer.kept_outputs(keep)]
+        return cls(layer.node, "", layer.output, "", layer.bias, none, outputs, window, beta=layer.beta)
+
+    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+        """The bias, (1, 1, M)."""
+        return self.beta * weights[self.bias].astype(np.float64).reshape(1, 1, -1)
+
+    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
+        """The inverse of `matrix`."""
+        return {self.bias: matrix.ravel() / self.beta}
+
+    def rows(self, x: Floats, positions: Ints) -> Floats:
+        """Ones, (1, R, 1)."""
+        return augmented(x[None])
 
 
 @dataclass(frozen=True, eq=False)

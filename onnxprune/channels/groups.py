@@ -142,7 +142,7 @@ class ChannelGraph:
         aside, that part is one too.
         """
         whole: dict[bytes, Labels] = {}
-        for _, f in self._tracked():
+        for _, f in self.tracked():
             if (self.group_of[f] >= 0).all():
                 units = np.unique(f)
                 whole.setdefault(units.tobytes(), units)
@@ -157,9 +157,10 @@ class ChannelGraph:
 
     def emptied(self, keep: NDArray[np.bool_]) -> tuple[tuple[str, int], ...]:
         """(tensor, axis) of every axis that would be left without a single position, given which classes stay."""
-        return tuple(place for place, f in self._tracked() if not keep[f].any())
+        return tuple(place for place, f in self.tracked() if not keep[f].any())
 
-    def _tracked(self) -> Iterator[tuple[tuple[str, int], Factor]]:
+    def tracked(self) -> Iterator[tuple[tuple[str, int], Factor]]:
+        """Every factor, with the tensor and the axis whose positions it numbers."""
         for name, factors in self.factors.items():
             for f in factors:
                 yield (name, tracked_axes(f)[-1]), f

@@ -32,11 +32,12 @@ _BEFORE_ITS_READER = ("ReorderInput",)
 class Layer:
     """A kernel of the original: the lengths of its axes that can change, and what else decides on its time.
 
-    Layers with the same signature are the same work at the same lengths.
+    Layers with the same signature are the same work at the same lengths. node: the index of that which does the work.
     """
 
     lengths: tuple[Length, ...]
     signature: str
+    node: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence
         lengths = lengths_of(channels, node, least)
         layer_of[i] = len(layers) if lengths else None
         if lengths:
-            layers.append(Layer(lengths, _signature(first[i], node, _ranges(channels, lengths, least), alignment)))
+            signature = _signature(first[i], node, _ranges(channels, lengths, least), alignment)
+            layers.append(Layer(lengths, signature, node.index))
     layer_of.update({inner: layer_of[outer] for inner, outer in owner_of.items()})
     return Layers(tuple(layers), layer_of, producers)
 

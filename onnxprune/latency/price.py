@@ -22,13 +22,16 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Priced:
-    """A layer: its lengths, and what it takes at them."""
+    """A layer: its lengths, and what it takes at them; nothing where a group that it `needs` keeps no unit."""
 
     lengths: tuple[Length, ...]
     table: Table
+    needs: tuple[int, ...] = ()
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """Seconds with `kept[g]` units of each group."""
+        if any(kept[g] == 0 for g in self.needs):
+            return 0.0
         return self.table.at(tuple(length.at(kept) for length in self.lengths))
 
 
@@ -55,7 +58,7 @@ class LatencyCost:
         """
         touching: list[list[int]] = [[] for _ in range(groups)]
         for i, layer in enumerate(layers):
-            for g in sorted({g for length in layer.lengths for g, _ in length.groups}):
+            for g in sorted({g for length in layer.lengths for g, _ in length.groups}.union(layer.needs)):
                 touching[g].append(i)
         high, low = (sum(x.at(kept) for x in layers) for kept, _ in (full, few))
         gained = full[1] - few[1]

@@ -17,10 +17,11 @@ import onnx
 from onnxprune import parts
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, Group
+from onnxprune.channels.branches import Drop
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.graph import Array
 from onnxprune.latency.cache import Cache
-from onnxprune.latency.layers import Layers, layers_of, marked
+from onnxprune.latency.layers import Layer, Layers, layers_of, marked
 from onnxprune.latency.machine import Machine
 from onnxprune.latency.price import LatencyCost, Priced
 from onnxprune.latency.search import Kept
@@ -57,7 +58,8 @@ class Stopwatch:
     """Times cuts of one model against the original, in turns.
 
     proto, channels: the normalised model and its channel graph. widths: units that each group may keep, ascending.
-    feeds: of one run. counts: layers, kinds of them, and kinds that were known already.
+    feeds: of one run. drops: what disappears with a group's last unit. counts: layers, kinds of them, and kinds that
+    were known already.
     """
 
     original: onnx.ModelProto
@@ -69,6 +71,7 @@ class Stopwatch:
     cache: Cache
     batch: int = 1
     alignment: int = 1
+    drops: Mapping[int, Drop] = field(default_factory=dict)
     _price: LatencyCost | None = None
     _shares: dict[Kept, float] = field(default_factory=dict)
     counts: tuple[int, int, int] = (0, 0, 0)
@@ -155,7 +158,7 @@ class Stopwatch:
         few = self._fewest()
         tables = {x.signature: fit(known[x.signature], tuple(n.at(self.full) for n in x.lengths)) for x in found.layers}
         return LatencyCost.between(
-            [Priced(x.lengths, tables[x.signature]) for x in found.layers],
+            [Priced(x.lengths, tables[x.signature], self._needed(x)) for x in found.layers],
             len(self._groups),
             (self.full, self.share(self.full)),
             (few, self.share(few)),
@@ -172,6 +175,10 @@ class Stopwatch:
             for layer, s in zip(found.layers, seconds, strict=True):
                 samples[layer.signature].append(Sample(tuple(n.at(kept) for n in layer.lengths), s))
         return {signature: tuple(s) for signature, s in samples.items()}
+
+    def _needed(self, layer: Layer) -> tuple[int, ...]:
+        """The groups that a layer goes with."""
+        return tuple(g for g, drop in self.drops.items() if layer.node in drop.nodes)
 
     def _fewest(self) -> Kept:
         """The least widths that leave a model."""

@@ -133,7 +133,8 @@ def _channels(report: Report, screen: Screen) -> Table:
     changed = [g for g in report.groups if g.channels_after != g.channels_before]
     table = screen.table("group", "channels", "producers", "consumers", " ", title="channels")
     for g in changed:
-        width = f"{g.channels_before} → {g.channels_after}"
+        gone = "" if g.channels_after else " (branch removed)"
+        width = f"{g.channels_before} → {g.channels_after}{gone}"
         narrow = f"multiples of {g.alignment}" if g.alignment != report.alignment.multiple else ""
         remarks = ", ".join(filter(None, ("mixing" if g.mixing else "", narrow)))
         table.add_row(g.name, width, str(g.producers), str(g.consumers), remarks)

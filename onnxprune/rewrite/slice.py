@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
 from onnxprune.graph import Array, Node, cast
+from onnxprune.rewrite.branches import broadcastable, take_out
 from onnxprune.rewrite.repair import REPAIRS, Cut
 
 
@@ -22,18 +24,22 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
 
     Weights of the result have the shapes that the kept labels give; input and output declarations do not change. All
     weights lie in the main graph, those of bodies too (see `bodies.return_to_bodies`).
-    Raises ValueError where an axis would lose all its positions (see `ChannelGraph.needed`).
+    A branch of which no channel stays disappears (see `channels.branches`). Raises ValueError where an axis would lose
+    all its positions and is no such branch (see `ChannelGraph.needed`).
     """
-    emptied = channels.emptied(keep)
-    if emptied:
+    left = left_of(channels, keep)
+    if left is None:
+        emptied = channels.emptied(keep)
         tensor, axis = emptied[0]
         raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
     whole = onnx.ModelProto()
     whole.CopyFrom(proto)
-    _cut_weights(whole, channels, keep)
     names: dict[str, Any] = dict.fromkeys(channels.graph.shapes) | dict.fromkeys(channels.graph.constants)
     names |= {o: None for n in channels.graph.every_node for o in n.outputs}
-    whole = _repaired(whole, channels.graph.nodes, channels, keep, names)
+    nodes = take_out(whole, channels, left, keep, names) if left.gone else channels.graph.nodes
+    _cut_weights(whole, channels, keep)
+    broadcastable(whole, channels, left)
+    whole = _repaired(whole, nodes, channels, keep, names)
     _declare_sizes(whole, channels, keep)
     return _with_inferred_types(whole)
 
@@ -53,25 +59,26 @@ def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[n
 
 def _repaired(
     proto: onnx.ModelProto,
-    nodes: Sequence[Node],
+    nodes: Sequence[Node | None],
     channels: ChannelGraph,
     keep: NDArray[np.bool_],
     names: dict[str, Any],
 ) -> onnx.ModelProto:
     """A graph, whose weights are cut already, with its sizes repaired, those of its bodies first.
 
-    names: all names of the model, which new tensors keep clear of.
+    nodes: those of the original, None for what names no size. names: all names of the model, which new tensors keep
+    clear of.
     """
     for node, view in zip(proto.graph.node, nodes, strict=True):
-        for (_, body), inside in zip(bodies.bodies_of(node), view.bodies, strict=True):
+        for (_, body), inside in zip(bodies.bodies_of(node), view.bodies if view is not None else (), strict=True):
             edited = _repaired(bodies.as_model(proto, body), inside.nodes, channels, keep, names)
             bodies.put_back(proto, body, edited)
     graph = m.to_gs(proto)
     names.update(graph.tensors())
     context = Cut(channels, keep, graph, names)
     for node, view in zip(list(graph.nodes), nodes, strict=True):
-        repair = REPAIRS.get(view.op) if view.domain == "" else None
-        if repair is not None:
+        repair = REPAIRS.get(view.op) if view is not None and view.domain == "" else None
+        if view is not None and repair is not None:
             repair(node, view, context)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     return m.from_gs(graph, proto)
@@ -140,7 +147,8 @@ def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
     for n in proto.graph.node:
         if len(n.input) == 3 and n.input[2] in zero:
             del n.input[2:]
-    kept = [t for t in proto.graph.initializer if t.name not in zero]
+    read = {i for n in bodies.every_node(proto.graph) for i in n.input}
+    kept = [t for t in proto.graph.initializer if t.name not in zero or t.name in read]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
 

@@ -65,3 +65,11 @@ def test_nothing_is_saved_where_fewer_units_are_not_quicker():
     price = LatencyCost.between(LAYERS, 2, (FULL, 0.5), (FEW, 0.52))
     assert price.at(FEW) == price.at(FULL) == 0.5
     assert price.saving(np.array(FULL), 0, 7) == 0.0
+
+
+def test_a_layer_goes_with_the_group_that_it_needs():
+    """Fails where the layers of a branch that is gone are still paid for, or saving does not see them go."""
+    needy = Priced(LAYERS[2].lengths, LAYERS[2].table, (0,))
+    price = LatencyCost.between((LAYERS[0], LAYERS[1], needy), 2, (FULL, 1.0), (FEW, 0.5))
+    assert price.at((0, 3)) == pytest.approx(price.constant)
+    assert price.saving(np.array([2, 3]), 0, 2) == pytest.approx(price.at((2, 3)) - price.constant)

@@ -1,0 +1,245 @@
+"""Branches that may go as a whole: groups of which no channel stays, and all that disappears with them.
+
+Where a group keeps no unit, what carried it is *empty*: such tensors cannot be computed, and nothing needs them as long
+as each layer that reads one computes nothing else. What that layer is left with is its bias, one number per output
+channel: a tensor that is *constant*, with axes of size 1 where it was wide. Element-wise operators pass such a tensor
+on, and one that has a full operand beside it, a residual Add above all, takes it in. What anything else makes of an
+empty or a constant tensor is *lost*; a group may go where no output of the graph is lost or constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.channels.groups import ChannelGraph, Group
+from onnxprune.channels.labels import as_ints
+from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
+from onnxprune.channels.trace import Linear
+from onnxprune.graph import Graph, Node, Shape, is_float
+from onnxprune.quantized import stored
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# What computes element by element from its first input and constants, or moves axes.
+_PASSING = {*UNARY, *FIRST_ONLY, "BatchNormalization", "DequantizeLinear", "Dropout", "QuantizeLinear", "Transpose"}
+# What broadcasts any operand against any other.
+_BROADCASTING = set(NARY) - {"PRelu", "SwiGLU"}
+
+
+@dataclass(frozen=True, eq=False)
+class Remains:
+    """What is left of a graph without the empty tensors.
+
+    gone: indices of the nodes that disappear. alone: by output, the layers of which the bias alone is left. constant:
+    those outputs, and what is computed from them alone.
+    """
+
+    gone: frozenset[int]
+    alone: Mapping[str, Linear]
+    constant: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What goes with the last unit of `group`: nodes, by index, and other groups of which no weight is left."""
+
+    group: int
+    nodes: frozenset[int]
+    groups: frozenset[int]
+
+
+def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
+    """What is left without these tensors, which have lost all channels of an axis; None where the graph needs them."""
+    graph = channels.graph
+    if not empty:
+        return Remains(frozenset(), {})
+    alone: dict[str, Linear] = {}
+    constant: dict[str, Shape] = {}
+    lost = set(empty)
+    if any(by is not None and by.index in graph.inside for by in map(graph.producer.get, empty)):
+        return None
+    layers = {x.node.index: x for x in channels.linears if x.node.op in _LAYERS}
+    nodes = {n.index: n for n in graph.nodes}
+    queue = sorted({n.index for t in empty for n in _around(graph, t)})
+    seen = set(queue)
+    while queue:
+        n = nodes[heappop(queue)]
+        outputs = [o for o in n.outputs if o]
+        layer = layers.get(n.index)
+        shape = _left_of(n, layer, graph, empty, lost, constant)
+        if shape is None:
+            lost.update(outputs)
+        elif layer is not None:
+            alone[outputs[0]], constant[outputs[0]] = layer, shape
+        elif shape == graph.shape(outputs[0]) and _is_computed(n, constant, graph):
+            continue  # it takes the constant in
+        else:
+            constant[outputs[0]] = shape
+        if any(o in graph.outputs for o in outputs):
+            return None
+        for reader in {r.index for o in outputs for r in _readers(graph, o)} - seen:
+            heappush(queue, reader)
+            seen.add(reader)
+    gone = _gone(graph, lost, alone)
+    return Remains(gone, {o: x for o, x in alone.items() if x.node.index not in gone}, frozenset(constant))
+
+
+def _around(graph: Graph, tensor: str) -> list[Node]:
+    """The node that computes a tensor, and those that read it."""
+    by = graph.producer.get(tensor)
+    return [*([] if by is None else [by]), *_readers(graph, tensor)]
+
+
+def _readers(graph: Graph, tensor: str) -> list[Node]:
+    """The nodes of the main graph that read a tensor, themselves or in a body."""
+    found = [n for n, _ in graph.readers.get(tensor, ()) if n.index not in graph.inside]
+    return found + ([n for n in graph.nodes if tensor in n.captures] if tensor in graph.captured else [])
+
+
+def _left_of(
+    n: Node,
+    layer: Linear | None,
+    graph: Graph,
+    empty: Collection[str],
+    lost: Collection[str],
+    constant: Mapping[str, Shape],
+) -> Shape | None:
+    """The shape of what a node still computes, None where that is lost."""
+    reads = {i for i in (*n.inputs, *n.captures) if i}
+    if any(o in lost for o in n.outputs):
+        return None
+    if not any(i in lost for i in reads):
+        return _passed(n, constant, graph)
+    if layer is None or layer.data not in empty or any(i in lost for i in reads - {layer.data, layer.weight}):
+        return None
+    return _width(layer, graph)
+
+
+def _gone(graph: Graph, lost: Collection[str], alone: Mapping[str, Linear]) -> frozenset[int]:
+    """The nodes whose outputs are lost, and those before them that nothing else reads."""
+    gone = {n.index for n in graph.nodes if any(o in lost for o in n.outputs)}
+
+    def is_read(tensor: str) -> bool:
+        return tensor in graph.outputs or any(
+            n.index not in gone and (n.outputs[0] not in alone or tensor == bias_of(alone[n.outputs[0]]))
+            for n in _readers(graph, tensor)
+        )
+
+    for n in reversed(graph.nodes):
+        if n.index not in gone and not any(is_read(o) for o in n.outputs if o):
+            gone.add(n.index)
+    return frozenset(gone)
+
+
+def _width(layer: Linear, graph: Graph) -> Shape | None:
+    """The shape of a layer's output when its bias alone is left; None where that cannot be said."""
+    shape = graph.shape(layer.node.outputs[0])
+    known = stored(graph, layer.weight) in graph.constants
+    if shape is None or len(shape) < 2 or not known:
+        return None
+    axis = channel_axis(layer, len(shape))
+    if bias_of(layer):
+        b = graph.constants.get(layer.bias)
+        own = len(graph.readers.get(layer.bias, ())) == 1 and layer.bias not in (*graph.captured, *graph.outputs)
+        if b is None or not is_float(b.dtype) or not own or b.size != shape[axis] or max(b.shape) != b.size:
+            return None
+        if layer.node.op == "Gemm" and layer.node.attrs.get("beta", 1.0) != 1.0:
+            return None
+    return tuple(s if a == axis else 1 for a, s in enumerate(shape))
+
+
+def channel_axis(layer: Linear, rank: int) -> int:
+    """The axis of a layer's output that carries its output channels."""
+    return 1 if layer.node.op in ("Conv", "ConvTranspose") else rank - 1
+
+
+def bias_of(layer: Linear) -> str:
+    """The bias that the operator itself adds, "" for none."""
+    return layer.bias if layer.node.op != "Gemm" or layer.node.attrs.get("beta", 1.0) != 0.0 else ""
+
+
+def _passed(n: Node, constant: Mapping[str, Shape], graph: Graph) -> Shape | None:
+    """The shape of what a node computes from constant tensors and others; None where it is no such node."""
+    if n.domain != "" or len([o for o in n.outputs if o]) != 1:
+        return None
+    shapes = {i: constant.get(i, graph.shape(i)) for i in n.inputs if i}
+    x = n.input(0)
+    if n.op in _BROADCASTING:
+        known = [s for s in shapes.values() if s is not None]
+        return np.broadcast_shapes(*known) if len(known) == len(shapes) else None
+    fixed = all(stored(graph, i) in graph.constants for i in shapes if i != x)
+    if n.op not in _PASSING or x not in constant or not fixed:
+        return None
+    shape = constant[x]
+    if n.op == "Transpose":
+        order = as_ints(n.attrs["perm"]) if "perm" in n.attrs else tuple(reversed(range(len(shape))))
+        return tuple(shape[a] for a in order)
+    return shape
+
+
+def _is_computed(n: Node, constant: Mapping[str, Shape], graph: Graph) -> bool:
+    """Whether some operand is computed from the inputs, and has their sizes at run time."""
+    computed = [i for i in n.inputs if i and i not in constant and stored(graph, i) not in graph.constants]
+    return bool(computed)
+
+
+def drops(channels: ChannelGraph) -> dict[int, Drop]:
+    """By index, the groups of which no unit need stay. What takes its statistics over channels keeps one."""
+    alone: dict[int, set[str]] = {}
+    for (tensor, _), f in channels.tracked():
+        owners = np.unique(channels.group_of[f])
+        if owners.size == 1 and owners[0] >= 0:
+            alone.setdefault(int(owners[0]), set()).add(tensor)
+    found: dict[int, Drop] = {}
+    for g in channels.groups:
+        left = None if g.mixing or not alone.get(g.index) else remains(channels, alone[g.index])
+        if left is not None:
+            found[g.index] = Drop(g.index, left.gone, _dead(channels, g, left))
+    return found
+
+
+def _dead(channels: ChannelGraph, group: Group, left: Remains) -> frozenset[int]:
+    """The other groups whose weights no node reads any more."""
+    read: set[str] = set()
+    for n in channels.graph.every_node:
+        if n.index in left.gone:
+            continue
+        layer = left.alone.get(n.outputs[0]) if n.outputs else None
+        read.update(n.inputs if layer is None else (bias_of(layer),))
+    return frozenset(
+        g.index
+        for g in channels.groups
+        if g is not group and not any(r.tensor in read for r in (*g.producers, *g.consumers, *g.parameters))
+    )
+
+
+def dead_groups(found: Mapping[int, Drop], kept: Mapping[int, NDArray[np.bool_]]) -> frozenset[int]:
+    """The groups that disappear with those of which `kept`, masks over units, leaves nothing."""
+    return frozenset(d for g, mask in kept.items() if not mask.any() and g in found for d in found[g].groups)
+
+
+def together(channels: ChannelGraph, groups: Sequence[int]) -> tuple[int, ...]:
+    """Those of the groups, the first ones first, of which no unit need stay at the same time.
+
+    Of two branches whose sum nothing else joins, either may go, and not both.
+    """
+    if _left_without(channels, groups) is not None:
+        return tuple(groups)
+    chosen: list[int] = []
+    for g in groups:
+        if _left_without(channels, [*chosen, g]) is not None:
+            chosen.append(g)
+    return tuple(chosen)
+
+
+def left_of(channels: ChannelGraph, keep: NDArray[np.bool_]) -> Remains | None:
+    """What is left where these classes, (classes,), stay; None where a tensor would be left without a channel."""
+    return remains(channels, {tensor for tensor, _ in channels.emptied(keep)})
+
+
+def _left_without(channels: ChannelGraph, groups: Iterable[int]) -> Remains | None:
+    return left_of(channels, channels.keep_classes({g: np.zeros(channels.groups[g].size, bool) for g in groups}))
