@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -29,19 +31,42 @@ _RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 ort.set_default_logger_severity(_ERROR)
 
 
+# Threads of a session that does not ask for a number itself; 0: onnxruntime's own choice, all cores.
+_THREADS: ContextVar[int] = ContextVar("_THREADS", default=0)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Sessions that are opened while this lasts compute with so many threads, where they do not say another number."""
+    token = _THREADS.set(count)
+    try:
+        yield
+    finally:
+        _THREADS.reset(token)
+
+
+# Without TensorFloat-32, whose products have 10 bits; onnxruntime's default on newer GPUs.
+_CUDA = {"use_tf32": "0"}
+PROVIDERS: Mapping[str, Sequence[str | tuple[str, Mapping[str, str]]]] = {
+    "cpu": ("CPUExecutionProvider",),
+    # The CPU computes shapes, and what has no kernel on the GPU.
+    "cuda": (("CUDAExecutionProvider", _CUDA), "CPUExecutionProvider"),
+}
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:_LINE]
 
 
 class Session:
-    """An onnxruntime session on the CPU (or `providers`).
+    """An onnxruntime session on the CPU (or another of PROVIDERS; RunError where onnxruntime falls back to the CPU).
 
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
     are neither read nor copied here. A ModelProto with bfloat16 is run as its float32 twin (`twin`), and so is one in
     float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any floating-point
     type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
     as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the cores from numpy's
-    BLAS between two runs. threads: that compute one operator, 0 for onnxruntime's own choice.
+    BLAS between two runs. threads: that compute one operator, 0 for the choice of `threads`.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 
@@ -53,21 +78,29 @@ class Session:
         spin: bool = False,
         single: bool = False,
         threads: int = 0,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        provider: str = "cpu",
     ) -> None:
+        def opened(content: str | bytes, options: Any) -> Any:
+            session = ort.InferenceSession(content, options, providers=list(PROVIDERS[provider]))
+            if not _computes_on(session, provider):
+                raise RunError(_no_provider(provider))
+            return session
+
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
             options = ort.SessionOptions()
             options.log_severity_level = _FATAL
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-            options.intra_op_num_threads = threads
+            options.intra_op_num_threads = threads or _THREADS.get()
             level = ort.GraphOptimizationLevel
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
             content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
             try:
                 if isinstance(content, bytes) and not _RELATIVE:
                     with storage.as_file(content) as path:
-                        return ort.InferenceSession(path, options, providers=list(providers))
-                return ort.InferenceSession(content, options, providers=list(providers))
+                        return opened(path, options)
+                return opened(content, options)
+            except RunError:
+                raise
             except Exception as e:  # onnxruntime's exceptions share no base class below Exception
                 raise RunError(f"onnxruntime cannot load the model: {_one_line(e)}") from e
 
@@ -115,6 +148,32 @@ class Session:
         for k in self._declared.keys() & found.keys():
             found[k] = cast(found[k], self._declared[k])
         return found
+
+
+def _computes_on(session: Any, provider: str) -> bool:
+    first = PROVIDERS[provider][0]
+    return (first if isinstance(first, str) else first[0]) in session.get_providers()
+
+
+def check_provider(provider: str) -> None:
+    """Raises RunError where onnxruntime cannot compute there, with a model of a single node."""
+    port = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [port("x", onnx.TensorProto.FLOAT, [1])],
+        [port("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    if provider != "cpu":
+        Session(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), provider=provider)
+
+
+def _no_provider(provider: str) -> str:
+    return (
+        f"onnxruntime {ort.__version__} cannot compute on {provider} here (it offers "
+        f"{', '.join(ort.get_available_providers())}): install onnxruntime-gpu with the CUDA libraries that it asks for, or "
+        "use --provider cpu"
+    )
 
 
 def _content(model: onnx.ModelProto, options: Any) -> bytes:
