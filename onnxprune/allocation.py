@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxprune import budget, cost, parts, sensitivity, sequential
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
+from onnxprune.jobs.work import Scheduler
 from onnxprune.objective import relative_error
 from onnxprune.scope import allowed
 from onnxprune.select import Path
@@ -22,6 +23,7 @@ def allocate(
     calibrated: Calibrated,
     candidates: Mapping[str, Sequence[Path]],
     settings: PruneConfig,
+    scheduler: Scheduler | None = None,
 ) -> tuple[dict[int, Mask], Sequence[Path]]:
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
@@ -35,7 +37,8 @@ def allocate(
     if settings.share is None:
         return {}, paths
     if settings.uniform is None:
-        kept, paths = within_budget(loaded, coupled, calibrated, candidates, widths, settings.share, settings)
+        share = settings.share
+        kept, paths = within_budget(loaded, coupled, calibrated, candidates, widths, share, settings, scheduler)
     else:
         kept = budget.uniform(widths, settings.uniform)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
@@ -56,6 +59,7 @@ def within_budget(
     widths: Sequence[tuple[int, ...]],
     share: float,
     settings: PruneConfig,
+    scheduler: Scheduler | None = None,
 ) -> tuple[tuple[int, ...], Sequence[Path]]:
     """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
 
@@ -71,7 +75,7 @@ def within_budget(
         raise BudgetUnreachable(
             f"{share:.0%} of the {settings.budget} cannot go: at most {1 - least / full:.1%} can; {hint}"
         )
-    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
+    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings, scheduler)) for p in candidates.values()]
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
@@ -127,6 +131,7 @@ def trials_of(
     paths: Sequence[Path],
     widths: Sequence[tuple[int, ...]],
     settings: PruneConfig,
+    scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
     taken = coupled.taken
@@ -142,6 +147,7 @@ def trials_of(
         types=loaded.normalised.types,
         memory=settings.memory,
         level=level_of(settings),
+        scheduler=scheduler,
     )
 
 

@@ -23,6 +23,7 @@ from onnxprune.config import (
     LABELLED,
     METHODS,
     METRICS,
+    PROVIDERS,
     RECOVER,
     REFITS,
     PruneConfig,
@@ -262,6 +263,25 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
+    "--jobs",
+    type=int,
+    **_shown(1),
+    metavar="N",
+    help="Processes that calibrate, select and try cuts. They share the cores of this machine.",
+)
+@click.option(
+    "--scheduler",
+    metavar="URL",
+    show_default="none",
+    help="A Dask scheduler, such as tcp://host:8786, whose workers calibrate, select and try cuts instead.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    **_shown(PROVIDERS[0]),
+    help="Where calibration runs: on a GPU only the statistics come back from it.",
+)
+@click.option(
     "--memory",
     type=parse_size,
     metavar="SIZE",
@@ -300,6 +320,9 @@ class Run:
     from_plan: str | None
     plan_file: str | None
     report_file: str | None
+    jobs: int
+    scheduler: str | None
+    provider: str
     dry_run: bool
     overwrite: bool
     quiet: bool
@@ -325,6 +348,8 @@ class Run:
             raise UsageError(
                 "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance)"
             )
+        if given["jobs"] > 1 and given["scheduler"] is not None:
+            raise UsageError("--jobs are processes of this machine, --scheduler has workers of its own: leave out one")
         if given["labels"] is not None and given["calib"] is None:
             raise UsageError("--labels names a key of the calibration data: give that too, with --calib")
         if given["output"] is None and not given["dry_run"]:
@@ -353,6 +378,9 @@ class Run:
                 plan_file=self.plan_file,
                 report_file=self.report_file,
                 watch=watch,
+                jobs=self.jobs,
+                scheduler=self.scheduler,
+                provider=self.provider,
                 **self.options,
             )
         return result.report

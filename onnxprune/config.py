@@ -18,6 +18,7 @@ COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params")
 ATTENTIONS = ("heads", "head-dim")
+PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
 

@@ -38,6 +38,7 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
+from onnxprune.jobs import check_choice, scheduling
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.numerics.threads import one_blas_thread
@@ -46,9 +47,11 @@ from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones
+from onnxprune.runtime import check_provider
 from onnxprune.scope import allowed, frozen_groups, notes_on_bodies, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
+    HERE,
     Calibrated,
     Calibration,
     Checked,
@@ -59,6 +62,7 @@ from onnxprune.state import (
     Mask,
     Masks,
     ModelLike,
+    Place,
     Refitted,
 )
 from onnxprune.taken import layers_taken, taken_by
@@ -90,6 +94,9 @@ def prune(
     plan_file: str | os.PathLike[str] | None = None,
     report_file: str | os.PathLike[str] | None = None,
     watch: Callable[[str], None] = lambda _: None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    provider: str = "cpu",
     **options: Any,
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -98,18 +105,25 @@ def prune(
     of either, or arrays by input name; None means seeded random inputs. options: fields of PruneConfig. from_plan:
     replay a plan instead of selecting; its own config then stands for `config`, and options replace single fields.
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
-    existing files may be replaced. watch: called with the name of every stage.
+    existing files may be replaced. watch: called with the name of every stage, and with its progress ("select 3/8").
+    jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
+    scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
+    "cuda". None of the three changes the result beyond rounding, and none belongs to the plan.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
+    check_choice(jobs, scheduler)
+    check_provider(provider)
+    clock = Clock(watch)
     try:
-        with one_blas_thread(), storage.spilling():
+        with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
             files = (output, plan_file, report_file)
+            place = Place(workers, provider)
             result, separate = _run(
-                model, files, calibration, settings, chosen, overwrite, Clock(watch), dry_run=dry_run
+                model, files, calibration, settings, chosen, overwrite, clock, place, dry_run=dry_run
             )
             watch("save")
             _save(result, separate, output, plan_file, report_file)
@@ -166,6 +180,7 @@ def _run(
     replayed: plan.Plan | None,
     overwrite: bool,
     stage: Clock,
+    place: Place,
     *,
     dry_run: bool,
 ) -> tuple[PruneResult, bool]:
@@ -178,11 +193,12 @@ def _run(
     with stage("couple"):
         coupled = couple(loaded, settings)
     with stage("calibrate"):
-        calibrated = calibrate(loaded, coupled, settings, selects=replayed is None)
+        calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
     if replayed is None:
         with stage("select"):
-            candidates = select(coupled, calibrated, settings)
-        found = [cut_with(c, loaded, coupled, calibrated, settings, stage) for c in mixtures(candidates, settings)]
+            candidates = select(coupled, calibrated, settings, place)
+        tried = mixtures(candidates, settings)
+        found = [cut_with(c, loaded, coupled, calibrated, settings, stage, place) for c in tried]
         masks, coefficients = found[0]
         if len(found) > 1:
             with stage("compare"):
@@ -193,7 +209,7 @@ def _run(
         chosen = replace(replayed, config=settings.as_dict())
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
-        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None)
+        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, place)
         return PruneResult(None, chosen, report), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
@@ -204,7 +220,7 @@ def _run(
             refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
-    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output)
+    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, place)
     return PruneResult(checked.model, chosen, report), loaded.source.separate
 
 
@@ -313,7 +329,9 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
 # calibrate
 
 
-def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, selects: bool = True) -> Calibrated:
+def calibrate(
+    loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Place = HERE, *, selects: bool = True
+) -> Calibrated:
     """Collect statistics of every layer that combines removable channels.
 
     selects: also what only selection needs, the gradients of the outputs.
@@ -323,12 +341,15 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, select
     per_group = selection.consumers_of(coupled.taken.channels, coupled.layers) if settings.reads_statistics else []
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
-    moments = statistics.collect(coupled.taken.proto, consumers, loaded.fit, n.shapes, settings.seed)
+    proto, seed = coupled.taken.proto, settings.seed
+    moments = statistics.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers, moments, plain, reference)
     goals = goals_of(loaded, coupled, reference, settings)
     gates = outputs.with_samples(gates_of(coupled.taken.channels), coupled.taken.proto, loaded.fit)
-    known = probed(loaded, coupled, consumers, gates, goals, settings) if settings.reads_gradients else OutputMoments()
+    known = OutputMoments()
+    if settings.reads_gradients:
+        known = probed(loaded, coupled, consumers, gates, goals, settings, place)
     return Calibrated(consumers, moments, plain, reference, goals, gates, known)
 
 
@@ -346,7 +367,9 @@ def plain_pass(loaded: Loaded) -> float:
 # select, allocate, imitate
 
 
-def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> dict[str, list[SelectionPath]]:
+def select(
+    coupled: Coupled, calibrated: Calibrated, settings: PruneConfig, place: Place = HERE
+) -> dict[str, list[SelectionPath]]:
     """The path of every group, by what it is selected for."""
     return selection.candidates(
         coupled.taken.channels,
@@ -354,6 +377,7 @@ def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> d
         calibrated.moments,
         calibrated.outputs,
         settings,
+        place.scheduler,
     )
 
 
@@ -375,10 +399,11 @@ def cut_with(
     calibrated: Calibrated,
     settings: PruneConfig,
     stage: Clock,
+    place: Place = HERE,
 ) -> Cut:
     """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):
-        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings)
+        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, place.scheduler)
     if not settings.sequential:
         return masks, coefficients_of(masks, paths)
     with stage("imitate"):

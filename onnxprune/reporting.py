@@ -19,7 +19,7 @@ from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import allowed
-from onnxprune.state import Calibrated, Checked, Clock, Coupled, Loaded, Masks
+from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
 
 
 def report_of(
@@ -31,6 +31,7 @@ def report_of(
     stage: Clock,
     checked: Checked | None,
     output: str | os.PathLike[str] | None,
+    place: Place = HERE,
 ) -> Report:
     """Collect the report; for a dry run `checked` is None."""
     channels = coupled.channels
@@ -70,7 +71,14 @@ def report_of(
             "sha256": loaded.data_sha256,
             "labels": loaded.labels,
         },
-        effort=Effort(dict(stage.seconds), calibrated.plain_seconds, peak_memory()),
+        effort=Effort(
+            dict(stage.seconds),
+            calibrated.plain_seconds,
+            peak_memory(),
+            place.scheduler.name,
+            place.scheduler.workers,
+            place.provider,
+        ),
         versions=versions(),
         refit=tuple(vars(f) for f in checked.fits) if checked else (),
         notes=(

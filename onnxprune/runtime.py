@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxprune import storage, twin
-from onnxprune.errors import RunError
+from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import cast, is_float
 
 Array = NDArray[Any]
@@ -156,7 +156,9 @@ def _computes_on(session: Any, provider: str) -> bool:
 
 
 def check_provider(provider: str) -> None:
-    """Raises RunError where onnxruntime cannot compute there, with a model of a single node."""
+    """Raises UsageError for an unknown one, and RunError where onnxruntime cannot compute there."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider {provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
     port = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["x"], ["y"])],
@@ -165,14 +167,14 @@ def check_provider(provider: str) -> None:
         [port("y", onnx.TensorProto.FLOAT, [1])],
     )
     if provider != "cpu":
-        Session(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), provider=provider)
+        opset = onnx.helper.make_opsetid("", 13)
+        Session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), provider=provider)
 
 
 def _no_provider(provider: str) -> str:
     return (
-        f"onnxruntime {ort.__version__} cannot compute on {provider} here (it offers "
-        f"{', '.join(ort.get_available_providers())}): install onnxruntime-gpu with the CUDA libraries that it asks for, or "
-        "use --provider cpu"
+        f"onnxruntime {ort.__version__} cannot compute on {provider} here: that takes an NVIDIA GPU, onnxruntime-gpu "
+        "and the CUDA and cuDNN libraries that it asks for; without, use --provider cpu"
     )
 
 

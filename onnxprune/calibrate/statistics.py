@@ -123,8 +123,7 @@ def shards(samples: Samples, batch: int, count: int) -> list[Shard]:
     batches = -(-len(samples) // batch)
     per_shard = -(-batches // count)
     return [
-        Shard(first, samples.part(first * batch, (first + per_shard) * batch))
-        for first in range(0, batches, per_shard)
+        Shard(first, samples.part(first * batch, (first + per_shard) * batch)) for first in range(0, batches, per_shard)
     ]
 
 
@@ -285,8 +284,6 @@ class _Contributions:
         return InputMoments(self.gram.result(), RIDGES[0], self.classes)
 
 
-def _accumulator(
-    layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()
-) -> _Columns | _Contributions:
+def _accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:
     """sums: those of an accumulator for the same layer, elsewhere."""
     return _Contributions(layer, weights, sums) if is_wide(layer) else _Columns(layer, weights, sums)

@@ -16,7 +16,7 @@ def check_choice(jobs: int, scheduler: str | None) -> None:
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}; it must be at least 1")
     if jobs > 1 and scheduler is not None:
-        raise UsageError("jobs are processes of this machine, a scheduler has workers of its own: leave out one of them")
+        raise UsageError("jobs are processes of this machine, a scheduler has workers of its own: leave out one")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Cluster:
     """The workers of the Dask scheduler at `address`. Raises RunError where there are none that fit."""
 
     def __init__(self, address: str, progress: Progress) -> None:
-        self.name = f"Dask at {address}"
+        self.name, self.workers = f"Dask at {address}", 0
         self.address = address
         self._progress = progress
         self._stack = ExitStack()
@@ -60,6 +60,7 @@ class Cluster:
                 ) from e
             self._check_versions()
             self.workers = len(self._client.nthreads())
+            self.name = f"{self.workers} Dask {'worker' if self.workers == 1 else 'workers'} at {self.address}"
             self._distributed = distributed
             self._stack = stack.pop_all()
         return self

@@ -205,6 +205,7 @@ def _serve(pipe: Connection, threads: int, folder: str) -> None:
 
 
 def _reply(pipe: Connection, work: Work[Any, Any], index: int, item: Any) -> None:
+    reply: tuple[int, Any, Exception | None, str]
     try:
         reply = index, work(item), None, ""
     except Exception as e:  # noqa: BLE001  whatever it is, it is raised where the run is

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.evaluation import Evaluation
-from onnxprune.report.summary import GroupRow, PinnedRow, Report
+from onnxprune.report.summary import Effort, GroupRow, PinnedRow, Report
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
@@ -165,9 +165,15 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     facts.append(("time", f"{duration(e.seconds)} ({stages})"))
     if e.plain_pass_seconds:
         facts.append(("", f"{e.passes:.0f} × one plain pass over the data ({duration(e.plain_pass_seconds)})"))
+    if e.workers or e.provider != "cpu":
+        facts.append(("calibrated by", _by_whom(e)))
     if e.peak_memory_bytes is not None:
-        facts.append(("peak memory", size(e.peak_memory_bytes)))
+        facts.append(("peak memory", size(e.peak_memory_bytes) + (" without the workers" if e.workers else "")))
     return facts
+
+
+def _by_whom(e: Effort) -> str:
+    return e.scheduler + (f", on {e.provider}" if e.provider != "cpu" else "")
 
 
 def _check_facts(report: Report) -> list[tuple[str, str]]:
