@@ -166,9 +166,14 @@ def check_provider(provider: str) -> None:
         [port("x", onnx.TensorProto.FLOAT, [1])],
         [port("y", onnx.TensorProto.FLOAT, [1])],
     )
-    if provider != "cpu":
+    if provider == "cpu":
+        return
+    ort.set_default_logger_severity(_FATAL)  # which library is missing is said once, below
+    try:
         opset = onnx.helper.make_opsetid("", 13)
         Session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), provider=provider)
+    finally:
+        ort.set_default_logger_severity(_ERROR)
 
 
 def _no_provider(provider: str) -> str:

@@ -6,26 +6,30 @@ nothing with it: another one does its items again. A worker's threads are taken 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import pickle
+import socket
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from types import ModuleType, TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from onnxprune import __version__, runtime
-from onnxprune.errors import RunError
+from onnxprune.errors import RunError, UsageError
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
 from onnxprune.numerics.threads import one_blas_thread
 
 _CONNECT_SECONDS = 5.0
 _WORKER_SECONDS = 10.0
 _SLACK = 2
+_PROTOCOLS = ("tcp", "tls", "ws", "wss")
 
 
 class Cluster:
@@ -40,8 +44,12 @@ class Cluster:
     def __enter__(self) -> Cluster:
         """Connect. Raises RunError where the scheduler does not answer, or its workers do not fit."""
         dask, distributed = _libraries()
+        unreachable = (
+            f"no Dask scheduler answers at {self.address}: start one (dask scheduler), or leave out --scheduler"
+        )
         with ExitStack() as stack:
             stack.enter_context(_quiet())
+            _check_answers(self.address, distributed, unreachable)
             # The warning asks for data to be scattered, which would be lost with the worker that holds it.
             stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}))
             try:
@@ -49,9 +57,7 @@ class Cluster:
                     distributed.Client(self.address, timeout=_CONNECT_SECONDS, set_as_default=False)
                 )
             except (OSError, ValueError, RuntimeError) as e:
-                raise RunError(
-                    f"no Dask scheduler answers at {self.address}: start one (dask scheduler), or leave out --scheduler"
-                ) from e
+                raise RunError(unreachable) from e
             try:
                 self._client.wait_for_workers(1, timeout=_WORKER_SECONDS)
             except TimeoutError as e:
@@ -96,7 +102,7 @@ class Cluster:
             shared = self._client.submit(
                 _unpacked, content, key=f"onnxprune-{hashlib.sha256(content).hexdigest()}", pure=False
             )
-            finished = self._distributed.as_completed()
+            finished = self._distributed.as_completed(loop=self._client.loop)
             while given < count:
                 slots = max(sum(self._client.nthreads().values()), 1)
                 while sent < min(count, given + _SLACK * slots):
@@ -123,6 +129,30 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
     return dask, distributed
 
 
+def _check_answers(address: str, distributed: ModuleType, unreachable: str) -> None:
+    """A client takes long to give up, and may leave a traceback. Raises UsageError for an address that is none, and
+    RunError where nothing answers, or something that is no Dask (its own dashboard, say)."""
+
+    async def shake_hands() -> None:
+        connection = distributed.core.connect(address, timeout=_CONNECT_SECONDS)
+        comm = await asyncio.wait_for(connection, _CONNECT_SECONDS)  # what waits for a request never answers
+        await comm.close()
+
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or parts.scheme not in _PROTOCOLS:
+        raise UsageError(f"scheduler {address!r} is no address of a Dask scheduler; write tcp://host:8786")
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+        with ThreadPoolExecutor(1) as thread:  # this one may have an event loop of its own
+            thread.submit(asyncio.run, shake_hands()).result()
+    except Exception as e:  # what another protocol's answer does to the reader is anyone's guess: a MemoryError, say
+        raise RunError(unreachable) from e
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the log of lost connections: what matters of it is raised."""
@@ -146,7 +176,7 @@ def _plainly(address: str) -> Iterator[None]:
             f"the same item ended several workers of {address}, perhaps for want of memory: give them more, or fewer "
             "threads"
         ) from e
-    except (CancelledError, distributed.CommClosedError) as e:
+    except (CancelledError, distributed.comm.CommClosedError) as e:
         raise RunError(f"the Dask scheduler at {address} was lost: {type(e).__name__}; nothing was written") from e
 
 
