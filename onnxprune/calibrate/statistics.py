@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import starmap
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from onnxprune import model as m
 from onnxprune import storage
+from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
@@ -35,7 +37,7 @@ _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
 # Parts of a pass, where there are workers: fewer where all of their sums would take more than so much memory.
 SHARDS = 8
-_SHARD_BYTES = 2 << 30
+_SHARD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,10 @@ def grams(
     return {name: s.result() for name, s in sums.items()}
 
 
+# Number, positions, outputs and Grams of one batch.
+_Computed = tuple[int, Mapping[str, NDArray[np.int64]], Mapping[str, Array], Mapping[str, Gram]]
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
     """Some consecutive batches of a pass: the number of the first, and the samples of all of them."""
@@ -139,7 +145,8 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     """The sums of one shard by weight name, as `merge` of the accumulators takes them.
 
     proto: what computes the layers' inputs. weights: of the layers whose contributions are summed. batch, total:
-    samples of a batch, and of the whole pass.
+    samples of a batch, and of the whole pass. inputs: by the samples of a batch, what layers read in it, where the
+    Grams are computed by the model itself; None where they are computed here.
     """
 
     proto: onnx.ModelProto
@@ -148,7 +155,8 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     batch: int
     total: int
     seed: int
-    provider: str
+    provider: str = "cpu"
+    inputs: Mapping[int, Inputs] | None = None
 
     @classmethod
     def of(
@@ -159,20 +167,41 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         shapes: Mapping[str, tuple[int, ...]],
         seed: int,
         provider: str = "cpu",
+        *,
+        appended: bool | None = None,
     ) -> InputSums:
-        """For one pass over `samples`."""
+        """For one pass over `samples`. appended: whether the model computes the Grams; so it does but on the CPU."""
         tensors = sorted({layer.data for layer in layers})
         batch = 1 if samples.fixed_batch else batch_size(shapes, tensors, len(samples))
         stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
         weights = storage.Weights(t for t in proto.graph.initializer if t.name in stored)
-        return cls(m.submodel(proto, {}, tensors), tuple(layers), weights, batch, len(samples), seed, provider)
+        part = m.submodel(proto, {}, tensors)
+        work = cls(part, tuple(layers), weights, batch, len(samples), seed, provider)
+        if provider == "cpu" if appended is None else not appended:
+            return work
+        # The graph needs positions before the run that shows the shapes; these depend on the size of the batch alone.
+        inputs: dict[int, Inputs] = {}
+        last = (len(samples) - 1) // batch * batch
+        for start in (0, last):
+            feeds = samples.slice(start, start + batch)
+            if samples.count(feeds) not in inputs:
+                values = work.session.run(feeds)
+                inputs[samples.count(feeds)] = {t: (values[t].shape, values[t].dtype) for t in tensors}
+        return replace(work, inputs=inputs)
 
     def __call__(self, item: Shard) -> dict[str, tuple[Gram, ...]]:
         """Sums over the batches of a shard."""
         accumulators = {layer.weight: _accumulator(layer, self.weights) for layer in self.layers}
-        if self.provider == "cpu":
+        if self.inputs is None:
             for layer, rows, held in self.on_host(item):
                 accumulators[layer.weight].update(rows, held=held)
+            return {name: a.sums for name, a in accumulators.items()}
+        for layer, found, held in self.on_device(item, self.inputs):
+            a = accumulators[layer.weight]
+            if isinstance(found, Gram):
+                a.add(found, held=held)
+            else:
+                a.update(found, held=held)
         return {name: a.sums for name, a in accumulators.items()}
 
     def portable(self) -> InputSums:
@@ -187,12 +216,44 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
 
     def on_host(self, shard: Shard) -> Iterator[tuple[Layer, NDArray[np.floating], bool]]:
         """Each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out."""
-        batches = shard.samples.batches(self.batch)
-        runs = prefetched(self.session.run(feeds) for feeds in batches)
+        runs = prefetched(self.session.run(feeds) for feeds in self._batches(shard))
         for index, values in enumerate(runs, shard.first):
             at = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
             for layer in self.layers:
                 yield layer, layer.rows(_single(values[layer.data]), at[layer.weight]), self.is_held(index)
+
+    @cached_property
+    def _appended(self) -> tuple[GramGraph, Session]:
+        """The model with the Grams of all layers but the wide ones, whose inputs it gives out."""
+        known = next(iter((self.inputs or {}).values()))
+        wide = sorted({x.data for x in self.layers if is_wide(x)})
+        graph = GramGraph.of(self.proto, [x for x in self.layers if not is_wide(x)], known, wide)
+        return graph, Session(graph.proto, provider=self.provider)
+
+    def on_device(
+        self, shard: Shard, inputs: Mapping[int, Inputs]
+    ) -> Iterator[tuple[Layer, NDArray[np.floating] | Gram, bool]]:
+        """The same with the Grams of those rows in their place, where the model computes them."""
+        graph, session = self._appended
+
+        def run(index: int, feeds: Mapping[str, Array]) -> _Computed:
+            known = inputs[shard.samples.count(feeds)]
+            at = self.positions(index, {t: shape for t, (shape, _) in known.items()})
+            values = session.run({**feeds, **graph.feeds(at, known)})
+            sums = graph.sums(values, at, known)
+            if sums is None:  # sizes that depend on the data were not known in time
+                values = self.session.run(feeds)
+                at = self.positions(index, {t: v.shape for t, v in values.items()})
+            return index, at, values, sums or {}
+
+        for index, at, values, sums in prefetched(starmap(run, enumerate(self._batches(shard), shard.first))):
+            for layer in self.layers:
+                found = sums.get(layer.weight)
+                rows = layer.rows(_single(values[layer.data]), at[layer.weight]) if found is None else found
+                yield layer, rows, self.is_held(index)
+
+    def _batches(self, shard: Shard) -> Iterator[dict[str, Array]]:
+        return shard.samples.batches(self.batch)
 
     def positions(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.int64]]:
         """The sampled output positions of each layer in one batch, by weight name.
@@ -230,6 +291,9 @@ class _Columns:
 
     def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
         (self.held if held else self.fit).update(rows)
+
+    def add(self, gram: Gram, *, held: bool) -> None:
+        (self.held if held else self.fit).merge(gram)
 
     def result(self) -> InputMoments:
         ridge = RIDGES[-1]
@@ -279,6 +343,10 @@ class _Contributions:
             flat = s.reshape(len(self.members), -1)
             self.gram.total[0] += flat @ flat.T
             self.gram.rows += len(part)
+
+    def add(self, gram: Gram, *, held: bool) -> None:
+        del held  # no ridge is chosen
+        self.gram.merge(gram)
 
     def result(self) -> InputMoments:
         return InputMoments(self.gram.result(), RIDGES[0], self.classes)
