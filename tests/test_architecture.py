@@ -93,7 +93,14 @@ def test_arithmetic_knows_no_onnx(layer: str):
 
 @pytest.mark.parametrize(
     ("library", "owner"),
-    [("onnxruntime", "onnxprune.runtime"), ("click", "onnxprune.cli"), ("rich", "onnxprune.report.terminal")],
+    [
+        ("onnxruntime", "onnxprune.runtime"),
+        ("click", "onnxprune.cli"),
+        ("rich", "onnxprune.report.terminal"),
+        ("dask", "onnxprune.jobs.cluster"),
+        ("distributed", "onnxprune.jobs.cluster"),
+        ("multiprocessing", "onnxprune.jobs.processes"),
+    ],
 )
 def test_one_module_owns_each_library(library: str, owner: str):
     """Fails where a second module imports a library that has an owner."""
@@ -102,7 +109,8 @@ def test_one_module_owns_each_library(library: str, owner: str):
 
 def test_importing_the_package_is_light():
     """Fails where `import onnxprune` alone loads the command line or a runtime."""
-    code = "import sys, onnxprune; print(sorted({'click', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    heavy = {"click", "dask", "distributed", "onnxruntime", "rich"}
+    code = f"import sys, onnxprune; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
