@@ -259,7 +259,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
     "--attention, --min-channels, --include and --exclude are refused beside it. --refit, --recover, --fast, --seed, "
-    "--samples and --memory come from the plan unless given here; --calib and --force never come from it, nor do --jobs, --scheduler and --provider.",
+    "--samples and --memory come from the plan unless given here; --calib, --force, --jobs, --scheduler and --provider "
+    "never come from it.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
