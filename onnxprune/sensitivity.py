@@ -76,7 +76,8 @@ def measure(
         known = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
         return Trial(g, place if place < len(stops) else None, tuple(consumers[g]), known, paths[g])
 
-    work = Trials(proto, channels, samples, dict(reference), dict(types), memory, level, stops)
+    whole = samples.part(0, len(samples))  # without labels and the like
+    work = Trials(proto, channels, whole, dict(reference), dict(types), memory, level, stops)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
     trials = (trial(place, g) for place, g in enumerate(order))
     for g, errors in zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,45 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
     while not all(gone(n) for n in numbers):
         assert time.monotonic() < deadline, "the workers go on"
         time.sleep(0.05)
+
+
+@posix
+def test_an_interrupt_ends_the_workers(tmp_path: Path) -> None:
+    """Ctrl-C reaches all processes of a terminal: fails where one goes on, or each says so in a traceback."""
+    code = (
+        "import sys\nfrom onnxprune import prune\nfrom onnxprune.jobs import processes\n"
+        "class Told(processes.Processes):\n"
+        " def __enter__(self):\n"
+        "  entered = super().__enter__()\n"
+        "  print(*self.processes, flush=True)\n"
+        "  return entered\n"
+        "processes.Processes = Told\n"
+        "try:\n"
+        " prune(sys.argv[1], None, sys.argv[2], jobs=2, watch=lambda name: print(name, flush=True))\n"
+        "except KeyboardInterrupt:\n print('interrupted')\n"
+    )
+    with np.load(digits.CALIB) as data:
+        np.savez(tmp_path / "much.npz", **{k: np.concatenate([v] * 32) for k, v in data.items()})
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(digits.path("resnet")), str(tmp_path / "much.npz")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=heard,  # noqa: PLW1509  it only sets a handler
+    ) as process:
+        assert process.stdout is not None
+        numbers = [int(n) for n in process.stdout.readline().split()]
+        while process.stdout.readline().strip() != "calibrate":
+            pass
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert out.endswith("interrupted\n")
+    assert err == ""
+    assert len(numbers) == 2
+    assert all(gone(n) for n in numbers)
 
 
 def test_a_script_without_a_guard_is_told_about_it(tmp_path: Path) -> None:

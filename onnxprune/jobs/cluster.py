@@ -60,7 +60,7 @@ class Cluster:
                 raise RunError(unreachable) from e
             try:
                 self._client.wait_for_workers(1, timeout=_WORKER_SECONDS)
-            except TimeoutError as e:
+            except (TimeoutError, asyncio.TimeoutError) as e:  # two classes in Python 3.10
                 raise RunError(
                     f"the Dask scheduler at {self.address} has no workers: start some (dask worker {self.address})"
                 ) from e

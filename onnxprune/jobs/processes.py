@@ -63,8 +63,9 @@ class Processes:
             # What a worker leaves behind when it is ended goes with this folder.
             self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
             threads = max(cores() // self.workers, 1)
-            for _ in range(self.workers):
-                self._pool.append(_started(threads, self._folder.name))
+            with _deaf():
+                for _ in range(self.workers):
+                    self._pool.append(_started(threads, self._folder.name))
         except OSError as e:
             self._end()
             raise RunError(f"{self.workers} worker processes cannot be started: {e.strerror}; use fewer --jobs") from e
@@ -160,6 +161,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started while this lasts never hear Ctrl-C, not even while they load; this one does, after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _started(threads: int, folder: str) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -188,7 +202,7 @@ def _why_ended(w: _Worker) -> str:
 
 def _serve(pipe: Connection, threads: int, folder: str) -> None:
     """Do what comes through the pipe, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder
     work: Work[Any, Any] | None = None
