@@ -408,6 +408,7 @@ class Dask:
     """A scheduler and its workers, each a process without a nanny that would start it again."""
 
     address: str
+    scheduler: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]]
 
 
@@ -428,7 +429,7 @@ def dask_cluster(workers: int) -> Iterator[Dask]:
         address = told_address(scheduler)
         one = ("--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--host", "127.0.0.1")
         found = [start("worker", address, *one, stderr=subprocess.DEVNULL) for _ in range(workers)]
-        yield Dask(address, found)
+        yield Dask(address, scheduler, found)
 
 
 def told_address(scheduler: subprocess.Popen[bytes]) -> str:
@@ -489,6 +490,22 @@ def test_a_killed_dask_worker_changes_nothing_but_time(stage: str) -> None:
         found = prune(digits.path("resnet"), None, digits.CALIB, scheduler=cluster.address, watch=watch, **QUICK)
         assert cluster.workers[0].wait(60) == -signal.SIGKILL
     assert masks(found) == masks(digits.pruned("resnet", **QUICK))
+
+
+@needs_dask
+@posix
+def test_a_killed_dask_scheduler_is_one_clear_error() -> None:
+    """Fails where a run waits for results that nobody will bring."""
+    with dask_cluster(1) as cluster:
+
+        def watch(name: str) -> None:
+            if name.startswith("calibrate 1/"):
+                cluster.scheduler.kill()
+
+        with pytest.raises(
+            RunError, match=f"^the Dask scheduler at {cluster.address} was lost: .*; nothing was written$"
+        ):
+            prune(digits.path("resnet"), None, digits.CALIB, scheduler=cluster.address, watch=watch, **QUICK)
 
 
 @needs_dask

@@ -29,6 +29,7 @@ from onnxprune.numerics.threads import one_blas_thread
 _CONNECT_SECONDS = 5.0
 _WORKER_SECONDS = 10.0
 _SLACK = 2
+_LOGGERS = ("distributed", "distributed.client", "distributed.core", "tornado.application", "asyncio")
 _PROTOCOLS = ("tcp", "tls", "ws", "wss")
 
 
@@ -156,13 +157,15 @@ def _check_answers(address: str, distributed: ModuleType, unreachable: str) -> N
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the log of lost connections: what matters of it is raised."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [x.level for x in loggers]
+    for x in loggers:
+        x.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for x, level in zip(loggers, levels, strict=True):
+            x.setLevel(level)
 
 
 @contextmanager
