@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
-from onnxprune import PruneResult, RunError, UsageError, prune
+from onnxprune import PruneResult, RunError, UsageError, prune, storage
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.outputs import Probe, batches_of, collect, with_samples
@@ -37,6 +38,7 @@ from onnxprune.state import Clock
 from tests import digits
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
+from tests.external import stored
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="needs the extra dask (distributed)"
@@ -387,6 +389,43 @@ def test_processes_choose_the_same_channels(method: str) -> None:
     assert (found.report.effort.scheduler, found.report.effort.workers) == ("2 processes", 2)
     for stage in ("calibrate", "select", "allocate"):
         assert any(re.fullmatch(rf"{stage} (\d)/\1", x) for x in heard)
+
+
+def test_weights_in_files_are_mapped_by_processes(tmp_path: Path) -> None:
+    """Fails where a worker looks for them elsewhere."""
+    path = stored(onnx.load(digits.path("resnet")), tmp_path, "one file")
+    alone, found = (prune(path, None, digits.CALIB, jobs=n, **QUICK) for n in (1, 2))
+    assert masks(found) == masks(alone)
+
+
+def test_weights_in_files_go_along_to_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a machine without these files is sent their names, or more than one message holds."""
+    path = stored(onnx.load(digits.path("resnet")), tmp_path, "one file")
+    proto = onnx.load(path, load_external_data=False)
+    storage.resolve(proto, tmp_path)
+    assert storage.has_external(proto)
+    assert not storage.has_external(storage.sendable(proto))
+    sent: list[onnx.ModelProto] = []
+
+    class Remote(Workers):
+        def map(self, work: Work[Any, Any], items: Any, count: int) -> Iterator[Any]:
+            portable: Any = work.portable()
+            if hasattr(portable, "proto") or hasattr(portable, "probe"):
+                sent.append(portable.proto if hasattr(portable, "proto") else portable.probe.proto)
+            return super().map(work, items, count)
+
+    @contextlib.contextmanager
+    def remote(*_: object) -> Iterator[Scheduler]:
+        yield Remote()
+
+    monkeypatch.setattr("onnxprune.pipeline.scheduling", remote)
+    found = prune(path, None, digits.CALIB, method="taylor", **QUICK)
+    assert masks(found) == masks(prune(path, None, digits.CALIB, method="taylor", jobs=1, **QUICK))
+    assert len(sent) >= 3  # calibration, its gradients, trial cuts
+    assert not any(storage.has_external(x) for x in sent)
+    monkeypatch.setattr(storage, "MOST_BYTES", 10_000)
+    with pytest.raises(RunError, match=r"exceed the 2 GiB of one message, .* leave out --scheduler, and use --jobs$"):
+        prune(path, None, digits.CALIB, **QUICK)
 
 
 def test_choices_that_are_none() -> None:
