@@ -475,14 +475,15 @@ def told_address(scheduler: subprocess.Popen[bytes]) -> str:
     """The address that a scheduler logs; the rest of its log is read and forgotten."""
     log = scheduler.stderr
     assert log is not None
-    deadline = time.monotonic() + 60
+    deadline, said = time.monotonic() + 60, b""
     while select.select([log], [], [], max(deadline - time.monotonic(), 0.0))[0]:
-        line = log.readline().decode()
-        found = re.search(r"Scheduler at:\s+(tcp://\S+)", line)
+        more = os.read(log.fileno(), 4096)  # not by lines: select knows nothing of what a buffer holds
+        assert more, "the scheduler has ended"
+        said += more
+        found = re.search(r"Scheduler at:\s+(tcp://\S+)\s", said.decode())
         if found:
             threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
             return found.group(1)
-        assert line, "the scheduler has ended"
     pytest.fail("the scheduler says nothing")
 
 
