@@ -61,6 +61,7 @@ def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], obje
 
     def collecting(layers: Sequence[Layer]) -> Callable[[], object]:
         probe = outputs.Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
+        assert probe.session.outputs  # opened before the clock starts
         return partial(outputs.collect, probe, taken.channels, batches, goal, probes=1, seed=0, slope=False)
 
     return {"gates": collecting(()), "gates and metrics": collecting(coupled.layers)}

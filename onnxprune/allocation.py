@@ -11,6 +11,7 @@ from onnxprune import budget, cost, parts, sensitivity, sequential
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
+from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.objective import relative_error
@@ -29,6 +30,7 @@ def allocate(
     candidates: Mapping[str, Sequence[Path]],
     settings: PruneConfig,
     stopwatch: Stopwatch | None = None,
+    scheduler: Scheduler | None = None,
 ) -> tuple[dict[int, Mask], Sequence[Path]]:
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
@@ -42,8 +44,9 @@ def allocate(
     if settings.share is None:
         return {}, paths
     if settings.uniform is None:
+        share = settings.share
         kept, paths = within_budget(
-            loaded, coupled, calibrated, candidates, widths, settings.share, settings, stopwatch
+            loaded, coupled, calibrated, candidates, widths, share, settings, stopwatch, scheduler
         )
     else:
         kept = budget.uniform(widths, settings.uniform)
@@ -67,6 +70,7 @@ def within_budget(
     share: float,
     settings: PruneConfig,
     stopwatch: Stopwatch | None = None,
+    scheduler: Scheduler | None = None,
 ) -> tuple[Kept, Sequence[Path]]:
     """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
 
@@ -84,7 +88,7 @@ def within_budget(
         raise BudgetUnreachable(
             f"{share:.0%} of the {settings.budget} cannot go: at most {max(1 - least / full, 0.0):.1%} can; {hint}"
         )
-    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings)) for p in candidates.values()]
+    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings, scheduler)) for p in candidates.values()]
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
@@ -199,6 +203,7 @@ def trials_of(
     paths: Sequence[Path],
     widths: Sequence[tuple[int, ...]],
     settings: PruneConfig,
+    scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
     taken = coupled.taken
@@ -215,6 +220,7 @@ def trials_of(
         types=loaded.normalised.types,
         memory=settings.memory,
         level=level_of(settings),
+        scheduler=scheduler,
     )
 
 

@@ -24,6 +24,7 @@ from onnxprune.config import (
     METHODS,
     METRICS,
     PRECISIONS,
+    PROVIDERS,
     RECOVER,
     REFITS,
     SECONDS,
@@ -320,10 +321,29 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
     "--attention, --min-channels, --drop-branches, --include and --exclude are refused beside it. --target, --refit, "
-    "--recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib and --force never "
-    "do.",
+    "--recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib, --force, --jobs, "
+    "--scheduler and --provider never do.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
+@click.option(
+    "--jobs",
+    type=int,
+    **_shown(1),
+    metavar="N",
+    help="Processes that calibrate, select and try cuts. They share the cores of this machine.",
+)
+@click.option(
+    "--scheduler",
+    metavar="URL",
+    show_default="none",
+    help="A Dask scheduler, such as tcp://host:8786, whose workers calibrate, select and try cuts instead.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    **_shown(PROVIDERS[0]),
+    help="Where calibration runs, and --bench: on a GPU only the statistics come back from it.",
+)
 @click.option(
     "--memory",
     type=parse_size,
@@ -336,7 +356,6 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--bench",
     "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything else.",
 )
-@click.option("--provider", metavar="NAME", show_default="cpu", help="What --bench runs on; as for `onnxprune bench`.")
 @_flag("--force", "Write the model even where a check failed.")
 @_flag("--quiet", "No report, no status; warnings and errors stay.")
 @click.version_option(__version__, prog_name="onnxprune")
@@ -368,11 +387,13 @@ class Run:
     from_plan: str | None
     plan_file: str | None
     report_file: str | None
+    jobs: int
+    scheduler: str | None
+    provider: str
     dry_run: bool
     overwrite: bool
     quiet: bool
     bench: bool
-    provider: str | None
     options: dict[str, Any]
 
     @classmethod
@@ -395,12 +416,12 @@ class Run:
             raise UsageError(
                 "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance)"
             )
+        if given["jobs"] > 1 and given["scheduler"] is not None:
+            raise UsageError("--jobs are processes of this machine, --scheduler has workers of its own: leave out one")
         if given["labels"] is not None and given["calib"] is None:
             raise UsageError("--labels names a key of the calibration data: give that too, with --calib")
         if given["output"] is None and not given["dry_run"]:
             raise UsageError("OUT is missing: name the file to write, or use --dry-run")
-        if given["provider"] is not None and not given["bench"]:
-            raise UsageError("--provider says where --bench measures: give that too, or leave it out")
         if given["bench"] and given["dry_run"]:
             raise UsageError("--dry-run makes no model that --bench could time: leave out one of them")
         options = {k: given.pop(k) for k in _SETTINGS}
@@ -426,8 +447,11 @@ class Run:
                 overwrite=self.overwrite,
                 plan_file=self.plan_file,
                 report_file=self.report_file,
-                bench=self.bench and (self.provider or True),
+                bench=self.bench and self.provider,
                 watch=watch,
+                jobs=self.jobs,
+                scheduler=self.scheduler,
+                provider=self.provider,
                 **self.options,
             )
         return result.report

@@ -22,6 +22,7 @@ ATTENTIONS = ("heads", "head-dim")
 # What `bench` runs: the types that a model has, or a copy in float16. Seconds of rounds that count, and rounds before.
 PRECISIONS = ("model", "fp16")
 SECONDS, WARMUP = 5.0, 10
+PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
 

@@ -16,7 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.gates import Gate
 from onnxprune.graph import Array, is_float
 from onnxprune.objective import Objective, output_imitation, task_loss
-from onnxprune.state import Coupled, Goals, Loaded
+from onnxprune.state import HERE, Coupled, Goals, Loaded, Place
 
 
 def goals_of(loaded: Loaded, coupled: Coupled, reference: Mapping[str, Array], settings: PruneConfig) -> Goals:
@@ -48,15 +48,23 @@ def probed(
     gates: Sequence[Gate],
     goals: Goals,
     settings: PruneConfig,
+    place: Place = HERE,
 ) -> OutputMoments:
     """What the gradients of the outputs say of every channel, at the uncut network."""
     taken = coupled.taken
     layers = consumers if settings.metric == "kronecker" else ()
-    probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
+    probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types, place.provider)
     batches = batches_of(loaded.fit, taken.channels.graph, goals.fit_outputs)
     slope = settings.labels is not None
     return outputs.collect(
-        probe, taken.channels, batches, goals.fit, probes=settings.probes, seed=settings.seed, slope=slope
+        probe,
+        taken.channels,
+        batches,
+        goals.fit,
+        probes=settings.probes,
+        seed=settings.seed,
+        slope=slope,
+        scheduler=place.scheduler,
     )
 
 

@@ -39,6 +39,7 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
+from onnxprune.jobs import check_choice, scheduling
 from onnxprune.latency.bench import provider_named
 from onnxprune.latency.cache import Cache, default_folder
 from onnxprune.latency.machine import OnnxRuntime
@@ -51,9 +52,11 @@ from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, settle
+from onnxprune.runtime import check_provider
 from onnxprune.scope import alignment, allowed, frozen_groups, notes_on_bodies, relaxed, why_nothing
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
+    HERE,
     Calibrated,
     Calibration,
     Checked,
@@ -64,6 +67,7 @@ from onnxprune.state import (
     Mask,
     Masks,
     ModelLike,
+    Place,
     Refitted,
 )
 from onnxprune.taken import layers_taken, taken_by
@@ -97,6 +101,9 @@ def prune(
     report_file: str | os.PathLike[str] | None = None,
     bench: bool | str = False,
     watch: Callable[[str], None] = lambda _: None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    provider: str = "cpu",
     **options: Any,
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -106,21 +113,29 @@ def prune(
     replay a plan instead of selecting; its own config then stands for `config`, and options replace single fields.
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
     existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
-    CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage.
+    CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage, and with its
+    progress ("select 3/8").
+    jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
+    scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
+    "cuda". None of the three changes the result beyond rounding, and none belongs to the plan.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     if dry_run and bench:
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
-    provider = provider_named("cpu" if bench is True else bench) if bench else None
+    timed_on = provider_named("cpu" if bench is True else bench) if bench else None
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
+    check_choice(jobs, scheduler)
+    check_provider(provider)
+    clock = Clock(watch)
     try:
-        with one_blas_thread(), storage.spilling():
+        with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
             files = (output, plan_file, report_file)
+            place = Place(workers, provider)
             result, separate = _run(
-                model, files, calibration, settings, chosen, overwrite, Clock(watch), provider, dry_run=dry_run
+                model, files, calibration, settings, chosen, overwrite, clock, place, timed_on, dry_run=dry_run
             )
             watch("save")
             _save(result, separate, output, plan_file, report_file)
@@ -179,13 +194,14 @@ def _run(
     replayed: plan.Plan | None,
     overwrite: bool,
     stage: Clock,
-    provider: str | None,
+    place: Place,
+    timed_on: str | None,
     *,
     dry_run: bool,
 ) -> tuple[PruneResult, bool]:
     """The sentence, one line per stage, and whether the result's weights go beside it.
 
-    files: output, plan, report. provider: that times the models, None to leave that out.
+    files: output, plan, report. timed_on: the provider that times the models, None to leave that out.
     """
     output, *others = files
     with stage("load"):
@@ -195,16 +211,16 @@ def _run(
     with stage("couple"):
         coupled = couple(loaded, settings)
     with stage("calibrate"):
-        calibrated = calibrate(loaded, coupled, settings, selects=replayed is None)
+        calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
     stopwatch = stopwatch_of(loaded, coupled, settings) if settings.budget == "latency" else None
     if replayed is None:
         if stopwatch is not None:
             with stage("time layers"):
                 stopwatch.measure()
         with stage("select"):
-            candidates = select(coupled, calibrated, settings)
-        mixed = mixtures(candidates, settings)
-        found = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch) for c in mixed]
+            candidates = select(coupled, calibrated, settings, place)
+        tried = mixtures(candidates, settings)
+        found = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch, place) for c in tried]
         masks, coefficients = found[0]
         if len(found) > 1:
             with stage("compare"):
@@ -216,7 +232,7 @@ def _run(
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
-        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed)
+        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed, place)
         return PruneResult(None, chosen, replace(report, notes=(*report.notes, *foreseen(loaded, settings)))), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
@@ -228,10 +244,10 @@ def _run(
     with stage("verify"):
         checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
-    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed)
-    if provider is not None:
+    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed, place)
+    if timed_on is not None:
         stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
-        report = with_latency(report, loaded, checked, provider)
+        report = with_latency(report, loaded, checked, timed_on)
     return PruneResult(checked.model, chosen, report), loaded.source.separate
 
 
@@ -353,7 +369,9 @@ def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
 # calibrate
 
 
-def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, selects: bool = True) -> Calibrated:
+def calibrate(
+    loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Place = HERE, *, selects: bool = True
+) -> Calibrated:
     """Collect statistics of every layer that combines removable channels.
 
     selects: also what only selection needs, the gradients of the outputs.
@@ -363,12 +381,15 @@ def calibrate(loaded: Loaded, coupled: Coupled, settings: PruneConfig, *, select
     per_group = selection.consumers_of(coupled.taken.channels, coupled.layers) if settings.reads_statistics else []
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
-    moments = statistics.collect(coupled.taken.proto, consumers, loaded.fit, n.shapes, settings.seed)
+    proto, seed = coupled.taken.proto, settings.seed
+    moments = statistics.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers, moments, plain, reference)
     goals = goals_of(loaded, coupled, reference, settings)
     gates = outputs.with_samples(gates_of(coupled.taken.channels), coupled.taken.proto, loaded.fit)
-    known = probed(loaded, coupled, consumers, gates, goals, settings) if settings.reads_gradients else OutputMoments()
+    known = OutputMoments()
+    if settings.reads_gradients:
+        known = probed(loaded, coupled, consumers, gates, goals, settings, place)
     return Calibrated(consumers, moments, plain, reference, goals, gates, known)
 
 
@@ -417,7 +438,9 @@ def timed_with(
 # select, allocate, imitate
 
 
-def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> dict[str, list[SelectionPath]]:
+def select(
+    coupled: Coupled, calibrated: Calibrated, settings: PruneConfig, place: Place = HERE
+) -> dict[str, list[SelectionPath]]:
     """The path of every group, by what it is selected for."""
     return selection.candidates(
         coupled.taken.channels,
@@ -425,6 +448,7 @@ def select(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> d
         calibrated.moments,
         calibrated.outputs,
         settings,
+        place.scheduler,
     )
 
 
@@ -447,10 +471,11 @@ def cut_with(
     settings: PruneConfig,
     stage: Clock,
     stopwatch: Stopwatch | None = None,
+    place: Place = HERE,
 ) -> Cut:
     """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):
-        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, stopwatch)
+        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, stopwatch, place.scheduler)
     if not settings.sequential:
         return masks, coefficients_of(masks, paths)
     with stage("imitate"):

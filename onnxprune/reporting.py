@@ -24,7 +24,7 @@ from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed
-from onnxprune.state import Calibrated, Checked, Clock, Coupled, Loaded, Masks
+from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
 from onnxprune.targets import TARGETS
 
 
@@ -38,6 +38,7 @@ def report_of(
     checked: Checked | None,
     output: str | os.PathLike[str] | None,
     timed: Latency | None = None,
+    place: Place = HERE,
 ) -> Report:
     """Collect the report; for a dry run `checked` is None. timed: with a latency budget."""
     channels = coupled.channels
@@ -84,7 +85,14 @@ def report_of(
             "sha256": loaded.data_sha256,
             "labels": loaded.labels,
         },
-        effort=Effort(dict(stage.seconds), calibrated.plain_seconds, peak_memory()),
+        effort=Effort(
+            dict(stage.seconds),
+            calibrated.plain_seconds,
+            peak_memory(),
+            place.scheduler.name,
+            place.scheduler.workers,
+            place.provider,
+        ),
         versions=versions(),
         refit=tuple(vars(f) for f in checked.fits) if checked else (),
         notes=(

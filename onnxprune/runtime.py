@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxprune import storage, twin
-from onnxprune.errors import RunError
+from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import cast, is_float
 
 Array = NDArray[Any]
@@ -40,11 +41,30 @@ _DEVICES = {
     "NvTensorRTRTXExecutionProvider": "cuda",
     "DmlExecutionProvider": "dml",
 }
+# A name, or a name and options.
+Provider = str | tuple[str, Mapping[str, str]]
+# Where statistics are computed: without TensorFloat-32, the default on newer GPUs, whose products have 10 bits. The CPU
+# computes shapes, and what has no kernel on the GPU.
+PROVIDERS: Mapping[str, Sequence[Provider]] = {"cpu": (CPU,), "cuda": ((CUDA, {"use_tf32": "0"}), CPU)}
 # Before 1.22 only a model that comes from a file may refer to others, and does so absolutely; later ones may not.
 _RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 
 # onnx-graphsurgeon opens sessions of its own to fold constants; their warnings speak of models that the user never saw.
 ort.set_default_logger_severity(_ERROR)
+
+
+# Threads of a session that does not ask for a number itself; 0: onnxruntime's own choice, all cores.
+_THREADS: ContextVar[int] = ContextVar("_THREADS", default=0)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Sessions that are opened while this lasts compute with so many threads, where they do not say another number."""
+    token = _THREADS.set(count)
+    try:
+        yield
+    finally:
+        _THREADS.reset(token)
 
 
 def _one_line(error: BaseException) -> str:
@@ -74,7 +94,7 @@ class Session:
         single: bool = False,
         in_turns: bool = False,
         threads: int = 0,
-        providers: Sequence[str] = (CPU,),
+        providers: Sequence[Provider] = (CPU,),
         profile: str | None = None,
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
@@ -83,8 +103,7 @@ class Session:
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
             if in_turns:
                 options.add_session_config_entry("session.force_spinning_stop", "1")
-            if threads:
-                options.intra_op_num_threads = threads
+            options.intra_op_num_threads = threads or _THREADS.get()
             if profile is not None:
                 options.enable_profiling = True
                 options.profile_file_prefix = profile
@@ -107,7 +126,7 @@ class Session:
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         ports = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self._singles = frozenset(i.name for i in ports if i.type == "tensor(float)")
-        self.device = _DEVICES.get(providers[0], "cpu")
+        self.device = _DEVICES.get(_name(providers[0]), "cpu")
 
     def _started(self, model: onnx.ModelProto, start: Callable[[onnx.ModelProto], Any], *, single: bool) -> Any:
         """A session of the model, or of its twin where onnxruntime runs only that."""
@@ -208,9 +227,13 @@ class Bound:
         return list(self._binding.copy_outputs_to_cpu())
 
 
-def _started(content: bytes | str, options: Any, providers: Sequence[str]) -> Any:
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _started(content: bytes | str, options: Any, providers: Sequence[Provider]) -> Any:
     """A session on the first provider. Raises RunError where that does not start, instead of using another one."""
-    first = providers[0]
+    first = _name(providers[0])
     if first != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     with _native_errors(first != CPU) as log:
@@ -320,6 +343,23 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as e:  # it raises whatever comes
         raise RunError(f"the model cannot be converted to float16: {_one_line(e)}") from e
     return converted
+
+
+def check_provider(provider: str) -> None:
+    """Raises UsageError for one that is not in PROVIDERS, and RunError where onnxruntime cannot compute there."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider {provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
+    if PROVIDERS[provider] == (CPU,):
+        return
+    port = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [port("x", onnx.TensorProto.FLOAT, [1])],
+        [port("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    opset = onnx.helper.make_opsetid("", 13)
+    Session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), providers=PROVIDERS[provider])
 
 
 def _content(model: onnx.ModelProto, options: Any) -> bytes:

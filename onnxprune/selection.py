@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.gates import units_of
 from onnxprune.graph import Array, is_float
+from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.quantized import real_values
 from onnxprune.select import Path, Regression, baselines, gfs, imitation, obs
 from onnxprune.select.quadratic import Quadratic
@@ -25,12 +27,13 @@ def candidates(
     moments: Mapping[str, InputMoments],
     outputs: OutputMoments,
     settings: PruneConfig,
+    scheduler: Scheduler | None = None,
 ) -> dict[str, list[Path]]:
     """By what is selected for, the paths of all groups: "combined" gives those of "local" and of "global"."""
     names = ("local", "global") if settings.method == "combined" else (settings.method,)
     free = settings.coefficients == "free"
     return {
-        name: paths(channels, layers, moments, name, settings.seed, outputs, settings.metric, free=free)
+        name: paths(channels, layers, moments, name, settings.seed, outputs, settings.metric, scheduler, free=free)
         for name in names
     }
 
@@ -43,6 +46,7 @@ def paths(
     seed: int,
     outputs: OutputMoments | None = None,
     metric: str = "gates",
+    scheduler: Scheduler | None = None,
     *,
     free: bool = False,
 ) -> list[Path]:
@@ -55,40 +59,60 @@ def paths(
     outputs = outputs or OutputMoments()
     consumers = consumers_of(channels, layers)
     powers: dict[str, list[float]] = {}
-    rng = np.random.default_rng(seed)
-    found: list[Path] = []
-    for g in channels.groups:
+
+    def known(g: Group) -> Known:
         readers = [x for x in consumers[g.index] if x.weight in moments]
         regressions = regressions_of(g, readers, channels, moments, powers)
         globally = _global(g, readers, channels, moments, outputs, metric) if method in ("global", "taylor") else None
-        found.append(_path(g, regressions, globally, outputs, channels, method, rng, free=free))
-    return found
+        scores: NDArray[np.float64] | None = None
+        if method == "taylor" and globally is not None:
+            scores = outputs.gates[g.index].square
+        elif method in ("magnitude", "taylor") or not regressions:
+            scores = magnitude(g, channels)
+        return Known(g.index, g.size, g.rows, tuple(regressions), globally, scores)
+
+    work = Selection(method, seed, free)
+    # One by one, so that not all of them are in memory at once.
+    return list((scheduler or Here()).map(work, map(known, channels.groups), len(channels.groups)))
 
 
-def _path(
-    g: Group,
-    regressions: Sequence[Regression],
-    globally: Quadratic | None,
-    outputs: OutputMoments,
-    channels: ChannelGraph,
-    method: str,
-    rng: np.random.Generator,
-    *,
-    free: bool,
-) -> Path:
-    if method == "random":
-        return baselines.random(g.size, regressions, rng, g.rows)
-    if method == "taylor" and globally is not None:
-        return baselines.by_score(outputs.gates[g.index].square, globally, g.rows)
-    if method == "global" and globally is not None:
-        return imitation.imitate(globally, rows=g.rows, free=free)
-    if method in ("magnitude", "taylor") or not regressions:
-        return baselines.by_score(magnitude(g, channels), regressions, g.rows)
-    if method == "obs":
-        return obs.eliminate(regressions, g.size, rows=g.rows)
-    if method == "gfs":
-        return gfs.select(local(regressions, g.size), rows=g.rows)
-    return imitation.imitate(local(regressions, g.size), rows=g.rows, free=free)
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What selection knows of one group of `size` units. rows: as in `Group`. scores: of its units, (size,)."""
+
+    group: int
+    size: int
+    rows: NDArray[np.int64] | None
+    regressions: tuple[Regression, ...]
+    globally: Quadratic | None
+    scores: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(Work[Known, Path]):
+    """One method, run on one group after the other."""
+
+    method: str
+    seed: int
+    free: bool
+
+    def __call__(self, item: Known) -> Path:
+        """The path of a group; what is random in it depends on the seed and the group."""
+        method, regressions, rows = self.method, item.regressions, item.rows
+        if method == "random":
+            rng = np.random.default_rng((self.seed, item.group))
+            return baselines.random(item.size, regressions, rng, rows)
+        if method == "taylor" and item.globally is not None and item.scores is not None:
+            return baselines.by_score(item.scores, item.globally, rows)
+        if method == "global" and item.globally is not None:
+            return imitation.imitate(item.globally, rows=rows, free=self.free)
+        if item.scores is not None:
+            return baselines.by_score(item.scores, regressions, rows)
+        if method == "obs":
+            return obs.eliminate(regressions, item.size, rows=rows)
+        if method == "gfs":
+            return gfs.select(local(regressions, item.size), rows=rows)
+        return imitation.imitate(local(regressions, item.size), rows=rows, free=self.free)
 
 
 def local(regressions: Sequence[Regression], units: int) -> Quadratic:

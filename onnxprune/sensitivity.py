@@ -10,7 +10,11 @@ zero), which equals a masked consumer input.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +28,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, InputMoments
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.graph import Array, cast, is_float
+from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place, scaled
@@ -51,6 +56,7 @@ def measure(
     memory: int,
     level: str = "least-squares",
     whole: Set[int] = frozenset(),
+    scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
@@ -63,21 +69,91 @@ def measure(
     """
     consumers = consumers_of(channels, layers)
     covered = only & read_by_layers_alone(channels, layers, consumers)
-    walker = Walker(proto, samples, types, channels.graph.shapes, memory, hold_out=False)
+    order = [g for _, g in sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if g in covered)]
+    stops = tuple(min(consumers[g], key=lambda x: x.node.index).data for g in order)
+    order += sorted(only - covered)
+
+    def trial(place: int, g: int) -> Trial:
+        known = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
+        widths = _widths(channels.groups[g], g in whole)
+        return Trial(g, widths, place if place < len(stops) else None, tuple(consumers[g]), known, paths[g])
+
+    plain = samples.part(0, len(samples))  # without labels and the like
+    work = Trials(proto, channels, plain, dict(reference), dict(types), memory, level, stops)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
-    order = sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if g in covered)
-    first = {g: min(c, key=lambda x: x.node.index).data for g, c in enumerate(consumers) if c}
-    for _, g in order:
-        for _ in walker.advance((first[g],)):
-            pass
-        widths = _widths(channels.groups[g], g in whole)
-        found[g] = _trials_of(g, widths, consumers[g], paths, proto, channels, moments, walker, reference, level)
-    for g in sorted(only - covered):
-        widths = _widths(channels.groups[g], g in whole)
-        found[g] = _masked_trials(
-            g, widths, consumers[g], paths, proto, channels, moments, samples, types, reference, level
-        )
+    trials = (trial(place, g) for place, g in enumerate(order))
+    for g, errors in zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True):
+        found[g] = errors
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One group to cut, to these widths. stop: the place of its first consumer among the stops, None for the oracle."""
+
+    group: int
+    widths: Sequence[int]
+    stop: int | None
+    consumers: tuple[Layer, ...]
+    moments: Mapping[str, InputMoments]
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Trials(Work[Trial, dict[int, float]]):
+    """The trial cuts of one group after the other: units kept → error of the outputs.
+
+    stops: the inputs of the first consumer of each group, in topological order. Every worker walks to all of them, one
+    after the other, so that the same parts of the model run wherever a group is tried, to the same last bit.
+    """
+
+    proto: onnx.ModelProto
+    channels: ChannelGraph
+    samples: Samples
+    reference: Mapping[str, Array]
+    types: Mapping[str, int]
+    memory: int
+    level: str
+    stops: tuple[str, ...]
+
+    def __call__(self, item: Trial) -> dict[int, float]:
+        """The errors of one group."""
+        if item.stop is None:
+            return _masked_trials(item, self)
+        return _trials_of(item, self, self._walked(item.stop))
+
+    def portable(self) -> Trials:
+        """With the weights in it."""
+        return replace(self, proto=storage.sendable(self.proto))
+
+    def __getstate__(self) -> dict[str, Any]:
+        bare = replace(self.channels, graph=replace(self.channels.graph, constants={}))
+        return {**super().__getstate__(), "channels": bare}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        constants = storage.Weights(state["proto"].graph.initializer)
+        channels = state["channels"]
+        whole = replace(channels, graph=replace(channels.graph, constants=constants))
+        self.__dict__.update(state, channels=whole)
+
+    @cached_property
+    def _walks(self) -> threading.local:
+        """How far this thread has walked: a worker may have several."""
+        return threading.local()
+
+    def _walked(self, stop: int) -> Walker:
+        """The model up to a stop."""
+        at: int = getattr(self._walks, "at", len(self.stops))
+        if at > stop:  # what an ended worker left undone lies further back
+            shapes = self.channels.graph.shapes
+            self._walks.walker = Walker(self.proto, self.samples, self.types, shapes, self.memory, hold_out=False)
+            at = -1
+        for name in self.stops[at + 1 : stop + 1]:
+            for _ in self._walks.walker.advance((name,)):
+                pass
+        self._walks.at = stop
+        walker: Walker = self._walks.walker
+        return walker
 
 
 def read_by_layers_alone(
@@ -104,7 +180,7 @@ def _widths(g: Group, whole: bool) -> list[int]:
 
 def cut_outputs(
     widths: Mapping[int, int],
-    paths: Sequence[Path],
+    paths: Mapping[int, Path] | Sequence[Path],
     proto: onnx.ModelProto,
     channels: ChannelGraph,
     layers: Sequence[Layer],
@@ -121,40 +197,29 @@ def cut_outputs(
         return concatenated([session.run(b) for b in samples.batches(BATCH)])
 
 
-def _masked_trials(
-    g: int,
-    widths: Sequence[int],
-    consumers: Sequence[Layer],
-    paths: Sequence[Path],
-    proto: onnx.ModelProto,
-    channels: ChannelGraph,
-    moments: Mapping[str, InputMoments],
-    samples: Samples,
-    types: Mapping[str, int],
-    reference: Mapping[str, Array],
-    level: str,
-) -> dict[int, float]:
+def _masked_trials(item: Trial, trials: Trials) -> dict[int, float]:
     found: dict[int, float] = {}
-    for width in widths:
-        outputs = cut_outputs({g: width}, paths, proto, channels, consumers, moments, samples, types, level)
-        error = relative_error(outputs, reference)
+    g, channels = item.group, trials.channels
+    for width in item.widths:
+        outputs = cut_outputs(
+            {g: width},
+            {g: item.path},
+            trials.proto,
+            channels,
+            item.consumers,
+            item.moments,
+            trials.samples,
+            trials.types,
+            trials.level,
+        )
+        error = relative_error(outputs, trials.reference)
         if np.isfinite(error):
             found[width] = error
     return found
 
 
-def _trials_of(
-    g: int,
-    widths: Sequence[int],
-    consumers: Sequence[Layer],
-    paths: Sequence[Path],
-    proto: onnx.ModelProto,
-    channels: ChannelGraph,
-    moments: Mapping[str, InputMoments],
-    walker: Walker,
-    reference: Mapping[str, Array],
-    level: str,
-) -> dict[int, float]:
+def _trials_of(item: Trial, trials: Trials, walker: Walker) -> dict[int, float]:
+    g, channels, consumers = item.group, trials.channels, item.consumers
     constants = channels.graph.constants
     outputs = outputs_behind(channels, {x.node.index for x in consumers})
     if not outputs:
@@ -162,13 +227,13 @@ def _trials_of(
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
-    session = Session(m.submodel(proto, {**walker.frontier, **real}, outputs, overridable=replaced), spin=True)
-    floating = {k: v for k, v in reference.items() if is_float(v.dtype)}
+    session = Session(m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced), spin=True)
+    floating = {k: v for k, v in trials.reference.items() if is_float(v.dtype)}
     expected = {k: v for k, v in floating.items() if k in outputs}
     found: dict[int, float] = {}
-    for width in widths:
-        keep = channels.keep_classes({g: paths[g].kept(width)})
-        weights = _refitted({g: width}, consumers, paths, channels, moments, keep, level)
+    for width in item.widths:
+        keep = channels.keep_classes({g: item.path.kept(width)})
+        weights = _refitted({g: width}, consumers, {g: item.path}, channels, item.moments, keep, trials.level)
         feeds = {
             k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
             for k, v in weights.items()
@@ -185,7 +250,7 @@ def _trials_of(
 def _refitted(
     widths: Mapping[int, int],
     consumers: Sequence[Layer],
-    paths: Sequence[Path],
+    paths: Mapping[int, Path] | Sequence[Path],
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
     keep: NDArray[np.bool_],

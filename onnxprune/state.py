@@ -21,6 +21,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
 from onnxprune.gates import Gate
 from onnxprune.graph import Array
+from onnxprune.jobs.work import Here, Scheduler
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
 from onnxprune.objective import Objective
@@ -36,18 +37,36 @@ Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
 
 @dataclass(eq=False)
 class Clock:
-    """Wall-clock seconds per stage; `watch` hears of each stage when it starts."""
+    """Wall-clock seconds per stage; `watch` hears of each stage when it starts, and how far it is."""
 
     watch: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
+    current: str = ""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time one stage."""
+        self.current = name
         self.watch(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def progress(self, done: int, count: int) -> None:
+        """So many of the present stage's parts are done."""
+        if count > 1:
+            self.watch(f"{self.current} {done}/{count}")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where work is done: by whom, and with which of onnxruntime's providers calibration runs."""
+
+    scheduler: Scheduler
+    provider: str = "cpu"
+
+
+HERE = Place(Here())
 
 
 @dataclass(frozen=True, eq=False)

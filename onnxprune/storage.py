@@ -415,6 +415,16 @@ def embedded(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def sendable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in one message, for a machine that cannot read these files. Raises RunError where it does not fit."""
+    if embedded_bytes(proto) + external_bytes(proto) >= MOST_BYTES:
+        raise RunError(
+            "the model's weights exceed the 2 GiB of one message, and other machines cannot read the files that they "
+            "lie in: leave out --scheduler, and use --jobs"
+        )
+    return embedded(proto)
+
+
 def _embed(tensor: onnx.TensorProto) -> None:
     place = Place.of(tensor)
     with Path(place.location).open("rb") as f:

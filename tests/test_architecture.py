@@ -98,6 +98,9 @@ def test_arithmetic_knows_no_onnx(layer: str):
         ("tensorrt", "onnxprune.latency.tensorrt_engine"),
         ("click", "onnxprune.cli"),
         ("rich", "onnxprune.report.terminal"),
+        ("dask", "onnxprune.jobs.cluster"),
+        ("distributed", "onnxprune.jobs.cluster"),
+        ("multiprocessing", "onnxprune.jobs.processes"),
     ],
 )
 def test_one_module_owns_each_library(library: str, owner: str):
@@ -107,7 +110,8 @@ def test_one_module_owns_each_library(library: str, owner: str):
 
 def test_importing_the_package_is_light():
     """Fails where `import onnxprune` alone loads the command line or a runtime."""
-    code = "import sys, onnxprune; print(sorted({'click', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    heavy = {"click", "dask", "distributed", "onnxruntime", "rich"}
+    code = f"import sys, onnxprune; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

@@ -118,6 +118,7 @@ def gradients(network: Network, sizes: tuple[int, ...]) -> Row:
         goals = prepared.calibrated.goals
         assert goals is not None
         probe = Probe.of(taken.proto, taken.channels, prepared.calibrated.gates, (), loaded.normalised.types)
+        assert probe.session.outputs  # opened before the clock starts
         for name, run in (
             (
                 "gate Gram, all groups",

@@ -12,7 +12,9 @@ The sums are formed by nodes appended to the graph, so only what is as small as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,18 +22,19 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune import model as m
-from onnxprune import rounding
+from onnxprune import rounding, storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.statistics import batch_size
+from onnxprune.calibrate.statistics import SHARDS, batch_size
 from onnxprune.channels import ChannelGraph
 from onnxprune.gates import Gate, by_group, sums_of
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph
+from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.objective import Index, Objective
 from onnxprune.prefetch import prefetched
-from onnxprune.runtime import Session
+from onnxprune.runtime import PROVIDERS, Session
 
 Floats = NDArray[np.float64]
 # A backward pass holds every activation of a batch at once.
@@ -56,6 +59,13 @@ class GateMoments:
     def zeros(cls, units: int) -> GateMoments:
         """Empty sums."""
         return cls(np.zeros((units, units)), *(np.zeros(units) for _ in range(3)))
+
+    def merge(self, other: GateMoments) -> None:
+        """Add what another object has seen."""
+        self.gram += other.gram
+        self.slope += other.slope
+        self.absolute += other.absolute
+        self.square += other.square
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,39 +155,106 @@ def collect(
     probes: int,
     seed: int,
     slope: bool,
+    scheduler: Scheduler | None = None,
 ) -> OutputMoments:
     """Moments of every group that `probe` has gates of, in `probes` passes over the batches.
 
     slope: one more pass gives the gradient of the objective itself, which is 0 where the network is the original and
     its own outputs are the goal.
     """
-    groups = by_group(channels, probe.gates)
-    missing = {g: probe.missing[i] for g, own in groups.items() for i in own if i in probe.missing}
-    found = {g: GateMoments.zeros(channels.groups[g].size) for g in groups if g not in missing}
-    metrics: dict[str, Floats] = {}
-    mixed = {g for g, own in groups.items() if any(probe.gates[i].batch is None for i in own)}
-    rng = np.random.default_rng(seed)
+    scheduler = scheduler or Here()
+    work = GateSums(probe, channels, objective, probes, seed, slope)
     kept = list(batches)
-    for kind in ["probe"] * probes + ["gradient"] * slope:
-        for batch, values in prefetched(probe.run(kept, objective, rng if kind == "probe" else None)):
+    per_shard = -(-len(kept) // (SHARDS if scheduler.workers else 1))
+    parts = [
+        Shard(number, first, tuple(kept[first : first + per_shard]))
+        for number in range(probes + slope)
+        for first in range(0, len(kept), per_shard)
+    ]
+    total = OutputMoments(work.zeros(), {}, work.missing)
+    metrics: dict[str, Floats] = {}
+    for sums in scheduler.map(work, parts, len(parts)):
+        for g, moments in sums.gates.items():
+            total.gates[g].merge(moments)
+        for weight, metric in sums.metrics.items():
+            metrics[weight] = metrics.get(weight, 0.0) + metric
+    return replace(total, metrics=metrics)
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some consecutive batches of one pass: the number of the pass, and of the first batch."""
+
+    number: int
+    first: int
+    batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class GateSums(Work[Shard, OutputMoments]):
+    """The moments of one shard; fields as the arguments of `collect`. The passes after `probes` give the slope."""
+
+    probe: Probe
+    channels: ChannelGraph
+    objective: Objective
+    probes: int
+    seed: int
+    slope: bool
+
+    @cached_property
+    def groups(self) -> dict[int, list[int]]:
+        """Group index → places of its gates in the probe."""
+        return by_group(self.channels, self.probe.gates)
+
+    @cached_property
+    def missing(self) -> dict[int, str]:
+        """Group index → why there are no gradients."""
+        known = self.probe.missing
+        return {g: known[i] for g, own in self.groups.items() for i in own if i in known}
+
+    def zeros(self) -> dict[int, GateMoments]:
+        """Empty sums of the groups with gradients."""
+        return {g: GateMoments.zeros(self.channels.groups[g].size) for g in self.groups if g not in self.missing}
+
+    def portable(self) -> GateSums:
+        """With the weights in it."""
+        return replace(self, probe=replace(self.probe, proto=storage.sendable(self.probe.proto)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        bare = replace(self.channels, graph=replace(self.channels.graph, constants={}))
+        return {**super().__getstate__(), "channels": bare}
+
+    def __call__(self, item: Shard) -> OutputMoments:
+        """The sums over the batches of a shard."""
+        probe, channels = self.probe, self.channels
+        found, metrics = self.zeros(), dict[str, Floats]()
+        mixed = {g for g, own in self.groups.items() if any(probe.gates[i].batch is None for i in own)}
+        probes = item.number < self.probes
+        for batch, values in prefetched(probe.run(item.batches, self.objective, self._draws(item))):
             for g, moments in found.items():
                 d = np.zeros((batch.count, channels.groups[g].size))
-                for i in groups[g]:
+                for i in self.groups[g]:
                     if i in probe.gradients:
                         sums = sums_of(channels, g, probe.gates[i], values[probe.gradients[i]])
                         d += _per_sample(sums, batch.count, mixed=g in mixed)
-                if kind == "probe":
-                    moments.gram += d.T @ d / probes
+                if probes:
+                    moments.gram += d.T @ d / self.probes
                 else:
                     moments.slope += d.sum(axis=0)
-                if (kind == "gradient") == slope:
-                    passes = 1 if slope else probes
+                if probes != self.slope:
+                    passes = 1 if self.slope else self.probes
                     moments.absolute += np.abs(d).sum(axis=0) / passes
                     moments.square += (d**2).sum(axis=0) / passes
-            if kind == "probe":
+            if probes:
                 for weight, name in probe.metrics.items():
-                    metrics[weight] = metrics.get(weight, 0.0) + values[name].astype(np.float64) / probes
-    return OutputMoments(found, metrics, missing)
+                    metrics[weight] = metrics.get(weight, 0.0) + values[name].astype(np.float64) / self.probes
+        return OutputMoments(found, metrics)
+
+    def _draws(self, item: Shard) -> list[np.random.Generator | None]:
+        """The random numbers of each batch: they depend on the pass and the batch, not on who runs it."""
+        if item.number >= self.probes:
+            return [None] * len(item.batches)
+        return [np.random.default_rng((self.seed, item.number, item.first + i)) for i in range(len(item.batches))]
 
 
 def _per_sample(d: Floats, count: int, *, mixed: bool) -> Floats:
@@ -196,17 +273,19 @@ def _per_sample(d: Floats, count: int, *, mixed: bool) -> Floats:
 class Probe:
     """A model that computes gate gradients and the metrics of layers' outputs.
 
+    provider: of `runtime.PROVIDERS`, where it runs.
     gates: those that were asked for, with their nodes in this model. gradients: place in `gates` → the tensor with the
     gradient of every sample. metrics: weight → tensor. missing: place in `gates` → why it has no gradient; a gate in
     neither has no effect on the outputs.
     """
 
-    session: Session
+    proto: onnx.ModelProto
     gates: tuple[Gate, ...]
     seeds: Mapping[str, str]
     gradients: Mapping[int, str]
     metrics: Mapping[str, str]
     missing: Mapping[int, str]
+    provider: str = "cpu"
 
     @classmethod
     def of(
@@ -216,6 +295,7 @@ class Probe:
         gates: Sequence[Gate],
         layers: Sequence[Layer],
         types: Mapping[str, int],
+        provider: str = "cpu",
     ) -> Probe:
         """Build the backward pass of `proto`, the model of `channels` or a part of it, and the sums behind it."""
         proto, graph, types = differentiable(proto, channels.graph, types)
@@ -235,16 +315,24 @@ class Probe:
         back.proto.graph.initializer.extend(b.constants)
         wanted = [*gradients.values(), *metrics.values()]
         ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
-        session = Session(m.submodel(back.proto, ports, wanted or back.seeds), single=True)
-        return cls(session, own, back.seeds, gradients, metrics, missing)
+        part = m.submodel(back.proto, ports, wanted or back.seeds)
+        return cls(part, own, back.seeds, gradients, metrics, missing, provider)
+
+    @cached_property
+    def session(self) -> Session:
+        """Of the model."""
+        return Session(self.proto, single=True, providers=PROVIDERS[self.provider])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def run(
-        self, batches: Iterable[Batch], objective: Objective, rng: np.random.Generator | None
+        self, batches: Iterable[Batch], objective: Objective, draws: Iterable[np.random.Generator | None]
     ) -> Iterator[tuple[Batch, dict[str, Array]]]:
-        """What the model computes for every batch, with random seeds or, without `rng`, those of the gradient."""
+        """What the model computes for every batch, with random seeds or, where `draws` has None, the gradient's."""
         if not (self.gradients or self.metrics):
             return
-        for x in batches:
+        for x, rng in zip(batches, draws, strict=True):
             at = x.outputs, x.index
             seeds = objective.gradient(*at) if rng is None else objective.probe(*at, rng)
             seeds = {o: seeds[o] if o in seeds else np.zeros_like(x.outputs[o]) for o in self.seeds}

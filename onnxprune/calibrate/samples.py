@@ -93,6 +93,10 @@ class Samples:
         extras = {k: v[indices] for k, v in self.extras.items() if v.ndim and len(v) == len(self)}
         return Samples(self.specs, picked, extras, self.origin, self.synthetic)
 
+    def part(self, start: int, stop: int) -> Samples:
+        """The samples start..stop, without extra keys."""
+        return Samples(self.specs, self.slice(start, stop), {}, self.origin, self.synthetic)
+
     def example(self) -> dict[str, Array]:
         """A small batch: two samples where the batch is free, one where it is fixed."""
         feeds = self.slice(0, 1 if self.fixed_batch else 2)

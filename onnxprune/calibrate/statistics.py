@@ -7,7 +7,9 @@ Memory does not depend on the number of samples. A layer with more columns than 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import starmap
 
 import numpy as np
 import onnx
@@ -15,13 +17,15 @@ from numpy.typing import NDArray
 
 from onnxprune import model as m
 from onnxprune import storage
+from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
+from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import restricted
 from onnxprune.prefetch import prefetched
-from onnxprune.runtime import Session
+from onnxprune.runtime import PROVIDERS, Session
 
 WIDE = 5000
 # Every HOLD_OUT-th batch judges what the others fit.
@@ -31,6 +35,9 @@ BATCH = 64
 _ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
+# Parts of a pass, where there are workers: fewer where all of their sums would take more than so much memory.
+SHARDS = 8
+_SHARD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +75,24 @@ def collect(
     samples: Samples,
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
+    scheduler: Scheduler | None = None,
+    provider: str = "cpu",
 ) -> dict[str, InputMoments]:
-    """Input moments of each layer, by weight name."""
+    """Input moments of each layer, by weight name. provider: of `runtime.PROVIDERS`, for this pass."""
+    if not layers:
+        return {}
+    scheduler = scheduler or Here()
+    work = InputSums.of(proto, layers, samples, shapes, seed, provider)
+    # One process adds everything up in one place; sums of parts would take as much memory again.
+    parts = shards(samples, work.batch, _shards_for(layers) if scheduler.workers else 1)
+    total: dict[str, tuple[Gram, ...]] = {}
+    for sums in scheduler.map(work, parts, len(parts)):
+        for name, found in sums.items():
+            for old, new in zip(total.setdefault(name, found), found, strict=True):
+                if old is not new:
+                    old.merge(new)
     weights = storage.Weights(proto.graph.initializer)
-    accumulators = {layer.weight: _accumulator(layer, weights) for layer in layers}
-    for layer, rows, held in sampled_rows(proto, layers, samples, shapes, seed):
-        accumulators[layer.weight].update(rows, held=held)
-    return {name: a.result() for name, a in accumulators.items()}
+    return {layer.weight: _accumulator(layer, weights, total[layer.weight]).result() for layer in layers}
 
 
 def grams(
@@ -87,31 +105,172 @@ def grams(
     """P = E[x xᵀ] of each layer's input, (g, D, D), by weight name; wide layers are left out."""
     narrow = [layer for layer in layers if not is_wide(layer)]
     sums = {layer.weight: Gram.zeros(layer.groups, len(layer.columns(0))) for layer in narrow}
-    for layer, rows, _ in sampled_rows(proto, narrow, samples, shapes, seed):
-        sums[layer.weight].update(rows)
+    if narrow:
+        work = InputSums.of(proto, narrow, samples, shapes, seed)
+        for layer, rows, _ in work.on_host(Shard(0, samples)):
+            sums[layer.weight].update(rows)
     return {name: s.result() for name, s in sums.items()}
 
 
-def sampled_rows(
-    proto: onnx.ModelProto,
-    layers: Sequence[Layer],
-    samples: Samples,
-    shapes: Mapping[str, tuple[int, ...]],
-    seed: int,
-) -> Iterator[tuple[Layer, NDArray[np.floating], bool]]:
-    """In one pass, each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out."""
-    tensors = sorted({layer.data for layer in layers})
-    if not tensors:
-        return
-    session = Session(m.submodel(proto, {}, tensors))
-    rng = np.random.default_rng(seed)
-    batches = samples.batches(batch_size(shapes, tensors, len(samples)))
-    for index, values in enumerate(prefetched(session.run(feeds) for feeds in batches)):
-        for layer in layers:
-            x = values[layer.data]
-            limit = positions_for(len(layer.columns(0)), len(samples))
-            at = layer.positions(layer.output_shape(x.shape), limit, rng)
-            yield layer, layer.rows(_single(x), at), index % HOLD_OUT == HOLD_OUT - 1
+# Number, positions, outputs and Grams of one batch.
+_Computed = tuple[int, Mapping[str, NDArray[np.int64]], Mapping[str, Array], Mapping[str, Gram]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some consecutive batches of a pass: the number of the first, and the samples of all of them."""
+
+    first: int
+    samples: Samples
+
+
+def shards(samples: Samples, batch: int, count: int) -> list[Shard]:
+    """The whole pass in at most `count` shards of whole batches, of `batch` samples each."""
+    batches = -(-len(samples) // batch)
+    per_shard = -(-batches // count)
+    return [
+        Shard(first, samples.part(first * batch, (first + per_shard) * batch)) for first in range(0, batches, per_shard)
+    ]
+
+
+def _shards_for(layers: Sequence[Layer]) -> int:
+    """Shards of one pass: each gives back the moments of all layers. They depend on nothing but the layers."""
+    columns = [(x.groups, len(x.columns(0))) for x in layers]
+    size = sum(2 * 8 * g * min(d, WIDE) ** 2 for g, d in columns)
+    return int(np.clip(_SHARD_BYTES // max(size, 1), 2, SHARDS))
+
+
+@dataclass(frozen=True, eq=False)
+class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
+    """The sums of one shard by weight name, as `merge` of the accumulators takes them.
+
+    proto: what computes the layers' inputs. weights: of the layers whose contributions are summed. batch, total:
+    samples of a batch, and of the whole pass. inputs: by the samples of a batch, what layers read in it, where the
+    Grams are computed by the model itself; None where they are computed here.
+    """
+
+    proto: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    weights: Mapping[str, Array]
+    batch: int
+    total: int
+    seed: int
+    provider: str = "cpu"
+    inputs: Mapping[int, Inputs] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        proto: onnx.ModelProto,
+        layers: Sequence[Layer],
+        samples: Samples,
+        shapes: Mapping[str, tuple[int, ...]],
+        seed: int,
+        provider: str = "cpu",
+        *,
+        appended: bool | None = None,
+    ) -> InputSums:
+        """For one pass over `samples`. appended: whether the model computes the Grams; so it does but on the CPU."""
+        tensors = sorted({layer.data for layer in layers})
+        batch = 1 if samples.fixed_batch else batch_size(shapes, tensors, len(samples))
+        stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
+        weights = storage.Weights(t for t in proto.graph.initializer if t.name in stored)
+        part = m.submodel(proto, {}, tensors)
+        work = cls(part, tuple(layers), weights, batch, len(samples), seed, provider)
+        if provider == "cpu" if appended is None else not appended:
+            return work
+        # The graph needs positions before the run that shows the shapes; these depend on the size of the batch alone.
+        inputs: dict[int, Inputs] = {}
+        last = (len(samples) - 1) // batch * batch
+        for start in (0, last):
+            feeds = samples.slice(start, start + batch)
+            if samples.count(feeds) not in inputs:
+                values = work.session.run(feeds)
+                inputs[samples.count(feeds)] = {t: (values[t].shape, values[t].dtype) for t in tensors}
+        return replace(work, inputs=inputs)
+
+    def __call__(self, item: Shard) -> dict[str, tuple[Gram, ...]]:
+        """Sums over the batches of a shard."""
+        accumulators = {layer.weight: _accumulator(layer, self.weights) for layer in self.layers}
+        if self.inputs is None:
+            for layer, rows, held in self.on_host(item):
+                accumulators[layer.weight].update(rows, held=held)
+            return {name: a.sums for name, a in accumulators.items()}
+        for layer, found, held in self.on_device(item, self.inputs):
+            a = accumulators[layer.weight]
+            if isinstance(found, Gram):
+                a.add(found, held=held)
+            else:
+                a.update(found, held=held)
+        return {name: a.sums for name, a in accumulators.items()}
+
+    def portable(self) -> InputSums:
+        """With the weights in it."""
+        weights = {k: np.array(v) for k, v in self.weights.items()}
+        return replace(self, proto=storage.sendable(self.proto), weights=weights)
+
+    @cached_property
+    def session(self) -> Session:
+        """Of the part of the model that computes the layers' inputs."""
+        return Session(self.proto, providers=PROVIDERS[self.provider])
+
+    def on_host(self, shard: Shard) -> Iterator[tuple[Layer, NDArray[np.floating], bool]]:
+        """Each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out."""
+        runs = prefetched(self.session.run(feeds) for feeds in self._batches(shard))
+        for index, values in enumerate(runs, shard.first):
+            at = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
+            for layer in self.layers:
+                yield layer, layer.rows(_single(values[layer.data]), at[layer.weight]), self.is_held(index)
+
+    @cached_property
+    def _appended(self) -> tuple[GramGraph, Session]:
+        """The model with the Grams of all layers but the wide ones, whose inputs it gives out."""
+        known = next(iter((self.inputs or {}).values()))
+        wide = sorted({x.data for x in self.layers if is_wide(x)})
+        graph = GramGraph.of(self.proto, [x for x in self.layers if not is_wide(x)], known, wide)
+        return graph, Session(graph.proto, providers=PROVIDERS[self.provider])
+
+    def on_device(
+        self, shard: Shard, inputs: Mapping[int, Inputs]
+    ) -> Iterator[tuple[Layer, NDArray[np.floating] | Gram, bool]]:
+        """The same with the Grams of those rows in their place, where the model computes them."""
+        graph, session = self._appended
+
+        def run(index: int, feeds: Mapping[str, Array]) -> _Computed:
+            known = inputs[shard.samples.count(feeds)]
+            at = self.positions(index, {t: shape for t, (shape, _) in known.items()})
+            values = session.run({**feeds, **graph.feeds(at, known)})
+            sums = graph.sums(values, at, known)
+            if sums is None:  # sizes that depend on the data were not known in time
+                values = self.session.run(feeds)
+                at = self.positions(index, {t: v.shape for t, v in values.items()})
+            return index, at, values, sums or {}
+
+        for index, at, values, sums in prefetched(starmap(run, enumerate(self._batches(shard), shard.first))):
+            for layer in self.layers:
+                found = sums.get(layer.weight)
+                rows = layer.rows(_single(values[layer.data]), at[layer.weight]) if found is None else found
+                yield layer, rows, self.is_held(index)
+
+    def _batches(self, shard: Shard) -> Iterator[dict[str, Array]]:
+        return shard.samples.batches(self.batch)
+
+    def positions(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.int64]]:
+        """The sampled output positions of each layer in one batch, by weight name.
+
+        They depend on the seed and the number of the batch, not on who runs it.
+        """
+        rng = np.random.default_rng((self.seed, index))
+        found: dict[str, NDArray[np.int64]] = {}
+        for layer in self.layers:
+            limit = positions_for(len(layer.columns(0)), self.total)
+            found[layer.weight] = layer.positions(layer.output_shape(shapes[layer.data]), limit, rng)
+        return found
+
+    @staticmethod
+    def is_held(index: int) -> bool:
+        """Whether a batch judges what the others fit."""
+        return index % HOLD_OUT == HOLD_OUT - 1
 
 
 def _single(x: Array) -> NDArray[np.floating]:
@@ -125,12 +284,16 @@ def is_wide(layer: Layer) -> bool:
 
 
 class _Columns:
-    def __init__(self, layer: Layer, weights: Mapping[str, Array]) -> None:
+    def __init__(self, layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> None:
         self.layer, self.weights = layer, weights
-        self.fit, self.held = (Gram.zeros(layer.groups, len(layer.columns(0))) for _ in range(2))
+        shape = layer.groups, len(layer.columns(0))
+        self.fit, self.held = self.sums = sums or (Gram.zeros(*shape), Gram.zeros(*shape))
 
     def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
         (self.held if held else self.fit).update(rows)
+
+    def add(self, gram: Gram, *, held: bool) -> None:
+        (self.held if held else self.fit).merge(gram)
 
     def result(self) -> InputMoments:
         ridge = RIDGES[-1]
@@ -163,12 +326,12 @@ def choose_ridge(
 class _Contributions:
     """Gram of the contributions of whole classes of columns: O(rows · U² · M) instead of D² memory."""
 
-    def __init__(self, layer: Layer, weights: Mapping[str, Array]) -> None:
+    def __init__(self, layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> None:
         self.classes, owner = np.unique(layer.columns(0), return_inverse=True)
         order = np.argsort(owner, kind="stable")
         self.members = np.split(order, np.cumsum(np.bincount(owner))[:-1])
         self.w = layer.matrix(weights)[0].astype(np.float32)
-        self.gram = Gram.zeros(1, self.classes.size)
+        (self.gram,) = self.sums = sums or (Gram.zeros(1, self.classes.size),)
 
     def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
         x = rows[0].astype(np.float32)
@@ -181,9 +344,14 @@ class _Contributions:
             self.gram.total[0] += flat @ flat.T
             self.gram.rows += len(part)
 
+    def add(self, gram: Gram, *, held: bool) -> None:
+        del held  # no ridge is chosen
+        self.gram.merge(gram)
+
     def result(self) -> InputMoments:
         return InputMoments(self.gram.result(), RIDGES[0], self.classes)
 
 
-def _accumulator(layer: Layer, weights: Mapping[str, Array]) -> _Columns | _Contributions:
-    return _Contributions(layer, weights) if is_wide(layer) else _Columns(layer, weights)
+def _accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:
+    """sums: those of an accumulator for the same layer, elsewhere."""
+    return _Contributions(layer, weights, sums) if is_wide(layer) else _Columns(layer, weights, sums)

@@ -91,10 +91,15 @@ class Window:
             tuple(r - a + e for r, a, e in zip(reach, after, extra, strict=True)),
         )
 
+    @property
+    def reads_padding(self) -> bool:
+        """Whether a kernel position may lie outside the input, or between what strides spread."""
+        return self.transposed or self.auto_pad.startswith("SAME") or any(self.pads)
+
     def patches(self, x: Floats, positions: Ints) -> Floats:
         """X (g, N·P, k·C/g) of the input x (N, C, *S) at flat output positions (P,)."""
         n, c, *size = x.shape
-        at = self._sources(size, positions)
+        at = self.sources(size, positions)
         # Channels last, so that a gather copies whole runs of them; the last row is the zero of the padding.
         rows = np.zeros((n, int(np.prod(size)) + 1, c), x.dtype)
         rows[:, :-1] = x.reshape(n, c, -1).transpose(0, 2, 1)
@@ -103,7 +108,7 @@ class Window:
         patches: Floats = by_group.reshape(g, n * positions.size, k * (c // g))
         return patches
 
-    def _sources(self, size: Sequence[int], positions: Ints) -> Ints:
+    def sources(self, size: Sequence[int], positions: Ints) -> Ints:
         """Flat input position that each kernel position reads, (P, k); the number of input positions for padding."""
         before, _ = self.padding(size)
         grid = np.unravel_index(positions, self.output_size(size))

@@ -64,11 +64,18 @@ class PinnedRow:
 
 @dataclass(frozen=True)
 class Effort:
-    """Wall-clock seconds per stage, and what one plain onnxruntime pass over the same samples takes."""
+    """Wall-clock seconds per stage, and what one plain onnxruntime pass over the same samples takes.
+
+    peak_memory_bytes: of the main process alone. scheduler, workers: who calibrated, selected and tried cuts; 0 workers
+    where the main process did. provider: where calibration ran.
+    """
 
     stages: Mapping[str, float]
     plain_pass_seconds: float
     peak_memory_bytes: int | None
+    scheduler: str = "this process"
+    workers: int = 0
+    provider: str = "cpu"
 
     @property
     def seconds(self) -> float:

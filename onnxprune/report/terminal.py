@@ -22,7 +22,7 @@ from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.evaluation import Evaluation
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
-from onnxprune.report.summary import Alignment, GroupRow, PinnedRow, Report
+from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
@@ -200,8 +200,10 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     facts.append(("time", f"{duration(e.seconds)} ({stages})"))
     if e.plain_pass_seconds:
         facts.append(("", f"{e.passes:.0f} × one plain pass over the data ({duration(e.plain_pass_seconds)})"))
+    if e.workers or e.provider != "cpu":
+        facts.append(("calibrated by", _by_whom(e)))
     if e.peak_memory_bytes is not None:
-        facts.append(("peak memory", size(e.peak_memory_bytes)))
+        facts.append(("peak memory", size(e.peak_memory_bytes) + (" without the workers" if e.workers else "")))
     return facts
 
 
@@ -219,6 +221,10 @@ def _timing_facts(report: Report) -> list[tuple[str, str]]:
         known = f"{found['kinds_from_cache']} of {found['kinds']} from earlier runs"
         facts.append(("", f"{ratios} (kinds of layers: {known})"))
     return facts
+
+
+def _by_whom(e: Effort) -> str:
+    return e.scheduler + (f", on {e.provider}" if e.provider != "cpu" else "")
 
 
 def _check_facts(report: Report) -> list[tuple[str, str]]:

@@ -45,18 +45,18 @@ def test_width(report: Report, width: int):
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_latencies_stand_below_what_was_removed(report: Report):
+def test_times_stand_below_what_was_removed(report: Report):
     """Fails where the time of the report is another one than what was measured, or the machine is not named."""
     machine = {"processor": "AMD EPYC 0f", "providers": "CPUExecutionProvider", "threads": "2"}
     latency = {"batch": 4, "machine": machine, "before_seconds": 0.00125, "after_seconds": 0.0009, "measured": 0.72}
     latency |= {"predicted": 0.69, "layers": 9, "kinds": 5, "kinds_from_cache": 3}
     config = {**report.config, "budget": "latency"}
-    timed = replace(report, config=config, achieved=0.28, requested=0.3, latency=latency)
+    timed = replace(report, config=config, achieved=0.28, requested=0.3, timing=latency)
     text = " ".join(terminal.prune_report(timed, Screen(200)).split())
     assert "latency removed 28.0%, requested 30.0%" in text
     assert "time of a run 1.25 ms → 0.9 ms (4 samples, CPUExecutionProvider, 2 threads, AMD EPYC 0f)" in text
     assert "69.0% of the original predicted, 72.0% measured (kinds of layers: 3 of 5 from earlier runs)" in text
-    replayed = replace(timed, latency={**latency, "predicted": None, "batch": 1})
+    replayed = replace(timed, timing={**latency, "predicted": None, "batch": 1})
     text = " ".join(terminal.prune_report(replayed, Screen(200)).split())
     assert "(1 sample, " in text
     assert "predicted" not in text

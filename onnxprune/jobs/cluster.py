@@ -1,0 +1,210 @@
+"""Workers of a Dask cluster: the only user of dask and distributed, which the extra `dask` installs.
+
+The scheduler keeps the content of the work and of every item that is under way, so that a worker that is lost takes
+nothing with it: another one does its items again. A worker's threads are taken for its cores: one item to each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import pickle
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from types import ModuleType, TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from onnxprune import __version__, runtime
+from onnxprune.errors import RunError, UsageError
+from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
+from onnxprune.numerics.threads import one_blas_thread
+
+_CONNECT_SECONDS = 5.0
+_WORKER_SECONDS = 10.0
+_SLACK = 2
+_LOGGERS = ("distributed", "distributed.client", "distributed.core", "tornado.application", "asyncio")
+_PROTOCOLS = ("tcp", "tls", "ws", "wss")
+
+
+class Cluster:
+    """The workers of the Dask scheduler at `address`. Raises RunError where there are none that fit."""
+
+    def __init__(self, address: str, progress: Progress) -> None:
+        self.name, self.workers = f"Dask at {address}", 0
+        self.address = address
+        self._progress = progress
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Cluster:
+        """Connect. Raises RunError where the scheduler does not answer, or its workers do not fit."""
+        dask, distributed = _libraries()
+        unreachable = (
+            f"no Dask scheduler answers at {self.address}: start one (dask scheduler), or leave out --scheduler"
+        )
+        with ExitStack() as stack:
+            stack.enter_context(_quiet())
+            _check_answers(self.address, distributed, unreachable)
+            # The warning asks for data to be scattered, which would be lost with the worker that holds it.
+            stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}))
+            try:
+                self._client = stack.enter_context(
+                    distributed.Client(self.address, timeout=_CONNECT_SECONDS, set_as_default=False)
+                )
+            except (OSError, ValueError, RuntimeError) as e:
+                raise RunError(unreachable) from e
+            try:
+                self._client.wait_for_workers(1, timeout=_WORKER_SECONDS)
+            except (TimeoutError, asyncio.TimeoutError) as e:  # two classes in Python 3.10
+                raise RunError(
+                    f"the Dask scheduler at {self.address} has no workers: start some (dask worker {self.address})"
+                ) from e
+            self._check_versions()
+            self.workers = len(self._client.nthreads())
+            self.name = f"{self.workers} Dask {'worker' if self.workers == 1 else 'workers'} at {self.address}"
+            self._distributed = distributed
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _check_versions(self) -> None:
+        """Raises RunError where a worker runs something else than this process does."""
+        try:
+            found = self._client.run(about, on_error="return")
+        except Exception as e:
+            raise RunError(f"the workers of {self.address} do not answer: {type(e).__name__}: {e}") from e
+        ours = about()
+        for worker, theirs in sorted(found.items()):
+            if not isinstance(theirs, dict):
+                raise RunError(f"worker {worker} has no onnxprune {__version__}: install it there, and what it needs")
+            differing = [f"{k} {v} instead of {ours[k]}" for k, v in theirs.items() if ours.get(k) != v]
+            if differing:
+                raise RunError(f"worker {worker} has {', '.join(differing)}: install the same there")
+
+    def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
+        """The results, in order."""
+        check_own(work)
+        content = pickle.dumps(work.portable(), protocol=pickle.HIGHEST_PROTOCOL)
+        source = enumerate(items)
+        found: dict[int, Result] = {}
+        places: dict[Any, int] = {}
+        sent = done = given = 0
+        with _plainly(self.address):
+            shared = self._client.submit(
+                _unpacked, content, key=f"onnxprune-{hashlib.sha256(content).hexdigest()}", pure=False
+            )
+            finished = self._distributed.as_completed(loop=self._client.loop)
+            while given < count:
+                slots = max(sum(self._client.nthreads().values()), 1)
+                while sent < min(count, given + _SLACK * slots):
+                    index, item = next(source)
+                    future = self._client.submit(_done, shared, item, __version__, pure=False)
+                    places[future] = index
+                    finished.add(future)
+                    sent += 1
+                future = next(finished)
+                found[places.pop(future)] = future.result()
+                done += 1
+                self._progress(done, count)
+                while given in found:
+                    given += 1
+                    yield found.pop(given - 1)
+
+
+def _libraries() -> tuple[ModuleType, ModuleType]:
+    try:
+        import dask
+        import distributed
+    except ImportError as e:
+        raise RunError("--scheduler needs Dask: pip install 'onnxprune[dask]'") from e
+    return dask, distributed
+
+
+def _check_answers(address: str, distributed: ModuleType, unreachable: str) -> None:
+    """A client takes long to give up, and may leave a traceback. Raises UsageError for an address that is none, and
+    RunError where nothing answers, or something that is no Dask (its own dashboard, say)."""
+
+    async def shake_hands() -> None:
+        connection = distributed.core.connect(address, timeout=_CONNECT_SECONDS)
+        comm = await asyncio.wait_for(connection, _CONNECT_SECONDS)  # what waits for a request never answers
+        await comm.close()
+
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or parts.scheme not in _PROTOCOLS:
+        raise UsageError(f"scheduler {address!r} is no address of a Dask scheduler; write tcp://host:8786")
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+        with ThreadPoolExecutor(1) as thread:  # this one may have an event loop of its own
+            thread.submit(asyncio.run, shake_hands()).result()
+    except Exception as e:  # what another protocol's answer does to the reader is anyone's guess: a MemoryError, say
+        raise RunError(unreachable) from e
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log of lost connections: what matters of it is raised."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [x.level for x in loggers]
+    for x in loggers:
+        x.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for x, level in zip(loggers, levels, strict=True):
+            x.setLevel(level)
+
+
+@contextmanager
+def _plainly(address: str) -> Iterator[None]:
+    """Dask's own errors as one line; what the work raises passes."""
+    _, distributed = _libraries()
+    try:
+        yield
+    except distributed.KilledWorker as e:
+        raise RunError(
+            f"the same item ended several workers of {address}, perhaps for want of memory: give them more, or fewer "
+            "threads"
+        ) from e
+    except (CancelledError, distributed.comm.CommClosedError) as e:
+        raise RunError(f"the Dask scheduler at {address} was lost: {type(e).__name__}; nothing was written") from e
+
+
+# on a worker
+
+
+def about() -> dict[str, str]:
+    """What has to be the same here and there: results would differ, or not be readable."""
+    return {
+        "onnxprune": __version__,
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "numpy": np.__version__.partition(".")[0],
+        "onnxruntime": runtime.version(),
+    }
+
+
+def _unpacked(content: bytes) -> Work[Any, Any]:
+    work = pickle.loads(content)
+    check_own(work)
+    return work  # type: ignore[no-any-return]  # check_own has seen to it
+
+
+def _done(work: Work[Any, Any], item: Any, version: str) -> Any:
+    if version != __version__:  # a worker that came later
+        raise RunError(f"a worker has onnxprune {__version__} instead of {version}: install the same there")
+    one_blas_thread()  # for good: this is a worker, and other threads of it may be at work
+    with runtime.threads(1):
+        return work(item)

@@ -1,0 +1,163 @@
+"""Grams that the model computes itself, on the CPU, which runs the same graph, against those of rows that leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from onnxprune import RunError, prune, runtime
+from onnxprune.calibrate import statistics
+from onnxprune.calibrate.layers import layers_of
+from onnxprune.calibrate.samples import Samples, input_specs
+from onnxprune.calibrate.statistics import InputSums, Shard
+from onnxprune.config import PROVIDERS
+from onnxprune.numerics.gram import Gram
+from tests import digits
+from tests.calibrated import prepare_text, samples_of
+from tests.compare import assert_same
+from tests.graphs import PRUNABLE, TABLE
+from tests.stages import Prepared
+
+Lookup = Callable[[str], Prepared]
+# Products in float32, added up in another order.
+RTOL = 1e-5
+
+# Maps larger than what is sampled of them: pads, strides, dilations, groups, a transposed one, and all kinds of rows.
+TEXT = """(float[N,4,14,14] x) => (float[N,P,6] y, float[N,5] z) {
+    a = Conv <pads=[1,0,2,1], strides=[1,2]> (x, w1[8,4,3,3], b1[8])
+    c = Conv <group=2, auto_pad="SAME_UPPER", strides=[2,1]> (a, w2[8,4,3,3])
+    d = ConvTranspose <pads=[1,1,1,1], strides=[2,2], output_padding=[1,1]> (c, w3[8,6,3,3], b3[6])
+    e = Conv <dilations=[2,2]> (d, w4[6,6,2,2], b4[6])
+    f = Flatten(e)
+    z = Gemm <transB=1> (f, w5[5,1008], b5[5])
+    r = Reshape(e, sh{0,6,-1})
+    u = Transpose <perm=[0,2,1]> (r)
+    y = MatMul(u, w6[6,6])
+}"""
+
+
+def has_gpu() -> bool:
+    """Whether onnxruntime computes on one here."""
+    try:
+        runtime.check_provider("cuda")
+    except RunError:
+        return False
+    return True
+
+
+def both(p: Prepared, samples: Samples) -> tuple[dict[str, tuple[Gram, ...]], dict[str, tuple[Gram, ...]]]:
+    """Sums of one pass, computed here and by the model."""
+    layers = layers_of(p.channels)
+    arguments = (p.normalised.proto, layers, samples, p.normalised.shapes, 7)
+    here, there = (InputSums.of(*arguments, appended=x)(Shard(0, samples)) for x in (False, True))
+    return here, there
+
+
+def check(p: Prepared, samples: Samples) -> None:
+    if not layers_of(p.channels):
+        return
+    here, there = both(p, samples)
+    assert here.keys() == there.keys()
+    for name, sums in here.items():
+        for a, b in zip(sums, there[name], strict=True):
+            assert a.rows == b.rows
+            largest = float(np.abs(a.total).max(initial=0.0))
+            assert_same(b.total, a.total, rtol=RTOL, atol=RTOL * largest)
+
+
+def test_grams_are_those_of_the_sampled_rows() -> None:
+    """Fails where other positions are gathered, padding is read, or columns are in another order; the last batch is
+    smaller than the others."""
+    p = prepare_text(TEXT)
+    check(p, samples_of(p, 530))
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_grams_of_every_topology(name: str, prepared: Lookup) -> None:
+    """Fails where a kind of layer, of precision or of stored weights has no such graph."""
+    p = prepared(name)
+    check(p, Samples(input_specs(p.original), TABLE[name].feeds(2)))
+
+
+def test_only_matrices_leave_the_model() -> None:
+    """Fails where activations are copied all the same; a wide layer's are, as its contributions are summed here."""
+    p = prepare_text(TEXT)
+    samples = samples_of(p, 300)
+    work = InputSums.of(p.normalised.proto, layers_of(p.channels), samples, p.normalised.shapes, 0, appended=True)
+    assert work.inputs is not None
+    graph, session = work._appended
+    assert set(session.outputs) == {*graph.grams.values(), *graph.shapes.values()}
+
+
+def test_wide_layers_keep_their_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the Gram of a wide layer's columns is computed after all."""
+    monkeypatch.setattr(statistics, "WIDE", 100)
+    p = prepare_text(TEXT)
+    here, there = both(p, samples_of(p, 100))
+    assert [len(x) for x in here.values()].count(1) == 1
+    for name, sums in here.items():
+        for a, b in zip(sums, there[name], strict=True):
+            assert_same(b.total, a.total, rtol=RTOL, atol=RTOL * float(np.abs(a.total).max()))
+
+
+def test_inputs_of_other_sizes_than_expected_are_summed_here() -> None:
+    """Fails where positions of another map are gathered: sizes that the data decides are known only after the run."""
+    p = prepare_text("(float[N,3,8,8] x) => (float[N,4,8,8] y) { y = Conv (x, w[4,3,1,1], b[4]) }")
+    samples = samples_of(p, 40)
+    layers = layers_of(p.channels)
+    work = InputSums.of(p.normalised.proto, layers, samples, p.normalised.shapes, 0, appended=True)
+    assert work.inputs is not None
+    # As if the first batch had shown a smaller map.
+    smaller = {n: {t: ((*s[:2], 5, 5), d) for t, (s, d) in x.items()} for n, x in work.inputs.items()}
+    found = list(work.on_device(Shard(0, samples), smaller))
+    assert found
+    assert not any(isinstance(rows, Gram) for _, rows, _ in found)
+    for (_, a, held), (_, b, expected) in zip(found, work.on_host(Shard(0, samples)), strict=True):
+        assert held == expected
+        assert isinstance(a, np.ndarray)
+        assert np.array_equal(a, b)
+
+
+def test_one_position_off_is_seen() -> None:
+    """The mutation check: positions that are shifted by one fail the comparison above."""
+    p = prepare_text("(float[N,3,16,16] x) => (float[N,4,16,16] y) { y = Conv (x, w[4,3,1,1], b[4]) }")
+    samples = samples_of(p, 100)
+    work = InputSums.of(p.normalised.proto, layers_of(p.channels), samples, p.normalised.shapes, 0, appended=True)
+    right = work(Shard(0, samples))["w"][0].total
+    graph, _ = work._appended
+    feeds = type(graph).feeds
+
+    def shifted(*arguments: object) -> dict[str, np.ndarray]:
+        found = feeds(*arguments)  # type: ignore[arg-type]
+        return {k: (v + 1) % 256 if k.endswith(":at") else v for k, v in found.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(graph), "feeds", shifted)
+        wrong = work(Shard(0, samples))["w"][0].total
+    with pytest.raises(AssertionError, match="times the bound"):
+        assert_same(wrong, right, rtol=RTOL, atol=RTOL * float(np.abs(right).max()))
+
+
+def test_a_provider_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fails where onnxruntime falls back to the CPU without a word, or where it says too much."""
+    assert tuple(runtime.PROVIDERS) == PROVIDERS
+    if has_gpu():
+        monkeypatch.setattr(runtime, "_computes_on", lambda session, provider: provider == "cpu")
+    with pytest.raises(RunError, match=r"^CUDAExecutionProvider did not start, .* or choose another provider$"):
+        prune(digits.path("resnet"), None, digits.CALIB, provider="cuda")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU and onnxruntime's CUDA provider")
+def test_a_gpu_finds_the_same_moments() -> None:
+    """Fails where the GPU multiplies in TensorFloat-32, or gathers elsewhere than the CPU does."""
+    p = prepare_text(TEXT)
+    samples = samples_of(p, 300)
+    arguments = (p.normalised.proto, layers_of(p.channels), samples, p.normalised.shapes, 0)
+    here, there = (statistics.collect(*arguments, provider=x) for x in PROVIDERS)
+    for name, known in here.items():
+        assert_same(there[name].p, known.p, rtol=1e-4, atol=1e-4 * float(np.abs(known.p).max()))
