@@ -92,24 +92,29 @@ def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]
 
 def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
     result = np.zeros_like(w)
+    p = known.p
     for g in range(layer.groups):
         if level == "scale" or known.classes is not None:
-            result[g] = w[g] * _column_scales(layer.columns(g), w[g], known, g, keep)[:, None]
+            scales = _column_scales(layer.columns(g), w[g], p[g], keep, contributions=known.classes is not None)
+            result[g] = w[g] * scales[:, None]
         else:
-            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], known.ridge)
+            result[g][columns[g]] = restricted(p[g], w[g], columns[g], known.ridge)
     return result
 
 
 def _column_scales(
-    column_classes: NDArray[np.int64], w: Matrix, known: InputMoments, g: int, keep: Mask
+    column_classes: NDArray[np.int64], w: Matrix, p: Matrix, keep: Mask, *, contributions: bool
 ) -> NDArray[np.float64]:
-    """One factor per column, shared inside a channel; untracked columns and the constant keep 1."""
+    """One factor per column, shared inside a channel; untracked columns and the constant keep 1.
+
+    p: moments of the columns, or those of the contributions of the classes.
+    """
     classes, owner = np.unique(column_classes, return_inverse=True)
-    if known.classes is not None:
-        k = known.p[g]
+    if contributions:
+        k = p
     else:
         member = csr_array((np.ones(owner.size), (owner, np.arange(owner.size))), shape=(classes.size, owner.size))
-        k = member @ (member @ ((w @ w.T) * known.p[g])).T
+        k = member @ (member @ ((w @ w.T) * p)).T
     free = (classes >= 0) & keep[np.maximum(classes, 0)]
     gone = (classes >= 0) & ~free
     factor = np.ones(classes.size)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from onnxprune.numerics.gram import mirror
+
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -39,27 +41,44 @@ def _scales(diagonal: Array) -> Array:
     return result
 
 
+def _factored(a: Array, ridge: float) -> tuple[Array, Array]:
+    """(L, s) with L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
+    s = _scales(np.diag(a))
+    m = a * s[:, None]
+    m *= s
+    m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
+    try:
+        # Symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place.
+        factor: Array = linalg.cho_factor(m.T, lower=True, overwrite_a=True, check_finite=False)[0]
+    except linalg.LinAlgError as e:
+        raise SolveFailed(_INDEFINITE) from e
+    return factor, s
+
+
 def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     """(a + Λ)⁻¹ b for a symmetric positive semi-definite a (D, D), b (D, M), Λ = (JITTER + ridge) diag(a).
 
     Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
     """
-    s = _scales(np.diag(a))
-    m = a * s[:, None] * s[None, :]
-    m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
-    try:
-        factor = linalg.cho_factor(m, lower=True, overwrite_a=True, check_finite=False)
-        x: Array = linalg.cho_solve(factor, b * s[:, None], overwrite_b=True, check_finite=False)
-    except linalg.LinAlgError as e:
-        raise SolveFailed(_INDEFINITE) from e
+    factor, s = _factored(a, ridge)
+    x: Array = linalg.cho_solve((factor, True), b * s[:, None], overwrite_b=True, check_finite=False)
     if not np.isfinite(x).all():
         raise SolveFailed(_NOT_FINITE)
-    return x * s[:, None]
+    x *= s[:, None]
+    return x
 
 
 def inverse_spd(a: Array, ridge: float = 0.0) -> Array:
     """(a + Λ)⁻¹, regularised as in `solve_spd`."""
-    return solve_spd(a, np.eye(a.shape[0]), ridge)
+    factor, s = _factored(a, ridge)
+    found, failed = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
+    if failed or not np.isfinite(np.diag(found)).all():
+        raise SolveFailed(_NOT_FINITE)
+    inverse: Array = found
+    mirror(inverse)
+    inverse *= s[:, None]
+    inverse *= s
+    return inverse
 
 
 def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
