@@ -15,6 +15,9 @@ from onnxprune.scope import allowed
 from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
 
+# Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
+TRIAL_PASSES = 2.0
+
 
 def allocate(
     loaded: Loaded,
@@ -130,15 +133,20 @@ def trials_of(
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
     taken = coupled.taken
+    only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
+    passes = TRIAL_PASSES * loaded.count / len(loaded.held)
+    samples, reference = sensitivity.affordable(
+        taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
+    )
     return sensitivity.measure(
         taken.proto,
         taken.channels,
         coupled.layers,
         calibrated.moments,
-        loaded.held,
-        calibrated.reference,
+        samples,
+        reference,
         paths,
-        only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
+        only=only,
         types=loaded.normalised.types,
         memory=settings.memory,
         level=level_of(settings),

@@ -30,7 +30,14 @@ from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, posi
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, Graph, Node, cast, depth_first
 from onnxprune.numerics.gram import NormalEquations
-from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
+from onnxprune.numerics.least_squares import (
+    JUDGED_OUTPUTS,
+    random_sums,
+    restricted,
+    scale,
+    solve_spd,
+    solve_spd_batch,
+)
 from onnxprune.oracle import mask_of
 from onnxprune.prefetch import prefetched
 from onnxprune.quantized import behind_quantization
@@ -239,7 +246,7 @@ def lockstep(
             cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
-            stored = partial(cut_layer.rounded, present=weights)
+            stored = partial(cut_layer.rounded, present=weights) if cut_layer.quantized else None
             matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
             found = cut_layer.weights(matrix, weights)
             if np.isfinite(fit.strength) and beyond(found, {k: w.dtype for k, w in weights.items()}):
@@ -265,7 +272,8 @@ def _parts(layers: Sequence[Layer], samples: int) -> Iterator[list[Layer]]:
         yield part
 
 
-Points = list[tuple[NDArray[np.int64], Floats]]  # per batch: positions, and values (R, kept outputs) of the original
+# Per batch: positions, and values (R, kept outputs) of the original.
+Points = list[tuple[NDArray[np.int64], storage.Kept]]
 
 
 def reference_points(
@@ -293,7 +301,7 @@ def reference_points(
             w = computed[i]
             at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
             values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((at, _floats(values[:, outputs[i]])))
+            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]))))
     return points
 
 
@@ -305,7 +313,8 @@ def accumulate(
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
     wanted = (cut_layer.data, target.other) if target.other else (cut_layer.data,)
     batches = zip(points, prefetched(slim.advance(wanted, stay=stay)), strict=True)
-    for index, ((at, y), small) in enumerate(batches):
+    for index, ((at, values), small) in enumerate(batches):
+        y = values.load()
         if target.other:
             y = y - _floats(cut_layer.values_at(small[target.other], at))
         if target.gain is not None and target.shift is not None:
@@ -343,7 +352,7 @@ def on_present_inputs(
         return np.take_along_axis(layer.rounded(full(matrix), weights), at[:, :, None], axis=1)
 
     prior = np.take_along_axis(whole, at[:, :, None], axis=1)
-    matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored)
+    matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored if layer.quantized else None)
     found = layer.weights(full(matrix), weights)
     if not np.isfinite(fit.strength) or beyond(found, {k: weights[k].dtype for k in found}):
         return {}
@@ -361,30 +370,52 @@ def _floats(x: Array) -> NDArray[np.floating]:
 
 
 def fit_matrix(
-    name: str, train: NormalEquations, held: NormalEquations, prior: Matrix, stored: Callable[[Matrix], Matrix]
+    name: str,
+    train: NormalEquations,
+    held: NormalEquations,
+    prior: Matrix,
+    stored: Callable[[Matrix], Matrix] | None = None,
 ) -> tuple[Matrix, Fit]:
-    """The weights with the λ that does best on the held-out rows, refitted on all rows.
+    """The weights with the λ that does best on the held-out rows, refitted on all rows; `train` takes up `held`.
 
     stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
     """
     judge = held if held.rows else train
+    left = train.xy - train.xx @ prior
     before = float(judge.error(prior).sum())
+    if not held.rows:
+        return prior + _solve(train.xx, left, STRENGTHS[-1]), Fit(name, STRENGTHS[-1], before, before)
+    gaps = held.xy - held.xx @ prior
     best, strength = before, float("inf")
-    if held.rows:
-        for s in STRENGTHS:
-            error = float(held.error(stored(_solve(train, prior, s))).sum())
-            if error < best:
-                best, strength = error, s
+    if stored is not None:
+        errors = ((s, float(held.error(stored(prior + _solve(train.xx, left, s))).sum())) for s in STRENGTHS)
     else:
-        strength = STRENGTHS[-1]
+        errors = ((s, max(before + change, 0.0)) for s, change in _changes(train.xx, left, held.xx, gaps))
+    for s, error in errors:
+        if error < best:
+            best, strength = error, s
     if not np.isfinite(strength):
         return prior, Fit(name, strength, before, before)
-    train.merge(held)
-    matrix = _solve(train, prior, strength)
-    return matrix, Fit(name, strength, before, best)
+    train.xx += held.xx
+    left += gaps
+    return prior + _solve(train.xx, left, strength), Fit(name, strength, before, best)
 
 
-def _solve(sums: NormalEquations, prior: Matrix, strength: float) -> Matrix:
-    if sums.xx.shape[0] > 1 and sums.xx.shape[1] <= _BATCHED_COLUMNS:
-        return ridge_batch(sums.xx, sums.xy, prior, strength)
-    return np.stack([ridge(sums.xx[g], sums.xy[g], prior[g], strength) for g in range(prior.shape[0])])
+def _changes(xx: Matrix, left: Matrix, held_xx: Matrix, gaps: Matrix) -> Iterator[tuple[float, float]]:
+    """For every λ how the held-out error changes, many outputs by random sums.
+
+    left, gaps: XᵀE of the prior's errors E, on the rows to fit and on those held out, (g, D, M).
+    """
+    sums = random_sums(left.shape[2], JUDGED_OUTPUTS)
+    if sums is not None:
+        left, gaps = left @ sums, gaps @ sums
+    for s in STRENGTHS:
+        step = _solve(xx, left, s)
+        yield s, float(np.sum(step * (held_xx @ step - 2.0 * gaps)))
+
+
+def _solve(xx: Matrix, left: Matrix, strength: float) -> Matrix:
+    """How far the weights go from the prior: xx (g, D, D), left (g, D, M)."""
+    if xx.shape[0] > 1 and xx.shape[1] <= _BATCHED_COLUMNS:
+        return solve_spd_batch(xx, left, strength)
+    return np.stack([solve_spd(a, b, strength) for a, b in zip(xx, left, strict=True)])

@@ -1,7 +1,7 @@
 """What is pruned: well-known networks with random weights, a plain residual CNN of any size, and images of noise.
 
-Time and memory do not depend on what the weights are, as long as activations stay at a usual scale; so nothing has to be
-downloaded.
+Time and memory do not depend on what the weights are, as long as activations stay at a usual scale; so nothing has to
+be downloaded.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ without pickles, a folder one file at a time. Everything is hostile until checke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,10 @@ class Samples:
         for start in range(0, len(self), size):
             yield self.slice(start, start + size)
 
-    def slice(self, start: int, stop: int) -> dict[str, Array]:
-        """Feeds of samples start..stop."""
-        return {s.name: self.arrays[s.name][start:stop] if s.batched else self.arrays[s.name] for s in self.specs}
+    def slice(self, start: int, stop: int, names: Collection[str] | None = None) -> dict[str, Array]:
+        """Feeds of samples start..stop; names: of these inputs alone."""
+        specs = [s for s in self.specs if names is None or s.name in names]
+        return {s.name: self.arrays[s.name][start:stop] if s.batched else self.arrays[s.name] for s in specs}
 
     def count(self, feeds: Mapping[str, Array]) -> int:
         """Samples in the feeds of one batch."""

@@ -19,7 +19,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.least_squares import solve_spd
+from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, random_sums, solve_spd
 from onnxprune.prefetch import prefetched
 from onnxprune.runtime import Session
 
@@ -31,7 +31,6 @@ BATCH = 64
 _ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
-_RIDGE_OUTPUTS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ def positions_for(columns: int, samples: int) -> int:
 
 
 def batch_size(
-    shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], samples: int, limit_bytes: int = 256 << 20
+    shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], samples: int, limit_bytes: int = 128 << 20
 ) -> int:
     """Samples per batch, so that the tensors `names` fit in `limit_bytes` and there are batches to hold out."""
     per_sample = sum(4 * int(np.prod(shapes[n][1:])) for n in names if n in shapes)
@@ -170,11 +169,10 @@ def choose_ridge(
     outputs, a few random sums stand for all: the mean of their errors is that of all errors.
     """
     present = np.unique(classes[classes >= 0])
-    rng = np.random.default_rng(present.size)
-    gone = np.isin(classes, rng.permutation(present)[: max(present.size // 2, 1)])
-    if w.shape[1] > _RIDGE_OUTPUTS:
-        w = w @ rng.choice((-1.0, 1.0), (w.shape[1], _RIDGE_OUTPUTS))
-    keep, gone = np.flatnonzero(~gone), np.flatnonzero(gone)
+    cut = np.isin(classes, np.random.default_rng(present.size).permutation(present)[: max(present.size // 2, 1)])
+    sums = random_sums(w.shape[1], JUDGED_OUTPUTS)
+    w = w if sums is None else w @ sums
+    keep, gone = np.flatnonzero(~cut), np.flatnonzero(cut)
     xx, lost = (m[np.ix_(keep, keep)] for m in (fit, held))
     xy, left = (m[np.ix_(keep, gone)] @ w[gone] for m in (fit, held))
     errors: list[float] = []

@@ -9,6 +9,7 @@ triangle alone in the data's precision: the Grams of all layers are held at once
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,9 @@ def mirror(a: Floats) -> None:
 def product(x: Floats) -> Floats:
     """XᵀX (g, D, D) of rows x (g, R, D), by the symmetric product of BLAS where that is worth it."""
     if x.shape[2] < _TRIANGULAR:
-        return x.transpose(0, 2, 1) @ x
-    found = np.empty((len(x), x.shape[2], x.shape[2]), x.dtype)
+        small: Floats = x.transpose(0, 2, 1) @ x
+        return small
+    found: Floats = np.empty((len(x), x.shape[2], x.shape[2]), x.dtype)
     syrk = blas.dsyrk if x.dtype == np.float64 else blas.ssyrk
     for rows, out in zip(x, found, strict=True):
         # The upper triangle in Fortran's order is the lower one in C's.
@@ -62,15 +64,25 @@ class Gram:
     """
 
     total: Floats
-    columns: int
     rows: int = 0
 
     @classmethod
     def zeros(cls, groups: int, columns: int) -> Gram:
         """An empty sum over `columns` columns (the constant counts as one)."""
         if columns < PACKED:
-            return cls(np.zeros((groups, columns, columns)), columns)
-        return cls(np.zeros((groups, columns * (columns + 1) // 2), np.float32), columns)
+            return cls(np.zeros((groups, columns, columns)))
+        return cls(np.zeros((groups, columns * (columns + 1) // 2), np.float32))
+
+    @property
+    def packed(self) -> bool:
+        """Whether the total is stored as triangles."""
+        return self.total.ndim == 2
+
+    @property
+    def columns(self) -> int:
+        """D."""
+        entries = self.total.shape[1]
+        return (isqrt(8 * entries + 1) - 1) // 2 if self.packed else entries
 
     def update(self, x: Floats) -> None:
         """Add rows x (g, R, D)."""
@@ -78,23 +90,26 @@ class Gram:
         if not self.packed:
             self.total += product(x)
             return
-        if x.dtype == np.float64 and self.total.dtype != x.dtype:
-            self.total = self.total.astype(np.float64)
+        self._widen(x.dtype)
         add = lapack.dsfrk if self.total.dtype == np.float64 else lapack.ssfrk
         for rows, total in zip(x, self.total, strict=True):
             add(self.columns, len(rows), 1.0, rows.T, 1.0, total, uplo="L", overwrite_c=1)
 
     def merge(self, other: Gram) -> None:
         """Add the rows that another object has seen."""
-        if self.total.dtype == np.float32 and other.total.dtype == np.float64:
-            self.total = self.total.astype(np.float64)
-        self.total += other.total
+        total = other.total
+        if self.packed and not other.packed:
+            pack = lapack.dtrttf if total.dtype == np.float64 else lapack.strttf
+            # The upper triangle in Fortran's order is the lower one in C's, and both are the same here.
+            total = np.stack([pack(full.T, uplo="L")[0] for full in total])
+        self._widen(total.dtype)
+        self.total += total
         self.rows += other.rows
 
-    @property
-    def packed(self) -> bool:
-        """Whether the total is stored as triangles."""
-        return self.total.ndim == 2
+    def _widen(self, dtype: np.dtype[np.floating]) -> None:
+        """Sum in float64 from now on, where that is asked for."""
+        if dtype == np.float64 and self.total.dtype != dtype:
+            self.total = self.total.astype(np.float64)
 
     def result(self) -> Array:
         """E[x xᵀ], (g, D, D)."""
@@ -110,7 +125,7 @@ class Gram:
 
     def first(self) -> Array:
         """E[x xᵀ] of the first group alone, (D, D)."""
-        found: Array = Gram(self.total[:1], self.columns, self.rows).result()[0]
+        found: Array = Gram(self.total[:1], self.rows).result()[0]
         return found
 
 

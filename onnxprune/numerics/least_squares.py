@@ -19,6 +19,8 @@ Mask = NDArray[np.bool_]
 
 # Directions of the inputs that carry less than this share of the mean power are noise of float32 accumulation.
 JITTER = 1e-5
+# Of more outputs than this, as many random sums are enough to tell one ridge from another.
+JUDGED_OUTPUTS = 64
 
 
 class SolveFailed(ArithmeticError):
@@ -42,7 +44,7 @@ def _scales(diagonal: Array) -> Array:
 
 
 def _factored(a: Array, ridge: float) -> tuple[Array, Array]:
-    """(L, s) with L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
+    """(L, s): L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
     s = _scales(np.diag(a))
     m = a * s[:, None]
     m *= s
@@ -81,6 +83,18 @@ def inverse_spd(a: Array, ridge: float = 0.0) -> Array:
     return inverse
 
 
+def random_sums(outputs: int, most: int) -> Array | None:
+    """Signs (outputs, most) / √most: the squared error of the sums is that of all outputs in the mean.
+
+    None where the outputs are no more than that.
+    """
+    if outputs <= most:
+        return None
+    signs = np.random.default_rng(outputs).choice((-1.0, 1.0), (outputs, most))
+    sums: Array = signs / np.sqrt(most)
+    return sums
+
+
 def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
     """Kept rows of the weights after a least-squares refit: p (D, D), w (D, M), keep (D,) → (kept, M).
 
@@ -108,16 +122,21 @@ def scale(k: Array, free: Mask, gone: Mask) -> Array:
 
 def ridge_batch(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
     """`ridge` for many small regressions at once: xx (g, D, D), xy (g, D, M), prior (g, D, M)."""
+    return prior + solve_spd_batch(xx, xy - xx @ prior, strength)
+
+
+def solve_spd_batch(xx: Array, b: Array, ridge: float = 0.0) -> Array:
+    """`solve_spd` for many small systems at once: xx (g, D, D), b (g, D, M)."""
     s = _scales(np.einsum("gdd->gd", xx))
     a = xx * s[:, :, None] * s[:, None, :]
     index = np.arange(a.shape[1])
-    a[:, index, index] = 1.0 + JITTER + strength
+    a[:, index, index] = 1.0 + JITTER + ridge
     try:
         np.linalg.cholesky(a)  # the stacked solve alone would not notice an indefinite matrix
-        step = np.linalg.solve(a, (xy - xx @ prior) * s[:, :, None])
+        solved = np.linalg.solve(a, b * s[:, :, None])
     except np.linalg.LinAlgError as e:
         raise SolveFailed(_INDEFINITE) from e
-    if not np.isfinite(step).all():
+    if not np.isfinite(solved).all():
         raise SolveFailed(_NOT_FINITE)
-    result: Array = prior + step * s[:, :, None]
+    result: Array = solved * s[:, :, None]
     return result
