@@ -47,7 +47,8 @@ class PruneConfig:
     min_channels: no width goes below. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
     labels: the key of the calibration data that holds the labels, for the methods in LABELLED; None without any.
-    memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check failed.
+    memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
+    failed.
     Raises UsageError for a value out of range.
     """
 

@@ -174,8 +174,7 @@ def regressions_of(
         else:
             w = layer.matrix(channels.graph.constants)
             parts = [
-                Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias))
-                for i in range(layer.groups)
+                Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias)) for i in range(layer.groups)
             ]
         if layer.weight not in powers:
             powers[layer.weight] = [p.power() for p in parts]

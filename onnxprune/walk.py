@@ -20,6 +20,9 @@ from onnxprune.graph import Array
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 
+# Tensors of a batch that a runtime holds at the same time, about.
+_HELD_AT_ONCE = 4
+
 
 class Walker:
     """One model on one data set. `proto` may be changed between calls, behind what was already asked for."""
@@ -150,4 +153,4 @@ class _Kept(Mapping[str, Array]):
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
     """The few largest tensors: what a batch has to hold at once."""
     sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
-    return [o for _, o in sorted(sized, reverse=True)[:8]]
+    return [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]

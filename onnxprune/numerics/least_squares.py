@@ -122,6 +122,7 @@ def scale(k: Array, free: Mask, gone: Mask) -> Array:
 
 def ridge_batch(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
     """`ridge` for many small regressions at once: xx (g, D, D), xy (g, D, M), prior (g, D, M)."""
+    _scales(np.einsum("gdd->gd", xx))  # raises before anything is computed with what is not finite
     return prior + solve_spd_batch(xx, xy - xx @ prior, strength)
 
 

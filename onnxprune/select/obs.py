@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import linalg
+from scipy.linalg import blas, lapack
 
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
@@ -86,15 +86,13 @@ class _State:
             return 0.0
         n = len(self.inverse)
         across = np.where(np.arange(n)[:, None] >= s, self.inverse[:, s], self.inverse[s].T)
-        try:
-            factor = linalg.cholesky(across[s], lower=True, check_finite=False)
-        except linalg.LinAlgError as e:
-            raise SolveFailed("the inverse of a Gram matrix is not positive definite") from e
-        left, solved = (
-            linalg.solve_triangular(factor, b, lower=True, check_finite=False) for b in (across.T, self.w[s])
-        )
+        # LAPACK itself: scipy's checks of the arguments would take longer than most of these small systems.
+        factor, failed = lapack.dpotrf(across[s], lower=1)
+        if failed:
+            raise SolveFailed("the inverse of a Gram matrix is not positive definite")
+        left, solved = (lapack.dtrtrs(factor, b, lower=1)[0] for b in (across.T, self.w[s]))
         self.w -= left.T @ solved
-        self.inverse = linalg.blas.dsyrk(-1.0, left, 1.0, self.inverse, trans=1, lower=1, overwrite_c=1)
+        self.inverse = blas.dsyrk(-1.0, left, 1.0, self.inverse, trans=1, lower=1, overwrite_c=1)
         # The rows of a removed unit are exactly zero now; its block stays invertible.
         self.w[s] = 0.0
         self.inverse[s[:, None], s] = np.eye(s.size)
