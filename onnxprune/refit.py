@@ -29,7 +29,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, Graph, Node, cast, depth_first
-from onnxprune.numerics.gram import NormalEquations
+from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
     JUDGED_OUTPUTS,
     random_sums,
@@ -48,7 +48,8 @@ Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 Floats = NDArray[np.floating]
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+# From the largest on: where columns are many and samples few the least need no solve.
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 _BATCHED_COLUMNS = 64
 _TARGET_BYTES = 128 << 20
 
@@ -362,7 +363,7 @@ def on_present_inputs(
 def _columns_of(sums: NormalEquations, at: NDArray[np.int64]) -> NormalEquations:
     """The equations of some columns, (groups, kept); a copy."""
     xx = np.take_along_axis(np.take_along_axis(sums.xx, at[:, :, None], axis=1), at[:, None, :], axis=2)
-    return NormalEquations(xx, np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy(), sums.rows)
+    return NormalEquations(Gram(xx, sums.rows), np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy())
 
 
 def _floats(x: Array) -> NDArray[np.floating]:
@@ -376,7 +377,7 @@ def fit_matrix(
     prior: Matrix,
     stored: Callable[[Matrix], Matrix] | None = None,
 ) -> tuple[Matrix, Fit]:
-    """The weights with the λ that does best on the held-out rows, refitted on all rows; `train` takes up `held`.
+    """The weights with the λ that does best on the held-out rows, refitted on all rows.
 
     stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
     """
@@ -384,21 +385,23 @@ def fit_matrix(
     left = train.xy - train.xx @ prior
     before = float(judge.error(prior).sum())
     if not held.rows:
-        return prior + _solve(train.xx, left, STRENGTHS[-1]), Fit(name, STRENGTHS[-1], before, before)
+        return prior + _solve(train.xx, left, STRENGTHS[0]), Fit(name, STRENGTHS[0], before, before)
     gaps = held.xy - held.xx @ prior
     best, strength = before, float("inf")
     if stored is not None:
         errors = ((s, float(held.error(stored(prior + _solve(train.xx, left, s))).sum())) for s in STRENGTHS)
     else:
         errors = ((s, max(before + change, 0.0)) for s, change in _changes(train.xx, left, held.xx, gaps))
+    last = float("inf")
     for s, error in errors:
         if error < best:
             best, strength = error, s
+        if error > last:  # it falls and rises once
+            break
+        last = error
     if not np.isfinite(strength):
         return prior, Fit(name, strength, before, before)
-    train.xx += held.xx
-    left += gaps
-    return prior + _solve(train.xx, left, strength), Fit(name, strength, before, best)
+    return prior + _solve(train.xx + held.xx, left + gaps, strength), Fit(name, strength, before, best)
 
 
 def _changes(xx: Matrix, left: Matrix, held_xx: Matrix, gaps: Matrix) -> Iterator[tuple[float, float]]:

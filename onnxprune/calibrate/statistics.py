@@ -176,11 +176,13 @@ def choose_ridge(
     xx, lost = (m[np.ix_(keep, keep)] for m in (fit, held))
     xy, left = (m[np.ix_(keep, gone)] @ w[gone] for m in (fit, held))
     errors: list[float] = []
-    for ridge in RIDGES:
+    for ridge in reversed(RIDGES):
         step = solve_spd(xx, xy, ridge)
         # But for what the removed columns lose by themselves, which is the same for all.
         errors.append(float(np.sum(step * (lost @ step - 2.0 * left))))
-    return RIDGES[int(np.argmin(errors))]
+        if len(errors) > 1 and errors[-1] > errors[-2]:  # it falls and rises once
+            break
+    return RIDGES[-1 - int(np.argmin(errors))]
 
 
 class _Contributions:

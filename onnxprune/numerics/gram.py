@@ -111,17 +111,23 @@ class Gram:
         if dtype == np.float64 and self.total.dtype != dtype:
             self.total = self.total.astype(np.float64)
 
-    def result(self) -> Array:
-        """E[x xᵀ], (g, D, D)."""
+    def sums(self) -> Array:
+        """Σ x xᵀ, (g, D, D); the total itself where that is not packed."""
         if not self.packed:
-            return self.total / max(self.rows, 1)
+            whole: Array = np.asarray(self.total, np.float64)
+            return whole
         found = np.empty((len(self.total), self.columns, self.columns))
         unpack = lapack.dtfttr if self.total.dtype == np.float64 else lapack.stfttr
         for packed, full in zip(self.total, found, strict=True):
             full[:] = unpack(self.columns, packed, uplo="L")[0]
-        found /= max(self.rows, 1)
         mirror(found)
         return found
+
+    def result(self) -> Array:
+        """E[x xᵀ], (g, D, D)."""
+        found = self.sums()
+        result: Array = np.divide(found, max(self.rows, 1), out=found if self.packed else None)
+        return result
 
     def first(self) -> Array:
         """E[x xᵀ] of the first group alone, (D, D)."""
@@ -129,37 +135,46 @@ class Gram:
         return found
 
 
-@dataclass
 class NormalEquations:
     """XᵀX (g, D, D), XᵀY (g, D, M) and ΣY² (g, M) of a regression."""
 
-    xx: Array
-    xy: Array
-    yy: Array
-    rows: int = 0
+    def __init__(self, xx: Gram, xy: Array, yy: Array) -> None:
+        self._sum, self.xy, self.yy = xx, xy, yy
+        self._xx: Array | None = None
 
     @classmethod
     def zeros(cls, groups: int, columns: int, targets: int) -> NormalEquations:
         """Empty sums."""
-        shape = (groups, columns)
-        return cls(np.zeros((*shape, columns)), np.zeros((*shape, targets)), np.zeros((groups, targets)))
+        return cls(Gram.zeros(groups, columns), np.zeros((groups, columns, targets)), np.zeros((groups, targets)))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return self._sum.rows
+
+    @property
+    def xx(self) -> Array:
+        """XᵀX, (g, D, D)."""
+        if self._xx is None:
+            self._xx = self._sum.sums()
+        return self._xx
 
     def update(self, x: Floats, y: Floats) -> None:
         """Add rows x (g, R, D) with targets y (g, R, M)."""
-        self.xx += product(x)
+        self._xx = None
+        self._sum.update(x)
         if len(x) == 1:
             self.xy[0] += x[0].T @ y[0]  # one BLAS call; the stacked product is not
         else:
             self.xy += x.transpose(0, 2, 1) @ y
         self.yy += np.einsum("grm,grm->gm", y, y, dtype=np.float64)
-        self.rows += x.shape[1]
 
     def merge(self, other: NormalEquations) -> None:
         """Add the rows that another object has seen."""
-        self.xx += other.xx
+        self._xx = None
+        self._sum.merge(other._sum)
         self.xy += other.xy
         self.yy += other.yy
-        self.rows += other.rows
 
     def error(self, w: Array) -> Array:
         """Σ ||y - wᵀx||² per group and target, (g, M), of weights w (g, D, M)."""

@@ -43,11 +43,11 @@ def _scales(diagonal: Array) -> Array:
     return result
 
 
-def _factored(a: Array, ridge: float) -> tuple[Array, Array]:
+def _factored(a: Array, ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Array, Array]:
     """(L, s): L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
     s = _scales(np.diag(a))
-    m = a * s[:, None]
-    m *= s
+    m = np.multiply(a, s[:, None], dtype=dtype, casting="same_kind")
+    m *= s.astype(dtype)
     m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
     try:
         # Symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place.
@@ -70,16 +70,16 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     return x
 
 
-def inverse_spd(a: Array, ridge: float = 0.0) -> Array:
-    """(a + Λ)⁻¹, regularised as in `solve_spd`."""
-    factor, s = _factored(a, ridge)
-    found, failed = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
-    if failed or not np.isfinite(np.diag(found)).all():
+def inverse_spd(a: Array, ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
+    """(a + Λ)⁻¹, regularised as in `solve_spd`, in Fortran order; dtype: in which it is computed."""
+    factor, s = _factored(a, ridge, dtype)
+    potri = linalg.lapack.dpotri if dtype is np.float64 else linalg.lapack.spotri
+    inverse: Array = potri(factor, lower=1, overwrite_c=1)[0]
+    if not np.isfinite(np.diag(inverse)).all():
         raise SolveFailed(_NOT_FINITE)
-    inverse: Array = found
     mirror(inverse)
-    inverse *= s[:, None]
-    inverse *= s
+    inverse *= s[:, None].astype(dtype)
+    inverse *= s.astype(dtype)
     return inverse
 
 

@@ -37,8 +37,13 @@ class _State:
     def __init__(self, r: Regression, units: int, ridge: float) -> None:
         columns = np.flatnonzero(r.unit >= 0)
         columns = columns[np.argsort(r.unit[columns], kind="stable")]
-        self.inverse = _block(inverse_spd(r.p, max(ridge, r.ridge)), columns)
-        self.w = r.w[columns] * np.sqrt(r.weight)
+        ridge = max(ridge, r.ridge)
+        # Where units go several at a time anyway, and the ridge bounds the condition, single precision is enough.
+        dtype = np.float32 if columns.size > EXACT_COLUMNS and ridge >= RIDGE else np.float64
+        self.inverse = _block(inverse_spd(r.p, ridge, dtype), columns)
+        self.w = (r.w[columns] * np.sqrt(r.weight)).astype(dtype)
+        self.potrf, self.trtrs = lapack.get_lapack_funcs(("potrf", "trtrs"), (self.w,))
+        (self.syrk,) = blas.get_blas_funcs(("syrk",), (self.w,))
         # A column that is always zero contributes nothing: its weight does not count, and its block stays invertible.
         dead = np.flatnonzero(np.diag(self.inverse) <= 0.0)
         self.inverse[dead, dead] = 1.0
@@ -58,7 +63,7 @@ class _State:
         """Cost of removing each unit of `alive`, (n,)."""
         found = np.zeros(self.alive.size)
         if self.uniform == 1:
-            found[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(self.inverse.diagonal(), 1e-300)
+            found[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(self.inverse.diagonal(), np.finfo(self.w.dtype).tiny)
         elif self.uniform:
             at = np.arange(len(self.w)).reshape(-1, self.uniform)
             lower = np.maximum(at[:, :, None], at[:, None, :]), np.minimum(at[:, :, None], at[:, None, :])
@@ -87,17 +92,17 @@ class _State:
         n = len(self.inverse)
         across = np.where(np.arange(n)[:, None] >= s, self.inverse[:, s], self.inverse[s].T)
         # LAPACK itself: scipy's checks of the arguments would take longer than most of these small systems.
-        factor, failed = lapack.dpotrf(across[s], lower=1)
+        factor, failed = self.potrf(across[s], lower=1)
         if failed:
             raise SolveFailed("the inverse of a Gram matrix is not positive definite")
-        left, solved = (lapack.dtrtrs(factor, b, lower=1)[0] for b in (across.T, self.w[s]))
+        left, solved = (self.trtrs(factor, b, lower=1)[0] for b in (across.T, self.w[s]))
         self.w -= left.T @ solved
-        self.inverse = blas.dsyrk(-1.0, left, 1.0, self.inverse, trans=1, lower=1, overwrite_c=1)
+        self.inverse = self.syrk(-1.0, left, 1.0, self.inverse, trans=1, lower=1, overwrite_c=1)
         # The rows of a removed unit are exactly zero now; its block stays invertible.
         self.w[s] = 0.0
         self.inverse[s[:, None], s] = np.eye(s.size)
         self._drop()
-        return float(np.sum(solved**2))
+        return float(np.sum(solved**2, dtype=np.float64))
 
     def _drop(self) -> None:
         """Drop the rows of removed units, once they are enough to be worth a copy."""
