@@ -21,6 +21,8 @@ from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Mas
 
 # How far from the wanted share of the time a measured one may be.
 LATENCY_MISSED = 0.1
+# Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
+TRIAL_PASSES = 2.0
 
 
 def allocate(
@@ -207,15 +209,20 @@ def trials_of(
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
     taken = coupled.taken
+    only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
+    passes = TRIAL_PASSES * loaded.count / len(loaded.held)
+    samples, reference = sensitivity.affordable(
+        taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
+    )
     return sensitivity.measure(
         taken.proto,
         taken.channels,
         coupled.layers,
         calibrated.moments,
-        loaded.held,
-        calibrated.reference,
+        samples,
+        reference,
         paths,
-        only={i for i, w in enumerate(widths) if len(w) > 1} - taken.idle,
+        only=only,
         whole={i for i, w in enumerate(widths) if w[0] == 0},
         types=loaded.normalised.types,
         memory=settings.memory,

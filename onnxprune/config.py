@@ -56,7 +56,8 @@ class PruneConfig:
     leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
     labels: the key of the calibration data that holds the labels, for the methods in LABELLED; None without any.
-    memory: bytes that cached activations of one model may take. force: write even where a check failed.
+    memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
+    failed.
     Raises UsageError for a value out of range.
     """
 
@@ -83,7 +84,7 @@ class PruneConfig:
     seed: int = 0
     samples: int | None = None
     labels: str | None = None
-    memory: int = 512 << 20
+    memory: int = 256 << 20
     force: bool = False
 
     def __post_init__(self) -> None:

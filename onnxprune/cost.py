@@ -33,7 +33,7 @@ class Length:
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The length with `kept[g]` units of each group."""
-        return self.constant + sum(p * int(kept[g]) for g, p in self.groups)
+        return self.constant + sum(p * kept[g] for g, p in self.groups)
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,21 @@ class Cost:
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The whole cost with `kept[g]` units of each group."""
-        return sum(t.at(kept) for t in self.terms)
+        counts = _numbers(kept)
+        return sum(t.at(counts) for t in self.terms)
 
     def saving(self, kept: Counts, group: int, fewer: int) -> float:
         """What keeping `fewer` units less of one group saves."""
         terms = [self.terms[i] for i in self._touching[group]]
-        before = sum(t.at(kept) for t in terms)
-        less = kept.copy()
+        less = _numbers(kept).copy()
+        before = sum(t.at(less) for t in terms)
         less[group] -= fewer
         return before - sum(t.at(less) for t in terms)
+
+
+def _numbers(kept: Counts | Sequence[int]) -> list[int]:
+    """Plain numbers: an entry of an array takes several times as long to read."""
+    return kept.tolist() if isinstance(kept, np.ndarray) else list(kept)
 
 
 def _length(channels: ChannelGraph, factor: Labels | None, size: int) -> Length:

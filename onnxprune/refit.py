@@ -29,8 +29,15 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, Graph, Node, cast, depth_first
-from onnxprune.numerics.gram import NormalEquations
-from onnxprune.numerics.least_squares import restricted, ridge, ridge_batch, scale
+from onnxprune.numerics.gram import Gram, NormalEquations
+from onnxprune.numerics.least_squares import (
+    JUDGED_OUTPUTS,
+    random_sums,
+    restricted,
+    scale,
+    solve_spd,
+    solve_spd_batch,
+)
 from onnxprune.oracle import mask_of
 from onnxprune.prefetch import prefetched
 from onnxprune.quantized import behind_quantization
@@ -41,7 +48,8 @@ Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 Floats = NDArray[np.floating]
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+# From the largest on: where columns are many and samples few the least need no solve.
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 _BATCHED_COLUMNS = 64
 _TARGET_BYTES = 128 << 20
 
@@ -92,26 +100,31 @@ def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]
 
 def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
     result = np.zeros_like(w)
+    p = known.p
     for g in range(layer.groups):
         if level == "scale" or known.classes is not None:
-            result[g] = w[g] * _column_scales(layer.columns(g), w[g], known, g, keep)[:, None]
+            scales = _column_scales(layer.columns(g), w[g], p[g], keep, contributions=known.classes is not None)
+            result[g] = w[g] * scales[:, None]
         elif columns[g].any():
             # A mean needs no prior, however few the samples.
             strength = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
-            result[g][columns[g]] = restricted(known.p[g], w[g], columns[g], strength)
+            result[g][columns[g]] = restricted(p[g], w[g], columns[g], strength)
     return result
 
 
 def _column_scales(
-    column_classes: NDArray[np.int64], w: Matrix, known: InputMoments, g: int, keep: Mask
+    column_classes: NDArray[np.int64], w: Matrix, p: Matrix, keep: Mask, *, contributions: bool
 ) -> NDArray[np.float64]:
-    """One factor per column, shared inside a channel; untracked columns and the constant keep 1."""
+    """One factor per column, shared inside a channel; untracked columns and the constant keep 1.
+
+    p: moments of the columns, or those of the contributions of the classes.
+    """
     classes, owner = np.unique(column_classes, return_inverse=True)
-    if known.classes is not None:
-        k = known.p[g]
+    if contributions:
+        k = p
     else:
         member = csr_array((np.ones(owner.size), (owner, np.arange(owner.size))), shape=(classes.size, owner.size))
-        k = member @ (member @ ((w @ w.T) * known.p[g])).T
+        k = member @ (member @ ((w @ w.T) * p)).T
     free = (classes >= 0) & keep[np.maximum(classes, 0)]
     gone = (classes >= 0) & ~free
     factor = np.ones(classes.size)
@@ -237,7 +250,7 @@ def lockstep(
             cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
-            stored = partial(cut_layer.rounded, present=weights)
+            stored = partial(cut_layer.rounded, present=weights) if cut_layer.quantized else None
             matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
             found = cut_layer.weights(matrix, weights)
             if np.isfinite(fit.strength) and beyond(found, {k: w.dtype for k, w in weights.items()}):
@@ -263,7 +276,8 @@ def _parts(layers: Sequence[Layer], samples: int) -> Iterator[list[Layer]]:
         yield part
 
 
-Points = list[tuple[NDArray[np.int64], Floats]]  # per batch: positions, and values (R, kept outputs) of the original
+# Per batch: positions, and values (R, kept outputs) of the original.
+Points = list[tuple[NDArray[np.int64], storage.Kept]]
 
 
 def reference_points(
@@ -291,7 +305,7 @@ def reference_points(
             w = computed[i]
             at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
             values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((at, _floats(values[:, outputs[i]])))
+            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]))))
     return points
 
 
@@ -303,7 +317,8 @@ def accumulate(
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
     wanted = [t for t in (cut_layer.data, target.other) if t]
     batches = zip(points, prefetched(slim.advance(wanted, stay=stay)), strict=True)
-    for index, ((at, y), small) in enumerate(batches):
+    for index, ((at, values), small) in enumerate(batches):
+        y = values.load()
         if target.other:
             y = y - _rows_of(cut_layer, small[target.other], at, len(y))
         if target.gain is not None and target.shift is not None:
@@ -350,7 +365,7 @@ def on_present_inputs(
         return np.take_along_axis(layer.rounded(full(matrix), weights), at[:, :, None], axis=1)
 
     prior = np.take_along_axis(whole, at[:, :, None], axis=1)
-    matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored)
+    matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored if layer.quantized else None)
     found = layer.weights(full(matrix), weights)
     if not np.isfinite(fit.strength) or beyond(found, {k: weights[k].dtype for k in found}):
         return {}
@@ -360,7 +375,7 @@ def on_present_inputs(
 def _columns_of(sums: NormalEquations, at: NDArray[np.int64]) -> NormalEquations:
     """The equations of some columns, (groups, kept); a copy."""
     xx = np.take_along_axis(np.take_along_axis(sums.xx, at[:, :, None], axis=1), at[:, None, :], axis=2)
-    return NormalEquations(xx, np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy(), sums.rows)
+    return NormalEquations(Gram(xx, sums.rows), np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy())
 
 
 def _floats(x: Array) -> NDArray[np.floating]:
@@ -368,30 +383,54 @@ def _floats(x: Array) -> NDArray[np.floating]:
 
 
 def fit_matrix(
-    name: str, train: NormalEquations, held: NormalEquations, prior: Matrix, stored: Callable[[Matrix], Matrix]
+    name: str,
+    train: NormalEquations,
+    held: NormalEquations,
+    prior: Matrix,
+    stored: Callable[[Matrix], Matrix] | None = None,
 ) -> tuple[Matrix, Fit]:
     """The weights with the λ that does best on the held-out rows, refitted on all rows.
 
     stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
     """
     judge = held if held.rows else train
+    left = train.xy - train.xx @ prior
     before = float(judge.error(prior).sum())
+    if not held.rows:
+        return prior + _solve(train.xx, left, STRENGTHS[0]), Fit(name, STRENGTHS[0], before, before)
+    gaps = held.xy - held.xx @ prior
     best, strength = before, float("inf")
-    if held.rows:
-        for s in STRENGTHS:
-            error = float(held.error(stored(_solve(train, prior, s))).sum())
-            if error < best:
-                best, strength = error, s
+    if stored is not None:
+        errors = ((s, float(held.error(stored(prior + _solve(train.xx, left, s))).sum())) for s in STRENGTHS)
     else:
-        strength = STRENGTHS[-1]
+        errors = ((s, max(before + change, 0.0)) for s, change in _changes(train.xx, left, held.xx, gaps))
+    last = float("inf")
+    for s, error in errors:
+        if error < best:
+            best, strength = error, s
+        if error > last:  # it falls and rises once
+            break
+        last = error
     if not np.isfinite(strength):
         return prior, Fit(name, strength, before, before)
-    train.merge(held)
-    matrix = _solve(train, prior, strength)
-    return matrix, Fit(name, strength, before, best)
+    return prior + _solve(train.xx + held.xx, left + gaps, strength), Fit(name, strength, before, best)
 
 
-def _solve(sums: NormalEquations, prior: Matrix, strength: float) -> Matrix:
-    if sums.xx.shape[0] > 1 and sums.xx.shape[1] <= _BATCHED_COLUMNS:
-        return ridge_batch(sums.xx, sums.xy, prior, strength)
-    return np.stack([ridge(sums.xx[g], sums.xy[g], prior[g], strength) for g in range(prior.shape[0])])
+def _changes(xx: Matrix, left: Matrix, held_xx: Matrix, gaps: Matrix) -> Iterator[tuple[float, float]]:
+    """For every λ how the held-out error changes, many outputs by random sums.
+
+    left, gaps: XᵀE of the prior's errors E, on the rows to fit and on those held out, (g, D, M).
+    """
+    sums = random_sums(left.shape[2], JUDGED_OUTPUTS)
+    if sums is not None:
+        left, gaps = left @ sums, gaps @ sums
+    for s in STRENGTHS:
+        step = _solve(xx, left, s)
+        yield s, float(np.sum(step * (held_xx @ step - 2.0 * gaps)))
+
+
+def _solve(xx: Matrix, left: Matrix, strength: float) -> Matrix:
+    """How far the weights go from the prior: xx (g, D, D), left (g, D, M)."""
+    if xx.shape[0] > 1 and xx.shape[1] <= _BATCHED_COLUMNS:
+        return solve_spd_batch(xx, left, strength)
+    return np.stack([solve_spd(a, b, strength) for a, b in zip(xx, left, strict=True)])

@@ -191,14 +191,14 @@ def regressions_of(
     found: list[Regression] = []
     for layer in layers:
         known = moments[layer.weight]
+        p = known.p
         if known.classes is not None:
             ones = np.ones((known.classes.size, 1))
-            parts = [Regression(known.p[0], ones, unit[known.classes], centred=False)]
+            parts = [Regression(p[0], ones, unit[known.classes], centred=False)]
         else:
             w = layer.matrix(channels.graph.constants)
             parts = [
-                Regression(known.p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias))
-                for i in range(layer.groups)
+                Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias)) for i in range(layer.groups)
             ]
         if layer.weight not in powers:
             powers[layer.weight] = [p.power() for p in parts]

@@ -40,6 +40,8 @@ from onnxprune.walk import Walker
 
 # Shares of a group's units that the trials remove.
 LEVELS = (0.3, 0.6)
+# However many groups there are, the trials of each look at so many samples.
+LEAST_TRIED = 8
 
 
 def measure(
@@ -167,6 +169,46 @@ def read_by_layers_alone(
             for f in channels.factors.get(r.node.inputs[r.slot], ()):
                 other |= set(np.unique(channels.group_of[f]).tolist())
     return {g for g, c in enumerate(consumers) if c} - other
+
+
+def affordable(
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    only: Set[int],
+    samples: Samples,
+    reference: Mapping[str, Array],
+    passes: float,
+) -> tuple[Samples, Mapping[str, Array]]:
+    """The first samples, and the outputs for them, so many that all trials cost at most `passes` runs over all samples.
+
+    At least `LEAST_TRIED`; all of them where that is enough, or where outputs do not belong to single samples.
+    """
+    behind = _work_behind(channels)
+    consumers = consumers_of(channels, layers)
+    runs = sum(
+        len(trial_widths(channels.groups[g].size, channels.groups[g].step))
+        * (behind[min(x.node.index for x in consumers[g])] if consumers[g] else 1.0)
+        for g in only
+    )
+    count = len(samples)
+    few = max(int(count * passes / max(runs, 1e-9)), min(LEAST_TRIED, count))
+    if few >= count or any(not v.ndim or len(v) != count for v in reference.values()):
+        return samples, reference
+    return samples.take(np.arange(few)), {k: v[:few] for k, v in reference.items()}
+
+
+def _work_behind(channels: ChannelGraph) -> dict[int, float]:
+    """By node, the share of the model's multiplications in it and in what comes after it."""
+    graph = channels.graph
+    work = {n.index: 0.0 for n in graph.nodes}
+    for x in channels.linears:
+        weight, out = graph.shape(x.weight) or (1,), graph.shape(x.node.outputs[0]) or (1,)
+        if x.node.index in work:
+            width = out[1] if x.node.op in ("Conv", "ConvTranspose", "DeformConv") and len(out) > 1 else out[-1]
+            work[x.node.index] = float(np.prod(out)) * float(np.prod(weight)) / max(width, 1)
+    shares = np.array([*work.values()])
+    behind = np.cumsum(shares[::-1])[::-1] / max(float(shares.sum()), 1.0)
+    return dict(zip(work, behind.tolist(), strict=True))
 
 
 def trial_widths(units: int, step: int) -> list[int]:

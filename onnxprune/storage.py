@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,8 +32,9 @@ from onnxprune.graph import Array
 INLINE_BYTES = 1024
 # What is computed on the way goes to a file of its own from this size on.
 SPILL_BYTES = 64 << 10
-# Embedded weights of a model above this size are treated as if they had been stored beside it.
-LARGE_BYTES = 1 << 30
+# Embedded weights of a model above this size are treated as if they had been stored beside it: every copy of the model
+# that is made on the way then shares them.
+LARGE_BYTES = 16 << 20
 # A message of protobuf ends at 2 GiB; the graph itself has to fit beside the weights.
 MOST_BYTES = (2 << 30) - (64 << 20)
 _PAGE = 4096
@@ -321,6 +323,34 @@ def spilling() -> Iterator[None]:
             _SPILL.reset(token)
 
 
+class Kept:
+    """An array that lies in a file while nothing reads it; in memory where `spilling()` has no folder.
+
+    The file goes with the object. A copy in another process holds the values. Raises RunError where it cannot be
+    written.
+    """
+
+    def __init__(self, array: Array) -> None:
+        folder = _SPILL.get()
+        self._array: Array | None = array
+        if folder is None or array.dtype.hasobject:
+            return
+        path = folder.path / str(next(folder.numbers))
+        self._path, self._dtype, self._shape = path, array.dtype, array.shape
+        _write(path, lambda f: _write_array(array, f))
+        self._array = None
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+    def load(self) -> Array:
+        """The values; read anew each time, and not mapped: pages of a mapped file would count as this process's."""
+        if self._array is not None:
+            return self._array
+        return np.fromfile(self._path, np.uint8).view(self._dtype).reshape(self._shape)
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[Array]]:
+        return Kept, (self.load(),)
+
+
 def tensor_of(array: Array, name: str, *, outside: bool) -> onnx.TensorProto:
     """The tensor of an array; outside: in a file where it is large (and `spilling()` has a folder), else embedded.
 
@@ -349,13 +379,17 @@ def _to_file(
     tensor: onnx.TensorProto, folder: _Folder, size: int, write: Callable[[IO[bytes]], None]
 ) -> onnx.TensorProto:
     path = folder.path / str(next(folder.numbers))
+    _write(path, write)
+    Place(str(path), 0, size).put(tensor)
+    return tensor
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     try:
         with path.open("wb") as f:
             write(f)
     except OSError as e:
-        raise RunError(f"{folder.path} has no room for weights: {e.strerror}; set TMPDIR to a larger folder") from e
-    Place(str(path), 0, size).put(tensor)
-    return tensor
+        raise RunError(f"{path.parent} has no room: {e.strerror}; set TMPDIR to a larger folder") from e
 
 
 def outside(proto: onnx.ModelProto) -> onnx.ModelProto:

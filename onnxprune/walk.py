@@ -1,12 +1,13 @@
 """Run a model forward in instalments over all samples, keeping only the tensors that later parts still need.
 
-Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. Where
-the frontier would exceed the memory limit the older, smaller one stays, and the nodes in between run again.
+Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. What of
+it would exceed the memory limit lies in files (`storage.Kept`) and is read batch by batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,6 +18,10 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.graph import Array
 from onnxprune.runtime import Session
+from onnxprune.storage import Kept
+
+# Tensors of a batch that a runtime holds at the same time, about.
+_HELD_AT_ONCE = 4
 
 
 class Walker:
@@ -37,9 +42,11 @@ class Walker:
         self._types = dict(types)
         self._shapes = shapes
         size = batch_size(shapes, _widest(shapes, proto), len(samples) if hold_out else BATCH * 2 * HOLD_OUT)
-        self._batches: list[dict[str, Array]] = list(samples.batches(size))
-        self.counts = [samples.count(b) for b in self._batches]
-        self._available = set(self._batches[0])
+        size = 1 if samples.fixed_batch else size
+        starts = range(0, len(samples), size)
+        self._batches: list[Mapping[str, Array]] = [_Inputs(samples, start, start + size) for start in starts]
+        self.counts = [min(size, len(samples) - start) for start in starts]
+        self._available = {s.name for s in samples.specs}
         self._done: set[int] = set()
         self._readers: dict[str, list[int]] = {}
         self._producer: dict[str, int] = {}
@@ -55,7 +62,7 @@ class Walker:
 
     @property
     def batches(self) -> Sequence[Mapping[str, Array]]:
-        """The kept tensors of every batch."""
+        """The kept tensors of every batch, read when they are asked for."""
         return self._batches
 
     def advance(self, names: Sequence[str], *, stay: bool = False) -> Iterator[dict[str, Array]]:
@@ -67,15 +74,17 @@ class Walker:
         reached = self._available | {o for i in executed for o in self.proto.graph.node[i].output if o}
         frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
         # What is no tensor (a sequence, say) cannot be fed back, so such a frontier is not one to start from.
-        move = frontier <= set(self._types) | self._available and self._bytes(frontier) <= self.memory and not stay
+        move = frontier <= set(self._types) | self._available and not stay
+        spill = move and self._bytes(frontier) > self.memory
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
         session = Session(m.submodel(self.proto, self.frontier, produced)) if produced else None
-        for index, feeds in enumerate(self._batches):
-            values = session.run(feeds) if session is not None else {}
-            known = {**feeds, **values}
-            yield {t: known[t] for t in names}
+        for index, before in enumerate(self._batches):
+            values: dict[str, Array] = {}
+            if session is not None:
+                values = session.run({t: before[t] for t in session.inputs})
+            yield {t: values[t] if t in values else before[t] for t in names}
             if move:
-                self._batches[index] = {t: known[t] for t in frontier}
+                self._batches[index] = _Kept.of(before, values, frontier, spill=spill)
         if move:
             self._available, self._done = frontier, executed
 
@@ -96,7 +105,52 @@ class Walker:
         return per_batch * len(self.samples)
 
 
+@dataclass(frozen=True, eq=False)
+class _Inputs(Mapping[str, Array]):
+    """The model's inputs for some samples."""
+
+    samples: Samples
+    start: int
+    stop: int
+
+    def __getitem__(self, name: str) -> Array:
+        return self.samples.slice(self.start, self.stop, (name,))[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (s.name for s in self.samples.specs)
+
+    def __len__(self) -> int:
+        return len(self.samples.specs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept(Mapping[str, Array]):
+    """Activations of one batch, in memory or in files."""
+
+    stored: Mapping[str, Array | Kept]
+
+    @classmethod
+    def of(cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], *, spill: bool) -> _Kept:
+        """The tensors `names`: new `values`, or what was kept `before`; spill: in files, where they are not yet."""
+        found: dict[str, Array | Kept] = {}
+        for t in names:
+            old = before.stored.get(t) if isinstance(before, _Kept) else before.get(t)
+            value = old if old is not None else values[t]
+            found[t] = Kept(value) if spill and not isinstance(value, Kept) else value
+        return cls(found)
+
+    def __getitem__(self, name: str) -> Array:
+        value = self.stored[name]
+        return value.load() if isinstance(value, Kept) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
     """The few largest tensors: what a batch has to hold at once."""
     sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
-    return [o for _, o in sorted(sized, reverse=True)[:8]]
+    return [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]

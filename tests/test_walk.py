@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from onnxprune import storage
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.walk import Walker
 from tests.calibrated import prepare_text, samples_of, values
@@ -75,13 +78,55 @@ def test_the_frontier_holds_only_what_is_still_read(prepared: Lookup) -> None:
         assert [sorted(b) for b in w.batches] == [kept] * 9
 
 
-def test_too_large_a_frontier_is_not_kept(prepared: Lookup) -> None:
-    """Fails where the memory limit is ignored: without memory, the inputs stay the frontier."""
+def bytes_in(w: Walker) -> int:
+    """What a walker holds of activations in memory."""
+    stored = [v for b in w._batches for v in getattr(b, "stored", {}).values()]
+    return sum(v.nbytes for v in stored if isinstance(v, np.ndarray))
+
+
+@pytest.mark.parametrize("name", ["residual", "dense_concat", "two_layouts"])
+def test_a_walk_through_files_equals_one_in_memory_bit_for_bit(name: str, prepared: Lookup) -> None:
+    """Fails where a batch comes back from its file in another order, shape or type, or where the limit is ignored."""
+    p = prepared(name)
+    graph = p.channels.graph
+    wanted = [o for n in graph.nodes for o in n.outputs if graph.shapes.get(o, (0,))[:1] == (2,)]
+    with storage.spilling():
+        spilled, held = walker(p, 70, 0), walker(p, 70, 1 << 40)
+        for tensor in wanted:
+            parts = zip(spilled.advance((tensor,)), held.advance((tensor,)), strict=True)
+            for found, expected in parts:
+                assert found[tensor].dtype == expected[tensor].dtype
+                assert_same(found[tensor], expected[tensor], rtol=0.0, atol=0.0)
+            assert spilled.frontier == held.frontier
+            for found, expected in zip(spilled.batches, held.batches, strict=True):
+                assert sorted(found) == sorted(expected)
+                for t in found:
+                    assert_same(found[t], expected[t], rtol=0.0, atol=0.0)
+            assert bytes_in(spilled) == 0
+
+
+def test_files_of_what_is_no_longer_kept_are_removed(prepared: Lookup, tmp_path: Path) -> None:
+    """Fails where the disk fills up with every instalment of a deep network."""
     p = prepared("residual")
-    w = walker(p, 70, 0)
-    for tensor in ("r", "d", "s"):
-        assert len(list(w.advance((tensor,)))) == 9
-        assert list(w.frontier) == ["x"]
+    tempfile.tempdir = str(tmp_path)
+    try:
+        with storage.spilling():
+            w = walker(p, 70, 0)
+            for tensor, kept in (("r", 1), ("d", 2), ("s", 1)):
+                assert len(list(w.advance((tensor,)))) == 9
+                assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 9 * kept
+    finally:
+        tempfile.tempdir = None
+
+
+def test_nothing_runs_twice_without_memory(prepared: Lookup) -> None:
+    """Fails where too large a frontier is given up, and the walk starts again at the inputs."""
+    p = prepared("residual")
+    with storage.spilling():
+        w = walker(p, 70, 0)
+        for tensor, kept in (("r", ["r"]), ("d", ["d", "r"]), ("s", ["s"])):
+            assert len(list(w.advance((tensor,)))) == 9
+            assert list(w.frontier) == kept
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -1,13 +1,16 @@
 """Calibration and evaluation data: read, checked against the model's inputs, and handed out in batches.
 
 Accepted: a `.npz` keyed by input names, a `.npy` for a model with one input, or a folder of either. Files are read
-without pickles, a folder one file at a time. Everything is hostile until checked.
+without pickles, a folder one file at a time. Everything is hostile until checked. A large array that is not compressed
+stays in its file, and its samples are read when they are run.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,65 @@ from onnxprune.errors import CalibrationError
 from onnxprune.graph import cast, is_float
 
 Array = NDArray[Any]
+# Arrays of this size and more stay in their files.
+LARGE_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """An array in a file, of which samples are read when they are asked for.
+
+    offset: of the first byte. chosen: the rows of the file that count, in their order; None for all.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    stored: tuple[int, ...]
+    chosen: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self.stored[0] if self.chosen is None else len(self.chosen)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        return (len(self), *self.stored[1:])
+
+    @property
+    def ndim(self) -> int:
+        """As of an array."""
+        return len(self.stored)
+
+    @property
+    def size(self) -> int:
+        """As of an array."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, part: slice) -> Array:
+        """Some samples, read. Raises CalibrationError where the file has changed meanwhile."""
+        try:
+            # Mapped for the moment only: pages of a mapped file count as this process's memory.
+            whole = np.memmap(self.path, self.dtype, "r", self.offset, self.stored)
+        except (OSError, ValueError) as e:
+            raise CalibrationError(f"{self.path} cannot be read any more: {e}; leave it as it is during a run") from e
+        return np.array(whole[part] if self.chosen is None else whole[self.chosen[part]])
+
+    def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Rows:
+        """A subset of the samples, not read yet."""
+        rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
+        return Rows(self.path, self.offset, self.dtype, self.stored, rows[np.asarray(indices, np.int64)])
+
+
+def chunks(a: Array | Rows) -> Iterator[Array]:
+    """An array in pieces of some megabytes, along its first axis."""
+    if isinstance(a, np.ndarray) and not a.ndim:
+        yield a
+        return
+    size = max(1, _CHUNK_BYTES // max(math.prod(a.shape[1:]) * a.dtype.itemsize, 1))
+    for start in range(0, len(a), size):
+        yield a[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -59,7 +121,7 @@ class Samples:
     """
 
     specs: tuple[InputSpec, ...]
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Array | Rows]
     extras: Mapping[str, Array] = field(default_factory=dict)
     origin: str = ""
     synthetic: bool = False
@@ -79,9 +141,10 @@ class Samples:
         for start in range(0, len(self), size):
             yield self.slice(start, start + size)
 
-    def slice(self, start: int, stop: int) -> dict[str, Array]:
-        """Feeds of samples start..stop."""
-        return {s.name: self.arrays[s.name][start:stop] if s.batched else self.arrays[s.name] for s in self.specs}
+    def slice(self, start: int, stop: int, names: Collection[str] | None = None) -> dict[str, Array]:
+        """Feeds of samples start..stop; names: of these inputs alone."""
+        specs = [s for s in self.specs if names is None or s.name in names]
+        return {s.name: _sliced(self.arrays[s.name], slice(start, stop) if s.batched else None) for s in specs}
 
     def count(self, feeds: Mapping[str, Array]) -> int:
         """Samples in the feeds of one batch."""
@@ -89,7 +152,9 @@ class Samples:
 
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Samples:
         """A subset of the samples."""
-        picked = {s.name: self.arrays[s.name][indices] if s.batched else self.arrays[s.name] for s in self.specs}
+        picked = {
+            s.name: _picked(self.arrays[s.name], indices) if s.batched else self.arrays[s.name] for s in self.specs
+        }
         extras = {k: v[indices] for k, v in self.extras.items() if v.ndim and len(v) == len(self)}
         return Samples(self.specs, picked, extras, self.origin, self.synthetic)
 
@@ -109,10 +174,25 @@ class Samples:
         """Over names, shapes and values of the inputs, and of these extra keys."""
         digest = hashlib.sha256()
         for name in (*sorted(self.arrays), *extras):
-            a = np.ascontiguousarray(self.arrays[name] if name in self.arrays else self.extras[name])
-            digest.update(f"{name}{a.shape}{a.dtype}".encode())
-            digest.update(a.tobytes())
+            a = self.arrays[name] if name in self.arrays else self.extras[name]
+            # An array without an axis counts as one with a single entry.
+            digest.update(f"{name}{a.shape or (1,)}{a.dtype}".encode())
+            for part in chunks(a):
+                digest.update(part.tobytes())
         return digest.hexdigest()
+
+
+def _sliced(a: Array | Rows, part: slice | None) -> Array:
+    if isinstance(a, Rows) or part is not None:
+        return a[part or slice(None)]
+    return a
+
+
+def _picked(a: Array | Rows, indices: Sequence[int] | NDArray[np.int64]) -> Array | Rows:
+    if isinstance(a, Rows):
+        return a.at(indices)
+    found: Array = a[indices]
+    return found
 
 
 def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
@@ -129,7 +209,7 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
     else:
         raise CalibrationError(f"{p} is neither a .npz, a .npy nor a folder of them")
     parts = [_checked(_read(f, specs), specs, f) for f in files]
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Array | Rows] = {}
     for s in specs:
         pieces = [part[0][s.name] for part in parts]
         if not s.batched:
@@ -137,7 +217,7 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
         elif len({piece.shape[1:] for piece in pieces}) > 1:
             raise CalibrationError(f"{p}: the files hold input {s.name!r} in different shapes; make them equal")
         else:
-            arrays[s.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            arrays[s.name] = pieces[0] if len(pieces) == 1 else np.concatenate([piece[:] for piece in pieces])
     extras: dict[str, Array] = {}
     counts = [next((len(inputs[s.name]) for s in specs if s.batched), 1) for inputs, _ in parts]
     for k in parts[0][1]:
@@ -157,16 +237,17 @@ def checked(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...]) -> Sample
     return Samples(specs, inputs, extras, "arrays in memory")
 
 
-def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
+def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array | Rows]:
     try:
         with path.open("rb") as f:
-            found = np.load(f, allow_pickle=False)
-            whole = isinstance(found, np.ndarray)
-            loaded: dict[str, Any] = {"": found} if whole else {k: found[k] for k in found.files}
+            rows = _rows(path, 0, path.stat().st_size)
+            found: Any = np.load(f, allow_pickle=False) if rows is None else rows
+            whole = isinstance(found, (np.ndarray, Rows))
+            loaded: dict[str, Any] = {"": found} if whole else {k: _member(path, found, k) for k in found.files}
     except Exception as e:  # numpy, zipfile, zlib and tokenize share no base class, and a header may ask for all memory
         raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(str(e).split())[:200]}") from e
     for k, v in loaded.items():
-        if not isinstance(v, np.ndarray):
+        if not isinstance(v, (np.ndarray, Rows)):
             raise CalibrationError(f"{path} cannot be read as numpy data: its member {k!r} is not an array")
     if not whole:
         return loaded
@@ -176,11 +257,46 @@ def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
     return {specs[0].name: loaded[""]}
 
 
+def _member(path: Path, archive: Any, name: str) -> Any:
+    """One array of an archive, or where it lies there."""
+    info = archive.zip.NameToInfo.get(f"{name}.npy")
+    if info is not None and info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
+        with path.open("rb") as f:
+            f.seek(info.header_offset)
+            head = f.read(30)
+        start = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        rows = _rows(path, start, info.file_size)
+        if rows is not None:
+            return rows
+    return archive[name]
+
+
+def _rows(path: Path, start: int, length: int) -> Rows | None:
+    """The large array that starts at a byte of a file; None where it is small, or not stored row by row."""
+    if length < LARGE_BYTES:
+        return None
+    with path.open("rb") as f:
+        f.seek(start)
+        prefix = f.read(len(np.lib.format.MAGIC_PREFIX) + 1)
+        major = prefix[-1]
+        if not prefix.startswith(np.lib.format.MAGIC_PREFIX) or major not in (1, 2):
+            return None
+        f.seek(start)
+        np.lib.format.read_magic(f)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(f)
+        offset = f.tell()
+    fits = offset + math.prod(shape) * dtype.itemsize <= start + length
+    if by_columns or dtype.hasobject or not fits or not shape or not dtype.itemsize:
+        return None
+    return Rows(path, offset, dtype, shape)
+
+
 def _checked(
-    data: Mapping[str, Array], specs: tuple[InputSpec, ...], path: Path | str
-) -> tuple[dict[str, Array], dict[str, Array]]:
+    data: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...], path: Path | str
+) -> tuple[dict[str, Array | Rows], dict[str, Array]]:
     """(inputs, other keys), with every input's presence, dtype, shape and values checked."""
-    checked: dict[str, Array] = {}
+    checked: dict[str, Array | Rows] = {}
     count: int | None = None
     for s in specs:
         if s.name not in data:
@@ -191,23 +307,30 @@ def _checked(
             )
         a = data[s.name]
         where = f"{path}: input {s.name!r}"
-        if s.dtype.itemsize == 2 and is_float(s.dtype) and a.dtype in (np.float32, np.float64):
+        if isinstance(a, Rows) and (a.dtype != s.dtype or a.ndim != len(s.dims) or not s.batched):
+            a = a[:]
+        if (
+            isinstance(a, np.ndarray)
+            and s.dtype.itemsize == 2
+            and is_float(s.dtype)
+            and a.dtype in (np.float32, np.float64)
+        ):
             a = _halved(a, s, where)
         if a.dtype != s.dtype:
             raise CalibrationError(f"{where} is {a.dtype}, the model wants {s.dtype}; convert it with .astype")
-        if s.batched and a.ndim == len(s.dims) - 1:
+        if isinstance(a, np.ndarray) and s.batched and a.ndim == len(s.dims) - 1:
             a = a[None]
         _check_shape(a, s, where)
         if a.size == 0:
             raise CalibrationError(f"{where} is empty; at least one sample is needed")
-        if is_float(a.dtype) and not np.isfinite(a).all():
+        if is_float(a.dtype) and not all(np.isfinite(part).all() for part in chunks(a)):
             raise CalibrationError(f"{where} holds NaN or infinite values; clean the data first")
         if s.batched:
             if count is not None and len(a) != count:
                 raise CalibrationError(f"{where} has {len(a)} samples, another input has {count}")
             count = len(a)
         checked[s.name] = a
-    return checked, {k: v for k, v in data.items() if k not in checked}
+    return checked, {k: v[:] if isinstance(v, Rows) else v for k, v in data.items() if k not in checked}
 
 
 def _halved(a: Array, s: InputSpec, where: str) -> Array:
@@ -218,7 +341,7 @@ def _halved(a: Array, s: InputSpec, where: str) -> Array:
     return half
 
 
-def _check_shape(a: Array, s: InputSpec, where: str) -> None:
+def _check_shape(a: Array | Rows, s: InputSpec, where: str) -> None:
     wanted = tuple("N" if d is None else d for d in s.dims)
     shown = "x".join(str(d) for d in wanted)
     first = 1 if s.batched else 0

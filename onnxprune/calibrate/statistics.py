@@ -23,7 +23,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.least_squares import restricted
+from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, random_sums, solve_spd
 from onnxprune.prefetch import prefetched
 from onnxprune.runtime import PROVIDERS, Session
 
@@ -44,14 +44,22 @@ _SHARD_BYTES = 1 << 30
 class InputMoments:
     """What calibration knows of one layer's input.
 
-    p: E[x xᵀ], (g, D, D), where the layer is not wide; else (1, U, U), the Gram of the contributions of its U distinct
-    classes, with `classes` (U,) naming them. ridge: the relative ridge with which a refit on some of the batches does
-    best on the others: near zero where the data is plenty, large where columns are many and samples few.
+    moments: E[x xᵀ], (g, D, D), where the layer is not wide; else (1, U, U), the Gram of the contributions of its U
+    distinct classes, with `classes` (U,) naming them; in a file where it is large. ridge: the relative ridge with which
+    a refit on some of the batches does best on the others: near zero where the data is plenty, large where columns are
+    many and samples few.
     """
 
-    p: NDArray[np.float64]
+    moments: NDArray[np.float64] | storage.Kept
     ridge: float
     classes: NDArray[np.int64] | None = None
+
+    @property
+    def p(self) -> NDArray[np.float64]:
+        """The moments, read anew each time where they lie in a file."""
+        if isinstance(self.moments, storage.Kept):
+            return self.moments.load().astype(np.float64)
+        return self.moments
 
 
 def positions_for(columns: int, samples: int) -> int:
@@ -61,7 +69,7 @@ def positions_for(columns: int, samples: int) -> int:
 
 
 def batch_size(
-    shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], samples: int, limit_bytes: int = 256 << 20
+    shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], samples: int, limit_bytes: int = 128 << 20
 ) -> int:
     """Samples per batch, so that the tensors `names` fit in `limit_bytes` and there are batches to hold out."""
     per_sample = sum(4 * int(np.prod(shapes[n][1:])) for n in names if n in shapes)
@@ -92,7 +100,7 @@ def collect(
                 if old is not new:
                     old.merge(new)
     weights = storage.Weights(proto.graph.initializer)
-    return {layer.weight: _accumulator(layer, weights, total[layer.weight]).result() for layer in layers}
+    return {layer.weight: _accumulator(layer, weights, total.pop(layer.weight)).result() for layer in layers}
 
 
 def grams(
@@ -296,13 +304,23 @@ class _Columns:
         (self.held if held else self.fit).merge(gram)
 
     def result(self) -> InputMoments:
+        """The moments; the sums are given up."""
         ridge = RIDGES[-1]
-        if self.held.rows:
+        fit, held = self.sums
+        del self.fit, self.held, self.sums
+        if held.rows:
             # The groups of a convolution are alike; one of them tells enough.
             w = self.layer.matrix(self.weights)
-            ridge = choose_ridge(self.fit.result()[0], self.held.result()[0], w[0], self.layer.columns(0))
-        self.fit.merge(self.held)
-        return InputMoments(self.fit.result(), ridge)
+            ridge = choose_ridge(fit.first(), held.first(), w[0], self.layer.columns(0))
+        fit.merge(held)
+        del held
+        return InputMoments(_kept(fit), ridge)
+
+
+def _kept(gram: Gram) -> NDArray[np.float64] | storage.Kept:
+    """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
+    found = gram.result()
+    return storage.Kept(found.astype(gram.total.dtype)) if gram.packed else found
 
 
 def choose_ridge(
@@ -310,17 +328,24 @@ def choose_ridge(
 ) -> float:
     """The ridge of RIDGES that does best on `held` (D, D) when a random half of the classes is removed.
 
-    The layer w (D, M) is refitted with the moments `fit` (D, D); classes (D,): -1 for columns that stay.
+    The layer w (D, M) is refitted with the moments `fit` (D, D); classes (D,): -1 for columns that stay. Of many
+    outputs, a few random sums stand for all: the mean of their errors is that of all errors.
     """
     present = np.unique(classes[classes >= 0])
-    gone = np.random.default_rng(present.size).permutation(present)[: max(present.size // 2, 1)]
-    keep = ~np.isin(classes, gone)
+    cut = np.isin(classes, np.random.default_rng(present.size).permutation(present)[: max(present.size // 2, 1)])
+    sums = random_sums(w.shape[1], JUDGED_OUTPUTS)
+    w = w if sums is None else w @ sums
+    keep, gone = np.flatnonzero(~cut), np.flatnonzero(cut)
+    xx, lost = (m[np.ix_(keep, keep)] for m in (fit, held))
+    xy, left = (m[np.ix_(keep, gone)] @ w[gone] for m in (fit, held))
     errors: list[float] = []
-    for ridge in RIDGES:
-        change = -w
-        change[keep] += restricted(fit, w, keep, ridge)
-        errors.append(float(np.sum(change * (held @ change))))
-    return RIDGES[int(np.argmin(errors))]
+    for ridge in reversed(RIDGES):
+        step = solve_spd(xx, xy, ridge)
+        # But for what the removed columns lose by themselves, which is the same for all.
+        errors.append(float(np.sum(step * (lost @ step - 2.0 * left))))
+        if len(errors) > 1 and errors[-1] > errors[-2]:  # it falls and rises once
+            break
+    return RIDGES[-1 - int(np.argmin(errors))]
 
 
 class _Contributions:
@@ -340,16 +365,15 @@ class _Contributions:
         for start in range(0, len(x), chunk):
             part = x[start : start + chunk]
             s = np.stack([part[:, c] @ self.w[c] for c in self.members])
-            flat = s.reshape(len(self.members), -1)
-            self.gram.total[0] += flat @ flat.T
-            self.gram.rows += len(part)
+            self.gram.update(s.reshape(1, len(self.members), -1).transpose(0, 2, 1))
 
     def add(self, gram: Gram, *, held: bool) -> None:
         del held  # no ridge is chosen
         self.gram.merge(gram)
 
     def result(self) -> InputMoments:
-        return InputMoments(self.gram.result(), RIDGES[0], self.classes)
+        # The Gram's rows are pairs of a row of the layer and an output.
+        return InputMoments(self.gram.result() * self.w.shape[1], RIDGES[0], self.classes)
 
 
 def _accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:

@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from onnxprune.numerics.gram import mirror
+
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # Directions of the inputs that carry less than this share of the mean power are noise of float32 accumulation.
 JITTER = 1e-5
+# Of more outputs than this, as many random sums are enough to tell one ridge from another.
+JUDGED_OUTPUTS = 64
 
 
 class SolveFailed(ArithmeticError):
@@ -39,27 +43,56 @@ def _scales(diagonal: Array) -> Array:
     return result
 
 
+def _factored(a: Array, ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Array, Array]:
+    """(L, s): L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
+    s = _scales(np.diag(a))
+    m = np.multiply(a, s[:, None], dtype=dtype, casting="same_kind")
+    m *= s.astype(dtype)
+    m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
+    try:
+        # Symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place.
+        factor: Array = linalg.cho_factor(m.T, lower=True, overwrite_a=True, check_finite=False)[0]
+    except linalg.LinAlgError as e:
+        raise SolveFailed(_INDEFINITE) from e
+    return factor, s
+
+
 def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     """(a + Λ)⁻¹ b for a symmetric positive semi-definite a (D, D), b (D, M), Λ = (JITTER + ridge) diag(a).
 
     Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
     """
-    s = _scales(np.diag(a))
-    m = a * s[:, None] * s[None, :]
-    m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
-    try:
-        factor = linalg.cho_factor(m, lower=True, overwrite_a=True, check_finite=False)
-        x: Array = linalg.cho_solve(factor, b * s[:, None], overwrite_b=True, check_finite=False)
-    except linalg.LinAlgError as e:
-        raise SolveFailed(_INDEFINITE) from e
+    factor, s = _factored(a, ridge)
+    x: Array = linalg.cho_solve((factor, True), b * s[:, None], overwrite_b=True, check_finite=False)
     if not np.isfinite(x).all():
         raise SolveFailed(_NOT_FINITE)
-    return x * s[:, None]
+    x *= s[:, None]
+    return x
 
 
-def inverse_spd(a: Array, ridge: float = 0.0) -> Array:
-    """(a + Λ)⁻¹, regularised as in `solve_spd`."""
-    return solve_spd(a, np.eye(a.shape[0]), ridge)
+def inverse_spd(a: Array, ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
+    """(a + Λ)⁻¹, regularised as in `solve_spd`, in Fortran order; dtype: in which it is computed."""
+    factor, s = _factored(a, ridge, dtype)
+    potri = linalg.lapack.dpotri if dtype is np.float64 else linalg.lapack.spotri
+    inverse: Array = potri(factor, lower=1, overwrite_c=1)[0]
+    if not np.isfinite(np.diag(inverse)).all():
+        raise SolveFailed(_NOT_FINITE)
+    mirror(inverse)
+    inverse *= s[:, None].astype(dtype)
+    inverse *= s.astype(dtype)
+    return inverse
+
+
+def random_sums(outputs: int, most: int) -> Array | None:
+    """Signs (outputs, most) / √most: the squared error of the sums is that of all outputs in the mean.
+
+    None where the outputs are no more than that.
+    """
+    if outputs <= most:
+        return None
+    signs = np.random.default_rng(outputs).choice((-1.0, 1.0), (outputs, most))
+    sums: Array = signs / np.sqrt(most)
+    return sums
 
 
 def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
@@ -89,16 +122,22 @@ def scale(k: Array, free: Mask, gone: Mask) -> Array:
 
 def ridge_batch(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
     """`ridge` for many small regressions at once: xx (g, D, D), xy (g, D, M), prior (g, D, M)."""
+    _scales(np.einsum("gdd->gd", xx))  # raises before anything is computed with what is not finite
+    return prior + solve_spd_batch(xx, xy - xx @ prior, strength)
+
+
+def solve_spd_batch(xx: Array, b: Array, ridge: float = 0.0) -> Array:
+    """`solve_spd` for many small systems at once: xx (g, D, D), b (g, D, M)."""
     s = _scales(np.einsum("gdd->gd", xx))
     a = xx * s[:, :, None] * s[:, None, :]
     index = np.arange(a.shape[1])
-    a[:, index, index] = 1.0 + JITTER + strength
+    a[:, index, index] = 1.0 + JITTER + ridge
     try:
         np.linalg.cholesky(a)  # the stacked solve alone would not notice an indefinite matrix
-        step = np.linalg.solve(a, (xy - xx @ prior) * s[:, :, None])
+        solved = np.linalg.solve(a, b * s[:, :, None])
     except np.linalg.LinAlgError as e:
         raise SolveFailed(_INDEFINITE) from e
-    if not np.isfinite(step).all():
+    if not np.isfinite(solved).all():
         raise SolveFailed(_NOT_FINITE)
-    result: Array = prior + step * s[:, :, None]
+    result: Array = solved * s[:, :, None]
     return result

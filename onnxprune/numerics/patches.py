@@ -100,9 +100,10 @@ class Window:
         """X (g, N·P, k·C/g) of the input x (N, C, *S) at flat output positions (P,)."""
         n, c, *size = x.shape
         at = self.sources(size, positions)
+        needed, at = _needed(at, int(np.prod(size)))
         # Channels last, so that a gather copies whole runs of them; the last row is the zero of the padding.
-        rows = np.zeros((n, int(np.prod(size)) + 1, c), x.dtype)
-        rows[:, :-1] = x.reshape(n, c, -1).transpose(0, 2, 1)
+        rows = np.zeros((n, needed.size + 1, c), x.dtype)
+        rows[:, :-1] = x.reshape(n, c, -1)[:, :, needed].transpose(0, 2, 1)
         g, k = self.groups, at.shape[1]
         by_group = rows[:, at].reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
         patches: Floats = by_group.reshape(g, n * positions.size, k * (c // g))
@@ -159,3 +160,12 @@ class Window:
         n, m = y.shape[:2]
         rows: Floats = y.reshape(n, m, -1)[:, :, positions].transpose(0, 2, 1).reshape(-1, m)
         return rows
+
+
+def _needed(at: Ints, inside: int) -> tuple[Ints, Ints]:
+    """(the input positions that are read, where each entry of `at` stands among them): few of a large map's are.
+
+    inside: the number of input positions, which stands for padding.
+    """
+    found, places = np.unique(at, return_inverse=True)
+    return found[found < inside], places.reshape(at.shape)

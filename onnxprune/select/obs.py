@@ -5,7 +5,7 @@ W ← W - P⁻¹_:j (P⁻¹_jj)⁻¹ W_j and P⁻¹ ← P⁻¹ - P⁻¹_:j (P⁻
 Hassibi & Stork 1993 (OBS); Frantar, Kurtic & Alistarh 2023 (ZipLM) for blocks.
 Oracle: the loss equals that of `numerics.least_squares.restricted` on the kept columns.
 
-Cost: O(|R|²) per removed column with R the removable columns. Above `EXACT_UNITS` units or
+Cost: O(|R|²) per removed column with R the removable columns that are left. Above `EXACT_UNITS` units or
 `EXACT_COLUMNS` columns a few units, one in `STEPS_PER_HALVING`, are removed per step.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import blas, lapack
 
-from onnxprune.numerics.least_squares import inverse_spd
+from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
 
 EXACT_UNITS = 256
@@ -27,61 +28,99 @@ RIDGE = 0.1
 
 
 class _State:
-    """One regression during the elimination: columns sorted by unit, so that a unit is a contiguous block."""
+    """One regression during the elimination: columns sorted by unit, so that a unit is a contiguous block.
+
+    Of the inverse only the lower triangle is kept up to date. Rows of removed units are never read again; they are
+    dropped when they are a quarter of all.
+    """
 
     def __init__(self, r: Regression, units: int, ridge: float) -> None:
         columns = np.flatnonzero(r.unit >= 0)
         columns = columns[np.argsort(r.unit[columns], kind="stable")]
-        self.inverse = inverse_spd(r.p, max(ridge, r.ridge))[np.ix_(columns, columns)]
-        self.w = r.w[columns] * np.sqrt(r.weight)
+        ridge = max(ridge, r.ridge)
+        # Where units go several at a time anyway, and the ridge bounds the condition, single precision is enough.
+        dtype = np.float32 if columns.size > EXACT_COLUMNS and ridge >= RIDGE else np.float64
+        self.inverse = _block(inverse_spd(r.p, ridge, dtype), columns)
+        self.w = (r.w[columns] * np.sqrt(r.weight)).astype(dtype)
+        self.potrf, self.trtrs = lapack.get_lapack_funcs(("potrf", "trtrs"), (self.w,))
+        (self.syrk,) = blas.get_blas_funcs(("syrk",), (self.w,))
         # A column that is always zero contributes nothing: its weight does not count, and its block stays invertible.
         dead = np.flatnonzero(np.diag(self.inverse) <= 0.0)
         self.inverse[dead, dead] = 1.0
         self.w[dead] = 0.0
-        counts = np.bincount(r.unit[columns], minlength=units)
-        self.start = np.concatenate([[0], np.cumsum(counts)])
-        self.uniform = int(counts[0]) if counts.size and bool((counts == counts[0]).all()) else 0
+        self.columns = len(columns)
+        self.sizes = np.bincount(r.unit[columns], minlength=units)
+        self.alive = np.ones(units, bool)
+        self._place()
+
+    def _place(self) -> None:
+        """Where the columns of each unit start, once those of some are dropped."""
+        self.start = np.concatenate([[0], np.cumsum(self.sizes)])
+        present = self.sizes[self.sizes > 0]
+        self.uniform = int(present[0]) if present.size and bool((present == present[0]).all()) else 0
 
     def costs(self, alive: Ints) -> Array:
         """Cost of removing each unit of `alive`, (n,)."""
+        found = np.zeros(self.alive.size)
         if self.uniform == 1:
-            single: Array = (self.w[alive] ** 2).sum(axis=1) / np.maximum(self.inverse[alive, alive], 1e-300)
-            return single
-        if self.uniform:
-            b = self.uniform
-            blocks = np.einsum("ubuc->ubc", self.inverse.reshape(-1, b, self.inverse.shape[0] // b, b))[alive]
-            w = self.w.reshape(-1, b, self.w.shape[1])[alive]
-            cost: Array = np.einsum("ubm,ubm->u", w, np.linalg.solve(blocks, w))
-            return cost
-        return np.array([self._cost(int(u)) for u in alive])
+            found[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(
+                self.inverse.diagonal(), np.finfo(self.w.dtype).tiny
+            )
+        elif self.uniform:
+            at = np.arange(len(self.w)).reshape(-1, self.uniform)
+            lower = np.maximum(at[:, :, None], at[:, None, :]), np.minimum(at[:, :, None], at[:, None, :])
+            w = self.w.reshape(*at.shape, -1)
+            powers = w @ w.transpose(0, 2, 1)
+            found[self.sizes > 0] = np.einsum("ubc,ubc->u", np.linalg.inv(self.inverse[lower]), powers)
+        else:
+            found[alive] = [self._cost(int(u)) for u in alive]
+        costs: Array = found[alive]
+        return costs
 
     def _cost(self, u: int) -> float:
         s = slice(int(self.start[u]), int(self.start[u + 1]))
         if s.start == s.stop:
             return 0.0
-        return float(np.sum(self.w[s] * np.linalg.solve(self.inverse[s, s], self.w[s])))
+        block = np.tril(self.inverse[s, s])
+        return float(np.sum(self.w[s] * np.linalg.solve(block + np.tril(block, -1).T, self.w[s])))
 
     def remove(self, units: Ints) -> float:
-        """Eliminate units together and down-date what is left; what their removal costs."""
+        """Eliminate units together and down-date what is left; what their removal costs. Raises SolveFailed."""
+        units = np.sort(units)
+        self.alive[units] = False
         s = np.concatenate([np.arange(self.start[u], self.start[u + 1]) for u in units])
         if not s.size:
             return 0.0
-        left = np.linalg.solve(self.inverse[np.ix_(s, s)], np.hstack([self.inverse[s], self.w[s]]))
-        left, solved = left[:, : len(self.inverse)], left[:, len(self.inverse) :]
-        cost = float(np.sum(self.w[s] * solved))
-        self.w -= left.T @ self.w[s]
-        self.inverse -= self.inverse[:, s] @ left
-        # The rows of a removed unit are exactly zero now; rounding must not bring them back.
+        n = len(self.inverse)
+        across = np.where(np.arange(n)[:, None] >= s, self.inverse[:, s], self.inverse[s].T)
+        # LAPACK itself: scipy's checks of the arguments would take longer than most of these small systems.
+        factor, failed = self.potrf(across[s], lower=1)
+        if failed:
+            raise SolveFailed("the inverse of a Gram matrix is not positive definite")
+        left, solved = (self.trtrs(factor, b, lower=1)[0] for b in (across.T, self.w[s]))
+        self.w -= left.T @ solved
+        self.inverse = self.syrk(-1.0, left, 1.0, self.inverse, trans=1, lower=1, overwrite_c=1)
+        # The rows of a removed unit are exactly zero now; its block stays invertible.
         self.w[s] = 0.0
-        self.inverse[s, :] = 0.0
-        self.inverse[:, s] = 0.0
-        self.inverse[s, s] = 1.0
-        return cost
+        self.inverse[s[:, None], s] = np.eye(s.size)
+        self._drop()
+        return float(np.sum(solved**2, dtype=np.float64))
 
-    @property
-    def columns(self) -> int:
-        """Removable columns."""
-        return len(self.inverse)
+    def _drop(self) -> None:
+        """Drop the rows of removed units, once they are enough to be worth a copy."""
+        stays = np.repeat(self.alive, self.sizes)
+        if 4 * np.count_nonzero(stays) > 3 * stays.size:
+            return
+        kept = np.flatnonzero(stays)
+        self.inverse, self.w = _block(self.inverse, kept), self.w[kept]
+        self.sizes = np.where(self.alive, self.sizes, 0)
+        self._place()
+
+
+def _block(a: Array, at: Ints) -> Array:
+    """Rows and columns `at` of a, in Fortran order, which the rank-k update of BLAS changes in place."""
+    found: Array = a.T[at[:, None], at].T
+    return found
 
 
 def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDGE, rows: Ints | None = None) -> Path:
