@@ -99,9 +99,10 @@ class Gram:
         """Add the rows that another object has seen."""
         total = other.total
         if self.packed and not other.packed:
-            pack = lapack.dtrttf if total.dtype == np.float64 else lapack.strttf
-            # The upper triangle in Fortran's order is the lower one in C's, and both are the same here.
-            total = np.stack([pack(full.T, uplo="L")[0] for full in total])
+            # One batch, summed elsewhere: as precise as the sums that it comes to. The upper triangle in Fortran's order
+            # is the lower one in C's, and both are the same here.
+            pack = lapack.dtrttf if self.total.dtype == np.float64 else lapack.strttf
+            total = np.stack([pack(full.T.astype(self.total.dtype), uplo="L")[0] for full in total])
         self._widen(total.dtype)
         self.total += total
         self.rows += other.rows
