@@ -34,6 +34,7 @@ from onnxprune.numerics.least_squares import (
     JUDGED_OUTPUTS,
     random_sums,
     restricted,
+    restricted_by_inverse,
     scale,
     solve_spd,
     solve_spd_batch,
@@ -51,7 +52,9 @@ Floats = NDArray[np.floating]
 # From the largest on: where columns are many and samples few the least need no solve.
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 _BATCHED_COLUMNS = 64
-_TARGET_BYTES = 128 << 20
+# A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.
+_FEW = 8
+_TARGET_BYTES = 64 << 20
 
 
 def in_place(
@@ -99,6 +102,10 @@ def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]
 
 
 def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
+    if level != "scale" and known.classes is None and layer.groups == 1:
+        gone = np.flatnonzero(~columns[0])
+        if gone.size * _FEW <= columns.size:
+            return restricted_by_inverse(known.inverse(gone, known.ridge), w[0], gone)[None]
     result = np.zeros_like(w)
     p = known.p
     for g in range(layer.groups):
@@ -243,7 +250,7 @@ def lockstep(
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
     fits: list[Fit] = []
-    for part in _parts(todo, len(samples)):
+    for part in _parts(todo, graph, reference.counts[0]):
         targets = [target_of(layer, graph, latest) for layer in part]
         references = reference_points(part, targets, graph, reference, keep, seed)
         for layer, target, points in zip(part, targets, references, strict=True):
@@ -261,17 +268,17 @@ def lockstep(
     return fits
 
 
-def _parts(layers: Sequence[Layer], samples: int) -> Iterator[list[Layer]]:
-    """Runs of consecutive layers whose sampled targets fit in memory together."""
+def _parts(layers: Sequence[Layer], graph: Graph, batch: int) -> Iterator[list[Layer]]:
+    """Runs of consecutive layers whose targets for one batch fit in memory together."""
     part: list[Layer] = []
     size = 0
     for layer in layers:
-        rows = samples * positions_for(len(layer.columns(0)), samples)
-        if part and size + 4 * rows * layer.outputs.size > _TARGET_BYTES:
+        own = 4 * batch * int(np.prod((graph.shape(layer.output or layer.data) or ())[1:]))
+        if part and size + own > _TARGET_BYTES:
             yield part
             part, size = [], 0
         part.append(layer)
-        size += 4 * rows * layer.outputs.size
+        size += own
     if part:
         yield part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.quantized import real_values
 from onnxprune.select import Path, Regression, baselines, gfs, imitation, obs
 from onnxprune.select.quadratic import Quadratic
+
+# Consumers of which a group's columns are one in so many.
+_SHARED = 4
 
 
 def candidates(
@@ -62,7 +65,7 @@ def paths(
 
     def known(g: Group) -> Known:
         readers = [x for x in consumers[g.index] if x.weight in moments]
-        regressions = regressions_of(g, readers, channels, moments, powers)
+        regressions = regressions_of(g, readers, channels, moments, powers, inverses=method == "obs")
         globally = _global(g, readers, channels, moments, outputs, metric) if method in ("global", "taylor") else None
         scores: NDArray[np.float64] | None = None
         if method == "taylor" and globally is not None:
@@ -184,27 +187,43 @@ def regressions_of(
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
     powers: dict[str, list[float]],
+    *,
+    inverses: bool = False,
 ) -> list[Regression]:
-    """One regression per consumer and group of its convolution, each counting its error relative to its output."""
+    """One regression per consumer and group of its convolution, each counting its error relative to its output.
+
+    Of a consumer that many groups share only the columns of this one are there; inverses: with their part of the
+    inverse, which `obs` then need not compute once per group.
+    """
     unit = np.full(channels.classes.pinned.size + 1, -1, np.int64)
     unit[g.units] = np.arange(g.size)
     found: list[Regression] = []
     for layer in layers:
         known = moments[layer.weight]
-        p = known.p
-        if known.classes is not None:
-            ones = np.ones((known.classes.size, 1))
-            parts = [Regression(p[0], ones, unit[known.classes], centred=False)]
-        else:
-            w = layer.matrix(channels.graph.constants)
-            parts = [
-                Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias)) for i in range(layer.groups)
-            ]
         if layer.weight not in powers:
-            powers[layer.weight] = [p.power() for p in parts]
-        total = max(sum(powers[layer.weight]), 1e-30)
-        found += [Regression(p.p, p.w, p.unit, 1.0 / total, p.centred, p.ridge) for p in parts if (p.unit >= 0).any()]
+            powers[layer.weight] = [p.power() for p in _whole(layer, known, unit, channels)]
+        weight = 1.0 / max(sum(powers[layer.weight]), 1e-30)
+        own = np.flatnonzero(unit[layer.columns(0)] >= 0)
+        if known.classes is None and layer.groups == 1 and own.size * _SHARED <= len(layer.columns(0)):
+            w = layer.matrix(channels.graph.constants)[0]
+            inverse = known.inverse(own, obs.RIDGE)[:, own] if inverses else None
+            found.append(
+                Regression(known.block(own), w[own], unit[layer.columns(0)[own]], weight, False, inverse=inverse)
+            )
+            continue
+        parts = _whole(layer, known, unit, channels)
+        found += [replace(p, weight=weight) for p in parts if (p.unit >= 0).any()]
     return found
+
+
+def _whole(layer: Layer, known: InputMoments, unit: NDArray[np.int64], channels: ChannelGraph) -> list[Regression]:
+    """A regression per group of a layer's convolution, with all of its columns. unit: of every class, -1 for others."""
+    p = known.p
+    if known.classes is not None:
+        ones = np.ones((known.classes.size, 1))
+        return [Regression(p[0], ones, unit[known.classes], centred=False)]
+    w = layer.matrix(channels.graph.constants)
+    return [Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias)) for i in range(layer.groups)]
 
 
 def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:

@@ -282,7 +282,8 @@ def _trials_of(item: Trial, trials: Trials, walker: Walker) -> dict[int, float]:
             if k in replaced
         }
         for x in consumers:
-            feeds |= x.dequantized({**constants, **weights})
+            if x.quantized:
+                feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
         error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(floating), 1)
         if np.isfinite(error):
             found[width] = error

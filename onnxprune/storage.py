@@ -347,6 +347,13 @@ class Kept:
             return self._array
         return np.fromfile(self._path, np.uint8).view(self._dtype).reshape(self._shape)
 
+    def rows(self, at: Array) -> Array:
+        """Some rows (..., at, :) of a matrix or a stack of them."""
+        if self._array is not None:
+            return self._array[..., at, :]
+        # Mapped for the moment only.
+        return np.array(np.memmap(self._path, self._dtype, "r", shape=self._shape)[..., at, :])
+
     def __reduce__(self) -> tuple[type[Kept], tuple[Array]]:
         return Kept, (self.load(),)
 

@@ -7,9 +7,10 @@ Memory does not depend on the number of samples. A layer with more columns than 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import starmap
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +24,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, random_sums, solve_spd
+from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd
 from onnxprune.prefetch import prefetched
 from onnxprune.runtime import PROVIDERS, Session
 
@@ -53,6 +54,7 @@ class InputMoments:
     moments: NDArray[np.float64] | storage.Kept
     ridge: float
     classes: NDArray[np.int64] | None = None
+    _inverses: dict[float, storage.Kept] = field(default_factory=dict, repr=False)
 
     @property
     def p(self) -> NDArray[np.float64]:
@@ -60,6 +62,24 @@ class InputMoments:
         if isinstance(self.moments, storage.Kept):
             return self.moments.load().astype(np.float64)
         return self.moments
+
+    def block(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
+        """p[0] at some columns alone, (k, k)."""
+        rows = self.moments.rows(at) if isinstance(self.moments, storage.Kept) else self.moments[:, at]
+        found: NDArray[np.float64] = rows[0][:, at].astype(np.float64)
+        return found
+
+    def inverse(self, at: NDArray[np.int64], ridge: float) -> NDArray[np.float64]:
+        """Rows `at` of (p[0] + Λ)⁻¹ with Λ = (JITTER + ridge) diag(p[0]), (k, D); computed once for every ridge.
+
+        For layers that many groups share: each asks for the rows of its own columns.
+        """
+        if ridge not in self._inverses:
+            self._inverses[ridge] = storage.Kept(inverse_spd(self.p[0], ridge).T)
+        return self._inverses[ridge].rows(at)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_inverses": {}}  # as large as the moments, and computed as fast as they are sent
 
 
 def positions_for(columns: int, samples: int) -> int:

@@ -16,6 +16,7 @@ from onnxprune.numerics.gram import mirror
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 # Directions of the inputs that carry less than this share of the mean power are noise of float32 accumulation.
 JITTER = 1e-5
@@ -104,6 +105,23 @@ def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
         return np.array(w)
     gone = ~keep
     result: Array = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], strength)
+    return result
+
+
+def restricted_by_inverse(rows: Array, w: Array, gone: Ints) -> Array:
+    """`restricted`, at full size with zeros for what is gone: rows (k, D) `gone` of (P + Λ)⁻¹, w (D, M).
+
+    With Q = (P + Λ)⁻¹, W' = W - Q_:R Q_RR⁻¹ W_R: for few removed columns R of many, and where Q is known.
+    """
+    block = np.array(rows[:, gone])
+    dead = np.flatnonzero(np.diag(block) <= 0.0)
+    block[dead, dead] = 1.0
+    try:
+        solved = linalg.cho_solve(linalg.cho_factor(block, lower=True, check_finite=False), w[gone], check_finite=False)
+    except linalg.LinAlgError as e:
+        raise SolveFailed(_INDEFINITE) from e
+    result: Array = w - rows.T @ solved
+    result[gone] = 0.0
     return result
 
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import blas, lapack
 
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
+
+Floats = NDArray[np.floating]
 
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024
@@ -40,7 +43,8 @@ class _State:
         ridge = max(ridge, r.ridge)
         # Where units go several at a time anyway, and the ridge bounds the condition, single precision is enough.
         dtype = np.float32 if columns.size > EXACT_COLUMNS and ridge >= RIDGE else np.float64
-        self.inverse = _block(inverse_spd(r.p, ridge, dtype), columns)
+        inverse = inverse_spd(r.p, ridge, dtype) if r.inverse is None else r.inverse
+        self.inverse = _block(inverse.astype(dtype, copy=False), columns)
         self.w = (r.w[columns] * np.sqrt(r.weight)).astype(dtype)
         self.potrf, self.trtrs = lapack.get_lapack_funcs(("potrf", "trtrs"), (self.w,))
         (self.syrk,) = blas.get_blas_funcs(("syrk",), (self.w,))
@@ -63,9 +67,8 @@ class _State:
         """Cost of removing each unit of `alive`, (n,)."""
         found = np.zeros(self.alive.size)
         if self.uniform == 1:
-            found[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(
-                self.inverse.diagonal(), np.finfo(self.w.dtype).tiny
-            )
+            least = np.finfo(self.w.dtype).tiny
+            found[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(self.inverse.diagonal(), least)
         elif self.uniform:
             at = np.arange(len(self.w)).reshape(-1, self.uniform)
             lower = np.maximum(at[:, :, None], at[:, None, :]), np.minimum(at[:, :, None], at[:, None, :])
@@ -117,9 +120,9 @@ class _State:
         self._place()
 
 
-def _block(a: Array, at: Ints) -> Array:
+def _block(a: Floats, at: Ints) -> Floats:
     """Rows and columns `at` of a, in Fortran order, which the rank-k update of BLAS changes in place."""
-    found: Array = a.T[at[:, None], at].T
+    found: Floats = a.T[at[:, None], at].T
     return found
 
 

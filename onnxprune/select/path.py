@@ -23,7 +23,8 @@ class Regression:
     """One consumer: p = E[x xᵀ] (D, D); w (D, M); unit (D,) the unit of each column or -1.
 
     weight: what one unit of squared error counts, so that consumers are comparable. centred: the last column of x is
-    the constant 1. ridge: relative, on p, for a refit.
+    the constant 1. ridge: relative, on p, for a refit. inverse: where columns of no unit are left out, the part of the
+    regularised inverse of all columns' moments that belongs to these; its ridge then counts.
     """
 
     p: Array
@@ -32,6 +33,7 @@ class Regression:
     weight: float = 1.0
     centred: bool = True
     ridge: float = 0.0
+    inverse: Array | None = None
 
     def power(self) -> float:
         """E||y - E y||², the trace of the outputs' covariance; E||y||² where there is no constant column."""
