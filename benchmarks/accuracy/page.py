@@ -6,14 +6,15 @@ written into the folder beside the page that is named like it.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.accuracy import tables
 from benchmarks.accuracy.runs import Row
+from benchmarks.page import fill
 
 TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bars": tables.bars,
@@ -23,23 +24,13 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "peers": tables.peers,
 }
 PLOTS = ("methods", "calibration", "peers")
-_BLOCK = re.compile(r"(<!-- (table|plot): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(page: Path, rows: Sequence[Row]) -> None:
     """Replace every block of the page. Exits with one line where a name is unknown, or matplotlib is missing."""
-
-    def block(found: re.Match[str]) -> str:
-        start, kind, name, end = found.groups()
-        text = TABLES[name](rows) if kind == "table" else _plots(name, rows, page)
-        return f"{start}\n{text}\n\n{end}" if text else f"{start}{end}"
-
-    text = page.read_text(encoding="utf-8")
-    kinds = {"table": tuple(TABLES), "plot": PLOTS}
-    for _, kind, name, _ in _BLOCK.findall(text):
-        if name not in kinds[kind]:
-            sys.exit(f"{page} asks for the {kind} {name!r}; there are {', '.join(kinds[kind])}")
-    page.write_text(_BLOCK.sub(block, text), encoding="utf-8")
+    made = {name: partial(make, rows) for name, make in TABLES.items()}
+    drawn = {name: partial(_plots, name, rows, page) for name in PLOTS}
+    fill(page, {"table": made, "plot": drawn})
 
 
 def _plots(name: str, rows: Sequence[Row], page: Path) -> str:

@@ -79,11 +79,10 @@ def residual_cnn(path: Path, width: int = 16, depth: int = 2, seed: int = 0) -> 
 
 def images(path: Path, count: int, size: int, seed: int = 0) -> None:
     """Write `count` images of 3 x size x size as `.npy`: noise with the spectrum of photographs (power ~ 1 / f²)."""
-    part = path.with_suffix(".part")
     rng = np.random.default_rng(seed)
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]) * size
     amplitude = 1.0 / np.maximum(f, 1.0)
-    out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(count, 3, size, size))
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, 3, size, size))
     for start in range(0, count, _CHUNK):
         n = min(_CHUNK, count - start)
         # Colours of photographs go together for the most part.
@@ -91,5 +90,3 @@ def images(path: Path, count: int, size: int, seed: int = 0) -> None:
         smooth = np.fft.irfft2(np.fft.rfft2(grey + 0.5 * colour) * amplitude, s=(size, size))
         out[start : start + n] = smooth / smooth.std(axis=(1, 2, 3), keepdims=True)
     out.flush()
-    del out
-    part.replace(path)
