@@ -99,8 +99,8 @@ class Gram:
         """Add the rows that another object has seen."""
         total = other.total
         if self.packed and not other.packed:
-            # One batch, summed elsewhere: as precise as the sums that it joins. Both triangles are the same here, and the
-            # upper one in Fortran's order is the lower one in C's.
+            # One batch, summed elsewhere: as precise as the sums that it joins. Both of its triangles are the same, and
+            # the upper one in Fortran's order is the lower one in C's.
             pack = lapack.dtrttf if self.total.dtype == np.float64 else lapack.strttf
             total = np.stack([pack(full.T.astype(self.total.dtype), uplo="L")[0] for full in total])
         self._widen(total.dtype)
