@@ -16,7 +16,7 @@ from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
 
 # Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
-TRIAL_PASSES = 2.0
+TRIAL_PASSES = 1.0
 
 
 def allocate(
