@@ -182,6 +182,42 @@ def test_outputs_out_of_reach_count_as_exact_and_integers_not_at_all(text: str) 
         assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
 
 
+def test_trials_look_at_no_more_samples_than_they_may(prepared: Lookup) -> None:
+    """Fails where the work of a trial is that of the whole model, of what lies before it, or of one width alone."""
+    p = prepared("plain")
+    samples = samples_of(p, 100)
+    layers, _ = moments_of(p, samples)
+    graph = p.channels.graph
+    reference = values(p.normalised.proto, graph.outputs, samples.arrays)
+    macs = {}
+    for x in layers:
+        w, y = graph.constants[x.weight], graph.shapes[x.node.outputs[0]]
+        macs[x.node.index] = w.size * np.prod(y[2:]) if w.ndim == 4 else w.size
+    runs = 0.0
+    for g, consumers in zip(p.channels.groups, consumers_of(p.channels, layers), strict=True):
+        first = min(x.node.index for x in consumers)
+        share = sum(m for i, m in macs.items() if i >= first) / sum(macs.values())
+        runs += len(sensitivity.trial_widths(g.size, g.step)) * share
+    every = set(range(len(p.channels.groups)))
+    arguments = (p.channels, layers, every, samples, reference)
+    for passes, expected in ((runs * 0.25, 25), (runs * 0.013, sensitivity.LEAST_TRIED), (runs, 100), (9 * runs, 100)):
+        some, outputs = sensitivity.affordable(*arguments, passes * (1 + 1e-9))
+        assert len(some) == expected
+        for name, y in reference.items():
+            assert_same(outputs[name], y[:expected], rtol=0.0, atol=0.0)
+        assert_same(some.slice(0, 3)["x"], samples.slice(0, 3)["x"], rtol=0.0, atol=0.0)
+
+
+def test_outputs_that_are_not_of_single_samples_are_looked_at_whole(prepared: Lookup) -> None:
+    """Fails where rows of such an output are taken for samples."""
+    p = prepared("plain")
+    samples = samples_of(p, 100)
+    layers, _ = moments_of(p, samples)
+    reference = {"y": np.zeros((7, 3), np.float32)}
+    some, outputs = sensitivity.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
+    assert some is samples and outputs is reference
+
+
 def test_only_the_groups_asked_for_have_trials(prepared: Lookup) -> None:
     """Fails where the others are measured too, or what one group finds depends on the others."""
     p = prepared("residual")

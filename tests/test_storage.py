@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -429,6 +430,44 @@ def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(RunError, match="set TMPDIR"):
         prune(path, tmp_path / "out.onnx", data, **FAST)
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bfloat16, np.int64, np.bool_])
+def test_a_kept_array_comes_back(dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where type, shape or order change on the way through a file, or the file outlives the array."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    array = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(dtype)
+    with storage.spilling():
+        for given in (array, np.asfortranarray(array), array[:, ::2], array[0, 0, 0], array[:0]):
+            kept = storage.Kept(given)
+            assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 1
+            assert kept.load().dtype == array.dtype
+            assert_same(kept.load(), np.asarray(given), rtol=0.0, atol=0.0)
+            del kept
+            assert not [f for f in tmp_path.rglob("*") if f.is_file()]
+        assert_same(storage.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+    assert_same(storage.Kept(array).load(), array, rtol=0.0, atol=0.0)
+    assert_same(storage.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+
+
+def test_a_kept_array_travels_with_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where another machine gets the name of a file instead."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    array = np.arange(6.0)
+    with storage.spilling():
+        sent = pickle.dumps(storage.Kept(array))
+    assert_same(pickle.loads(sent).load(), array, rtol=0.0, atol=0.0)
+
+
+def test_no_room_for_kept_arrays(monkeypatch: pytest.MonkeyPatch):
+    """Fails where a full disk ends in a traceback."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "_write_array", full)
+    with storage.spilling(), pytest.raises(RunError, match="set TMPDIR"):
+        storage.Kept(np.arange(6.0))
 
 
 def test_large_embedded_weights_are_kept_outside_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

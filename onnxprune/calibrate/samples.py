@@ -287,7 +287,7 @@ def _rows(path: Path, start: int, length: int) -> Rows | None:
         shape, by_columns, dtype = read(f)
         offset = f.tell()
     fits = offset + math.prod(shape) * dtype.itemsize <= start + length
-    if by_columns or dtype.hasobject or not fits or not shape or not dtype.itemsize:
+    if by_columns or dtype.hasobject or not fits or not shape or min(shape) < 1 or not dtype.itemsize:
         return None
     return Rows(path, offset, dtype, shape)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune.calibrate.samples import InputSpec, Samples, input_specs, load
+from onnxprune.calibrate import samples
+from onnxprune.calibrate.samples import InputSpec, Rows, Samples, input_specs, load
 from onnxprune.calibrate.samples import random as random_samples
 from onnxprune.errors import CalibrationError
 from tests.compare import assert_same
@@ -134,9 +135,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[InputSpec, ...], str]] = 
 }
 
 
+@pytest.mark.parametrize("large", [samples.LARGE_BYTES, 1])
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals_name_the_file_and_the_reason(name: str, tmp_path: Path) -> None:
+def test_refusals_name_the_file_and_the_reason(
+    name: str, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fails where bad data passes, raises anything but CalibrationError, or gets a message that says something else."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", large)
     make, specs, reason = REFUSED[name]
     path = make(tmp_path)
     with pytest.raises(CalibrationError, match=reason) as e:
@@ -151,6 +156,59 @@ def test_npz_and_npy_give_the_same_samples(tmp_path: Path) -> None:
     for s in (load(saved(tmp_path, image=a), IMAGE), load(npy(tmp_path, a), IMAGE)):
         assert len(s) == 5
         assert_same(s.arrays["image"], a, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_large_arrays_stay_in_their_files(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where rows are read from another place of the file, or chosen ones in another order."""
+    path = npy(tmp_path, images()) if kind == "npy" else saved(tmp_path, labels=np.arange(5), image=images())
+    held = load(path, IMAGE)
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    found = load(path, IMAGE)
+    assert isinstance(found.arrays["image"], Rows)
+    assert len(found) == 5
+    assert found.arrays["image"].shape == images().shape
+    order = np.array([3, 0, 4])
+    for a, b in (
+        (found, held),
+        (found.take(order), held.take(order)),
+        (found.take(order).take([2, 0]), held.take([4, 3])),
+    ):
+        assert a.sha256() == b.sha256()
+        for x, y in zip(a.batches(2), b.batches(2), strict=True):
+            assert_same(x["image"], y["image"], rtol=0.0, atol=0.0)
+        assert_same(a.example()["image"], b.example()["image"], rtol=0.0, atol=0.0)
+    assert found.extras.keys() == held.extras.keys()
+
+
+def test_what_cannot_be_read_row_by_row_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where columns are taken for rows, compressed bytes for values, or one sample for many."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    by_columns = npy(tmp_path, np.asfortranarray(images()), "columns.npy")
+    packed = tmp_path / "packed.npz"
+    np.savez_compressed(packed, image=images())
+    for path in (by_columns, packed):
+        assert_same(load(path, IMAGE).arrays["image"], images(), rtol=0.0, atol=0.0)
+    single = load(npy(tmp_path, images()[0], "single.npy"), IMAGE)
+    assert_same(single.arrays["image"], images()[:1], rtol=0.0, atol=0.0)
+
+
+def test_values_in_a_file_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where data that is not read at once is not checked either, or not in all of its pieces."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    monkeypatch.setattr(samples, "_CHUNK_BYTES", 1)
+    with pytest.raises(CalibrationError, match="NaN or infinite"):
+        load(npy(tmp_path, spoiled(np.nan)), IMAGE)
+
+
+def test_a_file_that_is_cut_short_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where that ends in numpy's own error, or in a crash."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    path = npy(tmp_path, images())
+    found = load(path, IMAGE)
+    cut_short(path)
+    with pytest.raises(CalibrationError, match="leave it as it is"):
+        found.slice(0, 2)
 
 
 def test_a_single_sample_may_lack_the_batch_axis(tmp_path: Path) -> None:
@@ -291,6 +349,9 @@ def test_damaged_files_are_refused_or_read_never_anything_else(data: st.DataObje
     """Fails where a file with a few bytes changed raises an error of numpy's, zip's or zlib's own."""
     import tempfile
     import warnings
+    from unittest.mock import patch
+
+    large = data.draw(st.sampled_from([samples.LARGE_BYTES, 1]))
 
     kind = data.draw(st.sampled_from(["npz", "compressed", "npy"]))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -306,7 +367,8 @@ def test_damaged_files_are_refused_or_read_never_anything_else(data: st.DataObje
             blob[data.draw(st.sampled_from(places))] = data.draw(st.integers(0, 255))
         path.write_bytes(bytes(blob))
         try:
-            s = load(path, IMAGE)
+            with patch.object(samples, "LARGE_BYTES", large):
+                s = load(path, IMAGE)
         except CalibrationError:
             return
-        assert np.isfinite(s.arrays["image"]).all()
+        assert np.isfinite(s.arrays["image"][:]).all()

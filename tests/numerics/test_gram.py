@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.numerics.gram import Gram, NormalEquations, augmented
+from onnxprune.numerics import gram
+from onnxprune.numerics.gram import Gram, NormalEquations, augmented, mirror, product
 from tests.compare import assert_same
 
 # float64 sums in another order.
@@ -89,6 +90,84 @@ def test_error_is_never_negative() -> None:
     sums.update(x, x @ w)
     assert (sums.error(w) >= 0.0).all()
     assert_same(sums.error(w), np.zeros((1, 4)), rtol=0.0, atol=1e-10)
+
+
+# Tiles, triangles and packed sums: sizes on both sides of every limit, with a remainder.
+WIDTHS = (5, 63, 64, 257, 520)
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_equals_the_plain_one(columns: int, dtype: type[np.floating]) -> None:
+    """Fails where a tile of the upper triangle is not that of the lower one, or a group is that of another."""
+    x = rows(10, 2, 30, columns).astype(dtype)
+    found = product(x)
+    assert found.dtype == dtype
+    assert_same(found, found.swapaxes(1, 2), rtol=0.0, atol=0.0)
+    wide = x.astype(np.float64)
+    rtol = ROUNDING if dtype is np.float64 else 1e-6
+    assert_same(found.astype(np.float64), np.einsum("grd,gre->gde", wide, wide), rtol=rtol, atol=0.0)
+
+
+def test_a_mirror_keeps_the_lower_triangle_alone() -> None:
+    """Fails where anything of what stood above the diagonal is left, even if it was no number."""
+    a = np.full((300, 300), np.nan)
+    a[np.tril_indices(300)] = np.arange(300 * 301 // 2)
+    lower = np.tril(a)
+    mirror(a)
+    assert_same(a, np.where(np.tri(300, dtype=bool), lower, lower.T), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("cuts", [(40,), (1, 40), (7, 30, 40)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_packed_gram_equals_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...], dtype: type[np.floating]
+) -> None:
+    """Fails where packing exchanges entries, a merge forgets one, or rows in float64 are summed in float32."""
+    x = rows(11, 2, 40, 9).astype(dtype)
+    monkeypatch.setattr(gram, "PACKED", 9)
+    parts = [Gram.zeros(2, 9) for _ in cuts]
+    whole, merged = Gram.zeros(2, 9), Gram.zeros(2, 9)
+    for start, stop, part in zip((0, *cuts), cuts, parts, strict=False):
+        whole.update(x[:, start:stop])
+        part.update(x[:, start:stop])
+        merged.merge(part)
+    assert whole.packed and whole.total.shape == (2, 45) and whole.columns == 9
+    wide = x.astype(np.float64)
+    expected = np.einsum("grd,gre->gde", wide, wide)
+    rtol = ROUNDING if dtype is np.float64 else 1e-6
+    for found in (whole, merged):
+        assert_same(found.sums(), expected, rtol=rtol, atol=0.0)
+        assert_same(found.result(), expected / 40, rtol=rtol, atol=0.0)
+        assert_same(found.first(), expected[0] / 40, rtol=rtol, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_plain_sum_is_merged_into_a_packed_one(monkeypatch: pytest.MonkeyPatch, dtype: type[np.floating]) -> None:
+    """Fails where sums that were formed elsewhere, as full matrices, are added as if they were packed."""
+    x = rows(12, 1, 40, 9).astype(dtype)
+    other = Gram(product(x), x.shape[1])
+    monkeypatch.setattr(gram, "PACKED", 9)
+    found = Gram.zeros(1, 9)
+    found.update(x)
+    found.merge(other)
+    wide = x.astype(np.float64)
+    assert_same(found.result(), np.einsum("grd,gre->gde", wide, wide) / 40, rtol=1e-6, atol=0.0)
+
+
+def test_packed_normal_equations_equal_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the matrix that was unpacked once stays as it was when further rows are added."""
+    x, y = rows(13, 1, columns=9), rows(14, 1, columns=4)
+    w = np.random.default_rng(15).standard_normal((1, 9, 4))
+    monkeypatch.setattr(gram, "PACKED", 9)
+    sums, other = NormalEquations.zeros(1, 9, 4), NormalEquations.zeros(1, 9, 4)
+    for stop, target in ((20, sums), (40, sums), (60, other)):
+        target.update(x[:, stop - 20 : stop], y[:, stop - 20 : stop])
+        assert target.xx.shape == (1, 9, 9)
+    sums.merge(other)
+    assert sums.rows == 60
+    assert_same(sums.xx, np.einsum("grd,gre->gde", x, x), rtol=ROUNDING, atol=0.0)
+    assert_same(sums.error(w), ((y - x @ w) ** 2).sum(axis=1), rtol=1e-12, atol=0.0)
 
 
 def test_one_entry_off_by_a_hundredth_is_seen() -> None:

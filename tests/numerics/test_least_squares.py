@@ -15,7 +15,9 @@ from onnxprune.numerics.least_squares import (
     JITTER,
     SolveFailed,
     inverse_spd,
+    random_sums,
     restricted,
+    restricted_by_inverse,
     ridge,
     ridge_batch,
     scale,
@@ -206,3 +208,44 @@ def test_one_gram_entry_off_by_a_hundredth_is_seen(strength: float) -> None:
     found = ridge(xx, x.T @ y, prior, strength)
     with pytest.raises(AssertionError, match="times the bound"):
         assert_same(x @ found, x @ reference(x, y, prior, strength), rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_a_refit_by_the_inverse_is_the_restricted_one(count: int, strength: float) -> None:
+    """Fails where the rows of the inverse are taken for its columns' complement, or the ridge is another."""
+    x, _, _ = problem(31, columns=9)
+    x[:, 4] = 0.0
+    p = x.T @ x / len(x)
+    w = np.random.default_rng(32).standard_normal((9, 3))
+    gone = np.random.default_rng(33).permutation(9)[:count]
+    keep = np.ones(9, bool)
+    keep[gone] = False
+    rows = np.ascontiguousarray(inverse_spd(p, strength)[gone])
+    found = restricted_by_inverse(rows, w, gone)
+    expected = np.zeros_like(w)
+    expected[keep] = restricted(p, w, keep, strength)
+    norms = np.linalg.norm(x, axis=0)[:, None]
+    assert_same(found * norms, expected * norms, rtol=1e-8, atol=0.0)
+    assert not found[gone].any()
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_an_inverse_in_single_precision_is_close(strength: float) -> None:
+    """Fails where columns of very different scales are inverted before they are scaled: the condition would be 1e8."""
+    x, _, _ = problem(34, columns=40, count=100)
+    p = x.T @ x
+    expected, found = inverse_spd(p, strength), inverse_spd(p, strength, np.float32)
+    assert found.dtype == np.float32
+    norms = np.linalg.norm(x, axis=0)
+    scale = norms[:, None] * norms
+    assert_same(found.astype(np.float64) * scale, expected * scale, rtol=1e-4, atol=0.0)
+
+
+def test_random_sums_keep_squared_errors_in_the_mean() -> None:
+    """Fails where the sums are not scaled. 4,000 independent outputs on 64 sums: a standard error of a hundredth."""
+    errors = np.random.default_rng(35).standard_normal((50, 4000))
+    sums = random_sums(4000, 64)
+    assert sums is not None and sums.shape == (4000, 64)
+    assert ((errors @ sums) ** 2).sum() == pytest.approx((errors**2).sum(), rel=0.1)
+    assert random_sums(64, 64) is None
