@@ -22,7 +22,7 @@ from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Mas
 # How far from the wanted share of the time a measured one may be.
 LATENCY_MISSED = 0.1
 # Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
-TRIAL_PASSES = 1.0
+TRIAL_PASSES, FAST_TRIAL_PASSES = 2.0, 1.0
 
 
 def allocate(
@@ -210,7 +210,8 @@ def trials_of(
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
     taken = coupled.taken
     only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
-    passes = TRIAL_PASSES * loaded.count / len(loaded.held)
+    most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
+    passes = most * loaded.count / len(loaded.held)
     samples, reference = sensitivity.affordable(
         taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
     )
