@@ -72,6 +72,7 @@ from onnxprune.state import (
 )
 from onnxprune.taken import layers_taken, taken_by
 from onnxprune.targets import DEFAULT, TARGETS
+from onnxprune.walk import runtime_batch
 
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
@@ -397,9 +398,10 @@ def plain_pass(loaded: Loaded) -> float:
     """Seconds that onnxruntime, with its own settings, takes for all samples: what the whole run is compared with."""
     session = runtime.Session(loaded.original, spin=True)
     session.run(loaded.fit.example())
+    size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto)
     start = time.perf_counter()
     for part in {id(s): s for s in (loaded.fit, loaded.held)}.values():
-        for feeds in part.batches(statistics.BATCH):
+        for feeds in part.batches(size):
             session.run(feeds)
     return time.perf_counter() - start
 

@@ -102,17 +102,20 @@ def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]
 
 
 def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
-    if level != "scale" and known.classes is None and layer.groups == 1:
-        gone = np.flatnonzero(~columns[0])
-        if gone.size * _FEW <= columns.size:
-            return restricted_by_inverse(known.inverse(gone, known.ridge), w[0], gone)[None]
+    """The weights refitted; scales are put into `w` itself, which may be half of the model."""
+    if level == "scale" or known.classes is not None:
+        p = known.p
+        for g in range(layer.groups):
+            contributions = known.classes is not None
+            w[g] *= _column_scales(layer.columns(g), w[g], p[g], keep, contributions=contributions)[:, None]
+        return w
+    gone = np.flatnonzero(~columns[0])
+    if layer.groups == 1 and gone.size * _FEW <= columns.size:
+        return restricted_by_inverse(known.inverse(gone, known.ridge), w[0], gone)[None]
     result = np.zeros_like(w)
     p = known.p
     for g in range(layer.groups):
-        if level == "scale" or known.classes is not None:
-            scales = _column_scales(layer.columns(g), w[g], p[g], keep, contributions=known.classes is not None)
-            result[g] = w[g] * scales[:, None]
-        elif columns[g].any():
+        if columns[g].any():
             # A mean needs no prior, however few the samples.
             strength = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
             result[g][columns[g]] = restricted(p[g], w[g], columns[g], strength)

@@ -20,7 +20,7 @@ from onnxprune.graph import Array
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 
-# Tensors of a batch that a runtime holds at the same time, about.
+# Tensors of a batch that a runtime holds at the same time, about: the few largest.
 _HELD_AT_ONCE = 4
 
 
@@ -41,7 +41,7 @@ class Walker:
         self.proto, self.samples, self.memory = proto, samples, memory
         self._types = dict(types)
         self._shapes = shapes
-        size = batch_size(shapes, _widest(shapes, proto), len(samples) if hold_out else BATCH * 2 * HOLD_OUT)
+        size = runtime_batch(shapes, proto, len(samples) if hold_out else None)
         size = 1 if samples.fixed_batch else size
         starts = range(0, len(samples), size)
         self._batches: list[Mapping[str, Array]] = [_Inputs(samples, start, start + size) for start in starts]
@@ -150,7 +150,8 @@ class _Kept(Mapping[str, Array]):
         return len(self.stored)
 
 
-def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
-    """The few largest tensors: what a batch has to hold at once."""
+def runtime_batch(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, samples: int | None = None) -> int:
+    """Samples that a run of the whole model takes at once; samples: as many that some batches can be held out."""
     sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
-    return [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]
+    widest = [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]
+    return batch_size(shapes, widest, BATCH * 2 * HOLD_OUT if samples is None else samples)

@@ -91,14 +91,17 @@ class Layer:
     def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
         """W (g, D, M), bias included, in float64; `weights` holds the arrays `stored` by name."""
         w = _read(self.weight, self.stored_weight, weights)
-        if self.window is not None:
-            m = self.window.to_matrix(w)
-        else:
-            m = self.alpha * (w.T if self.transposed else w)[None]
+        m = (w.T if self.transposed else w)[None] if self.window is None else self.window.to_matrix(w)
+        groups, rows, outputs = m.shape
+        # One array in float64, written once: the largest layers of a network may be half of it.
+        found = np.empty((groups, rows + bool(self.bias), outputs))
+        found[:, :rows] = m
+        if self.alpha != 1.0:
+            found[:, :rows] *= self.alpha
         if self.bias:
-            b = self.beta * _read(self.bias, self.stored_bias, weights).reshape(m.shape[0], 1, m.shape[2])
-            m = np.concatenate([m, b], axis=1)
-        return np.ascontiguousarray(m)
+            b = _read(self.bias, self.stored_bias, weights).astype(np.float64)
+            found[:, rows] = self.beta * b.reshape(groups, outputs)
+        return found
 
     def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`, as arrays by initializer name; `present` holds the present ones.
@@ -109,7 +112,7 @@ class Layer:
         if self.window is not None:
             w = np.asarray(self.window.from_matrix(body, self.channels), np.float64)
         else:
-            w = body[0] / self.alpha
+            w = body[0] / self.alpha if self.alpha != 1.0 else body[0]
             w = w.T if self.transposed else w
         b = matrix[:, -1].ravel() / self.beta if self.bias else np.zeros(0)
         found = {self.weight: w}
@@ -204,8 +207,8 @@ class Layer:
         return self.by_group(self.values_at(y, positions))
 
 
-def _read(name: str, stored: Quantized | None, weights: Mapping[str, Array]) -> NDArray[np.float64]:
-    return weights[name].astype(np.float64) if stored is None else stored.read(weights)
+def _read(name: str, stored: Quantized | None, weights: Mapping[str, Array]) -> Array:
+    return weights[name] if stored is None else stored.read(weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,7 +160,7 @@ ROWS: Mapping[str, Topology] = {
             t = Add(s, b)
             y = Conv (t, w4[5,6,1,1], b4[5])
         }""",
-        (6,),
+        (8, 6),
         mixing=(8,),
         opset=21,
     ),
@@ -175,5 +175,6 @@ ROWS: Mapping[str, Topology] = {
             y = Gemm (t, w3[8,5], b3[5])
         }""",
         (8, 7),
+        ("meets axis 0 of 'b'",),
     ),
 }
