@@ -558,9 +558,9 @@ def below(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     for t in stored_tensors(result):
         if is_external(t):
             place = Place.of(t)
-            root = Path(place.location).anchor
+            root = os.path.splitdrive(place.location)[0] + os.sep
             roots.add(root)
-            Place(os.path.relpath(place.location, root), place.offset, place.length).put(t)
+            Place(place.location[len(root) :], place.offset, place.length).put(t)
     if len(roots) > 1:
         raise RunError(f"the weights lie on several drives ({', '.join(sorted(roots))}); set TMPDIR to a folder of one")
     return result, min(roots)

@@ -21,7 +21,7 @@ from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
-_HELD_AT_ONCE = 4
+_HELD_AT_ONCE = 6
 
 
 class Walker:

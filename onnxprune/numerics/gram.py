@@ -19,7 +19,7 @@ Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
 # Columns from which on a Gram is packed. Rounding errors of float32 sums over n batches grow with √n: after a thousand
-# they are some 2e-6 of the mean power, below the jitter of every solve.
+# they are 1.4e-6 of the mean power in any entry and 8e-6 in norm, a hundredth of the least ridge of any refit.
 PACKED = 512
 # Below, one stacked product of full matrices is faster than a triangle per group.
 _TRIANGULAR = 64
