@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, action="append")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--cuts", type=int, default=8)
-    parser.add_argument("--round-to", type=int, default=PruneConfig().round_to)
+    parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cpu-time", action="store_true")
     given = parser.parse_args()

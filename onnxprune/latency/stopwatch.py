@@ -73,7 +73,6 @@ class Stopwatch:
     alignment: int = 1
     drops: Mapping[int, Drop] = field(default_factory=dict)
     _price: LatencyCost | None = None
-    _shares: dict[Kept, float] = field(default_factory=dict)
     counts: tuple[int, int, int] = (0, 0, 0)
 
     @property
@@ -102,16 +101,14 @@ class Stopwatch:
         return cut(marked(self.proto), self.channels, self.channels.keep_classes(masks))
 
     def share(self, kept: Kept) -> float:
-        """The measured share of the original's time that the model takes at these widths.
+        """The measured share of the original's time that the model takes at these widths, anew at every call.
 
         Raises RunError, and BudgetUnreachable where they leave no model.
         """
-        if kept not in self._shares:
-            model = self.cut(kept)
-            if model is None:
-                raise BudgetUnreachable("some tensor would keep no channel at all at these widths; lower --ratio")
-            self._shares[kept] = self.compared(model)[0]
-        return self._shares[kept]
+        model = self.cut(kept)
+        if model is None:
+            raise BudgetUnreachable("some tensor would keep no channel at all at these widths; lower --ratio")
+        return self.compared(model)[0]
 
     def compared(self, model: onnx.ModelProto) -> tuple[float, float, float]:
         """(share of the original's time, seconds of the original, seconds of `model`), medians over new sessions.
