@@ -44,22 +44,6 @@ class OperatorTime:
     calls: float
 
 
-def node_times(
-    model: onnx.ModelProto,
-    feeds: Mapping[str, Array],
-    *,
-    runs: int = RUNS,
-    warmup: int = WARMUP,
-    threads: int = 0,
-    providers: Sequence[str] = (runtime.CPU,),
-    optimize: bool = True,
-) -> dict[str, float]:
-    """Seconds per run by node, under the names that onnxruntime's optimisation leaves; feeds, threads, providers and
-    optimize as for `runtime.Session`. Raises RunError."""
-    found = profiled(model, feeds, runs=runs, warmup=warmup, threads=threads, providers=providers, optimize=optimize)
-    return {n.name: n.seconds for n in found}
-
-
 def profiled(
     model: onnx.ModelProto,
     feeds: Mapping[str, Array],
@@ -70,7 +54,10 @@ def profiled(
     providers: Sequence[str] = (runtime.CPU,),
     optimize: bool = True,
 ) -> tuple[NodeTime, ...]:
-    """Every node in the order of the first run, as `node_times`. Raises RunError."""
+    """Every node in the order of the first run, under the names that onnxruntime's optimisation leaves.
+
+    feeds, threads, providers and optimize as for `runtime.Session`. Raises RunError.
+    """
     events = runtime.profile_events(
         model, feeds, warmup + runs, optimize=optimize, threads=threads, providers=providers
     )
