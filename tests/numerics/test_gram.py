@@ -155,6 +155,79 @@ def test_a_plain_sum_is_merged_into_a_packed_one(monkeypatch: pytest.MonkeyPatch
     assert_same(found.result(), np.einsum("grd,gre->gde", wide, wide) / 40, rtol=1e-6, atol=0.0)
 
 
+# LAPACK lays out triangles of odd and of even size in two ways.
+PACKED_WIDTHS = (8, 9)
+
+
+@pytest.mark.parametrize("columns", PACKED_WIDTHS)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("others", ["packed", "plain"])
+def test_a_merge_keeps_groups_triangles_and_precision(
+    monkeypatch: pytest.MonkeyPatch, others: str, groups: int, columns: int
+) -> None:
+    """Fails where a merge exchanges groups or triangles, or drops the last digits of packed sums in float64."""
+    monkeypatch.setattr(gram, "PACKED", columns)
+    x = rows(16, groups, 40, columns)
+    # A few bits each, so that the sums are exact in single precision.
+    coarse = (np.round(x[:, :20] * 4) / 4).astype(np.float32)
+    found, other = Gram.zeros(groups, columns), Gram.zeros(groups, columns)
+    found.update(coarse)
+    assert found.packed and found.total.dtype == np.float32
+    if others == "packed":
+        other.update(x[:, 20:])
+    else:
+        other = Gram(np.einsum("grd,gre->gde", x[:, 20:], x[:, 20:]), 20)
+    found.merge(other)
+    whole = np.concatenate([coarse.astype(np.float64), x[:, 20:]], axis=1)
+    expected = np.einsum("grd,gre->gde", whole, whole)
+    assert found.packed and found.rows == 40 and found.columns == columns
+    # A plain sum is one batch: it joins in the precision that it finds.
+    precise = others == "packed"
+    assert found.total.dtype == (np.float64 if precise else np.float32)
+    assert_same(found.sums(), expected, rtol=ROUNDING if precise else 1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("columns", PACKED_WIDTHS)
+def test_the_first_group_and_the_results_leave_the_sums_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, columns: int, packed: bool
+) -> None:
+    """Fails where another group is given, or the division goes into sums to which rows are still added."""
+    monkeypatch.setattr(gram, "PACKED", columns if packed else columns + 1)
+    x = rows(17, 3, 40, columns)
+    found = Gram.zeros(3, columns)
+    for start, stop in ((0, 15), (15, 40)):
+        found.update(x[:, start:stop])
+        part = x[:, :stop]
+        expected = np.einsum("grd,gre->gde", part, part) / stop
+        assert found.packed is packed
+        assert_same(found.first(), expected[0], rtol=ROUNDING, atol=0.0)
+        assert_same(found.result(), expected, rtol=ROUNDING, atol=0.0)
+        assert_same(found.sums(), expected * stop, rtol=ROUNDING, atol=0.0)
+
+
+def test_a_merge_leaves_the_other_sums_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where two sums share their entries from then on."""
+    monkeypatch.setattr(gram, "PACKED", 9)
+    x = rows(18, 2, 40, 9)
+    for make in (lambda: Gram.zeros(2, 9), lambda: Gram(np.zeros((2, 9, 9)))):
+        found, other = Gram.zeros(2, 9), make()
+        other.update(x)
+        before = other.total.copy()
+        found.merge(other)
+        found.update(x)
+        assert other.rows == 40
+        assert_same(other.total, before, rtol=0.0, atol=0.0)
+
+
+def test_only_wide_sums_are_packed() -> None:
+    """Fails where a wide Gram takes more than half of the floats, four bytes each, of its matrix and its diagonal."""
+    plain, packed = Gram.zeros(2, gram.PACKED - 1), Gram.zeros(2, gram.PACKED)
+    assert not plain.packed and plain.total.dtype == np.float64 and plain.columns == gram.PACKED - 1
+    assert packed.packed and packed.columns == gram.PACKED
+    assert packed.total.nbytes == 2 * 4 * gram.PACKED * (gram.PACKED + 1) // 2
+
+
 def test_packed_normal_equations_equal_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where the matrix that was unpacked once stays as it was when further rows are added."""
     x, y = rows(13, 1, columns=9), rows(14, 1, columns=4)

@@ -249,3 +249,33 @@ def test_random_sums_keep_squared_errors_in_the_mean() -> None:
     assert sums is not None and sums.shape == (4000, 64)
     assert ((errors @ sums) ** 2).sum() == pytest.approx((errors**2).sum(), rel=0.1)
     assert random_sums(64, 64) is None
+
+
+def test_random_sums_are_unbiased_for_every_pair_of_outputs() -> None:
+    """Fails where some outputs count more than others, or where errors of different outputs add up.
+
+    The squared error of the sums is eᵀ S Sᵀ e: its diagonal is 1, and what is beside it is the mean of 4,096 signs,
+    whose standard error is 1/64.
+    """
+    sums = random_sums(4097, 4096)
+    assert sums is not None
+    some = sums[:60] @ sums[:60].T
+    assert_same(np.diag(some), np.ones(60), rtol=1e-12, atol=0.0)
+    beside = some[np.triu_indices(60, 1)]
+    assert np.abs(beside).max() < 5 / 64
+    assert abs(beside.mean()) < 5 / 64 / np.sqrt(beside.size)
+
+
+def test_random_sums_are_the_same_for_the_same_outputs() -> None:
+    """Fails where two runs, or two machines, judge a ridge by other sums."""
+    first, again, other = random_sums(100, 8), random_sums(100, 8), random_sums(101, 8)
+    assert first is not None and again is not None and other is not None
+    assert_same(first, again, rtol=0.0, atol=0.0)
+    assert not np.array_equal(first, other[:100])
+
+
+def test_a_refit_by_what_is_no_inverse_of_a_gram_raises() -> None:
+    """Fails where an indefinite block ends in an error of scipy's own, or in weights."""
+    rows = np.array([[1.0, 3.0, 0.0], [3.0, 1.0, 0.0]])
+    with pytest.raises(SolveFailed, match="not positive semi-definite"):
+        restricted_by_inverse(rows, np.ones((3, 2)), np.array([0, 1]))
