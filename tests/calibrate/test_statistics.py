@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from onnxprune import storage
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.statistics import RIDGES, batch_size, choose_ridge, collect, positions_for
+from onnxprune.calibrate.statistics import RIDGES, InputMoments, batch_size, choose_ridge, collect, positions_for
+from onnxprune.numerics import gram
+from onnxprune.numerics.least_squares import JITTER
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 
@@ -122,6 +129,100 @@ def test_positions_and_batches_stay_within_their_bounds() -> None:
     # Some batches are always held out, however few the samples.
     assert batch_size(shapes, [], 32, limit_bytes=1 << 20) == 4
     assert batch_size(shapes, [], 1, limit_bytes=1 << 20) == 1
+
+
+def stack(count: int = 2, columns: int = 12) -> np.ndarray:
+    """Moments (count, D, D) of columns of very different scales."""
+    rng = np.random.default_rng(40)
+    x = rng.standard_normal((count, 60, columns)) @ rng.standard_normal((count, columns, columns))
+    x *= 10.0 ** rng.integers(-2, 3, columns)
+    return np.einsum("grd,gre->gde", x, x) / 60
+
+
+KEPT = {
+    "in memory": lambda p: p,
+    "in a file": storage.Kept,
+    "in a file, in single precision": lambda p: storage.Kept(p.astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_moments_at_some_columns(kept: str) -> None:
+    """Fails where rows or columns come in another order, from another group, or in the precision of the file."""
+    p = stack()
+    at = np.array([7, 0, 3])
+    with storage.spilling():
+        known = InputMoments(KEPT[kept](p), RIDGES[0])
+        exact = p.astype(np.float32).astype(np.float64) if "single" in kept else p
+        assert_same(known.p, exact, rtol=0.0, atol=0.0)
+        assert_same(known.block(at), exact[0][np.ix_(at, at)], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("kept", KEPT)
+def test_rows_of_the_inverse_are_those_of_the_regularised_moments(kept: str, ridge: float) -> None:
+    """Fails where the ridge is not relative to each column, is that of another call, or rows are taken for others."""
+    p = stack()
+    at = np.array([7, 0, 3])
+    with storage.spilling():
+        known = InputMoments(KEPT[kept](p), RIDGES[0])
+        d = np.sqrt(np.diag(known.p[0]))
+        for strength in (0.5, ridge, 0.5):
+            expected = np.linalg.inv(known.p[0] / np.outer(d, d) + (JITTER + strength) * np.eye(12))
+            # Scaled to a unit diagonal: the condition is at most 12 / JITTER.
+            found = known.inverse(at, strength) * np.outer(d[at], d)
+            assert_same(found, expected[at], rtol=1e-9, atol=0.0)
+
+
+def test_an_inverse_is_computed_once_for_every_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where each of the groups that share a layer inverts its moments again."""
+    computed: list[float] = []
+    invert = statistics.inverse_spd
+
+    def counted(p: np.ndarray, ridge: float) -> np.ndarray:
+        computed.append(ridge)
+        return invert(p, ridge)
+
+    monkeypatch.setattr(statistics, "inverse_spd", counted)
+    known = InputMoments(stack(), RIDGES[0])
+    for ridge in (1e-3, 1e-2, 1e-3, 1e-2):
+        known.inverse(np.arange(3), ridge)
+    assert computed == [1e-3, 1e-2]
+
+
+def test_inverses_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a worker is sent an inverse, as large as the moments, with them, or the moments lose it here."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    at = np.arange(3)
+    with storage.spilling():
+        known = InputMoments(storage.Kept(stack()), RIDGES[1])
+        empty = len(pickle.dumps(known))
+        expected = known.inverse(at, 1e-3)
+        assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 2
+        sent = pickle.dumps(known)
+        assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 2
+    assert len(sent) == empty
+    received = pickle.loads(sent)
+    assert received.ridge == RIDGES[1] and received.classes is None
+    assert_same(received.p, stack(), rtol=0.0, atol=0.0)
+    assert_same(received.inverse(at, 1e-3), expected, rtol=0.0, atol=0.0)
+
+
+def test_large_moments_lie_in_files_in_the_precision_of_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the moments of all layers are held in memory, doubled in size on the way, or differ there."""
+    p = prepare_text(MIXED)
+    samples = samples_of(p, 40)
+    _, expected = moments_of(p, samples)
+    monkeypatch.setattr(gram, "PACKED", 30)
+    with storage.spilling():
+        _, found = moments_of(p, samples)
+        held = {name: k.moments for name, k in found.items()}
+        kept = {name: k.load() for name, k in held.items() if isinstance(k, storage.Kept)}
+        assert kept.keys() == {n for n, k in expected.items() if k.p.shape[1] >= 30} == {"w4", "w5"}
+        assert {k.dtype.name for k in kept.values()} == {"float32"}
+        for name, k in expected.items():
+            assert found[name].ridge == k.ridge
+            assert_same(found[name].p, k.p, rtol=RTOL, atol=0.0)
 
 
 def test_one_activation_off_by_a_hundredth_is_seen() -> None:
