@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnxprune import inspect, prune, storage
 from onnxprune import model as m
 from onnxprune.cli import main
 from onnxprune.errors import ModelError, RunError, UsageError
+from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Session
 from tests import digits
 from tests.compare import assert_same
@@ -311,6 +312,182 @@ def test_model_in_memory(tmp_path: Path):
         assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)
 
 
+def lonely(data_type: int = onnx.TensorProto.FLOAT, dims: tuple[int, ...] = (3,)) -> onnx.TensorProto:
+    """A tensor of twelve bytes that lies in the file `w`."""
+    tensor = onnx.TensorProto(name="t", data_type=data_type, dims=dims)
+    storage.Place("w", 4, 12).put(tensor)
+    return tensor
+
+
+def body_of(tensor: onnx.TensorProto) -> onnx.GraphProto:
+    return onnx.GraphProto(initializer=[tensor])
+
+
+def sparse_of(tensor: onnx.TensorProto) -> onnx.SparseTensorProto:
+    return onnx.SparseTensorProto(values=tensor, indices=onnx.numpy_helper.from_array(np.arange(3)), dims=[3])
+
+
+def attribute(value: object) -> onnx.ModelProto:
+    node = onnx.NodeProto(attribute=[onnx.helper.make_attribute("a", value)])
+    return onnx.ModelProto(graph=onnx.GraphProto(node=[node]))
+
+
+HOLDERS: dict[str, Callable[[onnx.TensorProto], onnx.ModelProto]] = {
+    "weight": lambda t: onnx.ModelProto(graph=body_of(t)),
+    "sparse weight": lambda t: onnx.ModelProto(graph=onnx.GraphProto(sparse_initializer=[sparse_of(t)])),
+    "attribute": attribute,
+    "attribute of several": lambda t: attribute([t]),
+    "sparse attribute": lambda t: attribute(sparse_of(t)),
+    "body": lambda t: attribute(body_of(t)),
+    "bodies": lambda t: attribute([body_of(t)]),
+    "body of a body": lambda t: attribute(attribute(body_of(t)).graph),
+    "function": lambda t: onnx.ModelProto(functions=[onnx.FunctionProto(node=attribute(t).graph.node)]),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_every_kind_of_reference_is_resolved_and_read(holder: str, tmp_path: Path):
+    """Fails where a tensor that the model stores in an unusual place is overlooked: its file would not be found."""
+    (tmp_path / "w").write_bytes(b"head" + np.arange(3, dtype=np.float32).tobytes())
+    proto = HOLDERS[holder](lonely())
+    assert storage.has_external(proto) and storage.external_bytes(proto) == 12
+    storage.resolve(proto, tmp_path)
+    assert storage.files_of(proto) == {tmp_path / "w"}
+    (before,) = (t for t in storage.stored_tensors(proto) if storage.is_external(t))
+    assert storage.Place.of(before) == storage.Place(str(tmp_path / "w"), 4, 12)
+    storage.resolve(proto, None)
+    whole = storage.embedded(proto)
+    assert storage.is_external(before) and not storage.has_external(whole)
+    assert storage.embedded(whole) is whole
+    found = next(t for t in storage.stored_tensors(whole) if t.name == "t")
+    assert_same(onnx.numpy_helper.to_array(found), np.arange(3, dtype=np.float32), rtol=0.0, atol=0.0)
+    storage.read_small(proto)
+    assert not storage.has_external(proto)
+
+
+UNFIXED = {
+    "strings": (lonely(onnx.TensorProto.STRING), "its type or shape is not fixed"),
+    "no type": (lonely(onnx.TensorProto.UNDEFINED), "its type or shape is not fixed"),
+    "an unknown size": (lonely(dims=(-1,)), "its type or shape is not fixed"),
+    "an unknown type": (lonely(99), "unknown element type 99"),
+    "another size": (lonely(dims=(4,)), "stores 12 bytes in 'w', its shape and type need 16"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIXED)
+def test_references_of_no_known_size(kind: str, tmp_path: Path):
+    """Fails where the range of a file that a tensor takes is guessed."""
+    (tmp_path / "w").write_bytes(bytes(64))
+    tensor, reason = UNFIXED[kind]
+    with pytest.raises(ModelError, match=reason):
+        storage.resolve(HOLDERS["weight"](tensor), tmp_path)
+
+
+def test_a_link_within_the_folder_is_followed(tmp_path: Path):
+    """Fails where a download cache, which links to its files, is refused."""
+    (tmp_path / "real").write_bytes(bytes(16))
+    (tmp_path / "w").symlink_to(tmp_path / "real")
+    proto = HOLDERS["weight"](lonely())
+    storage.resolve(proto, tmp_path)
+    assert storage.files_of(proto) == {tmp_path / "real"}
+
+
+def test_references_of_a_model_in_memory_are_checked(tmp_path: Path):
+    """Fails where a file that is gone, or too short by now, is noticed in the middle of a run."""
+    proto = HOLDERS["weight"](lonely())
+    (tensor,) = proto.graph.initializer
+    storage.Place(str(tmp_path / "w"), 4, 12).put(tensor)
+    with pytest.raises(ModelError, match="which is missing$"):
+        storage.resolve(proto, None)
+    (tmp_path / "w").write_bytes(bytes(15))
+    with pytest.raises(ModelError, match="has only 15"):
+        storage.resolve(proto, None)
+
+
+# sharing
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {f for f in folder.rglob("*") if f.is_file()}
+
+
+def test_copies_of_a_model_share_what_lies_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a copy takes its weights along, or a weight that is set in one copy reaches another."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(storage, "SPILL_BYTES", 1024)
+    model = mixed()
+    before = model.SerializeToString(deterministic=True)
+    whole = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert storage.outside(model) is model and storage.embedded(model) is model
+    with storage.spilling():
+        first = storage.outside(model)
+        shared = files_in(tmp_path)
+        assert [t.name for t in first.graph.initializer if storage.is_external(t)] == ["w1"]
+        assert storage.files_of(first) == shared and len(shared) == 1
+        second = storage.outside(first)
+        assert second is not first
+        assert files_in(tmp_path) == shared == storage.files_of(second)
+        set_initializers(second, {"w1": 2 * whole["w1"], "b1": 2 * whole["b1"]})
+        (own,) = storage.files_of(second)
+        assert files_in(tmp_path) == {own, *shared} and own not in shared
+        for proto, factor in ((first, 1), (second, 2)):
+            for name in ("w1", "b1"):
+                found = storage.array_of(t_values(proto, name))
+                assert_same(found, np.float32(factor) * whole[name], rtol=0.0, atol=0.0)
+        assert storage.embedded(first).SerializeToString(deterministic=True) == before
+        assert storage.has_external(first)
+    assert not files_in(tmp_path)
+    assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16])
+def test_weights_are_set_in_the_type_and_the_way_of_the_model(
+    dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Fails where a refitted weight grows to float64, moves into the model, or is stored column by column."""
+    monkeypatch.setattr(storage, "SPILL_BYTES", 64)
+    values = np.random.default_rng(0).standard_normal((2, 3, 8, 5))
+    proto = onnx.ModelProto()
+    for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(part.astype(dtype), name))
+    with storage.spilling():
+        for name in ("large", "small"):
+            tensor = t_values(proto, name)
+            (tmp_path / name).write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+            refer(tensor, str(tmp_path / name))
+        set_initializers(proto, {t.name: -np.asfortranarray(storage.array_of(t)) for t in proto.graph.initializer})
+        assert [t.name for t in proto.graph.initializer if storage.is_external(t)] == ["large"]
+        assert storage.Place.of(t_values(proto, "large")).length == values.size * np.dtype(dtype).itemsize
+        for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
+            assert_same(storage.array_of(t_values(proto, name)), -part.astype(dtype), rtol=0.0, atol=0.0)
+
+
+def test_weights_in_files_are_read_when_asked_for_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where looking at the names reads values, or where values of files pile up in memory."""
+    (tmp_path / "w").write_bytes(b"head" + np.arange(3, dtype=np.float32).tobytes())
+    proto = HOLDERS["weight"](lonely())
+    storage.resolve(proto, tmp_path)
+    inside = np.ones(2, np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(inside, "inside"))
+    asked: list[str] = []
+    read = storage.array_of
+
+    def counted(tensor: onnx.TensorProto) -> np.ndarray:
+        asked.append(tensor.name)
+        return read(tensor)
+
+    monkeypatch.setattr(storage, "array_of", counted)
+    weights = storage.Weights(proto.graph.initializer)
+    assert list(weights) == ["t", "inside"] and len(weights) == 2
+    assert "t" in weights and "none" not in weights
+    assert weights.get("none") is None
+    assert asked == []
+    for _ in range(2):
+        assert_same(weights["t"], np.arange(3, dtype=np.float32), rtol=0.0, atol=0.0)
+        assert_same(weights["inside"], inside, rtol=0.0, atol=0.0)
+    assert asked == ["t", "inside", "t"]
+
+
 # writing
 
 
@@ -448,6 +625,57 @@ def test_a_kept_array_comes_back(dtype: type, tmp_path: Path, monkeypatch: pytes
         assert_same(storage.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
     assert_same(storage.Kept(array).load(), array, rtol=0.0, atol=0.0)
     assert_same(storage.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+
+
+def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where files outlive the run, an inner folder takes those of the outer one along, or old values are given.
+
+    That the array goes later, when its file is gone already, is no error either.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    array = np.arange(6.0).reshape(2, 3)
+    with storage.spilling():
+        outer = storage.Kept(array)
+        with storage.spilling():
+            inner = storage.Kept(array)
+            assert len(files_in(tmp_path)) == 2
+        assert len(files_in(tmp_path)) == 1
+        with pytest.raises(FileNotFoundError):
+            inner.load()
+        assert_same(outer.load(), array, rtol=0.0, atol=0.0)
+        again = storage.Kept(array)
+        assert len(files_in(tmp_path)) == 2
+        assert_same(again.rows(np.array([1])), array[[1]], rtol=0.0, atol=0.0)
+    assert not list(tmp_path.iterdir())
+    for kept in (outer, again):
+        with pytest.raises(FileNotFoundError):
+            kept.load()
+        with pytest.raises(FileNotFoundError):
+            kept.rows(np.array([0]))
+    del inner, outer, again, kept
+
+
+def test_what_is_loaded_is_apart_from_the_file():
+    """Fails where loaded values are mapped, which counts as memory as long as they live, or writing reaches the file."""
+    array = np.arange(6.0).reshape(2, 3)
+    with storage.spilling():
+        kept = storage.Kept(array)
+        for read in (kept.load, lambda: kept.rows(np.array([0, 1]))):
+            found = read()
+            assert not isinstance(found, np.memmap)
+            found[:] = -1.0
+            assert_same(read(), array, rtol=0.0, atol=0.0)
+        array[:] = 7.0
+        assert_same(kept.load(), np.arange(6.0).reshape(2, 3), rtol=0.0, atol=0.0)
+
+
+def test_strings_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where addresses of Python objects are written to a file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with storage.spilling():
+        kept = storage.Kept(np.array(["a", "bc"], object))
+        assert not files_in(tmp_path)
+        assert kept.load().tolist() == ["a", "bc"]
 
 
 def test_a_kept_array_travels_with_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -211,6 +211,125 @@ def test_a_file_that_is_cut_short_meanwhile(tmp_path: Path, monkeypatch: pytest.
         found.slice(0, 2)
 
 
+def no_reads(*_: object, **__: object) -> None:
+    raise AssertionError("a file was read")
+
+
+SEVERAL = (*IMAGE, InputSpec("ids", np.dtype(np.int64), (None, 2)), InputSpec("table", FLOAT, (7, 2)))
+
+
+@pytest.mark.parametrize(("large", "in_files"), [(1 << 20, set()), (900, {"image"}), (1, {"image", "ids"})])
+def test_parts_of_several_inputs_some_of_them_in_files(
+    large: int, in_files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where inputs in files and in memory get out of step, or a table in a file is taken for samples."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", large)
+    ids, table, labels = np.arange(10).reshape(5, 2), np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(5) + 20
+    found = load(saved(tmp_path, labels=labels, table=table, ids=ids, image=images()), SEVERAL)
+    assert {k for k, v in found.arrays.items() if isinstance(v, Rows)} == in_files
+
+    def check(feeds: dict[str, Array], rows: list[int], *names: str) -> None:
+        expected = {"image": images()[rows], "ids": ids[rows], "table": table}
+        assert set(feeds) == set(names or expected)
+        for name, values in feeds.items():
+            assert_same(values, expected[name], rtol=0.0, atol=0.0)
+
+    for some, rows in ((found, [0, 1, 2, 3, 4]), (found.take([4, 0, 3]), [4, 0, 3]), (found.part(1, 4), [1, 2, 3])):
+        assert len(some) == len(rows)
+        for start, feeds in enumerate(some.batches(2)):
+            check(feeds, rows[2 * start : 2 * start + 2])
+        check(some.slice(1, 3), rows[1:3])
+        for name in ("image", "ids", "table"):
+            check(some.slice(1, 9, (name,)), rows[1:9], name)
+    assert found.extras["labels"].tolist() == labels.tolist()
+    assert found.take([4, 0, 3]).extras["labels"].tolist() == [24, 20, 23]
+    assert found.part(1, 4).extras == {}
+
+
+def test_choosing_samples_reads_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a subset of a file that does not fit in memory is read to choose it."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    found = load(npy(tmp_path, images()), IMAGE)
+    monkeypatch.setattr(np, "memmap", no_reads)
+    chosen = found.take(np.array([3, 0])).arrays["image"]
+    assert isinstance(chosen, Rows)
+    assert (len(chosen), chosen.shape, chosen.ndim, chosen.size) == (2, (2, 3, 4, 4), 4, 96)
+    assert len(found.take([])) == 0
+    with pytest.raises(AssertionError, match="a file was read"):
+        found.slice(0, 1)
+
+
+def test_samples_that_are_read_are_not_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where pages of the file count as this process's memory for as long as a batch lives."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    found = load(npy(tmp_path, images()), IMAGE)
+    for some in (found, found.take([2, 1]), found.part(0, 2)):
+        batch = some.slice(0, 2)["image"]
+        while batch.base is not None:
+            batch = batch.base
+        assert type(batch) is np.ndarray
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_large_arrays_of_every_version_of_the_format(
+    version: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a header of another length shifts the values."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    path = tmp_path / "data.npy"
+    with path.open("wb") as f:
+        np.lib.format.write_array(f, images(), version=version)
+    assert_same(load(path, IMAGE).slice(0, 5)["image"], images(), rtol=0.0, atol=0.0)
+
+
+def test_a_large_array_of_another_type_is_rounded_or_refused_as_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where bytes of a file are read as values of the type that the model wants."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    half = InputSpec("image", np.dtype(np.float16), (None, 3, 4, 4))
+    path = npy(tmp_path, images())
+    assert_same(load(path, (half,)).slice(0, 5)["image"], images().astype(np.float16), rtol=0.0, atol=0.0)
+    with pytest.raises(CalibrationError, match="is float32, the model wants int32"):
+        load(path, (InputSpec("image", np.dtype(np.int32), (None, 3, 4, 4)),))
+
+
+def test_a_folder_of_large_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the files of a folder are not put together because they are not read yet."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    folder_of(tmp_path, b=images(2), a=images(3) + 1)
+    s = load(tmp_path, IMAGE)
+    assert len(s) == 5
+    assert_same(s.slice(1, 5)["image"], np.concatenate([images(3)[1:] + 1, images(2)]), rtol=0.0, atol=0.0)
+
+
+def claims_one_more(folder: Path) -> Path:
+    """A member that says it has a sample more than it holds; another member follows it."""
+    path = saved(folder, image=images(), other=images())
+    with zipfile.ZipFile(path) as z:
+        members = {n: z.read(n) for n in z.namelist()}
+    members["image.npy"] = members["image.npy"].replace(b"(5, 3, 4, 4)", b"(6, 3, 4, 4)")
+    with zipfile.ZipFile(path, "w") as z:
+        for name, blob in members.items():
+            z.writestr(name, blob)
+    return path
+
+
+def pickled_beside(folder: Path) -> Path:
+    return saved(folder, image=images(), other=np.array([{"a": i} for i in range(200)], object))
+
+
+@pytest.mark.parametrize("large", [samples.LARGE_BYTES, 900, 1])
+@pytest.mark.parametrize("make", [claims_one_more, pickled_beside])
+def test_an_archive_is_refused_for_one_bad_member(
+    make: Callable[[Path], Path], large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where bytes of the next member are taken for samples, or pickles for an array whose rows are read later."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", large)
+    with pytest.raises(CalibrationError, match=r"data\.npz cannot be read as numpy data"):
+        load(make(tmp_path), IMAGE)
+
+
 def test_a_single_sample_may_lack_the_batch_axis(tmp_path: Path) -> None:
     """Fails where one image without a leading axis is refused."""
     s = load(npy(tmp_path, images()[0]), IMAGE)
