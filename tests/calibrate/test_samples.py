@@ -316,7 +316,8 @@ def claims_one_more(folder: Path) -> Path:
 
 
 def pickled_beside(folder: Path) -> Path:
-    return saved(folder, image=images(), other=np.array([{"a": i} for i in range(200)], object))
+    """Pickles that take more bytes than as many addresses of objects."""
+    return saved(folder, image=images(), other=np.array([f"object number {i}" for i in range(200)], object))
 
 
 @pytest.mark.parametrize("large", [samples.LARGE_BYTES, 900, 1])
@@ -324,8 +325,9 @@ def pickled_beside(folder: Path) -> Path:
 def test_an_archive_is_refused_for_one_bad_member(
     make: Callable[[Path], Path], large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fails where bytes of the next member are taken for samples, or pickles for an array whose rows are read later."""
+    """Fails where bytes of the next member are taken for samples, or pickles for addresses of objects."""
     monkeypatch.setattr(samples, "LARGE_BYTES", large)
+    monkeypatch.setattr(np, "memmap", no_reads)
     with pytest.raises(CalibrationError, match=r"data\.npz cannot be read as numpy data"):
         load(make(tmp_path), IMAGE)
 
