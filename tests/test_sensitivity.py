@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxprune import sensitivity
+from onnxprune.calibrate.layers import layers_of
 from onnxprune.channels import branches
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
@@ -206,6 +207,42 @@ def test_trials_look_at_no_more_samples_than_they_may(prepared: Lookup) -> None:
         for name, y in reference.items():
             assert_same(outputs[name], y[:expected], rtol=0.0, atol=0.0)
         assert_same(some.slice(0, 3)["x"], samples.slice(0, 3)["x"], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(("only", "passes", "expected"), [({0, 1}, 1.0, 25), ({1}, 1.0, 50), ({1}, 2.0, 100)])
+def test_trials_of_groups_without_readers_cost_whole_runs(
+    only: set[int], passes: float, expected: int, prepared: Lookup
+) -> None:
+    """Fails where such trials, on the masked model, count for nothing, or groups that are not tried do count."""
+    p = prepared("plain")
+    samples = samples_of(p, 100)
+    y = np.arange(500.0, dtype=np.float32).reshape(100, 5)
+    reference = {"y": y, "labels": y.argmax(axis=1)}
+    some, outputs = sensitivity.affordable(p.channels, (), only, samples, reference, passes * (1 + 1e-9))
+    assert len(some) == expected
+    assert_same(some.slice(0, 100)["x"], samples.slice(0, expected)["x"], rtol=0.0, atol=0.0)
+    assert outputs.keys() == reference.keys()
+    for name in reference:
+        assert_same(outputs[name], reference[name][:expected], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(("count", "only"), [(sensitivity.LEAST_TRIED, {0, 1}), (5, {0, 1}), (100, set[int]())])
+def test_few_samples_or_no_trials_need_no_cut(count: int, only: set[int], prepared: Lookup) -> None:
+    """Fails where fewer samples are tried than the least, more than there are, or none where nothing is tried."""
+    p = prepared("plain")
+    samples = samples_of(p, count)
+    reference = {"y": np.zeros((count, 5), np.float32)}
+    some, outputs = sensitivity.affordable(p.channels, layers_of(p.channels), only, samples, reference, 1e-6)
+    assert some is samples and outputs is reference
+
+
+def test_an_output_without_an_axis_is_looked_at_whole(prepared: Lookup) -> None:
+    """Fails where the length of a number is asked for."""
+    p = prepared("plain")
+    samples = samples_of(p, 100)
+    reference = {"loss": np.array(1.0, np.float32), "y": np.zeros((100, 5), np.float32)}
+    some, outputs = sensitivity.affordable(p.channels, layers_of(p.channels), {0}, samples, reference, 1e-9)
+    assert some is samples and outputs is reference
 
 
 def test_outputs_that_are_not_of_single_samples_are_looked_at_whole(prepared: Lookup) -> None:

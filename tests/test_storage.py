@@ -397,7 +397,7 @@ def test_references_of_a_model_in_memory_are_checked(tmp_path: Path):
     proto = HOLDERS["weight"](lonely())
     (tensor,) = proto.graph.initializer
     storage.Place(str(tmp_path / "w"), 4, 12).put(tensor)
-    with pytest.raises(ModelError, match="which is missing$"):
+    with pytest.raises(ModelError, match=r"which is missing$"):
         storage.resolve(proto, None)
     (tmp_path / "w").write_bytes(bytes(15))
     with pytest.raises(ModelError, match="has only 15"):
@@ -656,7 +656,7 @@ def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_is_loaded_is_apart_from_the_file():
-    """Fails where loaded values are mapped, which counts as memory as long as they live, or writing reaches the file."""
+    """Fails where loaded values are mapped, which counts as memory while they live, or writing reaches the file."""
     array = np.arange(6.0).reshape(2, 3)
     with storage.spilling():
         kept = storage.Kept(array)

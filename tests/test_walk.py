@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from onnxprune import storage
+from onnxprune.calibrate.samples import Rows, load
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.walk import Walker
 from tests.calibrated import prepare_text, samples_of, values
@@ -103,6 +104,90 @@ def test_a_walk_through_files_equals_one_in_memory_bit_for_bit(name: str, prepar
                 for t in found:
                     assert_same(found[t], expected[t], rtol=0.0, atol=0.0)
             assert bytes_in(spilled) == 0
+
+
+TYPES = """(float[N,6] x, int64[N,3] ids) => (float[N,5] y) {
+    a = Gemm (x, w1[6,8], b1[8])
+    r = Relu(a)
+    m = Greater(a, zero{:0.0})
+    h = Cast <to=10> (r)
+    k = Add(ids, one{:1})
+    g = Gather(table[9,8], k)
+    q = ReduceSum <keepdims=0> (g, axes{1})
+    f = Cast <to=1> (h)
+    s = Where(m, f, q)
+    y = Gemm (s, w3[8,5], b3[5])
+}"""
+
+
+def test_files_hold_every_type_of_tensor() -> None:
+    """Fails where truth values, integers or half precision come back from a file as something else."""
+    p = prepare_text(TYPES)
+    with storage.spilling():
+        spilled, held = walker(p, 70, 0), walker(p, 70, 1 << 40)
+        kinds: set[str] = set()
+        for tensor in ("m", "h", "k", "s"):
+            for found, expected in zip(spilled.advance((tensor,)), held.advance((tensor,)), strict=True):
+                assert_same(found[tensor], expected[tensor], rtol=0.0, atol=0.0)
+            for found, expected in zip(spilled.batches, held.batches, strict=True):
+                assert sorted(found) == sorted(expected) and len(found) == len(expected)
+                for t in found:
+                    assert_same(found[t], expected[t], rtol=0.0, atol=0.0)
+                    kinds.add(found[t].dtype.name)
+            assert bytes_in(spilled) == 0
+    assert kinds >= {"float32", "float16", "int64", "bool"}
+
+
+def test_the_limit_says_what_lies_in_files(prepared: Lookup) -> None:
+    """Fails where what fits goes to files, or where a tensor stays in memory because it was there before."""
+    p = prepared("residual")
+    one, two = (4 * 70 * units * 64 for units in (8, 6))  # bytes of r and s, and of d
+    graph = p.channels.graph
+    assert [graph.shapes[t][1:] for t in ("r", "d", "s")] == [(8, 8, 8), (6, 8, 8), (8, 8, 8)]
+    for limit, kept in ((one - 1, (0, 0, 0)), (one, (one, 0, one)), (one + two, (one, one + two, one))):
+        with storage.spilling():
+            w, held = walker(p, 70, limit), walker(p, 70, 1 << 40)
+            for tensor, expected in zip(("r", "d", "s"), kept, strict=True):
+                for a, b in zip(w.advance((tensor,)), held.advance((tensor,)), strict=True):
+                    assert_same(a[tensor], b[tensor], rtol=0.0, atol=0.0)
+                assert bytes_in(w) == expected
+
+
+def test_looking_ahead_writes_nothing(prepared: Lookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the walk moves on, so that what was passed cannot be asked for again, or the disk fills up."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    p = prepared("residual")
+    expected = values(p.normalised.proto, ["d", "s"], samples_of(p, 70).arrays)
+    with storage.spilling():
+        w = walker(p, 70, 0)
+        list(w.advance(("r",)))
+        before = {f for f in tmp_path.rglob("*") if f.is_file()}
+        for name in ("s", "d"):
+            parts = [v[name] for v in w.advance((name,), stay=True)]
+            assert_same(np.concatenate(parts), expected[name], rtol=RTOL, atol=0.0)
+            assert list(w.frontier) == ["r"]
+            assert {f for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+def test_samples_in_a_file_are_walked_as_those_in_memory(
+    prepared: Lookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a batch of a file is that of other samples."""
+    monkeypatch.setattr("onnxprune.calibrate.samples.LARGE_BYTES", 1)
+    p = prepared("residual")
+    given = samples_of(p, 70)
+    np.save(tmp_path / "data.npy", given.arrays["x"])
+    stored = load(tmp_path / "data.npy", given.specs)
+    assert isinstance(stored.arrays["x"], Rows)
+    n = p.normalised
+    order = np.arange(70)[::-1]
+    with storage.spilling():
+        a = Walker(n.proto, stored.take(order), n.types, n.shapes, 0)
+        b = Walker(n.proto, given.take(order), n.types, n.shapes, 1 << 40)
+        assert a.counts == b.counts
+        for tensor in ("x", "r", "d", "s"):
+            for found, expected in zip(a.advance((tensor,)), b.advance((tensor,)), strict=True):
+                assert_same(found[tensor], expected[tensor], rtol=0.0, atol=0.0)
 
 
 def test_files_of_what_is_no_longer_kept_are_removed(prepared: Lookup, tmp_path: Path) -> None:
