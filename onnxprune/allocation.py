@@ -212,7 +212,7 @@ def trials_of(
     only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
     most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
     passes = most * loaded.count / len(loaded.held)
-    samples, reference = sensitivity.affordable(
+    samples, reference, levels = sensitivity.affordable(
         taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
     )
     return sensitivity.measure(
@@ -224,6 +224,7 @@ def trials_of(
         reference,
         paths,
         only=only,
+        levels=levels,
         whole={i for i, w in enumerate(widths) if w[0] == 0},
         types=loaded.normalised.types,
         memory=settings.memory,

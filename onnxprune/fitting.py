@@ -10,11 +10,14 @@ import onnx
 
 from onnxprune import refit, storage, verify
 from onnxprune.calibrate.augment import images
+from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
+from onnxprune.graph import Array
 from onnxprune.objective import relative_error
 from onnxprune.recover import Material, Schedule, recover
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Masks, Refitted
+from onnxprune.threads import mapped
 
 RECOVERED = "recovered"
 
@@ -43,8 +46,13 @@ def refit_weights(
     constants = channels.graph.constants
     fitted = replace_initializers(n.proto, {})
     notes: list[str] = []
-    for layer in calibrated.consumers:  # one by one: all fitted weights in float64 would be twice the model
-        weights = refit.in_place((layer,), calibrated.moments, constants, keep, level)
+
+    def weights_of(layer: Layer) -> dict[str, Array]:
+        return refit.in_place((layer,), calibrated.moments, constants, keep, level)
+
+    # One by one: all fitted weights in float64 would be twice the model.
+    found = mapped(weights_of, calibrated.consumers, refit.memory_of)
+    for layer, weights in zip(calibrated.consumers, found, strict=True):
         if refit.beyond(weights, {k: constants[k].dtype for k in weights}):
             notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
         else:

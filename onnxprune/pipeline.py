@@ -46,7 +46,7 @@ from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
-from onnxprune.numerics.threads import one_blas_thread
+from onnxprune.threads import one_blas_thread
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
@@ -77,6 +77,8 @@ from onnxprune.walk import runtime_batch
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
+# Of a plain pass so much is timed.
+_PLAIN_SECONDS = 1.0
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
 
 
@@ -395,15 +397,22 @@ def calibrate(
 
 
 def plain_pass(loaded: Loaded) -> float:
-    """Seconds that onnxruntime, with its own settings, takes for all samples: what the whole run is compared with."""
+    """Seconds that onnxruntime, with its own settings, takes for all samples: what the whole run is compared with.
+
+    Where that is more than a second, what the first batches take stands for all.
+    """
     session = runtime.Session(loaded.original, spin=True)
     session.run(loaded.fit.example())
     size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto)
-    start = time.perf_counter()
-    for part in {id(s): s for s in (loaded.fit, loaded.held)}.values():
-        for feeds in part.batches(size):
-            session.run(feeds)
-    return time.perf_counter() - start
+    done, spent = 0, 0.0
+    for feeds in loaded.fit.batches(size):
+        start = time.perf_counter()
+        session.run(feeds)
+        spent += time.perf_counter() - start
+        done += loaded.fit.count(feeds)
+        if spent > _PLAIN_SECONDS:
+            break
+    return spent * loaded.count / done
 
 
 # time

@@ -40,7 +40,7 @@ from onnxprune.numerics.least_squares import (
     solve_spd_batch,
 )
 from onnxprune.oracle import mask_of
-from onnxprune.prefetch import prefetched
+from onnxprune.threads import mapped, prefetched
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.walk import Walker
@@ -54,7 +54,8 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 _BATCHED_COLUMNS = 64
 # A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.
 _FEW = 8
-_TARGET_BYTES = 64 << 20
+_TARGET_BYTES = 256 << 20
+_MOMENT_BYTES, _WEIGHT_BYTES = 12, 24
 
 
 def in_place(
@@ -78,6 +79,12 @@ def in_place(
         w = layer.matrix(weights)
         found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
     return found
+
+
+def memory_of(layer: Layer) -> int:
+    """Bytes that `in_place` takes for one layer, about: its moments, what is kept of them, and its weights."""
+    columns = len(layer.columns(0))
+    return layer.groups * columns * (_MOMENT_BYTES * columns + _WEIGHT_BYTES * layer.outputs.size // layer.groups)
 
 
 def scaled(
@@ -252,11 +259,16 @@ def lockstep(
     todo = [x for x in todo if x.bias or x.kept_inputs(keep).any()]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
+
+    def aims() -> Iterator[list[tuple[Layer, Target, Points]]]:
+        for part in _parts(todo, graph, reference.counts[0]):
+            targets = [target_of(layer, graph, latest) for layer in part]
+            references = reference_points(part, targets, graph, reference, keep, seed)
+            yield list(zip(part, targets, references, strict=True))
+
     fits: list[Fit] = []
-    for part in _parts(todo, graph, reference.counts[0]):
-        targets = [target_of(layer, graph, latest) for layer in part]
-        references = reference_points(part, targets, graph, reference, keep, seed)
-        for layer, target, points in zip(part, targets, references, strict=True):
+    for part in prefetched(aims()):
+        for layer, target, points in part:
             cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
@@ -309,13 +321,14 @@ def reference_points(
     rngs = [np.random.default_rng(seed + layer.node.index) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     points: list[Points] = [[] for _ in part]
+    shelf = storage.Shelf()
     for full in prefetched(reference.advance([t.source for t in targets], stay=stay)):
         for i, layer in enumerate(part):
             y = full[targets[i].source]
             w = computed[i]
             at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
             values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]))))
+            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]), shelf)))
     return points
 
 
@@ -325,9 +338,19 @@ def accumulate(
     """Normal equations of the fit, over the batches for it and over those held out; stay: as in `Walker.advance`."""
     g, columns = cut_layer.groups, len(cut_layer.columns(0))
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
+    regressions = prefetched(_regressions(cut_layer, target, points, slim, outputs, stay=stay))
+    for index, (x, y) in enumerate(regressions):
+        sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
+        sums.update(x, y)
+    return train, held
+
+
+def _regressions(
+    cut_layer: Layer, target: Target, points: Points, slim: Walker, outputs: Mask, *, stay: bool
+) -> Iterator[tuple[Floats, Floats]]:
+    """Rows X (g, R, D) and targets Y (g, R, M) of every batch."""
     wanted = [t for t in (cut_layer.data, target.other) if t]
-    batches = zip(points, prefetched(slim.advance(wanted, stay=stay)), strict=True)
-    for index, ((at, values), small) in enumerate(batches):
+    for (at, values), small in zip(points, slim.advance(wanted, stay=stay), strict=True):
         y = values.load()
         if target.other:
             y = y - _rows_of(cut_layer, small[target.other], at, len(y))
@@ -336,10 +359,8 @@ def accumulate(
             # A channel that BatchNormalization has switched off has no target to recover.
             dead = np.abs(gain) < 1e-6 * max(float(np.abs(gain).max(initial=0.0)), 1e-30)
             y = _floats((y - target.shift[outputs]) / np.where(dead, np.inf, gain))
-        sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
         x = _floats(small[cut_layer.data] if cut_layer.data else np.zeros((len(y), 0)))
-        sums.update(cut_layer.rows(x, at), cut_layer.by_group(y))
-    return train, held
+        yield cut_layer.rows(x, at), cut_layer.by_group(y)
 
 
 def _rows_of(layer: Layer, values: Array, at: NDArray[np.int64], rows: int) -> Floats:
@@ -434,9 +455,14 @@ def _changes(xx: Matrix, left: Matrix, held_xx: Matrix, gaps: Matrix) -> Iterato
     sums = random_sums(left.shape[2], JUDGED_OUTPUTS)
     if sums is not None:
         left, gaps = left @ sums, gaps @ sums
-    for s in STRENGTHS:
+
+    def change(s: float) -> float:
         step = _solve(xx, left, s)
-        yield s, float(np.sum(step * (held_xx @ step - 2.0 * gaps)))
+        return float(np.sum(step * (held_xx @ step - 2.0 * gaps)))
+
+    # Most searches end with the second or the third: those behind would be for nothing.
+    for pair in (STRENGTHS[:2], STRENGTHS[2:]):
+        yield from zip(pair, mapped(change, pair), strict=True)
 
 
 def _solve(xx: Matrix, left: Matrix, strength: float) -> Matrix:

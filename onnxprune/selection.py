@@ -20,6 +20,8 @@ from onnxprune.quantized import real_values
 from onnxprune.select import Path, Regression, baselines, gfs, imitation, obs
 from onnxprune.select.quadratic import Quadratic
 
+# Arrays as large as its moments that the selection of a group holds at a time.
+_COPIES = 3
 # Consumers of which a group's columns are one in so many.
 _SHARED = 4
 
@@ -98,6 +100,10 @@ class Selection(Work[Known, Path]):
     method: str
     seed: int
     free: bool
+
+    def size(self, item: Known) -> int:
+        """The moments, their inverse and a copy of it."""
+        return sum(_COPIES * r.p.nbytes for r in item.regressions)
 
     def __call__(self, item: Known) -> Path:
         """The path of a group; what is random in it depends on the seed and the group."""

@@ -11,7 +11,7 @@ zero), which equals a masked consumer input.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, InputMoments
-from onnxprune.channels import ChannelGraph, Group
+from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, cast, is_float
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.objective import relative_error
@@ -36,10 +36,12 @@ from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
 from onnxprune.selection import consumers_of
+from onnxprune.threads import prefetched
 from onnxprune.walk import Walker
 
-# Shares of a group's units that the trials remove.
+# Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
 LEVELS = (0.3, 0.6)
+FEW_LEVELS = (0.5,)
 # However many groups there are, the trials of each look at so many samples.
 LEAST_TRIED = 8
 
@@ -57,12 +59,13 @@ def measure(
     types: Mapping[str, int],
     memory: int,
     level: str = "least-squares",
+    levels: Sequence[float] = LEVELS,
     whole: Set[int] = frozenset(),
     scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
-    reference: outputs of the uncut model on the same samples, by name. level: how the consumers are refitted, as in
+    reference: outputs of the uncut model on the same samples, by name. levels: shares of its units to remove. level: how the consumers are refitted, as in
     `refit.in_place`, or "greedy" with the coefficients of the paths. whole: groups that are tried with no unit too.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
@@ -77,7 +80,7 @@ def measure(
 
     def trial(place: int, g: int) -> Trial:
         known = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
-        widths = _widths(channels.groups[g], g in whole)
+        widths = [0] * (g in whole) + trial_widths(channels.groups[g].size, channels.groups[g].step, levels)
         return Trial(g, widths, place if place < len(stops) else None, tuple(consumers[g]), known, paths[g])
 
     plain = samples.part(0, len(samples))  # without labels and the like
@@ -178,23 +181,28 @@ def affordable(
     samples: Samples,
     reference: Mapping[str, Array],
     passes: float,
-) -> tuple[Samples, Mapping[str, Array]]:
-    """The first samples, and the outputs for them, so many that all trials cost at most `passes` runs over all samples.
+) -> tuple[Samples, Mapping[str, Array], Sequence[float]]:
+    """The first samples, the outputs for them, and levels, so that all trials cost at most `passes` runs over samples.
 
-    At least `LEAST_TRIED`; all of them where that is enough, or where outputs do not belong to single samples.
+    Fewer levels rather than less than `LEAST_TRIED` samples, and those at least; all samples where that is enough, or
+    where outputs do not belong to single ones.
     """
     behind = _work_behind(channels)
     consumers = consumers_of(channels, layers)
-    runs = sum(
-        len(trial_widths(channels.groups[g].size, channels.groups[g].step))
-        * (behind[min(x.node.index for x in consumers[g])] if consumers[g] else 1.0)
-        for g in only
-    )
     count = len(samples)
-    few = max(int(count * passes / max(runs, 1e-9)), min(LEAST_TRIED, count))
+    for levels in (LEVELS, FEW_LEVELS):
+        runs = sum(
+            len(trial_widths(channels.groups[g].size, channels.groups[g].step, levels))
+            * (behind[min(x.node.index for x in consumers[g])] if consumers[g] else 1.0)
+            for g in only
+        )
+        few = int(count * passes / max(runs, 1e-9))
+        if few >= min(LEAST_TRIED, count):
+            break
+    few = max(few, min(LEAST_TRIED, count))
     if few >= count or any(not v.ndim or len(v) != count for v in reference.values()):
-        return samples, reference
-    return samples.take(np.arange(few)), {k: v[:few] for k, v in reference.items()}
+        return samples, reference, levels
+    return samples.take(np.arange(few)), {k: v[:few] for k, v in reference.items()}, levels
 
 
 def _work_behind(channels: ChannelGraph) -> dict[int, float]:
@@ -211,13 +219,9 @@ def _work_behind(channels: ChannelGraph) -> dict[int, float]:
     return dict(zip(work, behind.tolist(), strict=True))
 
 
-def trial_widths(units: int, step: int) -> list[int]:
+def trial_widths(units: int, step: int, levels: Sequence[float] = LEVELS) -> list[int]:
     """Kept units at each level, multiples of `step`."""
-    return sorted({units - round(units / step * share) * step for share in LEVELS} - {units, 0})
-
-
-def _widths(g: Group, whole: bool) -> list[int]:
-    return [0] * whole + trial_widths(g.size, g.step)
+    return sorted({units - round(units / step * share) * step for share in levels} - {units, 0})
 
 
 def cut_outputs(
@@ -269,21 +273,26 @@ def _trials_of(item: Trial, trials: Trials, walker: Walker) -> dict[int, float]:
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
-    session = Session(m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced), spin=True)
+    session = Session(m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced), pooled=True)
     floating = {k: v for k, v in trials.reference.items() if is_float(v.dtype)}
     expected = {k: v for k, v in floating.items() if k in outputs}
+
+    def fed() -> Iterator[dict[str, Array]]:
+        for width in item.widths:
+            keep = channels.keep_classes({g: item.path.kept(width)})
+            weights = _refitted({g: width}, consumers, {g: item.path}, channels, item.moments, keep, trials.level)
+            feeds = {
+                k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
+                for k, v in weights.items()
+                if k in replaced
+            }
+            for x in consumers:
+                if x.quantized:
+                    feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
+            yield feeds
+
     found: dict[int, float] = {}
-    for width in item.widths:
-        keep = channels.keep_classes({g: item.path.kept(width)})
-        weights = _refitted({g: width}, consumers, {g: item.path}, channels, item.moments, keep, trials.level)
-        feeds = {
-            k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
-            for k, v in weights.items()
-            if k in replaced
-        }
-        for x in consumers:
-            if x.quantized:
-                feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
+    for width, feeds in zip(item.widths, prefetched(fed()), strict=True):
         error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(floating), 1)
         if np.isfinite(error):
             found[width] = error

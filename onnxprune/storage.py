@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
@@ -323,34 +324,75 @@ def spilling() -> Iterator[None]:
             _SPILL.reset(token)
 
 
+class Shelf:
+    """One file for many arrays: opened once, and gone with the last of them. Raises RunError where it cannot be."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._lock = Lock()
+        self._end = 0
+
+    def put(self, array: Array, folder: Path) -> int:
+        """Where the values start."""
+        with self._lock, _room(folder):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+                weakref.finalize(self, self._file.close)
+            start = self._file.seek(self._end)
+            left = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            while left:
+                left = left[self._file.write(left) :]
+            self._end = self._file.tell()
+        return start
+
+    def get(self, start: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """The values, read."""
+        found = np.empty(shape, dtype)
+        left = memoryview(found.reshape(-1).view(np.uint8))
+        with self._lock:
+            assert self._file is not None
+            self._file.seek(start)
+            while left:
+                got = self._file.readinto(left)  # type: ignore[attr-defined]
+                if not got:
+                    raise RunError("a temporary file has been cut short; keep TMPDIR as it is during a run")
+                left = left[got:]
+        return found
+
+
 class Kept:
     """An array that lies in a file while nothing reads it; in memory where `spilling()` has no folder.
 
-    The file goes with the object. A copy in another process holds the values. Raises RunError where it cannot be
-    written.
+    The file goes with the object; shelf: a file for many. A copy in another process holds the values. Raises RunError
+    where it cannot be written.
     """
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, shelf: Shelf | None = None) -> None:
         folder = _SPILL.get()
         self._array: Array | None = array
         if folder is None or array.dtype.hasobject:
             return
-        path = folder.path / str(next(folder.numbers))
-        self._path, self._dtype, self._shape = path, array.dtype, array.shape
-        _write(path, lambda f: _write_array(array, f))
+        self._shelf, self._dtype, self._shape = shelf, array.dtype, array.shape
+        if shelf is not None:
+            self._start = shelf.put(array, folder.path)
+        else:
+            path = self._path = folder.path / str(next(folder.numbers))
+            _write(path, lambda f: _write_array(array, f))
+            weakref.finalize(self, path.unlink, missing_ok=True)
         self._array = None
-        weakref.finalize(self, path.unlink, missing_ok=True)
 
     def load(self) -> Array:
         """The values; read anew each time, and not mapped: pages of a mapped file would count as this process's."""
         if self._array is not None:
             return self._array
+        if self._shelf is not None:
+            return self._shelf.get(self._start, self._dtype, self._shape)
         return np.fromfile(self._path, np.uint8).view(self._dtype).reshape(self._shape)
 
     def rows(self, at: Array) -> Array:
         """Some rows (..., at, :) of a matrix or a stack of them."""
-        if self._array is not None:
-            return self._array[..., at, :]
+        if self._array is not None or self._shelf is not None:
+            return self.load()[..., at, :]
         # Mapped for the moment only.
         return np.array(np.memmap(self._path, self._dtype, "r", shape=self._shape)[..., at, :])
 
@@ -392,11 +434,16 @@ def _to_file(
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    with _room(path.parent), path.open("wb") as f:
+        write(f)
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
     try:
-        with path.open("wb") as f:
-            write(f)
+        yield
     except OSError as e:
-        raise RunError(f"{path.parent} has no room: {e.strerror}; set TMPDIR to a larger folder") from e
+        raise RunError(f"{folder} has no room: {e.strerror}; set TMPDIR to a larger folder") from e
 
 
 def outside(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,13 +1,15 @@
 """Run a model forward in instalments over all samples, keeping only the tensors that later parts still need.
 
-Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. What of
-it would exceed the memory limit lies in files (`storage.Kept`) and is read batch by batch.
+Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. Batches
+that would exceed the memory limit lie in files (`storage.Kept`) and are read one by one.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.graph import Array
 from onnxprune.runtime import Session
-from onnxprune.storage import Kept
+from onnxprune.storage import Kept, Shelf
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
 _HELD_AT_ONCE = 6
@@ -75,16 +77,16 @@ class Walker:
         frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
         # What is no tensor (a sequence, say) cannot be fed back, so such a frontier is not one to start from.
         move = frontier <= set(self._types) | self._available and not stay
-        spill = move and self._bytes(frontier) > self.memory
+        in_memory, shelf = self._in_memory(frontier), Shelf()
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
-        session = Session(m.submodel(self.proto, self.frontier, produced)) if produced else None
+        session = Session(m.submodel(self.proto, self.frontier, produced), pooled=True) if produced else None
         for index, before in enumerate(self._batches):
             values: dict[str, Array] = {}
             if session is not None:
                 values = session.run({t: before[t] for t in session.inputs})
             yield {t: values[t] if t in values else before[t] for t in names}
             if move:
-                self._batches[index] = _Kept.of(before, values, frontier, spill=spill)
+                self._batches[index] = _Kept.of(before, values, frontier, None if index < in_memory else shelf)
         if move:
             self._available, self._done = frontier, executed
 
@@ -100,9 +102,10 @@ class Walker:
             stack.extend(x for x in (*node.input, *captured_names(node)) if x and x not in self._available)
         return found
 
-    def _bytes(self, names: set[str]) -> int:
-        per_batch = sum(4 * int(np.prod(self._shapes.get(t, (0,))[1:], dtype=np.int64)) for t in names)
-        return per_batch * len(self.samples)
+    def _in_memory(self, names: set[str]) -> int:
+        """How many of the first batches stay in memory."""
+        per_sample = sum(4 * int(np.prod(self._shapes.get(t, (0,))[1:], dtype=np.int64)) for t in names)
+        return bisect_right(list(accumulate(per_sample * count for count in self.counts)), self.memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,13 +133,15 @@ class _Kept(Mapping[str, Array]):
     stored: Mapping[str, Array | Kept]
 
     @classmethod
-    def of(cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], *, spill: bool) -> _Kept:
-        """The tensors `names`: new `values`, or what was kept `before`; spill: in files, where they are not yet."""
+    def of(
+        cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], shelf: Shelf | None
+    ) -> _Kept:
+        """The tensors `names`: new `values`, or what was kept `before`; shelf: the file to put them in, if any."""
         found: dict[str, Array | Kept] = {}
         for t in names:
             old = before.stored.get(t) if isinstance(before, _Kept) else before.get(t)
             value = old if old is not None else values[t]
-            found[t] = Kept(value) if spill and not isinstance(value, Kept) else value
+            found[t] = value if shelf is None or isinstance(value, Kept) else Kept(value, shelf)
         return cls(found)
 
     def __getitem__(self, name: str) -> Array:

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.paper import ablation, algebra, alone, batchnorm, convergence, scaling
 from benchmarks.paper.networks import Kit
 from benchmarks.paper.records import Records
-from onnxprune.numerics.threads import one_blas_thread
+from onnxprune.threads import one_blas_thread
 
 SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
     algebra.EQUIVALENCE: algebra.measure_equivalence,

@@ -33,7 +33,7 @@ from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.objective import Index, Objective
-from onnxprune.prefetch import prefetched
+from onnxprune.threads import prefetched
 from onnxprune.runtime import PROVIDERS, Session
 
 Floats = NDArray[np.float64]

@@ -6,9 +6,10 @@ Memory does not depend on the number of samples. A layer with more columns than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import starmap
 from typing import Any
 
@@ -25,7 +26,7 @@ from onnxprune.graph import Array
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd
-from onnxprune.prefetch import prefetched
+from onnxprune.threads import mapped, prefetched
 from onnxprune.runtime import PROVIDERS, Session
 
 WIDE = 5000
@@ -39,6 +40,8 @@ _CHUNK_BYTES = 64 << 20
 # Parts of a pass, where there are workers: fewer where all of their sums would take more than so much memory.
 SHARDS = 8
 _SHARD_BYTES = 1 << 30
+# What the moments of one layer take while its ridge is chosen, for each of their entries.
+_RESULT_BYTES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +60,9 @@ class InputMoments:
     _inverses: dict[float, storage.Kept] = field(default_factory=dict, repr=False)
 
     @property
-    def p(self) -> NDArray[np.float64]:
-        """The moments, read anew each time where they lie in a file."""
-        if isinstance(self.moments, storage.Kept):
-            return self.moments.load().astype(np.float64)
-        return self.moments
+    def p(self) -> NDArray[np.floating]:
+        """The moments, read anew each time where they lie in a file, then in the precision that they lie there in."""
+        return self.moments.load() if isinstance(self.moments, storage.Kept) else self.moments
 
     def block(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
         """p[0] at some columns alone, (k, k)."""
@@ -120,7 +121,13 @@ def collect(
                 if old is not new:
                     old.merge(new)
     weights = storage.Weights(proto.graph.initializer)
-    return {layer.weight: _accumulator(layer, weights, total.pop(layer.weight)).result() for layer in layers}
+
+    def moments(layer: Layer) -> tuple[str, InputMoments]:
+        return layer.weight, _accumulator(layer, weights, total.pop(layer.weight)).result()
+
+    # The widest last: by then the sums of the others lie in files.
+    narrowest = sorted(layers, key=lambda layer: len(layer.columns(0)))
+    return dict(mapped(moments, narrowest, lambda layer: _RESULT_BYTES * min(len(layer.columns(0)), WIDE) ** 2))
 
 
 def grams(
@@ -135,8 +142,7 @@ def grams(
     sums = {layer.weight: Gram.zeros(layer.groups, len(layer.columns(0))) for layer in narrow}
     if narrow:
         work = InputSums.of(proto, narrow, samples, shapes, seed)
-        for layer, rows, _ in work.on_host(Shard(0, samples)):
-            sums[layer.weight].update(rows)
+        work.on_host(Shard(0, samples), lambda layer, rows, _: sums[layer.weight].update(rows))
     return {name: s.result() for name, s in sums.items()}
 
 
@@ -221,8 +227,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         """Sums over the batches of a shard."""
         accumulators = {layer.weight: _accumulator(layer, self.weights) for layer in self.layers}
         if self.inputs is None:
-            for layer, rows, held in self.on_host(item):
-                accumulators[layer.weight].update(rows, held=held)
+            self.on_host(item, lambda layer, rows, held: accumulators[layer.weight].update(rows, held=held))
             return {name: a.sums for name, a in accumulators.items()}
         for layer, found, held in self.on_device(item, self.inputs):
             a = accumulators[layer.weight]
@@ -242,13 +247,26 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         """Of the part of the model that computes the layers' inputs."""
         return Session(self.proto, providers=PROVIDERS[self.provider])
 
-    def on_host(self, shard: Shard) -> Iterator[tuple[Layer, NDArray[np.floating], bool]]:
-        """Each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out."""
-        runs = prefetched(self.session.run(feeds) for feeds in self._batches(shard))
-        for index, values in enumerate(runs, shard.first):
+    def on_host(self, shard: Shard, take: Callable[[Layer, NDArray[np.floating], bool], None]) -> None:
+        """`take` each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out.
+
+        Layers are taken in several threads, the batches of one layer one after the other.
+        """
+        widest = sorted(self.layers, key=lambda layer: -len(layer.columns(0)))
+        for index, values in enumerate(prefetched(self.session.run(f) for f in self._batches(shard)), shard.first):
             at = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
-            for layer in self.layers:
-                yield layer, layer.rows(_single(values[layer.data]), at[layer.weight]), self.is_held(index)
+            one = partial(self._taken, values, at, self.is_held(index), take)
+            deque(mapped(one, widest), maxlen=0)
+
+    @staticmethod
+    def _taken(
+        values: Mapping[str, Array],
+        at: Mapping[str, NDArray[np.int64]],
+        held: bool,
+        take: Callable[[Layer, NDArray[np.floating], bool], None],
+        layer: Layer,
+    ) -> None:
+        take(layer, layer.rows(_single(values[layer.data]), at[layer.weight]), held)
 
     @cached_property
     def _appended(self) -> tuple[GramGraph, Session]:
@@ -339,12 +357,11 @@ class _Columns:
 
 def _kept(gram: Gram) -> NDArray[np.float64] | storage.Kept:
     """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
-    found = gram.result()
-    return storage.Kept(found.astype(gram.total.dtype)) if gram.packed else found
+    return storage.Kept(gram.means()) if gram.packed else gram.result()
 
 
 def choose_ridge(
-    fit: NDArray[np.float64], held: NDArray[np.float64], w: NDArray[np.float64], classes: NDArray[np.int64]
+    fit: NDArray[np.floating], held: NDArray[np.floating], w: NDArray[np.float64], classes: NDArray[np.int64]
 ) -> float:
     """The ridge of RIDGES that does best on `held` (D, D) when a random half of the classes is removed.
 
@@ -356,8 +373,8 @@ def choose_ridge(
     sums = random_sums(w.shape[1], JUDGED_OUTPUTS)
     w = w if sums is None else w @ sums
     keep, gone = np.flatnonzero(~cut), np.flatnonzero(cut)
-    xx, lost = (m[np.ix_(keep, keep)] for m in (fit, held))
-    xy, left = (m[np.ix_(keep, gone)] @ w[gone] for m in (fit, held))
+    xx, lost = (m[np.ix_(keep, keep)].astype(np.float64) for m in (fit, held))
+    xy, left = (m[np.ix_(keep, gone)].astype(np.float64) @ w[gone] for m in (fit, held))
     errors: list[float] = []
     for ridge in reversed(RIDGES):
         step = solve_spd(xx, xy, ridge)

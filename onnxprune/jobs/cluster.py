@@ -24,7 +24,7 @@ import numpy as np
 from onnxprune import __version__, runtime
 from onnxprune.errors import RunError, UsageError
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
-from onnxprune.numerics.threads import one_blas_thread
+from onnxprune.threads import limited, one_blas_thread
 
 _CONNECT_SECONDS = 5.0
 _WORKER_SECONDS = 10.0
@@ -206,5 +206,5 @@ def _done(work: Work[Any, Any], item: Any, version: str) -> Any:
     if version != __version__:  # a worker that came later
         raise RunError(f"a worker has onnxprune {__version__} instead of {version}: install the same there")
     one_blas_thread()  # for good: this is a worker, and other threads of it may be at work
-    with runtime.threads(1):
+    with limited(1):
         return work(item)

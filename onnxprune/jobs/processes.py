@@ -21,10 +21,9 @@ from traceback import format_exception
 from types import TracebackType
 from typing import Any
 
-from onnxprune import runtime
 from onnxprune.errors import RunError
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
-from onnxprune.numerics.threads import one_blas_thread
+from onnxprune.threads import cores, limited, one_blas_thread
 
 _LAST_SECONDS = 5.0
 
@@ -156,11 +155,6 @@ class Processes:
         self._pool = []
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
     """Processes that are started while this lasts never hear Ctrl-C, not even while they load; this one does, after."""
@@ -209,7 +203,7 @@ def _serve(pipe: Connection, threads: int, folder: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder
     work: Work[Any, Any] | None = None
-    with one_blas_thread(), runtime.threads(threads), contextlib.suppress(EOFError, OSError):
+    with one_blas_thread(), limited(threads), contextlib.suppress(EOFError, OSError):
         pipe.send(None)
         while True:
             message = pipe.recv()

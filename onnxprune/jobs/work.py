@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, Generic, Protocol, TypeVar
 
+from onnxprune.threads import mapped
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Called with the items that are done, and how many there are.
@@ -25,6 +27,11 @@ class Work(ABC, Generic[Item, Result]):
     @abstractmethod
     def __call__(self, item: Item) -> Result:
         """The result of one item; it depends on nothing but the item and the fields."""
+
+    def size(self, item: Item) -> int | None:
+        """Bytes that an item needs beside others; None where they have to be done one after the other."""
+        del item
+        return None
 
     def portable(self) -> Work[Item, Result]:
         """The same for another machine, which cannot read the files of this one. Raises RunError."""
@@ -50,7 +57,7 @@ class Scheduler(Protocol):
 
 
 class Here:
-    """This process does the work, item by item."""
+    """This process does the work, in several threads where that is possible."""
 
     name = "this process"
     workers = 0
@@ -59,9 +66,8 @@ class Here:
         self._progress = progress
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
-        """The results, each when it is asked for."""
-        for done, item in enumerate(items, start=1):
-            found = work(item)
+        """The results, each when it is asked for, or several ahead where the work allows that."""
+        for done, found in enumerate(mapped(work, items, work.size), start=1):
             self._progress(done, count)
             yield found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import subprocess
 import time
@@ -20,6 +19,7 @@ from onnxprune import runtime
 from onnxprune.latency.kernels import Kernel, kernel_times
 from onnxprune.latency.timing import Times, paired
 from onnxprune.runtime import CPU, Feeds
+from onnxprune.threads import cores
 
 _PROC = Path("/proc/cpuinfo")
 
@@ -83,13 +83,6 @@ def processor() -> str:
         name = known.get("model name") or known.get("CPU part") or platform.processor()
         return f"{name} {hashlib.sha256(able.encode()).hexdigest()[:8]}"
     return platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    with suppress(AttributeError):  # no such call on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpu() -> str:

@@ -8,12 +8,17 @@ triangle alone in the data's precision: the Grams of all layers are held at once
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack as scipy_lapack
+
+from onnxprune.numerics import lapack
+from onnxprune.threads import mapped
 
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
@@ -47,10 +52,8 @@ def product(x: Floats) -> Floats:
         small: Floats = x.transpose(0, 2, 1) @ x
         return small
     found: Floats = np.empty((len(x), x.shape[2], x.shape[2]), x.dtype)
-    syrk = blas.dsyrk if x.dtype == np.float64 else blas.ssyrk
     for rows, out in zip(x, found, strict=True):
-        # The upper triangle in Fortran's order is the lower one in C's.
-        syrk(1.0, rows.T, c=out.T, overwrite_c=1)
+        lapack.add_products(np.ascontiguousarray(rows), out, beta=0.0)
     mirror(found)
     return found
 
@@ -91,9 +94,8 @@ class Gram:
             self.total += product(x)
             return
         self._widen(x.dtype)
-        add = lapack.dsfrk if self.total.dtype == np.float64 else lapack.ssfrk
         for rows, total in zip(x, self.total, strict=True):
-            add(self.columns, len(rows), 1.0, rows.T, 1.0, total, uplo="L", overwrite_c=1)
+            lapack.add_packed_products(np.ascontiguousarray(rows, total.dtype), total)
 
     def merge(self, other: Gram) -> None:
         """Add the rows that another object has seen."""
@@ -101,7 +103,7 @@ class Gram:
         if self.packed and not other.packed:
             # One batch, summed elsewhere: as precise as the sums that it joins. Both of its triangles are the same, and
             # the upper one in Fortran's order is the lower one in C's.
-            pack = lapack.dtrttf if self.total.dtype == np.float64 else lapack.strttf
+            pack = scipy_lapack.dtrttf if self.total.dtype == np.float64 else scipy_lapack.strttf
             total = np.stack([pack(full.T.astype(self.total.dtype), uplo="L")[0] for full in total])
         self._widen(total.dtype)
         self.total += total
@@ -112,27 +114,31 @@ class Gram:
         if dtype == np.float64 and self.total.dtype != dtype:
             self.total = self.total.astype(np.float64)
 
-    def sums(self) -> Array:
-        """Σ x xᵀ, (g, D, D); the total itself where that is not packed."""
+    def sums(self) -> Floats:
+        """Σ x xᵀ, (g, D, D), in the precision of the total; the total itself where that is not packed."""
         if not self.packed:
-            whole: Array = np.asarray(self.total, np.float64)
-            return whole
-        found = np.empty((len(self.total), self.columns, self.columns))
-        unpack = lapack.dtfttr if self.total.dtype == np.float64 else lapack.stfttr
-        for packed, full in zip(self.total, found, strict=True):
-            full[:] = unpack(self.columns, packed, uplo="L")[0]
-        mirror(found)
-        return found
+            return self.total
+        whole: list[Floats] = []
+        for packed in self.total:
+            full = lapack.unpacked(packed, self.columns)
+            mirror(full)
+            whole.append(full.T)  # the same matrix, in C's order
+        return whole[0][None] if len(whole) == 1 else np.stack(whole)
 
-    def result(self) -> Array:
-        """E[x xᵀ], (g, D, D)."""
+    def means(self) -> Floats:
+        """E[x xᵀ], (g, D, D), in the precision of the total."""
         found = self.sums()
-        result: Array = np.divide(found, max(self.rows, 1), out=found if self.packed else None)
+        result: Floats = np.divide(found, found.dtype.type(max(self.rows, 1)), out=found if self.packed else None)
         return result
 
-    def first(self) -> Array:
-        """E[x xᵀ] of the first group alone, (D, D)."""
-        found: Array = Gram(self.total[:1], self.rows).result()[0]
+    def result(self) -> Array:
+        """E[x xᵀ], (g, D, D), in float64."""
+        found: Array = np.asarray(self.sums(), np.float64) / max(self.rows, 1)
+        return found
+
+    def first(self) -> Floats:
+        """E[x xᵀ] of the first group alone, (D, D), in the precision of the total."""
+        found: Floats = Gram(self.total[:1], self.rows).means()[0]
         return found
 
 
@@ -157,13 +163,19 @@ class NormalEquations:
     def xx(self) -> Array:
         """XᵀX, (g, D, D)."""
         if self._xx is None:
-            self._xx = self._sum.sums()
+            self._xx = np.asarray(self._sum.sums(), np.float64)
         return self._xx
 
     def update(self, x: Floats, y: Floats) -> None:
-        """Add rows x (g, R, D) with targets y (g, R, M)."""
+        """Add rows x (g, R, D) with targets y (g, R, M); both sums at the same time where they are large."""
         self._xx = None
-        self._sum.update(x)
+        if x.shape[2] < PACKED:
+            self._sum.update(x)
+            self._update_targets(x, y)
+        else:
+            deque(mapped(lambda add: add(), (partial(self._sum.update, x), partial(self._update_targets, x, y))), 0)
+
+    def _update_targets(self, x: Floats, y: Floats) -> None:
         if len(x) == 1:
             self.xy[0] += x[0].T @ y[0]  # one BLAS call; the stacked product is not
         else:

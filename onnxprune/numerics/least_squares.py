@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
+from onnxprune.numerics import lapack
 from onnxprune.numerics.gram import mirror
 
 Array = NDArray[np.float64]
@@ -46,15 +46,13 @@ def _scales(diagonal: Array) -> Array:
 
 def _factored(a: Array, ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Array, Array]:
     """(L, s): L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
-    s = _scales(np.diag(a))
-    m = np.multiply(a, s[:, None], dtype=dtype, casting="same_kind")
+    s = _scales(np.diag(a).astype(np.float64))
+    m = np.multiply(a, s[:, None], dtype=dtype, casting="same_kind", order="C")
     m *= s.astype(dtype)
     m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
-    try:
-        # Symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place.
-        factor: Array = linalg.cho_factor(m.T, lower=True, overwrite_a=True, check_finite=False)[0]
-    except linalg.LinAlgError as e:
-        raise SolveFailed(_INDEFINITE) from e
+    factor: Array = m.T  # symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place
+    if not lapack.cholesky(factor):
+        raise SolveFailed(_INDEFINITE)
     return factor, s
 
 
@@ -64,7 +62,8 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
     """
     factor, s = _factored(a, ridge)
-    x: Array = linalg.cho_solve((factor, True), b * s[:, None], overwrite_b=True, check_finite=False)
+    x: Array = np.multiply(b, s[:, None], order="F")
+    lapack.cholesky_solve(factor, x)
     if not np.isfinite(x).all():
         raise SolveFailed(_NOT_FINITE)
     x *= s[:, None]
@@ -73,9 +72,8 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
 
 def inverse_spd(a: Array, ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
     """(a + Λ)⁻¹, regularised as in `solve_spd`, in Fortran order; dtype: in which it is computed."""
-    factor, s = _factored(a, ridge, dtype)
-    potri = linalg.lapack.dpotri if dtype is np.float64 else linalg.lapack.spotri
-    inverse: Array = potri(factor, lower=1, overwrite_c=1)[0]
+    inverse, s = _factored(a, ridge, dtype)
+    lapack.cholesky_inverse(inverse)
     if not np.isfinite(np.diag(inverse)).all():
         raise SolveFailed(_NOT_FINITE)
     mirror(inverse)
@@ -113,13 +111,13 @@ def restricted_by_inverse(rows: Array, w: Array, gone: Ints) -> Array:
 
     With Q = (P + Λ)⁻¹, W' = W - Q_:R Q_RR⁻¹ W_R: for few removed columns R of many, and where Q is known.
     """
-    block = np.array(rows[:, gone])
+    block = np.array(rows[:, gone], order="F")
     dead = np.flatnonzero(np.diag(block) <= 0.0)
     block[dead, dead] = 1.0
-    try:
-        solved = linalg.cho_solve(linalg.cho_factor(block, lower=True, check_finite=False), w[gone], check_finite=False)
-    except linalg.LinAlgError as e:
-        raise SolveFailed(_INDEFINITE) from e
+    solved = np.array(w[gone], order="F")
+    if not lapack.cholesky(block):
+        raise SolveFailed(_INDEFINITE)
+    lapack.cholesky_solve(block, solved)
     result: Array = w - rows.T @ solved
     result[gone] = 0.0
     return result

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import blas, lapack
+from scipy.linalg import lapack
 
+from onnxprune.numerics.lapack import add_products
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
 
@@ -47,7 +48,6 @@ class _State:
         self.inverse = _block(inverse.astype(dtype, copy=False), columns)
         self.w = (r.w[columns] * np.sqrt(r.weight)).astype(dtype)
         self.potrf, self.trtrs = lapack.get_lapack_funcs(("potrf", "trtrs"), (self.w,))
-        (self.syrk,) = blas.get_blas_funcs(("syrk",), (self.w,))
         # A column that is always zero contributes nothing: its weight does not count, and its block stays invertible.
         dead = np.flatnonzero(np.diag(self.inverse) <= 0.0)
         self.inverse[dead, dead] = 1.0
@@ -102,7 +102,7 @@ class _State:
             raise SolveFailed("the inverse of a Gram matrix is not positive definite")
         left, solved = (self.trtrs(factor, b, lower=1)[0] for b in (across.T, self.w[s]))
         self.w -= left.T @ solved
-        self.inverse = self.syrk(-1.0, left, 1.0, self.inverse, trans=1, lower=1, overwrite_c=1)
+        add_products(left, self.inverse.T, -1.0, upper=True)
         # The rows of a removed unit are exactly zero now; its block stays invertible.
         self.w[s] = 0.0
         self.inverse[s[:, None], s] = np.eye(s.size)

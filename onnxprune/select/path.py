@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """One consumer: p = E[x xᵀ] (D, D); w (D, M); unit (D,) the unit of each column or -1.
+    """One consumer: p = E[x xᵀ] (D, D), in either precision; w (D, M); unit (D,) the unit of each column or -1.
 
     weight: what one unit of squared error counts, so that consumers are comparable. centred: the last column of x is
     the constant 1. ridge: relative, on p, for a refit. inverse: where columns of no unit are left out, the part of the
     regularised inverse of all columns' moments that belongs to these; its ridge then counts.
     """
 
-    p: Array
+    p: Floats
     w: Array
     unit: Ints
     weight: float = 1.0
@@ -37,7 +38,8 @@ class Regression:
 
     def power(self) -> float:
         """E||y - E y||², the trace of the outputs' covariance; E||y||² where there is no constant column."""
-        second = float(np.sum(self.w * (self.p @ self.w)))
+        w = self.w.astype(self.p.dtype, copy=False)  # not the larger of the two
+        second = float(np.sum(w * (self.p @ w), dtype=np.float64))
         mean = self.p[-1] @ self.w if self.centred else np.zeros(1)
         return max(second - float(mean @ mean), 0.0)
 

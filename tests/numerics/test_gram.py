@@ -137,9 +137,10 @@ def test_a_packed_gram_equals_the_plain_one(
     expected = np.einsum("grd,gre->gde", wide, wide)
     rtol = ROUNDING if dtype is np.float64 else 1e-6
     for found in (whole, merged):
-        assert_same(found.sums(), expected, rtol=rtol, atol=0.0)
+        assert_same(found.sums(), expected.astype(dtype), rtol=rtol, atol=0.0)
+        assert_same(found.means(), (expected / 40).astype(dtype), rtol=rtol, atol=0.0)
         assert_same(found.result(), expected / 40, rtol=rtol, atol=0.0)
-        assert_same(found.first(), expected[0] / 40, rtol=rtol, atol=0.0)
+        assert_same(found.first(), (expected[0] / 40).astype(dtype), rtol=rtol, atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

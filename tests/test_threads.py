@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from onnxprune.prefetch import prefetched
+from onnxprune.threads import prefetched
 
 
 def test_items_and_order_survive() -> None:

@@ -1,0 +1,119 @@
+"""Threads of this process: how many there may be, and work that they do ahead of its use.
+
+onnxruntime, and the linear algebra of `numerics.lapack` and numpy, let go of the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, copy_context
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_END = object()
+_LIMIT: ContextVar[int] = ContextVar("_LIMIT", default=0)
+# Items that are taken ahead, to each thread: one that takes long does not let the others run dry.
+_AHEAD = 4
+# What items that are worked on at the same time may take together.
+_AT_ONCE_BYTES = 512 << 20
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit() -> int:
+    """Threads that one computation may use here, 0 for no limit."""
+    return _LIMIT.get()
+
+
+@contextmanager
+def limited(count: int) -> Iterator[None]:
+    """While this lasts, `mapped` and sessions that are opened use so many threads, if they do not say another number."""
+    token = _LIMIT.set(count)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Run numpy's and scipy's linear algebra in one thread while this context lasts.
+
+    BLAS workers that wait by spinning take the cores from onnxruntime's and from other processes: on two cores with a
+    second job beside it, selection took 17 s with BLAS threads and 1.2 s without. One thread also adds in one order, so
+    that a plan replays to the same bytes on machines with other numbers of cores.
+    """
+    context: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return context
+
+
+def prefetched(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items in the same order, each computed in a thread one step ahead of its use.
+
+    So onnxruntime computes the next batch while numpy works on this one. An error in the thread is raised here. The
+    thread ends with the iteration, be it cut short or not.
+    """
+    source = iter(items)
+    context = copy_context()  # a thread starts without
+
+    def step() -> Item | object:
+        return next(source, _END)
+
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        ahead = worker.submit(context.run, step)
+        while True:
+            item = ahead.result()
+            if item is _END:
+                return
+            ahead = worker.submit(context.run, step)
+            yield item  # type: ignore[misc]  # _END is the only item that is not an Item
+
+
+def mapped(
+    function: Callable[[Item], Result], items: Iterable[Item], bytes_of: Callable[[Item], int | None] = lambda _: 0
+) -> Iterator[Result]:
+    """The results in the order of the items, several computed at a time, one to a core; items are taken ahead of use.
+
+    bytes_of: memory that an item needs, for which it may have to wait; None: it is computed here, after those before it
+    and when its result is asked for. The first error is raised in its turn.
+    """
+    workers = limit() or cores()
+    if workers == 1:
+        yield from map(function, items)
+        return
+    ahead: deque[Future[Result]] = deque()
+    running: dict[Future[Result], int] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                size = bytes_of(item)
+                if size is None:
+                    while ahead:
+                        yield ahead.popleft().result()
+                    yield function(item)
+                    continue
+                running = {f: s for f, s in running.items() if not f.done()}
+                while running and sum(running.values()) + size > _AT_ONCE_BYTES:
+                    wait(running, return_when=FIRST_COMPLETED)
+                    running = {f: s for f, s in running.items() if not f.done()}
+                future = pool.submit(copy_context().run, function, item)
+                del item
+                ahead.append(future)
+                running[future] = size
+                if len(ahead) >= _AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
