@@ -47,14 +47,13 @@ def mirror(a: Floats) -> None:
 
 
 def product(x: Floats) -> Floats:
-    """XᵀX (g, D, D) of rows x (g, R, D), by the symmetric product of BLAS where that is worth it."""
+    """XᵀX (g, D, D) of rows x (g, R, D), of many columns the lower triangles alone, as BLAS knows a symmetric product."""
     if x.shape[2] < _TRIANGULAR:
         small: Floats = x.transpose(0, 2, 1) @ x
         return small
-    found: Floats = np.empty((len(x), x.shape[2], x.shape[2]), x.dtype)
+    found: Floats = np.zeros((len(x), x.shape[2], x.shape[2]), x.dtype)
     for rows, out in zip(x, found, strict=True):
         lapack.add_products(np.ascontiguousarray(rows), out, beta=0.0)
-    mirror(found)
     return found
 
 
@@ -62,7 +61,7 @@ def product(x: Floats) -> Floats:
 class Gram:
     """Sum of x xᵀ over rows, and the number of rows.
 
-    total: (g, D, D) in float64; from PACKED columns on (g, D (D + 1) / 2), the lower triangles in LAPACK's rectangular
+    total: (g, D, D) in float64, of which the lower triangles count; from PACKED columns on (g, D (D + 1) / 2), the lower triangles in LAPACK's rectangular
     full packed format, in float32 as long as the rows are.
     """
 
@@ -115,9 +114,11 @@ class Gram:
             self.total = self.total.astype(np.float64)
 
     def sums(self) -> Floats:
-        """Σ x xᵀ, (g, D, D), in the precision of the total; the total itself where that is not packed."""
+        """Σ x xᵀ, (g, D, D), in the precision of the total."""
         if not self.packed:
-            return self.total
+            copy = self.total.copy()
+            mirror(copy)
+            return copy
         whole: list[Floats] = []
         for packed in self.total:
             full = lapack.unpacked(packed, self.columns)
@@ -128,7 +129,7 @@ class Gram:
     def means(self) -> Floats:
         """E[x xᵀ], (g, D, D), in the precision of the total."""
         found = self.sums()
-        result: Floats = np.divide(found, found.dtype.type(max(self.rows, 1)), out=found if self.packed else None)
+        result: Floats = np.divide(found, found.dtype.type(max(self.rows, 1)), out=found)
         return result
 
     def result(self) -> Array:

@@ -100,12 +100,12 @@ class Window:
         """X (g, N·P, k·C/g) of the input x (N, C, *S) at flat output positions (P,)."""
         n, c, *size = x.shape
         at = self.sources(size, positions)
-        needed, at = _needed(at, int(np.prod(size)))
+        needed, at = (at[:, 0], np.arange(at.size)[:, None]) if self._pointwise else _needed(at, int(np.prod(size)))
         # Channels last, so that a gather copies whole runs of them; the last row is the zero of the padding.
         rows = np.zeros((n, needed.size + 1, c), x.dtype)
-        rows[:, :-1] = x.reshape(n, c, -1)[:, :, needed].transpose(0, 2, 1)
+        rows[:, :-1] = x.reshape(n, c, -1).take(needed, axis=2).transpose(0, 2, 1)
         g, k = self.groups, at.shape[1]
-        by_group = rows[:, at].reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
+        by_group = rows.take(at, axis=1).reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
         patches: Floats = by_group.reshape(g, n * positions.size, k * (c // g))
         return patches
 
@@ -125,6 +125,11 @@ class Window:
             flat = flat * width + place
         flat[~inside] = int(np.prod(size))
         return flat
+
+    @property
+    def _pointwise(self) -> bool:
+        """Whether each output position reads one input position, and not that of padding."""
+        return all(k == 1 for k in self.kernel) and not self.reads_padding
 
     def _offsets(self) -> Ints:
         """Offsets of the kernel's positions, (k, rank)."""
@@ -167,5 +172,10 @@ def _needed(at: Ints, inside: int) -> tuple[Ints, Ints]:
 
     inside: the number of input positions, which stands for padding.
     """
-    found, places = np.unique(at, return_inverse=True)
-    return found[found < inside], places.reshape(at.shape)
+    read = np.zeros(inside + 1, bool)
+    read[at] = True
+    read[inside] = False
+    places = np.cumsum(read) - 1
+    found = np.flatnonzero(read)
+    places[inside] = found.size
+    return found, places[at]
