@@ -43,6 +43,7 @@ from onnxprune.oracle import mask_of
 from onnxprune.threads import mapped, prefetched
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
+from onnxprune.taps import Tap
 from onnxprune.walk import Walker
 
 Mask = NDArray[np.bool_]
@@ -54,7 +55,7 @@ STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 _BATCHED_COLUMNS = 64
 # A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.
 _FEW = 8
-_TARGET_BYTES = 256 << 20
+_TARGET_BYTES = 128 << 20
 _MOMENT_BYTES, _WEIGHT_BYTES = 12, 24
 
 
@@ -261,7 +262,7 @@ def lockstep(
     slim = Walker(pruned, samples, types, graph.shapes, memory)
 
     def aims() -> Iterator[list[tuple[Layer, Target, Points]]]:
-        for part in _parts(todo, graph, reference.counts[0]):
+        for part in _parts(todo, graph, reference):
             targets = [target_of(layer, graph, latest) for layer in part]
             references = reference_points(part, targets, graph, reference, keep, seed)
             yield list(zip(part, targets, references, strict=True))
@@ -283,12 +284,17 @@ def lockstep(
     return fits
 
 
-def _parts(layers: Sequence[Layer], graph: Graph, batch: int) -> Iterator[list[Layer]]:
-    """Runs of consecutive layers whose targets for one batch fit in memory together."""
+def _parts(layers: Sequence[Layer], graph: Graph, reference: Walker) -> Iterator[list[Layer]]:
+    """Runs of consecutive layers of which what is read of one batch fits in memory together."""
     part: list[Layer] = []
     size = 0
     for layer in layers:
-        own = 4 * batch * int(np.prod((graph.shape(layer.output or layer.data) or ())[1:]))
+        shape = graph.shape(layer.output or layer.data) or ()
+        places = int(np.prod(shape[1:]))
+        if layer.output and len(shape) > 2:
+            width = shape[layer.channel_axis]
+            places = width * min(places // max(width, 1), positions_for(len(layer.columns(0)), len(reference.samples)))
+        own = 4 * reference.counts[0] * places
         if part and size + own > _TARGET_BYTES:
             yield part
             part, size = [], 0
@@ -320,16 +326,36 @@ def reference_points(
     outputs = [layer.kept_outputs(keep) for layer in part]
     rngs = [np.random.default_rng(seed + layer.node.index) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
+    taps = {i: tap for i, t in enumerate(targets) if (tap := _tap(i, part[i], t, graph, reference)) is not None}
+    known: list[dict[int, NDArray[np.int64]]] = []
+
+    def positions(_: int) -> dict[str, Array]:
+        known.append({i: part[i].positions(tap.shape, limits[i], rngs[i]) for i, tap in taps.items()})
+        return {tap.at: known[-1][i] for i, tap in taps.items()}
+
+    whole = [t.source for i, t in enumerate(targets) if i not in taps]
+    walk = reference.advance(whole, stay=stay, taps=[*taps.values()], positions=positions)
     points: list[Points] = [[] for _ in part]
     shelf = storage.Shelf()
-    for full in prefetched(reference.advance([t.source for t in targets], stay=stay)):
+    for index, found in enumerate(prefetched(walk)):
         for i, layer in enumerate(part):
-            y = full[targets[i].source]
             w = computed[i]
-            at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
-            values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
+            if i in taps and taps[i].name in found:
+                at, values = known[index][i], taps[i].values(found)
+            else:
+                y = found[targets[i].source]
+                at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
+                values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
             points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]), shelf)))
     return points
+
+
+def _tap(index: int, layer: Layer, target: Target, graph: Graph, reference: Walker) -> Tap | None:
+    """What gathers the target's positions; None where it has no others to leave out, or is not computed anew."""
+    shape = graph.shape(target.source)
+    if not layer.output or shape is None or len(shape) < 3 or target.source in reference.available:
+        return None
+    return Tap(f"tap:{index}", target.source, tuple(shape), layer.window is None)
 
 
 def accumulate(

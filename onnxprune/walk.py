@@ -7,8 +7,10 @@ that would exceed the memory limit lie in files (`storage.Kept`) and are read on
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -18,9 +20,11 @@ from onnxprune import model as m
 from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
+from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept, Shelf
+from onnxprune.taps import Tap, as_expected, with_taps
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
 _HELD_AT_ONCE = 6
@@ -67,28 +71,71 @@ class Walker:
         """The kept tensors of every batch, read when they are asked for."""
         return self._batches
 
-    def advance(self, names: Sequence[str], *, stay: bool = False) -> Iterator[dict[str, Array]]:
+    @property
+    def available(self) -> AbstractSet[str]:
+        """The names of the kept tensors."""
+        return self._available
+
+    def advance(
+        self,
+        names: Sequence[str],
+        *,
+        stay: bool = False,
+        taps: Sequence[Tap] = (),
+        positions: Callable[[int], Mapping[str, Array]] = lambda _: {},
+    ) -> Iterator[dict[str, Array]]:
         """The tensors `names`, batch by batch; everything that they need is run, nothing behind them.
 
-        stay: look ahead only; what is kept between two instalments does not move.
+        stay: look ahead only; what is kept between two instalments does not move. taps: of tensors that are not kept;
+        what they give comes too, or the whole tensors where these have other shapes than expected. positions: of a
+        batch, by the inputs of the taps.
         """
-        executed = self._done | self._needed(names)
+        tapped = [tap.tensor for tap in taps]
+        executed = self._done | self._needed((*names, *tapped))
         reached = self._available | {o for i in executed for o in self.proto.graph.node[i].output if o}
         frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
         # What is no tensor (a sequence, say) cannot be fed back, so such a frontier is not one to start from.
         move = frontier <= set(self._types) | self._available and not stay
         in_memory, shelf = self._in_memory(frontier), Shelf()
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
-        session = Session(m.submodel(self.proto, self.frontier, produced), pooled=True) if produced else None
+        run = self._runs(produced, taps, positions)
         for index, before in enumerate(self._batches):
-            values: dict[str, Array] = {}
-            if session is not None:
-                values = session.run({t: before[t] for t in session.inputs})
-            yield {t: values[t] if t in values else before[t] for t in names}
+            values = run(index, before)
+            given = [x for t in taps for x in (t.name, t.tensor) if x in values]
+            yield {t: values[t] if t in values else before[t] for t in (*names, *given)}
             if move:
                 self._batches[index] = _Kept.of(before, values, frontier, None if index < in_memory else shelf)
         if move:
             self._available, self._done = frontier, executed
+
+    def _runs(
+        self, produced: Sequence[str], taps: Sequence[Tap], positions: Callable[[int], Mapping[str, Array]]
+    ) -> Callable[[int, Mapping[str, Array]], dict[str, Array]]:
+        """What computes the tensors `produced` of a batch from those that are kept, and what the taps give."""
+        if not produced and not taps:
+            return lambda index, before: {}
+        whole = [*dict.fromkeys((*produced, *(tap.tensor for tap in taps)))]
+        part = m.submodel(self.proto, self.frontier, whole)
+
+        @cache
+        def plain() -> Session:
+            return Session(part, pooled=True)
+
+        if not taps:
+            return lambda index, before: plain().run({t: before[t] for t in plain().inputs})
+        session = Session(with_taps(m.with_outputs(part, produced), taps), pooled=True)
+
+        def run(index: int, before: Mapping[str, Array]) -> dict[str, Array]:
+            at = positions(index)
+            try:
+                values = session.run({**{t: before[t] for t in session.inputs if t not in at}, **at})
+            except RunError:  # a position that a smaller tensor does not have; the other session tells if it is not
+                values = {}
+            if values and as_expected(taps, values):
+                return values
+            return plain().run({t: before[t] for t in plain().inputs})
+
+        return run
 
     def _needed(self, names: Sequence[str]) -> set[int]:
         found: set[int] = set()
