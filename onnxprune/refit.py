@@ -336,7 +336,6 @@ def reference_points(
     whole = [t.source for i, t in enumerate(targets) if i not in taps]
     walk = reference.advance(whole, stay=stay, taps=[*taps.values()], positions=positions)
     points: list[Points] = [[] for _ in part]
-    shelf = storage.Shelf()
     for index, found in enumerate(prefetched(walk)):
         for i, layer in enumerate(part):
             w = computed[i]
@@ -346,7 +345,7 @@ def reference_points(
                 y = found[targets[i].source]
                 at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
                 values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]), shelf)))
+            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]), briefly=True)))
     return points
 
 

@@ -23,7 +23,7 @@ from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.runtime import Session
-from onnxprune.storage import Kept, Shelf
+from onnxprune.storage import Kept
 from onnxprune.taps import Tap, as_expected, with_taps
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
@@ -96,7 +96,7 @@ class Walker:
         frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
         # What is no tensor (a sequence, say) cannot be fed back, so such a frontier is not one to start from.
         move = frontier <= set(self._types) | self._available and not stay
-        in_memory, shelf = self._in_memory(frontier), Shelf()
+        in_memory = self._in_memory(frontier)
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
         run = self._runs(produced, taps, positions)
         for index, before in enumerate(self._batches):
@@ -104,7 +104,7 @@ class Walker:
             given = [x for t in taps for x in (t.name, t.tensor) if x in values]
             yield {t: values[t] if t in values else before[t] for t in (*names, *given)}
             if move:
-                self._batches[index] = _Kept.of(before, values, frontier, None if index < in_memory else shelf)
+                self._batches[index] = _Kept.of(before, values, frontier, spill=index >= in_memory)
         if move:
             self._available, self._done = frontier, executed
 
@@ -180,15 +180,13 @@ class _Kept(Mapping[str, Array]):
     stored: Mapping[str, Array | Kept]
 
     @classmethod
-    def of(
-        cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], shelf: Shelf | None
-    ) -> _Kept:
-        """The tensors `names`: new `values`, or what was kept `before`; shelf: the file to put them in, if any."""
+    def of(cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], *, spill: bool) -> _Kept:
+        """The tensors `names`: new `values`, or what was kept `before`; spill: in files, where they are not yet."""
         found: dict[str, Array | Kept] = {}
         for t in names:
             old = before.stored.get(t) if isinstance(before, _Kept) else before.get(t)
             value = old if old is not None else values[t]
-            found[t] = value if shelf is None or isinstance(value, Kept) else Kept(value, shelf)
+            found[t] = Kept(value, briefly=True) if spill and not isinstance(value, Kept) else value
         return cls(found)
 
     def __getitem__(self, name: str) -> Array:
