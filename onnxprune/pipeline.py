@@ -46,7 +46,6 @@ from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
-from onnxprune.threads import one_blas_thread
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
 from onnxprune.report.summary import Report
@@ -72,6 +71,7 @@ from onnxprune.state import (
 )
 from onnxprune.taken import layers_taken, taken_by
 from onnxprune.targets import DEFAULT, TARGETS
+from onnxprune.threads import one_blas_thread
 from onnxprune.walk import runtime_batch
 
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]

@@ -28,8 +28,8 @@ from onnxprune.graph import Array
 from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import relative_error
-from onnxprune.threads import prefetched
 from onnxprune.rewrite import replace_initializers
+from onnxprune.threads import prefetched
 from onnxprune.training import Spread, Student, Teacher, features_of
 from onnxprune.verify import outputs_of
 

@@ -40,10 +40,10 @@ from onnxprune.numerics.least_squares import (
     solve_spd_batch,
 )
 from onnxprune.oracle import mask_of
-from onnxprune.threads import mapped, prefetched
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.taps import Tap
+from onnxprune.threads import mapped, prefetched
 from onnxprune.walk import Walker
 
 Mask = NDArray[np.bool_]

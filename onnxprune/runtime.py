@@ -70,8 +70,8 @@ class Session:
     BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow down the others.
     pooled: its activations share one memory with those of other such sessions, which the next one takes over: a walk
     through hundreds of short-lived sessions takes half the time, as the system has no new pages to clear.
-    threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice. profile: start of the path of a JSON file that
-    `end_profile` closes.
+    threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice. profile:
+    start of the path of a JSON file that `end_profile` closes.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 

@@ -100,6 +100,7 @@ class Selection(Work[Known, Path]):
     method: str
     seed: int
     free: bool
+    side_by_side = True
 
     def size(self, item: Known) -> int:
         """The moments, their inverse and a copy of it."""

@@ -11,10 +11,11 @@ zero), which equals a masked consumer input.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -38,6 +39,8 @@ from onnxprune.select import Path
 from onnxprune.selection import consumers_of
 from onnxprune.threads import prefetched
 from onnxprune.walk import Walker
+
+Item = TypeVar("Item")
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
 LEVELS = (0.3, 0.6)
@@ -65,8 +68,9 @@ def measure(
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
-    reference: outputs of the uncut model on the same samples, by name. levels: shares of its units to remove. level: how the consumers are refitted, as in
-    `refit.in_place`, or "greedy" with the coefficients of the paths. whole: groups that are tried with no unit too.
+    reference: outputs of the uncut model on the same samples, by name. levels: shares of its units to remove. level: how
+    the consumers are refitted, as in `refit.in_place`, or "greedy" with the coefficients of the paths. whole: groups
+    that are tried with no unit too.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
@@ -123,6 +127,10 @@ class Trials(Work[Trial, dict[int, float]]):
 
     def __call__(self, item: Trial) -> dict[int, float]:
         """The errors of one group."""
+        return self.begun(item)()
+
+    def begun(self, item: Trial) -> Callable[[], dict[int, float]]:
+        """The runs of one group: the walk to it, a session and its first weights are ready."""
         if item.stop is None:
             return _masked_trials(item, self)
         return _trials_of(item, self, self._walked(item.stop))
@@ -236,40 +244,59 @@ def cut_outputs(
     level: str,
 ) -> dict[str, Array]:
     """Outputs of the masked oracle with groups cut to these widths along their paths, and their readers refitted."""
+    session = _cut_session(widths, paths, proto, channels, layers, moments, types, level)
+    return concatenated([session.run(b) for b in samples.batches(BATCH)])
+
+
+def _cut_session(
+    widths: Mapping[int, int],
+    paths: Mapping[int, Path] | Sequence[Path],
+    proto: onnx.ModelProto,
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    moments: Mapping[str, InputMoments],
+    types: Mapping[str, int],
+    level: str,
+) -> Session:
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     weights = _refitted(widths, layers, paths, channels, moments, keep, level)
-    with storage.spilling():  # the trial's weights go with it
-        session = Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
-        return concatenated([session.run(b) for b in samples.batches(BATCH)])
+    with storage.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
+        return Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
 
 
-def _masked_trials(item: Trial, trials: Trials) -> dict[int, float]:
-    found: dict[int, float] = {}
-    g, channels = item.group, trials.channels
-    for width in item.widths:
-        outputs = cut_outputs(
-            {g: width},
-            {g: item.path},
-            trials.proto,
-            channels,
-            item.consumers,
-            item.moments,
-            trials.samples,
-            trials.types,
-            trials.level,
+def _masked_trials(item: Trial, trials: Trials) -> Callable[[], dict[int, float]]:
+    def session(width: int) -> Session:
+        kept, path = {item.group: width}, {item.group: item.path}
+        return _cut_session(
+            kept, path, trials.proto, trials.channels, item.consumers, item.moments, trials.types, trials.level
         )
-        error = relative_error(outputs, trials.reference)
-        if np.isfinite(error):
-            found[width] = error
-    return found
+
+    sessions = _first_ahead(session(width) for width in item.widths)
+
+    def rest() -> dict[int, float]:
+        found: dict[int, float] = {}
+        for width, s in zip(item.widths, sessions, strict=True):
+            outputs = concatenated([s.run(b) for b in trials.samples.batches(BATCH)])
+            error = relative_error(outputs, trials.reference)
+            if np.isfinite(error):
+                found[width] = error
+        return found
+
+    return rest
 
 
-def _trials_of(item: Trial, trials: Trials, walker: Walker) -> dict[int, float]:
+def _first_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; the first is computed now, the others one step ahead of their use."""
+    first = list(islice(items, 1))
+    return chain(first, prefetched(items))
+
+
+def _trials_of(item: Trial, trials: Trials, walker: Walker) -> Callable[[], dict[int, float]]:
     g, channels, consumers = item.group, trials.channels, item.consumers
     constants = channels.graph.constants
     outputs = outputs_behind(channels, {x.node.index for x in consumers})
     if not outputs:
-        return {}
+        return dict
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
@@ -291,12 +318,18 @@ def _trials_of(item: Trial, trials: Trials, walker: Walker) -> dict[int, float]:
                     feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
             yield feeds
 
-    found: dict[int, float] = {}
-    for width, feeds in zip(item.widths, prefetched(fed()), strict=True):
-        error = relative_error(_run(session, walker, feeds), expected) * len(expected) / max(len(floating), 1)
-        if np.isfinite(error):
-            found[width] = error
-    return found
+    batches, weights_of_each = list(walker.batches), _first_ahead(fed())  # the walker goes on meanwhile
+
+    def rest() -> dict[int, float]:
+        found: dict[int, float] = {}
+        for width, feeds in zip(item.widths, weights_of_each, strict=True):
+            outputs = concatenated([session.run({**b, **feeds}) for b in batches])
+            error = relative_error(outputs, expected) * len(expected) / max(len(floating), 1)
+            if np.isfinite(error):
+                found[width] = error
+        return found
+
+    return rest
 
 
 def _refitted(
@@ -326,7 +359,3 @@ def outputs_behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
         if n.index in nodes or any(i in reached for i in (*n.inputs, *n.captures)):
             reached.update(n.outputs)
     return [o for o in channels.graph.outputs if o in reached]
-
-
-def _run(session: Session, walker: Walker, weights: Mapping[str, Array]) -> dict[str, Array]:
-    return concatenated([session.run({**b, **weights}) for b in walker.batches])

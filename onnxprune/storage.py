@@ -340,7 +340,8 @@ class _Slots:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  it ends with this object
+        weakref.finalize(self, self._file.close)
         self._lock = Lock()
         self._free: deque[int] = deque()
         self._new = count()
@@ -365,7 +366,7 @@ class _Slots:
                 self._file.seek(slot * _SLOT_BYTES)
                 left = into[i * _SLOT_BYTES : (i + 1) * _SLOT_BYTES]
                 while left:
-                    got = self._file.readinto(left)  # type: ignore[attr-defined]
+                    got = self._file.readinto(left)
                     if not got:
                         raise RunError("a temporary file has been cut short; leave TMPDIR as it is during a run")
                     left = left[got:]

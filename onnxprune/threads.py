@@ -38,7 +38,7 @@ def limit() -> int:
 
 @contextmanager
 def limited(count: int) -> Iterator[None]:
-    """While this lasts, `mapped` and sessions that are opened use so many threads, if they do not say another number."""
+    """While this lasts, `mapped` and sessions that are opened use so many threads, where they do not say a number."""
     token = _LIMIT.set(count)
     try:
         yield
@@ -80,12 +80,11 @@ def prefetched(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def mapped(
-    function: Callable[[Item], Result], items: Iterable[Item], bytes_of: Callable[[Item], int | None] = lambda _: 0
+    function: Callable[[Item], Result], items: Iterable[Item], bytes_of: Callable[[Item], int] = lambda _: 0
 ) -> Iterator[Result]:
     """The results in the order of the items, several computed at a time, one to a core; items are taken ahead of use.
 
-    bytes_of: memory that an item needs, for which it may have to wait; None: it is computed here, after those before it
-    and when its result is asked for. The first error is raised in its turn.
+    bytes_of: memory that an item needs, for which it may have to wait. The first error is raised in its turn.
     """
     workers = limit() or cores()
     if workers == 1:
@@ -97,11 +96,6 @@ def mapped(
         try:
             for item in items:
                 size = bytes_of(item)
-                if size is None:
-                    while ahead:
-                        yield ahead.popleft().result()
-                    yield function(item)
-                    continue
                 running = {f: s for f, s in running.items() if not f.done()}
                 while running and sum(running.values()) + size > _AT_ONCE_BYTES:
                     wait(running, return_when=FIRST_COMPLETED)

@@ -202,8 +202,10 @@ def test_trials_look_at_no_more_samples_than_they_may(prepared: Lookup) -> None:
     every = set(range(len(p.channels.groups)))
     arguments = (p.channels, layers, every, samples, reference)
     for passes, expected in ((runs * 0.25, 25), (runs * 0.013, sensitivity.LEAST_TRIED), (runs, 100), (9 * runs, 100)):
-        some, outputs = sensitivity.affordable(*arguments, passes * (1 + 1e-9))
+        some, outputs, levels = sensitivity.affordable(*arguments, passes * (1 + 1e-9))
         assert len(some) == expected
+        # Two levels of the least number of samples cost 8 % of all runs.
+        assert levels == (sensitivity.LEVELS if passes > 0.08 * runs else sensitivity.FEW_LEVELS)
         for name, y in reference.items():
             assert_same(outputs[name], y[:expected], rtol=0.0, atol=0.0)
         assert_same(some.slice(0, 3)["x"], samples.slice(0, 3)["x"], rtol=0.0, atol=0.0)
@@ -218,7 +220,7 @@ def test_trials_of_groups_without_readers_cost_whole_runs(
     samples = samples_of(p, 100)
     y = np.arange(500.0, dtype=np.float32).reshape(100, 5)
     reference = {"y": y, "labels": y.argmax(axis=1)}
-    some, outputs = sensitivity.affordable(p.channels, (), only, samples, reference, passes * (1 + 1e-9))
+    some, outputs, _ = sensitivity.affordable(p.channels, (), only, samples, reference, passes * (1 + 1e-9))
     assert len(some) == expected
     assert_same(some.slice(0, 100)["x"], samples.slice(0, expected)["x"], rtol=0.0, atol=0.0)
     assert outputs.keys() == reference.keys()
@@ -232,7 +234,7 @@ def test_few_samples_or_no_trials_need_no_cut(count: int, only: set[int], prepar
     p = prepared("plain")
     samples = samples_of(p, count)
     reference = {"y": np.zeros((count, 5), np.float32)}
-    some, outputs = sensitivity.affordable(p.channels, layers_of(p.channels), only, samples, reference, 1e-6)
+    some, outputs, _ = sensitivity.affordable(p.channels, layers_of(p.channels), only, samples, reference, 1e-6)
     assert some is samples and outputs is reference
 
 
@@ -241,7 +243,7 @@ def test_an_output_without_an_axis_is_looked_at_whole(prepared: Lookup) -> None:
     p = prepared("plain")
     samples = samples_of(p, 100)
     reference = {"loss": np.array(1.0, np.float32), "y": np.zeros((100, 5), np.float32)}
-    some, outputs = sensitivity.affordable(p.channels, layers_of(p.channels), {0}, samples, reference, 1e-9)
+    some, outputs, _ = sensitivity.affordable(p.channels, layers_of(p.channels), {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
 
 
@@ -251,7 +253,7 @@ def test_outputs_that_are_not_of_single_samples_are_looked_at_whole(prepared: Lo
     samples = samples_of(p, 100)
     layers, _ = moments_of(p, samples)
     reference = {"y": np.zeros((7, 3), np.float32)}
-    some, outputs = sensitivity.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
+    some, outputs, _ = sensitivity.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
 
 

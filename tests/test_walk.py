@@ -139,12 +139,15 @@ def test_files_hold_every_type_of_tensor() -> None:
 
 
 def test_the_limit_says_what_lies_in_files(prepared: Lookup) -> None:
-    """Fails where what fits goes to files, or where a tensor stays in memory because it was there before."""
+    """Fails where a batch that fits goes to a file, or one that does not stays in memory as it was there before."""
     p = prepared("residual")
     one, two = (4 * 70 * units * 64 for units in (8, 6))  # bytes of r and s, and of d
     graph = p.channels.graph
     assert [graph.shapes[t][1:] for t in ("r", "d", "s")] == [(8, 8, 8), (6, 8, 8), (8, 8, 8)]
-    for limit, kept in ((one - 1, (0, 0, 0)), (one, (one, 0, one)), (one + two, (one, one + two, one))):
+    # Eight batches of eight samples, and one of six; of both tensors five take as much as all of one.
+    first, both = one // 70, (one + two) // 70
+    less = (64 * first, 32 * both, 64 * first)
+    for limit, kept in ((one - 1, less), (one, (one, 40 * both, one)), (one + two, (one, one + two, one))):
         with storage.spilling():
             w, held = walker(p, 70, limit), walker(p, 70, 1 << 40)
             for tensor, expected in zip(("r", "d", "s"), kept, strict=True):
@@ -190,18 +193,22 @@ def test_samples_in_a_file_are_walked_as_those_in_memory(
                 assert_same(found[tensor], expected[tensor], rtol=0.0, atol=0.0)
 
 
-def test_files_of_what_is_no_longer_kept_are_removed(prepared: Lookup, tmp_path: Path) -> None:
+def test_files_of_what_is_no_longer_kept_are_used_again(
+    prepared: Lookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fails where the disk fills up with every instalment of a deep network."""
     p = prepared("residual")
-    tempfile.tempdir = str(tmp_path)
-    try:
-        with storage.spilling():
-            w = walker(p, 70, 0)
-            for tensor, kept in (("r", 1), ("d", 2), ("s", 1)):
-                assert len(list(w.advance((tensor,)))) == 9
-                assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 9 * kept
-    finally:
-        tempfile.tempdir = None
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    taken: list[int] = []
+    write = storage._Slots.write
+    monkeypatch.setattr(storage._Slots, "write", lambda s, v: taken.append(0) or [taken.extend(x := write(s, v)), x][1])
+    with storage.spilling():
+        w = walker(p, 70, 0)
+        for tensor in ("r", "d", "s"):
+            assert len(list(w.advance((tensor,)))) == 9
+        assert not [f for f in tmp_path.rglob("*") if f.is_file()]
+    # Nine batches of two tensors at the most; what is written of the third takes the place of the first.
+    assert len(taken) > 2 * 9 and max(taken) <= 2 * 9
 
 
 def test_nothing_runs_twice_without_memory(prepared: Lookup) -> None:

@@ -33,8 +33,8 @@ from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.objective import Index, Objective
-from onnxprune.threads import prefetched
 from onnxprune.runtime import PROVIDERS, Session
+from onnxprune.threads import prefetched
 
 Floats = NDArray[np.float64]
 # A backward pass holds every activation of a batch at once.

@@ -26,8 +26,8 @@ from onnxprune.graph import Array
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd
-from onnxprune.threads import mapped, prefetched
 from onnxprune.runtime import PROVIDERS, Session
+from onnxprune.threads import mapped, prefetched
 
 WIDE = 5000
 # Every HOLD_OUT-th batch judges what the others fit.

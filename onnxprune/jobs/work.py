@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from typing import Any, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from onnxprune.threads import mapped
+from onnxprune.threads import mapped, prefetched
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,10 +29,17 @@ class Work(ABC, Generic[Item, Result]):
     def __call__(self, item: Item) -> Result:
         """The result of one item; it depends on nothing but the item and the fields."""
 
-    def size(self, item: Item) -> int | None:
-        """Bytes that an item needs beside others; None where they have to be done one after the other."""
+    # Whether several items may be worked on at once; else the next one is only begun.
+    side_by_side: ClassVar[bool] = False
+
+    def begun(self, item: Item) -> Callable[[], Result]:
+        """What is left of a call once all is done that no other item has to wait for."""
+        return partial(self, item)
+
+    def size(self, item: Item) -> int:
+        """Bytes that an item needs, where several may be worked on at once."""
         del item
-        return None
+        return 0
 
     def portable(self) -> Work[Item, Result]:
         """The same for another machine, which cannot read the files of this one. Raises RunError."""
@@ -66,8 +74,12 @@ class Here:
         self._progress = progress
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
-        """The results, each when it is asked for, or several ahead where the work allows that."""
-        for done, found in enumerate(mapped(work, items, work.size), start=1):
+        """The results, computed a little ahead of when they are asked for."""
+        if work.side_by_side:
+            results = mapped(work, items, work.size)
+        else:
+            results = (rest() for rest in prefetched(work.begun(item) for item in items))
+        for done, found in enumerate(results, start=1):
             self._progress(done, count)
             yield found
 

@@ -47,7 +47,7 @@ def mirror(a: Floats) -> None:
 
 
 def product(x: Floats) -> Floats:
-    """XᵀX (g, D, D) of rows x (g, R, D), of many columns the lower triangles alone, as BLAS knows a symmetric product."""
+    """XᵀX (g, D, D) of rows x (g, R, D); of many columns the lower triangles alone, by BLAS's symmetric product."""
     if x.shape[2] < _TRIANGULAR:
         small: Floats = x.transpose(0, 2, 1) @ x
         return small
@@ -61,8 +61,8 @@ def product(x: Floats) -> Floats:
 class Gram:
     """Sum of x xᵀ over rows, and the number of rows.
 
-    total: (g, D, D) in float64, of which the lower triangles count; from PACKED columns on (g, D (D + 1) / 2), the lower triangles in LAPACK's rectangular
-    full packed format, in float32 as long as the rows are.
+    total: (g, D, D) in float64, of which the lower triangles count; from PACKED columns on these alone, (g, D (D + 1) /
+    2), in LAPACK's rectangular full packed format, in float32 as long as the rows are.
     """
 
     total: Floats
@@ -116,7 +116,7 @@ class Gram:
     def sums(self) -> Floats:
         """Σ x xᵀ, (g, D, D), in the precision of the total."""
         if not self.packed:
-            copy = self.total.copy()
+            copy: Floats = self.total.copy()
             mirror(copy)
             return copy
         whole: list[Floats] = []

@@ -1,16 +1,16 @@
 """The routines of BLAS and LAPACK that large symmetric matrices need, without the interpreter's lock.
 
 scipy's own wrappers hold it, so that threads take turns. These call the same routines, by the addresses that
-`scipy.linalg.cython_blas` and `cython_lapack` export, through ctypes, which lets it go. All work in place, on contiguous
-float32 or float64. BLAS counts in columns: a symmetric matrix in C's order is the same in Fortran's, and the lower
-triangle of the one is the upper triangle of the other.
+`scipy.linalg.cython_blas` and `cython_lapack` export, through ctypes, which lets it go. All work in place, on
+contiguous float32 or float64. BLAS counts in columns: a symmetric matrix in C's order is the same in Fortran's, and the
+lower triangle of the one is the upper triangle of the other.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ _address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _routine(name: str) -> tuple[Callable[..., None], Any]:
     """The routine, and its type of integers: builds of scipy for very large matrices count in 64 bits."""
     exported = next(m.__pyx_capi__ for m in (cython_blas, cython_lapack) if name in m.__pyx_capi__)

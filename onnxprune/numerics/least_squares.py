@@ -44,7 +44,7 @@ def _scales(diagonal: Array) -> Array:
     return result
 
 
-def _factored(a: Array, ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Array, Array]:
+def _factored(a: NDArray[np.floating], ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Array, Array]:
     """(L, s): L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
     s = _scales(np.diag(a).astype(np.float64))
     m = np.multiply(a, s[:, None], dtype=dtype, casting="same_kind", order="C")
@@ -70,7 +70,7 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     return x
 
 
-def inverse_spd(a: Array, ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
+def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
     """(a + Λ)⁻¹, regularised as in `solve_spd`, in Fortran order; dtype: in which it is computed."""
     inverse, s = _factored(a, ridge, dtype)
     lapack.cholesky_inverse(inverse)
