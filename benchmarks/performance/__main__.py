@@ -1,13 +1,15 @@
-"""Time and memory of whole runs, as multiples of one plain onnxruntime pass over the same samples.
+"""Time and memory of whole runs, as multiples of one plain onnxruntime pass over the same samples; speed of results.
 
-    python -m benchmarks.performance WORK --out FILE.jsonl [--suite networks growth] [--render docs/performance.md]
+    python -m benchmarks.performance WORK --out FILE.jsonl [--suite networks speed growth] [--render PAGE.md]
     python -m benchmarks.performance WORK --out FILE.jsonl --suite networks --models resnet50 --samples 256
     python -m benchmarks.performance --out docs/performance/results.jsonl --render docs/performance.md
 
 Networks and images are made in the folder WORK by a script (random weights, images of noise), which needs the extra
-`peers` for the suite `networks`. Every run is a process of its own, one at a time, and a line of FILE; what has a line
-is not run again, so that the same command takes up where it was stopped. What stands behind `--options` goes to
-onnxprune as it is.
+`peers` for the suites `networks` and `speed`. Every run is a process of its own, one at a time, and a line of FILE; what
+has a line is not run again, so that the same command takes up where it was stopped. `speed` prunes half of the MACs,
+and half of the latency, at widths that are multiples of 8, and times the result against the original (`--bench`). What
+stands behind `--options` goes to onnxprune as it is. --openblas runs with the kernels of OpenBLAS for another processor
+than the one it detects, which may be none that it knows.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ SAMPLES = (256, 2048)
 WIDTH, DEPTH, COUNT = 16, 2, 128
 WIDER, DEEPER, MORE = (1, 2, 4), (1, 2, 4), (1, 4, 16)
 REPEATS = 3
+SUITES = ("networks", "speed", "growth")
+SPEED_SAMPLES = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,10 +59,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("work", type=Path, nargs="?", metavar="WORK")
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results, a JSON line per run")
-    p.add_argument("--suite", nargs="+", choices=("networks", "growth"), default=["networks", "growth"])
+    p.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES))
     p.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
     p.add_argument("--samples", nargs="+", type=int, default=list(SAMPLES), metavar="N", help="of the networks")
     p.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help="runs of each size in the suite growth")
+    p.add_argument("--openblas", default="", metavar="CORETYPE", help="its variable OPENBLAS_CORETYPE, of `networks`")
     p.add_argument("--limit", type=float, default=7200.0, metavar="SECONDS", help="of one run")
     p.add_argument("--again", action="store_true", help="run again what has a result")
     p.add_argument("--render", type=Path, metavar="PAGE", help="replace the tables of this page")
@@ -72,7 +77,11 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     if "networks" in args.suite:
         for samples in args.samples:
             for model in args.models:
-                yield Case(model, samples, options=options)
+                yield Case(model, samples, options=options, openblas=args.openblas)
+    if "speed" in args.suite:
+        for model in args.models:
+            for budget in ("macs", "latency"):
+                yield Case(model, SPEED_SAMPLES, options=("--round-to", "8", "--budget", budget, "--bench", *options))
     if "growth" in args.suite:
         sizes = [(WIDTH * w, DEPTH, COUNT) for w in WIDER]
         sizes += [(WIDTH, DEPTH * d, COUNT) for d in DEEPER] + [(WIDTH, DEPTH, COUNT * n) for n in MORE]

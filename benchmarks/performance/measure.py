@@ -26,6 +26,7 @@ class Case:
     """A network, so many samples, and further options of the command line.
 
     network: a name in `networks.MODELS`, or "cnn" with its width and depth. repeat: which of several equal runs.
+    openblas: the variable OPENBLAS_CORETYPE.
     """
 
     network: str
@@ -34,12 +35,14 @@ class Case:
     depth: int = 0
     options: tuple[str, ...] = ()
     repeat: int = 0
+    openblas: str = ""
 
     @property
     def key(self) -> str:
         """Of its row."""
         size = f" width {self.width} depth {self.depth}" if self.network == "cnn" else ""
         parts = [f"{self.network}{size} samples {self.samples}", *self.options, *(["again"] * self.repeat)]
+        parts += [f"openblas {self.openblas}"] if self.openblas else []
         return " ".join(parts)
 
     def model(self, work: Path) -> Path:
@@ -77,7 +80,10 @@ def measure(case: Case, work: Path, seconds: float) -> Row:
         command += ["--calib", str(images), "--ratio", str(RATIO), "--report", str(report), *case.options]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
-            ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+            kernels = {"OPENBLAS_CORETYPE": case.openblas} if case.openblas else {}
+            ran = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, check=False, env={**os.environ, **kernels}
+            )
         except subprocess.TimeoutExpired:
             return row | {"failure": f"did not finish in {seconds:.0f} s"}
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -85,6 +91,11 @@ def measure(case: Case, work: Path, seconds: float) -> Row:
             said = (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]
             return row | {"failure": said[:_SAID]}
         found = json.loads(report.read_text(encoding="utf-8"))
+    if found["latency"] is not None:
+        before_ms, after_ms = (1e3 * x["median"] for x in found["latency"]["models"])
+        row["latency"] = {"before_ms": before_ms, "after_ms": after_ms, **found["latency"]["comparison"]}
+    if found["timing"] is not None:
+        row["timing"] = {k: found["timing"][k] for k in ("measured", "predicted")}
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return row | {
         **found["effort"],

@@ -7,11 +7,12 @@ from statistics import median
 
 from benchmarks.accuracy.tables import table
 from benchmarks.paper.fits import exponent
-from benchmarks.performance.measure import Row
+from benchmarks.performance.measure import RATIO, Row
 from benchmarks.performance.networks import MODELS
 
 MOST_PASSES = 10.0
 MODEL_SIZES, BYTES_BESIDE = 3, 1.5e9
+LEAST_SHARE, CLOSE = 0.85, 0.1
 STAGES = ("load", "couple", "calibrate", "select", "allocate", "rewrite", "refit", "verify")
 MISSING = "*Not measured yet: `python -m benchmarks.performance WORK --out FILE --suite {}`.*"
 # What is varied, and what stays at its least.
@@ -29,13 +30,12 @@ MEASURES: dict[str, Callable[[Row], float]] = {
 
 def networks(rows: Sequence[Row]) -> str:
     """Time as passes and peak memory, against the bars."""
-    mine = _sorted(r for r in rows if r["network"] in MODELS)
+    mine = _sorted(r for r in rows if r["network"] in MODELS and "--bench" not in r["options"])
     if not mine:
         return MISSING.format("networks")
     lines = []
     for r in mine:
-        name = [r["network"], *r["options"]]
-        start = [" ".join(name), f"{r['samples']:,}"]
+        start = [_name(r), f"{r['samples']:,}"]
         if "failure" in r:
             lines.append([*start, r["failure"], *[""] * 6])
             continue
@@ -58,18 +58,43 @@ def networks(rows: Sequence[Row]) -> str:
 
 def stages(rows: Sequence[Row]) -> str:
     """Where the time goes, in plain passes."""
-    mine = _sorted(r for r in rows if r["network"] in MODELS and "failure" not in r)
+    mine = _sorted(r for r in rows if r["network"] in MODELS and "failure" not in r and "--bench" not in r["options"])
     if not mine:
         return MISSING.format("networks")
     lines = [
         [
-            " ".join([r["network"], *r["options"]]),
+            _name(r),
             f"{r['samples']:,}",
             *(f"{r['stages'].get(s, 0.0) / r['plain_pass_seconds']:.2f}" for s in STAGES),
         ]
         for r in mine
     ]
     return table(["network", "samples", *STAGES], lines)
+
+
+def speed(rows: Sequence[Row]) -> str:
+    """What of the MACs and of the time is left, and how many times faster that is."""
+    mine = _sorted(r for r in rows if r["network"] in MODELS and "--bench" in r["options"])
+    if not mine:
+        return MISSING.format("speed")
+    lines = []
+    for r in mine:
+        budget = r["options"][r["options"].index("--budget") + 1]
+        if "failure" in r:
+            lines.append([r["network"], budget, r["failure"], *[""] * 7])
+            continue
+        time, macs = r["latency"]["ratio"], r["macs_left"]
+        met = macs / time >= LEAST_SHARE if budget == "macs" else abs(time - RATIO) <= CLOSE * RATIO
+        timed = r.get("timing") or {}
+        lines.append(
+            [
+                *(r["network"], budget, f"{r['latency']['before_ms']:.1f}", f"{r['latency']['after_ms']:.1f}"),
+                *(f"{timed[k]:.1%}" if timed.get(k) else "" for k in ("predicted", "measured")),
+                *(f"{time:.1%}", f"{macs:.1%}", f"{macs / time:.2f}", _met(met)),
+            ]
+        )
+    head = ["network", "half of the", "before, ms", "after, ms", "predicted", "measured", "`--bench`", "MACs left"]
+    return table([*head, "MACs left / time left", "bar"], lines)
 
 
 def growth(rows: Sequence[Row]) -> str:
@@ -111,7 +136,12 @@ def series(rows: Sequence[Row], varied: str) -> dict[int, list[Row]]:
 
 
 def _sorted(rows: object) -> list[Row]:
-    return sorted(rows, key=lambda r: (MODELS.index(r["network"]), r["options"], r["samples"]))  # type: ignore[call-overload]
+    return sorted(rows, key=lambda r: (MODELS.index(r["network"]), r["options"], r["samples"], r.get("openblas", "")))  # type: ignore[call-overload]
+
+
+def _name(row: Row) -> str:
+    kernels = [f"(OpenBLAS for {row['openblas']})"] if row.get("openblas") else []
+    return " ".join([row["network"], *row["options"], *kernels])
 
 
 def _met(held: bool) -> str:
@@ -121,6 +151,7 @@ def _met(held: bool) -> str:
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "networks": networks,
     "stages": stages,
+    "speed": speed,
     "growth": growth,
     "growth-points": growth_points,
 }
