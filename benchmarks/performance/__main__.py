@@ -5,7 +5,7 @@
     python -m benchmarks.performance --out docs/performance/results.jsonl --render docs/performance.md
 
 Networks and images are made in the folder WORK by a script (random weights, images of noise), which needs the extra
-`peers` for the suites `networks` and `speed`. Every run is a process of its own, one at a time, and a line of FILE; what
+`peers` for the suites `networks` and `speed`. Every run is a process of its own and a line of FILE, one at a time; what
 has a line is not run again, so that the same command takes up where it was stopped. `speed` prunes half of the MACs,
 and half of the latency, at widths that are multiples of 8, and times the result against the original (`--bench`). What
 stands behind `--options` goes to onnxprune as it is. --openblas runs with the kernels of OpenBLAS for another processor
