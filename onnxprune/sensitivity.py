@@ -32,7 +32,7 @@ from onnxprune.graph import Array, cast, is_float
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
-from onnxprune.refit import in_place, scaled
+from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
@@ -47,6 +47,8 @@ LEVELS = (0.3, 0.6)
 FEW_LEVELS = (0.5,)
 # However many groups there are, the trials of each look at so many samples.
 LEAST_TRIED = 8
+# Weights of readers above this are not made ahead of their trial.
+_HEAVY_BYTES = 512 << 20
 
 
 def measure(
@@ -300,30 +302,33 @@ def _trials_of(item: Trial, trials: Trials, walker: Walker) -> Callable[[], dict
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
-    session = Session(m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced), pooled=True)
+    part = m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced)
     floating = {k: v for k, v in trials.reference.items() if is_float(v.dtype)}
     expected = {k: v for k, v in floating.items() if k in outputs}
 
-    def fed() -> Iterator[dict[str, Array]]:
-        for width in item.widths:
-            keep = channels.keep_classes({g: item.path.kept(width)})
-            weights = _refitted({g: width}, consumers, {g: item.path}, channels, item.moments, keep, trials.level)
-            feeds = {
-                k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
-                for k, v in weights.items()
-                if k in replaced
-            }
-            for x in consumers:
-                if x.quantized:
-                    feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
-            yield feeds
+    def fed(width: int) -> dict[str, Array]:
+        keep = channels.keep_classes({g: item.path.kept(width)})
+        weights = _refitted({g: width}, consumers, {g: item.path}, channels, item.moments, keep, trials.level)
+        feeds = {
+            k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
+            for k, v in weights.items()
+            if k in replaced
+        }
+        for x in consumers:
+            if x.quantized:
+                feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
+        return feeds
 
-    batches, weights_of_each = list(walker.batches), _first_ahead(fed())  # the walker goes on meanwhile
+    heavy = sum(memory_of(x) for x in consumers) > _HEAVY_BYTES
+    batches = list(walker.batches)  # the walker goes on meanwhile
+    session = None if heavy else Session(part, pooled=True)
+    weights_of_each = map(fed, item.widths) if heavy else _first_ahead(map(fed, item.widths))
 
     def rest() -> dict[int, float]:
         found: dict[int, float] = {}
+        run = (session or Session(part, pooled=True)).run
         for width, feeds in zip(item.widths, weights_of_each, strict=True):
-            outputs = concatenated([session.run({**b, **feeds}) for b in batches])
+            outputs = concatenated([run({**b, **feeds}) for b in batches])
             error = relative_error(outputs, expected) * len(expected) / max(len(floating), 1)
             if np.isfinite(error):
                 found[width] = error

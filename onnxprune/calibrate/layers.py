@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from onnxprune.quantized import Quantized, behind_quantization, bias_scale, inpu
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
+Matrix = NDArray[Any]  # in the precision that was asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +90,13 @@ class Layer:
         spread = np.tile(per_group, self.kernel_size)
         return np.append(spread, -1) if self.bias else spread
 
-    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
-        """W (g, D, M), bias included, in float64; `weights` holds the arrays `stored` by name."""
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
+        """W (g, D, M), bias included; `weights` holds the arrays `stored` by name."""
         w = _read(self.weight, self.stored_weight, weights)
         m = (w.T if self.transposed else w)[None] if self.window is None else self.window.to_matrix(w)
         groups, rows, outputs = m.shape
-        # One array in float64, written once: the largest layers of a network may be half of it.
-        found = np.empty((groups, rows + bool(self.bias), outputs))
+        # One array, written once: the largest layers of a network may be half of it.
+        found = np.empty((groups, rows + bool(self.bias), outputs), dtype)
         found[:, :rows] = m
         if self.alpha != 1.0:
             found[:, :rows] *= self.alpha
@@ -225,9 +227,9 @@ class BiasAlone(Layer):
         none, outputs = np.zeros(0, np.int64), layer.outputs[layer.kept_outputs(keep)]
         return cls(layer.node, "", layer.output, "", layer.bias, none, outputs, window, beta=layer.beta)
 
-    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
         """The bias, (1, 1, M)."""
-        return self.beta * weights[self.bias].astype(np.float64).reshape(1, 1, -1)
+        return self.beta * weights[self.bias].astype(dtype).reshape(1, 1, -1)
 
     def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`."""
@@ -249,12 +251,12 @@ class InputGates(Layer):
     directions: int = 1
     recurrent_bias: Array | None = None
 
-    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
         """W (1, I, D G H), with the input's half of the bias."""
-        w = weights[self.weight].astype(np.float64)
+        w = weights[self.weight].astype(dtype)
         m = w.reshape(-1, w.shape[2]).T[None]
         if self.bias:
-            b = weights[self.bias][:, : w.shape[1]].astype(np.float64)
+            b = weights[self.bias][:, : w.shape[1]].astype(dtype)
             m = np.concatenate([m, b.reshape(1, 1, -1)], axis=1)
         return np.ascontiguousarray(m)
 
@@ -297,9 +299,9 @@ class StateGates(Layer):
         """Directions."""
         return self.directions
 
-    def matrix(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
         """R (D, H, G H)."""
-        return np.ascontiguousarray(weights[self.weight].astype(np.float64).transpose(0, 2, 1))
+        return np.ascontiguousarray(weights[self.weight].astype(dtype).transpose(0, 2, 1))
 
     def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`."""

@@ -392,8 +392,14 @@ class _Contributions:
         self.classes, owner = np.unique(layer.columns(0), return_inverse=True)
         order = np.argsort(owner, kind="stable")
         self.members = np.split(order, np.cumsum(np.bincount(owner))[:-1])
-        self.w = layer.matrix(weights)[0].astype(np.float32)
+        self.layer, self.weights = layer, weights
         (self.gram,) = self.sums = sums or (Gram.zeros(1, self.classes.size),)
+
+    @cached_property
+    def w(self) -> NDArray[np.float32]:
+        """(D, M), once rows come."""
+        found: NDArray[np.float32] = self.layer.matrix(self.weights, np.float32)[0]
+        return found
 
     def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
         x = rows[0].astype(np.float32)
@@ -410,7 +416,7 @@ class _Contributions:
 
     def result(self) -> InputMoments:
         # The Gram's rows are pairs of a row of the layer and an output.
-        return InputMoments(self.gram.result() * self.w.shape[1], RIDGES[0], self.classes)
+        return InputMoments(self.gram.result() * self.layer.outputs.size, RIDGES[0], self.classes)
 
 
 def _accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:
