@@ -106,10 +106,12 @@ def test_no_more_items_at_once_than_are_allowed() -> None:
     assert len(names) <= 2
 
 
-def test_one_thread_alone_is_that_of_the_caller() -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_one_thread_alone_is_that_of_the_caller(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where threads are started for nothing, or items are taken before they are needed."""
+    monkeypatch.setattr(threads, "cores", lambda: 5 if told else 1)
     taken: list[int] = []
-    with limited(1):
+    with limited(1 if told else 0):
         results = mapped(lambda i: (i, threading.get_ident()), source(10, taken))
         for i in range(3):
             assert next(results) == (i, threading.get_ident())
