@@ -68,9 +68,9 @@ def measure(
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
-    reference: outputs of the uncut model on the same samples, by name. levels: shares of its units to remove. level: how
-    the consumers are refitted, as in `refit.in_place`, or "greedy" with the coefficients of the paths. whole: groups
-    that are tried with no unit too.
+    reference: outputs of the uncut model on the same samples, by name. levels: shares of its units to remove. level:
+    how the consumers are refitted, as in `refit.in_place`, or "greedy" with the coefficients of the paths. whole:
+    groups that are tried with no unit too.
 
     Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
