@@ -35,6 +35,7 @@ from onnxprune.objective import output_imitation
 from onnxprune.selection import Known, Selection, paths
 from onnxprune.sensitivity import measure
 from onnxprune.state import Clock
+from onnxprune.threads import limited
 from tests import digits
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
@@ -58,6 +59,8 @@ TEXT = """(float[N,3,12,12] x) => (float[N,5] y) {
     f = Flatten(p)
     y = Gemm <transB=1> (f, w4[5,12], b4[5])
 }"""
+# A test that waits so long for another thread has failed.
+SECONDS = 60.0
 QUICK: dict[str, Any] = {"refit": "none", "ratio": 0.5, "round_to": 1}
 
 
@@ -192,6 +195,117 @@ def test_trials_from_processes(memory: int, two: Processes) -> None:
     for a, b in zip(here, there, strict=True):
         assert a.keys() == b.keys()
         assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=1e-6, atol=0.0)
+
+
+# this process
+
+
+@dataclass(frozen=True, eq=False)
+class Beside(Work[int, int]):
+    """Work on two items at a time: of both the second is always done before the first."""
+
+    done: list[threading.Event]
+    sizes: list[int]
+    side_by_side = True
+
+    def __call__(self, item: int) -> int:
+        if item % 2 == 0:
+            assert self.done[item + 1].wait(SECONDS)
+        self.done[item].set()
+        if item == 7:
+            raise ValueError("broken 7")
+        return item * item
+
+    def size(self, item: int) -> int:
+        self.sizes.append(item)
+        return 0
+
+
+def test_this_process_works_on_several_items_at_once() -> None:
+    """Fails where items wait for each other, come in another order, or nobody asks what they take or hears of them."""
+    work, heard = Beside([threading.Event() for _ in range(8)], []), list[tuple[int, int]]()
+    with limited(2):
+        results = Here(lambda done, count: heard.append((done, count))).map(work, range(8), 8)
+        for i in range(7):
+            assert next(results) == i * i
+            assert heard == [(n + 1, 8) for n in range(i + 1)]
+        with pytest.raises(ValueError, match="broken 7"):
+            next(results)
+    assert work.sizes == [*range(8)]
+
+
+@dataclass(frozen=True, eq=False)
+class InTwoSteps(Work[int, int]):
+    """Work of which the first step of the next item is taken while the second one of this item runs."""
+
+    count: int
+    begun_items: list[threading.Event]
+    told: list[str]
+    broken: str = ""
+
+    def __call__(self, item: int) -> int:
+        return self.begun(item)()
+
+    def begun(self, item: int) -> Any:
+        self.told.append(f"begin {item}")
+        if self.broken == self.told[-1]:
+            raise ValueError(self.broken)
+        self.begun_items[item].set()
+
+        def rest() -> int:
+            if item + 1 < self.count and not self.broken:
+                assert self.begun_items[item + 1].wait(SECONDS)
+            self.told.append(f"end {item}")
+            if self.broken == self.told[-1]:
+                raise ValueError(self.broken)
+            return item * item
+
+        return rest
+
+
+def in_two_steps(broken: str = "") -> InTwoSteps:
+    return InTwoSteps(5, [threading.Event() for _ in range(5)], [], broken)
+
+
+def test_the_next_item_is_begun_while_one_runs() -> None:
+    """Fails where an item waits for the end of the one before, or more than one is begun ahead: each may be large."""
+    work, heard = in_two_steps(), list[tuple[int, int]]()
+    results = Here(lambda done, count: heard.append((done, count))).map(work, range(5), 5)
+    for i in range(5):
+        assert next(results) == i * i
+        assert heard[-1] == (i + 1, 5)
+        told = work.told.copy()
+        assert [x for x in told if "end" in x] == [f"end {n}" for n in range(i + 1)]
+        assert [x for x in told if "begin" in x] == [f"begin {n}" for n in range(min(i + 2, 5))]
+    assert [*results] == []
+    assert len(work.told) == 10
+
+
+@pytest.mark.parametrize("broken", ["begin 2", "end 2"])
+def test_an_error_of_either_step_comes_in_its_turn(broken: str) -> None:
+    """Fails where an error of what is begun ahead hides the result before it, or one is lost."""
+    results = Here().map(in_two_steps(broken), range(5), 5)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match=broken):
+        next(results)
+    assert [*results] == []
+
+
+def test_one_call_is_all_of_the_work() -> None:
+    """Fails where work that says nothing of steps is called when it is begun, or not at all."""
+    calls: list[int] = []
+
+    class Whole(Work[int, int]):
+        def __call__(self, item: int) -> int:
+            calls.append(item)
+            return item * item
+
+    work = Whole()
+    rest = work.begun(3)
+    assert calls == []
+    assert rest() == 9
+    assert list(Here().map(work, range(4), 4)) == [0, 1, 4, 9]
+    assert calls == [3, 0, 1, 2, 3]
 
 
 # processes

@@ -14,6 +14,8 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, inspect, pipeline, plan, prune
+from onnxprune import model as m
+from onnxprune.calibrate.samples import checked, input_specs
 from onnxprune.errors import (
     BudgetUnreachable,
     CalibrationError,
@@ -23,12 +25,15 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.graph import Array
+from onnxprune.normalise import normalise
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session
 from tests import digits
+from tests.calibrated import samples_of
 from tests.compare import assert_same
 from tests.digits import pruned
 from tests.graphs import TABLE
+from tests.stages import prepare_row
 from tests.topologies.text import Topology
 
 # Points of top-1 that half of the MACs may cost; the measured drop is below half of this.
@@ -625,3 +630,74 @@ def test_a_small_cut():
     before = Session(digits.path("resnet")).run(data)["logits"]
     after = Session(result.model).run(data)["logits"]
     assert_same(after, before, rtol=0.2, atol=0.0)
+
+
+# what a run is compared with
+
+
+class Timed:
+    """onnxruntime with a clock of its own: every run takes as long as it is told, the first one for ever."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.now, self.seconds, self.sizes = 0.0, [1e9, *seconds], list[int]()
+        self.models: list[onnx.ModelProto] = []
+        self.options: list[dict[str, Any]] = []
+
+    def __call__(self, model: onnx.ModelProto, **options: Any) -> Timed:
+        self.models.append(model)
+        self.options.append(options)
+        return self
+
+    def run(self, feeds: Mapping[str, Array]) -> None:
+        self.sizes.append(len(feeds["x"]))
+        self.now += self.seconds.pop(0)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+# Samples to fit, others held out, seconds of every run, and of the pass; samples of every run, in batches of four.
+PASSES = {
+    "all of them": (10, 0, [0.25, 0.25, 0.5], 1.0, [4, 4, 2]),
+    "a second is not too much": (10, 0, [0.5, 0.5, 2.0], 3.0, [4, 4, 2]),
+    "the first alone": (10, 0, [2.0], 5.0, [4]),
+    "the first two": (10, 0, [1.0, 0.5], 1.875, [4, 4]),
+    "held-out samples too": (10, 6, [0.25, 0.25, 0.5], 1.6, [4, 4, 2]),
+    "the last batch is smaller": (9, 6, [0.25, 0.25, 0.25], 1.25, [4, 4, 1]),
+    "some, and held-out samples": (9, 6, [3.0], 11.25, [4]),
+    "one batch": (3, 0, [0.75], 0.75, [3]),
+}
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Fails where the first run counts, the samples of a smaller batch count as many, or one second is waited for."""
+    fit, held, seconds, expected, sizes = PASSES[kind]
+    p = prepare_row("residual")
+    samples, others = samples_of(p, fit), samples_of(p, held)
+    source = m.adopt(p.original)[1]
+    loaded = pipeline.Loaded(p.original, source, p.normalised, samples, others if held else samples, (), "")
+    timed = Timed(seconds)
+    monkeypatch.setattr(pipeline, "time", timed)
+    monkeypatch.setattr(pipeline.runtime, "Session", timed)
+    monkeypatch.setattr(pipeline, "runtime_batch", lambda *_: 4)
+    assert pipeline.plain_pass(loaded) == expected
+    assert timed.sizes == [2, *sizes]
+    assert timed.seconds == []
+    # The user's model, with onnxruntime's own settings.
+    assert timed.models == [p.original]
+    assert timed.options == [{"spin": True}]
+
+
+def test_a_plain_pass_of_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """Fails where a model of a fixed batch is fed several samples, or counted by what the batch would be."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 13]> main (float[1,2] x) => (float[1,2] y) { y = Relu (x) }'
+    )
+    samples = checked({"x": np.zeros((5, 2), np.float32)}, input_specs(model))
+    loaded = pipeline.Loaded(model, m.adopt(model)[1], normalise(model, samples.example()), samples, samples, (), "")
+    timed = Timed([0.5, 0.5, 0.5])
+    monkeypatch.setattr(pipeline, "time", timed)
+    monkeypatch.setattr(pipeline.runtime, "Session", timed)
+    assert pipeline.plain_pass(loaded) == 2.5
+    assert timed.sizes == [1, 1, 1, 1]

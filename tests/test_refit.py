@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,18 @@ import pytest
 from numpy.typing import NDArray
 from scipy import linalg, optimize
 
+from onnxprune import refit, walk
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import branches
 from onnxprune.numerics.least_squares import JITTER
-from onnxprune.refit import Fit, in_place, latest_layers, lockstep, target_of
+from onnxprune.refit import Fit, in_place, latest_layers, lockstep, reference_points, target_of
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.runtime import Session
+from onnxprune.taps import Tap
+from onnxprune.walk import Walker
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Keep, Prepared, random_keep
@@ -462,6 +466,129 @@ def test_one_gram_entry_off_by_a_hundredth_is_seen() -> None:
             rtol=1e-4,
             atol=0.0,
         )
+
+
+# Channels first and last; layers without a map, and those whose output is no tensor of the model.
+POINTS = {
+    "residual": RESIDUAL,
+    "transposed": LAYERS["transposed"],
+    "flatten": LAYERS["flatten"],
+    "state_gates": LAYERS["state_gates"],
+    "tokens": """(float[N,5,7,6] x) => (float[N,5,7,4] y) {
+        a = MatMul(x, w1[6,8])
+        r = Relu(a)
+        b = MatMul(r, w2[8,8])
+        s = Add(b, r)
+        y = MatMul(s, w3[8,4])
+    }""",
+}
+
+
+def points_of(
+    p: Prepared, *, stay: bool = False, memory: int = 1 << 40
+) -> tuple[tuple[Layer, ...], list[refit.Target], Keep, list[list[tuple[Array, Array]]]]:
+    """(layers, targets, what stays, positions and values of every batch), for all layers at once."""
+    graph = p.channels.graph
+    layers = tuple(x for x in layers_of(p.channels) if x.data not in x.node.outputs)
+    latest = latest_layers(graph, layers)
+    targets = [target_of(x, graph, latest) for x in layers]
+    keep = random_keep(p.channels, 0, shares=(0.5,))
+    w = Walker(p.normalised.proto, samples_of(p, 70), p.normalised.types, p.normalised.shapes, memory)
+    before = w.frontier
+    found = reference_points(layers, targets, graph, w, keep, 5, stay=stay)
+    assert (w.frontier == before) is stay
+    return layers, targets, keep, [[(at, y.load()) for at, y in of_layer] for of_layer in found]
+
+
+def assert_equal_points(found: list[list[tuple[Array, Array]]], expected: list[list[tuple[Array, Array]]]) -> None:
+    """The same positions, and the same values bit for bit."""
+    for of_layer, those in zip(found, expected, strict=True):
+        assert len(of_layer) == 9
+        for (at, y), (places, wanted) in zip(of_layer, those, strict=True):
+            assert_same(at, places, rtol=0.0, atol=0.0)
+            assert_same(y, wanted, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("stay", [False, True])
+@pytest.mark.parametrize("name", POINTS)
+def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where how the original is looked at changes what it is fitted to; and both against one plain run."""
+    monkeypatch.setattr(refit, "positions_for", lambda columns, samples: 4)
+    p = prepare_text(POINTS[name])
+    made: list[Tap | None] = []
+    tap = refit._tap
+    monkeypatch.setattr(refit, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
+    layers, targets, keep, found = points_of(p, stay=stay)
+    assert any(made)
+    monkeypatch.setattr(refit, "_tap", lambda *_: None)
+    assert_equal_points(found, points_of(p, stay=stay)[-1])
+    samples, constants = samples_of(p, 70), p.channels.graph.constants
+    whole = values(p.normalised.proto, [t.source for t in targets], samples.arrays)
+    for layer, target, batches in zip(layers, targets, found, strict=True):
+        y, start = whole[target.source], 0
+        kept = layer.kept_outputs(keep)
+        for at, of_batch in batches:
+            some = y.take(range(start, min(start + 8, 70)), y.shape.index(70))  # a recurrent net has its steps first
+            if layer.output:
+                flat = some if layer.window is None else np.moveaxis(some, 1, -1)
+                rows = flat.reshape(len(some), -1, kept.size)[:, at].reshape(-1, kept.size)
+            else:
+                rows = (layer.rows(some, at).astype(np.float64) @ layer.matrix(constants))[0]
+            assert_same(of_batch, rows[:, kept].astype(np.float32), rtol=1e-5, atol=0.0)
+            start += 8
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens"])
+def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a session is opened for what is kept already."""
+    monkeypatch.setattr(refit, "positions_for", lambda columns, samples: 4)
+    p = prepare_text(POINTS[name])
+    n, samples = p.normalised, samples_of(p, 70)
+    layers = layers_of(p.channels)
+    latest = latest_layers(p.channels.graph, layers)
+    ((layer, target),) = ((x, t) for x in layers if (t := target_of(x, p.channels.graph, latest)).source == "s")
+    w = Walker(n.proto, samples, n.types, n.shapes, 1 << 40)
+    for _ in w.advance(("s",)):
+        pass
+    monkeypatch.setattr(walk, "Session", None)
+    keep = np.ones(p.channels.classes.pinned.size, bool)
+    (found,) = reference_points([layer], [target], p.channels.graph, w, keep, 5)
+    whole = values(n.proto, ["s"], samples.arrays)["s"]
+    flat = whole if name == "tokens" else np.moveaxis(whole, 1, -1)
+    for i, (at, y) in enumerate(found):
+        part = flat[8 * i : 8 * i + 8]
+        expected = part.reshape(len(part), -1, part.shape[-1])[:, at].reshape(-1, part.shape[-1])
+        assert_same(y.load(), expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("shape", ["smaller", "larger"])
+@pytest.mark.parametrize("name", ["residual", "tokens"])
+def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where positions that were drawn for another shape are kept: they may be out of range, or miss the rest."""
+    monkeypatch.setattr(refit, "positions_for", lambda columns, samples: 4)
+    p = prepare_text(POINTS[name])
+    tap = refit._tap
+
+    def other(*arguments: Any) -> Tap | None:
+        found = tap(*arguments)
+        if found is None:
+            return None
+        axis = 1 if found.channels_last else 2
+        sizes = [*found.shape]
+        sizes[axis] = 1 if shape == "smaller" else 9 * sizes[axis]
+        return replace(found, shape=tuple(sizes))
+
+    monkeypatch.setattr(refit, "_tap", other)
+    layers, targets, keep, found = points_of(p)
+    whole = values(p.normalised.proto, [t.source for t in targets], samples_of(p, 70).arrays)
+    for layer, target, batches in zip(layers, targets, found, strict=True):
+        flat = whole[target.source] if layer.window is None else np.moveaxis(whole[target.source], 1, -1)
+        flat = flat.reshape(70, -1, flat.shape[-1])
+        seen = np.concatenate([at for at, _ in batches])
+        assert seen.max() >= flat.shape[1] // 2
+        for i, (at, y) in enumerate(batches):
+            expected = flat[8 * i : 8 * i + 8][:, at, :][..., layer.kept_outputs(keep)]
+            assert_same(y, expected.reshape(y.shape), rtol=1e-5, atol=0.0)
 
 
 # At 16 positions calibration leaves no row out.

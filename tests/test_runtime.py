@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from onnxprune import runtime
 from onnxprune.errors import RunError
 from onnxprune.runtime import Session, concatenated
+from onnxprune.threads import limited, mapped, prefetched
 from tests import digits
 
 
@@ -68,6 +72,123 @@ def test_bound_outputs_that_are_no_tensors():
 def test_inputs_that_do_not_fit_a_bound_run():
     with pytest.raises(RunError, match=r"onnxruntime cannot (take|run)"):
         Session(RELU).bound({"x": np.zeros((1, 3), np.float32), "u": np.zeros((1, 2), np.float32)})()
+
+
+# memory that sessions share
+
+
+def conv_sum(size: int) -> onnx.ModelProto:
+    """A few layers, of which the activations have a size of their own."""
+    graph = f"""main (float[N,3,{size},{size}] x) => (float[N,8,{size},{size}] s, float[N,8] y) {{
+        a = Conv <pads=[1,1,1,1]> (x, w)
+        r = Relu(a)
+        s = Add(a, r)
+        y = ReduceSum <keepdims=0> (s, axes)
+    }}"""
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 13]> ' + graph)
+    w = np.random.default_rng(size).standard_normal((8, 3, 3, 3)).astype(np.float32)
+    for name, values in (("w", w), ("axes", np.array([2, 3]))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return model
+
+
+def images(size: int, count: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(count).standard_normal((count, 3, size, size)).astype(np.float32)}
+
+
+def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    for k, y in expected.items():
+        assert np.array_equal(found[k], y)
+
+
+def option(session: Session, key: str) -> str:
+    return str(session._session.get_session_options().get_session_config_entry(key))
+
+
+def test_sessions_that_share_their_memory_give_what_others_give() -> None:
+    """Fails where what a session gave out, or its weights, are overwritten by the next one, be it gone or not."""
+    given, expected = [], []
+    for i, size in enumerate((9, 16, 9, 5, 24)):
+        model, feeds = conv_sum(size), images(size, 3 + i)
+        session = Session(model, pooled=True)
+        assert option(session, "session.use_env_allocators") == "1"
+        given.append(session.run(feeds))
+        expected.append(Session(model).run(feeds))
+        if i == 0:
+            first, first_feeds = session, feeds
+        del session
+        gc.collect()
+    for found, those in zip(given, expected, strict=True):
+        assert_equal(found, those)
+    assert_equal(first.run(first_feeds), expected[0])
+
+
+def test_sessions_share_their_memory_between_threads() -> None:
+    """Fails where two sessions, or two runs of one session, that go on at the same time get the same memory."""
+    sizes = (9, 16, 24, 31)
+    models = {size: conv_sum(size) for size in sizes}
+    feeds = {size: images(size, 4) for size in sizes}
+    expected = {size: Session(models[size]).run(feeds[size]) for size in sizes}
+    shared = Session(models[16], pooled=True)
+    together = threading.Barrier(4, timeout=60.0)
+
+    def work(place: int) -> None:
+        for turn in range(6):
+            size = sizes[(place + turn) % 4]
+            together.wait()
+            session = Session(models[size], pooled=True)
+            found = [session.run(feeds[size]) for _ in range(2)]
+            again = shared.run(feeds[16])
+            del session
+            together.wait()
+            for f in found:
+                assert_equal(f, expected[size])
+            assert_equal(again, expected[16])
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, place) for place in range(4)]:
+            done.result()
+
+
+def test_memory_that_is_shared_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where onnxruntime's refusal to make a second one, for another thread or library, ends in a traceback."""
+    model, feeds = conv_sum(9), images(9, 2)
+    Session(model, pooled=True)  # so that there is one
+    asked: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        asked.append(arguments)
+        raise RuntimeError("An allocator for this device has already been registered for sharing.")
+
+    monkeypatch.setattr(runtime.ort, "create_and_register_allocator", refuse)
+    runtime._pool.cache_clear()
+    assert_equal(Session(model, pooled=True).run(feeds), Session(model).run(feeds))
+    assert len(asked) == 1
+
+
+# threads
+
+
+def threads_of(session: Session) -> int:
+    return int(session._session.get_session_options().intra_op_num_threads)
+
+
+def test_sessions_use_as_many_threads_as_they_may() -> None:
+    """Fails where a limit on threads does not reach onnxruntime, from the caller or from work ahead of its use."""
+
+    def opened(_: object) -> int:
+        return threads_of(Session(RELU))
+
+    assert threads_of(Session(RELU)) == 0
+    with limited(3):
+        assert threads_of(Session(RELU)) == 3
+        assert threads_of(Session(RELU, pooled=True)) == 3
+        assert threads_of(Session(RELU, threads=2)) == 2
+        assert list(prefetched(map(opened, range(2)))) == [3, 3]
+        assert list(mapped(opened, range(4))) == [3, 3, 3, 3]
+    assert threads_of(Session(RELU)) == 0
 
 
 class Fallen:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from onnxprune import sensitivity
+from onnxprune import sensitivity, storage
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.channels import branches
+from onnxprune.jobs import Here, Work
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
@@ -255,6 +258,62 @@ def test_outputs_that_are_not_of_single_samples_are_looked_at_whole(prepared: Lo
     reference = {"y": np.zeros((7, 3), np.float32)}
     some, outputs, _ = sensitivity.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
+
+
+class Heard(Here):
+    """This process, which remembers what it was given to do."""
+
+    def map(self, work: Work[Any, Any], items: Iterable[Any], count: int) -> Iterator[Any]:
+        self.work, self.items = work, list(items)
+        return super().map(work, self.items, count)
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 40])
+@pytest.mark.parametrize("name", ["residual", "squeeze_excite"])
+def test_trials_that_were_begun_are_those_that_run_at_once(name: str, memory: int, prepared: Lookup) -> None:
+    """Fails where the walk that has gone on to other groups takes a trial's activations along.
+
+    All are begun before any runs, and they run in another order.
+    """
+    p = prepared(name)
+    samples = samples_of(p, 70)
+    layers, moments = moments_of(p, samples)
+    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    chosen = paths(p.channels, layers, moments, "obs", 0)
+    every, here = set(range(len(p.channels.groups))), Heard()
+    arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
+    with storage.spilling():
+        measured = measure(*arguments, only=every, types=p.normalised.types, memory=memory, scheduler=here)
+        work = here.work
+        assert isinstance(work, sensitivity.Trials)
+        walked = [i for i in here.items if i.stop is not None]
+        assert len(walked) > 1 and walked[0].stop == 0
+        one_by_one = replace(work)
+        expected = [one_by_one(item) for item in here.items]
+        later = replace(work)
+        begun = [later.begun(item) for item in here.items]
+        found = [rest() for rest in reversed(begun)][::-1]
+    assert all(expected)
+    assert found == expected == [measured[i.group] for i in here.items]
+
+
+def test_masked_trials_that_were_begun_are_those_that_run_at_once(prepared: Lookup) -> None:
+    """Fails where the sessions of one group, which are made ahead, are those of another."""
+    p = prepared("residual")
+    samples = samples_of(p, 40)
+    layers, moments = moments_of(p, samples)
+    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    chosen = paths(p.channels, layers, moments, "obs", 0)
+    every, here = set(range(len(p.channels.groups))), Heard()
+    arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
+    walked = measure(*arguments, only=every, types=p.normalised.types, memory=0, scheduler=here)
+    masked = [replace(item, stop=None) for item in here.items]
+    assert [len(item.widths) for item in masked] == [2, 2]
+    begun = [here.work.begun(item) for item in masked]
+    found = [rest() for rest in reversed(begun)][::-1]
+    assert found == [here.work(item) for item in masked]
+    for item, errors in zip(masked, found, strict=True):
+        assert errors == pytest.approx(walked[item.group], rel=RTOL)
 
 
 def test_only_the_groups_asked_for_have_trials(prepared: Lookup) -> None:

@@ -68,6 +68,7 @@ def add_products(rows: Floats, total: Floats, alpha: float = 1.0, beta: float = 
     count, columns = rows.shape
     if total.shape != (columns, columns) or not total.flags.c_contiguous or not total.flags.writeable:
         raise ValueError(f"the total of products is {columns} x {columns} in C's order")
+    alpha, beta = float(alpha), float(beta)  # a whole number would be passed as an integer
     in_order = rows.flags.c_contiguous
     triangle, transposed, stride = "L" if upper else "U", "N" if in_order else "T", columns if in_order else count
     if columns:
@@ -77,8 +78,10 @@ def add_products(rows: Floats, total: Floats, alpha: float = 1.0, beta: float = 
 def add_packed_products(rows: Floats, packed: Floats) -> None:
     """packed += XᵀX: rows X (R, D) in C's order, packed (D (D + 1) / 2,), lower, rectangular full packed format."""
     count, columns = rows.shape
-    if packed.shape != (columns * (columns + 1) // 2,) or not packed.flags.c_contiguous or not rows.flags.c_contiguous:
+    if packed.shape != (columns * (columns + 1) // 2,) or not packed.flags.c_contiguous or not packed.flags.writeable:
         raise ValueError(f"the packed total of products has {columns * (columns + 1) // 2} entries")
+    if not rows.flags.c_contiguous:
+        raise ValueError("the rows of packed products have to be in C's order")
     if columns:
         _call("sfrk", packed, "N", "L", "N", columns, count, 1.0, rows, columns, 1.0, packed)
 
