@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -28,6 +29,8 @@ from onnxprune.taps import Tap, as_expected, with_taps
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
 _HELD_AT_ONCE = 6
+# Batches whose tensors have other shapes than expected, after which taps are given up.
+_UNEXPECTED = 2
 
 
 class Walker:
@@ -124,15 +127,18 @@ class Walker:
         if not taps:
             return lambda index, before: plain().run({t: before[t] for t in plain().inputs})
         session = Session(with_taps(m.with_outputs(part, produced), taps), pooled=True)
+        unexpected: list[int] = []
 
         def run(index: int, before: Mapping[str, Array]) -> dict[str, Array]:
             at = positions(index)
-            try:
-                values = session.run({**{t: before[t] for t in session.inputs if t not in at}, **at})
-            except RunError:  # a position that a smaller tensor does not have; the other session tells if it is not
-                values = {}
+            values: dict[str, Array] = {}
+            if len(unexpected) < _UNEXPECTED:  # sizes that follow the batch are never as expected
+                # A position that a smaller tensor does not have is an error; the other session tells if it is another.
+                with suppress(RunError):
+                    values = session.run({**{t: before[t] for t in session.inputs if t not in at}, **at})
             if values and as_expected(taps, values):
                 return values
+            unexpected.append(index)
             return plain().run({t: before[t] for t in plain().inputs})
 
         return run
