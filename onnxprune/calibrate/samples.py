@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,10 @@ class Rows:
         except (OSError, ValueError) as e:
             raise CalibrationError(f"{self.path} cannot be read any more: {e}; leave it as it is during a run") from e
         return np.array(whole[part] if self.chosen is None else whole[self.chosen[part]])
+
+    def __reduce__(self) -> tuple[Callable[[Array], Array], tuple[Array]]:
+        """Another process, maybe on another machine, gets the values."""
+        return np.asarray, (self[:],)
 
     def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Rows:
         """A subset of the samples, not read yet."""
@@ -159,8 +163,10 @@ class Samples:
         return Samples(self.specs, picked, extras, self.origin, self.synthetic)
 
     def part(self, start: int, stop: int) -> Samples:
-        """The samples start..stop, without extra keys."""
-        return Samples(self.specs, self.slice(start, stop), {}, self.origin, self.synthetic)
+        """The samples start..stop, without extra keys; what lies in a file stays there."""
+        at = slice(start, stop)
+        arrays = {s.name: _part(self.arrays[s.name], at) if s.batched else self.arrays[s.name] for s in self.specs}
+        return Samples(self.specs, arrays, {}, self.origin, self.synthetic)
 
     def example(self) -> dict[str, Array]:
         """A small batch: two samples where the batch is free, one where it is fixed."""
@@ -186,6 +192,10 @@ def _sliced(a: Array | Rows, part: slice | None) -> Array:
     if isinstance(a, Rows) or part is not None:
         return a[part or slice(None)]
     return a
+
+
+def _part(a: Array | Rows, part: slice) -> Array | Rows:
+    return a.at(np.arange(len(a))[part]) if isinstance(a, Rows) else a[part]
 
 
 def _picked(a: Array | Rows, indices: Sequence[int] | NDArray[np.int64]) -> Array | Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -255,8 +256,21 @@ def test_choosing_samples_reads_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert isinstance(chosen, Rows)
     assert (len(chosen), chosen.shape, chosen.ndim, chosen.size) == (2, (2, 3, 4, 4), 4, 96)
     assert len(found.take([])) == 0
+    some = found.part(1, 3)
+    assert isinstance(some.arrays["image"], Rows) and len(some) == 2
     with pytest.raises(AssertionError, match="a file was read"):
         found.slice(0, 1)
+
+
+def test_samples_in_a_file_travel_as_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a worker on another machine is sent the path of a file on this one, or all that lies in it."""
+    monkeypatch.setattr(samples, "LARGE_BYTES", 1)
+    path = npy(tmp_path, images())
+    sent = pickle.dumps(load(path, IMAGE).part(1, 3))
+    path.unlink()
+    received = pickle.loads(sent)
+    assert len(received) == 2
+    assert_same(received.slice(0, 2)["image"], images()[1:3], rtol=0.0, atol=0.0)
 
 
 def test_samples_that_are_read_are_not_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
