@@ -27,6 +27,9 @@ from onnxprune.runtime import Feeds, Session, concatenated
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
+# Of the inputs of one run, and the least and most samples in it.
+_BATCH_BYTES = 8 << 20
+_BATCHES = 4, 32
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,11 @@ def _shapes(outputs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {k: v.shape for k, v in flat(outputs).items() if isinstance(v, np.ndarray)}
 
 
-def outputs_of(proto: onnx.ModelProto, samples: Samples, batch: int = 32) -> dict[str, Array]:
+def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
     """Outputs over all samples, concatenated; outputs that are no tensors are left out."""
     session = Session(proto)
+    one = sum(v.nbytes for v in samples.slice(0, 1).values())  # what a model computes grows with what it reads
+    batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
     return concatenated([session.run(b) for b in samples.batches(batch)])
 
 

@@ -133,12 +133,14 @@ def test_largest_difference(a: list[float], b: list[float], expected: float):
     assert found == pytest.approx(expected, rel=1e-12, abs=0.0)
 
 
-def test_outputs_of_all_samples_in_order():
+def test_outputs_of_all_samples_in_order(monkeypatch: pytest.MonkeyPatch):
     original = onnx.load(digits.path("resnet"))
     arrays = {"input": np.load(digits.CALIB)["input"][:40]}
     samples = checked(arrays, input_specs(original))
-    whole = verify.outputs_of(original, samples, batch=40)["logits"]
-    parts = verify.outputs_of(original, samples, batch=7)["logits"]
+    monkeypatch.setattr(verify, "_BATCHES", (40, 40))
+    whole = verify.outputs_of(original, samples)["logits"]
+    monkeypatch.setattr(verify, "_BATCHES", (7, 7))
+    parts = verify.outputs_of(original, samples)["logits"]
     assert whole.shape == (40, 10)
     assert np.abs(whole - parts).max() <= 1e-4 * np.abs(whole).max()
 
