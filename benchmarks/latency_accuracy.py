@@ -38,6 +38,8 @@ class Point:
 def point(args: argparse.Namespace, ratio: float, seed: int, budget: str) -> Point:
     """Prune, time and judge."""
     options: dict[str, Any] = {"ratio": ratio, "seed": seed, "budget": budget, "fast": args.fast, "bench": True}
+    if budget == "macs" and args.drop_branches:
+        options["drop_branches"] = True
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
         report = prune(args.model, out, args.calib, **options).report
@@ -83,6 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--drop-branches", action="store_true", help="for the budget of MACs too")
     args = parser.parse_args()
     print(f"{Path(args.model).stem}\n\n{HEAD}\n|" + "---:|" * (HEAD.count("|") - 1), flush=True)
     for ratio in args.ratio or [0.3, 0.5]:
