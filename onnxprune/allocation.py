@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune import budget, cost, parts, sensitivity, sequential
+from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
@@ -15,6 +16,7 @@ from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.objective import relative_error
+from onnxprune.runtime import concatenated
 from onnxprune.scope import allowed
 from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
@@ -184,17 +186,17 @@ def error_of(
     """The error of the outputs, on held-out samples, with all groups cut to these widths along their paths."""
     taken = coupled.taken
     widths = {g.index: k for g, k in zip(taken.channels.groups, kept, strict=True) if k < g.size}
-    found = sensitivity.cut_outputs(
+    session = sensitivity.cut_session(
         widths,
         paths,
         taken.proto,
         taken.channels,
         coupled.layers,
         calibrated.moments,
-        loaded.held,
         loaded.normalised.types,
         level_of(settings),
     )
+    found = concatenated([session.run(b) for b in loaded.held.batches(BATCH)])
     return relative_error(found, calibrated.reference)
 
 

@@ -286,15 +286,6 @@ def submodel(
     return part
 
 
-def with_outputs(part: onnx.ModelProto, outputs: Iterable[str]) -> onnx.ModelProto:
-    """A copy with other outputs; its weights are not copied where they lie in files."""
-    result = onnx.ModelProto()
-    result.CopyFrom(part)
-    del result.graph.output[:]
-    result.graph.output.extend(onnx.helper.make_empty_tensor_value_info(o) for o in outputs)
-    return result
-
-
 def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.ModelProto:
     """A copy whose input dimensions are the given sizes, and whose inner and output shapes are left to inference."""
     bound = onnx.ModelProto()

@@ -11,7 +11,7 @@ zero), which equals a masked consumer input.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -47,7 +47,7 @@ LEVELS = (0.3, 0.6)
 FEW_LEVELS = (0.5,)
 # However many groups there are, the trials of each look at so many samples.
 LEAST_TRIED = 8
-# Weights of readers above this are not made ahead of their trial.
+# Readers whose refit takes more than this are not refitted ahead of their trial.
 _HEAVY_BYTES = 512 << 20
 
 
@@ -234,23 +234,7 @@ def trial_widths(units: int, step: int, levels: Sequence[float] = LEVELS) -> lis
     return sorted({units - round(units / step * share) * step for share in levels} - {units, 0})
 
 
-def cut_outputs(
-    widths: Mapping[int, int],
-    paths: Mapping[int, Path] | Sequence[Path],
-    proto: onnx.ModelProto,
-    channels: ChannelGraph,
-    layers: Sequence[Layer],
-    moments: Mapping[str, InputMoments],
-    samples: Samples,
-    types: Mapping[str, int],
-    level: str,
-) -> dict[str, Array]:
-    """Outputs of the masked oracle with groups cut to these widths along their paths, and their readers refitted."""
-    session = _cut_session(widths, paths, proto, channels, layers, moments, types, level)
-    return concatenated([session.run(b) for b in samples.batches(BATCH)])
-
-
-def _cut_session(
+def cut_session(
     widths: Mapping[int, int],
     paths: Mapping[int, Path] | Sequence[Path],
     proto: onnx.ModelProto,
@@ -260,6 +244,7 @@ def _cut_session(
     types: Mapping[str, int],
     level: str,
 ) -> Session:
+    """The masked oracle with groups cut to these widths along their paths, and their readers refitted."""
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     weights = _refitted(widths, layers, paths, channels, moments, keep, level)
     with storage.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
@@ -269,22 +254,21 @@ def _cut_session(
 def _masked_trials(item: Trial, trials: Trials) -> Callable[[], dict[int, float]]:
     def session(width: int) -> Session:
         kept, path = {item.group: width}, {item.group: item.path}
-        return _cut_session(
+        return cut_session(
             kept, path, trials.proto, trials.channels, item.consumers, item.moments, trials.types, trials.level
         )
 
     sessions = _first_ahead(session(width) for width in item.widths)
 
     def rest() -> dict[int, float]:
-        found: dict[int, float] = {}
-        for width, s in zip(item.widths, sessions, strict=True):
-            outputs = concatenated([s.run(b) for b in trials.samples.batches(BATCH)])
-            error = relative_error(outputs, trials.reference)
-            if np.isfinite(error):
-                found[width] = error
-        return found
+        found = (concatenated([s.run(b) for b in trials.samples.batches(BATCH)]) for s in sessions)
+        return _finite(item.widths, (relative_error(outputs, trials.reference) for outputs in found))
 
     return rest
+
+
+def _finite(widths: Sequence[int], errors: Iterable[float]) -> dict[int, float]:
+    return {width: error for width, error in zip(widths, errors, strict=True) if np.isfinite(error)}
 
 
 def _first_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -325,14 +309,10 @@ def _trials_of(item: Trial, trials: Trials, walker: Walker) -> Callable[[], dict
     weights_of_each = map(fed, item.widths) if heavy else _first_ahead(map(fed, item.widths))
 
     def rest() -> dict[int, float]:
-        found: dict[int, float] = {}
         run = (session or Session(part, pooled=True)).run
-        for width, feeds in zip(item.widths, weights_of_each, strict=True):
-            outputs = concatenated([run({**b, **feeds}) for b in batches])
-            error = relative_error(outputs, expected) * len(expected) / max(len(floating), 1)
-            if np.isfinite(error):
-                found[width] = error
-        return found
+        found = (concatenated([run({**b, **feeds}) for b in batches]) for feeds in weights_of_each)
+        errors = (relative_error(outputs, expected) * len(expected) / max(len(floating), 1) for outputs in found)
+        return _finite(item.widths, errors)
 
     return rest
 

@@ -6,7 +6,7 @@ ResNet-50 that gives out all of its convolutions takes twice the time of one wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +40,13 @@ class Tap:
         return rows.reshape(-1, rows.shape[-1])
 
 
-def with_taps(part: onnx.ModelProto, taps: Sequence[Tap]) -> onnx.ModelProto:
-    """The model with an output for each tap, and one for the shape of its tensor."""
+def with_taps(part: onnx.ModelProto, outputs: Iterable[str], taps: Sequence[Tap]) -> onnx.ModelProto:
+    """A copy with these outputs, one for each tap, and one for the shape of its tensor."""
     result = onnx.ModelProto()
     result.CopyFrom(part)
     graph = result.graph
+    del graph.output[:]
+    graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)
     for tap in taps:
         flat, shape = f"{tap.name}:flat", f"{tap.name}:as"
         sizes = (0, -1, tap.shape[-1]) if tap.channels_last else (0, tap.shape[1], -1)

@@ -96,10 +96,10 @@ def mapped(
         try:
             for item in items:
                 size = bytes_of(item)
-                running = {f: s for f, s in running.items() if not f.done()}
-                while running and sum(running.values()) + size > _AT_ONCE_BYTES:
+                while running := {f: s for f, s in running.items() if not f.done()}:
+                    if sum(running.values()) + size <= _AT_ONCE_BYTES:
+                        break
                     wait(running, return_when=FIRST_COMPLETED)
-                    running = {f: s for f, s in running.items() if not f.done()}
                 future = pool.submit(copy_context().run, function, item)
                 del item
                 ahead.append(future)

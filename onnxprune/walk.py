@@ -126,7 +126,7 @@ class Walker:
 
         if not taps:
             return lambda index, before: plain().run({t: before[t] for t in plain().inputs})
-        session = Session(with_taps(m.with_outputs(part, produced), taps), pooled=True)
+        session = Session(with_taps(part, produced, taps), pooled=True)
         unexpected: list[int] = []
 
         def run(index: int, before: Mapping[str, Array]) -> dict[str, Array]:

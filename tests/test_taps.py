@@ -187,7 +187,7 @@ def test_the_model_itself_is_left_as_it_is() -> None:
     part = m.submodel(p.normalised.proto, {}, ["r"])
     before = part.SerializeToString(deterministic=True)
     taps = [tap_of(p, "first", "r", "one"), tap_of(p, "first", "a", "two")]
-    found = with_taps(part, taps)
+    found = with_taps(part, ["r"], taps)
     assert part.SerializeToString(deterministic=True) == before
     assert [o.name for o in found.graph.output] == ["r", "one", "one:shape", "two", "two:shape"]
     assert [i.name for i in found.graph.input][-2:] == ["one:at", "two:at"]

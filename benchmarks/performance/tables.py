@@ -30,7 +30,7 @@ MEASURES: dict[str, Callable[[Row], float]] = {
 
 def networks(rows: Sequence[Row]) -> str:
     """Time as passes and peak memory, against the bars."""
-    mine = _sorted(r for r in rows if r["network"] in MODELS and "--bench" not in r["options"])
+    mine = _of_networks(rows, timed=False)
     if not mine:
         return MISSING.format("networks")
     lines = []
@@ -58,7 +58,7 @@ def networks(rows: Sequence[Row]) -> str:
 
 def stages(rows: Sequence[Row]) -> str:
     """Where the time goes, in plain passes."""
-    mine = _sorted(r for r in rows if r["network"] in MODELS and "failure" not in r and "--bench" not in r["options"])
+    mine = [r for r in _of_networks(rows, timed=False) if "failure" not in r]
     if not mine:
         return MISSING.format("networks")
     lines = [
@@ -74,7 +74,7 @@ def stages(rows: Sequence[Row]) -> str:
 
 def speed(rows: Sequence[Row]) -> str:
     """What of the MACs and of the time is left, and how many times faster that is."""
-    mine = _sorted(r for r in rows if r["network"] in MODELS and "--bench" in r["options"])
+    mine = _of_networks(rows, timed=True)
     if not mine:
         return MISSING.format("speed")
     lines = []
@@ -135,8 +135,10 @@ def series(rows: Sequence[Row], varied: str) -> dict[int, list[Row]]:
     return {s: [r for r in chosen if r[varied] == s] for s in sorted({r[varied] for r in chosen})}
 
 
-def _sorted(rows: object) -> list[Row]:
-    return sorted(rows, key=lambda r: (MODELS.index(r["network"]), r["options"], r["samples"], r.get("openblas", "")))  # type: ignore[call-overload]
+def _of_networks(rows: Sequence[Row], *, timed: bool) -> list[Row]:
+    """The runs of well-known networks, sorted. timed: those whose results were timed, or the others."""
+    mine = [r for r in rows if r["network"] in MODELS and ("--bench" in r["options"]) is timed]
+    return sorted(mine, key=lambda r: (MODELS.index(r["network"]), r["options"], r["samples"], r.get("openblas", "")))
 
 
 def _name(row: Row) -> str:

@@ -72,10 +72,11 @@ class Rows:
         """Another process, maybe on another machine, gets the values."""
         return np.asarray, (self[:],)
 
-    def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Rows:
+    def at(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
         """A subset of the samples, not read yet."""
         rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
-        return Rows(self.path, self.offset, self.dtype, self.stored, rows[np.asarray(indices, np.int64)])
+        at = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)
+        return Rows(self.path, self.offset, self.dtype, self.stored, rows[at])
 
 
 def chunks(a: Array | Rows) -> Iterator[Array]:
@@ -165,7 +166,7 @@ class Samples:
     def part(self, start: int, stop: int) -> Samples:
         """The samples start..stop, without extra keys; what lies in a file stays there."""
         at = slice(start, stop)
-        arrays = {s.name: _part(self.arrays[s.name], at) if s.batched else self.arrays[s.name] for s in self.specs}
+        arrays = {s.name: _picked(self.arrays[s.name], at) if s.batched else self.arrays[s.name] for s in self.specs}
         return Samples(self.specs, arrays, {}, self.origin, self.synthetic)
 
     def example(self) -> dict[str, Array]:
@@ -194,11 +195,7 @@ def _sliced(a: Array | Rows, part: slice | None) -> Array:
     return a
 
 
-def _part(a: Array | Rows, part: slice) -> Array | Rows:
-    return a.at(np.arange(len(a))[part]) if isinstance(a, Rows) else a[part]
-
-
-def _picked(a: Array | Rows, indices: Sequence[int] | NDArray[np.int64]) -> Array | Rows:
+def _picked(a: Array | Rows, indices: Sequence[int] | NDArray[np.int64] | slice) -> Array | Rows:
     if isinstance(a, Rows):
         return a.at(indices)
     found: Array = a[indices]

@@ -44,6 +44,7 @@ def _call(name: str, array: Floats, *arguments: str | int | float | Floats) -> i
     function, integer = _routine(("d" if double else "s") + name)
     real = ctypes.c_double if double else ctypes.c_float
     held: list[Any] = []  # every argument is an address
+    number: Any = None
     for a in arguments:
         if isinstance(a, np.ndarray):
             if a.dtype != array.dtype or not (a.flags.c_contiguous or a.flags.f_contiguous):
@@ -52,12 +53,10 @@ def _call(name: str, array: Floats, *arguments: str | int | float | Floats) -> i
         elif isinstance(a, str):
             held.append(ctypes.create_string_buffer(a.encode()))
         else:
-            held.append(ctypes.byref(integer(a) if isinstance(a, int) else real(a)))
-    last = integer(arguments[-1]) if isinstance(arguments[-1], int) else integer(0)
-    if isinstance(arguments[-1], int):
-        held[-1] = ctypes.byref(last)
+            number = integer(a) if isinstance(a, int) else real(a)
+            held.append(ctypes.byref(number))
     function(*held)
-    return int(last.value)
+    return int(number.value) if isinstance(arguments[-1], int) else 0
 
 
 def add_products(rows: Floats, total: Floats, alpha: float = 1.0, beta: float = 1.0, *, upper: bool = False) -> None:

@@ -14,14 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 from onnxprune.numerics.lapack import add_products
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
-from onnxprune.select.path import Array, Ints, Path, Regression, in_turns
-
-Floats = NDArray[np.floating]
+from onnxprune.select.path import Array, Floats, Ints, Path, Regression, in_turns
 
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024
