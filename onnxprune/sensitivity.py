@@ -4,8 +4,8 @@ Local curves say how well a layer's own output survives; how much that matters t
 magnitude between layers. So each group is cut alone to a few widths, with its consumers refitted by least squares,
 and the relative error of the *network outputs* is measured on a few samples. No gradients, no labels.
 
-The trial runs the part of the original graph behind the group, with the consumers' weights replaced (removed columns
-zero), which equals a masked consumer input.
+The trial runs the part of the original graph behind the first reader of the group, with the consumers' weights replaced
+(removed columns zero), which equals a masked consumer input.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onnxprune import model as m
 from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.calibrate.statistics import BATCH, InputMoments
+from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, cast, is_float
 from onnxprune.jobs.work import Here, Scheduler, Work
@@ -74,20 +74,20 @@ def measure(
     how the consumers are refitted, as in `refit.in_place`, or "greedy" with the coefficients of the paths. whole:
     groups that are tried with no unit too.
 
-    Groups are visited in topological order, so that what lies before a group's first consumer runs only once. A group
+    Groups are visited in topological order, so that what lies before a group's first reader runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
     tried on the masked oracle instead.
     """
     consumers = consumers_of(channels, layers)
-    covered = only & read_by_layers_alone(channels, layers, consumers)
-    order = [g for _, g in sorted((min(x.node.index for x in c), g) for g, c in enumerate(consumers) if g in covered)]
-    stops = tuple(min(consumers[g], key=lambda x: x.node.index).data for g in order)
-    order += sorted(only - covered)
+    masked = only - read_by_layers_alone(channels, layers, consumers)
+    nodes = readers_of(channels, consumers)
+    order = sorted(only, key=lambda g: (min(nodes[g], default=-1), g))
+    stops = tuple(_first_input(channels, nodes[g]) for g in order)
 
     def trial(place: int, g: int) -> Trial:
         known = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
         widths = [0] * (g in whole) + trial_widths(channels.groups[g].size, channels.groups[g].step, levels)
-        return Trial(g, widths, place if place < len(stops) else None, tuple(consumers[g]), known, paths[g])
+        return Trial(g, widths, place, tuple(consumers[g]), known, paths[g], frozenset(nodes[g]), g in masked)
 
     plain = samples.part(0, len(samples))  # without labels and the like
     work = Trials(proto, channels, plain, dict(reference), dict(types), memory, level, stops)
@@ -100,22 +100,29 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One group to cut, to these widths. stop: the place of its first consumer among the stops, None for the oracle."""
+    """One group to cut, to these widths.
+
+    stop: the place of its first reader among the stops. readers: the nodes of the graph that read it. masked: whether
+    it is tried on the masked oracle.
+    """
 
     group: int
     widths: Sequence[int]
-    stop: int | None
+    stop: int
     consumers: tuple[Layer, ...]
     moments: Mapping[str, InputMoments]
     path: Path
+    readers: frozenset[int]
+    masked: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Trials(Work[Trial, dict[int, float]]):
     """The trial cuts of one group after the other: units kept → error of the outputs.
 
-    stops: the inputs of the first consumer of each group, in topological order. Every worker walks to all of them, one
-    after the other, so that the same parts of the model run wherever a group is tried, to the same last bit.
+    stops: an input of the first reader of each group, in topological order; "" where there is none to walk to. Every
+    worker walks to all of them, one after the other, so that the same parts of the model run wherever a group is tried,
+    to the same last bit.
     """
 
     proto: onnx.ModelProto
@@ -133,9 +140,11 @@ class Trials(Work[Trial, dict[int, float]]):
 
     def begun(self, item: Trial) -> Callable[[], dict[int, float]]:
         """The runs of one group: the walk to it, a session and its first weights are ready."""
-        if item.stop is None:
-            return _masked_trials(item, self)
-        return _trials_of(item, self, self._walked(item.stop))
+        outputs = outputs_behind(self.channels, item.readers)
+        if not outputs:
+            return dict
+        walker = self._walked(item.stop)
+        return (_masked_trials if item.masked else _plain_trials)(item, self, walker, outputs)
 
     def portable(self) -> Trials:
         """With the weights in it."""
@@ -163,7 +172,7 @@ class Trials(Work[Trial, dict[int, float]]):
             shapes = self.channels.graph.shapes
             self._walks.walker = Walker(self.proto, self.samples, self.types, shapes, self.memory, hold_out=False)
             at = -1
-        for name in self.stops[at + 1 : stop + 1]:
+        for name in filter(None, self.stops[at + 1 : stop + 1]):
             for _ in self._walks.walker.advance((name,)):
                 pass
         self._walks.at = stop
@@ -184,6 +193,26 @@ def read_by_layers_alone(
     return {g for g, c in enumerate(consumers) if c} - other
 
 
+def readers_of(channels: ChannelGraph, consumers: Sequence[Sequence[Layer]]) -> list[set[int]]:
+    """By group, the nodes of the main graph that read it across its channels, in themselves or in their bodies."""
+    found = [{x.node.index for x in c} for c in consumers]
+    for r in channels.reads:
+        for f in channels.factors.get(r.node.inputs[r.slot], ()):
+            for g in np.unique(channels.group_of[f]).tolist():
+                if g >= 0:
+                    found[g].add(r.node.index)
+    main = np.array([n.index for n in channels.graph.nodes])
+    return [set(main[np.searchsorted(main, sorted(f), side="right") - 1].tolist()) for f in found]
+
+
+def _first_input(channels: ChannelGraph, readers: Set[int]) -> str:
+    """What a walk to just before the first of these nodes asks for: whatever that needs comes before all of them."""
+    graph = channels.graph
+    first = next((n for n in graph.nodes if n.index in readers), None)
+    inputs = first.inputs if first is not None else ()
+    return next((i for i in inputs if i and i not in graph.constants), "")
+
+
 def affordable(
     channels: ChannelGraph,
     layers: Sequence[Layer],
@@ -198,12 +227,12 @@ def affordable(
     where outputs do not belong to single ones.
     """
     behind = _work_behind(channels)
-    consumers = consumers_of(channels, layers)
+    nodes = readers_of(channels, consumers_of(channels, layers))
     count = len(samples)
     for levels in (LEVELS, FEW_LEVELS):
         runs = sum(
             len(trial_widths(channels.groups[g].size, channels.groups[g].step, levels))
-            * (behind[min(x.node.index for x in consumers[g])] if consumers[g] else 1.0)
+            * (behind[min(nodes[g])] if nodes[g] else 1.0)
             for g in only
         )
         few = int(count * passes / max(runs, 1e-9))
@@ -243,32 +272,58 @@ def cut_session(
     moments: Mapping[str, InputMoments],
     types: Mapping[str, int],
     level: str,
+    *,
+    behind: tuple[Mapping[str, int], Sequence[str]] | None = None,
 ) -> Session:
-    """The masked oracle with groups cut to these widths along their paths, and their readers refitted."""
+    """The masked oracle with groups cut to these widths along their paths, and their readers refitted.
+
+    behind: the part of it that computes these outputs from these tensors alone, with their element types; nothing that
+    reads the groups lies before them.
+    """
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     weights = _refitted(widths, layers, paths, channels, moments, keep, level)
     with storage.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
-        return Session(masked_model(replace_initializers(proto, weights), channels, keep, types))
+        masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
+        return Session(masked if behind is None else m.submodel(masked, *behind), pooled=behind is not None)
 
 
-def _masked_trials(item: Trial, trials: Trials) -> Callable[[], dict[int, float]]:
+def _masked_trials(
+    item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]
+) -> Callable[[], dict[int, float]]:
+    behind = walker.frontier, outputs
+
     def session(width: int) -> Session:
-        kept, path = {item.group: width}, {item.group: item.path}
         return cut_session(
-            kept, path, trials.proto, trials.channels, item.consumers, item.moments, trials.types, trials.level
+            {item.group: width},
+            {item.group: item.path},
+            trials.proto,
+            trials.channels,
+            item.consumers,
+            item.moments,
+            trials.types,
+            trials.level,
+            behind=behind,
         )
 
+    batches = list(walker.batches)  # the walker goes on meanwhile
     sessions = _first_ahead(session(width) for width in item.widths)
 
     def rest() -> dict[int, float]:
-        found = (concatenated([s.run(b) for b in trials.samples.batches(BATCH)]) for s in sessions)
-        return _finite(item.widths, (relative_error(outputs, trials.reference) for outputs in found))
+        return _errors(item, trials, (concatenated([s.run(b) for b in batches]) for s in sessions))
 
     return rest
 
 
-def _finite(widths: Sequence[int], errors: Iterable[float]) -> dict[int, float]:
-    return {width: error for width, error in zip(widths, errors, strict=True) if np.isfinite(error)}
+def _errors(item: Trial, trials: Trials, found: Iterable[Mapping[str, Array]]) -> dict[int, float]:
+    """By width, the error of what a trial `found` of the outputs, over all outputs; where it is finite."""
+    floating = {k: v for k, v in trials.reference.items() if is_float(v.dtype)}
+    errors: dict[int, float] = {}
+    for width, outputs in zip(item.widths, found, strict=True):
+        reached = {k: v for k, v in floating.items() if k in outputs}
+        error = relative_error(outputs, reached) * len(reached) / max(len(floating), 1)
+        if np.isfinite(error):
+            errors[width] = error
+    return errors
 
 
 def _first_ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -277,18 +332,15 @@ def _first_ahead(items: Iterator[Item]) -> Iterator[Item]:
     return chain(first, prefetched(items))
 
 
-def _trials_of(item: Trial, trials: Trials, walker: Walker) -> Callable[[], dict[int, float]]:
+def _plain_trials(
+    item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]
+) -> Callable[[], dict[int, float]]:
     g, channels, consumers = item.group, trials.channels, item.consumers
     constants = channels.graph.constants
-    outputs = outputs_behind(channels, {x.node.index for x in consumers})
-    if not outputs:
-        return dict
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
     part = m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced)
-    floating = {k: v for k, v in trials.reference.items() if is_float(v.dtype)}
-    expected = {k: v for k, v in floating.items() if k in outputs}
 
     def fed(width: int) -> dict[str, Array]:
         keep = channels.keep_classes({g: item.path.kept(width)})
@@ -310,9 +362,9 @@ def _trials_of(item: Trial, trials: Trials, walker: Walker) -> Callable[[], dict
 
     def rest() -> dict[int, float]:
         run = (session or Session(part, pooled=True)).run
-        found = (concatenated([run({**b, **feeds}) for b in batches]) for feeds in weights_of_each)
-        errors = (relative_error(outputs, expected) * len(expected) / max(len(floating), 1) for outputs in found)
-        return _finite(item.widths, errors)
+        return _errors(
+            item, trials, (concatenated([run({**b, **feeds}) for b in batches]) for feeds in weights_of_each)
+        )
 
     return rest
 
@@ -337,7 +389,7 @@ def _refitted(
     return scaled(consumers, constants, keep, factors)
 
 
-def outputs_behind(channels: ChannelGraph, nodes: set[int]) -> list[str]:
+def outputs_behind(channels: ChannelGraph, nodes: Set[int]) -> list[str]:
     """The graph outputs that depend on any of these nodes."""
     reached: set[str] = set()
     for n in channels.graph.nodes:
