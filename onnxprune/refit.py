@@ -28,7 +28,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, Graph, Node, cast, depth_first
+from onnxprune.graph import Array, Graph, Node, Shape, cast, depth_first
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
     JUDGED_OUTPUTS,
@@ -43,7 +43,7 @@ from onnxprune.oracle import mask_of
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.taps import Tap
-from onnxprune.threads import mapped, prefetched
+from onnxprune.threads import lanes, mapped, prefetched
 from onnxprune.walk import Walker
 
 Mask = NDArray[np.bool_]
@@ -324,13 +324,16 @@ def reference_points(
     """
     limits = [positions_for(len(layer.columns(0)), len(reference.samples)) for layer in part]
     outputs = [layer.kept_outputs(keep) for layer in part]
-    rngs = [np.random.default_rng(seed + layer.node.index) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     taps = {i: tap for i, t in enumerate(targets) if (tap := _tap(i, part[i], t, graph, reference)) is not None}
     known: list[dict[int, NDArray[np.int64]]] = []
 
-    def positions(_: int) -> dict[str, Array]:
-        known.append({i: part[i].positions(tap.shape, limits[i], rngs[i]) for i, tap in taps.items()})
+    def sampled(i: int, batch: int, shape: Shape) -> NDArray[np.int64]:
+        rng = np.random.default_rng((seed, part[i].node.index, batch))
+        return part[i].positions(shape, limits[i], rng)
+
+    def positions(batch: int) -> dict[str, Array]:
+        known.append({i: sampled(i, batch, tap.shape) for i, tap in taps.items()})
         return {tap.at: known[-1][i] for i, tap in taps.items()}
 
     whole = [t.source for i, t in enumerate(targets) if i not in taps]
@@ -343,7 +346,7 @@ def reference_points(
                 at, values = known[index][i], taps[i].values(found)
             else:
                 y = found[targets[i].source]
-                at = layer.positions(y.shape if w is None else layer.output_shape(y.shape), limits[i], rngs[i])
+                at = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
                 values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
             points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]), briefly=True)))
     return points
@@ -364,9 +367,11 @@ def accumulate(
     g, columns = cut_layer.groups, len(cut_layer.columns(0))
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
     regressions = prefetched(_regressions(cut_layer, target, points, slim, outputs, stay=stay))
-    for index, (x, y) in enumerate(regressions):
-        sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
-        sums.update(x, y)
+    with lanes(2) as (of_inputs, of_targets):
+        for index, (x, y) in enumerate(regressions):
+            sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
+            of_inputs(partial(sums.add_inputs, x))
+            of_targets(partial(sums.add_targets, x, y))
     return train, held
 
 
@@ -449,17 +454,18 @@ def fit_matrix(
 
     stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
     """
-    judge = held if held.rows else train
-    left = train.xy - train.xx @ prior
-    before = float(judge.error(prior).sum())
     if not held.rows:
+        left = train.gaps(prior)
+        before = float(train.error(prior, left).sum())
         return prior + _solve(train.xx, left, STRENGTHS[0]), Fit(name, STRENGTHS[0], before, before)
-    gaps = held.xy - held.xx @ prior
+    gaps = held.gaps(prior)
+    before = float(held.error(prior, gaps).sum())
     best, strength = before, float("inf")
     if stored is not None:
+        left = train.gaps(prior)
         errors = ((s, float(held.error(stored(prior + _solve(train.xx, left, s))).sum())) for s in STRENGTHS)
     else:
-        errors = ((s, max(before + change, 0.0)) for s, change in _changes(train.xx, left, held.xx, gaps))
+        errors = ((s, max(before + change, 0.0)) for s, change in _changes(train, held, prior, gaps))
     last = float("inf")
     for s, error in errors:
         if error < best:
@@ -469,21 +475,23 @@ def fit_matrix(
         last = error
     if not np.isfinite(strength):
         return prior, Fit(name, strength, before, before)
-    return prior + _solve(train.xx + held.xx, left + gaps, strength), Fit(name, strength, before, best)
+    change = _solve(train.xx + held.xx, train.gaps(prior) + gaps, strength)
+    return prior + change, Fit(name, strength, before, best)
 
 
-def _changes(xx: Matrix, left: Matrix, held_xx: Matrix, gaps: Matrix) -> Iterator[tuple[float, float]]:
-    """For every λ how the held-out error changes, many outputs by random sums.
-
-    left, gaps: XᵀE of the prior's errors E, on the rows to fit and on those held out, (g, D, M).
-    """
-    sums = random_sums(left.shape[2], JUDGED_OUTPUTS)
-    if sums is not None:
-        left, gaps = left @ sums, gaps @ sums
+def _changes(
+    train: NormalEquations, held: NormalEquations, prior: Matrix, gaps: Matrix
+) -> Iterator[tuple[float, float]]:
+    """For every λ how the held-out error changes, many outputs by random sums; gaps: those of the prior in `held`."""
+    sums = random_sums(prior.shape[2], JUDGED_OUTPUTS)
+    if sums is None:
+        left = train.gaps(prior)
+    else:
+        left, gaps = train.xy @ sums - train.xx @ (prior @ sums), gaps @ sums
 
     def change(s: float) -> float:
-        step = _solve(xx, left, s)
-        return float(np.sum(step * (held_xx @ step - 2.0 * gaps)))
+        step = _solve(train.xx, left, s)
+        return float(np.sum(step * (held.xx @ step - 2.0 * gaps)))
 
     # Most searches end with the second or the third: those behind would be for nothing.
     for pair in (STRENGTHS[:2], STRENGTHS[2:]):

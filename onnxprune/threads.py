@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
@@ -22,6 +22,8 @@ _END = object()
 _LIMIT: ContextVar[int] = ContextVar("_LIMIT", default=0)
 # Items that are taken ahead, to each thread: one that takes long does not let the others run dry.
 _AHEAD = 4
+# Calls that a lane may be behind with.
+_BEHIND = 2
 # What items that are worked on at the same time may take together.
 _AT_ONCE_BYTES = 512 << 20
 
@@ -79,18 +81,71 @@ def prefetched(items: Iterable[Item]) -> Iterator[Item]:
             yield item  # type: ignore[misc]  # _END is the only item that is not an Item
 
 
-def mapped(
-    function: Callable[[Item], Result], items: Iterable[Item], bytes_of: Callable[[Item], int] = lambda _: 0
-) -> Iterator[Result]:
-    """The results in the order of the items, several computed at a time, one to a core; items are taken ahead of use.
+class Lane:
+    """Calls that run one after the other in a thread of their own, beside those of other lanes."""
 
-    bytes_of: memory that an item needs, for which it may have to wait. The first error is raised in its turn.
+    def __init__(self, pool: ThreadPoolExecutor | None) -> None:
+        """pool: of one thread; None to run everything at once."""
+        self._pool = pool
+        self._behind: deque[Future[object]] = deque()
+
+    def __call__(self, work: Callable[[], object]) -> None:
+        """Run it behind what was given before, of which no more than a little is left. Raises what that raised."""
+        if self._pool is None:
+            work()
+            return
+        self._behind.append(self._pool.submit(copy_context().run, work))
+        self._wait(_BEHIND)
+
+    def _wait(self, most: int) -> None:
+        while len(self._behind) > most:
+            self._behind.popleft().result()
+
+
+@contextmanager
+def lanes(count: int) -> Iterator[Sequence[Lane]]:
+    """So many lanes; everything is done where the context ends. The first error is raised there, if not before."""
+    if (limit() or cores()) == 1:
+        yield [Lane(None) for _ in range(count)]
+        return
+    with ExitStack() as stack:
+        found = [Lane(stack.enter_context(ThreadPoolExecutor(max_workers=1))) for _ in range(count)]
+        yield found
+        for lane in found:
+            lane._wait(0)
+
+
+def abreast() -> tuple[int, int]:
+    """(runs, threads): of a model on several batches at a time, and what each of them may use.
+
+    Where other work goes on beside them, two runs with half of the cores each wait less for threads than one with all.
+    More would need more memory.
     """
-    workers = limit() or cores()
+    threads = limit() or cores()
+    runs = min(threads, 2)
+    return runs, threads // runs
+
+
+def mapped(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    bytes_of: Callable[[Item], int] = lambda _: 0,
+    *,
+    workers: int = 0,
+    ahead: int = 0,
+) -> Iterator[Result]:
+    """The results in the order of the items, several computed at a time; items are taken ahead of their use, in order.
+
+    bytes_of: memory that an item needs, for which it may have to wait. workers: how many at a time, 0 for one to a
+    core. ahead: results that there may be before they are used, 0 for a few to each worker. The first error is raised
+    in its turn.
+    """
+    workers = workers or limit() or cores()
+    most = ahead or _AHEAD * workers
     if workers == 1:
         yield from map(function, items)
         return
-    ahead: deque[Future[Result]] = deque()
+    begun: deque[Future[Result]] = deque()
     running: dict[Future[Result], int] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -102,12 +157,12 @@ def mapped(
                     wait(running, return_when=FIRST_COMPLETED)
                 future = pool.submit(copy_context().run, function, item)
                 del item
-                ahead.append(future)
+                begun.append(future)
                 running[future] = size
-                if len(ahead) >= _AHEAD * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+                if len(begun) >= most:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
         finally:
-            for future in ahead:
+            for future in begun:
                 future.cancel()

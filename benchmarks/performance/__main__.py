@@ -8,8 +8,7 @@ Networks and images are made in the folder WORK by a script (random weights, ima
 `peers` for the suites `networks` and `speed`. Every run is a process of its own and a line of FILE, one at a time; what
 has a line is not run again, so that the same command takes up where it was stopped. `speed` prunes half of the MACs,
 and half of the latency, at widths that are multiples of 8, and times the result against the original (`--bench`). What
-stands behind `--options` goes to onnxprune as it is. --openblas runs with the kernels of OpenBLAS for another processor
-than the one it detects, which may be none that it knows.
+stands behind `--options` goes to onnxprune as it is. Variables of OpenBLAS in the environment are left out.
 """
 
 from __future__ import annotations
@@ -63,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help=", ".join(MODELS))
     p.add_argument("--samples", nargs="+", type=int, default=list(SAMPLES), metavar="N", help="of the networks")
     p.add_argument("--repeats", type=int, default=REPEATS, metavar="N", help="runs of each size in the suite growth")
-    p.add_argument("--openblas", default="", metavar="CORETYPE", help="its variable OPENBLAS_CORETYPE, of `networks`")
     p.add_argument("--limit", type=float, default=7200.0, metavar="SECONDS", help="of one run")
     p.add_argument("--again", action="store_true", help="run again what has a result")
     p.add_argument("--render", type=Path, metavar="PAGE", help="replace the tables of this page")
@@ -77,7 +75,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     if "networks" in args.suite:
         for samples in args.samples:
             for model in args.models:
-                yield Case(model, samples, options=options, openblas=args.openblas)
+                yield Case(model, samples, options=options)
     if "speed" in args.suite:
         for model in args.models:
             for budget in ("macs", "latency"):

@@ -26,7 +26,6 @@ class Case:
     """A network, so many samples, and further options of the command line.
 
     network: a name in `networks.MODELS`, or "cnn" with its width and depth. repeat: which of several equal runs.
-    openblas: the variable OPENBLAS_CORETYPE.
     """
 
     network: str
@@ -35,14 +34,12 @@ class Case:
     depth: int = 0
     options: tuple[str, ...] = ()
     repeat: int = 0
-    openblas: str = ""
 
     @property
     def key(self) -> str:
         """Of its row."""
         size = f" width {self.width} depth {self.depth}" if self.network == "cnn" else ""
         parts = [f"{self.network}{size} samples {self.samples}", *self.options, *(["again"] * self.repeat)]
-        parts += [f"openblas {self.openblas}"] if self.openblas else []
         return " ".join(parts)
 
     def model(self, work: Path) -> Path:
@@ -80,10 +77,9 @@ def measure(case: Case, work: Path, seconds: float) -> Row:
         command += ["--calib", str(images), "--ratio", str(RATIO), "--report", str(report), *case.options]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
-            kernels = {"OPENBLAS_CORETYPE": case.openblas} if case.openblas else {}
-            ran = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds, check=False, env={**os.environ, **kernels}
-            )
+            # OpenBLAS chooses its kernels itself, as it does for a user; a machine may ask for others.
+            env = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=env)
         except subprocess.TimeoutExpired:
             return row | {"failure": f"did not finish in {seconds:.0f} s"}
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

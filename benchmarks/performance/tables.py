@@ -138,12 +138,11 @@ def series(rows: Sequence[Row], varied: str) -> dict[int, list[Row]]:
 def _of_networks(rows: Sequence[Row], *, timed: bool) -> list[Row]:
     """The runs of well-known networks, sorted. timed: those whose results were timed, or the others."""
     mine = [r for r in rows if r["network"] in MODELS and ("--bench" in r["options"]) is timed]
-    return sorted(mine, key=lambda r: (MODELS.index(r["network"]), r["options"], r["samples"], r.get("openblas", "")))
+    return sorted(mine, key=lambda r: (MODELS.index(r["network"]), r["options"], r["samples"]))
 
 
 def _name(row: Row) -> str:
-    kernels = [f"(OpenBLAS for {row['openblas']})"] if row.get("openblas") else []
-    return " ".join([row["network"], *row["options"], *kernels])
+    return " ".join([row["network"], *row["options"]])
 
 
 def _met(held: bool) -> str:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import starmap
+from itertools import chain, starmap
 from typing import Any
 
 import numpy as np
@@ -375,14 +375,19 @@ def choose_ridge(
     keep, gone = np.flatnonzero(~cut), np.flatnonzero(cut)
     xx, lost = (m[np.ix_(keep, keep)].astype(np.float64) for m in (fit, held))
     xy, left = (m[np.ix_(keep, gone)].astype(np.float64) @ w[gone] for m in (fit, held))
-    errors: list[float] = []
-    for ridge in reversed(RIDGES):
+
+    def error(ridge: float) -> float:
         step = solve_spd(xx, xy, ridge)
         # But for what the removed columns lose by themselves, which is the same for all.
-        errors.append(float(np.sum(step * (lost @ step - 2.0 * left))))
+        return float(np.sum(step * (lost @ step - 2.0 * left)))
+
+    descending = RIDGES[::-1]
+    errors: list[float] = []
+    for found in chain.from_iterable(mapped(error, pair) for pair in (descending[:2], descending[2:])):
+        errors.append(found)
         if len(errors) > 1 and errors[-1] > errors[-2]:  # it falls and rises once
             break
-    return RIDGES[-1 - int(np.argmin(errors))]
+    return descending[int(np.argmin(errors))]
 
 
 class _Contributions:

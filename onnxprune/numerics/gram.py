@@ -8,7 +8,6 @@ triangle alone in the data's precision: the Grams of all layers are held at once
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import lapack as scipy_lapack
 
 from onnxprune.numerics import lapack
-from onnxprune.threads import mapped
+from onnxprune.numerics.columns import by_columns
 
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
@@ -168,15 +167,17 @@ class NormalEquations:
         return self._xx
 
     def update(self, x: Floats, y: Floats) -> None:
-        """Add rows x (g, R, D) with targets y (g, R, M); both sums at the same time where they are large."""
-        self._xx = None
-        if x.shape[2] < PACKED:
-            self._sum.update(x)
-            self._update_targets(x, y)
-        else:
-            deque(mapped(lambda add: add(), (partial(self._sum.update, x), partial(self._update_targets, x, y))), 0)
+        """Add rows x (g, R, D) with targets y (g, R, M)."""
+        self.add_inputs(x)
+        self.add_targets(x, y)
 
-    def _update_targets(self, x: Floats, y: Floats) -> None:
+    def add_inputs(self, x: Floats) -> None:
+        """The half of `update` that XᵀX takes; the other may run at the same time."""
+        self._xx = None
+        self._sum.update(x)
+
+    def add_targets(self, x: Floats, y: Floats) -> None:
+        """The half of `update` that XᵀY and ΣY² take."""
         if len(x) == 1:
             self.xy[0] += x[0].T @ y[0]  # one BLAS call; the stacked product is not
         else:
@@ -190,8 +191,15 @@ class NormalEquations:
         self.xy += other.xy
         self.yy += other.yy
 
-    def error(self, w: Array) -> Array:
-        """Σ ||y - wᵀx||² per group and target, (g, M), of weights w (g, D, M)."""
-        quadratic = np.einsum("gdm,gdm->gm", w, self.xx @ w)
-        squared: Array = np.maximum(self.yy - 2 * np.einsum("gdm,gdm->gm", w, self.xy) + quadratic, 0.0)
+    def gaps(self, w: Array) -> Array:
+        """Xᵀ(Y - XW) of weights w (g, D, M), of the same shape."""
+        if len(w) > 1:
+            return self.xy - self.xx @ w
+        found: Array = self.xy - by_columns(partial(np.matmul, self.xx[0]), w[0])
+        return found
+
+    def error(self, w: Array, gaps: Array | None = None) -> Array:
+        """Σ ||y - wᵀx||² per group and target, (g, M), of weights w (g, D, M); gaps: those of `gaps`, if known."""
+        explained = np.einsum("gdm,gdm->gm", w, self.xy + (self.gaps(w) if gaps is None else gaps))
+        squared: Array = np.maximum(self.yy - explained, 0.0)
         return squared

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.numerics import lapack
+from onnxprune.numerics.columns import by_columns
 from onnxprune.numerics.gram import mirror
 
 Array = NDArray[np.float64]
@@ -62,12 +63,16 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
     """
     factor, s = _factored(a, ridge)
-    x: Array = np.multiply(b, s[:, None], order="F")
-    lapack.cholesky_solve(factor, x)
-    if not np.isfinite(x).all():
-        raise SolveFailed(_NOT_FINITE)
-    x *= s[:, None]
-    return x
+
+    def solved(sides: Array) -> Array:
+        x: Array = np.multiply(sides, s[:, None], order="F")
+        lapack.cholesky_solve(factor, x)
+        if not np.isfinite(x).all():
+            raise SolveFailed(_NOT_FINITE)
+        x *= s[:, None]
+        return x
+
+    return by_columns(solved, b)
 
 
 def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:

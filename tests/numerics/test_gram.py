@@ -80,6 +80,9 @@ def test_error_equals_that_of_the_rows(groups: int) -> None:
     sums = NormalEquations.zeros(groups, 5, 4)
     sums.update(x, y)
     assert_same(sums.error(w), ((y - x @ w) ** 2).sum(axis=1), rtol=1e-12, atol=0.0)
+    gaps = sums.gaps(w)
+    assert_same(gaps, x.transpose(0, 2, 1) @ (y - x @ w), rtol=1e-11, atol=1e-11)
+    assert_same(sums.error(w, gaps), sums.error(w), rtol=0.0, atol=0.0)
 
 
 def test_error_is_never_negative() -> None:
