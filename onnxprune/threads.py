@@ -23,7 +23,7 @@ _LIMIT: ContextVar[int] = ContextVar("_LIMIT", default=0)
 # Items that are taken ahead, to each thread: one that takes long does not let the others run dry.
 _AHEAD = 4
 # Calls that a lane may be behind with.
-_BEHIND = 2
+_BEHIND = 1
 # What items that are worked on at the same time may take together.
 _AT_ONCE_BYTES = 512 << 20
 
@@ -115,37 +115,18 @@ def lanes(count: int) -> Iterator[Sequence[Lane]]:
             lane._wait(0)
 
 
-def abreast() -> tuple[int, int]:
-    """(runs, threads): of a model on several batches at a time, and what each of them may use.
-
-    Where other work goes on beside them, two runs with half of the cores each wait less for threads than one with all.
-    More would need more memory.
-    """
-    threads = limit() or cores()
-    runs = min(threads, 2)
-    return runs, threads // runs
-
-
 def mapped(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    bytes_of: Callable[[Item], int] = lambda _: 0,
-    *,
-    workers: int = 0,
-    ahead: int = 0,
+    function: Callable[[Item], Result], items: Iterable[Item], bytes_of: Callable[[Item], int] = lambda _: 0
 ) -> Iterator[Result]:
-    """The results in the order of the items, several computed at a time; items are taken ahead of their use, in order.
+    """The results in the order of the items, several computed at a time, one to a core; items are taken ahead of use.
 
-    bytes_of: memory that an item needs, for which it may have to wait. workers: how many at a time, 0 for one to a
-    core. ahead: results that there may be before they are used, 0 for a few to each worker. The first error is raised
-    in its turn.
+    bytes_of: memory that an item needs, for which it may have to wait. The first error is raised in its turn.
     """
-    workers = workers or limit() or cores()
-    most = ahead or _AHEAD * workers
+    workers = limit() or cores()
     if workers == 1:
         yield from map(function, items)
         return
-    begun: deque[Future[Result]] = deque()
+    ahead: deque[Future[Result]] = deque()
     running: dict[Future[Result], int] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -157,12 +138,12 @@ def mapped(
                     wait(running, return_when=FIRST_COMPLETED)
                 future = pool.submit(copy_context().run, function, item)
                 del item
-                begun.append(future)
+                ahead.append(future)
                 running[future] = size
-                if len(begun) >= most:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+                if len(ahead) >= _AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         finally:
-            for future in begun:
+            for future in ahead:
                 future.cancel()

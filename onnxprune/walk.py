@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from threading import Lock
 
 import numpy as np
 import onnx
@@ -27,7 +26,6 @@ from onnxprune.graph import Array
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 from onnxprune.taps import Tap, as_expected, with_taps
-from onnxprune.threads import abreast, mapped
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
 _HELD_AT_ONCE = 6
@@ -89,7 +87,7 @@ class Walker:
         taps: Sequence[Tap] = (),
         positions: Callable[[int], Mapping[str, Array]] = lambda _: {},
     ) -> Iterator[dict[str, Array]]:
-        """The tensors `names`, batch by batch, two at a time; everything that they need is run, nothing behind them.
+        """The tensors `names`, batch by batch; everything that they need is run, nothing behind them.
 
         stay: look ahead only; what is kept between two instalments does not move. taps: of tensors that are not kept;
         what they give comes too, or the whole tensors where these have other shapes than expected. positions: of a
@@ -103,48 +101,36 @@ class Walker:
         move = frontier <= set(self._types) | self._available and not stay
         in_memory = self._in_memory(frontier)
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
-        # What taps gather is small, so such a walk waits for nothing but onnxruntime, which is faster on one batch.
-        runs, threads = abreast() if not taps else (1, 0)
-        run = self._runs(produced, taps, threads)
-
-        def step(item: tuple[int, Mapping[str, Array]]) -> dict[str, Array]:
-            index, at = item
-            before = self._batches[index]
-            values = run(before, at)
+        run = self._runs(produced, taps, positions)
+        for index, before in enumerate(self._batches):
+            values = run(index, before)
+            given = [x for t in taps for x in (t.name, t.tensor) if x in values]
+            yield {t: values[t] if t in values else before[t] for t in (*names, *given)}
             if move:
                 self._batches[index] = _Kept.of(before, values, frontier, spill=index >= in_memory)
-            given = [x for t in taps for x in (t.name, t.tensor) if x in values]
-            return {t: values[t] if t in values else before[t] for t in (*names, *given)}
-
-        yield from mapped(step, ((i, positions(i)) for i in range(len(self._batches))), workers=runs, ahead=runs + 1)
         if move:
             self._available, self._done = frontier, executed
 
     def _runs(
-        self, produced: Sequence[str], taps: Sequence[Tap], threads: int
-    ) -> Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]:
-        """What computes the tensors `produced` of a batch from those that are kept, and what the taps give there."""
+        self, produced: Sequence[str], taps: Sequence[Tap], positions: Callable[[int], Mapping[str, Array]]
+    ) -> Callable[[int, Mapping[str, Array]], dict[str, Array]]:
+        """What computes the tensors `produced` of a batch from those that are kept, and what the taps give."""
         if not produced and not taps:
-            return lambda before, at: {}
+            return lambda index, before: {}
         whole = [*dict.fromkeys((*produced, *(tap.tensor for tap in taps)))]
         part = m.submodel(self.proto, self.frontier, whole)
-        lock = Lock()
 
         @cache
         def plain() -> Session:
-            return Session(part, pooled=True, threads=threads)
-
-        def run_plain(before: Mapping[str, Array], _: Mapping[str, Array]) -> dict[str, Array]:
-            with lock:  # several batches may be the first
-                session = plain()
-            return session.run({t: before[t] for t in session.inputs})
+            return Session(part, pooled=True)
 
         if not taps:
-            return run_plain
-        session = Session(with_taps(part, produced, taps), pooled=True, threads=threads)
-        unexpected: list[bool] = []
+            return lambda index, before: plain().run({t: before[t] for t in plain().inputs})
+        session = Session(with_taps(part, produced, taps), pooled=True)
+        unexpected: list[int] = []
 
-        def run(before: Mapping[str, Array], at: Mapping[str, Array]) -> dict[str, Array]:
+        def run(index: int, before: Mapping[str, Array]) -> dict[str, Array]:
+            at = positions(index)
             values: dict[str, Array] = {}
             if len(unexpected) < _UNEXPECTED:  # sizes that follow the batch are never as expected
                 # A position that a smaller tensor does not have is an error; the other session tells if it is another.
@@ -152,8 +138,8 @@ class Walker:
                     values = session.run({**{t: before[t] for t in session.inputs if t not in at}, **at})
             if values and as_expected(taps, values):
                 return values
-            unexpected.append(True)
-            return run_plain(before, at)
+            unexpected.append(index)
+            return plain().run({t: before[t] for t in plain().inputs})
 
         return run
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from onnxprune import threads
-from onnxprune.threads import abreast, cores, lanes, limit, limited, mapped, prefetched
+from onnxprune.threads import cores, lanes, limit, limited, mapped, prefetched
 
 # A test that waits so long for another thread has failed.
 SECONDS = 60.0
@@ -325,22 +325,3 @@ def test_an_error_in_a_lane_reaches_the_giver(allowed: int) -> None:
 
     with pytest.raises(ValueError, match="broken"), limited(allowed), lanes(2) as (_, second):
         second(broken)
-
-
-# batches abreast
-
-
-@pytest.mark.parametrize(("allowed", "expected"), [(1, (1, 1)), (2, (2, 1)), (3, (2, 1)), (16, (2, 8))])
-def test_batches_abreast_share_the_cores(allowed: int, expected: tuple[int, int]) -> None:
-    with limited(allowed):
-        assert abreast() == expected
-
-
-def test_no_more_results_than_allowed_wait_for_their_use() -> None:
-    """Fails where activations of many batches are held although two are worked on."""
-    taken: list[int] = []
-    with limited(8):
-        results = mapped(lambda i: i, source(20, taken), workers=2, ahead=3)
-        assert next(results) == 0
-        assert len(taken) == 3
-        assert list(results) == [*range(1, 20)]

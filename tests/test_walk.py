@@ -10,11 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import storage, walk
+from onnxprune import storage
 from onnxprune.calibrate.samples import Rows, load
 from onnxprune.rewrite import replace_initializers, set_initializers
-from onnxprune.runtime import Session
-from onnxprune.threads import limited
 from onnxprune.walk import Walker
 from tests.calibrated import prepare_text, samples_of, values
 from tests.compare import assert_same
@@ -273,30 +271,3 @@ def test_one_weight_off_by_a_hundredth_is_seen(prepared: Lookup) -> None:
     expected = values(p.normalised.proto, ["e"], samples.arrays)["e"]
     with pytest.raises(AssertionError, match="times the bound"):
         assert_same(np.concatenate([v["e"] for v in w.advance(("e",))]), expected, rtol=RTOL, atol=0.0)
-
-
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("name", ["residual", "dense_concat"])
-def test_batches_abreast_are_those_of_one_after_the_other(
-    name: str, memory: int, prepared: Lookup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fails where batches that run at the same time are mixed up, or each of them makes a session of its own."""
-    p = prepared(name)
-    wanted = [n.outputs[0] for n in p.channels.graph.nodes]
-    made: list[Session] = []
-    monkeypatch.setattr(walk, "Session", lambda *a, **k: (made.append(Session(*a, **k)), made[-1])[1])
-
-    def walked(cores: int) -> list[list[dict[str, np.ndarray]]]:
-        w = walker(p, 150, memory)
-        with limited(cores), storage.spilling():
-            return [list(w.advance((tensor,))) for tensor in wanted]
-
-    alone = walked(1)
-    sessions = len(made)
-    assert sessions <= len(wanted)
-    for one, other in zip(alone, walked(2), strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert a.keys() == b.keys()
-            for tensor in a:
-                assert_same(a[tensor], b[tensor], rtol=0.0, atol=0.0)
-    assert len(made) == 2 * sessions
