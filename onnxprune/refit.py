@@ -43,7 +43,7 @@ from onnxprune.oracle import mask_of
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.taps import Tap
-from onnxprune.threads import lanes, mapped, prefetched
+from onnxprune.threads import mapped, prefetched
 from onnxprune.walk import Walker
 
 Mask = NDArray[np.bool_]
@@ -367,11 +367,9 @@ def accumulate(
     g, columns = cut_layer.groups, len(cut_layer.columns(0))
     train, held = (NormalEquations.zeros(g, columns, cut_layer.outputs.size // g) for _ in range(2))
     regressions = prefetched(_regressions(cut_layer, target, points, slim, outputs, stay=stay))
-    with lanes(2) as (of_inputs, of_targets):
-        for index, (x, y) in enumerate(regressions):
-            sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
-            of_inputs(partial(sums.add_inputs, x))
-            of_targets(partial(sums.add_targets, x, y))
+    for index, (x, y) in enumerate(regressions):
+        sums = held if index % HOLD_OUT == HOLD_OUT - 1 else train
+        sums.update(x, y)
     return train, held
 
 

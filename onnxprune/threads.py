@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
@@ -22,8 +22,6 @@ _END = object()
 _LIMIT: ContextVar[int] = ContextVar("_LIMIT", default=0)
 # Items that are taken ahead, to each thread: one that takes long does not let the others run dry.
 _AHEAD = 4
-# Calls that a lane may be behind with.
-_BEHIND = 1
 # What items that are worked on at the same time may take together.
 _AT_ONCE_BYTES = 512 << 20
 
@@ -79,40 +77,6 @@ def prefetched(items: Iterable[Item]) -> Iterator[Item]:
                 return
             ahead = worker.submit(context.run, step)
             yield item  # type: ignore[misc]  # _END is the only item that is not an Item
-
-
-class Lane:
-    """Calls that run one after the other in a thread of their own, beside those of other lanes."""
-
-    def __init__(self, pool: ThreadPoolExecutor | None) -> None:
-        """pool: of one thread; None to run everything at once."""
-        self._pool = pool
-        self._behind: deque[Future[object]] = deque()
-
-    def __call__(self, work: Callable[[], object]) -> None:
-        """Run it behind what was given before, of which no more than a little is left. Raises what that raised."""
-        if self._pool is None:
-            work()
-            return
-        self._behind.append(self._pool.submit(copy_context().run, work))
-        self._wait(_BEHIND)
-
-    def _wait(self, most: int) -> None:
-        while len(self._behind) > most:
-            self._behind.popleft().result()
-
-
-@contextmanager
-def lanes(count: int) -> Iterator[Sequence[Lane]]:
-    """So many lanes; everything is done where the context ends. The first error is raised there, if not before."""
-    if (limit() or cores()) == 1:
-        yield [Lane(None) for _ in range(count)]
-        return
-    with ExitStack() as stack:
-        found = [Lane(stack.enter_context(ThreadPoolExecutor(max_workers=1))) for _ in range(count)]
-        yield found
-        for lane in found:
-            lane._wait(0)
 
 
 def mapped(

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import pytest
 
 from onnxprune import threads
-from onnxprune.threads import cores, lanes, limit, limited, mapped, prefetched
+from onnxprune.threads import cores, limit, limited, mapped, prefetched
 
 # A test that waits so long for another thread has failed.
 SECONDS = 60.0
@@ -265,63 +264,3 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert cores() == 64
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert cores() == 1
-
-
-# lanes
-
-
-@pytest.mark.parametrize("allowed", [1, 2])
-def test_a_lane_keeps_its_order_and_ends_with_the_context(allowed: int) -> None:
-    """Fails where a call overtakes another in its lane, is lost, or is still to come when the context ends."""
-    done: tuple[list[int], list[int]] = ([], [])
-    with limited(allowed), lanes(2) as found:
-        for i in range(50):
-            for lane, into in zip(found, done, strict=True):
-                lane(partial(into.append, i))
-    assert done == ([*range(50)], [*range(50)])
-
-
-def test_lanes_run_beside_each_other() -> None:
-    """Fails where one waits for the other: each call needs the other lane's to have begun."""
-    both = threading.Barrier(2)
-    with limited(2), lanes(2) as (first, second):
-        for _ in range(3):
-            first(partial(both.wait, SECONDS))
-            second(partial(both.wait, SECONDS))
-
-
-def test_a_lane_that_is_behind_is_waited_for() -> None:
-    """Fails where a slow lane heaps up what it was given."""
-    started, go = threading.Semaphore(0), threading.Semaphore(0)
-    given: list[int] = []
-
-    def slow() -> None:
-        started.release()
-        assert go.acquire(timeout=SECONDS)
-
-    def give() -> None:
-        with limited(2), lanes(1) as (lane,):
-            for i in range(8):
-                lane(slow)
-                given.append(i)
-
-    giver = threading.Thread(target=give)
-    giver.start()
-    assert started.acquire(timeout=SECONDS)
-    giver.join(timeout=0.2)
-    assert len(given) <= 3
-    for _ in range(8):
-        go.release()
-    giver.join(timeout=SECONDS)
-    assert given == [*range(8)]
-
-
-@pytest.mark.parametrize("allowed", [1, 2])
-def test_an_error_in_a_lane_reaches_the_giver(allowed: int) -> None:
-    """Fails where sums of half of the data pass for those of all."""
-
-    def broken() -> None:
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"), limited(allowed), lanes(2) as (_, second):
-        second(broken)

@@ -8,6 +8,7 @@ triangle alone in the data's precision: the Grams of all layers are held at once
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -18,6 +19,7 @@ from scipy.linalg import lapack as scipy_lapack
 
 from onnxprune.numerics import lapack
 from onnxprune.numerics.columns import by_columns
+from onnxprune.threads import mapped
 
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
@@ -167,17 +169,15 @@ class NormalEquations:
         return self._xx
 
     def update(self, x: Floats, y: Floats) -> None:
-        """Add rows x (g, R, D) with targets y (g, R, M)."""
-        self.add_inputs(x)
-        self.add_targets(x, y)
-
-    def add_inputs(self, x: Floats) -> None:
-        """The half of `update` that XᵀX takes; the other may run at the same time."""
+        """Add rows x (g, R, D) with targets y (g, R, M); both sums at the same time where they are large."""
         self._xx = None
-        self._sum.update(x)
+        if x.shape[2] < PACKED:
+            self._sum.update(x)
+            self._update_targets(x, y)
+        else:
+            deque(mapped(lambda add: add(), (partial(self._sum.update, x), partial(self._update_targets, x, y))), 0)
 
-    def add_targets(self, x: Floats, y: Floats) -> None:
-        """The half of `update` that XᵀY and ΣY² take."""
+    def _update_targets(self, x: Floats, y: Floats) -> None:
         if len(x) == 1:
             self.xy[0] += x[0].T @ y[0]  # one BLAS call; the stacked product is not
         else:
