@@ -38,12 +38,13 @@ from onnxprune.numerics.least_squares import (
     scale,
     solve_spd,
     solve_spd_batch,
+    until_it_rises,
 )
 from onnxprune.oracle import mask_of
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.taps import Tap
-from onnxprune.threads import mapped, prefetched
+from onnxprune.threads import prefetched
 from onnxprune.walk import Walker
 
 Mask = NDArray[np.bool_]
@@ -458,42 +459,25 @@ def fit_matrix(
         return prior + _solve(train.xx, left, STRENGTHS[0]), Fit(name, STRENGTHS[0], before, before)
     gaps = held.gaps(prior)
     before = float(held.error(prior, gaps).sum())
+    # Many outputs are judged by random sums, but quantized weights by each.
+    sums = random_sums(prior.shape[2], JUDGED_OUTPUTS) if stored is None else None
+    left = train.gaps(prior) if sums is None else train.xy @ sums - train.xx @ (prior @ sums)
+    judged = gaps if sums is None else gaps @ sums
+
+    def error(s: float) -> float:
+        step = _solve(train.xx, left, s)
+        if stored is not None:
+            return float(held.error(stored(prior + step)).sum())
+        return max(before + float(np.sum(step * (held.xx @ step - 2.0 * judged))), 0.0)
+
     best, strength = before, float("inf")
-    if stored is not None:
-        left = train.gaps(prior)
-        errors = ((s, float(held.error(stored(prior + _solve(train.xx, left, s))).sum())) for s in STRENGTHS)
-    else:
-        errors = ((s, max(before + change, 0.0)) for s, change in _changes(train, held, prior, gaps))
-    last = float("inf")
-    for s, error in errors:
-        if error < best:
-            best, strength = error, s
-        if error > last:  # it falls and rises once
-            break
-        last = error
+    for s, found in until_it_rises(error, STRENGTHS):
+        if found < best:
+            best, strength = found, s
     if not np.isfinite(strength):
         return prior, Fit(name, strength, before, before)
-    change = _solve(train.xx + held.xx, train.gaps(prior) + gaps, strength)
-    return prior + change, Fit(name, strength, before, best)
-
-
-def _changes(
-    train: NormalEquations, held: NormalEquations, prior: Matrix, gaps: Matrix
-) -> Iterator[tuple[float, float]]:
-    """For every λ how the held-out error changes, many outputs by random sums; gaps: those of the prior in `held`."""
-    sums = random_sums(prior.shape[2], JUDGED_OUTPUTS)
-    if sums is None:
-        left = train.gaps(prior)
-    else:
-        left, gaps = train.xy @ sums - train.xx @ (prior @ sums), gaps @ sums
-
-    def change(s: float) -> float:
-        step = _solve(train.xx, left, s)
-        return float(np.sum(step * (held.xx @ step - 2.0 * gaps)))
-
-    # Most searches end with the second or the third: those behind would be for nothing.
-    for pair in (STRENGTHS[:2], STRENGTHS[2:]):
-        yield from zip(pair, mapped(change, pair), strict=True)
+    of_all = left if sums is None else train.gaps(prior)
+    return prior + _solve(train.xx + held.xx, of_all + gaps, strength), Fit(name, strength, before, best)
 
 
 def _solve(xx: Matrix, left: Matrix, strength: float) -> Matrix:

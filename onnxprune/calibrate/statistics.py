@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain, starmap
+from itertools import starmap
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd
+from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd, until_it_rises
 from onnxprune.runtime import PROVIDERS, Session
 from onnxprune.threads import mapped, prefetched
 
@@ -381,13 +382,7 @@ def choose_ridge(
         # But for what the removed columns lose by themselves, which is the same for all.
         return float(np.sum(step * (lost @ step - 2.0 * left)))
 
-    descending = RIDGES[::-1]
-    errors: list[float] = []
-    for found in chain.from_iterable(mapped(error, pair) for pair in (descending[:2], descending[2:])):
-        errors.append(found)
-        if len(errors) > 1 and errors[-1] > errors[-2]:  # it falls and rises once
-            break
-    return descending[int(np.argmin(errors))]
+    return min(until_it_rises(error, RIDGES[::-1]), key=itemgetter(1))[0]
 
 
 class _Contributions:

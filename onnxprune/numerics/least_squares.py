@@ -8,12 +8,15 @@ Equal to `scipy.linalg.lstsq` on the kept columns (and on rows √Λ appended, f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.numerics import lapack
 from onnxprune.numerics.columns import by_columns
 from onnxprune.numerics.gram import mirror
+from onnxprune.threads import mapped
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -73,6 +76,21 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
         return x
 
     return by_columns(solved, b)
+
+
+def until_it_rises(error: Callable[[float], float], strengths: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Strengths of a ridge with their errors, up to the first that is worse than the one before it.
+
+    The error falls and rises once. Two at a time: most searches end with the second or the third, and those behind
+    would be for nothing.
+    """
+    last = float("inf")
+    for pair in (strengths[:2], strengths[2:]):
+        for strength, found in zip(pair, mapped(error, pair), strict=True):
+            yield strength, found
+            if found > last:
+                return
+            last = found
 
 
 def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
