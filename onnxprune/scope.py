@@ -66,8 +66,7 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
         raise UsageError(f"the pattern {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
     found: set[int] = set()
     for t in tensors:
-        for f in channels.factors.get(t, ()):
-            found |= set(np.unique(channels.group_of[f]).tolist()) - {-1}
+        found |= channels.groups_in(t)
     return found
 
 

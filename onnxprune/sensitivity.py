@@ -188,8 +188,7 @@ def read_by_layers_alone(
     other: set[int] = set()
     for r in channels.reads:
         if r.kind != "contraction" or r.node.index not in own:
-            for f in channels.factors.get(r.node.inputs[r.slot], ()):
-                other |= set(np.unique(channels.group_of[f]).tolist())
+            other |= channels.groups_in(r.node.inputs[r.slot])
     return {g for g, c in enumerate(consumers) if c} - other
 
 
@@ -197,10 +196,8 @@ def readers_of(channels: ChannelGraph, consumers: Sequence[Sequence[Layer]]) -> 
     """By group, the nodes of the main graph that read it across its channels, in themselves or in their bodies."""
     found = [{x.node.index for x in c} for c in consumers]
     for r in channels.reads:
-        for f in channels.factors.get(r.node.inputs[r.slot], ()):
-            for g in np.unique(channels.group_of[f]).tolist():
-                if g >= 0:
-                    found[g].add(r.node.index)
+        for g in channels.groups_in(r.node.inputs[r.slot]):
+            found[g].add(r.node.index)
     main = np.array([n.index for n in channels.graph.nodes])
     return [set(main[np.searchsorted(main, sorted(f), side="right") - 1].tolist()) for f in found]
 

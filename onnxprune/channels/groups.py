@@ -114,6 +114,11 @@ class ChannelGraph:
             found[g.units] = g.index
         return found
 
+    def groups_in(self, tensor: str) -> set[int]:
+        """The groups that a tensor carries."""
+        found = {g for f in self.factors.get(tensor, ()) for g in np.unique(self.group_of[f]).tolist()}
+        return found - {-1}
+
     def keep_classes(self, kept: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_]:
         """Which classes stay, given a mask over the units of some groups (by group index)."""
         keep = np.ones(self.classes.pinned.size, bool)
