@@ -24,7 +24,7 @@ from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Mas
 # How far from the wanted share of the time a measured one may be.
 LATENCY_MISSED = 0.1
 # Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
-TRIAL_PASSES, FAST_TRIAL_PASSES = 2.0, 1.0
+TRIAL_PASSES, FAST_TRIAL_PASSES = 2.0, 0.5
 
 
 def allocate(

@@ -1,7 +1,8 @@
 """Run a model forward in instalments over all samples, keeping only the tensors that later parts still need.
 
 Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. Batches
-that would exceed the memory limit lie in files (`storage.Kept`) and are read one by one.
+that would exceed the memory limit lie in files (`storage.Kept`) and are read one by one. A frontier that takes longer to
+write and to read than to compute again is not kept: the next instalment starts from the last one that was.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from onnxprune import model as m
 from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
+from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.runtime import Session
@@ -31,6 +33,12 @@ from onnxprune.taps import Tap, as_expected, with_taps
 _HELD_AT_ONCE = 6
 # Batches whose tensors have other shapes than expected, after which taps are given up.
 _UNEXPECTED = 2
+# Files of less than this stay in the system's cache, and to use them costs no more than any copy.
+_CACHED_BYTES = 2 << 30
+# Nanoseconds, about: a byte written to a larger file or read from one, a byte that an operator gives out, and a
+# multiplication. They only have to tell an elementwise or a thin operator from a heavy one.
+_FILE_NS, _OUTPUT_NS, _MULTIPLICATION_NS = 1.0, 0.1, 0.02
+_QUICK = {*UNARY, *FIRST_ONLY, *NARY, "BatchNormalization", "Concat", "Transpose"}
 
 
 class Walker:
@@ -57,6 +65,7 @@ class Walker:
         self.counts = [min(size, len(samples) - start) for start in starts]
         self._available = {s.name for s in samples.specs}
         self._done: set[int] = set()
+        self._weights = {t.name: tuple(t.dims) for t in proto.graph.initializer}
         self._readers: dict[str, list[int]] = {}
         self._producer: dict[str, int] = {}
         for i, n in enumerate(proto.graph.node):
@@ -99,6 +108,7 @@ class Walker:
         frontier = {t for t in reached if any(i not in executed for i in self._readers.get(t, ()))}
         # What is no tensor (a sequence, say) cannot be fed back, so such a frontier is not one to start from.
         move = frontier <= set(self._types) | self._available and not stay
+        move = move and self._worth_keeping(frontier, executed - self._done)
         in_memory = self._in_memory(frontier)
         produced = [t for t in dict.fromkeys((*names, *sorted(frontier if move else ()))) if t not in self._available]
         run = self._runs(produced, taps, positions)
@@ -155,10 +165,41 @@ class Walker:
             stack.extend(x for x in (*node.input, *captured_names(node)) if x and x not in self._available)
         return found
 
-    def _in_memory(self, names: set[str]) -> int:
+    def _in_memory(self, names: AbstractSet[str]) -> int:
         """How many of the first batches stay in memory."""
-        per_sample = sum(4 * int(np.prod(self._shapes.get(t, (0,))[1:], dtype=np.int64)) for t in names)
+        per_sample = self._bytes(names)
         return bisect_right(list(accumulate(per_sample * count for count in self.counts)), self.memory)
+
+    def _worth_keeping(self, frontier: AbstractSet[str], nodes: AbstractSet[int]) -> bool:
+        """Whether to keep a frontier costs less than to run these nodes anew from the present one."""
+        if self._bytes(frontier) * len(self.samples) <= self.memory + _CACHED_BYTES:
+            return True
+        write_and_read = 2 * _FILE_NS * self._bytes(frontier - self._available)
+        read = _FILE_NS * self._bytes(self._available - frontier) if self._done else 0.0
+        return write_and_read <= read + sum(self._nanoseconds(i) for i in nodes)
+
+    def _nanoseconds(self, index: int) -> float:
+        """What one sample costs in a node, about; infinite where that is not known."""
+        node = self.proto.graph.node[index]
+        outputs = [o for o in node.output if o]
+        if node.domain or any(o not in self._shapes for o in outputs):
+            return float("inf")
+        if node.op_type in _QUICK:
+            return _OUTPUT_NS * self._bytes(outputs)
+        summed = self._summed(node)
+        return self._bytes(outputs) * (_OUTPUT_NS + _MULTIPLICATION_NS * summed / 4)
+
+    def _summed(self, node: onnx.NodeProto) -> float:
+        """Products that a convolution or a matrix product adds up for one entry; infinite for other operators."""
+        if node.op_type == "Conv" and node.input[1] in self._weights:
+            return float(np.prod(self._weights[node.input[1]][1:]))
+        if node.op_type in ("MatMul", "Gemm") and self._shapes.get(node.input[0]):
+            return float(self._shapes[node.input[0]][-1])
+        return float("inf")
+
+    def _bytes(self, names: Iterable[str]) -> int:
+        """Of one sample, at four bytes an entry."""
+        return sum(4 * int(np.prod(self._shapes.get(t, (0,))[1:], dtype=np.int64)) for t in names)
 
 
 @dataclass(frozen=True, eq=False)

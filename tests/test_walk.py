@@ -22,6 +22,7 @@ Lookup = Callable[[str], Prepared]
 # The same operators in smaller sessions: onnxruntime may fuse other pairs.
 RTOL = 1e-5
 MEMORIES = (0, 200_000, 1 << 40)
+CACHED = "onnxprune.walk._CACHED_BYTES"
 ROWS = (
     "plain",
     "residual",
@@ -54,6 +55,23 @@ def test_tensors_equal_those_of_one_run(name: str, memory: int, prepared: Lookup
         parts = [v[tensor] for v in w.advance((tensor,))]
         assert [len(v) for v in parts] == [18] * 8 + [6]
         assert_same(np.concatenate(parts), expected[tensor], rtol=RTOL, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_tensors_equal_those_of_one_run_where_little_is_kept(
+    name: str, prepared: Lookup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a tensor is read from a frontier that was given up, or one of it is forgotten."""
+    monkeypatch.setattr(CACHED, 0)
+    p = prepared(name)
+    graph = p.channels.graph
+    w = walker(p, 70, 0)
+    wanted = [o for n in graph.nodes for o in n.outputs if graph.shapes.get(o, (0,))[:1] == (2,)]
+    expected = values(p.normalised.proto, wanted, samples_of(p, 70).arrays)
+    with storage.spilling():
+        for tensor in wanted:
+            found = np.concatenate([v[tensor] for v in w.advance((tensor,))])
+            assert_same(found, expected[tensor], rtol=RTOL, atol=0.0)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -219,6 +237,48 @@ def test_nothing_runs_twice_without_memory(prepared: Lookup) -> None:
         for tensor, kept in (("r", ["r"]), ("d", ["d", "r"]), ("s", ["s"])):
             assert len(list(w.advance((tensor,)))) == 9
             assert list(w.frontier) == kept
+
+
+CHEAP_OR_NOT = """(float[N,6,8,8] x) => (float[N,5,8,8] y) {
+    a = Relu(x)
+    b = Conv <pads=[1,1,1,1]> (a, w1[64,6,3,3], b1[64])
+    c = Conv <pads=[1,1,1,1]> (b, w2[6,64,3,3], b2[6])
+    d = Mul(c, c)
+    e = Conv(c, w3[12,6,1,1], b3[12])
+    f = ReduceMean <keepdims=1> (c, last{3})
+    g = Add(d, f)
+    h = Concat <axis=1> (g, e)
+    y = Conv(h, w4[5,18,1,1], b4[5])
+}"""
+
+
+def test_what_is_quickly_computed_again_is_not_kept_in_large_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a frontier is written that costs less to compute, or a dear one is given up."""
+    p = prepare_text(CHEAP_OR_NOT)
+    steps = (
+        ("a", ["x"]),  # one operator of six channels
+        ("b", ["x"]),  # 54 products an entry, which are done before 64 channels are written and read
+        ("c", ["c"]),  # 576 of them for six channels
+        ("d", ["c"]),
+        ("g", ["c", "g"]),  # nothing is known of ReduceMean
+        ("h", ["c", "g"]),
+        ("y", []),  # nothing is left to keep
+    )
+    names = [t for t, _ in steps]
+    expected = values(p.normalised.proto, names, samples_of(p, 70).arrays)
+    for cached, memory in ((0, 0), (1 << 40, 0), (0, 1 << 40)):
+        monkeypatch.setattr(CACHED, cached)
+        with storage.spilling():
+            w = walker(p, 70, memory)
+            found: list[list[str]] = []
+            for tensor in names:
+                parts = [v[tensor] for v in w.advance((tensor,))]
+                assert_same(np.concatenate(parts), expected[tensor], rtol=RTOL, atol=0.0)
+                found.append(list(w.frontier))
+        if cached or memory:  # small, or in no file
+            assert found == [["a"], ["b"], ["c"], ["c", "d"], ["c", "g"], ["h"], []]
+        else:
+            assert found == [kept for _, kept in steps]
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
