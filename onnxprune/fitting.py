@@ -51,7 +51,7 @@ def refit_weights(
         return refit.in_place((layer,), calibrated.moments, constants, keep, level)
 
     # One by one: all fitted weights in float64 would be twice the model.
-    found = mapped(weights_of, calibrated.consumers, refit.memory_of)
+    found = mapped(weights_of, calibrated.consumers, lambda layer: refit.memory_of([layer]))
     for layer, weights in zip(calibrated.consumers, found, strict=True):
         if refit.beyond(weights, {k: constants[k].dtype for k in weights}):
             notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")

@@ -83,10 +83,11 @@ def in_place(
     return found
 
 
-def memory_of(layer: Layer) -> int:
-    """Bytes that `in_place` takes for one layer, about: its moments, what is kept of them, and its weights."""
-    columns = len(layer.columns(0))
-    return layer.groups * columns * (_MOMENT_BYTES * columns + _WEIGHT_BYTES * layer.outputs.size // layer.groups)
+def memory_of(layers: Sequence[Layer]) -> int:
+    """Bytes that `in_place` takes, about: the moments of one layer after the other, and the weights of all."""
+    sizes = [(layer.groups, len(layer.columns(0)), layer.outputs.size) for layer in layers]
+    moments = max((g * columns**2 for g, columns, _ in sizes), default=0)
+    return _MOMENT_BYTES * moments + _WEIGHT_BYTES * sum(columns * outputs for _, columns, outputs in sizes)
 
 
 def scaled(

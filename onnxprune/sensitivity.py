@@ -11,11 +11,10 @@ The trial runs the part of the original graph behind the first reader of the gro
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,18 +36,13 @@ from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
 from onnxprune.selection import consumers_of
-from onnxprune.threads import prefetched
-from onnxprune.walk import Walker
-
-Item = TypeVar("Item")
+from onnxprune.walk import Walker, runtime_batch, runtime_bytes
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
 LEVELS = (0.3, 0.6)
 FEW_LEVELS = (0.5,)
 # However many groups there are, the trials of each look at so many samples.
 LEAST_TRIED = 8
-# Readers whose refit takes more than this are not refitted ahead of their trial.
-_HEAVY_BYTES = 512 << 20
 
 
 def measure(
@@ -134,17 +128,25 @@ class Trials(Work[Trial, dict[int, float]]):
     level: str
     stops: tuple[str, ...]
 
+    side_by_side = True
+
     def __call__(self, item: Trial) -> dict[int, float]:
         """The errors of one group."""
-        return self.begun(item)()
-
-    def begun(self, item: Trial) -> Callable[[], dict[int, float]]:
-        """The runs of one group: the walk to it, a session and its first weights are ready."""
         outputs = outputs_behind(self.channels, item.readers)
         if not outputs:
-            return dict
+            return {}
         walker = self._walked(item.stop)
         return (_masked_trials if item.masked else _plain_trials)(item, self, walker, outputs)
+
+    def size(self, item: Trial) -> int:
+        """What the refit of its readers takes, and a run."""
+        shapes = self.channels.graph.shapes
+        count = min(runtime_batch(shapes, self.proto), len(self.samples))
+        return count * self._each + memory_of(item.consumers)
+
+    @cached_property
+    def _each(self) -> int:
+        return runtime_bytes(self.channels.graph.shapes, self.proto)
 
     def portable(self) -> Trials:
         """With the weights in it."""
@@ -284,13 +286,9 @@ def cut_session(
         return Session(masked if behind is None else m.submodel(masked, *behind), pooled=behind is not None)
 
 
-def _masked_trials(
-    item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]
-) -> Callable[[], dict[int, float]]:
-    behind = walker.frontier, outputs
-
-    def session(width: int) -> Session:
-        return cut_session(
+def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
+    def found(width: int) -> dict[str, Array]:
+        session = cut_session(
             {item.group: width},
             {item.group: item.path},
             trials.proto,
@@ -299,16 +297,11 @@ def _masked_trials(
             item.moments,
             trials.types,
             trials.level,
-            behind=behind,
+            behind=(walker.frontier, outputs),
         )
+        return concatenated([session.run(b) for b in walker.batches])
 
-    batches = list(walker.batches)  # the walker goes on meanwhile
-    sessions = _first_ahead(session(width) for width in item.widths)
-
-    def rest() -> dict[int, float]:
-        return _errors(item, trials, (concatenated([s.run(b) for b in batches]) for s in sessions))
-
-    return rest
+    return _errors(item, trials, map(found, item.widths))
 
 
 def _errors(item: Trial, trials: Trials, found: Iterable[Mapping[str, Array]]) -> dict[int, float]:
@@ -323,15 +316,7 @@ def _errors(item: Trial, trials: Trials, found: Iterable[Mapping[str, Array]]) -
     return errors
 
 
-def _first_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; the first is computed now, the others one step ahead of their use."""
-    first = list(islice(items, 1))
-    return chain(first, prefetched(items))
-
-
-def _plain_trials(
-    item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]
-) -> Callable[[], dict[int, float]]:
+def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
     g, channels, consumers = item.group, trials.channels, item.consumers
     constants = channels.graph.constants
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
@@ -352,18 +337,13 @@ def _plain_trials(
                 feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
         return feeds
 
-    heavy = sum(memory_of(x) for x in consumers) > _HEAVY_BYTES
-    batches = list(walker.batches)  # the walker goes on meanwhile
-    session = None if heavy else Session(part, pooled=True)
-    weights_of_each = map(fed, item.widths) if heavy else _first_ahead(map(fed, item.widths))
+    session = Session(part, pooled=True)
 
-    def rest() -> dict[int, float]:
-        run = (session or Session(part, pooled=True)).run
-        return _errors(
-            item, trials, (concatenated([run({**b, **feeds}) for b in batches]) for feeds in weights_of_each)
-        )
+    def found(width: int) -> dict[str, Array]:
+        feeds = fed(width)
+        return concatenated([session.run({**b, **feeds}) for b in walker.batches])
 
-    return rest
+    return _errors(item, trials, map(found, item.widths))
 
 
 def _refitted(

@@ -23,7 +23,7 @@ _LIMIT: ContextVar[int] = ContextVar("_LIMIT", default=0)
 # Items that are taken ahead, to each thread: one that takes long does not let the others run dry.
 _AHEAD = 4
 # What items that are worked on at the same time may take together.
-_AT_ONCE_BYTES = 512 << 20
+AT_ONCE_BYTES = 512 << 20
 
 
 def cores() -> int:
@@ -34,6 +34,12 @@ def cores() -> int:
 def limit() -> int:
     """Threads that one computation may use here, 0 for no limit."""
     return _LIMIT.get()
+
+
+def share(size: int) -> int:
+    """Threads for each of the items of so many bytes that `mapped` works on at the same time."""
+    workers = limit() or cores()
+    return workers // min(max(AT_ONCE_BYTES // max(size, 1), 1), workers)
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def mapped(
             for item in items:
                 size = bytes_of(item)
                 while running := {f: s for f, s in running.items() if not f.done()}:
-                    if sum(running.values()) + size <= _AT_ONCE_BYTES:
+                    if sum(running.values()) + size <= AT_ONCE_BYTES:
                         break
                     wait(running, return_when=FIRST_COMPLETED)
                 future = pool.submit(copy_context().run, function, item)

@@ -1,14 +1,14 @@
 """Run a model forward in instalments over all samples, keeping only the tensors that later parts still need.
 
 Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. Batches
-that would exceed the memory limit lie in files (`storage.Kept`) and are read one by one. A frontier that takes longer to
-write and to read than to compute again is not kept: the next instalment starts from the last one that was.
+that would exceed the memory limit lie in files (`storage.Kept`) and are read one by one. A frontier that takes longer
+to write and to read than to compute again is not kept: the next instalment starts from the last one that was.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
@@ -249,6 +249,14 @@ class _Kept(Mapping[str, Array]):
 
 def runtime_batch(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, samples: int | None = None) -> int:
     """Samples that a run of the whole model takes at once; samples: as many that some batches can be held out."""
+    return batch_size(shapes, _widest(shapes, proto), BATCH * 2 * HOLD_OUT if samples is None else samples)
+
+
+def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> int:
+    """What a run of the whole model holds for each sample, about."""
+    return sum(4 * int(np.prod(shapes[o][1:])) for o in _widest(shapes, proto))
+
+
+def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
     sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
-    widest = [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]
-    return batch_size(shapes, widest, BATCH * 2 * HOLD_OUT if samples is None else samples)
+    return [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]

@@ -35,7 +35,7 @@ from onnxprune.objective import output_imitation
 from onnxprune.selection import Known, Selection, paths
 from onnxprune.sensitivity import measure
 from onnxprune.state import Clock
-from onnxprune.threads import limited
+from onnxprune.threads import AT_ONCE_BYTES, limit, limited
 from tests import digits
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
@@ -231,81 +231,47 @@ def test_this_process_works_on_several_items_at_once() -> None:
             assert heard == [(n + 1, 8) for n in range(i + 1)]
         with pytest.raises(ValueError, match="broken 7"):
             next(results)
-    assert work.sizes == [*range(8)]
+    assert {*work.sizes} == {*range(8)}
 
 
 @dataclass(frozen=True, eq=False)
-class InTwoSteps(Work[int, int]):
-    """Work of which the first step of the next item is taken while the second one of this item runs."""
+class Shared(Work[int, int]):
+    """How many threads an item of so many bytes has."""
 
-    count: int
-    begun_items: list[threading.Event]
-    told: list[str]
-    broken: str = ""
+    side_by_side = True
 
     def __call__(self, item: int) -> int:
-        return self.begun(item)()
+        return limit()
 
-    def begun(self, item: int) -> Any:
-        self.told.append(f"begin {item}")
-        if self.broken == self.told[-1]:
-            raise ValueError(self.broken)
-        self.begun_items[item].set()
-
-        def rest() -> int:
-            if item + 1 < self.count and not self.broken:
-                assert self.begun_items[item + 1].wait(SECONDS)
-            self.told.append(f"end {item}")
-            if self.broken == self.told[-1]:
-                raise ValueError(self.broken)
-            return item * item
-
-        return rest
+    def size(self, item: int) -> int:
+        return item
 
 
-def in_two_steps(broken: str = "") -> InTwoSteps:
-    return InTwoSteps(5, [threading.Event() for _ in range(5)], [], broken)
+def test_items_that_run_at_once_share_the_cores() -> None:
+    """Fails where each of them takes all cores, or one that runs alone has a part of them."""
+    half, third = AT_ONCE_BYTES // 2, AT_ONCE_BYTES // 3
+    items = [0, third // 9, third, half, half + 1, 2 * AT_ONCE_BYTES]
+    with limited(8):
+        assert [*Here().map(Shared(), items, len(items))] == [1, 1, 2, 4, 8, 8]
+        assert limit() == 8
+    with limited(1):
+        assert [*Here().map(Shared(), items, len(items))] == [1] * 6
 
 
-def test_the_next_item_is_begun_while_one_runs() -> None:
-    """Fails where an item waits for the end of the one before, or more than one is begun ahead: each may be large."""
-    work, heard = in_two_steps(), list[tuple[int, int]]()
-    results = Here(lambda done, count: heard.append((done, count))).map(work, range(5), 5)
-    for i in range(5):
-        assert next(results) == i * i
-        assert heard[-1] == (i + 1, 5)
-        told = work.told.copy()
-        assert [x for x in told if "end" in x] == [f"end {n}" for n in range(i + 1)]
-        assert [x for x in told if "begin" in x] == [f"begin {n}" for n in range(min(i + 2, 5))]
-    assert [*results] == []
-    assert len(work.told) == 10
-
-
-@pytest.mark.parametrize("broken", ["begin 2", "end 2"])
-def test_an_error_of_either_step_comes_in_its_turn(broken: str) -> None:
-    """Fails where an error of what is begun ahead hides the result before it, or one is lost."""
-    results = Here().map(in_two_steps(broken), range(5), 5)
-    assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(ValueError, match=broken):
-        next(results)
-    assert [*results] == []
-
-
-def test_one_call_is_all_of_the_work() -> None:
-    """Fails where work that says nothing of steps is called when it is begun, or not at all."""
+def test_items_that_do_not_run_at_once_have_all_cores() -> None:
+    """Fails where work of one item after the other is cut short, done ahead or in another order."""
     calls: list[int] = []
 
     class Whole(Work[int, int]):
         def __call__(self, item: int) -> int:
             calls.append(item)
-            return item * item
+            return limit()
 
-    work = Whole()
-    rest = work.begun(3)
-    assert calls == []
-    assert rest() == 9
-    assert list(Here().map(work, range(4), 4)) == [0, 1, 4, 9]
-    assert calls == [3, 0, 1, 2, 3]
+    with limited(5):
+        results = Here().map(Whole(), iter(range(3)), 3)
+        assert [next(results), calls] == [5, [0]]
+        assert [*results] == [5, 5]
+    assert calls == [0, 1, 2]
 
 
 # processes

@@ -19,6 +19,7 @@ from onnxprune.refit import in_place
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.selection import consumers_of, paths
 from onnxprune.sensitivity import measure
+from onnxprune.threads import limited
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Prepared
@@ -270,13 +271,13 @@ class Heard(Here):
         return super().map(work, self.items, count)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("memory", [0, 1 << 40])
 @pytest.mark.parametrize("name", ["residual", "squeeze_excite"])
-def test_trials_that_were_begun_are_those_that_run_at_once(name: str, memory: int, prepared: Lookup) -> None:
-    """Fails where the walk that has gone on to other groups takes a trial's activations along.
-
-    All are begun before any runs, and they run in another order.
-    """
+def test_trials_do_not_depend_on_the_others_nor_on_their_order(
+    name: str, memory: int, masked: bool, prepared: Lookup
+) -> None:
+    """Fails where trials that run at once share a walk, which has then gone on to another group, or a session."""
     p = prepared(name)
     samples = samples_of(p, 70)
     layers, moments = moments_of(p, samples)
@@ -286,35 +287,19 @@ def test_trials_that_were_begun_are_those_that_run_at_once(name: str, memory: in
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     with storage.spilling():
         measured = measure(*arguments, only=every, types=p.normalised.types, memory=memory, scheduler=here)
-        work = here.work
-        assert isinstance(work, sensitivity.Trials)
+        assert isinstance(here.work, sensitivity.Trials) and here.work.side_by_side
         assert [i.stop for i in here.items] == [*range(len(here.items))] and len(here.items) > 1
-        one_by_one = replace(work)
-        expected = [one_by_one(item) for item in here.items]
-        later = replace(work)
-        begun = [later.begun(item) for item in here.items]
-        found = [rest() for rest in reversed(begun)][::-1]
-    assert all(expected)
-    assert found == expected == [measured[i.group] for i in here.items]
-
-
-def test_masked_trials_that_were_begun_are_those_that_run_at_once(prepared: Lookup) -> None:
-    """Fails where the sessions of one group, which are made ahead, are those of another."""
-    p = prepared("residual")
-    samples = samples_of(p, 40)
-    layers, moments = moments_of(p, samples)
-    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
-    chosen = paths(p.channels, layers, moments, "obs", 0)
-    every, here = set(range(len(p.channels.groups))), Heard()
-    arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
-    walked = measure(*arguments, only=every, types=p.normalised.types, memory=0, scheduler=here)
-    masked = [replace(item, masked=True) for item in here.items]
-    assert [len(item.widths) for item in masked] == [2, 2]
-    begun = [here.work.begun(item) for item in masked]
-    found = [rest() for rest in reversed(begun)][::-1]
-    assert found == [here.work(item) for item in masked]
-    for item, errors in zip(masked, found, strict=True):
-        assert errors == pytest.approx(walked[item.group], rel=RTOL)
+        items = [replace(item, masked=item.masked or masked) for item in here.items]
+        alone = [replace(here.work)(item) for item in items]
+        one_by_one, backwards = replace(here.work), replace(here.work)
+        assert [one_by_one(item) for item in items] == alone
+        assert [backwards(item) for item in reversed(items)] == alone[::-1]
+        for threads in (1, 3):
+            with limited(threads):
+                assert [*Here().map(replace(here.work), iter(items), len(items))] == alone
+    for item, errors in zip(items, alone, strict=True):
+        assert len(errors) == len(item.widths) == 2
+        assert errors == pytest.approx(measured[item.group], rel=RTOL)
 
 
 def test_only_the_groups_asked_for_have_trials(prepared: Lookup) -> None:

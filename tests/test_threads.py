@@ -157,7 +157,7 @@ def at_once(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> int:
 
     The first goes on when the second has started, or when that has to wait.
     """
-    monkeypatch.setattr(threads, "_AT_ONCE_BYTES", 100)
+    monkeypatch.setattr(threads, "AT_ONCE_BYTES", 100)
     decided = threading.Event()
     running: set[int] = set()
     most = 0

@@ -8,10 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from onnxprune.threads import mapped, prefetched
+from onnxprune.threads import limited, mapped, share
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,12 +28,8 @@ class Work(ABC, Generic[Item, Result]):
     def __call__(self, item: Item) -> Result:
         """The result of one item; it depends on nothing but the item and the fields."""
 
-    # Whether several items may be worked on at once; else the next one is only begun.
+    # Whether several items may be worked on at once.
     side_by_side: ClassVar[bool] = False
-
-    def begun(self, item: Item) -> Callable[[], Result]:
-        """What is left of a call once all is done that no other item has to wait for."""
-        return partial(self, item)
 
     def size(self, item: Item) -> int:
         """Bytes that an item needs, where several may be worked on at once."""
@@ -75,10 +70,12 @@ class Here:
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
         """The results, computed a little ahead of when they are asked for."""
-        if work.side_by_side:
-            results = mapped(work, items, work.size)
-        else:
-            results = (rest() for rest in prefetched(work.begun(item) for item in items))
+
+        def one(item: Item) -> Result:
+            with limited(share(work.size(item))):
+                return work(item)
+
+        results = mapped(one, items, work.size) if work.side_by_side else map(work, items)
         for done, found in enumerate(results, start=1):
             self._progress(done, count)
             yield found
