@@ -84,7 +84,7 @@ class PruneConfig:
     seed: int = 0
     samples: int | None = None
     labels: str | None = None
-    memory: int = 256 << 20
+    memory: int = 128 << 20
     force: bool = False
 
     def __post_init__(self) -> None:
