@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,11 @@ class Body:
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+def entries(shape: Shape, batch: int) -> int:
+    """Entries of one sample in a tensor that has this shape with `batch` samples, whichever axis they lie in."""
+    return -(-prod(shape) // batch)
 
 
 def depth_first(nodes: Iterable[Node]) -> Iterator[Node]:

@@ -302,6 +302,11 @@ def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.Mo
     return bound
 
 
+def batch_of(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
+    """Samples with which the tensors have these shapes: the first axis of the first input that has one, else 1."""
+    return max(next((shapes[i.name][0] for i in proto.graph.input if shapes.get(i.name)), 1), 1)
+
+
 def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """(static shapes, element types) that ONNX shape inference finds; models that it refuses yield what is declared."""
     with contextlib.suppress(Exception):  # inference is best effort here: the caller measures what is missing

@@ -28,7 +28,7 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, Graph, Node, Shape, cast, depth_first
+from onnxprune.graph import Array, Graph, Node, Shape, cast, depth_first, entries
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
     JUDGED_OUTPUTS,
@@ -289,19 +289,19 @@ def lockstep(
 def _parts(layers: Sequence[Layer], graph: Graph, reference: Walker) -> Iterator[list[Layer]]:
     """Runs of consecutive layers of which what is read of one batch fits in memory together."""
     part: list[Layer] = []
-    size = 0
+    taken = 0
     for layer in layers:
         shape = graph.shape(layer.output or layer.data) or ()
-        places = int(np.prod(shape[1:]))
-        if layer.output and len(shape) > 2:
+        size = entries(shape, graph.batch)
+        if layer.output and _has_places(shape, graph):
             width = shape[layer.channel_axis]
-            places = width * min(places // max(width, 1), positions_for(len(layer.columns(0)), len(reference.samples)))
-        own = 4 * reference.counts[0] * places
-        if part and size + own > _TARGET_BYTES:
+            size = width * min(size // max(width, 1), positions_for(len(layer.columns(0)), len(reference.samples)))
+        own = 4 * reference.counts[0] * size
+        if part and taken + own > _TARGET_BYTES:
             yield part
-            part, size = [], 0
+            part, taken = [], 0
         part.append(layer)
-        size += own
+        taken += own
     if part:
         yield part
 
@@ -357,9 +357,14 @@ def reference_points(
 def _tap(index: int, layer: Layer, target: Target, graph: Graph, reference: Walker) -> Tap | None:
     """What gathers the target's positions; None where it has no others to leave out, or is not computed anew."""
     shape = graph.shape(target.source)
-    if not layer.output or shape is None or len(shape) < 3 or target.source in reference.available:
+    if not layer.output or shape is None or not _has_places(shape, graph) or target.source in reference.available:
         return None
     return Tap(f"tap:{index}", target.source, tuple(shape), layer.window is None)
+
+
+def _has_places(shape: Shape, graph: Graph) -> bool:
+    """Whether a tensor has an entry of its first axis for each sample, and several positions in each."""
+    return len(shape) > 2 and shape[0] == graph.batch
 
 
 def accumulate(

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from math import prod
 
-import numpy as np
 import onnx
 
 from onnxprune import model as m
@@ -24,7 +24,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
+from onnxprune.graph import Array, entries
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 from onnxprune.taps import Tap, as_expected, with_taps
@@ -57,7 +57,7 @@ class Walker:
         """hold_out: make the batches small enough that some can be held out from a fit."""
         self.proto, self.samples, self.memory = proto, samples, memory
         self._types = dict(types)
-        self._shapes = shapes
+        self._shapes, self._bound = shapes, m.batch_of(proto, shapes)
         size = runtime_batch(shapes, proto, len(samples) if hold_out else None)
         size = 1 if samples.fixed_batch else size
         starts = range(0, len(samples), size)
@@ -192,14 +192,14 @@ class Walker:
     def _summed(self, node: onnx.NodeProto) -> float:
         """Products that a convolution or a matrix product adds up for one entry; infinite for other operators."""
         if node.op_type == "Conv" and node.input[1] in self._weights:
-            return float(np.prod(self._weights[node.input[1]][1:]))
+            return float(prod(self._weights[node.input[1]][1:]))
         if node.op_type in ("MatMul", "Gemm") and self._shapes.get(node.input[0]):
             return float(self._shapes[node.input[0]][-1])
         return float("inf")
 
     def _bytes(self, names: Iterable[str]) -> int:
         """Of one sample, at four bytes an entry."""
-        return sum(4 * int(np.prod(self._shapes.get(t, (0,))[1:], dtype=np.int64)) for t in names)
+        return sum(4 * entries(self._shapes[t], self._bound) for t in names if t in self._shapes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,14 +249,16 @@ class _Kept(Mapping[str, Array]):
 
 def runtime_batch(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, samples: int | None = None) -> int:
     """Samples that a run of the whole model takes at once; samples: as many that some batches can be held out."""
-    return batch_size(shapes, _widest(shapes, proto), BATCH * 2 * HOLD_OUT if samples is None else samples)
+    most = BATCH * 2 * HOLD_OUT if samples is None else samples
+    return batch_size(shapes, m.batch_of(proto, shapes), _widest(shapes, proto), most)
 
 
 def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> int:
     """What a run of the whole model holds for each sample, about."""
-    return sum(4 * int(np.prod(shapes[o][1:])) for o in _widest(shapes, proto))
+    bound = m.batch_of(proto, shapes)
+    return sum(4 * entries(shapes[o], bound) for o in _widest(shapes, proto))
 
 
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
-    sized = [(int(np.prod(shapes[o][1:])), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
+    sized = [(prod(shapes[o]), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
     return [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]

@@ -174,6 +174,29 @@ def test_the_limit_says_what_lies_in_files(prepared: Lookup) -> None:
                 assert bytes_in(w) == expected
 
 
+def test_samples_in_another_axis_take_as_much_memory() -> None:
+    """Fails where the first axis is taken for the samples of a tensor that has the sequence there."""
+    p = prepare_text(
+        """(float[N,16,6] x) => (float[N,16,5] y) {
+            t = Transpose <perm=[1,0,2]> (x)
+            r = Relu(t)
+            m = MatMul (r, w1[6,8])
+            e = Relu(m)
+            u = MatMul (e, w2[8,5])
+            y = Transpose <perm=[1,0,2]> (u)
+        }"""
+    )
+    assert p.channels.graph.shapes["e"] == (16, 2, 8)
+    expected = values(p.normalised.proto, ["r", "e"], samples_of(p, 70).arrays)
+    one = 4 * 16 * 8
+    with storage.spilling():
+        w = walker(p, 70, 25 * one)
+        for tensor in ("r", "e"):
+            parts = [v[tensor] for v in w.advance((tensor,))]
+            assert_same(np.concatenate(parts, axis=1), expected[tensor], rtol=RTOL, atol=0.0)
+        assert bytes_in(w) == 24 * one  # three batches of eight samples
+
+
 def test_looking_ahead_writes_nothing(prepared: Lookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where the walk moves on, so that what was passed cannot be asked for again, or the disk fills up."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -94,7 +94,7 @@ def batches_of(samples: Samples, graph: Graph, outputs: Mapping[str, Array]) -> 
     """The batches of a whole pass, where `outputs` are the model's on all samples."""
     every = [o for n in graph.nodes for o in n.outputs if o]
     start = 0
-    for feeds in samples.batches(batch_size(graph.shapes, every, len(samples), _PASS_BYTES)):
+    for feeds in samples.batches(batch_size(graph.shapes, graph.batch, every, len(samples), _PASS_BYTES)):
         count = samples.count(feeds)
         index = slice(start, start + count)
         yield Batch(feeds, part_of(outputs, index, len(samples)), index, count)

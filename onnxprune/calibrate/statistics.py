@@ -23,7 +23,7 @@ from onnxprune import storage
 from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.graph import Array
+from onnxprune.graph import Array, Shape, entries
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd, until_it_rises
@@ -91,10 +91,13 @@ def positions_for(columns: int, samples: int) -> int:
 
 
 def batch_size(
-    shapes: Mapping[str, tuple[int, ...]], names: Sequence[str], samples: int, limit_bytes: int = 128 << 20
+    shapes: Mapping[str, Shape], bound: int, names: Sequence[str], samples: int, limit_bytes: int = 128 << 20
 ) -> int:
-    """Samples per batch, so that the tensors `names` fit in `limit_bytes` and there are batches to hold out."""
-    per_sample = sum(4 * int(np.prod(shapes[n][1:])) for n in names if n in shapes)
+    """Samples per batch, so that the tensors `names` fit in `limit_bytes` and there are batches to hold out.
+
+    bound: samples with which the tensors have these shapes.
+    """
+    per_sample = sum(4 * entries(shapes[n], bound) for n in names if n in shapes)
     most = min(BATCH, max(samples // (2 * HOLD_OUT), 1))
     return int(np.clip(limit_bytes // max(per_sample, 1), 1, most))
 
@@ -207,7 +210,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     ) -> InputSums:
         """For one pass over `samples`. appended: whether the model computes the Grams; so it does but on the CPU."""
         tensors = sorted({layer.data for layer in layers})
-        batch = 1 if samples.fixed_batch else batch_size(shapes, tensors, len(samples))
+        batch = 1 if samples.fixed_batch else batch_size(shapes, m.batch_of(proto, shapes), tensors, len(samples))
         stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
         weights = storage.Weights(t for t in proto.graph.initializer if t.name in stored)
         part = m.submodel(proto, {}, tensors)

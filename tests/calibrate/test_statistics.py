@@ -123,12 +123,15 @@ def test_positions_and_batches_stay_within_their_bounds() -> None:
         positions_for(c, 100) for c in range(0, 500, 10)
     ]
     shapes = {"a": (2, 1024), "b": (2, 3, 4)}
-    assert batch_size(shapes, ["a", "b"], 1024, limit_bytes=10 * 4 * 1036) == 10
-    assert batch_size(shapes, ["a"], 1024, limit_bytes=1) == 1
-    assert batch_size(shapes, [], 1024, limit_bytes=1 << 20) == 64
+    assert batch_size(shapes, 2, ["a", "b"], 1024, limit_bytes=10 * 4 * 1036) == 10
+    assert batch_size(shapes, 2, ["a"], 1024, limit_bytes=1) == 1
+    # Samples in the second axis, or one after the other in the first, take as much as in the first.
+    moved = {"a": (1024, 2), "b": (6, 4)}
+    assert batch_size(moved, 2, ["a", "b"], 1024, limit_bytes=10 * 4 * 1036) == 10
+    assert batch_size(shapes, 2, [], 1024, limit_bytes=1 << 20) == 64
     # Some batches are always held out, however few the samples.
-    assert batch_size(shapes, [], 32, limit_bytes=1 << 20) == 4
-    assert batch_size(shapes, [], 1, limit_bytes=1 << 20) == 1
+    assert batch_size(shapes, 2, [], 32, limit_bytes=1 << 20) == 4
+    assert batch_size(shapes, 2, [], 1, limit_bytes=1 << 20) == 1
 
 
 def stack(count: int = 2, columns: int = 12) -> np.ndarray:
