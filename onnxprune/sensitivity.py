@@ -140,13 +140,12 @@ class Trials(Work[Trial, dict[int, float]]):
 
     def size(self, item: Trial) -> int:
         """What the refit of its readers takes, and a run."""
-        shapes = self.channels.graph.shapes
-        count = min(runtime_batch(shapes, self.proto), len(self.samples))
-        return count * self._each + memory_of(item.consumers)
+        return self._run_bytes + memory_of(item.consumers)
 
     @cached_property
-    def _each(self) -> int:
-        return runtime_bytes(self.channels.graph.shapes, self.proto)
+    def _run_bytes(self) -> int:
+        shapes = self.channels.graph.shapes
+        return min(runtime_batch(shapes, self.proto), len(self.samples)) * runtime_bytes(shapes, self.proto)
 
     def portable(self) -> Trials:
         """With the weights in it."""

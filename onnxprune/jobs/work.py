@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from operator import itemgetter
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from onnxprune.threads import limited, mapped, share
@@ -69,13 +70,15 @@ class Here:
         self._progress = progress
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
-        """The results, computed a little ahead of when they are asked for."""
+        """The results, where items may be worked on side by side a little ahead of when they are asked for."""
 
-        def one(item: Item) -> Result:
-            with limited(share(work.size(item))):
+        def one(sized: tuple[Item, int]) -> Result:
+            item, size = sized
+            with limited(share(size)):
                 return work(item)
 
-        results = mapped(one, items, work.size) if work.side_by_side else map(work, items)
+        sized = ((item, work.size(item)) for item in items)
+        results = mapped(one, sized, itemgetter(1)) if work.side_by_side else map(work, items)
         for done, found in enumerate(results, start=1):
             self._progress(done, count)
             yield found
