@@ -68,6 +68,16 @@ def entries(shape: Shape, batch: int) -> int:
     return -(-prod(shape) // batch)
 
 
+def sample_bytes(shapes: Mapping[str, Shape], batch: int, names: Iterable[str]) -> int:
+    """What one sample of these tensors takes at four bytes an entry, by `entries`; those of unknown shape left out."""
+    return sum(4 * entries(shapes[n], batch) for n in names if n in shapes)
+
+
+def samples_in(inputs: Iterable[Shape]) -> int:
+    """Samples in inputs of these shapes: the first axis of the first that has one, else 1."""
+    return max(next((s[0] for s in inputs if s), 1), 1)
+
+
 def depth_first(nodes: Iterable[Node]) -> Iterator[Node]:
     """The nodes and those inside their bodies; a node stands before what is inside it."""
     for n in nodes:
@@ -130,8 +140,8 @@ class Graph:
 
     @property
     def batch(self) -> int:
-        """Samples at `binding`: the first axis of the first input that has one, else 1."""
-        return max(next((s[0] for s in self.binding.values() if s), 1), 1)
+        """Samples at `binding`, by `samples_in`."""
+        return samples_in(self.binding.values())
 
     def shape(self, name: str) -> Shape | None:
         """Concrete shape at `binding`, or None where it is not known."""

@@ -24,7 +24,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError, RunError
-from onnxprune.graph import Array, Body, Graph, Node, Shape
+from onnxprune.graph import Array, Body, Graph, Node, Shape, samples_in
 
 # It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -303,8 +303,8 @@ def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.Mo
 
 
 def batch_of(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
-    """Samples with which the tensors have these shapes: the first axis of the first input that has one, else 1."""
-    return max(next((shapes[i.name][0] for i in proto.graph.input if shapes.get(i.name)), 1), 1)
+    """Samples with which the tensors have these shapes, by `graph.samples_in`."""
+    return samples_in(shapes.get(i.name, ()) for i in proto.graph.input)
 
 
 def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:

@@ -24,7 +24,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
-from onnxprune.graph import Array, Graph, Shape, entries, is_float
+from onnxprune.graph import Array, Graph, Shape, is_float, sample_bytes
 from onnxprune.normalise.form import all_shapes
 from onnxprune.runtime import Feeds, Session
 
@@ -184,8 +184,8 @@ class Student:
     @property
     def per_sample(self) -> int:
         """Bytes of all activations of one sample, and of their gradients."""
-        shapes = (self._graph.shapes.get(o) for n in self._graph.nodes for o in n.outputs)
-        return sum(8 * entries(s, self._graph.batch) for s in shapes if s)
+        every = (o for n in self._graph.nodes for o in n.outputs if self._graph.shapes.get(o))
+        return 2 * sample_bytes(self._graph.shapes, self._graph.batch, every)
 
     def has(self, tensor: str) -> bool:
         """Whether it computes this tensor from its inputs, as one of floating-point numbers."""

@@ -24,7 +24,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.errors import RunError
-from onnxprune.graph import Array, entries
+from onnxprune.graph import Array, sample_bytes
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 from onnxprune.taps import Tap, as_expected, with_taps
@@ -198,8 +198,8 @@ class Walker:
         return float("inf")
 
     def _bytes(self, names: Iterable[str]) -> int:
-        """Of one sample, at four bytes an entry."""
-        return sum(4 * entries(self._shapes[t], self._bound) for t in names if t in self._shapes)
+        """Of one sample."""
+        return sample_bytes(self._shapes, self._bound, names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +255,7 @@ def runtime_batch(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto,
 
 def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> int:
     """What a run of the whole model holds for each sample, about."""
-    bound = m.batch_of(proto, shapes)
-    return sum(4 * entries(shapes[o], bound) for o in _widest(shapes, proto))
+    return sample_bytes(shapes, m.batch_of(proto, shapes), _widest(shapes, proto))
 
 
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:

@@ -23,7 +23,7 @@ from onnxprune import storage
 from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.graph import Array, Shape, entries
+from onnxprune.graph import Array, Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd, until_it_rises
@@ -97,7 +97,7 @@ def batch_size(
 
     bound: samples with which the tensors have these shapes.
     """
-    per_sample = sum(4 * entries(shapes[n], bound) for n in names if n in shapes)
+    per_sample = sample_bytes(shapes, bound, names)
     most = min(BATCH, max(samples // (2 * HOLD_OUT), 1))
     return int(np.clip(limit_bytes // max(per_sample, 1), 1, most))
 
