@@ -318,7 +318,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--from-plan",
     metavar="FILE",
     show_default="none",
-    help="Replay a saved plan: same model, data and seed give the same bytes. The plan has decided what stays, so "
+    help="Replay a saved plan: same model, data and seed give the same bytes; without the data, or with other data, it "
+    "is refused unless --force. The plan has decided what stays, so "
     "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
     "--attention, --min-channels, --drop-branches, --include and --exclude are refused beside it. --target, --refit, "
     "--recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib, --force, --jobs, "
@@ -356,7 +357,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--bench",
     "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything else.",
 )
-@_flag("--force", "Write the model even where a check failed.")
+@_flag("--force", "Write the model even where a check failed; replay a plan with other data.")
 @_flag("--quiet", "No report, no status; warnings and errors stay.")
 @click.version_option(__version__, prog_name="onnxprune")
 @click.pass_context

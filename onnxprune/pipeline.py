@@ -113,7 +113,8 @@ def prune(
 
     model: a path or a ModelProto, which is not changed. calibration: a `.npz` keyed by input names, a `.npy`, a folder
     of either, or arrays by input name; None means seeded random inputs. options: fields of PruneConfig. from_plan:
-    replay a plan instead of selecting; its own config then stands for `config`, and options replace single fields.
+    replay a plan instead of selecting, with the data that it was made with (or `force`); its own config then stands for
+    `config`, and options replace single fields.
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
     existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
     CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage, and with its
@@ -211,6 +212,10 @@ def _run(
         # A plan has decided all that labels decide, so a replay needs none.
         loaded = load(model, calibration, settings if replayed is None else settings.with_options(labels=None))
         check_data(output, others, model, loaded.source, overwrite)
+        if replayed is not None:
+            known = (loaded.source.sha256, loaded.inputs_sha256)
+            said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)
+            loaded = replace(loaded, notes=(*loaded.notes, *said))
     with stage("couple"):
         coupled = couple(loaded, settings)
     with stage("calibrate"):
@@ -228,10 +233,11 @@ def _run(
         if len(found) > 1:
             with stage("compare"):
                 masks, coefficients = best_of(found, loaded, coupled, calibrated, settings)
-        chosen = plan.make(coupled.channels, masks, loaded.source.sha256, settings.as_dict(), coefficients)
+        checksums = (loaded.source.sha256, loaded.inputs_sha256)
+        chosen = plan.make(coupled.channels, masks, *checksums, settings.as_dict(), coefficients)
     else:
-        masks = replay(replayed, loaded, coupled, settings)
-        chosen = replace(replayed, config=settings.as_dict())
+        masks = replay(replayed, coupled, settings)
+        chosen = replace(replayed, data_sha256=loaded.inputs_sha256, config=settings.as_dict())
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
@@ -275,8 +281,9 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
     fit, held = split(samples, settings.seed)
-    used = () if settings.labels is None else (settings.labels,)
-    return Loaded(original, source, normalised, fit, held, tuple(notes), samples.sha256(*used), settings.labels)
+    inputs = samples.sha256()
+    whole = inputs if settings.labels is None else samples.sha256(settings.labels)
+    return Loaded(original, source, normalised, fit, held, tuple(notes), whole, inputs, settings.labels)
 
 
 def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:
@@ -538,10 +545,8 @@ def imitate(
     return masks, {g: a for g, a in chosen.coefficients.items() if g not in dead}
 
 
-def replay(chosen: plan.Plan, loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
-    """The masks of a saved plan. Raises UsageError where it belongs to another model or other units of attention."""
-    if chosen.model_sha256 != loaded.source.sha256:
-        raise UsageError("the plan was made for another model (its checksum differs); make a new plan")
+def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
+    """The masks of a saved plan. Raises UsageError where it counts other units of attention, or does not fit."""
     units = chosen.settings().attention
     if units != settings.attention:
         raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")

@@ -15,8 +15,9 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 
-FORMAT = 2
-_READ = (1, FORMAT)
+FORMAT = 3
+# Plans of the formats 1 and 2 do not say which data they were made with.
+_READ = (1, 2, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to keep in the model with this checksum; groups that lose nothing are left out."""
+    """What to keep in the model with this checksum; groups that lose nothing are left out.
+
+    data_sha256: of the samples that it was made with, labels aside; None where that is not known.
+    """
 
     model_sha256: str
     config: Mapping[str, Any]
     groups: tuple[GroupPlan, ...]
+    data_sha256: str | None = None
 
     def settings(self) -> PruneConfig:
         """The options that the plan was made with; `force` is never taken over.
@@ -83,6 +88,7 @@ class Plan:
         data = {
             "format": FORMAT,
             "model_sha256": self.model_sha256,
+            "data_sha256": self.data_sha256,
             "config": dict(self.config),
             "groups": [
                 {"name": g.name, "units": g.units, "kept": list(g.kept)}
@@ -97,6 +103,7 @@ def make(
     channels: ChannelGraph,
     masks: Mapping[int, NDArray[np.bool_]],
     model_sha256: str,
+    data_sha256: str,
     config: Mapping[str, Any],
     coefficients: Mapping[int, NDArray[np.float64]] | None = None,
 ) -> Plan:
@@ -111,7 +118,30 @@ def make(
         for i, mask in sorted(masks.items())
         if not mask.all()
     )
-    return Plan(model_sha256, config, groups)
+    return Plan(model_sha256, config, groups, data_sha256)
+
+
+def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic: bool, force: bool) -> tuple[str, ...]:
+    """Raises UsageError unless the plan was made for this model and with this data; notes on what is let pass.
+
+    What lockstep, least squares and recovery make of a plan depends on the data as much as the plan does. data_sha256:
+    of this run's samples, which are random inputs where `synthetic`. force: lets other data pass, never another model.
+    """
+    if chosen.model_sha256 != model_sha256:
+        raise UsageError("the plan was made for another model (its checksum differs); make a new plan")
+    if chosen.data_sha256 == data_sha256:
+        return ()
+    if chosen.data_sha256 is None and not synthetic:
+        return ("the plan is of a format that does not say which data it was made with; that was not compared",)
+    if synthetic and chosen.data_sha256 is None:
+        found = "the plan does not say which data it was made with, and none is given"
+    elif synthetic:
+        found = "the plan was made with other data than the random inputs of this run"
+    else:
+        found = "the plan was made with other data (its checksum differs; --samples and --seed choose from it)"
+    if not force:
+        raise UsageError(f"{found}: give the same data with --calib, make a new plan, or add --force to replay it here")
+    return (f"--force: {found}",)
 
 
 def load(path: str | Path) -> Plan:
@@ -126,7 +156,8 @@ def load(path: str | Path) -> Plan:
         if data["format"] not in _READ:
             raise InputError(f"{path} has plan format {data['format']}, this version reads {FORMAT}; make a new plan")
         groups = tuple(_group(g) for g in data["groups"])
-        return Plan(str(data["model_sha256"]), dict(data["config"]), groups)
+        known = data.get("data_sha256")
+        return Plan(str(data["model_sha256"]), dict(data["config"]), groups, None if known is None else str(known))
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 

@@ -73,7 +73,8 @@ HERE = Place(Here())
 class Loaded:
     """The original model, its normalised form, and the data: for fitting, and held out from it.
 
-    labels: the key of the data's labels, where the run reads them.
+    data_sha256: of all samples, and of their labels where the run reads them; inputs_sha256: without these. labels:
+    their key.
     """
 
     original: onnx.ModelProto
@@ -83,6 +84,7 @@ class Loaded:
     held: Samples
     notes: tuple[str, ...]
     data_sha256: str
+    inputs_sha256: str
     labels: str | None = None
 
     @property

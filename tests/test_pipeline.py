@@ -676,7 +676,7 @@ def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.Mo
     p = prepare_row("residual")
     samples, others = samples_of(p, fit), samples_of(p, held)
     source = m.adopt(p.original)[1]
-    loaded = pipeline.Loaded(p.original, source, p.normalised, samples, others if held else samples, (), "")
+    loaded = pipeline.Loaded(p.original, source, p.normalised, samples, others if held else samples, (), "", "")
     timed = Timed(seconds)
     monkeypatch.setattr(pipeline, "time", timed)
     monkeypatch.setattr(pipeline.runtime, "Session", timed)
@@ -695,7 +695,9 @@ def test_a_plain_pass_of_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
         '<ir_version: 8, opset_import: ["" : 13]> main (float[1,2] x) => (float[1,2] y) { y = Relu (x) }'
     )
     samples = checked({"x": np.zeros((5, 2), np.float32)}, input_specs(model))
-    loaded = pipeline.Loaded(model, m.adopt(model)[1], normalise(model, samples.example()), samples, samples, (), "")
+    loaded = pipeline.Loaded(
+        model, m.adopt(model)[1], normalise(model, samples.example()), samples, samples, (), "", ""
+    )
     timed = Timed([0.5, 0.5, 0.5])
     monkeypatch.setattr(pipeline, "time", timed)
     monkeypatch.setattr(pipeline.runtime, "Session", timed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def saved(tmp_path: Path, prepared: Lookup) -> Path:
     mask = np.ones(channels.groups[0].size, bool)
     mask[[0, 3]] = False
     path = tmp_path / "plan.json"
-    made = plan.make(channels, {0: mask}, "ab" * 32, PruneConfig(include=("w*",)).as_dict())
+    made = plan.make(channels, {0: mask}, "ab" * 32, "cd" * 32, PruneConfig(include=("w*",)).as_dict())
     path.write_text(made.to_json(), encoding="utf-8")
     return path
 
@@ -48,7 +49,7 @@ def test_round_trip(saved: Path, prepared: Lookup):
 def test_whole_groups_are_left_out(prepared: Lookup):
     channels = prepared("plain").channels
     whole = {g.index: np.ones(g.size, bool) for g in channels.groups}
-    assert plan.make(channels, whole, "x", {}).groups == ()
+    assert plan.make(channels, whole, "x", "y", {}).groups == ()
 
 
 def test_planning_twice_gives_the_same_text():
@@ -90,7 +91,7 @@ def test_folder(tmp_path: Path):
 
 
 def test_another_format(saved: Path):
-    with pytest.raises(InputError, match="plan format 99, this version reads 2"):
+    with pytest.raises(InputError, match="plan format 99, this version reads 3"):
         plan.load(edited(saved, format=99))
 
 
@@ -118,7 +119,7 @@ def test_another_model(saved: Path, prepared: Lookup, name: str | None, units: i
 def with_coefficients(channels: Any) -> plan.Plan:
     mask = np.arange(channels.groups[0].size) % 2 == 0
     a = np.where(mask, np.linspace(0.1, 2.3, mask.size) / 3, 0.0)
-    return plan.make(channels, {0: mask}, "ab" * 32, PruneConfig(method="local").as_dict(), {0: a})
+    return plan.make(channels, {0: mask}, "ab" * 32, "cd" * 32, PruneConfig(method="local").as_dict(), {0: a})
 
 
 def test_coefficients_come_back_bit_by_bit(tmp_path: Path, prepared: Lookup):
@@ -151,3 +152,40 @@ def test_malformed_coefficients(saved: Path, coefficients: Any):
     group = {"name": "g", "units": 8, "kept": [0, 1], "coefficients": coefficients}
     with pytest.raises(InputError, match="is not a plan"):
         plan.load(edited(saved, groups=[group]))
+
+
+def test_the_data_belongs_to_the_plan():
+    """Fails where a replay goes by data that the plan was not made with, or the first format cannot be replayed."""
+    path, quick = digits.path("resnet"), {"method": "magnitude", "refit": "none"}
+    made = prune(path, None, digits.CALIB, samples=32, dry_run=True, **quick).plan
+    assert made.data_sha256 is not None
+    prune(path, None, digits.CALIB, from_plan=made, dry_run=True)
+    for calibration, options, said in (
+        (None, {}, "other data than the random inputs"),
+        (digits.CALIB, {"samples": 33}, "made with other data"),
+        (digits.CALIB, {"seed": 1}, "made with other data"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            prune(path, None, calibration, from_plan=made, dry_run=True, **options)
+        found = prune(path, None, calibration, from_plan=made, dry_run=True, force=True, **options)
+        assert any(n.startswith("--force: the plan was made with other data") for n in found.report.notes)
+        assert found.plan.groups == made.groups
+        assert found.plan.data_sha256 == found.report.calibration["sha256"] != made.data_sha256
+
+
+def test_plans_that_do_not_name_their_data():
+    """Fails where a plan of an earlier format is replayed on random inputs, or cannot be replayed at all."""
+    path, quick = digits.path("resnet"), {"method": "magnitude", "refit": "none"}
+    made = replace(prune(path, None, digits.CALIB, dry_run=True, **quick).plan, data_sha256=None)
+    again = prune(path, None, digits.CALIB, from_plan=made, dry_run=True)
+    assert any("does not say which data" in n for n in again.report.notes)
+    with pytest.raises(UsageError, match="none is given"):
+        prune(path, None, None, from_plan=made, dry_run=True)
+
+
+def test_a_plan_of_random_inputs_is_replayed_without_data():
+    path, quick = digits.path("resnet"), {"method": "magnitude", "refit": "none"}
+    made = prune(path, None, None, dry_run=True, **quick).plan
+    assert prune(path, None, None, from_plan=made, dry_run=True).plan == made
+    with pytest.raises(UsageError, match="made with other data"):
+        prune(path, None, digits.CALIB, from_plan=made, dry_run=True)
