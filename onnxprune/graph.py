@@ -154,3 +154,25 @@ class Graph:
         if c is None or not np.issubdtype(c.dtype, np.integer):
             return None
         return tuple(int(v) for v in c.ravel())
+
+    def entries(self, name: str) -> tuple[int | None, ...] | None:
+        """The entries of an integer vector; one that is None may change, and all of None means that nothing is known.
+
+        Of a constant, of what is computed from shapes, and of what joins such vectors and others.
+        """
+        constant = self.ints(name)
+        found: tuple[int | None, ...] | None = self.known_values.get(name) if constant is None else constant
+        by = self.producer.get(name)
+        if found is not None or by is None or by.domain != "":
+            return found
+        if by.op in ("Cast", "Identity"):
+            return self.entries(by.inputs[0])
+        if by.op != "Concat":
+            return None
+        joined: list[int | None] = []
+        for i in by.inputs:
+            part, shape = self.entries(i), self.shape(i)
+            if part is None and (shape is None or len(shape) != 1):
+                return None
+            joined += part if part is not None else (None,) * (shape or (0,))[0]
+        return tuple(joined)

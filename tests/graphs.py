@@ -15,6 +15,7 @@ from tests.topologies import (
     normalization,
     quantization,
     recurrent,
+    sizes,
 )
 from tests.topologies.text import Topology
 
@@ -24,6 +25,7 @@ TABLE: Mapping[str, Topology] = {
     **convolution.ROWS,
     **attention.ROWS,
     **layout.ROWS,
+    **sizes.ROWS,
     **indexing.ROWS,
     **normalization.ROWS,
     **recurrent.ROWS,

@@ -132,6 +132,11 @@ class Classes:
         return tuple(seen)
 
 
+def take(factors: Factors, axis: int, positions: Labels) -> Factors:
+    """The labels at some positions of an axis; a factor that does not track it stays."""
+    return tuple(f.take(positions, axis=axis) if f.shape[axis] > 1 else f for f in factors)
+
+
 def compress(factor: Factor) -> Factor:
     """Reduce every axis along which the factor does not change to size 1."""
     for axis, size in enumerate(factor.shape):

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
-from onnxprune.channels.rules.layout import product_groups, slice_bounds
+from onnxprune.channels.rules.layout import product_groups
+from onnxprune.channels.rules.slicing import kept_positions
 from onnxprune.channels.trace import Trace
 from onnxprune.graph import Graph, Node
 
@@ -216,11 +217,10 @@ def _gather_follows(node: Node, graph: Graph, is_input: bool, rows: tuple[int, .
 
 
 def _slice_follows(node: Node, graph: Graph, is_input: bool, rows: tuple[int, ...], column: int) -> bool:
-    shape = graph.shape(node.inputs[0])
-    kept = None if shape is None else slice_bounds(node, shape, graph.ints)
-    if not is_input or kept is None or column not in kept:
+    kept = kept_positions(node, graph)
+    positions = None if kept is None else kept.get(column)
+    if not is_input or positions is None:
         return True
-    positions = kept[column]
     return positions.size > 0 and bool((np.diff(positions) == 1).all())
 
 

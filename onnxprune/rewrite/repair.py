@@ -6,99 +6,17 @@ Every count comes from the labels that are kept, never from arithmetic on the ol
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
-from onnxprune.channels import ChannelGraph
-from onnxprune.channels.labels import rows_of
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
-from onnxprune.channels.rules.layout import pad_amounts, slice_bounds
+from onnxprune.channels.rules.layout import pad_amounts
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.rules.sampling import resized_axes
-from onnxprune.graph import Array, Node
-
-Mask = NDArray[np.bool_]
-_TO_THE_END = np.iinfo(np.int64).max
-
-
-@dataclass(eq=False)
-class Cut:
-    """One rewriting: the channel graph, the kept classes, and the graph being edited."""
-
-    channels: ChannelGraph
-    keep: Mask
-    editing: Any
-    tensors: dict[str, Any]
-
-    def mask(self, tensor: str, axis: int) -> Mask | None:
-        """Which positions of an axis stay, (n,); None where the axis carries no labels or loses none.
-
-        Where each row of the tensor has channels of its own, those of the first row: the others keep equally many,
-        before and behind every place where the graph cuts the axis.
-        """
-        factor = self.channels.axis_factor(tensor, axis)
-        if factor is None or bool(self.keep[factor].all()):
-            return None
-        kept: Mask = self.keep[rows_of(factor)[0]]
-        return kept
-
-    def sizes(self, tensor: str) -> dict[int, int]:
-        """axis → new size, for every axis that shrinks."""
-        rank = len(self.channels.graph.shape(tensor) or ())
-        masks = {a: self.mask(tensor, a) for a in range(rank)}
-        return {a: int(k.sum()) for a, k in masks.items() if k is not None}
-
-    def constant(self, name: str, values: Array) -> Any:
-        """A new initializer of the graph being edited."""
-        # Not np.ascontiguousarray: that turns a scalar into a vector.
-        return gs.Constant(_unused(name, self.tensors), np.array(values, order="C"))
-
-    def set_sizes(self, node: Any, slot: int, owner: str, new: dict[int, int], offset: int = 0) -> None:
-        """Write new sizes into the size tensor at `slot`, be it constant or computed at run time."""
-        old = self.channels.graph.constants.get(owner)
-        if old is not None:
-            values = old.copy()
-            for axis, size in new.items():
-                if axis - offset >= 0 and values[axis - offset] >= 0:
-                    values[axis - offset] = size
-            node.inputs[slot] = self.constant(f"{owner}_kept", values)
-            return
-        entries = {axis - offset: size for axis, size in new.items() if axis >= offset}
-        out = self.variable(f"{node.outputs[0].name}__sizes_kept")
-        pieces = []
-        # Joined from constants and entries that are picked: inference and runtimes see through that, not through Where.
-        for fixed, run in groupby(range(len(self.channels.graph.known_values[owner])), key=entries.__contains__):
-            axes = list(run)
-            values = np.array([entries[a] for a in axes] if fixed else axes, np.int64)
-            pieces.append(self.constant(f"{out.name}_{axes[0]}", values))
-            if not fixed:
-                picked = self.variable(f"{out.name}_{axes[0]}_picked")
-                inputs = [node.inputs[slot], pieces.pop()]
-                self.editing.nodes.append(
-                    gs.Node("Gather", name=picked.name, attrs={"axis": 0}, inputs=inputs, outputs=[picked])
-                )
-                pieces.append(picked)
-        self.editing.nodes.append(gs.Node("Concat", name=out.name, attrs={"axis": 0}, inputs=pieces, outputs=[out]))
-        node.inputs[slot] = out
-
-    def variable(self, name: str) -> Any:
-        """A new tensor of sizes."""
-        out = gs.Variable(_unused(name, self.tensors), dtype=np.int64)
-        self.tensors[out.name] = out
-        return out
-
-
-def _unused(name: str, taken: dict[str, Any]) -> str:
-    candidate, n = name, 1
-    while candidate in taken:
-        candidate, n = f"{name}_{n}", n + 1
-    taken[candidate] = None
-    return candidate
+from onnxprune.graph import Node
+from onnxprune.rewrite.bounds import slice_positions
+from onnxprune.rewrite.editing import Cut, Mask
 
 
 def convolution(node: Any, view: Node, cut: Cut) -> None:
@@ -246,58 +164,6 @@ def split_sizes(node: Any, view: Node, cut: Cut) -> None:
         node.attrs["split"] = sizes
     else:
         node.inputs = [node.inputs[0], cut.constant(f"{view.outputs[0]}__split", np.array(sizes, np.int64))]
-
-
-def slice_positions(node: Any, view: Node, cut: Cut) -> None:
-    """Slice: bounds in the numbering of what is left; a Gather where they are no longer evenly spaced."""
-    graph = cut.channels.graph
-    shape = graph.shape(view.inputs[0]) or ()
-    masks = {a: cut.mask(view.inputs[0], a) for a in range(len(shape))}
-    if all(k is None for k in masks.values()):
-        return
-    kept = slice_bounds(view, shape, graph.ints)
-    if kept is None:
-        return
-    starts, ends, axes, steps = [], [], [], []
-    for axis, positions in kept.items():
-        mask = masks[axis]
-        remaining = positions if mask is None else (np.cumsum(mask) - 1)[positions[mask[positions]]]
-        bounds = _progression(remaining)
-        if bounds is None:
-            _insert_gather(node, cut, axis, remaining)
-            bounds = (0, _TO_THE_END, 1)
-        starts.append(bounds[0])
-        ends.append(bounds[1])
-        steps.append(bounds[2])
-        axes.append(axis)
-    if graph.opset < 10:
-        node.attrs.update(starts=starts, ends=ends, axes=axes)
-        return
-    out = view.outputs[0]
-    named = {"starts": starts, "ends": ends, "axes": axes, "steps": steps}
-    node.inputs = [node.inputs[0], *(cut.constant(f"{out}__{k}", np.array(v, np.int64)) for k, v in named.items())]
-
-
-def _progression(positions: Array) -> tuple[int, int, int] | None:
-    """(start, end, step) of evenly spaced positions, None where they are not."""
-    if positions.size == 0:
-        return 0, 0, 1
-    if positions.size == 1:
-        return int(positions[0]), int(positions[0]) + 1, 1
-    steps = np.diff(positions)
-    step = int(steps[0])
-    if step == 0 or bool((steps != step).any()):
-        return None
-    end = int(positions[-1]) + (1 if step > 0 else -1)
-    return int(positions[0]), end if end >= 0 else int(np.iinfo(np.int64).min), step
-
-
-def _insert_gather(node: Any, cut: Cut, axis: int, positions: Array) -> None:
-    out = gs.Variable(_unused(f"{node.outputs[0].name}__picked{axis}", cut.tensors))
-    indices = cut.constant(f"{out.name}_indices", positions.astype(np.int64))
-    gather = gs.Node("Gather", name=out.name, attrs={"axis": axis}, inputs=[node.inputs[0], indices], outputs=[out])
-    cut.editing.nodes.append(gather)
-    node.inputs[0] = out
 
 
 def gather_indices(node: Any, view: Node, cut: Cut) -> None:

@@ -16,7 +16,8 @@ from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
 from onnxprune.graph import Array, Node, cast
 from onnxprune.rewrite.branches import broadcastable, take_out
-from onnxprune.rewrite.repair import REPAIRS, Cut
+from onnxprune.rewrite.editing import Cut
+from onnxprune.rewrite.repair import REPAIRS
 
 
 def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> onnx.ModelProto:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxprune.channels.rules.layout import product_groups, reshape_factor, slice_bounds
-from onnxprune.graph import Node
+from onnxprune.channels.rules.layout import product_groups, reshape_factor
+from onnxprune.channels.rules.slicing import Bounds
 from onnxprune.runtime import Session
 
 
@@ -88,8 +88,7 @@ def test_slice_bounds_are_those_of_onnx(onnx_slice, size, start, end, step, axis
     # onnxruntime reads the largest end with a negative step as the beginning, where the operator's text says nothing.
     assume(step > 0 or end < 2**63 - 1)
     names = {"s": (start,), "e": (end,), "a": (axis,), "t": (step,)}
-    node = Node(0, "slice", "Slice", "", ("x", "s", "e", "a", "t"), ("y",), {})
-    found = slice_bounds(node, (size,), names.get)
+    found = Bounds(axis, start, end, step).positions(size)
     feeds = {"x": np.arange(size), **{k: np.array(v, np.int64) for k, v in names.items()}}
     assert found is not None
-    np.testing.assert_array_equal(found[0], onnx_slice.run(feeds)["y"])
+    np.testing.assert_array_equal(found, onnx_slice.run(feeds)["y"])

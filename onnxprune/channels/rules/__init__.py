@@ -20,6 +20,7 @@ from onnxprune.channels.rules import (
     reduction,
     refusals,
     sampling,
+    slicing,
 )
 from onnxprune.channels.trace import Rule
 
@@ -28,6 +29,7 @@ TABLE: Mapping[str, Rule] = {
     **contraction.TABLE,
     **attention.TABLE,
     **layout.TABLE,
+    **slicing.TABLE,
     **indexing.TABLE,
     **sampling.TABLE,
     **normalization.TABLE,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, compress, tracked_axes
+from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, compress, take, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
 from onnxprune.graph import Node, Shape
@@ -166,62 +166,8 @@ def split(node: Node, t: Trace) -> None:
         if not out:
             raise UnknownShape(f"an unnamed output of {node.name}")
         size = t.shape(out)[axis]
-        t.set(out, _take(t.of(x), axis, np.arange(start, start + size)))
+        t.set(out, take(t.of(x), axis, np.arange(start, start + size)))
         start += size
-
-
-def _take(factors: Factors, axis: int, positions: Labels) -> Factors:
-    return tuple(f.take(positions, axis=axis) if f.shape[axis] > 1 else f for f in factors)
-
-
-def slice_bounds(node: Node, shape: Shape, ints: Callable[[str], tuple[int, ...] | None]) -> dict[int, Labels] | None:
-    """axis → the positions that a Slice keeps; None where its bounds are not constant."""
-    if "starts" in node.attrs:
-        starts, ends = as_ints(node.attrs["starts"]), as_ints(node.attrs["ends"])
-        axes = as_ints(node.attrs.get("axes", range(len(starts))))
-        steps: tuple[int, ...] = (1,) * len(starts)
-    else:
-        found = [ints(node.input(k)) if node.input(k) else None for k in (1, 2, 3, 4)]
-        if any(f is None and node.input(k + 1) for k, f in enumerate(found)) or found[0] is None or found[1] is None:
-            return None
-        starts, ends = found[0], found[1]
-        axes = found[2] if found[2] is not None else tuple(range(len(starts)))
-        steps = found[3] if found[3] is not None else (1,) * len(starts)
-    kept: dict[int, Labels] = {}
-    for a, s, e, step in zip(axes, starts, ends, steps, strict=True):
-        a %= len(shape)
-        kept[a] = _positions(s, e, step, shape[a])
-    return kept
-
-
-def _positions(start: int, end: int, step: int, size: int) -> Labels:
-    """The positions of one axis: bounds count from the end where negative, then are clamped (numpy would wrap)."""
-    first, last = (v + size if v < 0 else v for v in (start, end))
-    low, high = (0, size) if step > 0 else (-1, size - 1)
-    return np.arange(min(max(first, 0), high), min(max(last, low), high), step, dtype=np.int64)
-
-
-def slice_(node: Node, t: Trace) -> None:
-    """Slice: the labels at the kept positions."""
-    x, out = node.input(0), node.outputs[0]
-    shape = t.shape(x)
-    kept = slice_bounds(node, shape, t.graph.ints)
-    if kept is None:
-        # Which axes it cuts may still be known; those that keep their size are cut at run time all the same.
-        axes = t.graph.ints(node.input(3)) if node.input(3) else None
-        hit = range(len(shape)) if axes is None else [a % len(shape) for a in axes]
-        why = Reason("the bounds of Slice are computed at run time", Remedy.RUN_TIME)
-        t.set(out, t.untrack(x, t.of(x), list(hit), node, why))
-        return
-    factors = t.of(x)
-    for axis, positions in kept.items():
-        for f in factors:
-            if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 and positions.size and positions.min() > 0:
-                # Where each row keeps channels of its own, the bounds must fall on the same place in each.
-                rows = np.moveaxis(f, axis, -1).reshape(-1, f.shape[axis])
-                t.labels.balance(rows[:, : positions.min()], unless=rows)
-        factors = _take(factors, axis, positions)
-    t.set(out, factors)
 
 
 def gather(node: Node, t: Trace) -> None:
@@ -383,7 +329,6 @@ TABLE: dict[str, Rule] = {
     "Unsqueeze": reshape,
     "Concat": concat,
     "Split": split,
-    "Slice": slice_,
     "Gather": gather,
     "Expand": expand,
     "Tile": tile,

@@ -1,0 +1,104 @@
+"""Sizes that stay free: what names one on an axis without channels means the same at every size of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.topologies.text import Topology
+
+ROWS: Mapping[str, Topology] = {
+    "slice_free_axes": Topology(
+        # Channels and positions in one Slice: from the end, to the end, backwards.
+        """(float[N,3,H,W] x) => (float[N,5,H2,W2] y) {
+            a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
+            r = Relu(a)
+            u = Slice(r, s1{1,2,-1}, e1{-1,2147483647,-9223372036854775807}, ax1{2,-3,3}, by1{2,1,-2})
+            v = Conv (u, w2[6,6,1,1])
+            z = Slice(v, s2{0,0,0,0}, e2{1000000000,1000000000,1000000000,1000000000})
+            y = Conv (z, w3[5,6,1,1])
+        }""",
+        (6, 6, 2),
+    ),
+    "slice_free_attributes": Topology(
+        """(float[N,3,H,W] x) => (float[N,5,H2,W2] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            u = Slice <starts=[0,2,1], ends=[2147483647,7,-1], axes=[3,1,2]> (a)
+            y = Conv (u, w2[5,5,1,1])
+        }""",
+        (5, 3),
+        opset=9,
+    ),
+    "slice_narrow_bounds": Topology(
+        # Bounds in int32, and positions that are no longer evenly spaced.
+        """(float[N,3,H,W] x) => (float[N,5,H2,W2] y) {
+            a = Conv (x, w1[9,3,1,1], b1[9])
+            s = Cast <to=6> (s8{0,-1})
+            e = Cast <to=6> (e8{9,-2147483648})
+            ax = Cast <to=6> (ax8{1,2})
+            by = Cast <to=6> (by8{2,-1})
+            u = Slice(a, s, e, ax, by)
+            t = Concat <axis=1> (u, a)
+            y = Conv (t, w2[5,14,1,1])
+        }""",
+        (5, 4),
+    ),
+    "slice_run_time_bounds": Topology(
+        # The first half of the rows, counted at run time, beside constant bounds of the channels.
+        """(float[N,3,H,W] x) => (float[N,5,H2,W2] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            s = Shape(a)
+            h = Gather(s, two{2})
+            n = Div(h, two)
+            e = Concat <axis=0> (n, last{7})
+            u = Slice(a, st{0,2}, e, ax{2,1})
+            y = Conv (u, w2[5,5,1,1])
+        }""",
+        (5, 3),
+    ),
+    "slice_given_bounds": Topology(
+        # One end comes from outside, as int32; the channels are cut by constants beside it.
+        """(float[N,3,H,W] x, int32[1] end) => (float[N,5,H2,W2] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            c = Cast <to=6> (last{7})
+            e = Concat <axis=0> (end, c)
+            st = Cast <to=6> (st8{0,2})
+            ax = Cast <to=6> (ax8{-1,1})
+            u = Slice(a, st, e, ax)
+            y = Conv (u, w2[5,5,1,1])
+        }""",
+        (5, 3),
+        given={"end": (3,)},
+    ),
+    "slice_channels_at_run_time": Topology(
+        # The end on the channels is not known: they stay, those that only the rows' bounds meet may go.
+        """(float[N,3,H,W] x, int64[1] end) => (float[N,5,H2,W2] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            e = Concat <axis=0> (end, last{-1})
+            u = Slice(a, st{0,0}, e, ax{1,2})
+            p = ReduceMax <keepdims=1> (u, one{1})
+            b = Conv (p, w2[6,1,1,1])
+            v = Slice(b, st2{0}, end, ax2{3})
+            y = Conv (v, w3[5,6,1,1])
+        }""",
+        (6,),
+        pins=("the bounds of Slice are computed at run time",),
+        given={"end": (5,)},
+    ),
+    "slice_behind_resize": Topology(
+        # A wrong shape between Slice and Resize would not show behind it.
+        """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            r = Relu(a)
+            u = Slice(r, st{0,0}, e{9223372036854775807,9223372036854775807}, ax{2,3}, by{2,2})
+            s = Shape(r)
+            hw = Slice(s, s2{2}, e2{4}, ax2{0})
+            t = Shape(u)
+            nc = Slice(t, s3{0}, e3{2}, ax2)
+            sizes = Concat <axis=0> (nc, hw)
+            up = Resize <mode="nearest", coordinate_transformation_mode="asymmetric"> (u, , , sizes)
+            j = Add(r, up)
+            y = Conv (j, w2[5,8,1,1])
+        }""",
+        (8,),
+    ),
+}
