@@ -25,6 +25,7 @@ from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Array, Body, Graph, Node, Shape, samples_in
+from onnxprune.intake.files import MODEL_BYTES, content
 
 # It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -53,14 +54,7 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
     """
     p = Path(path)
-    if p.is_dir():
-        raise ModelError(f"{p} is a folder; name the .onnx file")
-    try:
-        blob = p.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"{p} does not exist") from None
-    except OSError as e:
-        raise ModelError(f"{p} cannot be read: {e.strerror}") from e
+    blob = content(p, ModelError, MODEL_BYTES)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(blob)
@@ -376,13 +370,13 @@ def write_all_atomically(files: Mapping[Path, Content]) -> None:
     temporaries: dict[Path, Path] = {}
     target = Path()
     try:
-        for target, content in files.items():
+        for target, what in files.items():
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.", delete=False) as f:
                 temporaries[target] = Path(f.name)
-                if isinstance(content, bytes):
-                    f.write(content)
+                if isinstance(what, bytes):
+                    f.write(what)
                 else:
-                    content(f)
+                    what(f)
             mask = os.umask(0)
             os.umask(mask)
             temporaries[target].chmod(0o666 & ~mask)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,15 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
+from onnxprune.intake.files import PLAN_BYTES, content
+
+T = TypeVar("T")
 
 FORMAT = 3
 # Plans of the formats 1 and 2 do not say which data they were made with.
 _READ = (1, 2, FORMAT)
+# Scales on a layer's inputs, where 1 leaves a channel as it is: what no float32 holds is none.
+_MOST_COEFFICIENT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -147,29 +154,54 @@ def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic
 def load(path: str | Path) -> Plan:
     """Read a plan. Raises InputError where it is missing or malformed."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        data = json.loads(content(path, InputError, PLAN_BYTES).decode("utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise InputError(f"{path} is not a plan: it is nested too deeply") from None
+    except ValueError as e:  # no UTF-8, no JSON, or a number of thousands of digits
         raise InputError(f"{path} is not a plan: {e}") from e
     try:
-        if data["format"] not in _READ:
-            raise InputError(f"{path} has plan format {data['format']}, this version reads {FORMAT}; make a new plan")
-        groups = tuple(_group(g) for g in data["groups"])
+        version = _of(int, _of(dict, data, "a plan")["format"], "the format")
+        if version not in _READ:
+            raise InputError(f"{path} has plan format {version}, this version reads {FORMAT}; make a new plan")
+        groups = tuple(_group(g) for g in _of(list, data["groups"], "the groups"))
+        if len({g.name for g in groups}) < len(groups):
+            raise ValueError("a group is named twice")
+        checksum, config = _of(str, data["model_sha256"], "the checksum"), _of(dict, data["config"], "the config")
         known = data.get("data_sha256")
-        return Plan(str(data["model_sha256"]), dict(data["config"]), groups, None if known is None else str(known))
+        return Plan(checksum, config, groups, None if known is None else _of(str, known, "the checksum of the data"))
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 
 
-def _group(data: Mapping[str, Any]) -> GroupPlan:
-    units, kept = int(data["units"]), tuple(int(k) for k in data["kept"])
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of an object. Raises ValueError for a key that stands there twice: readers differ in which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _of(kind: type[T], value: Any, what: str) -> T:
+    """`value`, where it is of that type exactly: True is no number, and 1.5 no unit."""
+    if type(value) is not kind:
+        raise ValueError(f"{what} must be of type {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _group(data: Any) -> GroupPlan:
+    fields = _of(dict, data, "a group")
+    name = _of(str, fields["name"], "the name of a group")
+    units = _of(int, fields["units"], f"the units of group {name!r}")
+    kept = tuple(_of(int, k, f"a unit of group {name!r}") for k in _of(list, fields["kept"], f"what {name!r} keeps"))
     if sorted(set(kept)) != list(kept) or (kept and (kept[0] < 0 or kept[-1] >= units)):
-        raise ValueError(f"group {data['name']!r} must keep some of its {units} units, in ascending order, or none")
-    given = data.get("coefficients")
-    if not isinstance(given, list | None):
-        raise ValueError(f"group {data['name']!r} must have a list of coefficients, or none")
-    coefficients = None if given is None else tuple(float(a) for a in given)
-    if coefficients is not None and (len(coefficients) != len(kept) or not np.isfinite(coefficients).all()):
-        raise ValueError(f"group {data['name']!r} must have a finite coefficient for each unit that stays")
-    return GroupPlan(str(data["name"]), units, kept, coefficients)
+        raise ValueError(f"group {name!r} must keep some of its {units} units, in ascending order, or none")
+    if fields.get("coefficients") is None:
+        return GroupPlan(name, units, kept)
+    given = _of(list, fields["coefficients"], f"the coefficients of group {name!r}")
+    if any(type(a) not in (int, float) for a in given) or len(given) != len(kept):
+        raise ValueError(f"group {name!r} must have a coefficient for each unit that stays")
+    coefficients = tuple(float(a) if abs(a) < _MOST_COEFFICIENT else inf for a in given)
+    if not np.isfinite(coefficients).all():
+        raise ValueError(f"the coefficients of group {name!r} must be finite")
+    return GroupPlan(name, units, kept, coefficients)

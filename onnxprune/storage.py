@@ -30,6 +30,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Array
+from onnxprune.intake.files import opened
 
 # Weights of a smaller size are kept in the model, as onnx itself does: shape inference reads them.
 INLINE_BYTES = 1024
@@ -164,14 +165,15 @@ def array_of(tensor: onnx.TensorProto) -> Array:
     try:
         if tensor.data_type in _BITS or sys.byteorder != "little":
             return _unpacked(tensor, place, size)
-        return np.asarray(np.memmap(place.location, dtype, "r", place.offset, shape))
+        with opened(place.location, ModelError) as f:
+            return np.asarray(np.memmap(f, dtype, "r", place.offset, shape))
     except (OSError, ValueError) as e:
         raise ModelError(f"the data of tensor {tensor.name!r} in {place.location} cannot be read: {e}") from e
 
 
 def _unpacked(tensor: onnx.TensorProto, place: Place, size: int) -> Array:
     """Values that are stored in another form than numpy's."""
-    with Path(place.location).open("rb") as f:
+    with opened(place.location, ModelError) as f:
         f.seek(place.offset)
         raw = f.read(size)
     if len(raw) != size:
@@ -220,10 +222,10 @@ def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
         place = Place.of(tensor)
         target = _in_memory(tensor, place) if root is None else _inside(tensor, place, root)
         if target not in sizes:
-            if not target.is_file():
+            if not target.exists():
                 beside = "missing" if root is None else "missing beside the model"
                 raise ModelError(f"tensor {tensor.name!r} stores its data in {place.location!r}, which is {beside}")
-            sizes[target] = target.stat().st_size
+            sizes[target] = _length_of(target, tensor, place)
         size = _checked_size(tensor, place)
         if place.offset + size > sizes[target]:
             raise ModelError(
@@ -231,6 +233,14 @@ def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
                 f"only {sizes[target]}: the file is cut short or belongs to another model"
             )
         Place(str(target), place.offset, size).put(tensor)
+
+
+def _length_of(file: Path, tensor: onnx.TensorProto, place: Place) -> int:
+    try:
+        with opened(file, ModelError) as f:
+            return os.fstat(f.fileno()).st_size
+    except ModelError as e:
+        raise ModelError(f"tensor {tensor.name!r} stores its data in {place.location!r}: {e}") from e
 
 
 def read_small(proto: onnx.ModelProto) -> None:
@@ -290,7 +300,7 @@ def fingerprint(proto: onnx.ModelProto) -> bytes:
     for tensor in external:
         place, size = Place.of(tensor), bytes_of(tensor)
         digest.update(f"{tensor.name} {size} ".encode())
-        with Path(place.location).open("rb") as f:
+        with opened(place.location, ModelError) as f:
             for start in {0, max(size - _PAGE, 0)}:
                 f.seek(place.offset + start)
                 digest.update(f.read(min(_PAGE, size)))
@@ -547,7 +557,7 @@ def sendable(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _embed(tensor: onnx.TensorProto) -> None:
     place = Place.of(tensor)
-    with Path(place.location).open("rb") as f:
+    with opened(place.location, ModelError) as f:
         f.seek(place.offset)
         raw = f.read(bytes_of(tensor))
     del tensor.external_data[:]
@@ -612,7 +622,7 @@ def _stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
     """Write the values of a tensor, a file's in pieces."""
     if is_external(tensor):
         place, left = Place.of(tensor), bytes_of(tensor)
-        with Path(place.location).open("rb") as source:
+        with opened(place.location, ModelError) as source:
             source.seek(place.offset)
             while left:
                 part = source.read(min(left, _CHUNK))

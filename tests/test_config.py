@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from onnxprune.config import ATTENTIONS, BUDGETS, GREEDY, METHODS, METRICS, RECOVER, REFITS, PruneConfig
@@ -45,6 +46,56 @@ def test_recovery_goes_with_lockstep(options: dict[str, Any], epochs: int):
 def test_fast_and_recover_exclude_each_other():
     with pytest.raises(UsageError, match="leave out one of fast and recover"):
         PruneConfig(fast=True, recover=3)
+
+
+NUMBERS = ("batch", "threads", "probes", "recover", "round_to", "min_channels", "seed", "samples", "memory")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [10**400, 2**63, -1, -(10**30), 1.5, float("nan"), "3", "auto ", True, [3], b"3"])
+def test_numbers_that_are_none_or_absurd(name: str, value: Any):
+    """Fails where such a number gets past the options: it would run for ever, or end where numpy cannot hold it."""
+    budget = "latency" if name in ("batch", "threads") else "macs"
+    with pytest.raises(UsageError, match=name) as e:
+        PruneConfig(**{name: value, "budget": budget})
+    assert len(str(e.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["ratio", "uniform", "tolerance"])
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), "0.5", True, [0.5], 1j, -1])
+def test_shares_that_are_none(name: str, value: Any):
+    with pytest.raises(UsageError, match=name):
+        PruneConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": None},
+        {"budget": 3},
+        {"refit": ["none"]},
+        {"target": {}},
+        {"attention": b"heads"},
+        {"labels": 3, "method": "taylor"},
+        {"fast": "no"},
+        {"force": 1},
+        {"drop_branches": 0},
+        {"include": "conv*"},
+        {"exclude": (1,)},
+        {"exclude": None},
+    ],
+)
+def test_values_of_another_type(options: dict[str, Any]):
+    """Fails where a pattern is taken letter by letter, "no" for yes, or a type that compares with nothing goes on."""
+    with pytest.raises(UsageError, match=next(iter(options))):
+        PruneConfig(**options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    """Fails where a plan cannot be written because an option came from an array."""
+    config = PruneConfig(ratio=np.float32(0.25), seed=np.int64(3), fast=np.bool_(True), include=["a", "b"])  # type: ignore[arg-type]
+    assert config == PruneConfig(ratio=0.25, seed=3, fast=True, include=("a", "b"))
+    json.dumps(config.as_dict())
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan"), float("inf")])

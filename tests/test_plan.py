@@ -66,7 +66,28 @@ def test_force_is_not_taken_over(saved: Path):
     assert plan.load(edited(saved, config=config)).settings() == PruneConfig(seed=3)
 
 
-@pytest.mark.parametrize("config", [{"speed": 3}, {"ratio": "half"}, {"ratio": 7}, {"memory": None}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"speed": 3},
+        {"ratio": "half"},
+        {"ratio": 7},
+        {"memory": None},
+        {"ratio": True},
+        {"seed": 1.5},
+        {"seed": 10**40},
+        {"seed": "0"},
+        {"include": "w*"},
+        {"include": [1]},
+        {"fast": 1},
+        {"method": ["obs"]},
+        {"method": {}},
+        {"round_to": 8.0},
+        {"tolerance": float("nan"), "ratio": None},
+        {"samples": [3]},
+        {"labels": 3, "method": "taylor"},
+    ],
+)
 def test_foreign_config(saved: Path, config: dict[str, Any]):
     with pytest.raises(InputError, match="config"):
         plan.load(edited(saved, config=config)).settings()
@@ -86,13 +107,88 @@ def test_not_a_plan(tmp_path: Path, blob: bytes):
 
 
 def test_folder(tmp_path: Path):
-    with pytest.raises(InputError, match="is not a plan"):
+    with pytest.raises(InputError, match="is a folder; give a regular file"):
         plan.load(tmp_path)
 
 
 def test_another_format(saved: Path):
     with pytest.raises(InputError, match="plan format 99, this version reads 3"):
         plan.load(edited(saved, format=99))
+
+
+TEXTS = {
+    "nested": b"[" * 200_000,
+    "nested objects": b'{"a":' * 100_000,
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "two bytes a letter": '{"format": 2}'.encode("utf-16"),
+    "a number of many digits": b'{"format": 1' + b"0" * 10_000 + b"}",
+    "a name that is no text": b'{"format": "\xff"}',
+    "a key twice": b'{"format": 2, "model_sha256": "", "config": {}, "groups": [], "groups": []}',
+    "a key twice inside": b'{"format": 2, "model_sha256": "", "config": {"ratio": 0.5, "ratio": 0.9}, "groups": []}',
+    "no bytes at all": b"",
+    "a zero byte": b"{}\0",
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts_that_are_no_plan(kind: str, tmp_path: Path):
+    """Fails where the reader of JSON ends in its own error, or picks one of two members that bear the same name."""
+    path = tmp_path / "plan.json"
+    path.write_bytes(TEXTS[kind])
+    with pytest.raises(InputError, match="is not a plan") as e:
+        plan.load(path)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+GROUP = {"name": "g", "units": 8, "kept": [0, 2]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": True},
+        {"format": 2.0},
+        {"format": "2"},
+        {"model_sha256": 3},
+        {"model_sha256": None},
+        {"data_sha256": 3},
+        {"data_sha256": ["ab"]},
+        {"config": []},
+        {"config": None},
+        {"groups": {}},
+        {"groups": "g"},
+        {"groups": None},
+        {"groups": [3]},
+        {"groups": [[]]},
+        {"groups": [GROUP, GROUP]},
+        {"groups": [GROUP | {"name": 3}]},
+        {"groups": [GROUP | {"name": None}]},
+        {"groups": [GROUP | {"units": "8"}]},
+        {"groups": [GROUP | {"units": 8.0}]},
+        {"groups": [GROUP | {"units": True}]},
+        {"groups": [GROUP | {"units": -8}]},
+        {"groups": [GROUP | {"kept": [0, 1.5]}]},
+        {"groups": [GROUP | {"kept": [False, True]}]},
+        {"groups": [GROUP | {"kept": ["0", "1"]}]},
+        {"groups": [GROUP | {"kept": [0, 10**30]}]},
+        {"groups": [GROUP | {"kept": {"0": 1}}]},
+        {"groups": [GROUP | {"coefficients": [True, 1.0]}]},
+        {"groups": [GROUP | {"coefficients": [10**400, 1.0]}]},
+        {"groups": [GROUP | {"coefficients": [1e300, 1.0]}]},
+        {"groups": [GROUP | {"coefficients": [[1.0], 1.0]}]},
+    ],
+)
+def test_every_field_has_its_type(saved: Path, changes: dict[str, Any]):
+    """Fails where True passes for 1 and 1.5 for a unit, or a foreign type goes on to where numpy stumbles over it."""
+    with pytest.raises(InputError, match="is not a plan"):
+        plan.load(edited(saved, **changes))
+
+
+def test_more_units_than_any_model_has(saved: Path, prepared: Lookup):
+    """Fails where an array is made for a number that the plan claims before the model was asked."""
+    path = edited(saved, groups=[GROUP | {"units": 10**30, "kept": [0, 10**29]}])
+    with pytest.raises(UsageError, match="is not in this model"):
+        plan.load(path).masks(prepared("plain").channels)
 
 
 @pytest.mark.parametrize("kept", [[3, 1], [1, 1], [-1, 2], [0, 8], "abc", None])

@@ -262,7 +262,7 @@ def _broken(tmp_path: Path, **reference: Any) -> Path:
 
 BROKEN = {
     "missing": ({"location": "nothing.bin"}, "missing beside the model"),
-    "a folder": ({"location": "."}, "missing beside the model"),
+    "a folder": ({"location": "."}, "is a folder; give a regular file"),
     "cut short": ({"location": "weights.bin", "offset": 4}, "cut short or belongs to another model"),
     "beyond the end": ({"location": "weights.bin", "offset": 1 << 40}, "cut short or belongs to another model"),
     "negative": ({"location": "weights.bin", "offset": -4}, "is negative"),

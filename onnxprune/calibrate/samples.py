@@ -8,9 +8,7 @@ stays in its file, and its samples are read when they are run.
 from __future__ import annotations
 
 import hashlib
-import math
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,72 +19,9 @@ from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 from onnxprune.graph import cast, is_float
+from onnxprune.intake.arrays import Rows, chunks, listed, read
 
 Array = NDArray[Any]
-# Arrays of this size and more stay in their files.
-LARGE_BYTES = 64 << 20
-_CHUNK_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """An array in a file, of which samples are read when they are asked for.
-
-    offset: of the first byte. chosen: the rows of the file that count, in their order; None for all.
-    """
-
-    path: Path
-    offset: int
-    dtype: np.dtype[Any]
-    stored: tuple[int, ...]
-    chosen: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return self.stored[0] if self.chosen is None else len(self.chosen)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As of an array."""
-        return (len(self), *self.stored[1:])
-
-    @property
-    def ndim(self) -> int:
-        """As of an array."""
-        return len(self.stored)
-
-    @property
-    def size(self) -> int:
-        """As of an array."""
-        return math.prod(self.shape)
-
-    def __getitem__(self, part: slice) -> Array:
-        """Some samples, read. Raises CalibrationError where the file has changed meanwhile."""
-        try:
-            # Mapped for the moment only: pages of a mapped file count as this process's memory.
-            whole = np.memmap(self.path, self.dtype, "r", self.offset, self.stored)
-        except (OSError, ValueError) as e:
-            raise CalibrationError(f"{self.path} cannot be read any more: {e}; leave it as it is during a run") from e
-        return np.array(whole[part] if self.chosen is None else whole[self.chosen[part]])
-
-    def __reduce__(self) -> tuple[Callable[[Array], Array], tuple[Array]]:
-        """Another process, maybe on another machine, gets the values."""
-        return np.asarray, (self[:],)
-
-    def at(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
-        """A subset of the samples, not read yet."""
-        rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
-        at = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)
-        return Rows(self.path, self.offset, self.dtype, self.stored, rows[at])
-
-
-def chunks(a: Array | Rows) -> Iterator[Array]:
-    """An array in pieces of some megabytes, along its first axis."""
-    if isinstance(a, np.ndarray) and not a.ndim:
-        yield a
-        return
-    size = max(1, _CHUNK_BYTES // max(math.prod(a.shape[1:]) * a.dtype.itemsize, 1))
-    for start in range(0, len(a), size):
-        yield a[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -205,16 +140,7 @@ def _picked(a: Array | Rows, indices: Sequence[int] | NDArray[np.int64] | slice)
 def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
     """Read and check data for a model with these inputs. Raises CalibrationError."""
     p = Path(path)
-    if not p.exists():
-        raise CalibrationError(f"{p} does not exist")
-    if p.is_dir():
-        files = sorted(f for f in p.iterdir() if f.suffix in (".npz", ".npy"))
-        if not files:
-            raise CalibrationError(f"{p} holds no .npz or .npy file")
-    elif p.suffix in (".npz", ".npy"):
-        files = [p]
-    else:
-        raise CalibrationError(f"{p} is neither a .npz, a .npy nor a folder of them")
+    files = listed(p)
     parts = [_checked(_read(f, specs), specs, f) for f in files]
     arrays: dict[str, Array | Rows] = {}
     for s in specs:
@@ -244,59 +170,14 @@ def checked(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...]) -> Sample
     return Samples(specs, inputs, extras, "arrays in memory")
 
 
-def _read(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array | Rows]:
-    try:
-        with path.open("rb") as f:
-            rows = _rows(path, 0, path.stat().st_size)
-            found: Any = np.load(f, allow_pickle=False) if rows is None else rows
-            whole = isinstance(found, (np.ndarray, Rows))
-            loaded: dict[str, Any] = {"": found} if whole else {k: _member(path, found, k) for k in found.files}
-    except Exception as e:  # numpy, zipfile, zlib and tokenize share no base class, and a header may ask for all memory
-        raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(str(e).split())[:200]}") from e
-    for k, v in loaded.items():
-        if not isinstance(v, (np.ndarray, Rows)):
-            raise CalibrationError(f"{path} cannot be read as numpy data: its member {k!r} is not an array")
-    if not whole:
-        return loaded
+def _read(path: Path, specs: tuple[InputSpec, ...]) -> Mapping[str, Array | Rows]:
+    found = read(path)
+    if isinstance(found, dict):
+        return found
     if len(specs) != 1:
         names = ", ".join(repr(s.name) for s in specs)
         raise CalibrationError(f"{path}: the model has several inputs ({names}); use a .npz keyed by their names")
-    return {specs[0].name: loaded[""]}
-
-
-def _member(path: Path, archive: Any, name: str) -> Any:
-    """One array of an archive, or where it lies there."""
-    info = archive.zip.NameToInfo.get(f"{name}.npy")
-    if info is not None and info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
-        with path.open("rb") as f:
-            f.seek(info.header_offset)
-            head = f.read(30)
-        start = info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        rows = _rows(path, start, info.file_size)
-        if rows is not None:
-            return rows
-    return archive[name]
-
-
-def _rows(path: Path, start: int, length: int) -> Rows | None:
-    """The large array that starts at a byte of a file; None where it is small, or not stored row by row."""
-    if length < LARGE_BYTES:
-        return None
-    with path.open("rb") as f:
-        f.seek(start)
-        prefix = f.read(len(np.lib.format.MAGIC_PREFIX) + 1)
-        major = prefix[-1]
-        if not prefix.startswith(np.lib.format.MAGIC_PREFIX) or major not in (1, 2):
-            return None
-        f.seek(start)
-        np.lib.format.read_magic(f)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(f)
-        offset = f.tell()
-    fits = offset + math.prod(shape) * dtype.itemsize <= start + length
-    if by_columns or dtype.hasobject or not fits or not shape or min(shape) < 1 or not dtype.itemsize:
-        return None
-    return Rows(path, offset, dtype, shape)
+    return {specs[0].name: found}
 
 
 def _checked(

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from onnxprune.errors import RunError
+from onnxprune.errors import InputError, RunError
+from onnxprune.intake.files import content
 from onnxprune.latency.table import Sample
 from onnxprune.model import write_atomically
 
 _FORMAT = 1
+_MOST_BYTES = 16 << 20
 
 
 def default_folder() -> Path:
@@ -47,7 +49,9 @@ class Cache:
         """What is known of a signature, which has so many lengths; empty where that is nothing."""
         path = self.path(signature)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            if not path.exists():
+                return ()
+            data = json.loads(content(path, InputError, _MOST_BYTES))
             if (data["format"], data["machine"], data["signature"]) != (_FORMAT, dict(self.machine), signature):
                 raise ValueError("it is about something else")
             found = tuple(Sample(tuple(map(float, x)), float(t)) for x, t in data["samples"])
@@ -55,9 +59,7 @@ class Cache:
                 raise ValueError("it holds what is no time")
             if any(len(s.lengths) != axes for s in found):
                 raise ValueError("its lengths do not fit")
-        except FileNotFoundError:
-            return ()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except (OSError, InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             self._note(f"the measurements in {path} cannot be read and are made again ({type(e).__name__})")
             return ()
         return found

@@ -1,0 +1,1 @@
+"""What is read from outside is checked here before anything trusts it."""

@@ -1,0 +1,223 @@
+"""Arrays in files of numpy, `.npy` and `.npz`: every size that a file claims is held against the bytes that are there.
+
+A header is text from outside, a compressed member a claim of what it expands to. So memory is taken only for what the
+file can fill, nothing is unpickled, and a large array that is not compressed stays in its file: its samples are read
+when they are run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.errors import CalibrationError
+from onnxprune.intake.files import brief, check_not_hollow, opened, reason, shown
+
+Array = NDArray[Any]
+# Arrays of this size and more stay in their files.
+LARGE_BYTES = 64 << 20
+# What a compressed file may expand to: it has to be held in memory as a whole. Of one that grows a hundredfold, less.
+INFLATED_BYTES = 2 << 30
+_BOMB_BYTES, _BOMB_FACTOR = 512 << 20, 100
+_MOST_MEMBERS = 10_000
+SUFFIXES = (".npz", ".npy")
+_CHUNK_BYTES = 16 << 20
+_MAGIC = np.lib.format.MAGIC_PREFIX
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes; others may ask for memory of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """An array in a file, of which samples are read when they are asked for.
+
+    offset: of the first byte. chosen: the rows of the file that count, in their order; None for all.
+    """
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    stored: tuple[int, ...]
+    chosen: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self.stored[0] if self.chosen is None else len(self.chosen)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        return (len(self), *self.stored[1:])
+
+    @property
+    def ndim(self) -> int:
+        """As of an array."""
+        return len(self.stored)
+
+    @property
+    def size(self) -> int:
+        """As of an array."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, part: slice) -> Array:
+        """Some samples, read. Raises CalibrationError where the file has changed meanwhile."""
+        try:
+            # Mapped for the moment only: pages of a mapped file count as this process's memory.
+            with opened(self.path, CalibrationError) as f:
+                whole = np.memmap(f, self.dtype, "r", self.offset, self.stored)
+        except (OSError, ValueError) as e:
+            raise CalibrationError(f"{self.path} cannot be read any more: {e}; leave it as it is during a run") from e
+        return np.array(whole[part] if self.chosen is None else whole[self.chosen[part]])
+
+    def __reduce__(self) -> tuple[Callable[[Array], Array], tuple[Array]]:
+        """Another process, maybe on another machine, gets the values."""
+        return np.asarray, (self[:],)
+
+    def at(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
+        """A subset of the samples, not read yet."""
+        rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
+        at = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)
+        return Rows(self.path, self.offset, self.dtype, self.stored, rows[at])
+
+
+def chunks(a: Array | Rows) -> Iterator[Array]:
+    """An array in pieces of some megabytes, along its first axis."""
+    if isinstance(a, np.ndarray) and not a.ndim:
+        yield a
+        return
+    size = max(1, _CHUNK_BYTES // max(math.prod(a.shape[1:]) * a.dtype.itemsize, 1))
+    for start in range(0, len(a), size):
+        yield a[start : start + size]
+
+
+def listed(path: Path) -> list[Path]:
+    """The files of a data set: the path itself, or those in a folder, in order. Raises CalibrationError."""
+    try:
+        if path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+            if not found:
+                raise CalibrationError(f"{path} holds no .npz or .npy file")
+            return found
+        if path.suffix not in SUFFIXES and path.exists():
+            raise CalibrationError(f"{path} is neither a .npz, a .npy nor a folder of them")
+    except (OSError, ValueError) as e:
+        raise CalibrationError(f"{brief(path)} cannot be read: {reason(e)}") from e
+    return [path]
+
+
+def read(path: Path) -> dict[str, Array | Rows] | Array | Rows:
+    """The arrays of an archive by name, or the one array of a file. Raises CalibrationError."""
+    try:
+        with opened(path, CalibrationError) as f, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers as earlier versions of Python wrote them
+            check_not_hollow(f, path, CalibrationError)
+            head = f.read(len(_MAGIC))
+            f.seek(0)
+            if head.startswith(b"PK"):
+                return _archive(f, path)
+            return _array(f, path, os.fstat(f.fileno()).st_size)
+    except CalibrationError:
+        raise
+    except Exception as e:  # numpy, zipfile, zlib and tokenize share no base class, and a header may nest without end
+        raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(str(e).split())[:200]}") from e
+
+
+def _array(f: BinaryIO, path: Path, length: int) -> Array | Rows:
+    header = _Header.of(f)
+    header.check(length)
+    if length >= LARGE_BYTES and header.by_rows:
+        return Rows(path, header.offset, header.dtype, header.shape)
+    f.seek(0)
+    return _checked(f)
+
+
+def _archive(f: BinaryIO, path: Path) -> dict[str, Array | Rows]:
+    found: dict[str, Array | Rows] = {}
+    held = 0
+    with zipfile.ZipFile(f) as z:
+        if len(z.infolist()) > _MOST_MEMBERS:
+            raise ValueError(f"it has {len(z.infolist())} members; at most {_MOST_MEMBERS} are read")
+        for info in z.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in found:
+                raise ValueError(f"it holds {name!r} twice")
+            if info.compress_type not in _PACKED or info.flag_bits & 1:
+                raise ValueError(f"its member {name!r} is packed in a way that numpy does not write")
+            with z.open(info) as member:
+                if not member.read(len(_MAGIC)) == _MAGIC:
+                    raise ValueError(f"its member {name!r} is not an array")
+            with z.open(info) as member:
+                header = _Header.of(member)
+            header.check(info.file_size)
+            start = _start(f, info) if info.compress_type == zipfile.ZIP_STORED else None
+            if start is not None and info.file_size >= LARGE_BYTES and header.by_rows:
+                if start + info.file_size > os.fstat(f.fileno()).st_size:
+                    raise ValueError(f"its member {name!r} ends behind the file: it is cut short")
+                found[name] = Rows(path, start + header.offset, header.dtype, header.shape)
+                continue
+            held += info.file_size
+            if held > (_BOMB_BYTES if held > _BOMB_FACTOR * os.fstat(f.fileno()).st_size else INFLATED_BYTES):
+                raise ValueError(
+                    f"it expands to more than {shown(held - info.file_size)}, up to {name!r} to {shown(held)}: save it "
+                    "with np.savez, which does not compress, so that samples are read one by one"
+                )
+            with z.open(info) as member:
+                found[name] = _checked(member)
+    return found
+
+
+def _checked(f: IO[bytes]) -> Array:
+    found: Array = np.lib.format.read_array(f, allow_pickle=False)
+    return found
+
+
+def _start(f: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a member begin."""
+    f.seek(info.header_offset)
+    head = f.read(30)
+    return info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What an array claims to be. offset: of its first byte."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype[Any]
+    offset: int
+
+    @classmethod
+    def of(cls, f: IO[bytes]) -> _Header:
+        """Raises what numpy raises for a header that is none."""
+        version = np.lib.format.read_magic(f)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"it has version {version[0]}.{version[1]} of the format; at most 3.0 is read")
+        # The third version differs in the encoding of names of fields, which arrays of plain numbers do not have.
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(f)
+        return cls(shape, by_columns, dtype, f.tell())
+
+    def check(self, length: int) -> None:
+        """Raises ValueError where what is claimed does not fit into so many bytes, header included."""
+        if self.dtype.hasobject:
+            raise ValueError("it holds Python objects, and pickles are never read; save plain arrays of numbers")
+        if not self.dtype.itemsize or min(self.shape, default=1) < 0:
+            raise ValueError(f"it claims the shape {self.shape} of {self.dtype}")
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if self.offset + size > length:
+            raise ValueError(
+                f"its header claims {size} bytes, where {max(length - self.offset, 0)} follow: it is cut short"
+            )
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether single samples can be read."""
+        return not self.by_columns and bool(self.shape) and min(self.shape) > 0
