@@ -370,7 +370,7 @@ def prune_command(ctx: click.Context, /, **given: Any) -> None:
     run = Run.of(ctx, given)
     screen = None if run.quiet else _screen()
     if run.calib is None:
-        click.secho(f"onnxprune: warning: {_NO_DATA}", err=True, bold=True, fg="yellow")
+        _warn(_NO_DATA)
     from onnxprune.report import terminal
 
     report = run.execute(ctx)
@@ -450,6 +450,7 @@ class Run:
                 report_file=self.report_file,
                 bench=self.bench and self.provider,
                 watch=watch,
+                warn=_warn,
                 jobs=self.jobs,
                 scheduler=self.scheduler,
                 provider=self.provider,
@@ -608,6 +609,11 @@ def _screen() -> Screen:
     tty = sys.stdout.isatty()
     width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns if tty else PLAIN_WIDTH
     return Screen(width, tty, (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf"))
+
+
+def _warn(text: str) -> None:
+    """One line on stderr, also with --quiet."""
+    click.secho(f"onnxprune: warning: {' '.join(text.split())}", err=True, bold=True, fg="yellow")
 
 
 def _print(text: str) -> None:

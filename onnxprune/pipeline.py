@@ -39,6 +39,9 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
+from onnxprune.intake import scales
+from onnxprune.intake.figures import doubts as doubts_of_data
+from onnxprune.intake.figures import figures_of
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.latency.bench import provider_named
 from onnxprune.latency.cache import Cache, default_folder
@@ -104,6 +107,7 @@ def prune(
     report_file: str | os.PathLike[str] | None = None,
     bench: bool | str = False,
     watch: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     jobs: int = 1,
     scheduler: str | None = None,
     provider: str = "cpu",
@@ -118,7 +122,7 @@ def prune(
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
     existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
     CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage, and with its
-    progress ("select 3/8").
+    progress ("select 3/8"). warn: called with what makes the result doubtful, as soon as it is known.
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
     "cuda". None of the three changes the result beyond rounding, and none belongs to the plan.
@@ -133,7 +137,7 @@ def prune(
     check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
     check_choice(jobs, scheduler)
     check_provider(provider)
-    clock = Clock(watch)
+    clock = Clock(watch, hear=warn)
     try:
         with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
             files = (output, plan_file, report_file)
@@ -218,6 +222,7 @@ def _run(
             loaded = replace(loaded, notes=(*loaded.notes, *said))
     with stage("couple"):
         coupled = couple(loaded, settings)
+    stage.warn(loaded.doubts)  # not before: where nothing can be pruned, one line says so
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
     stopwatch = stopwatch_of(loaded, coupled, settings) if settings.budget == "latency" else None
@@ -283,7 +288,15 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     fit, held = split(samples, settings.seed)
     inputs = samples.sha256()
     whole = inputs if settings.labels is None else samples.sha256(settings.labels)
-    return Loaded(original, source, normalised, fit, held, tuple(notes), whole, inputs, settings.labels)
+    figures = figures_of(samples)
+    doubts = (
+        ()
+        if samples.synthetic
+        else (*doubts_of_data(samples, figures), *scales.doubts(normalised.proto, samples, figures))
+    )
+    return Loaded(
+        original, source, normalised, fit, held, tuple(notes), whole, inputs, settings.labels, figures, doubts
+    )
 
 
 def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:

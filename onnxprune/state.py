@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
 from onnxprune.gates import Gate
 from onnxprune.graph import Array
+from onnxprune.intake.figures import InputFigures
 from onnxprune.jobs.work import Here, Scheduler
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
@@ -37,11 +38,16 @@ Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
 
 @dataclass(eq=False)
 class Clock:
-    """Wall-clock seconds per stage; `watch` hears of each stage when it starts, and how far it is."""
+    """Wall-clock seconds per stage; `watch` hears of each stage when it starts, and how far it is.
+
+    hear: is told of each warning when it arises, as a run that fails later has no report; `warnings` keeps them.
+    """
 
     watch: Callable[[str], None]
     seconds: dict[str, float] = field(default_factory=dict)
     current: str = ""
+    hear: Callable[[str], None] = lambda _: None
+    warnings: list[str] = field(default_factory=list)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -51,6 +57,12 @@ class Clock:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """Something that the user should know at once, and find in the report."""
+        for text in texts:
+            self.warnings.append(text)
+            self.hear(text)
 
     def progress(self, done: int, count: int) -> None:
         """So many of the present stage's parts are done."""
@@ -74,7 +86,7 @@ class Loaded:
     """The original model, its normalised form, and the data: for fitting, and held out from it.
 
     data_sha256: of all samples, and of their labels where the run reads them; inputs_sha256: without these. labels:
-    their key.
+    their key. figures: of every input; doubts: what makes the data doubtful.
     """
 
     original: onnx.ModelProto
@@ -86,6 +98,8 @@ class Loaded:
     data_sha256: str
     inputs_sha256: str
     labels: str | None = None
+    figures: tuple[InputFigures, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

@@ -791,3 +791,22 @@ def test_entry_point():
     assert 'onnxprune = "onnxprune.cli:main"' in text
     main: Callable[..., int] = cli.main
     assert callable(main)
+
+
+def test_doubtful_data_is_warned_of(folder: Path, capsys: Capture):
+    """Fails where constant data goes by without a word on stderr, or the report does not show what the data holds."""
+    with np.load(CALIB) as archive:
+        key, images = next((k, archive[k]) for k in archive.files if archive[k].ndim == 4)
+    np.savez(folder / "same.npz", **{key: np.repeat(images[:1], 16, 0)})
+    args = ["--ratio", "0.3", "--method", "magnitude", "--refit", "none", "--dry-run", "--report", "r.json"]
+    code, out, err = run(capsys, RESNET, *args, "--calib", "same.npz")
+    assert code == 0
+    assert err.startswith("onnxprune: warning: all 16 calibration samples are the same")
+    assert len(err.splitlines()) == 1
+    assert "warning: all 16 calibration samples" in out
+    assert f"{key}: float32 16x" in out
+    found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert found["warnings"] == [err.strip().removeprefix("onnxprune: warning: ")]
+    assert found["calibration"]["inputs"][0]["least"] == images[0].min()
+    code, _, err = run(capsys, RESNET, *args[:-2], "--quiet", "--calib", "same.npz")
+    assert (code, err.count("warning")) == (0, 1)

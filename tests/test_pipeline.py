@@ -452,7 +452,7 @@ def test_report_as_json(folder: Path):
     assert set(data) == {
         *("model", "model_sha256", "output", "dry_run", "config", "requested", "achieved", "before", "after", "groups"),
         *("pinned", "checks", "output_error", "calibration", "effort", "versions", "refit", "latency", "notes"),
-        *("alignment", "timing"),
+        *("alignment", "timing", "warnings"),
     }
     assert data["output"] == str(out)
     assert data["after"]["bytes"] == out.stat().st_size

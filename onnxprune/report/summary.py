@@ -95,7 +95,7 @@ class Report:
     requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
     tolerance nothing is requested. latency: what `bench` says of the original and the result, where that was asked for.
     timing: with a latency budget, what was measured and predicted (`latency.stopwatch.Latency`); `achieved` is the
-    measured share then.
+    measured share then. warnings: what makes the result doubtful; notes: what else there is to say.
     """
 
     model: str
@@ -119,6 +119,7 @@ class Report:
     latency: Mapping[str, Any] | None = None
     timing: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:
         """As text."""

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.evaluation import Evaluation
+from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
@@ -27,6 +28,7 @@ from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Rep
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
 _SHOWN_NODES = 10
+_SHOWN_INPUTS = 8
 _ASCII = str.maketrans({"→": "->", "×": "x", "·": "-", "≤": "<=", "…": "..."})
 
 
@@ -95,6 +97,7 @@ def prune_report(report: Report, screen: Screen) -> str:
     if report.pinned:
         parts += _pinned(report.pinned, screen)
     parts.append(_facts(_run_facts(report), screen))
+    parts += [Text(f"warning: {w}", "bold yellow") for w in report.warnings]
     parts += [_note(n) for n in report.notes]
     if report.dry_run:
         parts.append(Text("dry run: no model was written", "bold"))
@@ -194,6 +197,7 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     c = report.calibration
     labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
     facts.append(("calibration", f"{c['origin']}: {c['samples']} samples{labels}, {c['held_out']} of them held out"))
+    facts += _input_facts(c)
     facts.append(("seed", f"{report.config.get('seed')}"))
     e = report.effort
     stages = " · ".join(f"{name} {duration(s)}" for name, s in e.stages.items())
@@ -205,6 +209,14 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     if e.peak_memory_bytes is not None:
         facts.append(("peak memory", size(e.peak_memory_bytes) + (" without the workers" if e.workers else "")))
     return facts
+
+
+def _input_facts(calibration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    inputs = calibration.get("inputs", ())
+    lines = [text_of(InputFigures(**f)) for f in inputs[:_SHOWN_INPUTS]]
+    more = len(inputs) - len(lines)
+    lines += [f"and {more} more"] if more else []
+    return [("input" if i == 0 else "", line) for i, line in enumerate(lines)]
 
 
 def _timing_facts(report: Report) -> list[tuple[str, str]]:

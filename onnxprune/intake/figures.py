@@ -1,0 +1,119 @@
+"""What the calibration data holds: figures of every input, and what makes the data doubtful whatever the model is.
+
+A broken loader gives the same image for every sample, or zeros; then the fits know one point of the input space, and
+every figure of the report is one about that point. Nothing is refused here, as a model may want any of it: what is said
+of the data is loud instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite, sqrt
+
+import numpy as np
+
+from onnxprune.calibrate.samples import InputSpec, Samples, chunks
+from onnxprune.graph import Array, is_float
+
+# The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
+_COPIES = 0.1
+_ENTRIES = 16
+
+
+@dataclass(frozen=True)
+class InputFigures:
+    """One input over all samples: shape with the samples, and the figures of its entries, None where it has no numbers.
+
+    flat: whether every sample is a single value throughout, though not the same in all of them.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    least: float | None = None
+    most: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    flat: bool = False
+
+
+def figures_of(samples: Samples) -> tuple[InputFigures, ...]:
+    """The figures of every input, from one pass over the data in pieces."""
+    return tuple(_figures(s, samples) for s in samples.specs)
+
+
+def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
+    array = samples.arrays[spec.name]
+    shape = tuple(array.shape)
+    if not (is_float(spec.dtype) or spec.dtype.kind in "biu"):
+        return InputFigures(spec.name, str(spec.dtype), shape)
+    # Sums of chunks are merged as deviations from their means, so that a large mean costs no digits (Chan et al. 1983).
+    count, mean, squares, least, most = 0, 0.0, 0.0, np.inf, -np.inf
+    flat = spec.batched and array.size // max(len(array), 1) >= _ENTRIES
+    for part in chunks(array):
+        x = np.asarray(part).astype(np.float64)
+        own = float(x.mean())
+        squares += float(np.square(x - own).sum()) + (own - mean) ** 2 * count * x.size / (count + x.size)
+        mean += (own - mean) * x.size / (count + x.size)
+        count += x.size
+        least, most = min(least, float(x.min())), max(most, float(x.max()))
+        flat = flat and bool((np.ptp(x.reshape(len(x), -1), axis=1) == 0.0).all())
+    std = 0.0 if least == most else sqrt(squares / count)
+    return InputFigures(spec.name, str(spec.dtype), shape, least, most, mean, std, flat and least < most)
+
+
+def doubts(samples: Samples, figures: tuple[InputFigures, ...]) -> list[str]:
+    """Warnings that hold for any model: samples that are all the same, copies of each other, or flat."""
+    found: list[str] = []
+    total = len(samples)
+    numbers = [f for f in figures if f.std is not None]
+    zero = bool(numbers) and all(f.least == f.most == 0.0 for f in numbers)
+    different = total if total < 2 else len(set(_digests(samples)))
+    if zero:
+        found.append(
+            "the calibration data is zero throughout, so the fits and every figure of the report are about that one "
+            "input; give data as the model sees it in use"
+        )
+    elif total > 1 and different == 1:
+        found.append(
+            f"all {total} calibration samples are the same, so the fits and every figure of the report are about that "
+            "one input; give data as the model sees it in use"
+        )
+    elif total - different > _COPIES * total:
+        found.append(
+            f"{total - different} of {total} calibration samples are copies of others: they add nothing, and what is "
+            "held out to judge the fits has been seen by them; give each sample once"
+        )
+    found += [
+        f"in input {f.name!r} every calibration sample is a single value throughout: is it what the model sees in use?"
+        for f in figures
+        if f.flat
+    ]
+    return found
+
+
+def _digests(samples: Samples) -> Iterator[bytes]:
+    """A checksum of each sample over all inputs that have samples."""
+    streams = [
+        (row for part in chunks(samples.arrays[s.name]) for row in _rows(part)) for s in samples.specs if s.batched
+    ]
+    for rows in zip(*streams, strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            digest.update(row)
+        yield digest.digest()
+
+
+def _rows(part: Array) -> Iterator[bytes]:
+    for row in part:
+        # Two equal strings lie at different places: what counts is what they say.
+        yield repr(row.tolist()).encode() if part.dtype.kind == "O" else row.tobytes()
+
+
+def text_of(figures: InputFigures) -> str:
+    """One line for the report."""
+    head = f"{figures.name}: {figures.dtype} {'x'.join(map(str, figures.shape)) or 'scalar'}"
+    numbers = (("min", figures.least), ("max", figures.most), ("mean", figures.mean), ("std", figures.std))
+    return ", ".join([head, *(f"{k} {v:.4g}" for k, v in numbers if v is not None and isfinite(v))])
