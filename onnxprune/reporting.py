@@ -84,7 +84,7 @@ def report_of(
             "held_out": len(loaded.held) if loaded.held is not loaded.fit else 0,
             "sha256": loaded.data_sha256,
             "labels": loaded.labels,
-            "inputs": [asdict(f) for f in loaded.figures],
+            "inputs": [asdict(f) | {"shape": list(f.shape)} for f in loaded.figures],
         },
         effort=Effort(
             dict(stage.seconds),
