@@ -14,8 +14,9 @@ from math import isfinite, sqrt
 
 import numpy as np
 
-from onnxprune.calibrate.samples import InputSpec, Samples, chunks
+from onnxprune.calibrate.samples import InputSpec, Samples
 from onnxprune.graph import Array, is_float
+from onnxprune.intake.arrays import chunks
 
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
 _COPIES = 0.1
