@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import RunError, UsageError
+from onnxprune.intake.files import brief, reason
 from onnxprune.model import Source
-from onnxprune.state import Calibration, ModelLike
+from onnxprune.state import ModelLike
 from onnxprune.storage import beside
 
 
-def check_outputs(
-    outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequence[ModelLike | Calibration], overwrite: bool
-) -> None:
-    """Refuse output paths that could not be written in the end, before any work is done.
+def check_outputs(outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequence[object], overwrite: bool) -> None:
+    """Refuse output paths that could not be written in the end, or that are a file the run reads, before any work.
 
-    outputs: of model, plan and report; only the model's may be one of the `inputs`, to replace it.
-    Raises UsageError and RunError.
+    outputs: of model, plan and report. inputs: the model, then data (a folder stands for what lies in it) and a plan,
+    as paths or as anything else; only the first output may be the model, to replace it. Two spellings, links and
+    further names of one file are that file. Raises UsageError and RunError.
     """
-    taken = {Path(i).resolve() for i in inputs if isinstance(i, (str, os.PathLike))}
+    paths = [Path(i) if isinstance(i, (str, os.PathLike)) else None for i in inputs]
+    taken = [f for p in paths[1:] if p is not None for f in _files_of(p)]
     for n, output in enumerate(outputs):
         if output is None:
             continue
         p = Path(output)
         _check_output(p, overwrite)
-        if n and p.resolve() in taken:
+        if any(same_file(p, t) for t in taken) or (n and paths[0] is not None and same_file(p, paths[0])):
             raise UsageError(f"{p} is used twice; model, data, plan and report are different files")
-        taken.add(p.resolve())
+        taken.append(p)
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file, existing or not."""
+    try:
+        return a.samefile(b)
+    except ValueError:  # no path at all
+        return False
+    except OSError:  # one that is not there yet
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def _files_of(p: Path) -> list[Path]:
+    """What a path to data stands for. One that cannot be read is refused when it is."""
+    try:
+        return [p, *p.iterdir()] if p.is_dir() else [p]
+    except (OSError, ValueError):
+        return [p]
 
 
 def check_data(
@@ -45,12 +64,12 @@ def check_data(
     """
     theirs = {Path(p).resolve() for p in source.files}
     for other in others:
-        if other is not None and Path(other).resolve() in theirs:
+        if other is not None and any(same_file(Path(other), t) for t in theirs):
             raise UsageError(f"{other} holds weights of the model; name another file")
     if output is None or not source.separate:
         return
     path = Path(output)
-    if path.resolve() in theirs:
+    if any(same_file(path, t) for t in theirs):
         raise UsageError(f"{path} holds weights of the model; name another file")
     place = beside(path)
     taken = {Path(o).resolve() for o in others if o is not None}
@@ -64,15 +83,16 @@ def check_data(
 
 def _check_output(p: Path, overwrite: bool) -> None:
     try:
-        p.stat()
-    except OSError as e:
-        if e.errno == errno.ENAMETOOLONG:
-            raise RunError(f"{p.name[:40]}… cannot be written: {e.strerror}") from e
-    if p.is_dir():
+        mode = p.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
+    except (OSError, ValueError) as e:  # a name that is too long, a link to itself, a NUL
+        raise RunError(f"{brief(p)} cannot be written: {reason(e)}") from e
+    if stat.S_ISDIR(mode):
         raise UsageError(f"{p} is a folder; name the file to write")
-    if p.exists() and not p.is_file():
+    if mode and not stat.S_ISREG(mode):
         raise UsageError(f"{p} is not an ordinary file; name another one")
-    if p.exists() and not overwrite:
+    if mode and not overwrite:
         raise UsageError(f"{p} exists; use --overwrite to replace it")
     if not p.parent.is_dir():
         raise RunError(f"{p} cannot be written: there is no folder {p.parent}")

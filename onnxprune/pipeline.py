@@ -134,7 +134,7 @@ def prune(
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
     timed_on = provider_named("cpu" if bench is True else bench) if bench else None
     output = None if dry_run else output
-    check_outputs((output, plan_file, report_file), (model, calibration), overwrite)
+    check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
     check_choice(jobs, scheduler)
     check_provider(provider)
     clock = Clock(watch, hear=warn)
