@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from onnxprune import model as m
-from onnxprune import storage, verify
+from onnxprune import runtime, storage, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
@@ -93,8 +93,10 @@ def _evaluated(
     notes = [] if classes is not None else ["the first output holds no class scores; top-1 and agreement do not apply"]
     reference: Mapping[str, Array] | None = None
     original_name: str | None = None
+    notes += runtime.notes_on(proto)
     if against is not None:
         original, original_name = _model(against)
+        notes += runtime.notes_on(original)
         _check_same_inputs(proto, original)
         reference = verify.outputs_of(original, samples)
         _check_same_outputs(outputs, reference)
@@ -111,7 +113,7 @@ def _evaluated(
         _share(original_classes, truth),
         _share(classes, original_classes),
         None if reference is None else relative_error(outputs, reference),
-        tuple(notes),
+        tuple(dict.fromkeys(notes)),
     )
 
 

@@ -47,6 +47,7 @@ from onnxprune.latency.bench import provider_named
 from onnxprune.latency.cache import Cache, default_folder
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
+from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import fitted_labels
@@ -282,6 +283,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
         notes.append("no calibration data was given: random inputs stand in, and the accuracy will suffer; use --calib")
     elif len(samples) < _FEW_SAMPLES:
         notes.append(f"only {len(samples)} calibration samples: the refit has little to go by; use a few hundred")
+    notes += runtime.notes_on(original)
     unread = [k for k in samples.extras if k != settings.labels]
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
@@ -421,7 +423,7 @@ def plain_pass(loaded: Loaded) -> float:
 
     Where that is more than a second, what the first batches take stands for all.
     """
-    session = runtime.Session(loaded.original, spin=True)
+    session = runtime.Session(loaded.original, spin=True, kernels=DEPLOYED)
     session.run(loaded.fit.example())
     size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto)
     done, spent = 0, 0.0

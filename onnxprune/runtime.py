@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from onnxprune import storage, twin
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import cast, is_float
+from onnxprune.measures import saturation
+from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
 
 Array = NDArray[Any]
@@ -70,8 +73,9 @@ class Session:
     BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow down the others.
     pooled: its activations share one memory with those of other such sessions, which the next one takes over: a walk
     through hundreds of short-lived sessions takes half the time, as the system has no new pages to clear.
-    threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice. profile:
-    start of the path of a JSON file that `end_profile` closes.
+    threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice. kernels:
+    for what is quantized; None: as deployed, or as written where this processor's `saturates`. profile: start of the
+    path of a JSON file that `end_profile` closes.
     Raises RunError where onnxruntime refuses the model or a run.
     """
 
@@ -86,12 +90,25 @@ class Session:
         pooled: bool = False,
         threads: int = 0,
         providers: Sequence[Provider] = (CPU,),
+        kernels: Kernels | None = None,
         profile: str | None = None,
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
+            chosen = kernels or (AS_WRITTEN if saturates() else DEPLOYED)
+            try:
+                return opened(source, chosen)
+            except RunError:
+                if not chosen.exact:
+                    raise
+                # It looks for kernels of int8 by uint8, and there are none of QLinearConv and QLinearMatMul.
+                return opened(source, replace(chosen, exact=False))
+
+        def opened(source: onnx.ModelProto | str | os.PathLike[str], chosen: Kernels) -> Any:
             options = ort.SessionOptions()
             options.log_severity_level = _FATAL
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+            for key, value in chosen.entries.items():
+                options.add_session_config_entry(key, value)
             if in_turns:
                 options.add_session_config_entry("session.force_spinning_stop", "1")
             options.intra_op_num_threads = threads or limit()
@@ -320,7 +337,15 @@ def profile_events(
     """What onnxruntime's profiler says of so many runs, in Chrome's trace format. Raises RunError."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         start = str(Path(folder) / "profile")
-        session = Session(model, optimize=optimize, spin=True, threads=threads, providers=providers, profile=start)
+        session = Session(
+            model,
+            optimize=optimize,
+            spin=True,
+            threads=threads,
+            providers=providers,
+            kernels=DEPLOYED,
+            profile=start,
+        )
         try:
             run = session.bound(feeds)
             for _ in range(runs):
@@ -346,6 +371,21 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as e:  # it raises whatever comes
         raise RunError(f"the model cannot be converted to float16: {_one_line(e)}") from e
     return converted
+
+
+@cache
+def saturates(kernels: Kernels = DEPLOYED) -> bool:
+    """Whether this processor's integer kernels overflow (see `measures.saturation`); it is asked once."""
+
+    def run(model: onnx.ModelProto, feeds: Feeds) -> Array:
+        return Session(model, threads=1, kernels=kernels).run(feeds)["y"]
+
+    return saturation.saturate(run)
+
+
+def notes_on(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """What to say of what this processor makes of a quantized model."""
+    return saturation.notes_on(proto, remedied=not saturates(AS_WRITTEN)) if saturates() else ()
 
 
 def check_provider(provider: str) -> None:

@@ -33,6 +33,7 @@ from onnxprune.latency import tensorrt_engine
 from onnxprune.latency.cuda import Gpu
 from onnxprune.latency.profile import NodeTime
 from onnxprune.latency.timing import Times, paired
+from onnxprune.measures.saturation import DEPLOYED
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Data = str | os.PathLike[str] | Mapping[str, Array]
@@ -438,7 +439,9 @@ def _backend(
 def _session(x: Candidate, feeds: Mapping[str, Array], settings: Settings) -> Ready:
     providers = runtime.fallbacks(settings.provider)
     start = perf_counter()
-    session = runtime.Session(x.proto, spin=True, in_turns=True, threads=settings.threads, providers=providers)
+    session = runtime.Session(
+        x.proto, spin=True, in_turns=True, threads=settings.threads, providers=providers, kernels=DEPLOYED
+    )
     seconds = perf_counter() - start
 
     def nodes(runs: int, warmup: int) -> tuple[NodeTime, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.runtime import CPU, Feeds, Session
 
 
@@ -50,7 +51,7 @@ def kernel_times(
     """
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         profile = str(Path(folder) / "profile")
-        session = Session(model, spin=True, threads=threads, providers=providers, profile=profile)
+        session = Session(model, spin=True, threads=threads, providers=providers, kernels=DEPLOYED, profile=profile)
         start = time.perf_counter()
         for done in range(warmup + most_runs):
             if done == warmup:

@@ -18,6 +18,7 @@ import onnx
 from onnxprune import runtime
 from onnxprune.latency.kernels import Kernel, kernel_times
 from onnxprune.latency.timing import Times, paired
+from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.runtime import CPU, Feeds
 from onnxprune.threads import cores
 
@@ -68,7 +69,7 @@ class OnnxRuntime:
     def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:
         """A session of each model, run in turns."""
         start = partial(runtime.Session, spin=True, in_turns=True, threads=self.threads, providers=self.providers)
-        sessions = [start(p) for p in models]
+        sessions = [start(p, kernels=DEPLOYED) for p in models]
         return paired([partial(s.run, feeds) for s in sessions], budget=self.seconds, clock=self.clock)
 
 

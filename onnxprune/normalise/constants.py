@@ -12,6 +12,7 @@ from onnx import helper
 from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.errors import ModelError, RunError
+from onnxprune.measures.saturation import PRODUCTS
 from onnxprune.runtime import Session
 
 # Operators whose results differ from run to run.
@@ -29,7 +30,7 @@ def fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = m.to_gs(proto)
     graph.toposort()
-    kept = {*QUANTIZED, *RANDOM, *_NO_TENSORS}
+    kept = {*QUANTIZED, *PRODUCTS, *RANDOM, *_NO_TENSORS}
     whole = {bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n)}
     apart = _apart(proto)
 
@@ -67,7 +68,7 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
     folded: set[str] = set()
     for n in proto.graph.node:
         sources = {i: weights.get(i) for i in n.input if i}
-        skipped = n.op_type in QUANTIZED or n.op_type in RANDOM or outputs & set(n.output)
+        skipped = n.op_type in {*QUANTIZED, *PRODUCTS} or n.op_type in RANDOM or outputs & set(n.output)
         if skipped or not apart & sources.keys() or bodies.bodies_of(n):
             continue
         known = [t for t in sources.values() if t is not None]

@@ -1,0 +1,1 @@
+"""What outputs differ by, and what is said of it."""
