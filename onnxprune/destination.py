@@ -10,8 +10,7 @@ from pathlib import Path
 from onnxprune.errors import RunError, UsageError
 from onnxprune.intake.files import brief, reason
 from onnxprune.model import Source
-from onnxprune.state import ModelLike
-from onnxprune.storage import beside
+from onnxprune.storage import beside, is_beside
 
 
 def check_outputs(outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequence[object], overwrite: bool) -> None:
@@ -54,9 +53,7 @@ def _files_of(p: Path) -> list[Path]:
 def check_data(
     output: str | os.PathLike[str] | None,
     others: Sequence[str | os.PathLike[str] | None],
-    model: ModelLike,
     source: Source,
-    overwrite: bool,
 ) -> None:
     """Refuse, once the model is known, what would clash with weights stored beside it or beside the output.
 
@@ -71,14 +68,10 @@ def check_data(
     path = Path(output)
     if any(same_file(path, t) for t in theirs):
         raise UsageError(f"{path} holds weights of the model; name another file")
-    place = beside(path)
-    taken = {Path(o).resolve() for o in others if o is not None}
-    if place.resolve() in taken:
-        raise UsageError(f"{place} is where the output's weights go; name another file for plan or report")
-    in_place = isinstance(model, (str, os.PathLike)) and Path(model).resolve() == path.resolve()
-    if place.resolve() in theirs and not in_place:
-        raise UsageError(f"{place} is where the output's weights go, and holds weights of the model; rename the output")
-    _check_output(place, overwrite)
+    for other in others:
+        if other is not None and is_beside(Path(other).name, path) and same_file(Path(other).parent, path.parent):
+            raise UsageError(f"{other} is where the output's weights go; name another file for plan or report")
+    _check_output(beside(path, "0" * 64), overwrite=True)
 
 
 def _check_output(p: Path, overwrite: bool) -> None:

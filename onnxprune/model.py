@@ -1,6 +1,6 @@
-"""Reading and writing ONNX files, and the bridge between protobuf, onnx-graphsurgeon and `graph.Graph`.
+"""Reading ONNX files, and the bridge between protobuf, onnx-graphsurgeon and `graph.Graph`.
 
-Weights that a model stores beside it stay there (`storage`). A file appears at the output path whole or not at all.
+Weights that a model stores beside it stay there (`storage`).
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,7 +22,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
-from onnxprune.errors import ModelError, RunError
+from onnxprune.errors import ModelError
 from onnxprune.graph import Array, Body, Graph, Node, Shape, samples_in
 from onnxprune.intake.files import MODEL_BYTES, content
 
@@ -333,99 +332,10 @@ def check(proto: onnx.ModelProto, *, strict: bool = True) -> None:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
 
 
-Content = bytes | Callable[[IO[bytes]], None]
-
-
-def save(proto: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write beside the target, then rename: files appear whole or not at all. Raises RunError."""
-    write_all_atomically(files_of(proto, Path(path), separate=storage.has_external(proto)))
-
-
-def files_of(proto: onnx.ModelProto, path: Path, *, separate: bool) -> dict[Path, Content]:
-    """What to write at `path` and, where `separate` or where one file cannot hold it all, beside it."""
-    if not separate and storage.model_bytes(proto) < storage.MOST_BYTES:
-        return {path: as_bytes(storage.embedded(proto))}
-    data = storage.beside(path)
-    shell, write = storage.separated(proto, data.name)
-    files: dict[Path, Content] = {data: write} if storage.has_external(shell) else {}
-    return {**files, path: as_bytes(shell)}
-
-
 def as_bytes(proto: onnx.ModelProto) -> bytes:
     """The content of the model's file; equal models give equal bytes."""
     blob: bytes = proto.SerializeToString(deterministic=True)
     return blob
-
-
-def write_atomically(path: str | os.PathLike[str], blob: bytes) -> None:
-    """Write `blob` to a temporary file in the target's folder and rename it into place. Raises RunError."""
-    write_all_atomically({Path(path): blob})
-
-
-def write_all_atomically(files: Mapping[Path, Content]) -> None:
-    """Write several files, in this order; nothing is renamed into place before all of them are stored.
-
-    Where one cannot be renamed, those before it are taken back. Raises RunError.
-    """
-    temporaries: dict[Path, Path] = {}
-    target = Path()
-    try:
-        for target, what in files.items():
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:100]}.", delete=False) as f:
-                temporaries[target] = Path(f.name)
-                if isinstance(what, bytes):
-                    f.write(what)
-                else:
-                    what(f)
-            mask = os.umask(0)
-            os.umask(mask)
-            temporaries[target].chmod(0o666 & ~mask)
-        _rename_all(temporaries)
-    except OSError as e:
-        raise RunError(f"{target} cannot be written: {e.strerror or e}") from e
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-
-
-def _rename_all(temporaries: Mapping[Path, Path]) -> None:
-    """Rename each value to its key; where one fails, those before it become what they were. Raises RunError."""
-    olds: dict[Path, Path | None] = {}
-    try:
-        for target, temporary in temporaries.items():
-            olds[target] = _second_name(target, temporary) if len(olds) + 1 < len(temporaries) else None
-            try:
-                temporary.replace(target)
-            except OSError as e:
-                raise RunError(f"{target} cannot be written: {e.strerror}") from e
-    except BaseException:
-        for target, old in olds.items():
-            if old is None:
-                continue
-            if old.exists():
-                old.replace(target)
-            elif not temporaries[target].exists():
-                target.unlink(missing_ok=True)
-        raise
-    finally:
-        for old in olds.values():
-            if old is not None:
-                old.unlink(missing_ok=True)
-
-
-def _second_name(target: Path, temporary: Path) -> Path | None:
-    """Another name under which the present file lives on, one that does not exist where there is no such file.
-
-    None where the file system has no second names: then the file cannot be brought back.
-    """
-    old = temporary.with_name(f"{temporary.name}.old")
-    try:
-        old.hardlink_to(target)
-    except FileNotFoundError:
-        return old
-    except OSError:
-        return None
-    return old
 
 
 def parameters(proto: onnx.ModelProto) -> int:

@@ -52,6 +52,8 @@ from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
+from onnxprune.output.commit import Stage
+from onnxprune.output.model_files import commit, put_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, settle
@@ -109,6 +111,7 @@ def prune(
     bench: bool | str = False,
     watch: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
+    ready: Callable[[Report], None] = lambda _: None,
     jobs: int = 1,
     scheduler: str | None = None,
     provider: str = "cpu",
@@ -123,7 +126,8 @@ def prune(
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
     existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
     CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage, and with its
-    progress ("select 3/8"). warn: called with what makes the result doubtful, as soon as it is known.
+    progress ("select 3/8"). warn: called with what makes the result doubtful, as soon as it is known. ready: called
+    with the report when all files are stored under temporary names; where it raises anything, nothing is written.
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
     "cuda". None of the three changes the result beyond rounding, and none belongs to the plan.
@@ -139,47 +143,53 @@ def prune(
     check_choice(jobs, scheduler)
     check_provider(provider)
     clock = Clock(watch, hear=warn)
+    files = (output, plan_file, report_file)
     try:
-        with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
-            files = (output, plan_file, report_file)
-            place = Place(workers, provider)
-            result, separate = _run(
-                model, files, calibration, settings, chosen, overwrite, clock, place, timed_on, dry_run=dry_run
-            )
-            watch("save")
-            _save(result, separate, output, plan_file, report_file)
-            return replace(result, model=_settled(result.model, output))
+        with Stage() as stage:
+            with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
+                place = Place(workers, provider)
+                result, separate = _run(
+                    model, files, calibration, settings, chosen, clock, place, timed_on, dry_run=dry_run
+                )
+                watch("save")
+                result = _stored(stage, result, separate, *files)
+            # The workers and the temporary files are gone: what is left to do is to rename.
+            ready(result.report)
+            _commit(stage, output)
+            return result
     except SolveFailed as e:
         raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
 
 
-def _save(
+def _stored(
+    stage: Stage,
     result: PruneResult,
     separate: bool,
     output: str | os.PathLike[str] | None,
     plan_file: str | os.PathLike[str] | None,
     report_file: str | os.PathLike[str] | None,
-) -> None:
-    """Write what was asked for: everything, or nothing and RunError."""
-    files: dict[Path, m.Content] = {}
-    if output is not None and result.model is not None:
-        files.update(m.files_of(result.model, Path(output), separate=separate))
+) -> PruneResult:
+    """Store what was asked for, the model last: where it is, all is. The result without references to temporary files.
+
+    Raises RunError.
+    """
     if plan_file is not None:
-        files[Path(plan_file)] = result.plan.to_json().encode()
+        stage.put(Path(plan_file), result.plan.to_json().encode())
     if report_file is not None:
-        files[Path(report_file)] = result.report.to_json().encode()
-    m.write_all_atomically(files)
-
-
-def _settled(model: onnx.ModelProto | None, output: str | os.PathLike[str] | None) -> onnx.ModelProto | None:
-    """The model without references to temporary files: to what was written instead, or with its weights embedded."""
-    if model is None or not storage.has_external(model):
-        return model
+        stage.put(Path(report_file), result.report.to_json().encode())
+    if result.model is None:
+        return result
     if output is None:
-        return storage.embedded(model)
-    written = onnx.load(output, load_external_data=False)
-    storage.resolve(written, Path(output).parent)
-    return written
+        return replace(result, model=storage.embedded(result.model))
+    return replace(result, model=put_model(stage, result.model, Path(output), separate=separate))
+
+
+def _commit(stage: Stage, output: str | os.PathLike[str] | None) -> None:
+    """Give everything its name, or nothing and RunError."""
+    if output is None:
+        stage.commit()
+    else:
+        commit(stage, Path(output))
 
 
 def inspect(
@@ -201,7 +211,6 @@ def _run(
     calibration: Calibration,
     settings: PruneConfig,
     replayed: plan.Plan | None,
-    overwrite: bool,
     stage: Clock,
     place: Place,
     timed_on: str | None,
@@ -216,7 +225,7 @@ def _run(
     with stage("load"):
         # A plan has decided all that labels decide, so a replay needs none.
         loaded = load(model, calibration, settings if replayed is None else settings.with_options(labels=None))
-        check_data(output, others, model, loaded.source, overwrite)
+        check_data(output, others, loaded.source)
         if replayed is not None:
             known = (loaded.source.sha256, loaded.inputs_sha256)
             said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)

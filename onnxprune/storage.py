@@ -46,6 +46,8 @@ _PAGE = 4096
 _ALIGN = 64
 _LARGE_TENSOR = 1 << 20
 _CHUNK = 8 << 20
+# Of the checksum in the name of a file of weights.
+_DIGITS = 16
 
 _BITS = {
     getattr(onnx.TensorProto, name): bits
@@ -569,9 +571,31 @@ def _embed(tensor: onnx.TensorProto) -> None:
 # writing
 
 
-def beside(path: Path) -> Path:
-    """The file that holds the weights of the model file `path`."""
-    return path.with_name(f"{path.name}.data")
+def beside(path: Path, digest: str) -> Path:
+    """The file that holds the weights of the model file `path`; digest: of its content, in hexadecimal digits.
+
+    Other weights have another name, so that no model file ever stands beside the weights of another one.
+    """
+    return path.with_name(f"{_in_unicode(path.name)}.{digest[:_DIGITS]}.data")
+
+
+def is_beside(name: str, path: Path) -> bool:
+    """Whether `beside` gives the model file `path` files of such a name."""
+    middle = name.removeprefix(f"{_in_unicode(path.name)}.").removesuffix(".data")
+    return len(middle) == _DIGITS and set(middle) <= set("0123456789abcdef") and name == beside(path, middle).name
+
+
+def _in_unicode(name: str) -> str:
+    """A model can name no file whose name is not Unicode."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def referring_to(proto: onnx.ModelProto, location: str) -> None:
+    """Have every weight of `proto` that lies in a file lie at the same place of the file `location`, in place."""
+    for t in stored_tensors(proto):
+        if is_external(t):
+            place = Place.of(t)
+            Place(location, place.offset, place.length).put(t)
 
 
 def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, Callable[[IO[bytes]], None]]:
@@ -675,9 +699,10 @@ def check(proto: onnx.ModelProto) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
-        shell, _ = separated(proto, beside(path).name)
+        data = path.with_name("weights")
+        shell, _ = separated(proto, data.name)
         ends = [p.offset + (p.length or 0) for p in map(Place.of, filter(is_external, stored_tensors(shell)))]
-        with beside(path).open("wb") as f:
+        with data.open("wb") as f:
             f.truncate(max(ends, default=0))
         path.write_bytes(shell.SerializeToString())
         onnx.checker.check_model(str(path), full_check=False)

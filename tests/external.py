@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxprune import storage
+from onnxprune.output.commit import Stage
+from onnxprune.output.model_files import commit, put_model
+
 # How the weights are laid out: arguments of onnx.save_model.
 WAYS: Mapping[str, Mapping[str, object]] = {
     "one file": {"all_tensors_to_one_file": True, "location": "weights.bin"},
@@ -58,6 +62,20 @@ def locations(path: Path) -> set[str]:
     """What the model file at `path` names as places of its weights."""
     model = onnx.load(path, load_external_data=False)
     return {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+
+
+def weights_of(path: Path) -> Path:
+    """The one file that holds the weights of the model file at `path`, by the name that onnxprune gave it."""
+    (name,) = locations(path)
+    assert storage.is_beside(name, path), name
+    return path.with_name(name)
+
+
+def saved(model: onnx.ModelProto, path: Path, *, separate: bool | None = None) -> None:
+    """Write a model as a run does; separate: by default where its weights lie in files."""
+    with Stage() as stage:
+        put_model(stage, model, path, separate=storage.has_external(model) if separate is None else separate)
+        commit(stage, path)
 
 
 def sparse_table(folder: Path, rows: int, columns: int) -> Path:

@@ -272,7 +272,7 @@ def test_a_full_disk(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "replace", full)
     args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES]
-    refused(folder, capsys, 1, "out.onnx cannot be written: No space left on device", *args)
+    refused(folder, capsys, 1, "plan.json cannot be written: No space left on device", *args)
 
 
 def test_interrupted_while_saving(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
@@ -281,7 +281,7 @@ def test_interrupted_while_saving(folder: Path, capsys: Capture, monkeypatch: py
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_save", interrupt)
+    monkeypatch.setattr(pipeline, "_commit", interrupt)
     code, _, err = run(capsys, RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST)
     assert (code, err) == (130, "onnxprune: error: interrupted after saving had begun\n")
 

@@ -1,4 +1,4 @@
-"""Reading and writing files: every refusal by name, and nothing half-written."""
+"""Reading files: every refusal by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune import model as m
 from onnxprune.bodies import captured_names
-from onnxprune.errors import ModelError, RunError
+from onnxprune.errors import ModelError
 from onnxprune.runtime import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -145,37 +145,6 @@ def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
         m.load(path)
-
-
-def test_save_and_load(tmp_path: Path):
-    """Fails where the file written is not the model, or a temporary file stays behind."""
-    path = tmp_path / "out.onnx"
-    m.save(TABLE["residual"].model(), path)
-    assert m.load(path)[0] == TABLE["residual"].model()
-    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Fails where a full disk or a crash leaves half a file at the output path."""
-    path = tmp_path / "out.bin"
-    m.write_atomically(path, b"old")
-    m.write_atomically(path, b"newer")
-    assert path.read_bytes() == b"newer"
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(RunError, match="No space left on device"):
-        m.write_atomically(path, b"newest")
-    monkeypatch.undo()
-    assert path.read_bytes() == b"newer"
-    assert [p.name for p in tmp_path.iterdir()] == ["out.bin"]
-
-
-def test_write_into_a_missing_folder(tmp_path: Path):
-    with pytest.raises(RunError, match="cannot be written"):
-        m.write_atomically(tmp_path / "none" / "out.bin", b"x")
 
 
 def test_round_trip_restores_what_graphsurgeon_drops():

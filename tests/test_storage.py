@@ -26,7 +26,7 @@ from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Session
 from tests import digits
 from tests.compare import assert_same
-from tests.external import WAYS, locations, refer, sparse_table, stored, t_values
+from tests.external import WAYS, refer, sparse_table, stored, t_values, weights_of
 from tests.graphs import TABLE
 from tests.stages import masked, prepare, random_keep, sliced
 
@@ -92,8 +92,7 @@ def test_the_same_model_as_from_embedded_weights(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     result = prune(stored(model, tmp_path, way), out, data, **options)
     assert not list((tmp_path / "tmp").iterdir())
-    assert locations(out) == {"out.onnx.data"}
-    assert out.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size < 1.5 * plain.stat().st_size
+    assert out.stat().st_size + weights_of(out).stat().st_size < 1.5 * plain.stat().st_size
     onnx.checker.check_model(str(out), full_check=True)
     first, second = onnx.load(out), onnx.load(plain)
     assert [n.name for n in first.graph.node] == [n.name for n in second.graph.node]
@@ -497,19 +496,6 @@ def test_weights_in_files_are_read_when_asked_for_and_not_kept(tmp_path: Path, m
 FAST: dict[str, Any] = {"ratio": 0.4, "refit": "none", "method": "magnitude", "round_to": 4}
 
 
-def test_data_file_in_the_way(tmp_path: Path):
-    """Fails where a file that is not the output is overwritten unasked."""
-    model, data = net("mixed")
-    path = stored(model, tmp_path, "one file")
-    (tmp_path / "out.onnx.data").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"out\.onnx\.data exists; use --overwrite"):
-        prune(path, tmp_path / "out.onnx", data, **FAST)
-    assert (tmp_path / "out.onnx.data").read_bytes() == b"mine"
-    assert not (tmp_path / "out.onnx").exists()
-    prune(path, tmp_path / "out.onnx", data, overwrite=True, **FAST)
-    assert locations(tmp_path / "out.onnx") == {"out.onnx.data"}
-
-
 @pytest.mark.parametrize("role", ["output", "plan_file", "report_file"])
 def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
     model, data = net("mixed")
@@ -519,82 +505,6 @@ def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
     with pytest.raises(UsageError, match="holds weights of the model"):
         prune(path, calibration=data, overwrite=True, **files, **FAST)
     assert (tmp_path / "weights.bin").read_bytes() == before
-
-
-def test_weights_of_the_input_where_those_of_the_output_go(tmp_path: Path):
-    """Fails where writing `out.onnx` destroys the weights of a model that stores them in `out.onnx.data`."""
-    model, data = net("mixed")
-    onnx.save_model(model, tmp_path / "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
-    with pytest.raises(UsageError, match="rename the output"):
-        prune(tmp_path / "in.onnx", tmp_path / "out.onnx", data, overwrite=True, **FAST)
-    with pytest.raises(UsageError, match="is where the output's weights go"):
-        prune(tmp_path / "in.onnx", tmp_path / "o.onnx", data, plan_file=tmp_path / "o.onnx.data", **FAST)
-
-
-def test_in_place(tmp_path: Path):
-    """Fails where a model cannot replace itself with its own weights as the source."""
-    model, data = net("resnet")
-    onnx.save_model(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data", size_threshold=0)
-    prune(tmp_path / "a.onnx", tmp_path / "a.onnx", data, overwrite=True, **FAST)
-    expected = prune(digits.path("resnet"), None, data, **FAST).model
-    assert expected is not None
-    for a, b in zip(onnx.load(tmp_path / "a.onnx").graph.initializer, expected.graph.initializer, strict=True):
-        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)
-
-
-def test_saved_layout(tmp_path: Path):
-    """Fails where offsets are not aligned, ranges overlap, small weights go outside, or equal ones are stored twice."""
-    big = np.arange(1 << 19, dtype=np.float32)
-    model = mixed()
-    for name in ("big", "again"):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(big, name))
-    path = stored(model, tmp_path, "one file")
-    proto, _ = m.load(path)
-    shared = t_values(proto, "again")
-    shared.CopyFrom(t_values(proto, "big"))
-    shared.name = "again"
-    m.save(proto, tmp_path / "out.onnx")
-    read = onnx.load(tmp_path / "out.onnx", load_external_data=False)
-    places = {t.name: storage.Place.of(t) for t in read.graph.initializer if storage.is_external(t)}
-    assert set(places) == {"w1", "big", "again"}
-    assert places["big"] == places["again"]
-    assert places["big"].offset % 4096 == 0
-    assert places["w1"].offset % 64 == 0
-    assert (tmp_path / "out.onnx.data").stat().st_size < big.nbytes + 8192
-    assert_same(onnx.numpy_helper.to_array(t_values(onnx.load(tmp_path / "out.onnx"), "big")), big, rtol=0.0, atol=0.0)
-
-
-@pytest.mark.parametrize("fails", ["write", "second rename"])
-@pytest.mark.parametrize("exists", [False, True])
-def test_failed_write_leaves_both_files_as_they_were(
-    fails: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Fails where a full disk leaves half a file, or new weights beside an old model."""
-    model, data = net("mixed")
-    path = stored(model, tmp_path / ".", "one file")
-    out = tmp_path / "out.onnx"
-    if exists:
-        out.write_bytes(b"old model")
-        storage.beside(out).write_bytes(b"old weights")
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    replace = Path.replace
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    def second(self: Path, target: Path) -> Path:
-        if target == out:
-            full()
-        return replace(self, target)
-
-    if fails == "write":
-        monkeypatch.setattr(storage, "_stream", full)
-    else:
-        monkeypatch.setattr(Path, "replace", second)
-    with pytest.raises(RunError, match="No space left on device"):
-        prune(path, out, data, overwrite=exists, **FAST)
-    monkeypatch.undo()
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -959,14 +869,3 @@ def test_large_embedded_weights_are_kept_outside_meanwhile(tmp_path: Path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
     assert expected is not None
     assert onnx.load(tmp_path / "out.onnx") == expected
-
-
-def test_a_result_too_large_for_one_file_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Fails where a message above the limit of protobuf is tried."""
-    model, _ = net("resnet")
-    monkeypatch.setattr(storage, "MOST_BYTES", 50_000)
-    m.write_all_atomically(m.files_of(model, tmp_path / "out.onnx", separate=False))
-    assert locations(tmp_path / "out.onnx") == {"out.onnx.data"}
-    monkeypatch.undo()
-    for a, b in zip(onnx.load(tmp_path / "out.onnx").graph.initializer, model.graph.initializer, strict=True):
-        assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=0.0, atol=0.0)

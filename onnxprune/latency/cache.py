@@ -17,7 +17,7 @@ from pathlib import Path
 from onnxprune.errors import InputError, RunError
 from onnxprune.intake.files import content
 from onnxprune.latency.table import Sample
-from onnxprune.model import write_atomically
+from onnxprune.output.commit import write_atomically
 
 _FORMAT = 1
 _MOST_BYTES = 16 << 20
