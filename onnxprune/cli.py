@@ -32,6 +32,7 @@ from onnxprune.config import (
     PruneConfig,
 )
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
+from onnxprune.intake import child
 from onnxprune.targets import AUTO, TARGETS
 
 if TYPE_CHECKING:
@@ -368,6 +369,7 @@ def prune_command(ctx: click.Context, /, **given: Any) -> None:
     every check on it held.
     """
     run = Run.of(ctx, given)
+    child.warm()
     screen = None if run.quiet else _screen()
     if run.calib is None:
         _warn(_NO_DATA)
@@ -489,6 +491,7 @@ def inspect_command(model: str, calib: str | None, attention: str, target: str, 
     Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
     weight that stays, with the operator and the reason.
     """
+    child.warm()
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
@@ -535,6 +538,7 @@ def eval_command(
         raise UsageError("--max-drop needs --against and --labels")
     if max_drop is not None and not max_drop >= 0.0:
         raise UsageError(f"--max-drop is {max_drop}; it must not be negative")
+    child.warm()
     from onnxprune.evaluation import evaluate, gate
     from onnxprune.report import terminal
 
@@ -589,6 +593,7 @@ def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_jso
     given = [parse_shape(s) for s in shapes]
     if len(dict(given)) < len(given):
         raise UsageError("--shape is given twice for one input")
+    child.warm()
     from onnxprune.latency.bench import bench
     from onnxprune.report import terminal
 

@@ -24,6 +24,7 @@ from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array, Body, Graph, Node, Shape, samples_in
+from onnxprune.intake.file_check import check_file
 from onnxprune.intake.files import MODEL_BYTES, content
 
 # It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
@@ -62,11 +63,7 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     if not proto.opset_import or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{p} is not an ONNX model: it has no graph")
     storage.resolve(proto, p.parent)
-    try:
-        # By path, as a model above 2 GiB cannot be checked in memory.
-        onnx.checker.check_model(str(p))
-    except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as e:
-        raise ModelError(f"{p} is not a valid ONNX model: {' '.join(str(e).split())[:300]}") from e
+    check_file(p, len(blob) + storage.external_bytes(proto))
     source = source_of(str(p), blob, proto)
     storage.read_small(proto)
     return proto, source

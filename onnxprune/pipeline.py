@@ -39,7 +39,7 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
-from onnxprune.intake import scales
+from onnxprune.intake import first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
 from onnxprune.jobs import check_choice, scheduling
@@ -48,7 +48,7 @@ from onnxprune.latency.cache import Cache, default_folder
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.measures.saturation import DEPLOYED
-from onnxprune.normalise import Normalised, normalise
+from onnxprune.normalise import Normalised
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
@@ -284,7 +284,8 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
         original = storage.outside(original)
     samples = read_samples(original, calibration, settings)
-    normalised = normalise(original, samples.example())
+    seconds = first_run.run(original, samples.example())
+    normalised = first_run.normalised(original, samples.example(), seconds=seconds)
     if settings.labels is not None:
         check_labels(normalised, samples, settings.labels)
     notes = list(normalised.notes)
@@ -316,14 +317,9 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
     if calibration is None:
         if settings.labels is not None:
             raise UsageError(f"labels {settings.labels!r} are a key of the calibration data; give that too (--calib)")
-        session = runtime.Session(proto)
 
         def runs(feeds: Mapping[str, Array]) -> bool:
-            try:
-                session.run(feeds)
-            except RunError:
-                return False
-            return True
+            return first_run.runs(proto, feeds)
 
         return data.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, runs)
     found = (

@@ -121,11 +121,7 @@ class Session:
                 options.profile_file_prefix = profile
             level = ort.GraphOptimizationLevel
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
-            content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
-            if isinstance(content, bytes) and not _RELATIVE:
-                with storage.as_file(content) as path:
-                    return _started(path, options, providers)
-            return _started(content, options, providers)
+            return _opened(source, options, providers)
 
         self._declared: dict[str, np.dtype[Any]] = {}
         self._twin = False
@@ -239,8 +235,31 @@ class Bound:
         return list(self._binding.copy_outputs_to_cpu())
 
 
+def check_types(model: onnx.ModelProto) -> None:
+    """Raises RunError for a model whose types do not fit each other, which a twin would hide.
+
+    onnxruntime looks for kernels once it has accepted the model with all of its types.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        _opened(model, options, (CPU,))
+    except RunError as e:
+        if "NOT_IMPLEMENTED" not in str(e.__cause__):
+            raise
+
+
 def _name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
+
+
+def _opened(source: onnx.ModelProto | str | os.PathLike[str], options: Any, providers: Sequence[Provider]) -> Any:
+    content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
+    if isinstance(content, bytes) and not _RELATIVE:
+        with storage.as_file(content) as path:
+            return _started(path, options, providers)
+    return _started(content, options, providers)
 
 
 def _started(content: bytes | str, options: Any, providers: Sequence[Provider]) -> Any:

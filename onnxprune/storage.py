@@ -336,12 +336,24 @@ def spilling() -> Iterator[None]:
         folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
     except OSError as e:
         raise RunError(f"no temporary folder can be made: {e.strerror}; set TMPDIR to one") from e
-    with folder as path:
-        token = _SPILL.set(_Folder(Path(path)))
-        try:
-            yield
-        finally:
-            _SPILL.reset(token)
+    with folder as path, spilling_in(path):
+        yield
+
+
+@contextmanager
+def spilling_in(path: str | os.PathLike[str]) -> Iterator[None]:
+    """The same in a folder that somebody else removes."""
+    token = _SPILL.set(_Folder(Path(path)))
+    try:
+        yield
+    finally:
+        _SPILL.reset(token)
+
+
+def spill_folder() -> Path | None:
+    """The folder of the innermost `spilling()`; None outside of any."""
+    folder = _SPILL.get()
+    return None if folder is None else folder.path
 
 
 class _Slots:

@@ -43,23 +43,45 @@ def single_precision(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) 
         if tensor.data_type in types:
             values = storage.array_of(tensor).astype(np.float32)
             tensor.CopyFrom(storage.tensor_of(values, tensor.name, outside=storage.is_external(tensor)))
-    for a in _attributes(result):
-        if a.type == onnx.AttributeProto.INT and a.name in _TYPES and a.i in types:
-            a.i = onnx.TensorProto.FLOAT
-        elif a.type == onnx.AttributeProto.TYPE_PROTO:
-            _declare_single(a.tp, types)
-    for graph in _graphs(result.graph):
-        for v in (*graph.input, *graph.output, *graph.value_info):
-            _declare_single(v.type, types)
-    for function in result.functions:
-        del function.value_info[:]
+    _declare(result, types, onnx.TensorProto.FLOAT)
     return result
 
 
-def _declare_single(declared: onnx.TypeProto, types: Collection[int]) -> None:
+def with_distinct_types(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that is typed consistently where `proto` is, for a runtime that knows float16 better than bfloat16.
+
+    Values mean nothing in it. Operators took bfloat16 only late (a convolution from operator set 22 on), and exporters
+    write it before. A model that has both types is left as it is.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    if uses(proto, HALF - BFLOAT16):
+        return result
+    for tensor in storage.stored_tensors(result):
+        if tensor.data_type in BFLOAT16:
+            tensor.data_type = onnx.TensorProto.FLOAT16
+    _declare(result, BFLOAT16, onnx.TensorProto.FLOAT16)
+    return result
+
+
+def _declare(proto: onnx.ModelProto, types: Collection[int], new: int) -> None:
+    """Replace, in place, element types wherever one is named, except in weights."""
+    for a in _attributes(proto):
+        if a.type == onnx.AttributeProto.INT and a.name in _TYPES and a.i in types:
+            a.i = new
+        elif a.type == onnx.AttributeProto.TYPE_PROTO:
+            _retype(a.tp, types, new)
+    for graph in _graphs(proto.graph):
+        for v in (*graph.input, *graph.output, *graph.value_info):
+            _retype(v.type, types, new)
+    for function in proto.functions:
+        del function.value_info[:]
+
+
+def _retype(declared: onnx.TypeProto, types: Collection[int], new: int) -> None:
     for t in _tensor_types(declared):
         if t.elem_type in types:
-            t.elem_type = onnx.TensorProto.FLOAT
+            t.elem_type = new
 
 
 def _tensor_types(declared: onnx.TypeProto) -> Iterator[Any]:

@@ -1,0 +1,269 @@
+"""A process that tries what comes from outside: where it crashes, hangs or eats memory, the user gets one line.
+
+onnx's checker and inliner and onnxruntime are compiled code, and no model is safe for them: some end the process with a
+floating-point signal, some count to 2**62, and some bytes ask for terabytes. So each model is first tried in a process
+of its own, with a limit of time and of memory. It is no sandbox: it has all rights of the user.
+
+There is one child, which serves any number of models, one after another: `ask` starts it when it is first needed, and
+anew after it has ended, and a further question costs about a millisecond. It ends with this process, however that ends,
+and after a minute without a question. `warm` starts it ahead of need, so that its imports overlap with others.
+
+    for proto in models:
+        with storage.spilling():
+            first_run.check(proto), first_run.run(proto, feeds)  # the same child, or a new one behind a crash
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from onnxprune.errors import OnnxPruneError, RunError
+
+_LENGTH = struct.Struct("<Q")
+# What a model without weights may take; both grow with the size of what is tried.
+_SECONDS = 35.0
+_BYTES = 3 << 30
+_BYTES_PER_SECOND = 20e6
+_TIMES_THE_SIZE = 5
+# Two stacks and a cache of the allocator for each core: reserved, and hardly ever touched.
+_BYTES_PER_CORE = 32 << 20
+PATIENCE = "ONNXPRUNE_PATIENCE"
+_LAST_SECONDS = 5.0
+# The exit code of a child that saw itself exceed its limit of memory.
+HUNGRY = 77
+
+
+class Stopped(RunError):
+    """The child crashed, did not end, or needed too much memory: onnxruntime's own refusals are plain RunErrors."""
+
+
+class _Elsewhere(Exception):
+    """Where an error came from: the traceback of the child, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _Child:
+    """The process, and the pipes to it."""
+
+    def __init__(self) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        # As multiprocessing does: what this process finds, the child finds.
+        start = f"import sys; sys.path[:] = {[*sys.path, root]!r}; from onnxprune.intake.serve import main; main()"
+        settings = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", start],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=settings,
+            )
+        except OSError as e:
+            raise RunError(f"a process that tries the model cannot be started: {e.strerror}") from e
+        self.parent = os.getpid()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked, by the process that started it."""
+        return self.parent == os.getpid() and self._process.poll() is None
+
+    def send(self, message: object) -> None:
+        """Raises OSError where it has ended."""
+        content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        pipe = self._pipe(self._process.stdin)
+        pipe.write(_LENGTH.pack(len(content)))
+        pipe.write(content)
+        pipe.flush()
+
+    def receive(self) -> Any:
+        """Raises EOFError where it has ended."""
+        pipe = self._pipe(self._process.stdout)
+        head = pipe.read(_LENGTH.size)
+        content = pipe.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
+        if not content:
+            raise EOFError
+        return pickle.loads(content)
+
+    @staticmethod
+    def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+        assert pipe is not None
+        return pipe
+
+    def kill(self) -> None:
+        """At once, whatever it does; also from another thread."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def end(self) -> int | None:
+        """Have it gone; its exit code, or minus the signal that ended it by itself."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # Where it has closed its pipe it is about to end, with a code that says why.
+            self._process.wait(0 if self._process.stdin is None or self._process.stdin.closed else 1.0)
+        own = self._process.poll()
+        self.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_SECONDS)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                self._pipe(pipe).close()
+        return own
+
+
+class _Place:
+    """The one child, and the lock of whoever asks it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.child: _Child | None = None
+
+    def ready(self) -> _Child:
+        """A child that lives."""
+        if self.child is None or not self.child.alive:
+            self.drop()
+            self.child = _Child()
+        return self.child
+
+    def drop(self) -> int | None:
+        """End the child, if any; how it ended where it did so by itself."""
+        child, self.child = self.child, None
+        # One that a fork took along is its parent's.
+        return child.end() if child is not None and child.parent == os.getpid() else None
+
+
+_PLACE = _Place()
+
+
+def _at_the_end() -> None:
+    """Nothing stays behind; first of all nothing that another thread may be waiting for."""
+    if _PLACE.child is not None and _PLACE.child.parent == os.getpid():
+        _PLACE.child.kill()
+    if _PLACE.lock.acquire(timeout=_LAST_SECONDS):
+        _PLACE.drop()
+
+
+atexit.register(_at_the_end)
+
+
+def warm() -> None:
+    """Start the child: it loads while this process goes on. What prevents that is said when it is asked."""
+    with contextlib.suppress(RunError), _PLACE.lock:
+        _PLACE.ready()
+
+
+def limits(size: int, honest: float = 0.0) -> tuple[float, int]:
+    """(seconds, bytes) for what has so many bytes.
+
+    honest: seconds that an honest run of it has taken. The variable ONNXPRUNE_PATIENCE multiplies the time.
+    """
+    try:
+        patience = max(float(os.environ.get(PATIENCE, "1")), 0.0)
+    except ValueError:
+        patience = 1.0
+    seconds = _SECONDS + size / _BYTES_PER_SECOND + 20.0 * honest
+    return seconds * patience, _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
+
+
+def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0) -> Any:
+    """The child's answer to one of `serve.ANSWERS`.
+
+    what: what the child does, for the message ("this model's first run"). size, honest: as for `limits`. Raises what
+    the answer raises, and Stopped where the child crashes or exceeds a limit.
+    """
+    seconds, most = limits(size, honest)
+    with _PLACE.lock, _folder() as folder:
+        try:
+            child = _begun(question, given, most, folder)
+            late = threading.Event()
+            timer = threading.Timer(seconds, _stop, (child, late))
+            timer.daemon = True
+            timer.start()
+            try:
+                value, error, traceback = child.receive()
+            except (EOFError, OSError) as e:
+                raise Stopped(_why(_PLACE.drop(), what, seconds, most, late=late.is_set())) from e
+            finally:
+                timer.cancel()
+        except OnnxPruneError:
+            raise
+        except BaseException:  # an interrupt: what the child says later is no answer to the next question
+            if _PLACE.child is not None:
+                _PLACE.child.kill()
+            _PLACE.drop()
+            raise
+    if isinstance(error, MemoryError):
+        raise Stopped(_hungry(what, most)) from _Elsewhere(traceback)
+    if error is not None:
+        raise error from _Elsewhere(traceback)
+    return value
+
+
+def _stop(child: _Child, late: threading.Event) -> None:
+    late.set()
+    child.kill()
+
+
+def _begun(question: str, given: tuple[Any, ...], most: int, folder: str) -> _Child:
+    """A child that is at the question: one that ended meanwhile, for want of questions, is replaced."""
+    for last in (False, True):
+        child = _PLACE.ready()
+        try:
+            child.send((question, given, most, folder))
+            child.receive()
+            return child
+        except (EOFError, OSError) as e:
+            code = _PLACE.drop()
+            if last:
+                raise RunError(f"the process that tries a model does not start ({_how(code)})") from e
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """Where the child's temporary files go, so that they go with those of this process."""
+    from onnxprune import storage  # not before the child has started: it loads numpy and onnx
+
+    kept = storage.spill_folder()
+    if kept is not None:
+        yield tempfile.mkdtemp(dir=kept)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _why(code: int | None, what: str, seconds: float, most: int, *, late: bool) -> str:
+    if code == HUNGRY:
+        return _hungry(what, most)
+    if late:
+        return (
+            f"{what} does not end: it was stopped after {seconds:.0f} seconds; if the model is to be trusted, set "
+            f"{PATIENCE}=10 to wait ten times as long"
+        )
+    if code is not None and -code in (getattr(signal, "SIGKILL", 9),):
+        return f"{what} was ended by the system ({_how(code)}), most likely for want of memory"
+    return f"onnxruntime or onnx crashes ({_how(code)}) on {what}; the model, or this data for it, is not valid"
+
+
+def _hungry(what: str, most: int) -> str:
+    return f"{what} needs more than {most / 2**30:.1f} GiB of memory, which nothing in the model's size explains"
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "it closed its pipe"
+    if code < 0:
+        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"exit code {code}"

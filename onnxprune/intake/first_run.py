@@ -1,0 +1,57 @@
+"""What is asked of the child process (`child`) about a model, before this process opens it in onnx or onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from onnxprune import storage
+from onnxprune.errors import RunError
+from onnxprune.graph import Array
+from onnxprune.intake.child import Stopped, ask
+from onnxprune.normalise import Normalised
+
+# What one run holds at a time, in sizes of its inputs: generous, for images whose first layers have many channels.
+_TIMES_THE_INPUTS = 13
+
+
+def run(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> float:
+    """Run a model once, optimized and as written; seconds. Raises RunError where it is refused, crashes or hangs."""
+    return float(ask("run", _content(proto), dict(feeds), what="this model's first run", size=_size(proto, feeds)))
+
+
+def runs(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> bool:
+    """Whether it does. Raises RunError where onnxruntime does not load it, where it hangs, and where it crashes."""
+    try:
+        run(proto, feeds)
+    except Stopped:
+        raise
+    except RunError:
+        return False
+    return True
+
+
+def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds: float) -> Normalised:
+    """The normal form, as `normalise.normalise` makes it, after a first run that took so many seconds.
+
+    That evaluates parts of the model: constants, bodies that may never run, the model at further sizes; so it is done
+    in the child too. Raises ModelError and RunError.
+    """
+    what = "bringing this model into normal form"
+    result: Normalised = ask(
+        "normalise", _content(proto), dict(example), what=what, size=_size(proto, example), honest=seconds
+    )
+    return result
+
+
+def _content(proto: onnx.ModelProto) -> bytes:
+    if storage.embedded_bytes(proto) >= storage.MOST_BYTES:
+        raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _size(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> int:
+    return storage.model_bytes(proto) + _TIMES_THE_INPUTS * sum(np.asarray(v).nbytes for v in feeds.values())

@@ -1,0 +1,44 @@
+"""What the child process does with a model: onnx's checker, a first run, the normal form. Runs anywhere, too."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from time import perf_counter
+
+import onnx
+
+from onnxprune import twin
+from onnxprune.normalise import Normalised, normalise
+from onnxprune.runtime import Feeds, Session, check_types
+
+
+def check_file(path: str) -> None:
+    """ONNX's checker on a file, as a model above 2 GiB cannot be checked in memory. Raises onnx's own errors."""
+    onnx.checker.check_model(path)
+
+
+def run(content: bytes, feeds: Feeds) -> float:
+    """Run a model as it will be run later, optimized and as written; the seconds of the slower run.
+
+    Raises RunError where onnxruntime refuses it, be it that only its float32 twin has kernels and its types do not fit.
+    """
+    optimized, plain = _sessions(content)
+    seconds = 0.0
+    for session in (optimized, plain):
+        start = perf_counter()
+        session.run(feeds)
+        seconds = max(seconds, perf_counter() - start)
+    return seconds
+
+
+@lru_cache(maxsize=1)
+def _sessions(content: bytes) -> tuple[Session, Session]:
+    proto = onnx.ModelProto.FromString(content)
+    if twin.uses(proto, twin.BFLOAT16 | twin.DOUBLE):
+        check_types(twin.with_distinct_types(proto))
+    return Session(proto), Session(proto, optimize=False)
+
+
+def normalised(content: bytes, example: Feeds) -> Normalised:
+    """The normal form."""
+    return normalise(onnx.ModelProto.FromString(content), example)
