@@ -26,7 +26,7 @@ from onnxprune import (
 from onnxprune import model as m
 from onnxprune.allocation import allocate, coefficients_of
 from onnxprune.bodies import return_to_bodies
-from onnxprune.calibrate import outputs, statistics
+from onnxprune.calibrate import outputs, stand_ins, statistics
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
@@ -313,7 +313,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
 
 def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:
     """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice."""
-    specs = data.input_specs(proto)
+    specs = data.tensor_specs(proto)
     if calibration is None:
         if settings.labels is not None:
             raise UsageError(f"labels {settings.labels!r} are a key of the calibration data; give that too (--calib)")
@@ -321,12 +321,13 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
         def runs(feeds: Mapping[str, Array]) -> bool:
             return first_run.runs(proto, feeds)
 
-        return data.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, runs)
+        return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, runs)
     found = (
         data.load(Path(calibration), specs)
         if not isinstance(calibration, Mapping)
         else data.checked(calibration, specs)
     )
+    found = data.with_others(found, proto)
     if settings.labels is not None:
         labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(found):

@@ -157,7 +157,9 @@ def _shapes(outputs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
     """Outputs over all samples, concatenated; outputs that are no tensors are left out."""
     session = Session(proto)
-    one = sum(v.nbytes for v in samples.slice(0, 1).values())  # what a model computes grows with what it reads
+    one = sum(
+        v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
+    )  # what a model computes grows with what it reads
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
     return concatenated([session.run(b) for b in samples.batches(batch)])
 

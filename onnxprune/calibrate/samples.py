@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +26,91 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A model input: its numpy dtype and declared dimensions, None where symbolic."""
+    """A model input: its numpy dtype and declared dimensions, None where symbolic.
+
+    whole: axis 0 counts no samples, as an input that is no tensor has that size too.
+    """
 
     name: str
     dtype: np.dtype[Any]
     dims: tuple[int | None, ...]
+    whole: bool = False
 
     @property
     def batched(self) -> bool:
         """Whether axis 0 counts samples: symbolic, or of size 1."""
-        return bool(self.dims) and self.dims[0] in (None, 1)
+        return bool(self.dims) and self.dims[0] in (None, 1) and not self.whole
 
 
 def input_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """The tensor inputs of a model, initializers excepted."""
+    """The inputs of a model, initializers excepted. Raises CalibrationError where one is no tensor."""
+    for v in other_inputs(proto):
+        raise CalibrationError(f"input {v.name!r} is not a tensor; only tensor inputs can be fed")
+    return tensor_specs(proto)
+
+
+def other_inputs(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    """The inputs that are no tensors: sequences, and values that may be absent."""
     weights = {t.name for t in proto.graph.initializer}
+    return (v for v in proto.graph.input if not v.type.HasField("tensor_type") and v.name not in weights)
+
+
+def with_others(samples: Samples, proto: onnx.ModelProto) -> Samples:
+    """The samples with the inputs that are no tensors, whose entries are extra keys of the data (`entries_of`).
+
+    Raises CalibrationError where a sequence has none.
+    """
+    extras, fixed = dict(samples.extras), dict[str, Any]()
+    for v in other_inputs(proto):
+        if v.name in extras:
+            whole = extras.pop(v.name)
+            fixed[v.name] = [] if _is_sequence(v.type) and not whole.size else whole
+            continue
+        entries = [extras.pop(f"{v.name}[{i}]") for i in range(len(extras)) if f"{v.name}[{i}]" in extras]
+        if not entries and not v.type.HasField("optional_type"):
+            raise CalibrationError(f"no data for input {v.name!r}, a sequence: store its entries as '{v.name}[0]', ...")
+        fixed[v.name] = entries or None
+    return replace(samples, extras=extras, fixed=fixed) if fixed else samples
+
+
+def _is_sequence(kind: onnx.TypeProto) -> bool:
+    return bool(kind.HasField("sequence_type")) or (
+        bool(kind.HasField("optional_type")) and _is_sequence(kind.optional_type.elem_type)
+    )
+
+
+def _symbols(kind: onnx.TypeProto) -> set[str]:
+    """Names of the symbolic dimensions of a type."""
+    if kind.HasField("tensor_type"):
+        return {d.dim_param for d in kind.tensor_type.shape.dim if d.dim_param}
+    inner = kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type
+    return _symbols(inner.elem_type) if inner.HasField("elem_type") else set()
+
+
+def entries_of(name: str, value: Any) -> dict[str, Array]:
+    """The arrays of an input that is no tensor: entry i of a sequence x is x[i].
+
+    An empty sequence is an empty array x, and an absent value has none.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, list) and value:
+        return {k: a for i, v in enumerate(value) for k, a in entries_of(f"{name}[{i}]", v).items()}
+    return {name: np.asarray(value)}
+
+
+def tensor_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """The tensors among the inputs of a model, initializers excepted."""
+    weights = {t.name for t in proto.graph.initializer}
+    shared = {s for v in other_inputs(proto) for s in _symbols(v.type)}
     specs: list[InputSpec] = []
     for v in proto.graph.input:
-        if v.name in weights:
+        if v.name in weights or not v.type.HasField("tensor_type"):
             continue
-        if not v.type.HasField("tensor_type"):
-            raise CalibrationError(f"input {v.name!r} is not a tensor; only tensor inputs can be fed")
         t = v.type.tensor_type
         dims = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in t.shape.dim)
-        specs.append(InputSpec(v.name, onnx.helper.tensor_dtype_to_np_dtype(t.elem_type), dims))
+        whole = bool(dims) and t.shape.dim[0].dim_param in shared
+        specs.append(InputSpec(v.name, onnx.helper.tensor_dtype_to_np_dtype(t.elem_type), dims, whole))
     return tuple(specs)
 
 
@@ -57,7 +118,8 @@ def input_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
 class Samples:
     """Checked data: arrays per input (and per extra key), first axis = samples for batched inputs.
 
-    origin: what to say of it in the report; sha256: over the values that were used.
+    origin: what to say of it in the report; sha256: over the values that were used. fixed: the inputs that are no
+    tensors, the same for every sample.
     """
 
     specs: tuple[InputSpec, ...]
@@ -65,6 +127,7 @@ class Samples:
     extras: Mapping[str, Array] = field(default_factory=dict)
     origin: str = ""
     synthetic: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         counts = [len(self.arrays[s.name]) for s in self.specs if s.batched]
@@ -84,7 +147,8 @@ class Samples:
     def slice(self, start: int, stop: int, names: Collection[str] | None = None) -> dict[str, Array]:
         """Feeds of samples start..stop; names: of these inputs alone."""
         specs = [s for s in self.specs if names is None or s.name in names]
-        return {s.name: _sliced(self.arrays[s.name], slice(start, stop) if s.batched else None) for s in specs}
+        feeds = {s.name: _sliced(self.arrays[s.name], slice(start, stop) if s.batched else None) for s in specs}
+        return feeds | {k: v for k, v in self.fixed.items() if names is None or k in names}
 
     def count(self, feeds: Mapping[str, Array]) -> int:
         """Samples in the feeds of one batch."""
@@ -96,13 +160,13 @@ class Samples:
             s.name: _picked(self.arrays[s.name], indices) if s.batched else self.arrays[s.name] for s in self.specs
         }
         extras = {k: v[indices] for k, v in self.extras.items() if v.ndim and len(v) == len(self)}
-        return Samples(self.specs, picked, extras, self.origin, self.synthetic)
+        return replace(self, arrays=picked, extras=extras)
 
     def part(self, start: int, stop: int) -> Samples:
         """The samples start..stop, without extra keys; what lies in a file stays there."""
         at = slice(start, stop)
         arrays = {s.name: _picked(self.arrays[s.name], at) if s.batched else self.arrays[s.name] for s in self.specs}
-        return Samples(self.specs, arrays, {}, self.origin, self.synthetic)
+        return replace(self, arrays=arrays, extras={})
 
     def example(self) -> dict[str, Array]:
         """A small batch: two samples where the batch is free, one where it is fixed."""
@@ -115,13 +179,19 @@ class Samples:
     def sha256(self, *extras: str) -> str:
         """Over names, shapes and values of the inputs, and of these extra keys."""
         digest = hashlib.sha256()
-        for name in (*sorted(self.arrays), *extras):
-            a = self.arrays[name] if name in self.arrays else self.extras[name]
+        for name, a in self._hashed(extras):
             # An array without an axis counts as one with a single entry.
             digest.update(f"{name}{a.shape or (1,)}{a.dtype}".encode())
             for part in chunks(a):
-                digest.update(part.tobytes())
+                digest.update(part.tobytes() if part.dtype.kind != "O" else repr(part.tolist()).encode())
         return digest.hexdigest()
+
+    def _hashed(self, extras: Sequence[str]) -> Iterator[tuple[str, Array | Rows]]:
+        """Inputs, the entries of those that are sequences, and extra keys, by name."""
+        yield from sorted(self.arrays.items())
+        for name, value in sorted(self.fixed.items()):
+            yield from ((k, np.asarray(v)) for k, v in entries_of(name, value).items())
+        yield from ((name, self.extras[name]) for name in extras)
 
 
 def _sliced(a: Array | Rows, part: slice | None) -> Array:
@@ -204,12 +274,14 @@ def _checked(
             and a.dtype in (np.float32, np.float64)
         ):
             a = _halved(a, s, where)
+        if isinstance(a, np.ndarray) and s.dtype.kind == "O" and a.dtype.kind in "US":
+            a = a.astype(object)  # as onnxruntime gives strings out
         if a.dtype != s.dtype:
             raise CalibrationError(f"{where} is {a.dtype}, the model wants {s.dtype}; convert it with .astype")
         if isinstance(a, np.ndarray) and s.batched and a.ndim == len(s.dims) - 1:
             a = a[None]
         _check_shape(a, s, where)
-        if a.size == 0:
+        if a.size == 0 and (0 not in s.dims or (s.batched and not len(a))):
             raise CalibrationError(f"{where} is empty; at least one sample is needed")
         if is_float(a.dtype) and not all(np.isfinite(part).all() for part in chunks(a)):
             raise CalibrationError(f"{where} holds NaN or infinite values; clean the data first")
@@ -237,34 +309,3 @@ def _check_shape(a: Array | Rows, s: InputSpec, where: str) -> None:
         d is not None and d != n for d, n in zip(s.dims[first:], a.shape[first:], strict=True)
     ):
         raise CalibrationError(f"{where} has shape {'x'.join(map(str, a.shape))}, the model wants {shown}")
-
-
-_TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
-
-
-def random(proto: onnx.ModelProto, specs: tuple[InputSpec, ...], count: int, seed: int, runs: Any) -> Samples:
-    """Seeded normal noise (zeros and ones for integers) where the user has no data.
-
-    Symbolic dimensions other than the batch take the first of a few usual sizes with which `runs(feeds)` is true.
-    """
-    for size in _TRIAL_SIZES:
-        rng = np.random.default_rng(seed)
-        arrays: dict[str, Array] = {}
-        for s in specs:
-            dims = [size if d is None else d for d in s.dims]
-            if s.batched:
-                dims[0] = count
-            for i, d in enumerate(s.dims):
-                # A batch that is not on the first axis of this input still is one sample per batch.
-                if i and d is None and not s.batched:
-                    dims[i] = 1 if i == 1 else size
-            if is_float(s.dtype):
-                arrays[s.name] = rng.standard_normal(dims).astype(s.dtype)
-            elif s.dtype == np.bool_:
-                arrays[s.name] = np.ones(dims, np.bool_)
-            else:
-                arrays[s.name] = rng.integers(0, 2, dims).astype(s.dtype)
-        samples = Samples(specs, arrays, {}, f"random, seed {seed}", True)
-        if all(None not in s.dims[1:] for s in specs) or runs(samples.example()):
-            return samples
-    raise CalibrationError("the model has dimensions that random data does not fit; give real data with --calib")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx
 
 from onnxprune import storage
+from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.intake.child import Stopped, ask
@@ -54,4 +54,6 @@ def _content(proto: onnx.ModelProto) -> bytes:
 
 
 def _size(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> int:
-    return storage.model_bytes(proto) + _TIMES_THE_INPUTS * sum(np.asarray(v).nbytes for v in feeds.values())
+    return storage.model_bytes(proto) + _TIMES_THE_INPUTS * sum(
+        entry.nbytes for name, v in feeds.items() for entry in entries_of(name, v).values()
+    )

@@ -24,6 +24,7 @@ from scipy.special import bdtr
 from onnxprune import model as m
 from onnxprune import runtime, storage
 from onnxprune.calibrate import samples as reader
+from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import InputSpec
 from onnxprune.config import PRECISIONS, SECONDS, WARMUP
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
@@ -318,7 +319,7 @@ def _random(
     count = _batch_of(specs, batch)
     bound = tuple(replace(s, dims=shapes.get(s.name, s.dims)) for s in specs)
     try:
-        found = reader.random(model, bound, count, _SEED, _trial(model))
+        found = stand_ins.random(model, bound, count, _SEED, _trial(model))
     except CalibrationError as e:
         raise CalibrationError(
             "the model has dimensions that random inputs do not fit; name their sizes with --shape, or give --data"

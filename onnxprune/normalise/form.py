@@ -92,7 +92,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     clones = clone_shared_vectors(proto)
     added = give_biases(proto)
     proto = _clean(proto)
-    binding = {k: tuple(np.shape(v)) for k, v in example.items()}
+    binding = {k: tuple(np.shape(v)) for k, v in example.items() if isinstance(v, np.ndarray)}
     shapes, types = all_shapes(proto, binding, example)
     replaced = Counter[str]()
     proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, replaced))

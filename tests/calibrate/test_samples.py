@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.calibrate.samples import InputSpec, Rows, Samples, input_specs, load
-from onnxprune.calibrate.samples import random as random_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.intake import arrays
 from tests.compare import assert_same
@@ -454,28 +453,6 @@ def test_inputs_that_are_no_tensors_are_refused() -> None:
     proto = model(helper.make_tensor_sequence_value_info("boxes", onnx.TensorProto.FLOAT, [4]))
     with pytest.raises(CalibrationError, match="'boxes' is not a tensor"):
         input_specs(proto)
-
-
-def test_random_data_fits_the_inputs_and_is_marked() -> None:
-    """Fails where random data is not reproducible, not marked as such, or of another type."""
-    specs = (*IMAGE, InputSpec("mask", np.dtype(np.bool_), (None, 4)), InputSpec("ids", np.dtype(np.int32), (1, 2)))
-    first, again = (random_samples(onnx.ModelProto(), specs, 6, 1, lambda _: True) for _ in range(2))
-    assert first.sha256() == again.sha256()
-    assert first.synthetic
-    assert {k: (v.shape, v.dtype.name) for k, v in first.arrays.items()} == {
-        "image": ((6, 3, 4, 4), "float32"),
-        "mask": ((6, 4), "bool"),
-        "ids": ((6, 2), "int32"),
-    }
-
-
-def test_random_data_tries_sizes_until_one_runs() -> None:
-    """Fails where the first size is used although the model refuses it, or no size at all is silently accepted."""
-    specs = (InputSpec("image", FLOAT, (None, 3, None, None)),)
-    s = random_samples(onnx.ModelProto(), specs, 2, 0, lambda f: f["image"].shape[2] == 32)
-    assert s.arrays["image"].shape == (2, 3, 32, 32)
-    with pytest.raises(CalibrationError, match="--calib"):
-        random_samples(onnx.ModelProto(), specs, 2, 0, lambda _: False)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
