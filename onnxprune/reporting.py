@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import scipy
 
 from onnxprune import cost, parts, runtime, storage
 from onnxprune import model as m
@@ -22,10 +23,12 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
+from onnxprune.measures.processor import processor
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed
 from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
 from onnxprune.targets import TARGETS
+from onnxprune.threads import blas
 
 
 def report_of(
@@ -227,7 +230,7 @@ def peak_memory() -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Of onnxprune and what its numbers depend on."""
+    """Of onnxprune and what its numbers depend on: bytes differ between processors, and between kernels of BLAS."""
     from onnxprune import __version__
 
     return {
@@ -235,5 +238,8 @@ def versions() -> dict[str, str]:
         "onnx": onnx.__version__,
         "onnxruntime": runtime.version(),
         "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "blas": blas(),
+        "processor": str(processor()),
         "python": ".".join(map(str, sys.version_info[:3])),
     }

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,6 +61,13 @@ def one_blas_thread() -> AbstractContextManager[object]:
     """
     context: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
     return context
+
+
+def blas() -> str:
+    """The linear algebra libraries that are loaded, numpy's and scipy's: name, version and kernels of each."""
+    known = [i for i in threadpool_info() if i["user_api"] == "blas"]
+    parts = [(i["internal_api"], i.get("version"), i.get("architecture")) for i in known]
+    return ", ".join(sorted({" ".join(str(x) for x in p if x) for p in parts})) or "unknown"
 
 
 def prefetched(items: Iterable[Item]) -> Iterator[Item]:

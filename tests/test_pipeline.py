@@ -25,6 +25,7 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.graph import Array
+from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import normalise
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session
@@ -468,7 +469,10 @@ def test_report_as_json(folder: Path):
     assert data["effort"]["passes"] > 0
     assert [g["channels_before"] for g in data["groups"]] == [16, 16, 16, 32, 32, 32]
     assert data["pinned"][0]["reason"] == "the graph output 'logits' keeps its shape"
-    assert set(data["versions"]) == {"onnxprune", "onnx", "onnxruntime", "numpy", "python"}
+    assert set(data["versions"]) == {
+        *("onnxprune", "onnx", "onnxruntime", "numpy", "scipy", "blas", "processor", "python")
+    }
+    assert all(data["versions"].values())
 
 
 @pytest.mark.parametrize("stored", [0, 1, 2])
@@ -686,7 +690,7 @@ def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.Mo
     assert timed.seconds == []
     # The user's model, with onnxruntime's own settings.
     assert timed.models == [p.original]
-    assert timed.options == [{"spin": True}]
+    assert timed.options == [{"spin": True, "kernels": DEPLOYED}]
 
 
 def test_a_plain_pass_of_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):

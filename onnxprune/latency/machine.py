@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import onnx
@@ -18,11 +15,10 @@ import onnx
 from onnxprune import runtime
 from onnxprune.latency.kernels import Kernel, kernel_times
 from onnxprune.latency.timing import Times, paired
+from onnxprune.measures.processor import processor
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.runtime import CPU, Feeds
 from onnxprune.threads import cores
-
-_PROC = Path("/proc/cpuinfo")
 
 
 class Machine(Protocol):
@@ -54,7 +50,7 @@ class OnnxRuntime:
     def identity(self) -> Mapping[str, str]:
         """Processor (and GPU), cores, threads, providers and onnxruntime's version."""
         found = {
-            "processor": processor(),
+            "processor": processor().name,
             "cores": str(cores()),
             "threads": str(self.threads),
             "providers": " ".join(self.providers),
@@ -71,19 +67,6 @@ class OnnxRuntime:
         start = partial(runtime.Session, spin=True, in_turns=True, threads=self.threads, providers=self.providers)
         sessions = [start(p, kernels=DEPLOYED) for p in models]
         return paired([partial(s.run, feeds) for s in sessions], budget=self.seconds, clock=self.clock)
-
-
-def processor() -> str:
-    """The processor's name, and a checksum of what it can do: virtual machines give many processors one name."""
-    with suppress(OSError):
-        lines = _PROC.read_text(encoding="utf-8", errors="replace").split("\n\n", maxsplit=1)[0].splitlines()
-        known = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-        able = " ".join(
-            known.get(k, "") for k in ("cpu family", "model", "stepping", "flags", "Features", "cache size")
-        )
-        name = known.get("model name") or known.get("CPU part") or platform.processor()
-        return f"{name} {hashlib.sha256(able.encode()).hexdigest()[:8]}"
-    return platform.processor() or platform.machine()
 
 
 def gpu() -> str:

@@ -206,6 +206,8 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("", f"{e.passes:.0f} × one plain pass over the data ({duration(e.plain_pass_seconds)})"))
     if e.workers or e.provider != "cpu":
         facts.append(("calibrated by", _by_whom(e)))
+    v = report.versions
+    facts.append(("computed by", f"{v['processor']}, onnxruntime {v['onnxruntime']}, {v['blas']}"))
     if e.peak_memory_bytes is not None:
         facts.append(("peak memory", size(e.peak_memory_bytes) + (" without the workers" if e.workers else "")))
     return facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,34 +11,14 @@ import pytest
 from onnxprune import runtime
 from onnxprune.latency import machine
 from onnxprune.latency.machine import OnnxRuntime
+from onnxprune.measures.processor import processor
 from tests import digits
-
-INFO = "model name\t: AMD EPYC\ncpu family\t: 25\nflags\t\t: fpu avx2{}\n\nmodel name\t: another\n"
-
-
-@pytest.fixture
-def info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "cpuinfo"
-    monkeypatch.setattr(machine, "_PROC", path)
-    return path
-
-
-def test_processors_of_one_name_differ_by_what_they_can(info: Path):
-    names = []
-    for more in ("", " avx512f", ""):
-        info.write_text(INFO.format(more), encoding="utf-8")
-        names.append(machine.processor())
-    assert all(n.startswith("AMD EPYC ") for n in names)
-    assert names[0] == names[2] != names[1]
-
-
-def test_a_machine_without_that_file_has_a_name_all_the_same(info: Path):
-    assert machine.processor()
 
 
 def test_what_times_depend_on_is_in_the_identity():
     base = OnnxRuntime().identity()
     assert base["onnxruntime"] == runtime.version()
+    assert base["processor"] == processor().name
     assert int(base["cores"]) >= 1
     assert OnnxRuntime(threads=1).identity() != base
     assert "gpu" not in base
