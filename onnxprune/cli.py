@@ -33,6 +33,7 @@ from onnxprune.config import (
 )
 from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
 from onnxprune.intake import child
+from onnxprune.report.visible import one_line, visible
 from onnxprune.targets import AUTO, TARGETS
 
 if TYPE_CHECKING:
@@ -332,7 +333,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     type=int,
     **_shown(1),
     metavar="N",
-    help="Processes that calibrate, select and try cuts. They share the cores of this machine.",
+    help="Processes that calibrate, select and try cuts. They share the cores of this machine: at most 4 to a core, "
+    "and 8 anywhere.",
 )
 @click.option(
     "--scheduler",
@@ -536,8 +538,8 @@ def eval_command(
         raise UsageError("--min-agreement needs --against")
     if max_drop is not None and (against is None or labels is None):
         raise UsageError("--max-drop needs --against and --labels")
-    if max_drop is not None and not max_drop >= 0.0:
-        raise UsageError(f"--max-drop is {max_drop}; it must not be negative")
+    if max_drop is not None and not 0.0 <= max_drop <= 100.0:
+        raise UsageError(f"--max-drop is {max_drop}; it is a number of points, from 0 to 100")
     child.warm()
     from onnxprune.evaluation import evaluate, gate
     from onnxprune.report import terminal
@@ -618,7 +620,7 @@ def _screen() -> Screen:
 
 def _warn(text: str) -> None:
     """One line on stderr, also with --quiet."""
-    click.secho(f"onnxprune: warning: {' '.join(text.split())}", err=True, bold=True, fg="yellow")
+    click.secho(f"onnxprune: warning: {one_line(text)}", err=True, bold=True, fg="yellow")
 
 
 def _print(text: str) -> None:
@@ -662,10 +664,11 @@ def _unexpected(error: BaseException, message: str) -> int:
     if os.environ.get(TRACEBACK):
         import traceback
 
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            click.echo(visible(line), err=True)
     return _fail(f"{message}; set {TRACEBACK}=1 for the traceback", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"onnxprune: error: {' '.join(message.split())}", err=True)
+    click.echo(f"onnxprune: error: {one_line(message)}", err=True)
     return code

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.intake.options import MOST_NUMBER, check_most, typed
 from onnxprune.targets import AUTO, DEFAULT, TARGETS
 
 METHODS = ("obs", "local", "global", "combined", "gfs", "taylor", "magnitude", "random")
@@ -29,8 +28,7 @@ SECONDS, WARMUP = 5.0, 10
 PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
-# Above these a number is a slip of the pen: nothing has so many channels, samples, threads or epochs.
-MOST_NUMBER = 2**31 - 1
+# Above these a number is a slip of the pen: nothing has so many samples in a run, threads or epochs.
 MOST_THREADS = 1024
 MOST: Mapping[str, int] = MappingProxyType(
     {
@@ -42,50 +40,6 @@ MOST: Mapping[str, int] = MappingProxyType(
         "memory": 1 << 50,
     }
 )
-
-
-def typed(name: str, value: Any, kinds: str) -> Any:
-    """`value` as one of some types, such as "int | None"; numpy's numbers become Python's, lists of texts tuples.
-
-    Raises UsageError where it is of none of them; True and False are no numbers.
-    """
-    switch = type(value).__name__ in ("bool", "bool_")  # numpy's too
-    for kind in kinds.split(" | "):
-        if kind == "None" and value is None:
-            return None
-        if kind == "bool" and switch:
-            return bool(value)
-        if kind == "int" and isinstance(value, Integral) and not switch:
-            return int(value)
-        if kind == "float" and isinstance(value, Real) and not switch:
-            return _as_float(value)
-        if kind == "str" and isinstance(value, str):
-            return str(value)
-        if kind == "tuple[str, ...]" and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-    wanted = kinds.replace("tuple[str, ...]", "a list of texts").replace("str", "text").replace(" | ", " or ")
-    raise UsageError(f"{name} is {_brief(value)}; it must be {wanted}")
-
-
-def _as_float(value: Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def check_most(name: str, value: Any, most: int) -> None:
-    """Raises UsageError for a number above `most`; what is no number passes."""
-    if isinstance(value, int) and value > most:
-        raise UsageError(f"{name} is {_brief(value)}; it is at most {most}")
-
-
-def _brief(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001  of a foreign object, or an integer of more digits than Python writes
-        return f"a very large {type(value).__name__}" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @dataclass(frozen=True, kw_only=True)

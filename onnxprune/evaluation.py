@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,8 +144,7 @@ def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
 
 
 def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto) -> Samples:
-    specs = reader.input_specs(proto)
-    return reader.checked(source, specs) if isinstance(source, Mapping) else reader.load(Path(source), specs)
+    return reader.given(source, reader.input_specs(proto))
 
 
 def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:

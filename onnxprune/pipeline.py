@@ -322,12 +322,7 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return first_run.runs(proto, feeds)
 
         return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, runs)
-    found = (
-        data.load(Path(calibration), specs)
-        if not isinstance(calibration, Mapping)
-        else data.checked(calibration, specs)
-    )
-    found = data.with_others(found, proto)
+    found = data.with_others(data.given(calibration, specs), proto)
     if settings.labels is not None:
         labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(found):

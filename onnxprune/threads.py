@@ -22,6 +22,7 @@ _END = object()
 _LIMIT: ContextVar[int] = ContextVar("_LIMIT", default=0)
 # Items that are taken ahead, to each thread: one that takes long does not let the others run dry.
 _AHEAD = 4
+_WORKERS_PER_CORE, _WORKERS_ANYWHERE = 4, 8
 # What items that are worked on at the same time may take together.
 AT_ONCE_BYTES = 512 << 20
 
@@ -29,6 +30,11 @@ AT_ONCE_BYTES = 512 << 20
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def most_workers() -> int:
+    """Processes that this machine can have use for: more than a few to a core only take memory from each other."""
+    return max(_WORKERS_PER_CORE * cores(), _WORKERS_ANYWHERE)
 
 
 def limit() -> int:

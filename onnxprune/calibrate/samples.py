@@ -8,6 +8,8 @@ stays in its file, and its samples are read when they are run.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +19,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import cast, is_float
 from onnxprune.intake.arrays import Rows, chunks, listed, read
+from onnxprune.intake.files import shown
 
 Array = NDArray[Any]
 
@@ -162,6 +165,13 @@ class Samples:
         extras = {k: v[indices] for k, v in self.extras.items() if v.ndim and len(v) == len(self)}
         return replace(self, arrays=picked, extras=extras)
 
+    def repeated(self, count: int) -> dict[str, Array]:
+        """Feeds of so many samples, from the first on and over again. Raises UsageError where they take too much."""
+        size = sum(math.prod(self.arrays[s.name].shape[1:]) * s.dtype.itemsize for s in self.specs if s.batched)
+        if size * count > _BATCH_BYTES:
+            raise UsageError(f"a batch of {count} would take {shown(size * count)} of memory; ask for a smaller one")
+        return self.take(np.arange(count) % len(self)).slice(0, count)
+
     def part(self, start: int, stop: int) -> Samples:
         """The samples start..stop, without extra keys; what lies in a file stays there."""
         at = slice(start, stop)
@@ -234,10 +244,35 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
     return Samples(specs, arrays, extras, str(p))
 
 
-def checked(arrays: Mapping[str, Array], specs: tuple[InputSpec, ...]) -> Samples:
+def given(source: object, specs: tuple[InputSpec, ...]) -> Samples:
+    """What a user gives: the path of data, or arrays by input name. Raises CalibrationError."""
+    if isinstance(source, Mapping):
+        return checked(source, specs)
+    if isinstance(source, (str, os.PathLike)):
+        return load(Path(source), specs)
+    raise CalibrationError(f"the data is a {type(source).__name__}; give a path, or arrays by input name")
+
+
+def checked(arrays: Mapping[str, Any], specs: tuple[InputSpec, ...]) -> Samples:
     """Arrays in memory, checked in the same way."""
-    inputs, extras = _checked({k: np.asarray(v) for k, v in arrays.items()}, specs, "the data")
+    inputs, extras = _checked({_key(k): _as_array(k, v) for k, v in arrays.items()}, specs, "the data")
     return Samples(specs, inputs, extras, "arrays in memory")
+
+
+def _key(name: object) -> str:
+    if not isinstance(name, str):
+        raise CalibrationError(f"the data has the key {name!r}; keys are names of inputs")
+    return name
+
+
+def _as_array(name: object, value: object) -> Array:
+    """Raises CalibrationError for what is no array: rows of different lengths, or values that are masked out."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise CalibrationError(f"the data: {name!r} has values that are masked out; fill them in first")
+    try:
+        return np.asarray(value)
+    except Exception as e:
+        raise CalibrationError(f"the data: {name!r} is no array: {' '.join(str(e).split())[:200]}") from e
 
 
 def _read(path: Path, specs: tuple[InputSpec, ...]) -> Mapping[str, Array | Rows]:
@@ -309,3 +344,7 @@ def _check_shape(a: Array | Rows, s: InputSpec, where: str) -> None:
         d is not None and d != n for d, n in zip(s.dims[first:], a.shape[first:], strict=True)
     ):
         raise CalibrationError(f"{where} has shape {'x'.join(map(str, a.shape))}, the model wants {shown}")
+
+
+# A batch that was asked for is held in memory.
+_BATCH_BYTES = 4 << 30

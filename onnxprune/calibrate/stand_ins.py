@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from onnxprune.calibrate.samples import InputSpec, Samples, other_inputs
 from onnxprune.errors import CalibrationError
 from onnxprune.graph import is_float
+from onnxprune.intake.arrays import chunks
+from onnxprune.intake.files import shown
 
 Array = NDArray[Any]
 _TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
-_MOST_ENTRIES = 1 << 29
+# Stand-ins are held in memory.
+_MOST_BYTES = 1 << 30
 _SEQUENCE_LENGTH = 2
 _END = 1 << 30
 _LARGEST_BLOCK = 8
@@ -34,19 +37,29 @@ def random(
     count: int,
     seed: int,
     runs: Callable[[Mapping[str, Any]], bool],
+    advice: str = "give real data with --calib",
 ) -> Samples:
     """Seeded normal noise (zeros and ones for integers) for `count` samples.
 
     Symbolic dimensions other than the batch take the first of a few usual sizes with which `runs(feeds)` is true. Only
-    a model whose inputs are all floating-point ones of known sizes is not run. Raises CalibrationError.
+    a model whose inputs are all floating-point ones of known sizes is not run. Raises CalibrationError, with the
+    advice, where no size runs or fits into memory.
     """
+    reason = ""
     readers = _readers(proto)
     certain = all(None not in s.dims[1:] and is_float(s.dtype) and s.name not in readers for s in specs)
     symbolic = any(None in s.dims for s in specs)
     for size in _TRIAL_SIZES if symbolic else _TRIAL_SIZES[:1]:
         shapes = {s.name: _shape(s, count, size) for s in specs}
-        if sum(math.prod(shapes[s.name]) for s in specs) > _MOST_ENTRIES:
+        needs = {s.name: math.prod(shapes[s.name]) * (s.dtype.itemsize if is_float(s.dtype) else 8) for s in specs}
+        if sum(needs.values()) > _MOST_BYTES:
+            name = max(needs, key=lambda k: needs[k])
+            reason = reason or (
+                f"random data of shape {'x'.join(map(str, shapes[name]))} for input {name!r} would take "
+                f"{shown(needs[name])} of memory: {advice}, or ask for fewer samples"
+            )
             continue
+        reason = f"random data does not run the model: {advice}"
         for style in _STYLES:
             rng = np.random.default_rng(seed)
             arrays = {s.name: _values(s, shapes[s.name], style, rng, readers.get(s.name)) for s in specs}
@@ -56,7 +69,7 @@ def random(
                 return samples
             if all(is_float(s.dtype) for s in specs):
                 break  # the other styles differ in integers alone
-    raise CalibrationError("random data does not run the model: give real data with --calib")
+    raise CalibrationError(reason)
 
 
 def _shape(s: InputSpec, count: int, size: int) -> tuple[int, ...]:
@@ -77,16 +90,24 @@ def _values(
 ) -> Array:
     """Values of one input; `fitting` makes those that its reader accepts."""
     fitted = fitting(shape) if fitting is not None and style == _AS_READ else None
-    drawn = rng.standard_normal(shape) if is_float(s.dtype) else rng.integers(0, 2, shape)
+    drawn = _noise(rng, shape, s.dtype) if is_float(s.dtype) else rng.integers(0, 2, shape)
     if fitted is not None and math.prod(shape) == np.size(fitted):
         return np.asarray(fitted).reshape(shape).astype(s.dtype)
     if s.dtype.kind == "O":
         return np.asarray(drawn).astype(np.str_).astype(object)
     if is_float(s.dtype):
-        return np.asarray(drawn).astype(s.dtype)
+        return drawn
     if s.dtype == np.bool_ or style == _ONES:
         return np.ones(shape, s.dtype)
     return np.zeros(shape, s.dtype) if style == _ZEROS else np.asarray(drawn).astype(s.dtype)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Normal numbers of a type, piece by piece, as they are drawn in 64 bits."""
+    found = np.empty(shape, dtype)
+    for part in chunks(found):
+        part[...] = np.asarray(rng.standard_normal(part.shape)).astype(dtype)
+    return found
 
 
 def _other(kind: onnx.TypeProto, size: int, rng: np.random.Generator) -> Any:

@@ -6,15 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from onnxprune.errors import UsageError
+from onnxprune.intake.options import shown, typed
 from onnxprune.jobs.work import Here, Progress, Scheduler, Work
+from onnxprune.threads import cores, most_workers
 
 __all__ = ["Here", "Progress", "Scheduler", "Work", "check_choice", "scheduling"]
 
 
 def check_choice(jobs: int, scheduler: str | None) -> None:
-    """Raises UsageError for numbers of processes that are none, and for both at once."""
+    """Raises UsageError for numbers of processes that are none or absurd, and for both at once."""
+    jobs = typed("jobs", jobs, "int")
+    typed("scheduler", scheduler, "str | None")
     if jobs < 1:
         raise UsageError(f"jobs is {jobs}; it must be at least 1")
+    if jobs > most_workers():
+        raise UsageError(
+            f"jobs is {shown(jobs)}; on this machine it is at most {most_workers()}, since {cores()} cores are shared"
+        )
     if jobs > 1 and scheduler is not None:
         raise UsageError("jobs are processes of this machine, a scheduler has workers of its own: leave out one")
 

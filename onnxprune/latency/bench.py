@@ -11,8 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, replace
 from time import perf_counter
 from typing import Any
 
@@ -26,9 +25,10 @@ from onnxprune import runtime, storage
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import InputSpec
-from onnxprune.config import PRECISIONS, SECONDS, WARMUP
-from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
+from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
+from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import Array
+from onnxprune.intake.options import check_most, typed
 from onnxprune.latency import profile as profiler
 from onnxprune.latency import tensorrt_engine
 from onnxprune.latency.cuda import Gpu
@@ -40,6 +40,7 @@ ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Data = str | os.PathLike[str] | Mapping[str, Array]
 
 _LEAST_RUNS, _MOST_RUNS = 20, 20_000
+_MOST_GIVEN, _MOST_SECONDS = 1_000_000, 86_400
 _DOUBT = 0.05
 # Two sessions of one model differ by up to half a percent.
 _ALIKE = 0.01
@@ -153,14 +154,17 @@ class Settings:
     profile: bool = False
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, typed(f.name, getattr(self, f.name), str(f.type)))
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         for name, least in (("threads", 0), ("warmup", 0), ("runs", 1)):
             number = getattr(self, name)
             if number is not None and number < least:
                 raise UsageError(f"{name} is {number}; it must be at least {least}")
-        if not 0.0 < self.seconds < float("inf"):
-            raise UsageError(f"seconds is {self.seconds}; it must be above 0")
+            check_most(name, number, MOST_THREADS if name == "threads" else _MOST_GIVEN)
+        if not 0.0 < self.seconds <= _MOST_SECONDS:
+            raise UsageError(f"seconds is {self.seconds}; it must be above 0, and at most {_MOST_SECONDS} (a day)")
         if self.threads and self.provider == tensorrt_engine.NAME:
             raise UsageError("threads are onnxruntime's, and TensorRT computes on the GPU; leave them out")
 
@@ -201,7 +205,7 @@ def bench(
 def provider_named(name: str) -> str:
     """The provider that a user means. Raises UsageError, with those that there are, and RunError without tensorrt."""
     known = runtime.available_providers()
-    wanted = name.strip().lower()
+    wanted = str(typed("provider", name, "str")).strip().lower()
     if wanted == tensorrt_engine.NAME:
         tensorrt_engine.library()
         return tensorrt_engine.NAME
@@ -242,14 +246,19 @@ def feeds_for(
     models: Sequence[onnx.ModelProto], data: Data | None, batch: int | None, shapes: Mapping[str, Sequence[int]]
 ) -> Feeds:
     """What all of the models are fed. Raises ModelError, CalibrationError and UsageError."""
+    batch = typed("batch", batch, "int | None")
     if batch is not None and batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1")
+    check_most("batch", batch, MOST["batch"])
+    given = {k: tuple(typed(f"a size of {k!r}", d, "int") for d in v) for k, v in shapes.items()}
+    if any(d < 1 for v in given.values() for d in v):
+        raise UsageError("a shape holds a size below 1")
     specs = common_inputs(models)
     if data is not None:
         if shapes:
             raise UsageError("the data has its own shapes: leave out either it or the shapes")
         return _from_data(specs, data, batch)
-    return _random(models[0], specs, batch, {k: tuple(int(d) for d in v) for k, v in shapes.items()})
+    return _random(models[0], specs, batch, given)
 
 
 def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
@@ -278,14 +287,14 @@ def _shown(s: InputSpec) -> str:
 
 
 def _from_data(specs: tuple[InputSpec, ...], data: Data, batch: int | None) -> Feeds:
-    found = reader.checked(data, specs) if isinstance(data, Mapping) else reader.load(Path(data), specs)
+    found = reader.given(data, specs)
     wanted = _batch_of(specs, batch)
-    notes: tuple[str, ...] = ()
     if any(s.batched for s in specs):
+        notes: tuple[str, ...] = ()
         if wanted > len(found):
             notes = (f"the data holds {len(found)} samples, and they are repeated for a batch of {wanted}",)
-        found = found.take(np.arange(wanted) % len(found))
-    return Feeds(found.slice(0, wanted), wanted, found.origin, notes)
+        return Feeds(found.repeated(wanted), wanted, found.origin, notes)
+    return Feeds(found.slice(0, wanted), wanted, found.origin)
 
 
 def _batch_of(specs: Sequence[InputSpec], batch: int | None) -> int:
@@ -318,12 +327,8 @@ def _random(
         batch = counts.pop()
     count = _batch_of(specs, batch)
     bound = tuple(replace(s, dims=shapes.get(s.name, s.dims)) for s in specs)
-    try:
-        found = stand_ins.random(model, bound, count, _SEED, _trial(model))
-    except CalibrationError as e:
-        raise CalibrationError(
-            "the model has dimensions that random inputs do not fit; name their sizes with --shape, or give --data"
-        ) from e
+    advice = "name their sizes with --shape, or give --data"
+    found = stand_ins.random(model, bound, count, _SEED, _trial(model), advice)
     return Feeds(found.slice(0, count), count, found.origin)
 
 

@@ -207,4 +207,4 @@ def feeds_of(samples: Samples, batch: int) -> dict[str, Array]:
         raise UsageError(f"the model takes one sample at a time, not a --batch of {batch}")
     if not any(s.batched for s in samples.specs) and batch > 1:
         raise UsageError(f"the model's inputs have no free batch axis for a --batch of {batch}")
-    return samples.take(np.arange(batch) % len(samples)).slice(0, batch)
+    return samples.repeated(batch)

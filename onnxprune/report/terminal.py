@@ -24,6 +24,7 @@ from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
+from onnxprune.report.visible import made_visible, visible
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
@@ -83,7 +84,7 @@ def status(enabled: bool) -> Iterator[Callable[[str], None]]:
         yield lambda _: None
         return
     with Console(stderr=True).status("starting") as spinner:
-        yield lambda stage: spinner.update(f"{stage} …")
+        yield lambda stage: spinner.update(Text(f"{visible(stage)} …"))
 
 
 # prune
@@ -91,6 +92,7 @@ def status(enabled: bool) -> Iterator[Callable[[str], None]]:
 
 def prune_report(report: Report, screen: Screen) -> str:
     """What a run did."""
+    report = made_visible(report)
     parts: list[RenderableType] = [_sizes(report, screen), _channels(report, screen)]
     parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items()]
     parts.append(Text())
@@ -269,6 +271,7 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
 
 def inspection(d: Description, screen: Screen) -> str:
     """What can be pruned, and why the rest cannot."""
+    d = made_visible(d)
     share = min(d.share, 0.999) if d.prunable < d.parameters else 1.0
     groups = "1 group" if len(d.groups) == 1 else f"{len(d.groups)} groups"
     share_of_macs = min(d.share_of_macs, 0.999) if d.prunable_macs < d.macs else 1.0
@@ -309,6 +312,7 @@ def _nodes(places: Sequence[Place]) -> str:
 
 def evaluation(e: Evaluation, screen: Screen) -> str:
     """What was measured."""
+    e = made_visible(e)
     facts = [("data", f"{e.data}, {e.samples} samples")]
     if e.accuracy is not None:
         facts.append(("top-1", f"{e.accuracy:.2%}"))
@@ -327,6 +331,7 @@ def evaluation(e: Evaluation, screen: Screen) -> str:
 
 def benchmark(b: Bench, screen: Screen) -> str:
     """How long the models take, and where the time goes."""
+    b = made_visible(b)
     names = [f"[{i}]" for i in range(1, len(b.models) + 1)] if len(b.models) > 1 else [""]
     parts: list[RenderableType] = [
         Text(f"{n} {x.model}".lstrip(), "bold") for n, x in zip(names, b.models, strict=True)

@@ -1,0 +1,57 @@
+"""Values of options: each of its type, and none so large that it can only be a slip of the pen."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from onnxprune.errors import UsageError
+
+# Nothing has so many channels, samples or rounds.
+MOST_NUMBER = 2**31 - 1
+
+
+def typed(name: str, value: Any, kinds: str) -> Any:
+    """`value` as one of some types, such as "int | None"; numpy's numbers become Python's, lists of texts tuples.
+
+    Raises UsageError where it is of none of them; True and False are no numbers.
+    """
+    switch = type(value).__name__ in ("bool", "bool_")  # numpy's too
+    for kind in kinds.split(" | "):
+        if kind == "None" and value is None:
+            return None
+        if kind == "bool" and switch:
+            return bool(value)
+        if kind == "int" and isinstance(value, Integral) and not switch:
+            return int(value)
+        if kind == "float" and isinstance(value, Real) and not switch:
+            return _as_float(value)
+        if kind == "str" and isinstance(value, str):
+            return str(value)
+        if kind == "tuple[str, ...]" and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+    wanted = kinds.replace("tuple[str, ...]", "a list of texts").replace("str", "text").replace(" | ", " or ")
+    raise UsageError(f"{name} is {shown(value)}; it must be {wanted}")
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def check_most(name: str, value: Any, most: int) -> None:
+    """Raises UsageError for a number above `most`; what is no number passes."""
+    if isinstance(value, int) and value > most:
+        raise UsageError(f"{name} is {shown(value)}; it is at most {most}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  of a foreign object, or an integer of more digits than Python writes
+        return f"a very large {type(value).__name__}" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}…"
