@@ -28,6 +28,8 @@ def of(samples: Samples, key: str) -> Array:
         raise CalibrationError(f"{where} are {labels.dtype}; they must be integers (classes) or floating-point targets")
     if labels.ndim == 0 or len(labels) != len(samples) or (classes and labels.size != len(samples)):
         raise CalibrationError(f"{where} have shape {labels.shape}; there are {len(samples)} samples")
+    if classes and labels.size and int(labels.max()) > np.iinfo(np.int64).max:
+        raise CalibrationError(f"{where} reach {labels.max()}, which is no class")
     return labels.reshape(-1).astype(np.int64) if classes else labels
 
 

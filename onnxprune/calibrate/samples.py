@@ -312,7 +312,10 @@ def _checked(
         if isinstance(a, np.ndarray) and s.dtype.kind == "O" and a.dtype.kind in "US":
             a = a.astype(object)  # as onnxruntime gives strings out
         if a.dtype != s.dtype:
-            raise CalibrationError(f"{where} is {a.dtype}, the model wants {s.dtype}; convert it with .astype")
+            wanted = "text" if s.dtype.kind == "O" else str(s.dtype)
+            raise CalibrationError(f"{where} is {a.dtype}, the model wants {wanted}; convert it with .astype")
+        if isinstance(a, np.ndarray) and a.dtype.kind == "O" and not all(isinstance(v, str) for v in np.ravel(a)):
+            raise CalibrationError(f"{where} holds other things than text")
         if isinstance(a, np.ndarray) and s.batched and a.ndim == len(s.dims) - 1:
             a = a[None]
         _check_shape(a, s, where)
