@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import budget, cost, parts, sensitivity, sequential
+from onnxprune import budget, parts, sensitivity, sequential
 from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
@@ -83,7 +83,7 @@ def within_budget(
     channels = coupled.channels
     price = price_of(coupled, settings, stopwatch)
     # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
-    full = price.at([g.size for g in channels.groups]) if stopwatch is None else 1.0
+    full = coupled.whole(settings.budget) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
     least = budget.smallest(price, widths)
     if least > limit:
@@ -138,8 +138,7 @@ def price_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | Non
     """What the budget counts, against the units kept."""
     if stopwatch is not None:
         return stopwatch.price
-    count = cost.macs if settings.budget == "macs" else cost.parameters
-    return count(coupled.channels, coupled.drops)
+    return coupled.prices[settings.budget]
 
 
 def kept_of(

@@ -23,6 +23,17 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return bool(np.issubdtype(dtype, np.floating)) or dtype.name == "bfloat16"
 
 
+def is_parameter(dtype: np.dtype[Any], readers: Iterable[str]) -> bool:
+    """Whether a stored tensor counts among the parameters, given the operators that read it.
+
+    int64, boolean and string tensors are sizes, indices and masks. int32 stores both: it counts as the bias of
+    quantized layers, which QuantizeLinear's counterpart or an operator on integers reads.
+    """
+    if dtype in (np.dtype(np.int64), np.dtype(np.bool_)) or dtype.kind in "OSU":
+        return False
+    return dtype != np.dtype(np.int32) or any(op.startswith(("Dequantize", "QLinear", "QGemm")) for op in readers)
+
+
 def cast(values: Array, dtype: np.dtype[Any]) -> Array:
     """`values` in another type; what is beyond its range becomes infinite."""
     with np.errstate(over="ignore"):

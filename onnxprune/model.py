@@ -23,7 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
-from onnxprune.graph import Array, Body, Graph, Node, Shape, samples_in
+from onnxprune.graph import Array, Body, Graph, Node, Shape, is_parameter, samples_in
 from onnxprune.intake.file_check import check_file
 from onnxprune.intake.files import MODEL_BYTES, content
 
@@ -336,6 +336,16 @@ def as_bytes(proto: onnx.ModelProto) -> bytes:
 
 
 def parameters(proto: onnx.ModelProto) -> int:
-    """Elements of all weights, Constant nodes included; int64, boolean and string tensors are indices, not weights."""
-    skip = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
-    return sum(int(np.prod(t.dims)) for t in storage.stored_tensors(proto) if t.data_type not in skip)
+    """Elements of all weights, those of Constant nodes, bodies and functions included; see `graph.is_parameter`."""
+    readers: dict[str, list[str]] = {}
+    for nodes in (bodies.every_node(proto.graph), *(f.node for f in proto.functions)):
+        for n in nodes:
+            for i in n.input:
+                readers.setdefault(i, []).append(n.op_type)
+
+    def counts(t: onnx.TensorProto) -> bool:
+        if t.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+            return False
+        return is_parameter(onnx.helper.tensor_dtype_to_np_dtype(t.data_type), readers.get(t.name, ()))
+
+    return sum(int(np.prod(t.dims)) for t in storage.stored_tensors(proto) if counts(t))

@@ -58,7 +58,16 @@ from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, settle
 from onnxprune.runtime import check_provider
-from onnxprune.scope import alignment, allowed, frozen_groups, notes_on_bodies, relaxed, why_nothing
+from onnxprune.scope import (
+    alignment,
+    allowed,
+    check_counted,
+    frozen_groups,
+    not_counted,
+    notes_on_bodies,
+    relaxed,
+    why_nothing,
+)
 from onnxprune.select import Path as SelectionPath
 from onnxprune.state import (
     HERE,
@@ -223,15 +232,10 @@ def _run(
     """
     output, *others = files
     with stage("load"):
-        # A plan has decided all that labels decide, so a replay needs none.
-        loaded = load(model, calibration, settings if replayed is None else settings.with_options(labels=None))
+        loaded = opened(model, calibration, settings, replayed)
         check_data(output, others, loaded.source)
-        if replayed is not None:
-            known = (loaded.source.sha256, loaded.inputs_sha256)
-            said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)
-            loaded = replace(loaded, notes=(*loaded.notes, *said))
     with stage("couple"):
-        coupled = couple(loaded, settings)
+        coupled = couple(loaded, settings, replayed)
     stage.warn(loaded.doubts)  # not before: where nothing can be pruned, one line says so
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
@@ -276,6 +280,17 @@ def _run(
 
 
 # load
+
+
+def opened(model: ModelLike, calibration: Calibration, settings: PruneConfig, replayed: plan.Plan | None) -> Loaded:
+    """Load what a run needs. Raises UsageError where the plan to replay belongs to another model or other data."""
+    if replayed is None:
+        return load(model, calibration, settings)
+    # A plan has decided all that labels decide, so a replay needs none.
+    loaded = load(model, calibration, settings.with_options(labels=None))
+    known = (loaded.source.sha256, loaded.inputs_sha256)
+    said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)
+    return replace(loaded, notes=(*loaded.notes, *said))
 
 
 def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> Loaded:
@@ -367,7 +382,18 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*n.notes, *foreseen(loaded, settings))
-    return describe(channels, source.path, source.sha256, notes, macs=macs, added=n.added_biases, clones=n.clones)
+    notes = (*notes, *not_counted(channels))
+    stored = m.parameters(loaded.original)
+    return describe(
+        channels,
+        source.path,
+        source.sha256,
+        notes,
+        parameters=stored,
+        macs=macs,
+        added=n.added_biases,
+        clones=n.clones,
+    )
 
 
 def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
@@ -380,16 +406,28 @@ def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
     return trt_check.warnings(whole)
 
 
-def couple(loaded: Loaded, settings: PruneConfig) -> Coupled:
-    """Trace the channel graph. Raises NothingPrunable."""
+def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
+    """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`scope.check_counted`)."""
     channels = trace(loaded, settings)
     frozen = frozen_groups(channels, settings)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
     drops = branches.drops(channels)
-    price = cost.parameters(channels, drops) if settings.budget == "params" else cost.macs(channels, drops)
-    return relaxed(Coupled(channels, taken, layers_taken(taken, channels), frozen, drops), price, settings)
+    stored, n = m.parameters(loaded.original), loaded.normalised
+    more = {*n.added_biases, *n.clones}
+    own = channels.graph.constants.keys() - more
+    prices = {
+        "macs": cost.macs(channels, drops),
+        "params": cost.parameters_of_result(channels, drops, stored, own, more),
+        "stored": cost.parameters_of_result(channels, drops, stored, own),
+    }
+    coupled = Coupled(
+        channels, taken, layers_taken(taken, channels), frozen, drops, prices=prices, stored_parameters=stored
+    )
+    if replayed is None:
+        check_counted(coupled, settings)
+    return relaxed(coupled, settings)
 
 
 # calibrate

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import scipy
 
-from onnxprune import cost, parts, runtime, storage
 from onnxprune import model as m
+from onnxprune import parts, runtime, storage
 from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
@@ -25,7 +25,7 @@ from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.processor import processor
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
-from onnxprune.scope import alignment, alignment_of, allowed
+from onnxprune.scope import alignment, alignment_of, allowed, not_counted
 from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
 from onnxprune.targets import TARGETS
 from onnxprune.threads import blas
@@ -48,14 +48,11 @@ def report_of(
     full = [g.size for g in channels.groups]
     dead = dead_groups(coupled.drops, masks)
     kept = [0 if g.index in dead else int(masks.get(g.index, np.ones(g.size)).sum()) for g in channels.groups]
-    prices = {"macs": cost.macs(channels, coupled.drops), "params": cost.parameters(channels, coupled.drops)}
-    batch = channels.graph.batch
-    unchanged = m.parameters(loaded.original)
-    removed = round(prices["params"].at(full) - prices["params"].at(kept))
-    before = Size(round(prices["macs"].at(full) / batch), unchanged, loaded.source.size)
+    macs, batch = coupled.prices["macs"], channels.graph.batch
+    before = Size(round(macs.at(full) / batch), coupled.stored_parameters, loaded.source.size)
     after = Size(
-        round(prices["macs"].at(kept) / batch),
-        m.parameters(checked.model) if checked else unchanged - removed,
+        round(macs.at(kept) / batch),
+        m.parameters(checked.model) if checked else round(coupled.prices["stored"].at(kept)),
         storage.model_bytes(checked.model) if checked else 0,
     )
     rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
@@ -64,7 +61,7 @@ def report_of(
     elif settings.uniform is not None:
         achieved = _share_removed(rows)
     else:
-        achieved = 1.0 - prices[settings.budget].at(kept) / prices[settings.budget].at(full)
+        achieved = share_removed(before, after, settings.budget)
     return Report(
         model=loaded.source.path,
         model_sha256=loaded.source.sha256,
@@ -101,6 +98,7 @@ def report_of(
         refit=tuple(vars(f) for f in checked.fits) if checked else (),
         notes=(
             *loaded.notes,
+            *not_counted(channels),
             *less_aligned(coupled, settings),
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
@@ -200,6 +198,12 @@ def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
         f"with widths in multiples of {wanted}, as {settings.target} has them best, {settings.ratio:.1%} of the "
         f"{settings.budget} cannot go; --round-to auto took multiples of {found}",
     )
+
+
+def share_removed(before: Size, after: Size, budget: str) -> float:
+    """The share of the MACs or parameters that went, by the numbers that the report shows."""
+    first, second = (s.parameters if budget == "params" else s.macs for s in (before, after))
+    return 1.0 - second / first if first else 0.0
 
 
 def _share_removed(rows: Sequence[GroupRow]) -> float:

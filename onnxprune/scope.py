@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import budget, parts
+from onnxprune import budget, cost, parts
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.remedies import Reason
 from onnxprune.config import PruneConfig
-from onnxprune.errors import UsageError
+from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.state import Coupled
 from onnxprune.targets import AUTO, TARGETS
 
@@ -21,6 +21,8 @@ from onnxprune.targets import AUTO, TARGETS
 USEFUL_SHARE = 0.5
 
 _SINGLE = "a single unit"
+# The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
+_MATTERS, _SHOWN = 0.01, 3
 
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
@@ -68,6 +70,35 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
     for t in tensors:
         found |= channels.groups_in(t)
     return found
+
+
+def check_counted(coupled: Coupled, settings: PruneConfig) -> None:
+    """Raises BudgetUnreachable where a share of the MACs was asked for that nobody can tell.
+
+    What is not counted must not matter: its weights are below a hundredth of all.
+    """
+    if settings.ratio is None or settings.budget != "macs":
+        return
+    missing = cost.uncounted(coupled.channels)
+    if any(x.surely or x.weights >= _MATTERS * coupled.stored_parameters for x in missing):
+        raise BudgetUnreachable(
+            f"the share of the MACs cannot be told, as these operators multiply, and how much is not known: "
+            f"{_listed(missing)}; choose --budget params, or --uniform"
+        )
+
+
+def not_counted(channels: ChannelGraph) -> tuple[str, ...]:
+    """For the report: what is missing in the MACs."""
+    missing = cost.uncounted(channels)
+    if not missing:
+        return ()
+    return (f"the MACs leave out what these operators multiply, or may: {_listed(missing)}",)
+
+
+def _listed(missing: Sequence[cost.Uncounted]) -> str:
+    shown = [f"{x.node} ({x.operator}: {x.why})" for x in missing[:_SHOWN]]
+    more = len(missing) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
 
 
 def notes_on_bodies(coupled: Coupled, keep: NDArray[np.bool_]) -> list[str]:
@@ -122,15 +153,16 @@ def alignment_of(g: Group, least: int, coupled: Coupled, settings: PruneConfig) 
     )
 
 
-def relaxed(coupled: Coupled, price: budget.CostModel, settings: PruneConfig) -> Coupled:
+def relaxed(coupled: Coupled, settings: PruneConfig) -> Coupled:
     """With `auto` and a budget that the alignment of the target is too coarse for: `coupled` with the next that does.
 
-    Where none does, that of single channels. price: what the budget counts.
+    Where none does, that of single channels; for a latency budget MACs stand in.
     """
     if settings.round_to != AUTO or settings.ratio is None:
         return coupled
     groups = coupled.channels.groups
-    limit = (1.0 - settings.ratio) * price.at(np.array([g.size for g in groups], np.int64))
+    counted = "params" if settings.budget == "params" else "macs"
+    price, limit = coupled.prices[counted], (1.0 - settings.ratio) * coupled.whole(counted)
     while alignment(coupled, settings) > 1:
         if budget.smallest(price, [allowed(g, coupled, settings) for g in groups]) <= limit:
             break

@@ -19,6 +19,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
+from onnxprune.cost import Cost
 from onnxprune.gates import Gate
 from onnxprune.graph import Array
 from onnxprune.intake.figures import InputFigures
@@ -112,7 +113,9 @@ class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
     frozen: group index → why it may not be cut. drops: by index, the groups that could go as a whole branch. relaxed:
-    what `--round-to auto` divides the alignment of the target by.
+    what `--round-to auto` divides the alignment of the target by. prices: "macs" and "params" of the result against the
+    units that are kept, and "stored", its parameters without those that a refit may add; stored_parameters: those of
+    the original.
     """
 
     channels: ChannelGraph
@@ -121,6 +124,14 @@ class Coupled:
     frozen: Mapping[int, str]
     drops: Mapping[int, Drop] = field(default_factory=dict)
     relaxed: int = 1
+    prices: Mapping[str, Cost] = field(default_factory=dict)
+    stored_parameters: int = 0
+
+    def whole(self, budget: str) -> float:
+        """What the original has of what a budget counts."""
+        if budget == "params":
+            return float(self.stored_parameters)
+        return self.prices[budget].at([g.size for g in self.channels.groups])
 
 
 @dataclass(frozen=True, eq=False)

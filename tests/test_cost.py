@@ -86,6 +86,21 @@ def counts(p: Prepared, keep: Keep) -> list[int]:
     return [int(keep[g.units].sum()) for g in p.channels.groups]
 
 
+def counted_einsum(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:
+    """Of one or two operands: the combinations of all indices, the axes of an ellipsis among them."""
+    terms = onnx.helper.get_node_attr_value(node, "equation").decode().replace(" ", "").split("->")[0].split(",")
+    assert len(terms) <= 2
+    sizes: dict[str, int] = {}
+    for name, term in zip(node.input, terms, strict=True):
+        shape, letters = shapes[name], term.replace("...", "")
+        dots = len(shape) - len(letters)
+        at = term.index("...") if "..." in term else 0
+        indices = [*term[:at], *(f"{i}" for i in range(dots, 0, -1)), *term[at:].replace("...", "")]
+        for index, size in zip(indices, shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
+    return float(np.prod(list(sizes.values()), dtype=float)) if len(terms) == 2 else 0.0
+
+
 def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     """Multiply-accumulates by the shapes that a run of the model has."""
     names = [n for node in proto.graph.node for n in (*node.input[:3], node.output[0]) if n]
@@ -100,7 +115,9 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
             count += np.prod(shapes[node.output[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
         elif node.op_type == "ConvTranspose":
             count += np.prod(shapes[node.input[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
-        elif node.op_type in ("MatMul", "Gemm"):
+        elif node.op_type == "Einsum":
+            count += counted_einsum(node, shapes)
+        elif node.op_type in ("MatMul", "Gemm", "MatMulInteger"):
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
             depth = shapes[node.input[0]][0 if transposed else -1]
             count += np.prod(shapes[node.output[0]], dtype=float) * depth
@@ -169,9 +186,11 @@ def test_a_branch_that_is_gone_costs_nothing(name: str, prepared: Lookup) -> Non
 
 
 def stored_elements(proto: onnx.ModelProto) -> int:
-    """Elements of the initializers that are no indices, sizes or masks."""
-    arrays = [onnx.numpy_helper.to_array(t) for t in proto.graph.initializer]
-    return sum(a.size for a in arrays if a.dtype not in (np.int64, np.bool_))
+    """Elements of the initializers that are no indices, sizes or masks; int32 is a size unless it is dequantized."""
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    codes = {i for n in bodies.every_node(proto.graph) if n.op_type == "DequantizeLinear" for i in n.input}
+    kinds = (np.int64, np.bool_)
+    return sum(a.size for k, a in stored.items() if a.dtype not in kinds and (a.dtype != np.int32 or k in codes))
 
 
 @pytest.mark.parametrize("name", [*PRUNABLE, *GRAPHS])

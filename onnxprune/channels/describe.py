@@ -10,7 +10,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.channels.groups import INDEX_TYPES, AxisRef, ChannelGraph, Group, first_readers
+from onnxprune.channels.groups import AxisRef, ChannelGraph, Group, first_readers
+from onnxprune.graph import is_parameter
 
 
 @dataclass(frozen=True)
@@ -95,26 +96,33 @@ def describe(
     sha256: str,
     notes: Sequence[str] = (),
     *,
+    parameters: int | None = None,
     macs: tuple[float, float],
     added: Collection[str] = (),
     clones: Collection[str] = (),
 ) -> Description:
     """Describe a channel graph.
 
-    macs: those of the model, and of what is left without any channel that can go. added: weights that only the
-    normalised form has: they are not shown. clones: copies of shared weights: they are not counted. A group with a
-    single unit is left out, as it cannot lose one; its weights count as not prunable.
+    parameters: those that the model stores, None for those of the graph. macs: those of the model, and of what is left
+    without any channel that can go. added: weights that only the normalised form has: they are not shown. clones:
+    copies of shared weights: they are not counted. A group with a single unit is left out, as it cannot lose one; its
+    weights count as not prunable.
     """
     readers = {weight: (n.name, n.op) for weight, n in first_readers(channels.graph).items()}
     groups = [g for g in channels.groups if g.size > 1]
     removable = np.zeros(len(channels.groups) + 1, bool)  # the last stands for -1, no group
     removable[[g.index for g in groups]] = True
-    own = {k for k, v in channels.graph.constants.items() if k not in added and v.dtype not in INDEX_TYPES}
+    reading = channels.graph.readers
+    own = {
+        k
+        for k, v in channels.graph.constants.items()
+        if k not in added and is_parameter(v.dtype, (n.op for n, _ in reading.get(k, ())))
+    }
     counted = own - set(clones)
     return Description(
         model,
         sha256,
-        sum(channels.graph.constants[k].size for k in counted),
+        sum(channels.graph.constants[k].size for k in counted) if parameters is None else parameters,
         sum(_removable_elements(channels, k, removable) for k in counted),
         macs[0],
         macs[0] - macs[1],

@@ -1,0 +1,105 @@
+"""What a model costs as a function of how many units of each group are kept.
+
+Every cost is a sum of terms, coefficient · Π (axis length), and an axis length is linear in the numbers of kept units:
+length = constant + Σ_g positions_g · n_g, with a fraction of a position where each row of a tensor has channels of its
+own. MACs are in × out, so they are not additive over groups; the terms are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.labels import Labels, rows_of
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Length:
+    """constant + Σ positions · kept units, over (group index, positions)."""
+
+    constant: float
+    groups: tuple[tuple[int, float], ...] = ()
+
+    def at(self, kept: Counts | Sequence[int]) -> float:
+        """The length with `kept[g]` units of each group."""
+        return self.constant + sum(p * kept[g] for g, p in self.groups)
+
+
+@dataclass(frozen=True)
+class Term:
+    """coefficient · Π lengths, and 0 where nothing is kept of a group of which it needs some."""
+
+    coefficient: float
+    lengths: tuple[Length, ...]
+    needs: tuple[int, ...] = ()
+
+    def at(self, kept: Counts | Sequence[int]) -> float:
+        """The value with `kept[g]` units of each group."""
+        if any(kept[g] == 0 for g in self.needs):
+            return 0.0
+        value = self.coefficient
+        for length in self.lengths:
+            value *= length.at(kept)
+        return value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A sum of terms over `groups` groups."""
+
+    terms: tuple[Term, ...]
+    groups: int
+    _touching: tuple[tuple[int, ...], ...] = field(default=())
+
+    @classmethod
+    def of(cls, terms: Iterable[Term], groups: int) -> Cost:
+        """Index the terms by the groups that they depend on."""
+        kept = tuple(terms)
+        touching: list[list[int]] = [[] for _ in range(groups)]
+        for i, t in enumerate(kept):
+            for g in sorted({g for length in t.lengths for g, _ in length.groups}.union(t.needs)):
+                touching[g].append(i)
+        return cls(kept, groups, tuple(tuple(t) for t in touching))
+
+    def at(self, kept: Counts | Sequence[int]) -> float:
+        """The whole cost with `kept[g]` units of each group."""
+        counts = _numbers(kept)
+        return sum(t.at(counts) for t in self.terms)
+
+    def saving(self, kept: Counts, group: int, fewer: int) -> float:
+        """What keeping `fewer` units less of one group saves."""
+        terms = [self.terms[i] for i in self._touching[group]]
+        less = _numbers(kept).copy()
+        before = sum(t.at(less) for t in terms)
+        less[group] -= fewer
+        return before - sum(t.at(less) for t in terms)
+
+
+def _numbers(kept: Counts | Sequence[int]) -> list[int]:
+    """Plain numbers: an entry of an array takes several times as long to read."""
+    return kept.tolist() if isinstance(kept, np.ndarray) else list(kept)
+
+
+def length_of(channels: ChannelGraph, factor: Labels | None, size: int) -> Length:
+    """The length of the axis that a factor tracks; with rows of channels of their own, that of each row."""
+    if factor is None:
+        return Length(size)
+    groups = channels.group_of[factor]
+    rows = 1 if factor.ndim == 1 else len(rows_of(factor))
+    constant = int((groups < 0).sum()) / rows
+    found, counts = np.unique(groups[groups >= 0], return_counts=True)
+    return Length(
+        constant,
+        tuple((int(g), int(c) / rows / channels.groups[g].size) for g, c in zip(found, counts, strict=True)),
+    )
+
+
+def length_of_axis(channels: ChannelGraph, tensor: str, axis: int, size: int) -> Length:
+    """The length of an axis of a tensor, which has `size` positions in the original."""
+    return length_of(channels, channels.axis_factor(tensor, axis), size)
