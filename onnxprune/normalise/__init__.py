@@ -1,6 +1,6 @@
 """Bring any ONNX graph into the one form that the other stages read; `form.py` says what that is."""
 
 from onnxprune.normalise.form import Normalised, normalise
-from onnxprune.normalise.sizes import accepts, resized
+from onnxprune.normalise.resizing import distinct, resized, symbols, together
 
-__all__ = ["Normalised", "accepts", "normalise", "resized"]
+__all__ = ["Normalised", "distinct", "normalise", "resized", "symbols", "together"]

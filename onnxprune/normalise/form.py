@@ -37,8 +37,9 @@ from onnxprune import bodies, measuring
 from onnxprune import model as m
 from onnxprune.graph import Shape
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
+from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
-from onnxprune.normalise.sizes import Runner, fold_shapes, resized
+from onnxprune.normalise.sizes import fold_shapes
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.runtime import Feeds, Session
 
@@ -84,7 +85,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     bodies.hoist(proto)
     see_through_identities(proto)
     proto = fold_constants(proto)
-    runs = [dict(example), *resized(example, proto, Runner(original))]
+    runner = Runner(original)
+    runs = distinct([dict(example), *resized(example, proto, runner), *together(example, proto, runner)])
     known: dict[str, tuple[int | None, ...]] = {}
     fold_shapes(proto, runs, frozenset(), known, set())
     if bodies.replace_ifs(proto.graph, constant_condition({t.name: t for t in proto.graph.initializer})):

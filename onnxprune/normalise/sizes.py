@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 
 import numpy as np
 import onnx
@@ -18,62 +18,6 @@ from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
 _SHAPE_OPS = {"Shape", "Size"}
-
-
-def resized(example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool]) -> list[dict[str, Array]]:
-    """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
-
-    Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
-    one that it takes stands in for it.
-    """
-    symbols: dict[str, list[tuple[str, int]]] = {}
-    for v in proto.graph.input:
-        if not v.type.HasField("tensor_type") or v.name not in example:
-            continue
-        for axis, d in enumerate(v.type.tensor_type.shape.dim):
-            if not d.HasField("dim_value"):
-                symbols.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
-    variants: list[dict[str, Array]] = []
-    for places in symbols.values():
-        name, axis = places[0]
-        size = example[name].shape[axis]
-        first, *others = [size + 1] if axis == 0 else [2 * size, size // 2, size + 1, size - 1]
-        variant = _at_size(example, places, first)
-        if any(new > 0 for new in others) and not runs(variant):
-            smaller = (_at_size(example, places, new) for new in others if new > 0)
-            variant = next((v for v in smaller if runs(v)), variant)
-        variants.append(variant)
-    return variants
-
-
-def _at_size(example: Feeds, places: Sequence[tuple[str, int]], size: int) -> dict[str, Array]:
-    """`example` with all these axes cut or repeated to a size."""
-    feeds = dict(example)
-    for name, axis in places:
-        feeds[name] = np.take(feeds[name], np.arange(size) % feeds[name].shape[axis], axis=axis)
-    return feeds
-
-
-class Runner:
-    """Whether a model runs on some inputs; its session is started at the first question."""
-
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self._proto = proto
-        self._session: Session | None = None
-
-    def __call__(self, feeds: Feeds) -> bool:
-        """Run the model."""
-        self._session = self._session or Session(self._proto, optimize=False)
-        return accepts(self._session, feeds)
-
-
-def accepts(session: Session, feeds: Feeds) -> bool:
-    """Whether a run succeeds."""
-    try:
-        session.run(feeds)
-    except RunError:
-        return False
-    return True
 
 
 def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:

@@ -1,0 +1,122 @@
+"""The inputs at other sizes of the symbolic dimensions: what changes with them is measured, and checked, at these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune.errors import RunError
+from onnxprune.graph import Array
+from onnxprune.runtime import Feeds, Session
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A symbolic dimension: the axes of inputs that have its size, and that size in the example."""
+
+    places: tuple[tuple[str, int], ...]
+    size: int
+
+    @property
+    def first(self) -> bool:
+        """Whether it is a first axis, which most likely counts samples."""
+        return self.places[0][1] == 0
+
+
+def symbols(example: Feeds, proto: onnx.ModelProto) -> list[Symbol]:
+    """The symbolic dimensions of the inputs; one without a name stands for itself alone."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for v in proto.graph.input:
+        if not v.type.HasField("tensor_type") or v.name not in example:
+            continue
+        for axis, d in enumerate(v.type.tensor_type.shape.dim):
+            if not d.HasField("dim_value"):
+                found.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
+    return [Symbol(tuple(places), example[places[0][0]].shape[places[0][1]]) for places in found.values()]
+
+
+def resized(example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool]) -> list[dict[str, Array]]:
+    """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
+
+    Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
+    one that it takes stands in for it.
+    """
+    variants: list[dict[str, Array]] = []
+    for s in symbols(example, proto):
+        first, *others = [s.size + 1] if s.first else [2 * s.size, s.size // 2, s.size + 1, s.size - 1]
+        variant = _with_sizes(example, [(s, first)])
+        if any(new > 0 for new in others) and not runs(variant):
+            smaller = (_with_sizes(example, [(s, new)]) for new in others if new > 0)
+            variant = next((v for v in smaller if runs(v)), variant)
+        variants.append(variant)
+    return variants
+
+
+def together(
+    example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool], *, more: bool = False
+) -> list[dict[str, Array]]:
+    """`example` with one sample and, where the model takes such, an odd size of its own for each other dimension.
+
+    Twice a size has all the divisors that the size has, so what rounds up to a window or a stride shows only here.
+    more: also with three samples and larger odd sizes, and with one sample and nothing else changed.
+    """
+    found = symbols(example, proto)
+    kinds = [_sized(example, found, 1, ((2, 1, 2), (2, 1, 0), (4, 0, 0), (1, 0, 0)))]
+    if more:
+        kinds += [_sized(example, found, 3, ((3, 4, 2), (3, 4, 0))), _sized(example, found, 1, ((2, 0, 0),))]
+    taken = [next((v for v in variants if runs(v)), None) for variants in kinds]
+    return [v for v in taken if v is not None]
+
+
+def distinct(variants: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
+    """The first of the inputs of each size."""
+    found = {tuple(sorted((k, np.shape(a)) for k, a in v.items())): v for v in reversed(list(variants))}
+    return list(reversed(found.values()))
+
+
+def _sized(
+    example: Feeds, found: Sequence[Symbol], first: int, ways: Sequence[tuple[int, int, int]]
+) -> Iterator[dict[str, Array]]:
+    """Variants by (halves, more, apart): first axes of size `first`, the k-th other symbol of halves · size / 2 + more
+    + k · apart, made odd where anything was added."""
+    others = [s for s in found if not s.first]
+    for halves, more, apart in ways:
+        sizes = [(s, first) for s in found if s.first]
+        for k, s in enumerate(others):
+            new = halves * s.size // 2 + more + k * apart
+            sizes.append((s, new | 1 if more else max(new, 1)))
+        yield _with_sizes(example, sizes)
+
+
+def _with_sizes(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, Array]:
+    """`example` with the axes of these symbols cut or repeated to a size."""
+    feeds = dict(example)
+    for s, size in sizes:
+        for name, axis in s.places:
+            feeds[name] = np.take(feeds[name], np.arange(size) % max(feeds[name].shape[axis], 1), axis=axis)
+    return feeds
+
+
+class Runner:
+    """Whether a model runs on some inputs; its session is started at the first question."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._session: Session | None = None
+
+    def __call__(self, feeds: Feeds) -> bool:
+        """Run the model."""
+        self._session = self._session or Session(self._proto, optimize=False)
+        return accepts(self._session, feeds)
+
+
+def accepts(session: Session, feeds: Feeds) -> bool:
+    """Whether a run succeeds."""
+    try:
+        session.run(feeds)
+    except RunError:
+        return False
+    return True
