@@ -48,7 +48,7 @@ from onnxprune.latency.cache import Cache, default_folder
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.measures.saturation import DEPLOYED
-from onnxprune.normalise import Normalised
+from onnxprune.normalise import Normalised, symbols
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
@@ -56,7 +56,7 @@ from onnxprune.output.commit import Stage
 from onnxprune.output.model_files import commit, put_model
 from onnxprune.report.summary import Report
 from onnxprune.reporting import report_of, with_latency
-from onnxprune.rewrite import cut, drop_zero_biases, merge_equal_clones, settle
+from onnxprune.rewrite import cut, finish
 from onnxprune.runtime import check_provider
 from onnxprune.scope import (
     alignment,
@@ -94,6 +94,9 @@ _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
 # Of a plain pass so much is timed.
 _PLAIN_SECONDS = 1.0
+_ONE_SIZE = (
+    "sizes of inputs are symbolic, but the original ran at no other size: the result was compared at one size only"
+)
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
 
 
@@ -639,25 +642,22 @@ def check(
     level = nearest(errors)
     if settings.refit == "lockstep" and not errors["lockstep"] <= errors["least-squares"]:
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
-    final = onnx.ModelProto()
-    final.CopyFrom(refitted.candidates[level])
-    merge_equal_clones(final, n.clones)
-    drop_zero_biases(final, n.added_biases)
-    left = branches.left_of(channels, keep)
-    if left is not None and left.alone:
-        final = settle(final, channels, left)
-    return_to_bodies(final, n.outside)
+    final = finish(refitted.candidates[level], n, channels, keep)
     notes += notes_on_bodies(coupled, keep)
     exact: verify.Exactness | None = None
     sizes = 0
     try:
         oracle = masked_model(n.proto, channels, keep, n.types)
-        exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example)
+        others = verify.other_sizes(loaded.original, example, n.shapes)
+        if not others and symbols(example, loaded.original):
+            notes.append(_ONE_SIZE)
+        unfitted = finish(sliced, n, channels, keep)
+        exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=unfitted)
         verify.structure(final, loaded.original)
         if TARGETS[settings.target].tensorrt:
             trt_check.check(loaded.original, final)
             notes += trt_check.warnings(final)
-        sizes = verify.runs_at_other_sizes(final, loaded.original, example)
+        sizes = verify.runs_at_other_sizes(final, loaded.original, example, others)
         verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
         within_tolerance(final, loaded, calibrated, settings)
     except (CheckFailed, RunError) as e:

@@ -158,6 +158,7 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "normalised_against_original": exact.normalised if exact else None,
         "slice_against_oracle": exact.slice if exact else None,
         "tolerance": exact.tolerance if exact else None,
+        "input_sizes_compared": exact.sizes if exact else None,
         "input_sizes_run": checked.sizes,
         "refit": checked.level,
         "held_out_error": dict(checked.errors),

@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
-from onnxprune.normalise import normalise
+from onnxprune.normalise import accepts, normalise
 from onnxprune.rewrite import cut
 from onnxprune.runtime import Session
 from tests.compare import assert_same
@@ -47,8 +47,10 @@ def test_every_pinned_weight_has_an_expected_reason(name: str, prepared: Lookup)
 def test_normalised_model_computes_the_same(name: str, prepared: Lookup):
     """Fails where normalisation changes a value, at the sizes that it measured or at others."""
     original, normal = Session(TABLE[name].model()), Session(prepared(name).normalised.proto)
-    for batch in (2, 3):
+    for batch in (2, 3, 1):
         feeds = TABLE[name].feeds(batch, seed=batch)
+        if batch == 1 and not accepts(Session(TABLE[name].model()), feeds):
+            continue  # an index of the second sample, say
         expected = original.run(feeds)
         found = normal.run(feeds)
         assert list(found) == list(expected)
@@ -65,8 +67,10 @@ def test_slice_equals_the_oracle(name: str, seed: int, prepared: Lookup):
     small, oracle = sliced(p, keep), masked(p, keep)
     m.check(small)
     session, reference = comparable(small), comparable(oracle)
-    for batch in (2, 3):
+    for batch in (2, 3) if seed else (2, 3, 1):
         feeds = TABLE[name].feeds(batch, seed=seed + batch)
+        if batch == 1 and not accepts(Session(p.original), feeds):
+            continue
         expected = reference.run(feeds)
         for output, value in session.run(feeds).items():
             assert_same(value, expected[output], rtol=1e-4, atol=0.0)

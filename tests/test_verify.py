@@ -13,7 +13,9 @@ from onnxprune.calibrate.samples import checked, input_specs
 from onnxprune.errors import CheckFailed
 from onnxprune.rewrite import replace_initializers
 from tests import digits
-from tests.stages import Prepared, masked, random_keep, sliced
+from tests.graphs import TABLE
+from tests.stages import Prepared, masked, prepare, random_keep, sliced
+from tests.topologies.text import Topology
 
 Lookup = Callable[[str], Prepared]
 
@@ -75,7 +77,7 @@ def test_structure_refuses_wrong_shapes(prepared: Lookup):
 
 def test_sizes(prepared: Lookup):
     p = prepared("plain")
-    assert verify.runs_at_other_sizes(p.original, p.original, p.example) >= 2
+    assert verify.runs_at_other_sizes(p.original, p.original, p.example, verify.other_sizes(p.original, p.example)) >= 2
 
 
 def test_a_fixed_batch_is_found():
@@ -85,7 +87,7 @@ def test_a_fixed_batch_is_found():
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     feeds = {"input": np.load(digits.CALIB)["input"][:2]}
     with pytest.raises(CheckFailed, match="does not run at another input size"):
-        verify.runs_at_other_sizes(fixed, original, feeds)
+        verify.runs_at_other_sizes(fixed, original, feeds, verify.other_sizes(original, feeds))
 
 
 def test_another_output_shape_is_found():
@@ -97,7 +99,7 @@ def test_another_output_shape_is_found():
         return proto
 
     with pytest.raises(CheckFailed, match="output 'y' has shape"):
-        verify.runs_at_other_sizes(model(1), model(0), {"x": np.ones((2, 3), np.float32)})
+        verify.runs_at_other_sizes(model(1), model(0), {"x": np.ones((2, 3), np.float32)}, ())
 
 
 def test_finite():
@@ -145,6 +147,13 @@ def test_outputs_of_all_samples_in_order(monkeypatch: pytest.MonkeyPatch):
     assert np.abs(whole - parts).max() <= 1e-4 * np.abs(whole).max()
 
 
+def test_truth_values_and_texts_are_compared():
+    """Fails where an output that is no number passes whatever it holds."""
+    for a, b in ((np.array([True, False]), np.array([True, True])), (np.array(["a", "b"]), np.array(["a", "c"]))):
+        assert verify.largest_difference({"y": a}, {"y": a}) == 0.0
+        assert verify.largest_difference({"y": a}, {"y": b}) >= 1.0
+
+
 def test_sequences_and_optional_values_are_compared():
     """Fails where an output that is no tensor passes whatever it holds."""
     x = np.arange(3.0)
@@ -153,3 +162,117 @@ def test_sequences_and_optional_values_are_compared():
     assert verify.largest_difference({"s": [x]}, {"s": [x, x]}) == float("inf")
     assert verify.largest_difference({"o": None}, {"o": x}) == float("inf")
     assert verify.largest_difference({"o": x}, {"o": None}) == float("inf")
+
+
+# sizes of the inputs
+
+
+def _frozen(proto: onnx.ModelProto, tensor: str, value: list[int]) -> onnx.ModelProto:
+    """The model with an integer vector, stored or computed, as it was at the sizes of the calibration data."""
+    broken = _copy(proto)
+    stored = onnx.numpy_helper.from_array(np.array(value), f"{tensor}_frozen")
+    for n in broken.graph.node:
+        n.input[:] = [stored.name if i == tensor else i for i in n.input]
+    broken.graph.initializer.append(stored)
+    return broken
+
+
+HIDDEN = """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+    a = Conv (x, w1[8,3,1,1], b1[8])
+    r = Relu(a)
+    s = Shape(r)
+    half = Div(s, two{1,1,2,2})
+    d = Resize <mode="linear"> (r, , , half)
+    u = Resize <mode="linear"> (d, , , s)
+    y = Conv (u, w2[5,8,1,1])
+}"""
+
+
+@pytest.mark.parametrize(
+    ("row", "input_of", "slot", "value"),
+    [
+        (TABLE["slice_behind_resize"], "Slice", 2, [8, 8]),  # a Slice "to the end"
+        (TABLE["matmul_batch"], "Reshape", 1, [0, 5, 3, 4]),  # an entry of Reshape that was -1
+        (Topology(HIDDEN, (8,)), "Resize", 3, [2, 8, 4, 4]),  # the size between two Resizes
+    ],
+    ids=["slice", "reshape", "resize"],
+)
+def test_a_size_of_the_calibration_data_is_found(row: Topology, input_of: str, slot: int, value: list[int]):
+    """The mutation check: a measured size in the cut graph changes nothing at the sizes that were measured."""
+    p = prepare(row.model(), row.feeds(2), row.attention)
+    keep = np.ones(p.channels.classes.pinned.size, bool)
+    good, oracle = sliced(p, keep), masked(p, keep)
+    others = verify.other_sizes(p.original, p.example)
+    tensor = next(n.input[slot] for n in good.graph.node if n.op_type == input_of)
+    broken = _frozen(good, tensor, value)
+    both = (p.original, p.normalised.proto)
+    assert verify.exactness(*both, good, oracle, p.example, others).sizes == 1 + len(others)
+    verify.exactness(*both, broken, oracle, p.example)
+    with pytest.raises(CheckFailed, match=r"the sliced model (differs|does not run)"):
+        verify.exactness(*both, broken, oracle, p.example, others)
+    with pytest.raises(CheckFailed, match=r"the normalised model (differs|does not run)"):
+        verify.exactness(p.original, broken, good, oracle, p.example, others)
+    with pytest.raises(CheckFailed, match=r"the finished slice (differs|does not run)"):
+        verify.exactness(*both, good, oracle, p.example, others, finished=broken)
+
+
+def test_sizes_that_are_compared():
+    """Fails where a dimension never changes alone, all change alike, none is odd, or the batch is never 1."""
+    row = TABLE["slice_behind_resize"]
+    found = [v["x"].shape for v in verify.other_sizes(row.model(), row.feeds(2))]
+    alone = [(3, 3, 8, 8), (2, 3, 16, 8), (2, 3, 8, 16)]
+    assert found == [*alone, (1, 3, 9, 11), (3, 3, 17, 19), (1, 3, 8, 8)]
+    large = {"a": (2, 8, 8 << 11, 8 << 10)}
+    found = [v["x"].shape for v in verify.other_sizes(row.model(), row.feeds(2), large)]
+    assert found == [(2, 3, 4, 8), (2, 3, 8, 4), (1, 3, 9, 11), (1, 3, 8, 8)]
+    assert verify.other_sizes(TABLE["plain"].model(), TABLE["plain"].feeds(2))[0]["x"].shape[1:] == (3, 8, 8)
+
+
+def test_a_model_that_takes_even_sizes_only():
+    """Fails where a size that the original refuses ends the search for one that it takes."""
+    row = Topology("(float[N,4,H,W] x) => (float[N,16,H2,W2] y) { y = SpaceToDepth <blocksize=2> (x) }", ())
+    found = [v["x"].shape for v in verify.other_sizes(row.model(), row.feeds(2))]
+    assert found == [(3, 4, 8, 8), (2, 4, 16, 8), (2, 4, 8, 16), (1, 4, 16, 16), (1, 4, 8, 8)]
+
+
+def test_rounding_that_decides_is_told_from_an_error():
+    """Fails where a value on the edge of a comparison fails a right model, or a wrong threshold passes for one."""
+
+    def sign(threshold: float) -> onnx.ModelProto:
+        row = Topology(f"(float[N,3] x) => (float[N,3] y) {{ d = Sub(x, c{{.,{threshold!r}}})  y = Sign(d) }}", ())
+        return row.model()
+
+    good, near, wrong = sign(0.5), sign(0.5000001), sign(0.6)
+    example = {"x": np.array([[0.1, 0.9, 0.2]], np.float32)}
+    edge = {"x": np.array([[0.1, 0.50000006, 0.9], [0.0, 1.0, 0.3]], np.float32)}
+    between = {"x": np.array([[0.1, 0.55, 0.9]] * 3, np.float32)}
+    assert verify.exactness(good, good, near, good, example, [edge]).sizes == 2
+    with pytest.raises(CheckFailed, match=r"the sliced model differs from the masked original .* x 3x3"):
+        verify.exactness(good, good, wrong, good, example, [between])
+
+
+def test_values_that_are_infinite_at_another_size():
+    """Fails where only shapes are looked at beyond the size of the calibration data."""
+    text = """(float[N,L,3] x) => (float[N,L,3] y) {{
+        s = Shape(x)  l = Gather(s, one{{1}})  f = Cast <to=1> (l)
+        d = Sub(c{{.,{most}}}, f)  r = Sqrt(d)  y = Mul(x, r)
+    }}"""
+    fine, broken = (Topology(text.format(most=most), ()).model() for most in (1e6, 6.0))
+    feeds = {"x": np.ones((2, 5, 3), np.float32)}
+    others = verify.other_sizes(fine, feeds)
+    assert verify.runs_at_other_sizes(fine, fine, feeds, others) == 1 + len(others)
+    with pytest.raises(CheckFailed, match="'y' of the pruned model is not finite with inputs of x 2x10x3"):
+        verify.runs_at_other_sizes(broken, fine, feeds, others)
+
+
+def test_sizes_that_values_decide_are_not_compared():
+    """Fails where a fitted detector that finds one thing more is refused for it, or any other size goes unseen."""
+
+    def found(threshold: float) -> onnx.ModelProto:
+        text = f"""(float[N] x) => (int64[1,M] y, float[N] z) {{
+            b = Greater(x, t{{.,{threshold}}})  y = NonZero(b)  z = Relu(x)
+        }}"""
+        return Topology(text, ()).model()
+
+    feeds = {"x": np.array([0.1, 0.5, 0.9], np.float32)}
+    assert verify.runs_at_other_sizes(found(0.3), found(0.7), feeds, ()) == 1

@@ -73,7 +73,10 @@ def together(
 
 def distinct(variants: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
     """The first of the inputs of each size."""
-    found = {tuple(sorted((k, np.shape(a)) for k, a in v.items())): v for v in reversed(list(variants))}
+    found = {
+        tuple(sorted((k, np.shape(a)) for k, a in v.items() if isinstance(a, np.ndarray))): v
+        for v in reversed(list(variants))
+    }
     return list(reversed(found.values()))
 
 

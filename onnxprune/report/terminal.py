@@ -252,7 +252,9 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
         ("slice_against_oracle", "slice against masked original"),
     ):
         if checks.get(key) is not None:
-            found.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}"))
+            sizes = checks.get("input_sizes_compared") or 1
+            at = f", at {sizes} sizes of the inputs" if sizes > 1 else ""
+            found.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}{at}"))
     if checks.get("input_sizes_run"):
         found.append(("input sizes run", str(checks["input_sizes_run"])))
     if checks.get("refit"):

@@ -1,6 +1,15 @@
 """Cutting the graph: the only code that edits one."""
 
 from onnxprune.rewrite.branches import settle
+from onnxprune.rewrite.finish import finish
 from onnxprune.rewrite.slice import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
 
-__all__ = ["cut", "drop_zero_biases", "merge_equal_clones", "replace_initializers", "set_initializers", "settle"]
+__all__ = [
+    "cut",
+    "drop_zero_biases",
+    "finish",
+    "merge_equal_clones",
+    "replace_initializers",
+    "set_initializers",
+    "settle",
+]

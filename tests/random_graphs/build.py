@@ -23,7 +23,11 @@ Dim = int | str  # a symbol, or several joined by "*"
 Dims = tuple[Dim, ...]
 T = TypeVar("T")
 
-SIZES: tuple[Mapping[str, int], ...] = ({"N": 2, "L": 3, "H": 4, "W": 4}, {"N": 3, "L": 5, "H": 3, "W": 5})
+SIZES: tuple[Mapping[str, int], ...] = (
+    {"N": 2, "L": 3, "H": 4, "W": 4},
+    {"N": 3, "L": 5, "H": 3, "W": 5},
+    {"N": 1, "L": 4, "H": 7, "W": 3},
+)
 """The sizes of the symbols at which every graph runs; the first is that of the example."""
 
 CHANNELS = (4, 6, 8, 12, 3, 5, 2, 9, 16, 1)

@@ -160,7 +160,8 @@ def cut(b: Build, x: Live, bounds: Mapping[int, tuple[int, int, int]]) -> Live:
     """Slice by axis → (start, end, step)."""
     dims = list(x.dims)
     for a, (start, end, step) in bounds.items():
-        dims[a] = len(range(int(x.dims[a]))[slice(start, None if end in (_END, -_END) else end, step)])
+        if isinstance(x.dims[a], int):  # of another axis all is kept
+            dims[a] = len(range(int(x.dims[a]))[slice(start, None if end in (_END, -_END) else end, step)])
     starts, ends, steps = (list(v) for v in zip(*bounds.values(), strict=True))
     if b.opset < 10:
         return b.node("Slice", [x], tuple(dims), axes=list(bounds), starts=starts, ends=ends)
@@ -188,6 +189,10 @@ def _slice(b: Build, op: str) -> None:
             bounds[a] = (b.below(min(2, size)), size, 2)
         else:
             bounds[a] = (size - 1, -_END, -1 - b.below(2))
+    for a, d in enumerate(x.dims):
+        if isinstance(d, str) and bounds and b.chance(30):
+            # To the end, or turned around, at whatever size there is.
+            bounds[a] = (-1, -_END, -1) if b.opset >= 10 and b.chance(30) else (0, b.choice((_END, 10**9)), 1)
     if bounds:
         cut(b, x, bounds)
 

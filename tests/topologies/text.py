@@ -25,7 +25,7 @@ Array = NDArray[Any]
 _TYPES = {"float", "double", "float16", "int64", "int32", "bool"}
 _RANDOM = re.compile(r"\b([A-Za-z_]\w*)\[([\d,]+)\]")
 _GIVEN = re.compile(r"\b([A-Za-z_]\w*)\{([^}\s]*)\}")
-_SIZES = {"L": 5, "H": 8, "W": 8}
+_SIZES = {"L": (5, 7), "H": (8, 10), "W": (8, 11)}  # at even and at odd batches
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Topology:
 
 
 def _size(symbol: str, batch: int) -> int:
-    return batch if symbol == "N" else _SIZES[symbol] + 2 * (batch % 2)
+    return batch if symbol == "N" else _SIZES[symbol][batch % 2]
 
 
 def _weights(name: str, shape: tuple[int, ...], dtype: str) -> Array:

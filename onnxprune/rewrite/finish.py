@@ -1,0 +1,30 @@
+"""The finishing of a cut model, fitted or not: what only helped the fit goes, and bodies get their weights back."""
+
+from __future__ import annotations
+
+import onnx
+from numpy import bool_
+from numpy.typing import NDArray
+
+from onnxprune.bodies import return_to_bodies
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.branches import left_of
+from onnxprune.normalise import Normalised
+from onnxprune.rewrite.branches import settle
+from onnxprune.rewrite.slice import drop_zero_biases, merge_equal_clones
+
+
+def finish(
+    cut: onnx.ModelProto, normalised: Normalised, channels: ChannelGraph, keep: NDArray[bool_]
+) -> onnx.ModelProto:
+    """The model as it is written: a copy of `cut`, in which equal clones are shared again, added biases that are still
+    zero are gone, what became constant is a constant, and weights lie in the bodies from which they came."""
+    final = onnx.ModelProto()
+    final.CopyFrom(cut)
+    merge_equal_clones(final, normalised.clones)
+    drop_zero_biases(final, normalised.added_biases)
+    left = left_of(channels, keep)
+    if left is not None and left.alone:
+        final = settle(final, channels, left)
+    return_to_bodies(final, normalised.outside)
+    return final
