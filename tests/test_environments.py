@@ -1,0 +1,74 @@
+"""The command line in a process whose surroundings are none that it was written in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import digits
+
+PRUNE = (str(digits.path("resnet")), "out.onnx", "--calib", str(digits.CALIB), "--ratio", "0.5", "--fast")
+ROOT = str(digits.FOLDER.parent)
+SAVED = ("--plan", "plan.json", "--report", "report.json")
+
+
+class Outcome(NamedTuple):
+    """The model as bytes, the plan, and the report."""
+
+    model: bytes
+    plan: dict[str, Any]
+    report: dict[str, Any]
+
+
+def _run(folder: Path, changes: Mapping[str, str | None]) -> Outcome:
+    """A run in an environment with these changes; None takes a variable away."""
+    folder.mkdir()
+    variables = {k: v for k, v in {**os.environ, "PYTHONPATH": ROOT, **changes}.items() if v is not None}
+    start = [sys.executable, "-m", "onnxprune", *PRUNE, *SAVED]
+    done = subprocess.run(start, cwd=folder, env=variables, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    plan, report = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("plan", "report"))
+    return Outcome((folder / "out.onnx").read_bytes(), plan, report)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What comes out where nothing is changed."""
+    return _run(tmp_path_factory.mktemp("usual") / "run", {})
+
+
+# Of a build slave, a container without a user, another country.
+BARE = {
+    **dict.fromkeys(("LANG", "LC_CTYPE", "USER", "LOGNAME", "TERM", "XDG_CACHE_HOME", "COLUMNS")),
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONHASHSEED": "7",
+    "TZ": "Asia/Kathmandu",
+}
+
+
+def test_surroundings_change_no_byte(usual: Outcome, tmp_path: Path):
+    """Fails where a set is gone through in the order of its hashes, or a file is looked for in the user's folder."""
+    found = _run(tmp_path / "bare", BARE)
+    assert found.model == usual.model
+    assert found.plan == usual.plan
+    for key in ("groups", "checks", "output_error", "versions", "notes"):
+        assert found.report[key] == usual.report[key]
+
+
+def test_a_plan_does_not_depend_on_the_kernels_of_blas(usual: Outcome, tmp_path: Path):
+    """Fails where what is chosen hangs on the last digits of a sum, or the report does not tell kernels apart.
+
+    Every x86 processor has the kernels for Nehalem; where OpenBLAS does not compute, nothing changes.
+    """
+    found = _run(tmp_path / "older", {"OPENBLAS_CORETYPE": "Nehalem"})
+    assert found.plan == usual.plan
+    assert found.model == usual.model or found.report["versions"]["blas"] != usual.report["versions"]["blas"]
