@@ -7,8 +7,10 @@ to stdout; warnings, errors and the status of the current stage go to stderr. Ex
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,8 +33,11 @@ from onnxprune.config import (
     WARMUP,
     PruneConfig,
 )
-from onnxprune.errors import EXIT_INTERRUPTED, EXIT_OK, OnnxPruneError, UsageError
+from onnxprune.errors import EXIT_OK, OnnxPruneError, RunError, UsageError
 from onnxprune.intake import child
+from onnxprune.process import streams
+from onnxprune.process.scratch import Scratch
+from onnxprune.process.signals import Interruption, Interrupts
 from onnxprune.report.visible import one_line, visible
 from onnxprune.targets import AUTO, TARGETS
 
@@ -51,7 +56,6 @@ _DECIDED = tuple(
 )
 _SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
-_INTERRUPTED = "interrupted; nothing was written"
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 
 
@@ -109,8 +113,19 @@ def parse_alignment(text: str) -> int | str:
 # the commands
 
 
-class Interrupted(Exception):
-    """Ctrl-C with what to say of it, under a name that click does not handle in its own way."""
+@dataclass(frozen=True)
+class Surroundings:
+    """What a command has of the process that it runs in: click's `obj`."""
+
+    interrupts: Interrupts
+    scratch: Scratch
+
+    def begin(self) -> None:
+        """Make the folder for temporary files, uninterrupted: half made, it would stay."""
+        self.interrupts.held = True
+        self.scratch.make()
+        self.interrupts.held = False
+        self.interrupts.check()
 
 
 class Main(click.Group):
@@ -128,12 +143,13 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run whatever the context is for."""
+        ctx.obj.begin()
         try:
             return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
-        except KeyboardInterrupt:
-            # The main command notes its current stage in ctx.obj.
-            saving = ctx.obj == "save"
-            raise Interrupted("interrupted after saving had begun" if saving else _INTERRUPTED) from None
+        except KeyboardInterrupt:  # of whoever else listens to Ctrl-C; click would begin a new line
+            raise Interruption(signal.SIGINT) from None
+        except BrokenPipeError as e:  # of which click would say nothing; that of stdout does not come here
+            raise RunError(f"a process or a machine that worked for this one has gone: {e.strerror}") from e
 
 
 class WithSubcommands(click.Command):
@@ -165,8 +181,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 @click.command(
     cls=WithSubcommands,
     epilog="Exit codes: 0 done and verified; 1 cannot read, run or write; 2 usage; 3 nothing prunable, or the budget "
-    "cannot be met; 4 a check failed; 130 interrupted. After anything but 0, nothing was written. A model whose file "
-    "is called like a subcommand is given as ./inspect.",
+    "cannot be met; 4 a check failed; 130 interrupted (128 and the signal's number). After anything but 0, nothing was "
+    "written. A model whose file is called like a subcommand is given as ./inspect.",
 )
 @click.argument("model", metavar="IN")
 @click.argument("output", metavar="OUT", required=False)
@@ -376,11 +392,7 @@ def prune_command(ctx: click.Context, /, **given: Any) -> None:
     screen = None if run.quiet else _screen()
     if run.calib is None:
         _warn(_NO_DATA)
-    from onnxprune.report import terminal
-
-    report = run.execute(ctx)
-    if screen is not None:
-        _print(terminal.prune_report(report, screen))
+    run.execute(ctx.obj, screen)
 
 
 @dataclass(frozen=True)
@@ -433,18 +445,29 @@ class Run:
         options = {k: given.pop(k) for k in _SETTINGS}
         return cls(**given, options={k: v for k, v in options.items() if k in explicit})
 
-    def execute(self, ctx: click.Context) -> Report:
-        """Run the pipeline with a status on a terminal; the report."""
+    def execute(self, surroundings: Surroundings, screen: Screen | None) -> None:
+        """Run the pipeline with a status on a terminal, and show the report before anything appears.
+
+        What cannot be shown ends the run, and what interrupts it comes before: from there on it goes through.
+        """
         from onnxprune.pipeline import prune
         from onnxprune.report import terminal
 
-        with terminal.status(not self.quiet and sys.stderr.isatty()) as show:
+        interrupts = surroundings.interrupts
+        with ExitStack() as stack:
+            spin = stack.enter_context(terminal.status(not self.quiet and sys.stderr.isatty()))
 
             def watch(stage: str) -> None:
-                ctx.obj = stage
-                show(stage)
+                interrupts.check()
+                spin(stage)
 
-            result = prune(
+            def ready(report: Report) -> None:
+                stack.close()
+                if screen is not None:
+                    streams.show(terminal.prune_report(report, screen))
+                interrupts.hold()
+
+            prune(
                 self.model,
                 self.output,
                 self.calib,
@@ -456,12 +479,12 @@ class Run:
                 bench=self.bench and self.provider,
                 watch=watch,
                 warn=_warn,
+                ready=ready,
                 jobs=self.jobs,
                 scheduler=self.scheduler,
                 provider=self.provider,
                 **self.options,
             )
-        return result.report
 
 
 cli.main_command = prune_command
@@ -499,7 +522,7 @@ def inspect_command(model: str, calib: str | None, attention: str, target: str, 
     from onnxprune.report import terminal
 
     found = inspect(model, calib, attention=attention, target=target)
-    _print(found.to_json() if as_json else terminal.inspection(found, _screen()))
+    streams.show(found.to_json() if as_json else terminal.inspection(found, _screen()))
 
 
 @cli.command("eval")
@@ -546,7 +569,7 @@ def eval_command(
     from onnxprune.report import terminal
 
     result = evaluate(model, data, against=against, labels=labels)
-    _print(result.to_json() if as_json else terminal.evaluation(result, _screen()))
+    streams.show(result.to_json() if as_json else terminal.evaluation(result, _screen()))
     gate(result, min_agreement=min_agreement, max_drop=max_drop)
 
 
@@ -602,7 +625,7 @@ def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_jso
 
     with terminal.status(sys.stderr.isatty()) as show:
         result = bench(model, other, shapes=dict(given), watch=show, **options)
-    _print(result.to_json() if as_json else terminal.benchmark(result, _screen()))
+    streams.show(result.to_json() if as_json else terminal.benchmark(result, _screen()))
 
 
 # output
@@ -621,18 +644,14 @@ def _screen() -> Screen:
 
 def _warn(text: str) -> None:
     """One line on stderr, also with --quiet."""
-    click.secho(f"onnxprune: warning: {one_line(text)}", err=True, bold=True, fg="yellow")
+    _say(f"onnxprune: warning: {one_line(text)}", bold=True, fg="yellow")
 
 
-def _print(text: str) -> None:
-    """To stdout. A reader that has gone away, such as `head`, is no failure of the work that was reported."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+def _say(line: str, **style: Any) -> None:
     try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.secho(line, err=True, **style)
+    except (OSError, ValueError):
+        streams.give_up(sys.stderr)
 
 
 # errors
@@ -640,8 +659,30 @@ def _print(text: str) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. An error is one line on stderr."""
+    streams.open_closed()
+    surroundings = Surroundings(Interrupts(), Scratch())
+    interrupts = surroundings.interrupts
     try:
-        code = cli.main(None if args is None else list(args), prog_name="onnxprune", standalone_mode=False)
+        try:
+            interrupts.listen()
+            code = _outcome(args, surroundings)
+            interrupts.check()
+        finally:
+            interrupts.held = True  # first of all, so that nothing comes between the end and cleaning up
+            surroundings.scratch.remove()
+    except Interruption as e:
+        code = _fail(str(e), e.exit_code)
+    streams.settle()
+    interrupts.exit_code = code
+    if args is not None:  # else the process ends with this
+        interrupts.unlisten()
+    return code
+
+
+def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
+    given = None if args is None else list(args)
+    try:
+        code = cli.main(given, prog_name="onnxprune", standalone_mode=False, obj=surroundings)
         return code if isinstance(code, int) else EXIT_OK
     except OnnxPruneError as e:
         return _fail(str(e), e.exit_code)
@@ -649,10 +690,8 @@ def main(args: Sequence[str] | None = None) -> int:
         context = e.ctx if isinstance(e, click.UsageError) else None
         command = context.command_path if context is not None else "onnxprune"
         return _fail(f"{e.format_message()} ({command} --help shows the options)", UsageError.exit_code)
-    except Interrupted as e:
-        return _fail(str(e), EXIT_INTERRUPTED)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    except SystemExit:  # click's, where nobody reads its help
+        return EXIT_OK
     except MemoryError as e:
         return _unexpected(e, "out of memory: use a smaller --memory or fewer --samples")
     except OSError as e:
@@ -671,5 +710,5 @@ def _unexpected(error: BaseException, message: str) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"onnxprune: error: {one_line(message)}", err=True)
+    _say(f"onnxprune: error: {one_line(message)}")
     return code

@@ -157,14 +157,14 @@ class Processes:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes that are started while this lasts never hear Ctrl-C, not even while they load; this one does, after."""
+    """Processes that are started while this lasts never hear what ends all of a terminal's; this one does, after."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # its start ends with signals unblocked, so it comes first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
@@ -199,7 +199,9 @@ def _why_ended(w: _Worker) -> str:
 
 def _serve(pipe: Connection, threads: int, folder: str) -> None:
     """Do what comes through the pipe, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process, and the first one decides
+    for name in ("SIGINT", "SIGHUP"):  # they reach every process of a terminal, and the first one decides
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder
     work: Work[Any, Any] | None = None

@@ -6,6 +6,7 @@ Everything is rendered to a string, so that the caller decides where it goes and
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
+from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
 from onnxprune.report.visible import made_visible, visible
 
@@ -83,7 +85,7 @@ def status(enabled: bool) -> Iterator[Callable[[str], None]]:
     if not enabled:
         yield lambda _: None
         return
-    with Console(stderr=True).status("starting") as spinner:
+    with Console(file=unbreakable(sys.stderr)).status("starting") as spinner:
         yield lambda stage: spinner.update(Text(f"{visible(stage)} …"))
 
 

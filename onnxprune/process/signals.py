@@ -1,0 +1,116 @@
+"""Signals that ask a run to end: INT (Ctrl-C), TERM (a stopped container) and HUP (a closed terminal) clean up alike.
+
+The first one raises `Interruption` once, wherever the main thread is, and cleaning up happens on its way out. Python
+swallows what is raised inside a finalizer or a callback of compiled code: there it is raised again a moment later, and
+`check`, which is called between the parts of the work, raises what was lost in any other way. While `held`, signals are
+only noted: a commit goes through. A second Ctrl-C ends the process at once, as a kill would.
+
+Only the command line listens. A program that calls the library keeps its own handlers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+# How long a lost interruption waits: what has lost it is over by then, most likely.
+_AGAIN_SECONDS = 0.05
+# What a terminal and a parent both send on one Ctrl-C is one.
+_ONE_SECONDS = 0.1
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Interruption(BaseException):
+    """A signal asked for the end. Not a KeyboardInterrupt: click has its own way with those."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As shells count it."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        by = "" if self.number == signal.SIGINT else f" by {signal.Signals(self.number).name}"
+        return f"interrupted{by}; nothing was written"
+
+
+class Interrupts:
+    """The signals that came since `listen`. held: they are noted and nothing else; set it where nothing may be cut."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self.exit_code: int | None = None
+        self._first: int | None = None
+        self._at = 0.0
+        self._before: dict[int, Any] = {}
+        self._hook: Callable[[Any], object] | None = None
+
+    def listen(self) -> None:
+        """Take the signals over, but those that are ignored (nohup, a shell's background job); in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+        for name in (*_NAMES, "SIGALRM"):
+            number = getattr(signal, name, None)  # Windows knows some of them
+            if number is None or (name in _NAMES and signal.getsignal(number) in (signal.SIG_IGN, None)):
+                continue
+            self._before[number] = signal.getsignal(number)
+            signal.signal(number, self._comes_again if name == "SIGALRM" else self._comes)
+
+    def unlisten(self) -> None:
+        """Give the signals back."""
+        if self._hook is not None:
+            sys.unraisablehook, self._hook = self._hook, None
+        self._later(0.0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def check(self) -> None:
+        """Raises the interruption that was lost on the way, if any."""
+        if self._first is not None and not self.held:
+            raise Interruption(self._first)
+
+    def hold(self) -> None:
+        """From here on nothing is interrupted any more; raises what was before."""
+        self.held = True
+        if self._first is not None:
+            raise Interruption(self._first)
+
+    def _comes(self, number: int, frame: FrameType | None) -> None:
+        if self._first is None:
+            self._first, self._at = number, time.monotonic()
+            self.check()
+        elif number == signal.SIGINT and time.monotonic() - self._at > _ONE_SECONDS:
+            os._exit(128 + number if self.exit_code is None else self.exit_code)
+
+    def _comes_again(self, number: int, frame: FrameType | None) -> None:
+        if not _under_way(sys.exc_info()[1]):
+            self.check()
+
+    def _unraisable(self, what: Any) -> None:
+        if _under_way(what.exc_value):
+            if not self.held:
+                self._later(_AGAIN_SECONDS)
+        elif self._hook is not None:
+            self._hook(what)
+
+    def _later(self, seconds: float) -> None:
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _under_way(error: BaseException | None) -> bool:
+    """Whether this, or what it came up in, is an interruption."""
+    while error is not None and not isinstance(error, Interruption):
+        error = error.__context__
+    return error is not None
