@@ -30,6 +30,7 @@ from onnxprune.config import (
     RECOVER,
     REFITS,
     SECONDS,
+    UNTRIED,
     WARMUP,
     PruneConfig,
 )
@@ -52,7 +53,7 @@ _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
     "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels "
-    "drop_branches include exclude".split()
+    "drop_branches untried_branches include exclude".split()
 )
 _SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
@@ -309,6 +310,13 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
 )
 @click.option(
+    "--untried-branches",
+    type=click.Choice(UNTRIED),
+    **_shown(_DEFAULTS.untried_branches),
+    help="What is done with the channels that a branch of an If reads or writes which no sample takes: nothing "
+    "measures what a cut does there.",
+)
+@click.option(
     "--include",
     multiple=True,
     metavar="PATTERN",
@@ -337,11 +345,11 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes, on the same processor, with the same "
-    "versions and --jobs; without the data, or with other data, it is refused unless --force. "
-    "The plan has decided what stays, so "
-    "--ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, --round-to, "
-    "--attention, --min-channels, --drop-branches, --include and --exclude are refused beside it. --target, --refit, "
-    "--recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib, --force, --jobs, "
+    "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided what "
+    "stays, so --ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, "
+    "--round-to, --attention, --min-channels, --drop-branches, --untried-branches, --include and --exclude are refused "
+    "beside it. --target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given "
+    "here; --calib, --force, --jobs, "
     "--scheduler and --provider never do.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")

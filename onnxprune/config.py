@@ -22,6 +22,7 @@ COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 BUDGETS = ("macs", "params", "latency")
 ATTENTIONS = ("heads", "head-dim")
+UNTRIED = ("keep", "cut")
 # What `bench` runs: the types that a model has, or a copy in float16. Seconds of rounds that count, and rounds before.
 PRECISIONS = ("model", "fp16")
 SECONDS, WARMUP = 5.0, 10
@@ -67,6 +68,8 @@ class PruneConfig:
     and less of it where a group is narrow or the budget demands it.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
     the model applies to its scores stays as it is.
+    untried_branches: what is done with the channels that a branch of an If reads or writes which no sample takes:
+    "keep" or "cut".
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
     leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
@@ -92,6 +95,7 @@ class PruneConfig:
     round_to: int | str = AUTO
     target: str = DEFAULT
     attention: str = "heads"
+    untried_branches: str = "keep"
     min_channels: int = 1
     drop_branches: bool | None = None
     include: tuple[str, ...] = ()
@@ -129,6 +133,7 @@ class PruneConfig:
             ("coefficients", self.coefficients, COEFFICIENTS),
             ("refit", self.refit, REFITS),
             ("attention", self.attention, ATTENTIONS),
+            ("untried_branches", self.untried_branches, UNTRIED),
             ("target", self.target, tuple(TARGETS)),
         ):
             if value not in allowed:

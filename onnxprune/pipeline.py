@@ -32,6 +32,7 @@ from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.describe import Description, describe
+from onnxprune.channels.untried import untried_branches, warnings_of, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
 from onnxprune.errors import CheckFailed, NothingPrunable, RunError, UsageError
@@ -239,7 +240,8 @@ def _run(
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
-    stage.warn(loaded.doubts)  # not before: where nothing can be pruned, one line says so
+    # Not before: where nothing can be pruned, one line says so.
+    stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
     stopwatch = stopwatch_of(loaded, coupled, settings) if settings.budget == "latency" else None
@@ -416,6 +418,12 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
+    untried = untried_branches(channels, taken.branches, loaded.normalised.types)
+    if settings.untried_branches == "keep":
+        for u in untried:
+            frozen.update({g: f"no sample takes {u.text}" for g in u.groups if g not in frozen})
+    if len(frozen) == len(channels.groups):
+        raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
     stored, n = m.parameters(loaded.original), loaded.normalised
     more = {*n.added_biases, *n.clones}
@@ -426,7 +434,14 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
     coupled = Coupled(
-        channels, taken, layers_taken(taken, channels), frozen, drops, prices=prices, stored_parameters=stored
+        channels,
+        taken,
+        layers_taken(taken, channels),
+        frozen,
+        drops,
+        prices=prices,
+        stored_parameters=stored,
+        untried=untried,
     )
     if replayed is None:
         check_counted(coupled, settings)

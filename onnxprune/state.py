@@ -19,6 +19,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
+from onnxprune.channels.untried import Untried
 from onnxprune.cost import Cost
 from onnxprune.gates import Gate
 from onnxprune.graph import Array
@@ -115,7 +116,7 @@ class Coupled:
     frozen: group index → why it may not be cut. drops: by index, the groups that could go as a whole branch. relaxed:
     what `--round-to auto` divides the alignment of the target by. prices: "macs" and "params" of the result against the
     units that are kept, and "stored", its parameters without those that a refit may add; stored_parameters: those of
-    the original.
+    the original. untried: the branches that no sample takes.
     """
 
     channels: ChannelGraph
@@ -126,6 +127,7 @@ class Coupled:
     relaxed: int = 1
     prices: Mapping[str, Cost] = field(default_factory=dict)
     stored_parameters: int = 0
+    untried: tuple[Untried, ...] = ()
 
     def whole(self, budget: str) -> float:
         """What the original has of what a budget counts."""
