@@ -345,8 +345,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="FILE",
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes, on the same processor, with the same "
-    "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided what "
-    "stays, so --ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, "
+    "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided "
+    "what stays, so --ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, "
     "--round-to, --attention, --min-channels, --drop-branches, --untried-branches, --include and --exclude are refused "
     "beside it. --target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given "
     "here; --calib, --force, --jobs, "
