@@ -126,7 +126,7 @@ def read(path: Path) -> dict[str, Array | Rows] | Array | Rows:
     except CalibrationError:
         raise
     except Exception as e:  # numpy, zipfile, zlib and tokenize share no base class, and a header may nest without end
-        raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(str(e).split())[:200]}") from e
+        raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(reason(e).split())[:200]}") from e
 
 
 def _array(f: BinaryIO, path: Path, length: int) -> Array | Rows:
@@ -164,10 +164,7 @@ def _archive(f: BinaryIO, path: Path) -> dict[str, Array | Rows]:
                 continue
             held += info.file_size
             if held > (_BOMB_BYTES if held > _BOMB_FACTOR * os.fstat(f.fileno()).st_size else INFLATED_BYTES):
-                raise ValueError(
-                    f"it expands to more than {shown(held - info.file_size)}, up to {name!r} to {shown(held)}: save it "
-                    "with np.savez, which does not compress, so that samples are read one by one"
-                )
+                raise ValueError(f"it expands to {shown(held)} or more; save it uncompressed, with np.savez")
             with z.open(info) as member:
                 found[name] = _checked(member)
     return found
