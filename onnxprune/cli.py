@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -690,7 +691,10 @@ def main(args: Sequence[str] | None = None) -> int:
 def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
     given = None if args is None else list(args)
     try:
-        code = cli.main(given, prog_name="onnxprune", standalone_mode=False, obj=surroundings)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # a library's warnings are for developers, who ask for them with -W
+                warnings.simplefilter("ignore")
+            code = cli.main(given, prog_name="onnxprune", standalone_mode=False, obj=surroundings)
         return code if isinstance(code, int) else EXIT_OK
     except OnnxPruneError as e:
         return _fail(str(e), e.exit_code)

@@ -21,6 +21,7 @@ from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import Array
+from onnxprune.intake import first_run
 from onnxprune.labels import classes_of
 from onnxprune.objective import Ints, check_classes, class_scores, relative_error
 
@@ -86,6 +87,7 @@ def _evaluated(
 ) -> Evaluation:
     proto, name = _model(model)
     samples = _samples(data, proto)
+    first_run.run(proto, samples.example())
     truth = None if labels is None else classes_of(samples, labels)
     outputs = verify.outputs_of(proto, samples)
     classes = _classes(outputs, len(samples))
@@ -97,6 +99,7 @@ def _evaluated(
         original, original_name = _model(against)
         notes += runtime.notes_on(original)
         _check_same_inputs(proto, original)
+        first_run.run(original, samples.example())
         reference = verify.outputs_of(original, samples)
         _check_same_outputs(outputs, reference)
     original_classes = None if reference is None else _classes(reference, len(samples))

@@ -24,6 +24,7 @@ from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array, Body, Graph, Node, Shape, is_parameter, samples_in
+from onnxprune.intake import wellformed
 from onnxprune.intake.file_check import check_file
 from onnxprune.intake.files import MODEL_BYTES, content
 
@@ -62,6 +63,7 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
         raise ModelError(f"{p} is not an ONNX model, or is cut short") from e
     if not proto.opset_import or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{p} is not an ONNX model: it has no graph")
+    wellformed.check(proto)
     storage.resolve(proto, p.parent)
     check_file(p, len(blob) + storage.external_bytes(proto))
     source = source_of(str(p), blob, proto)
@@ -74,6 +76,7 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
 
     Raises ModelError where it refers to weights in a folder that is not known.
     """
+    wellformed.check(proto)
     if not storage.has_external(proto):
         if storage.embedded_bytes(proto) < storage.MOST_BYTES:
             return proto, source_of("(in memory)", as_bytes(proto), proto)

@@ -35,11 +35,10 @@ from onnxprune.channels.describe import Description, describe
 from onnxprune.channels.untried import untried_branches, warnings_of, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
-from onnxprune.errors import CheckFailed, NothingPrunable, RunError, UsageError
+from onnxprune.errors import CalibrationError, CheckFailed, NothingPrunable, RunError, UsageError
 from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_weights
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
-from onnxprune.graph import Array
 from onnxprune.intake import first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
@@ -303,6 +302,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
     if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
         original = storage.outside(original)
+    first_run.infer(original)
     samples = read_samples(original, calibration, settings)
     seconds = first_run.run(original, samples.example())
     normalised = first_run.normalised(original, samples.example(), seconds=seconds)
@@ -338,10 +338,11 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
         if settings.labels is not None:
             raise UsageError(f"labels {settings.labels!r} are a key of the calibration data; give that too (--calib)")
 
-        def runs(feeds: Mapping[str, Array]) -> bool:
-            return first_run.runs(proto, feeds)
-
-        return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, runs)
+        trial = first_run.Trial(proto)
+        try:
+            return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, trial)
+        except CalibrationError as e:
+            raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
     found = data.with_others(data.given(calibration, specs), proto)
     if settings.labels is not None:
         labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample

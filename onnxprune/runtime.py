@@ -54,8 +54,8 @@ PROVIDERS: Mapping[str, Sequence[Provider]] = {"cpu": (CPU,), "cuda": ((CUDA, {"
 # Before 1.22 only a model that comes from a file may refer to others, and does so absolutely; later ones may not.
 _RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
 
-# onnx-graphsurgeon opens sessions of its own to fold constants; their warnings speak of models that the user never saw.
-ort.set_default_logger_severity(_ERROR)
+# What it has to say is in its exceptions. onnx-graphsurgeon opens sessions of its own, too.
+ort.set_default_logger_severity(_FATAL)
 
 
 def _one_line(error: BaseException) -> str:
@@ -305,9 +305,11 @@ def _native_errors(wanted: bool) -> Iterator[list[str]]:
     with tempfile.TemporaryFile() as caught:
         kept = os.dup(2)
         os.dup2(caught.fileno(), 2)
+        ort.set_default_logger_severity(_ERROR)
         try:
             yield lines
         finally:
+            ort.set_default_logger_severity(_FATAL)
             os.dup2(kept, 2)
             os.close(kept)
             caught.seek(0)

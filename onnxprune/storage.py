@@ -54,6 +54,8 @@ _BITS = {
     for name, bits in (("UINT4", 4), ("INT4", 4), ("FLOAT4E2M1", 4), ("UINT2", 2), ("INT2", 2))
     if hasattr(onnx.TensorProto, name)
 }
+# Types of which several values share a byte.
+PACKED = frozenset(_BITS)
 
 
 def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -23,6 +23,7 @@ from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import cast, is_float
 from onnxprune.intake.arrays import Rows, chunks, listed, read
 from onnxprune.intake.files import shown
+from onnxprune.intake.inputs import dims_of, dtype_of
 
 Array = NDArray[Any]
 
@@ -55,7 +56,11 @@ def input_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
 def other_inputs(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
     """The inputs that are no tensors: sequences, and values that may be absent."""
     weights = {t.name for t in proto.graph.initializer}
-    return (v for v in proto.graph.input if not v.type.HasField("tensor_type") and v.name not in weights)
+    return (
+        v
+        for v in proto.graph.input
+        if v.type.WhichOneof("value") not in (None, "tensor_type") and v.name not in weights
+    )
 
 
 def with_others(samples: Samples, proto: onnx.ModelProto) -> Samples:
@@ -74,6 +79,11 @@ def with_others(samples: Samples, proto: onnx.ModelProto) -> Samples:
             raise CalibrationError(f"no data for input {v.name!r}, a sequence: store its entries as '{v.name}[0]', ...")
         fixed[v.name] = entries or None
     return replace(samples, extras=extras, fixed=fixed) if fixed else samples
+
+
+def _is_tensor(v: onnx.ValueInfoProto) -> bool:
+    """Whether it is declared as one, or as nothing, which is refused."""
+    return v.type.WhichOneof("value") in (None, "tensor_type")
 
 
 def _is_sequence(kind: onnx.TypeProto) -> bool:
@@ -103,17 +113,17 @@ def entries_of(name: str, value: Any) -> dict[str, Array]:
 
 
 def tensor_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """The tensors among the inputs of a model, initializers excepted."""
+    """The tensors among the inputs of a model, initializers excepted. Raises ModelError for impossible ones."""
     weights = {t.name for t in proto.graph.initializer}
     shared = {s for v in other_inputs(proto) for s in _symbols(v.type)}
     specs: list[InputSpec] = []
     for v in proto.graph.input:
-        if v.name in weights or not v.type.HasField("tensor_type"):
+        if v.name in weights or not _is_tensor(v):
             continue
-        t = v.type.tensor_type
-        dims = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in t.shape.dim)
-        whole = bool(dims) and t.shape.dim[0].dim_param in shared
-        specs.append(InputSpec(v.name, onnx.helper.tensor_dtype_to_np_dtype(t.elem_type), dims, whole))
+        dtype = dtype_of(v)
+        dims = dims_of(v, dtype)
+        whole = bool(dims) and v.type.tensor_type.shape.dim[0].dim_param in shared
+        specs.append(InputSpec(v.name, dtype, dims, whole))
     return tuple(specs)
 
 

@@ -21,6 +21,7 @@ from onnxprune.errors import CalibrationError
 from onnxprune.graph import is_float
 from onnxprune.intake.arrays import chunks
 from onnxprune.intake.files import shown
+from onnxprune.intake.inputs import dims_of, dtype_of
 
 Array = NDArray[Any]
 _TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
@@ -63,7 +64,7 @@ def random(
         for style in _STYLES:
             rng = np.random.default_rng(seed)
             arrays = {s.name: _values(s, shapes[s.name], style, rng, readers.get(s.name)) for s in specs}
-            fixed = {v.name: _other(v.type, size, rng) for v in other_inputs(proto)}
+            fixed = {v.name: _other(v.name, v.type, size, rng) for v in other_inputs(proto)}
             samples = Samples(specs, arrays, {}, f"random, seed {seed}", True, fixed)
             if (certain and not fixed) or runs(samples.example()):
                 return samples
@@ -110,17 +111,21 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any
     return found
 
 
-def _other(kind: onnx.TypeProto, size: int, rng: np.random.Generator) -> Any:
+def _other(name: str, kind: onnx.TypeProto, size: int, rng: np.random.Generator) -> Any:
     """A sequence of two random entries; a present optional value."""
     if kind.HasField("sequence_type"):
-        return [_other(kind.sequence_type.elem_type, size, rng) for _ in range(_SEQUENCE_LENGTH)]
+        return [_other(name, kind.sequence_type.elem_type, size, rng) for _ in range(_SEQUENCE_LENGTH)]
     if kind.HasField("optional_type"):
-        return _other(kind.optional_type.elem_type, size, rng)
+        return _other(name, kind.optional_type.elem_type, size, rng)
     if not kind.HasField("tensor_type"):
         raise CalibrationError("an input is neither a tensor, a sequence nor an optional of them; nothing can be fed")
-    t = kind.tensor_type
-    dims = tuple(int(d.dim_value) if d.HasField("dim_value") else size for d in t.shape.dim)
-    spec = InputSpec("", onnx.helper.tensor_dtype_to_np_dtype(t.elem_type), dims)
+    declared = onnx.ValueInfoProto(name=name, type=kind)
+    dtype = dtype_of(declared)
+    dims = tuple(size if d is None else d for d in dims_of(declared, dtype))
+    spec = InputSpec(name, dtype, dims)
+    needs = math.prod(dims) * max(dtype.itemsize, 8)
+    if needs > _MOST_BYTES:
+        raise CalibrationError(f"random data for input {name!r} would take {shown(needs)} of memory: give data instead")
     return _values(spec, dims, _AS_READ, rng, None)
 
 

@@ -45,8 +45,16 @@ _LAST_SECONDS = 5.0
 HUNGRY = 77
 
 
+class NotLoaded(RunError):
+    """onnxruntime does not open the model, whatever the data."""
+
+
 class Stopped(RunError):
     """The child crashed, did not end, or needed too much memory: onnxruntime's own refusals are plain RunErrors."""
+
+
+class Crashed(Stopped):
+    """The child crashed: another input may do better."""
 
 
 class _Elsewhere(Exception):
@@ -194,7 +202,7 @@ def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0) -
             try:
                 value, error, traceback = child.receive()
             except (EOFError, OSError) as e:
-                raise Stopped(_why(_PLACE.drop(), what, seconds, most, late=late.is_set())) from e
+                raise _why(_PLACE.drop(), what, seconds, most, late=late.is_set()) from e
             finally:
                 timer.cancel()
         except OnnxPruneError:
@@ -244,17 +252,19 @@ def _folder() -> Iterator[str]:
         yield folder
 
 
-def _why(code: int | None, what: str, seconds: float, most: int, *, late: bool) -> str:
+def _why(code: int | None, what: str, seconds: float, most: int, *, late: bool) -> Stopped:
     if code == HUNGRY:
-        return _hungry(what, most)
+        return Stopped(_hungry(what, most))
     if late:
-        return (
+        return Stopped(
             f"{what} does not end: it was stopped after {seconds:.0f} seconds; if the model is to be trusted, set "
             f"{PATIENCE}=10 to wait ten times as long"
         )
-    if code is not None and -code in (getattr(signal, "SIGKILL", 9),):
-        return f"{what} was ended by the system ({_how(code)}), most likely for want of memory"
-    return f"onnxruntime or onnx crashes ({_how(code)}) on {what}; the model, or this data for it, is not valid"
+    if code is not None and -code == getattr(signal, "SIGKILL", 9):
+        return Stopped(f"{what} was ended by the system ({_how(code)}), most likely for want of memory")
+    return Crashed(
+        f"onnxruntime or onnx crashes ({_how(code)}) on {what}; the model, or this data for it, is not valid"
+    )
 
 
 def _hungry(what: str, most: int) -> str:

@@ -10,7 +10,7 @@ from onnxprune import storage
 from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
-from onnxprune.intake.child import Stopped, ask
+from onnxprune.intake.child import Crashed, NotLoaded, Stopped, ask
 from onnxprune.normalise import Normalised
 
 # What one run holds at a time, in sizes of its inputs: generous, for images whose first layers have many channels.
@@ -22,15 +22,28 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> float:
     return float(ask("run", _content(proto), dict(feeds), what="this model's first run", size=_size(proto, feeds)))
 
 
-def runs(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> bool:
-    """Whether it does. Raises RunError where onnxruntime does not load it, where it hangs, and where it crashes."""
-    try:
-        run(proto, feeds)
-    except Stopped:
-        raise
-    except RunError:
-        return False
-    return True
+class Trial:
+    """Whether a model runs with some inputs; `why` it last did not."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self.why = ""
+
+    def __call__(self, feeds: Mapping[str, Array]) -> bool:
+        """Run it. Raises RunError where onnxruntime does not load it, where it hangs, and where it exhausts memory."""
+        try:
+            run(self._proto, feeds)
+        except RunError as e:
+            if isinstance(e, (NotLoaded, Stopped)) and not isinstance(e, Crashed):
+                raise
+            self.why = str(e)
+            return False
+        return True
+
+
+def infer(proto: onnx.ModelProto) -> None:
+    """Shape inference, which is tried, not trusted. Raises RunError where it crashes or hangs."""
+    ask("infer", _content(proto), what="shape inference of this model", size=storage.model_bytes(proto))
 
 
 def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds: float) -> Normalised:
@@ -47,6 +60,8 @@ def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds:
 
 
 def _content(proto: onnx.ModelProto) -> bytes:
+    if storage.embedded_bytes(proto) >= storage.LARGE_BYTES:
+        proto = storage.outside(proto)
     if storage.embedded_bytes(proto) >= storage.MOST_BYTES:
         raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
     content: bytes = proto.SerializeToString()

@@ -106,7 +106,7 @@ def _travelling(error: Exception) -> Exception:
     """The same error, or what is left of it where its class cannot be sent."""
     if isinstance(error, RecursionError):
         return ModelError("the model is nested too deeply")
-    plain = type(error)(*error.args) if type(error).__module__ in ("builtins", "onnxprune.errors") else None
+    plain = type(error)(*error.args) if type(error).__module__.partition(".")[0] in ("builtins", "onnxprune") else None
     if plain is not None:
         with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(plain))
@@ -173,4 +173,9 @@ def _answers() -> Mapping[str, Callable[..., Any]]:
     """What can be asked; loading all of it is the cost of a start."""
     from onnxprune.intake import trials
 
-    return {"check file": trials.check_file, "run": trials.run, "normalise": trials.normalised}
+    return {
+        "check file": trials.check_file,
+        "infer": trials.infer,
+        "run": trials.run,
+        "normalise": trials.normalised,
+    }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 from time import perf_counter
 
 import onnx
 
 from onnxprune import twin
+from onnxprune.errors import RunError
+from onnxprune.intake.child import NotLoaded
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime import Feeds, Session, check_types
 
@@ -17,12 +20,21 @@ def check_file(path: str) -> None:
     onnx.checker.check_model(path)
 
 
+def infer(content: bytes) -> None:
+    """Shape inference; what it refuses is no matter here."""
+    with contextlib.suppress(Exception):
+        onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(content), data_prop=True)
+
+
 def run(content: bytes, feeds: Feeds) -> float:
     """Run a model as it will be run later, optimized and as written; the seconds of the slower run.
 
     Raises RunError where onnxruntime refuses it, be it that only its float32 twin has kernels and its types do not fit.
     """
-    optimized, plain = _sessions(content)
+    try:
+        optimized, plain = _sessions(content)
+    except RunError as e:
+        raise NotLoaded(str(e)) from e
     seconds = 0.0
     for session in (optimized, plain):
         start = perf_counter()

@@ -72,7 +72,7 @@ def no_groups():
 
 def test_an_honest_model_runs():
     assert first_run.run(relu(), FEEDS) < 30
-    assert first_run.runs(relu(), FEEDS)
+    assert first_run.Trial(relu())(FEEDS)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals end no process here")

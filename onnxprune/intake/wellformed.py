@@ -1,0 +1,183 @@
+"""A model as bytes promise it: element types that exist, values as many as the shape says, names that are text, bounds.
+
+onnx and onnxruntime check the meaning of a model, and do so in the child process. What is looked at here is what this
+process itself reads of it, before it does: numpy and protobuf raise whatever comes at these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import onnx
+from onnx import TensorProto
+
+from onnxprune import storage
+from onnxprune.bodies import every_body, every_node
+from onnxprune.errors import ModelError
+
+# Nodes once all local functions are inlined. Exporters write some ten thousand for the largest networks.
+MOST_NODES = 500_000
+# Bodies inside bodies; protobuf reads files of about thirty.
+MOST_LEVELS = 30
+# More elements than any memory holds: products of sizes stay exact in 64 bits.
+_MOST_ELEMENTS = 1 << 60
+_FIELDS: Mapping[int, tuple[str, int]] = {
+    TensorProto.FLOAT: ("float_data", 1),
+    TensorProto.COMPLEX64: ("float_data", 2),
+    TensorProto.DOUBLE: ("double_data", 1),
+    TensorProto.COMPLEX128: ("double_data", 2),
+    TensorProto.INT64: ("int64_data", 1),
+    TensorProto.UINT32: ("uint64_data", 1),
+    TensorProto.UINT64: ("uint64_data", 1),
+    TensorProto.STRING: ("string_data", 1),
+}
+_KNOWN = set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Raises ModelError with the first thing that is wrong."""
+    _check_depth(proto)
+    _check_names(proto)
+    for tensor in storage.stored_tensors(proto):
+        _check_tensor(tensor)
+    _check_count(proto)
+
+
+def _check_depth(proto: onnx.ModelProto) -> None:
+    level = [n for nodes in (proto.graph.node, *(f.node for f in proto.functions)) for n in nodes]
+    for _ in range(MOST_LEVELS + 1):
+        level = [n for node in level for a in node.attribute for body in _bodies(a) for n in body.node]
+        if not level:
+            return
+    raise ModelError(f"the model nests bodies more than {MOST_LEVELS} deep")
+
+
+def _bodies(a: onnx.AttributeProto) -> Iterable[onnx.GraphProto]:
+    return (a.g,) if a.type == onnx.AttributeProto.GRAPH else a.graphs
+
+
+def _every_node(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    yield from every_node(proto.graph)
+    for f in proto.functions:
+        yield from every_node(f)
+
+
+# text
+
+
+def _check_names(proto: onnx.ModelProto) -> None:
+    """Of bytes that are no text, an implementation of protobuf gives out bytes, or raises when they are read."""
+    try:
+        wrong = next((name for name in _names(proto) if not isinstance(name, str)), None)
+    except UnicodeDecodeError as e:
+        wrong = e.object
+    if wrong is not None:
+        raise ModelError(f"a name in the model is not UTF-8 text: {bytes(wrong)[:60]!r}")
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    yield from (proto.domain, proto.producer_name, proto.producer_version, proto.doc_string)
+    yield from (o.domain for o in proto.opset_import)
+    for p in proto.metadata_props:
+        yield from (p.key, p.value)
+    for f in proto.functions:
+        yield from (
+            f.name,
+            f.domain,
+            f.doc_string,
+            *f.input,
+            *f.output,
+            *f.attribute,
+            *(o.domain for o in f.opset_import),
+        )
+    for graph in (proto.graph, *every_body(proto.graph), *(b for f in proto.functions for b in every_body(f))):
+        yield from (graph.name, graph.doc_string)
+        for v in (*graph.input, *graph.output, *graph.value_info):
+            yield from _names_of_value(v)
+    for n in _every_node(proto):
+        yield from (n.name, n.op_type, n.domain, n.doc_string, *n.input, *n.output)
+        for a in n.attribute:
+            yield from (a.name, a.ref_attr_name, a.doc_string)
+    for t in storage.stored_tensors(proto):
+        yield from (t.name, t.doc_string)
+        for e in t.external_data:
+            yield from (e.key, e.value)
+
+
+def _names_of_value(v: onnx.ValueInfoProto) -> Iterator[str | bytes]:
+    yield from (v.name, v.doc_string)
+    if v.type.HasField("tensor_type"):
+        yield from (d.dim_param for d in v.type.tensor_type.shape.dim)
+
+
+# values
+
+
+def _check_tensor(t: onnx.TensorProto) -> None:
+    where = f"tensor {t.name!r}"
+    if t.data_type not in _KNOWN:
+        raise ModelError(f"{where} has the unknown element type {t.data_type}")
+    if any(d < 0 for d in t.dims):
+        raise ModelError(f"{where} has the negative size {min(t.dims)}")
+    elements = math.prod(t.dims)
+    if elements > _MOST_ELEMENTS:
+        raise ModelError(f"{where} claims {'x'.join(map(str, t.dims))} elements, which no memory holds")
+    if storage.is_external(t):
+        return  # its place is checked where it is resolved
+    if t.HasField("raw_data"):
+        size = storage.bytes_of(t)
+        if t.data_type == TensorProto.STRING or len(t.raw_data) != size:
+            raise ModelError(f"{where} holds {len(t.raw_data)} bytes, its shape and type need {size}")
+        return
+    if t.data_type in storage.PACKED:
+        return
+    field, each = _FIELDS.get(t.data_type, ("int32_data", 1))
+    found = len(getattr(t, field))
+    if found != elements * each:
+        raise ModelError(f"{where} holds {found} values, its shape needs {elements * each}")
+
+
+# functions
+
+
+def _check_count(proto: onnx.ModelProto) -> None:
+    """Bound the nodes that inlining makes: functions that call each other twice make 2^40 of forty."""
+    functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+    for key in functions:
+        _size_of(key, functions, sizes)
+    total = sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in every_node(proto.graph))
+    if total > MOST_NODES:
+        raise ModelError(
+            f"the model has {_shown(total)} nodes once its functions are inlined; at most {MOST_NODES:,} are read"
+        )
+
+
+def _size_of(
+    key: tuple[str, str, str],
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto],
+    sizes: dict[tuple[str, str, str], int],
+) -> None:
+    """Nodes of a function with all that it calls. Not recursive, since chains may be long."""
+    stack = [(key, False)]
+    open_: set[tuple[str, str, str]] = set()
+    while stack:
+        at, done = stack.pop()
+        if at in sizes:
+            continue
+        calls = [(n.domain, n.op_type, n.overload) for n in every_node(functions[at])]
+        if done:
+            open_.discard(at)
+            sizes[at] = 1 + sum(sizes.get(c, 1) for c in calls)
+            continue
+        open_.add(at)
+        stack.append((at, True))
+        inner = {c for c in calls if c in functions}
+        if inner & open_:
+            raise ModelError(f"the model's function {min(inner & open_)[1]!r} calls itself")
+        stack.extend((c, False) for c in sorted(inner))
+
+
+def _shown(count: int) -> str:
+    return f"{count:,}" if count < 10**12 else f"{float(count):.1e}" if count < 10**300 else "more than 1e300"

@@ -1,0 +1,185 @@
+"""Models that are not what their bytes promise, each refused in one line that says what is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import inspect
+from onnxprune.errors import InputError, ModelError
+from onnxprune.intake import wellformed
+from tests.intake.test_child import graph_of
+
+
+def linear(**change):
+    """x @ w, with fields of the weight changed."""
+    model = graph_of([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], {"w": np.ones((6, 3), np.float32)})
+    for field, value in change.items():
+        if field == "dims":
+            del model.graph.initializer[0].dims[:]
+            model.graph.initializer[0].dims.extend(value)
+        else:
+            setattr(model.graph.initializer[0], field, value)
+    return model
+
+
+def test_a_sound_model_passes():
+    wellformed.check(linear())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"data_type": 2**31 - 1}, "unknown element type 2147483647"),
+        ({"data_type": 0}, "unknown element type 0"),
+        ({"data_type": TensorProto.FLOAT16}, "holds 72 bytes, its shape and type need 36"),
+        ({"data_type": TensorProto.STRING}, "holds 72 bytes"),
+        ({"raw_data": b"\0" * 71}, "holds 71 bytes"),
+        ({"dims": [6, -3]}, "negative size -3"),
+        ({"dims": [2**62, 2**62]}, "no memory holds"),
+        ({"dims": [6, 4]}, "need 96"),
+    ],
+)
+def test_weights_that_are_not_as_declared(change: dict, why: str):
+    with pytest.raises(ModelError, match=why):
+        wellformed.check(linear(**change))
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE", "INT64", "UINT64", "INT8"])
+def test_values_that_are_too_few(kind: str):
+    model = linear()
+    model.graph.initializer[0].CopyFrom(helper.make_tensor("w", TensorProto.DataType.Value(kind), [4], [1, 2, 3, 4]))
+    wellformed.check(model)
+    model.graph.initializer[0].dims[0] = 5
+    with pytest.raises(ModelError, match="holds 4 values, its shape needs 5"):
+        wellformed.check(model)
+
+
+def every_type():
+    """Types with a way to store them in fields of numbers."""
+    skip = {TensorProto.UNDEFINED}
+    return [t for t in TensorProto.DataType.values() if t not in skip]
+
+
+@pytest.mark.parametrize("kind", every_type())
+def test_every_type_passes_as_onnx_writes_it(kind: int):
+    """Fails where a type's own way of storing values is taken for a wrong one."""
+    values = [b"a", b"b", b"c"] if kind == TensorProto.STRING else [1, 0, 1]
+    model = linear()
+    model.graph.initializer[0].CopyFrom(helper.make_tensor("w", kind, [3], values))
+    wellformed.check(model)
+    if kind != TensorProto.STRING:
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0])))
+        wellformed.check(model)
+
+
+@pytest.mark.parametrize("where", ["product", "input", "weight", "axis", "custom", "MatMul"])
+def test_names_that_are_no_text(where: str):
+    model = graph_of(
+        [helper.make_node("MatMul", ["input", "weight"], ["y"], "product")],
+        {"weight": np.ones((6, 3), np.float32)},
+        (("input", TensorProto.FLOAT, ["axis", 6]),),
+    )
+    model.opset_import.append(helper.make_opsetid("custom", 1))
+    wellformed.check(model)
+    broken = onnx.ModelProto.FromString(model.SerializeToString().replace(where.encode(), b"\xe4" * len(where)))
+    with pytest.raises(ModelError, match="UTF-8"):
+        wellformed.check(broken)
+
+
+# functions
+
+
+def calling(depth: int, calls: int):
+    """Functions of which each calls the one before it several times."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    functions = []
+    for k in range(depth):
+        op, domain = (f"F{k - 1}", "f") if k else ("Relu", "")
+        nodes = [helper.make_node(op, [f"t{j}" if j else "a"], [f"t{j + 1}"], domain=domain) for j in range(calls)]
+        nodes.append(helper.make_node("Identity", [f"t{calls}"], ["b"]))
+        functions.append(helper.make_function("f", f"F{k}", ["a"], ["b"], nodes, opsets))
+    model = graph_of([helper.make_node(f"F{depth - 1}", ["x"], ["y"], domain="f")])
+    model.opset_import.append(helper.make_opsetid("f", 1))
+    model.functions.extend(functions)
+    return model
+
+
+def test_functions_that_multiply():
+    wellformed.check(calling(10, 2))
+    with pytest.raises(ModelError, match=r"nodes once its functions are inlined"):
+        wellformed.check(calling(40, 2))
+    with pytest.raises(ModelError, match=r"nodes once its functions are inlined"):
+        wellformed.check(calling(2000, 10))  # a number beyond every float
+
+
+def test_functions_that_multiply_inside_a_body():
+    model = calling(40, 2)
+    inner = helper.make_graph(list(model.graph.node), "b", [], [helper.make_tensor_value_info("y", 1, None)])
+    node = helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner)
+    del model.graph.node[:]
+    model.graph.node.append(node)
+    with pytest.raises(ModelError, match=r"nodes once its functions are inlined"):
+        wellformed.check(model)
+
+
+@pytest.mark.parametrize("to", [0, 1, 2])
+def test_functions_that_call_themselves(to: int):
+    """By way of one another, too."""
+    model = calling(3, 1)
+    model.functions[0].node[0].op_type = f"F{to}"
+    model.functions[0].node[0].domain = "f"
+    with pytest.raises(ModelError, match="calls itself"):
+        wellformed.check(model)
+
+
+def test_functions_called_often_are_counted_once():
+    """Fails where the walk itself takes as long as inlining would."""
+    wellformed.check(calling(400, 1))
+
+
+def test_bodies_inside_bodies():
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
+    for _ in range(wellformed.MOST_LEVELS + 2):
+        graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=graph)], "g", [], [])
+    with pytest.raises(ModelError, match="nests bodies"):
+        wellformed.check(helper.make_model(graph))
+
+
+# inputs
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [["N", 3, 2**40, 2**40], ["N", 2**62, 2**62], [2**63 - 1, 3], [0, 3], ["N", 10**5, 10**5], ["N", -1, 3]],
+)
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.BOOL])
+def test_inputs_of_impossible_size_are_named(dims: list, kind: int):
+    model = graph_of([helper.make_node("Identity", ["image"], ["y"])], inputs=(("image", kind, dims),))
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    with pytest.raises(InputError, match="input 'image'"):
+        inspect(model)
+
+
+@pytest.mark.parametrize("kind", [0, 99])
+def test_inputs_of_no_type(kind: int):
+    model = graph_of([helper.make_node("Identity", ["x"], ["y"])], inputs=(("x", kind, ["N", 3]),))
+    with pytest.raises(ModelError, match=f"input 'x' is declared with the unknown element type {kind}"):
+        inspect(model)
+
+
+def test_a_zero_elsewhere_is_no_fault():
+    """A cache that is empty at first."""
+    model = graph_of([helper.make_node("Relu", ["x"], ["y"])], inputs=(("x", 1, ["N", 0, 4]),))
+    from onnxprune.calibrate import samples
+
+    assert samples.tensor_specs(model)[0].dims == (None, 0, 4)
+
+
+def test_a_model_with_an_external_weight_is_checked_where_it_lies():
+    model = linear()
+    model.graph.initializer[0].ClearField("raw_data")
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    wellformed.check(onnx.ModelProto.FromString(model.SerializeToString()))
