@@ -48,7 +48,7 @@ def figures_of(samples: Samples) -> tuple[InputFigures, ...]:
 def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
     array = samples.arrays[spec.name]
     shape = tuple(array.shape)
-    if not (is_float(spec.dtype) or spec.dtype.kind in "biu"):
+    if not array.size or not (is_float(spec.dtype) or spec.dtype.kind in "biu"):
         return InputFigures(spec.name, str(spec.dtype), shape)
     # Sums of chunks are merged as deviations from their means, so that a large mean costs no digits (Chan et al. 1983).
     count, mean, squares, least, most = 0, 0.0, 0.0, np.inf, -np.inf

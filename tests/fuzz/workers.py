@@ -85,7 +85,9 @@ class Worker:
         if not died and peak > most:
             died = "memory"
         if died:
+            text = _text(out), _text(err)
             self.stop()
+            return Answer(value, error, died, *text, spent, peak)
         return Answer(value, error, died, _text(out), _text(err), spent, peak)
 
     def stop(self) -> None:
@@ -97,6 +99,7 @@ class Worker:
                 os.kill(pid, signal.SIGKILL)
         self._process.join(5)
         self._pipe.close()
+        self._folder.cleanup()
         self._process = None
 
     def _start(self) -> None:

@@ -119,8 +119,12 @@ class Case:
 @st.composite
 def graphs(draw: st.DrawFn, focus: str, steps: int = 6) -> Case:
     """Graphs in which `focus`, a row of MAKERS, stands among up to `steps` others."""
+    return built(Build(draw, 0), focus, steps)
+
+
+def built(b: Build, focus: str, steps: int = 6) -> Case:
+    """The same of choices that need not come from hypothesis."""
     opsets = [o for o in OPSETS if MAKERS[focus].fits(focus, o)] or [defined_from(focus)]
-    b = Build(draw, 0)
     b.opset = b.choice(opsets)
     choices = [
         [name for name, m in family.items() if m.fits(name, b.opset) for _ in range(m.weight)] for family, _ in FAMILIES

@@ -1,0 +1,142 @@
+"""The fuzzer: its mutators, its judge, and a bounded run of it through the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.fuzz import kind
+from tests.fuzz import cases, models
+from tests.fuzz.cases import KINDS, Case, left, spoken
+from tests.fuzz.seeds import seed_model
+from tests.fuzz.workers import Worker
+
+
+def loudly(text: str) -> None:
+    os.write(2, text.encode())
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGFPE)
+
+
+def sleep() -> None:
+    while True:
+        pass
+
+
+def gorge() -> int:
+    held = [np.ones(1 << 22) for _ in range(20)]
+    return len(held)
+
+
+def fail() -> None:
+    raise KeyError("nothing")
+
+
+@pytest.mark.parametrize("name", sorted(models.MUTATORS))
+def test_mutators_change_models(name: str) -> None:
+    """Fails where a mutator raises, or never changes anything."""
+    changed = 0
+    for seed in range(20):
+        rng = np.random.default_rng([seed, len(name)])
+        _, proto = seed_model(rng)
+        before = proto.SerializeToString(deterministic=True)
+        models.MUTATORS[name](proto, rng)
+        changed += before != proto.SerializeToString(deterministic=True)
+    assert changed
+
+
+@pytest.mark.parametrize("name", sorted(models.BYTE_MUTATORS))
+def test_mutators_change_bytes(name: str) -> None:
+    """Fails where a mutator of bytes raises, or never changes anything."""
+    blob = seed_model(np.random.default_rng(1))[1].SerializeToString() + b"Conv"
+    assert any(models.BYTE_MUTATORS[name](blob, np.random.default_rng(s)) != blob for s in range(9))
+
+
+@pytest.mark.parametrize("what", sorted(KINDS))
+def test_a_case_is_its_seed(what: str, tmp_path: Path) -> None:
+    """Fails where a failure that was found cannot be made again."""
+    made: list[dict[str, bytes]] = []
+    for name in ("a", "b"):
+        folder = tmp_path / "same"
+        folder.mkdir()
+        case = KINDS[what](7, folder)
+        made.append({p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()})
+        folder.rename(tmp_path / name)
+        assert case.commands
+    assert made[0] == made[1]
+
+
+def test_seeds_are_sound() -> None:
+    """Fails where what is mutated is broken already: then no mutation is tried."""
+    for seed in range(25):
+        onnx.checker.check_model(seed_model(np.random.default_rng(seed))[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_workers_say_what_happened() -> None:
+    """Fails where a death, a hang, too much memory, an exception or a native line is not told from a result."""
+    with Worker() as worker:
+        assert worker.call(os.getpid).value not in (0, os.getpid())
+        answer = worker.call(loudly, "a line")
+        assert (answer.value, answer.stderr, answer.died, answer.error) == (None, "a line", "", "")
+        assert "KeyError" in worker.call(fail).error
+        assert worker.call(die).died == f"signal {int(signal.SIGFPE)}"
+        assert worker.call(sleep, seconds=0.3).died == "hang"
+        assert worker.call(gorge, most=400 << 20).died == "memory"
+        assert worker.call(gorge).peak > 600 << 20
+
+
+def test_the_judge_finds_what_is_wrong(tmp_path: Path) -> None:
+    """Fails where some failure would be counted as an outcome."""
+    fine = "onnxprune: error: x does not exist"
+    assert not spoken(1, [fine], "")
+    assert not spoken(0, [], "a report")
+    assert spoken(1, [fine, fine], "")
+    assert spoken(1, [], "")
+    assert spoken(0, ["RuntimeWarning: overflow"], "")
+    assert spoken(1, ["onnxprune: error: KeyError: 1: this is a defect, please report it"], "")
+    assert spoken(4, ["onnxprune: error: the normalised model differs: please report this model"], "")
+    assert spoken(70, [fine], "")
+    assert spoken(1, ["onnxprune: error: \x1b[31mred"], "")
+    case = Case("", (), tmp_path / "model.onnx", tmp_path / "out.onnx")
+    (tmp_path / "out.onnx").touch()
+    assert not left(case, set(), tmp_path, 0)
+    assert left(case, set(), tmp_path, 4) == "left out.onnx"
+    (tmp_path / ".out.onnx.1234").touch()
+    assert left(case, {"out.onnx"}, tmp_path, 0)
+
+
+def test_failures_are_counted_by_kind() -> None:
+    """Fails where a failure falls into the wrong row of the table."""
+    said = ["x: this is a defect", "hang", "memory", "signal 8", "left a", "the output has other inputs"]
+    assert [kind(x) for x in said] == [
+        "defect or traceback",
+        "hang beyond 60 s",
+        "more than 4 GiB",
+        "killed by a signal",
+        "file left",
+        "other",
+    ]
+
+
+def test_an_output_that_is_not_the_model_is_found(tmp_path: Path) -> None:
+    """Fails where exit 0 with another interface, or with a file that onnxruntime does not load, passes."""
+    sound = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> a (float[2] x) => (float[2] y) { y = Relu(x) }'
+    )
+    paths = [str(tmp_path / name) for name in ("in.onnx", "other.onnx", "broken.onnx")]
+    onnx.save(sound, paths[0])
+    sound.graph.output[0].name = sound.graph.node[0].output[0] = "z"
+    onnx.save(sound, paths[1])
+    Path(paths[2]).write_bytes(b"nothing")
+    assert cases.unlike(paths[0], paths[0]) == ""
+    assert "other outputs" in cases.unlike(paths[0], paths[1])
+    assert "does not load" in cases.unlike(paths[0], paths[2])
