@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxprune import storage, twin
@@ -28,6 +27,11 @@ from onnxprune.graph import cast, is_float
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
+
+# Releases from 1.29 on send names and hashes of the models that they load to their maker, keep files in the user's
+# folder, and complain where there is none. What this says when they are loaded decides; the user may say otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

@@ -44,10 +44,13 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return _run(tmp_path_factory.mktemp("usual") / "run", {})
 
 
-# Of a build slave, a container without a user, another country.
-BARE = {
-    **dict.fromkeys(("LANG", "LC_CTYPE", "USER", "LOGNAME", "TERM", "XDG_CACHE_HOME", "COLUMNS")),
-    "HOME": "/nonexistent",
+# Of a container without a user, in another country. onnxruntime keeps still by itself where it sees a build server.
+SERVERS = (
+    *("APPVEYOR", "BUILDKITE", "CI", "CIRCLECI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TEAMCITY_VERSION"),
+    *("TF_BUILD", "TRAVIS", "ORT_RUNNING_UNIT_TESTS", "ORT_DISABLE_TELEMETRY"),
+)
+BARE: Mapping[str, str | None] = {
+    **dict.fromkeys(("LANG", "LC_CTYPE", "USER", "LOGNAME", "TERM", "XDG_CACHE_HOME", "COLUMNS", *SERVERS)),
     "LC_ALL": "C",
     "PYTHONUTF8": "0",
     "PYTHONHASHSEED": "7",
@@ -55,13 +58,18 @@ BARE = {
 }
 
 
-def test_surroundings_change_no_byte(usual: Outcome, tmp_path: Path):
-    """Fails where a set is gone through in the order of its hashes, or a file is looked for in the user's folder."""
-    found = _run(tmp_path / "bare", BARE)
+@pytest.mark.parametrize("home", ["empty", "nowhere"])
+def test_surroundings_change_no_byte(usual: Outcome, tmp_path: Path, home: str):
+    """Fails where a set is gone through in the order of its hashes, or the user's folder is needed or written to."""
+    own = tmp_path / "home"
+    own.mkdir()
+    # Nobody, not even root, makes a folder inside a device.
+    found = _run(tmp_path / "bare", {**BARE, "HOME": str(own) if home == "empty" else "/dev/null/home"})
     assert found.model == usual.model
     assert found.plan == usual.plan
     for key in ("groups", "checks", "output_error", "versions", "notes"):
         assert found.report[key] == usual.report[key]
+    assert list(own.iterdir()) == []
 
 
 def test_a_plan_does_not_depend_on_the_kernels_of_blas(usual: Outcome, tmp_path: Path):

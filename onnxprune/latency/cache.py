@@ -21,27 +21,38 @@ from onnxprune.output.commit import write_atomically
 
 _FORMAT = 1
 _MOST_BYTES = 16 << 20
+_ELSEWHERE = "ONNXPRUNE_CACHE names another folder"
 
 
-def default_folder() -> Path:
-    """Where measurements are kept."""
+def default_folder() -> Path | None:
+    """Where measurements are kept; None for a user without a folder."""
     own = os.environ.get("ONNXPRUNE_CACHE")
     if own:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "onnxprune"
+    if shared:
+        return Path(shared) / "onnxprune"
+    try:
+        return Path.home() / ".cache" / "onnxprune"
+    except RuntimeError:  # neither HOME nor the list of users knows
+        return None
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The measurements that hold for one machine. notes: what could not be read or written."""
+    """The measurements that hold for one machine.
 
-    folder: Path
+    folder: None keeps nothing. notes: what could not be read or written.
+    """
+
+    folder: Path | None
     machine: Mapping[str, str]
     notes: list[str] = field(default_factory=list)
 
-    def path(self, signature: str) -> Path:
+    def path(self, signature: str) -> Path | None:
         """The file of a signature."""
+        if self.folder is None:
+            return None
         machine = json.dumps(dict(self.machine), sort_keys=True)
         return self.folder / "latency" / _digest(machine) / f"{_digest(signature)}.json"
 
@@ -49,7 +60,7 @@ class Cache:
         """What is known of a signature, which has so many lengths; empty where that is nothing."""
         path = self.path(signature)
         try:
-            if not path.exists():
+            if path is None or not path.exists():
                 return ()
             data = json.loads(content(path, InputError, _MOST_BYTES))
             if (data["format"], data["machine"], data["signature"]) != (_FORMAT, dict(self.machine), signature):
@@ -67,13 +78,16 @@ class Cache:
     def store(self, signature: str, samples: Sequence[Sample]) -> None:
         """Keep these, in place of what is there."""
         path = self.path(signature)
+        if path is None:
+            self._note(f"measurements cannot be kept for the next run: the user has no folder; {_ELSEWHERE}")
+            return
         rows = [[list(s.lengths), s.seconds] for s in samples]
         data = {"format": _FORMAT, "machine": dict(self.machine), "signature": signature, "samples": rows}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, (json.dumps(data) + "\n").encode())
         except (OSError, RunError) as e:
-            self._note(f"measurements cannot be kept for the next run: {e}; ONNXPRUNE_CACHE names another folder")
+            self._note(f"measurements cannot be kept for the next run: {e}; {_ELSEWHERE}")
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_many_writers_leave_whole_files_only(tmp_path: Path):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(200)))
     assert [p.suffix for p in Cache(tmp_path, MACHINE).path("conv").parent.iterdir()] == [".json"]
+
+
+def test_a_user_without_a_folder(monkeypatch: pytest.MonkeyPatch):
+    """Fails where a container's user without a name, and without HOME, cannot time anything."""
+    for name in ("ONNXPRUNE_CACHE", "XDG_CACHE_HOME", "HOME", "USERPROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert default_folder() is None
+    cache = Cache(default_folder(), MACHINE)
+    cache.store("conv", SAMPLES)
+    assert cache.load("conv", 1) == ()
+    assert cache.notes == [
+        "measurements cannot be kept for the next run: the user has no folder; ONNXPRUNE_CACHE names another folder"
+    ]
 
 
 def test_the_folder_is_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
