@@ -25,6 +25,7 @@ from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array, Body, Graph, Node, Shape, is_parameter, samples_in
 from onnxprune.intake import wellformed
+from onnxprune.intake.declarations import with_free_dimensions
 from onnxprune.intake.file_check import check_file
 from onnxprune.intake.files import MODEL_BYTES, content
 
@@ -68,7 +69,7 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     check_file(p, len(blob) + storage.external_bytes(proto))
     source = source_of(str(p), blob, proto)
     storage.read_small(proto)
-    return proto, source
+    return with_free_dimensions(proto), source
 
 
 def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
@@ -79,7 +80,7 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     wellformed.check(proto)
     if not storage.has_external(proto):
         if storage.embedded_bytes(proto) < storage.MOST_BYTES:
-            return proto, source_of("(in memory)", as_bytes(proto), proto)
+            return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
         # Too large for one message: what is kept of it takes the checksum tensor by tensor.
         proto = storage.outside(proto)
     else:
@@ -90,7 +91,7 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     shell, _ = storage.separated(proto, "data")
     source = source_of("(in memory)", as_bytes(shell), proto)
     storage.read_small(proto)
-    return proto, source
+    return with_free_dimensions(proto), source
 
 
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:

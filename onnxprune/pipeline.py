@@ -39,7 +39,7 @@ from onnxprune.errors import CalibrationError, CheckFailed, NothingPrunable, Run
 from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_weights
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
-from onnxprune.intake import first_run, scales
+from onnxprune.intake import declarations, first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
 from onnxprune.jobs import check_choice, scheduling
@@ -308,7 +308,12 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     normalised = first_run.normalised(original, samples.example(), seconds=seconds)
     if settings.labels is not None:
         check_labels(normalised, samples, settings.labels)
-    notes = list(normalised.notes)
+    false = declarations.false_outputs(original, normalised.shapes)
+    if false:
+        original = declarations.with_true_outputs(original, normalised.shapes)
+        mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
+        normalised = replace(normalised, proto=mended)
+    notes = [*normalised.notes, *false]
     if samples.synthetic:
         notes.append("no calibration data was given: random inputs stand in, and the accuracy will suffer; use --calib")
     elif len(samples) < _FEW_SAMPLES:

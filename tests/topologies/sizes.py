@@ -101,4 +101,37 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8,),
     ),
+    "shape_of_some_axes": Topology(
+        # The batch, the positions from the end, and everything: none of them asks for how many channels there are.
+        """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            r = Relu(a)
+            n = Shape <start=0, end=1> (r)
+            hw = Shape <start=-2> (r)
+            target = Concat <axis=0> (n, one{1}, hw)
+            wide = Expand(half{1x1x1x1:.,0.5}, target)
+            all = Shape <start=-9, end=9> (r)
+            ones = ConstantOfShape <value = float[1] {0.25}> (all)
+            s = Add(r, wide)
+            t = Mul(s, ones)
+            y = Conv (t, w2[5,8,1,1])
+        }""",
+        (8,),
+    ),
+    "shape_of_the_channels": Topology(
+        # How many channels there were is a constant of the original.
+        """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            c = Shape <start=1, end=-2> (a)
+            f = Cast <to=1> (c)
+            q = Sqrt(f)
+            s = Div(a, q)
+            ch = Shape <start=1, end=3> (s)
+            one = Gather(ch, zero{0})
+            g = Cast <to=1> (one)
+            t = Mul(s, g)
+            y = Conv (t, w2[5,8,1,1])
+        }""",
+        (8,),
+    ),
 }

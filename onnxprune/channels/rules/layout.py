@@ -311,12 +311,16 @@ def space_to_depth(node: Node, t: Trace) -> None:
 
 
 def shape_of(node: Node, t: Trace) -> None:
-    """Shape and Size: the sizes that depend on tracked axes were folded before; what is left pins."""
+    """Shape and Size: the sizes that depend on tracked axes were folded before; what is left pins the axes it reads."""
     x = node.input(0)
-    known = t.graph.known_values.get(node.outputs[0])
-    loose: Factors = t.of(x)
-    if node.op == "Shape" and known is not None and "start" not in node.attrs and "end" not in node.attrs:
-        loose = tuple(f for f in loose if any(known[a] is None for a in tracked_axes(f)))
+    axes = range(len(t.shape(x)))
+    known: Sequence[int | None] | None = None
+    if node.op == "Shape":
+        # From opset 15 on it may read a run of the axes only; bounds are clamped as those of Python's slices.
+        axes = axes[node.attrs.get("start", 0) : node.attrs.get("end")]
+        known = t.graph.known_values.get(node.outputs[0])
+    open_ = {a for i, a in enumerate(axes) if known is None or known[i] is None}
+    loose = tuple(f for f in t.of(x) if open_ & set(tracked_axes(f)))
     t.pin(x, loose, node, Reason(f"{node.op} reads this size at run time", Remedy.RUN_TIME))
     t.factors[node.outputs[0]] = ()
 
