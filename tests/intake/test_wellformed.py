@@ -153,7 +153,7 @@ def test_bodies_inside_bodies():
 
 @pytest.mark.parametrize(
     "dims",
-    [["N", 3, 2**40, 2**40], ["N", 2**62, 2**62], [2**63 - 1, 3], [0, 3], ["N", 10**5, 10**5], ["N", -1, 3]],
+    [["N", 3, 2**40, 2**40], ["N", 2**62, 2**62], [2**63 - 1, 3], [0, 3], ["N", 10**5, 10**5]],
 )
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.BOOL])
 def test_inputs_of_impossible_size_are_named(dims: list, kind: int):
