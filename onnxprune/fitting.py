@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +13,11 @@ from onnxprune.calibrate.augment import images
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import Array
+from onnxprune.measures.finite import keep_finite
 from onnxprune.objective import relative_error
 from onnxprune.recover import Material, Schedule, recover
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
-from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Masks, Refitted
+from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks, Refitted
 from onnxprune.threads import mapped
 
 RECOVERED = "recovered"
@@ -34,14 +35,52 @@ def refit_weights(
     """Refit at the level that was asked for; lockstep starts from the least-squares weights."""
     if settings.refit == "none":
         return Refitted({"none": sliced})
+    keep = coupled.channels.keep_classes(masks)
+    original, parts = loaded.normalised.proto, (loaded.held, loaded.fit)
+
+    def mended(level: str, candidate: onnx.ModelProto) -> list[str]:
+        undone = keep_finite(candidate, sliced, original, coupled.layers, parts)
+        return [_spoilt(x, level) for x in undone]
+
+    refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings)
+    return replace(refitted, notes=(*refitted.notes, *_limits(coupled, keep)))
+
+
+def _limits(coupled: Coupled, keep: Mask) -> list[str]:
+    """Which layers that lost channels were not fitted, as what lies behind them is not defined for all numbers."""
+    return [
+        f"{x.node.name} keeps what is left of its weights: {x.limited} behind it is not defined for all numbers that "
+        "fitted weights may give"
+        for x in coupled.layers
+        if x.limited and not x.kept_columns(keep).all()
+    ]
+
+
+def _spoilt(layer: Layer, level: str) -> str:
+    return (
+        f"{layer.node.name} keeps what is left of its weights: fitted by {level} they give numbers behind them that "
+        "are not finite where the original's are"
+    )
+
+
+def _fitted(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    keep: Mask,
+    coefficients: Mapping[int, Coefficients],
+    mended: Callable[[str, onnx.ModelProto], list[str]],
+    settings: PruneConfig,
+) -> Refitted:
+    """The candidates of one refit; mended: takes back, in place, the fits that spoil what follows, and says which."""
     channels, n = coupled.channels, loaded.normalised
-    keep = channels.keep_classes(masks)
     if settings.refit == "greedy":
         factors = np.ones(keep.size)
         for g, a in coefficients.items():
             factors[channels.groups[g].units] = a
         folded = refit.scaled(calibrated.consumers, channels.graph.constants, keep, factors)
-        return Refitted({"greedy": cut(replace_initializers(n.proto, folded), channels, keep)})
+        greedy = cut(replace_initializers(n.proto, folded), channels, keep)
+        return Refitted({"greedy": greedy}, notes=tuple(mended("greedy", greedy)))
     level = "least-squares" if settings.refit == "lockstep" else settings.refit
     constants = channels.graph.constants
     fitted = replace_initializers(n.proto, {})
@@ -58,6 +97,7 @@ def refit_weights(
         else:
             set_initializers(fitted, weights)
     plain = cut(fitted, channels, keep)
+    notes += mended(level, plain)  # before lockstep, which starts from there
     if settings.refit != "lockstep":
         return Refitted({level: plain}, notes=tuple(notes))
     walked = onnx.ModelProto()
@@ -75,7 +115,8 @@ def refit_weights(
         memory=settings.memory,
     )
     set_initializers(walked, {t.name: storage.array_of(t) for t in running.graph.initializer})
-    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(notes))
+    notes += mended("lockstep", walked)
+    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(dict.fromkeys(notes)))
 
 
 def recover_weights(
@@ -111,7 +152,11 @@ def recover_weights(
     if not weights:
         notes = notes or [f"recovery did no better than {level} on held-out samples; {level} was kept"]
     else:
+        before = replace_initializers(model, {})
         set_initializers(model, weights)
+        parts = (loaded.held, loaded.fit)
+        undone = keep_finite(model, before, loaded.normalised.proto, coupled.layers, parts)
+        notes += [_spoilt(x, RECOVERED) for x in undone]
         candidates = {**candidates, RECOVERED: model}
     return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
 

@@ -69,14 +69,17 @@ def in_place(
 ) -> dict[str, Array]:
     """Refitted weights at full size, removed columns zero: level "none", "scale" or "least-squares".
 
-    Layers that lose no column are left out, and, but for "none", those without moments.
+    Layers that lose no column are left out, and, but for "none", those without moments; those in front of an operator
+    that is only defined for some numbers keep what is left of their weights.
     """
     if level == "none":
         return scaled(layers, weights, keep, np.ones(keep.size))
     found: dict[str, Array] = {}
     for layer in layers:
         columns = layer.kept_columns(keep)
-        if columns.all() or layer.weight not in moments:
+        if layer.limited:
+            found.update(scaled((layer,), weights, keep, np.ones(keep.size)))
+        if columns.all() or layer.weight not in moments or layer.limited:
             continue
         w = layer.matrix(weights)
         found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
@@ -95,12 +98,14 @@ def scaled(
 ) -> dict[str, Array]:
     """Weights at full size with each column times the factor of its class, (classes,), and removed columns zero.
 
-    Layers of which no column changes are left out.
+    Layers of which no column changes are left out. The factors of those in front of an operator that is only defined
+    for some numbers are 1.
     """
     found: dict[str, Array] = {}
     for layer in layers:
+        own = np.ones_like(factors) if layer.limited else factors
         classes = np.stack([layer.columns(g) for g in range(layer.groups)])
-        of_column = np.where(classes < 0, 1.0, np.where(keep, factors, 0.0)[np.maximum(classes, 0)])
+        of_column = np.where(classes < 0, 1.0, np.where(keep, own, 0.0)[np.maximum(classes, 0)])
         if (of_column != 1.0).any():
             found.update(layer.weights(layer.matrix(weights) * of_column[:, :, None], weights))
     return found
@@ -251,7 +256,8 @@ def lockstep(
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
     Layers that read nothing changed, those too wide for their Gram, those whose weights would not fit in the model's
-    type, and what a recurrent net makes of its own state (which depends on the weights in turn) keep their weights.
+    type, those in front of an operator that is only defined for some numbers, those whose inputs or targets are not
+    finite, and what a recurrent net makes of its own state (which depends on the weights in turn) keep their weights.
     """
     graph = channels.graph
     changed = changed_tensors(channels, keep)
@@ -259,7 +265,7 @@ def lockstep(
     attributes = {n.output[0]: n for n in pruned.graph.node}
     todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
     todo = [x for x in todo if not is_wide(x) and x.data not in x.node.outputs and x.node.outputs[0] in attributes]
-    todo = [x for x in todo if x.bias or x.kept_inputs(keep).any()]
+    todo = [x for x in todo if (x.bias or x.kept_inputs(keep).any()) and not x.limited]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
 
@@ -276,6 +282,9 @@ def lockstep(
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
             stored = partial(cut_layer.rounded, present=weights) if cut_layer.quantized else None
+            if not (train.finite and held.finite):
+                fits.append(Fit(layer.node.name, float("inf"), float("inf"), float("inf")))
+                continue
             matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
             found = cut_layer.weights(matrix, weights)
             if np.isfinite(fit.strength) and beyond(found, {k: w.dtype for k, w in weights.items()}):
@@ -416,7 +425,8 @@ def on_present_inputs(
     """
     columns = layer.kept_columns(keep)
     counts = columns.sum(axis=1)
-    if (counts != counts[0]).any() or not counts[0]:
+    usable = not layer.limited and all(s.finite for s in sums)
+    if (counts != counts[0]).any() or not counts[0] or not usable:
         return {}
     at = np.stack([np.flatnonzero(c) for c in columns])
     train, held = (_columns_of(s, at) for s in sums)

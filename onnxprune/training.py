@@ -21,6 +21,7 @@ from onnxprune import model as m
 from onnxprune import rounding
 from onnxprune.calibrate.layers import Layer
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.domains import limited_by
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
@@ -54,10 +55,12 @@ _OWN: Mapping[str, tuple[int, ...]] = {
 def trainable(graph: Graph, channels: ChannelGraph, layers: Sequence[Layer]) -> tuple[str, ...]:
     """Weights and biases of the layers, and what belongs to single channels; no constant that only shapes a function.
 
-    graph: of the pruned model. What is quantized, what a body reads and what any other operator reads stays.
+    graph: of the pruned model. What is quantized, what a body reads and what any other operator reads stays, and what
+    lies in front of an operator that is only defined for some numbers.
     """
     own = {name for x in layers for name in x.stored}
     own |= {r.tensor for g in channels.groups for r in g.parameters}
+    limits = limited_by(graph)
     found = []
     for name, readers in graph.readers.items():
         values = graph.constants.get(name)
@@ -66,6 +69,7 @@ def trainable(graph: Graph, channels: ChannelGraph, layers: Sequence[Layer]) -> 
         if name not in graph.outputs and all(
             n.domain == ""
             and n.index not in graph.inside
+            and not any(o in limits for o in n.outputs)
             and (slot in _PARAMETERS.get(n.op, ()) or (name in own and slot in _OWN.get(n.op, ())))
             for n, slot in readers
         ):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.domains import limited_by
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.recurrent import GATES
@@ -39,7 +40,8 @@ class Layer:
     window: None for a matrix product.
     transposed: the weight is stored (M, C). alpha, beta: factors of Gemm on product and bias.
     stored_weight, stored_bias: how these two are stored, where that is quantized. step: the scale of the layer's input,
-    where the bias is stored at that times the scale of the weight.
+    where the bias is stored at that times the scale of the weight. limited: the operator behind it that is only defined
+    for some numbers, if there is one: then its weights are never fitted (see `channels.domains`).
     """
 
     node: Node
@@ -56,6 +58,7 @@ class Layer:
     stored_weight: Quantized | None = None
     stored_bias: Quantized | None = None
     step: float | None = None
+    limited: str = ""
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -334,7 +337,8 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
             found += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
         else:
             found.append(_layer(linear, graph, uses))
-    return tuple(x for x in found if x is not None)
+    limits = limited_by(graph)
+    return tuple(replace(x, limited=limits.get(x.node.outputs[0], "")) for x in found if x is not None)
 
 
 def _own_weight(name: str, graph: Graph, uses: Mapping[str, int]) -> Array | None:

@@ -145,11 +145,15 @@ class Gram:
 
 
 class NormalEquations:
-    """XᵀX (g, D, D), XᵀY (g, D, M) and ΣY² (g, M) of a regression."""
+    """XᵀX (g, D, D), XᵀY (g, D, M) and ΣY² (g, M) of a regression.
+
+    finite: whether all rows were; those of a batch in which one is not are left out.
+    """
 
     def __init__(self, xx: Gram, xy: Array, yy: Array) -> None:
         self._sum, self.xy, self.yy = xx, xy, yy
         self._xx: Array | None = None
+        self.finite = True
 
     @classmethod
     def zeros(cls, groups: int, columns: int, targets: int) -> NormalEquations:
@@ -170,6 +174,9 @@ class NormalEquations:
 
     def update(self, x: Floats, y: Floats) -> None:
         """Add rows x (g, R, D) with targets y (g, R, M); both sums at the same time where they are large."""
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            self.finite = False
+            return
         self._xx = None
         if x.shape[2] < PACKED:
             self._sum.update(x)
@@ -187,6 +194,7 @@ class NormalEquations:
     def merge(self, other: NormalEquations) -> None:
         """Add the rows that another object has seen."""
         self._xx = None
+        self.finite = self.finite and other.finite
         self._sum.merge(other._sum)
         self.xy += other.xy
         self.yy += other.yy

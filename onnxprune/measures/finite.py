@@ -1,0 +1,105 @@
+"""Fits that spoil the next tensor: where a fitted model gives NaN or infinity and the original does not.
+
+Fits are judged by squared errors, which say nothing of what an operator behind them is defined for. So a candidate is
+run on samples; where it is not finite, the first tensor that is not tells which layer is to blame: the nearest one in
+front of it that was fitted. That layer gets the weights back that it had before the fit, and the model runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune import model as m
+from onnxprune import storage
+from onnxprune.bodies import captured_names
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.samples import Samples
+from onnxprune.errors import RunError
+from onnxprune.graph import Array, is_float
+from onnxprune.rewrite import set_initializers
+from onnxprune.runtime import Feeds, Session
+
+# Samples of each part that a candidate runs, and those of a batch.
+_SAMPLES, _BATCH = 128, 16
+
+
+def keep_finite(
+    candidate: onnx.ModelProto,
+    before: onnx.ModelProto,
+    original: onnx.ModelProto,
+    layers: Sequence[Layer],
+    parts: Sequence[Samples],
+) -> list[Layer]:
+    """Take back, in place, the fits that make `candidate` give numbers that are not finite; the layers that lost one.
+
+    before: the same model without the fits. original: the normalised model, which may itself give such numbers, and
+    then says nothing. parts: samples to run.
+    """
+    undone: list[Layer] = []
+    left = {x.node.outputs[0]: x for x in layers}
+    for part in {id(p): p for p in parts}.values():
+        for feeds in part.part(0, min(len(part), _SAMPLES)).batches(_BATCH):
+            while left and (tensor := _first_spoilt(candidate, original, feeds)):
+                blamed = _in_front_of(tensor, candidate, left)
+                if not blamed:
+                    return undone
+                undone += [x for x in blamed if _take_back(x, candidate, before)]
+                for x in blamed:
+                    del left[x.node.outputs[0]]
+    return undone
+
+
+def _first_spoilt(candidate: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds) -> str:
+    """The first tensor that is finite in `original` and not in `candidate`; "" where no output differs so."""
+    try:
+        outputs = Session(candidate).run(feeds)
+        wrong = [k for k, v in outputs.items() if not _finite(v)]
+        if not wrong:
+            return ""
+        expected = Session(original).run(feeds)
+        wrong = [k for k in wrong if _finite(expected[k])]
+        if not wrong:
+            return ""
+        known = {o for n in original.graph.node for o in n.output if o}
+        names = [o for n in candidate.graph.node for o in n.output if o in known]
+        values = Session(m.submodel(candidate, {}, names), optimize=False).run(feeds)
+        spoilt = [k for k in names if not _finite(values[k])]
+        reference = Session(m.submodel(original, {}, spoilt), optimize=False).run(feeds)
+    except RunError:
+        return ""  # a candidate that does not run is a matter of the checks
+    return next((k for k in spoilt if _finite(reference[k])), wrong[0])
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, np.ndarray) or not is_float(value.dtype) or bool(np.isfinite(value).all())
+
+
+def _in_front_of(tensor: str, proto: onnx.ModelProto, layers: Mapping[str, Layer]) -> list[Layer]:
+    """The nearest layers, of those by their first output, that a tensor depends on."""
+    producer = {o: n for n in proto.graph.node for o in n.output if o}
+    found: list[Layer] = []
+    seen: set[str] = set()
+    stack = [tensor]
+    while stack:
+        node = producer.get(stack.pop())
+        if node is None or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        if node.output[0] in layers:
+            found.append(layers[node.output[0]])
+        else:
+            stack.extend(i for i in (*node.input, *captured_names(node)) if i)
+    return found
+
+
+def _take_back(layer: Layer, candidate: onnx.ModelProto, before: onnx.ModelProto) -> bool:
+    """Give a layer, in place, the weights that it has in `before`; whether that changed any."""
+    old: dict[str, Array] = {t.name: storage.array_of(t) for t in before.graph.initializer if t.name in layer.stored}
+    now = {t.name: storage.array_of(t) for t in candidate.graph.initializer if t.name in old}
+    if all(np.array_equal(now[k], old[k]) for k in now):
+        return False
+    set_initializers(candidate, {k: old[k] for k in now})
+    return True
