@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.intake.options import MOST_NUMBER, check_most, typed
+from onnxprune.intake.options import MOST_NUMBER, check_most, shown, typed
 from onnxprune.targets import AUTO, DEFAULT, TARGETS
 
 METHODS = ("obs", "local", "global", "combined", "gfs", "taylor", "magnitude", "random")
@@ -31,6 +31,7 @@ RATIO = 0.5
 RECOVER = 16
 # Above these a number is a slip of the pen: nothing has so many samples in a run, threads or epochs.
 MOST_THREADS = 1024
+_LONGEST_PATTERN = 1000
 MOST: Mapping[str, int] = MappingProxyType(
     {
         "threads": MOST_THREADS,
@@ -152,6 +153,9 @@ class PruneConfig:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         for f in fields(self):
             check_most(f.name, getattr(self, f.name), MOST.get(f.name, MOST_NUMBER))
+        for pattern in (*self.include, *self.exclude):
+            if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
+                raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
         if self.drop_branches and self.uniform is not None:
             raise UsageError("uniform takes the same share of every group, and drops no branch; leave out one of them")
         if self.refit == "greedy" and self.method not in GREEDY:

@@ -22,6 +22,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import Array
 from onnxprune.intake import first_run
+from onnxprune.intake.options import typed
 from onnxprune.labels import classes_of
 from onnxprune.objective import Ints, check_classes, class_scores, relative_error
 
@@ -122,8 +123,13 @@ def _evaluated(
 def gate(result: Evaluation, *, min_agreement: float | None = None, max_drop: float | None = None) -> None:
     """Demand a share of agreement, and at most so many points of top-1 lost.
 
-    Raises CheckFailed where a limit is not kept, UsageError where what it limits was not measured.
+    Raises CheckFailed where a limit is not kept, UsageError where what it limits was not measured, or for one that
+    limits nothing.
     """
+    for name, limit, most in (("min_agreement", min_agreement, 1.0), ("max_drop", max_drop, 100.0)):
+        number = typed(name, limit, "float | None")
+        if number is not None and not 0.0 <= number <= most:  # nothing is below a NaN
+            raise UsageError(f"{name} is {limit}; it is from 0 to {most:g}")
     failures: list[str] = []
     if min_agreement is not None:
         if result.agreement is None:

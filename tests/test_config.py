@@ -91,6 +91,13 @@ def test_values_of_another_type(options: dict[str, Any]):
         PruneConfig(**options)
 
 
+@pytest.mark.parametrize("name", ["include", "exclude"])
+def test_endless_patterns(name: str):
+    """Fails where a pattern takes minutes to compile."""
+    with pytest.raises(UsageError, match="has 20000 letters"):
+        PruneConfig(**{name: ("[" * 20_000,)})
+
+
 def test_numbers_of_numpy_are_numbers():
     """Fails where a plan cannot be written because an option came from an array."""
     config = PruneConfig(ratio=np.float32(0.25), seed=np.int64(3), fast=np.bool_(True), include=["a", "b"])  # type: ignore[arg-type]

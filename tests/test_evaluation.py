@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -160,6 +161,14 @@ def test_gate_holds_at_the_limit():
 def test_gate_fails(limits: dict[str, float], match: str):
     with pytest.raises(CheckFailed, match=match):
         gate(RESULT, **limits)
+
+
+@pytest.mark.parametrize("name", ["min_agreement", "max_drop"])
+@pytest.mark.parametrize("limit", [float("nan"), float("inf"), -0.1, 101.0, "0.5", True])
+def test_gate_with_a_limit_that_limits_nothing(name: str, limit: Any):
+    """Fails where a NaN, below which nothing is, lets every model pass."""
+    with pytest.raises(UsageError, match=name):
+        gate(RESULT, **{name: limit})
 
 
 def test_gate_on_what_was_not_measured():

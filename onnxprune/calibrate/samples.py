@@ -259,6 +259,8 @@ def given(source: object, specs: tuple[InputSpec, ...]) -> Samples:
     if isinstance(source, Mapping):
         return checked(source, specs)
     if isinstance(source, (str, os.PathLike)):
+        if not os.fspath(source):  # Path would take it for the present folder
+            raise CalibrationError("the path of the data is empty")
         return load(Path(source), specs)
     raise CalibrationError(f"the data is a {type(source).__name__}; give a path, or arrays by input name")
 

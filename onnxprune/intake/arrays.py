@@ -27,7 +27,7 @@ Array = NDArray[Any]
 LARGE_BYTES = 64 << 20
 # What a compressed file may expand to: it has to be held in memory as a whole. Of one that grows a hundredfold, less.
 INFLATED_BYTES = 2 << 30
-_BOMB_BYTES, _BOMB_FACTOR = 512 << 20, 100
+_BOMB_BYTES, _BOMB_FACTOR = 256 << 20, 100
 _MOST_MEMBERS = 10_000
 SUFFIXES = (".npz", ".npy")
 _CHUNK_BYTES = 16 << 20
@@ -105,7 +105,7 @@ def listed(path: Path) -> list[Path]:
             if not found:
                 raise CalibrationError(f"{path} holds no .npz or .npy file")
             return found
-        if path.suffix not in SUFFIXES and path.exists():
+        if path.suffix not in SUFFIXES and path.is_file():
             raise CalibrationError(f"{path} is neither a .npz, a .npy nor a folder of them")
     except (OSError, ValueError) as e:
         raise CalibrationError(f"{brief(path)} cannot be read: {reason(e)}") from e

@@ -55,6 +55,7 @@ REFUSED: dict[str, tuple[tuple[InputSpec, ...], Any, str]] = {
     "numbers for text": (TEXT, {"x": GOOD}, "is float32, the model wants text"),
     "an array without a name": (FLOAT, GOOD, "the data is a ndarray; give a path, or arrays by input name"),
     "a list": (FLOAT, [GOOD], "the data is a list"),
+    "an empty path": (FLOAT, "", "the path of the data is empty"),
     "a number": (FLOAT, 3, "the data is a int"),
 }
 
