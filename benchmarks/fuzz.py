@@ -29,6 +29,7 @@ from tests.fuzz.cases import KINDS, Verdict, run
 from tests.fuzz.workers import Worker
 
 _SHOWN_EVERY = 500
+_LARGEST_KEPT = 64 << 20
 
 
 class Tally:
@@ -60,10 +61,16 @@ class Tally:
             self.faults.append((seed, verdict.fault))
             target = self._keep / f"{what}-{seed}"
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(folder, target, symlinks=True)
+            shutil.copytree(folder, target, symlinks=True, ignore=strange)
             told = {"seed": seed, "story": case.story, "commands": case.commands, **vars(verdict)}
             (target / "case.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
             print(f"{what} {seed}: {case.story}: {verdict.fault.strip().splitlines()[-1][:300]}", flush=True)
+
+
+def strange(folder: str, names: list[str]) -> list[str]:
+    """What cannot be copied, or only at length: pipes, and files of empty gigabytes."""
+    paths = {n: Path(folder) / n for n in names}
+    return [n for n, p in paths.items() if p.is_fifo() or (p.is_file() and p.stat().st_size > _LARGEST_KEPT)]
 
 
 def work(what: str, tally: Tally, core: int | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz import models
+from tests.fuzz import files, models
 from tests.fuzz.commands import command, unlike
 from tests.fuzz.seeds import seed_model
 from tests.fuzz.workers import HANG_SECONDS, Worker
@@ -83,7 +83,11 @@ def mutated_model(seed: int, folder: Path) -> Case:
     return Case(f"{story}: {', '.join(done)}", commands, model, output)
 
 
-KINDS: Mapping[str, Callable[[int, Path], Case]] = {"models": mutated_model}
+KINDS: Mapping[str, Callable[[int, Path], Case]] = {
+    "models": mutated_model,
+    "plans": lambda seed, folder: Case(*files.mutated_plan(seed, folder)),
+    "data": lambda seed, folder: Case(*files.mutated_data(seed, folder)),
+}
 
 
 def run(kind: str, seed: int, folder: Path, worker: Worker, seconds: float = HANG_SECONDS) -> tuple[Case, Verdict]:
