@@ -106,7 +106,7 @@ class Graph:
 
     shapes: of every tensor whose shape is known when the symbolic dimensions are bound as in `binding`.
     known_values: integer tensors that the graph computes at run time from shapes only; an entry is None where it
-    changes with a symbolic dimension.
+    changes with a symbolic dimension. free: the axes of each tensor whose size changes with one.
     """
 
     nodes: tuple[Node, ...]
@@ -117,6 +117,7 @@ class Graph:
     opset: int
     known_values: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     binding: Mapping[str, Shape] = field(default_factory=dict)
+    free: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     @cached_property
     def every_node(self) -> tuple[Node, ...]:
@@ -158,6 +159,10 @@ class Graph:
         """Concrete shape at `binding`, or None where it is not known."""
         c = self.constants.get(name)
         return tuple(c.shape) if c is not None else self.shapes.get(name)
+
+    def is_free(self, name: str, axis: int) -> bool:
+        """Whether the size of this axis changes with a symbolic dimension, so that a position is no constant."""
+        return axis in self.free.get(name, ())
 
     def ints(self, name: str) -> tuple[int, ...] | None:
         """The entries of a constant integer tensor, flattened; None where it is not constant."""

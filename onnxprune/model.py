@@ -117,6 +117,7 @@ def view(
     shapes: Mapping[str, Shape],
     known_values: Mapping[str, tuple[int | None, ...]],
     binding: Mapping[str, Shape],
+    free: Mapping[str, frozenset[int]] | None = None,
 ) -> Graph:
     """The read-only view of a normalised model."""
     return Graph(
@@ -128,6 +129,7 @@ def view(
         opset_of(proto),
         dict(known_values),
         dict(binding),
+        dict(free or {}),
     )
 
 

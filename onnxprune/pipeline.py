@@ -383,7 +383,7 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
-    return build(m.view(n.proto, n.shapes, n.known_values, n.binding), settings.attention)
+    return build(m.view(n.proto, n.shapes, n.known_values, n.binding, n.free), settings.attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:

@@ -37,7 +37,9 @@ class Prepared:
 def prepare(original: onnx.ModelProto, example: Mapping[str, Array], attention: str = "heads") -> Prepared:
     """Normalise and trace."""
     n = normalise(original, example)
-    return Prepared(original, example, n, build(m.view(n.proto, n.shapes, n.known_values, n.binding), attention))
+    return Prepared(
+        original, example, n, build(m.view(n.proto, n.shapes, n.known_values, n.binding, n.free), attention)
+    )
 
 
 def prepare_row(name: str) -> Prepared:

@@ -126,3 +126,29 @@ def test_layers_without_a_bias_get_one_of_zeros(prepared: Lookup):
     assert not any(stored[b].any() for b in n.added_biases)
     transposed = prepared("transposed_few_large").normalised
     assert {"b1", "b2"} <= {t.name for t in transposed.proto.graph.initializer}
+
+
+def test_what_stands_still_between_steps_is_not_constant():
+    """Fails where hundreds of words, or a limit that the calibration data does not reach, are taken for constant."""
+    row = Topology(
+        """(float[N,L,4] x) => (float[N,L,4] y) {
+            s = Shape(x)  l = Gather(s, one{:1})
+            hundreds = Div(l, hundred{:100})  least = Max(l, fifty{:50})
+            double = Add(l, l)  ratio = Div(double, l)
+            a = Add(hundreds, least)  b = Add(a, ratio)  f = Cast <to=1> (b)
+            y = Mul(x, f)
+        }""",
+        (),
+    )
+    n = normalise(row.model(), row.feeds(2))
+    assert [op.op_type for op in n.proto.graph.node].count("Div") == 1
+    assert "Max" in {op.op_type for op in n.proto.graph.node}
+    assert "ratio" in {t.name for t in n.proto.graph.initializer}
+
+
+def test_free_axes(prepared: Lookup):
+    """Fails where an axis that changes with the input counts as fixed, or the other way round."""
+    free = prepared("flat_and_counted").normalised.free
+    assert (free["a"], free["f"], free["h1"]) == ({0, 2, 3}, {0, 1}, {0, 1})
+    assert free["m"] == {0}
+    assert "w1" not in free

@@ -166,6 +166,15 @@ class Trace:
             result.append(f)
         return tuple(result)
 
+    def untrack_free(self, name: str, factors: Factors, axes: Sequence[int], node: Node) -> Factors:
+        """As `untrack`, for those of `axes` whose size changes with a symbolic dimension.
+
+        Channels lie on such an axis with positions (a flattened feature map), and what counts along it counts others
+        at another size.
+        """
+        why = Reason(f"{node.op} counts along an axis whose size changes with the input", Remedy.RUN_TIME)
+        return self.untrack(name, factors, [a for a in axes if self.graph.is_free(name, a)], node, why)
+
     def on_axis(self, name: str, factors: Factors, axis: int, node: Node) -> Labels | None:
         """The labels along one axis, (n,), with factors that span more axes tied along those; None if untracked."""
         found: Labels | None = None

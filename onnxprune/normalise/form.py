@@ -26,8 +26,8 @@ Loop or Scan is measured over two iterations, so that what grows with the iterat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -35,6 +35,7 @@ import onnx.inliner
 
 from onnxprune import bodies, measuring
 from onnxprune import model as m
+from onnxprune.errors import RunError
 from onnxprune.graph import Shape
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
@@ -50,6 +51,7 @@ class Normalised:
 
     added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
     outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
+    free: the axes of each tensor whose size changes with the symbolic dimensions.
     """
 
     proto: onnx.ModelProto
@@ -61,6 +63,7 @@ class Normalised:
     added_biases: frozenset[str]
     clones: Mapping[str, str]
     outside: frozenset[str] = frozenset()
+    free: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -86,7 +89,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     see_through_identities(proto)
     proto = fold_constants(proto)
     runner = Runner(original)
-    runs = distinct([dict(example), *resized(example, proto, runner), *together(example, proto, runner)])
+    at_once = together(example, proto, runner)
+    runs = distinct([dict(example), *resized(example, proto, runner), *at_once])
     known: dict[str, tuple[int | None, ...]] = {}
     fold_shapes(proto, runs, frozenset(), known, set())
     if bodies.replace_ifs(proto.graph, constant_condition({t.name: t for t in proto.graph.initializer})):
@@ -97,10 +101,11 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     binding = {k: tuple(np.shape(v)) for k, v in example.items() if isinstance(v, np.ndarray)}
     shapes, types = all_shapes(proto, binding, example)
     replaced = Counter[str]()
-    proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, replaced))
+    free = free_axes(proto, shapes, at_once or runs[1:])
+    proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, free, replaced))
     if replaced["shuffles"]:
         proto = _clean(proto)
-    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones, outside)
+    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones, outside, free)
 
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -122,3 +127,22 @@ def all_shapes(
         measuring.add_shapes(Session(m.submodel(proto, {}, missing), optimize=False).run(example), shapes, types)
     measuring.add_shapes_of_bodies(proto, example, shapes, types)
     return shapes, types
+
+
+def free_axes(
+    proto: onnx.ModelProto, shapes: Mapping[str, Shape], others: Sequence[Feeds]
+) -> dict[str, frozenset[int]]:
+    """The axes of each tensor that have another size than in `shapes` with some of these inputs of other sizes."""
+    found: dict[str, frozenset[int]] = {}
+    for feeds in others:
+        try:
+            now, _ = all_shapes(proto, {k: tuple(np.shape(v)) for k, v in feeds.items()}, feeds)
+        except RunError:
+            continue  # the model does not take that size
+        for name, shape in shapes.items():
+            sizes = now.get(name, shape)
+            axes = {a for a, (old, new) in enumerate(zip(shape, sizes, strict=False)) if old != new}
+            if axes or len(sizes) != len(shape):
+                every = range(len(shape)) if len(sizes) != len(shape) else axes
+                found[name] = found.get(name, frozenset()) | frozenset(every)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -14,13 +14,17 @@ from onnxprune import bodies
 from onnxprune.graph import Array, Shape
 
 
-def with_gathers(part: onnx.ModelProto, shapes: Mapping[str, Shape], replaced: Counter[str]) -> onnx.ModelProto:
-    """`part` with its shuffles replaced; counts them."""
-    replaced["shuffles"] += _shuffles_to_gathers(part, shapes)
+def with_gathers(
+    part: onnx.ModelProto, shapes: Mapping[str, Shape], free: Mapping[str, Collection[int]], replaced: Counter[str]
+) -> onnx.ModelProto:
+    """`part` with its shuffles replaced; counts them. free: axes whose size changes: no constant orders them."""
+    replaced["shuffles"] += _shuffles_to_gathers(part, shapes, free)
     return part
 
 
-def _shuffles_to_gathers(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
+def _shuffles_to_gathers(
+    proto: onnx.ModelProto, shapes: Mapping[str, Shape], free: Mapping[str, Collection[int]]
+) -> int:
     """Replace each Reshape → Transpose → Reshape that permutes a single axis by a Gather; the number replaced."""
     uses = Counter(i for n in proto.graph.node for i in (*n.input, *bodies.captured_names(n)))
     uses.update(o.name for o in proto.graph.output)
@@ -34,7 +38,7 @@ def _shuffles_to_gathers(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) ->
         found = _axis_permutation(
             shapes.get(first.input[0]), shapes.get(first.output[0]), _permutation(middle), shapes.get(last.output[0])
         )
-        if found is None:
+        if found is None or found[0] in free.get(first.input[0], ()):
             continue
         axis, order = found
         name = f"{last.output[0]}__order"

@@ -18,6 +18,8 @@ from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
 _SHAPE_OPS = {"Shape", "Size"}
+# What stands still between steps, though what it reads changes.
+_STEPS = {"Ceil", "Clip", "Floor", "Max", "Min", "Round", "Sign"}
 
 
 def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
@@ -105,9 +107,10 @@ def _by_name(runs: Sequence[Feeds]) -> dict[str, list[Array]]:
 
 
 def _decisions(proto: onnx.ModelProto, values: Mapping[str, Sequence[Array]], known: Collection[str]) -> set[str]:
-    """Single truth values that compare sizes which change, and what follows from them.
+    """Single truth values and steps of sizes which change, and what follows from them.
 
-    That they came out the same at the sizes that were measured does not say that they always do: "is the batch 1?"
+    That they came out the same at the sizes that were measured does not say that they always do: "is the batch 1?", "at
+    most 512", "how many hundreds?"
     """
     changing = {k for k, v in values.items() if any(not np.array_equal(x, v[0]) for x in v[1:])}
     found = set(known)
@@ -116,7 +119,10 @@ def _decisions(proto: onnx.ModelProto, values: Mapping[str, Sequence[Array]], kn
             first = values[o][0] if o in values else None
             if not isinstance(first, np.ndarray) or first.size != 1:
                 continue
-            if found & set(n.input) or (first.dtype == np.bool_ and changing & set(n.input)):
+            moved = changing & set(n.input)
+            whole = n.op_type == "Div" and first.dtype.kind in "iu" and not moved >= set(n.input)
+            still = o not in changing and (whole or n.op_type in _STEPS)
+            if found & set(n.input) or (moved and (first.dtype == np.bool_ or still)):
                 found.add(o)
     return found
 

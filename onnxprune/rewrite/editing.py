@@ -50,19 +50,23 @@ class Cut:
         # Not np.ascontiguousarray: that turns a scalar into a vector.
         return gs.Constant(unused(name, self.tensors), np.array(values, order="C"))
 
-    def set_sizes(self, node: Any, slot: int, owner: str, new: dict[int, int], offset: int = 0) -> None:
-        """Write new sizes into the size tensor at `slot`, be it constant or computed at run time."""
+    def set_sizes(self, node: Any, slot: int, owner: str, new: Mapping[int, int], offset: int = 0) -> None:
+        """Write new sizes of axes into the size tensor at `slot`, be it constant or computed at run time."""
+        graph = self.channels.graph
+        old = graph.ints(owner)
+        entries = {a - offset: s for a, s in new.items() if a >= offset and (old is None or old[a - offset] >= 0)}
+        self.set_entries(node, slot, owner, entries, len(old or graph.known_values.get(owner, ())))
+
+    def set_entries(self, node: Any, slot: int, owner: str, entries: Mapping[int, int], count: int) -> None:
+        """Replace some entries of the int64 vector at `slot`, of `count` entries, by their places."""
         old = self.channels.graph.constants.get(owner)
-        if old is not None:
-            values = old.copy()
-            for axis, size in new.items():
-                if axis - offset >= 0 and values[axis - offset] >= 0:
-                    values[axis - offset] = size
-            node.inputs[slot] = self.constant(f"{owner}_kept", values)
+        if old is None:
+            node.inputs[slot] = self.joined(f"{node.outputs[0].name}__sizes_kept", node.inputs[slot], entries, count)
             return
-        entries = {axis - offset: size for axis, size in new.items() if axis >= offset}
-        count = len(self.channels.graph.known_values[owner])
-        node.inputs[slot] = self.joined(f"{node.outputs[0].name}__sizes_kept", node.inputs[slot], entries, count)
+        values = old.copy()
+        for place, value in entries.items():
+            values[place] = value
+        node.inputs[slot] = self.constant(f"{owner}_kept", values)
 
     def joined(self, name: str, vector: Any, entries: Mapping[int, int], count: int) -> Any:
         """A run-time int64 vector of `count` entries with some of them replaced."""

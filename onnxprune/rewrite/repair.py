@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
-from onnxprune.channels.rules.layout import pad_amounts
+from onnxprune.channels.rules.layout import pad_amounts, padded_axes
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.rules.sampling import resized_axes
 from onnxprune.graph import Node
@@ -185,30 +185,22 @@ def gather_indices(node: Any, view: Node, cut: Cut) -> None:
 
 
 def pad_counts(node: Any, view: Node, cut: Cut) -> None:
-    """Pad: as many padded channels as are left."""
+    """Pad: as many padded channels as are left; all other amounts stay as they are written."""
     graph = cut.channels.graph
-    shape = graph.shape(view.inputs[0]) or ()
-    amounts = pad_amounts(view, len(shape), graph.ints)
-    if amounts is None:
-        return
-    before, after = amounts
-    changed = False
-    for axis in range(len(shape)):
+    shape, axes = graph.shape(view.inputs[0]) or (), padded_axes(view, graph) or ()
+    new: dict[int, int] = {}
+    for place, (axis, (before, behind)) in enumerate((pad_amounts(view, graph) or {}).items()):
         mask = cut.mask(view.outputs[0], axis)
-        if mask is None or not (before[axis] or after[axis]):
+        if mask is None or before is None or behind is None or not (before or behind):
             continue
-        end = before[axis] + shape[axis]
-        before[axis], after[axis] = mask[: before[axis]].sum(), mask[end:].sum()
-        changed = True
-    if not changed:
+        new[place] = int(mask[:before].sum())
+        new[place + len(axes)] = int(mask[before + shape[axis] :].sum())
+    if not new:
         return
-    pads = np.concatenate([before, after])
     if "pads" in view.attrs:
-        node.attrs["pads"] = [int(p) for p in pads]
+        node.attrs["pads"] = [new.get(p, v) for p, v in enumerate(view.attrs["pads"])]
         return
-    node.inputs[1] = cut.constant(f"{view.outputs[0]}__pads", pads)
-    if len(node.inputs) > 3:
-        node.inputs = node.inputs[:3]
+    cut.set_entries(node, 1, view.inputs[1], new, 2 * len(axes))
 
 
 REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {

@@ -134,4 +134,60 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8,),
     ),
+    "shuffle_of_positions": Topology(
+        # Rows by their parity: how many there are is not known, so no constant can order them.
+        """(float[N,H,6] x) => (float[N,H,5] y) {
+            a = MatMul(x, w1[6,8])
+            s = Reshape(a, rows{0,-1,2,8})
+            t = Transpose <perm=[0,2,1,3]> (s)
+            u = Reshape(t, back{0,-1,8})
+            r = Relu(u)
+            y = MatMul(r, w2[8,5])
+        }""",
+        (8,),
+    ),
+    "flat_and_counted": Topology(
+        # Behind Reshape a position means another channel at another size: what counts along that axis keeps all.
+        """(float[N,3,H,W] x) => (float[N,5] y, float[N,5] z, float[N,5] v) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            f = Reshape(a, flat{0,-1})
+            s = Slice(f, st{16}, en{200}, one{1})
+            m = ReduceMax <keepdims=1> (s, one)
+            y = MatMul(m, w2[1,5])
+            b = Conv (x, w3[8,3,1,1], b3[8])
+            g = Reshape(b, flat)
+            p = Gather <axis=1> (g, i{0,5,70})
+            z = MatMul(p, w4[3,5])
+            c = Conv (x, w5[8,3,1,1], b5[8])
+            h = Reshape(c, flat)
+            h1, h2 = Split <axis=1, num_outputs=2> (h)
+            d = Mul(h1, h2)
+            e = ReduceMax <keepdims=1> (d, one)
+            v = MatMul(e, w6[1,5])
+        }""",
+        (),
+        pins=("counts along an axis whose size changes", "meets axis 1 of 'p' (Gather"),
+    ),
+    "pad_at_run_time": Topology(
+        # Rows up to a multiple of four beside two more channels behind, and one before.
+        """(float[N,3,H,W] x) => (float[N,5,H2,W] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            s = Shape(a)
+            h = Gather(s, two{2})
+            n = Neg(h)
+            r = Mod(n, four{4})
+            pads = Concat <axis=0> (before{0,1,0,0,0,2}, r, none{0})
+            p = Pad(a, pads)
+            y = Conv (p, w2[5,11,1,1])
+        }""",
+        (8, 3),
+    ),
+    "pad_some_axes": Topology(
+        """(float[N,3,H,W] x) => (float[N,5,H2,W2] y) {
+            a = Conv (x, w1[8,3,1,1], b1[8])
+            p = Pad(a, pads{1,0,2,-1,0,1}, half{:.,0.5}, axes{3,-4,1})
+            y = Conv (p, w2[5,11,1,1])
+        }""",
+        (8, 3),
+    ),
 }

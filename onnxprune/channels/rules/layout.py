@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, Labels, Pinned, along, as_ints, compress, take, tracked_axes
+from onnxprune.channels.labels import Factor, Factors, Pinned, along, as_ints, compress, take, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
-from onnxprune.graph import Node, Shape
+from onnxprune.graph import Graph, Node, Shape
 
 
 def transpose(node: Node, t: Trace) -> None:
@@ -161,12 +161,13 @@ def split(node: Node, t: Trace) -> None:
     x = node.input(0)
     shape = t.shape(x)
     axis = int(node.attrs.get("axis", 0)) % len(shape)
+    factors = t.untrack_free(x, t.of(x), [axis], node)
     start = 0
     for out in node.outputs:
         if not out:
             raise UnknownShape(f"an unnamed output of {node.name}")
         size = t.shape(out)[axis]
-        t.set(out, take(t.of(x), axis, np.arange(start, start + size)))
+        t.set(out, take(factors, axis, np.arange(start, start + size)))
         start += size
 
 
@@ -183,7 +184,7 @@ def gather(node: Node, t: Trace) -> None:
         t.set(out, tuple(f.reshape((*f.shape[:axis], *(1,) * width, *f.shape[axis + 1 :])) for f in factors))
         return
     result: list[Factor] = []
-    for f in t.of(x):
+    for f in t.untrack_free(x, t.of(x), [axis], node):
         if f.shape[axis] == 1:
             result.append(f.reshape((*f.shape[:axis], *(1,) * indices.ndim, *f.shape[axis + 1 :])))
             continue
@@ -239,46 +240,50 @@ def constant_of_shape(node: Node, t: Trace) -> None:
     t.set(out, _widened(node.input(0), (1,) * len(shape), shape, t))
 
 
-def pad_amounts(node: Node, rank: int, ints: Callable[[str], tuple[int, ...] | None]) -> tuple[Labels, Labels] | None:
-    """(before, after) per axis, (rank,) each; None where they are not constant."""
-    if "pads" in node.attrs:
-        pads = as_ints(node.attrs["pads"])
-    else:
-        found = ints(node.input(1))
-        if found is None:
-            return None
-        pads = found
-    before, after = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
-    axes = [a % rank for a in (ints(node.input(3)) or ())] if node.input(3) else list(range(rank))
-    before[axes], after[axes] = pads[: len(axes)], pads[len(axes) :]
-    return before, after
+def padded_axes(node: Node, graph: Graph) -> tuple[int, ...] | None:
+    """The axes that a Pad lists amounts for, first before and then behind each; None where they are not known."""
+    shape = graph.shape(node.inputs[0])
+    if shape is None or not node.input(3):
+        return None if shape is None else tuple(range(len(shape)))
+    axes = graph.ints(node.input(3))
+    return None if axes is None else tuple(a % len(shape) for a in axes)
+
+
+def pad_amounts(node: Node, graph: Graph) -> dict[int, tuple[int | None, int | None]] | None:
+    """axis → (before, behind) of a Pad, None for what is computed at run time; None where the axes are."""
+    axes = padded_axes(node, graph)
+    if axes is None:
+        return None
+    pads = as_ints(node.attrs["pads"]) if "pads" in node.attrs else graph.entries(node.input(1))
+    if pads is None or len(pads) != 2 * len(axes):
+        return dict.fromkeys(axes, (None, None))
+    return {a: (pads[k], pads[len(axes) + k]) for k, a in enumerate(axes)}
 
 
 def pad(node: Node, t: Trace) -> None:
     """Pad: padded channels are fresh labels that no weight produces (option-A shortcuts)."""
     x, out = node.input(0), node.outputs[0]
     rank = len(t.shape(x))
-    amounts = pad_amounts(node, rank, t.graph.ints)
-    if amounts is None:
-        why = Reason("the amounts of Pad are computed at run time", Remedy.RUN_TIME)
-        t.set(out, t.untrack(x, t.of(x), list(range(rank)), node, why))
-        return
-    before, after = amounts
-    changed = [a for a in range(rank) if before[a] or after[a]]
+    amounts = pad_amounts(node, t.graph)
+    open_ = range(rank) if amounts is None else [a for a, both in amounts.items() if None in both]
+    why = Reason("the amounts of Pad are computed at run time", Remedy.RUN_TIME)
+    factors = t.untrack(x, t.of(x), list(open_), node, why)
+    known = {a: (b, e) for a, (b, e) in (amounts or {}).items() if b is not None and e is not None and (b or e)}
+    factors = t.untrack_free(x, factors, list(known), node)
     fresh = node.attrs.get("mode", "constant") == "constant"
-    factors: list[Factor] = []
-    for f in t.of(x):
-        axes = [a for a in tracked_axes(f) if a in changed]
-        if axes and (not fresh or len(tracked_axes(f)) > 1 or min(before[axes[0]], after[axes[0]]) < 0):
+    result: list[Factor] = []
+    for f in factors:
+        axes = [a for a in tracked_axes(f) if a in known]
+        if axes and (not fresh or len(tracked_axes(f)) > 1 or min(known[axes[0]]) < 0):
             why = Reason("Pad changes this axis in a way that labels cannot follow", Remedy.PADDING)
-            factors.extend(t.untrack(x, (f,), axes, node, why))
+            result.extend(t.untrack(x, (f,), axes, node, why))
         elif axes:
-            a = axes[0]
-            parts = (t.labels.fresh(int(before[a])), f.ravel(), t.labels.fresh(int(after[a])))
-            factors.append(along(np.concatenate(parts), a, rank))
+            before, behind = known[axes[0]]
+            parts = (t.labels.fresh(before), f.ravel(), t.labels.fresh(behind))
+            result.append(along(np.concatenate(parts), axes[0], rank))
         else:
-            factors.append(f)
-    t.set(out, factors)
+            result.append(f)
+    t.set(out, result)
 
 
 def depth_to_space(node: Node, t: Trace) -> None:

@@ -92,7 +92,7 @@ def slice_(node: Node, t: Trace) -> None:
     kept = kept_positions(node, t.graph)
     cut_at_run_time = range(rank) if kept is None else [a for a, positions in kept.items() if positions is None]
     why = Reason("the bounds of Slice are computed at run time", Remedy.RUN_TIME)
-    factors = t.untrack(x, t.of(x), list(cut_at_run_time), node, why)
+    factors = t.untrack_free(x, t.untrack(x, t.of(x), list(cut_at_run_time), node, why), list(kept or ()), node)
     for axis, positions in (kept or {}).items():
         if positions is None:
             continue

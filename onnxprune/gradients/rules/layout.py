@@ -120,13 +120,12 @@ def pad(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int
             sums = [b.total(t, range(b.rank(x)), keepdims=False) for t in (g, found[0])]
             found[2] = b.reshape_as(b.op("Sub", *sums), node.inputs[2])
         return found
-    amounts = pad_amounts(node, b.rank(x), b.graph.ints)
-    if amounts is None:
-        raise NoGradient(f"the amounts of Pad with mode {mode} are computed at run time")
-    if min(int(a.min()) for a in amounts) < 0:
-        raise NoGradient(f"Pad with mode {mode} cuts")
-    for axis, (before, after) in enumerate(zip(*amounts, strict=True)):
-        g = _folded(b, g, axis, (int(before), int(after)), mode, x)
+    for axis, (before, after) in sorted((pad_amounts(node, b.graph) or {-1: (None, None)}).items()):
+        if before is None or after is None:
+            raise NoGradient(f"the amounts of Pad with mode {mode} are computed at run time")
+        if min(before, after) < 0:
+            raise NoGradient(f"Pad with mode {mode} cuts")
+        g = _folded(b, g, axis, (before, after), mode, x)
     return {0: g}
 
 
