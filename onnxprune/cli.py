@@ -691,11 +691,15 @@ def main(args: Sequence[str] | None = None) -> int:
 def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
     given = None if args is None else list(args)
     try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:  # a library's warnings are for developers, who ask for them with -W
-                warnings.simplefilter("ignore")
-            code = cli.main(given, prog_name="onnxprune", standalone_mode=False, obj=surroundings)
-        return code if isinstance(code, int) else EXIT_OK
+        try:
+            with warnings.catch_warnings():
+                if not sys.warnoptions:  # a library's warnings are for developers, who ask for them with -W
+                    warnings.simplefilter("ignore")
+                code = cli.main(given, prog_name="onnxprune", standalone_mode=False, obj=surroundings)
+            return code if isinstance(code, int) else EXIT_OK
+        except Exception:
+            surroundings.interrupts.check()  # an ImportError, say, may be what an interrupt became on its way
+            raise
     except OnnxPruneError as e:
         return _fail(str(e), e.exit_code)
     except click.ClickException as e:

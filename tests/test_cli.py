@@ -777,7 +777,7 @@ def test_python_dash_m(capsys: Capture):
 def test_entry_point():
     """Fails where the installed command and `main` part ways."""
     text = (digits.FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'onnxprune = "onnxprune.cli:main"' in text
+    assert 'onnxprune = "onnxprune.__main__:main"' in text
     main: Callable[..., int] = cli.main
     assert callable(main)
 

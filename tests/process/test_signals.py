@@ -333,6 +333,20 @@ def test_a_lost_interrupt_is_found_before_the_commit(
     assert capsys.readouterr() == ("", "onnxprune: error: interrupted by SIGTERM; nothing was written\n")
 
 
+def test_an_interrupt_that_became_another_error(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a signal that came while a module was loaded is called a defect."""
+
+    def loading(*_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Interruption as e:
+            raise ImportError("initialization failed") from e
+
+    monkeypatch.setattr(pipeline, "load", loading)
+    assert run([*RUN, *FAST, "--quiet"]) == 143
+    assert capsys.readouterr() == ("", "onnxprune: error: interrupted by SIGTERM; nothing was written\n")
+
+
 def test_the_library_leaves_handlers_alone(folder: Path) -> None:
     """Fails where a program that calls `prune` loses its own way with signals."""
     before, seen = handlers(), []
