@@ -80,9 +80,7 @@ def fill(folder: Path, kind: Kind) -> None:
 def start(folder: Path, kind: Kind, ratio: str) -> subprocess.Popen[bytes]:
     """A run in a session of its own."""
     env = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        kind.command(ratio), cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True, process_group=None
-    )
+    return subprocess.Popen(kind.command(ratio), cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
