@@ -266,13 +266,15 @@ def lockstep(
     todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
     todo = [x for x in todo if not is_wide(x) and x.data not in x.node.outputs and x.node.outputs[0] in attributes]
     todo = [x for x in todo if (x.bias or x.kept_inputs(keep).any()) and not x.limited]
+    todo = [x for x in todo if mask_of(channels, x.data, keep, [0]) is None]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
 
     def aims() -> Iterator[list[tuple[Layer, Target, Points]]]:
         for part in _parts(todo, graph, reference):
             targets = [target_of(layer, graph, latest) for layer in part]
-            references = reference_points(part, targets, graph, reference, keep, seed)
+            stays = [Staying.of(layer, channels, keep) for layer in part]
+            references = reference_points(part, targets, graph, reference, keep, seed, stays=stays)
             yield list(zip(part, targets, references, strict=True))
 
     fits: list[Fit] = []
@@ -315,7 +317,33 @@ def _parts(layers: Sequence[Layer], graph: Graph, reference: Walker) -> Iterator
         yield part
 
 
-# Per batch: positions, and values (R, kept outputs) of the original.
+@dataclass(frozen=True, eq=False)
+class Staying:
+    """Which positions of a layer stay where the channels of others are its positions, as in a layer that mixes tokens.
+
+    mask: of its input, of as many axes; kept along every axis but the last.
+    """
+
+    mask: Mask
+
+    @classmethod
+    def of(cls, layer: Layer, channels: ChannelGraph, keep: Mask) -> Staying | None:
+        """None where all of them stay."""
+        rank = len(channels.graph.shape(layer.data) or ())
+        if layer.window is not None or rank < 3:
+            return None
+        mask = mask_of(channels, layer.data, keep, range(1, rank - 1))
+        return None if mask is None else cls(np.asarray(mask.any(axis=-1)))
+
+    def places(self, positions: NDArray[np.int64], shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of flat positions of an input of this shape those that stay, and where these are once the others are gone."""
+        kept = np.broadcast_to(self.mask[:1], (1, *shape[1:-1])).ravel()
+        at = positions[kept[positions]]
+        at = at if at.size else np.flatnonzero(kept)[:1]
+        return at, np.cumsum(kept)[at] - 1
+
+
+# Per batch: positions in the cut model, and values (R, kept outputs) of the original there.
 Points = list[tuple[NDArray[np.int64], storage.Kept]]
 
 
@@ -328,24 +356,27 @@ def reference_points(
     seed: int,
     *,
     stay: bool = False,
+    stays: Sequence[Staying | None] = (),
 ) -> list[Points]:
     """For each layer the original's values where its target is read, at sampled positions.
 
-    One walk of the original serves the whole part. stay: as in `Walker.advance`.
+    One walk of the original serves the whole part. stay: as in `Walker.advance`. stays: of each layer.
     """
     limits = [positions_for(len(layer.columns(0)), len(reference.samples)) for layer in part]
     outputs = [layer.kept_outputs(keep) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     taps = {i: tap for i, t in enumerate(targets) if (tap := _tap(i, part[i], t, graph, reference)) is not None}
-    known: list[dict[int, NDArray[np.int64]]] = []
+    known: list[dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]] = []
 
-    def sampled(i: int, batch: int, shape: Shape) -> NDArray[np.int64]:
+    def sampled(i: int, batch: int, shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rng = np.random.default_rng((seed, part[i].node.index, batch))
-        return part[i].positions(shape, limits[i], rng)
+        at = part[i].positions(shape, limits[i], rng)
+        staying = stays[i] if stays else None
+        return (at, at) if staying is None else staying.places(at, shape)
 
     def positions(batch: int) -> dict[str, Array]:
         known.append({i: sampled(i, batch, tap.shape) for i, tap in taps.items()})
-        return {tap.at: known[-1][i] for i, tap in taps.items()}
+        return {tap.at: known[-1][i][0] for i, tap in taps.items()}
 
     whole = [t.source for i, t in enumerate(targets) if i not in taps]
     walk = reference.advance(whole, stay=stay, taps=[*taps.values()], positions=positions)
@@ -354,12 +385,12 @@ def reference_points(
         for i, layer in enumerate(part):
             w = computed[i]
             if i in taps and taps[i].name in found:
-                at, values = known[index][i], taps[i].values(found)
+                there, values = known[index][i][1], taps[i].values(found)
             else:
                 y = found[targets[i].source]
-                at = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
+                at, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
                 values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((at, storage.Kept(_floats(values[:, outputs[i]]), briefly=True)))
+            points[i].append((there, storage.Kept(_floats(values[:, outputs[i]]), briefly=True)))
     return points
 
 

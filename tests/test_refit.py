@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from numpy.typing import NDArray
 from scipy import linalg, optimize
 
-from onnxprune import refit, walk
+from onnxprune import pipeline, refit, walk
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples
@@ -660,3 +661,46 @@ def test_lockstep_moves_the_bias_towards_the_sum() -> None:
     (before,) = (onnx.numpy_helper.to_array(t) for t in plain.graph.initializer if t.name == layer.bias)
     # λ is at most 1, which leaves half of each mean.
     assert residue(slim) < 0.26 * residue(replace_initializers(slim, {layer.bias: before}))
+
+
+MIXER = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,5,4] x) => (float[N,5,3] y) {
+  a = MatMul(x, w1)
+  b = Relu(a)
+  c = Transpose<perm=[0,2,1]>(b)
+  d = MatMul(c, w2)
+  e = Relu(d)
+  f = Transpose<perm=[0,2,1]>(e)
+  y = MatMul(f, w3)
+}"""
+
+
+def mixer() -> onnx.ModelProto:
+    """A layer that mixes tokens: its positions are the channels of the layer in front."""
+    model = onnx.parser.parse_model(MIXER)
+    rng = np.random.default_rng(0)
+    for name, shape in {"w1": (4, 12), "w2": (5, 5), "w3": (12, 3)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape).astype("f4"), name))
+    return model
+
+
+def test_layers_whose_positions_are_channels_are_refitted():
+    """Fails where the positions of such a layer are counted as if none of them had gone."""
+    result = pipeline.prune(mixer(), ratio=0.3, round_to=1, samples=64, fast=True)
+    rows = {layer["layer"]: layer for layer in result.report.refit}
+    assert result.model is not None
+    assert np.isfinite(rows["MatMul_3"]["after"])
+    assert rows["MatMul_3"]["after"] <= rows["MatMul_3"]["before"]
+
+
+def test_positions_that_stay_are_found_in_the_cut_model():
+    """Fails where a position of the original is read elsewhere in the cut model."""
+    rng = np.random.default_rng(0)
+    kept = np.array([True, False, True, True, False])
+    whole = rng.standard_normal((2, 3, 5, 7)).astype(np.float32)
+    staying = refit.Staying(kept.reshape(1, 1, 5))
+    flat, cut = whole.reshape(2, 15, 7), whole[:, :, kept].reshape(2, 9, 7)
+    at, there = staying.places(np.sort(rng.permutation(15)[:8]), whole.shape)
+    assert len(at) == len(there) > 2
+    assert np.array_equal(flat[:, at], cut[:, there])
+    at, there = staying.places(np.array([1]), whole.shape)  # it goes: another one stands in
+    assert np.array_equal(flat[:, at], cut[:, there])

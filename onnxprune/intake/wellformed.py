@@ -41,6 +41,7 @@ def check(proto: onnx.ModelProto) -> None:
     _check_names(proto)
     for tensor in storage.stored_tensors(proto):
         _check_tensor(tensor)
+    _check_references(proto)
     _check_count(proto)
 
 
@@ -139,6 +140,16 @@ def _check_tensor(t: onnx.TensorProto) -> None:
 
 
 # functions
+
+
+def _check_references(proto: onnx.ModelProto) -> None:
+    """Outside of functions there is nothing whose attribute could be meant; onnx and onnxruntime read such models."""
+    for n in every_node(proto.graph):
+        for a in n.attribute:
+            if a.ref_attr_name:
+                raise ModelError(
+                    f"attribute {a.name!r} of node {n.name!r} ({n.op_type}) refers to an attribute of a function"
+                )
 
 
 def _check_count(proto: onnx.ModelProto) -> None:

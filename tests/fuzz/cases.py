@@ -1,7 +1,6 @@
 """Cases by kind, each made by its seed alone, and what is wrong with how the command line ends on them.
 
-A kind is a function that writes its files into an empty folder and says which commands run there: `KINDS` is where
-plans and data files join the models.
+A kind is a function that writes its files into an empty folder and says which commands run there: `KINDS`.
 """
 
 from __future__ import annotations

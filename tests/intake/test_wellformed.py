@@ -183,3 +183,12 @@ def test_a_model_with_an_external_weight_is_checked_where_it_lies():
     model.graph.initializer[0].ClearField("raw_data")
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
     wellformed.check(onnx.ModelProto.FromString(model.SerializeToString()))
+
+
+def test_references_to_attributes_of_no_function():
+    """Fails where an attribute without a value is read, which onnx's checker and onnxruntime let pass."""
+    model = graph_of([helper.make_node("Softmax", ["x"], ["y"], "soft", axis=1)], {})
+    wellformed.check(model)
+    model.graph.node[0].attribute[0].ref_attr_name = "axis"
+    with pytest.raises(ModelError, match="'axis' of node 'soft'"):
+        wellformed.check(model)
