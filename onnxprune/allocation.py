@@ -15,7 +15,6 @@ from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
-from onnxprune.objective import relative_error
 from onnxprune.runtime import concatenated
 from onnxprune.scope import allowed
 from onnxprune.select import Path
@@ -183,7 +182,7 @@ def error_of(
     settings: PruneConfig,
 ) -> float:
     """The error of the outputs, on held-out samples, with all groups cut to these widths along their paths."""
-    taken = coupled.taken
+    taken = coupled.seen
     widths = {g.index: k for g, k in zip(taken.channels.groups, kept, strict=True) if k < g.size}
     session = sensitivity.cut_session(
         widths,
@@ -196,7 +195,7 @@ def error_of(
         level_of(settings),
     )
     found = concatenated([session.run(b) for b in loaded.held.batches(BATCH)])
-    return relative_error(found, calibrated.reference)
+    return calibrated.reference.error(found)
 
 
 def trials_of(
@@ -209,7 +208,7 @@ def trials_of(
     scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
-    taken = coupled.taken
+    taken = coupled.seen
     only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
     most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
     passes = most * loaded.count / len(loaded.held)

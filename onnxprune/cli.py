@@ -102,6 +102,17 @@ def parse_share(text: str) -> float:
     return share
 
 
+def parse_error(text: str) -> float:
+    """An error relative to a spread, as 0.05 or 5%. Raises click.BadParameter."""
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number < float("inf"):
+        raise click.BadParameter(f"{text!r} is not an error; write 0.05 or 5%")
+    return number / 100.0 if text.strip().endswith("%") else number
+
+
 def parse_alignment(text: str) -> int | str:
     """A number of channels, or "auto". Raises click.BadParameter."""
     if text.strip().lower() == AUTO:
@@ -381,6 +392,15 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     **_shown(f"{_DEFAULTS.memory >> 20}M"),
     help="What cached activations of one model may take, such as 512M or 2G.",
 )
+@click.option(
+    "--max-error",
+    type=parse_error,
+    metavar="ERROR",
+    show_default="no limit",
+    help="Write nothing, and exit with 4, where an output, or a part of one, differs from the original's by more than "
+    "this on held-out samples, or where that cannot be measured: squared error over spread, and of answers such as a "
+    "class map the share that changes; 0.05 or 5%.",
+)
 @_flag("--overwrite", "Replace OUT, --plan and --report files that exist.")
 @_flag(
     "--bench",
@@ -421,6 +441,7 @@ class Run:
     overwrite: bool
     quiet: bool
     bench: bool
+    max_error: float | None
     options: dict[str, Any]
 
     @classmethod
@@ -451,6 +472,8 @@ class Run:
             raise UsageError("OUT is missing: name the file to write, or use --dry-run")
         if given["bench"] and given["dry_run"]:
             raise UsageError("--dry-run makes no model that --bench could time: leave out one of them")
+        if given["max_error"] is not None and given["dry_run"]:
+            raise UsageError("--dry-run makes no model whose error --max-error could limit: leave out one of them")
         options = {k: given.pop(k) for k in _SETTINGS}
         return cls(**given, options={k: v for k, v in options.items() if k in explicit})
 
@@ -492,6 +515,7 @@ class Run:
                 jobs=self.jobs,
                 scheduler=self.scheduler,
                 provider=self.provider,
+                max_error=self.max_error,
                 **self.options,
             )
 
@@ -553,6 +577,14 @@ def inspect_command(model: str, calib: str | None, attention: str, target: str, 
     show_default="no limit",
     help="Fail with exit code 4 where top-1 is more percentage points below ORIGINAL's. Needs --labels.",
 )
+@click.option(
+    "--max-error",
+    type=parse_error,
+    metavar="ERROR",
+    show_default="no limit",
+    help="Fail with exit code 4 where an output, or a part of one, differs from ORIGINAL's by more, or where that "
+    "cannot be measured: squared error over spread, 0.05 or 5%.",
+)
 @_JSON
 def eval_command(
     model: str,
@@ -561,14 +593,17 @@ def eval_command(
     labels: str | None,
     min_agreement: float | None,
     max_drop: float | None,
+    max_error: float | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL on test data: top-1, and agreement and output error against the original.
 
-    With --min-agreement or --max-drop this is a gate for CI.
+    With --min-agreement, --max-drop or --max-error this is a gate for CI.
     """
     if min_agreement is not None and against is None:
         raise UsageError("--min-agreement needs --against")
+    if max_error is not None and against is None:
+        raise UsageError("--max-error needs --against")
     if max_drop is not None and (against is None or labels is None):
         raise UsageError("--max-drop needs --against and --labels")
     if max_drop is not None and not 0.0 <= max_drop <= 100.0:
@@ -579,7 +614,7 @@ def eval_command(
 
     result = evaluate(model, data, against=against, labels=labels)
     streams.show(result.to_json() if as_json else terminal.evaluation(result, _screen()))
-    gate(result, min_agreement=min_agreement, max_drop=max_drop)
+    gate(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)
 
 
 @cli.command("bench")

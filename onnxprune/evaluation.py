@@ -1,7 +1,8 @@
 """Judge a model on test data: top-1 against labels, and agreement and output error against the original.
 
 Top-1 and agreement read the first output, where that holds class scores: floating point, (samples, classes) with
-nothing but axes of size 1 behind. A sample whose scores hold a NaN is wrong, and agrees with nothing.
+nothing but axes of size 1 behind. A sample whose scores hold a NaN is wrong, and agrees with nothing. Of a class map
+every entry counts. The error is that of `measures.figures`, as `prune` reports it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,12 @@ from onnxprune.graph import Array
 from onnxprune.intake import first_run
 from onnxprune.intake.options import typed
 from onnxprune.labels import classes_of
-from onnxprune.objective import Ints, check_classes, class_scores, relative_error
+from onnxprune.measures.figures import Figures, figures_of, share_of
+from onnxprune.measures.figures import classes_of as classes_in
+from onnxprune.measures.judge import compared
+from onnxprune.measures.observed import Observed
+from onnxprune.measures.verdict import demand, verdict_of
+from onnxprune.objective import Ints, check_classes
 
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
@@ -36,7 +42,8 @@ class Evaluation:
     """What was measured; None where it was not asked for, or where the first output holds no class scores.
 
     accuracy, original_accuracy: top-1, shares in [0, 1]. agreement: share of samples to which both models give the same
-    class. output_error: mean over outputs of the squared error relative to the spread of the original's outputs.
+    class. output_error: the mean over the outputs' parts of the squared error relative to the original's spread.
+    figures: that of every part and output.
     """
 
     model: str
@@ -49,6 +56,7 @@ class Evaluation:
     agreement: float | None
     output_error: float | None
     notes: tuple[str, ...] = ()
+    figures: Figures | None = None
 
     @property
     def drop(self) -> float | None:
@@ -59,7 +67,13 @@ class Evaluation:
 
     def to_json(self) -> str:
         """As text; a number that is not finite becomes null."""
-        values = asdict(self) | {"drop": self.drop}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"} | {"drop": self.drop}
+        if self.figures is not None:
+            values |= {
+                "outputs": self.figures.as_dicts(),
+                "error": self.figures.summary(),
+                "verdict": asdict(verdict_of(self.figures)),
+            }
         finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
         return json.dumps(finite, indent=1) + "\n"
 
@@ -90,20 +104,25 @@ def _evaluated(
     samples = _samples(data, proto)
     first_run.run(proto, samples.example())
     truth = None if labels is None else classes_of(samples, labels)
-    outputs = verify.outputs_of(proto, samples)
-    classes = _classes(outputs, len(samples))
-    notes = [] if classes is not None else ["the first output holds no class scores; top-1 and agreement do not apply"]
-    reference: Mapping[str, Array] | None = None
+    figures: Figures | None = None
     original_name: str | None = None
-    notes += runtime.notes_on(proto)
-    if against is not None:
+    notes = [*runtime.notes_on(proto)]
+    original_classes: Ints | None = None
+    if against is None:
+        outputs = verify.outputs_of(proto, samples)
+    else:
         original, original_name = _model(against)
         notes += runtime.notes_on(original)
         _check_same_inputs(proto, original)
         first_run.run(original, samples.example())
-        reference = verify.outputs_of(original, samples)
-        _check_same_outputs(outputs, reference)
-    original_classes = None if reference is None else _classes(reference, len(samples))
+        outputs, answers, observed = compared(proto, original, samples)
+        _check_same_outputs(outputs, answers.values, observed)
+        figures = figures_of(observed, answers, outputs, held_out=True)
+        original_classes = _classes(answers.values, len(samples))
+    classes = _classes(outputs, len(samples))
+    agreement = figures.agreement if figures is not None else None
+    if classes is None and agreement is None:
+        notes.insert(0, "the first output holds no class scores; top-1 and agreement do not apply")
     if truth is not None and classes is not None:
         check_classes(truth, next(iter(outputs.values())).shape[1])
     return Evaluation(
@@ -112,16 +131,23 @@ def _evaluated(
         samples.origin,
         samples.sha256(),
         len(samples),
-        _share(classes, truth),
-        _share(original_classes, truth),
-        _share(classes, original_classes),
-        None if reference is None else relative_error(outputs, reference),
+        share_of(classes, truth),
+        share_of(original_classes, truth),
+        agreement,
+        None if figures is None else figures.error,
         tuple(dict.fromkeys(notes)),
+        figures,
     )
 
 
-def gate(result: Evaluation, *, min_agreement: float | None = None, max_drop: float | None = None) -> None:
-    """Demand a share of agreement, and at most so many points of top-1 lost.
+def gate(
+    result: Evaluation,
+    *,
+    min_agreement: float | None = None,
+    max_drop: float | None = None,
+    max_error: float | None = None,
+) -> None:
+    """Demand a share of agreement, at most so many points of top-1 lost, and at most such an error of any output.
 
     Raises CheckFailed where a limit is not kept, UsageError where what it limits was not measured, or for one that
     limits nothing.
@@ -141,6 +167,13 @@ def gate(result: Evaluation, *, min_agreement: float | None = None, max_drop: fl
             raise UsageError("the drop was not measured: it needs labels, the original, and class scores")
         if result.drop > max_drop + _SLACK:
             failures.append(f"top-1 dropped by {result.drop:.2f} points, more than the allowed {max_drop:.2f}")
+    if max_error is not None:
+        if result.figures is None:
+            raise UsageError("the output error was not measured: it needs the original (--against)")
+        try:
+            demand(result.figures, max_error)
+        except CheckFailed as e:
+            failures.append(str(e))
     if failures:
         raise CheckFailed("; ".join(failures))
 
@@ -157,17 +190,9 @@ def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.M
 
 
 def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:
-    """Predicted class per sample, -1 where a score is NaN; None where the first output holds no class scores."""
+    """Predicted class per sample by the first output; None where that holds no class scores."""
     scores = next(iter(outputs.values()), None)
-    if scores is None or not class_scores(scores, samples):
-        return None
-    flat = scores.reshape(samples, -1)
-    return np.where(np.isnan(flat).any(axis=1), -1, flat.argmax(axis=1))
-
-
-def _share(a: Ints | None, b: Ints | None) -> float | None:
-    """Share of samples in which both say the same class."""
-    return None if a is None or b is None else float(np.mean((a == b) & (a >= 0)))
+    return None if scores is None else classes_in(scores, samples)
 
 
 def _check_same_inputs(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
@@ -179,9 +204,10 @@ def _check_same_inputs(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
         raise ModelError(f"the two models read different inputs: {first} against {second}")
 
 
-def _check_same_outputs(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
-    first = {k: v.shape for k, v in outputs.items()}
-    second = {k: v.shape for k, v in reference.items()}
+def _check_same_outputs(outputs: Mapping[str, Array], reference: Mapping[str, Array], observed: Observed) -> None:
+    """The outputs of the two, those of a size of their own in each model apart."""
+    compared = [o for o in observed.outputs if o not in observed.sized_by_values]
+    first, second = ({k: v[k].shape for k in compared if k in v} for v in (outputs, reference))
     if first != second:
         a, b = (", ".join(f"{k} {v}" for k, v in shapes.items()) for shapes in (first, second))
         raise ModelError(f"the two models give different outputs: {a} against {b}")

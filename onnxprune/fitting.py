@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune import refit, storage, verify
+from onnxprune import refit, storage
 from onnxprune.calibrate.augment import images
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import Array
 from onnxprune.measures.finite import keep_finite
-from onnxprune.objective import relative_error
+from onnxprune.measures.judge import runs_on
+from onnxprune.measures.observed import observing
 from onnxprune.recover import Material, Schedule, recover
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks, Refitted
@@ -136,13 +137,13 @@ def recover_weights(
         unfit = "recovery was left out: the samples are too few to hold any out; give more"
     if unfit:
         return replace(refitted, notes=(*refitted.notes, unfit))
-    level = nearest({k: held_out_error(c, loaded, calibrated) for k, c in candidates.items()})
+    level = nearest({k: held_out_error(c, loaded, coupled, calibrated) for k, c in candidates.items()})
     model = onnx.ModelProto()
     model.CopyFrom(candidates[level])
     weights, recovery = recover(
-        coupled.taken.proto,
-        coupled.taken.of(model),
-        coupled.taken.channels,
+        coupled.seen.proto,
+        observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),
+        coupled.seen.channels,
         coupled.layers,
         Material(loaded.fit, loaded.held, calibrated.reference),
         coupled.channels.keep_classes(masks),
@@ -161,9 +162,14 @@ def recover_weights(
     return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
 
 
-def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, calibrated: Calibrated) -> float:
-    """Relative error of a candidate's outputs on the held-out samples."""
-    return relative_error(verify.runs_on(candidate, loaded.held), calibrated.reference)
+def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, coupled: Coupled, calibrated: Calibrated) -> float:
+    """Relative error of what stands for a candidate's outputs, on the held-out samples."""
+    return calibrated.reference.error(runs_on(candidate, coupled, loaded, loaded.held))
+
+
+def worse(error: float, other: float) -> bool:
+    """Whether one candidate's error is the larger, as far as that was measured."""
+    return bool(np.isfinite(other)) and not error <= other
 
 
 def nearest(errors: Mapping[str, float]) -> str:

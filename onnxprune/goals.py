@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from onnxprune import labels, verify
+from onnxprune import labels
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
@@ -14,31 +15,42 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gate
-from onnxprune.graph import Array, is_float
-from onnxprune.objective import Objective, output_imitation, task_loss
+from onnxprune.graph import is_float
+from onnxprune.measures.answers import Answers
+from onnxprune.measures.judge import answers_of
+from onnxprune.objective import Objective, imitation_of, task_loss
 from onnxprune.state import HERE, Coupled, Goals, Loaded, Place
 
 
-def goals_of(loaded: Loaded, coupled: Coupled, reference: Mapping[str, Array], settings: PruneConfig) -> Goals:
+def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: PruneConfig) -> Goals:
     """What the network's outputs shall imitate: those of the original, or the labels."""
     answers = {id(loaded.held): _single(reference)}
     if loaded.fit is not loaded.held:
-        answers[id(loaded.fit)] = _single(verify.outputs_of(loaded.original, loaded.fit))
+        parts = (*reference.parts, *reference.left_out)
+        answers[id(loaded.fit)] = _single(answers_of(loaded, coupled, loaded.fit, tuple(dict.fromkeys(parts))))
 
     def objective(samples: Samples) -> Objective:
         known = answers[id(samples)]
         if settings.labels is None:
-            return output_imitation(known, len(samples))
-        probabilities = labels.after_softmax(coupled.taken.channels.graph, next(iter(known), ""))
-        return task_loss(known, labels.of(samples, settings.labels), probabilities=probabilities)
+            return imitation_of(known)
+        probabilities = labels.after_softmax(coupled.taken.channels.graph, next(iter(known.values), ""))
+        return task_loss(known.values, labels.of(samples, settings.labels), probabilities=probabilities)
 
     fit, held = objective(loaded.fit), objective(loaded.held)
+    seen = coupled.seen.channels.graph.outputs
+    lost = next((o for o in seen if any(o not in a.values for a in answers.values())), None)
+    if lost is not None and settings.reads_gradients:
+        raise UsageError(
+            f"output {lost!r} is no tensor, or has sizes that depend on the samples, so nothing can be said of its "
+            "gradients: use --method obs, gfs, magnitude or random"
+        )
     if not (fit.names and held.names):
         raise UsageError(
             "no output in floating point has rows for every sample, so nothing can be said of their discrepancy: use "
             "--method obs, gfs, magnitude or random, and a budget instead of --tolerance"
         )
-    return Goals(fit, held, answers[id(loaded.fit)], answers[id(loaded.held)])
+    on_fit, on_held = ({o: v for o, v in answers[id(s)].values.items() if o in seen} for s in (loaded.fit, loaded.held))
+    return Goals(fit, held, on_fit, on_held)
 
 
 def probed(
@@ -51,7 +63,7 @@ def probed(
     place: Place = HERE,
 ) -> OutputMoments:
     """What the gradients of the outputs say of every channel, at the uncut network."""
-    taken = coupled.taken
+    taken = coupled.seen
     layers = consumers if settings.metric == "kronecker" else ()
     probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types, place.provider)
     batches = batches_of(loaded.fit, taken.channels.graph, goals.fit_outputs)
@@ -68,6 +80,9 @@ def probed(
     )
 
 
-def _single(outputs: Mapping[str, Array]) -> dict[str, Array]:
+def _single(answers: Answers) -> Answers:
     """Half precision is widened: seeds are differences over many samples, and would vanish."""
-    return {k: v.astype(np.float32) if is_float(v.dtype) and v.dtype.itemsize < 4 else v for k, v in outputs.items()}
+    wide = {
+        k: v.astype(np.float32) if is_float(v.dtype) and v.dtype.itemsize < 4 else v for k, v in answers.values.items()
+    }
+    return replace(answers, values=wide)

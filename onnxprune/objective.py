@@ -3,7 +3,7 @@
 An objective belongs to one data set and knows of it what the original model answers, and the labels where there are
 some. It is 0 for the original model, and a sum over samples, so the values of batches add up:
 
-- imitation:      mean over outputs of ||y - y0||² / ||y0 - mean y0||²       (`output_imitation`, `relative_error`)
+- imitation:      mean over parts of ||y - y0||² / ||y0 - mean y0||²         (`output_imitation`, `measures.answers`)
 - classes:        mean over samples of -log p_label, less that of y0         (`task_loss`, integer labels)
 - targets t:      ||y - t||² / ||t - mean t||², less that of y0              (`task_loss`, floating-point labels)
 
@@ -31,11 +31,12 @@ from scipy.special import logsumexp
 
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.graph import Array, Shape, cast, is_float
+from onnxprune.measures.answers import Answers, difference, spread
 
 Index = slice | NDArray[np.int64]
 Wide = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Outputs that do not vary over the samples have no spread to measure an error by.
+# Labels that do not vary over the samples have no spread to measure an error by.
 _LEAST_SPREAD = 1e-30
 # Probabilities below these count as these: log p stays finite, and 1 / p in the range of the type.
 _LEAST_PROBABILITY, _LEAST_HALF_PROBABILITY = 1e-7, 2.0**-14
@@ -71,17 +72,12 @@ class Objective(Protocol):
 # the relative error
 
 
-def spread(y0: Array) -> float:
-    """||y0 - mean y0||², the mean taken over samples; ||y0||² of a single one. Never 0."""
-    b = y0.astype(np.float64)
-    return max(float(((b - b.mean(axis=0, keepdims=True)) ** 2).sum() if len(b) > 1 else (b**2).sum()), _LEAST_SPREAD)
-
-
 def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
-    """Mean over floating-point outputs of ||y - y0||² / ||y0 - mean y0||², the mean taken over samples."""
-    floating = {k: y0 for k, y0 in reference.items() if is_float(y0.dtype)}
-    errors = [float(((outputs[k].astype(np.float64) - y0.astype(np.float64)) ** 2).sum()) for k, y0 in floating.items()]
-    return float(np.mean([e / spread(y0) for e, y0 in zip(errors, floating.values(), strict=True)])) if errors else 0.0
+    """Mean over floating-point outputs of ||y - y0||² / ||y0 - mean y0||², the mean taken over samples.
+
+    Outputs that do not vary do not count.
+    """
+    return Answers.of(reference, 1).error(outputs)
 
 
 # squares
@@ -91,12 +87,12 @@ def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array])
 class SquaredError:
     """Σ over outputs and samples of weight · ||y - target||², less what the original model has of it.
 
-    target: by output, first axis = `samples` times the rows that the model gives for each. before: the original's share
-    of each sample, (samples,).
+    target: by output, first axis = `samples` times the rows that the model gives for each. weight: one number, or one
+    along an axis of channels. before: the original's share of each sample, (samples,).
     """
 
     target: Mapping[str, Array]
-    weight: Mapping[str, float]
+    weight: Mapping[str, Wide]
     samples: int
     before: Wide
 
@@ -110,7 +106,7 @@ class SquaredError:
         found = -self.before[index]
         with np.errstate(over="ignore"):
             for k, w in self.weight.items():
-                found = found + w * _squares(self._errors(k, outputs, index), len(found))
+                found = found + _squares(self._errors(k, outputs, index), len(found), w)
         return _comparable(float(found.sum()))
 
     def gradient(self, outputs: Mapping[str, Array], index: Index, *, scale: float = 1.0) -> dict[str, Array]:
@@ -135,22 +131,23 @@ class SquaredError:
         if y.ndim == 0 and t.size == 1:  # a single number of a single sample
             t = t.reshape(())
         _check_shape(name, y.shape, t.shape)
-        with np.errstate(invalid="ignore"):
-            return y.astype(np.float64) - t.astype(np.float64)
+        return difference(y, t)
 
 
 def output_imitation(reference: Mapping[str, Array], samples: int) -> SquaredError:
-    """The `relative_error` against the original's outputs on `samples` samples, of which each batch has its share.
+    """The `relative_error` against the original's outputs on `samples` samples, of which each batch has its share."""
+    return imitation_of(Answers.of(reference, samples))
 
-    An output that is not finite on them, or that does not give equally many rows for each, does not count.
+
+def imitation_of(answers: Answers) -> SquaredError:
+    """The error against the original's answers, of which each batch has its share.
+
+    A part does not count where a tensor of it does not have equally many rows for each sample.
     """
-    target = {
-        k: y0
-        for k, y0 in reference.items()
-        if is_float(y0.dtype) and y0.size and len(y0) % samples == 0 and np.isfinite(y0).all()
-    }
-    weight = {k: 1.0 / (len(target) * spread(y0)) for k, y0 in target.items()}
-    return SquaredError(target, weight, samples, np.zeros(samples))
+    count = answers.samples
+    counted = answers.counting(lambda _, y: bool(y.ndim and y.size) and len(y) % count == 0)
+    target = {k: answers.values[k] for k in counted.tensors}
+    return SquaredError(target, counted.weights, count, np.zeros(count))
 
 
 # labels
@@ -215,9 +212,9 @@ def task_loss(reference: Mapping[str, Array], labels: Array, *, probabilities: b
     samples = len(y0)
     before = np.zeros(samples)
     if is_float(labels.dtype):
-        weight = 1.0 / spread(labels)
+        weight = np.asarray(1.0 / max(spread(labels), _LEAST_SPREAD))
         with np.errstate(over="ignore"):
-            before = weight * _squares(y0.astype(np.float64) - labels.astype(np.float64), samples)
+            before = _squares(y0.astype(np.float64) - labels.astype(np.float64), samples, weight)
         _check_finite(before)
         return SquaredError({name: labels}, {name: weight}, samples, before)
     before = _Answer.of(y0, probabilities).loss(labels) / samples
@@ -334,10 +331,13 @@ class _Answer:
 # shared
 
 
-def _squares(errors: Wide, samples: int) -> Wide:
-    """The sum of squares of each sample, (samples,)."""
-    found: Wide = (errors.reshape(samples, -1) ** 2).sum(axis=1)
-    return found
+def _squares(errors: Wide, samples: int, weight: Wide) -> Wide:
+    """The weighted sum of squares of each sample, (samples,)."""
+    if weight.ndim:
+        found: Wide = (weight * errors**2).reshape(samples, -1).sum(axis=1)
+        return found
+    plain: Wide = weight * (errors.reshape(samples, -1) ** 2).sum(axis=1)
+    return plain
 
 
 def _seed(values: Wide, output: Array) -> Array:

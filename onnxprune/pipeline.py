@@ -36,9 +36,10 @@ from onnxprune.channels.untried import untried_branches, warnings_of, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
 from onnxprune.errors import CalibrationError, CheckFailed, NothingPrunable, RunError, UsageError
-from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_weights
+from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_weights, worse
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
+from onnxprune.graph import Array
 from onnxprune.intake import declarations, first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
@@ -47,6 +48,16 @@ from onnxprune.latency.bench import provider_named
 from onnxprune.latency.cache import Cache, default_folder
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
+from onnxprune.measures.figures import Figures
+from onnxprune.measures.judge import (
+    answers_of,
+    figures_of_result,
+    observed_of,
+    outputs_of,
+    outputs_of_result,
+    seen,
+    within,
+)
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, symbols
 from onnxprune.numerics.least_squares import SolveFailed
@@ -127,6 +138,7 @@ def prune(
     jobs: int = 1,
     scheduler: str | None = None,
     provider: str = "cpu",
+    max_error: float | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -142,13 +154,19 @@ def prune(
     with the report when all files are stored under temporary names; where it raises anything, nothing is written.
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
-    "cuda". None of the three changes the result beyond rounding, and none belongs to the plan.
+    "cuda". None of the three changes the result beyond rounding, and none belongs to the plan. max_error: what the
+    error of any output, or the share of answers that change, may be at most (0.05); where it is more, or could not be
+    measured, CheckFailed is raised, also with `force`.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     if dry_run and bench:
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
+    if max_error is not None and not 0.0 <= max_error < float("inf"):
+        raise UsageError(f"max_error is {max_error}; give a share such as 0.05")
+    if dry_run and max_error is not None:
+        raise UsageError("a dry run makes no model whose error could be measured: leave out max_error, or the dry run")
     timed_on = provider_named("cpu" if bench is True else bench) if bench else None
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
@@ -161,7 +179,7 @@ def prune(
             with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Place(workers, provider)
                 result, separate = _run(
-                    model, files, calibration, settings, chosen, clock, place, timed_on, dry_run=dry_run
+                    model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
                 )
                 watch("save")
                 result = _stored(stage, result, separate, *files)
@@ -226,12 +244,14 @@ def _run(
     stage: Clock,
     place: Place,
     timed_on: str | None,
+    max_error: float | None,
     *,
     dry_run: bool,
 ) -> tuple[PruneResult, bool]:
     """The sentence, one line per stage, and whether the result's weights go beside it.
 
-    files: output, plan, report. timed_on: the provider that times the models, None to leave that out.
+    files: output, plan, report. timed_on: the provider that times the models, None to leave that out. max_error: of
+    the result, None for no limit.
     """
     output, *others = files
     with stage("load"):
@@ -274,7 +294,7 @@ def _run(
         with stage("recover"):
             refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
     with stage("verify"):
-        checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings)
+        checked = check(loaded, coupled, calibrated, masks, sliced, refitted, settings, max_error)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed, place)
     if timed_on is not None:
@@ -317,7 +337,8 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     if samples.synthetic:
         notes.append("no calibration data was given: random inputs stand in, and the accuracy will suffer; use --calib")
     elif len(samples) < _FEW_SAMPLES:
-        notes.append(f"only {len(samples)} calibration samples: the refit has little to go by; use a few hundred")
+        few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
+        notes.append(f"only {few}: the refit has little to go by; use a few hundred")
     notes += runtime.notes_on(original)
     unread = [k for k in samples.extras if k != settings.labels]
     if unread:
@@ -439,10 +460,13 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
+    observed = observed_of(taken, n)
     coupled = Coupled(
         channels,
         taken,
         layers_taken(taken, channels),
+        observed,
+        seen(taken, observed, n, labelled=settings.labels is not None),
         frozen,
         drops,
         prices=prices,
@@ -464,7 +488,7 @@ def calibrate(
 
     selects: also what only selection needs, the gradients of the outputs.
     """
-    reference = verify.outputs_of(loaded.original, loaded.held)
+    reference = answers_of(loaded, coupled, loaded.held)
     plain = plain_pass(loaded)
     per_group = selection.consumers_of(coupled.taken.channels, coupled.layers) if settings.reads_statistics else []
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
@@ -474,7 +498,7 @@ def calibrate(
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers, moments, plain, reference)
     goals = goals_of(loaded, coupled, reference, settings)
-    gates = outputs.with_samples(gates_of(coupled.taken.channels), coupled.taken.proto, loaded.fit)
+    gates = outputs.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit)
     known = OutputMoments()
     if settings.reads_gradients:
         known = probed(loaded, coupled, consumers, gates, goals, settings, place)
@@ -593,7 +617,8 @@ def best_of(
         sliced = rewrite(loaded, coupled, cut[0])
         models = refit_weights(loaded, coupled, calibrated, *cut, sliced, settings).candidates.values()
         return min(
-            sum(goal.value(verify.outputs_of(p, s), slice(0, len(s))) * len(s) for s, goal in parts) for p in models
+            sum(goal.value(outputs_of(p, coupled, loaded, s), slice(0, len(s))) * len(s) for s, goal in parts)
+            for p in models
         )
 
     return min(found, key=error)
@@ -653,19 +678,24 @@ def check(
     sliced: onnx.ModelProto,
     refitted: Refitted,
     settings: PruneConfig,
+    max_error: float | None = None,
 ) -> Checked:
-    """All checks; raises CheckFailed unless `force`. Of the refit's candidates the better on held-out data stays."""
+    """All checks; of the refit's candidates the better on held-out data stays.
+
+    Raises CheckFailed unless `force`, and where figures exceed `max_error` always.
+    """
     notes = list(refitted.notes)
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
     example = loaded.fit.example()
-    errors = {k: held_out_error(c, loaded, calibrated) for k, c in refitted.candidates.items()}
+    errors = {k: held_out_error(c, loaded, coupled, calibrated) for k, c in refitted.candidates.items()}
     level = nearest(errors)
-    if settings.refit == "lockstep" and not errors["lockstep"] <= errors["least-squares"]:
+    if settings.refit == "lockstep" and worse(errors["lockstep"], errors["least-squares"]):
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     final = finish(refitted.candidates[level], n, channels, keep)
     notes += notes_on_bodies(coupled, keep)
     exact: verify.Exactness | None = None
+    figures: Figures | None = None
     sizes = 0
     try:
         oracle = masked_model(n.proto, channels, keep, n.types)
@@ -679,20 +709,23 @@ def check(
             trt_check.check(loaded.original, final)
             notes += trt_check.warnings(final)
         sizes = verify.runs_at_other_sizes(final, loaded.original, example, others)
-        verify.finite(verify.outputs_of(final, loaded.held), calibrated.reference)
-        within_tolerance(final, loaded, calibrated, settings)
+        given = outputs_of_result(final, refitted.candidates[level], coupled, loaded, calibrated.reference)
+        figures = figures_of_result(given, coupled, loaded, calibrated.reference)
+        verify.finite(given, calibrated.reference.values)
+        within_tolerance(given, loaded, calibrated, settings)
     except (CheckFailed, RunError) as e:
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
         notes.append(f"--force: {e}")
-    return Checked(final, exact, sizes, errors[level], errors, level, refitted.fits, tuple(notes), refitted.recovery)
+    within(figures, max_error)
+    return Checked(final, exact, sizes, figures, errors, level, refitted.fits, tuple(notes), refitted.recovery)
 
 
-def within_tolerance(final: onnx.ModelProto, loaded: Loaded, calibrated: Calibrated, settings: PruneConfig) -> None:
+def within_tolerance(given: Mapping[str, Array], loaded: Loaded, calibrated: Calibrated, settings: PruneConfig) -> None:
     """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
     if settings.tolerance is None or calibrated.goals is None:
         return
-    found = calibrated.goals.held.value(verify.outputs_of(final, loaded.held), slice(0, len(loaded.held)))
+    found = calibrated.goals.held.value(given, slice(0, len(loaded.held)))
     if not found <= settings.tolerance:
         raise CheckFailed(
             f"after the refit the outputs differ by {found:.2e}, more than the tolerance of {settings.tolerance}; "

@@ -1,6 +1,6 @@
 """Recovery: the pruned network learns from the original, on the calibration samples and without labels.
 
-Loss: mean over the floating-point outputs of ||s - t||² / ||t - mean t||² (what `relative_error` measures), plus
+Loss: the mean over the parts of the outputs of ||s - t||² / ||t - mean t||² (as `measures.answers` has it), plus
 `feature_weight` times the sum of the same over features between (`training.features_of`). Steps as in `descent`,
 batches in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and
 the best state stays, which may be the one at the start.
@@ -25,9 +25,9 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.descent import Descent
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
+from onnxprune.measures.answers import Answers, Wide
 from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.least_squares import SolveFailed
-from onnxprune.objective import relative_error
 from onnxprune.rewrite import replace_initializers
 from onnxprune.threads import prefetched
 from onnxprune.training import Spread, Student, Teacher, features_of
@@ -76,11 +76,11 @@ class Recovery:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Samples to learn from, and others to judge by, with the original's outputs on those."""
+    """Samples to learn from, and others to judge by, with the original's answers on those."""
 
     fit: Samples
     held: Samples
-    reference: Mapping[str, Array]
+    reference: Answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +107,15 @@ def recover(
     """
 
     def judge(weights: Mapping[str, Array]) -> float:
-        error = relative_error(outputs_of(replace_initializers(pruned, weights), material.held), material.reference)
+        error = material.reference.error(outputs_of(replace_initializers(pruned, weights), material.held))
         return error if np.isfinite(error) else float("inf")
 
     before, samples = judge({}), material.fit
     try:
         student = Student(pruned, samples.example(), channels, layers, keep)
-        teacher, goals = _goals(original, student, channels, layers, samples, keep, schedule)
+        teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule)
         if goals:
-            student.follow(goals)
+            student.follow(goals, masked)
     except RunError as e:
         return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {e}")
     if not student.weights or not np.isfinite(before):
@@ -141,7 +141,7 @@ class _NotFinite(Exception):  # no error: training stops there
     """The loss or a gradient is no number."""
 
 
-def _nothing(student: Student, goals: Mapping[str, float], before: float) -> str:
+def _nothing(student: Student, goals: Mapping[str, Wide], before: float) -> str:
     """Why no weight was trained."""
     if not np.isfinite(before):
         return "recovery was left out: the outputs on held-out samples are not finite"
@@ -156,13 +156,14 @@ def _goals(
     student: Student,
     channels: ChannelGraph,
     layers: Sequence[Layer],
-    samples: Samples,
+    material: Material,
     keep: Mask,
     schedule: Schedule,
-) -> tuple[Teacher, dict[str, float]]:
-    """The teacher, and the weight of every tensor in the loss: per sample of a batch, and relative to its spread."""
-    graph = channels.graph
-    outputs = [t for t in graph.outputs if student.has(t)]
+) -> tuple[Teacher, dict[str, Wide], set[str]]:
+    """The teacher, the weight of every tensor in the loss, per sample of a batch and relative to its spread, and those
+    of them that have infinite entries."""
+    graph, samples = channels.graph, material.fit
+    outputs = [t for t in material.reference.tensors if student.has(t)]
     features = [t for t in features_of(graph, layers) if student.has(t)] if schedule.feature_weight else []
     teacher = Teacher(original, channels, [*outputs, *features], keep)
     spread = Spread()
@@ -170,13 +171,13 @@ def _goals(
     some = samples.take(np.arange(min(len(samples), _SPREAD_SAMPLES)))
     for feeds in some.batches(_part_size(student, batch, samples)):
         spread.update(teacher(feeds), samples.count(feeds))
-    found = {}
+    found: dict[str, Wide] = {}
     for t, s in spread.per_sample().items():
-        share = 1 / len(outputs) if t in outputs else schedule.feature_weight
+        share = material.reference.weights_of_spreads[t] if t in outputs else np.asarray(schedule.feature_weight)
         found[t] = share / (s * batch)
     if not any(t in outputs for t in found):
-        return teacher, {}
-    return teacher, found
+        return teacher, {}, set()
+    return teacher, found, spread.masked
 
 
 def _grams(student: Student, samples: Samples, seed: int) -> dict[str, NDArray[np.float64]]:

@@ -24,6 +24,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.processor import processor
+from onnxprune.measures.verdict import verdict_of
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed, not_counted
 from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
@@ -55,6 +56,7 @@ def report_of(
         m.parameters(checked.model) if checked else round(coupled.prices["stored"].at(kept)),
         storage.model_bytes(checked.model) if checked else 0,
     )
+    figures = checked.figures if checked else None
     rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
     if timed is not None:
         achieved = 1.0 - timed.measured
@@ -76,7 +78,7 @@ def report_of(
         alignment=alignment_reached(coupled, masks, settings),
         pinned=pinned_rows(channels),
         checks=_checks(checked),
-        output_error=checked.output_error if checked else None,
+        output_error=figures.error if figures else None,
         calibration={
             "origin": loaded.fit.origin,
             "synthetic": loaded.fit.synthetic,
@@ -106,6 +108,10 @@ def report_of(
             *missed(timed, settings),
         ),
         timing=asdict(timed) if timed else None,
+        agreement=figures.agreement if figures else None,
+        outputs=figures.as_dicts() if figures else (),
+        error=figures.summary() if figures else {},
+        verdict=asdict(verdict_of(figures)) if figures else None,
         warnings=tuple(stage.warnings),
     )
 

@@ -445,10 +445,20 @@ def _content(model: onnx.ModelProto, options: Any) -> bytes:
     return content
 
 
-def concatenated(parts: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """The outputs that are arrays in each of several runs, joined along the axis in which they differ, or the first."""
+def concatenated(parts: Sequence[Mapping[str, Any]], *, strict: bool = True) -> dict[str, Array]:
+    """The outputs that are arrays in each of several runs, joined along the axis in which they differ, or the first.
+
+    strict: raise RunError where an output cannot be joined; else it is left out.
+    """
     arrays = [k for k in parts[0] if all(isinstance(p[k], np.ndarray) for p in parts)]
-    return {k: _joined(k, [np.atleast_1d(p[k]) for p in parts]) for k in arrays}
+    found: dict[str, Array] = {}
+    for k in arrays:
+        try:
+            found[k] = _joined(k, [np.atleast_1d(p[k]) for p in parts])
+        except RunError:
+            if strict:
+                raise
+    return found
 
 
 def _joined(name: str, values: Sequence[Array]) -> Array:

@@ -27,9 +27,9 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, cast, is_float
+from onnxprune.graph import Array, cast
 from onnxprune.jobs.work import Here, Scheduler, Work
-from onnxprune.objective import relative_error
+from onnxprune.measures.answers import Answers
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
@@ -51,7 +51,7 @@ def measure(
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
     samples: Samples,
-    reference: Mapping[str, Array],
+    reference: Answers,
     paths: Sequence[Path],
     *,
     only: Set[int],
@@ -64,7 +64,7 @@ def measure(
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
-    reference: outputs of the uncut model on the same samples, by name. levels: shares of its units to remove. level:
+    reference: what the uncut model answers on the same samples. levels: shares of its units to remove. level:
     how the consumers are refitted, as in `refit.in_place`, or "greedy" with the coefficients of the paths. whole:
     groups that are tried with no unit too.
 
@@ -84,7 +84,7 @@ def measure(
         return Trial(g, widths, place, tuple(consumers[g]), known, paths[g], frozenset(nodes[g]), g in masked)
 
     plain = samples.part(0, len(samples))  # without labels and the like
-    work = Trials(proto, channels, plain, dict(reference), dict(types), memory, level, stops)
+    work = Trials(proto, channels, plain, reference.bare(), dict(types), memory, level, stops)
     found: list[dict[int, float]] = [{} for _ in channels.groups]
     trials = (trial(place, g) for place, g in enumerate(order))
     for g, errors in zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True):
@@ -122,7 +122,7 @@ class Trials(Work[Trial, dict[int, float]]):
     proto: onnx.ModelProto
     channels: ChannelGraph
     samples: Samples
-    reference: Mapping[str, Array]
+    reference: Answers
     types: Mapping[str, int]
     memory: int
     level: str
@@ -216,10 +216,10 @@ def affordable(
     layers: Sequence[Layer],
     only: Set[int],
     samples: Samples,
-    reference: Mapping[str, Array],
+    reference: Answers,
     passes: float,
-) -> tuple[Samples, Mapping[str, Array], Sequence[float]]:
-    """The first samples, the outputs for them, and levels, so that all trials cost at most `passes` runs over samples.
+) -> tuple[Samples, Answers, Sequence[float]]:
+    """The first samples, the answers for them, and levels, so that all trials cost at most `passes` runs over samples.
 
     Fewer levels rather than less than `LEAST_TRIED` samples, and those at least; all samples where that is enough, or
     where outputs do not belong to single ones.
@@ -237,9 +237,11 @@ def affordable(
         if few >= min(LEAST_TRIED, count):
             break
     few = max(few, min(LEAST_TRIED, count))
-    if few >= count or any(not v.ndim or len(v) != count for v in reference.values()):
+    tensors = {x.tensor for p in (*reference.parts, *reference.left_out) for x in p.pieces}
+    looked_at = [v for k, v in reference.values.items() if k in tensors]
+    if few >= count or any(not v.ndim or len(v) != count for v in looked_at):
         return samples, reference, levels
-    return samples.take(np.arange(few)), {k: v[:few] for k, v in reference.items()}, levels
+    return samples.take(np.arange(few)), reference.first(few), levels
 
 
 def _work_behind(channels: ChannelGraph) -> dict[int, float]:
@@ -305,11 +307,9 @@ def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequenc
 
 def _errors(item: Trial, trials: Trials, found: Iterable[Mapping[str, Array]]) -> dict[int, float]:
     """By width, the error of what a trial `found` of the outputs, over all outputs; where it is finite."""
-    floating = {k: v for k, v in trials.reference.items() if is_float(v.dtype)}
     errors: dict[int, float] = {}
     for width, outputs in zip(item.widths, found, strict=True):
-        reached = {k: v for k, v in floating.items() if k in outputs}
-        error = relative_error(outputs, reached) * len(reached) / max(len(floating), 1)
+        error = trials.reference.error(outputs, partial=True)
         if np.isfinite(error):
             errors[width] = error
     return errors

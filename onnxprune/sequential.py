@@ -132,14 +132,14 @@ class _Run:
         assert calibrated.goals is not None
         self.goals: Goals = calibrated.goals
         self.candidates, self.settings = candidates, settings
-        self.channels = coupled.taken.channels
+        self.channels = coupled.seen.channels
         self.choices: list[Choice] = []
         self.masked: dict[int, Mask] = {}
-        self.plain = replace_initializers(coupled.taken.proto, {})
+        self.plain = replace_initializers(coupled.seen.proto, {})
         self._gates = by_group(self.channels, calibrated.gates)
         self.consumers = selection.consumers_of(self.channels, coupled.layers)
         self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
-        self.reference = self._walker(coupled.taken.proto, loaded.fit)
+        self.reference = self._walker(coupled.seen.proto, loaded.fit)
         self.fit_outputs: Mapping[str, Array] = self.goals.fit_outputs
         self.held_outputs: Mapping[str, Array] = self.goals.held_outputs
         self.start()

@@ -25,6 +25,9 @@ from onnxprune.gates import Gate
 from onnxprune.graph import Array
 from onnxprune.intake.figures import InputFigures
 from onnxprune.jobs.work import Here, Scheduler
+from onnxprune.measures.answers import Answers
+from onnxprune.measures.figures import Figures
+from onnxprune.measures.observed import Observed
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
 from onnxprune.objective import Objective
@@ -113,6 +116,7 @@ class Loaded:
 class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
+    observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
     frozen: group index → why it may not be cut. drops: by index, the groups that could go as a whole branch. relaxed:
     what `--round-to auto` divides the alignment of the target by. prices: "macs" and "params" of the result against the
     units that are kept, and "stored", its parameters without those that a refit may add; stored_parameters: those of
@@ -122,6 +126,8 @@ class Coupled:
     channels: ChannelGraph
     taken: Taken
     layers: tuple[Layer, ...]
+    observed: Observed
+    seen: Taken
     frozen: Mapping[int, str]
     drops: Mapping[int, Drop] = field(default_factory=dict)
     relaxed: int = 1
@@ -148,7 +154,7 @@ class Goals:
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """Input moments by weight, and one plain pass: seconds for all samples, and outputs on the held-out ones.
+    """Input moments by weight, and one plain pass: seconds for all samples, and answers on the held-out ones.
 
     goals: None where nothing looks at the outputs on the samples for fitting. gates, outputs: all gates, and what the
     gradients of the outputs say of them.
@@ -157,7 +163,7 @@ class Calibrated:
     consumers: tuple[Layer, ...]
     moments: Mapping[str, InputMoments]
     plain_seconds: float
-    reference: Mapping[str, Array]
+    reference: Answers
     goals: Goals | None = None
     gates: tuple[Gate, ...] = ()
     outputs: OutputMoments = field(default_factory=OutputMoments)
@@ -178,12 +184,16 @@ class Refitted:
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """The model to write and what the checks found."""
+    """The model to write and what the checks found.
+
+    figures: how far its outputs are from the original's; None where --force has it written though it does not run.
+    errors: by candidate, what they were compared by.
+    """
 
     model: onnx.ModelProto
     exactness: verify.Exactness | None
     sizes: int
-    output_error: float
+    figures: Figures | None
     errors: Mapping[str, float]
     level: str
     fits: tuple[refit.Fit, ...]

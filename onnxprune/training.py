@@ -26,6 +26,7 @@ from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph, Shape, is_float, sample_bytes
+from onnxprune.measures.answers import Wide
 from onnxprune.normalise.form import all_shapes
 from onnxprune.runtime import Feeds, Session
 
@@ -126,29 +127,43 @@ class Teacher:
 
 
 class Spread:
-    """Of each tensor Σ ||t - mean t||² per sample, the mean taken over samples, in one pass."""
+    """Of each tensor Σ ||t - mean t||² per sample, the mean taken over samples, in one pass.
+
+    Infinite entries (masked logits) stay out. masked: the tensors that have some.
+    """
 
     def __init__(self) -> None:
+        self.masked: set[str] = set()
         self._count = 0
-        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._sums: dict[str, Wide] = {}
+        self._rows: dict[str, Wide] = {}
         self._squares: dict[str, float] = {}
 
     def update(self, targets: Mapping[str, Array], count: int) -> None:
         """One more batch of `count` samples; where shapes differ between batches no mean is taken off."""
         self._count += count
         for k, t in targets.items():
-            rows = np.atleast_1d(t)
-            self._squares[k] = self._squares.get(k, 0.0) + float(np.square(rows, dtype=np.float64).sum())
-            total = np.append(rows.sum(axis=0, dtype=np.float64).ravel(), len(rows))
-            before = self._sums.get(k, total * 0)
-            self._sums[k] = before + total if before.shape == total.shape else np.zeros(1)
+            values = np.atleast_1d(t)
+            rows = np.asarray(len(values), np.float64)
+            fine = ~np.isinf(values)
+            if not fine.all():
+                self.masked.add(k)
+                values, rows = np.where(fine, values, 0), fine.sum(axis=0, dtype=np.float64)
+            self._squares[k] = self._squares.get(k, 0.0) + float(np.square(values, dtype=np.float64).sum())
+            total: Wide = values.sum(axis=0, dtype=np.float64)
+            if self._sums.setdefault(k, total * 0).shape == total.shape:
+                self._sums[k], self._rows[k] = self._sums[k] + total, self._rows.get(k, rows * 0) + rows
+            else:
+                self._sums[k], self._rows[k] = np.full((0,), np.nan), np.zeros(())
 
     def per_sample(self) -> dict[str, float]:
         """Those that vary, and are finite."""
         found = {}
         for k, square in self._squares.items():
-            *total, rows = self._sums[k]
-            rest = square - (float(np.square(total).sum()) / rows if rows > 1 else 0.0)
+            total, rows = self._sums[k], self._rows[k]
+            rest = square
+            if rows.max() > 1:
+                rest -= float(np.divide(np.square(total), rows, out=np.zeros(total.shape), where=rows > 0).sum())
             if np.isfinite(rest) and rest > 1e-9 * square:
                 found[k] = rest / self._count
         return found
@@ -197,11 +212,14 @@ class Student:
         known = tensor in self._computed and self._graph.producer[tensor].index not in self._graph.inside
         return known and kind is not None and is_float(helper.tensor_dtype_to_np_dtype(kind))
 
-    def follow(self, goals: Mapping[str, float]) -> None:
-        """Build the graph that computes the loss, goals being tensors and their weights in it, and its gradients."""
+    def follow(self, goals: Mapping[str, Wide], masked: Collection[str] = ()) -> None:
+        """Build the graph that computes the loss, goals being tensors and their weights in it, and its gradients.
+
+        masked: those whose infinite targets do not count.
+        """
         given = [k for k in self._candidates if k not in self.missing]
         while True:
-            found, missing, losses, proto = self._built(goals, given)
+            found, missing, losses, proto = self._built(goals, given, masked)
             if not missing:
                 break
             self.missing.update(missing)
@@ -211,7 +229,7 @@ class Student:
         self._session = Session(m.submodel(proto, {}, [*losses, *found.values()]), single=True)
 
     def _built(
-        self, goals: Mapping[str, float], given: Sequence[str]
+        self, goals: Mapping[str, Wide], given: Sequence[str], masked: Collection[str]
     ) -> tuple[dict[str, str], Mapping[str, str], tuple[str, ...], onnx.ModelProto]:
         """(weight → gradient, weight → why it has none, parts of the loss, the model), weights `given` being inputs."""
         proto = _with_inputs(self.proto, given, {t: self._types[t] for t in goals})
@@ -224,7 +242,9 @@ class Student:
         losses = []
         for t, weight in goals.items():
             difference = b.op("Sub", t, f"target:{t}")
-            seed = b.op("Mul", difference, b.number(2 * weight, t))
+            if t in masked:
+                difference = b.op("Where", b.op("IsInf", f"target:{t}"), b.number(0.0, t), difference)
+            seed = b.op("Mul", difference, b.number(2.0 * weight, t))
             b.nodes.append(helper.make_node("Identity", [seed], [back.seeds[t]]))
             axes = list(range(b.rank(t)))
             square = b.op("Mul", b.op("Mul", difference, difference), b.number(weight, t))

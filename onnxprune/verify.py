@@ -287,13 +287,14 @@ def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
 
 
 def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
-    """Outputs over all samples, concatenated; outputs that are no tensors are left out."""
+    """Outputs over all samples, concatenated; those that are no tensors, or have sizes of their own in every batch, are
+    left out."""
     session = Session(proto)
     one = sum(
         v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
     )  # what a model computes grows with what it reads
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
-    return concatenated([session.run(b) for b in samples.batches(batch)])
+    return concatenated([session.run(b) for b in samples.batches(batch)], strict=False)
 
 
 def runs_on(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
@@ -307,7 +308,12 @@ def runs_on(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
 def finite(
     outputs: Mapping[str, Array], reference: Mapping[str, Array], where: str = "on the calibration data"
 ) -> None:
-    """Outputs are finite wherever the original's are. Raises CheckFailed."""
+    """Outputs are finite, or free of NaN, where the original's are throughout. Raises CheckFailed."""
     for name, y in outputs.items():
-        if is_float(y.dtype) and np.isfinite(reference[name]).all() and not np.isfinite(y).all():
+        y0 = reference.get(name)
+        if y0 is None or not is_float(y.dtype) or not is_float(y0.dtype):
+            continue
+        if np.isfinite(y0).all() and not np.isfinite(y).all():
             raise CheckFailed(f"output {name!r} of the pruned model is not finite {where}")
+        if not np.isnan(y0).any() and np.isnan(y).any():
+            raise CheckFailed(f"output {name!r} of the pruned model holds NaN {where}")

@@ -31,6 +31,7 @@ from onnxprune.calibrate.outputs import Probe, batches_of, collect, with_samples
 from onnxprune.gates import gates_of
 from onnxprune.jobs import Here, Scheduler, Work, scheduling
 from onnxprune.jobs.processes import Processes
+from onnxprune.measures.answers import Answers
 from onnxprune.objective import output_imitation
 from onnxprune.selection import Known, Selection, paths
 from onnxprune.sensitivity import measure
@@ -184,7 +185,7 @@ def test_trials_from_processes(memory: int, two: Processes) -> None:
     p = prepare_text(TEXT)
     samples = samples_of(p, 100)
     layers, moments = moments_of(p, samples)
-    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), 100)
     chosen = paths(p.channels, layers, moments, "obs", 0)
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     only = set(range(len(p.channels.groups)))

@@ -356,7 +356,7 @@ def test_many_classes_that_round_to_zero():
 def test_original_that_is_not_finite():
     """Such an output does not count, the others keep their mean; with none left there is nothing to measure."""
     broken = {"y": SCORES["y"].copy(), "z": SCORES["z"]}
-    broken["y"][0, 0] = -np.inf
+    broken["y"][0, 0] = np.nan
     o = output_imitation(broken, N)
     assert o.names == ("z",)
     assert_same(
@@ -366,6 +366,23 @@ def test_original_that_is_not_finite():
         atol=0.0,
     )
     assert output_imitation({"y": broken["y"]}, N).names == ()
+
+
+def test_masked_entries_do_not_count():
+    """Where both are the same infinity nothing differs, and no seed is sent; elsewhere the error is as without them."""
+    y0, y = SCORES["y"].copy(), OTHER["y"].copy()
+    masked = np.random.default_rng(0).random(y.shape) < 0.3
+    y0[masked] = y[masked] = -np.inf
+    o = output_imitation({"y": y0}, N)
+    fine = np.where(masked, np.nan, y0.astype(np.float64))
+    expected = np.nansum((np.where(masked, np.nan, y.astype(np.float64)) - fine) ** 2)
+    expected /= np.nansum((fine - np.nanmean(fine, axis=0)) ** 2)
+    assert_same(np.float64(whole(o, {"y": y})), expected, rtol=1e-9, atol=0.0)
+    for seeds in (o.gradient({"y": y}, slice(0, N)), o.probe({"y": y}, slice(0, N), np.random.default_rng(0))):
+        assert not seeds["y"][masked].any()
+        assert seeds["y"][~masked].all()
+    y[masked] = 0.0
+    assert whole(o, {"y": y}) == np.inf
 
 
 def test_rows_that_belong_to_no_sample():

@@ -452,7 +452,21 @@ def test_report_as_json(folder: Path):
     data = json.loads(saved.read_text(encoding="utf-8"))
     assert set(data) == {
         *("model", "model_sha256", "output", "dry_run", "config", "requested", "achieved", "before", "after", "groups"),
-        *("pinned", "checks", "output_error", "calibration", "effort", "versions", "refit", "latency", "notes"),
+        *(
+            "error",
+            "outputs",
+            "agreement",
+            "verdict",
+            "pinned",
+            "checks",
+            "output_error",
+            "calibration",
+            "effort",
+            "versions",
+            "refit",
+            "latency",
+            "notes",
+        ),
         *("alignment", "timing", "warnings"),
     }
     assert data["output"] == str(out)

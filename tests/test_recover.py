@@ -15,6 +15,7 @@ from onnxprune.calibrate.layers import layers_of
 from onnxprune.channels import branches
 from onnxprune.errors import RunError
 from onnxprune.graph import Array, is_float
+from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error, spread
 from onnxprune.recover import Material, Recovery, Schedule, recover
 from onnxprune.rewrite import replace_initializers
@@ -118,9 +119,8 @@ def _recovered(p: Prepared, count: int = 64, seed: int = 0, **options: Any) -> t
     reference = outputs_of(p.original, held)
     schedule = Schedule(**{"epochs": EPOCHS, "rate": 3e-2, "batch": 16, **options})
     layers = layers_of(p.channels)
-    weights, found = recover(
-        p.normalised.proto, small, p.channels, layers, Material(fit, held, reference), keep, schedule
-    )
+    material = Material(fit, held, Answers.of(reference, len(held)))
+    weights, found = recover(p.normalised.proto, small, p.channels, layers, material, keep, schedule)
     error = relative_error(outputs_of(replace_initializers(small, weights), held), reference)
     return weights, found, error
 

@@ -13,6 +13,7 @@ from onnxprune import sensitivity, storage
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.channels import branches
 from onnxprune.jobs import Here, Work
+from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
@@ -65,7 +66,7 @@ def test_a_trial_without_the_whole_branch(row: str, prepared: Lookup):
     samples = samples_of(p, 96)
     layers, moments = moments_of(p, samples)
     chosen = paths(p.channels, layers, moments, "obs", 0)
-    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
     gone = set(branches.drops(p.channels))
     found, narrowed = (
         measure(
@@ -89,7 +90,7 @@ def test_a_trial_without_the_whole_branch(row: str, prepared: Lookup):
             p.normalised.proto, in_place(layers, moments, p.channels.graph.constants, keep, "least-squares")
         )
         outputs = values(cut(fitted, p.channels, keep), p.channels.graph.outputs, samples.arrays)
-        assert found[g].pop(0) == pytest.approx(relative_error(outputs, reference), rel=RTOL)
+        assert found[g].pop(0) == pytest.approx(relative_error(outputs, reference.values), rel=RTOL)
         assert found[g] == narrowed[g]
 
 
@@ -100,7 +101,8 @@ def expected_trials(p: Prepared, count: int, method: str) -> tuple[list[dict[int
     chosen = paths(p.channels, layers, moments, method, 0)
     graph = p.channels.graph
     original = values(p.normalised.proto, graph.outputs, samples.arrays)
-    arguments = (p.normalised.proto, p.channels, layers, moments, samples, original, chosen)
+    answers = Answers.of(original, count)
+    arguments = (p.normalised.proto, p.channels, layers, moments, samples, answers, chosen)
     every = set(range(len(p.channels.groups)))
     found = measure(*arguments, only=every, types=p.normalised.types, memory=1 << 40)
     again = measure(*arguments, only=every, types=p.normalised.types, memory=0)
@@ -152,7 +154,7 @@ def test_groups_without_a_consumer_that_can_be_refitted_are_masked_instead(prepa
         layers,
         moments,
         samples,
-        values(p.normalised.proto, p.channels.graph.outputs, samples.arrays),
+        Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), 40),
         paths(p.channels, layers, moments, "magnitude", 0),
         only=set(range(len(consumers))),
         types=p.normalised.types,
@@ -193,7 +195,7 @@ def test_trials_look_at_no_more_samples_than_they_may(prepared: Lookup) -> None:
     samples = samples_of(p, 100)
     layers, _ = moments_of(p, samples)
     graph = p.channels.graph
-    reference = values(p.normalised.proto, graph.outputs, samples.arrays)
+    reference = Answers.of(values(p.normalised.proto, graph.outputs, samples.arrays), 100)
     macs = {}
     for x in layers:
         w, y = graph.constants[x.weight], graph.shapes[x.node.outputs[0]]
@@ -210,8 +212,8 @@ def test_trials_look_at_no_more_samples_than_they_may(prepared: Lookup) -> None:
         assert len(some) == expected
         # Two levels of the least number of samples cost 8 % of all runs.
         assert levels == (sensitivity.LEVELS if passes > 0.08 * runs else sensitivity.FEW_LEVELS)
-        for name, y in reference.items():
-            assert_same(outputs[name], y[:expected], rtol=0.0, atol=0.0)
+        for name, y in reference.values.items():
+            assert_same(outputs.values[name], y[:expected], rtol=0.0, atol=0.0)
         assert_same(some.slice(0, 3)["x"], samples.slice(0, 3)["x"], rtol=0.0, atol=0.0)
 
 
@@ -224,14 +226,14 @@ def test_trials_on_the_masked_model_cost_what_lies_behind_the_first_reader(
     samples = samples_of(p, 100)
     layers, _ = moments_of(p, samples)
     y = np.arange(500.0, dtype=np.float32).reshape(100, 5)
-    reference = {"y": y, "labels": y.argmax(axis=1)}
+    reference = Answers.of({"y": y, "labels": y.argmax(axis=1)}, 100)
     refitted, _, _ = sensitivity.affordable(p.channels, layers, only, samples, reference, passes)
     some, outputs, _ = sensitivity.affordable(p.channels, (), only, samples, reference, passes)
     assert sensitivity.LEAST_TRIED < len(some) == len(refitted) < 100
     assert_same(some.slice(0, 100)["x"], samples.slice(0, len(some))["x"], rtol=0.0, atol=0.0)
-    assert outputs.keys() == reference.keys()
-    for name in reference:
-        assert_same(outputs[name], reference[name][: len(some)], rtol=0.0, atol=0.0)
+    assert outputs.values.keys() == {"y"}
+    assert_same(outputs.values["y"], y[: len(some)], rtol=0.0, atol=0.0)
+    assert outputs.spreads == (pytest.approx(((y[: len(some)] - y[: len(some)].mean(axis=0)) ** 2).sum()),)
 
 
 @pytest.mark.parametrize(("count", "only"), [(sensitivity.LEAST_TRIED, {0, 1}), (5, {0, 1}), (100, set[int]())])
@@ -239,7 +241,7 @@ def test_few_samples_or_no_trials_need_no_cut(count: int, only: set[int], prepar
     """Fails where fewer samples are tried than the least, more than there are, or none where nothing is tried."""
     p = prepared("plain")
     samples = samples_of(p, count)
-    reference = {"y": np.zeros((count, 5), np.float32)}
+    reference = Answers.of({"y": np.zeros((count, 5), np.float32)}, count)
     some, outputs, _ = sensitivity.affordable(p.channels, layers_of(p.channels), only, samples, reference, 1e-6)
     assert some is samples and outputs is reference
 
@@ -248,7 +250,7 @@ def test_an_output_without_an_axis_is_looked_at_whole(prepared: Lookup) -> None:
     """Fails where the length of a number is asked for."""
     p = prepared("plain")
     samples = samples_of(p, 100)
-    reference = {"loss": np.array(1.0, np.float32), "y": np.zeros((100, 5), np.float32)}
+    reference = Answers.of({"loss": np.array(1.0, np.float32), "y": np.zeros((100, 5), np.float32)}, 100)
     some, outputs, _ = sensitivity.affordable(p.channels, layers_of(p.channels), {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
 
@@ -258,7 +260,7 @@ def test_outputs_that_are_not_of_single_samples_are_looked_at_whole(prepared: Lo
     p = prepared("plain")
     samples = samples_of(p, 100)
     layers, _ = moments_of(p, samples)
-    reference = {"y": np.zeros((7, 3), np.float32)}
+    reference = Answers.of({"y": np.zeros((7, 3), np.float32)}, 100)
     some, outputs, _ = sensitivity.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
 
@@ -281,7 +283,7 @@ def test_trials_do_not_depend_on_the_others_nor_on_their_order(
     p = prepared(name)
     samples = samples_of(p, 70)
     layers, moments = moments_of(p, samples)
-    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
     chosen = paths(p.channels, layers, moments, "obs", 0)
     every, here = set(range(len(p.channels.groups))), Heard()
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
@@ -307,7 +309,7 @@ def test_only_the_groups_asked_for_have_trials(prepared: Lookup) -> None:
     p = prepared("residual")
     samples = samples_of(p, 100)
     layers, moments = moments_of(p, samples)
-    reference = values(p.normalised.proto, p.channels.graph.outputs, samples.arrays)
+    reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
     chosen = paths(p.channels, layers, moments, "obs", 0)
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     both, last = (measure(*arguments, only=only, types=p.normalised.types, memory=1 << 40) for only in ({0, 1}, {1}))

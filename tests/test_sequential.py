@@ -15,6 +15,7 @@ from onnxprune import pipeline, prune, runtime, sequential, verify
 from onnxprune.config import METHODS, PruneConfig
 from onnxprune.errors import NothingPrunable
 from onnxprune.graph import Array
+from onnxprune.measures.judge import outputs_of
 from onnxprune.objective import relative_error
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.select.imitation import best_of_size
@@ -79,7 +80,8 @@ class Run:
         """Of a model's outputs on the held-out samples, by onnxruntime."""
         assert self.calibrated.goals is not None
         samples = self.loaded.held
-        return self.calibrated.goals.held.value(verify.outputs_of(model, samples), slice(0, len(samples)))
+        given = outputs_of(model, self.coupled, self.loaded, samples)
+        return self.calibrated.goals.held.value(given, slice(0, len(samples)))
 
 
 def run(model: onnx.ModelProto, data: Mapping[str, Array], **options: Any) -> Run:

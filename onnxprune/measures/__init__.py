@@ -1,1 +1,1 @@
-"""What outputs differ by, and what is said of it."""
+"""How far a model's outputs are from the original's: where they are looked at, what is told, and what it means."""

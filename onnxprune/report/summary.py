@@ -95,7 +95,13 @@ class Report:
     requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
     tolerance nothing is requested. latency: what `bench` says of the original and the result, where that was asked for.
     timing: with a latency budget, what was measured and predicted (`latency.stopwatch.Latency`); `achieved` is the
-    measured share then. warnings: what makes the result doubtful; notes: what else there is to say.
+    measured share then.
+
+    output_error: the mean over the measured parts of the outputs, None where none was; error: its 95 % interval, on how
+    many samples, whether these were held out, and why it was not measured. outputs: the figure of each part and output
+    (`measures.figures.Figure`). agreement: the share of those samples, or entries, that keep their class. verdict:
+    level ("good", "doubtful", "bad" or "unknown") and text.
+    warnings: what makes the result doubtful; notes: what else there is to say.
     """
 
     model: str
@@ -118,6 +124,10 @@ class Report:
     refit: tuple[Mapping[str, Any], ...] = ()
     latency: Mapping[str, Any] | None = None
     timing: Mapping[str, Any] | None = None
+    agreement: float | None = None
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    error: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from rich import box
@@ -24,6 +25,8 @@ from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
+from onnxprune.measures.figures import ERROR
+from onnxprune.measures.verdict import verdict_of
 from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
 from onnxprune.report.visible import made_visible, visible
@@ -189,8 +192,11 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         *_timing_facts(report),
         ("alignment", _alignment(report.alignment)),
     ]
-    if report.output_error is not None:
-        facts.append(("output error, held out", _error(report.output_error)))
+    if report.verdict is not None:
+        facts += _figures(report.output_error, report.error, report.outputs)
+        if report.agreement is not None:
+            facts.append(("agreement", f"{report.agreement:.2%} get the same class"))
+        facts.append(("verdict", str(report.verdict["text"])))
     facts += _check_facts(report)
     if report.latency is not None:
         b = report.latency
@@ -200,7 +206,7 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         )
     c = report.calibration
     labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
-    facts.append(("calibration", f"{c['origin']}: {c['samples']} samples{labels}, {c['held_out']} of them held out"))
+    facts.append(("calibration", f"{c['origin']}: {_samples(c['samples'])}{labels}, {c['held_out']} of them held out"))
     facts += _input_facts(c)
     facts.append(("seed", f"{report.config.get('seed')}"))
     e = report.effort
@@ -225,12 +231,39 @@ def _input_facts(calibration: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("input" if i == 0 else "", line) for i, line in enumerate(lines)]
 
 
+def _figures(
+    error: float | None, summary: Mapping[str, Any], outputs: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """The error of the outputs, and each part's where there are several, or one is not the output itself.
+
+    outputs: `measures.figures.Figure` as dictionaries. summary: as in `Report.error`; held_out is None for data that
+    no run has read.
+    """
+    where = {True: ", held out", False: ", on the calibration samples", None: ""}[summary["held_out"]]
+    told = _error(error, summary.get("interval")) if error is not None else f"not measured ({summary.get('why')})"
+    facts = [(f"output error{where}", f"{told}, {_samples(summary.get('samples', 0))}")]
+    alone = len(outputs) == 1 and not outputs[0]["at"] and outputs[0]["value"] is not None
+    return facts + ([] if alone else [("", _figure(f)) for f in outputs if f["value"] is not None or f["counts"]])
+
+
+def _figure(f: Mapping[str, Any]) -> str:
+    at = f" at {f['at']}" if f["at"] else ""
+    name = ", ".join(f["outputs"]) + at
+    if f["value"] is None:
+        return f"{name}: not measured ({f['why']})"
+    return f"{name}: {f['value']:.2%}" + ("" if f["kind"] == ERROR else " of the entries differ")
+
+
+def _samples(n: int) -> str:
+    return "1 sample" if n == 1 else f"{n} samples"
+
+
 def _timing_facts(report: Report) -> list[tuple[str, str]]:
     found = report.timing
     if found is None:
         return []
     machine = found["machine"]
-    per = "1 sample" if found["batch"] == 1 else f"{found['batch']} samples"
+    per = _samples(found["batch"])
     threads = "" if machine.get("threads") == "0" else f", {machine.get('threads')} threads"
     change = f"{latency(found['before_seconds'])} → {latency(found['after_seconds'])}"
     facts = [("time of a run", f"{change} ({per}, {machine.get('providers')}{threads}, {machine.get('processor')})")]
@@ -261,12 +294,15 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
         found.append(("input sizes run", str(checks["input_sizes_run"])))
     if checks.get("refit"):
         errors = checks.get("held_out_error", {})
-        others = " · ".join(f"{k} {v:.2%}" for k, v in errors.items()) if len(errors) > 1 else ""
+        finite = {k: v for k, v in errors.items() if v is not None and isfinite(v)}
+        measured = len(finite) > 1 and report.output_error is not None
+        others = " · ".join(f"{k} {v:.2%}" for k, v in finite.items()) if measured else ""
         found.append(("refit", checks["refit"] + (f" (output error: {others})" if others else "")))
     if checks.get("recovery"):
         r = checks["recovery"]
         kept = f"epoch {r['epoch']}" if r["epoch"] else "the start"
-        found.append(("recovery", f"{r['steps']} steps; {kept} kept: {r['before']:.2%} → {r['after']:.2%}"))
+        change = f": {r['before']:.2%} → {r['after']:.2%}" if report.output_error is not None else ""
+        found.append(("recovery", f"{r['steps']} steps; {kept} kept{change}"))
     return found
 
 
@@ -317,15 +353,17 @@ def _nodes(places: Sequence[Place]) -> str:
 def evaluation(e: Evaluation, screen: Screen) -> str:
     """What was measured."""
     e = made_visible(e)
-    facts = [("data", f"{e.data}, {e.samples} samples")]
+    facts = [("data", f"{e.data}, {_samples(e.samples)}")]
     if e.accuracy is not None:
         facts.append(("top-1", f"{e.accuracy:.2%}"))
     if e.original_accuracy is not None and e.drop is not None:
         facts.append(("top-1 of the original", f"{e.original_accuracy:.2%} (drop: {e.drop:.2f} points)"))
     if e.agreement is not None:
-        facts.append(("agreement", f"{e.agreement:.2%} of the samples get the same class"))
-    if e.output_error is not None:
-        facts.append(("output error", _error(e.output_error)))
+        facts.append(("agreement", f"{e.agreement:.2%} get the same class"))
+    if e.figures is not None:
+        known = e.figures
+        facts += _figures(known.error, known.summary() | {"held_out": None}, known.as_dicts())
+        facts.append(("verdict", verdict_of(known).text))
     title = e.model if e.against is None else f"{e.model} against {e.against}"
     return screen.render([Text(title, "bold"), _facts(facts, screen), *(_note(n) for n in e.notes)])
 
@@ -433,8 +471,9 @@ def _remedies(numbers: Mapping[str, int], screen: Screen) -> RenderableType:
     return Group(Text("what would free them", "bold"), _facts([(f"[{i}]", r) for r, i in numbers.items()], screen))
 
 
-def _error(value: float) -> str:
-    return f"{value:.2%} (squared error over spread of the outputs)"
+def _error(value: float, interval: Sequence[float] | None) -> str:
+    bounds = f"; 95% interval: {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
+    return f"{value:.2%} (squared error over spread of the outputs{bounds})"
 
 
 def _note(text: str) -> Text:

@@ -11,6 +11,7 @@ from onnxprune.channels.describe import PinnedDescription
 from onnxprune.evaluation import Evaluation
 from onnxprune.latency.bench import Bench, Comparison, Latency
 from onnxprune.latency.profile import NodeTime
+from onnxprune.measures.figures import ERROR, Figure, Figures
 from onnxprune.report import terminal
 from onnxprune.report.summary import PinnedRow, Report
 from onnxprune.report.terminal import Screen
@@ -139,13 +140,14 @@ def test_many_consumers_are_counted():
 
 
 def test_evaluation_shows_what_was_measured():
-    full = Evaluation("slim.onnx", "model.onnx", "data.npz", "", 500, 0.98, 0.99, 0.97, 0.05, ("a note",))
+    one = Figure(("y",), "", ERROR, 0.05)
+    figures = Figures(0.05, (0.04, 0.06), "", 0.97, (one,), 500, held_out=True)
+    full = Evaluation("slim.onnx", "model.onnx", "data.npz", "", 500, 0.98, 0.99, 0.97, 0.05, ("a note",), figures)
     text = terminal.evaluation(full, Screen())
     for part in ("98.00%", "99.00% (drop: 1.00 points)", "97.00%", "5.00%", "500 samples", "note: a note"):
         assert part in text
-    bare = replace(
-        full, against=None, accuracy=None, original_accuracy=None, agreement=None, output_error=None, notes=()
-    )
+    nothing = dict.fromkeys(("against", "accuracy", "original_accuracy", "agreement", "output_error", "figures"))
+    bare = replace(full, notes=(), **nothing)
     assert terminal.evaluation(bare, Screen()).split() == ["slim.onnx", "data", "data.npz,", "500", "samples"]
 
 

@@ -1,0 +1,342 @@
+"""What the original answers on some samples, and how far other answers are from it, part by part.
+
+A part is some entries of the observed tensors that have a scale of their own. Its error is
+
+    ||y - y0||² / ||y0 - mean y0||²,    the mean taken over samples,
+
+and the error of a model is the mean over its parts. Tensors that are judged as one whole (boxes and scores, joined in
+one output) share its weight by the roots of their numbers of entries: four channels do not vanish beside eighty, and do
+not count as much either. Entries at which both are the same infinity (masked logits) differ
+by nothing; what is infinite or NaN on one side alone makes the error infinite, so that it loses every comparison. A
+tensor in which the original has a NaN is no measure of anything, and neither is one that does not vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.graph import Array, is_float
+
+Wide = NDArray[np.float64]
+Columns = tuple[int, int, int]
+# Below this share of its squares a spread is that of rounding.
+_LEAST_SPREAD = 1e-12
+# Tensors whose entries differ by up to this factor in variance have one scale (a factor of 4 in size).
+_SAME_SCALE = 16.0
+# Channels of one tensor are parted where all on one side have this many times the variance of any on the other (a
+# factor of 10 in size); never into more parts than these.
+_OTHER_SCALE, _MOST_RUNS = 100.0, 4
+# The variance of a channel is known well enough for that from so many entries on.
+_LEAST_ENTRIES = 16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor, or some of its channels: axis, first, and behind the last."""
+
+    tensor: str
+    columns: Columns | None = None
+
+    def of(self, values: Array) -> Array:
+        """Its entries of the tensor's values."""
+        if self.columns is None:
+            return values
+        axis, start, stop = self.columns
+        return values[(slice(None),) * axis + (slice(start, stop),)]
+
+    def __str__(self) -> str:
+        if self.columns is None:
+            return self.tensor
+        axis, start, stop = self.columns
+        places = f"{start}" if stop - start == 1 else f"{start} to {stop - 1}"
+        return f"{self.tensor}, {places} of axis {axis}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pieces of one scale, the outputs of the model that they stand for, and their share of the whole."""
+
+    pieces: tuple[Piece, ...]
+    outputs: tuple[str, ...]
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """For a table: its first pieces."""
+        more = len(self.pieces) - 2
+        return ", ".join(map(str, self.pieces[:2])) + (f" and {more} more" if more > 0 else "")
+
+
+def plain_parts(names: Iterable[str]) -> tuple[Part, ...]:
+    """Each of these outputs as a part."""
+    return tuple(Part((Piece(k),), (k,)) for k in names)
+
+
+def parts_in(
+    joined: Iterable[tuple[Sequence[str], Sequence[str], bool]], values: Mapping[str, Array]
+) -> tuple[Part, ...]:
+    """Parts of the tensors that stand for outputs, by their scales in `values`.
+
+    joined: (tensors, outputs, whether single channels may have a scale of their own), as in `observed.Whole`.
+    """
+    found: list[Part] = []
+    for tensors, outputs, columns in joined:
+        pieces: list[Piece] = []
+        for t in tensors:
+            y = values.get(t)
+            runs = _runs(y) if columns and y is not None and is_float(y.dtype) else ()
+            pieces += [Piece(t, r) for r in runs] or [Piece(t)]
+        alike = _alike(pieces, values)
+        roots = [sum(_entries(p, values) for p in same) ** 0.5 for same in alike]
+        shares = [r / max(sum(roots), 1e-300) for r in roots]
+        found += [Part(tuple(same), tuple(outputs), s) for same, s in zip(alike, shares, strict=True)]
+    return tuple(found)
+
+
+def _alike(pieces: Sequence[Piece], values: Mapping[str, Array]) -> list[list[Piece]]:
+    """The pieces, those of one scale together, in their order."""
+    scales = {p: _scale(p, values) for p in pieces}
+    groups: list[tuple[float, list[Piece]]] = []
+    for p in sorted(pieces, key=lambda p: scales[p]):
+        if not groups or not scales[p] <= _SAME_SCALE * groups[-1][0] or groups[-1][0] == 0.0:
+            groups.append((scales[p], []))
+        groups[-1][1].append(p)
+    order = {p: i for i, p in enumerate(pieces)}
+    return sorted((sorted(own, key=order.__getitem__) for _, own in groups), key=lambda own: order[own[0]])
+
+
+def _entries(piece: Piece, values: Mapping[str, Array]) -> int:
+    return int(piece.of(values[piece.tensor]).size) if piece.tensor in values else 0
+
+
+def _scale(piece: Piece, values: Mapping[str, Array]) -> float:
+    """The variance of an entry; 0 where there is none to speak of."""
+    y = values.get(piece.tensor)
+    if y is None or not is_float(y.dtype) or not y.size or np.isnan(y.astype(np.float64)).any():
+        return 0.0
+    own = piece.of(y)
+    found = spread(own) / max(int(np.isfinite(own.astype(np.float64)).sum()), 1)
+    return found if found > _LEAST_SPREAD * _squares_of(own) / max(own.size, 1) else 0.0
+
+
+def _runs(y: Array) -> list[Columns]:
+    """Runs of channels that differ clearly in scale, along the axis where they do so most; none where none do."""
+    wide = y.astype(np.float64)
+    if y.ndim < 2 or not np.isfinite(wide).all():
+        return []
+    best: list[Columns] = []
+    most = 1.0
+    for axis in dict.fromkeys((1, y.ndim - 1)):
+        if y.size < _LEAST_ENTRIES * y.shape[axis]:
+            continue
+        away = wide - wide.mean(axis=0, keepdims=True) if len(wide) > 1 else wide
+        variances = (away**2).mean(axis=tuple(a for a in range(y.ndim) if a != axis))
+        cuts, clearest = _cuts(variances)
+        if cuts and clearest > most:
+            edges = [0, *cuts, len(variances)]
+            best, most = [(axis, a, b) for a, b in pairwise(edges)], clearest
+    return best
+
+
+def _cuts(variances: Wide) -> tuple[list[int], float]:
+    """(where to cut, the clearest ratio): everything on one side of a cut is far above everything on the other."""
+    edges: list[int] = []
+    clearest = 1.0
+    while len(edges) + 1 < _MOST_RUNS:
+        bounds = [0, *edges, len(variances)]
+        ratio, at = max(_clearest(variances[a:b], a) for a, b in pairwise(bounds))
+        if ratio < _OTHER_SCALE:
+            break
+        clearest = max(clearest, ratio)
+        edges = sorted([*edges, at])
+    return edges, clearest
+
+
+def _clearest(variances: Wide, start: int) -> tuple[float, int]:
+    """(the least on one side of a cut over the largest on the other, where to cut); channels that do not vary have no
+    scale, and belong to either side."""
+    varies = variances > 0.0
+    low, high = np.where(varies, variances, np.inf), np.where(varies, variances, 0.0)
+    before = np.minimum.accumulate(low)[:-1], np.maximum.accumulate(high)[:-1]
+    behind = np.minimum.accumulate(low[::-1])[::-1][1:], np.maximum.accumulate(high[::-1])[::-1][1:]
+    both = (before[1] > 0.0) & (behind[1] > 0.0)
+    if not both.any():
+        return 1.0, 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(both, np.maximum(before[0] / behind[1], behind[0] / before[1]), 1.0)
+    at = int(np.argmax(ratios))
+    return float(ratios[at]), start + at + 1
+
+
+# spreads
+
+
+def spread(y0: Array) -> float:
+    """||y0 - mean y0||², the mean taken over samples, of what is finite; ||y0||² of a single sample."""
+    b = np.atleast_1d(y0).astype(np.float64)
+    if np.isfinite(b).all():
+        return float(((b - b.mean(axis=0, keepdims=True)) ** 2).sum() if len(b) > 1 else (b**2).sum())
+    fine = np.isfinite(b)
+    b = np.where(fine, b, 0.0)
+    mean = b.sum(axis=0, keepdims=True) / np.maximum(fine.sum(axis=0, keepdims=True), 1) if len(b) > 1 else 0.0
+    return float((np.where(fine, b - mean, 0.0) ** 2).sum())
+
+
+def difference(y: Array, y0: Array) -> Wide:
+    """y - y0, 0 where both are the same infinity; NaN or infinite where only one is finite."""
+    a, b = y.astype(np.float64), y0.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where((a == b) & np.isinf(b), 0.0, a - b)
+
+
+def _squares_of(y: Array) -> float:
+    b = y.astype(np.float64)
+    return float((np.where(np.isfinite(b), b, 0.0) ** 2).sum())
+
+
+def _sum_of_squares(d: Wide) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float((d**2).sum())
+    return found if np.isfinite(found) else float("inf")
+
+
+# answers
+
+STILL = "it does not vary over the samples"
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The original's answers on `samples` samples.
+
+    values: its outputs and the observed tensors, by name, first axis = samples, or so many rows for each. parts: those
+    that count, and `spreads` what their errors are relative to. left_out: parts of which no error can be told, and why;
+    where nothing varies they count all the same, relative to their squares.
+    """
+
+    values: Mapping[str, Array]
+    samples: int
+    parts: tuple[Part, ...]
+    spreads: tuple[float, ...]
+    left_out: Mapping[Part, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Array], samples: int, parts: Sequence[Part] | None = None) -> Answers:
+        """parts: of the floating-point tensors in `values`; each of them is one where that is None."""
+        parts = plain_parts(k for k, v in values.items() if is_float(v.dtype)) if parts is None else parts
+        why = {p: _why_not(p, values) for p in parts}
+        spreads = {p: _spread(p, values) for p in parts if not why[p]}
+        if not spreads:  # something has to be selected by: errors are relative to the squares then
+            squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in parts if why[p] == STILL}
+            spreads = {p: s for p, s in squares.items() if s > 0.0}
+        return cls(values, samples, tuple(spreads), tuple(spreads.values()), {p: w for p, w in why.items() if w})
+
+    def counting(self, keeps: Callable[[str, Array], bool]) -> Answers:
+        """Without the parts in which a tensor has values that `keeps` refuses."""
+        pairs = [
+            (p, s)
+            for p, s in zip(self.parts, self.spreads, strict=True)
+            if all(keeps(x.tensor, self.values[x.tensor]) for x in p.pieces)
+        ]
+        return replace(self, parts=tuple(p for p, _ in pairs), spreads=tuple(s for _, s in pairs))
+
+    def bare(self) -> Answers:
+        """With the values of what counts alone."""
+        return replace(self, values={k: self.values[k] for k in self.tensors}, left_out={})
+
+    def first(self, count: int) -> Answers:
+        """What counts, of the first samples, where each has a row of its own."""
+        return Answers.of({k: self.values[k][:count] for k in self.tensors}, count, self.parts)
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        """Those whose entries count."""
+        return tuple(dict.fromkeys(x.tensor for p in self.parts for x in p.pieces))
+
+    @cached_property
+    def weights(self) -> dict[str, Wide]:
+        """By tensor, what its squared errors count for: one number, or one along an axis of channels."""
+        found: dict[str, Wide] = {}
+        for p, s, share in zip(self.parts, self.spreads, self.shares, strict=True):
+            for x in p.pieces:
+                weight = share / s
+                if x.columns is None:
+                    found[x.tensor] = np.asarray(weight)
+                    continue
+                y = self.values[x.tensor]
+                axis, start, stop = x.columns
+                shape = [1] * y.ndim
+                shape[axis] = y.shape[axis]
+                found.setdefault(x.tensor, np.zeros(shape))[(slice(None),) * axis + (slice(start, stop),)] = weight
+        return found
+
+    @cached_property
+    def shares(self) -> tuple[float, ...]:
+        """What each part counts for; they add up to 1."""
+        total = max(sum(p.share for p in self.parts), 1e-300)
+        return tuple(p.share / total for p in self.parts)
+
+    @cached_property
+    def weights_of_spreads(self) -> dict[str, Wide]:
+        """By tensor, its share of the error where it differs by its own spread: shaped as its weights."""
+        return {t: w * max(spread(self.values[t]), 1e-300) for t, w in self.weights.items()}
+
+    def error(self, outputs: Mapping[str, Array], *, partial: bool = False) -> float:
+        """The mean of the parts' errors; infinite where a tensor is missing or has another shape.
+
+        partial: tensors that are missing are as they were.
+        """
+        pairs = zip(self.shares, self.parts, strict=True)
+        return sum((share * self.error_of(p, outputs, partial=partial) for share, p in pairs), 0.0)
+
+    def error_of(self, part: Part, outputs: Mapping[str, Array], *, partial: bool = False) -> float:
+        """The error of one part."""
+        total = 0.0
+        for x in part.pieces:
+            if x.tensor in outputs and outputs[x.tensor].shape == self.values[x.tensor].shape:
+                total += _sum_of_squares(difference(x.of(outputs[x.tensor]), x.of(self.values[x.tensor])))
+            elif x.tensor in outputs or not partial:
+                return float("inf")
+        return total / self.spreads[self.parts.index(part)]
+
+    def per_sample(self, part: Part, outputs: Mapping[str, Array]) -> tuple[Wide, Wide] | None:
+        """(squared error, share of the spread) of each sample, (samples,); None where rows do not belong to samples."""
+        errors, spreads = np.zeros(self.samples), np.zeros(self.samples)
+        for x in part.pieces:
+            y0, y = x.of(self.values[x.tensor]), x.of(outputs[x.tensor])
+            if not y0.ndim or len(y0) % self.samples:
+                return None
+            b = y0.astype(np.float64)
+            fine = np.isfinite(b)
+            b = np.where(fine, b, 0.0)
+            mean = b.sum(axis=0, keepdims=True) / np.maximum(fine.sum(axis=0, keepdims=True), 1)
+            away = np.where(fine, b - mean, 0.0)
+            errors += (difference(y, y0) ** 2).reshape(self.samples, -1).sum(axis=1)
+            spreads += (away**2).reshape(self.samples, -1).sum(axis=1)
+        return errors, spreads
+
+
+def _spread(part: Part, values: Mapping[str, Array]) -> float:
+    return sum(spread(x.of(values[x.tensor])) for x in part.pieces)
+
+
+def _why_not(part: Part, values: Mapping[str, Array]) -> str:
+    """Why nothing can be said of a part, "" where it can."""
+    squares = 0.0
+    for x in part.pieces:
+        y = values.get(x.tensor)
+        if y is None or not is_float(y.dtype):
+            return "it is no tensor of floating-point numbers"
+        own = x.of(y).astype(np.float64)
+        if np.isnan(own).any():
+            return "the original's own values are not finite (NaN) on the samples"
+        if own.size and np.isinf(own).all():
+            return "the original's own values are not finite on any sample"
+        squares += _squares_of(own)
+    return "" if _spread(part, values) > _LEAST_SPREAD * squares else STILL

@@ -1,0 +1,238 @@
+"""What is said of how far one model's outputs are from another's: a figure for every part and every output.
+
+A figure is a number that was measured, or the reason why none was. Its interval holds the error on further samples of
+the same kind with 95 % confidence: Student's t for the logarithm of the error, since errors of single samples differ by
+factors, with the larger of two standard errors: that of the jackknife (Efron & Tibshirani 1993, chapter 11), which few
+samples underestimate where the rare ones are missing, and Cox's for log-normal errors (Zhou & Gao 1997). It knows
+nothing of samples of another kind, or of what the judging samples have chosen themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from onnxprune.graph import Array, is_float
+from onnxprune.measures.answers import STILL, Answers, Part, Wide, difference
+from onnxprune.measures.observed import Observed
+from onnxprune.objective import Ints, class_scores
+
+ERROR = "squared error over spread"
+DIFFER = "share of entries that differ"
+NOT_MEASURED = "not measured"
+Interval = tuple[float, float]
+_CONFIDENCE = 0.95
+# What does not vary counts as unchanged up to this share of its squares.
+_UNCHANGED = 1e-6
+
+
+@dataclass(frozen=True)
+class Figure:
+    """outputs: which it speaks of. at: where it was measured, where that is not the output itself.
+
+    kind: `ERROR`, `DIFFER` or `NOT_MEASURED`. value: None where it was not measured, and `why`. counts: whether the
+    verdict, and a limit on the error, go by it: not by how many numbers of a ranking or of an image were rounded
+    otherwise, as what is in front of these counts.
+    """
+
+    outputs: tuple[str, ...]
+    at: str
+    kind: str
+    value: float | None
+    interval: Interval | None = None
+    why: str = ""
+    counts: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is of, for a table."""
+        return self.at or ", ".join(self.outputs)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of a run on some samples.
+
+    error: the mean over the measured parts, by their shares, None where there are none, and `why`. agreement: the share
+    of samples, or of entries, to which both give the same class. held_out: whether nothing was fitted to these samples.
+    synthetic: whether they are random numbers.
+    """
+
+    error: float | None
+    interval: Interval | None
+    why: str
+    agreement: float | None
+    each: tuple[Figure, ...]
+    samples: int
+    held_out: bool
+    synthetic: bool = False
+
+    @property
+    def measured(self) -> tuple[Figure, ...]:
+        """Those with a number by which the model is judged."""
+        return tuple(f for f in self.each if f.value is not None and f.counts)
+
+    @property
+    def unmeasured(self) -> tuple[Figure, ...]:
+        """Those without one that should have it."""
+        return tuple(f for f in self.each if f.value is None and f.counts)
+
+    @property
+    def worst(self) -> Figure | None:
+        """The one with the largest number."""
+        return max(self.measured, key=lambda f: f.value or 0.0, default=None)
+
+    def summary(self) -> dict[str, Any]:
+        """Of the one number, for a report."""
+        names = ("interval", "why", "samples", "held_out")
+        return {k: getattr(self, k) for k in names}
+
+    def as_dicts(self) -> tuple[dict[str, Any], ...]:
+        """For a report."""
+        more = {"samples": self.samples, "held_out": self.held_out}
+        return tuple(asdict(f) | more for f in self.each)
+
+
+def figures_of(
+    observed: Observed,
+    answers: Answers,
+    outputs: Mapping[str, Array],
+    *,
+    held_out: bool,
+    synthetic: bool = False,
+) -> Figures:
+    """outputs: of a model on the samples of the answers, with the tensors that stand for them."""
+    pairs = [(p, s) for p, s in zip(answers.parts, answers.shares, strict=True) if p not in answers.left_out]
+    parts, shares = [p for p, _ in pairs], [s for _, s in pairs]
+    each = [_of_part(p, answers, outputs, held_out=held_out) for p in parts]
+    each += [_left_out(p, why, answers, outputs) for p, why in answers.left_out.items()]
+    each += [f for f in (_of_output(o, observed, answers, outputs) for o in observed.outputs) if f is not None]
+    errors = [f for f in each if f.kind == ERROR and f.value is not None]
+    sound = len(errors) == len(parts) > 0
+    error = answers.error(outputs) if sound else None
+    why = "" if sound else next((f"{f.name}: {f.why}" for f in each if f.why), "no output depends on the weights")
+    interval = interval_of([answers.per_sample(p, outputs) for p in parts], shares) if sound and held_out else None
+    agreement = agreement_of(observed, answers, outputs)
+    return Figures(error, interval, why, agreement, tuple(each), answers.samples, held_out, synthetic)
+
+
+def _of_part(part: Part, answers: Answers, outputs: Mapping[str, Array], *, held_out: bool) -> Figure:
+    at = "" if part.outputs == (part.name,) else part.name
+    lost = next((x.tensor for x in part.pieces if x.tensor not in outputs), None)
+    if lost is not None:
+        return Figure(part.outputs, at, NOT_MEASURED, None, why=f"the model has no tensor {lost!r}")
+    found = answers.error_of(part, outputs)
+    if not np.isfinite(found):
+        return Figure(part.outputs, at, NOT_MEASURED, None, why=_why_infinite(part, answers, outputs))
+    interval = interval_of([answers.per_sample(part, outputs)], [1.0]) if held_out else None
+    return Figure(part.outputs, at, ERROR, found, interval)
+
+
+def _why_infinite(part: Part, answers: Answers, outputs: Mapping[str, Array]) -> str:
+    for x in part.pieces:
+        y, y0 = outputs[x.tensor], answers.values[x.tensor]
+        if y.shape != y0.shape:
+            return f"its shape is {y.shape} instead of {y0.shape}"
+    return "it is not finite, or is infinite at other places than the original's"
+
+
+def _left_out(part: Part, why: str, answers: Answers, outputs: Mapping[str, Array]) -> Figure:
+    at = "" if part.outputs == (part.name,) else part.name
+    same = why == STILL and all(
+        _unchanged(x.of(outputs[x.tensor]), x.of(answers.values[x.tensor])) if x.tensor in outputs else False
+        for x in part.pieces
+    )
+    if why == STILL and not same:
+        why += ", and it is not the original's"
+    return Figure(part.outputs, at, NOT_MEASURED, None, why=why, counts=not same)
+
+
+def _unchanged(y: Array, y0: Array) -> bool:
+    d = difference(y, y0)
+    b = np.where(np.isfinite(y0.astype(np.float64)), y0.astype(np.float64), 0.0)
+    return bool(np.isfinite(d).all() and (d**2).sum() <= _UNCHANGED * (b**2).sum())
+
+
+def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> Figure | None:
+    """Of an output as it is; None where its parts say all, or where nothing that is pruned stands before it."""
+    behind = o in observed.ranked
+    if o in observed.still or not (behind or o in observed.missing):
+        return None
+    y0, y = answers.values.get(o), outputs.get(o)
+    counts = not behind or o in observed.choices
+    why = ""
+    if o in observed.random:
+        why, counts = "it is random", not behind
+    elif o in observed.sized_by_values:
+        why, counts = "its size depends on what is computed", not behind
+    elif y0 is None or y is None:
+        why = "it is no tensor, or of another size for each sample"
+    elif y.shape != y0.shape:
+        why = f"its shape is {y.shape} instead of {y0.shape}"
+    elif not y0.size:
+        why = "it has no entries"
+    elif is_float(y0.dtype):
+        if behind:
+            return None
+        why = "it jumps, and nothing in front of it can be compared"
+    else:
+        return Figure((o,), "", DIFFER, float(np.mean(y != y0)), counts=counts)
+    return Figure((o,), "", NOT_MEASURED, None, why=why, counts=counts)
+
+
+# classes
+
+
+def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> float | None:
+    """The share of samples with the same class, or of entries of a class map; None where the first output has none."""
+    first = next(iter(observed.outputs), "")
+    y0, y = answers.values.get(first), outputs.get(first)
+    if y0 is None or y is None or y.shape != y0.shape:
+        return None
+    if first in observed.choices and y0.size:
+        return float(np.mean(y == y0))
+    return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples))
+
+
+def classes_of(scores: Array, samples: int) -> Ints | None:
+    """Predicted class per sample, -1 where a score is NaN; None where these are no class scores."""
+    if not class_scores(scores, samples):
+        return None
+    flat = scores.reshape(samples, -1)
+    return np.where(np.isnan(flat).any(axis=1), -1, flat.argmax(axis=1))
+
+
+def share_of(a: Ints | None, b: Ints | None) -> float | None:
+    """Share of samples in which both say the same class."""
+    return None if a is None or b is None else float(np.mean((a == b) & (a >= 0)))
+
+
+# intervals
+
+
+def interval_of(parts: Sequence[tuple[Wide, Wide] | None], shares: Sequence[float]) -> Interval | None:
+    """Bounds of the sum over parts of share · Σ errors / Σ spreads, from (errors, spreads) of each sample, (samples,).
+
+    None where a part has none, or where there are fewer than two samples or no error at all.
+    """
+    known = [p for p in parts if p is not None]
+    if not known or len(known) < len(parts) or len(known[0][0]) < 2:
+        return None
+    count = len(known[0][0])
+    whole = float(sum(w * e.sum() / s.sum() for w, (e, s) in zip(shares, known, strict=True)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = [w * (e.sum() - e) / (s.sum() - s) for w, (e, s) in zip(shares, known, strict=True)]
+        without = np.sum(each, axis=0)
+    if not (whole > 0.0 and np.isfinite(without).all()):
+        return None
+    logs = np.log(np.maximum(without, 1e-6 * whole))
+    error = float(np.sqrt((count - 1) / count * ((logs - logs.mean()) ** 2).sum()))
+    single = sum(w * count * e / s.sum() for w, (e, s) in zip(shares, known, strict=True))
+    variance = float(np.log(np.maximum(single, 1e-6 * whole)).var(ddof=1))
+    error = max(error, float(np.sqrt(variance / count + variance**2 / (2 * (count - 1)))))
+    factor = float(np.exp(min(stdtrit(count - 1, 0.5 + _CONFIDENCE / 2) * error, 50.0)))
+    return whole / factor, whole * factor

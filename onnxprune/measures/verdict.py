@@ -1,0 +1,84 @@
+"""What the figures mean for whoever has to decide: one line, and a limit that a run can be held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.errors import CheckFailed
+from onnxprune.measures.figures import DIFFER, Figure, Figures
+
+GOOD, DOUBTFUL, BAD, UNKNOWN = "good", "doubtful", "bad", "unknown"
+# Of the worst part; and of the samples, or entries, that keep their class.
+DOUBTFUL_ERROR, BAD_ERROR = 0.2, 0.5
+DOUBTFUL_AGREEMENT, BAD_AGREEMENT = 0.8, 0.5
+# Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
+_SLACK = 1e-9
+_ADVICE = {
+    DOUBTFUL: "test it on labelled data (`onnxprune eval`), lower --ratio, or give more samples",
+    BAD: "lower --ratio, or give more and better samples",
+    UNKNOWN: "test it on data of your own (`onnxprune eval`)",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """level: good, doubtful, bad or unknown. text: that with the reason and what to do."""
+
+    level: str
+    text: str
+
+
+def verdict_of(figures: Figures) -> Verdict:
+    """By the worst figure and the agreement; never good where what was measured says too little."""
+    level, why = _judged(figures)
+    advice = f"; {_ADVICE[level]}" if level in _ADVICE else ""
+    return Verdict(level, f"{level}: {why}{advice}")
+
+
+def _judged(figures: Figures) -> tuple[str, str]:
+    worst, agreement = figures.worst, figures.agreement
+    if worst is None or worst.value is None:
+        return UNKNOWN, f"nothing was measured ({figures.why})"
+    what = _told(worst, several=len(figures.measured) > 1)
+    if agreement is not None and agreement < BAD_AGREEMENT:
+        return BAD, f"only {agreement:.1%} keep their class"
+    if worst.value >= BAD_ERROR:
+        return BAD, what
+    if worst.value >= DOUBTFUL_ERROR:
+        return DOUBTFUL, what
+    if agreement is not None and agreement < DOUBTFUL_AGREEMENT:
+        return DOUBTFUL, f"only {agreement:.1%} keep their class"
+    if figures.unmeasured:
+        lost = figures.unmeasured[0]
+        return DOUBTFUL, f"{what}, but {lost.name} was not measured ({lost.why})"
+    if figures.synthetic:
+        return DOUBTFUL, f"{what}, but on random inputs, which say nothing of real ones"
+    if not figures.held_out:
+        return DOUBTFUL, f"{what}, but on the very samples that it was fitted to"
+    if worst.interval is not None and worst.interval[1] >= DOUBTFUL_ERROR:
+        few = _samples(figures.samples)
+        return DOUBTFUL, f"{what}, but from {few} alone it may as well be {min(worst.interval[1], 9.99):.0%}"
+    return GOOD, what
+
+
+def _told(figure: Figure, *, several: bool) -> str:
+    of = f" of {figure.name}" if several or figure.at else ""
+    if figure.kind == DIFFER:
+        return f"{figure.value:.1%} of the entries{of} differ from the original's"
+    return f"an error{of} of {figure.value:.1%}"
+
+
+def _samples(n: int) -> str:
+    return "1 sample" if n == 1 else f"{n} samples"
+
+
+def demand(figures: Figures, most: float) -> None:
+    """Raises CheckFailed where any figure exceeds `most`, or where something was not measured."""
+    over = [f for f in figures.measured if f.value is not None and not f.value <= most + _SLACK]
+    if over:
+        told = "; ".join(_told(f, several=True) for f in sorted(over, key=lambda f: -(f.value or 0.0))[:3])
+        raise CheckFailed(f"{told}: more than the allowed {most:.2%}")
+    if figures.unmeasured or not figures.measured:
+        lost = figures.unmeasured[0] if figures.unmeasured else None
+        why = f"{lost.name}: {lost.why}" if lost is not None else figures.why
+        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but it was not measured ({why})")
