@@ -14,6 +14,10 @@ def check_file(path: Path, size: int) -> None:
     size: of the model with all of its weights.
     """
     try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:  # which neither onnx nor onnxruntime takes
+        raise ModelError(f"{path} has a name, or lies in a folder with one, that is not UTF-8; rename it") from None
+    try:
         ask("check file", str(path.resolve()), what="checking this model", size=size)
     except OnnxPruneError:
         raise

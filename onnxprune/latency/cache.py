@@ -21,6 +21,8 @@ from onnxprune.output.commit import write_atomically
 
 _FORMAT = 1
 _MOST_BYTES = 16 << 20
+# How a file that holds something else shows it; an OverflowError comes from an integer that is no float.
+_BROKEN = (OSError, InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _ELSEWHERE = "ONNXPRUNE_CACHE names another folder"
 
 
@@ -70,7 +72,16 @@ class Cache:
                 raise ValueError("it holds what is no time")
             if any(len(s.lengths) != axes for s in found):
                 raise ValueError("its lengths do not fit")
-        except (OSError, InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (
+            OSError,
+            InputError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as e:
             self._note(f"the measurements in {path} cannot be read and are made again ({type(e).__name__})")
             return ()
         return found

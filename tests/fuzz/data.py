@@ -207,10 +207,9 @@ def other_values(arrays: Arrays, rng: Rng) -> None:
         if a.dtype.kind != "f" or not a.size:
             return
         a = np.array(a)
-        if rng.random() < 0.5:
-            a[...] = pick(rng, VALUES)
-        else:
-            a.reshape(-1)[int(rng.integers(a.size))] = pick(rng, VALUES)
+        at: Any = ... if rng.random() < 0.5 else int(rng.integers(a.size))
+        with np.errstate(over="ignore"):  # half precision holds less
+            a.reshape(-1)[at] = pick(rng, VALUES)
         arrays[name] = a
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from onnxprune.calibrate.samples import InputSpec, load
 from onnxprune.errors import CalibrationError, InputError, ModelError
 from onnxprune.intake import files
 from onnxprune.model import load as load_model
+from tests import digits
 
 SPECS = (InputSpec("x", np.dtype(np.float32), (None, 2)),)
 
@@ -103,6 +105,15 @@ def test_names_that_no_system_takes(name: str):
     with pytest.raises(ModelError, match="cannot be read") as e:
         load_model(name)
     assert len(str(e.value)) < 300
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_name_that_is_not_utf_8(tmp_path: Path):
+    """Fails where a whole model is said to be none because of the name of its file."""
+    path = tmp_path / os.fsdecode(b"\xe4.onnx")
+    path.write_bytes(digits.path("resnet").read_bytes())
+    with pytest.raises(ModelError, match="is not UTF-8; rename it"):
+        load_model(path)
 
 
 def test_what_is_put_in_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -33,13 +33,24 @@ def test_another_machine_or_version_measures_anew(tmp_path: Path, key: str):
     [
         b"",
         b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps({"format": 1, "machine": MACHINE, "signature": "conv", "samples": [[[8, 8], 10**400]]}).encode(),
+        b'{"format": 1' + b"0" * 10_000 + b"}",
         b"[]",
         b"{}",
         b'{"format": 99, "machine": {}, "signature": "conv", "samples": []}',
         b'{"format": 1, "machine": {"processor": "a", "onnxruntime": "1"}, "signature": "other", "samples": []}',
         *(
             json.dumps({"format": 1, "machine": MACHINE, "signature": "conv", "samples": samples}).encode()
-            for samples in (3, [[1, 2, 3]], [[[8], 1e-6]], [[[8, 8], -1]], [[[8, 8], float("nan")]], [[["x", 8], 1]])
+            for samples in (
+                3,
+                [[1, 2, 3]],
+                [[[8], 1e-6]],
+                [[[8, 8], -1]],
+                [[[8, 8], float("nan")]],
+                [[["x", 8], 1]],
+                [[[8, 8], 10**400]],
+            )
         ),
     ],
 )
