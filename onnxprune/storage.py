@@ -59,33 +59,45 @@ PACKED = frozenset(_BITS)
 
 
 def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: weights of the graph and of bodies, attributes, functions included."""
+    """Every tensor of a model: weights of graphs and bodies, attributes, functions and their defaults included."""
     yield from _of_graph(proto.graph)
     for function in proto.functions:
+        yield from _of_attributes(function.attribute_proto)
         yield from _of_nodes(function.node)
+    for training in proto.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
 
 
 def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for s in graph.sparse_initializer:
-        yield from (s.values, s.indices)
+    yield from _of_sparse(graph.sparse_initializer)
     yield from _of_nodes(graph.node)
 
 
 def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for node in nodes:
-        for a in node.attribute:
-            if a.type == onnx.AttributeProto.TENSOR:
-                yield a.t
-            elif a.type == onnx.AttributeProto.TENSORS:
-                yield from a.tensors
-            elif a.type == onnx.AttributeProto.SPARSE_TENSOR:
-                yield from (a.sparse_tensor.values, a.sparse_tensor.indices)
-            elif a.type == onnx.AttributeProto.GRAPH:
-                yield from _of_graph(a.g)
-            elif a.type == onnx.AttributeProto.GRAPHS:
-                for body in a.graphs:
-                    yield from _of_graph(body)
+        yield from _of_attributes(node.attribute)
+
+
+def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    """Whatever type an attribute claims: a reference to a file is one also where nothing should read it."""
+    for a in attributes:
+        if a.HasField("t"):
+            yield a.t
+        yield from a.tensors
+        if a.HasField("sparse_tensor"):
+            yield from _of_sparse((a.sparse_tensor,))
+        yield from _of_sparse(a.sparse_tensors)
+        if a.HasField("g"):
+            yield from _of_graph(a.g)
+        for body in a.graphs:
+            yield from _of_graph(body)
+
+
+def _of_sparse(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for s in tensors:
+        yield from (s.values, s.indices)
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:

@@ -23,7 +23,8 @@ from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array, Shape, cast, is_float
-from onnxprune.normalise import accepts, distinct, resized, symbols, together
+from onnxprune.intake.first_run import Trial
+from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Feeds, Session, concatenated
 
@@ -79,7 +80,8 @@ def other_sizes(
     """
     if not symbols(example, original):
         return []
-    session = Session(original)
+    accepts = Trial(original)  # what it does at sizes that nobody has tried is tried in a process of its own
+    accepts(example)
     largest = max((prod(s) for s in (shapes or {}).values()), default=0)
 
     def entries(feeds: Feeds) -> int:
@@ -87,12 +89,12 @@ def other_sizes(
 
     def runs(feeds: Feeds) -> bool:
         grown = entries(feeds) / max(entries(example), 1)
-        return (grown <= 1 or grown * largest <= _MOST_ENTRIES) and accepts(session, feeds)
+        return (grown <= 1 or grown * largest <= _MOST_ENTRIES) and accepts(feeds)
 
     alone = [v for v in resized(example, original, runs) if runs(v)]
     found = distinct([dict(example), *alone, *together(example, original, runs, more=True)])[1:]
     drawn = [(v, varied(v, k + 1)) for k, v in enumerate(found)]
-    return [other if accepts(session, other) else plain for plain, other in drawn]
+    return [other if accepts(other) else plain for plain, other in drawn]
 
 
 def varied(feeds: Feeds, seed: int) -> dict[str, Array]:

@@ -37,6 +37,8 @@ _SECONDS = 35.0
 _BYTES = 3 << 30
 _BYTES_PER_SECOND = 20e6
 _TIMES_THE_SIZE = 5
+# The normal form runs the model at about ten sizes, some of them four times as large.
+_TIMES_AN_HONEST_RUN = 60.0
 # Two stacks and a cache of the allocator for each core: reserved, and hardly ever touched.
 _BYTES_PER_CORE = 32 << 20
 PATIENCE = "ONNXPRUNE_PATIENCE"
@@ -53,8 +55,8 @@ class Stopped(RunError):
     """The child crashed, did not end, or needed too much memory: onnxruntime's own refusals are plain RunErrors."""
 
 
-class Crashed(Stopped):
-    """The child crashed: another input may do better."""
+class Late(Stopped):
+    """It did not end in time."""
 
 
 class _Elsewhere(Exception):
@@ -181,7 +183,7 @@ def limits(size: int, honest: float = 0.0) -> tuple[float, int]:
         patience = max(float(os.environ.get(PATIENCE, "1")), 0.0)
     except ValueError:
         patience = 1.0
-    seconds = _SECONDS + size / _BYTES_PER_SECOND + 20.0 * honest
+    seconds = _SECONDS + size / _BYTES_PER_SECOND + _TIMES_AN_HONEST_RUN * honest
     return seconds * patience, _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
 
 
@@ -256,13 +258,13 @@ def _why(code: int | None, what: str, seconds: float, most: int, *, late: bool) 
     if code == HUNGRY:
         return Stopped(_hungry(what, most))
     if late:
-        return Stopped(
+        return Late(
             f"{what} does not end: it was stopped after {seconds:.0f} seconds; if the model is to be trusted, set "
             f"{PATIENCE}=10 to wait ten times as long"
         )
     if code is not None and -code == getattr(signal, "SIGKILL", 9):
         return Stopped(f"{what} was ended by the system ({_how(code)}), most likely for want of memory")
-    return Crashed(
+    return Stopped(
         f"onnxruntime or onnx crashes ({_how(code)}) on {what}; the model, or this data for it, is not valid"
     )
 

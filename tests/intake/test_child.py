@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import RunError
 from onnxprune.intake import child, first_run
-from onnxprune.intake.child import Stopped
+from onnxprune.intake.child import Late, Stopped
 
 FEEDS = {"x": np.ones((2, 6), np.float32)}
 
@@ -93,7 +93,7 @@ def test_a_convolution_of_no_groups_is_one_error():
 def test_a_loop_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch):
     first_run.run(relu(), FEEDS)
     monkeypatch.setenv(child.PATIENCE, "0.02")
-    with pytest.raises(Stopped, match="does not end"):
+    with pytest.raises(Late, match="does not end"):
         first_run.run(endless(), FEEDS)
 
 
