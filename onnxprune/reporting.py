@@ -31,6 +31,8 @@ from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, M
 from onnxprune.targets import TARGETS
 from onnxprune.threads import blas
 
+_STATUS = Path("/proc/self/status")
+
 
 def report_of(
     loaded: Loaded,
@@ -230,7 +232,7 @@ def peak_memory() -> int | None:
     """Peak resident bytes of this process, None where the platform does not tell."""
     # Linux counts in ru_maxrss what a parent held when it started this program.
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = _STATUS.read_text(encoding="utf-8", errors="replace").splitlines()  # the name of a process is any bytes
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource

@@ -767,7 +767,7 @@ def test_prune_and_bench(folder: Path, capsys: Capture, monkeypatch: pytest.Monk
     assert found["models"][1]["bytes"] == (folder / "out.onnx").stat().st_size
 
 
-def test_python_dash_m(capsys: Capture):
+def test_python_dash_m(folder: Path):
     args = [sys.executable, "-m", "onnxprune", "missing.onnx", "out.onnx", "--ratio", "0.5", "--calib", CALIB]
     done = subprocess.run(args, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from onnxprune import reporting
 from tests import digits
 
 PRUNE = (str(digits.path("resnet")), "out.onnx", "--calib", str(digits.CALIB), "--ratio", "0.5", "--fast")
@@ -80,3 +81,19 @@ def test_a_plan_does_not_depend_on_the_kernels_of_blas(usual: Outcome, tmp_path:
     found = _run(tmp_path / "older", {"OPENBLAS_CORETYPE": "Nehalem"})
     assert found.plan == usual.plan
     assert found.model == usual.model or found.report["versions"]["blas"] != usual.report["versions"]["blas"]
+
+
+@pytest.mark.parametrize(
+    ("status", "known"),
+    [(None, False), (b"", False), (b"Name:\tpruner\n", False), (b"Name:\tpr\xfcfer\nVmHWM:\t  123456 kB\n", True)],
+)
+def test_the_peak_of_memory_where_linux_tells_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: bytes | None, known: bool
+):
+    """Fails where a report needs /proc, or a process whose name is ASCII."""
+    path = tmp_path / "status"
+    if status is not None:
+        path.write_bytes(status)
+    monkeypatch.setattr(reporting, "_STATUS", path)
+    found = reporting.peak_memory()
+    assert found == 123456 << 10 if known else found is None or found > 1 << 20

@@ -93,6 +93,7 @@ def test_a_tool_that_goes_wrong_is_a_result(tmp_path: Path, monkeypatch: pytest.
     """Fails where a crash or a hang of one tool ends the whole comparison."""
     package = tmp_path / "benchmarks"
     package.mkdir()
+    (package / "__init__.py").touch()  # else a package of that name that lies further down the path comes first
     (package / "peers.py").write_text(program, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

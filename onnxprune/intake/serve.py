@@ -145,7 +145,11 @@ def _bytes_now() -> int:
     """What counts against the limit: private memory that can be written, touched or not."""
     if not _LINUX:
         return _peak_now()
-    found = re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it is not mounted
+        return _peak_now()
+    found = re.search(r"VmData:\s*(\d+) kB", status)
     return int(found[1]) << 10 if found else 0
 
 
