@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,8 @@ LARGE_BYTES = 64 << 20
 # What a compressed file may expand to: it has to be held in memory as a whole. Of one that grows a hundredfold, less.
 INFLATED_BYTES = 2 << 30
 _BOMB_BYTES, _BOMB_FACTOR = 256 << 20, 100
-_MOST_MEMBERS = 10_000
+# Of the directory of an archive, which has 46 bytes and a name for each member.
+_MOST_MEMBERS, _MOST_AT_ONCE = 10_000, 4 << 20
 SUFFIXES = (".npz", ".npy")
 _CHUNK_BYTES = 16 << 20
 _MAGIC = np.lib.format.MAGIC_PREFIX
@@ -141,7 +142,7 @@ def _array(f: BinaryIO, path: Path, length: int) -> Array | Rows:
 def _archive(f: BinaryIO, path: Path) -> dict[str, Array | Rows]:
     found: dict[str, Array | Rows] = {}
     held = 0
-    with zipfile.ZipFile(f) as z:
+    with zipfile.ZipFile(cast(BinaryIO, _Bounded(f))) as z:
         if len(z.infolist()) > _MOST_MEMBERS:
             raise ValueError(f"it has {len(z.infolist())} members; at most {_MOST_MEMBERS} are read")
         for info in z.infolist():
@@ -168,6 +169,20 @@ def _archive(f: BinaryIO, path: Path) -> dict[str, Array | Rows]:
             with z.open(info) as member:
                 found[name] = _checked(member)
     return found
+
+
+class _Bounded:
+    """A file of which zipfile reads a few megabytes at once at most: it takes in a directory whole, of any length."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises ValueError where more is asked for; without a size it is the end of the file."""
+        if size > _MOST_AT_ONCE:
+            raise ValueError(f"its directory has {shown(size)}; data have a few members")
+        return self._file.read(_MOST_AT_ONCE if size < 0 else size)
 
 
 def _checked(f: IO[bytes]) -> Array:

@@ -124,6 +124,19 @@ def test_member_names_are_names_and_nothing_else(tmp_path: Path):
     assert [p.name for p in tmp_path.parent.glob("*.npy")] == []
 
 
+def test_directories_without_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Fails where the directory of an archive is taken into memory before its length was looked at."""
+    blob = plain(np.ones(2))
+    path = archive(tmp_path / "data.npz", {f"x{i}.npy": blob for i in range(50)})
+    assert len(arrays.read(path)) == 50
+    monkeypatch.setattr(arrays, "_MOST_MEMBERS", 49)
+    with pytest.raises(CalibrationError, match="has 50 members"):
+        arrays.read(path)
+    monkeypatch.setattr(arrays, "_MOST_AT_ONCE", 2000)
+    with pytest.raises(CalibrationError, match="its directory has"):
+        arrays.read(path)
+
+
 def test_a_stored_member_that_ends_behind_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a directory that lies about a member makes pages readable that are not there."""
     monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
