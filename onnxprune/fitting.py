@@ -16,6 +16,7 @@ from onnxprune.graph import Array
 from onnxprune.measures.finite import keep_finite
 from onnxprune.measures.judge import runs_on
 from onnxprune.measures.observed import observing
+from onnxprune.normalise.tables import Table
 from onnxprune.recover import Material, Schedule, recover
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
 from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks, Refitted
@@ -147,7 +148,12 @@ def recover_weights(
         coupled.layers,
         Material(loaded.fit, loaded.held, calibrated.reference),
         coupled.channels.keep_classes(masks),
-        Schedule(epochs=settings.epochs, seed=settings.seed, augment=images(flips=True, blends=True)),
+        Schedule(
+            epochs=settings.epochs,
+            seed=settings.seed,
+            augment=images(flips=True, blends=True),
+            fixed=_generated(model, loaded.normalised.tables),
+        ),
     )
     notes = [recovery.why] if recovery.why else []
     if not weights:
@@ -160,6 +166,12 @@ def recover_weights(
         notes += [_spoilt(x, RECOVERED) for x in undone]
         candidates = {**candidates, RECOVERED: model}
     return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
+
+
+def _generated(model: onnx.ModelProto, tables: Mapping[str, Table]) -> frozenset[str]:
+    """The constants that the original generates, and that would take more to store."""
+    sizes = {t.name: storage.bytes_of(t) for t in model.graph.initializer if t.name in tables}
+    return frozenset(k for k, size in sizes.items() if tables[k].generated and tables[k].bytes < size)
 
 
 def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, coupled: Coupled, calibrated: Calibrated) -> float:

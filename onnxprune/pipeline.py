@@ -424,7 +424,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
         parameters=stored,
         macs=macs,
         added=n.added_biases,
-        clones=n.clones,
+        clones={*n.clones, *(k for k, t in n.tables.items() if t.generated)},
     )
 
 
@@ -453,8 +453,8 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
     stored, n = m.parameters(loaded.original), loaded.normalised
-    more = {*n.added_biases, *n.clones}
-    own = channels.graph.constants.keys() - more
+    more, generated = {*n.added_biases, *n.clones}, {k: t.bytes for k, t in n.tables.items() if t.generated}
+    own = channels.graph.constants.keys() - more - generated.keys()
     prices = {
         "macs": cost.macs(channels, drops),
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
@@ -464,7 +464,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     coupled = Coupled(
         channels,
         taken,
-        layers_taken(taken, channels),
+        tuple(replace(x, made=generated.get(x.weight, 0)) for x in layers_taken(taken, channels)),
         observed,
         seen(taken, observed, n, labelled=settings.labels is not None),
         frozen,

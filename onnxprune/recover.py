@@ -46,7 +46,7 @@ class Schedule:
     """epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step.
 
     feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
-    see it. seed: of the order, and of what `augment` draws.
+    see it. seed: of the order, and of what `augment` draws. fixed: weights that are not trained.
     """
 
     epochs: int
@@ -55,6 +55,7 @@ class Schedule:
     feature_weight: float = 1.0
     augment: Augment = unchanged
     seed: int = 0
+    fixed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def recover(
 
     before, samples = judge({}), material.fit
     try:
-        student = Student(pruned, samples.example(), channels, layers, keep)
+        student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed)
         teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule)
         if goals:
             student.follow(goals, masked)

@@ -69,20 +69,19 @@ def in_place(
 ) -> dict[str, Array]:
     """Refitted weights at full size, removed columns zero: level "none", "scale" or "least-squares".
 
-    Layers that lose no column are left out, and, but for "none", those without moments; those in front of an operator
-    that is only defined for some numbers keep what is left of their weights.
+    Layers that lose no column are left out, and, but for "none", those without moments; those that are never
+    fitted (`Layer.keeps`) keep what is left of their weights.
     """
     if level == "none":
         return scaled(layers, weights, keep, np.ones(keep.size))
     found: dict[str, Array] = {}
     for layer in layers:
         columns = layer.kept_columns(keep)
-        if layer.limited:
+        if layer.keeps(keep):
             found.update(scaled((layer,), weights, keep, np.ones(keep.size)))
-        if columns.all() or layer.weight not in moments or layer.limited:
-            continue
-        w = layer.matrix(weights)
-        found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
+        elif not columns.all() and layer.weight in moments:
+            w = layer.matrix(weights)
+            found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
     return found
 
 
@@ -98,12 +97,11 @@ def scaled(
 ) -> dict[str, Array]:
     """Weights at full size with each column times the factor of its class, (classes,), and removed columns zero.
 
-    Layers of which no column changes are left out. The factors of those in front of an operator that is only defined
-    for some numbers are 1.
+    Layers of which no column changes are left out. The factors of those that are never fitted are 1.
     """
     found: dict[str, Array] = {}
     for layer in layers:
-        own = np.ones_like(factors) if layer.limited else factors
+        own = np.ones_like(factors) if layer.keeps(keep) else factors
         classes = np.stack([layer.columns(g) for g in range(layer.groups)])
         of_column = np.where(classes < 0, 1.0, np.where(keep, own, 0.0)[np.maximum(classes, 0)])
         if (of_column != 1.0).any():
@@ -256,8 +254,8 @@ def lockstep(
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
     Layers that read nothing changed, those too wide for their Gram, those whose weights would not fit in the model's
-    type, those in front of an operator that is only defined for some numbers, those whose inputs or targets are not
-    finite, and what a recurrent net makes of its own state (which depends on the weights in turn) keep their weights.
+    type, those that are never fitted (`Layer.keeps`), those whose inputs or targets are not finite, and what a
+    recurrent net makes of its own state (which depends on the weights in turn) keep their weights.
     """
     graph = channels.graph
     changed = changed_tensors(channels, keep)
@@ -265,7 +263,7 @@ def lockstep(
     attributes = {n.output[0]: n for n in pruned.graph.node}
     todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
     todo = [x for x in todo if not is_wide(x) and x.data not in x.node.outputs and x.node.outputs[0] in attributes]
-    todo = [x for x in todo if (x.bias or x.kept_inputs(keep).any()) and not x.limited]
+    todo = [x for x in todo if (x.bias or x.kept_inputs(keep).any()) and not x.keeps(keep)]
     todo = [x for x in todo if mask_of(channels, x.data, keep, [0]) is None]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
@@ -456,7 +454,7 @@ def on_present_inputs(
     """
     columns = layer.kept_columns(keep)
     counts = columns.sum(axis=1)
-    usable = not layer.limited and all(s.finite for s in sums)
+    usable = not layer.keeps(keep) and all(s.finite for s in sums)
     if (counts != counts[0]).any() or not counts[0] or not usable:
         return {}
     at = np.stack([np.flatnonzero(c) for c in columns])

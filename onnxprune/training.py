@@ -178,8 +178,15 @@ class Student:
     """
 
     def __init__(
-        self, pruned: onnx.ModelProto, example: Feeds, channels: ChannelGraph, layers: Sequence[Layer], keep: Mask
+        self,
+        pruned: onnx.ModelProto,
+        example: Feeds,
+        channels: ChannelGraph,
+        layers: Sequence[Layer],
+        keep: Mask,
+        fixed: Collection[str] = (),
     ) -> None:
+        """fixed: weights that are not trained."""
         proto = rounding.without_rounding(pruned) if rounding.is_quantized(pruned) else pruned
         binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
         shapes, self._types = all_shapes(proto, binding, example)
@@ -187,7 +194,7 @@ class Student:
         self._graph = m.view(proto, shapes, {}, binding)
         self.layers = _sliced(layers, self._graph, keep)
         self._computed = _depending(self._graph)
-        self._candidates = trainable(self._graph, channels, layers)
+        self._candidates = tuple(w for w in trainable(self._graph, channels, layers) if w not in fixed)
         self.weights: dict[str, Array] = {}
         self.missing: dict[str, str] = {}
         self._session: Session | None = None

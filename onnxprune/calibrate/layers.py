@@ -41,7 +41,8 @@ class Layer:
     transposed: the weight is stored (M, C). alpha, beta: factors of Gemm on product and bias.
     stored_weight, stored_bias: how these two are stored, where that is quantized. step: the scale of the layer's input,
     where the bias is stored at that times the scale of the weight. limited: the operator behind it that is only defined
-    for some numbers, if there is one: then its weights are never fitted (see `channels.domains`).
+    for some numbers, if there is one: then its weights are never fitted (see `channels.domains`). made: bytes from
+    which the model generates its weight, 0 where it stores it: it is fitted only where storing that takes no more.
     """
 
     node: Node
@@ -59,6 +60,7 @@ class Layer:
     stored_bias: Quantized | None = None
     step: float | None = None
     limited: str = ""
+    made: int = 0
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -134,6 +136,11 @@ class Layer:
         elif self.bias:
             found[self.bias] = b
         return found
+
+    def keeps(self, keep: NDArray[np.bool_]) -> bool:
+        """Whether its weights are sliced and not fitted, where these classes stay."""
+        kept = int(self.kept_inputs(keep).sum()) * int(self.kept_outputs(keep).sum())
+        return bool(self.limited) or 0 < self.made < 4 * kept * self.kernel_size // self.groups
 
     def rounded(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> NDArray[np.float64]:
         """`matrix` as it is read back once it is stored."""

@@ -41,6 +41,7 @@ from onnxprune.normalise.constants import constant_condition, fold_constants, se
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes
+from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.runtime import Feeds, Session
 
@@ -52,6 +53,7 @@ class Normalised:
     added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
     outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
     free: the axes of each tensor whose size changes with the symbolic dimensions.
+    tables: constants that the original computes from fewer bytes, by name.
     """
 
     proto: onnx.ModelProto
@@ -64,6 +66,7 @@ class Normalised:
     clones: Mapping[str, str]
     outside: frozenset[str] = frozenset()
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -87,6 +90,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     outside = frozenset(t.name for t in proto.graph.initializer) | {o for n in proto.graph.node for o in n.output}
     bodies.hoist(proto)
     see_through_identities(proto)
+    unfolded = proto
     proto = fold_constants(proto)
     runner = Runner(original)
     at_once = together(example, proto, runner)
@@ -105,7 +109,10 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, free, replaced))
     if replaced["shuffles"]:
         proto = _clean(proto)
-    return Normalised(proto, shapes, types, known, binding, tuple(notes), added, clones, outside, free)
+    tables = tables_of(unfolded, proto)
+    return Normalised(
+        proto, shapes, types, known, binding, tuple(notes), added, clones, outside, free=free, tables=tables
+    )
 
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,13 +12,15 @@ from onnxprune.channels.branches import left_of
 from onnxprune.normalise import Normalised
 from onnxprune.rewrite.branches import settle
 from onnxprune.rewrite.slice import drop_zero_biases, merge_equal_clones
+from onnxprune.rewrite.tables import put_back
 
 
 def finish(
     cut: onnx.ModelProto, normalised: Normalised, channels: ChannelGraph, keep: NDArray[bool_]
 ) -> onnx.ModelProto:
     """The model as it is written: a copy of `cut`, in which equal clones are shared again, added biases that are still
-    zero are gone, what became constant is a constant, and weights lie in the bodies from which they came."""
+    zero are gone, what became constant is a constant, generated tables are generated, and weights lie in the bodies
+    from which they came."""
     final = onnx.ModelProto()
     final.CopyFrom(cut)
     merge_equal_clones(final, normalised.clones)
@@ -26,5 +28,6 @@ def finish(
     left = left_of(channels, keep)
     if left is not None and left.alone:
         final = settle(final, channels, left)
+    put_back(final, normalised, channels, keep)
     return_to_bodies(final, normalised.outside)
     return final

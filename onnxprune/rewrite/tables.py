@@ -1,0 +1,163 @@
+"""Generated tables stay generated: what was folded for the analysis is computed in the result as the original does.
+
+Where nothing was cut in a table its nodes and their constants come back. Where it lost positions the whole of it is
+made, and a Gather along each cut axis takes those that stay. What was fitted, or is smaller as it is, is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune import bodies, storage
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.labels import tracked_axes
+from onnxprune.graph import Array
+from onnxprune.normalise import Normalised
+from onnxprune.normalise.tables import Table
+
+Kept = dict[int, NDArray[np.int64]]
+
+
+def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+    """Replace, in place, every constant of a cut model that takes fewer bytes as the original makes it.
+
+    Its weights still lie in the main graph, under the names of the normalised model.
+    """
+    if not normalised.tables:
+        return
+    returned = {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
+    now = {t.name: t for t in proto.graph.initializer}
+    whole = {t.name: t for t in normalised.proto.graph.initializer if t.name in normalised.tables}
+    chosen: list[tuple[Table, Kept]] = []
+    for name, table in normalised.tables.items():
+        if name not in now or name in returned or name not in whole:
+            continue
+        kept = _kept(channels, name, keep)
+        if kept is None or (kept and not table.generated):
+            continue  # of numbers that are stored in another way, those that went would stay
+        if not _only_cut(storage.array_of(now[name]), storage.array_of(whole[name]), kept):
+            continue
+        indices = sum(8 * at.size for at in kept.values())
+        if table.bytes + indices < storage.bytes_of(now[name]):
+            chosen.append((table, kept))
+    if chosen:
+        _Made(proto, {table.name for table, kept in chosen if not kept}).write(chosen)
+
+
+def _kept(channels: ChannelGraph, name: str, keep: NDArray[np.bool_]) -> Kept | None:
+    """Axis → the positions that stay, of the axes that lose any; None where rows lose different ones."""
+    found: Kept = {}
+    for f in channels.factors.get(name, ()):
+        mask = keep[f]
+        if mask.all():
+            continue
+        if len(tracked_axes(f)) > 1:
+            return None
+        found[tracked_axes(f)[0]] = np.flatnonzero(mask.ravel())
+    return found
+
+
+def _only_cut(now: Array, whole: Array, kept: Kept) -> bool:
+    """Whether a constant holds just what is left of the table."""
+    for axis, at in kept.items():
+        whole = np.take(whole, at, axis=axis)
+    return now.dtype == whole.dtype and now.shape == whole.shape and now.tobytes() == whole.tobytes()
+
+
+class _Made:
+    """What is put in front of a graph: nodes and constants, each once, under names that are free."""
+
+    def __init__(self, proto: onnx.ModelProto, whole: Collection[str]) -> None:
+        """whole: the tables that are made with all their positions, under their own names."""
+        self._graph = proto.graph
+        self._stored = {t.name: t for t in proto.graph.initializer}
+        self._taken = set(self._stored)
+        for n in bodies.every_node(proto.graph):
+            self._taken.update((*n.input, *n.output))
+        for g in (proto.graph, *bodies.every_body(proto.graph)):
+            self._taken.update(v.name for v in (*g.input, *g.output))
+        self._names = {name: name for name in whole}
+        self._nodes: dict[str, onnx.NodeProto] = {}
+        self._leaves: dict[str, onnx.TensorProto] = {}
+        self._indices: dict[bytes, str] = {}
+
+    def write(self, chosen: Iterable[tuple[Table, Kept]]) -> None:
+        """Make these tables, of each the positions that stay, in place of the constants of their names."""
+        replaced: set[str] = set()
+        gathers: list[onnx.NodeProto] = []
+        for table, kept in chosen:
+            replaced.add(table.name)
+            for leaf in table.leaves:
+                self._add_leaf(leaf)
+            for node in table.nodes:
+                self._add_node(node)
+            if kept:
+                gathers += self._gathers(table.name, kept)
+        stays = [t for t in self._graph.initializer if t.name not in replaced]
+        behind = list(self._graph.node)
+        del self._graph.initializer[:], self._graph.node[:]
+        self._graph.initializer.extend([*stays, *self._leaves.values()])
+        self._graph.node.extend([*self._nodes.values(), *gathers, *behind])
+
+    def _add_leaf(self, leaf: onnx.TensorProto) -> None:
+        if leaf.name in self._names:
+            return
+        same = self._stored.get(leaf.name)
+        if same is not None and _equal(same, leaf):
+            self._names[leaf.name] = leaf.name
+            return
+        copy = onnx.TensorProto()
+        copy.CopyFrom(leaf)
+        copy.name = self._names[leaf.name] = self._free(leaf.name)
+        self._leaves[leaf.name] = copy
+
+    def _add_node(self, node: onnx.NodeProto) -> None:
+        if node.output[0] in self._nodes:
+            return
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            copy.input[i] = self._names.get(name, name)
+        for i, name in enumerate(node.output):
+            if name:
+                copy.output[i] = self._names[name] if name in self._names else self._renamed(name)
+        self._nodes[node.output[0]] = copy
+
+    def _renamed(self, name: str) -> str:
+        found = self._names[name] = self._free(name)
+        return found
+
+    def _gathers(self, name: str, kept: Kept) -> Iterator[onnx.NodeProto]:
+        """One for each cut axis; the last gives the table its name."""
+        at = self._names[name]
+        for i, (axis, places) in enumerate(kept.items(), start=1):
+            index = self._index(f"{name}__kept{axis}", places)
+            out = name if i == len(kept) else self._free(f"{name}__cut{axis}")
+            yield helper.make_node("Gather", [at, index], [out], name=f"{out}__gather", axis=axis)
+            at = out
+
+    def _index(self, name: str, places: NDArray[np.int64]) -> str:
+        """The constant of these positions; tables that lose the same ones share it."""
+        index = self._indices.get(places.tobytes())
+        if index is None:
+            index = self._indices[places.tobytes()] = self._free(name)
+            self._leaves[index] = numpy_helper.from_array(places, index)
+        return index
+
+    def _free(self, name: str) -> str:
+        """The name, or one like it that nothing has yet."""
+        found, i = name, 0
+        while found in self._taken:
+            found, i = f"{name}__table{i or ''}", i + 1
+        self._taken.add(found)
+        return found
+
+
+def _equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
+    same = a.data_type == b.data_type and list(a.dims) == list(b.dims)
+    return same and storage.array_of(a).tobytes() == storage.array_of(b).tobytes()
