@@ -81,20 +81,26 @@ def other_sizes(
     if not symbols(example, original):
         return []
     accepts = Trial(original)  # what it does at sizes that nobody has tried is tried in a process of its own
-    accepts(example)
     largest = max((prod(s) for s in (shapes or {}).values()), default=0)
+    tried: dict[str, Feeds | None] = {}
 
     def entries(feeds: Feeds) -> int:
         return sum(v.size for v in feeds.values() if isinstance(v, np.ndarray))
 
     def runs(feeds: Feeds) -> bool:
-        grown = entries(feeds) / max(entries(example), 1)
-        return (grown <= 1 or grown * largest <= _MOST_ENTRIES) and accepts(feeds)
+        key = _sizes(feeds)
+        if key not in tried:
+            grown = entries(feeds) / max(entries(example), 1)
+            fits = grown <= 1 or grown * largest <= _MOST_ENTRIES
+            # With noise, unless a size is among the numbers.
+            drawn = (varied(feeds, len(tried) + 1), feeds) if fits else ()
+            tried[key] = next((d for d in drawn if accepts(d)), None)
+        return tried[key] is not None
 
+    runs(example)
     alone = [v for v in resized(example, original, runs) if runs(v)]
     found = distinct([dict(example), *alone, *together(example, original, runs, more=True)])[1:]
-    drawn = [(v, varied(v, k + 1)) for k, v in enumerate(found)]
-    return [other if accepts(other) else plain for plain, other in drawn]
+    return [dict(tried[_sizes(v)] or v) for v in found]
 
 
 def varied(feeds: Feeds, seed: int) -> dict[str, Array]:
