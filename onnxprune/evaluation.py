@@ -156,6 +156,9 @@ def gate(
         number = typed(name, limit, "float | None")
         if number is not None and not 0.0 <= number <= most:  # nothing is below a NaN
             raise UsageError(f"{name} is {limit}; it is from 0 to {most:g}")
+    max_error = typed("max_error", max_error, "float | None")
+    if max_error is not None and not 0.0 <= max_error < float("inf"):
+        raise UsageError(f"max_error is {max_error}; give a share such as 0.05")
     failures: list[str] = []
     if min_agreement is not None:
         if result.agreement is None:

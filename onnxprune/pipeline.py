@@ -43,6 +43,7 @@ from onnxprune.graph import Array
 from onnxprune.intake import declarations, first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
+from onnxprune.intake.options import typed
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.latency.bench import provider_named
 from onnxprune.latency.cache import Cache, default_folder
@@ -163,6 +164,7 @@ def prune(
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     if dry_run and bench:
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
+    max_error = typed("max_error", max_error, "float | None")
     if max_error is not None and not 0.0 <= max_error < float("inf"):
         raise UsageError(f"max_error is {max_error}; give a share such as 0.05")
     if dry_run and max_error is not None:

@@ -675,6 +675,8 @@ def test_eval(slim: str, capsys: Capture):
         (["--min-agreement", "100%"], 4, "is below the demanded 100.00%"),
         (["--max-drop", "0"], 4, "top-1 dropped by"),
         (["--min-agreement", "1", "--max-drop", "0"], 4, "; top-1 dropped by"),
+        (["--max-error", "900%"], 0, ""),
+        (["--max-error", "0.001"], 4, "more than the allowed 0.10%"),
     ],
 )
 def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: str):
@@ -695,6 +697,9 @@ def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: s
         (["--data", str(digits.TEST), "--against", "relu.onnx"], 1, "read different inputs"),
         (["--data", str(digits.TEST), "--min-agreement", "0.9"], 2, "needs --against"),
         (["--data", str(digits.TEST), "--max-drop", "1"], 2, "needs --against and --labels"),
+        (["--data", str(digits.TEST), "--max-error", "1%"], 2, "needs --against"),
+        ([*EVAL, "--max-error", "nan"], 2, "is not an error"),
+        ([*EVAL, "--max-error", "-1"], 2, "is not an error"),
         ([*EVAL, "--max-drop", "-1"], 2, "from 0 to 100"),
         ([*EVAL, "--max-drop", "nan"], 2, "from 0 to 100"),
         ([*EVAL, "--min-agreement", "200"], 2, "not between 0 and 100%"),

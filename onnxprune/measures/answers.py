@@ -50,12 +50,17 @@ class Piece:
         axis, start, stop = self.columns
         return values[(slice(None),) * axis + (slice(start, stop),)]
 
-    def __str__(self) -> str:
+    @property
+    def channels(self) -> str:
+        """Which of its channels, "" where all."""
         if self.columns is None:
-            return self.tensor
+            return ""
         axis, start, stop = self.columns
-        places = f"{start}" if stop - start == 1 else f"{start} to {stop - 1}"
-        return f"{self.tensor}, {places} of axis {axis}"
+        one = stop - start == 1
+        return f"channel {start} of axis {axis}" if one else f"channels {start} to {stop - 1} of axis {axis}"
+
+    def __str__(self) -> str:
+        return f"{self.tensor}, {self.channels}" if self.columns else self.tensor
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from onnxprune.graph import Array, is_float
-from onnxprune.measures.answers import STILL, Answers, Part, Wide, difference
+from onnxprune.measures.answers import STILL, Answers, Part, Piece, Wide, difference
 from onnxprune.measures.observed import Observed
 from onnxprune.objective import Ints, class_scores
 
@@ -50,7 +50,7 @@ class Figure:
     @property
     def name(self) -> str:
         """What it is of, for a table."""
-        return self.at or ", ".join(self.outputs)
+        return ", ".join(self.outputs) + (f" at {self.at}" if self.at else "")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def figures_of(
 
 
 def _of_part(part: Part, answers: Answers, outputs: Mapping[str, Array], *, held_out: bool) -> Figure:
-    at = "" if part.outputs == (part.name,) else part.name
+    at = _place(part)
     lost = next((x.tensor for x in part.pieces if x.tensor not in outputs), None)
     if lost is not None:
         return Figure(part.outputs, at, NOT_MEASURED, None, why=f"the model has no tensor {lost!r}")
@@ -130,6 +130,16 @@ def _of_part(part: Part, answers: Answers, outputs: Mapping[str, Array], *, held
         return Figure(part.outputs, at, NOT_MEASURED, None, why=_why_infinite(part, answers, outputs))
     interval = interval_of([answers.per_sample(part, outputs)], [1.0]) if held_out else None
     return Figure(part.outputs, at, ERROR, found, interval)
+
+
+def _place(part: Part) -> str:
+    """Where a part is measured, "" where that is an output itself."""
+    if part.outputs == (part.name,):
+        return ""
+    first = part.pieces[0]
+    if len(part.pieces) == 1 and part.outputs == (first.tensor,):
+        return first.channels
+    return part.name
 
 
 def _why_infinite(part: Part, answers: Answers, outputs: Mapping[str, Array]) -> str:
@@ -141,7 +151,7 @@ def _why_infinite(part: Part, answers: Answers, outputs: Mapping[str, Array]) ->
 
 
 def _left_out(part: Part, why: str, answers: Answers, outputs: Mapping[str, Array]) -> Figure:
-    at = "" if part.outputs == (part.name,) else part.name
+    at = _place(part)
     same = why == STILL and all(
         _unchanged(x.of(outputs[x.tensor]), x.of(answers.values[x.tensor])) if x.tensor in outputs else False
         for x in part.pieces
@@ -195,6 +205,10 @@ def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Arr
         return None
     if first in observed.choices and y0.size:
         return float(np.mean(y == y0))
+    own = list(dict.fromkeys(p for p in (*answers.parts, *answers.left_out) if first in p.outputs))
+    whole = len(own) == 1 and own[0].pieces == (Piece(first),)  # not boxes and scores, say
+    if not whole or answers.left_out.get(own[0]) == STILL:
+        return None
     return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples))
 
 

@@ -55,6 +55,8 @@ def _judged(figures: Figures) -> tuple[str, str]:
         return DOUBTFUL, f"{what}, but on random inputs, which say nothing of real ones"
     if not figures.held_out:
         return DOUBTFUL, f"{what}, but on the very samples that it was fitted to"
+    if figures.samples < 2:
+        return DOUBTFUL, f"{what}, but from {_samples(figures.samples)} alone"
     if worst.interval is not None and worst.interval[1] >= DOUBTFUL_ERROR:
         few = _samples(figures.samples)
         return DOUBTFUL, f"{what}, but from {few} alone it may as well be {min(worst.interval[1], 9.99):.0%}"
@@ -62,10 +64,10 @@ def _judged(figures: Figures) -> tuple[str, str]:
 
 
 def _told(figure: Figure, *, several: bool) -> str:
-    of = f" of {figure.name}" if several or figure.at else ""
+    of = f" ({figure.name})" if several or figure.at else ""
     if figure.kind == DIFFER:
-        return f"{figure.value:.1%} of the entries{of} differ from the original's"
-    return f"an error{of} of {figure.value:.1%}"
+        return f"{figure.value:.1%} of the entries differ{of}"
+    return f"an error of {figure.value:.1%}{of}"
 
 
 def _samples(n: int) -> str:

@@ -247,8 +247,7 @@ def _figures(
 
 
 def _figure(f: Mapping[str, Any]) -> str:
-    at = f" at {f['at']}" if f["at"] else ""
-    name = ", ".join(f["outputs"]) + at
+    name = ", ".join(f["outputs"]) + (f" at {f['at']}" if f["at"] else "")
     if f["value"] is None:
         return f"{name}: not measured ({f['why']})"
     return f"{name}: {f['value']:.2%}" + ("" if f["kind"] == ERROR else " of the entries differ")

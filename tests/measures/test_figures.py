@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,8 +55,8 @@ def test_labels_that_change_are_counted():
     assert found.agreement == 0.59
     assert found.error == pytest.approx(1e-4, rel=0.1)
     assert verdict_of(found).level == DOUBTFUL
-    assert "41.0% of the entries of o" in verdict_of(found).text
-    with pytest.raises(CheckFailed, match=r"41\.0% of the entries of o differ"):
+    assert "41.0% of the entries differ (o)" in verdict_of(found).text
+    with pytest.raises(CheckFailed, match=r"41\.0% of the entries differ \(o\)"):
         demand(found, 0.2)
     demand(found, 0.41)
 
@@ -141,10 +142,10 @@ def test_the_worst_part_decides():
     y = {"a": 1.001 * y0["a"], "b": normal(N, 2, seed=2)}
     found = told(parts, y0, y)
     assert found.worst is not None
-    assert found.worst.name == "b"
+    assert (found.worst.name, found.worst.at) == ("o at b", "b")
     assert verdict_of(found).level == BAD
     assert "b" in verdict_of(found).text
-    with pytest.raises(CheckFailed, match="error of b"):
+    with pytest.raises(CheckFailed, match=r"error of .*\(o at b\)"):
         demand(found, 0.5)
 
 
@@ -159,11 +160,12 @@ def test_the_worst_part_decides():
         (0.05, 0.49, {}, BAD),
         (0.05, 0.97, {"held_out": False}, DOUBTFUL),
         (0.05, 0.97, {"synthetic": True}, DOUBTFUL),
+        (0.05, 0.97, {"samples": 1}, DOUBTFUL),
     ],
 )
-def test_levels(error: float, agreement: float | None, changes: dict[str, bool], level: str):
+def test_levels(error: float, agreement: float | None, changes: dict[str, Any], level: str):
     figure = Figure(("y",), "", ERROR, error, (error / 1.1, error))
-    found = Figures(error, figure.interval, "", agreement, (figure,), 64, **({"held_out": True} | changes))
+    found = Figures(error, figure.interval, "", agreement, (figure,), **({"samples": 64, "held_out": True} | changes))
     assert verdict_of(found).level == level
     assert verdict_of(found).text.startswith(f"{level}: ")
 
@@ -204,3 +206,12 @@ def test_intervals_shrink_and_need_samples():
     assert interval_of([(np.ones(9), np.ones(9)), None], [0.5, 0.5]) is None
     low, high = interval_of([(np.full(9, 0.5), np.ones(9)), (np.full(9, 0.1), np.ones(9))], [0.5, 0.5]) or (0.0, 0.0)
     assert low == pytest.approx(0.3) == high
+
+
+def test_boxes_and_scores_have_no_class():
+    """Fails where the largest of four boxes and three scores passes for the class of a sample."""
+    y0 = {"y": normal(N, 7) * np.where(np.arange(7) < 4, 100, 1).astype(np.float32)}
+    found = told(SCORES, y0, {"y": y0["y"] * 1.1})
+    assert [f.name for f in found.each] == ["y at channels 0 to 3 of axis 1", "y at channels 4 to 6 of axis 1"]
+    assert found.agreement is None
+    assert told(SCORES, {"y": np.ones((N, 3), np.float32)}, {"y": np.ones((N, 3), np.float32)}).agreement is None
