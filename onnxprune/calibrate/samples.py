@@ -231,7 +231,7 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
     """Read and check data for a model with these inputs. Raises CalibrationError."""
     p = Path(path)
     files = listed(p)
-    parts = [_checked(_read(f, specs), specs, f) for f in files]
+    parts = list(_parts(p, files, specs))
     arrays: dict[str, Array | Rows] = {}
     for s in specs:
         pieces = [part[0][s.name] for part in parts]
@@ -252,6 +252,22 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
             if len(extras[k]) == sum(counts) and [len(o) for o in others] != counts:
                 raise CalibrationError(f"{p}: some files hold fewer or more {k!r} than samples; make them equal")
     return Samples(specs, arrays, extras, str(p))
+
+
+def _parts(
+    path: Path, files: Sequence[Path], specs: tuple[InputSpec, ...]
+) -> Iterator[tuple[dict[str, Array | Rows], dict[str, Array]]]:
+    """What each file holds, checked; several are held in memory, so they have a limit together."""
+    total = 0
+    for f in files:
+        inputs, extras = _checked(_read(f, specs), specs, f)
+        total += sum(a.size * a.dtype.itemsize for a in (*inputs.values(), *extras.values()))
+        if len(files) > 1 and total > _FOLDER_BYTES:
+            raise CalibrationError(
+                f"{path}: the files up to {f.name} hold {shown(total)}, which would be held in memory; save all as one "
+                ".npy or uncompressed .npz, whose samples are read one by one"
+            )
+        yield inputs, extras
 
 
 def given(source: object, specs: tuple[InputSpec, ...]) -> Samples:
@@ -363,3 +379,5 @@ def _check_shape(a: Array | Rows, s: InputSpec, where: str) -> None:
 
 # A batch that was asked for is held in memory.
 _BATCH_BYTES = 4 << 30
+# And so are the files of a folder.
+_FOLDER_BYTES = 8 << 30
