@@ -58,7 +58,6 @@ _DECIDED = tuple(
 )
 _SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
-_NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 
 
 # option values
@@ -419,8 +418,6 @@ def prune_command(ctx: click.Context, /, **given: Any) -> None:
     run = Run.of(ctx, given)
     child.warm()
     screen = None if run.quiet else _screen()
-    if run.calib is None:
-        _warn(_NO_DATA)
     run.execute(ctx.obj, screen)
 
 

@@ -104,6 +104,7 @@ from onnxprune.walk import runtime_batch
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
+_NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 # Of a plain pass so much is timed.
 _PLAIN_SECONDS = 1.0
 _ONE_SIZE = (
@@ -336,9 +337,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
     notes = [*normalised.notes, *false]
-    if samples.synthetic:
-        notes.append("no calibration data was given: random inputs stand in, and the accuracy will suffer; use --calib")
-    elif len(samples) < _FEW_SAMPLES:
+    if not samples.synthetic and len(samples) < _FEW_SAMPLES:
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")
     notes += runtime.notes_on(original)
@@ -349,11 +348,9 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     inputs = samples.sha256()
     whole = inputs if settings.labels is None else samples.sha256(settings.labels)
     figures = figures_of(samples)
-    doubts = (
-        ()
-        if samples.synthetic
-        else (*doubts_of_data(samples, figures), *scales.doubts(normalised.proto, samples, figures))
-    )
+    doubts: tuple[str, ...] = (_NO_DATA,)
+    if not samples.synthetic:
+        doubts = (*doubts_of_data(samples, figures), *scales.doubts(normalised.proto, samples, figures))
     return Loaded(
         original, source, normalised, fit, held, tuple(notes), whole, inputs, settings.labels, figures, doubts
     )

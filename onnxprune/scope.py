@@ -89,10 +89,13 @@ def check_counted(coupled: Coupled, settings: PruneConfig) -> None:
 
 def not_counted(channels: ChannelGraph) -> tuple[str, ...]:
     """For the report: what is missing in the MACs."""
-    missing = cost.uncounted(channels)
-    if not missing:
-        return ()
-    return (f"the MACs leave out what these operators multiply, or may: {_listed(missing)}",)
+    found: list[str] = []
+    if missing := cost.uncounted(channels):
+        found.append(f"the MACs leave out what these operators multiply, or may: {_listed(missing)}")
+    if loops := cost.repeated(channels):
+        named = ", ".join(loops[:_SHOWN]) + (f" and {len(loops) - _SHOWN} more" if len(loops) > _SHOWN else "")
+        found.append(f"in the MACs the bodies of {named} count once, however often they run")
+    return tuple(found)
 
 
 def _listed(missing: Sequence[cost.Uncounted]) -> str:

@@ -17,6 +17,7 @@ from onnxprune.cost.operators import MICROSOFT
 from onnxprune.errors import BudgetUnreachable
 from onnxprune.graph import Shape
 from tests import digits
+from tests.graphs import TABLE
 
 RNG = np.random.default_rng(0)
 FLOATS = TensorProto.FLOAT
@@ -319,3 +320,14 @@ def test_no_share_of_macs_that_nobody_knows(monkeypatch: pytest.MonkeyPatch):
     for options in ({"ratio": 0.2, "budget": "params"}, {"uniform": 0.5}):
         notes = prune(proto, None, data, **options, **QUICK).report.notes
         assert any(n.startswith("the MACs leave out") and "FusedConv" in n for n in notes)
+
+
+def test_bodies_that_run_again_are_named():
+    """Fails where a share of the MACs passes for one of all that a loop multiplies."""
+    row = TABLE["loop"]
+    notes = prune(row.model(), None, row.feeds(8), dry_run=True, **QUICK | {"ratio": 0.1}).report.notes
+    (said,) = (n for n in notes if n.startswith("in the MACs the bodies of"))
+    assert said.endswith("count once, however often they run")
+    flat = TABLE["residual"]
+    notes = prune(flat.model(), None, flat.feeds(8), dry_run=True, **QUICK | {"ratio": 0.1}).report.notes
+    assert not any("MACs" in n for n in notes)

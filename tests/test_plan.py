@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from onnxprune import plan, prune
+from onnxprune.cli import main
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 from tests import digits
@@ -267,6 +268,17 @@ def test_the_data_belongs_to_the_plan():
         assert any(n.startswith("--force: the plan was made with other data") for n in found.report.notes)
         assert found.plan.groups == made.groups
         assert found.plan.data_sha256 == found.report.calibration["sha256"] != made.data_sha256
+
+
+def test_a_refused_replay_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where the refusal stands behind a warning that random inputs are used."""
+    path, saved = str(digits.path("resnet")), str(tmp_path / "plan.json")
+    prune(path, None, digits.CALIB, dry_run=True, plan_file=saved, method="magnitude", refit="none")
+    assert main([path, str(tmp_path / "out.onnx"), "--from-plan", saved]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("onnxprune: error: the plan was made with other data than the random inputs of this run")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_plans_that_do_not_name_their_data():

@@ -1,7 +1,7 @@
 """What a model costs as a function of how many units of each group are kept: MACs and parameters."""
 
 from onnxprune.cost.macs import macs
-from onnxprune.cost.operators import Uncounted, uncounted
+from onnxprune.cost.operators import Uncounted, repeated, uncounted
 from onnxprune.cost.terms import Cost, Counts, Length, Term, length_of_axis
 from onnxprune.cost.weights import parameters, parameters_of_result
 
@@ -15,5 +15,6 @@ __all__ = [
     "macs",
     "parameters",
     "parameters_of_result",
+    "repeated",
     "uncounted",
 ]

@@ -20,7 +20,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.rules.contraction import einsum_indices
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.cost.terms import Length, Term, length_of_axis
-from onnxprune.graph import Node, Shape
+from onnxprune.graph import Node, Shape, depth_first
 
 MICROSOFT = "com.microsoft"
 # Weights from which on an operator that nobody knows is taken for one that multiplies.
@@ -266,6 +266,15 @@ def terms_of(node: Node, channels: ChannelGraph) -> Sequence[Term] | None:
         return count(node, channels)
     except (_Unknown, ValueError, IndexError, KeyError):  # a rank that the operator does not have by its definition
         return None
+
+
+def repeated(channels: ChannelGraph) -> tuple[str, ...]:
+    """The Loops and Scans whose bodies multiply: these products count once, however often a body runs."""
+    return tuple(
+        n.name
+        for n in channels.graph.nodes
+        if n.op in ("Loop", "Scan") and any(terms_of(i, channels) for b in n.bodies for i in depth_first(b.nodes))
+    )
 
 
 def _is_foreign(node: Node) -> bool:
