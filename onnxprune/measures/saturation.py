@@ -112,7 +112,7 @@ def notes_on(proto: onnx.ModelProto, *, remedied: bool = True) -> tuple[str, ...
         return ()
     text = (
         "this processor adds products of 8-bit integers in 16 bits, which overflow: what is quantized was computed by "
-        "its nodes as written, as other processors do; where it runs on such a one, set onnxruntime's "
+        "its nodes as written, as other processors do; to deploy it on such a one, set onnxruntime's "
         "session.x64quantprecision, or quantize with reduce_range"
     )
     left = _saturating(proto, nodes, remedied)
