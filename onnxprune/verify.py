@@ -30,6 +30,8 @@ from onnxprune.runtime import Feeds, Session, concatenated
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
+# Dimensions that are changed alone: caches of many layers declare hundreds.
+_MOST_ALONE = 8
 # The largest tensor of a run at another size.
 _MOST_ENTRIES = 1 << 28
 # Relative to the spread of the inputs; and to each of them, relative to the tolerance.
@@ -75,8 +77,8 @@ def other_sizes(
 ) -> list[dict[str, Array]]:
     """Inputs at other sizes of the symbolic dimensions, larger and odd ones among them, that the original takes.
 
-    Each dimension alone, all at once, and one sample. shapes: of all tensors with `example`; sizes at which the largest
-    would take more than a gigabyte in single precision are left out.
+    Each of the first dimensions alone, all at once, and one sample. shapes: of all tensors with `example`; sizes at
+    which the largest would take more than a gigabyte in single precision are left out.
     """
     if not symbols(example, original):
         return []
@@ -98,7 +100,7 @@ def other_sizes(
         return tried[key] is not None
 
     runs(example)
-    alone = [v for v in resized(example, original, runs) if runs(v)]
+    alone = [v for v in resized(example, original, runs, _MOST_ALONE) if runs(v)]
     found = distinct([dict(example), *alone, *together(example, original, runs, more=True)])[1:]
     return [dict(tried[_sizes(v)] or v) for v in found]
 

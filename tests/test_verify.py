@@ -228,6 +228,18 @@ def test_sizes_that_are_compared():
     assert verify.other_sizes(TABLE["plain"].model(), TABLE["plain"].feeds(2))[0]["x"].shape[1:] == (3, 8, 8)
 
 
+def test_many_dimensions():
+    """Fails where a model with a cache of every layer is run once for each dimension of each."""
+    inputs = ", ".join(f"float[N,L{k},2] x{k}" for k in range(30))
+    rows = "\n".join(f"m{k} = ReduceMax <keepdims=0> (x{k}, one{{1}})" for k in range(30))
+    total = ", ".join(f"m{k}" for k in range(30))
+    proto = Topology(f"({inputs}) => (float[N,2] y) {{ {rows}\n y = Sum({total}) }}", ()).model()
+    example = {f"x{k}": np.ones((2, 5, 2), np.float32) for k in range(30)}
+    found = verify.other_sizes(proto, example)
+    assert len(found) == 11
+    assert len({v[f"x{k}"].shape for v in found[8:10] for k in range(30)}) == 60
+
+
 def test_a_model_that_takes_even_sizes_only():
     """Fails where a size that the original refuses ends the search for one that it takes."""
     row = Topology("(float[N,4,H,W] x) => (float[N,16,H2,W2] y) { y = SpaceToDepth <blocksize=2> (x) }", ())

@@ -38,14 +38,16 @@ def symbols(example: Feeds, proto: onnx.ModelProto) -> list[Symbol]:
     return [Symbol(tuple(places), example[places[0][0]].shape[places[0][1]]) for places in found.values()]
 
 
-def resized(example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool]) -> list[dict[str, Array]]:
+def resized(
+    example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool], most: int | None = None
+) -> list[dict[str, Array]]:
     """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
 
     Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
-    one that it takes stands in for it.
+    one that it takes stands in for it. most: so many dimensions, the first ones; None for all.
     """
     variants: list[dict[str, Array]] = []
-    for s in symbols(example, proto):
+    for s in symbols(example, proto)[:most]:
         first, *others = [s.size + 1] if s.first else [2 * s.size, s.size // 2, s.size + 1, s.size - 1]
         variant = _with_sizes(example, [(s, first)])
         if any(new > 0 for new in others) and not runs(variant):
