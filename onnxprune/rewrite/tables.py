@@ -1,7 +1,8 @@
 """Generated tables stay generated: what was folded for the analysis is computed in the result as the original does.
 
 Where nothing was cut in a table its nodes and their constants come back. Where it lost positions the whole of it is
-made, and a Gather along each cut axis takes those that stay. What was fitted, or is smaller as it is, is stored.
+made, and a Gather along each cut axis takes those that stay. What was fitted, or is smaller as it is, is stored; a
+weight that the original stores in half precision behind a Cast is stored so again, cut and fitted or not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from onnx import helper, numpy_helper
 from onnxprune import bodies, storage
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.graph import Array
+from onnxprune.graph import Array, cast
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
 
@@ -34,10 +35,15 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
     now = {t.name: t for t in proto.graph.initializer}
     whole = {t.name: t for t in normalised.proto.graph.initializer if t.name in normalised.tables}
     chosen: list[tuple[Table, Kept]] = []
+    narrowed: list[tuple[Table, Array]] = []
     for name, table in normalised.tables.items():
         if name not in now or name in returned or name not in whole:
             continue
         kept = _kept(channels, name, keep)
+        narrow = _narrowed(table, storage.array_of(now[name]))
+        if narrow is not None:
+            narrowed.append((table, narrow))
+            continue
         if kept is None or (kept and not table.generated):
             continue  # of numbers that are stored in another way, those that went would stay
         if not _only_cut(storage.array_of(now[name]), storage.array_of(whole[name]), kept):
@@ -45,8 +51,21 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
         indices = sum(8 * at.size for at in kept.values())
         if table.bytes + indices < storage.bytes_of(now[name]):
             chosen.append((table, kept))
-    if chosen:
-        _Made(proto, {table.name for table, kept in chosen if not kept}).write(chosen)
+    if chosen or narrowed:
+        whole_tables = {table.name for table, kept in chosen if not kept} | {table.name for table, _ in narrowed}
+        _Made(proto, whole_tables).write(chosen, narrowed)
+
+
+def _narrowed(table: Table, now: Array) -> Array | None:
+    """What is left of a weight that a Cast reads in half precision, in that type again; None for anything else."""
+    if (
+        len(table.nodes) != 1
+        or table.nodes[0].op_type != "Cast"
+        or table.leaves[0].data_type != onnx.TensorProto.FLOAT16
+    ):
+        return None
+    narrow = cast(now, np.dtype(np.float16))
+    return narrow if np.isfinite(narrow).all() else None
 
 
 def _kept(channels: ChannelGraph, name: str, keep: NDArray[np.bool_]) -> Kept | None:
@@ -86,8 +105,11 @@ class _Made:
         self._leaves: dict[str, onnx.TensorProto] = {}
         self._indices: dict[bytes, str] = {}
 
-    def write(self, chosen: Iterable[tuple[Table, Kept]]) -> None:
-        """Make these tables, of each the positions that stay, in place of the constants of their names."""
+    def write(self, chosen: Iterable[tuple[Table, Kept]], narrowed: Iterable[tuple[Table, Array]]) -> None:
+        """Make these tables, of each the positions that stay, in place of the constants of their names.
+
+        narrowed: weights with what their Cast reads now.
+        """
         replaced: set[str] = set()
         gathers: list[onnx.NodeProto] = []
         for table, kept in chosen:
@@ -98,6 +120,14 @@ class _Made:
                 self._add_node(node)
             if kept:
                 gathers += self._gathers(table.name, kept)
+        for table, values in narrowed:
+            replaced.add(table.name)
+            leaf = table.leaves[0]
+            # Its old values may still be there, for another reader.
+            self._names[leaf.name] = self._free(leaf.name)
+            narrow = storage.tensor_of(values, self._names[leaf.name], outside=storage.is_external(leaf))
+            self._leaves[f"{table.name}:narrow"] = narrow
+            self._add_node(table.nodes[0])
         stays = [t for t in self._graph.initializer if t.name not in replaced]
         behind = list(self._graph.node)
         del self._graph.initializer[:], self._graph.node[:]
