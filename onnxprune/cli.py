@@ -6,6 +6,7 @@ to stdout; warnings, errors and the status of the current stage go to stderr. Ex
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -715,7 +716,9 @@ def main(args: Sequence[str] | None = None) -> int:
         code = _fail(str(e), e.exit_code)
     streams.settle()
     interrupts.exit_code = code
-    if args is not None:  # else the process ends with this
+    if args is None:  # the process ends with this
+        atexit.register(interrupts.ignore)
+    else:
         interrupts.unlisten()
     return code
 

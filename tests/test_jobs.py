@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -347,6 +348,14 @@ def test_a_killed_process_is_one_clear_error() -> None:
 
 
 @posix
+def test_a_process_that_is_killed_while_it_loads_is_not_taken_for_a_script_without_a_guard() -> None:
+    with Processes(2, nothing) as pool:
+        os.kill(pool.processes[0], signal.SIGKILL)
+        with pytest.raises(RunError, match=r"^a worker process ended \(SIGKILL\), perhaps for want of memory"):
+            list(pool.map(SELECTION, map(known, range(10)), 10))
+
+
+@posix
 def test_workers_end_with_a_parent_that_was_killed() -> None:
     """Fails where a parent that cannot say goodbye leaves processes behind."""
     code = (
@@ -533,8 +542,8 @@ class Dask:
 
 
 @contextlib.contextmanager
-def dask_cluster(workers: int) -> Iterator[Dask]:
-    """A cluster of one thread per worker, on this machine."""
+def dask_cluster(workers: int, protocol: str = "tcp", *flags: str) -> Iterator[Dask]:
+    """A cluster of one thread per worker, on this machine. flags: of the scheduler and the workers alike."""
     module = [sys.executable, "-m", "distributed.cli"]
     quiet = {"env": environment(), "stdout": subprocess.DEVNULL}
     with contextlib.ExitStack() as stack:
@@ -545,9 +554,10 @@ def dask_cluster(workers: int) -> Iterator[Dask]:
             stack.callback(process.kill)
             return process
 
-        scheduler = start("scheduler", "--host", "127.0.0.1", "--port", "0", stderr=subprocess.PIPE)
+        place = ("--host", f"{protocol}://127.0.0.1", "--port", "0")
+        scheduler = start("scheduler", *place, *flags, stderr=subprocess.PIPE)
         address = told_address(scheduler)
-        one = ("--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--host", "127.0.0.1")
+        one = ("--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--host", "127.0.0.1", *flags)
         found = [start("worker", address, *one, stderr=subprocess.DEVNULL) for _ in range(workers)]
         yield Dask(address, scheduler, found)
 
@@ -561,7 +571,7 @@ def told_address(scheduler: subprocess.Popen[bytes]) -> str:
         more = os.read(log.fileno(), 4096)  # not by lines: select knows nothing of what a buffer holds
         assert more, "the scheduler has ended"
         said += more
-        found = re.search(r"Scheduler at:\s+(tcp://\S+)\s", said.decode())
+        found = re.search(r"Scheduler at:\s+(\w+://\S+)\s", said.decode())
         if found:
             threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
             return found.group(1)
@@ -627,6 +637,100 @@ def test_a_killed_dask_scheduler_is_one_clear_error() -> None:
             RunError, match=f"^the Dask scheduler at {cluster.address} was lost: .*; nothing was written$"
         ):
             prune(digits.path("resnet"), None, digits.CALIB, scheduler=cluster.address, watch=watch, **QUICK)
+
+
+@needs_dask
+@posix
+@pytest.mark.parametrize(
+    ("who", "limit", "match"),
+    [
+        ("scheduler", "_ANSWER_SECONDS", r"^the Dask scheduler at \S+ does not answer any more \(1 s\); nothing was "),
+        ("workers", "_STUCK_SECONDS", r"^no worker of \S+ has finished anything for 1 s: .* ONNXPRUNE_PATIENCE=10"),
+        ("killed workers", "_REPLACED_SECONDS", r"^the Dask scheduler at \S+ has lost all of its workers, and for 1 s"),
+    ],
+)
+def test_who_is_stuck_is_not_waited_for(who: str, limit: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a scheduler or workers that are there, and do nothing more, hold a run for good."""
+    from onnxprune.jobs import cluster
+
+    for name, value in ((limit, 1.0), ("_ASK_SECONDS", 0.2), ("_CLOSE_SECONDS", 0.5)):
+        monkeypatch.setattr(cluster, name, value)
+    how = signal.SIGKILL if who == "killed workers" else signal.SIGSTOP
+    with dask_cluster(1) as found:
+        affected = [found.scheduler] if who == "scheduler" else found.workers
+
+        def items() -> Iterator[Known]:
+            for i in range(10):
+                if i == 2:
+                    for process in affected:
+                        process.send_signal(how)
+                yield known(i)
+
+        with scheduling(1, found.address, nothing) as place, pytest.raises(RunError, match=match):
+            list(place.map(SELECTION, items(), 10))
+
+
+@needs_dask
+@posix
+def test_a_dask_worker_that_is_lost_while_it_is_asked(dask_workers: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a worker that went in its first seconds is said to have no onnxprune, or ends what others do."""
+    from distributed import Client  # noqa: TID251  what the module under test owns
+
+    from onnxprune.jobs import cluster
+
+    ask, asked = Client.run, [0]
+
+    def losing(self: Client, *args: Any, **options: Any) -> Any:
+        asked[0] += 1
+        if asked[0] == 1:
+            return {**ask(self, *args, **options), "tcp://gone:1": OSError("Timed out trying to connect")}
+        return ask(self, *args, **options)
+
+    monkeypatch.setattr(Client, "run", losing)
+    with scheduling(1, dask_workers.address, nothing) as place:
+        assert len(list(place.map(SELECTION, [known(0)], 1))) == 1
+    assert asked == [2]
+    monkeypatch.setattr(cluster, "_ABOUT_SECONDS", 0.0)
+    asked[0] = 0
+    lost = r"^workers of \S+ are lost as soon as they are asked \(tcp://gone:1: Timed out|do not answer: TimeoutError"
+    with pytest.raises(RunError, match=lost), scheduling(1, dask_workers.address, nothing):
+        pass
+
+
+@needs_dask
+@posix
+def test_a_dask_worker_without_onnxprune(dask_workers: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import Client  # noqa: TID251  what the module under test owns
+
+    missing = {"tcp://there:1": ModuleNotFoundError("No module named 'onnxprune'")}
+    monkeypatch.setattr(Client, "run", lambda *_, **__: missing)
+    with (
+        pytest.raises(RunError, match=r"^worker tcp://there:1 has no onnxprune"),
+        scheduling(1, dask_workers.address, nothing),
+    ):
+        pass
+
+
+@needs_dask
+@posix
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for certificates")
+def test_a_dask_cluster_behind_tls(tmp_path: Path) -> None:
+    """Fails where certificates that Dask's configuration names are not used, or a run without them is let in."""
+    import dask  # noqa: TID251  what the module under test owns
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "2"]
+    subprocess.run([*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    flags = [f"--tls-{k}={v}" for k, v in (("ca-file", certificate), ("cert", certificate), ("key", key))]
+    with dask_cluster(1, "tls", *flags) as cluster:
+        with pytest.raises(RunError, match="no Dask scheduler answers"), scheduling(1, cluster.address, nothing):
+            pass
+        secured = {"ca-file": certificate, "client.key": key, "client.cert": certificate}
+        with (
+            dask.config.set({f"distributed.comm.tls.{k}": str(v) for k, v in secured.items()}),
+            scheduling(1, cluster.address, nothing) as place,
+        ):
+            assert len(list(place.map(SELECTION, [known(0), known(1)], 2))) == 2
 
 
 @needs_dask

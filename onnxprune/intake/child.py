@@ -174,17 +174,21 @@ def warm() -> None:
         _PLACE.ready()
 
 
+def patience() -> float:
+    """What the variable ONNXPRUNE_PATIENCE multiplies limits of time by."""
+    try:
+        return max(float(os.environ.get(PATIENCE, "1")), 0.0)
+    except ValueError:
+        return 1.0
+
+
 def limits(size: int, honest: float = 0.0) -> tuple[float, int]:
     """(seconds, bytes) for what has so many bytes.
 
     honest: seconds that an honest run of it has taken. The variable ONNXPRUNE_PATIENCE multiplies the time.
     """
-    try:
-        patience = max(float(os.environ.get(PATIENCE, "1")), 0.0)
-    except ValueError:
-        patience = 1.0
     seconds = _SECONDS + size / _BYTES_PER_SECOND + _TIMES_AN_HONEST_RUN * honest
-    return seconds * patience, _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
+    return seconds * patience(), _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
 
 
 def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0) -> Any:

@@ -2,6 +2,12 @@
 
 The scheduler keeps the content of the work and of every item that is under way, so that a worker that is lost takes
 nothing with it: another one does its items again. A worker's threads are taken for its cores: one item to each.
+
+Nothing is waited for without end. A scheduler has half a minute to answer; where all workers are gone, another one has
+a minute to come, and some item has to be done every ten minutes. ONNXPRUNE_PATIENCE multiplies the last.
+
+Scheduler and workers are trusted: what goes to and fro is pickled. With `tls://` they are those that hold a
+certificate, as Dask's own configuration says (distributed.comm.tls).
 """
 
 from __future__ import annotations
@@ -12,9 +18,12 @@ import logging
 import pickle
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import ModuleType, TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +32,20 @@ import numpy as np
 
 from onnxprune import __version__, runtime
 from onnxprune.errors import RunError, UsageError
+from onnxprune.intake.child import PATIENCE, patience
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
 from onnxprune.threads import limited, one_blas_thread
 
 _CONNECT_SECONDS = 5.0
 _WORKER_SECONDS = 10.0
+# What a worker in its first seconds, or its last, may take to say what it has.
+_ABOUT_SECONDS = 60.0
+_ANSWER_SECONDS = 30.0
+_REPLACED_SECONDS = 60.0
+_STUCK_SECONDS = 600.0
+# How often the scheduler is asked while nothing comes, and how often it is looked whether something has come.
+_ASK_SECONDS, _LOOK_SECONDS = 5.0, 0.01
+_CLOSE_SECONDS = 5.0
 _SLACK = 2
 _LOGGERS = ("distributed", "distributed.client", "distributed.core", "tornado.application", "asyncio")
 _PROTOCOLS = ("tcp", "tls", "ws", "wss")
@@ -54,9 +72,8 @@ class Cluster:
             # The warning asks for data to be scattered, which would be lost with the worker that holds it.
             stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}))
             try:
-                self._client = stack.enter_context(
-                    distributed.Client(self.address, timeout=_CONNECT_SECONDS, set_as_default=False)
-                )
+                self._client = distributed.Client(self.address, timeout=_CONNECT_SECONDS, set_as_default=False)
+                stack.callback(_close, self._client)
             except (OSError, ValueError, RuntimeError) as e:
                 raise RunError(unreachable) from e
             try:
@@ -66,7 +83,7 @@ class Cluster:
                     f"the Dask scheduler at {self.address} has no workers: start some (dask worker {self.address})"
                 ) from e
             self._check_versions()
-            self.workers = len(self._client.nthreads())
+            self.workers = len(self._threads())
             self.name = f"{self.workers} Dask {'worker' if self.workers == 1 else 'workers'} at {self.address}"
             self._distributed = distributed
             self._stack = stack.pop_all()
@@ -78,11 +95,24 @@ class Cluster:
         self._stack.close()
 
     def _check_versions(self) -> None:
-        """Raises RunError where a worker runs something else than this process does."""
-        try:
-            found = self._client.run(about, on_error="return")
-        except Exception as e:
-            raise RunError(f"the workers of {self.address} do not answer: {type(e).__name__}: {e}") from e
+        """Raises RunError where a worker runs something else than this process does.
+
+        One that is lost meanwhile, or comes and goes, is none: the others are asked again.
+        """
+        deadline = time.monotonic() + _ABOUT_SECONDS
+        while True:
+            try:
+                found = _timely(lambda: self._client.run(about, on_error="return"), deadline - time.monotonic())
+            except Exception as e:
+                raise RunError(f"the workers of {self.address} do not answer: {type(e).__name__}: {e}") from e
+            if found and all(isinstance(x, (dict, ImportError, AttributeError)) for x in found.values()):
+                break
+            if time.monotonic() > deadline:
+                lost = next(
+                    (f"{w}: {x}" for w, x in sorted(found.items()) if not isinstance(x, dict)), "there are none"
+                )
+                raise RunError(f"workers of {self.address} are lost as soon as they are asked ({lost})")
+            time.sleep(min(_ASK_SECONDS, 1.0))
         ours = about()
         for worker, theirs in sorted(found.items()):
             if not isinstance(theirs, dict):
@@ -90,6 +120,41 @@ class Cluster:
             differing = [f"{k} {v} instead of {ours[k]}" for k, v in theirs.items() if ours.get(k) != v]
             if differing:
                 raise RunError(f"worker {worker} has {', '.join(differing)}: install the same there")
+
+    def _threads(self) -> dict[str, int]:
+        """Threads of every worker. Raises RunError where the scheduler does not say."""
+        try:
+            found = self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWER_SECONDS)
+        except (TimeoutError, asyncio.TimeoutError) as e:
+            raise RunError(
+                f"the Dask scheduler at {self.address} does not answer any more ({_ANSWER_SECONDS:.0f} s); nothing was "
+                "written"
+            ) from e
+        except OSError as e:
+            raise RunError(f"the Dask scheduler at {self.address} was lost: {e}; nothing was written") from e
+        return {str(k): int(v) for k, v in found.items()}
+
+    def _next(self, finished: Any) -> Any:
+        """The next future that is done. Raises RunError where none will be."""
+        begin = asked = manned = time.monotonic()
+        limit = _STUCK_SECONDS * patience()
+        while not finished.has_ready():
+            time.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+            if now - begin > limit:
+                raise RunError(
+                    f"no worker of {self.address} has finished anything for {limit:.0f} s: they are stuck, or slow; "
+                    f"set {PATIENCE}=10 to wait ten times as long; nothing was written"
+                )
+            if now - asked > _ASK_SECONDS:
+                workers, asked = self._threads(), time.monotonic()
+                manned = asked if workers else manned
+                if asked - manned > _REPLACED_SECONDS:
+                    raise RunError(
+                        f"the Dask scheduler at {self.address} has lost all of its workers, and for "
+                        f"{_REPLACED_SECONDS:.0f} s no other has come; nothing was written"
+                    )
+        return next(finished)
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
         """The results, in order."""
@@ -105,15 +170,15 @@ class Cluster:
             )
             finished = self._distributed.as_completed(loop=self._client.loop)
             while given < count:
-                slots = max(sum(self._client.nthreads().values()), 1)
+                slots = max(sum(self._threads().values()), 1)
                 while sent < min(count, given + _SLACK * slots):
                     index, item = next(source)
                     future = self._client.submit(_done, shared, item, __version__, pure=False)
                     places[future] = index
                     finished.add(future)
                     sent += 1
-                future = next(finished)
-                found[places.pop(future)] = future.result()
+                future = self._next(finished)
+                found[places.pop(future)] = future.result(_STUCK_SECONDS * patience())
                 done += 1
                 self._progress(done, count)
                 while given in found:
@@ -135,7 +200,8 @@ def _check_answers(address: str, distributed: ModuleType, unreachable: str) -> N
     RunError where nothing answers, or something that is no Dask (its own dashboard, say)."""
 
     async def shake_hands() -> None:
-        connection = distributed.core.connect(address, timeout=_CONNECT_SECONDS)
+        secured = distributed.security.Security().get_connection_args("client")
+        connection = distributed.core.connect(address, timeout=_CONNECT_SECONDS, **secured)
         comm = await asyncio.wait_for(connection, _CONNECT_SECONDS)  # what waits for a request never answers
         await comm.close()
 
@@ -152,6 +218,32 @@ def _check_answers(address: str, distributed: ModuleType, unreachable: str) -> N
             thread.submit(asyncio.run, shake_hands()).result()
     except Exception as e:  # what another protocol's answer does to the reader is anyone's guess: a MemoryError, say
         raise RunError(unreachable) from e
+
+
+def _timely(call: Callable[[], Any], seconds: float) -> Any:
+    """What a call returns or raises, or TimeoutError: it goes on in a thread that nobody waits for."""
+    came: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            came.put((call(), None))
+        except BaseException as e:  # noqa: BLE001  it is raised where it is waited for
+            came.put((None, e))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value, error = came.get(timeout=max(seconds, 0.0))
+    except Empty:
+        raise TimeoutError(f"no answer for {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def _close(client: Any) -> None:
+    """Say goodbye to whoever still listens."""
+    with suppress(Exception):
+        _timely(lambda: client.close(timeout=_CLOSE_SECONDS), 2.0 * _CLOSE_SECONDS)
 
 
 @contextmanager
@@ -179,6 +271,8 @@ def _plainly(address: str) -> Iterator[None]:
             f"the same item ended several workers of {address}, perhaps for want of memory: give them more, or fewer "
             "threads"
         ) from e
+    except (TimeoutError, asyncio.TimeoutError) as e:
+        raise RunError(f"a result of a worker of {address} does not arrive; nothing was written") from e
     except (CancelledError, distributed.comm.CommClosedError) as e:
         raise RunError(f"the Dask scheduler at {address} was lost: {type(e).__name__}; nothing was written") from e
 

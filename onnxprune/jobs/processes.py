@@ -186,7 +186,7 @@ def _why_ended(w: _Worker) -> str:
     how = "its pipe was closed" if code is None else f"exit code {code}"
     if code is not None and code < 0:
         how = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    if not w.started:
+    if not w.started and (code is None or code >= 0):
         return (
             f"a worker process did not start ({how}); a script that calls prune(..., jobs=N) has to do so under "
             "if __name__ == '__main__'"

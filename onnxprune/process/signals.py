@@ -75,6 +75,11 @@ class Interrupts:
             signal.signal(number, handler)
         self._before = {}
 
+    def ignore(self) -> None:
+        """For the very end: Python gives up its own handlers before it unloads compiled code, which takes a while."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+
     def check(self) -> None:
         """Raises the interruption that was lost on the way, if any."""
         if self._first is not None and not self.held:
