@@ -179,7 +179,7 @@ def _judge(ended: Ended, folder: Path, kind: Kind, known: Known, name: str, err:
     if name == "SIGKILL":
         return
     number = getattr(signal, name)
-    if code == 1 and "KeyboardInterrupt" in err and "onnxprune" not in err and files == known.before:
+    if code and "KeyboardInterrupt" in err and "onnxprune" not in err and files == known.before:
         return  # in Python's own start, before a line of onnxprune was read
     if code not in (0, 128 + number, -number):
         wrong.append(f"exit code {code}")
