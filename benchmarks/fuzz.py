@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import fill
+from benchmarks.page import put
 from tests.fuzz.cases import KINDS, Verdict, run
 from tests.fuzz.workers import Worker
 
@@ -148,7 +148,7 @@ def main() -> None:
     text = table(args.what, tally, time.monotonic() - start)
     print(text)
     if args.output is not None:
-        fill(args.output, {"table": {f"fuzz-{args.what}": lambda: text}})
+        put(args.output, "table", f"fuzz-{args.what}", text)
     sys.exit(1 if tally.faults else 0)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.page import fill
+from benchmarks.page import put
 from onnxprune.calibrate.samples import entries_of
 from tests.fuzz.commands import command, runs_alone, unlike
 from tests.fuzz.workers import Answer, Worker
@@ -307,7 +307,7 @@ def main() -> None:
     text = table(found)
     print(text)
     if args.output is not None:
-        fill(args.output, {"table": {"node-suite": lambda: text}})
+        put(args.output, "table", "node-suite", text)
 
 
 if __name__ == "__main__":

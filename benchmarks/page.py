@@ -29,6 +29,17 @@ def fill(page: Path, makers: Makers) -> None:
     page.write_text(blocks.sub(block, text), encoding="utf-8")
 
 
+def put(page: Path, kind: str, name: str, text: str) -> None:
+    """Replace one block and leave the others. Exits with one line where the page has no such block."""
+    found = page.read_text(encoding="utf-8")
+    start = f"<!-- {kind}: {name} -->\n"
+    if start not in found:
+        sys.exit(f"{page} has no block {kind}: {name}")
+    before, rest = found.split(start, 1)
+    _, after = rest.split("<!-- end -->", 1)
+    page.write_text(f"{before}{start}{text}\n\n<!-- end -->{after}", encoding="utf-8")
+
+
 def pattern(kinds: Iterable[str]) -> re.Pattern[str]:
     """A block of one of these kinds: its first line, kind, name, and its last line."""
     return re.compile(rf"(<!-- ({'|'.join(map(re.escape, kinds))}): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

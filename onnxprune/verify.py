@@ -182,6 +182,11 @@ def _compared(
             if differences[what] <= tolerance:
                 worst, count = max(worst, differences[what]), count + 1
                 break
+            if not largest_difference(_run(reference, fed, name), expected) <= tolerance:
+                raise CheckFailed(
+                    f"the {name} computes something else at every run, as it draws random numbers: nothing can be "
+                    "checked; give its random operators a seed, or take them out"
+                )
             if _steady(reference, fed, expected, tolerance) or (k == 0 and draw + 1 == _DRAWS):
                 raise CheckFailed(
                     f"the {what} differs from the {name} by {differences[what]:.1e} with inputs of {_sizes(fed)}: "

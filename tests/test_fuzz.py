@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from benchmarks.fuzz import kind
+from benchmarks.page import put
 from tests.fuzz import cases, models
 from tests.fuzz.cases import KINDS, Case, left, spoken
 from tests.fuzz.seeds import seed_model
@@ -140,3 +141,35 @@ def test_an_output_that_is_not_the_model_is_found(tmp_path: Path) -> None:
     assert cases.unlike(paths[0], paths[0]) == ""
     assert "other outputs" in cases.unlike(paths[0], paths[1])
     assert "does not load" in cases.unlike(paths[0], paths[2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize(("what", "count"), [("models", 50), ("plans", 10), ("data", 10)])
+def test_a_bounded_run(what: str, count: int, tmp_path: Path) -> None:
+    """Fails where a mutation ends in anything but an exit code with its one line; `benchmarks.fuzz` has many more."""
+    codes = set()
+    with Worker() as worker:
+        for seed in range(count):
+            folder = tmp_path / str(seed)
+            folder.mkdir()
+            case, verdict = cases.run(what, seed, folder, worker)
+            assert not verdict.fault, f"{what} {seed}: {case.story}: {verdict.fault}"
+            codes.add(verdict.codes[-1])
+    assert {0, 1} <= codes
+
+
+def test_a_table_goes_into_its_block_alone(tmp_path: Path) -> None:
+    """Fails where one run's table replaces that of another."""
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table: x -->\nold\n<!-- end -->\nb\n<!-- table: y -->\nkept\n<!-- end -->\n")
+    put(page, "table", "x", "new")
+    assert page.read_text() == "a\n<!-- table: x -->\nnew\n\n<!-- end -->\nb\n<!-- table: y -->\nkept\n<!-- end -->\n"
+    with pytest.raises(SystemExit):
+        put(page, "table", "z", "new")
+
+
+def test_the_page_has_a_place_for_every_kind() -> None:
+    """Fails where a run's table has no block to go to."""
+    page = (Path(__file__).parents[1] / "docs" / "trust.md").read_text(encoding="utf-8")
+    assert all(f"<!-- table: fuzz-{what} -->" in page for what in KINDS)
+    assert "<!-- table: node-suite -->" in (Path(__file__).parents[1] / "docs" / "reach.md").read_text(encoding="utf-8")

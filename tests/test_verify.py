@@ -263,6 +263,16 @@ def test_rounding_that_decides_is_told_from_an_error():
         verify.exactness(good, good, wrong, good, example, [between])
 
 
+def test_random_numbers_are_told_from_an_error():
+    """Fails where a model that draws numbers without a seed is said to be cut wrongly."""
+    row = Topology("(float[N,3] x) => (float[N,3] y) { r = RandomNormalLike(x)  y = Add(x, r) }", ())
+    # The place of a node in the graph is what its numbers start from.
+    text = "(float[N,3] x) => (float[N,3] y) { n = Neg(x)  p = Neg(n)  r = RandomNormalLike(p)  y = Add(p, r) }"
+    moved = Topology(text, ())
+    with pytest.raises(CheckFailed, match="computes something else at every run"):
+        verify.exactness(row.model(), moved.model(), row.model(), row.model(), row.feeds(2))
+
+
 def test_values_that_are_infinite_at_another_size():
     """Fails where only shapes are looked at beyond the size of the calibration data."""
     text = """(float[N,L,3] x) => (float[N,L,3] y) {{

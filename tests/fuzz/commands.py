@@ -51,4 +51,21 @@ def unlike(original: str, output: str) -> str:
     weights |= {t.values.name for t in before.graph.sparse_initializer}
     if [v for v in before.graph.input if v.name not in weights] != list(after.graph.input):
         return "the output has other inputs"
-    return "" if list(before.graph.output) == list(after.graph.output) else "the output has other outputs"
+    same = len(before.graph.output) == len(after.graph.output)
+    same = same and all(map(_fits, before.graph.output, after.graph.output))
+    return "" if same else "the output has other outputs"
+
+
+def _fits(before: onnx.ValueInfoProto, after: onnx.ValueInfoProto) -> bool:
+    """Whether an output is declared as it was; sizes that were declared falsely may be left out."""
+    if before.name != after.name or not before.type.HasField("tensor_type"):
+        return before == after
+    old, new = before.type.tensor_type, after.type.tensor_type
+    if old.elem_type != new.elem_type:
+        return False
+    if not new.HasField("shape") or not old.HasField("shape"):
+        return not new.HasField("shape")
+    free = onnx.TensorShapeProto.Dimension()
+    if len(old.shape.dim) != len(new.shape.dim):  # the number of axes was false
+        return all(d == free for d in new.shape.dim)
+    return all(b in (a, free) for a, b in zip(old.shape.dim, new.shape.dim, strict=True))

@@ -361,6 +361,16 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8,),
     ),
+    "einsum_repeated": Topology(
+        # onnxruntime repeats an axis of size 1 along the one that it is contracted with.
+        """(float[N,L,1] x) => (float[N,L,5] y) {
+            a = Einsum <equation="abc,cd->abd"> (x, w1[3,8])
+            r = Relu(a)
+            y = MatMul(r, w2[8,5])
+        }""",
+        (8,),
+        pins=("another operand has size 1 there",),
+    ),
     "einsum_diagonal": Topology(
         # Both axes of the product lose the same places.
         """(float[N,L,6] x) => (float[N,5] y) {

@@ -20,6 +20,7 @@ from onnxprune.quantized import stored
 
 _KERNEL = Reason("a kernel position is not a channel", Remedy.NO_CHANNELS)
 _SPATIAL = Reason("a convolution needs every spatial position", Remedy.POSITIONS)
+_REPEATED = Reason("another operand has size 1 there, which is repeated along it", Remedy.NO_CHANNELS)
 _WHOLE_GROUPS = Reason("whole groups are the units here", Remedy.WHOLE_GROUPS)
 
 
@@ -290,6 +291,10 @@ def einsum_factors(
         if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
             t.read(node, slot, "contraction", axes)
     contracted = range(len(output), len(space))
+    for k in contracted:
+        sizes = {shape[k] for (_, _, shape), (_, indices) in zip(lifted, operands, strict=True) if space[k] in indices}
+        for name, factors, _ in lifted if len(sizes) > 1 else ():
+            t.pin(name, [f for f in factors if f.shape[k] > 1], node, _REPEATED)
     result: list[Factor] = []
     for f in t.merge(lifted, node):
         inside = [a for a in tracked_axes(f) if a in contracted]
