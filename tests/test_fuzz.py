@@ -144,7 +144,7 @@ def test_an_output_that_is_not_the_model_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize(("what", "count"), [("models", 50), ("plans", 10), ("data", 10)])
+@pytest.mark.parametrize(("what", "count"), [("models", 40), ("plans", 10), ("data", 10)])
 def test_a_bounded_run(what: str, count: int, tmp_path: Path) -> None:
     """Fails where a mutation ends in anything but an exit code with its one line; `benchmarks.fuzz` has many more."""
     codes = set()

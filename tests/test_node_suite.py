@@ -21,7 +21,7 @@ HARD = (
     "test_col2im_pads",
     "test_loop13_seq",
 )
-EVERY = 40
+EVERY = 80
 
 
 @pytest.fixture(scope="module")
