@@ -103,6 +103,7 @@ def report_of(
         notes=(
             *loaded.notes,
             *not_counted(channels),
+            *larger(before, after),
             *less_aligned(coupled, settings),
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
@@ -206,6 +207,16 @@ def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
     return (
         f"with widths in multiples of {wanted}, as {settings.target} has them best, {settings.ratio:.1%} of the "
         f"{settings.budget} cannot go; --round-to auto took multiples of {found}",
+    )
+
+
+def larger(before: Size, after: Size) -> tuple[str, ...]:
+    """That the file has grown, which a small cut may not make up for."""
+    if after.bytes <= before.bytes:
+        return ()
+    return (
+        f"the file is {after.bytes - before.bytes} bytes larger than the original's: the refit added biases, or wrote "
+        "numbers that the original stores in fewer bytes; a larger --ratio, or --refit none, makes it smaller",
     )
 
 

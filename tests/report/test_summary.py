@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from onnxprune.report.summary import Effort
+from onnxprune.report.summary import Effort, Size
+from onnxprune.reporting import larger
 from tests.digits import pruned
 
 
@@ -26,3 +27,11 @@ def test_effort():
     assert effort.seconds == 4.0
     assert effort.passes == 8.0
     assert math.isnan(Effort({"load": 1.0}, 0.0, None).passes)
+
+
+def test_a_file_that_has_grown_is_told():
+    """Fails where a result that is larger than its original passes for a slim one."""
+    before, same, more = Size(10, 10, 1000), Size(5, 5, 1000), Size(5, 5, 1001)
+    assert larger(before, same) == larger(before, Size(5, 5, 0)) == ()
+    (note,) = larger(before, more)
+    assert note.startswith("the file is 1 bytes larger than the original's")
