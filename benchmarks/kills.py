@@ -9,7 +9,7 @@ the output, up to 50 ms later. INT and HUP go to all processes, as those of a te
 After each run the output has to load in onnxruntime, and to be, byte for byte, the one from before or that of a run
 which was left alone; with exit code 0 the plan and the report have to be there, and after any other nothing may have
 changed. After anything but KILL no temporary file may be left, neither beside the output nor in TMPDIR, and after
-anything no process. The exit code is 1 where one run breaks any of this.
+anything no process. The exit code is 1 where one run breaks any of this. Ctrl-C shows what there is so far.
 """
 
 from __future__ import annotations
@@ -237,13 +237,16 @@ def main(given: list[str] | None = None) -> int:
     known = {k: Known.of(k) for k in kinds()}
     ends: Counter[tuple[str, str, str]] = Counter()
     wrong = 0
-    for i in range(args.runs):
-        kind, name, saving = turns[i % len(turns)]
-        ended = killed(kind, known[kind], name, rng, saving=saving)
-        ends[name, "0" if ended.code == 0 else "another", ended.state] += 1
-        if ended.wrong:
-            wrong += 1
-            print(f"run {i}: {name}, {kind}, saving {saving}: exit {ended.code}: {'; '.join(ended.wrong)}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # then the table is of those so far
+        for i in range(args.runs):
+            kind, name, saving = turns[i % len(turns)]
+            ended = killed(kind, known[kind], name, rng, saving=saving)
+            ends[name, "0" if ended.code == 0 else "another", ended.state] += 1
+            if ended.wrong:
+                wrong += 1
+                print(
+                    f"run {i}: {name}, {kind}, saving {saving}: exit {ended.code}: {'; '.join(ended.wrong)}", flush=True
+                )
     print(
         "| signal | runs | exit 0, new output | another exit, as before | killed, new output |\n|---|---|---|---|---|"
     )
@@ -254,7 +257,7 @@ def main(given: list[str] | None = None) -> int:
             f"| {name} | {sum(n for k, n in ends.items() if k[0] == name)} | {done} | {before} | "
             f"{ends[name, 'another', 'new']} |"
         )
-    print(f"{args.runs} runs, {wrong} of them wrong")
+    print(f"{ends.total()} runs, {wrong} of them wrong")
     return int(wrong > 0)
 
 
