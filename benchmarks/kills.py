@@ -80,7 +80,21 @@ def fill(folder: Path, kind: Kind) -> None:
 def start(folder: Path, kind: Kind, ratio: str) -> subprocess.Popen[bytes]:
     """A run in a session of its own."""
     env = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(kind.command(ratio), cwd=folder, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        kind.command(ratio),
+        cwd=folder,
+        env=env,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=_hear,  # noqa: PLW1509  it only sets handlers
+    )
+
+
+def _hear() -> None:
+    """What nohup, or a shell that runs this in the background, has every process ignore."""
+    for name in SIGNALS:
+        if name != "SIGKILL":
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
