@@ -106,6 +106,8 @@ def parts_in(
 
 def _alike(pieces: Sequence[Piece], values: Mapping[str, Array]) -> list[list[Piece]]:
     """The pieces, those of one scale together, in their order."""
+    if len(pieces) == 1:
+        return [list(pieces)]
     scales = {p: _scale(p, values) for p in pieces}
     groups: list[tuple[float, list[Piece]]] = []
     for p in sorted(pieces, key=lambda p: scales[p]):
@@ -123,25 +125,27 @@ def _entries(piece: Piece, values: Mapping[str, Array]) -> int:
 def _scale(piece: Piece, values: Mapping[str, Array]) -> float:
     """The variance of an entry; 0 where there is none to speak of."""
     y = values.get(piece.tensor)
-    if y is None or not is_float(y.dtype) or not y.size or np.isnan(y.astype(np.float64)).any():
+    if y is None or not is_float(y.dtype) or not y.size or np.isnan(y).any():
         return 0.0
     own = piece.of(y)
-    found = spread(own) / max(int(np.isfinite(own.astype(np.float64)).sum()), 1)
-    return found if found > _LEAST_SPREAD * _squares_of(own) / max(own.size, 1) else 0.0
+    found = spread(own)
+    return found / max(int(np.isfinite(own).sum()), 1) if found > _LEAST_SPREAD * _squares_of(own) else 0.0
 
 
 def _runs(y: Array) -> list[Columns]:
     """Runs of channels that differ clearly in scale, along the axis where they do so most; none where none do."""
-    wide = y.astype(np.float64)
-    if y.ndim < 2 or not np.isfinite(wide).all():
+    if y.ndim < 2 or not y.size or not np.isfinite(y).all():
         return []
+    squares = y.astype(np.float64)
+    if len(squares) > 1:
+        squares -= squares.mean(axis=0, keepdims=True)
+    np.square(squares, out=squares)
     best: list[Columns] = []
     most = 1.0
     for axis in dict.fromkeys((1, y.ndim - 1)):
         if y.size < _LEAST_ENTRIES * y.shape[axis]:
             continue
-        away = wide - wide.mean(axis=0, keepdims=True) if len(wide) > 1 else wide
-        variances = (away**2).mean(axis=tuple(a for a in range(y.ndim) if a != axis))
+        variances = squares.mean(axis=tuple(a for a in range(y.ndim) if a != axis))
         cuts, clearest = _cuts(variances)
         if cuts and clearest > most:
             edges = [0, *cuts, len(variances)]
@@ -184,30 +188,40 @@ def _clearest(variances: Wide, start: int) -> tuple[float, int]:
 
 def spread(y0: Array) -> float:
     """||y0 - mean y0||², the mean taken over samples, of what is finite; ||y0||² of a single sample."""
-    b = np.atleast_1d(y0).astype(np.float64)
-    if np.isfinite(b).all():
-        return float(((b - b.mean(axis=0, keepdims=True)) ** 2).sum() if len(b) > 1 else (b**2).sum())
-    fine = np.isfinite(b)
-    b = np.where(fine, b, 0.0)
-    mean = b.sum(axis=0, keepdims=True) / np.maximum(fine.sum(axis=0, keepdims=True), 1) if len(b) > 1 else 0.0
-    return float((np.where(fine, b - mean, 0.0) ** 2).sum())
+    b = np.atleast_1d(y0)
+    return float(_away(b, np.isfinite(b), centred=len(b) > 1).sum())
+
+
+def _away(y: Array, fine: NDArray[np.bool_], *, centred: bool) -> Wide:
+    """(y - mean y)² in an array of its own, 0 where y is not `fine`; one copy at a time, as outputs may be large."""
+    b = y.astype(np.float64)
+    every = bool(fine.all())
+    if not every:
+        b[~fine] = 0.0
+    if centred:
+        b -= b.sum(axis=0, keepdims=True) / (len(b) if every else np.maximum(fine.sum(axis=0, keepdims=True), 1))
+        if not every:
+            b[~fine] = 0.0
+    return np.square(b, out=b)
 
 
 def difference(y: Array, y0: Array) -> Wide:
     """y - y0, 0 where both are the same infinity; NaN or infinite where only one is finite."""
-    a, b = y.astype(np.float64), y0.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.where((a == b) & np.isinf(b), 0.0, a - b)
+        d: Wide = np.asarray(y.astype(np.float64) - y0, np.float64)
+        if not np.isfinite(d).all():
+            d = np.where((y == y0) & np.isinf(y0), 0.0, d)
+    return d
 
 
 def _squares_of(y: Array) -> float:
-    b = y.astype(np.float64)
-    return float((np.where(np.isfinite(b), b, 0.0) ** 2).sum())
+    b = np.atleast_1d(y)
+    return float(_away(b, np.isfinite(b), centred=False).sum())
 
 
 def _sum_of_squares(d: Wide) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        found = float((d**2).sum())
+        found = float(np.square(d).sum())
     return found if np.isfinite(found) else float("inf")
 
 
@@ -235,8 +249,9 @@ class Answers:
     def of(cls, values: Mapping[str, Array], samples: int, parts: Sequence[Part] | None = None) -> Answers:
         """parts: of the floating-point tensors in `values`; each of them is one where that is None."""
         parts = plain_parts(k for k, v in values.items() if is_float(v.dtype)) if parts is None else parts
-        why = {p: _why_not(p, values) for p in parts}
-        spreads = {p: _spread(p, values) for p in parts if not why[p]}
+        told = {p: _told(p, values) for p in parts}
+        why = {p: reason for p, (reason, _) in told.items()}
+        spreads = {p: size for p, (reason, size) in told.items() if not reason}
         if not spreads:  # something has to be selected by: errors are relative to the squares then
             squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in parts if why[p] == STILL}
             spreads = {p: s for p, s in squares.items() if s > 0.0}
@@ -317,31 +332,23 @@ class Answers:
             y0, y = x.of(self.values[x.tensor]), x.of(outputs[x.tensor])
             if not y0.ndim or len(y0) % self.samples:
                 return None
-            b = y0.astype(np.float64)
-            fine = np.isfinite(b)
-            b = np.where(fine, b, 0.0)
-            mean = b.sum(axis=0, keepdims=True) / np.maximum(fine.sum(axis=0, keepdims=True), 1)
-            away = np.where(fine, b - mean, 0.0)
-            errors += (difference(y, y0) ** 2).reshape(self.samples, -1).sum(axis=1)
-            spreads += (away**2).reshape(self.samples, -1).sum(axis=1)
+            spreads += _away(y0, np.isfinite(y0), centred=True).reshape(self.samples, -1).sum(axis=1)
+            errors += np.square(difference(y, y0)).reshape(self.samples, -1).sum(axis=1)
         return errors, spreads
 
 
-def _spread(part: Part, values: Mapping[str, Array]) -> float:
-    return sum(spread(x.of(values[x.tensor])) for x in part.pieces)
-
-
-def _why_not(part: Part, values: Mapping[str, Array]) -> str:
-    """Why nothing can be said of a part, "" where it can."""
-    squares = 0.0
+def _told(part: Part, values: Mapping[str, Array]) -> tuple[str, float]:
+    """(why nothing can be said of a part, "" where it can; its spread)."""
+    squares = size = 0.0
     for x in part.pieces:
         y = values.get(x.tensor)
         if y is None or not is_float(y.dtype):
-            return "it is no tensor of floating-point numbers"
-        own = x.of(y).astype(np.float64)
+            return "it is no tensor of floating-point numbers", 0.0
+        own = x.of(y)
         if np.isnan(own).any():
-            return "the original's own values are not finite (NaN) on the samples"
+            return "the original's own values are not finite (NaN) on the samples", 0.0
         if own.size and np.isinf(own).all():
-            return "the original's own values are not finite on any sample"
+            return "the original's own values are not finite on any sample", 0.0
         squares += _squares_of(own)
-    return "" if _spread(part, values) > _LEAST_SPREAD * squares else STILL
+        size += spread(own)
+    return ("" if size > _LEAST_SPREAD * squares else STILL), size
