@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.accuracy import sources, suites, tables
 from benchmarks.accuracy.__main__ import main, option
-from benchmarks.accuracy.execute import Limits, cores, execute
+from benchmarks.accuracy.execute import Limits, execute
 from benchmarks.accuracy.kits import Kit
 from benchmarks.accuracy.page import render
 from benchmarks.accuracy.runs import Run, append, missing, read
@@ -129,7 +129,8 @@ def test_sessions_share_the_cores(tmp_path: Path):
     """Fails where onnxruntime takes all cores in each of several runs."""
     [found] = execute([Run("net", 0.5, method="fine")], tmp_path, Limits(jobs=64), _work)
     assert found["threads"] == Limits(jobs=64).threads == 1
-    assert found["sessions"] == (1 if cores() > 1 else 0)
+    # Only a machine of one core leaves nothing to limit: onnxruntime counts all, whichever this process may use.
+    assert found["sessions"] == (1 if (os.cpu_count() or 1) > 1 else 0)
 
 
 def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
