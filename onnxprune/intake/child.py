@@ -33,7 +33,8 @@ from onnxprune.errors import OnnxPruneError, RunError
 
 _LENGTH = struct.Struct("<Q")
 # What a model without weights may take; both grow with the size of what is tried.
-_SECONDS = 35.0
+_SECONDS = 30.0
+_SECONDS_TO_READ = 20.0  # where nothing is computed
 _BYTES = 3 << 30
 _BYTES_PER_SECOND = 20e6
 _TIMES_THE_SIZE = 5
@@ -45,6 +46,9 @@ PATIENCE = "ONNXPRUNE_PATIENCE"
 _LAST_SECONDS = 5.0
 # The exit code of a child that saw itself exceed its limit of memory.
 HUNGRY = 77
+
+
+_COMPUTING = ("run", "normalise")
 
 
 class NotLoaded(RunError):
@@ -182,12 +186,13 @@ def patience() -> float:
         return 1.0
 
 
-def limits(size: int, honest: float = 0.0) -> tuple[float, int]:
+def limits(size: int, honest: float = 0.0, *, computes: bool = True) -> tuple[float, int]:
     """(seconds, bytes) for what has so many bytes.
 
-    honest: seconds that an honest run of it has taken. The variable ONNXPRUNE_PATIENCE multiplies the time.
+    honest: seconds that an honest run of it has taken. computes: whether a model is run. The variable
+    ONNXPRUNE_PATIENCE multiplies the time.
     """
-    seconds = _SECONDS + size / _BYTES_PER_SECOND + _TIMES_AN_HONEST_RUN * honest
+    seconds = (_SECONDS if computes else _SECONDS_TO_READ) + size / _BYTES_PER_SECOND + _TIMES_AN_HONEST_RUN * honest
     return seconds * patience(), _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
 
 
@@ -197,7 +202,7 @@ def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0) -
     what: what the child does, for the message ("this model's first run"). size, honest: as for `limits`. Raises what
     the answer raises, and Stopped where the child crashes or exceeds a limit.
     """
-    seconds, most = limits(size, honest)
+    seconds, most = limits(size, honest, computes=question in _COMPUTING)
     with _PLACE.lock, _folder() as folder:
         try:
             child = _begun(question, given, most, folder)
