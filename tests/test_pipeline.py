@@ -27,6 +27,7 @@ from onnxprune.errors import (
 from onnxprune.graph import Array
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import normalise
+from onnxprune.output import commit as output_commit
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session
 from tests import digits
@@ -493,15 +494,15 @@ def test_report_as_json(folder: Path):
 def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, stored: int):
     """Fails where some of the files are there although the run failed."""
     before = listing(folder)
-    real, calls = pipeline.m.tempfile.NamedTemporaryFile, []
+    real, calls = output_commit.os.fsync, []
 
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        calls.append(args)
+    def limited(descriptor: int) -> None:
+        calls.append(descriptor)
         if len(calls) > stored:
             raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
+        real(descriptor)
 
-    monkeypatch.setattr(pipeline.m.tempfile, "NamedTemporaryFile", limited)
+    monkeypatch.setattr(output_commit.os, "fsync", limited)
     files = {"plan_file": folder / "plan.json", "report_file": folder / "report.json"}
     with pytest.raises(RunError, match="No space left on device"):
         prune(digits.path("resnet"), folder / "old.onnx", digits.CALIB, overwrite=True, **files, **FAST)
