@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.errors import ModelError
+from onnxprune import bodies
+from onnxprune.errors import RunError
 from onnxprune.normalise import normalise, resized
 from tests.graphs import TABLE
 from tests.stages import Prepared
@@ -92,8 +93,30 @@ def test_random_numbers_are_not_folded():
 def test_a_constant_part_that_cannot_be_computed():
     """Fails where a broken constant ends in another library's traceback."""
     row = Topology("(float[N,4] x) => (float[N,4] y) { r = Reshape(w[4,2], to{3,3})  y = MatMul(x, r) }", ())
-    with pytest.raises(ModelError, match="constant part"):
+    with pytest.raises(RunError, match="onnxruntime cannot load the model"):
         normalise(row.model(), row.feeds(2))
+
+
+def test_a_constant_part_that_never_runs_stays():
+    """Fails where a branch that no input takes, and that could not be computed, refuses a model that runs."""
+    row = Topology(
+        """(float[N,4] x) => (float[N,4] y) {
+            h = MatMul(x, w[4,4])
+            top = ReduceMax <keepdims=0> (x)
+            big = Greater(top, huge{:1000000000.0})
+            twice = Add(w, w)
+            square = Mul(twice, twice)
+            y = If (big) <
+                then_branch = never () => (float[N,4] a) { r = Gather(square, at{7,7,7,7})  a = MatMul(h, r) },
+                else_branch = always () => (float[N,4] b) { b = MatMul(h, square) }
+            >
+        }""",
+        (),
+    )
+    found = normalise(row.model(), row.feeds(2)).proto
+    assert Counter(n.op_type for n in bodies.every_node(found.graph)) == Counter(
+        "MatMul ReduceMax Greater If Gather MatMul MatMul".split()
+    )
 
 
 def test_every_symbol_is_resized_once():

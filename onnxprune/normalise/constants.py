@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnxprune import bodies, storage
 from onnxprune import model as m
-from onnxprune.errors import ModelError, RunError
+from onnxprune.errors import RunError
 from onnxprune.measures.saturation import PRODUCTS
 from onnxprune.runtime import Session
 
@@ -23,13 +23,14 @@ _NO_TENSORS = {"Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase"
 
 
 def fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with everything that depends on constants alone evaluated, in bodies too. Raises ModelError."""
+    """The model with everything that depends on constants alone evaluated, in bodies too.
+
+    What onnxruntime runs in the model but not by itself stays as it is.
+    """
     return bodies.rewritten(proto, _with_folded_constants)
 
 
 def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
-    graph = m.to_gs(proto)
-    graph.toposort()
     kept = {*QUANTIZED, *PRODUCTS, *RANDOM, *_NO_TENSORS}
     whole = {bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n)}
     apart = _apart(proto)
@@ -37,16 +38,22 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     def excluded(n: Any) -> bool:
         return n.op in kept or any(o.name in whole for o in n.outputs) or any(i.name in apart for i in n.inputs)
 
-    try:
+    def evaluated(**how: Any) -> Any:
+        graph = m.to_gs(proto).toposort()
         graph.fold_constants(
             fold_shapes=False,
-            error_ok=False,
             size_threshold=None,
             should_exclude_node=excluded,
             flatten_subgraphs=False,
+            **how,
         )
-    except Exception as e:  # onnx-graphsurgeon passes on whatever onnxruntime raises
-        raise ModelError(f"a constant part of the model cannot be evaluated: {' '.join(str(e).split())[:200]}") from e
+        return graph
+
+    try:
+        graph = evaluated(error_ok=False)
+    except Exception:  # noqa: BLE001  onnx-graphsurgeon passes on whatever onnxruntime raises
+        # Slower: the graph is split again and again, until what fails stands alone.
+        graph = evaluated(error_ok=True, partitioning="recursive")
     graph.cleanup(remove_unused_graph_inputs=False)
     folded = m.from_gs(graph, proto)
     _fold_apart(folded)
@@ -83,8 +90,8 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
         )
         try:
             values = Session(part, optimize=False).run({})
-        except RunError as e:
-            raise ModelError(f"a constant part of the model cannot be evaluated: {e}") from e
+        except RunError:
+            continue
         outside = any(storage.is_external(t) for t in known)
         for o in names:
             weights[o] = storage.tensor_of(values[o], o, outside=outside)
