@@ -408,7 +408,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     monkeypatch.setattr(config, "LABELLED", ("random",))
     np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
-    args += ["--recover", "7"]
+    args += ["--recover", "7", "--untried-branches", "cut"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
     args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8", "--drop-branches"]
     args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", "labelled.npz"]
@@ -433,6 +433,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
         **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 1},
         **{"coefficients": "convex", "target": "tensorrt-int8", "drop_branches": True},
+        "untried_branches": "cut",
     }
 
 
