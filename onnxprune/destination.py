@@ -12,6 +12,10 @@ from onnxprune.intake.files import brief, reason
 from onnxprune.model import Source
 from onnxprune.storage import beside, is_beside
 
+# What the system keeps there are no files, and a rename would take its place: /dev/stdout is a link.
+_SYSTEM = tuple(map(Path, ("/dev", "/proc", "/sys")))
+_SHARED_MEMORY = Path("/dev/shm")  # an ordinary file system
+
 
 def check_outputs(outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequence[object], overwrite: bool) -> None:
     """Refuse output paths that could not be written in the end, or that are a file the run reads, before any work.
@@ -26,6 +30,8 @@ def check_outputs(outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequ
         if output is None:
             continue
         p = Path(output)
+        if os.path.basename(output) in ("", ".", ".."):  # noqa: PTH119  Path drops the slash of "out/"
+            raise UsageError(f"{os.fspath(output)!r} is the name of a folder; name the file to write")
         _check_output(p, overwrite)
         if any(same_file(p, t) for t in taken) or (n and paths[0] is not None and same_file(p, paths[0])):
             raise UsageError(f"{p} is used twice; model, data, plan and report are different files")
@@ -83,7 +89,7 @@ def _check_output(p: Path, overwrite: bool) -> None:
         raise RunError(f"{brief(p)} cannot be written: {reason(e)}") from e
     if stat.S_ISDIR(mode):
         raise UsageError(f"{p} is a folder; name the file to write")
-    if mode and not stat.S_ISREG(mode):
+    if (mode and not stat.S_ISREG(mode)) or _is_of_the_system(p.parent):
         raise UsageError(f"{p} is not an ordinary file; name another one")
     if mode and not overwrite:
         raise UsageError(f"{p} exists; use --overwrite to replace it")
@@ -91,3 +97,11 @@ def _check_output(p: Path, overwrite: bool) -> None:
         raise RunError(f"{p} cannot be written: there is no folder {p.parent}")
     if not os.access(p.parent, os.W_OK):
         raise RunError(f"{p} cannot be written: no permission to write in {p.parent}")
+
+
+def _is_of_the_system(folder: Path) -> bool:
+    try:
+        place = Path(os.path.realpath(folder))
+    except OSError:  # a working folder that is gone
+        return False
+    return any(place.is_relative_to(s) for s in _SYSTEM) and not place.is_relative_to(_SHARED_MEMORY)

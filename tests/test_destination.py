@@ -105,6 +105,26 @@ def test_paths_that_lead_nowhere(inputs: dict[str, Path], name: str):
     assert len(str(e.value)) < 400
 
 
+@pytest.mark.parametrize("name", ["new/", "new/.", "sub/.."])
+def test_a_name_of_a_folder_is_no_file(inputs: dict[str, Path], name: str):
+    """Fails where the slash is dropped and a file `new` appears."""
+    with pytest.raises(UsageError, match="folder"):
+        check_outputs((name, None, None), (inputs["model"], None, None), overwrite=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="a system without /proc")
+def test_links_of_the_system_are_not_replaced(inputs: dict[str, Path]):
+    """/dev/stdout is a link; it leads to an ordinary file where the shell sends the output to one.
+
+    Fails where the file that a link leads to decides alone.
+    """
+    with inputs["calibration"].open("rb") as f:
+        for name in (f"/proc/self/fd/{f.fileno()}", f"/dev/fd/{f.fileno()}"):
+            if Path(name).exists():
+                with pytest.raises(UsageError, match="not an ordinary file"):
+                    check_outputs((name, None, None), (inputs["model"], None, None), overwrite=True)
+
+
 @pytest.mark.parametrize("place", ["output", "plan_file", "report_file"])
 def test_a_run_leaves_its_data_as_they_were(tmp_path: Path, place: str):
     """Fails where the check is there and a run does not ask it."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import pickle
 import signal
@@ -43,6 +44,8 @@ _TIMES_AN_HONEST_RUN = 60.0
 # Two stacks and a cache of the allocator for each core: reserved, and hardly ever touched.
 _BYTES_PER_CORE = 32 << 20
 PATIENCE = "ONNXPRUNE_PATIENCE"
+# No clock counts to infinity.
+_MOST_PATIENCE = 1e6
 _LAST_SECONDS = 5.0
 # The exit code of a child that saw itself exceed its limit of memory.
 HUNGRY = 77
@@ -181,9 +184,10 @@ def warm() -> None:
 def patience() -> float:
     """What the variable ONNXPRUNE_PATIENCE multiplies limits of time by."""
     try:
-        return max(float(os.environ.get(PATIENCE, "1")), 0.0)
+        found = float(os.environ.get(PATIENCE, "1"))
     except ValueError:
         return 1.0
+    return min(max(found, 0.0), _MOST_PATIENCE) if not math.isnan(found) else 1.0
 
 
 def limits(size: int, honest: float = 0.0, *, computes: bool = True) -> tuple[float, int]:
@@ -193,7 +197,8 @@ def limits(size: int, honest: float = 0.0, *, computes: bool = True) -> tuple[fl
     ONNXPRUNE_PATIENCE multiplies the time.
     """
     seconds = (_SECONDS if computes else _SECONDS_TO_READ) + size / _BYTES_PER_SECOND + _TIMES_AN_HONEST_RUN * honest
-    return seconds * patience(), _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
+    seconds = min(seconds * patience(), threading.TIMEOUT_MAX)
+    return seconds, _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
 
 
 def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0) -> Any:

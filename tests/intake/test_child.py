@@ -97,6 +97,13 @@ def test_a_loop_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch):
         first_run.run(endless(), FEEDS)
 
 
+@pytest.mark.parametrize("patience", ["inf", "1e308", "nan", "-inf", "much", ""])
+def test_any_patience_is_one_that_clocks_can_have(monkeypatch: pytest.MonkeyPatch, patience: str):
+    """Fails where the thread that counts the time ends in an OverflowError of its own."""
+    monkeypatch.setenv(child.PATIENCE, patience)
+    assert 0.0 <= child.limits(10**15, 1e9)[0] <= threading.TIMEOUT_MAX
+
+
 @pytest.mark.parametrize("size", [2 << 30, 2**40])
 def test_a_constant_of_gigabytes_is_refused(size: int):
     with pytest.raises(RunError, match=r"memory|alloc"):
