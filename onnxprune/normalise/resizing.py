@@ -113,8 +113,11 @@ class Runner:
         self._session: Session | None = None
 
     def __call__(self, feeds: Feeds) -> bool:
-        """Run the model."""
-        self._session = self._session or Session(self._proto, optimize=False)
+        """Run the model; one that does not load runs on nothing."""
+        try:
+            self._session = self._session or Session(self._proto, optimize=False)
+        except RunError:
+            return False
         return accepts(self._session, feeds)
 
 

@@ -20,7 +20,7 @@ from onnxprune.quantized import stored
 
 _KERNEL = Reason("a kernel position is not a channel", Remedy.NO_CHANNELS)
 _SPATIAL = Reason("a convolution needs every spatial position", Remedy.POSITIONS)
-_REPEATED = Reason("another operand has size 1 there, which is repeated along it", Remedy.NO_CHANNELS)
+_REPEATED = Reason("another operand has size 1 there, which is repeated along it", Remedy.PARTNER)
 _WHOLE_GROUPS = Reason("whole groups are the units here", Remedy.WHOLE_GROUPS)
 
 
