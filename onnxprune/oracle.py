@@ -71,8 +71,8 @@ class _Builder:
         once per channel and spread over the places that there are.
         """
         runs = [_run(mask, axis) for axis in range(mask.ndim)]
-        if max(runs, default=1) == 1:
-            return self.constant(mask, np.bool_)
+        if max(runs, default=1) == 1:  # without axes in front, which a run may not have (Squeeze without axes)
+            return self.constant(mask.reshape(_without_front(mask.shape)), np.bool_)
         shape = self.op("Shape", x)
         once = mask[tuple(slice(None, None, r) for r in runs)]
         pairs, spread, joined = [], [], []
@@ -86,6 +86,11 @@ class _Builder:
         folded = self.constant(once.reshape(pairs), np.bool_)
         wide = self.op("Expand", folded, self.op("Concat", *spread, axis=0))
         return self.op("Reshape", wide, self.op("Concat", *joined, axis=0))
+
+
+def _without_front(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the sizes of 1 that it begins with."""
+    return shape[next((a for a, s in enumerate(shape) if s > 1), 0) :]
 
 
 def _run(mask: Mask, axis: int) -> int:

@@ -7,11 +7,12 @@ so do Loop and Scan: the layers inside those are cut by magnitude and trial, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from onnxprune import bodies
 from onnxprune import model as m
@@ -28,31 +29,34 @@ class Taken:
     """branches: the first output of each If that takes one branch only → whether that is the first.
 
     proto, channels: the normalised model and its channels without these Ifs; classes and groups are those of the whole.
-    idle: groups of which no sample reads a weight.
+    idle: groups of which no sample reads a weight. squeezed: the output of each Squeeze without axes → those that it
+    takes from a batch of several samples; of a single one it would take that axis too, and every rank would change.
     """
 
     branches: dict[str, bool]
     proto: onnx.ModelProto
     channels: ChannelGraph
     idle: frozenset[int]
+    squeezed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def of(self, proto: onnx.ModelProto) -> onnx.ModelProto:
         """Another model with the same Ifs, a cut one say, likewise without these."""
-        return _replaced(proto, self.branches)
+        return _replaced(proto, self.branches, self.squeezed)
 
 
 def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Samples]) -> Taken:
     """The model that all samples of `parts` run."""
     branches: dict[str, bool] = {}
-    proto = normalised.proto
+    squeezed = _squeezes(normalised)
+    proto = _replaced(normalised.proto, branches, squeezed) if squeezed else normalised.proto
     while True:
         found = _branches(proto, parts)
         if not found:
             break
         branches |= found
-        proto = _replaced(normalised.proto, branches)
+        proto = _replaced(normalised.proto, branches, squeezed)
     if not branches:
-        return Taken({}, proto, channels, frozenset())
+        return Taken({}, proto, channels, frozenset(), squeezed)
     graph = m.view(proto, normalised.shapes, normalised.known_values, normalised.binding)
     node_of = {o: n for n in graph.every_node for o in n.outputs if o}
     linears = [replace(x, node=node_of[x.node.outputs[0]]) for x in channels.linears if x.node.outputs[0] in node_of]
@@ -64,7 +68,9 @@ def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Sam
         for g in channels.groups
         if not any(r.tensor in graph.readers for r in (*g.producers, *g.consumers, *g.parameters))
     )
-    return Taken(branches, proto, replace(channels, graph=graph, linears=tuple(linears), reads=tuple(reads)), idle)
+    return Taken(
+        branches, proto, replace(channels, graph=graph, linears=tuple(linears), reads=tuple(reads)), idle, squeezed
+    )
 
 
 def layers_taken(taken: Taken, channels: ChannelGraph) -> tuple[Layer, ...]:
@@ -94,9 +100,32 @@ def _branches(proto: onnx.ModelProto, parts: Sequence[Samples]) -> dict[str, boo
     return {out: next(iter(seen[c])) for out, c in conditions.items() if len(seen[c]) == 1}
 
 
-def _replaced(proto: onnx.ModelProto, branches: dict[str, bool]) -> onnx.ModelProto:
+def _squeezes(normalised: Normalised) -> dict[str, tuple[int, ...]]:
+    """The output of each Squeeze of the main graph that names no axes → those of size 1."""
+    return {
+        n.output[0]: tuple(a for a, s in enumerate(normalised.shapes[n.input[0]]) if s == 1)
+        for n in normalised.proto.graph.node
+        if n.op_type == "Squeeze" and not n.domain and not n.attribute and len(n.input) == 1
+        if 1 in normalised.shapes.get(n.input[0], ())
+    }
+
+
+def _replaced(
+    proto: onnx.ModelProto, branches: Mapping[str, bool], squeezed: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    for n in result.graph.node:
+        if n.output and n.output[0] in squeezed:  # a Squeeze still, or what repairs made of it
+            axes = squeezed[n.output[0]]
+            name = f"{n.output[0]}__squeezed"
+            attribute = m.opset_of(result) < 13
+            node = helper.make_node("Squeeze", [n.input[0]] if attribute else [n.input[0], name], [n.output[0]], n.name)
+            if attribute:
+                node.attribute.append(helper.make_attribute("axes", axes))
+            else:
+                result.graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), name))
+            n.CopyFrom(node)
     # A branch of a branch moves up with it, and is replaced in its turn.
     while bodies.replace_ifs(result.graph, lambda n: branches.get(bodies.main_output(n)), rename_inner=False):
         pass

@@ -25,8 +25,9 @@ from onnxprune.channels.domains import limited_by
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
-from onnxprune.graph import Array, Graph, Shape, is_float, sample_bytes
+from onnxprune.graph import Array, Graph, Shape, cast, is_float, sample_bytes
 from onnxprune.measures.answers import Wide
+from onnxprune.measures.masked import counting
 from onnxprune.normalise.form import all_shapes
 from onnxprune.runtime import Feeds, Session
 
@@ -129,7 +130,7 @@ class Teacher:
 class Spread:
     """Of each tensor Σ ||t - mean t||² per sample, the mean taken over samples, in one pass.
 
-    Infinite entries (masked logits) stay out. masked: the tensors that have some.
+    Masked entries (logits of -1e9 or infinite ones) stay out. masked: the tensors that have some.
     """
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ class Spread:
         for k, t in targets.items():
             values = np.atleast_1d(t)
             rows = np.asarray(len(values), np.float64)
-            fine = ~np.isinf(values)
+            fine = counting(values) | np.isnan(values)
             if not fine.all():
                 self.masked.add(k)
                 values, rows = np.where(fine, values, 0), fine.sum(axis=0, dtype=np.float64)
@@ -201,6 +202,7 @@ class Student:
         self._gradients: dict[str, str] = {}
         self._losses: tuple[str, ...] = ()
         self.goals: tuple[str, ...] = ()
+        self._masked: frozenset[str] = frozenset()
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
@@ -222,7 +224,7 @@ class Student:
     def follow(self, goals: Mapping[str, Wide], masked: Collection[str] = ()) -> None:
         """Build the graph that computes the loss, goals being tensors and their weights in it, and its gradients.
 
-        masked: those whose infinite targets do not count.
+        masked: those of whose targets the masked ones do not count.
         """
         given = [k for k in self._candidates if k not in self.missing]
         while True:
@@ -231,7 +233,7 @@ class Student:
                 break
             self.missing.update(missing)
             given = [k for k in given if k not in missing]
-        self._gradients, self._losses, self.goals = found, losses, tuple(goals)
+        self._gradients, self._losses, self.goals, self._masked = found, losses, tuple(goals), frozenset(masked)
         self.weights = {k: _wide(self._graph.constants[k]) for k in found}
         self._session = Session(m.submodel(proto, {}, [*losses, *found.values()]), single=True)
 
@@ -268,7 +270,8 @@ class Student:
     def step(self, feeds: Feeds, targets: Mapping[str, Array]) -> tuple[float, dict[str, Array]]:
         """(loss, its gradients) on one batch."""
         assert self._session is not None
-        values = self._session.run({**feeds, **self.weights, **{f"target:{t}": v for t, v in targets.items()}})
+        given = {f"target:{t}": _without_masks(v) if t in self._masked else v for t, v in targets.items()}
+        values = self._session.run({**feeds, **self.weights, **given})
         return sum(float(values[k]) for k in self._losses), {k: values[g] for k, g in self._gradients.items()}
 
 
@@ -290,6 +293,11 @@ def _depending(graph: Graph) -> set[str]:
         if n.bodies or any(i in found for i in (*n.inputs, *n.captures)):
             found.update(n.outputs)
     return found
+
+
+def _without_masks(values: Array) -> Array:
+    """With infinity where an entry is masked, by which the loss knows it."""
+    return np.where(counting(values) | ~np.isfinite(values), values, cast(np.array(-np.inf), values.dtype))
 
 
 def _wide(values: Array) -> Array:

@@ -24,6 +24,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array, Shape, cast, is_float
 from onnxprune.intake.first_run import Trial
+from onnxprune.measures.masked import counting
 from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Feeds, Session, concatenated
@@ -223,7 +224,7 @@ def _sizes(feeds: Feeds) -> str:
 def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
     """Largest |a - b| over the outputs, relative to the largest |b| of that output; infinite where shapes differ.
 
-    Values that are not finite must be the same on both sides.
+    Values that are not finite must be the same on both sides; masked ones (-1e9) are no measure for the others.
     """
     worst = 0.0
     found, expected = flat(outputs), flat(reference)
@@ -245,9 +246,11 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
         fine = np.isfinite(y)
         if not np.array_equal(x[~fine], y[~fine], equal_nan=True) or not np.isfinite(x[fine]).all():
             return float("inf")
-        if fine.any():
-            scale = max(float(np.abs(y[fine]).max()), 1e-30)
-            worst = max(worst, float(np.abs(x[fine] - y[fine]).max()) / scale)
+        counts = counting(y)
+        for own in (counts, fine & ~counts):
+            if own.any():
+                scale = max(float(np.abs(y[own]).max()), 1e-30)
+                worst = max(worst, float(np.abs(x[own] - y[own]).max()) / scale)
     return worst
 
 
@@ -309,6 +312,8 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
         v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
     )  # what a model computes grows with what it reads
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
+    while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
+        batch -= 1
     return concatenated([session.run(b) for b in samples.batches(batch)], strict=False)
 
 

@@ -6,8 +6,8 @@ A part is some entries of the observed tensors that have a scale of their own. I
 
 and the error of a model is the mean over its parts. Tensors that are judged as one whole (boxes and scores, joined in
 one output) share its weight by the roots of their numbers of entries: four channels do not vanish beside eighty, and do
-not count as much either. Entries at which both are the same infinity (masked logits) differ
-by nothing; what is infinite or NaN on one side alone makes the error infinite, so that it loses every comparison. A
+not count as much either. Entries that both mask (the same infinity, or -1e9: `masked`) differ by nothing and have no
+spread; what is infinite or NaN on one side alone makes the error infinite, so that it loses every comparison. A
 tensor in which the original has a NaN is no measure of anything, and neither is one that does not vary.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.graph import Array, is_float
+from onnxprune.measures.masked import counting, masked
 
 Wide = NDArray[np.float64]
 Columns = tuple[int, int, int]
@@ -32,6 +33,8 @@ _SAME_SCALE = 16.0
 # Channels of one tensor are parted where all on one side have this many times the variance of any on the other (a
 # factor of 10 in size); never into more parts than these.
 _OTHER_SCALE, _MOST_RUNS = 100.0, 4
+# Channels of two scales that take turns: the least number of either, and their least share.
+_LEAST_MIXED, _LEAST_SHARE = 2, 0.04
 # The variance of a channel is known well enough for that from so many entries on.
 _LEAST_ENTRIES = 16
 
@@ -129,12 +132,12 @@ def _scale(piece: Piece, values: Mapping[str, Array]) -> float:
         return 0.0
     own = piece.of(y)
     found = spread(own)
-    return found / max(int(np.isfinite(own).sum()), 1) if found > _LEAST_SPREAD * _squares_of(own) else 0.0
+    return found / max(int(counting(own).sum()), 1) if found > _LEAST_SPREAD * _squares_of(own) else 0.0
 
 
 def _runs(y: Array) -> list[Columns]:
     """Runs of channels that differ clearly in scale, along the axis where they do so most; none where none do."""
-    if y.ndim < 2 or not y.size or not np.isfinite(y).all():
+    if y.ndim < 2 or not y.size or not counting(y).all():
         return []
     squares = y.astype(np.float64)
     if len(squares) > 1:
@@ -146,7 +149,7 @@ def _runs(y: Array) -> list[Columns]:
         if y.size < _LEAST_ENTRIES * y.shape[axis]:
             continue
         variances = squares.mean(axis=tuple(a for a in range(y.ndim) if a != axis))
-        cuts, clearest = _cuts(variances)
+        cuts, clearest = max(_cuts(variances), _mixed(variances), key=lambda c: c[1] if c[0] else 0.0)
         if cuts and clearest > most:
             edges = [0, *cuts, len(variances)]
             best, most = [(axis, a, b) for a, b in pairwise(edges)], clearest
@@ -165,6 +168,24 @@ def _cuts(variances: Wide) -> tuple[list[int], float]:
         clearest = max(clearest, ratio)
         edges = sorted([*edges, at])
     return edges, clearest
+
+
+def _mixed(variances: Wide) -> tuple[list[int], float]:
+    """As `_cuts`, where channels of two scales take turns (boxes and scores of every anchor): where the scale changes.
+
+    Both need a fair number of channels: a few dead ones among many are no output of their own.
+    """
+    order = np.sort(variances[variances > 0.0])
+    least = max(_LEAST_MIXED, int(np.ceil(_LEAST_SHARE * len(order))))
+    low, high = order[least - 1 : -least], order[least : len(order) - least + 1]
+    if not len(low):
+        return [], 1.0
+    ratios = high / low
+    at = int(np.argmax(ratios))
+    if ratios[at] < _OTHER_SCALE:
+        return [], 1.0
+    above = variances >= high[at]
+    return [int(c) for c in np.flatnonzero(above[1:] != above[:-1]) + 1], float(ratios[at])
 
 
 def _clearest(variances: Wide, start: int) -> tuple[float, int]:
@@ -187,9 +208,9 @@ def _clearest(variances: Wide, start: int) -> tuple[float, int]:
 
 
 def spread(y0: Array) -> float:
-    """||y0 - mean y0||², the mean taken over samples, of what is finite; ||y0||² of a single sample."""
+    """||y0 - mean y0||², the mean taken over samples, of what counts; ||y0||² of a single sample."""
     b = np.atleast_1d(y0)
-    return float(_away(b, np.isfinite(b), centred=len(b) > 1).sum())
+    return float(_away(b, counting(b), centred=len(b) > 1).sum())
 
 
 def _away(y: Array, fine: NDArray[np.bool_], *, centred: bool) -> Wide:
@@ -206,17 +227,18 @@ def _away(y: Array, fine: NDArray[np.bool_], *, centred: bool) -> Wide:
 
 
 def difference(y: Array, y0: Array) -> Wide:
-    """y - y0, 0 where both are the same infinity; NaN or infinite where only one is finite."""
+    """y - y0, 0 where both are masked; NaN or infinite where only one is finite."""
     with np.errstate(invalid="ignore", over="ignore"):
         d: Wide = np.asarray(y.astype(np.float64) - y0, np.float64)
-        if not np.isfinite(d).all():
-            d = np.where((y == y0) & np.isinf(y0), 0.0, d)
+        if y.shape == y0.shape:
+            both, one = masked(y, y0)
+            d[both], d[one] = 0.0, np.inf
     return d
 
 
 def _squares_of(y: Array) -> float:
     b = np.atleast_1d(y)
-    return float(_away(b, np.isfinite(b), centred=False).sum())
+    return float(_away(b, counting(b), centred=False).sum())
 
 
 def _sum_of_squares(d: Wide) -> float:
@@ -332,7 +354,7 @@ class Answers:
             y0, y = x.of(self.values[x.tensor]), x.of(outputs[x.tensor])
             if not y0.ndim or len(y0) % self.samples:
                 return None
-            spreads += _away(y0, np.isfinite(y0), centred=True).reshape(self.samples, -1).sum(axis=1)
+            spreads += _away(y0, counting(y0), centred=True).reshape(self.samples, -1).sum(axis=1)
             errors += np.square(difference(y, y0)).reshape(self.samples, -1).sum(axis=1)
         return errors, spreads
 

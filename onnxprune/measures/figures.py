@@ -28,6 +28,7 @@ Interval = tuple[float, float]
 _CONFIDENCE = 0.95
 # What does not vary counts as unchanged up to this share of its squares.
 _UNCHANGED = 1e-6
+_MOST_SHOWN = 100.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ def figures_of(
     errors = [f for f in each if f.kind == ERROR and f.value is not None]
     sound = len(errors) == len(parts) > 0
     error = answers.error(outputs) if sound else None
-    why = "" if sound else next((f"{f.name}: {f.why}" for f in each if f.why), "no output depends on the weights")
+    nothing = "no output depends on the weights"
+    if observed.missing:
+        nothing = "no floating-point tensor that keeps its channels stands before an output"
+    why = "" if sound else next((f"{f.name}: {f.why}" for f in each if f.why), nothing)
     interval = interval_of([answers.per_sample(p, outputs) for p in parts], shares) if sound and held_out else None
     agreement = agreement_of(observed, answers, outputs)
     return Figures(error, interval, why, agreement, tuple(each), answers.samples, held_out, synthetic)
@@ -185,10 +189,10 @@ def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[st
         why = f"its shape is {y.shape} instead of {y0.shape}"
     elif not y0.size:
         why = "it has no entries"
-    elif is_float(y0.dtype):
-        if behind:
-            return None
+    elif is_float(y0.dtype) and not behind:
         why = "it jumps, and nothing in front of it can be compared"
+    elif is_float(y0.dtype) and not _whole_numbers(y0):
+        return None
     else:
         return Figure((o,), "", DIFFER, float(np.mean(y != y0)), counts=counts)
     return Figure((o,), "", NOT_MEASURED, None, why=why, counts=counts)
@@ -203,13 +207,26 @@ def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Arr
     y0, y = answers.values.get(first), outputs.get(first)
     if y0 is None or y is None or y.shape != y0.shape:
         return None
-    if first in observed.choices and y0.size:
+    if first in observed.choices and y0.size and (not is_float(y0.dtype) or _whole_numbers(y0)):
         return float(np.mean(y == y0))
+    if first in observed.ranked and _one_hot(y0, answers.samples):
+        return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples))
     own = list(dict.fromkeys(p for p in (*answers.parts, *answers.left_out) if first in p.outputs))
     whole = len(own) == 1 and own[0].pieces == (Piece(first),)  # not boxes and scores, say
     if not whole or answers.left_out.get(own[0]) == STILL:
         return None
     return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples))
+
+
+def _whole_numbers(y: Array) -> bool:
+    """Whether these are labels, counts or codes, in whatever type they are written."""
+    return bool((y == np.rint(y.astype(np.float64))).all())
+
+
+def _one_hot(y: Array, samples: int) -> bool:
+    """Whether every sample has a single entry other than 0, that of its class."""
+    numbers = is_float(y.dtype) or np.issubdtype(y.dtype, np.number)
+    return numbers and class_scores(y, samples) and bool((np.count_nonzero(y.reshape(samples, -1), axis=1) == 1).all())
 
 
 def classes_of(scores: Array, samples: int) -> Ints | None:
@@ -221,8 +238,18 @@ def classes_of(scores: Array, samples: int) -> Ints | None:
 
 
 def share_of(a: Ints | None, b: Ints | None) -> float | None:
-    """Share of samples in which both say the same class."""
-    return None if a is None or b is None else float(np.mean((a == b) & (a >= 0)))
+    """Share of samples in which both say the same class; None where `b` says none at all."""
+    if a is None or b is None or not (b >= 0).any():
+        return None
+    return float(np.mean((a == b) & (b >= 0)))
+
+
+# shares
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share for a reader; beyond what says anything, only that."""
+    return f"{share:.{digits}%}" if share < _MOST_SHOWN else f"more than {_MOST_SHOWN:.0%}"
 
 
 # intervals

@@ -170,7 +170,7 @@ class _Tail:
         else:
             fronts = self._fronts()
             (found.ranked if fronts else found.missing).add(o)
-            if not self._is_float(o) and self._chooses():
+            if self._chooses():
                 found.choices.add(o)
         for t in fronts:
             tensors = self._joined(t)
@@ -217,7 +217,7 @@ class _Tail:
 
     def _chooses(self) -> bool:
         kinds = {n.op for n in self.nodes if any(o in self.moving for o in n.outputs)}
-        return bool(kinds & _CHOICES) and not kinds & (_SIZED_BY_VALUES | {"TopK"})
+        return bool(kinds & _CHOICES) and not kinds & (_SIZED_BY_VALUES | {"OneHot", "TopK"})
 
     def _fronts(self) -> list[str]:
         """The floating-point tensors that what jumps, or is random, reads; without those computed from the others."""

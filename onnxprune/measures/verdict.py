@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxprune.errors import CheckFailed
-from onnxprune.measures.figures import DIFFER, Figure, Figures
+from onnxprune.measures.figures import DIFFER, Figure, Figures, percent
 
 GOOD, DOUBTFUL, BAD, UNKNOWN = "good", "doubtful", "bad", "unknown"
 # Of the worst part; and of the samples, or entries, that keep their class.
@@ -67,7 +67,7 @@ def _told(figure: Figure, *, several: bool) -> str:
     of = f" ({figure.name})" if several or figure.at else ""
     if figure.kind == DIFFER:
         return f"{figure.value:.1%} of the entries differ{of}"
-    return f"an error of {figure.value:.1%}{of}"
+    return f"an error of {percent(figure.value or 0.0, 1)}{of}"
 
 
 def _samples(n: int) -> str:

@@ -25,7 +25,7 @@ from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
-from onnxprune.measures.figures import ERROR
+from onnxprune.measures.figures import ERROR, percent
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
@@ -250,7 +250,7 @@ def _figure(f: Mapping[str, Any]) -> str:
     name = ", ".join(f["outputs"]) + (f" at {f['at']}" if f["at"] else "")
     if f["value"] is None:
         return f"{name}: not measured ({f['why']})"
-    return f"{name}: {f['value']:.2%}" + ("" if f["kind"] == ERROR else " of the entries differ")
+    return f"{name}: {percent(f['value'])}" + ("" if f["kind"] == ERROR else " of the entries differ")
 
 
 def _samples(n: int) -> str:
@@ -471,8 +471,8 @@ def _remedies(numbers: Mapping[str, int], screen: Screen) -> RenderableType:
 
 
 def _error(value: float, interval: Sequence[float] | None) -> str:
-    bounds = f"; 95% interval: {interval[0]:.2%} to {interval[1]:.2%}" if interval else ""
-    return f"{value:.2%} (squared error over spread of the outputs{bounds})"
+    bounds = f"; 95% interval: {percent(interval[0])} to {percent(interval[1])}" if interval else ""
+    return f"{percent(value)} (squared error over spread of the outputs{bounds})"
 
 
 def _note(text: str) -> Text:

@@ -5,7 +5,7 @@ Every count comes from the labels that are kept, never from arithmetic on the ol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,15 +103,38 @@ def named_sizes(slot: int) -> Callable[[Any, Node, Cut], None]:
 
 
 def squeeze_axes(node: Any, view: Node, cut: Cut) -> None:
-    """Squeeze without axes: it must not take one on which a single channel is left."""
-    shape = cut.channels.graph.shape(view.inputs[0]) or ()
-    if "axes" in view.attrs or view.input(1) or 1 not in cut.sizes(view.inputs[0]).values():
+    """Squeeze without axes: it must not take one on which a single channel is left, and takes others as before.
+
+    Where one of those changes with the inputs, which ones go is known at run time only.
+    """
+    graph, x = cut.channels.graph, view.inputs[0]
+    shape = graph.shape(x) or ()
+    single = [a for a, s in cut.sizes(x).items() if s == 1]
+    if "axes" in view.attrs or view.input(1) or not single:
+        return
+    if any(graph.is_free(x, a) for a in range(len(shape)) if a not in single):
+        _reshape_by_sizes(node, view, cut, len(shape), single)
         return
     axes = [a for a, s in enumerate(shape) if s == 1]
-    if cut.channels.graph.opset < 13:
+    if graph.opset < 13:
         node.attrs["axes"] = axes
     else:
         node.inputs = [node.inputs[0], cut.constant(f"{view.outputs[0]}__axes", np.array(axes, np.int64))]
+
+
+def _reshape_by_sizes(node: Any, view: Node, cut: Cut, rank: int, kept: Sequence[int]) -> None:
+    """Make a Reshape of a Squeeze: to the sizes that are not 1, and those of the axes `kept`."""
+    x, name = node.inputs[0], f"{view.outputs[0]}__left"
+    above = np.full(rank, -1, np.int64)
+    above[list(kept)] = 0
+    sizes = cut.added("Shape", f"{name}_sizes", [x])
+    beyond = cut.added("Add", f"{name}_beyond", [sizes, cut.constant(f"{name}_above", above)])
+    places = cut.added("NonZero", f"{name}_places", [beyond])
+    flat = cut.added("Reshape", f"{name}_flat", [places, cut.constant(f"{name}_all", np.array([-1], np.int64))])
+    node.op = "Reshape"
+    node.inputs = [x, cut.added("Gather", name, [sizes, flat], axis=0)]
+    if cut.channels.graph.opset >= 14:
+        node.attrs["allowzero"] = 1
 
 
 def heads(node: Any, view: Node, cut: Cut) -> None:

@@ -124,3 +124,23 @@ def test_the_first_samples_and_what_counts():
     assert_same(first.values["y"], y0["y"][:8], rtol=0.0, atol=0.0)
     y = normal(8, 3, seed=1)
     assert first.error({"y": y}) == pytest.approx(by_hand(y, y0["y"][:8]), rel=1e-9)
+
+
+def test_channels_of_two_scales_that_take_turns():
+    """Fails where boxes hide scores because every anchor has both: a part takes the channels of its scale, wherever."""
+    large = np.isin(np.arange(24) % 8, (1, 2))
+    y0 = {"o": normal(N, 24) * np.where(large, 100.0, 0.5).astype(np.float32)}
+    y = {"o": y0["o"] + normal(N, 24, seed=5)}
+    parts = parts_in([(("o",), ("o",), True)], y0)
+    channels = [[c for x in p.pieces if x.columns for c in range(*x.columns[1:])] for p in parts]
+    assert sorted(channels) == sorted([np.flatnonzero(~large).tolist(), np.flatnonzero(large).tolist()])
+    answers = Answers.of(y0, N, parts)
+    for p, own in zip(parts, channels, strict=True):
+        assert answers.error_of(p, y) == pytest.approx(by_hand(y["o"][:, own], y0["o"][:, own]), rel=1e-9)
+
+
+@pytest.mark.parametrize("dead", [[7], [7, 30]])
+def test_a_few_dead_channels_are_no_part(dead: list[int]):
+    y0 = {"o": normal(N, 64)}
+    y0["o"][:, dead] *= 1e-3
+    assert len(parts_in([(("o",), ("o",), True)], y0)) == 1

@@ -12,7 +12,7 @@ import pytest
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers, parts_in
-from onnxprune.measures.figures import DIFFER, ERROR, NOT_MEASURED, Figure, Figures, figures_of, interval_of
+from onnxprune.measures.figures import DIFFER, ERROR, NOT_MEASURED, Figure, Figures, figures_of, interval_of, percent
 from onnxprune.measures.observed import Observed, Whole
 from onnxprune.measures.verdict import BAD, DOUBTFUL, GOOD, UNKNOWN, demand, verdict_of
 
@@ -215,3 +215,37 @@ def test_boxes_and_scores_have_no_class():
     assert [f.name for f in found.each] == ["y at channels 0 to 3 of axis 1", "y at channels 4 to 6 of axis 1"]
     assert found.agreement is None
     assert told(SCORES, {"y": np.ones((N, 3), np.float32)}, {"y": np.ones((N, 3), np.float32)}).agreement is None
+
+
+def test_labels_in_floating_point_are_counted():
+    """Fails where labels behind a Cast to float are told by nothing."""
+    y0 = {"y": normal(N, 5), "o": np.zeros(N, np.float32)}
+    y = {"y": y0["y"] * 1.01, "o": (np.arange(N) < 41).astype(np.float32)}
+    found = told(LABELS, y0, y)
+    assert [f.value for f in found.each if f.kind == DIFFER] == [0.41]
+    assert found.agreement == 0.59
+    y0["o"] += 0.5  # no label
+    assert not [f for f in told(LABELS, y0, y).each if f.kind == DIFFER]
+    assert told(LABELS, y0, y).agreement is None
+
+
+def test_one_hot_classes_agree_by_sample():
+    """Fails where two entries of eighteen say that nearly all keep their class."""
+    y0 = {"y": normal(N, 18), "o": np.eye(18, dtype=np.float32)[np.zeros(N, int)]}
+    y = {"y": y0["y"] * 1.01, "o": np.eye(18, dtype=np.float32)[(np.arange(N) < 41).astype(int)]}
+    assert told(replace(LABELS, choices=frozenset()), y0, y).agreement == 0.59
+
+
+def test_an_original_without_classes_agrees_on_nothing():
+    """Fails where an original that is NaN everywhere "agrees" on 0 %, or is called bad for it."""
+    y0, y = {"y": normal(N, 5)}, {"y": normal(N, 5)}
+    y0["y"][:25] = np.nan
+    assert told(SCORES, y0, y).agreement == 0.75
+    y0["y"][:] = np.nan
+    found = told(SCORES, y0, y)
+    assert found.agreement is None
+    assert verdict_of(found).level == UNKNOWN
+
+
+def test_shares_that_say_nothing_are_not_spelled_out():
+    assert [percent(x) for x in (0.1234, 99.0, 1e35)] == ["12.34%", "9900.00%", "more than 10000%"]

@@ -28,6 +28,12 @@ def reshape(node: Node, t: Trace) -> None:
         t.pin(x, t.of(x), node, Reason("the target of Reshape is computed at run time", Remedy.RUN_TIME))
         t.set(out, ())
         return
+    unnamed = node.op == "Squeeze" and not node.input(1) and "axes" not in node.attrs
+    if unnamed and any(size == 1 and t.graph.is_free(x, a) for a, size in enumerate(before)):
+        why = Reason("Squeeze without axes takes an axis here that other inputs have in full", Remedy.RUN_TIME)
+        t.pin(x, t.of(x), node, why)
+        t.set(out, ())
+        return
     t.set(out, _apart(x, t.of(x), tuple(reshape_factor(f, before, after) for f in t.of(x)), node, t))
 
 
