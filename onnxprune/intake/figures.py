@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite, sqrt
 
 import numpy as np
@@ -21,6 +22,9 @@ from onnxprune.intake.arrays import chunks
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
 _COPIES = 0.1
 _ENTRIES = 16
+# Of samples that are nearly the same: how many are compared, by what share of its size an entry may move, and what
+# share of the entries moves by no more.
+_COMPARED, _NOISE, _MOST_STILL = 32, 1e-3, 0.95
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,37 @@ def doubts(samples: Samples, figures: tuple[InputFigures, ...]) -> list[str]:
             f"{total - different} of {total} calibration samples are copies of others: they add nothing, and what is "
             "held out to judge the fits has been seen by them; give each sample once"
         )
+    elif total > 1 and _nearly_same(samples):
+        found.append(
+            f"all {total} calibration samples are nearly the same, so the fits and every figure of the report are "
+            "about that one input; give data as the model sees it in use"
+        )
     found += [
         f"in input {f.name!r} every calibration sample is a single value throughout: is it what the model sees in use?"
         for f in figures
         if f.flat
     ]
     return found
+
+
+def _nearly_same(samples: Samples) -> bool:
+    """Whether hardly an entry of any input moves between the first samples: by noise alone, beside its own size."""
+    moved = False
+    for s in samples.specs:
+        if not s.batched:
+            continue
+        rows = np.asarray(samples.arrays[s.name][:_COMPARED])
+        if not is_float(s.dtype):
+            if any(a != b for a, b in pairwise(_rows(rows))):
+                return False
+            continue
+        x = rows.reshape(len(rows), -1).astype(np.float64)
+        size = np.abs(x).max(axis=0)
+        still = np.ptp(x, axis=0)[size > 0.0] <= _NOISE * size[size > 0.0]
+        if still.size and still.mean() < _MOST_STILL:
+            return False
+        moved = moved or bool(still.size)
+    return moved
 
 
 def _digests(samples: Samples) -> Iterator[bytes]:

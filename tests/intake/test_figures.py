@@ -77,6 +77,20 @@ def test_samples_that_are_all_the_same(pieces: bool, monkeypatch: pytest.MonkeyP
     assert said(x=same, other=NOISE) == ""
 
 
+def test_samples_that_are_nearly_the_same():
+    """Fails where noise hides that a loader gives one image; ordinary data has entries that stand still, not all."""
+    one = np.broadcast_to(NOISE[:1], NOISE.shape)
+    near = (one * (1 + 1e-5 * NOISE)).astype(np.float32)
+    assert "all 40 calibration samples are nearly the same" in said(x=near)
+    assert "nearly the same" in said(x=near, mask=np.ones((40, 4), np.int64))
+    assert said(x=near, token=np.arange(40)[:, None]) == ""
+    assert said(x=near, z=NOISE[:, :1]) == ""
+    padded = NOISE.copy()
+    padded[..., :6] = -0.4242
+    assert said(x=padded) == ""
+    assert said(x=(np.array([1e9, 0.5]) + NOISE[:, 0, 0, :2]).astype(np.float32)) == ""
+
+
 def test_zeros():
     assert "zero throughout" in said(x=np.zeros_like(NOISE))
     assert "zero throughout" in said(x=np.zeros((1, 4), np.float32))
