@@ -63,6 +63,11 @@ class Node:
         """The name at `slot`, or "" where the optional input is absent."""
         return self.inputs[slot] if slot < len(self.inputs) else ""
 
+    @property
+    def keepdims(self) -> bool:
+        """Whether a reduction leaves what it reduces as axes of size 1: 1 says so, and no other number."""
+        return int(self.attrs.get("keepdims", 1)) == 1
+
 
 @dataclass(frozen=True, eq=False)
 class Body:

@@ -272,7 +272,7 @@ def _reduction(neutral: float, *, mean: bool = False) -> Callable[[_Builder, Rea
         y = b.total(b.where(mask, node.inputs[0], outside), r.axes, opset, "ReduceSum" if mean else node.op)
         if mean:
             y = b.op("Div", y, b.total(_ones(b, node.inputs[0], mask), r.axes, opset))
-        if node.attrs.get("keepdims", 1):
+        if node.keepdims:
             b.nodes.append(helper.make_node("Identity", [y], [node.outputs[0]]))
         elif opset >= 13:
             axes = b.constant(list(r.axes), np.int64)

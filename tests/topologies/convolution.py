@@ -71,13 +71,14 @@ ROWS: Mapping[str, Topology] = {
         (6,),
     ),
     "batch_norm": Topology(
+        # Any keepdims but 1 means 0.
         """(float[N,3,8,8] x) => (float[N,5] y) {
             a = Conv (x, w1[8,3,3,3])
             n = BatchNormalization (a, s1[8], o1[8], m1[8], var1[8])
             r = Relu(n)
             c = Conv (r, w2[6,8,3,3], b2[6])
             m = BatchNormalization <epsilon=0.01> (c, s2[6], o2[6], m2[6], var2[6])
-            p = ReduceMean <keepdims=0> (m, axes{2,3})
+            p = ReduceMean <keepdims=2> (m, axes{2,3})
             y = Gemm (p, w3[6,5], b3[5])
         }""",
         (8, 6),

@@ -53,12 +53,11 @@ def reduce(node: Node, t: Trace) -> None:
         t.pin(x, t.of(x), node, Reason("the reduced axes are computed at run time", Remedy.RUN_TIME))
         t.set(node.outputs[0], ())
         return
-    keep = bool(node.attrs.get("keepdims", 1))
     result: list[Factor] = []
     for f in mix(node, t, x, t.of(x), axes):
         if any(f.shape[a] > 1 for a in axes):
             continue
-        shape = tuple(s for a, s in enumerate(f.shape) if keep or a not in axes)
+        shape = tuple(s for a, s in enumerate(f.shape) if node.keepdims or a not in axes)
         result.append(f.reshape(shape))
     t.set(node.outputs[0], result)
 
@@ -77,7 +76,7 @@ def rank_axis(node: Node, t: Trace) -> None:
     why = Reason(f"{node.op} compares all entries of this axis", Remedy.COMPARED)
     factors = t.untrack(x, t.of(x), list(axes), node, why)
     out = node.outputs[0]
-    if node.op.startswith("Arg") and not node.attrs.get("keepdims", 1):
+    if node.op.startswith("Arg") and not node.keepdims:
         gone = int(axis) % rank
         factors = tuple(f.reshape(tuple(s for a, s in enumerate(f.shape) if a != gone)) for f in factors)
     t.set(out, factors)

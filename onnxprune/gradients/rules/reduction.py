@@ -24,8 +24,7 @@ def reduce(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[
         if node.op in LINEAR:
             return {0: g}
         raise NoGradient(f"{node.op} over no axes has no rule")
-    kept = bool(node.attrs.get("keepdims", 1))
-    y, wide = (t if kept else b.unsqueeze(t, sorted(axes)) for t in (node.outputs[0], g))
+    y, wide = (t if node.keepdims else b.unsqueeze(t, sorted(axes)) for t in (node.outputs[0], g))
     return {0: _partial(b, node, x, y, wide, axes)}
 
 
