@@ -250,6 +250,7 @@ def _sum_of_squares(d: Wide) -> float:
 # answers
 
 STILL = "it does not vary over the samples"
+TOGETHER = "it has fewer numbers than there are samples: they are of all together"
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,11 +272,12 @@ class Answers:
     def of(cls, values: Mapping[str, Array], samples: int, parts: Sequence[Part] | None = None) -> Answers:
         """parts: of the floating-point tensors in `values`; each of them is one where that is None."""
         parts = plain_parts(k for k, v in values.items() if is_float(v.dtype)) if parts is None else parts
-        told = {p: _told(p, values) for p in parts}
+        told = {p: _told(p, values, samples) for p in parts}
         why = {p: reason for p, (reason, _) in told.items()}
         spreads = {p: size for p, (reason, size) in told.items() if not reason}
         if not spreads:  # something has to be selected by: errors are relative to the squares then
-            squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in parts if why[p] == STILL}
+            unspread = [p for p in parts if why[p] in (STILL, TOGETHER)]
+            squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in unspread}
             spreads = {p: s for p, s in squares.items() if s > 0.0}
         return cls(values, samples, tuple(spreads), tuple(spreads.values()), {p: w for p, w in why.items() if w})
 
@@ -359,9 +361,10 @@ class Answers:
         return errors, spreads
 
 
-def _told(part: Part, values: Mapping[str, Array]) -> tuple[str, float]:
+def _told(part: Part, values: Mapping[str, Array], samples: int) -> tuple[str, float]:
     """(why nothing can be said of a part, "" where it can; its spread)."""
     squares = size = 0.0
+    entries = 0
     for x in part.pieces:
         y = values.get(x.tensor)
         if y is None or not is_float(y.dtype):
@@ -373,4 +376,7 @@ def _told(part: Part, values: Mapping[str, Array]) -> tuple[str, float]:
             return "the original's own values are not finite on any sample", 0.0
         squares += _squares_of(own)
         size += spread(own)
+        entries += own.size
+    if entries < samples:
+        return TOGETHER, size
     return ("" if size > _LEAST_SPREAD * squares else STILL), size

@@ -75,7 +75,7 @@ def _samples(n: int) -> str:
 
 
 def demand(figures: Figures, most: float) -> None:
-    """Raises CheckFailed where any figure exceeds `most`, or where something was not measured."""
+    """Raises CheckFailed where any figure exceeds `most`, or was not measured on data that the fits have not seen."""
     over = [f for f in figures.measured if f.value is not None and not f.value <= most + _SLACK]
     if over:
         told = "; ".join(_told(f, several=True) for f in sorted(over, key=lambda f: -(f.value or 0.0))[:3])
@@ -84,3 +84,7 @@ def demand(figures: Figures, most: float) -> None:
         lost = figures.unmeasured[0] if figures.unmeasured else None
         why = f"{lost.name}: {lost.why}" if lost is not None else figures.why
         raise CheckFailed(f"an error of at most {most:.2%} was demanded, but it was not measured ({why})")
+    if figures.synthetic:
+        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but random inputs do not tell it: give data")
+    if not figures.held_out:
+        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but none was held out: give more samples")

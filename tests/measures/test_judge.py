@@ -198,6 +198,23 @@ def test_nothing_held_out():
     assert not any("1 calibration samples" in n for n in found.notes)
 
 
+def test_a_limit_needs_samples_that_the_fits_have_not_seen():
+    """Fails where a gate is passed by an error of 0 on the single sample that everything was fitted to."""
+    model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
+    for data, text in (({"x": X[:1]}, "none was held out"), (None, "random inputs do not tell it")):
+        with pytest.raises(CheckFailed, match=f"{text}.*nothing was written"):
+            prune(model, None, data, max_error=50.0, **FAST)
+
+
+def test_a_mean_over_samples_is_no_error_of_samples():
+    """Fails where one number for all samples, off by a hundredth of its size, is called good."""
+    mean = node("ReduceMean", ["y"], ["o"], keepdims=0)
+    found = prune(network([mean], {"o": (TensorProto.FLOAT, [])}), None, {"x": X}, **FAST).report
+    assert found.output_error is None
+    assert found.verdict["level"] == "unknown"
+    assert "of all together" in found.verdict["text"]
+
+
 def test_what_stands_in_a_branch():
     """Fails where the class is found inside an If, whose tensors have no place in the file."""
     results = {op: helper.make_tensor_value_info(op, TensorProto.INT64, None) for op in ("ArgMax", "ArgMin")}
