@@ -49,11 +49,21 @@ def unlike(original: str, output: str) -> str:
     before, after = (onnx.load(p, load_external_data=False) for p in (original, output))
     weights = {t.name for t in before.graph.initializer}
     weights |= {t.values.name for t in before.graph.sparse_initializer}
-    if [v for v in before.graph.input if v.name not in weights] != list(after.graph.input):
+    if [_plain(v) for v in before.graph.input if v.name not in weights] != [_plain(v) for v in after.graph.input]:
         return "the output has other inputs"
     same = len(before.graph.output) == len(after.graph.output)
     same = same and all(map(_fits, before.graph.output, after.graph.output))
     return "" if same else "the output has other outputs"
+
+
+def _plain(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """A declaration without the sizes that are none: onnxruntime takes one below 0 for a free dimension."""
+    plain = onnx.ValueInfoProto()
+    plain.CopyFrom(value)
+    for d in plain.type.tensor_type.shape.dim:
+        if d.HasField("dim_value") and d.dim_value < 0:
+            d.ClearField("dim_value")
+    return plain
 
 
 def _fits(before: onnx.ValueInfoProto, after: onnx.ValueInfoProto) -> bool:
