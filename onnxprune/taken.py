@@ -1,4 +1,5 @@
-"""What the calibration data runs: the model with every If replaced by the branch that all samples take.
+"""What the calibration data runs: the model with every If replaced by the branch that all samples take, and with the
+axes named that a Squeeze takes.
 
 Statistics, trial cuts and the refit see this model, so that layers in a branch are treated as any other. Every tensor
 keeps its name, so what is found for a weight holds for the model itself. An If that takes different branches stays, and

@@ -8,6 +8,7 @@ import pytest
 from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.masked import counting
+from onnxprune.training import Spread
 from onnxprune.verify import largest_difference
 
 N = 40
@@ -64,3 +65,16 @@ def test_a_mask_hides_no_wrong_slice():
     assert largest_difference({"o": filled(y0 + 0.1, -1e9)}, {"o": filled(y0, -1e9)}) > 1e-2
     assert largest_difference({"o": filled(y0, -1.1e9)}, {"o": filled(y0, -1e9)}) == pytest.approx(0.1, rel=1e-6)
     assert largest_difference({"o": filled(y0, -1e9)}, {"o": filled(y0, -1e9)}) == 0.0
+
+
+def test_masks_have_no_part_in_the_spread_of_training():
+    """Fails where the loss of recovery is told relative to masks, and so stands still."""
+    y = normal(N, 6)
+    found = []
+    for fill in (-np.inf, -1e9):
+        spread = Spread()
+        for part in np.split(filled(y, fill), 4):
+            spread.update({"o": part}, len(part))
+        assert spread.masked == {"o"}
+        found.append(spread.per_sample()["o"])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)

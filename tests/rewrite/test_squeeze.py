@@ -7,8 +7,10 @@ import onnx
 import pytest
 
 from onnxprune import pipeline
+from onnxprune.calibrate.samples import given, input_specs
 from onnxprune.errors import NothingPrunable
 from onnxprune.runtime import Session
+from onnxprune.verify import outputs_of
 from tests.topologies.text import Topology
 
 POOLED = """(float[N,3,H,W] x) => (float[A,B] y) {
@@ -64,3 +66,11 @@ def test_a_rank_that_the_inputs_decide_pins():
     x = np.random.default_rng(0).standard_normal((16, 3, 1, 6)).astype(np.float32)
     with pytest.raises(NothingPrunable, match="Squeeze without axes"):
         pipeline.prune(row.model(), None, {"x": x}, ratio=0.3, recover=0)
+
+
+def test_no_sample_is_left_over_alone():
+    """Fails where the last batch has one sample, whose outputs have another rank and join no others."""
+    model = Topology(POOLED, (8,)).model()
+    x = np.random.default_rng(0).standard_normal((33, 3, 4, 4)).astype(np.float32)
+    samples = given({"x": x}, input_specs(model))
+    assert outputs_of(model, samples)["y"].shape == (33, 5)
