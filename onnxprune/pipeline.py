@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
-from onnxprune.intake import declarations, first_run, scales
+from onnxprune.intake import counting, declarations, first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
 from onnxprune.intake.options import typed
@@ -329,6 +330,10 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     samples = read_samples(original, calibration, settings)
     seconds = first_run.run(original, samples.example())
     normalised = first_run.normalised(original, samples.example(), seconds=seconds)
+    batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto))
+    if not (counting.counts(original) and counting.counts(normalised.proto)):
+        batches = islice(batches, 1)
+    first_run.run_all(original, batches, seconds=seconds)
     if settings.labels is not None:
         check_labels(normalised, samples, settings.labels)
     false = declarations.false_outputs(original, normalised.shapes)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnxprune import storage, twin
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import cast, is_float
+from onnxprune.intake import overdue
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
@@ -160,9 +161,14 @@ class Session:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Outputs by name; feeds that the model does not read are ignored."""
         names = list(self.outputs if outputs is None else outputs)
+        fed, options = self._fed(feeds), ort.RunOptions()
+        seconds = overdue.allowed(sum(v.nbytes for v in fed.values() if isinstance(v, np.ndarray)))
         try:
-            values = self._session.run(names, self._fed(feeds))
+            with overdue.ended_after(options, seconds):
+                values = self._session.run(names, fed, options)
         except Exception as e:  # as above
+            if options.terminate:
+                raise RunError(overdue.why(seconds)) from e
             raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
         found = dict(zip(names, values, strict=True))
         for k in self._declared.keys() & found.keys():

@@ -51,7 +51,7 @@ _LAST_SECONDS = 5.0
 HUNGRY = 77
 
 
-_COMPUTING = ("run", "normalise")
+_COMPUTING = ("run", "run again", "normalise")
 
 
 class NotLoaded(RunError):

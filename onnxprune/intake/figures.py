@@ -139,7 +139,7 @@ def _digests(samples: Samples) -> Iterator[bytes]:
 def _rows(part: Array) -> Iterator[bytes]:
     for row in part:
         # Two equal strings lie at different places: what counts is what they say.
-        yield repr(row.tolist()).encode() if part.dtype.kind == "O" else row.tobytes()
+        yield repr(np.asarray(row).tolist()).encode() if part.dtype.kind == "O" else row.tobytes()
 
 
 def text_of(figures: InputFigures) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -10,6 +10,7 @@ from onnxprune import storage
 from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
+from onnxprune.intake import overdue
 from onnxprune.intake.child import Late, NotLoaded, ask
 from onnxprune.normalise import Normalised
 
@@ -23,7 +24,28 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], *, seconds: float = 
     seconds: what another honest run has taken.
     """
     what = "this model's first run"
-    return float(ask("run", _content(proto), dict(feeds), what=what, size=_size(proto, feeds), honest=seconds))
+    taken = float(ask("run", _content(proto), dict(feeds), what=what, size=_size(proto, feeds), honest=seconds))
+    overdue.expect(taken, _bytes_of(feeds))
+    return taken
+
+
+def run_all(proto: onnx.ModelProto, batches: Iterable[Mapping[str, Array]], *, seconds: float) -> None:
+    """Run what the calibration will run: some crash, hang or explode only in a larger batch or at a later sample.
+
+    seconds: of a first run, which these batches are many times as large as. Raises as `run` does.
+    """
+    content, size = _content(proto), storage.model_bytes(proto)
+    for feeds in batches:
+        inputs = _bytes_of(feeds)
+        honest = seconds * _samples_of(feeds)
+        ask(
+            "run again",
+            content,
+            dict(feeds),
+            what="a run of this model with the data",
+            size=size + _TIMES_THE_INPUTS * inputs,
+            honest=honest,
+        )
 
 
 class Trial:
@@ -74,6 +96,12 @@ def _content(proto: onnx.ModelProto) -> bytes:
 
 
 def _size(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> int:
-    return storage.model_bytes(proto) + _TIMES_THE_INPUTS * sum(
-        entry.nbytes for name, v in feeds.items() for entry in entries_of(name, v).values()
-    )
+    return storage.model_bytes(proto) + _TIMES_THE_INPUTS * _bytes_of(feeds)
+
+
+def _samples_of(feeds: Mapping[str, Array]) -> int:
+    return max((len(a) for name, v in feeds.items() for a in entries_of(name, v).values() if a.ndim), default=1)
+
+
+def _bytes_of(feeds: Mapping[str, Array]) -> int:
+    return sum(entry.nbytes for name, v in feeds.items() for entry in entries_of(name, v).values())

@@ -181,5 +181,6 @@ def _answers() -> Mapping[str, Callable[..., Any]]:
         "check file": trials.check_file,
         "infer": trials.infer,
         "run": trials.run,
+        "run again": trials.run_again,
         "normalise": trials.normalised,
     }

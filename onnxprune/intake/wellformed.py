@@ -18,6 +18,8 @@ from onnxprune.errors import ModelError
 
 # Nodes once all local functions are inlined. Exporters write some ten thousand for the largest networks.
 MOST_NODES = 500_000
+# Characters in the name of a node or a tensor: each is compared and printed many times.
+MOST_CHARACTERS = 100_000
 # Bodies inside bodies; protobuf reads files of about thirty.
 MOST_LEVELS = 30
 # More elements than any memory holds: products of sizes stay exact in 64 bits.
@@ -75,6 +77,11 @@ def _check_names(proto: onnx.ModelProto) -> None:
         wrong = e.object
     if wrong is not None:
         raise ModelError(f"a name in the model is not UTF-8 text: {bytes(wrong)[:60]!r}")
+    longest = max((name for n in _every_node(proto) for name in (n.name, *n.input, *n.output)), key=len, default="")
+    if len(longest) > MOST_CHARACTERS:
+        raise ModelError(
+            f"the name {longest[:40]!r}… has {len(longest):,} characters; at most {MOST_CHARACTERS:,} are read"
+        )
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:

@@ -91,6 +91,13 @@ def test_samples_that_are_nearly_the_same():
     assert said(x=(np.array([1e9, 0.5]) + NOISE[:, 0, 0, :2]).astype(np.float32)) == ""
 
 
+def test_text_without_a_further_axis():
+    """Fails where one text of each sample is taken for an array."""
+    assert said(t=np.array(["a", "b", "c", "d"], object)) == ""
+    assert "copies" in said(t=np.array(["a", "b", "c", "d"] * 3, object))
+    assert "the same" in said(t=np.array(["a"] * 4, object))
+
+
 def test_zeros():
     assert "zero throughout" in said(x=np.zeros_like(NOISE))
     assert "zero throughout" in said(x=np.zeros((1, 4), np.float32))

@@ -92,6 +92,17 @@ def test_names_that_are_no_text(where: str):
 # functions
 
 
+def test_names_have_an_end():
+    """Fails where a file of names alone keeps every stage busy, or where a long name is refused."""
+    model = linear()
+    model.graph.node[0].output[0] = model.graph.output[0].name = "n" * wellformed.MOST_CHARACTERS
+    wellformed.check(model)
+    model.graph.node[0].output[0] += "n"
+    with pytest.raises(ModelError, match=r"has 100,001 characters") as e:
+        wellformed.check(model)
+    assert len(str(e.value)) < 200
+
+
 def calling(depth: int, calls: int):
     """Functions of which each calls the one before it several times."""
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
