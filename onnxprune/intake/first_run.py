@@ -11,11 +11,12 @@ from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.intake import overdue
-from onnxprune.intake.child import Late, NotLoaded, ask
+from onnxprune.intake.child import Late, NotLoaded, Stopped, ask
 from onnxprune.normalise import Normalised
 
 # What one run holds at a time, in sizes of its inputs: generous, for images whose first layers have many channels.
 _TIMES_THE_INPUTS = 13
+_ALLOCATION = "alloc"
 
 
 def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], *, seconds: float = 0.0) -> float:
@@ -32,20 +33,20 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], *, seconds: float = 
 def run_all(proto: onnx.ModelProto, batches: Iterable[Mapping[str, Array]], *, seconds: float) -> None:
     """Run what the calibration will run: some crash, hang or explode only in a larger batch or at a later sample.
 
-    seconds: of a first run, which these batches are many times as large as. Raises as `run` does.
+    seconds: of a first run, which these batches are many times as large as. Raises RunError for a crash, a hang and
+    want of memory; a batch that onnxruntime refuses for anything else is left to whoever needs it.
     """
     content, size = _content(proto), storage.model_bytes(proto)
     for feeds in batches:
-        inputs = _bytes_of(feeds)
-        honest = seconds * _samples_of(feeds)
-        ask(
-            "run again",
-            content,
-            dict(feeds),
-            what="a run of this model with the data",
-            size=size + _TIMES_THE_INPUTS * inputs,
-            honest=honest,
-        )
+        most, honest = size + _TIMES_THE_INPUTS * _bytes_of(feeds), seconds * _samples_of(feeds)
+        try:
+            ask("run again", content, dict(feeds), what="a run of this model with the data", size=most, honest=honest)
+        except Stopped:
+            raise
+        except RunError as e:
+            if _ALLOCATION in str(e):  # failed: onnxruntime has its own words for its arena, and those of C++
+                raise
+            return
 
 
 class Trial:

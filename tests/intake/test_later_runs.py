@@ -118,6 +118,17 @@ def test_a_run_may_take_longer_the_larger_it_is():
     assert watch.allowed(64_000) == before
 
 
+def test_a_batch_that_is_refused_is_left_to_whoever_needs_it():
+    """Fails where a model is refused for a size that its calibration never runs."""
+    model = beside([helper.make_node("ReduceMax", ["three"], ["c"], keepdims=0)], three=np.ones(3, np.float32))
+    model.graph.node[-1].input[1] = "rows"
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 3), np.float32), "rows"))
+    x = np.ones((8, 6), np.float32)
+    with pytest.raises(RunError):
+        first_run.run(model, {"x": x})
+    first_run.run_all(model, [{"x": x}], seconds=0.0)
+
+
 def by_shape():
     """As an exporter writes a broadcast: sizes that are computed from sizes."""
     nodes = [
