@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from onnxprune.graph import Array
 
-# A mask is at least so large, lies within this factor of the lowest number, and everything else is this much smaller.
-_LEAST, _WITHIN, _APART = 1e3, 0.5, 50.0
+# A mask is at least so large, at least this share of the lowest number, and everything else is this much smaller.
+_LEAST, _WITHIN, _APART = 1e3, 0.9, 50.0
 # What varies by less than this share of its squares is constant.
 _STILL = 1e-12
 

@@ -48,11 +48,12 @@ def test_masks_that_are_added():
     assert error == pytest.approx(Answers.of({"o": filled(y0, -np.inf)}, N).error({"o": filled(y, -np.inf)}), rel=1e-9)
 
 
-@pytest.mark.parametrize("case", ["offset", "heavy tail", "small", "positive"])
+@pytest.mark.parametrize("case", ["offset", "heavy tail", "outliers", "small", "positive"])
 def test_quantities_count(case: str):
     y = {
         "offset": np.concatenate([normal(N, 5), normal(N, 1, seed=1) - 1013], axis=1),
         "heavy tail": normal(N, 6) ** 7 * 10,
+        "outliers": np.where(HIDDEN, -1000 * (3 + normal(N, 6)), normal(N, 6)),
         "small": filled(normal(N, 6), -30.0),
         "positive": filled(normal(N, 6), 1e6),
     }[case]
