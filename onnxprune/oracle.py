@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from ml_dtypes import finfo
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.bodies import bodies_of
 from onnxprune.channels import ChannelGraph
@@ -253,7 +253,10 @@ def _lp_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:
     kept = b.where(mask, x, 0.0)
     p = int(r.node.attrs.get("p", 2))
     norm = b.total(kept, r.axes, channels.graph.opset, "ReduceL1" if p == 1 else "ReduceL2")
-    b.nodes.append(helper.make_node("Div", [x, norm], [r.node.outputs[0]]))
+    # Where all are 0, so is what is divided: by definition the result, too.
+    some = b.op("Cast", norm, to=TensorProto.BOOL)
+    divisor = b.op("Where", some, norm, b.constant(1.0))
+    b.nodes.append(helper.make_node("Div", [x, divisor], [r.node.outputs[0]]))
 
 
 def _mean_variance_norm(b: _Builder, r: Read, mask: Mask, channels: ChannelGraph) -> None:

@@ -44,6 +44,7 @@ from onnxprune.graph import Array
 from onnxprune.intake import counting, declarations, first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
+from onnxprune.intake.inputs import check_samples
 from onnxprune.intake.options import typed
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.latency.bench import provider_named
@@ -263,6 +264,7 @@ def _run(
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
+        check_samples(loaded.original)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     with stage("calibrate"):

@@ -297,3 +297,22 @@ def test_a_mask_at_the_producer_is_not_the_oracle(prepared: Lookup):
     feeds = TABLE["batch_norm"].feeds(2)
     small, zeroed = Session(sliced(p, keep)).run(feeds)["y"], Session(wrong).run(feeds)["y"]
     assert relative_error(small, zeroed) > 1e-2
+
+
+def test_nothing_but_zeros_are_normalized_to_zeros():
+    """Fails where the oracle divides by a norm of 0 that LpNormalization, by definition, does not."""
+    row = Topology(
+        """(float[N,6] x) => (float[N,3] y) {
+            a = MatMul(x, w1[6,8])
+            r = Relu(a)
+            n = LpNormalization(r)
+            y = MatMul(n, w2[8,3])
+        }""",
+        (8,),
+    )
+    feeds = {"x": np.zeros((2, 6), np.float32)}
+    p = prepare(row.model(), feeds)
+    keep = random_keep(p.channels, 0)
+    found, expected = (Session(model).run(feeds)["y"] for model in (sliced(p, keep), masked(p, keep)))
+    np.testing.assert_array_equal(expected, 0.0)
+    np.testing.assert_array_equal(found, expected)

@@ -123,7 +123,10 @@ def test_wide_layers_take_part_with_their_contributions(monkeypatch: pytest.Monk
 def test_every_method_gives_a_path_for_every_group(name: str, prepared: Lookup) -> None:
     """Fails where a method cannot deal with a group that some topology has; losses are finite and end at zero."""
     p = prepared(name)
-    layers, moments = moments_of(p, Samples(input_specs(p.normalised.proto), p.example))
+    specs = input_specs(p.normalised.proto)
+    if len({len(p.example[s.name]) for s in specs if s.batched}) > 1:
+        pytest.skip("one of its inputs holds a size, not an entry for each sample")
+    layers, moments = moments_of(p, Samples(specs, p.example))
     for method in METHODS:
         found = paths(p.channels, layers, moments, method, 0)
         assert len(found) == len(p.channels.groups)

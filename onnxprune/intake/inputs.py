@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ from numpy.typing import DTypeLike
 from onnx import helper
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import is_float
 from onnxprune.intake.files import shown
 
 # What one sample of one input may take: a volume of 800 x 800 x 800 voxels fits.
@@ -33,12 +35,30 @@ def dtype_of(v: onnx.ValueInfoProto) -> np.dtype[np.generic]:
 def dims_of(v: onnx.ValueInfoProto, dtype: DTypeLike) -> tuple[int | None, ...]:
     """Declared sizes, None where symbolic. Raises ModelError for those that no run can have."""
     dims = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in v.type.tensor_type.shape.dim)
-    text = "x".join("N" if d is None else str(d) for d in dims[:_SHOWN]) + ("x…" if len(dims) > _SHOWN else "")
+    text = _text(dims)
     if any(d is not None and d < 0 for d in dims):
         raise ModelError(f"input {v.name!r} is declared as {text}: a size is negative")
-    if dims and dims[0] == 0:
-        raise ModelError(f"input {v.name!r} is declared as {text}: a batch of no samples computes nothing")
     size = math.prod(d for d in dims if d is not None) * np.dtype(dtype).itemsize
     if size > MOST_BYTES:
         raise ModelError(f"input {v.name!r} is declared as {text}, more than {shown(MOST_BYTES)} for one sample")
     return dims
+
+
+def check_samples(proto: onnx.ModelProto) -> None:
+    """Raises ModelError where an input of numbers is declared as a batch of none: there is nothing to learn from.
+
+    A model may read other inputs that are empty, lists of axes say.
+    """
+    for v in proto.graph.input:
+        if not v.type.HasField("tensor_type"):
+            continue
+        dims = dims_of(v, dtype_of(v))
+        if dims and dims[0] == 0 and is_float(dtype_of(v)):
+            raise ModelError(
+                f"input {v.name!r} is declared as {_text(dims)}: a batch of no samples computes nothing; declare its "
+                "first size as 1, or leave it free"
+            )
+
+
+def _text(dims: Sequence[int | None]) -> str:
+    return "x".join("N" if d is None else str(d) for d in dims[:_SHOWN]) + ("x…" if len(dims) > _SHOWN else "")

@@ -143,7 +143,9 @@ def free_axes(
     found: dict[str, frozenset[int]] = {}
     for feeds in others:
         try:
-            now, _ = all_shapes(proto, {k: tuple(np.shape(v)) for k, v in feeds.items()}, feeds)
+            now, _ = all_shapes(
+                proto, {k: tuple(np.shape(v)) for k, v in feeds.items() if isinstance(v, np.ndarray)}, feeds
+            )
         except RunError:
             continue  # the model does not take that size
         for name, shape in shapes.items():

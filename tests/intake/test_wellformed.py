@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import inspect
+from onnxprune import inspect, prune
 from onnxprune.errors import InputError, ModelError
 from onnxprune.intake import wellformed
 from tests.intake.test_child import graph_of
@@ -164,7 +164,7 @@ def test_bodies_inside_bodies():
 
 @pytest.mark.parametrize(
     "dims",
-    [["N", 3, 2**40, 2**40], ["N", 2**62, 2**62], [2**63 - 1, 3], [0, 3], ["N", 10**5, 10**5]],
+    [["N", 3, 2**40, 2**40], ["N", 2**62, 2**62], [2**63 - 1, 3], ["N", 10**5, 10**5]],
 )
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.BOOL])
 def test_inputs_of_impossible_size_are_named(dims: list, kind: int):
@@ -179,6 +179,33 @@ def test_inputs_of_no_type(kind: int):
     model = graph_of([helper.make_node("Identity", ["x"], ["y"])], inputs=(("x", kind, ["N", 3]),))
     with pytest.raises(ModelError, match=f"input 'x' is declared with the unknown element type {kind}"):
         inspect(model)
+
+
+def network(batch: int | str):
+    """Two layers, and a sum over the axes that a second input, an empty list, names."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node("ReduceSum", ["a", "axes"], ["b"], noop_with_empty_axes=1),
+        helper.make_node("MatMul", ["b", "w2"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {k: rng.standard_normal(s).astype(np.float32) for k, s in (("w1", (3, 16)), ("w2", (16, 2)))}
+    return graph_of(nodes, weights, (("x", TensorProto.FLOAT, [batch, 3]), ("axes", TensorProto.INT64, [0])))
+
+
+def test_a_batch_of_none_is_described_and_not_pruned():
+    """Fails where a batch of no samples ends somewhere in the arithmetic, or an empty list of axes is taken for one."""
+    assert inspect(network(0)).model == inspect(network("N")).model
+    with pytest.raises(ModelError, match="input 'x' is declared as 0x3: a batch of no samples"):
+        prune(network_without_axes(0), uniform=0.5, fast=True)
+
+
+def network_without_axes(batch: int):
+    """Two layers."""
+    model = network(batch)
+    del model.graph.input[1:]
+    model.graph.node[1].CopyFrom(helper.make_node("Relu", ["a"], ["b"]))
+    return model
 
 
 def test_a_zero_elsewhere_is_no_fault():
