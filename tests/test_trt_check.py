@@ -235,12 +235,16 @@ def test_cutting_a_real_model_brings_nothing_in(path: Path):
 def test_what_is_brought_in_fails_the_check(monkeypatch: pytest.MonkeyPatch):
     """Fails where a pruned model that TensorRT refuses, unlike its original, would be written."""
 
-    def spoil(proto: onnx.ModelProto, outside: object) -> None:
+    finish = pipeline.finish
+
+    def spoiled(*args: Any) -> onnx.ModelProto:
+        proto = finish(*args)
         proto.graph.node.append(helper.make_node("Unique", [proto.graph.initializer[0].name], ["useless"], axis=0))
+        return proto
 
     clean = prune(digits.path("resnet"), None, digits.CALIB, **FAST).report
     assert clean.notes == ()
-    monkeypatch.setattr(pipeline, "return_to_bodies", spoil)
+    monkeypatch.setattr(pipeline, "finish", spoiled)
     with pytest.raises(CheckFailed, match=r"TensorRT would refuse .* Unique: the operator is not supported"):
         prune(digits.path("resnet"), None, digits.CALIB, **FAST)
     forced = prune(digits.path("resnet"), None, digits.CALIB, force=True, **FAST).report
