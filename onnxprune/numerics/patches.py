@@ -103,7 +103,7 @@ class Window:
         needed, at = (at[:, 0], np.arange(at.size)[:, None]) if self._pointwise else _needed(at, int(np.prod(size)))
         # Channels last, so that a gather copies whole runs of them; the last row is the zero of the padding.
         rows = np.zeros((n, needed.size + 1, c), x.dtype)
-        rows[:, :-1] = x.reshape(n, c, -1).take(needed, axis=2).transpose(0, 2, 1)
+        rows[:, :-1] = x.reshape(n, c, int(np.prod(size))).take(needed, axis=2).transpose(0, 2, 1)
         g, k = self.groups, at.shape[1]
         by_group = rows.take(at, axis=1).reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
         patches: Floats = by_group.reshape(g, n * positions.size, k * (c // g))

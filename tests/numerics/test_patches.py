@@ -175,6 +175,12 @@ def test_product_equals_the_operator(name: str) -> None:
     check(CASES[name], seed=len(name))
 
 
+def test_no_samples_have_no_patches() -> None:
+    """Fails where a batch that the model has emptied on its way cannot be taken apart."""
+    window = case((3, 3), (5, 5), pads=(1, 1, 1, 1)).window
+    assert window.patches(np.zeros((0, 2, 5, 5), np.float32), np.arange(4)).shape == (1, 0, 18)
+
+
 def test_negative_pads_crop() -> None:
     """Fails where a negative pad is added instead of cut: the product of the cropped input is the reference."""
     c = case((3, 2), (8, 9), pads=(-1, 1, 0, -2))
