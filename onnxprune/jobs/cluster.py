@@ -43,6 +43,8 @@ _ABOUT_SECONDS = 60.0
 _ANSWER_SECONDS = 30.0
 _REPLACED_SECONDS = 60.0
 _STUCK_SECONDS = 600.0
+# For a result that is there to arrive here.
+_ARRIVE_SECONDS = 120.0
 # How often the scheduler is asked while nothing comes, and how often it is looked whether something has come.
 _ASK_SECONDS, _LOOK_SECONDS = 5.0, 0.01
 _CLOSE_SECONDS = 5.0
@@ -178,7 +180,7 @@ class Cluster:
                     finished.add(future)
                     sent += 1
                 future = self._next(finished)
-                found[places.pop(future)] = future.result(_STUCK_SECONDS * patience())
+                found[places.pop(future)] = future.result(_ARRIVE_SECONDS * patience())
                 done += 1
                 self._progress(done, count)
                 while given in found:
