@@ -26,7 +26,7 @@ SLICE_TOLERANCE = 1e-4
 def test_half_of_every_model(path: Path, tmp_path: Path) -> None:
     """A model that cannot lose half of its MACs, or whose slice is not exact, breaks this."""
     out = tmp_path / "out.onnx"
-    report = prune(path, out, ratio=0.5, round_to=1, samples=16, refit="least-squares").report
+    report = prune(path, out, ratio=0.5, round_to=1, samples=16, refit="least-squares", untried_branches="cut").report
     assert report.checks["slice_against_oracle"] <= SLICE_TOLERANCE
     assert report.checks["normalised_against_original"] <= SLICE_TOLERANCE
     assert report.achieved >= 0.5
