@@ -43,8 +43,6 @@ _ABOUT_SECONDS = 60.0
 _ANSWER_SECONDS = 30.0
 _REPLACED_SECONDS = 60.0
 _STUCK_SECONDS = 600.0
-# For a result that is there to arrive here.
-_ARRIVE_SECONDS = 120.0
 # How often the scheduler is asked while nothing comes, and how often it is looked whether something has come.
 _ASK_SECONDS, _LOOK_SECONDS = 5.0, 0.01
 _CLOSE_SECONDS = 5.0
@@ -136,8 +134,8 @@ class Cluster:
             raise RunError(f"the Dask scheduler at {self.address} was lost: {e}; nothing was written") from e
         return {str(k): int(v) for k, v in found.items()}
 
-    def _next(self, finished: Any) -> Any:
-        """The next future that is done. Raises RunError where none will be."""
+    def _next(self, finished: Any) -> tuple[Any, Any]:
+        """The next future that is done, and its result. Raises what the work raised, RunError where none will be."""
         begin = asked = manned = time.monotonic()
         limit = _STUCK_SECONDS * patience()
         while not finished.has_ready():
@@ -156,7 +154,10 @@ class Cluster:
                         f"the Dask scheduler at {self.address} has lost all of its workers, and for "
                         f"{_REPLACED_SECONDS:.0f} s no other has come; nothing was written"
                     )
-        return next(finished)
+        future, result = next(finished)
+        if isinstance(result, CancelledError):
+            raise result
+        return future, result
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
         """The results, in order."""
@@ -170,7 +171,7 @@ class Cluster:
             shared = self._client.submit(
                 _unpacked, content, key=f"onnxprune-{hashlib.sha256(content).hexdigest()}", pure=False
             )
-            finished = self._distributed.as_completed(loop=self._client.loop)
+            finished = self._distributed.as_completed(loop=self._client.loop, with_results=True)
             while given < count:
                 slots = max(sum(self._threads().values()), 1)
                 while sent < min(count, given + _SLACK * slots):
@@ -179,8 +180,8 @@ class Cluster:
                     places[future] = index
                     finished.add(future)
                     sent += 1
-                future = self._next(finished)
-                found[places.pop(future)] = future.result(_ARRIVE_SECONDS * patience())
+                future, result = self._next(finished)
+                found[places.pop(future)] = result
                 done += 1
                 self._progress(done, count)
                 while given in found:
