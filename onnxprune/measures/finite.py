@@ -40,36 +40,44 @@ def keep_finite(
     """
     undone: list[Layer] = []
     left = {x.node.outputs[0]: x for x in layers}
+    session: Session | None = None
     for part in {id(p): p for p in parts}.values():
         for feeds in part.part(0, min(len(part), _SAMPLES)).batches(_BATCH):
-            while left and (tensor := _first_spoilt(candidate, original, feeds)):
+            while left:
+                try:
+                    session = session or Session(candidate)
+                    tensor = _first_spoilt(session, candidate, original, feeds)
+                except RunError:
+                    break  # a candidate that does not run is a matter of the checks
+                if not tensor:
+                    break
                 blamed = _in_front_of(tensor, candidate, left)
                 if not blamed:
                     return undone
                 undone += [x for x in blamed if _take_back(x, candidate, before)]
+                session = None  # it has the weights that the candidate had
                 for x in blamed:
                     del left[x.node.outputs[0]]
     return undone
 
 
-def _first_spoilt(candidate: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds) -> str:
-    """The first tensor that is finite in `original` and not in `candidate`; "" where no output differs so."""
-    try:
-        outputs = Session(candidate).run(feeds)
-        wrong = [k for k, v in outputs.items() if not _finite(v)]
-        if not wrong:
-            return ""
-        expected = Session(original).run(feeds)
-        wrong = [k for k in wrong if _finite(expected[k])]
-        if not wrong:
-            return ""
-        known = {o for n in original.graph.node for o in n.output if o}
-        names = [o for n in candidate.graph.node for o in n.output if o in known]
-        values = Session(m.submodel(candidate, {}, names), optimize=False).run(feeds)
-        spoilt = [k for k in names if not _finite(values[k])]
-        reference = Session(m.submodel(original, {}, spoilt), optimize=False).run(feeds)
-    except RunError:
-        return ""  # a candidate that does not run is a matter of the checks
+def _first_spoilt(session: Session, candidate: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds) -> str:
+    """The first tensor that is finite in `original` and not in `candidate`; "" where no output differs so.
+
+    session: of the candidate. Raises RunError.
+    """
+    wrong = [k for k, v in session.run(feeds).items() if not _finite(v)]
+    if not wrong:
+        return ""
+    expected = Session(original).run(feeds)
+    wrong = [k for k in wrong if _finite(expected[k])]
+    if not wrong:
+        return ""
+    known = {o for n in original.graph.node for o in n.output if o}
+    names = [o for n in candidate.graph.node for o in n.output if o in known]
+    values = Session(m.submodel(candidate, {}, names), optimize=False).run(feeds)
+    spoilt = [k for k in names if not _finite(values[k])]
+    reference = Session(m.submodel(original, {}, spoilt), optimize=False).run(feeds)
     return next((k for k in spoilt if _finite(reference[k])), wrong[0])
 
 
