@@ -23,7 +23,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import Array
 from onnxprune.intake import first_run
-from onnxprune.intake.options import typed
+from onnxprune.intake.options import error_limit, typed
 from onnxprune.labels import classes_of
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
@@ -156,9 +156,7 @@ def gate(
         number = typed(name, limit, "float | None")
         if number is not None and not 0.0 <= number <= most:  # nothing is below a NaN
             raise UsageError(f"{name} is {limit}; it is from 0 to {most:g}")
-    max_error = typed("max_error", max_error, "float | None")
-    if max_error is not None and not 0.0 <= max_error < float("inf"):
-        raise UsageError(f"max_error is {max_error}; give a share such as 0.05")
+    max_error = error_limit(max_error)
     failures: list[str] = []
     if min_agreement is not None:
         if result.agreement is None:

@@ -45,7 +45,7 @@ from onnxprune.intake import counting, declarations, first_run, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
 from onnxprune.intake.inputs import check_samples
-from onnxprune.intake.options import typed
+from onnxprune.intake.options import error_limit
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.latency.bench import provider_named
 from onnxprune.latency.cache import Cache, default_folder
@@ -167,9 +167,7 @@ def prune(
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     if dry_run and bench:
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
-    max_error = typed("max_error", max_error, "float | None")
-    if max_error is not None and not 0.0 <= max_error < float("inf"):
-        raise UsageError(f"max_error is {max_error}; give a share such as 0.05")
+    max_error = error_limit(max_error)
     if dry_run and max_error is not None:
         raise UsageError("a dry run makes no model whose error could be measured: leave out max_error, or the dry run")
     timed_on = provider_named("cpu" if bench is True else bench) if bench else None

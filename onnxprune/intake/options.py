@@ -42,6 +42,14 @@ def _as_float(value: Real) -> float:
         return math.inf
 
 
+def error_limit(value: Any) -> float | None:
+    """What an error may be at most, as a share; None for no limit. Raises UsageError for what limits nothing."""
+    limit: float | None = typed("max_error", value, "float | None")
+    if limit is not None and not 0.0 <= limit < math.inf:
+        raise UsageError(f"max_error is {limit}; give a share such as 0.05")
+    return limit
+
+
 def check_most(name: str, value: Any, most: int) -> None:
     """Raises UsageError for a number above `most`; what is no number passes."""
     if isinstance(value, int) and value > most:
