@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.fuzz import plans
-from tests.fuzz.plans import Rng, pick
+from tests.fuzz.choice import Rng, pick
 
 Arrays = dict[str, NDArray[Any]]
 

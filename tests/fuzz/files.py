@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from tests.fuzz import data, plans
-from tests.fuzz.plans import Rng, pick
+from tests.fuzz.choice import Rng, pick
 
 Arrays = dict[str, NDArray[Any]]
 # What a case is: a story, the commands, the model, and the output that is compared with it.

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-Rng = np.random.Generator
-T = TypeVar("T")
+from tests.fuzz.choice import Rng, pick
 
 MUTATORS: dict[str, Callable[[onnx.ModelProto, Rng], None]] = {}
 BYTE_MUTATORS: dict[str, Callable[[bytes, Rng], bytes]] = {}
@@ -56,11 +55,6 @@ def content(function: Callable[[bytes, Rng], bytes]) -> Callable[[bytes, Rng], b
     """Put a mutator of bytes into the table."""
     BYTE_MUTATORS[function.__name__] = function
     return function
-
-
-def pick(rng: Rng, things: Sequence[T]) -> T:
-    """One of them."""
-    return things[int(rng.integers(len(things)))]
 
 
 # places

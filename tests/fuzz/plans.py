@@ -8,13 +8,10 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
-Rng = np.random.Generator
-T = TypeVar("T")
+from tests.fuzz.choice import Rng, pick
 
 MUTATORS: dict[str, Callable[[Any, Rng], Any]] = {}
 BYTE_MUTATORS: dict[str, Callable[[bytes, Rng], bytes]] = {}
@@ -38,11 +35,6 @@ def content(function: Callable[[bytes, Rng], bytes]) -> Callable[[bytes, Rng], b
     """Put a mutator of bytes into the table."""
     BYTE_MUTATORS[function.__name__] = function
     return function
-
-
-def pick(rng: Rng, things: Sequence[T]) -> T:
-    """One of them."""
-    return things[int(rng.integers(len(things)))]
 
 
 def places(data: Any, found: list[tuple[Any, Any]] | None = None) -> list[tuple[Any, Any]]:
