@@ -93,7 +93,7 @@ def test_random_numbers_are_not_folded():
 def test_a_constant_part_that_cannot_be_computed():
     """Fails where a broken constant ends in another library's traceback."""
     row = Topology("(float[N,4] x) => (float[N,4] y) { r = Reshape(w[4,2], to{3,3})  y = MatMul(x, r) }", ())
-    with pytest.raises(RunError, match=r"onnxruntime cannot (load|run) the model"):
+    with pytest.raises(RunError, match="onnxruntime cannot run the model"):
         normalise(row.model(), row.feeds(2))
 
 
