@@ -12,6 +12,7 @@ import pytest
 from onnxprune import bodies
 from onnxprune.errors import RunError
 from onnxprune.normalise import normalise, resized
+from onnxprune.runtime import Session
 from tests.graphs import TABLE
 from tests.stages import Prepared
 from tests.topologies.text import Topology
@@ -117,6 +118,35 @@ def test_a_constant_part_that_never_runs_stays():
     assert Counter(n.op_type for n in bodies.every_node(found.graph)) == Counter(
         "MatMul ReduceMax Greater If Gather MatMul MatMul".split()
     )
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["taken", "kept"])
+def test_a_range_of_vectors_gets_scalars_once_they_are_constants(kept: bool):
+    """Fails where constants are folded in front of a Range that onnxruntime ran, and then does not load."""
+    condition = "Greater(top, low{:-100.0})" if kept else "Cast <to=9> (one{:1})"
+    row = Topology(
+        f"""(float[N,4] x) => (float[N,4] y) {{
+            top = ReduceMax <keepdims=0> (x)
+            big = {condition}
+            width = Shape <start=1> (x)
+            none = Sub(width, width)
+            step = Unsqueeze(one2{{:1}}, first{{0}})
+            numbers = If (big) <
+                then_branch = vectors () => (int64[M] a) {{ a = Range(none, width, step) }},
+                else_branch = never () => (int64[M] b) {{ b = Range(zero{{:0}}, two{{:2}}, only{{:1}}) }}
+            >
+            h = MatMul(x, w[4,4])
+            floats = Cast <to=1> (numbers)
+            y = Add(h, floats)
+        }}""",
+        (),
+    )
+    model, feeds = row.model(), row.feeds(2)
+    found = normalise(model, feeds).proto
+    assert kept == ("If" in {n.op_type for n in found.graph.node})
+    (expected,) = Session(model, optimize=False).run(feeds).values()
+    (got,) = Session(found, optimize=False).run(feeds).values()
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_every_symbol_is_resized_once():

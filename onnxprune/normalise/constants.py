@@ -27,7 +27,27 @@ def fold_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     What onnxruntime runs in the model but not by itself stays as it is.
     """
-    return bodies.rewritten(proto, _with_folded_constants)
+    folded = bodies.rewritten(proto, _with_folded_constants)
+    give_ranges_scalars(folded)
+    return folded
+
+
+def give_ranges_scalars(proto: onnx.ModelProto) -> None:
+    """Let each Range, in place and in bodies too, read scalars where its inputs are constant vectors of one element.
+
+    onnxruntime takes such vectors while they are computed, but does not load a model in which they are constants.
+    """
+    vectors = {t.name: t for t in proto.graph.initializer if list(t.dims) == [1]}
+    for n in bodies.every_node(proto.graph):
+        if n.op_type != "Range" or n.domain not in ("", "ai.onnx"):
+            continue
+        for i, name in enumerate(n.input):
+            if name in vectors:
+                scalar = proto.graph.initializer.add()
+                scalar.CopyFrom(vectors[name])
+                scalar.name = f"{n.output[0]}__scalar{i}"
+                del scalar.dims[:]
+                n.input[i] = scalar.name
 
 
 def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from onnxprune import bodies, measuring, storage
 from onnxprune import model as m
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
-from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node
+from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
 from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
@@ -151,6 +151,7 @@ def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -
     copies = [copy_node(n) for n in kept]
     del proto.graph.node[:]
     proto.graph.node.extend(copies)
+    give_ranges_scalars(proto)
 
 
 def _fold_reshape_targets(
