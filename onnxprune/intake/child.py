@@ -39,6 +39,8 @@ _SECONDS_TO_READ = 20.0  # where nothing is computed
 _BYTES = 3 << 30
 _BYTES_PER_SECOND = 20e6
 _TIMES_THE_SIZE = 5
+# onnxruntime's time grows with the square of tensors that nothing reads: half a millisecond each where they are 50,000.
+_SECONDS_PER_PART = 1e-3
 # The normal form runs the model at about ten sizes, some of them four times as large.
 _TIMES_AN_HONEST_RUN = 60.0
 # Two stacks and a cache of the allocator for each core: reserved, and hardly ever touched.
@@ -190,24 +192,25 @@ def patience() -> float:
     return min(max(found, 0.0), _MOST_PATIENCE) if not math.isnan(found) else 1.0
 
 
-def limits(size: int, honest: float = 0.0, *, computes: bool = True) -> tuple[float, int]:
+def limits(size: int, honest: float = 0.0, *, computes: bool = True, parts: int = 0) -> tuple[float, int]:
     """(seconds, bytes) for what has so many bytes.
 
-    honest: seconds that an honest run of it has taken. computes: whether a model is run. The variable
-    ONNXPRUNE_PATIENCE multiplies the time.
+    honest: seconds that an honest run of it has taken. computes: whether a model is run. parts: how many nodes and
+    stored tensors it has. The variable ONNXPRUNE_PATIENCE multiplies the time.
     """
-    seconds = (_SECONDS if computes else _SECONDS_TO_READ) + size / _BYTES_PER_SECOND + _TIMES_AN_HONEST_RUN * honest
+    seconds = (_SECONDS if computes else _SECONDS_TO_READ) + _TIMES_AN_HONEST_RUN * honest
+    seconds += size / _BYTES_PER_SECOND + parts * _SECONDS_PER_PART
     seconds = min(seconds * patience(), threading.TIMEOUT_MAX)
     return seconds, _BYTES + _TIMES_THE_SIZE * size + (os.cpu_count() or 1) * _BYTES_PER_CORE
 
 
-def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0) -> Any:
+def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0, parts: int = 0) -> Any:
     """The child's answer to one of `serve.ANSWERS`.
 
-    what: what the child does, for the message ("this model's first run"). size, honest: as for `limits`. Raises what
-    the answer raises, and Stopped where the child crashes or exceeds a limit.
+    what: what the child does, for the message ("this model's first run"). size, honest, parts: as for `limits`. Raises
+    what the answer raises, and Stopped where the child crashes or exceeds a limit.
     """
-    seconds, most = limits(size, honest, computes=question in _COMPUTING)
+    seconds, most = limits(size, honest, computes=question in _COMPUTING, parts=parts)
     with _PLACE.lock, _folder() as folder:
         try:
             child = _begun(question, given, most, folder)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-from onnxprune import storage
+from onnxprune import bodies, storage
 from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
@@ -25,7 +25,8 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], *, seconds: float = 
     seconds: what another honest run has taken.
     """
     what = "this model's first run"
-    taken = float(ask("run", _content(proto), dict(feeds), what=what, size=_size(proto, feeds), honest=seconds))
+    size, parts = _size(proto, feeds), _parts(proto)
+    taken = float(ask("run", _content(proto), dict(feeds), what=what, size=size, honest=seconds, parts=parts))
     overdue.expect(taken, _bytes_of(feeds))
     return taken
 
@@ -36,11 +37,12 @@ def run_all(proto: onnx.ModelProto, batches: Iterable[Mapping[str, Array]], *, s
     seconds: of a first run, which these batches are many times as large as. Raises RunError for a crash, a hang and
     want of memory; a batch that onnxruntime refuses for anything else is left to whoever needs it.
     """
-    content, size = _content(proto), storage.model_bytes(proto)
+    what = "a run of this model with the data"
+    content, size, parts = _content(proto), storage.model_bytes(proto), _parts(proto)
     for feeds in batches:
         most, honest = size + _TIMES_THE_INPUTS * _bytes_of(feeds), seconds * _samples_of(feeds)
         try:
-            ask("run again", content, dict(feeds), what="a run of this model with the data", size=most, honest=honest)
+            ask("run again", content, dict(feeds), what=what, size=most, honest=honest, parts=parts)
         except Stopped:
             raise
         except RunError as e:
@@ -71,7 +73,8 @@ class Trial:
 
 def infer(proto: onnx.ModelProto) -> None:
     """Shape inference, which is tried, not trusted. Raises RunError where it crashes or hangs."""
-    ask("infer", _content(proto), what="shape inference of this model", size=storage.model_bytes(proto))
+    what = "shape inference of this model"
+    ask("infer", _content(proto), what=what, size=storage.model_bytes(proto), parts=_parts(proto))
 
 
 def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds: float) -> Normalised:
@@ -81,8 +84,9 @@ def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds:
     in the child too. Raises ModelError and RunError.
     """
     what = "bringing this model into normal form"
+    size, parts = _size(proto, example), _parts(proto)
     result: Normalised = ask(
-        "normalise", _content(proto), dict(example), what=what, size=_size(proto, example), honest=seconds
+        "normalise", _content(proto), dict(example), what=what, size=size, honest=seconds, parts=parts
     )
     return result
 
@@ -98,6 +102,10 @@ def _content(proto: onnx.ModelProto) -> bytes:
 
 def _size(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> int:
     return storage.model_bytes(proto) + _TIMES_THE_INPUTS * _bytes_of(feeds)
+
+
+def _parts(proto: onnx.ModelProto) -> int:
+    return len(proto.graph.initializer) + sum(1 for _ in bodies.every_node(proto.graph))
 
 
 def _samples_of(feeds: Mapping[str, Array]) -> int:

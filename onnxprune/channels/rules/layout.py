@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -34,7 +35,24 @@ def reshape(node: Node, t: Trace) -> None:
         t.pin(x, t.of(x), node, why)
         t.set(out, ())
         return
+    if 0 in before and any(meets_nothing(f, before, after) for f in t.of(x)):
+        why = Reason("a size is 0 here, which leaves open where the channels go", Remedy.SHAPES)
+        t.pin(x, t.of(x), node, why)
+        t.set(out, ())
+        return
     t.set(out, _apart(x, t.of(x), tuple(reshape_factor(f, before, after) for f in t.of(x)), node, t))
+
+
+def meets_nothing(f: Factor, before: Shape, after: Shape) -> bool:
+    """Whether an axis that a factor tracks is regrouped with one of size 0, or so as only an empty tensor can be."""
+
+    def plain(sizes: Iterable[int], regrouped: Iterable[int]) -> bool:
+        return 0 < math.prod(sizes) == math.prod(regrouped)
+
+    return any(
+        any(f.shape[a] != 1 for a in ins) and not plain((before[a] for a in ins), (after[a] for a in outs))
+        for ins, outs in product_groups(before, after)
+    )
 
 
 def _apart(x: str, before: Factors, after: Factors, node: Node, t: Trace) -> Factors:
@@ -64,8 +82,15 @@ def _known_target(node: Node, t: Trace, before: Shape, after: Shape) -> bool:
     return all(known[a] is not None for f in moved for a in tracked_axes(f))
 
 
+_EMPTY = 2**89 - 1  # a prime
+
+
 def product_groups(before: Shape, after: Shape) -> list[tuple[range, range]]:
-    """Split two shapes of equal size into the finest runs of axes with equal products."""
+    """Split two shapes of equal size into the finest runs of axes with equal products.
+
+    A 0 is taken for a size like no other; what then has no equal products is one run.
+    """
+    before, after = (tuple(d or _EMPTY for d in shape) for shape in (before, after))
     groups: list[tuple[range, range]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -75,8 +100,8 @@ def product_groups(before: Shape, after: Shape) -> list[tuple[range, range]]:
             a, i = before[i], i + 1
         if j < len(after):
             b, j = after[j], j + 1
-        while a != b:
-            if a < b or j >= len(after):
+        while a != b and (i < len(before) or j < len(after)):
+            if i < len(before) and (a < b or j >= len(after)):
                 a, i = a * before[i], i + 1
             else:
                 b, j = b * after[j], j + 1
@@ -90,7 +115,7 @@ def reshape_factor(f: Factor, before: Shape, after: Shape) -> Factor:
     target: list[int] = [1] * len(after)
     order: list[int] = []
     for ins, outs in product_groups(before, after):
-        if any(f.shape[a] > 1 for a in ins):
+        if any(f.shape[a] != 1 for a in ins):
             for a in ins:
                 wide[a] = before[a]
             for a in outs:
