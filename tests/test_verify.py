@@ -263,6 +263,17 @@ def test_rounding_that_decides_is_told_from_an_error():
         verify.exactness(good, good, wrong, good, example, [between])
 
 
+def test_outputs_that_turn_on_rounding_are_not_called_an_error():
+    """Fails where the slice of a model whose outputs are made of rounding is said to be wrong, or passes for right."""
+
+    def wave(factor: float) -> onnx.ModelProto:
+        return Topology(f"(float[N,3] x) => (float[N,3] y) {{ m = Mul(x, f{{:{factor!r}}})  y = Sin(m) }}", ()).model()
+
+    wild, near = wave(1e7), wave(1.000001e7)
+    with pytest.raises(CheckFailed, match=r"turn on rounding .* whether the sliced model is right cannot be checked"):
+        verify.exactness(wild, wild, near, wild, {"x": np.array([[0.1, 0.7, 0.9]], np.float32)})
+
+
 def test_random_numbers_are_told_from_an_error():
     """Fails where a model that draws numbers without a seed is said to be cut wrongly."""
     row = Topology("(float[N,3] x) => (float[N,3] y) { r = RandomNormalLike(x)  y = Add(x, r) }", ())

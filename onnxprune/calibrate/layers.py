@@ -198,25 +198,31 @@ class Layer:
         if self.window is not None:
             r = self.window.patches(x, positions)
         else:
-            flat = x.reshape(x.shape[0], -1, x.shape[-1]) if x.ndim > 2 else x[:, None, :]
-            r = flat[:, positions].reshape(1, -1, x.shape[-1])
+            r = _rows_at(x, positions)[None]
         return augmented(r) if self.bias else r
 
     def values_at(self, y: Floats, positions: Ints) -> Floats:
         """(R, channels) of an array shaped like the output, at the positions of every sample."""
         if self.window is not None:
             return self.window.outputs_at(y, positions)
-        flat = y.reshape(y.shape[0], -1, y.shape[-1]) if y.ndim > 2 else y[:, None, :]
-        return flat[:, positions].reshape(-1, y.shape[-1])
+        return _rows_at(y, positions)
 
     def by_group(self, rows: Floats) -> Floats:
         """(R, channels) → Y (g, R, M)."""
-        grouped: Floats = rows.reshape(len(rows), self.groups, -1).transpose(1, 0, 2)
+        count, channels = rows.shape
+        grouped: Floats = rows.reshape(count, self.groups, channels // self.groups).transpose(1, 0, 2)
         return grouped
 
     def targets(self, y: Floats, positions: Ints) -> Floats:
         """Y (g, R, M) of an array shaped like the output, at the positions of every sample."""
         return self.by_group(self.values_at(y, positions))
+
+
+def _rows_at(x: Floats, positions: Ints) -> Floats:
+    """(N·P, C) of an array (N, *S, C) at flat positions (P,); no size is left to numpy, which cannot divide by none."""
+    n, *places, channels = x.shape
+    rows: Floats = x.reshape(n, int(np.prod(places)), channels)[:, positions].reshape(n * len(positions), channels)
+    return rows
 
 
 def _read(name: str, stored: Quantized | None, weights: Mapping[str, Array]) -> Array:

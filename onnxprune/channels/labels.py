@@ -24,6 +24,10 @@ Factor = Labels
 Factors = tuple[Factor, ...]
 
 
+class Misfit(Exception):
+    """What a node says, and the shapes of what it reads, do not fit together."""
+
+
 @dataclass(frozen=True)
 class Pinned:
     """Why channels cannot be removed: which axis of which tensor, at which operator, and the reason with its remedy.
@@ -76,10 +80,13 @@ class LabelSpace:
         return np.arange(start, self._next, dtype=np.int64)
 
     def unify(self, a: Labels, b: Labels) -> None:
-        """Labels at the same place, after broadcasting, are removed together."""
+        """Labels at the same place, after broadcasting, are removed together. Raises Misfit where they do not fit."""
         if a is b:
             return
-        a, b = np.broadcast_arrays(a, b)
+        try:
+            a, b = np.broadcast_arrays(a, b)
+        except ValueError as e:
+            raise Misfit(f"{a.shape} and {b.shape} do not fit together") from e
         self._left.append(a.ravel())
         self._right.append(b.ravel())
 
@@ -168,6 +175,14 @@ def along(labels: Labels, axis: int, ndim: int) -> Factor:
 def lift(factor: Factor, ndim: int) -> Factor:
     """Prepend axes of size 1, as broadcasting does."""
     return factor.reshape((1,) * (ndim - factor.ndim) + factor.shape)
+
+
+def axis_in(value: Any, rank: int) -> int:
+    """An axis of a tensor of that rank, counted from the front. Raises Misfit where it has none of that number."""
+    axis = int(value)
+    if not -rank <= axis < rank:
+        raise Misfit(f"it names axis {axis} of a tensor with {rank}")
+    return axis % rank
 
 
 def as_ints(value: Any) -> tuple[int, ...]:

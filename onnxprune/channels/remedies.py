@@ -20,6 +20,7 @@ class Remedy(Enum):
     OUTSIDE = "prune the network without this step (pre- or post-processing, a loss), and put it back afterwards"
     # What is only known when the model runs.
     RUN_TIME = "make the value constant: export with fixed sizes, or fold constants with a simplifier first"
+    INVALID = "mend the node: no runtime can compute it as it stands"
     SHAPES = "make the shapes known: export with fixed sizes, or run onnx.shape_inference on the model"
     PICKED = (
         "nothing while the data decide what is picked; export a fixed choice as Slice, Split, Concat or Gather with "

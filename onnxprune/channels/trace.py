@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from onnxprune.channels.labels import Factor, Factors, Labels, LabelSpace, Pinned, along, compress, lift, tracked_axes
+from onnxprune.channels.labels import (
+    Factor,
+    Factors,
+    Labels,
+    LabelSpace,
+    Misfit,
+    Pinned,
+    along,
+    compress,
+    lift,
+    tracked_axes,
+)
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.graph import Graph, Node, Shape
 from onnxprune.quantized import is_dequantize, is_quantize
@@ -310,8 +321,13 @@ class Trace:
         """Remember that this input is read across a tracked axis."""
         self.reads.append(Read(node, slot, kind, tuple(axes)))
 
-    def visit(self, nodes: Iterable[Node]) -> None:
-        """Trace nodes, of the graph or of a body, one after the other."""
+    def visit(self, nodes: Iterable[Node], *, inside: bool = False) -> None:
+        """Trace nodes, of the graph or of a body, one after the other.
+
+        inside: a body, which may never have run, so that its shapes are only what inference makes of them: whatever a
+        rule cannot make sense of there is pinned.
+        """
+        unfit = (Misfit, RuleError, ValueError, IndexError) if inside else (Misfit,)
         for node in nodes:
             rule = self.table.get(_operator(node))
             if rule is None:
@@ -324,6 +340,9 @@ class Trace:
                 _pin_unconsulted(node, self)
             except UnknownShape as e:
                 self.pin_all(node, unknown_shape(e.args[0]))
+            except unfit as e:
+                why = str(e) if isinstance(e, Misfit) else "the shapes in this branch do not fit together"
+                self.pin_all(node, Reason(f"is not valid as it stands: {why}", Remedy.INVALID))
             self.consulted = outer
 
     def pin_all(self, node: Node, reason: Reason) -> None:

@@ -163,7 +163,8 @@ class Window:
     def outputs_at(self, y: Floats, positions: Ints) -> Floats:
         """(N·P, M) of the output y (N, M, *S) at flat positions (P,)."""
         n, m = y.shape[:2]
-        rows: Floats = y.reshape(n, m, -1)[:, :, positions].transpose(0, 2, 1).reshape(-1, m)
+        places = int(np.prod(y.shape[2:]))
+        rows: Floats = y.reshape(n, m, places)[:, :, positions].transpose(0, 2, 1).reshape(n * len(positions), m)
         return rows
 
 

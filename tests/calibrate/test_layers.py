@@ -175,6 +175,15 @@ def test_weights_that_something_else_reads_are_no_layer(text: str) -> None:
     assert layers_of(prepare_text(text).channels) == ()
 
 
+def test_a_batch_that_the_model_has_emptied_has_no_rows() -> None:
+    """Fails where numpy is asked to divide nothing."""
+    (layer,) = layers_of(prepare_text("(float[N,6,4] x) => (float[N,6,5] y) { y = MatMul(x, w[4,5]) }").channels)
+    at = np.arange(6)
+    assert layer.rows(np.zeros((0, 6, 4), np.float32), at).shape == (1, 0, 4)
+    assert layer.targets(np.zeros((0, 6, 5), np.float32), at).shape == (1, 0, 5)
+    assert layer.values_at(np.zeros((2, 6, 0), np.float32), at).shape == (12, 0)
+
+
 def test_positions_are_distinct_sorted_and_enough() -> None:
     """Fails where a position is drawn twice, or the small map loses some."""
     layer = layers_of(prepare_text(GRAPHS["same_pads"]).channels)[0]

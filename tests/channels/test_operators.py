@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 import onnx.defs
 import pytest
@@ -41,6 +43,46 @@ def test_a_refused_operator_pins_what_it_reads_with_its_own_reason(op: str):
     assert classes.reasons[int(classes.of_label[labels[0]])].why == Reason(
         f"{op} {REFUSALS[op].text}", REFUSALS[op].remedy
     )
+    assert trace.factors["y"] == ()
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "shapes", "why"),
+    [
+        ("MeanVarianceNormalization", {"axes": [0, 2, 2**31]}, [(2, 8, 4)], "it names axis 2147483648"),
+        ("Concat", {"axis": -4}, [(2, 8, 4), (2, 8, 4)], "it names axis -4 of a tensor with 3"),
+        ("Softmax", {"axis": 3}, [(2, 8, 4)], "it names axis 3"),
+        ("Add", {}, [(2, 8, 4), (2, 7, 4)], "do not fit together"),
+    ],
+)
+def test_a_node_that_nothing_can_compute_pins(op: str, attrs: dict[str, Any], shapes: list[tuple[int, ...]], why: str):
+    """Fails where an axis that is not there is counted round, or sizes that do not fit end the run."""
+    names = tuple(f"x{i}" for i in range(len(shapes)))
+    sizes = {**dict(zip(names, shapes, strict=True)), "y": shapes[0]}
+    graph = Graph((Node(0, "n", op, "", names, ("y",), attrs),), {}, names, ("y",), sizes, opset=13)
+    trace = Trace(graph, table=TABLE)
+    labels = [trace.labels.fresh(s[1]) for s in shapes]
+    for name, own in zip(names, labels, strict=True):
+        trace.factors[name] = (own.reshape(1, -1, 1),)
+    trace.visit(graph.nodes)
+    classes = trace.labels.classes()
+    assert all(classes.pinned[classes.of_label[own]].all() for own in labels)
+    assert any(why in p.reason for _, p in trace.labels._pins)
+
+
+def test_what_a_rule_makes_nothing_of_pins_inside_a_body_alone():
+    """Fails where a branch that never ran ends the run, or where a fault of a rule goes unseen in the main graph."""
+
+    def broken(node: Node, t: Trace) -> None:
+        raise IndexError
+
+    graph = Graph(
+        (Node(0, "n", "Odd", "", ("x",), ("y",), {}),), {}, ("x",), ("y",), {"x": (2, 8), "y": (2, 8)}, opset=18
+    )
+    trace = Trace(graph, table={"Odd": broken})
+    with pytest.raises(IndexError):
+        trace.visit(graph.nodes)
+    trace.visit(graph.nodes, inside=True)
     assert trace.factors["y"] == ()
 
 

@@ -179,6 +179,7 @@ def test_no_samples_have_no_patches() -> None:
     """Fails where a batch that the model has emptied on its way cannot be taken apart."""
     window = case((3, 3), (5, 5), pads=(1, 1, 1, 1)).window
     assert window.patches(np.zeros((0, 2, 5, 5), np.float32), np.arange(4)).shape == (1, 0, 18)
+    assert window.outputs_at(np.zeros((0, 3, 5, 5), np.float32), np.arange(4)).shape == (0, 3)
 
 
 def test_negative_pads_crop() -> None:

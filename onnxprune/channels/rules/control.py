@@ -19,7 +19,7 @@ from onnxprune.graph import Body, Node
 def if_(node: Node, t: Trace) -> None:
     """If: the outputs are the element-wise merge of the branches'; the condition is a setting."""
     for body in node.bodies:
-        t.visit(body.nodes)
+        t.visit(body.nodes, inside=True)
     why = Reason("the branches of If give it different shapes", Remedy.BRANCH)
     for k, out in enumerate(node.outputs):
         _join([body.outputs[k] for body in node.bodies], out, why, node, t)
@@ -93,7 +93,7 @@ def _iterate(
             t.pin(before, known, node, reason)
             known = ()
         t.factors[inner] = known
-    t.visit(body.nodes)
+    t.visit(body.nodes, inside=True)
     for k, names in enumerate(zip(initial, inputs, outputs, strict=True)):
         _join(names, final[k] if k < len(final) else "", reason, node, t)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factors, Labels
+from onnxprune.channels.labels import Factors, Labels, axis_in
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Node, Shape
@@ -30,7 +30,7 @@ def gather_elements(node: Node, t: Trace) -> None:
     """GatherElements: along every axis but `axis`, place i of the output reads place i of the data and the indices."""
     x, i = node.inputs[:2]
     shape, picked = t.shape(x), t.shape(i)
-    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    axis = axis_in(node.attrs.get("axis", 0), len(shape))
     data = t.untrack(x, t.of(x), [axis], node, Reason("GatherElements picks from this axis by indices", Remedy.PICKED))
     # The indices may be fewer: then the first places of the data are read.
     for a, size in enumerate(picked):
@@ -70,7 +70,7 @@ def scatter_elements(node: Node, t: Trace) -> None:
     """ScatterElements and Scatter: along every axis but `axis`, place i of the updates goes to place i of the data."""
     x, i, u = node.inputs[:3]
     shape, written = t.shape(x), t.shape(i)
-    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    axis = axis_in(node.attrs.get("axis", 0), len(shape))
     loose = [a for a in range(len(shape)) if a == axis or written[a] != shape[a]]
     operands = [(n, _without(n, loose, node, t), tuple(t.shape(n))) for n in (x, i, u)]
     free = [(n, fs, tuple(1 if a in loose else s for a, s in enumerate(shape_))) for n, fs, shape_ in operands]
@@ -99,7 +99,7 @@ def tensor_scatter(node: Node, t: Trace) -> None:
     """TensorScatter: a run of positions of the cache is overwritten; sample and position stay."""
     cache, update = node.inputs[:2]
     rank = len(t.shape(cache))
-    fixed = (0, int(node.attrs.get("axis", -2)) % rank)
+    fixed = (0, axis_in(node.attrs.get("axis", -2), rank))
     operands = [
         (n, _without(n, fixed, node, t), tuple(1 if a in fixed else s for a, s in enumerate(t.shape(n))))
         for n in (cache, update)
@@ -110,14 +110,14 @@ def tensor_scatter(node: Node, t: Trace) -> None:
 def one_hot(node: Node, t: Trace) -> None:
     """OneHot: an axis of `depth` classes is put in; the others are those of the indices."""
     i, out = node.inputs[0], node.outputs[0]
-    at = int(node.attrs.get("axis", -1)) % len(t.shape(out))
+    at = axis_in(node.attrs.get("axis", -1), len(t.shape(out)))
     t.set(out, [f.reshape((*f.shape[:at], 1, *f.shape[at:])) for f in t.of(i)])
 
 
 def compress(node: Node, t: Trace) -> None:
     """Compress: the axis that it thins out stays; without `axis` it flattens its input first."""
     x, out = node.inputs[0], node.outputs[0]
-    axes = range(len(t.shape(x))) if "axis" not in node.attrs else [int(node.attrs["axis"]) % len(t.shape(x))]
+    axes = range(len(t.shape(x))) if "axis" not in node.attrs else [axis_in(node.attrs["axis"], len(t.shape(x)))]
     why = Reason("Compress picks from this axis by a condition", Remedy.PICKED)
     factors = t.untrack(x, t.of(x), list(axes), node, why)
     t.set(out, factors if "axis" in node.attrs else ())
@@ -131,7 +131,7 @@ def fixed_axes(reason: str, axes: Callable[[Node, int, Trace], Sequence[int] | N
         rank = len(t.shape(x))
         found = axes(node, rank, t)
         why = Reason(f"{node.op} {reason}", Remedy.POSITIONS)
-        stay = range(rank) if found is None else sorted({a % rank for a in found})
+        stay = range(rank) if found is None else sorted({axis_in(a, rank) for a in found})
         t.set(node.outputs[0], t.untrack(x, t.of(x), list(stay), node, why))
 
     return rule

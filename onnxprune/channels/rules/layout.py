@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, Pinned, along, as_ints, compress, take, tracked_axes
+from onnxprune.channels.labels import Factor, Factors, Pinned, along, as_ints, axis_in, compress, take, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
 from onnxprune.graph import Graph, Node, Shape
@@ -128,7 +128,7 @@ def concat(node: Node, t: Trace) -> None:
     """Concat along `axis`: labels are concatenated; the other axes unify."""
     out = node.outputs[0]
     rank = len(t.shape(out))
-    axis = int(node.attrs["axis"]) % rank
+    axis = axis_in(node.attrs["axis"], rank)
     names = [i for i in node.inputs if i]
     shapes = [t.shape(n) for n in names]
     factors = [t.of(n) for n in names]
@@ -191,7 +191,7 @@ def split(node: Node, t: Trace) -> None:
     """Split along `axis`: each output takes its share of the labels."""
     x = node.input(0)
     shape = t.shape(x)
-    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    axis = axis_in(node.attrs.get("axis", 0), len(shape))
     factors = t.untrack_free(x, t.of(x), [axis], node)
     start = 0
     for out in node.outputs:
@@ -206,7 +206,7 @@ def gather(node: Node, t: Trace) -> None:
     """Gather: constant indices pick labels; indices computed at run time pin the axis."""
     x, out = node.input(0), node.outputs[0]
     shape = t.shape(x)
-    axis = int(node.attrs.get("axis", 0)) % len(shape)
+    axis = axis_in(node.attrs.get("axis", 0), len(shape))
     indices = t.graph.constants.get(node.input(1))
     if indices is None:
         why = Reason("Gather picks from this axis by indices computed at run time", Remedy.PICKED)
@@ -277,7 +277,7 @@ def padded_axes(node: Node, graph: Graph) -> tuple[int, ...] | None:
     if shape is None or not node.input(3):
         return None if shape is None else tuple(range(len(shape)))
     axes = graph.ints(node.input(3))
-    return None if axes is None else tuple(a % len(shape) for a in axes)
+    return None if axes is None else tuple(axis_in(a, len(shape)) for a in axes)
 
 
 def pad_amounts(node: Node, graph: Graph) -> dict[int, tuple[int | None, int | None]] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, along, tracked_axes
+from onnxprune.channels.labels import Factor, Factors, along, axis_in, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.contraction import same_inside
 from onnxprune.channels.trace import Rule, Trace, split_rows
@@ -39,7 +39,7 @@ def last_axes_norm(node: Node, t: Trace) -> None:
     """LayerNormalization and RMSNormalization: statistics over the axes from `axis` on."""
     x = node.input(0)
     rank = len(t.shape(x))
-    axis = int(node.attrs.get("axis", -1)) % rank
+    axis = axis_in(node.attrs.get("axis", -1), rank)
     axes = tuple(range(axis, rank))
     found = t.of(x)
     if t.attention == "head-dim":  # a normalization inside each head
@@ -143,7 +143,7 @@ def group_norm(node: Node, t: Trace) -> None:
 def lp_norm(node: Node, t: Trace) -> None:
     """LpNormalization: the norm over one axis."""
     x = node.input(0)
-    axis = int(node.attrs.get("axis", -1)) % len(t.shape(x))
+    axis = axis_in(node.attrs.get("axis", -1), len(t.shape(x)))
     t.set(node.outputs[0], mix(node, t, x, t.of(x), (axis,)))
 
 
@@ -158,7 +158,7 @@ def mean_variance_norm(node: Node, t: Trace) -> None:
     """MeanVarianceNormalization over `axes`, (0, 2, 3) by default."""
     x = node.input(0)
     rank = len(t.shape(x))
-    axes = tuple(int(a) % rank for a in node.attrs.get("axes", (0, 2, 3)))
+    axes = tuple(axis_in(a, rank) for a in node.attrs.get("axes", (0, 2, 3)))
     t.set(node.outputs[0], mix(node, t, x, t.of(x), axes))
 
 

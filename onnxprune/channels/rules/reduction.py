@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.channels.labels import Factor
+from onnxprune.channels.labels import Factor, axis_in
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.normalization import mix
 from onnxprune.channels.trace import Rule, Trace
@@ -42,7 +42,7 @@ def reduced_axes(node: Node, rank: int, ints: Callable[[str], tuple[int, ...] | 
             return None
     if not axes:
         return () if node.attrs.get("noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(int(a) % rank for a in axes)
+    return tuple(axis_in(a, rank) for a in axes)
 
 
 def reduce(node: Node, t: Trace) -> None:
@@ -70,14 +70,14 @@ def rank_axis(node: Node, t: Trace) -> None:
     axis = node.attrs.get("axis", 1 if old else (0 if node.op.startswith("Arg") else -1))
     if node.op.startswith("Cum"):
         found = t.graph.ints(node.input(1))
-        axes = range(rank) if found is None else [found[0] % rank]
+        axes = range(rank) if found is None else [axis_in(found[0], rank)]
     else:
-        axes = range(int(axis) % rank, rank) if old else [int(axis) % rank]
+        axes = range(axis_in(axis, rank), rank) if old else [axis_in(axis, rank)]
     why = Reason(f"{node.op} compares all entries of this axis", Remedy.COMPARED)
     factors = t.untrack(x, t.of(x), list(axes), node, why)
     out = node.outputs[0]
     if node.op.startswith("Arg") and not node.keepdims:
-        gone = int(axis) % rank
+        gone = axis_in(axis, rank)
         factors = tuple(f.reshape(tuple(s for a, s in enumerate(f.shape) if a != gone)) for f in factors)
     t.set(out, factors)
 
@@ -85,7 +85,7 @@ def rank_axis(node: Node, t: Trace) -> None:
 def top_k(node: Node, t: Trace) -> None:
     """TopK ranks the entries of an axis; both outputs keep the labels of the others."""
     x = node.input(0)
-    axis = int(node.attrs.get("axis", -1)) % len(t.shape(x))
+    axis = axis_in(node.attrs.get("axis", -1), len(t.shape(x)))
     factors = t.untrack(x, t.of(x), [axis], node, Reason("TopK compares all entries of this axis", Remedy.COMPARED))
     for out in node.outputs:
         t.set(out, factors)

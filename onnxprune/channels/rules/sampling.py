@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.channels.labels import Factor, along, as_ints, tracked_axes
+from onnxprune.channels.labels import Factor, along, as_ints, axis_in, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph import Node
@@ -65,7 +65,7 @@ def resize(node: Node, t: Trace) -> None:
 
 def resized_axes(node: Node, rank: int) -> tuple[int, ...]:
     """The axes that a Resize lists scales or sizes for, in their order."""
-    return tuple(a % rank for a in as_ints(node.attrs["axes"])) if "axes" in node.attrs else tuple(range(rank))
+    return tuple(axis_in(a, rank) for a in as_ints(node.attrs["axes"])) if "axes" in node.attrs else tuple(range(rank))
 
 
 def _stays(node: Node, place: int, count: int, t: Trace) -> bool:

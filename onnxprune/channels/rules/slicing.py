@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.channels.labels import Labels, as_ints, take, tracked_axes
+from onnxprune.channels.labels import Labels, as_ints, axis_in, take, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Graph, Node
@@ -69,7 +69,7 @@ def slice_bounds(node: Node, graph: Graph) -> tuple[Bounds, ...] | None:
     if any(len(c) != count for c in columns):
         return None
     rows = zip(*columns, strict=True)
-    return tuple(Bounds(int(a or 0) % len(shape), start, end, step) for a, start, end, step in rows)
+    return tuple(Bounds(axis_in(a or 0, len(shape)), start, end, step) for a, start, end, step in rows)
 
 
 def _entries(name: str, graph: Graph) -> tuple[int | None, ...] | None:
