@@ -1,8 +1,9 @@
 """Judge a model on test data: top-1 against labels, and agreement and output error against the original.
 
 Top-1 and agreement read the first output, where that holds class scores: floating point, (samples, classes) with
-nothing but axes of size 1 behind. A sample whose scores hold a NaN is wrong, and agrees with nothing. Of a class map
-every entry counts. The error is that of `measures.figures`, as `prune` reports it.
+nothing but axes of size 1 behind. Against an original it is the original's first one, by its name in both. A sample
+whose scores hold a NaN is wrong, and agrees with nothing. Of a class map every entry counts. The error is that of
+`measures.figures`, as `prune` reports it.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def _evaluated(
     original_name: str | None = None
     notes = [*runtime.notes_on(proto)]
     original_classes: Ints | None = None
+    first = _first_output(proto)
     if against is None:
         outputs = verify.outputs_of(proto, samples)
     else:
@@ -115,16 +117,17 @@ def _evaluated(
         notes += runtime.notes_on(original)
         _check_same_inputs(proto, original)
         first_run.run(original, samples.example())
+        first = _first_output(original)
         outputs, answers, observed = compared(proto, original, samples)
         _check_same_outputs(outputs, answers.values, observed)
         figures = figures_of(observed, answers, outputs, held_out=True)
-        original_classes = _classes(answers.values, len(samples))
-    classes = _classes(outputs, len(samples))
+        original_classes = _classes(answers.values, first, len(samples))
+    classes = _classes(outputs, first, len(samples))
     agreement = figures.agreement if figures is not None else None
     if classes is None and agreement is None:
         notes.insert(0, "the first output holds no class scores; top-1 and agreement do not apply")
     if truth is not None and classes is not None:
-        check_classes(truth, next(iter(outputs.values())).shape[1])
+        check_classes(truth, outputs[first].shape[1])
     return Evaluation(
         name,
         original_name,
@@ -190,9 +193,13 @@ def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.M
     return reader.given(source, reader.input_specs(proto))
 
 
-def _classes(outputs: Mapping[str, Array], samples: int) -> Ints | None:
-    """Predicted class per sample by the first output; None where that holds no class scores."""
-    scores = next(iter(outputs.values()), None)
+def _first_output(proto: onnx.ModelProto) -> str:
+    return next((o.name for o in proto.graph.output), "")
+
+
+def _classes(outputs: Mapping[str, Array], first: str, samples: int) -> Ints | None:
+    """Predicted class per sample by an output; None where that holds no class scores."""
+    scores = outputs.get(first)
     return None if scores is None else classes_in(scores, samples)
 
 

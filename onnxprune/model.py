@@ -40,7 +40,7 @@ class Source:
     """Where a model came from: for the report and for checking that a plan belongs to it.
 
     sha256: of the model file; where weights lie beside it, of the file and their `storage.fingerprint`. size: with
-    these. files: where weights lie beside it. separate: whether those of the output will.
+    these, as files are. files: where weights lie beside it. separate: whether those of the output will.
     """
 
     path: str
@@ -97,8 +97,8 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
     """Path, checksum and size of a model: `blob` is its file's content, and `proto` says what lies beside it."""
     more = storage.fingerprint(proto)
-    size = len(blob) + storage.external_bytes(proto)
     files = frozenset(str(p) for p in storage.files_of(proto))
+    size = len(blob) + sum(Path(p).stat().st_size for p in files)
     return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files))
 
 

@@ -15,7 +15,7 @@ import onnx
 import scipy
 
 from onnxprune import model as m
-from onnxprune import parts, runtime, storage
+from onnxprune import parts, runtime
 from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
@@ -25,6 +25,7 @@ from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.processor import processor
 from onnxprune.measures.verdict import verdict_of
+from onnxprune.output.model_files import written_bytes
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed, not_counted
 from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
@@ -56,7 +57,7 @@ def report_of(
     after = Size(
         round(macs.at(kept) / batch),
         m.parameters(checked.model) if checked else round(coupled.prices["stored"].at(kept)),
-        storage.model_bytes(checked.model) if checked else 0,
+        _bytes_of_result(checked.model, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None
     rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
@@ -119,6 +120,10 @@ def report_of(
     )
 
 
+def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:
+    return written_bytes(model, None if output is None else Path(output), separate=loaded.source.separate)
+
+
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
     """That the result's time, in sessions of its own, is not the one that was met before it was fitted."""
     wanted = 1.0 - (settings.share or 0.0)
@@ -135,7 +140,7 @@ def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str
     model that was made and checked is worth more than its latency."""
     models = (
         Candidate(report.model, loaded.original, loaded.source.size),
-        Candidate(report.output or "the result", checked.model, storage.model_bytes(checked.model)),
+        Candidate(report.output or "the result", checked.model, report.after.bytes),
     )
     feeds = loaded.fit.slice(0, 1)
     try:

@@ -668,6 +668,12 @@ def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, C
     return shell, write
 
 
+def end_of_data(shell: onnx.ModelProto) -> int:
+    """Size of the file that all weights outside of a `separated` model lie in."""
+    places = map(Place.of, filter(is_external, stored_tensors(shell)))
+    return max((p.offset + (p.length or 0) for p in places), default=0)
+
+
 def _stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
     """Write the values of a tensor, a file's in pieces."""
     if is_external(tensor):
@@ -727,8 +733,7 @@ def check(proto: onnx.ModelProto) -> None:
         path = Path(folder) / "model.onnx"
         data = path.with_name("weights")
         shell, _ = separated(proto, data.name)
-        ends = [p.offset + (p.length or 0) for p in map(Place.of, filter(is_external, stored_tensors(shell)))]
         with data.open("wb") as f:
-            f.truncate(max(ends, default=0))
+            f.truncate(end_of_data(shell))
         path.write_bytes(shell.SerializeToString())
         onnx.checker.check_model(str(path), full_check=False)

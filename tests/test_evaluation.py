@@ -48,6 +48,19 @@ def test_against_itself():
     assert e.accuracy == 496 / 500
 
 
+def test_outputs_in_another_order():
+    """Fails where top-1 is that of whichever output each of the two has first."""
+    text = '<ir_version: 8, opset_import: ["" : 13]> main (float[N,3] x) => (float[N,3] {}, float[N,3] {}) {{ {} }}'
+    body = "scores = Identity (x)  aux = Neg (x)"
+    original, other = (onnx.parser.parse_model(text.format(*o, body)) for o in (("scores", "aux"), ("aux", "scores")))
+    labels = np.array([0, 1, 0, 1])  # the scores have two of four, the others none
+    e = evaluate(other, {"x": X, "label": labels}, against=original, labels="label")
+    assert (e.accuracy, e.original_accuracy, e.drop, e.agreement) == (0.5, 0.5, 0.0, 1.0)
+    wrong = onnx.parser.parse_model(text.format("aux", "scores", "scores = Neg (x)  aux = Identity (x)"))
+    e = evaluate(wrong, {"x": X, "label": np.array([0, 1, 2, 0])}, against=original, labels="label")
+    assert (e.accuracy, e.original_accuracy, e.drop, e.agreement) == (0.0, 1.0, 100.0, 0.0)
+
+
 def test_pruned_model():
     model = pruned("resnet", refit="least-squares").model
     assert model is not None

@@ -27,7 +27,7 @@ def put_model(stage: Stage, proto: onnx.ModelProto, path: Path, *, separate: boo
 
     The model with its weights where they will be. Raises RunError.
     """
-    if not separate and storage.model_bytes(proto) < storage.MOST_BYTES:
+    if _in_one(proto, separate=separate):
         whole = storage.embedded(proto)
         stage.put(path, as_bytes(whole))
         return whole
@@ -40,6 +40,22 @@ def put_model(stage: Stage, proto: onnx.ModelProto, path: Path, *, separate: boo
     stage.put(path, as_bytes(shell))
     storage.referring_to(shell, str(data.resolve()))
     return shell
+
+
+def written_bytes(proto: onnx.ModelProto, path: Path | None, *, separate: bool) -> int:
+    """How many bytes the files will have that `put_model` stores; path: None for a model that stays in memory."""
+    if _in_one(proto, separate=separate and path is not None):
+        return int(storage.embedded(proto).ByteSize())
+    if path is None:
+        return storage.model_bytes(proto)  # a message above the limit of protobuf does not tell its size
+    shell, _ = storage.separated(proto, "weights")
+    if storage.has_external(shell):
+        storage.referring_to(shell, storage.beside(path, "0" * 64).name)
+    return int(shell.ByteSize()) + storage.end_of_data(shell)
+
+
+def _in_one(proto: onnx.ModelProto, *, separate: bool) -> bool:
+    return not separate and storage.model_bytes(proto) < storage.MOST_BYTES
 
 
 def commit(stage: Stage, path: Path) -> None:
