@@ -1,6 +1,6 @@
 """Runs that are ended by a signal at a random moment: what is left is an old output or a new one, whole.
 
-    python -m benchmarks.kills [--runs 300] [--seed 0]
+    python -m benchmarks.kills [--runs 300] [--seed 0] [--output docs/trust.md]
 
 Signals, weights beside the model or in it, one process or two (--jobs), and a new output or one that is replaced take
 turns. Half of the signals come at a random moment of the run, the others when its first temporary file appears beside
@@ -9,7 +9,8 @@ the output, up to 50 ms later. INT and HUP go to all processes, as those of a te
 After each run the output has to load in onnxruntime, and to be, byte for byte, the one from before or that of a run
 which was left alone; with exit code 0 the plan and the report have to be there, and after any other nothing may have
 changed. After anything but KILL no temporary file may be left, neither beside the output nor in TMPDIR, and after
-anything no process. The exit code is 1 where one run breaks any of this. Ctrl-C shows what there is so far.
+anything no process. The exit code is 1 where one run breaks any of this. Ctrl-C and TERM end it with the table of the
+runs so far; `--output` puts that table into the block `kills` of a page.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from benchmarks.commit import commit
+from benchmarks.page import put
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL")
@@ -42,6 +46,10 @@ _TO_ALL = ("SIGINT", "SIGHUP")
 _END_SECONDS, _GONE_SECONDS = 60.0, 10.0
 _JUST_AFTER = 0.05
 _DATA, _NEW = "in.data", ("plan.json", "report.json")
+DONE, AS_BEFORE, KILLED_LATE = "exit 0, new output", "ended, output as before", "killed, new output"
+WRONG = "wrong"
+OUTCOMES = (DONE, AS_BEFORE, KILLED_LATE, WRONG)
+_SHOWN_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,15 @@ class Kind:
 
 @dataclass
 class Ended:
-    """How a run ended. state: of the output, "old", "new" or "none". wrong: what it broke."""
+    """How a run ended. state: of the output, "old", "new" or "none". wrong: what it broke.
+
+    early: in Python's own start, before a line of onnxprune was read, so with Python's traceback.
+    """
 
     code: int
     state: str
     wrong: list[str] = field(default_factory=list)
+    early: bool = False
 
 
 def fill(folder: Path, kind: Kind) -> None:
@@ -137,7 +149,7 @@ class Known:
 
 def _left_alone(folder: Path, kind: Kind, ratio: str) -> float:
     begin = time.monotonic()
-    with start(folder, kind, ratio) as process:
+    with start(folder, kind, ratio) as process, _not_left_alone(process):
         _, err = process.communicate()
     if process.returncode:
         raise RuntimeError(err.decode())
@@ -151,7 +163,7 @@ def killed(kind: Kind, known: Known, name: str, rng: random.Random, *, saving: b
         fill(folder, kind)
         for file, content in known.before.items():
             (folder / file).write_bytes(content)
-        with start(folder, kind, "0.6") as process:
+        with start(folder, kind, "0.6") as process, _not_left_alone(process):
             if saving:
                 _wait_for_saving(folder, process)
                 time.sleep(rng.random() * _JUST_AFTER)
@@ -169,6 +181,18 @@ def killed(kind: Kind, known: Known, name: str, rng: random.Random, *, saving: b
         ended.wrong += [f"process {n} is left" for n in _stay(process.pid)]
         _judge(ended, folder, kind, known, name, err.decode())
         return ended
+
+
+@contextlib.contextmanager
+def _not_left_alone(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Where the harness itself is ended, so is what it runs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def _wait_for_saving(folder: Path, process: subprocess.Popen[bytes]) -> None:
@@ -194,7 +218,8 @@ def _judge(ended: Ended, folder: Path, kind: Kind, known: Known, name: str, err:
         return
     number = getattr(signal, name)
     if code and "KeyboardInterrupt" in err and "onnxprune" not in err and files == known.before:
-        return  # in Python's own start, before a line of onnxprune was read
+        ended.early = True
+        return
     if code not in (0, 128 + number, -number):
         wrong.append(f"exit code {code}")
     if code != 0 and files != known.before:
@@ -240,39 +265,86 @@ def kinds() -> list[Kind]:
     return [Kind(*k) for k in product((True, False), (1, 2), (True, False))]
 
 
+@dataclass
+class Tally:
+    """Runs by signal and by how they ended, which is one of OUTCOMES."""
+
+    asked: int
+    ends: Counter[tuple[str, str]] = field(default_factory=Counter)
+    early: int = 0
+
+    def note(self, name: str, ended: Ended) -> None:
+        """Count a run."""
+        self.ends[name, outcome(ended)] += 1
+        self.early += ended.early
+
+    @property
+    def wrong(self) -> int:
+        """Runs that broke a promise."""
+        return sum(n for (_, end), n in self.ends.items() if end == WRONG)
+
+    def table(self) -> str:
+        """A row per signal, a column per outcome, and one line that sums them up."""
+        lines = [f"| signal | runs | {' | '.join(OUTCOMES)} |", "|---|" + "---:|" * (len(OUTCOMES) + 1)]
+        for name in (*SIGNALS, "all"):
+            row = [sum(n for (s, e), n in self.ends.items() if name in (s, "all") and e == end) for end in OUTCOMES]
+            lines.append(f"| {name} | {sum(row)} | {' | '.join(map(str, row))} |")
+        return "\n".join([*lines, "", self.summary()])
+
+    def summary(self) -> str:
+        """One line."""
+        ran = self.ends.total()
+        of = "" if ran == self.asked else f" of {self.asked}"
+        early = f"; {self.early} ended by INT in Python's own start, which shows its traceback" if self.early else ""
+        return (
+            f"{ran}{of} runs, {self.wrong} of them wrong{early}. The code of {commit()}, onnxruntime {ort.__version__}."
+        )
+
+
+def outcome(ended: Ended) -> str:
+    """The column that a run counts in; only KILL ends a run without its exit code behind the last rename."""
+    if ended.wrong:
+        return WRONG
+    if ended.code == 0:
+        return DONE
+    return KILLED_LATE if ended.state == "new" else AS_BEFORE
+
+
 def main(given: list[str] | None = None) -> int:
     """Run, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a page whose block `kills` is replaced")
     args = parser.parse_args(given)
-    rng = random.Random(args.seed)
+    tally = Tally(args.runs)
+    kept = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # then the table is of those so far
+            _run(tally, random.Random(args.seed))
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+    text = tally.table()
+    print(text, flush=True)
+    if args.output is not None:
+        put(args.output, "table", "kills", text)
+    return int(tally.wrong > 0)
+
+
+def _run(tally: Tally, rng: random.Random) -> None:
     turns = [(k, s, saving) for saving in (False, True) for k in kinds() for s in SIGNALS]
-    known = {k: Known.of(k) for k in kinds()}
-    ends: Counter[tuple[str, str, str]] = Counter()
-    wrong = 0
-    with contextlib.suppress(KeyboardInterrupt):  # then the table is of those so far
-        for i in range(args.runs):
-            kind, name, saving = turns[i % len(turns)]
-            ended = killed(kind, known[kind], name, rng, saving=saving)
-            ends[name, "0" if ended.code == 0 else "another", ended.state] += 1
-            if ended.wrong:
-                wrong += 1
-                print(
-                    f"run {i}: {name}, {kind}, saving {saving}: exit {ended.code}: {'; '.join(ended.wrong)}", flush=True
-                )
-    print(
-        "| signal | runs | exit 0, new output | another exit, as before | killed, new output |\n|---|---|---|---|---|"
-    )
-    for name in SIGNALS:
-        done = ends[name, "0", "new"]
-        before = ends[name, "another", "old"] + ends[name, "another", "none"]
-        print(
-            f"| {name} | {sum(n for k, n in ends.items() if k[0] == name)} | {done} | {before} | "
-            f"{ends[name, 'another', 'new']} |"
-        )
-    print(f"{ends.total()} runs, {wrong} of them wrong")
-    return int(wrong > 0)
+    known: dict[Kind, Known] = {}
+    for i in range(tally.asked):
+        kind, name, saving = turns[i % len(turns)]
+        if kind not in known:
+            known[kind] = Known.of(kind)
+        ended = killed(kind, known[kind], name, rng, saving=saving)
+        tally.note(name, ended)
+        if ended.wrong:
+            said = "; ".join(ended.wrong)
+            print(f"run {i}: {name}, {kind}, saving {saving}: exit {ended.code}: {said}", flush=True)
+        if (i + 1) % _SHOWN_EVERY == 0:
+            print(f"{i + 1} of {tally.asked} runs, {tally.wrong} wrong", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.fuzz import kind
+from benchmarks import fuzz, fuzz_results
+from benchmarks.fuzz_results import Chunk, kind
 from benchmarks.page import put
 from tests.fuzz import cases, models
 from tests.fuzz.cases import KINDS, Case, left, spoken
@@ -166,6 +167,68 @@ def test_a_table_goes_into_its_block_alone(tmp_path: Path) -> None:
     assert page.read_text() == "a\n<!-- table: x -->\nnew\n\n<!-- end -->\nb\n<!-- table: y -->\nkept\n<!-- end -->\n"
     with pytest.raises(SystemExit):
         put(page, "table", "z", "new")
+
+
+def chunk(first: int, last: int, what: str = "plans", **fields: object) -> Chunk:
+    count = last - first + 1
+    given = {"codes": {"0": count}, "faults": {}, "slowest": (1.0, first), "largest": (1 << 30, first)}
+    return Chunk(
+        **{"what": what, "first": first, "last": last, **given, "seconds": 1800.0, "commits": ("a",), **fields}
+    )
+
+
+def test_chunks_are_summed_to_one_table_that_names_its_cases(tmp_path: Path) -> None:
+    """Fails where a case counts twice or not at all, or where the table hides what was not run."""
+    file = tmp_path / "folder" / "results.jsonl"
+    failed = {"codes": {"0": 497, "1": 2}, "faults": {"700": "hang"}, "slowest": (60.5, 700)}
+    for c in (chunk(2000, 2099, commits=("a", "b")), chunk(500, 999, **failed), chunk(0, 499), chunk(0, 9, "data")):
+        fuzz_results.append(file, c)
+    found = fuzz_results.read(file)
+    text = fuzz_results.table([c for c in found if c.what == "plans"])
+    assert "| plans, cases 0 to 999 and 2,000 to 2,099 | cases |" in text
+    assert "| exit 0: described, or pruned and verified | 1,097 |" in text
+    assert "| exit 1: refused, one line | 2 |" in text
+    assert "| hang beyond 60 s | 1 |" in text
+    assert "| all | 1,100 |" in text
+    assert "Failed: 700 (hang beyond 60 s)." in text
+    assert "Slowest: case 700, 60.5 s. Most memory: case 2,000, 1.00 GiB. The code of a, b; 1.5 hours" in text
+    assert fuzz_results.recorded(found, "plans", 1000, 1999) == ""
+    assert fuzz_results.recorded(found, "plans", 990, 2000) == "plans 500 to 999, plans 2,000 to 2,099"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(chunk(999, 1000), "overlap"), (chunk(0, 1999), "overlap"), (chunk(2000, 2009, codes={"0": 9}), "add up")],
+)
+def test_chunks_that_overlap_or_lack_cases_are_refused(wrong: Chunk, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    for c in (chunk(500, 999), wrong):
+        fuzz_results.append(file, c)
+    with pytest.raises(SystemExit, match=said):
+        fuzz_results.read(file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_run_in_chunks_gives_the_table_of_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails where the page is made from the last run alone, or where cases of before are run again."""
+    monkeypatch.setattr(fuzz, "_CHUNK", 2)
+    page, file = tmp_path / "page.md", tmp_path / "results.jsonl"
+    page.write_text("<!-- table: fuzz-plans -->\n<!-- end -->\n<!-- table: fuzz-data -->\n<!-- end -->\n")
+    given = ["--what", "plans", "--workers", "1", "--keep", str(tmp_path / "keep"), "--results", str(file)]
+    assert fuzz.main([*given, "--seed", "5", "--cases", "1"]) == 0
+    assert fuzz.main([*given, "--seed", "0", "--cases", "3", "--output", str(page)]) == 0
+    ranges = [(c.first, c.last) for c in fuzz_results.read(file)]
+    assert ranges == [(5, 5), (0, 1), (2, 2)]
+    made = page.read_text()
+    assert "plans, cases 0 to 2 and 5" in made
+    assert "| all | 4 |" in made
+    with pytest.raises(SystemExit):
+        fuzz.main([*given, "--seed", "2", "--cases", "1"])
+    assert "has plans 2 already" in capsys.readouterr().err
+    assert fuzz.main(["--render", str(file), "--output", str(page)]) == 0
+    assert page.read_text() == made
 
 
 def test_the_page_has_a_place_for_every_kind() -> None:

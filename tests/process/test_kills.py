@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,45 @@ def known() -> Known:
 def test_a_run_that_is_ended_leaves_an_old_output_or_a_new_one(name: str, saving: bool, known: Known) -> None:
     ended = kills.killed(KIND, known, name, random.Random(f"{name} {saving}"), saving=saving)
     assert not ended.wrong
+
+
+def test_the_table_has_every_run_once_and_a_line_that_sums_them_up() -> None:
+    """Fails where a run that is wrong, or one that was never made, is counted as sound."""
+    tally = kills.Tally(300)
+    for ended in (Ended(0, "new"), Ended(143, "old"), Ended(143, "new", ["it is changed"]), Ended(0, "old", ["x"])):
+        tally.note("SIGTERM", ended)
+    tally.note("SIGKILL", Ended(-9, "new"))
+    tally.note("SIGINT", Ended(130, "none", early=True))
+    lines = tally.table().splitlines()
+    assert lines[0] == "| signal | runs | exit 0, new output | ended, output as before | killed, new output | wrong |"
+    assert lines[2:7] == [
+        "| SIGTERM | 4 | 1 | 1 | 0 | 2 |",
+        "| SIGINT | 1 | 0 | 1 | 0 | 0 |",
+        "| SIGHUP | 0 | 0 | 0 | 0 | 0 |",
+        "| SIGKILL | 1 | 0 | 0 | 1 | 0 |",
+        "| all | 6 | 1 | 2 | 1 | 2 |",
+    ]
+    assert lines[-1].startswith("6 of 300 runs, 2 of them wrong; 1 ended by INT in Python's own start")
+
+
+def test_the_harness_shows_what_there_is_when_it_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fails where TERM loses the runs so far, or where the page has no block for them."""
+
+    def one_then_ended(tally: kills.Tally, _: random.Random) -> None:
+        tally.note("SIGTERM", Ended(143, "old"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("TERM is not heard")
+
+    monkeypatch.setattr(kills, "_run", one_then_ended)
+    page = tmp_path / "trust.md"
+    page.write_text((kills.ROOT / "docs" / "trust.md").read_text(encoding="utf-8"), encoding="utf-8")
+    handler = signal.getsignal(signal.SIGTERM)
+    assert kills.main(["--runs", "5", "--output", str(page)]) == 0
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert "1 of 5 runs, 0 of them wrong" in capsys.readouterr().out
+    assert "| SIGTERM | 1 | 0 | 1 | 0 | 0 |" in page.read_text(encoding="utf-8")
 
 
 # the judge
