@@ -33,10 +33,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from benchmarks.commit import commit
 from benchmarks.page import put
+from onnxprune import runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
@@ -235,6 +235,8 @@ def _judge(ended: Ended, folder: Path, kind: Kind, known: Known, name: str, err:
 
 
 def _does_not_load(folder: Path) -> list[str]:
+    import onnxruntime as ort  # behind `runtime`, which loads it without its telemetry
+
     try:
         session = ort.InferenceSession(str(folder / "out.onnx"), providers=["CPUExecutionProvider"])
         session.run(None, {"input": np.load(folder / "calib.npz")["input"][:1]})
@@ -296,9 +298,8 @@ class Tally:
         ran = self.ends.total()
         of = "" if ran == self.asked else f" of {self.asked}"
         early = f"; {self.early} ended by INT in Python's own start, which shows its traceback" if self.early else ""
-        return (
-            f"{ran}{of} runs, {self.wrong} of them wrong{early}. The code of {commit()}, onnxruntime {ort.__version__}."
-        )
+        code = f"The code of {commit()}, onnxruntime {runtime.version()}."
+        return f"{ran}{of} runs, {self.wrong} of them wrong{early}. {code}"
 
 
 def outcome(ended: Ended) -> str:

@@ -8,6 +8,7 @@ sets and mixing groups, which share of their weights can go, and how often each 
 
 from __future__ import annotations
 
+import argparse
 import zlib
 from collections import Counter
 
@@ -38,7 +39,8 @@ def free_share(channels: ChannelGraph) -> float:
 
 
 def main() -> None:
-    """Draw, trace, count, print."""
+    """Draw, trace, count, print; there are no options but --help."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     seen: Counter[str] = Counter()
     operators: Counter[str] = Counter()
     opsets: Counter[int] = Counter()

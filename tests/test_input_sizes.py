@@ -11,21 +11,9 @@ import pytest
 
 from onnxprune import pipeline
 from onnxprune.errors import CheckFailed
+from tests.topologies.sizes import THERE_AND_BACK
 from tests.topologies.text import Topology
 
-# The second Resize gives the first one's wrong sizes the right shape again.
-HIDDEN = Topology(
-    """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
-        a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
-        r = Relu(a)
-        s = Shape(r)
-        half = Div(s, two{1,1,2,2})
-        d = Resize <mode="linear"> (r, , , half)
-        u = Resize <mode="linear"> (d, , , s)
-        y = Conv (u, w2[5,8,1,1])
-    }""",
-    (8,),
-)
 ONE_LENGTH = Topology(
     """(float[N,L,4] x) => (float[N,5] y) {
         f = Reshape(x, flat{0,20})
@@ -63,13 +51,13 @@ def test_a_measured_size_never_reaches_the_output(step: str, monkeypatch: pytest
     out = tmp_path / "out.onnx"
     # Two samples at a time in all of the run, which is what the baked batch fits.
     with pytest.raises(CheckFailed, match=r"(sliced model|finished slice) (differs|does not run).* with inputs of x"):
-        _pruned(HIDDEN, 3, 8, 8, output=out, refit="none")
+        _pruned(THERE_AND_BACK, 3, 8, 8, output=out, refit="none")
     assert not out.exists()
 
 
 def test_the_report_says_what_was_compared():
     """Fails where one size is compared and more are claimed, or the other way round."""
-    result = _pruned(HIDDEN, 3, 8, 8)
+    result = _pruned(THERE_AND_BACK, 3, 8, 8)
     # Of the data, each of three dimensions alone, all at once at two sizes, and one sample.
     assert result.report.checks["input_sizes_compared"] == 7
     assert result.report.checks["input_sizes_run"] == 7

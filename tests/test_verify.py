@@ -15,6 +15,7 @@ from onnxprune.rewrite import replace_initializers
 from tests import digits
 from tests.graphs import TABLE
 from tests.stages import Prepared, masked, prepare, random_keep, sliced
+from tests.topologies.sizes import THERE_AND_BACK
 from tests.topologies.text import Topology
 
 Lookup = Callable[[str], Prepared]
@@ -177,23 +178,12 @@ def _frozen(proto: onnx.ModelProto, tensor: str, value: list[int]) -> onnx.Model
     return broken
 
 
-HIDDEN = """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
-    a = Conv (x, w1[8,3,1,1], b1[8])
-    r = Relu(a)
-    s = Shape(r)
-    half = Div(s, two{1,1,2,2})
-    d = Resize <mode="linear"> (r, , , half)
-    u = Resize <mode="linear"> (d, , , s)
-    y = Conv (u, w2[5,8,1,1])
-}"""
-
-
 @pytest.mark.parametrize(
     ("row", "input_of", "slot", "value"),
     [
         (TABLE["slice_behind_resize"], "Slice", 2, [8, 8]),  # a Slice "to the end"
         (TABLE["matmul_batch"], "Reshape", 1, [0, 5, 3, 4]),  # an entry of Reshape that was -1
-        (Topology(HIDDEN, (8,)), "Resize", 3, [2, 8, 4, 4]),  # the size between two Resizes
+        (THERE_AND_BACK, "Resize", 3, [2, 8, 4, 4]),  # the size between two Resizes
     ],
     ids=["slice", "reshape", "resize"],
 )

@@ -1,11 +1,13 @@
 """Answers, by measurement, to the reviews of 'Greedy Optimization Provably Wins the Lottery' (NeurIPS 2020).
 
     python -m benchmarks.paper KIT [--only SECTION ...] [--quick] [--again] --output docs
+    python -m benchmarks.paper --only render --output docs
 
 KIT holds `kit.py` (with `for_model(path, split)`), trained models under `models/` and their data. Every section
 writes its rows to OUTPUT/paper/results.json as they come, so that a run can be interrupted and taken up again; what
 is there is not measured twice, unless --again is given. OUTPUT/paper.md and the figures beside the results are then
-made from the results alone (with --only render: from those that are there). Needs matplotlib (the extra `bench`).
+made from the results alone; --only render does that with those that are there, and needs no KIT. Needs matplotlib (the
+extra `bench`).
 """
 
 from __future__ import annotations
@@ -33,23 +35,28 @@ SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
 }
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measure, then write the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kit", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kit", type=Path, nargs="?", help="not needed with --only render")
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "render"], default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--quick", action="store_true", help="fewer layers, runs and samples")
     parser.add_argument("--again", action="store_true", help="forget what these sections have measured before")
     parser.add_argument("--output", type=Path, required=True, help="folder of paper.md")
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     records = Records(args.output / "paper" / "results.json")
-    kit = Kit(args.kit)
-    with one_blas_thread():
-        for name, measure in SECTIONS.items():
-            if name in args.only:
+    chosen = [name for name in SECTIONS if name in args.only]
+    if chosen:
+        if args.kit is None:
+            parser.error("KIT is needed to measure; --only render works from the results alone")
+        kit = Kit(args.kit)
+        with one_blas_thread():
+            for name in chosen:
                 if args.again:
                     records.forget(name)
-                measure(kit, records, args.quick)
+                SECTIONS[name](kit, records, args.quick)
     from benchmarks.paper.document import write  # matplotlib is needed here alone
 
     records.read()

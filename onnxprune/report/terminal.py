@@ -257,13 +257,18 @@ def _samples(n: int) -> str:
     return "1 sample" if n == 1 else f"{n} samples"
 
 
+def _threads(n: int) -> str:
+    """Empty for onnxruntime's own choice."""
+    return "" if n == 0 else ", 1 thread" if n == 1 else f", {n} threads"
+
+
 def _timing_facts(report: Report) -> list[tuple[str, str]]:
     found = report.timing
     if found is None:
         return []
     machine = found["machine"]
     per = _samples(found["batch"])
-    threads = "" if machine.get("threads") == "0" else f", {machine.get('threads')} threads"
+    threads = _threads(int(machine.get("threads", "0")))
     change = f"{latency(found['before_seconds'])} → {latency(found['after_seconds'])}"
     facts = [("time of a run", f"{change} ({per}, {machine.get('providers')}{threads}, {machine.get('processor')})")]
     if found["predicted"] is not None:
@@ -406,8 +411,7 @@ def _bench_facts(b: Bench) -> list[tuple[str, str]]:
     inputs = ", ".join(f"{k} {'x'.join(map(str, v)) or 'scalar'}" for k, v in b.inputs.items())
     facts.append(("inputs", f"{inputs} (batch {b.batch}; {b.data})"))
     types = "" if b.precision == "model" else f", a copy in {b.precision}"
-    threads = f", {b.threads} threads" if b.threads else ""
-    facts.append(("run by", f"{b.library}, {b.provider}{threads}{types}"))
+    facts.append(("run by", f"{b.library}, {b.provider}{_threads(b.threads)}{types}"))
     return facts
 
 

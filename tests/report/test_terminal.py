@@ -182,6 +182,12 @@ def test_benchmark_shows_two_models_beside_each_other():
     assert "too close" not in text
 
 
+@pytest.mark.parametrize(("threads", "said"), [(0, ""), (1, ", 1 thread"), (2, ", 2 threads")])
+def test_threads_are_counted_in_words_that_fit(threads: int, said: str):
+    text = " ".join(terminal.benchmark(replace(BENCH, threads=threads), Screen(200)).split())
+    assert f"run by onnxruntime 1.0, CPUExecutionProvider{said} " in text + " "
+
+
 def test_benchmark_of_one_model():
     text = terminal.benchmark(replace(BENCH, models=(replace(FIRST, nodes=()),), comparison=None), Screen())
     assert "[1]" not in text

@@ -6,6 +6,21 @@ from collections.abc import Mapping
 
 from tests.topologies.text import Topology
 
+# The second Resize gives the first one's sizes, right or wrong, the right shape again. No row of the table, since the
+# gradient of such a Resize is measured, and holds at the measured sizes alone.
+THERE_AND_BACK = Topology(
+    """(float[N,3,H,W] x) => (float[N,5,H,W] y) {
+        a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
+        r = Relu(a)
+        s = Shape(r)
+        half = Div(s, two{1,1,2,2})
+        d = Resize <mode="linear"> (r, , , half)
+        u = Resize <mode="linear"> (d, , , s)
+        y = Conv (u, w2[5,8,1,1])
+    }""",
+    (8,),
+)
+
 ROWS: Mapping[str, Topology] = {
     "slice_free_axes": Topology(
         # Channels and positions in one Slice: from the end, to the end, backwards.
