@@ -110,7 +110,7 @@ def run_all(args: argparse.Namespace) -> None:
     todo = missing(runs, read(args.out), retry=args.retry, again=args.again)
     absent = not_installed({r.tool for r in todo})
     if absent:
-        sys.exit(f"not installed: {', '.join(absent)}; `pip install .[peers]` brings them, or leave the peers out")
+        sys.exit(f"not installed: {', '.join(absent)}; `pip install '.[peers]'` brings them, or leave the peers out")
     print(f"{len(todo)} of {len({r.key for r in runs})} runs to do", flush=True)
     for n, row in enumerate(execute(todo, args.kit, Limits(args.jobs, args.limit)), 1):
         append(args.out, row)

@@ -36,7 +36,7 @@ def render(page: Path, rows: Sequence[Row]) -> None:
 def _plots(name: str, rows: Sequence[Row], page: Path) -> str:
     """Links to the plots, made anew."""
     if find_spec("matplotlib") is None:
-        sys.exit("plots need matplotlib: `pip install .[bench]` brings it")
+        sys.exit("plots need matplotlib: `pip install '.[bench]'` brings it")
     from benchmarks.accuracy import plots
 
     folder = page.with_suffix("")

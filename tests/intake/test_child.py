@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_a_twin_stands_in_for_kernels_not_for_types(name: str):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL") or sys.platform != "linux", reason="elsewhere its pipe tells it")
-def test_it_dies_with_its_parent():
+def test_it_dies_with_its_parent(tmp_path: Path):
     """Killed while the child is busy in compiled code, which looks at no pipe."""
     code = (
         "import threading, time, os\n"
@@ -150,7 +151,10 @@ def test_it_dies_with_its_parent():
         "print(child._PLACE.child._process.pid, flush=True)\n"
         "first_run.run(endless(), FEEDS)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as p:
+    own = {**os.environ, "TMPDIR": str(tmp_path)}  # what is killed cannot clear up
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as p:
         assert p.stdout is not None
         pid = int(p.stdout.readline())
         p.kill()
