@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
 from onnxprune.graph import Array, Body, Graph, Node, Shape, is_parameter, samples_in
-from onnxprune.intake import wellformed
+from onnxprune.intake import sparse, wellformed
 from onnxprune.intake.declarations import with_free_dimensions
 from onnxprune.intake.file_check import check_file
 from onnxprune.intake.files import MODEL_BYTES, content
@@ -40,7 +40,8 @@ class Source:
     """Where a model came from: for the report and for checking that a plan belongs to it.
 
     sha256: of the model file; where weights lie beside it, of the file and their `storage.fingerprint`. size: with
-    these, as files are. files: where weights lie beside it. separate: whether those of the output will.
+    these, as files are. files: where weights lie beside it. separate: whether those of the output will. note: what is
+    to be said of how it was read.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Source:
     size: int
     files: frozenset[str] = frozenset()
     separate: bool = False
+    note: str = ""
 
 
 def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
@@ -68,6 +70,7 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     storage.resolve(proto, p.parent)
     check_file(p, len(blob) + storage.external_bytes(proto))
     source = source_of(str(p), blob, proto)
+    source = replace(source, note=sparse.made_dense(proto))
     storage.read_small(proto)
     return with_free_dimensions(proto), source
 
@@ -78,6 +81,8 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     Raises ModelError where it refers to weights in a folder that is not known.
     """
     wellformed.check(proto)
+    if any(sparse.sparse_in(proto)):
+        return _adopted_dense(proto)
     if not storage.has_external(proto):
         if storage.embedded_bytes(proto) < storage.MOST_BYTES:
             return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
@@ -92,6 +97,16 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     source = source_of("(in memory)", as_bytes(shell), proto)
     storage.read_small(proto)
     return with_free_dimensions(proto), source
+
+
+def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    storage.resolve(copy, None)
+    separate = storage.has_external(copy)
+    note = sparse.made_dense(copy)
+    dense, source = adopt(copy)
+    return dense, replace(source, separate=separate, note=note)
 
 
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:

@@ -41,7 +41,7 @@ from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_we
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
-from onnxprune.intake import counting, declarations, first_run, scales
+from onnxprune.intake import counting, declarations, first_run, older, scales
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.figures import figures_of
 from onnxprune.intake.inputs import check_samples
@@ -259,6 +259,7 @@ def _run(
     output, *others = files
     with stage("load"):
         loaded = opened(model, calibration, settings, replayed)
+        older.check(loaded.normalised.proto, loaded.normalised.notes)
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
@@ -341,7 +342,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
         original = declarations.with_true_outputs(original, normalised.shapes)
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
-    notes = [*normalised.notes, *false]
+    notes = [*filter(None, [source.note]), *normalised.notes, *false]
     if not samples.synthetic and len(samples) < _FEW_SAMPLES:
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")
@@ -417,7 +418,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     channels = trace(loaded, settings)
     price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
-    notes = (*n.notes, *foreseen(loaded, settings))
+    notes = (*filter(None, [source.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *not_counted(channels))
     stored = m.parameters(loaded.original)
     return describe(

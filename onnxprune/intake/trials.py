@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
 
@@ -10,6 +11,7 @@ import onnx
 
 from onnxprune import twin
 from onnxprune.errors import RunError
+from onnxprune.intake import older
 from onnxprune.intake.child import NotLoaded
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime import Feeds, Session, check_types
@@ -57,5 +59,8 @@ def _sessions(content: bytes) -> tuple[Session, Session]:
 
 
 def normalised(content: bytes, example: Feeds) -> Normalised:
-    """The normal form."""
-    return normalise(onnx.ModelProto.FromString(content), example)
+    """The normal form; in a newer opset, where that can be had, for a model of an old one."""
+    proto = onnx.ModelProto.FromString(content)
+    newer, note = older.brought_up(proto, example)
+    found = normalise(newer, example)
+    return replace(found, notes=(note, *found.notes)) if note else found

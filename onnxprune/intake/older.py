@@ -1,0 +1,112 @@
+"""Models of opsets before 9, brought to 9 by onnx's own converter: what is written into graphs is in that one.
+
+The converter does not know every operator, may leave bodies as they are, and loses values that lie in files: so it gets
+the graph without these, what it makes is checked and held against the model as it was, and all of it is done in the
+child process. The original itself, which the result is measured against, stays in its opset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.version_converter
+
+from onnxprune import model as m
+from onnxprune import storage
+from onnxprune.errors import ModelError, RunError
+from onnxprune.graph import Array, is_float
+from onnxprune.runtime import Session
+
+OLDEST = 9
+# Relative to the largest entry: the same kernels compute the same, other operators in their place nearly so.
+_TOLERANCE = 1e-5
+
+
+def is_older(proto: onnx.ModelProto) -> bool:
+    """Whether the standard operators are of a version that is converted."""
+    return any(o.domain in ("", "ai.onnx") for o in proto.opset_import) and m.opset_of(proto) < OLDEST
+
+
+def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[onnx.ModelProto, str]:
+    """(the model in an opset that graphs are written in, what to say of it); the model itself where that cannot be."""
+    if not is_older(proto):
+        return proto, ""
+    try:
+        found = converted(proto, example)
+    except ModelError as e:
+        return proto, str(e)
+    return found, (
+        f"the model is in opset {m.opset_of(proto)}; onnx's converter brought it to opset {OLDEST}, in which the "
+        "result is written"
+    )
+
+
+def check(proto: onnx.ModelProto, notes: Sequence[str]) -> None:
+    """Raises ModelError for a normal form that nothing can be written into. notes: of `brought_up`, and others."""
+    if is_older(proto):
+        raise ModelError(notes[0])
+
+
+def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy in opset 9. Raises ModelError where it cannot be had, or computes something else on `example`."""
+    refused = f"the model is in opset {m.opset_of(proto)}, and cannot be cut, as it cannot be brought to opset {OLDEST}"
+    advice = "export it anew with a newer opset"
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for o in result.opset_import:
+        if o.domain in ("", "ai.onnx"):
+            o.version = OLDEST
+    # From 4 on an initializer need not be an input.
+    result.ir_version = max(proto.ir_version, 4)
+    try:
+        result.graph.CopyFrom(_graph(proto))
+        m.check(result, strict=False)
+    except Exception as e:  # the converter's and the checker's errors share no base class
+        raise ModelError(f"{refused}: {' '.join(str(e).split())[:200]}; {advice}") from e
+    before = Session(proto, optimize=False)
+    expected = before.run(example)
+    try:
+        found = Session(result, optimize=False).run(example)
+    except RunError as e:
+        raise ModelError(f"{refused}: what onnx's converter makes of it does not run ({e}); {advice}") from e
+    differing = [k for k, y in expected.items() if not _same(y, found.get(k))]
+    if differing:
+        again = before.run(example)  # what draws random numbers differs from itself
+        differing = [k for k in differing if _same(expected[k], again[k])]
+    if differing:
+        raise ModelError(f"{refused}: what onnx's converter makes of it has another {differing[0]!r}; {advice}")
+    return result
+
+
+def _graph(proto: onnx.ModelProto) -> onnx.GraphProto:
+    """The converted graph, with its weights as they are stored and its inputs and outputs as they are declared."""
+    given = onnx.ModelProto()
+    given.CopyFrom(proto)
+    given.ir_version = max(proto.ir_version, 4)
+    listed = {v.name for v in proto.graph.input}
+    outside = [t for t in given.graph.initializer if storage.is_external(t)]
+    for t in outside:
+        if t.name not in listed:
+            given.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+        given.graph.initializer.remove(t)
+    graph = onnx.version_converter.convert_version(given, OLDEST).graph
+    stored = {t.name: t for t in proto.graph.initializer}
+    made = [t for t in graph.initializer if t.name not in stored]
+    del graph.initializer[:], graph.input[:], graph.output[:]
+    graph.initializer.extend((*proto.graph.initializer, *made))
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    return graph
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two outputs are equal, up to rounding."""
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and is_float(a.dtype)):
+        return repr(a) == repr(b) if not isinstance(a, np.ndarray) else np.array_equal(a, np.asarray(b))
+    if a.shape != b.shape:
+        return False
+    wide, other = a.astype(np.float64), b.astype(np.float64)
+    largest = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
+    return bool(np.allclose(wide, other, rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True))
