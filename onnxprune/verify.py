@@ -23,6 +23,7 @@ from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array, Shape, cast, is_float
+from onnxprune.intake import extent
 from onnxprune.intake.first_run import Trial
 from onnxprune.measures.masked import counting
 from onnxprune.normalise import distinct, resized, symbols, together
@@ -311,7 +312,8 @@ def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
 
 def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
     """Outputs over all samples, concatenated; those that are no tensors, or have sizes of their own in every batch, are
-    left out."""
+    left out. Raises RunError, also where they would take too much.
+    """
     session = Session(proto)
     one = sum(
         v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
@@ -319,7 +321,12 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
     while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
         batch -= 1
-    return concatenated([session.run(b) for b in samples.batches(batch)], strict=False)
+    found: list[dict[str, Array]] = []
+    for feeds in samples.batches(batch):
+        found.append(session.run(feeds))
+        if len(found) == 1:  # before there are more
+            extent.check_all(found[0], proto, feeds, len(samples) / samples.count(feeds))
+    return concatenated(found, strict=False)
 
 
 def runs_on(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:

@@ -81,8 +81,8 @@ def _dense_bytes(s: onnx.SparseTensorProto) -> int:
     count = s.values.dims[0]
     if s.indices.data_type != onnx.TensorProto.INT64 or list(s.indices.dims) not in ([count], [count, len(s.dims)]):
         raise ModelError(f"{where} has {count} values, and indices of the shape {list(s.indices.dims)}")
-    each: int = onnx.helper.tensor_dtype_to_np_dtype(s.values.data_type).itemsize
-    return math.prod(s.dims) * each
+    each = onnx.helper.tensor_dtype_to_np_dtype(s.values.data_type).itemsize
+    return int(math.prod(s.dims) * each)
 
 
 def _dense(s: onnx.SparseTensorProto, *, outside: bool) -> onnx.TensorProto:

@@ -9,9 +9,9 @@ from time import perf_counter
 
 import onnx
 
-from onnxprune import twin
+from onnxprune import storage, twin
 from onnxprune.errors import RunError
-from onnxprune.intake import older
+from onnxprune.intake import extent, older
 from onnxprune.intake.child import NotLoaded
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime import Feeds, Session, check_types
@@ -34,14 +34,15 @@ def run(content: bytes, feeds: Feeds) -> float:
     Raises RunError where onnxruntime refuses it, be it that only its float32 twin has kernels and its types do not fit.
     """
     try:
-        optimized, plain = _sessions(content)
+        optimized, plain, size = _sessions(content)
     except RunError as e:
         raise NotLoaded(str(e)) from e
     seconds = 0.0
     for session in (optimized, plain):
         start = perf_counter()
-        session.run(feeds)
+        outputs = session.run(feeds)
         seconds = max(seconds, perf_counter() - start)
+        extent.check_run(outputs, size, feeds)
     return seconds
 
 
@@ -51,11 +52,12 @@ def run_again(content: bytes, feeds: Feeds) -> None:
 
 
 @lru_cache(maxsize=1)
-def _sessions(content: bytes) -> tuple[Session, Session]:
+def _sessions(content: bytes) -> tuple[Session, Session, int]:
+    """(optimized, as written, bytes of the model)."""
     proto = onnx.ModelProto.FromString(content)
     if twin.uses(proto, twin.BFLOAT16 | twin.DOUBLE):
         check_types(twin.with_distinct_types(proto))
-    return Session(proto), Session(proto, optimize=False)
+    return Session(proto), Session(proto, optimize=False), storage.model_bytes(proto)
 
 
 def normalised(content: bytes, example: Feeds) -> Normalised:

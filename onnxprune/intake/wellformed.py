@@ -22,6 +22,11 @@ MOST_NODES = 500_000
 MOST_CHARACTERS = 100_000
 # Bodies inside bodies; protobuf reads files of about thirty.
 MOST_LEVELS = 30
+# Sequences of sequences, optional ones, maps: standard operators make three levels. What looks at types takes twice as
+# long for each.
+MOST_TYPES = 8
+# Axes of a tensor: numpy before 2 knows no more.
+MOST_AXES = 32
 # More elements than any memory holds: products of sizes stay exact in 64 bits.
 _MOST_ELEMENTS = 1 << 60
 _FIELDS: Mapping[int, tuple[str, int]] = {
@@ -34,12 +39,15 @@ _FIELDS: Mapping[int, tuple[str, int]] = {
     TensorProto.UINT64: ("uint64_data", 1),
     TensorProto.STRING: ("string_data", 1),
 }
+# Fields of types that hold another type, and where.
+_NESTING = {"sequence_type": "elem_type", "optional_type": "elem_type", "map_type": "value_type"}
 _KNOWN = set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 
 def check(proto: onnx.ModelProto) -> None:
     """Raises ModelError with the first thing that is wrong."""
     _check_depth(proto)
+    _check_types(proto)
     _check_names(proto)
     for tensor in storage.stored_tensors(proto):
         _check_tensor(tensor)
@@ -58,6 +66,37 @@ def _check_depth(proto: onnx.ModelProto) -> None:
 
 def _bodies(a: onnx.AttributeProto) -> Iterable[onnx.GraphProto]:
     return (a.g,) if a.type == onnx.AttributeProto.GRAPH else a.graphs
+
+
+def _check_types(proto: onnx.ModelProto) -> None:
+    for name, declared in _types(proto):
+        t = declared
+        for _ in range(MOST_TYPES):
+            kind = t.WhichOneof("value")
+            if kind not in _NESTING:
+                break
+            t = getattr(getattr(t, kind), _NESTING[kind])
+        else:
+            raise ModelError(f"the type of {name!r} nests more than {MOST_TYPES} deep")
+        if kind in ("tensor_type", "sparse_tensor_type"):
+            _check_rank(name, len(getattr(t, kind).shape.dim))
+
+
+def _check_rank(name: str, axes: int) -> None:
+    if axes > MOST_AXES:
+        raise ModelError(f"{name!r} has {axes} axes; at most {MOST_AXES} are read")
+
+
+def _types(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TypeProto]]:
+    for graph in _every_graph(proto):
+        yield from ((v.name, v.type) for v in (*graph.input, *graph.output, *graph.value_info))
+    for n in _every_node(proto):
+        for a in n.attribute:
+            yield from ((a.name, t) for t in ((a.tp, *a.type_protos) if a.HasField("tp") else a.type_protos))
+
+
+def _every_graph(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    yield from (proto.graph, *every_body(proto.graph), *(b for f in proto.functions for b in every_body(f)))
 
 
 def _every_node(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -99,7 +138,7 @@ def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
             *f.attribute,
             *(o.domain for o in f.opset_import),
         )
-    for graph in (proto.graph, *every_body(proto.graph), *(b for f in proto.functions for b in every_body(f))):
+    for graph in _every_graph(proto):
         yield from (graph.name, graph.doc_string)
         for v in (*graph.input, *graph.output, *graph.value_info):
             yield from _names_of_value(v)
@@ -126,6 +165,7 @@ def _check_tensor(t: onnx.TensorProto) -> None:
     where = f"tensor {t.name!r}"
     if t.data_type not in _KNOWN:
         raise ModelError(f"{where} has the unknown element type {t.data_type}")
+    _check_rank(t.name, len(t.dims))
     if any(d < 0 for d in t.dims):
         raise ModelError(f"{where} has the negative size {min(t.dims)}")
     elements = math.prod(t.dims)

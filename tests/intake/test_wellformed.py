@@ -230,3 +230,49 @@ def test_references_to_attributes_of_no_function():
     model.graph.node[0].attribute[0].ref_attr_name = "axis"
     with pytest.raises(ModelError, match="'axis' of node 'soft'"):
         wellformed.check(model)
+
+
+# types
+
+
+@pytest.mark.parametrize("kind", ["sequence_type", "optional_type", "map_type"])
+@pytest.mark.parametrize("where", ["input", "output", "value_info", "body", "attribute"])
+def test_types_in_types_have_an_end(kind: str, where: str):
+    """Fails where something that takes twice as long for each level gets a type that no runtime knows."""
+    model = linear()
+    if where == "attribute":
+        model.graph.node.append(helper.make_node("Optional", [], ["o"]))
+        declared = model.graph.node[-1].attribute.add(name="type", type=onnx.AttributeProto.TYPE_PROTO).tp
+    elif where == "body":
+        inner = helper.make_graph([helper.make_node("Relu", ["x"], ["b"])], "b", [], [onnx.ValueInfoProto(name="b")])
+        model.graph.node.append(helper.make_node("If", ["c"], ["o"], then_branch=inner, else_branch=inner))
+        declared = model.graph.node[-1].attribute[0].g.output[0].type
+    else:
+        declared = getattr(model.graph, where).add(name="t").type
+
+    def nested(levels: int) -> None:
+        declared.Clear()
+        t = declared
+        for _ in range(levels):
+            field = "value_type" if kind == "map_type" else "elem_type"
+            t = getattr(getattr(t, kind), field)
+        t.tensor_type.elem_type = 1
+
+    nested(wellformed.MOST_TYPES - 1)
+    wellformed.check(model)
+    nested(wellformed.MOST_TYPES)
+    with pytest.raises(ModelError, match="nests more than 8 deep"):
+        wellformed.check(model)
+
+
+def test_axes_have_an_end():
+    """Fails where a number of axes reaches numpy that it has no arrays for."""
+    model = graph_of([helper.make_node("Relu", ["x"], ["y"])], inputs=(("x", 1, ["N", *[1] * 31]),))
+    wellformed.check(model)
+    model.graph.input[0].type.tensor_type.shape.dim.add(dim_value=1)
+    with pytest.raises(ModelError, match="'x' has 33 axes; at most 32"):
+        wellformed.check(model)
+    weight = linear()
+    weight.graph.initializer[0].dims.extend([1] * 31)
+    with pytest.raises(ModelError, match="'w' has 33 axes"):
+        wellformed.check(weight)
