@@ -5,11 +5,11 @@
     python -m benchmarks.fuzz --render FILE --output PAGE
     python -m benchmarks.fuzz --replay 123 [--what models]
 
-A case is its number: those of a run are `--seed`, `--seed` + 1, and so on. Each runs in process, in a worker with 60
-seconds and 4 GiB of memory, in a folder of its own. A failure is a defect or traceback that is shown, more than one
-line of error, a process that dies, a hang, memory beyond the limit, a file that is left behind, or exit code 0 with a
-model that onnxruntime does not load or that declares other inputs or outputs. Failures are kept as folders with
-`case.json`.
+A case is its number, with one state of the code, since what is mutated comes from the test suite: those of a run are
+`--seed`, `--seed` + 1, and so on. Each runs in process, in a worker with 60 seconds and 4 GiB of memory, in a folder of
+its own. A failure is a defect or traceback that is shown, more than one line of error, a process that dies, a hang,
+memory beyond the limit, a file that is left behind, or exit code 0 with a model that onnxruntime does not load or that
+declares other inputs or outputs. Failures are kept as folders with `case.json`.
 
 With `--results`, what every 500 cases came to is a line of FILE as soon as they are done, so a run that is ended loses
 few, and the next one begins at another `--seed`: cases that are in FILE are not run again. The table is then that of
@@ -36,7 +36,7 @@ from benchmarks import fuzz_results
 from benchmarks.commit import commit
 from benchmarks.fuzz_results import Chunk
 from benchmarks.page import put
-from tests.fuzz.cases import KINDS, Verdict, run
+from tests.fuzz.cases import KINDS, SHARED, Verdict, run
 from tests.fuzz.workers import Worker
 
 _CHUNK = 500
@@ -110,7 +110,7 @@ def chunk(what: str, first: int, count: int, workers: Sequence[Worker], keep: Pa
         tally.stop()
         raise
     if sum(tally.codes.values()) + len(tally.faults) != count:
-        raise RuntimeError("a worker has failed, and its cases were not run")
+        raise RuntimeError("a thread has failed, and its cases were not run")
     commits = tuple(dict.fromkeys((begun, commit())))
     spent = len(workers) * (time.monotonic() - start)
     last = first + count - 1
@@ -119,6 +119,7 @@ def chunk(what: str, first: int, count: int, workers: Sequence[Worker], keep: Pa
 
 def chunks(what: str, first: int, count: int, processes: int, keep: Path) -> Iterator[Chunk]:
     """All cases, so many at a time."""
+    SHARED.get(what, lambda: None)()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(cores[i % len(cores)])) for i in range(processes)]
@@ -153,12 +154,16 @@ def main(given: list[str] | None = None) -> int:
         parser.error(f"{args.results} has {there} already; choose another --seed")
     args.keep.mkdir(parents=True, exist_ok=True)
     done: list[Chunk] = []
-    for found_now in chunks(args.what, args.seed, args.cases, args.workers, args.keep):
-        done.append(found_now)
-        if args.results:
-            fuzz_results.append(args.results, found_now)
-        count, faults = sum(c.count for c in done), sum(len(c.faults) for c in done)
-        print(f"{count} of {args.cases} cases, {faults} failures", flush=True)
+    try:
+        for found_now in chunks(args.what, args.seed, args.cases, args.workers, args.keep):
+            done.append(found_now)
+            if args.results:
+                fuzz_results.append(args.results, found_now)
+            count, faults = sum(c.count for c in done), sum(len(c.faults) for c in done)
+            print(f"{count} of {args.cases} cases, {faults} failures", flush=True)
+    except KeyboardInterrupt:
+        print(f"ended; whole chunks count alone: {sum(c.count for c in done)} of {args.cases} cases")
+        return 130
     show(fuzz_results.read(args.results) if args.results else done, [args.what], args.output)
     return int(any(c.faults for c in done))
 

@@ -214,6 +214,7 @@ def test_a_run_in_chunks_gives_the_table_of_all_of_them(
 ) -> None:
     """Fails where the page is made from the last run alone, or where cases of before are run again."""
     monkeypatch.setattr(fuzz, "_CHUNK", 2)
+    monkeypatch.setattr(fuzz, "SHARED", {})  # one thread makes what it needs
     page, file = tmp_path / "page.md", tmp_path / "results.jsonl"
     page.write_text("<!-- table: fuzz-plans -->\n<!-- end -->\n<!-- table: fuzz-data -->\n<!-- end -->\n")
     given = ["--what", "plans", "--workers", "1", "--keep", str(tmp_path / "keep"), "--results", str(file)]
@@ -229,6 +230,15 @@ def test_a_run_in_chunks_gives_the_table_of_all_of_them(
     assert "has plans 2 already" in capsys.readouterr().err
     assert fuzz.main(["--render", str(file), "--output", str(page)]) == 0
     assert page.read_text() == made
+
+
+def test_what_cases_share_is_made_before_there_are_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where two threads run the command line, and one takes the other's temporary folder away."""
+    done: list[str] = []
+    monkeypatch.setitem(cases.SHARED, "plans", lambda: done.append("shared"))  # type: ignore[misc]
+    monkeypatch.setattr(fuzz, "chunk", lambda *_: done.append("cases"))
+    list(fuzz.chunks("plans", 0, 501, 2, tmp_path))
+    assert done == ["shared", "cases", "cases"]
 
 
 def test_the_page_has_a_place_for_every_kind() -> None:

@@ -89,6 +89,10 @@ KINDS: Mapping[str, Callable[[int, Path], Case]] = {
 }
 
 
+# What cases of a kind share, to be made before several threads make such cases.
+SHARED: Mapping[str, Callable[[], None]] = {"plans": files.whole_plans}
+
+
 def run(kind: str, seed: int, folder: Path, worker: Worker, seconds: float = HANG_SECONDS) -> tuple[Case, Verdict]:
     """Make a case in an empty folder, run it, and judge it; the folder keeps what the case consists of."""
     temporary = folder / "tmp"

@@ -91,6 +91,13 @@ def whole_plan(name: str, method: tuple[str, ...]) -> str:
         return path.read_text(encoding="utf-8")
 
 
+def whole_plans() -> None:
+    """Make all of them once. The command line gives its process a temporary folder, so no two threads may run it."""
+    for name in TEXTS:
+        for method in METHODS:
+            whole_plan(name, method)
+
+
 def mutated_plan(seed: int, folder: Path) -> Files:
     """A plan to which something happened, replayed with the data that it was made with."""
     rng = np.random.default_rng([2, seed])
