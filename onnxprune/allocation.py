@@ -15,6 +15,7 @@ from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
+from onnxprune.measures.layouts import samples_first
 from onnxprune.runtime import concatenated
 from onnxprune.scope import allowed
 from onnxprune.select import Path
@@ -194,8 +195,9 @@ def error_of(
         loaded.normalised.types,
         level_of(settings),
     )
-    found = concatenated([session.run(b) for b in loaded.held.batches(BATCH)])
-    return calibrated.reference.error(found)
+    reference, held = calibrated.reference, loaded.held
+    runs = [samples_first(session.run(b), held.count(b), reference.layouts) for b in held.batches(BATCH)]
+    return reference.error(concatenated(runs))
 
 
 def trials_of(

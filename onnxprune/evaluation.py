@@ -28,7 +28,7 @@ from onnxprune.intake.options import error_limit, typed
 from onnxprune.labels import classes_of
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
-from onnxprune.measures.judge import compared
+from onnxprune.measures.judge import compared, layouts_of
 from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.objective import Ints, check_classes
@@ -111,7 +111,7 @@ def _evaluated(
     original_classes: Ints | None = None
     first = _first_output(proto)
     if against is None:
-        outputs = verify.outputs_of(proto, samples)
+        outputs = verify.outputs_of(proto, samples, layouts_of(proto, samples))
     else:
         original, original_name = _model(against)
         notes += runtime.notes_on(original)

@@ -65,7 +65,8 @@ def probed(
     """What the gradients of the outputs say of every channel, at the uncut network."""
     taken = coupled.seen
     layers = consumers if settings.metric == "kronecker" else ()
-    probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types, place.provider)
+    layouts = coupled.observed.layouts
+    probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types, place.provider, layouts)
     batches = batches_of(loaded.fit, taken.channels.graph, goals.fit_outputs)
     slope = settings.labels is not None
     return outputs.collect(

@@ -59,6 +59,7 @@ from onnxprune.measures.judge import (
     outputs_of,
     outputs_of_result,
     seen,
+    with_layouts,
     within,
 )
 from onnxprune.measures.saturation import DEPLOYED
@@ -480,7 +481,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     )
     if replayed is None:
         check_counted(coupled, settings)
-    return relaxed(coupled, settings)
+    return relaxed(with_layouts(coupled, loaded), settings)
 
 
 # calibrate

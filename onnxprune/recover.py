@@ -26,6 +26,7 @@ from onnxprune.descent import Descent
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers, Wide
+from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.rewrite import replace_initializers
@@ -107,8 +108,10 @@ def recover(
     original: the normalised model, of which `channels` and `layers` are; pruned: cut to the classes `keep`.
     """
 
+    layouts = material.reference.layouts
+
     def judge(weights: Mapping[str, Array]) -> float:
-        error = material.reference.error(outputs_of(replace_initializers(pruned, weights), material.held))
+        error = material.reference.error(outputs_of(replace_initializers(pruned, weights), material.held, layouts))
         return error if np.isfinite(error) else float("inf")
 
     before, samples = judge({}), material.fit
@@ -171,10 +174,13 @@ def _goals(
     batch = min(schedule.batch, len(samples))
     some = samples.take(np.arange(min(len(samples), _SPREAD_SAMPLES)))
     for feeds in some.batches(_part_size(student, batch, samples)):
-        spread.update(teacher(feeds), samples.count(feeds))
+        count = samples.count(feeds)
+        spread.update(samples_first(teacher(feeds), count, material.reference.layouts), count)
     found: dict[str, Wide] = {}
     for t, s in spread.per_sample().items():
         share = material.reference.weights_of_spreads[t] if t in outputs else np.asarray(schedule.feature_weight)
+        if t in material.reference.layouts:  # the loss sees it as the model gives it
+            share = np.asarray(share.mean())
         found[t] = share / (s * batch)
     if not any(t in outputs for t in found):
         return teacher, {}, set()

@@ -30,6 +30,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, cast
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
+from onnxprune.measures.layouts import samples_first
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
@@ -300,9 +301,15 @@ def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequenc
             trials.level,
             behind=(walker.frontier, outputs),
         )
-        return concatenated([session.run(b) for b in walker.batches])
+        return _joined(trials, walker, map(session.run, walker.batches))
 
     return _errors(item, trials, map(found, item.widths))
+
+
+def _joined(trials: Trials, walker: Walker, runs: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
+    """The outputs of all batches of the walker, samples first."""
+    layouts = trials.reference.layouts
+    return concatenated([samples_first(y, n, layouts) for y, n in zip(runs, walker.counts, strict=True)])
 
 
 def _errors(item: Trial, trials: Trials, found: Iterable[Mapping[str, Array]]) -> dict[int, float]:
@@ -340,7 +347,7 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
 
     def found(width: int) -> dict[str, Array]:
         feeds = fed(width)
-        return concatenated([session.run({**b, **feeds}) for b in walker.batches])
+        return _joined(trials, walker, (session.run({**b, **feeds}) for b in walker.batches))
 
     return _errors(item, trials, map(found, item.widths))
 

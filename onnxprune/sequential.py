@@ -34,6 +34,7 @@ from onnxprune.errors import BudgetUnreachable
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group, units_of
 from onnxprune.graph import Array
+from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.oracle import masked_model
 from onnxprune.refit import Target
@@ -133,6 +134,7 @@ class _Run:
         self.goals: Goals = calibrated.goals
         self.candidates, self.settings = candidates, settings
         self.channels = coupled.seen.channels
+        self.layouts = coupled.observed.layouts
         self.choices: list[Choice] = []
         self.masked: dict[int, Mask] = {}
         self.plain = replace_initializers(coupled.seen.proto, {})
@@ -291,7 +293,7 @@ class _Masked:
         with storage.spilling():  # the trial's weights go with it
             plain = replace_initializers(run.plain, weights)
             found = verify.outputs_of(
-                masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held
+                masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held, run.layouts
             )
         return run.goals.held.value(found, slice(0, len(run.loaded.held)))
 
@@ -305,9 +307,9 @@ class _Masked:
         run.change(weights)
         run.masked[self.group] = choice.kept
         run.start()
-        run.held_outputs = verify.outputs_of(run.proto, run.loaded.held)
+        run.held_outputs = verify.outputs_of(run.proto, run.loaded.held, run.layouts)
         if run.settings.reads_gradients:
-            run.fit_outputs = verify.outputs_of(run.proto, run.loaded.fit)
+            run.fit_outputs = verify.outputs_of(run.proto, run.loaded.fit, run.layouts)
 
 
 class _Layers:
@@ -399,7 +401,7 @@ class _Layers:
         if settings.metric == "exact":
             network = GatedNetwork(part, run.channels, self.group, gates, types, batches, run.goals.fit)
             return _of_network(network, run.channels.groups[self.group], free=settings.coefficients == "free")
-        probe = Probe.of(part, run.channels, gates, (), types)
+        probe = Probe.of(part, run.channels, gates, (), types, layouts=run.layouts)
         found = probing.collect(
             probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
         )
@@ -424,7 +426,8 @@ class _Layers:
         for feeds, count in zip(state.batches, state.counts, strict=True):
             index = slice(start, start + count)
             before = part_of(self.run.fit_outputs, index, len(state.samples))
-            found.append(Batch(feeds, {**before, **session.run(feeds)}, index, count))
+            present = samples_first(session.run(feeds), count, self.run.layouts)
+            found.append(Batch(feeds, {**before, **present}, index, count))
             start += count
             if start >= samples:
                 break
@@ -475,7 +478,8 @@ class _Layers:
         part = self._part(walker)
         set_initializers(part, weights)
         session = Session(part, single=True)
-        return concatenated([session.run(b) for b in walker.batches])
+        runs = zip(walker.batches, walker.counts, strict=True)
+        return concatenated([samples_first(session.run(b), n, self.run.layouts) for b, n in runs])
 
     def leave(self, choice: Choice, weights: Weights) -> None:
         """Put the weights into the network."""

@@ -25,6 +25,7 @@ from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array, Shape, cast, is_float
 from onnxprune.intake import extent
 from onnxprune.intake.first_run import Trial
+from onnxprune.measures.layouts import Layouts, samples_first
 from onnxprune.measures.masked import counting
 from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.rounding import is_quantized, without_rounding
@@ -43,6 +44,7 @@ _LISTS = {"NonZero", "NonMaxSuppression", "Unique", "Compress"}
 # Of the inputs of one run, and the least and most samples in it.
 _BATCH_BYTES = 8 << 20
 _BATCHES = 4, 32
+_PLAIN: Layouts = {}
 
 
 @dataclass(frozen=True)
@@ -310,9 +312,10 @@ def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
     return behind & {o.name for o in proto.graph.output}
 
 
-def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
-    """Outputs over all samples, concatenated; those that are no tensors, or have sizes of their own in every batch, are
-    left out. Raises RunError, also where they would take too much.
+def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
+    """Outputs over all samples, concatenated, samples first where `layouts` tells where they lie; those that are no
+    tensors, or have sizes of their own in every batch, are left out. Raises RunError, also where they would take too
+    much.
     """
     session = Session(proto)
     one = sum(
@@ -321,18 +324,19 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
     while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
         batch -= 1
-    found: list[dict[str, Array]] = []
+    found: list[Mapping[str, Array]] = []
     for feeds in samples.batches(batch):
-        found.append(session.run(feeds))
-        if len(found) == 1:  # before there are more
-            extent.check_all(found[0], proto, feeds, len(samples) / samples.count(feeds))
+        outputs, count = session.run(feeds), samples.count(feeds)
+        if not found:  # before there are more
+            extent.check_all(outputs, proto, feeds, len(samples) / count)
+        found.append(samples_first(outputs, count, layouts))
     return concatenated(found, strict=False)
 
 
-def runs_on(proto: onnx.ModelProto, samples: Samples) -> dict[str, Array]:
+def runs_on(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
     """As `outputs_of`, for a pruned model. Raises CheckFailed where onnxruntime refuses it."""
     try:
-        return outputs_of(proto, samples)
+        return outputs_of(proto, samples, layouts)
     except RunError as e:
         raise CheckFailed(f"the pruned model does not run: {e}; nothing was written") from e
 

@@ -32,6 +32,7 @@ from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph
 from onnxprune.jobs.work import Here, Scheduler, Work
+from onnxprune.measures.layouts import Layouts
 from onnxprune.objective import Index, Objective
 from onnxprune.runtime import PROVIDERS, Session
 from onnxprune.threads import prefetched
@@ -273,7 +274,8 @@ def _per_sample(d: Floats, count: int, *, mixed: bool) -> Floats:
 class Probe:
     """A model that computes gate gradients and the metrics of layers' outputs.
 
-    provider: of `runtime.PROVIDERS`, where it runs.
+    provider: of `runtime.PROVIDERS`, where it runs. layouts: of the outputs whose samples do not lie along axis 0;
+    those of a batch have them first.
     gates: those that were asked for, with their nodes in this model. gradients: place in `gates` → the tensor with the
     gradient of every sample. metrics: weight → tensor. missing: place in `gates` → why it has no gradient; a gate in
     neither has no effect on the outputs.
@@ -286,6 +288,7 @@ class Probe:
     metrics: Mapping[str, str]
     missing: Mapping[int, str]
     provider: str = "cpu"
+    layouts: Layouts = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -296,6 +299,7 @@ class Probe:
         layers: Sequence[Layer],
         types: Mapping[str, int],
         provider: str = "cpu",
+        layouts: Layouts | None = None,
     ) -> Probe:
         """Build the backward pass of `proto`, the model of `channels` or a part of it, and the sums behind it."""
         proto, graph, types = differentiable(proto, channels.graph, types)
@@ -316,7 +320,7 @@ class Probe:
         wanted = [*gradients.values(), *metrics.values()]
         ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
         part = m.submodel(back.proto, ports, wanted or back.seeds)
-        return cls(part, own, back.seeds, gradients, metrics, missing, provider)
+        return cls(part, own, back.seeds, gradients, metrics, missing, provider, layouts or {})
 
     @cached_property
     def session(self) -> Session:
@@ -336,6 +340,7 @@ class Probe:
             at = x.outputs, x.index
             seeds = objective.gradient(*at) if rng is None else objective.probe(*at, rng)
             seeds = {o: seeds[o] if o in seeds else np.zeros_like(x.outputs[o]) for o in self.seeds}
+            seeds = {o: self.layouts[o].back(v) if o in self.layouts else v for o, v in seeds.items()}
             yield x, self.session.run({**x.feeds, **{self.seeds[o]: v for o, v in seeds.items()}})
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.graph import Array, is_float
+from onnxprune.measures.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layouts
 from onnxprune.measures.masked import counting, masked
 
 Wide = NDArray[np.float64]
@@ -251,6 +252,8 @@ def _sum_of_squares(d: Wide) -> float:
 
 STILL = "it does not vary over the samples"
 TOGETHER = "it has fewer numbers than there are samples: they are of all together"
+# What has no error of its own, and is selected by all the same where there is nothing else.
+_UNSPREAD = (STILL, TOGETHER, NO_AXIS, SEVERAL_AXES, NO_ROWS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +262,8 @@ class Answers:
 
     values: its outputs and the observed tensors, by name, first axis = samples, or so many rows for each. parts: those
     that count, and `spreads` what their errors are relative to. left_out: parts of which no error can be told, and why;
-    where nothing varies they count all the same, relative to their squares.
+    where nothing varies they count all the same, relative to their squares. layouts: of the tensors that the model
+    gives with the samples elsewhere (`measures.layouts`).
     """
 
     values: Mapping[str, Array]
@@ -267,19 +271,28 @@ class Answers:
     parts: tuple[Part, ...]
     spreads: tuple[float, ...]
     left_out: Mapping[Part, str] = field(default_factory=dict)
+    layouts: Layouts = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Mapping[str, Array], samples: int, parts: Sequence[Part] | None = None) -> Answers:
+    def of(
+        cls,
+        values: Mapping[str, Array],
+        samples: int,
+        parts: Sequence[Part] | None = None,
+        layouts: Layouts | None = None,
+    ) -> Answers:
         """parts: of the floating-point tensors in `values`; each of them is one where that is None."""
+        layouts = layouts or {}
         parts = plain_parts(k for k, v in values.items() if is_float(v.dtype)) if parts is None else parts
-        told = {p: _told(p, values, samples) for p in parts}
+        told = {p: _told(p, values, samples, layouts) for p in parts}
         why = {p: reason for p, (reason, _) in told.items()}
         spreads = {p: size for p, (reason, size) in told.items() if not reason}
         if not spreads:  # something has to be selected by: errors are relative to the squares then
-            unspread = [p for p in parts if why[p] in (STILL, TOGETHER)]
+            unspread = [p for p in parts if why[p] in _UNSPREAD]
             squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in unspread}
             spreads = {p: s for p, s in squares.items() if s > 0.0}
-        return cls(values, samples, tuple(spreads), tuple(spreads.values()), {p: w for p, w in why.items() if w})
+        left_out = {p: w for p, w in why.items() if w}
+        return cls(values, samples, tuple(spreads), tuple(spreads.values()), left_out, layouts)
 
     def counting(self, keeps: Callable[[str, Array], bool]) -> Answers:
         """Without the parts in which a tensor has values that `keeps` refuses."""
@@ -296,7 +309,7 @@ class Answers:
 
     def first(self, count: int) -> Answers:
         """What counts, of the first samples, where each has a row of its own."""
-        return Answers.of({k: self.values[k][:count] for k in self.tensors}, count, self.parts)
+        return Answers.of({k: self.values[k][:count] for k in self.tensors}, count, self.parts, self.layouts)
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
@@ -361,7 +374,7 @@ class Answers:
         return errors, spreads
 
 
-def _told(part: Part, values: Mapping[str, Array], samples: int) -> tuple[str, float]:
+def _told(part: Part, values: Mapping[str, Array], samples: int, layouts: Layouts) -> tuple[str, float]:
     """(why nothing can be said of a part, "" where it can; its spread)."""
     squares = size = 0.0
     entries = 0
@@ -377,6 +390,11 @@ def _told(part: Part, values: Mapping[str, Array], samples: int) -> tuple[str, f
         squares += _squares_of(own)
         size += spread(own)
         entries += own.size
+    mixed = next((layouts[x.tensor].why for x in part.pieces if x.tensor in layouts and layouts[x.tensor].why), "")
+    if mixed:
+        return mixed, size
     if entries < samples:
         return TOGETHER, size
+    if any(len(np.atleast_1d(values[x.tensor])) % samples for x in part.pieces):
+        return NO_ROWS, size
     return ("" if size > _LEAST_SPREAD * squares else STILL), size

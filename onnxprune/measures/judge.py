@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +11,21 @@ import onnx
 from onnxprune import verify
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
-from onnxprune.errors import CheckFailed
+from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array, is_float
+from onnxprune.measures import layouts
 from onnxprune.measures.answers import Answers, Part, parts_in
 from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.layouts import Layout
 from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import Normalised
+from onnxprune.runtime import Session
 from onnxprune.state import Coupled, Loaded
 from onnxprune.taken import Taken
+
+# Samples among which one is sought that differs from the first.
+_LOOKED_AT = 64
 
 
 def observed_of(taken: Taken, normalised: Normalised) -> Observed:
@@ -45,23 +51,64 @@ def seen(taken: Taken, observed: Observed, normalised: Normalised, *, labelled: 
 def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequence[Part] | None = None) -> Answers:
     """The original's answers. parts: those of other samples; None where these samples show the scales."""
     observed = coupled.observed
-    original = loaded.original
-    if not set(observed.tensors) <= tensors_of(original):  # names of a branch, or of a function
-        original = coupled.taken.proto
-    values = outputs_of(original, coupled, loaded, samples)
+    values = outputs_of(_original(loaded, coupled), coupled, loaded, samples)
     if parts is None:
         parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
-    return Answers.of(values, len(samples), parts)
+    return Answers.of(values, len(samples), parts, observed.layouts)
+
+
+def _original(loaded: Loaded, coupled: Coupled) -> onnx.ModelProto:
+    """The original as it is, or as the samples run it, where only that has the tensors: names of a branch, or of a
+    function."""
+    return loaded.original if set(coupled.observed.tensors) <= tensors_of(loaded.original) else coupled.taken.proto
+
+
+def with_layouts(coupled: Coupled, loaded: Loaded) -> Coupled:
+    """With the places of the samples in what the original gives."""
+    observed, original = coupled.observed, _original(loaded, coupled)
+    found = layouts_of(_watched(original, coupled, loaded), loaded.fit, observed.sized_by_values)
+    return replace(coupled, observed=replace(observed, layouts=found))
+
+
+def layouts_of(model: onnx.ModelProto, samples: Samples, without: Set[str] = frozenset()) -> dict[str, Layout]:
+    """Of a model's outputs with other layouts than the samples along axis 0, `without` these; none where it does not
+    run on two and three samples."""
+    if not any(s.batched for s in samples.specs):
+        return {}
+    try:
+        session = Session(model)
+        wanted = [o for o in session.outputs if o not in without]
+        if samples.fixed_batch:
+            return layouts.of_single_samples(session.run(samples.slice(0, 1), wanted))
+
+        def run(indices: Sequence[int]) -> dict[str, Array]:
+            return session.run(samples.take(list(indices)).slice(0, len(indices)), wanted)
+
+        return layouts.found(run, _other_than_first(samples))
+    except RunError:
+        return {}
+
+
+def _other_than_first(samples: Samples) -> int:
+    """A sample whose inputs are not those of sample 0; the last one looked at where there is none."""
+    last = min(len(samples), _LOOKED_AT) - 1
+    names = [s.name for s in samples.specs if s.batched]
+    first = samples.slice(0, 1, names)
+    for i in range(1, last):
+        other = samples.slice(i, i + 1, names)
+        if any(not np.array_equal(first[k], other[k]) for k in names):
+            return i
+    return last
 
 
 def outputs_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:
     """The outputs of a model over all samples, and the tensors that stand for them, where it has these."""
-    return verify.outputs_of(_watched(model, coupled, loaded), samples)
+    return verify.outputs_of(_watched(model, coupled, loaded), samples, coupled.observed.layouts)
 
 
 def runs_on(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:
     """As `outputs_of`, for a pruned model. Raises CheckFailed where onnxruntime refuses it."""
-    return verify.runs_on(_watched(model, coupled, loaded), samples)
+    return verify.runs_on(_watched(model, coupled, loaded), samples, coupled.observed.layouts)
 
 
 def _watched(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded) -> onnx.ModelProto:
@@ -84,11 +131,13 @@ def compared(
 ) -> tuple[dict[str, Array], Answers, Observed]:
     """Two models as they lie in their files: outputs of the first, answers of the second, and what stands for these."""
     observed = observed_of_model(original, model)
-    outputs = verify.outputs_of(watched(model, observed, {}), samples)
-    values = verify.outputs_of(watched(original, observed, {}), samples)
+    reference = watched(original, observed, {})
+    observed = replace(observed, layouts=layouts_of(reference, samples, observed.sized_by_values))
+    outputs = verify.outputs_of(watched(model, observed, {}), samples, observed.layouts)
+    values = verify.outputs_of(reference, samples, observed.layouts)
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
-    return outputs, Answers.of(values, len(samples), parts), observed
+    return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed
 
 
 def _with_still(observed: Observed, outputs: Mapping[str, Array], values: Mapping[str, Array]) -> Observed:

@@ -21,6 +21,7 @@ from onnx import helper
 
 from onnxprune import model as m
 from onnxprune.graph import Graph, Node, depth_first, is_float
+from onnxprune.measures.layouts import Layouts
 
 # Layers: what they give is measured by what comes behind them.
 _LAYERS = frozenset(
@@ -60,7 +61,8 @@ class Observed:
 
     still: outputs that do not depend on any layer. missing: those that depend on layers and have no floating-point
     tensor in front. ranked: those that others stand for because they jump. sized_by_values: those whose sizes depend on
-    what the model computes. random: those that differ from run to run.
+    what the model computes. random: those that differ from run to run. layouts: of the tensors whose samples do not lie
+    along axis 0, once that is measured.
     """
 
     outputs: tuple[str, ...]
@@ -71,6 +73,7 @@ class Observed:
     sized_by_values: frozenset[str] = frozenset()
     random: frozenset[str] = frozenset()
     choices: frozenset[str] = frozenset()
+    layouts: Layouts = field(default_factory=dict)
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
@@ -104,7 +107,12 @@ def observed_in(graph: Graph, types: Mapping[str, int], free: Callable[[str], bo
     return Observed(
         graph.outputs,
         tuple(wholes),
-        *(frozenset(s) for s in (found.still, found.missing, found.ranked, found.sized, found.random, found.choices)),
+        still=frozenset(found.still),
+        missing=frozenset(found.missing),
+        ranked=frozenset(found.ranked),
+        sized_by_values=frozenset(found.sized),
+        random=frozenset(found.random),
+        choices=frozenset(found.choices),
     )
 
 

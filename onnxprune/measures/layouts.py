@@ -1,0 +1,142 @@
+"""Where the samples lie in a tensor that a model gives for a batch, as two batches of other sizes show it.
+
+Nothing says that axis 0 counts samples: CTC models give (steps, samples, classes), and rows of steps are folded into
+the batch in either order. What is compared, selected and judged by has the samples first, so that a mean over them is
+one per position. Of two batches the sizes tell along which axis the samples lie; where that holds several rows for
+each, one sample of two is exchanged for the other, and the rows that change are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.graph import Array, is_float
+
+# The share of a change that lies in the rows of the sample that was exchanged: dynamic quantization moves all others a
+# little, a mean over the batch as much.
+_OWN = 0.9
+NO_AXIS = "no axis of it follows the samples"
+SEVERAL_AXES = "several of its axes follow the samples, so that no entry belongs to one"
+NO_ROWS = "its rows do not follow single samples"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """axis: along which the samples lie, None where each run gives those of one sample alone, without such an axis.
+
+    rows: entries along it for each sample. strided: whether those of one sample lie apart, by the number of samples.
+    why: why no axis can be told, "" where it can.
+    """
+
+    axis: int | None = 0
+    rows: int = 1
+    strided: bool = False
+    why: str = ""
+
+    def first(self, y: Array, count: int) -> Array:
+        """The tensor of a batch of `count` samples with the samples first; as it is where it does not fit."""
+        if self.why or (self.axis is not None and (y.ndim <= self.axis or y.shape[self.axis] != count * self.rows)):
+            return y
+        if self.axis is None:
+            return np.expand_dims(y, 0)
+        moved: Array = np.moveaxis(y, self.axis, 0)
+        if self.rows == 1:
+            return moved
+        if self.strided:
+            moved = moved.reshape(self.rows, count, *moved.shape[1:])
+            return np.swapaxes(moved, 0, 1)
+        return moved.reshape(count, self.rows, *moved.shape[1:])
+
+    def back(self, y: Array) -> Array:
+        """The inverse of `first`."""
+        if self.why:
+            return y
+        if self.axis is None:
+            return np.squeeze(y, 0)
+        if self.rows > 1:
+            y = y.swapaxes(0, 1) if self.strided else y
+            y = y.reshape(-1, *y.shape[2:])
+        moved: Array = np.moveaxis(y, 0, self.axis)
+        return moved
+
+
+Layouts = Mapping[str, Layout]
+
+
+def samples_first(outputs: Mapping[str, Array], count: int, layouts: Layouts) -> Mapping[str, Array]:
+    """The outputs of a batch of `count` samples with the samples first; those without a layout are so already."""
+    if not layouts:
+        return outputs
+    return {
+        k: layouts[k].first(v, count) if k in layouts and isinstance(v, np.ndarray) else v for k, v in outputs.items()
+    }
+
+
+def of_single_samples(outputs: Mapping[str, Array]) -> dict[str, Layout]:
+    """Of a model that takes one sample at a time: what has an axis of size 1 in front has the samples there."""
+    arrays = {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and v.ndim}
+    return {k: Layout(None) for k, v in arrays.items() if v.shape[0] != 1}
+
+
+def found(run: Callable[[Sequence[int]], Mapping[str, Array]], other: int) -> dict[str, Layout]:
+    """The layouts of all outputs that are not plain, with the samples along axis 0.
+
+    run: gives the outputs of the model for these samples. other: one that is not like sample 0.
+    """
+    two, three = run((0, other)), run((0, other, other))
+    layouts = {k: _by_sizes(y, three[k]) for k, y in two.items()}
+    if any(x.rows > 1 for x in layouts.values()):
+        exchanged = run((other, other)), run((0, 0))
+        layouts = {
+            k: _by_rows(x, two[k], (exchanged[0][k], exchanged[1][k])) if x.rows > 1 else x for k, x in layouts.items()
+        }
+    return {k: x for k, x in layouts.items() if x != Layout()}
+
+
+def _by_sizes(two: Array, three: Array) -> Layout:
+    """By the sizes with two and with three samples."""
+    if not (isinstance(two, np.ndarray) and isinstance(three, np.ndarray) and two.ndim == three.ndim > 0):
+        return Layout()
+    axes = [a for a in range(two.ndim) if two.shape[a] != three.shape[a]]
+    if not axes:
+        return Layout(why=NO_AXIS)
+    if len(axes) > 1:
+        return Layout(why=SEVERAL_AXES)
+    rows, rest = divmod(two.shape[axes[0]], 2)
+    if rest or three.shape[axes[0]] != 3 * rows:
+        return Layout(why=NO_AXIS)
+    return Layout(axes[0], rows)
+
+
+def _by_rows(layout: Layout, both: Array, exchanged: tuple[Array, Array]) -> Layout:
+    """Which of the rows along the axis are those of one sample: side by side, or apart.
+
+    both: of two samples; exchanged: with the second for the first, and with the first for the second.
+    """
+    known = is_float(both.dtype) or np.issubdtype(both.dtype, np.number) or both.dtype == np.bool_
+    if not known or any(e.shape != both.shape for e in exchanged):
+        return Layout(why=NO_ROWS)
+    of_first, of_second = (_changes(both, e, layout.axis or 0) for e in exchanged)
+    total = float(of_first.sum() + of_second.sum())
+    if total == 0.0:  # nothing changes, in whatever order
+        return layout
+    side_by_side = float(of_first[: layout.rows].sum() + of_second[layout.rows :].sum())
+    apart = float(of_first[0::2].sum() + of_second[1::2].sum())
+    if max(side_by_side, apart) < _OWN * total:
+        return Layout(why=NO_ROWS)
+    return layout if side_by_side >= apart else Layout(layout.axis, layout.rows, strided=True)
+
+
+def _changes(a: Array, b: Array, axis: int) -> NDArray[np.float64]:
+    """How much each entry along an axis changes; what is not finite on one side alone counts as 1."""
+    x, y = (np.moveaxis(v, axis, 0).astype(np.float64).reshape(v.shape[axis], -1) for v in (a, b))
+    sound = np.isfinite(x) & np.isfinite(y)
+    scale = max(float(np.abs(np.where(sound, x, 0.0)).max(initial=0.0)), 1e-300)
+    with np.errstate(invalid="ignore", over="ignore"):
+        changes: NDArray[np.float64] = np.where(sound, (x - y) / scale, (np.isfinite(x) != np.isfinite(y)) * 1.0)
+    found: NDArray[np.float64] = np.square(changes).sum(axis=1)
+    return found
