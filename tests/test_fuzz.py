@@ -214,20 +214,19 @@ def test_a_run_in_chunks_gives_the_table_of_all_of_them(
 ) -> None:
     """Fails where the page is made from the last run alone, or where cases of before are run again."""
     monkeypatch.setattr(fuzz, "_CHUNK", 2)
-    monkeypatch.setattr(fuzz, "SHARED", {})  # one thread makes what it needs
     page, file = tmp_path / "page.md", tmp_path / "results.jsonl"
     page.write_text("<!-- table: fuzz-plans -->\n<!-- end -->\n<!-- table: fuzz-data -->\n<!-- end -->\n")
-    given = ["--what", "plans", "--workers", "1", "--keep", str(tmp_path / "keep"), "--results", str(file)]
+    given = ["--what", "data", "--workers", "1", "--keep", str(tmp_path / "keep"), "--results", str(file)]
     assert fuzz.main([*given, "--seed", "5", "--cases", "1"]) == 0
     assert fuzz.main([*given, "--seed", "0", "--cases", "3", "--output", str(page)]) == 0
     ranges = [(c.first, c.last) for c in fuzz_results.read(file)]
     assert ranges == [(5, 5), (0, 1), (2, 2)]
     made = page.read_text()
-    assert "plans, cases 0 to 2 and 5" in made
+    assert "data, cases 0 to 2 and 5" in made
     assert "| all | 4 |" in made
     with pytest.raises(SystemExit):
         fuzz.main([*given, "--seed", "2", "--cases", "1"])
-    assert "has plans 2 already" in capsys.readouterr().err
+    assert "has data 2 already" in capsys.readouterr().err
     assert fuzz.main(["--render", str(file), "--output", str(page)]) == 0
     assert page.read_text() == made
 
