@@ -58,9 +58,9 @@ def test_a_measured_size_never_reaches_the_output(step: str, monkeypatch: pytest
 def test_the_report_says_what_was_compared():
     """Fails where one size is compared and more are claimed, or the other way round."""
     result = _pruned(THERE_AND_BACK, 3, 8, 8)
-    # Of the data, each of three dimensions alone, all at once at two sizes, and one sample.
-    assert result.report.checks["input_sizes_compared"] == 7
-    assert result.report.checks["input_sizes_run"] == 7
+    # Of the data, each of three dimensions alone, all at once at three sizes, and one sample.
+    assert result.report.checks["input_sizes_compared"] == 8
+    assert result.report.checks["input_sizes_run"] == 8
     assert not any("at one size only" in note for note in result.report.notes)
 
 

@@ -60,13 +60,17 @@ def resized(
 def together(
     example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool], *, more: bool = False
 ) -> list[dict[str, Array]]:
-    """`example` with one sample and, where the model takes such, an odd size of its own for each other dimension.
+    """`example` with one sample and, where the model takes such, an odd size of its own for each other dimension; and
+    with two samples and the smallest other sizes.
 
-    Twice a size has all the divisors that the size has, so what rounds up to a window or a stride shows only here.
+    Twice a size has all the divisors that the size has, so what rounds up to a window or a stride shows only at the
+    former; what is filled up to a least size, and where fewer positions are left than are asked for, at the latter.
     more: also with three samples and larger odd sizes, and with one sample and nothing else changed.
     """
     found = symbols(example, proto)
     kinds = [_sized(example, found, 1, ((2, 1, 2), (2, 1, 0), (4, 0, 0), (1, 0, 0)))]
+    if any(not s.first for s in found):
+        kinds.append(_sized(example, found, 2, ((0, 1, 0), (0, 3, 0), (0, 5, 0), (1, 1, 0))))
     if more:
         kinds += [_sized(example, found, 3, ((3, 4, 2), (3, 4, 0))), _sized(example, found, 1, ((2, 0, 0),))]
     taken = [next((v for v in variants if runs(v)), None) for variants in kinds]

@@ -13,13 +13,13 @@ from onnxprune import bodies, measuring, storage
 from onnxprune import model as m
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
+from onnxprune.normalise import steps
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
+from onnxprune.normalise.steps import Measured
 from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
 _SHAPE_OPS = {"Shape", "Size"}
-# What stands still between steps, though what it reads changes.
-_STEPS = {"Ceil", "Clip", "Floor", "Max", "Min", "Round", "Sign"}
 
 
 def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
@@ -47,7 +47,7 @@ def fold_shapes(
     runs: inputs at several sizes. given: the inputs that depend on shapes alone. open_: decisions on changing sizes.
     """
     static = _shape_only(proto, given)
-    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), open_))
+    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_))
     holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
     read = measuring.read_by_bodies(proto, runs) if holders else None
     for node in holders:
@@ -67,7 +67,7 @@ def fold_shapes(
 
 
 def _fold_shape_arithmetic(
-    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str], open_: set[str]
+    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str], given: Collection[str], open_: set[str]
 ) -> dict[str, tuple[int | None, ...]]:
     weights = {t.name for t in proto.graph.initializer}
     states = _initial_states(proto)
@@ -76,68 +76,59 @@ def _fold_shape_arithmetic(
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
     if not produced:
         return {}
-    runs, complete = _evaluate(proto, produced, feeds)
-    if complete:
-        _drop_zero_states(proto, {name for name in states & set(produced) if not any(r[name].any() for r in runs)})
-        _see_through_strides(proto, runs, feeds)
+    measured, stuck = _measured(proto, produced, feeds, given, open_)
+    if stuck is None:
+        return {}
+    zeros = {name for name in states & set(produced) if not any(r.values[name].any() for r in measured)}
+    _drop_zero_states(proto, zeros - stuck)
+    _see_through_strides(proto, measured)
     known: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
-    open_ |= _decisions(proto, {**{k: [f[k] for f in feeds] for k in feeds[0]}, **_by_name(runs)}, open_)
     for name in produced:
-        values = [r[name] for r in runs]
+        values = [r.values[name] for r in measured]
         first = values[0]
-        if name in open_ or not all(isinstance(v, np.ndarray) for v in values):
+        if name in stuck or not all(isinstance(v, np.ndarray) for v in values):
             continue
-        if complete and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
+        if all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
             if first.nbytes <= _FOLD_LIMIT_BYTES:
                 constant[name] = first
             continue
         vector = first.ndim == 1 and np.issubdtype(first.dtype, np.integer)
-        if complete and vector and all(v.shape == first.shape for v in values):
+        if vector and all(v.shape == first.shape for v in values):
             same = np.all(np.stack(values) == first, axis=0)
             known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
     _replace_by_constants(proto, constant)
-    _fold_reshape_targets(proto, known, runs if complete else [], feeds)
+    _fold_reshape_targets(proto, known, measured)
     _bake_shapes(proto, known)
     return known
 
 
-def _by_name(runs: Sequence[Feeds]) -> dict[str, list[Array]]:
-    return {k: [r[k] for r in runs] for k in runs[0]}
+def _measured(
+    proto: onnx.ModelProto, names: list[str], feeds: Sequence[Feeds], given: Collection[str], open_: set[str]
+) -> tuple[list[Measured], set[str] | None]:
+    """Values of `names` for each of several inputs, and with steps moved; and the names of which that tells nothing.
 
-
-def _decisions(proto: onnx.ModelProto, values: Mapping[str, Sequence[Array]], known: Collection[str]) -> set[str]:
-    """Single truth values and steps of sizes which change, and what follows from them.
-
-    That they came out the same at the sizes that were measured does not say that they always do: "is the batch 1?", "at
-    most 512", "how many hundreds?"
+    None of which it tells anything, where an input behind the first does not run: the model does not in fact accept
+    another size there.
     """
-    changing = {k for k, v in values.items() if any(not np.array_equal(x, v[0]) for x in v[1:])}
-    found = set(known)
-    for n in proto.graph.node:
-        for o in n.output:
-            first = values[o][0] if o in values else None
-            if not isinstance(first, np.ndarray) or first.size != 1:
-                continue
-            moved = changing & set(n.input)
-            whole = n.op_type == "Div" and first.dtype.kind in "iu" and not moved >= set(n.input)
-            still = o not in changing and (whole or n.op_type in _STEPS)
-            if found & set(n.input) or (moved and (first.dtype == np.bool_ or still)):
-                found.add(o)
-    return found
-
-
-def _evaluate(proto: onnx.ModelProto, names: list[str], feeds: Sequence[Feeds]) -> tuple[list[dict[str, Array]], bool]:
-    """Values of `names` for each of several inputs; False where one behind the first did not run."""
-    session = Session(m.submodel(proto, {}, names), optimize=False)
-    runs = [session.run(feeds[0])]
-    for f in feeds[1:]:
+    cut = steps.slices(proto)
+    probe, probes = _with_shapes(proto, [name for n in cut for name in (n.input[0], n.output[0])])
+    session = Session(m.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
+    found: list[Measured] = []
+    shapes: list[dict[str, Array]] = []
+    for f in feeds:
         try:
-            runs.append(session.run(f))
+            values = session.run(f)
         except RunError:
-            # The model does not in fact accept another size there. Nothing is known of what would change.
-            return runs, False
-    return runs, True
+            if not found:
+                raise
+            return found, None
+        shapes.append({k: values[v] for k, v in probes.items()})
+        found.append(Measured(proto, f, {k: values[k] for k in names}))
+    clamps = steps.clamps_of(proto, {k: [tuple(s[k]) for s in shapes] for k in probes})
+    inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
+    moved, stuck = steps.moved_runs(proto, found, inputs, clamps, open_)
+    return [*found, *moved], stuck
 
 
 def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:
@@ -157,23 +148,22 @@ def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -
 def _fold_reshape_targets(
     proto: onnx.ModelProto,
     known: Mapping[str, tuple[int | None, ...]],
-    runs: list[dict[str, Array]],
-    feeds: Sequence[Feeds],
+    measured: Sequence[Measured],
 ) -> None:
     """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
     targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
     targets = [n for n in targets if not m.int_attribute(n, "allowzero", 0)]
-    if not targets or not runs:
+    if not targets:
         return
-    shapes = _shapes_of(proto, [n.input[0] for n in targets], feeds)
+    shapes = _shapes_of(measured, [n.input[0] for n in targets])
     for n in targets:
         values = known[n.input[1]]
-        measured = shapes[n.input[0]]
+        sizes = shapes[n.input[0]]
         entries: list[int] = []
         for i, v in enumerate(values):
             if v is not None:
                 entries.append(v)
-            elif i < len(measured[0]) and all(r[n.input[1]][i] == s[i] for r, s in zip(runs, measured, strict=True)):
+            elif _copied(i, [r.values[n.input[1]] for r in measured], sizes):
                 entries.append(0)
             else:
                 entries.append(-1)
@@ -186,17 +176,42 @@ def _fold_reshape_targets(
             n.input[1] = name
 
 
-def _shapes_of(proto: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, list[Array]]:
-    """The shape of each tensor in every run."""
+def _copied(i: int, targets: Sequence[Array], sizes: Sequence[Array]) -> bool:
+    """Whether entry `i` of a target is the size of the input's axis `i`, in every run."""
+    return all(i < len(s) and t[i] == s[i] for t, s in zip(targets, sizes, strict=True))
+
+
+def _with_shapes(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The model with a Shape of each of these tensors, and what that gives, by tensor."""
     shape_of = {n: f"{n}__shape" for n in dict.fromkeys(names)}
+    if not shape_of:
+        return proto, shape_of
     probe = onnx.ModelProto()
     probe.CopyFrom(proto)
     probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
-    runs, _ = _evaluate(probe, list(shape_of.values()), feeds)
-    return {k: [r[v] for r in runs] for k, v in shape_of.items()}
+    return probe, shape_of
 
 
-def _see_through_strides(proto: onnx.ModelProto, runs: Sequence[Feeds], feeds: Sequence[Feeds]) -> None:
+def _shapes_of(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, list[Array]]:
+    """The shape of each tensor in every run; none where the model, with steps moved, does not run so far."""
+    sessions: dict[int, Session] = {}
+    found: dict[str, list[Array]] = {n: [] for n in names}
+    for r in measured:
+        if id(r.proto) not in sessions:
+            probe, shape_of = _with_shapes(r.proto, names)
+            sessions[id(r.proto)] = Session(m.submodel(probe, {}, list(shape_of.values())), optimize=False)
+        try:
+            sizes = sessions[id(r.proto)].run(r.feeds)
+        except RunError:
+            if r is measured[0]:
+                raise
+            sizes = {}
+        for n, seen in found.items():
+            seen.append(sizes.get(f"{n}__shape", np.zeros(0, np.int64)))
+    return found
+
+
+def _see_through_strides(proto: onnx.ModelProto, measured: Sequence[Measured]) -> None:
     """A Gather that numbers the entries of a flattened tensor in their own order and shape gives that tensor back.
 
     So exporters write a strided view of a tensor that lies in memory as it is. The indices count over samples and
@@ -206,17 +221,17 @@ def _see_through_strides(proto: onnx.ModelProto, runs: Sequence[Feeds], feeds: S
     views: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
     for n in proto.graph.node:
         flat = producer.get(n.input[0]) if n.op_type == "Gather" and m.int_attribute(n, "axis", 0) == 0 else None
-        if flat is None or flat.op_type not in ("Flatten", "Reshape") or n.input[1] not in runs[0]:
+        if flat is None or flat.op_type not in ("Flatten", "Reshape") or n.input[1] not in measured[0].values:
             continue
-        indices = [r[n.input[1]] for r in runs]
+        indices = [r.values[n.input[1]] for r in measured]
         if all(np.array_equal(i, np.arange(i.size).reshape(i.shape)) for i in indices):
             views.append((n, flat))
     if not views:
         return
-    shapes = _shapes_of(proto, [name for n, flat in views for name in (n.input[0], flat.input[0])], feeds)
+    shapes = _shapes_of(measured, [name for n, flat in views for name in (n.input[0], flat.input[0])])
     for n, flat in views:
         whole, source = shapes[n.input[0]], shapes[flat.input[0]]
-        wanted = [r[n.input[1]].shape for r in runs]
+        wanted = [r.values[n.input[1]].shape for r in measured]
         if [tuple(s) for s in source] == wanted and [tuple(s) for s in whole] == [(int(np.prod(w)),) for w in wanted]:
             n.CopyFrom(helper.make_node("Identity", [flat.input[0]], [n.output[0]], name=n.name))
 

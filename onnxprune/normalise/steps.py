@@ -1,0 +1,341 @@
+"""Steps: values that came out the same at every size that was measured, though the sizes behind them changed.
+
+"At most 512", "how many hundreds?", "is the batch 1?", the first eight positions: measured at a few sizes such a value
+looks like a constant, and at another size it is not. A sum, a product or a choice of entries that stays the same while
+its operands change does so at every size (they cancel out, or are not chosen); what any other operator gives is taken
+for a step. What follows from a step is measured too: the model is run once more with every step moved by one, and what
+changes then is no constant either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from onnxprune import model as m
+from onnxprune import storage
+from onnxprune.errors import RunError
+from onnxprune.graph import Array
+from onnxprune.normalise.constants import copy_node
+from onnxprune.runtime import Feeds, Session
+
+Mask = NDArray[np.bool_]
+
+_EXACT = {
+    *("Add", "Sub", "Mul", "Neg", "Sum", "Identity", "ReduceSum", "ReduceProd", "CumSum", "Range"),
+    *("Concat", "Split", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Expand", "Tile"),
+    *("ConstantOfShape", "Shape", "Size", "NonZero", "EyeLike", "Trilu"),
+    *("Exp", "Log", "Pow", "Reciprocal", "Sqrt"),
+}
+# An entry of the output comes from those at its place alone.
+_ENTRYWISE = {
+    *("Abs", "And", "BitShift", "Cast", "Ceil", "Clip", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less"),
+    *("LessOrEqual", "Max", "Min", "Mod", "Not", "Or", "Relu", "Round", "Sign", "Where", "Xor"),
+}
+# The inputs that choose; what they choose from may change where it is not chosen.
+_CHOOSING = {"Gather": (1,), "GatherElements": (1,), "GatherND": (1,), "Slice": (1, 2, 3, 4), "Where": (0,)}
+_MOST_ROUNDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A model as it was run, the inputs of that run, and the values that were asked for."""
+
+    proto: onnx.ModelProto
+    feeds: Feeds
+    values: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """The k-th bounds of the Slice that gives `output`: they cut an axis that changes to the same size each time."""
+
+    output: str
+    k: int
+    from_the_end: bool
+
+
+def moved_runs(
+    proto: onnx.ModelProto,
+    runs: Sequence[Measured],
+    given: Mapping[str, Sequence[Array]],
+    clamps: Sequence[Clamp],
+    open_: set[str],
+) -> tuple[list[Measured], set[str]]:
+    """(runs at the sizes of the first in which every step and clamp is moved, names of which nothing can be told).
+
+    given: values of the inputs in each run, those that depend on sizes alone. open_: the names that follow from steps
+    and yet stood still, of outer graphs; those of this one are added.
+    """
+    found: list[Measured] = []
+    stuck: set[str] = set()
+    plain = by_name(runs)
+    sites: dict[str, Mask] = {name: np.ones(v[0].shape, bool) for name, v in given.items() if name in open_}
+    for _ in range(_MOST_ROUNDS):
+        new = _steps(proto, {**given, **plain}, by_name(found), sites)
+        if not new and (found or not (sites or clamps)):
+            break
+        sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
+        further = _runs_with(proto, runs[0], sites, clamps, {k for k in sites if k in given or _still(plain[k]).any()})
+        if not further:
+            stuck = _behind(proto, sites.keys())
+            break
+        found += further
+    moved = by_name(found)
+    open_.update(k for k in moved if (_still(plain[k]) & ~_still([plain[k][0], *moved[k]])).any())
+    open_.update(stuck)
+    return found, stuck
+
+
+def _runs_with(
+    proto: onnx.ModelProto, run: Measured, sites: Mapping[str, Mask], clamps: Sequence[Clamp], still: set[str]
+) -> list[Measured]:
+    """Runs with these moved: by one, and by amounts of their own, as movements by one may cancel out.
+
+    Where the model does not run so (tensors no longer fit together), the arithmetic of sizes is run by itself, and the
+    model with fewer of them moved: those that stood `still`, or the clamps.
+    """
+    together = _moved(proto, run, sites, clamps)
+    if together is not None:
+        ways = [together, _moved(proto, run, sites, clamps, apart=True)]
+    else:
+        ways = [_moved(proto, run, sites, (), apart=apart, alone=True) for apart in (False, True)]
+        ways += [_moved(proto, run, {k: sites[k] for k in still}, ())] if still else []
+        ways += [_moved(proto, run, {}, clamps)] if clamps else []
+    return [r for r in ways if r is not None]
+
+
+def _behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
+    """The names, and all that is computed from them."""
+    found = set(names)
+    for n in proto.graph.node:
+        if found & set(n.input):
+            found.update(o for o in n.output if o)
+    return found
+
+
+def by_name(runs: Iterable[Measured]) -> dict[str, list[Array]]:
+    """The values of each tensor, run by run."""
+    found: dict[str, list[Array]] = {}
+    for r in runs:
+        for name, v in r.values.items():
+            found.setdefault(name, []).append(v)
+    return found
+
+
+def clamps_of(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[Clamp]:
+    """The bounds of Slices that leave as much of an axis that changes at each of the sizes that were measured.
+
+    shapes: of what each Slice reads and gives, in every run. A single position is one at every size.
+    """
+    weights = {t.name: t for t in proto.graph.initializer}
+    found: list[Clamp] = []
+    for n in slices(proto):
+        rows = _bounds(n, weights)
+        before, after = shapes[n.input[0]], shapes[n.output[0]]
+        for k, (axis, start) in enumerate(rows):
+            sizes, left = ({s[axis] for s in of if -len(s) <= axis < len(s)} for of in (before, after))
+            if len(sizes) > 1 and len(left) == 1 and min(left) > 1:
+                found.append(Clamp(n.output[0], k, start < 0))
+    return found
+
+
+def slices(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The Slices of the main graph whose bounds are stored."""
+    weights = {t.name: t for t in proto.graph.initializer}
+    return [n for n in proto.graph.node if n.op_type == "Slice" and n.input[0] not in weights and _bounds(n, weights)]
+
+
+def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[tuple[int, int]]:
+    """(axis, start) of every stored row of bounds."""
+    if len(n.input) == 1:
+        attributes = {a.name: list(a.ints) for a in n.attribute}
+        starts = attributes.get("starts", [])
+        return list(zip(attributes.get("axes", range(len(starts))), starts, strict=False))
+    if any(i and i not in weights for i in n.input[1:]):
+        return []
+    values = [storage.array_of(weights[i]).ravel().tolist() if i else None for i in n.input[1:4]]
+    starts = values[0] or []
+    axes = values[2] if len(values) > 2 and values[2] is not None else range(len(starts))
+    return list(zip(axes, starts, strict=False))
+
+
+def _steps(
+    proto: onnx.ModelProto,
+    plain: Mapping[str, Sequence[Array]],
+    moved: Mapping[str, Sequence[Array]],
+    known: Mapping[str, Mask],
+) -> dict[str, Mask]:
+    """Which entries of which tensors are steps, but for those that are known to be.
+
+    plain, moved: the values in the runs as the model is, and in those with the known steps moved.
+    """
+    found: dict[str, Mask] = {}
+    constants = {t.name: t for t in proto.graph.initializer}
+
+    def follows(name: str) -> Mask:
+        if name not in plain:
+            return np.zeros((), bool)
+        return ~_still([plain[name][0], *moved.get(name, ())]) | found.get(name, np.False_) | known.get(name, np.False_)
+
+    def changes(name: str) -> Mask:
+        return ~_still(plain[name]) | follows(name) if name in plain else np.zeros((), bool)
+
+    for n in proto.graph.node:
+        outputs = [o for o in n.output if o in plain and _numbers(plain[o][0])]
+        if not outputs or n.op_type in _EXACT or _keeps_apart(n, plain):
+            continue
+        read = [i for k, i in enumerate(n.input) if i and k in _CHOOSING.get(n.op_type, (k,))]
+        if not any(changes(i).any() for i in read) or _never(n, constants, plain):
+            continue
+        for o in outputs:
+            shape = plain[o][0].shape
+            mask = _reached(n, [changes(i) for i in read], shape) & ~known.get(o, np.False_)
+            if n.op_type == "Div" and all(i in plain for i in read):
+                above, below = read
+                mask = mask & ~(_cancels(plain[above], plain[below], shape) & ~(follows(above) | follows(below)))
+            elif n.op_type == "Div" and read[1] in constants:
+                mask = mask & (storage.array_of(constants[read[1]]) != 1)
+            if mask.any():
+                found[o] = mask
+    return found
+
+
+def _numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+
+
+def _cancels(above: Sequence[Array], below: Sequence[Array], shape: tuple[int, ...]) -> Mask:
+    """Which quotients of two sizes that both change are whole in every run."""
+    found: Mask = np.broadcast_to(~_still(above) & ~_still(below), shape)
+    for a, b in zip(above, below, strict=True):
+        found = found & np.broadcast_to(np.remainder(a, np.where(b == 0, 1, b)) == 0, shape)
+    return found
+
+
+def _still(values: Sequence[Array]) -> Mask:
+    """Which entries are the same in every run; none where the shape is not."""
+    first = values[0]
+    if not isinstance(first, np.ndarray) or any(np.shape(v) != first.shape for v in values[1:]):
+        return np.zeros(np.shape(first), bool)
+    same = np.ones(first.shape, bool)
+    for v in values[1:]:
+        same &= v == first
+    return same
+
+
+def _reached(n: onnx.NodeProto, changes: Sequence[Mask], shape: tuple[int, ...]) -> Mask:
+    """Which entries of an output of that shape read something that changes."""
+    if n.op_type not in _ENTRYWISE:
+        return np.ones(shape, bool)
+    reached: Mask = np.any([np.broadcast_to(c, shape) for c in changes], axis=0)
+    return reached
+
+
+def _keeps_apart(n: onnx.NodeProto, values: Mapping[str, Sequence[Array]]) -> bool:
+    """Whether this is a Cast or a quotient that keeps sizes apart, as whole or as broken numbers."""
+    if n.op_type == "Div":
+        return values[n.output[0]][0].dtype.kind == "f"
+    if n.op_type != "Cast":
+        return False
+    to = m.int_attribute(n, "to", 1)
+    source = values.get(n.input[0])
+    whole = source is not None and source[0].dtype.kind in "iu"
+    return to != onnx.TensorProto.BOOL and (whole or helper.tensor_dtype_to_np_dtype(to).kind not in "iu")
+
+
+def _never(n: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], values: Mapping[str, Sequence[Array]]) -> bool:
+    """Whether sizes are compared with a number below zero, which none of them is ("-1: keep it")."""
+    if n.op_type != "Equal":
+        return False
+    stored = [storage.array_of(constants[i]) for i in n.input if i in constants]
+    stored += [values[i][0] for i in n.input if i in values and _still(values[i]).all()]
+    return len(stored) == 1 and bool((stored[0] < 0).all())
+
+
+def _moved(
+    proto: onnx.ModelProto,
+    run: Measured,
+    sites: Mapping[str, Mask],
+    clamps: Sequence[Clamp],
+    *,
+    apart: bool = False,
+    alone: bool = False,
+) -> Measured | None:
+    """The run again with these entries and bounds moved by one; None where the model does not run so.
+
+    apart: each tensor by one more than the one before it. alone: only what is computed from sizes, as the run had them.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
+    feeds = dict(run.feeds)
+    amounts = {name: k + 1 if apart else 1 for k, name in enumerate(sites)}
+    nodes: list[onnx.NodeProto] = []
+    for v in graph.input:
+        if v.name in sites:
+            value = feeds.pop(v.name)
+            nodes += _instead(v.name, value, sites[v.name], amounts[v.name], graph)
+            v.name = f"{v.name}__still"
+            feeds[v.name] = value
+    for n in graph.node:
+        node = copy_node(n)
+        for c in clamps:
+            if c.output == node.output[0]:
+                _tighten(node, c, graph)
+        moved = [o for o in node.output if o in sites]
+        node.output[:] = [f"{o}__still" if o in sites else o for o in node.output]
+        nodes.append(node)
+        for o in moved:
+            nodes += _instead(o, run.values[o], sites[o], amounts[o], graph)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    sizes = [n.output[0] for n in nodes if alone and n.op_type in ("Shape", "Size") and n.output[0] in run.values]
+    part = m.submodel(copy, dict.fromkeys(sizes, onnx.TensorProto.INT64), [k for k in run.values if k not in sizes])
+    try:
+        values = Session(part, optimize=False).run({**feeds, **{k: run.values[k] for k in sizes}})
+    except RunError:
+        return None
+    values = {**run.values, **values}
+    return Measured(proto, run.feeds, values) if alone else Measured(copy, feeds, values)
+
+
+def _instead(name: str, value: Array, mask: Mask, by: int, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes that give `value`, moved where `mask` says so, in place of what `name`__still holds there.
+
+    Not the sum of both: a step behind a step would undo it.
+    """
+    moved = ~value if value.dtype == np.bool_ else np.where(value > by, value - by, value + by).astype(value.dtype)
+    source, chosen, there = f"{name}__still", f"{name}__moved", f"{name}__there"
+    graph.initializer.append(numpy_helper.from_array(np.asarray(moved), chosen))
+    if mask.all():
+        return [helper.make_node("Identity", [chosen], [name])]
+    graph.initializer.append(numpy_helper.from_array(np.asarray(mask), there))
+    if value.dtype != np.bool_:
+        return [helper.make_node("Where", [there, chosen, source], [name])]
+    graph.initializer.append(numpy_helper.from_array(np.asarray(~mask), f"{there}_not"))
+    return [
+        helper.make_node("And", [source, f"{there}_not"], [f"{source}_kept"]),
+        helper.make_node("And", [chosen, there], [f"{chosen}_taken"]),
+        helper.make_node("Or", [f"{source}_kept", f"{chosen}_taken"], [name]),
+    ]
+
+
+def _tighten(node: onnx.NodeProto, clamp: Clamp, graph: onnx.GraphProto) -> None:
+    """Let a Slice leave one position less: the last one, or of those that are counted from the end the first."""
+    step = 1 if clamp.from_the_end else -1
+    if len(node.input) == 1:
+        bounds = next(a for a in node.attribute if a.name == ("starts" if clamp.from_the_end else "ends"))
+        bounds.ints[clamp.k] += step
+        return
+    slot = 1 if clamp.from_the_end else 2
+    stored = next(t for t in graph.initializer if t.name == node.input[slot])
+    values = storage.array_of(stored).copy()
+    values.ravel()[clamp.k] += step
+    node.input[slot] = f"{node.output[0]}__bounds{slot}_{clamp.k}"
+    graph.initializer.append(numpy_helper.from_array(values, node.input[slot]))
