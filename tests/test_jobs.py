@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -448,12 +449,22 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def own_folder() -> Iterator[dict[str, str]]:
+    """The environment of processes that are killed and cannot clear up: their temporary files go with the context."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        yield {**environment(), "TMPDIR": name}
+
+
+@contextlib.contextmanager
 def script(*code: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process that runs a script; it ends with the context."""
     path = digits.FOLDER.parent
-    with subprocess.Popen(
-        [sys.executable, "-c", *code], stdout=subprocess.PIPE, text=True, env=environment(), cwd=path
-    ) as process:
+    with (
+        own_folder() as env,
+        subprocess.Popen(
+            [sys.executable, "-c", *code], stdout=subprocess.PIPE, text=True, env=env, cwd=path
+        ) as process,
+    ):
         try:
             yield process
         finally:
@@ -545,8 +556,8 @@ class Dask:
 def dask_cluster(workers: int, protocol: str = "tcp", *flags: str) -> Iterator[Dask]:
     """A cluster of one thread per worker, on this machine. flags: of the scheduler and the workers alike."""
     module = [sys.executable, "-m", "distributed.cli"]
-    quiet = {"env": environment(), "stdout": subprocess.DEVNULL}
     with contextlib.ExitStack() as stack:
+        quiet = {"env": stack.enter_context(own_folder()), "stdout": subprocess.DEVNULL}
 
         def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
             command = [*module[:-1], f"{module[-1]}.dask_{arguments[0]}", *arguments[1:], "--no-dashboard"]
