@@ -12,6 +12,7 @@ from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
+from onnxprune.intake.options import at_most, exact_percent
 from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
@@ -56,12 +57,17 @@ def allocate(
         kept = budget.uniform(widths, settings.uniform)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
     masks = {g: mask for g, mask in masks.items() if g not in dead_groups(coupled.drops, masks)}
+    option = "--ratio" if settings.uniform is None else "--uniform"
     if not masks:
-        raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
+        of = f"the {settings.counted}" if settings.uniform is None else "the channels of every group"
+        raise NothingPrunable(
+            f"no channel has to go for {exact_percent(settings.share)} of {of}; give a larger {option}"
+        )
     whole = parts.with_every_part(channels, masks, paths)
     if whole is None:
-        option = "--ratio" if settings.uniform is None else "--uniform"
-        raise BudgetUnreachable(f"at {settings.share:.0%} some tensor would keep no channel at all; lower {option}")
+        raise BudgetUnreachable(
+            f"at {exact_percent(settings.share)} some tensor would keep no channel at all; lower {option}"
+        )
     return whole, paths
 
 
@@ -90,7 +96,8 @@ def within_budget(
         rounds = isinstance(settings.round_to, int) and settings.round_to > 1
         hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
         raise BudgetUnreachable(
-            f"{share:.0%} of the {settings.budget} cannot go: at most {max(1 - least / full, 0.0):.1%} can; {hint}"
+            f"{exact_percent(share)} of the {settings.counted} cannot go: at most {at_most(1 - least / full)} can; "
+            f"{hint}"
         )
     tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings, scheduler)) for p in candidates.values()]
     if len(tried) > 1:
@@ -128,8 +135,8 @@ def _measured(
         )
     if best.measured > (1.0 + LATENCY_MISSED) * wanted:
         raise BudgetUnreachable(
-            f"{1 - wanted:.0%} of the latency cannot go: {1 - best.measured:.1%} is the closest that was measured; "
-            "lower --ratio, or measure on a machine that does nothing else"
+            f"{exact_percent(1 - wanted)} of the latency cannot go: {1 - best.measured:.1%} is the closest that was "
+            "measured; lower --ratio, or measure on a machine that does nothing else"
         )
     return best.kept, paths[best.kept]
 

@@ -206,7 +206,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 )
 @click.option(
     "--budget",
-    type=click.Choice(BUDGETS),
+    type=click.Choice(tuple(BUDGETS)),
     **_shown(_DEFAULTS.budget),
     help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency).",
 )

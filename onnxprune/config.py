@@ -20,7 +20,8 @@ GRADIENT = LABELLED = ("global", "combined", "taylor")
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
-BUDGETS = ("macs", "params", "latency")
+# What a ratio counts, and what a reader calls it.
+BUDGETS: Mapping[str, str] = MappingProxyType({"macs": "MACs", "params": "parameters", "latency": "latency"})
 ATTENTIONS = ("heads", "head-dim")
 UNTRIED = ("keep", "cut")
 # What `bench` runs: the types that a model has, or a copy in float16. Seconds of rounds that count, and rounds before.
@@ -119,16 +120,17 @@ class PruneConfig:
             object.__setattr__(self, "ratio", RATIO)
         if self.tolerance is not None and not 0.0 < self.tolerance < float("inf"):
             raise UsageError(
-                f"tolerance {self.tolerance} must be above 0: it is a squared error over the outputs' spread"
+                f"tolerance is {self.tolerance}; it is a finite number above 0: a squared error over the outputs' "
+                "spread, such as 0.01"
             )
         for name, share, meaning in (
-            ("ratio", self.ratio, f"the share of the {self.budget} to remove"),
+            ("ratio", self.ratio, f"the share of the {self.counted} to remove"),
             ("uniform", self.uniform, "the share of its channels that every group loses"),
         ):
             if share is not None and not 0.0 < share < 1.0:
                 raise UsageError(f"{name} {share} is outside (0, 1): it is {meaning}")
         for name, value, allowed in (
-            ("budget", self.budget, BUDGETS),
+            ("budget", self.budget, tuple(BUDGETS)),
             ("method", self.method, METHODS),
             ("metric", self.metric, METRICS),
             ("coefficients", self.coefficients, COEFFICIENTS),
@@ -172,6 +174,11 @@ class PruneConfig:
             raise UsageError("fast leaves recovery out; leave out one of fast and recover")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
+
+    @property
+    def counted(self) -> str:
+        """What `ratio` is a share of, in words."""
+        return BUDGETS.get(self.budget, "budget")
 
     @property
     def share(self) -> float | None:

@@ -21,6 +21,7 @@ from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
+from onnxprune.intake.options import exact_percent
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.processor import processor
@@ -106,6 +107,7 @@ def report_of(
             *not_counted(channels),
             *larger(before, after),
             *less_aligned(coupled, settings),
+            *unspent(kept, coupled, settings),
             *without_gradient(coupled, calibrated, settings),
             *(checked.notes if checked else ()),
             *(timed.notes if timed else ()),
@@ -209,9 +211,21 @@ def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
     if coupled.relaxed == 1:
         return ()
     wanted, found = TARGETS[settings.target].alignment, alignment(coupled, settings)
+    share = exact_percent(settings.ratio or 0.0)
     return (
-        f"with widths in multiples of {wanted}, as {settings.target} has them best, {settings.ratio:.1%} of the "
-        f"{settings.budget} cannot go; --round-to auto took multiples of {found}",
+        f"with widths in multiples of {wanted}, as {settings.target} has them best, {share} of the {settings.counted} "
+        f"cannot go; --round-to auto took multiples of {found}",
+    )
+
+
+def unspent(kept: Sequence[int], coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
+    """That a tolerance was not what ended the cuts."""
+    least = [min(allowed(g, coupled, settings)) for g in coupled.channels.groups]
+    if settings.tolerance is None or any(k > n for k, n in zip(kept, least, strict=True)):
+        return ()
+    return (
+        f"a tolerance of {settings.tolerance:g} would allow more: every group has the least width that --round-to, "
+        "--min-channels and the model allow",
     )
 
 

@@ -139,7 +139,7 @@ def test_options_replace_ratio_by_uniform_and_back():
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
 def test_tolerance_out_of_range(tolerance: float):
-    with pytest.raises(UsageError, match=r"tolerance .* must be above 0"):
+    with pytest.raises(UsageError, match=r"tolerance is .* a finite number above 0"):
         PruneConfig(tolerance=tolerance)
 
 
@@ -206,6 +206,9 @@ def test_what_reads_statistics(options: dict[str, Any], reads: bool):
         ({"memory": 0}, "memory is 0"),
         ({"samples": 0}, "samples is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"ratio": 1.0}, "it is the share of the MACs to remove"),
+        ({"ratio": 0.0, "budget": "params"}, "it is the share of the parameters to remove"),
+        ({"tolerance": float("inf")}, "tolerance is inf; it is a finite number above 0"),
     ],
 )
 def test_refused(options: dict[str, Any], match: str):

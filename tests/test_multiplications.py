@@ -273,7 +273,7 @@ def test_the_share_that_the_report_tells_is_that_of_the_weights():
     assert result.report.before.macs == by_weights(proto)
     assert result.report.after.macs == by_weights(result.model)
     assert result.report.achieved == 1.0 - by_weights(result.model) / by_weights(proto)
-    with pytest.raises(BudgetUnreachable, match="of the macs cannot go: at most"):
+    with pytest.raises(BudgetUnreachable, match="of the MACs cannot go: at most"):
         prune(proto, None, data, ratio=0.7, **QUICK)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,45 @@ def test_replay_of_a_uniform_plan():
     assert again.plan.to_json() == direct.plan.to_json()
     assert again.report.config == direct.report.config
     assert (again.report.requested, again.report.achieved) == (direct.report.requested, direct.report.achieved)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"ratio": 1e-17}, "no channel has to go for 1e-15% of the MACs; give a larger --ratio"),
+        ({"ratio": 1e-300, "budget": "params"}, "no channel has to go for 1e-298% of the parameters"),
+        (
+            {"uniform": 1e-300},
+            "no channel has to go for 1e-298% of the channels of every group; give a larger --uniform",
+        ),
+    ],
+)
+def test_a_share_below_a_channel(options: dict[str, Any], why: str):
+    """Fails where the widths are blamed for a share that asks for nothing."""
+    with pytest.raises(NothingPrunable, match=why):
+        unfitted("resnet", method="magnitude", round_to=1, **options)
+
+
+@pytest.mark.parametrize(("ratio", "shown"), [(0.999, "99.9%"), (0.9999, "99.99%"), (1 - 1e-12, "99.9999999999%")])
+def test_a_share_out_of_reach_is_not_rounded_away(ratio: float, shown: str):
+    """Fails where more than all seems to be asked for, or more is promised than can go."""
+    with pytest.raises(BudgetUnreachable) as e:
+        unfitted("resnet", method="magnitude", ratio=ratio)
+    found = re.fullmatch(r"([\d.]+%) of the MACs cannot go: at most ([\d.]+)% can; lower --ratio", str(e.value))
+    assert found is not None
+    assert found[1] == shown
+    most = float(found[2]) / 100.0
+    assert most < ratio
+    assert unfitted("resnet", method="magnitude", ratio=most).report.achieved >= most
+
+
+def test_a_tolerance_that_limits_nothing():
+    """Fails where a tolerance is said to be what the cuts ended at, though the widths were."""
+    limited, free = (
+        unfitted("resnet", tolerance=t, method="magnitude", samples=64, force=True).report for t in (0.05, 1e300)
+    )
+    assert any("a tolerance of 1e+300 would allow more" in n for n in free.notes)
+    assert not any("would allow more" in n for n in limited.notes)
 
 
 def test_everything_too_narrow():

@@ -168,7 +168,7 @@ def test_a_budget_out_of_reach_relaxes_the_alignment():
     assert report.achieved >= 0.88
     assert report.alignment.multiple == 4
     assert notes_on_relaxing(report) == [
-        "with widths in multiples of 8, as ort-cpu has them best, 88.0% of the macs cannot go; "
+        "with widths in multiples of 8, as ort-cpu has them best, 88% of the MACs cannot go; "
         "--round-to auto took multiples of 4"
     ]
     assert not notes_on_relaxing(unfitted("resnet", ratio=0.5).report)

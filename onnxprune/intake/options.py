@@ -56,6 +56,17 @@ def check_most(name: str, value: Any, most: int) -> None:
         raise UsageError(f"{name} is {shown(value)}; it is at most {most}")
 
 
+def exact_percent(share: float) -> str:
+    """A share as it was asked for, no digit of it rounded away: 50%, 99.99%, 1e-15%."""
+    text = f"{100.0 * share:.10g}"
+    return f"{text}%" if text != "100" or share == 1.0 else f"{100.0 * share!r}%"
+
+
+def at_most(share: float) -> str:
+    """A share that is the most there is: rounded down."""
+    return f"{math.floor(1000.0 * max(share, 0.0)) / 10.0:.1f}%"
+
+
 def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
     try:

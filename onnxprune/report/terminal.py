@@ -21,8 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.channels.describe import Description, GroupDescription, Place
+from onnxprune.config import BUDGETS
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
+from onnxprune.intake.options import exact_percent
 from onnxprune.latency.bench import Bench, Latency
 from onnxprune.latency.profile import NodeTime, by_operator
 from onnxprune.measures.figures import ERROR, percent
@@ -172,8 +174,12 @@ def _pinned(rows: Sequence[PinnedRow], screen: Screen) -> list[RenderableType]:
     return [table, _remedies(numbers, screen)]
 
 
+def _requested(share: float) -> str:
+    return f"{share:.1%}" if round(share, 3) == share else exact_percent(share)
+
+
 def _tolerance(report: Report) -> str:
-    return f"as much as a tolerance of {report.config.get('tolerance')} on the outputs allows"
+    return f"within a tolerance of {report.config.get('tolerance')} on the outputs"
 
 
 def _alignment(a: Alignment) -> str:
@@ -184,9 +190,9 @@ def _alignment(a: Alignment) -> str:
 
 
 def _run_facts(report: Report) -> list[tuple[str, str]]:
-    unit = {"macs": "MACs", "params": "parameters", "latency": "latency"}.get(str(report.config.get("budget")), "cost")
+    unit = BUDGETS.get(str(report.config.get("budget")), "cost")
     unit, of = ("channels", " of every group") if report.config.get("uniform") is not None else (unit, "")
-    wanted = f"requested {report.requested:.1%}{of}" if report.requested is not None else _tolerance(report)
+    wanted = f"requested {_requested(report.requested)}{of}" if report.requested is not None else _tolerance(report)
     facts = [
         (f"{unit} removed", f"{report.achieved:.1%}, {wanted}"),
         *_timing_facts(report),
