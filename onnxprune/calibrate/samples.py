@@ -32,7 +32,8 @@ Array = NDArray[Any]
 class InputSpec:
     """A model input: its numpy dtype and declared dimensions, None where symbolic.
 
-    whole: axis 0 counts no samples, as an input that is no tensor has that size too.
+    whole: axis 0 counts no samples, as an input that is no tensor has that size too, or as the data has one value for
+    all samples.
     """
 
     name: str
@@ -232,9 +233,13 @@ def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
     p = Path(path)
     files = listed(p)
     parts = list(_parts(p, files, specs))
+    once = {s.name for s in specs for inputs, _ in parts if _same_for_all(s, inputs, specs)}
+    specs = tuple(replace(s, whole=True) if s.name in once else s for s in specs)
     arrays: dict[str, Array | Rows] = {}
     for s in specs:
         pieces = [part[0][s.name] for part in parts]
+        if s.name in once and any(len(x) > 1 or not np.array_equal(x[:], pieces[0][:]) for x in pieces):
+            raise CalibrationError(f"{p}: the files hold other values of input {s.name!r}; store one for each sample")
         if not s.batched:
             arrays[s.name] = pieces[0]
         elif len({piece.shape[1:] for piece in pieces}) > 1:
@@ -284,6 +289,7 @@ def given(source: object, specs: tuple[InputSpec, ...]) -> Samples:
 def checked(arrays: Mapping[str, Any], specs: tuple[InputSpec, ...]) -> Samples:
     """Arrays in memory, checked in the same way."""
     inputs, extras = _checked({_key(k): _as_array(k, v) for k, v in arrays.items()}, specs, "the data")
+    specs = tuple(replace(s, whole=True) if _same_for_all(s, inputs, specs) else s for s in specs)
     return Samples(specs, inputs, extras, "arrays in memory")
 
 
@@ -318,7 +324,6 @@ def _checked(
 ) -> tuple[dict[str, Array | Rows], dict[str, Array]]:
     """(inputs, other keys), with every input's presence, dtype, shape and values checked."""
     checked: dict[str, Array | Rows] = {}
-    count: int | None = None
     for s in specs:
         if s.name not in data:
             wanted = ", ".join(repr(x.name) for x in specs)
@@ -348,15 +353,39 @@ def _checked(
             a = a[None]
         _check_shape(a, s, where)
         if a.size == 0 and (0 not in s.dims or (s.batched and not len(a))):
-            raise CalibrationError(f"{where} is empty; at least one sample is needed")
+            raise CalibrationError(f"{where} {_why_empty(a, s)}")
         if is_float(a.dtype) and not all(np.isfinite(part).all() for part in chunks(a)):
             raise CalibrationError(f"{where} holds NaN or infinite values; clean the data first")
-        if s.batched:
-            if count is not None and len(a) != count:
-                raise CalibrationError(f"{where} has {len(a)} samples, another input has {count}")
-            count = len(a)
         checked[s.name] = a
+    _check_counts(checked, specs, path)
     return checked, {k: v[:] if isinstance(v, Rows) else v for k, v in data.items() if k not in checked}
+
+
+def _check_counts(arrays: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...], path: Path | str) -> None:
+    """Raises CalibrationError unless all inputs have as many samples, those aside that have one for all of them."""
+    counts = {s.name: len(arrays[s.name]) for s in specs if s.batched and not _same_for_all(s, arrays, specs)}
+    name, count = next(iter(counts.items()), ("", 0))
+    for other, found in counts.items():
+        if found != count:
+            raise CalibrationError(f"{path}: input {other!r} has {found} samples, input {name!r} has {count}")
+
+
+def _same_for_all(s: InputSpec, arrays: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...]) -> bool:
+    """Whether an input has one value for all samples: exactly what it is declared as, where others have more.
+
+    A first size of 1 that is fixed may be that of a batch, or of a list with one entry, such as the starts of a Slice.
+    """
+    most = max((len(arrays[x.name]) for x in specs if x.batched), default=1)
+    return s.batched and None not in s.dims and len(arrays[s.name]) == 1 < most
+
+
+def _why_empty(a: Array | Rows, s: InputSpec) -> str:
+    if not s.batched or not len(a):
+        return "is empty; at least one sample is needed"
+    return (
+        f"has the shape {'x'.join(map(str, a.shape))}: there are {len(a)} samples, but nothing in them to learn from; give "
+        f"one entry or more along axis {a.shape.index(0)} (of a past, zeros)"
+    )
 
 
 def _halved(a: Array, s: InputSpec, where: str) -> Array:

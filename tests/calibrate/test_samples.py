@@ -108,6 +108,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[InputSpec, ...], str]] = 
     "not a number": (lambda d: saved(d, image=spoiled(np.nan)), IMAGE, "NaN or infinite"),
     "infinite": (lambda d: saved(d, image=spoiled(np.inf)), IMAGE, "NaN or infinite"),
     "no samples": (lambda d: saved(d, image=images(0)), IMAGE, "is empty"),
+    "samples without an entry": (
+        lambda d: saved(d, image=np.zeros((16, 3), np.float32), past=np.zeros((16, 0, 4), np.float32)),
+        (InputSpec("image", FLOAT, (None, 3)), InputSpec("past", FLOAT, (None, None, 4))),
+        "'past' has the shape 16x0x4: there are 16 samples, but nothing in them.* along axis 1",
+    ),
     "pickled": (lambda d: npy(d, np.array([{"a": 1}], object), pickle=True), IMAGE, "cannot be read"),
     "pickled inside": (lambda d: saved(d, image=np.array([{"a": 1}], object)), IMAGE, "cannot be read"),
     "several inputs": (lambda d: npy(d, images()), PAIR, "several inputs.*'image', 'ids'"),
@@ -115,7 +120,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[InputSpec, ...], str]] = 
     "counts differ": (
         lambda d: saved(d, image=np.zeros((2, 3), np.float32), ids=np.zeros((3, 2), np.int64)),
         PAIR,
-        "'ids' has 3 samples, another input has 2",
+        "'ids' has 3 samples, input 'image' has 2",
     ),
     "no archive": (lambda d: raw(d, "data.npz", b"PK\x03\x04nothing"), IMAGE, "cannot be read"),
     "empty file": (lambda d: raw(d, "data.npy", b""), IMAGE, "cannot be read"),
@@ -484,3 +489,50 @@ def test_damaged_files_are_refused_or_read_never_anything_else(data: st.DataObje
         except CalibrationError:
             return
         assert np.isfinite(s.arrays["image"][:]).all()
+
+
+STARTS = (InputSpec("starts", np.dtype(np.int64), (1,)), InputSpec("image", FLOAT, (None, 3)))
+
+
+def archives(folder: Path, *parts: dict[str, Array]) -> Path:
+    for i, part in enumerate(parts):
+        np.savez(folder / f"{i}.npz", **part)
+    return folder
+
+
+def test_one_value_for_all_samples(tmp_path: Path):
+    """Fails where a list of one entry, such as the starts of a Slice, is taken for a batch of one."""
+    image = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+    samples = load(saved(tmp_path, starts=np.array([2]), image=image), STARTS)
+    assert len(samples) == 16
+    assert not samples.fixed_batch
+    (feeds,) = samples.batches(16)
+    assert feeds["starts"].tolist() == [2]
+    assert_same(feeds["image"], image, rtol=0.0, atol=0.0)
+    assert samples.take([3, 5]).slice(0, 2)["starts"].tolist() == [2]
+    each = load(saved(tmp_path, starts=np.arange(16), image=image), STARTS)
+    assert [f["starts"].tolist() for f in each.batches(16)] == [[i] for i in range(16)]
+
+
+def test_one_value_for_all_files(tmp_path: Path):
+    """The same where several files hold the samples: equal in each, or refused; one sample in each file is a batch."""
+    image = np.zeros((16, 3), np.float32)
+    same = {"starts": np.array([2]), "image": image}
+    (tmp_path / "same").mkdir()
+    assert load(archives(tmp_path / "same", same, same), STARTS).arrays["starts"].tolist() == [2]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CalibrationError, match="the files hold other values of input 'starts'"):
+        load(archives(tmp_path / "other", same, {**same, "starts": np.array([1])}), STARTS)
+    (tmp_path / "single").mkdir()
+    one = {"image": image[:1]}
+    found = load(
+        archives(tmp_path / "single", {**one, "starts": np.array([1])}, {**one, "starts": np.array([2])}), STARTS
+    )
+    assert found.arrays["starts"].tolist() == [1, 2]
+
+
+def test_a_free_size_of_one_is_a_batch(tmp_path: Path):
+    """Fails where one sample of an input that could have more is spread over those of another."""
+    path = saved(tmp_path, image=np.zeros((1, 3), np.float32), ids=np.zeros((3, 2), np.int64))
+    with pytest.raises(CalibrationError, match="'ids' has 3 samples, input 'image' has 1"):
+        load(path, PAIR)
