@@ -383,8 +383,8 @@ def _why_empty(a: Array | Rows, s: InputSpec) -> str:
     if not s.batched or not len(a):
         return "is empty; at least one sample is needed"
     return (
-        f"has the shape {'x'.join(map(str, a.shape))}: there are {len(a)} samples, but nothing in them to learn from; give "
-        f"one entry or more along axis {a.shape.index(0)} (of a past, zeros)"
+        f"has the shape {'x'.join(map(str, a.shape))}: there are {len(a)} samples, but nothing in them to learn from; "
+        f"give one entry or more along axis {a.shape.index(0)} (of a past, zeros)"
     )
 
 
