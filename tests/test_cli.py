@@ -717,7 +717,7 @@ TWICE = ["--runs", "2", "--warmup", "0"]
 def test_bench(slim: str, capsys: Capture):
     code, out, err = run(capsys, "bench", RESNET, slim, *TWICE, "--profile", "--batch", "3", "--threads", "1")
     assert (code, err) == (0, "")
-    for text in ("time of [2]", "input 3x1x8x8 (batch 3; random, seed 0)", "2 rounds, in turns", "1 threads", "Conv"):
+    for text in ("time of [2]", "input 3x1x8x8 (batch 3; random, seed 0)", "2 rounds, in turns", "1 thread\n", "Conv"):
         assert text in out
     assert max(map(len, out.splitlines())) <= PLAIN_WIDTH
 
