@@ -26,7 +26,7 @@ from onnxprune.graph import Array, Shape, cast, is_float
 from onnxprune.intake import extent
 from onnxprune.intake.first_run import Trial
 from onnxprune.measures.layouts import Layouts, samples_first
-from onnxprune.measures.masked import counting
+from onnxprune.measures.masked import near
 from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Feeds, Session, concatenated
@@ -254,7 +254,7 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
         fine = np.isfinite(y)
         if not np.array_equal(x[~fine], y[~fine], equal_nan=True) or not np.isfinite(x[fine]).all():
             return float("inf")
-        counts = counting(y)
+        counts = near(y)
         for own in (counts, fine & ~counts):
             if own.any():
                 scale = max(float(np.abs(y[own]).max()), 1e-30)

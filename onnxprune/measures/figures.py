@@ -151,7 +151,15 @@ def _why_infinite(part: Part, answers: Answers, outputs: Mapping[str, Array]) ->
         y, y0 = outputs[x.tensor], answers.values[x.tensor]
         if y.shape != y0.shape:
             return f"its shape is {y.shape} instead of {y0.shape}"
+        d = difference(x.of(y), x.of(y0))
+        if np.isfinite(y.astype(np.float64)).all() and np.isposinf(d).any():
+            return f"its numbers are others where the original's are masked ({_mask_of(x.of(y0), d):g})"
     return "it is not finite, or is infinite at other places than the original's"
+
+
+def _mask_of(y0: Array, d: Wide) -> float:
+    """One of the original's masks that the other model does not have."""
+    return float(y0[np.isposinf(d)].flat[0])
 
 
 def _left_out(part: Part, why: str, answers: Answers, outputs: Mapping[str, Array]) -> Figure:

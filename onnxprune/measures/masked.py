@@ -1,10 +1,13 @@
 """Entries that a model masks: infinite ones, and those that stand for it, such as -1e9 or the least number of a type.
 
 Their size is none of the data's: a spread that takes in one of -10000 is a spread of masks, beside which the errors of
-all that counts vanish.
+all that counts vanish. A mask is one repeated number, with no more than something small added to it: large numbers that
+vary are quantities. What two models give where the original masks is compared too, by the size of what may be added.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,40 +16,62 @@ from onnxprune.graph import Array
 
 # A mask is at least so large, at least this share of the lowest number, and everything else is this much smaller.
 _LEAST, _WITHIN, _APART = 1e3, 0.9, 50.0
+# It is one number, to which something of the size of everything else may be added, and rounding in half precision: what
+# varies by more is a quantity. Where two models mask, they may differ by twice that.
+_SIZES, _ROUNDING = 2.0, 1e-3
 # What varies by less than this share of its squares is constant.
 _STILL = 1e-12
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Where the numbers are so far below all others, and by how much what is added to a mask may move it."""
+
+    far: NDArray[np.bool_]
+    moves: float
 
 
 def counting(y: Array) -> NDArray[np.bool_]:
     """Where the entries of `y`, first axis = samples, are finite and not masked."""
     fine: NDArray[np.bool_] = np.isfinite(y)
-    limit = _limit(y, fine)
-    if limit is None:
-        return fine
-    far = fine & (y <= limit)
-    if y.ndim and len(y) > 1:  # an entry that always lies there and varies is a quantity with an offset
-        rows = far.reshape(len(y), -1)
-        always = np.flatnonzero(rows.all(axis=0))
-        own = y.reshape(len(y), -1)[:, always].astype(np.float64)
-        rows[:, always[own.var(axis=0) > _STILL * np.square(own).mean(axis=0)]] = False
-        far = rows.reshape(y.shape)
-    return fine & ~far
+    found = _masks(y, fine)
+    return fine if found is None else fine & ~found.far
+
+
+def near(y: Array) -> NDArray[np.bool_]:
+    """Where the entries of `y` are finite and not far below all others, as masks are, whether these vary or not."""
+    fine: NDArray[np.bool_] = np.isfinite(y)
+    found = _far(y, fine)
+    return fine if found is None else fine & ~_but_for_offsets(y, found.far)
 
 
 def masked(y: Array, y0: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(where both are masked, where `y0` alone is by a finite number): masks by the standard of `y0`."""
+    """(where both are masked alike, where `y0` is by a finite number and `y` is not, or by another)."""
     fine: NDArray[np.bool_] = np.isfinite(y0)
     none = np.zeros_like(fine)
     both = none if fine.all() else (y == y0) & np.isinf(y0)
-    limit = _limit(y0, fine)
-    if limit is None:
+    found = _masks(y0, fine)
+    if found is None:
         return both, none
-    hidden = fine & ~counting(y0)
-    return both | (hidden & (y <= limit)), hidden & ~(y <= limit)
+    with np.errstate(invalid="ignore", over="ignore"):
+        alike = np.abs(y.astype(np.float64) - np.where(found.far, y0, 0.0)) <= 2.0 * found.moves
+    alike |= np.isneginf(y)
+    return both | (found.far & alike), found.far & ~alike
 
 
-def _limit(y: Array, fine: NDArray[np.bool_]) -> float | None:
-    """What is not above this is a mask; None where there are none."""
+def _masks(y: Array, fine: NDArray[np.bool_]) -> _Masks | None:
+    """The masks; None where there are none."""
+    found = _far(y, fine)
+    if found is None:
+        return None
+    own = y[found.far].astype(np.float64)
+    if own.size < 2 or float(np.abs(own - np.median(own)).max()) > found.moves:
+        return None
+    return _Masks(_but_for_offsets(y, found.far), found.moves)
+
+
+def _far(y: Array, fine: NDArray[np.bool_]) -> _Masks | None:
+    """What is far below all others; None where nothing is."""
     if not y.size or not fine.any():
         return None
     low = float((y if fine.all() else y[fine]).min())
@@ -54,5 +79,20 @@ def _limit(y: Array, fine: NDArray[np.bool_]) -> float | None:
         return None
     limit = _WITHIN * low
     rest = y[fine & (y > limit)]
-    known = rest.size > 0 and max(abs(float(rest.min())), abs(float(rest.max()))) * _APART <= -low
-    return limit if known else None
+    if not rest.size:
+        return None
+    largest = max(abs(float(rest.min())), abs(float(rest.max())))
+    if largest * _APART > -low:
+        return None
+    return _Masks(fine & (y <= limit), _SIZES * largest + _ROUNDING * -low)
+
+
+def _but_for_offsets(y: Array, far: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without entries that always lie there and vary: quantities with an offset."""
+    if not (y.ndim and len(y) > 1):
+        return far
+    rows = far.reshape(len(y), -1)
+    always = np.flatnonzero(rows.all(axis=0))
+    own = y.reshape(len(y), -1)[:, always].astype(np.float64)
+    rows[:, always[own.var(axis=0) > _STILL * np.square(own).mean(axis=0)]] = False
+    return rows.reshape(y.shape)

@@ -7,7 +7,9 @@ import pytest
 
 from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers
+from onnxprune.measures.figures import figures_of
 from onnxprune.measures.masked import counting
+from onnxprune.measures.observed import Observed, Whole
 from onnxprune.training import Spread
 from onnxprune.verify import largest_difference
 
@@ -79,3 +81,44 @@ def test_masks_have_no_part_in_the_spread_of_training():
         assert spread.masked == {"o"}
         found.append(spread.per_sample()["o"])
     assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("factor", [10.0, 1.5, 0.5, 1.01])
+def test_large_numbers_that_vary_are_no_masks(factor: float):
+    """Fails where a penalty of -2000 to -2200 in a tenth of the samples is never compared, whatever becomes of it."""
+    y0 = normal(100, 2)
+    y0[::10, 0] -= np.linspace(2000, 2200, 10, dtype=np.float32)
+    y = y0.copy()
+    y[::10, 0] *= factor
+    by_hand = ((y - y0) ** 2).sum(dtype=np.float64) / ((y0 - y0.mean(axis=0)) ** 2).sum(dtype=np.float64)
+    assert counting(y0).all()
+    assert Answers.of({"o": y0}, 100).error({"o": y}) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_one_number_is_no_mask():
+    y0 = normal(N, 6)
+    y0[3, 2] = -2000.0
+    assert counting(y0).all()
+
+
+@pytest.mark.parametrize(
+    ("other", "same"), [(-1e5, False), (-5e3, False), (-1.02e4, False), (-1e4 + 2, True), (-np.inf, True)]
+)
+def test_masks_are_compared(other: float, same: bool):
+    """Fails where anything at all may stand where the original masks, or where -inf may not stand for -1e4."""
+    y0 = normal(N, 6)
+    answers = Answers.of({"o": filled(y0, -1e4)}, N)
+    found = answers.error({"o": filled(y0, other)})
+    assert found == (0.0 if same else float("inf"))
+    figures = figures_of(Observed(("o",), (Whole(("o",), ("o",)),)), answers, {"o": filled(y0, other)}, held_out=True)
+    why = [f.why for f in figures.each]
+    assert why == ([""] if same else ["its numbers are others where the original's are masked (-10000)"])
+
+
+def test_small_numbers_beside_large_ones_are_checked_by_their_own_size():
+    """Fails where a slice may be wrong by a hundredth beside quantities of -2000, as it may not beside masks."""
+    y0 = normal(N, 6)
+    y0[::4, 0] -= np.linspace(2000, 2200, 10, dtype=np.float32)
+    wrong = y0.copy()
+    wrong[:, 1] += 0.05
+    assert largest_difference({"o": wrong}, {"o": y0}) > 1e-2
