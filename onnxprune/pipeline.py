@@ -42,8 +42,8 @@ from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
 from onnxprune.graph import Array
 from onnxprune.intake import counting, declarations, first_run, older, scales
+from onnxprune.intake.figures import digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
-from onnxprune.intake.figures import figures_of
 from onnxprune.intake.inputs import check_samples
 from onnxprune.intake.options import error_limit
 from onnxprune.jobs import check_choice, scheduling
@@ -286,7 +286,12 @@ def _run(
         chosen = plan.make(coupled.channels, masks, *checksums, settings.as_dict(), coefficients)
     else:
         masks = replay(replayed, coupled, settings)
-        chosen = replace(replayed, data_sha256=loaded.inputs_sha256, config=settings.as_dict())
+        chosen = replace(
+            replayed,
+            data_sha256=loaded.inputs_sha256,
+            config=settings.as_dict(),
+            split_seed=None if replayed.divided_by == settings.seed else replayed.divided_by,
+        )
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
@@ -317,14 +322,17 @@ def opened(model: ModelLike, calibration: Calibration, settings: PruneConfig, re
     if replayed is None:
         return load(model, calibration, settings)
     # A plan has decided all that labels decide, so a replay needs none.
-    loaded = load(model, calibration, settings.with_options(labels=None))
+    loaded = load(model, calibration, settings.with_options(labels=None), replayed.divided_by)
     known = (loaded.source.sha256, loaded.inputs_sha256)
     said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)
     return replace(loaded, notes=(*loaded.notes, *said))
 
 
-def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> Loaded:
-    """Read and normalise the model, read and split the data, and hold the labels against the first output."""
+def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divided_by: int | None = None) -> Loaded:
+    """Read and normalise the model, read and split the data, and hold the labels against the first output.
+
+    divided_by: the seed of the split, where that is not the one of the settings.
+    """
     original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
     if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
         original = storage.outside(original)
@@ -351,13 +359,14 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig) -> L
     unread = [k for k in samples.extras if k != settings.labels]
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
-    fit, held = split(samples, settings.seed)
+    checksums = digests(samples)
+    fit, held = split(samples, settings.seed if divided_by is None else divided_by, checksums)
     inputs = samples.sha256()
     whole = inputs if settings.labels is None else samples.sha256(settings.labels)
     figures = figures_of(samples)
     doubts: tuple[str, ...] = (_NO_DATA,)
     if not samples.synthetic:
-        doubts = (*doubts_of_data(samples, figures), *scales.doubts(normalised.proto, samples, figures))
+        doubts = (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
     return Loaded(
         original, source, normalised, fit, held, tuple(notes), whole, inputs, settings.labels, figures, doubts
     )
@@ -395,13 +404,21 @@ def check_labels(n: Normalised, samples: Samples, key: str) -> None:
         fitted_labels(found, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
 
 
-def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
-    """(for fitting, held out): an eighth of the samples, at most 64, judges what the others fit."""
-    count = min(len(samples) // _HELD_OUT_SHARE, _HELD_OUT_MOST)
+def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple[Samples, Samples]:
+    """(for fitting, held out): an eighth of the different samples, at most 64, judges what the others fit.
+
+    checksums: of each sample; those with the same one are copies, which are on one side.
+    """
+    copies: dict[bytes, list[int]] = {}
+    for i, checksum in enumerate(checksums or [i.to_bytes(8, "big") for i in range(len(samples))]):
+        copies.setdefault(checksum, []).append(i)
+    places = list(copies.values())
+    count = min(len(places) // _HELD_OUT_SHARE, _HELD_OUT_MOST)
     if count == 0:
         return samples, samples
-    order = np.random.default_rng(seed).permutation(len(samples))
-    return samples.take(order[count:]), samples.take(order[:count])
+    order = np.random.default_rng(seed).permutation(len(places)).tolist()
+    held = [places[i][0] for i in order[:count]]
+    return samples.take([j for i in order[count:] for j in places[i]]), samples.take(held)
 
 
 # couple

@@ -24,6 +24,7 @@ FORMAT = 3
 # Plans of the formats 1 and 2 do not say which data they were made with.
 _READ = (1, 2, FORMAT)
 # Scales on a layer's inputs, where 1 leaves a channel as it is: what no float32 holds is none.
+_MOST_SEED = 2**63 - 1
 _MOST_COEFFICIENT = float(np.finfo(np.float32).max)
 
 
@@ -44,13 +45,20 @@ class GroupPlan:
 class Plan:
     """What to keep in the model with this checksum; groups that lose nothing are left out.
 
-    data_sha256: of the samples that it was made with, labels aside; None where that is not known.
+    data_sha256: of the samples that it was made with, labels aside; None where that is not known. split_seed: what
+    divided these into those for fitting and those held out; None: the seed of the config.
     """
 
     model_sha256: str
     config: Mapping[str, Any]
     groups: tuple[GroupPlan, ...]
     data_sha256: str | None = None
+    split_seed: int | None = None
+
+    @property
+    def divided_by(self) -> int:
+        """The seed of the split: a replay holds out what the plan has not seen, whatever its own seed is."""
+        return self.settings().seed if self.split_seed is None else self.split_seed
 
     def settings(self) -> PruneConfig:
         """The options that the plan was made with; `force` is never taken over.
@@ -103,6 +111,8 @@ class Plan:
                 for g in self.groups
             ],
         }
+        if self.split_seed is not None:
+            data["split_seed"] = self.split_seed
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
@@ -148,7 +158,7 @@ def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic
         found = "the plan was made with other data (its checksum differs; --samples and --seed choose from it)"
     if not force:
         raise UsageError(f"{found}: give the same data with --calib, make a new plan, or add --force to replay it here")
-    return (f"--force: {found}",)
+    return (f"--force: {found}; whether that has seen what is held out here is not known",)
 
 
 def load(path: str | Path) -> Plan:
@@ -168,7 +178,11 @@ def load(path: str | Path) -> Plan:
             raise ValueError("a group is named twice")
         checksum, config = _of(str, data["model_sha256"], "the checksum"), _of(dict, data["config"], "the config")
         known = data.get("data_sha256")
-        return Plan(checksum, config, groups, None if known is None else _of(str, known, "the checksum of the data"))
+        seed = data.get("split_seed")
+        if seed is not None and not 0 <= _of(int, seed, "the seed of the split") <= _MOST_SEED:
+            raise ValueError(f"the seed of the split must be from 0 to {_MOST_SEED}")
+        data_sha256 = None if known is None else _of(str, known, "the checksum of the data")
+        return Plan(checksum, config, groups, data_sha256, seed)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 

@@ -8,7 +8,7 @@ of the data is loud instead.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
@@ -69,13 +69,16 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
     return InputFigures(spec.name, str(spec.dtype), shape, least, most, mean, std, flat and least < most)
 
 
-def doubts(samples: Samples, figures: tuple[InputFigures, ...]) -> list[str]:
-    """Warnings that hold for any model: samples that are all the same, copies of each other, or flat."""
+def doubts(samples: Samples, figures: tuple[InputFigures, ...], checksums: Sequence[bytes]) -> list[str]:
+    """Warnings that hold for any model: samples that are all the same, copies of each other, or flat.
+
+    checksums: of each sample (`digests`).
+    """
     found: list[str] = []
     total = len(samples)
     numbers = [f for f in figures if f.std is not None]
     zero = bool(numbers) and all(f.least == f.most == 0.0 for f in numbers)
-    different = total if total < 2 else len(set(_digests(samples)))
+    different = total if total < 2 else len(set(checksums))
     if zero:
         found.append(
             "the calibration data is zero throughout, so the fits and every figure of the report are about that one "
@@ -88,8 +91,8 @@ def doubts(samples: Samples, figures: tuple[InputFigures, ...]) -> list[str]:
         )
     elif total - different > _COPIES * total:
         found.append(
-            f"{total - different} of {total} calibration samples are copies of others: they add nothing, and what is "
-            "held out to judge the fits has been seen by them; give each sample once"
+            f"{total - different} of {total} calibration samples are copies of others: they add nothing, and "
+            "copies of what is held out are left out of the fits; give each sample once"
         )
     elif total > 1 and _nearly_same(samples):
         found.append(
@@ -124,8 +127,12 @@ def _nearly_same(samples: Samples) -> bool:
     return moved
 
 
+def digests(samples: Samples) -> tuple[bytes, ...]:
+    """A checksum of each sample over all inputs that have samples, () where none has."""
+    return tuple(_digests(samples))
+
+
 def _digests(samples: Samples) -> Iterator[bytes]:
-    """A checksum of each sample over all inputs that have samples."""
     streams = [
         (row for part in chunks(samples.arrays[s.name]) for row in _rows(part)) for s in samples.specs if s.batched
     ]

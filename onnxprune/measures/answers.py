@@ -251,6 +251,8 @@ def _sum_of_squares(d: Wide) -> float:
 # answers
 
 STILL = "it does not vary over the samples"
+ALONE = "of a single sample no spread can be told: it takes two at least"
+EMPTY = "it has no entries"
 TOGETHER = "it has fewer numbers than there are samples: they are of all together"
 # What has no error of its own, and is selected by all the same where there is nothing else.
 _UNSPREAD = (STILL, TOGETHER, NO_AXIS, SEVERAL_AXES, NO_ROWS)
@@ -390,6 +392,8 @@ def _told(part: Part, values: Mapping[str, Array], samples: int, layouts: Layout
         squares += _squares_of(own)
         size += spread(own)
         entries += own.size
+    if not entries:
+        return EMPTY, 0.0
     mixed = next((layouts[x.tensor].why for x in part.pieces if x.tensor in layouts and layouts[x.tensor].why), "")
     if mixed:
         return mixed, size

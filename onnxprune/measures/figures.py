@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from onnxprune.graph import Array, is_float
-from onnxprune.measures.answers import STILL, Answers, Part, Piece, Wide, difference
+from onnxprune.measures.answers import ALONE, EMPTY, STILL, Answers, Part, Piece, Wide, difference
 from onnxprune.measures.observed import Observed
 from onnxprune.objective import Ints, class_scores
 
@@ -132,6 +132,8 @@ def _of_part(part: Part, answers: Answers, outputs: Mapping[str, Array], *, held
     found = answers.error_of(part, outputs)
     if not np.isfinite(found):
         return Figure(part.outputs, at, NOT_MEASURED, None, why=_why_infinite(part, answers, outputs))
+    if answers.samples < 2:
+        return Figure(part.outputs, at, NOT_MEASURED, None, why=ALONE)
     interval = interval_of([answers.per_sample(part, outputs)], [1.0]) if held_out else None
     return Figure(part.outputs, at, ERROR, found, interval)
 
@@ -164,9 +166,9 @@ def _mask_of(y0: Array, d: Wide) -> float:
 
 def _left_out(part: Part, why: str, answers: Answers, outputs: Mapping[str, Array]) -> Figure:
     at = _place(part)
-    same = why == STILL and all(
-        _unchanged(x.of(outputs[x.tensor]), x.of(answers.values[x.tensor])) if x.tensor in outputs else False
-        for x in part.pieces
+    alike = _unchanged if why == STILL else np.array_equal
+    same = all(
+        x.tensor in outputs and alike(x.of(outputs[x.tensor]), x.of(answers.values[x.tensor])) for x in part.pieces
     )
     if why == STILL and not same:
         why += ", and it is not the original's"
@@ -196,7 +198,7 @@ def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[st
     elif y.shape != y0.shape:
         why = f"its shape is {y.shape} instead of {y0.shape}"
     elif not y0.size:
-        why = "it has no entries"
+        why, counts = EMPTY, False
     elif is_float(y0.dtype) and not behind:
         why = "it jumps, and nothing in front of it can be compared"
     elif is_float(y0.dtype) and not _whole_numbers(y0):

@@ -88,3 +88,5 @@ def demand(figures: Figures, most: float) -> None:
         raise CheckFailed(f"an error of at most {most:.2%} was demanded, but random inputs do not tell it: give data")
     if not figures.held_out:
         raise CheckFailed(f"an error of at most {most:.2%} was demanded, but none was held out: give more samples")
+    if figures.samples < 2:
+        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but one sample does not tell it: give more")

@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.calibrate.samples import InputSpec, Samples
 from onnxprune.intake import figures as figures_module
-from onnxprune.intake.figures import doubts, figures_of, text_of
+from onnxprune.intake.figures import digests, doubts, figures_of, text_of
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.standard_normal((40, 3, 8, 8)).astype(np.float32)
@@ -22,7 +22,7 @@ def samples(**arrays: Any) -> Samples:
 
 def said(**arrays: Any) -> str:
     data = samples(**arrays)
-    return " ".join(doubts(data, figures_of(data)))
+    return " ".join(doubts(data, figures_of(data), digests(data)))
 
 
 def test_figures_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch):

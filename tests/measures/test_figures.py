@@ -182,6 +182,39 @@ def test_few_samples_are_doubtful():
 # intervals
 
 
+def test_a_single_sample_tells_no_error():
+    """Fails where an error is told relative to squares: 0.02 % of numbers around 300 that are 85 % wrong."""
+    y0, y = {"y": normal(1, 6) + 300}, {"y": normal(1, 6, seed=1) + 300}
+    for samples, kind in ((1, NOT_MEASURED), (2, ERROR)):
+        values, others = ({"y": np.tile(v["y"], (samples, 1)) + normal(samples, 6, seed=2)} for v in (y0, y))
+        found = figures_of(SCORES, Answers.of(values, samples), others, held_out=True)
+        assert [f.kind for f in found.each] == [kind]
+    alone = figures_of(SCORES, Answers.of(y0, 1), y, held_out=True)
+    assert alone.error is None
+    assert verdict_of(alone).level == UNKNOWN
+    with pytest.raises(CheckFailed, match="single sample"):
+        demand(alone, 0.01)
+    same = Figures(None, None, "", None, (Figure(("o",), "", DIFFER, 0.0),), 1, held_out=True)
+    with pytest.raises(CheckFailed, match="one sample"):
+        demand(same, 0.01)
+    demand(replace(same, samples=2), 0.01)
+
+
+def test_an_output_without_entries_is_the_same():
+    """Fails where nothing at all makes the rest doubtful, and a limit cannot be met."""
+    wholes = (Whole(("y",), ("y",)), Whole(("e",), ("e",)))
+    y0 = {"y": normal(N, 5), "e": np.zeros((N, 0), np.float32)}
+    found = told(Observed(("y", "e"), wholes), y0, y0)
+    assert verdict_of(found).level == GOOD
+    assert [f.why for f in found.each] == ["", "it has no entries"]
+    demand(found, 0.0)
+    other = told(Observed(("y", "e"), wholes), y0, y0 | {"e": np.zeros((N, 1), np.float32)})
+    assert verdict_of(other).level == DOUBTFUL
+    labels = Observed(("y", "n"), wholes[:1], missing=frozenset({"n"}))
+    whole = y0 | {"n": np.zeros((N, 0), np.int64)}
+    assert verdict_of(told(labels, whole, whole)).level == GOOD
+
+
 def test_intervals_hold_the_truth():
     """Of twelve samples whose errors differ by factors, the interval holds the true error in 19 of 20 cases."""
     rng = np.random.default_rng(0)

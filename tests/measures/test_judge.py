@@ -201,7 +201,10 @@ def test_nothing_held_out():
 def test_a_limit_needs_samples_that_the_fits_have_not_seen():
     """Fails where a gate is passed by an error of 0 on the single sample that everything was fitted to."""
     model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
-    for data, text in (({"x": X[:1]}, "none was held out"), (None, "random inputs do not tell it")):
+    for data, text in (
+        ({"x": X[:1]}, "of a single sample no spread"),
+        (None, "random inputs do not tell it"),
+    ):
         with pytest.raises(CheckFailed, match=f"{text}.*nothing was written"):
             prune(model, None, data, max_error=50.0, **FAST)
 
