@@ -13,9 +13,8 @@ from onnxprune import bodies, measuring, storage
 from onnxprune import model as m
 from onnxprune.errors import RunError
 from onnxprune.graph import Array
-from onnxprune.normalise import steps
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
-from onnxprune.normalise.steps import Measured
+from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
 from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
@@ -111,7 +110,7 @@ def _measured(
     None of which it tells anything, where an input behind the first does not run: the model does not in fact accept
     another size there.
     """
-    cut = steps.slices(proto)
+    cut = slices(proto)
     probe, probes = _with_shapes(proto, [name for n in cut for name in (n.input[0], n.output[0])])
     session = Session(m.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
     found: list[Measured] = []
@@ -125,9 +124,9 @@ def _measured(
             return found, None
         shapes.append({k: values[v] for k, v in probes.items()})
         found.append(Measured(proto, f, {k: values[k] for k in names}))
-    clamps = steps.clamps_of(proto, {k: [tuple(s[k]) for s in shapes] for k in probes})
+    clamps = clamps_of(proto, {k: [tuple(s[k]) for s in shapes] for k in probes})
     inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
-    moved, stuck = steps.moved_runs(proto, found, inputs, clamps, open_)
+    moved, stuck = moved_runs(proto, found, inputs, clamps, open_)
     return [*found, *moved], stuck
 
 
