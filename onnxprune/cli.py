@@ -208,7 +208,8 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--budget",
     type=click.Choice(tuple(BUDGETS)),
     **_shown(_DEFAULTS.budget),
-    help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency).",
+    help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency): on "
+    "the CPU, on a GPU for --target ort-cuda, with TensorRT for tensorrt-*, or where --provider says.",
 )
 @click.option(
     "--batch", type=int, **_shown(_DEFAULTS.batch), help="Samples in the run whose time --budget latency counts."
@@ -298,7 +299,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     type=click.Choice(tuple(TARGETS)),
     **_shown(_DEFAULTS.target),
     help="Where OUT will run. It decides what --round-to auto means; for tensorrt-* the model is also held against "
-    "what TensorRT's ONNX parser accepts.",
+    "what TensorRT's ONNX parser accepts. --budget latency times there, unless --provider says where.",
 )
 @click.option(
     "--round-to",
@@ -382,8 +383,9 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 @click.option(
     "--provider",
     type=click.Choice(PROVIDERS),
-    **_shown(PROVIDERS[0]),
-    help="Where calibration runs, and --bench: on a GPU only the statistics come back from it.",
+    show_default=f"{PROVIDERS[0]}; for --budget latency that of --target",
+    help="Where calibration runs (on a GPU only the statistics come back from it), and what --bench and --budget "
+    "latency time. Not given, --budget latency is timed on what stands for --target.",
 )
 @click.option(
     "--memory",
@@ -434,7 +436,7 @@ class Run:
     report_file: str | None
     jobs: int
     scheduler: str | None
-    provider: str
+    provider: str | None
     dry_run: bool
     overwrite: bool
     quiet: bool
@@ -506,7 +508,7 @@ class Run:
                 overwrite=self.overwrite,
                 plan_file=self.plan_file,
                 report_file=self.report_file,
-                bench=self.bench and self.provider,
+                bench=self.bench and (self.provider or PROVIDERS[0]),
                 watch=watch,
                 warn=_warn,
                 ready=ready,

@@ -142,7 +142,7 @@ def prune(
     ready: Callable[[Report], None] = lambda _: None,
     jobs: int = 1,
     scheduler: str | None = None,
-    provider: str = "cpu",
+    provider: str | None = None,
     max_error: float | None = None,
     **options: Any,
 ) -> PruneResult:
@@ -159,7 +159,9 @@ def prune(
     with the report when all files are stored under temporary names; where it raises anything, nothing is written.
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
-    "cuda". None of the three changes the result beyond rounding, and none belongs to the plan. max_error: what the
+    "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
+    target. That time aside, none of the three changes the result beyond rounding, and none
+    belongs to the plan. max_error: what the
     error of any output, or the share of answers that change, may be at most (0.05); where it is more, or could not be
     measured, CheckFailed is raised, also with `force`.
     Raises the errors of `onnxprune.errors`; then nothing is written.
@@ -175,13 +177,16 @@ def prune(
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
     check_choice(jobs, scheduler)
-    check_provider(provider)
+    check_provider(provider or "cpu")
+    timing_on = runtime.timing_on(provider, TARGETS[settings.target].provider)
+    if settings.budget == "latency":
+        runtime.check_starts(timing_on)  # before hours of calibration
     clock = Clock(watch, hear=warn)
     files = (output, plan_file, report_file)
     try:
         with Stage() as stage:
             with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
-                place = Place(workers, provider)
+                place = Place(workers, provider or "cpu", timing_on)
                 result, separate = _run(
                     model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
                 )
@@ -269,7 +274,7 @@ def _run(
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
-    stopwatch = stopwatch_of(loaded, coupled, settings) if settings.budget == "latency" else None
+    stopwatch = stopwatch_of(loaded, coupled, settings, place) if settings.budget == "latency" else None
     if replayed is None:
         if stopwatch is not None:
             with stage("time layers"):
@@ -550,9 +555,9 @@ def plain_pass(loaded: Loaded) -> float:
 # time
 
 
-def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig) -> Stopwatch:
+def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Place) -> Stopwatch:
     """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
-    machine = OnnxRuntime(threads=settings.threads, providers=runtime.fallbacks(TARGETS[settings.target].provider))
+    machine = OnnxRuntime(threads=settings.threads, providers=place.timing)
     return Stopwatch(
         loaded.original,
         loaded.normalised.proto,

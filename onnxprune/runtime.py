@@ -42,6 +42,7 @@ _FATAL = 4
 _LINE = 300
 _PREPACK_BYTES = 512 << 20
 _AS_REQUESTED = 1
+_ADVICE = "; install what it needs, or choose another provider"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # Where inputs and outputs can stay between runs; with the other providers they lie in the memory of the CPU.
@@ -260,6 +261,11 @@ def check_types(model: onnx.ModelProto) -> None:
             raise
 
 
+def timing_on(provider: str | None, otherwise: str) -> tuple[str, ...]:
+    """What times models: what a user named of PROVIDERS, or else this one of onnxruntime's; with its `fallbacks`."""
+    return fallbacks(otherwise if provider is None else _name(PROVIDERS[provider][0]))
+
+
 def _name(provider: Provider) -> str:
     return provider if isinstance(provider, str) else provider[0]
 
@@ -272,8 +278,11 @@ def _opened(source: onnx.ModelProto | str | os.PathLike[str], options: Any, prov
     return _started(content, options, providers)
 
 
-def _started(content: bytes | str, options: Any, providers: Sequence[Provider]) -> Any:
-    """A session on the first provider. Raises RunError where that does not start, instead of using another one."""
+def _started(content: bytes | str, options: Any, providers: Sequence[Provider], *, probing: bool = False) -> Any:
+    """A session on the first provider. Raises RunError where that does not start, instead of using another one.
+
+    probing: the model is one that every provider runs.
+    """
     first = _name(providers[0])
     if first != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -288,13 +297,39 @@ def _started(content: bytes | str, options: Any, providers: Sequence[Provider]) 
             failure = None
     why = _reason(log)
     if failure is not None:
-        raise RunError(f"onnxruntime cannot load the model: {why or _one_line(failure)}") from failure
+        why = why or _one_line(failure)
+        if probing:
+            raise RunError(f"{first} did not start: {why}{_ADVICE}") from failure
+        if first != CPU:
+            check_starts(providers)  # else the model has the blame for a library that is not there
+        raise RunError(f"onnxruntime cannot load the model: {why}") from failure
     if first not in session.get_providers():
         raise RunError(
-            f"{first} did not start, and onnxruntime would have used the CPU: {why or 'it gives no reason'}; install "
-            "what it needs, or choose another provider"
+            f"{first} did not start, and onnxruntime would have used the CPU: {why or 'it gives no reason'}{_ADVICE}"
         )
     return session
+
+
+def check_starts(providers: Sequence[Provider]) -> None:
+    """Raises RunError where the first of these does not start, be it on a model that anything runs."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    _started(_probe(), options, providers, probing=True)
+
+
+@cache
+def _probe() -> bytes:
+    """A model that every provider runs, if it runs any."""
+    port = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [port("x", onnx.TensorProto.FLOAT, [1])],
+        [port("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 @cache
@@ -425,15 +460,7 @@ def check_provider(provider: str) -> None:
         raise UsageError(f"provider {provider!r} is unknown; choose one of {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] == (CPU,):
         return
-    port = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Relu", ["x"], ["y"])],
-        "probe",
-        [port("x", onnx.TensorProto.FLOAT, [1])],
-        [port("y", onnx.TensorProto.FLOAT, [1])],
-    )
-    opset = onnx.helper.make_opsetid("", 13)
-    Session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), providers=PROVIDERS[provider])
+    check_starts(PROVIDERS[provider])
 
 
 def _content(model: onnx.ModelProto, options: Any) -> bytes:

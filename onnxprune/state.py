@@ -77,10 +77,14 @@ class Clock:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where work is done: by whom, and with which of onnxruntime's providers calibration runs."""
+    """Where work is done: by whom, and with which of onnxruntime's providers calibration runs.
+
+    timing: the providers on which a budget of latency is timed.
+    """
 
     scheduler: Scheduler
     provider: str = "cpu"
+    timing: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
 HERE = Place(Here())

@@ -212,6 +212,46 @@ def test_a_provider_that_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatc
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_provider_whose_library_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    """Fails where a model is blamed for a library that is not there, or a provider for a model."""
+    why = {"probe": "libcublas.so.13: cannot open shared object file", "main": "no kernel"}
+
+    def start(content: bytes, *_: Any, **__: Any) -> Any:
+        name = onnx.ModelProto.FromString(content).graph.name
+        if name in why:
+            raise RuntimeError(why[name])
+        return Fallen()
+
+    monkeypatch.setattr(runtime.ort, "InferenceSession", start)
+    model = onnx.ModelProto()
+    model.CopyFrom(RELU)
+    model.graph.name = "main"
+    expected = r"^Abacus did not start: libcublas.so.13: cannot open shared object file; install .* another provider$"
+    with pytest.raises(RunError, match=expected):
+        Session(model, providers=["Abacus", runtime.CPU])
+    with pytest.raises(RunError, match=expected):
+        runtime.check_starts(["Abacus", runtime.CPU])
+    del why["probe"]
+    monkeypatch.setattr(Fallen, "get_providers", lambda _: ["Abacus", runtime.CPU])
+    with pytest.raises(RunError, match="^onnxruntime cannot load the model: no kernel$"):
+        Session(model, providers=["Abacus", runtime.CPU])
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "found"),
+    [
+        (None, runtime.CPU, runtime.CPU),
+        (None, runtime.CUDA, runtime.CUDA),
+        ("cpu", runtime.CUDA, runtime.CPU),
+        ("cuda", runtime.CPU, runtime.CUDA),
+        ("cuda", "TensorrtExecutionProvider", runtime.CUDA),
+    ],
+)
+def test_what_is_timed(given: str | None, target: str, found: str):
+    """Fails where what a user says does not decide."""
+    assert runtime.timing_on(given, target)[0] == found
+
+
 def test_reasons_in_the_log():
     assert runtime._reason(["[W:onnxruntime:Default, a.cc:1 f()] nothing"]) == ""
     assert runtime._reason(["12:00 [E:onnxruntime:, a.cc:1 f()]  what it is"]) == "what it is"

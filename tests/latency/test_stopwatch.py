@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,28 @@ def test_a_run_meets_its_budget(machine: Synthetic, method: str):
     feeds = feeds_of(load(digits.path("resnet"), digits.CALIB, PruneConfig(samples=4)).fit, 1)
     assert result.model is not None
     assert found["after_seconds"] == pytest.approx(machine.seconds(result.model, feeds))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "CUDAExecutionProvider"), ({"provider": "cpu"}, "CPUExecutionProvider")],
+)
+def test_an_explicit_provider_decides_what_times(
+    machine: Synthetic, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], expected: str
+):
+    """Fails where the target times, whatever the user says; and where a missing GPU shows after calibration only."""
+    tried: list[str] = []
+    timed: list[str] = []
+
+    def build(**options: Any) -> Synthetic:
+        timed.append(options["providers"][0])
+        return machine
+
+    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", build)
+    monkeypatch.setattr("onnxprune.runtime.check_starts", lambda providers: tried.append(providers[0]))
+    options: dict[str, Any] = {**FAST, "ratio": 0.3, "method": "magnitude", "refit": "none", "target": "ort-cuda"}
+    prune(digits.path("resnet"), None, digits.CALIB, dry_run=True, **options, **given)
+    assert (tried, timed) == ([expected], [expected])
 
 
 def test_a_replayed_plan_times_the_result_and_no_layer(machine: Synthetic):
