@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
+from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.recurrent import GATES
-from onnxprune.channels.trace import AttentionUnits, Linear, Read, Trace, walk
+from onnxprune.channels.trace import TOO_MANY, AttentionUnits, Linear, Read, Trace, walk
 from onnxprune.graph import Graph, Node
 from onnxprune.quantized import is_dequantize, is_quantize, stored
 
@@ -338,4 +339,9 @@ def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
         if why is not None and not why.structural:
             rows = np.moveaxis(classes.pinned[members], axis, 0).reshape(f.shape[axis], -1)
             found.append(PinnedAxis(tensor, axis, int(rows.any(axis=1).sum()), why))
+    readers = first_readers(trace.graph) if trace.unlabelled else {}
+    for tensor in sorted(trace.unlabelled):
+        by = readers[tensor]
+        why = Pinned(tensor, 0, by.name, by.op, Reason(f"{by.op} {TOO_MANY}", Remedy.TOO_MANY))
+        found += [PinnedAxis(tensor, a, s, why) for a, s in enumerate(trace.graph.constants[tensor].shape) if s > 1]
     return tuple(found)

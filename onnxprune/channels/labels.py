@@ -24,8 +24,20 @@ Factor = Labels
 Factors = tuple[Factor, ...]
 
 
+# An axis that a model makes longer than this is none of channels.
+MOST_ON_AXIS = 1 << 22
+# What the factors of all tensors may number together, and what may be coupled; more where more weights are stored. A
+# position takes some tens of bytes, and a few bytes of a model can ask for any number of them.
+MOST_POSITIONS = 1 << 26
+_STORED_PER_POSITION = 64
+
+
 class Misfit(Exception):
     """What a node says, and the shapes of what it reads, do not fit together."""
+
+
+class TooMany(Exception):
+    """A tensor has so many positions that they are not labelled."""
 
 
 @dataclass(frozen=True)
@@ -67,28 +79,48 @@ class Balance:
 class LabelSpace:
     """Allocates labels and collects what is learned of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored: int = 0) -> None:
+        """stored: how many elements the weights have."""
         self._next = 0
-        self._left: list[Labels] = []
-        self._right: list[Labels] = []
-        self._pins: list[tuple[Labels, Pinned]] = []
+        self._coupled: list[tuple[Labels, Labels]] = []
+        self._pins: dict[tuple[object, ...], tuple[Labels, Pinned]] = {}
         self.balances: list[Balance] = []
+        self._left: int | None = MOST_POSITIONS + stored // _STORED_PER_POSITION
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many positions can be kept, or coupled, on top of what there is."""
+        return self._left is None or count <= self._left
+
+    def take_room(self, count: int) -> None:
+        """Count so many positions. Raises TooMany where there is no room for them."""
+        if not self.has_room(count):
+            raise TooMany
+        if self._left is not None:
+            self._left -= count
+
+    def lift_limit(self) -> None:
+        """What is coupled from now on is no larger than what has been made."""
+        self._left = None
 
     def fresh(self, count: int) -> Labels:
-        """`count` new labels, shape (count,)."""
+        """`count` new labels, shape (count,). Raises TooMany."""
+        self.take_room(count)
         start, self._next = self._next, self._next + count
         return np.arange(start, self._next, dtype=np.int64)
 
     def unify(self, a: Labels, b: Labels) -> None:
-        """Labels at the same place, after broadcasting, are removed together. Raises Misfit where they do not fit."""
+        """Labels at the same place, after broadcasting, are removed together.
+
+        Raises Misfit where they do not fit, and TooMany.
+        """
         if a is b:
             return
         try:
             a, b = np.broadcast_arrays(a, b)
         except ValueError as e:
             raise Misfit(f"{a.shape} and {b.shape} do not fit together") from e
-        self._left.append(a.ravel())
-        self._right.append(b.ravel())
+        self.take_room(a.size)
+        self._coupled.append((a, b))
 
     def tie(self, labels: Labels, axis: int) -> Labels:
         """Unify along `axis`; the labels with that axis reduced to size 1."""
@@ -102,19 +134,21 @@ class LabelSpace:
             self.balances.append(Balance(rows, unless))
 
     def pin(self, labels: Labels, why: Pinned) -> None:
-        """These labels are never removed."""
-        self._pins.append((labels.ravel(), why))
+        """These labels are never removed; of the same array the first reason counts."""
+        place = labels.__array_interface__["data"][0], labels.shape, labels.strides
+        self._pins.setdefault(place, (labels, why))  # which keeps the array, and so its address
 
     def classes(self) -> Classes:
         """Solve: which labels form one class, and which classes are pinned by what."""
         n = max(self._next, 1)
-        left = np.concatenate(self._left) if self._left else np.zeros(0, np.int64)
-        right = np.concatenate(self._right) if self._right else np.zeros(0, np.int64)
+        left, right = (
+            np.concatenate([pair[k].ravel() for pair in self._coupled] or [np.zeros(0, np.int64)]) for k in (0, 1)
+        )
         links = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(n, n))
         count, of_label = connected_components(links, directed=False)
         pins: dict[int, Pinned] = {}
         pinned = np.zeros(count, bool)
-        for labels, why in self._pins:
+        for labels, why in self._pins.values():
             for c in np.unique(of_label[labels]).tolist():
                 pins.setdefault(c, why)
             pinned[of_label[labels]] = True
@@ -139,9 +173,20 @@ class Classes:
         return tuple(seen)
 
 
-def take(factors: Factors, axis: int, positions: Labels) -> Factors:
+def take(factors: Factors, axis: int, positions: range) -> Factors:
     """The labels at some positions of an axis; a factor that does not track it stays."""
-    return tuple(f.take(positions, axis=axis) if f.shape[axis] > 1 else f for f in factors)
+    return tuple(f.take(as_array(positions), axis=axis) if f.shape[axis] > 1 else f for f in factors)
+
+
+def as_array(positions: range) -> Labels:
+    """The positions one by one."""
+    return np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
+
+
+def check_size(positions: int) -> None:
+    """Raises TooMany where a factor of so many positions is not to be made."""
+    if positions > MOST_POSITIONS:
+        raise TooMany
 
 
 def compress(factor: Factor) -> Factor:

@@ -221,7 +221,7 @@ def _slice_follows(node: Node, graph: Graph, is_input: bool, rows: tuple[int, ..
     positions = None if kept is None else kept.get(column)
     if not is_input or positions is None:
         return True
-    return positions.size > 0 and bool((np.diff(positions) == 1).all())
+    return len(positions) > 0 and (positions.step == 1 or len(positions) == 1)
 
 
 _FOLLOWS: dict[str, Callable[[Node, Graph, bool, tuple[int, ...], int], bool]] = {

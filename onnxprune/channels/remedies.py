@@ -33,6 +33,7 @@ class Remedy(Enum):
     LAST = "nothing: it is the only one that is left there, and one has to stay"
     PAIR = "nothing: positions of a head go in pairs, and this one has no partner"
     NEIGHBOURS = "nothing as the network is built: only one without LRN, with BatchNormalization say, can lose channels"
+    TOO_MANY = "make the tensor smaller: only so many positions are followed, more where the model has more weights"
     NO_CHANNELS = "nothing: this is no axis of channels"
     # Units that are not single channels.
     WHOLE_GROUPS = "nothing needs to be done: whole groups go, and each that stays keeps its channels"

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from math import prod
 
 from onnxprune.channels.labels import (
+    MOST_ON_AXIS,
     Factor,
     Factors,
     Labels,
     LabelSpace,
     Misfit,
     Pinned,
+    TooMany,
     along,
     compress,
     lift,
@@ -30,6 +32,7 @@ Rule = Callable[[Node, "Trace"], None]
 Role = str  # "contraction", "inner" or "mixing"
 AttentionUnits = str  # "heads" or "head-dim"
 _Named = list[tuple[str, Factor]]
+TOO_MANY = "reads or makes too many positions to follow"
 
 
 @dataclass(frozen=True)
@@ -69,32 +72,53 @@ class Linear:
 class Trace:
     """The state of one walk: factors of every tensor, labels, and what was met on the way.
 
+    unlabelled: constants with more positions than there is room for; what reads them pins.
     attention: what a product of two activations that carry (heads, head size) leaves as units: "heads", or "head-dim"
     (the same positions of every head).
     """
 
     graph: Graph
     attention: AttentionUnits = "heads"
-    labels: LabelSpace = field(default_factory=LabelSpace)
+    labels: LabelSpace = field(init=False)
     factors: dict[str, Factors] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
     consulted: set[str] = field(default_factory=set)
+    unlabelled: set[str] = field(default_factory=set)
     table: Mapping[str, Rule] = field(default_factory=dict)
     _nested: list[tuple[Factor, Factor, Pinned]] = field(default_factory=list)
     _stopped: dict[int, Remedy] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        stored = sum(prod(self.graph.shape(name) or ()) for name in self.graph.constants)
+        self.labels = LabelSpace(stored)
+
     def of(self, name: str) -> Factors:
-        """Factors of a tensor; a constant starts with fresh labels on each axis above 1."""
+        """Factors of a tensor; a constant starts with fresh labels on each axis above 1. Raises TooMany."""
         self.consulted.add(name)
         known = self.factors.get(name)
         if known is None:
             known = ()
             c = self.graph.constants.get(name)
             if c is not None:
+                if not self.labels.has_room(sum(c.shape)):
+                    self.unlabelled.add(name)
+                    raise TooMany
                 known = tuple(along(self.labels.fresh(s), a, c.ndim) for a, s in enumerate(c.shape) if s > 1)
             self.factors[name] = known
         return known
+
+    def free_axes(self, shape: Shape, axes: Iterable[int]) -> list[Factor]:
+        """Fresh labels for axes that a tensor of that shape gets; one with too many positions stays untracked."""
+        few = [a for a in axes if shape[a] <= MOST_ON_AXIS and self.labels.has_room(shape[a])]
+        return [along(self.labels.fresh(shape[a]), a, len(shape)) for a in few]
+
+    def to_pin(self, name: str) -> Factors:
+        """As `of`; none of a constant that has too many: whatever reads it pins all else that it reads."""
+        try:
+            return self.of(name)
+        except TooMany:
+            return ()
 
     def refine(self, name: str, factors: Factors) -> bool:
         """Let a constant start with these factors in place of those of `of`; an axis that none of them tracks stays.
@@ -120,7 +144,7 @@ class Trace:
         return s
 
     def set(self, name: str, factors: Iterable[Factor]) -> None:
-        """Set the factors of an output; a factor must broadcast to the tensor's shape."""
+        """Set the factors of an output; a factor must broadcast to the tensor's shape. Raises TooMany."""
         if not name:
             return
         shape = self.shape(name)
@@ -137,6 +161,7 @@ class Trace:
             if not _fits(g, shape):
                 raise RuleError(f"factor {g.shape} does not fit {name!r} {shape}")
             kept.append(g)
+        self.labels.take_room(sum(g.size for g in kept))
         self.factors[name] = tuple(kept)
 
     def pin(
@@ -263,6 +288,7 @@ class Trace:
         """A factor meets one that spans more axes: how they are coupled is settled when the walk is over."""
         axis = tracked_axes(inner)[0]
         reason = Reason("it is the same for all units of what it meets, which go as a whole", Remedy.ANY_UNIT)
+        self.labels.take_room(outer.size)
         self._nested.append((outer, inner, Pinned(name, axis, node.name, node.op, reason)))
 
     def settle(self) -> None:
@@ -340,16 +366,19 @@ class Trace:
                 _pin_unconsulted(node, self)
             except UnknownShape as e:
                 self.pin_all(node, unknown_shape(e.args[0]))
+            except TooMany:
+                self.pin_all(node, Reason(f"{node.op} {TOO_MANY}", Remedy.TOO_MANY))
             except unfit as e:
                 why = str(e) if isinstance(e, Misfit) else "the shapes in this branch do not fit together"
                 self.pin_all(node, Reason(f"is not valid as it stands: {why}", Remedy.INVALID))
             self.consulted = outer
 
     def pin_all(self, node: Node, reason: Reason) -> None:
-        """Pin what a node and its bodies read; its outputs carry no channels."""
-        for name in (*node.inputs, *node.captures):
+        """Pin what a node and its bodies read and what these give; its outputs carry no channels."""
+        given = (name for body in node.bodies for name in body.outputs)
+        for name in (*node.inputs, *node.captures, *given):
             if name:
-                self.pin(name, self.of(name), node, reason)
+                self.pin(name, self.to_pin(name), node, reason)
         for name in node.outputs:
             if name:
                 self.factors[name] = ()
@@ -376,7 +405,8 @@ def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "h
     end = Node(len(graph.every_node), "graph output", "output", "", tuple(graph.outputs), (), {})
     for name in graph.outputs:
         why = Reason(f"the graph output {name!r} keeps its shape", Remedy.OUTPUT)
-        trace.pin(name, trace.of(name), end, why)
+        trace.pin(name, trace.to_pin(name), end, why)
+    trace.labels.lift_limit()
     trace.settle()
     return trace
 
@@ -407,7 +437,7 @@ def _pin_unconsulted(node: Node, trace: Trace) -> None:
     """An input whose labels the rule did not look at is an index, a bound or a setting: nothing in it may go."""
     for name in node.inputs:
         if name and name not in trace.consulted:
-            trace.pin(name, trace.of(name), node, setting(node), structural=True)
+            trace.pin(name, trace.to_pin(name), node, setting(node), structural=True)
 
 
 def split_rows(labels: Labels, rows: int) -> Labels:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnxprune.channels.labels import as_array
 from onnxprune.channels.rules.slicing import slice_bounds
 from onnxprune.graph import Array, Node
 from onnxprune.rewrite.editing import Cut, unused
@@ -26,9 +27,10 @@ def slice_positions(node: Any, view: Node, cut: Cut) -> None:
     shape, bounds = graph.shape(x) or (), slice_bounds(view, graph) or ()
     new: dict[int, _Bounds] = {}
     for place, b in enumerate(bounds):
-        mask, positions = cut.mask(x, b.axis), b.positions(shape[b.axis])
-        if mask is None or positions is None or np.array_equal(positions, np.arange(shape[b.axis])):
+        mask, kept = cut.mask(x, b.axis), b.positions(shape[b.axis])
+        if mask is None or kept is None or kept == range(shape[b.axis]):
             continue  # "all of it" says so of fewer as well
+        positions = as_array(kept)
         remaining = (np.cumsum(mask) - 1)[positions[mask[positions]]]
         found = _progression(remaining)
         if found is None:

@@ -67,7 +67,7 @@ def test_a_node_that_nothing_can_compute_pins(op: str, attrs: dict[str, Any], sh
     trace.visit(graph.nodes)
     classes = trace.labels.classes()
     assert all(classes.pinned[classes.of_label[own]].all() for own in labels)
-    assert any(why in p.reason for _, p in trace.labels._pins)
+    assert any(why in p.reason for _, p in trace.labels._pins.values())
 
 
 def test_what_a_rule_makes_nothing_of_pins_inside_a_body_alone():

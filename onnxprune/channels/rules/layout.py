@@ -7,7 +7,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from onnxprune.channels.labels import Factor, Factors, Pinned, along, as_ints, axis_in, compress, take, tracked_axes
+from onnxprune.channels.labels import (
+    Factor,
+    Factors,
+    Pinned,
+    along,
+    as_ints,
+    axis_in,
+    check_size,
+    compress,
+    take,
+    tracked_axes,
+)
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
 from onnxprune.graph import Graph, Node, Shape
@@ -110,7 +121,7 @@ def product_groups(before: Shape, after: Shape) -> list[tuple[range, range]]:
 
 
 def reshape_factor(f: Factor, before: Shape, after: Shape) -> Factor:
-    """The labels of a factor under the new shape; only runs of axes that it tracks are materialised."""
+    """The labels of a factor under the new shape; only runs of axes that it tracks are materialised. Raises TooMany."""
     wide = list(f.shape)
     target: list[int] = [1] * len(after)
     order: list[int] = []
@@ -121,6 +132,7 @@ def reshape_factor(f: Factor, before: Shape, after: Shape) -> Factor:
             for a in outs:
                 target[a] = after[a]
         order.extend(outs)
+    check_size(math.prod(wide))
     return np.broadcast_to(f, wide).reshape(target)
 
 
@@ -183,6 +195,7 @@ def _joined(
             t.labels.unify(first, extra)
         parts.append(first)
     wide = [max(p.shape[a] for p in parts) for a in range(rank)]
+    check_size(math.prod(wide) // max(wide[axis], 1) * sum(p.shape[axis] for p in parts))
     stretched = [np.broadcast_to(p, [p.shape[a] if a == axis else wide[a] for a in range(rank)]) for p in parts]
     return np.concatenate(stretched, axis=axis)
 
@@ -198,7 +211,7 @@ def split(node: Node, t: Trace) -> None:
         if not out:
             raise UnknownShape(f"an unnamed output of {node.name}")
         size = t.shape(out)[axis]
-        t.set(out, take(factors, axis, np.arange(start, start + size)))
+        t.set(out, take(factors, axis, range(start, start + size)))
         start += size
 
 
@@ -219,6 +232,7 @@ def gather(node: Node, t: Trace) -> None:
         if f.shape[axis] == 1:
             result.append(f.reshape((*f.shape[:axis], *(1,) * indices.ndim, *f.shape[axis + 1 :])))
             continue
+        check_size(f.size // f.shape[axis] * indices.size)
         picked = f.take(indices, axis=axis)
         if indices.ndim == 0 and len(tracked_axes(f)) > 1:
             # One of several rows (queries, keys and values, say), each with channels of its own: the rows stay.
@@ -248,11 +262,8 @@ def _widened(sizes: str, before: Shape, after: Shape, t: Trace) -> list[Factor]:
     if known is None:
         return []
     offset = len(after) - len(known)
-    fresh: list[Factor] = []
-    for a, (b, s) in enumerate(zip(before, after, strict=True)):
-        if b == 1 and s > 1 and a >= offset and known[a - offset] is not None:
-            fresh.append(along(t.labels.fresh(s), a, len(after)))
-    return fresh
+    grown = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b == 1 and s > 1 and a >= offset]
+    return t.free_axes(after, [a for a in grown if known[a - offset] is not None])
 
 
 def tile(node: Node, t: Trace) -> None:
@@ -343,6 +354,7 @@ def space_to_depth(node: Node, t: Trace) -> None:
     x, out = node.input(0), node.outputs[0]
     b = int(node.attrs["blocksize"])
     factors = t.untrack(x, t.of(x), (2, 3), node, Reason("SpaceToDepth interleaves positions", Remedy.POSITIONS))
+    check_size(b * b * max((f.size for f in factors if f.shape[1] > 1), default=0))
     t.set(out, [np.concatenate([f] * (b * b), axis=1) if f.shape[1] > 1 else f for f in factors])
 
 

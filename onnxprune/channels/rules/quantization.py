@@ -55,9 +55,10 @@ def _spread(name: str, shape: Shape, axis: int, block: int, t: Trace) -> tuple[F
         return tuple(f.reshape(lifted) for f in factors), lifted
     if own[axis] == 1:
         return factors, own
-    places = np.arange(shape[axis]) // block
-    wide = tuple(f if f.shape[axis] == 1 else f.take(places, axis=axis) for f in factors)
-    return wide, (*own[:axis], shape[axis], *own[axis + 1 :])
+    if any(f.shape[axis] > 1 for f in factors):
+        places = np.arange(shape[axis]) // block
+        factors = tuple(f if f.shape[axis] == 1 else f.take(places, axis=axis) for f in factors)
+    return factors, (*own[:axis], shape[axis], *own[axis + 1 :])
 
 
 def dynamic_quantize(node: Node, t: Trace) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.channels.labels import Labels, as_ints, axis_in, take, tracked_axes
+from onnxprune.channels.labels import as_ints, axis_in, take, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
 from onnxprune.graph import Graph, Node
@@ -26,7 +26,7 @@ class Bounds:
     end: int | None
     step: int | None
 
-    def positions(self, size: int) -> Labels | None:
+    def positions(self, size: int) -> range | None:
         """Which of `size` positions stay: bounds count from the end where negative, then are clamped.
 
         None where they are not known.
@@ -35,7 +35,7 @@ class Bounds:
             return None
         first, last = (v + size if v < 0 else v for v in (self.start, self.end))
         low, high = (0, size) if self.step > 0 else (-1, size - 1)
-        return np.arange(min(max(first, 0), high), min(max(last, low), high), self.step, dtype=np.int64)
+        return range(min(max(first, 0), high), min(max(last, low), high), self.step)
 
 
 def slice_bounds(node: Node, graph: Graph) -> tuple[Bounds, ...] | None:
@@ -79,7 +79,7 @@ def _entries(name: str, graph: Graph) -> tuple[int | None, ...] | None:
     return (None,) * shape[0] if found is None and shape else found
 
 
-def kept_positions(node: Node, graph: Graph) -> Mapping[int, Labels | None] | None:
+def kept_positions(node: Node, graph: Graph) -> Mapping[int, range | None] | None:
     """axis → the positions that a Slice keeps, None where that axis is cut at run time; None where the axes are."""
     bounds, shape = slice_bounds(node, graph), graph.shape(node.inputs[0])
     return None if bounds is None or shape is None else {b.axis: b.positions(shape[b.axis]) for b in bounds}
@@ -97,10 +97,11 @@ def slice_(node: Node, t: Trace) -> None:
         if positions is None:
             continue
         for f in factors:
-            if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 and positions.size and positions.min() > 0:
+            first = min(positions[0], positions[-1]) if positions else 0
+            if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 and first > 0:
                 # Where each row keeps channels of its own, the bounds must fall on the same place in each.
                 rows = np.moveaxis(f, axis, -1).reshape(-1, f.shape[axis])
-                t.labels.balance(rows[:, : positions.min()], unless=rows)
+                t.labels.balance(rows[:, :first], unless=rows)
         factors = take(factors, axis, positions)
     t.set(out, factors)
 
