@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -29,6 +30,7 @@ from onnxprune.config import (
     METRICS,
     PRECISIONS,
     PROVIDERS,
+    READ_BY,
     RECOVER,
     REFITS,
     SECONDS,
@@ -199,6 +201,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 )
 @click.argument("model", metavar="IN")
 @click.argument("output", metavar="OUT", required=False)
+@click.argument("more", nargs=-1, metavar="")
 @click.option(
     "--ratio",
     type=float,
@@ -319,7 +322,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
 @click.option(
     "--drop-branches/--keep-branches",
     default=None,
-    show_default="keep",
+    show_default="keep; drop with --budget latency",
     help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
 )
 @click.option(
@@ -408,7 +411,10 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     "--bench",
     "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything else.",
 )
-@_flag("--force", "Write the model even where a check failed; replay a plan with other data.")
+@_flag(
+    "--force",
+    "Write the model even where a check failed, that of --max-error excepted; replay a plan with other data.",
+)
 @_flag("--quiet", "No report, no status; warnings and errors stay.")
 @click.version_option(__version__, prog_name="onnxprune")
 @click.pass_context
@@ -418,10 +424,20 @@ def prune_command(ctx: click.Context, /, **given: Any) -> None:
     No training framework, no labels, no training code. OUT keeps IN's inputs and outputs. A file appears only when
     every check on it held.
     """
+    _check_files(given["model"], given["output"], given.pop("more"))
     run = Run.of(ctx, given)
     child.warm()
     screen = None if run.quiet else _screen()
     run.execute(ctx.obj, screen)
+
+
+def _check_files(model: str, output: str | None, more: Sequence[str]) -> None:
+    """Raises UsageError for files beyond IN and OUT, and for the name of a command that there is not."""
+    if model == "prune" and output is not None and not Path(model).exists():
+        files = " ".join((output, *more))
+        raise UsageError(f"there is no subcommand prune, as the main command needs no name: onnxprune {files}")
+    if more:
+        raise UsageError(f"the files are IN and OUT, nothing else: leave out {' '.join(more)}")
 
 
 @dataclass(frozen=True)
@@ -464,6 +480,7 @@ class Run:
             raise UsageError(
                 "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance)"
             )
+        _check_effect(explicit, given)
         if given["jobs"] > 1 and given["scheduler"] is not None:
             raise UsageError("--jobs are processes of this machine, --scheduler has workers of its own: leave out one")
         if given["labels"] is not None and given["calib"] is None:
@@ -518,6 +535,19 @@ class Run:
                 max_error=self.max_error,
                 **self.options,
             )
+
+
+def _check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:
+    """Raises UsageError for an option that was given and would do nothing."""
+    for name, methods in READ_BY.items():
+        if name in explicit and given["method"] not in methods:
+            option, shown = f"--{name}", ", ".join(methods)
+            raise UsageError(
+                f"{option} does nothing with --method {given['method']}: leave it out, or choose one of {shown}"
+            )
+    for name in ("batch", "threads"):
+        if name in explicit and given["from_plan"] is None and given["budget"] != "latency":
+            raise UsageError(f"--{name} says what --budget latency times: leave it out, or choose that budget")
 
 
 cli.main_command = prune_command

@@ -17,6 +17,10 @@ GREEDY = ("local", "global", "combined", "gfs")
 SEQUENTIAL = ("local", "global", "combined")
 # Methods that look at the network's outputs, by gradients; with labels, at the loss.
 GRADIENT = LABELLED = ("global", "combined", "taylor")
+# Options that other methods never look at.
+READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"metric": ("global", "combined"), "coefficients": SEQUENTIAL, "probes": GRADIENT}
+)
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("convex", "free")
 REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")

@@ -133,7 +133,20 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--uniform", "0.5", "--budget", "params", "--ratio", "0.5"], 2, "leave out --ratio, --budget"),
         (["out.onnx", "--uniform", "0.5", "--budget", "latency"], 2, "leave out --budget"),
         (["out.onnx", "--tolerance", "0.5", "--budget", "latency"], 2, "leave out --budget"),
-        (["out.onnx", "--ratio", "0.5", "--threads", "2"], 2, "say what budget 'latency' measures"),
+        (
+            ["out.onnx", "--ratio", "0.5", "--threads", "2"],
+            2,
+            "--threads says what --budget latency times: leave it out",
+        ),
+        (["out.onnx", "--uniform", "0.5", "--batch", "1"], 2, "--batch says what --budget latency times: leave it out"),
+        (
+            ["out.onnx", "--ratio", "0.5", "--metric", "gates"],
+            2,
+            "--metric does nothing with --method obs: leave it out",
+        ),
+        (["out.onnx", "--ratio", "0.5", "--probes", "1"], 2, "or choose one of global, combined, taylor"),
+        (["out.onnx", "--ratio", "0.5", "--coefficients", "free", "--method", "gfs"], 2, "with --method gfs"),
+        (["out.onnx", "--ratio", "0.5", "--metric", "exact", "--method", "local"], 2, "with --method local"),
         (["out.onnx", "--ratio", "0.5", "--budget", "latency", "--batch", "0"], 2, "batch is 0"),
         (["out.onnx", "--uniform", "1"], 2, "outside (0, 1)"),
         (["out.onnx", "--uniform", "0.5", "--round-to", "64"], 3, "too narrow for --round-to"),
@@ -156,7 +169,7 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--ratio", "0.5", "--target", "tpu"], 2, "'tpu' is not one of 'ort-cpu'"),
         (["out.onnx", "--ratio", "0.5", "--exclude", "nobody*"], 2, "matches no node and no tensor"),
         (["out.onnx", "--ratio", "0.5", "--speed", "9"], 2, "No such option"),
-        (["out.onnx", "more.onnx", "--ratio", "0.5"], 2, "unexpected extra argument"),
+        (["out.onnx", "more.onnx", "--ratio", "0.5"], 2, "the files are IN and OUT, nothing else: leave out more.onnx"),
         (["old.onnx", "--ratio", "0.5"], 2, "use --overwrite"),
         (["sub", "--ratio", "0.5"], 2, "is a folder"),
         (["old.onnx/out.onnx", "--ratio", "0.5"], 1, "there is no folder"),
@@ -805,3 +818,37 @@ def test_doubtful_data_is_warned_of(folder: Path, capsys: Capture):
     assert found["calibration"]["inputs"][0]["least"] == images[0].min()
     code, _, err = run(capsys, RESNET, *args[:-2], "--quiet", "--calib", "same.npz")
     assert (code, err.count("warning")) == (0, 1)
+
+
+# a command that there is not
+
+
+@pytest.mark.parametrize(
+    "rest", [("in.onnx", "out.onnx", "--ratio", "0.5"), ("in.onnx", "--dry-run", "--ratio", "0.5")]
+)
+def test_prune_is_no_subcommand(folder: Path, capsys: Capture, rest: tuple[str, ...]):
+    """Fails where IN is said to be one file too many, or a model called prune cannot be pruned."""
+    refused(folder, capsys, 2, "the main command needs no name: onnxprune in.onnx", "prune", *rest)
+
+
+def test_a_model_that_is_called_prune(folder: Path, capsys: Capture):
+    (folder / "prune").write_bytes(Path(RESNET).read_bytes())
+    code, _, err = run(
+        capsys, "prune", "out.onnx", "--ratio", "0.5", "--fast", "--method", "magnitude", "--refit", "none"
+    )
+    assert code == 0, err
+    assert (folder / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("method", ["global", "combined", "taylor", "local"])
+def test_options_that_a_method_reads(folder: Path, capsys: Capture, method: str):
+    """Fails where an option is refused beside a method that looks at it."""
+    given = {
+        "global": ["--metric", "gates", "--probes", "1", "--coefficients", "free"],
+        "combined": ["--metric", "gates", "--probes", "1", "--coefficients", "free"],
+        "taylor": ["--probes", "1"],
+        "local": ["--coefficients", "free"],
+    }[method]
+    common = ["--ratio", "0.5", "--samples", "32", "--fast", "--refit", "none", "--dry-run"]
+    code, _, err = run(capsys, RESNET, "--calib", CALIB, "--method", method, *given, *common)
+    assert code == 0, err
