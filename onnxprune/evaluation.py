@@ -120,7 +120,7 @@ def _evaluated(
         first = _first_output(original)
         outputs, answers, observed = compared(proto, original, samples)
         _check_same_outputs(outputs, answers.values, observed)
-        figures = figures_of(observed, answers, outputs, held_out=True)
+        figures = figures_of(observed, answers, outputs, held_out=True, labelled=truth is not None)
         original_classes = _classes(answers.values, first, len(samples))
     classes = _classes(outputs, first, len(samples))
     agreement = figures.agreement if figures is not None else None

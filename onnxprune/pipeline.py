@@ -40,7 +40,6 @@ from onnxprune.errors import CalibrationError, CheckFailed, NothingPrunable, Run
 from onnxprune.fitting import held_out_error, nearest, recover_weights, refit_weights, worse
 from onnxprune.gates import gates_of
 from onnxprune.goals import goals_of, probed
-from onnxprune.graph import Array
 from onnxprune.intake import counting, declarations, first_run, older, scales
 from onnxprune.intake.figures import digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
@@ -54,6 +53,7 @@ from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
 from onnxprune.measures.figures import Figures
 from onnxprune.measures.judge import (
     answers_of,
+    discrepancy_of,
     figures_of_result,
     observed_of,
     outputs_of,
@@ -61,6 +61,7 @@ from onnxprune.measures.judge import (
     seen,
     with_layouts,
     within,
+    within_tolerance,
 )
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, symbols
@@ -724,6 +725,7 @@ def check(
     notes += notes_on_bodies(coupled, keep)
     exact: verify.Exactness | None = None
     figures: Figures | None = None
+    discrepancy: float | None = None
     sizes = 0
     try:
         oracle = masked_model(n.proto, channels, keep, n.types)
@@ -740,22 +742,13 @@ def check(
         given = outputs_of_result(final, refitted.candidates[level], coupled, loaded, calibrated.reference)
         figures = figures_of_result(given, coupled, loaded, calibrated.reference)
         verify.finite(given, calibrated.reference.values)
-        within_tolerance(given, loaded, calibrated, settings)
+        discrepancy = discrepancy_of(given, loaded, calibrated.goals, settings)
+        within_tolerance(discrepancy, settings)
     except (CheckFailed, RunError) as e:
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
         notes.append(f"--force: {e}")
     within(figures, max_error)
-    return Checked(final, exact, sizes, figures, errors, level, refitted.fits, tuple(notes), refitted.recovery)
-
-
-def within_tolerance(given: Mapping[str, Array], loaded: Loaded, calibrated: Calibrated, settings: PruneConfig) -> None:
-    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
-    if settings.tolerance is None or calibrated.goals is None:
-        return
-    found = calibrated.goals.held.value(given, slice(0, len(loaded.held)))
-    if not found <= settings.tolerance:
-        raise CheckFailed(
-            f"after the refit the outputs differ by {found:.2e}, more than the tolerance of {settings.tolerance}; "
-            "--refit least-squares stays with the weights that were judged"
-        )
+    return Checked(
+        final, exact, sizes, figures, errors, level, refitted.fits, tuple(notes), refitted.recovery, discrepancy
+    )

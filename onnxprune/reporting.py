@@ -117,13 +117,20 @@ def report_of(
         agreement=figures.agreement if figures else None,
         outputs=figures.as_dicts() if figures else (),
         error=figures.summary() if figures else {},
-        verdict=asdict(verdict_of(figures)) if figures else None,
+        verdict=asdict(verdict_of(figures, option_of(settings))) if figures else None,
         warnings=tuple(stage.warnings),
     )
 
 
 def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:
     return written_bytes(model, None if output is None else Path(output), separate=loaded.source.separate)
+
+
+def option_of(settings: PruneConfig) -> str:
+    """The option that says how much is removed."""
+    return (
+        "--tolerance" if settings.tolerance is not None else "--uniform" if settings.uniform is not None else "--ratio"
+    )
 
 
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
@@ -178,6 +185,7 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "input_sizes_run": checked.sizes,
         "refit": checked.level,
         "held_out_error": dict(checked.errors),
+        **({} if checked.discrepancy is None else {"discrepancy": checked.discrepancy}),
         **({"recovery": asdict(checked.recovery)} if checked.recovery else {}),
     }
 

@@ -191,7 +191,7 @@ class Checked:
     """The model to write and what the checks found.
 
     figures: how far its outputs are from the original's; None where --force has it written though it does not run.
-    errors: by candidate, what they were compared by.
+    errors: by candidate, what they were compared by. discrepancy: what a tolerance is of (`measures.judge`).
     """
 
     model: onnx.ModelProto
@@ -203,3 +203,4 @@ class Checked:
     fits: tuple[refit.Fit, ...]
     notes: tuple[str, ...]
     recovery: Recovery | None = None
+    discrepancy: float | None = None

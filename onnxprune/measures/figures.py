@@ -29,6 +29,8 @@ _CONFIDENCE = 0.95
 # What does not vary counts as unchanged up to this share of its squares.
 _UNCHANGED = 1e-6
 _MOST_SHOWN = 100.0
+# Probabilities in half precision, or of quantized models, add up to 1 as nearly as this.
+_SUM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Figures:
 
     error: the mean over the measured parts, by their shares, None where there are none, and `why`. agreement: the share
     of samples, or of entries, to which both give the same class. held_out: whether nothing was fitted to these samples.
-    synthetic: whether they are random numbers.
+    synthetic: whether they are random numbers. classes: whether the agreement is surely one of classes.
     """
 
     error: float | None
@@ -71,6 +73,7 @@ class Figures:
     samples: int
     held_out: bool
     synthetic: bool = False
+    classes: bool = True
 
     @property
     def measured(self) -> tuple[Figure, ...]:
@@ -105,8 +108,11 @@ def figures_of(
     *,
     held_out: bool,
     synthetic: bool = False,
+    labelled: bool = False,
 ) -> Figures:
-    """outputs: of a model on the samples of the answers, with the tensors that stand for them."""
+    """outputs: of a model on the samples of the answers, with the tensors that stand for them. labelled: whether
+    classes were given, so that the first output holds their scores.
+    """
     pairs = [(p, s) for p, s in zip(answers.parts, answers.shares, strict=True) if p not in answers.left_out]
     parts, shares = [p for p, _ in pairs], [s for _, s in pairs]
     each = [_of_part(p, answers, outputs, held_out=held_out) for p in parts]
@@ -120,8 +126,9 @@ def figures_of(
         nothing = "no floating-point tensor that keeps its channels stands before an output"
     why = "" if sound else next((f"{f.name}: {f.why}" for f in each if f.why), nothing)
     interval = interval_of([answers.per_sample(p, outputs) for p in parts], shares) if sound and held_out else None
-    agreement = agreement_of(observed, answers, outputs)
-    return Figures(error, interval, why, agreement, tuple(each), answers.samples, held_out, synthetic)
+    agreement, classes = agreement_of(observed, answers, outputs)
+    classes = classes or labelled
+    return Figures(error, interval, why, agreement, tuple(each), answers.samples, held_out, synthetic, classes)
 
 
 def _of_part(part: Part, answers: Answers, outputs: Mapping[str, Array], *, held_out: bool) -> Figure:
@@ -211,21 +218,34 @@ def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[st
 # classes
 
 
-def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> float | None:
-    """The share of samples with the same class, or of entries of a class map; None where the first output has none."""
+def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> tuple[float | None, bool]:
+    """(the share of samples with the same class, or of entries of a class map; None where the first output has none;
+    whether these are surely classes).
+
+    Scores in (samples, classes) look like an embedding, whose largest entry says nothing: only classes that the model
+    picks, and probabilities, are surely of classes.
+    """
     first = next(iter(observed.outputs), "")
     y0, y = answers.values.get(first), outputs.get(first)
     if y0 is None or y is None or y.shape != y0.shape:
-        return None
+        return None, False
     if first in observed.choices and y0.size and (not is_float(y0.dtype) or _whole_numbers(y0)):
-        return float(np.mean(y == y0))
+        return float(np.mean(y == y0)), True
     if first in observed.ranked and _one_hot(y0, answers.samples):
-        return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples))
+        return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), True
     own = list(dict.fromkeys(p for p in (*answers.parts, *answers.left_out) if first in p.outputs))
     whole = len(own) == 1 and own[0].pieces == (Piece(first),)  # not boxes and scores, say
     if not whole or answers.left_out.get(own[0]) == STILL:
-        return None
-    return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples))
+        return None, False
+    return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), _probabilities(y0)
+
+
+def _probabilities(y: Array) -> bool:
+    """Whether the entries of every sample are probabilities that add up to 1, or the logarithms of such."""
+    p = y.reshape(len(y), -1).astype(np.float64)
+    if (p <= 0.0).all():
+        p = np.exp(p)
+    return bool((p >= 0.0).all() and (np.abs(p.sum(axis=1) - 1.0) <= _SUM).all())
 
 
 def _whole_numbers(y: Array) -> bool:

@@ -11,6 +11,7 @@ import onnx
 from onnxprune import verify
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
+from onnxprune.config import PruneConfig
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import Array, is_float
 from onnxprune.measures import layouts
@@ -21,7 +22,7 @@ from onnxprune.measures.observed import Observed, Whole, observed_in, observed_o
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import Normalised
 from onnxprune.runtime import Session
-from onnxprune.state import Coupled, Loaded
+from onnxprune.state import Coupled, Goals, Loaded
 from onnxprune.taken import Taken
 
 # Samples among which one is sought that differs from the first.
@@ -174,7 +175,29 @@ def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Lo
     """How far the result's outputs on the judging samples are from the original's."""
     held_out = loaded.held is not loaded.fit
     synthetic = loaded.held.synthetic
-    return figures_of(coupled.observed, answers, outputs, held_out=held_out, synthetic=synthetic)
+    labelled = loaded.labels is not None and not is_float(loaded.held.extras[loaded.labels].dtype)
+    return figures_of(coupled.observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)
+
+
+def discrepancy_of(
+    outputs: Mapping[str, Array], loaded: Loaded, goals: Goals | None, settings: PruneConfig
+) -> float | None:
+    """What a tolerance is of, on the judging samples: the error of the outputs, or the loss that is added to the
+    original's where there are labels. None where there is neither, or nothing was selected."""
+    if goals is None or (settings.tolerance is None and settings.labels is None):
+        return None
+    return goals.held.value(outputs, slice(0, len(loaded.held)))
+
+
+def within_tolerance(discrepancy: float | None, settings: PruneConfig) -> None:
+    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
+    if settings.tolerance is None or discrepancy is None or discrepancy <= settings.tolerance:
+        return
+    what = "the outputs differ by" if settings.labels is None else "the loss against the labels has grown by"
+    raise CheckFailed(
+        f"after the refit {what} {discrepancy:.2e}, more than the tolerance of {settings.tolerance}; "
+        "--refit least-squares stays with the weights that were judged"
+    )
 
 
 def within(figures: Figures | None, most: float | None) -> None:

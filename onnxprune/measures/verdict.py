@@ -14,8 +14,8 @@ DOUBTFUL_AGREEMENT, BAD_AGREEMENT = 0.8, 0.5
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
 _SLACK = 1e-9
 _ADVICE = {
-    DOUBTFUL: "test it on labelled data (`onnxprune eval`), lower --ratio, or give more samples",
-    BAD: "lower --ratio, or give more and better samples",
+    DOUBTFUL: "test it on labelled data (`onnxprune eval`), lower {}, or give more samples",
+    BAD: "lower {}, or give more and better samples",
     UNKNOWN: "test it on data of your own (`onnxprune eval`)",
 }
 
@@ -28,15 +28,18 @@ class Verdict:
     text: str
 
 
-def verdict_of(figures: Figures) -> Verdict:
-    """By the worst figure and the agreement; never good where what was measured says too little."""
+def verdict_of(figures: Figures, option: str = "") -> Verdict:
+    """By the worst figure and the agreement of classes; never good where what was measured says too little.
+
+    option: what says how much is removed, "" where the models are given, and there is nothing to advise.
+    """
     level, why = _judged(figures)
-    advice = f"; {_ADVICE[level]}" if level in _ADVICE else ""
+    advice = f"; {_ADVICE[level].format(option)}" if option and level in _ADVICE else ""
     return Verdict(level, f"{level}: {why}{advice}")
 
 
 def _judged(figures: Figures) -> tuple[str, str]:
-    worst, agreement = figures.worst, figures.agreement
+    worst, agreement = figures.worst, figures.agreement if figures.classes else None
     if worst is None or worst.value is None:
         return UNKNOWN, f"nothing was measured ({figures.why})"
     what = _told(worst, several=len(figures.measured) > 1)

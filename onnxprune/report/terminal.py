@@ -179,7 +179,8 @@ def _requested(share: float) -> str:
 
 
 def _tolerance(report: Report) -> str:
-    return f"within a tolerance of {report.config.get('tolerance')} on the outputs"
+    of = "the outputs" if report.config.get("labels") is None else "the loss that is added"
+    return f"within a tolerance of {report.config.get('tolerance')} on {of}"
 
 
 def _alignment(a: Alignment) -> str:
@@ -302,6 +303,10 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
             found.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}{at}"))
     if checks.get("input_sizes_run"):
         found.append(("input sizes run", str(checks["input_sizes_run"])))
+    if checks.get("discrepancy") is not None and report.config.get("labels") is not None:
+        limit = report.config.get("tolerance")
+        most = "" if limit is None else f" ≤ {limit:g}"
+        found.append(("loss added", f"{checks['discrepancy']:.4g}{most}, against the labels of the judging samples"))
     if checks.get("refit"):
         errors = checks.get("held_out_error", {})
         finite = {k: v for k, v in errors.items() if v is not None and isfinite(v)}

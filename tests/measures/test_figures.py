@@ -200,6 +200,36 @@ def test_a_single_sample_tells_no_error():
     demand(replace(same, samples=2), 0.01)
 
 
+@pytest.mark.parametrize("kind", ["scores", "probabilities", "logarithms", "half"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_largest_entry_of_an_embedding_decides_nothing(kind: str, labelled: bool):
+    """Fails where 64 numbers that are no scores are judged by which of them is the largest."""
+    y0, noise = normal(N, 64), 0.2 * normal(N, 64, seed=1)
+    p0, p = (np.exp(v) / np.exp(v).sum(axis=1, keepdims=True) for v in (y0 / 9, (y0 + noise) / 9))
+    before, after = {
+        "scores": (y0, y0 + noise),
+        "probabilities": (p0, p),
+        "logarithms": (np.log(p0), np.log(p)),
+        "half": (p0.astype(np.float16), p.astype(np.float16)),
+    }[kind]
+    found = figures_of(SCORES, Answers.of({"y": before}, N), {"y": after}, held_out=True, labelled=labelled)
+    assert found.agreement is not None
+    assert found.agreement < 0.8
+    surely = labelled or kind != "scores"
+    assert found.classes == surely
+    assert verdict_of(found).level == (DOUBTFUL if surely else GOOD)
+    assert ("keep their class" in verdict_of(found).text) == surely
+
+
+@pytest.mark.parametrize(("error", "level"), [(0.3, DOUBTFUL), (0.6, BAD)])
+def test_advice_names_what_was_asked_for(error: float, level: str):
+    """Fails where --ratio is to be lowered by someone who gave none."""
+    found = Figures(error, None, "", None, (Figure(("y",), "", ERROR, error),), 64, held_out=True)
+    for option in ("--ratio", "--uniform", "--tolerance"):
+        assert f"lower {option}, " in verdict_of(found, option).text
+    assert verdict_of(found).text == f"{level}: an error of {error:.1%}"
+
+
 def test_an_output_without_entries_is_the_same():
     """Fails where nothing at all makes the rest doubtful, and a limit cannot be met."""
     wholes = (Whole(("y",), ("y",)), Whole(("e",), ("e",)))

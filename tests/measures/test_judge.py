@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import evaluate, prune
+from onnxprune.calibrate.samples import checked, tensor_specs
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.graph import Array
+from onnxprune.pipeline import split
+from onnxprune.report.terminal import Screen, prune_report
 from onnxprune.runtime import Session
 
 FAST = {"fast": True, "round_to": 1, "ratio": 0.5}
@@ -207,6 +211,42 @@ def test_a_limit_needs_samples_that_the_fits_have_not_seen():
     ):
         with pytest.raises(CheckFailed, match=f"{text}.*nothing was written"):
             prune(model, None, data, max_error=50.0, **FAST)
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.6}, {"uniform": 0.6}, {"tolerance": 0.45}], ids=str)
+def test_the_verdict_names_the_option(options: dict[str, Any]):
+    model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
+    found = prune(model, None, {"x": X}, round_to=1, fast=True, **{"ratio": None, **options})
+    text = (found.report.verdict or {})["text"]
+    assert f"lower --{next(iter(options))}" in text
+    against = evaluate(found.model or model, {"x": X}, against=model)
+    assert "--" not in json.loads(against.to_json())["verdict"]["text"]
+
+
+def test_a_tolerance_with_labels_is_of_the_loss():
+    """Fails where the loss that a tolerance allows is neither told nor recorded, or is called one of the outputs."""
+    model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
+    truth = (Session(model).run({"x": X})["y"] + np.random.default_rng(1).standard_normal((160, 6))).argmax(axis=1)
+    result = prune(
+        model, None, {"x": X, "c": truth}, labels="c", tolerance=0.05, method="global", refit="none", round_to=1
+    )
+    _, held = split(checked({"x": X, "c": truth}, tensor_specs(model)), 0)
+
+    def loss(found: onnx.ModelProto) -> float:
+        y = Session(found).run({"x": np.asarray(held.arrays["x"])})["y"].astype(np.float64)
+        p = np.exp(y - y.max(axis=1, keepdims=True))
+        return float(-np.log(p / p.sum(axis=1, keepdims=True))[np.arange(len(held)), held.extras["c"]].mean())
+
+    assert result.model is not None
+    told = json.loads(result.report.to_json())["checks"]["discrepancy"]
+    assert told == pytest.approx(loss(result.model) - loss(model), abs=1e-5)
+    text = " ".join(prune_report(result.report, Screen(200)).split())
+    assert "within a tolerance of 0.05 on the loss that is added" in text
+    assert f"loss added {told:.4g} ≤ 0.05, against the labels" in text
+    plain = prune(model, None, {"x": X}, tolerance=0.05, round_to=1, fast=True).report
+    assert "on the outputs" in prune_report(plain, Screen(200))
+    assert "loss added" not in prune_report(plain, Screen(200))
+    assert plain.checks["discrepancy"] == pytest.approx(plain.output_error, rel=1e-5)
 
 
 def test_a_mean_over_samples_is_no_error_of_samples():
