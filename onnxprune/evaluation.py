@@ -44,7 +44,8 @@ class Evaluation:
 
     accuracy, original_accuracy: top-1, shares in [0, 1]. agreement: share of samples to which both models give the same
     class. output_error: the mean over the outputs' parts of the squared error relative to the original's spread.
-    figures: that of every part and output.
+    data_sha256: of the samples as they were read (names, shapes, types and values), not of a file's bytes, so the same
+    samples have the same in any form. figures: that of every part and output.
     """
 
     model: str
