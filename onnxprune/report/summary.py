@@ -101,7 +101,7 @@ class Report:
     many samples, whether these were held out, and why it was not measured. outputs: the figure of each part and output
     (`measures.figures.Figure`). agreement: the share of those samples, or entries, that keep their class. verdict:
     level ("good", "doubtful", "bad" or "unknown") and text.
-    calibration: of the data; its sha256 is that of the samples that were used, with labels that were read, not of a file.
+    calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file.
     warnings: what makes the result doubtful; notes: what else there is to say.
     """
 
