@@ -778,6 +778,10 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
     except MemoryError as e:
         return _unexpected(e, "out of memory: use a smaller --memory or fewer --samples")
     except OSError as e:
+        from onnxprune.destination import GONE, folder_is_gone
+
+        if folder_is_gone():
+            return _fail(GONE, 1)
         return _unexpected(e, f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
     except Exception as e:  # noqa: BLE001  whatever it is, the user gets one line
         return _unexpected(e, f"{type(e).__name__}: {e}: this is a defect, please report it")

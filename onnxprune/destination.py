@@ -14,6 +14,7 @@ from onnxprune.storage import beside, is_beside
 
 # What the system keeps there are no files, and a rename would take its place: /dev/stdout is a link.
 _SYSTEM = tuple(map(Path, ("/dev", "/proc", "/sys")))
+GONE = "the working folder has been removed; change to one that exists (cd), then run it again"
 _SHARED_MEMORY = Path("/dev/shm")  # an ordinary file system
 
 
@@ -30,12 +31,23 @@ def check_outputs(outputs: Sequence[str | os.PathLike[str] | None], inputs: Sequ
         if output is None:
             continue
         p = Path(output)
+        if not p.is_absolute() and folder_is_gone():
+            raise RunError(f"{p} cannot be written: {GONE}")
         if os.path.basename(output) in ("", ".", ".."):  # noqa: PTH119  Path drops the slash of "out/"
             raise UsageError(f"{os.fspath(output)!r} is the name of a folder; name the file to write")
         _check_output(p, overwrite)
         if any(same_file(p, t) for t in taken) or (n and paths[0] is not None and same_file(p, paths[0])):
             raise UsageError(f"{p} is used twice; model, data, plan and report are different files")
         taken.append(p)
+
+
+def folder_is_gone() -> bool:
+    """Whether the working folder has been removed, so that relative paths lead nowhere."""
+    try:
+        Path.cwd()
+    except OSError:
+        return True
+    return False
 
 
 def same_file(a: Path, b: Path) -> bool:

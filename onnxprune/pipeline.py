@@ -185,7 +185,7 @@ def prune(
     clock = Clock(watch, hear=warn)
     files = (output, plan_file, report_file)
     try:
-        with Stage() as stage:
+        with Stage(overwrite=overwrite) as stage:
             with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Place(workers, provider or "cpu", timing_on)
                 result, separate = _run(

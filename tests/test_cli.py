@@ -279,6 +279,21 @@ def test_traceback_on_request(folder: Path, capsys: Capture, monkeypatch: pytest
     assert err.splitlines()[-1].startswith("onnxprune: error: KeyError")
 
 
+def test_a_working_folder_that_is_gone(folder: Path, capsys: Capture):
+    """Fails where the line names neither what is missing nor what to do."""
+    (folder / "gone").mkdir()
+    os.chdir(folder / "gone")
+    try:
+        (folder / "gone").rmdir()
+    except OSError:
+        pytest.skip("this system keeps a working folder")
+    gone = "the working folder has been removed; change to one that exists (cd), then run it again\n"
+    assert cli.main([str(folder / "relu.onnx"), "out.onnx", "--ratio", "0.5"]) == 1
+    assert capsys.readouterr().err == f"onnxprune: error: out.onnx cannot be written: {gone}"
+    assert cli.main([str(Path("..") / "relu.onnx"), str(folder / "out.onnx"), "--ratio", "0.5"]) == 1
+    assert capsys.readouterr().err == f"onnxprune: error: {gone}"
+
+
 def test_a_full_disk(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

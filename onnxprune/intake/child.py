@@ -213,17 +213,12 @@ def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0, p
     seconds, most = limits(size, honest, computes=question in _COMPUTING, parts=parts)
     with _PLACE.lock, _folder() as folder:
         try:
-            child = _begun(question, given, most, folder)
-            late = threading.Event()
-            timer = threading.Timer(seconds, _stop, (child, late))
-            timer.daemon = True
-            timer.start()
-            try:
-                value, error, traceback = child.receive()
-            except (EOFError, OSError) as e:
-                raise _why(_PLACE.drop(), what, seconds, most, late=late.is_set()) from e
-            finally:
-                timer.cancel()
+            child = _begun(question, given, most, folder, seconds)
+            with _until(seconds, child) as late:
+                try:
+                    value, error, traceback = child.receive()
+                except (EOFError, OSError) as e:
+                    raise _why(_PLACE.drop(), what, seconds, most, late=late.is_set()) from e
         except OnnxPruneError:
             raise
         except BaseException:  # an interrupt: what the child says later is no answer to the next question
@@ -238,23 +233,45 @@ def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0, p
     return value
 
 
+@contextlib.contextmanager
+def _until(seconds: float, child: _Child) -> Iterator[threading.Event]:
+    """The child is ended after so many seconds; the event says whether it was."""
+    late = threading.Event()
+    timer = threading.Timer(seconds, _stop, (child, late))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
 def _stop(child: _Child, late: threading.Event) -> None:
     late.set()
     child.kill()
 
 
-def _begun(question: str, given: tuple[Any, ...], most: int, folder: str) -> _Child:
-    """A child that is at the question: one that ended meanwhile, for want of questions, is replaced."""
+def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, seconds: float) -> _Child:
+    """A child that is at the question: one that ended meanwhile, for want of questions, is replaced.
+
+    seconds: how long it may take to start and to take the question. Raises RunError.
+    """
     for last in (False, True):
         child = _PLACE.ready()
-        try:
-            child.send((question, given, most, folder))
-            child.receive()
-            return child
-        except (EOFError, OSError) as e:
-            code = _PLACE.drop()
-            if last:
-                raise RunError(f"the process that tries a model does not start ({_how(code)})") from e
+        with _until(seconds, child) as late:
+            try:
+                child.send((question, given, most, folder))
+                child.receive()
+                return child
+            except (EOFError, OSError) as e:
+                code = _PLACE.drop()
+                if late.is_set():
+                    raise Late(
+                        f"the process that tries a model does not start: it was stopped after {seconds:.0f} seconds; "
+                        f"where the machine is that slow, set {PATIENCE}=10 to wait ten times as long"
+                    ) from e
+                if last:
+                    raise RunError(f"the process that tries a model does not start ({_how(code)})") from e
     raise AssertionError
 
 

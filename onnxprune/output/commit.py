@@ -25,6 +25,7 @@ Content = bytes | Callable[[IO[bytes]], None]
 TEMPORARY = ".onnxprune-tmp"
 # So many characters of the target's name stand in a temporary's: the longest ones take four bytes, of 255.
 _NAME = 40
+_APPEARED = "{} has appeared during the run, so it stays as it is; use --overwrite to replace it, or name another file"
 
 
 class Stage:
@@ -33,8 +34,11 @@ class Stage:
     On exit what is temporary is removed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, overwrite: bool = True) -> None:
+        """overwrite: whether what is put may take the place of a file that is there by then."""
+        self._overwrite = overwrite
         self._temporaries: dict[Path, Path] = {}
+        self._new: set[Path] = set()
         # What the targets were, by a second name; None for those that were not there.
         self._old: dict[Path, Path | None] = {}
         self._loose: list[Path] = []
@@ -54,6 +58,8 @@ class Stage:
     def put(self, target: Path, content: Content) -> None:
         """Store a file that shall be called `target`. Raises RunError."""
         self._temporaries[target] = self._stored(target, content, lambda _: None)
+        if not self._overwrite:
+            self._new.add(target)
 
     def put_by_content(self, near: Path, name: Callable[[str], Path], content: Content) -> Path:
         """Store a file whose name depends on the sha256 of its bytes, in the folder of `near`; the name.
@@ -77,7 +83,7 @@ class Stage:
                 self._rename(target)
             self._rename(last)
         finally:
-            if self._temporaries[last].exists():
+            if not self._has_appeared(last):
                 self._take_back()
         for folder in {t.parent for t in self._temporaries}:
             _sync_folder(folder)
@@ -108,6 +114,9 @@ class Stage:
 
         Where the file system knows no second names it cannot.
         """
+        if target in self._new:
+            self._old[target] = None
+            return
         old = self._loosely_named(target)
         try:
             os.link(target, old, follow_symlinks=False)
@@ -120,16 +129,42 @@ class Stage:
 
     def _rename(self, target: Path) -> None:
         try:
+            if target in self._new and self._named_anew(target):
+                return
             self._temporaries[target].replace(target)
         except OSError as e:
             raise RunError(f"{target} cannot be written: {e.strerror}") from e
+
+    def _named_anew(self, target: Path) -> bool:
+        """Give a file its name unless another one has it, in one step where the file system knows second names.
+
+        False where it has not been done: the name is free, or it is that of a link that leads nowhere.
+        """
+        try:
+            os.link(self._temporaries[target], target)
+        except FileExistsError as e:
+            if target.exists():
+                raise RunError(_APPEARED.format(target)) from e
+            return False
+        except (OSError, NotImplementedError):
+            if target.exists():
+                raise RunError(_APPEARED.format(target)) from None
+            return False
+        return True
+
+    def _has_appeared(self, target: Path) -> bool:
+        """Whether what was put is there under its name."""
+        try:
+            return target.samefile(self._temporaries[target])
+        except OSError:
+            return not self._temporaries[target].exists()
 
     def _take_back(self) -> None:
         for target, old in self._old.items():
             with contextlib.suppress(OSError):
                 if old is not None:
                     old.replace(target)
-                elif not self._temporaries[target].exists():
+                elif self._has_appeared(target):
                     target.unlink(missing_ok=True)
 
     def _close(self) -> None:

@@ -170,6 +170,23 @@ def test_it_dies_with_its_parent(tmp_path: Path):
     pytest.fail("the child lives on")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be stopped here")
+def test_a_child_that_does_not_start_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """Fails where a child that takes no question holds up the run for ever."""
+    monkeypatch.setenv(child.PATIENCE, "0.03")
+    with child._PLACE.lock:
+        child._PLACE.drop()
+    child.warm()
+    started = child._PLACE.child
+    assert started is not None
+    started._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(Late, match=r"does not start: .* ONNXPRUNE_PATIENCE=10"):
+        first_run.run(relu(), FEEDS)
+    assert not started.alive
+    monkeypatch.delenv(child.PATIENCE)
+    assert first_run.run(relu(), FEEDS) < 30
+
+
 def test_another_child_takes_over_from_one_that_has_ended():
     first_run.run(relu(), FEEDS)
     kept = child._PLACE.child

@@ -71,6 +71,37 @@ def test_all_appear(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("second_names", [True, False])
+@pytest.mark.parametrize("which", ["plan", "model"])
+def test_what_appears_meanwhile_stays(
+    which: str, second_names: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a file of somebody else is replaced although nobody allowed it, or the others appear nevertheless."""
+    if not second_names:
+
+        def none(*_: object, **__: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "link", none)
+    with Stage(overwrite=False) as stage:
+        for name in ("plan", "model"):
+            stage.put(tmp_path / name, b"mine")
+        (tmp_path / which).write_bytes(b"theirs")
+        with pytest.raises(RunError, match=rf"{which} has appeared during the run.*--overwrite"):
+            stage.commit()
+    assert contents(tmp_path) == {which: b"theirs"}
+
+
+def test_new_files_appear_also_where_a_link_leads_nowhere(tmp_path: Path) -> None:
+    """Fails where a file is taken for another one's, or keeps its temporary name beside its own."""
+    (tmp_path / "plan").symlink_to("nowhere")
+    with Stage(overwrite=False) as stage:
+        for name in ("plan", "model"):
+            stage.put(tmp_path / name, b"mine")
+        stage.commit()
+    assert contents(tmp_path) == {"plan": b"mine", "model": b"mine"}
+
+
 def test_nothing_appears_before_the_commit(tmp_path: Path) -> None:
     with Stage() as stage:
         stage.put(tmp_path / "model", b"model")
