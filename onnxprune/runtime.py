@@ -65,7 +65,8 @@ ort.set_default_logger_severity(_FATAL)
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_LINE]
+    text = " ".join(str(error).split())[:_LINE]
+    return text if "bad_alloc" not in text else f"{text}: out of memory; use a smaller --batch, or smaller inputs"
 
 
 class Session:

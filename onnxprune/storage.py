@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import sys
 import tempfile
 import weakref
@@ -135,6 +136,10 @@ def model_bytes(proto: onnx.ModelProto) -> int:
 # reading
 
 
+# Digits of ASCII alone, as other readers want them, and of 64 bits at most.
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
 @dataclass(frozen=True)
 class Place:
     """A range of a file. length: None where the reference does not name one."""
@@ -147,11 +152,13 @@ class Place:
     def of(cls, tensor: onnx.TensorProto) -> Place:
         """Of an external tensor. Raises ModelError for numbers that are none."""
         entries = {e.key: e.value for e in tensor.external_data}
-        try:
-            offset = int(entries.get("offset") or 0)
-            length = int(entries["length"]) if entries.get("length") else None
-        except ValueError:
-            raise ModelError(f"tensor {tensor.name!r}: offset or length of its data is not a number") from None
+        given = [entries.get(key) or None for key in ("offset", "length")]
+        if not all(text is None or _NUMBER.fullmatch(text) for text in given):
+            raise ModelError(
+                f"tensor {tensor.name!r}: offset or length of its data is not a number that a file can have"
+            )
+        offset, length = (None if text is None else int(text) for text in given)
+        offset = offset or 0
         if offset < 0 or (length is not None and length < 0):
             raise ModelError(f"tensor {tensor.name!r}: offset or length of its data is negative")
         return cls(entries.get("location", ""), offset, length)

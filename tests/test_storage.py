@@ -311,7 +311,7 @@ def test_broken_references(kind: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("value", ["many", "1.5", "0x10"])
+@pytest.mark.parametrize("value", ["many", "1.5", "0x10", "9" * 400, "\N{ARABIC-INDIC DIGIT THREE}", "1_0"])
 def test_offset_that_is_no_number(tmp_path: Path, value: str):
     path = _broken(tmp_path, location="weights.bin")
     model = onnx.load(path, load_external_data=False)

@@ -51,6 +51,8 @@ _MOST_PATIENCE = 1e6
 _LAST_SECONDS = 5.0
 # The exit code of a child that saw itself exceed its limit of memory.
 HUNGRY = 77
+# What onnxruntime says where an allocation of C++ fails, and nothing more.
+_NO_MEMORY = "bad_alloc"
 
 
 _COMPUTING = ("run", "run again", "normalise")
@@ -226,7 +228,7 @@ def ask(question: str, *given: Any, what: str, size: int, honest: float = 0.0, p
                 _PLACE.child.kill()
             _PLACE.drop()
             raise
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RunError) and _NO_MEMORY in str(error)):
         raise Stopped(_hungry(what, most)) from _Elsewhere(traceback)
     if error is not None:
         raise error from _Elsewhere(traceback)
@@ -304,7 +306,10 @@ def _why(code: int | None, what: str, seconds: float, most: int, *, late: bool) 
 
 
 def _hungry(what: str, most: int) -> str:
-    return f"{what} needs more than {most / 2**30:.1f} GiB of memory, which nothing in the model's size explains"
+    return (
+        f"{what} needs more than {most / 2**30:.1f} GiB of memory, which nothing in the model's size explains; "
+        "where that depends on the data, give smaller inputs (--calib)"
+    )
 
 
 def _how(code: int | None) -> str:

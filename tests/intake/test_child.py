@@ -118,6 +118,21 @@ def test_memory_grows_with_the_size_of_the_model():
     assert many - few >= 8 << 30
 
 
+def test_want_of_memory_is_said_as_such(monkeypatch: pytest.MonkeyPatch):
+    """Fails where the line says "std::bad_alloc" and nothing more."""
+
+    def answered(_: child._Child) -> object:
+        return None, RunError("Cast node: std::bad_alloc"), ""
+
+    monkeypatch.setattr(child._Child, "receive", answered)
+    with pytest.raises(
+        Stopped, match=r"^this model's first run needs more than .* GiB of memory.* give smaller inputs"
+    ):
+        first_run.run(relu(), FEEDS)
+    with child._PLACE.lock:
+        child._PLACE.drop()
+
+
 def test_a_refusal_of_onnxruntime_is_no_crash():
     model = graph_of([helper.make_node("Add", ["x", "b"], ["y"])], {"b": np.ones(6)})
     with pytest.raises(RunError, match="Type Error") as e:
