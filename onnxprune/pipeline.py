@@ -527,7 +527,8 @@ def calibrate(
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers, moments, plain, reference)
     goals = goals_of(loaded, coupled, reference, settings)
-    gates = outputs.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit)
+    layouts = coupled.observed.layouts
+    gates = outputs.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
     known = OutputMoments()
     if settings.reads_gradients:
         known = probed(loaded, coupled, consumers, gates, goals, settings, place)

@@ -32,7 +32,7 @@ from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import Array, Graph
 from onnxprune.jobs.work import Here, Scheduler, Work
-from onnxprune.measures.layouts import Layouts
+from onnxprune.measures.layouts import Layout, Layouts
 from onnxprune.objective import Index, Objective
 from onnxprune.runtime import PROVIDERS, Session
 from onnxprune.threads import prefetched
@@ -108,11 +108,14 @@ def part_of(outputs: Mapping[str, Array], index: slice, samples: int) -> dict[st
     return {k: y[index.start * rows[k] : index.stop * rows[k]] if y.ndim else y for k, y in outputs.items()}
 
 
-def with_samples(gates: Sequence[Gate], proto: onnx.ModelProto, samples: Samples) -> tuple[Gate, ...]:
+def with_samples(
+    gates: Sequence[Gate], proto: onnx.ModelProto, samples: Samples, layouts: Layouts | None = None
+) -> tuple[Gate, ...]:
     """The gates with the axes of the samples, as the model itself shows them.
 
     Of two samples one is exchanged, then the other: along the axis of the samples just one half changes. So steps of a
-    sequence never pass for samples, in front or merged with them, and nothing does where samples are mixed.
+    sequence never pass for samples, in front or merged with them, and nothing does where samples are mixed. layouts: of
+    the outputs whose samples do not lie along axis 0.
     """
     if len(samples) < 2 or samples.fixed_batch or not gates:
         return tuple(gates)
@@ -129,7 +132,12 @@ def with_samples(gates: Sequence[Gate], proto: onnx.ModelProto, samples: Samples
     def is_axis(name: str, axis: int) -> bool:
         return _shows_halves(both[name], others[0][name], others[1][name], axis)
 
-    if not all(is_axis(o, 0) for o in outputs if isinstance(both[o], np.ndarray) and both[o].ndim):
+    def by_sample(output: str) -> bool:
+        layout = (layouts or {}).get(output, Layout())
+        one, two, three = (layout.first(v[output], 2) for v in (both, *others))
+        return _shows_halves(one, two, three, 0)
+
+    if not all(by_sample(o) for o in outputs if isinstance(both[o], np.ndarray) and both[o].ndim):
         return tuple(gates)  # a step of a sequence, say, passes for a sample: what is before it reaches it
     found = {x.data: next((a for a in range(both[x.data].ndim) if is_axis(x.data, a)), None) for x in gates}
     return tuple(replace(x, batch=found[x.data]) for x in gates)

@@ -255,7 +255,7 @@ ALONE = "of a single sample no spread can be told: it takes two at least"
 EMPTY = "it has no entries"
 TOGETHER = "it has fewer numbers than there are samples: they are of all together"
 # What has no error of its own, and is selected by all the same where there is nothing else.
-_UNSPREAD = (STILL, TOGETHER, NO_AXIS, SEVERAL_AXES, NO_ROWS)
+UNSPREAD = (STILL, TOGETHER, NO_AXIS, SEVERAL_AXES, NO_ROWS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +290,7 @@ class Answers:
         why = {p: reason for p, (reason, _) in told.items()}
         spreads = {p: size for p, (reason, size) in told.items() if not reason}
         if not spreads:  # something has to be selected by: errors are relative to the squares then
-            unspread = [p for p in parts if why[p] in _UNSPREAD]
+            unspread = [p for p in parts if why[p] in UNSPREAD]
             squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in unspread}
             spreads = {p: s for p, s in squares.items() if s > 0.0}
         left_out = {p: w for p, w in why.items() if w}

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from onnxprune.graph import Array, is_float
-from onnxprune.measures.answers import ALONE, EMPTY, STILL, Answers, Part, Piece, Wide, difference
+from onnxprune.measures.answers import ALONE, EMPTY, STILL, UNSPREAD, Answers, Part, Piece, Wide, difference
 from onnxprune.measures.observed import Observed
 from onnxprune.objective import Ints, class_scores
 
@@ -235,7 +235,7 @@ def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Arr
         return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), True
     own = list(dict.fromkeys(p for p in (*answers.parts, *answers.left_out) if first in p.outputs))
     whole = len(own) == 1 and own[0].pieces == (Piece(first),)  # not boxes and scores, say
-    if not whole or answers.left_out.get(own[0]) == STILL:
+    if not whole or answers.left_out.get(own[0]) in UNSPREAD:
         return None, False
     return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), _probabilities(y0)
 
