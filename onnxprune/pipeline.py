@@ -266,10 +266,10 @@ def _run(
     output, *others = files
     with stage("load"):
         loaded = opened(model, calibration, settings, replayed)
-        older.check(loaded.normalised.proto, loaded.normalised.notes)
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
+        older.check(loaded.normalised.proto, loaded.normalised.notes)
         check_samples(loaded.original)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))

@@ -15,7 +15,7 @@ import onnx.version_converter
 
 from onnxprune import model as m
 from onnxprune import storage
-from onnxprune.errors import ModelError, RunError
+from onnxprune.errors import ModelError, NothingPrunable, RunError
 from onnxprune.graph import Array, is_float
 from onnxprune.runtime import Session
 
@@ -44,9 +44,9 @@ def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[on
 
 
 def check(proto: onnx.ModelProto, notes: Sequence[str]) -> None:
-    """Raises ModelError for a normal form that nothing can be written into. notes: of `brought_up`, and others."""
+    """Raises NothingPrunable for a normal form that nothing can be written into. notes: of `brought_up`, and others."""
     if is_older(proto):
-        raise ModelError(notes[0])
+        raise NothingPrunable(f"no channel can be removed: {notes[0]}")
 
 
 def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.ModelProto:

@@ -87,18 +87,23 @@ def test_converted(opset: int):
 
 _SCAN = """
     y = Scan <num_scan_inputs=1, body = g (float[3,6,6] i) => (float[3,6,6] o) { o = Relu (i) }> (, x)
+    a = MatMul (m, v1)
+    r = Relu (a)
+    z = MatMul (r, v2)
 """
 
 
-def test_refused_at_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The converter knows no way for the Scan of opset 8: that is a reason before anything is computed."""
-    text = '<ir_version: 4, opset_import: ["" : 8]> main (float[N,5,3,6,6] x) => (float[N,5,3,6,6] y)'
-    model = onnx.parser.parse_model(f"{text} {{ {_SCAN} }}")
+    ports = "(float[N,5,3,6,6] x, float[N,4] m) => (float[N,5,3,6,6] y, float[N,2] z)"
+    model = onnx.parser.parse_model(f'<ir_version: 4, opset_import: ["" : 8]> main {ports} {{ {_SCAN} }}')
+    for name, shape in (("v1", (4, 16)), ("v2", (16, 2))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
     path = tmp_path / "in.onnx"
     onnx.save(model, path)
     why = "the model is in opset 8, and cannot be cut"
-    assert main([str(path), "--ratio", "0.5", "--dry-run"]) == 1
-    assert why in capsys.readouterr().err
+    assert main([str(path), "--ratio", "0.5", "--dry-run"]) == 3
+    assert capsys.readouterr().err.endswith(f"no channel can be removed: {inspect(path).notes[0]}\n")
     assert any(why in n for n in inspect(path).notes)
 
 
