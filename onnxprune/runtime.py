@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import sys
@@ -41,6 +42,8 @@ _ERROR = 3
 _FATAL = 4
 _LINE = 300
 _PREPACK_BYTES = 512 << 20
+# A process that has more sees to it that sessions keep nothing between runs.
+_LARGE_BYTES = 1 << 30
 _AS_REQUESTED = 1
 _ADVICE = "; install what it needs, or choose another provider"
 CPU = "CPUExecutionProvider"
@@ -67,6 +70,15 @@ ort.set_default_logger_severity(_FATAL)
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:_LINE]
     return text if "bad_alloc" not in text else f"{text}: out of memory; use a smaller --batch, or smaller inputs"
+
+
+def private_bytes() -> int:
+    """What this process has in memory of its own; 0 where the system does not tell."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 class Session:
@@ -161,9 +173,15 @@ class Session:
             return start(twin.single_precision(model, types))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Outputs by name; feeds that the model does not read are ignored."""
+        """Outputs by name; feeds that the model does not read are ignored.
+
+        A session keeps what its largest run took, for the next one. In a process that is large already it gives that
+        back after each run, since several sessions live at once.
+        """
         names = list(self.outputs if outputs is None else outputs)
         fed, options = self._fed(feeds), ort.RunOptions()
+        if private_bytes() > _LARGE_BYTES:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         seconds = overdue.allowed(sum(v.nbytes for v in fed.values() if isinstance(v, np.ndarray)))
         try:
             with overdue.ended_after(options, seconds):

@@ -15,7 +15,7 @@ import pytest
 
 from onnxprune import runtime
 from onnxprune.errors import RunError
-from onnxprune.runtime import Session, concatenated
+from onnxprune.runtime import Session, concatenated, private_bytes
 from onnxprune.threads import limited, mapped, prefetched
 from tests import digits
 
@@ -287,3 +287,30 @@ def test_cuda_runs_or_says_why_not(capfd: pytest.CaptureFixture[str]):
         return
     run()
     assert np.array_equal(run.outputs()[0], [[1.0, 0.0]])
+
+
+@pytest.mark.skipif(not private_bytes(), reason="this system does not tell what a process has")
+def test_a_large_process_keeps_no_memory_between_runs(monkeypatch: pytest.MonkeyPatch):
+    """Fails where each of several sessions keeps what its largest run took."""
+    nodes = [
+        onnx.helper.make_node("Expand", ["x", "sizes"], ["wide"]),
+        onnx.helper.make_node("ReduceMax", ["wide"], ["y"], keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [])],
+        [onnx.numpy_helper.from_array(np.array([40 << 20]), "sizes")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"x": np.ones(1, np.float32)}
+    kept = []
+    for limit in (1 << 60, 0):
+        monkeypatch.setattr(runtime, "_LARGE_BYTES", limit)
+        before = private_bytes()
+        session = Session(model)
+        assert session.run(feeds)["y"] == 1.0
+        kept.append(private_bytes() - before)
+    assert kept[0] > 100 << 20
+    assert kept[1] < 50 << 20
