@@ -249,6 +249,20 @@ def test_a_tolerance_with_labels_is_of_the_loss():
     assert plain.checks["discrepancy"] == pytest.approx(plain.output_error, rel=1e-5)
 
 
+def test_labels_say_that_there_are_classes():
+    """Fails where the largest score decides without labels, or does not with them."""
+    model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
+    truth = Session(model).run({"x": X})["y"].argmax(axis=1)
+    options = {"method": "global", "refit": "none", "round_to": 1, "ratio": 0.9}
+    texts = []
+    for labels in (None, "c"):
+        found = prune(model, None, {"x": X, "c": truth}, labels=labels, **options).report
+        assert found.agreement is not None
+        assert found.agreement < 0.5
+        texts.append((found.verdict or {})["text"])
+    assert ["keep their class" in t for t in texts] == [False, True]
+
+
 def test_a_mean_over_samples_is_no_error_of_samples():
     """Fails where one number for all samples, off by a hundredth of its size, is called good."""
     mean = node("ReduceMean", ["y"], ["o"], keepdims=0)

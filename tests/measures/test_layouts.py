@@ -73,17 +73,19 @@ def test_what_has_no_samples_of_its_own():
 
 
 def model(order: str, batch: int | str = "N", scale: float = 1.0) -> onnx.ModelProto:
-    """(N, 4) to HIDDEN units, and from these to the classes of every step, which have means far apart."""
+    """(N, 4) to HIDDEN units, twice, and from these to the classes of every step, which have means far apart."""
     rng = np.random.default_rng(1)
     stored: dict[str, Array] = {
         "w": rng.standard_normal((4, HIDDEN)).astype(np.float32),
         "b": rng.standard_normal(HIDDEN).astype(np.float32),
+        "d": (0.3 * rng.standard_normal((HIDDEN, HIDDEN))).astype(np.float32),
         "v": (0.3 * scale * rng.standard_normal((STEPS, HIDDEN, CLASSES))).astype(np.float32),
         "c": (30.0 * rng.standard_normal((STEPS, 1, CLASSES))).astype(np.float32),
         "front": np.array([0]),
         "rows": np.array([-1, CLASSES]),
     }
-    nodes = [node("Gemm", ["x", "w", "b"], ["a"]), node("Relu", ["a"], ["r"]), node("Unsqueeze", ["r", "front"], ["u"])]
+    nodes = [node("Gemm", ["x", "w", "b"], ["a"]), node("Relu", ["a"], ["q"]), node("MatMul", ["q", "d"], ["e"])]
+    nodes += [node("Relu", ["e"], ["r"]), node("Unsqueeze", ["r", "front"], ["u"])]
     nodes += [node("MatMul", ["u", "v"], ["p"]), node("Add", ["p", "c"], ["t"])]
     nodes += {
         "samples, steps": [node("Transpose", ["t"], ["y"], perm=[1, 0, 2])],
@@ -113,6 +115,10 @@ def told(result: PruneResult) -> tuple[float, list[float], str]:
     return error, list(interval), result.report.verdict["level"]
 
 
+def kept(result: PruneResult) -> dict[str, tuple[int, ...]]:
+    return {g.name: g.kept for g in result.plan.groups}
+
+
 @pytest.mark.parametrize("options", [{"fast": True}, {"recover": 1}, {"method": "global", "refit": "none"}], ids=str)
 def test_no_layout_changes_what_is_cut_or_said(options: dict[str, Any]):
     """Fails where the spread of some layout holds what differs between steps: 0.7 % instead of 120 %."""
@@ -121,10 +127,10 @@ def test_no_layout_changes_what_is_cut_or_said(options: dict[str, Any]):
     assert told(plain)[0] > 0.05
     for order, run in runs.items():
         error, interval, level = told(run)
-        assert error == pytest.approx(told(plain)[0], rel=1e-3), order
-        assert interval == pytest.approx(told(plain)[1], rel=1e-3), order
+        assert error == pytest.approx(told(plain)[0], rel=1e-2), order
+        assert interval == pytest.approx(told(plain)[1], rel=1e-2), order
         assert level == told(plain)[2], order
-        assert run.plan.groups == plain.plan.groups, order
+        assert kept(run) == kept(plain), order
 
 
 @pytest.mark.parametrize("order", [k for k in ORDERS if k != "samples, steps"])
@@ -132,8 +138,8 @@ def test_a_tolerance_is_that_of_samples(order: str, tmp_path: Path):
     """Fails where a tolerance, or a limit, is met by steps that lie far apart."""
     limit = {"tolerance": 0.4, "round_to": 1, "fast": True}
     plain, other = (prune(model(k), None, {"x": X}, **limit) for k in ("samples, steps", order))
-    assert other.report.output_error == pytest.approx(plain.report.output_error, rel=1e-3)
-    assert other.plan.groups == plain.plan.groups
+    assert other.report.output_error == pytest.approx(plain.report.output_error, rel=1e-2)
+    assert kept(other) == kept(plain)
     with pytest.raises(CheckFailed, match="more than the allowed"):
         prune(model(order), tmp_path / "o.onnx", {"x": X}, ratio=0.8, fast=True, round_to=1, max_error=0.05)
     assert not [*tmp_path.iterdir()]
@@ -161,15 +167,16 @@ def test_one_sample_at_a_time(order: str):
 def _values(scale: float, x: Array) -> Array:
     """The model's numbers, (steps, samples, classes), in double precision."""
     w = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model("apart", scale=scale).graph.initializer}
-    return np.asarray(np.maximum(x @ w["w"] + w["b"], 0.0) @ w["v"] + w["c"])
+    hidden = np.maximum(np.maximum(x @ w["w"] + w["b"], 0.0) @ w["d"], 0.0)
+    return np.asarray(hidden @ w["v"] + w["c"])
 
 
 def test_pairs_of_samples_are_not_measured():
     """Fails where a similarity of every sample to every other one has an error of samples."""
     pairs = model("apart")
-    del pairs.graph.node[2:]
-    pairs.graph.node.extend([node("Transpose", ["r"], ["q"], perm=[1, 0]), node("MatMul", ["r", "q"], ["y"])])
-    del pairs.graph.initializer[2:]
+    del pairs.graph.node[4:]
+    pairs.graph.node.extend([node("Transpose", ["r"], ["p"], perm=[1, 0]), node("MatMul", ["r", "p"], ["y"])])
+    del pairs.graph.initializer[3:]
     result = evaluate(pairs, {"x": X[:32]}, against=pairs)
     assert result.output_error is None
     assert result.figures is not None
