@@ -46,8 +46,8 @@ def test_sizes_that_are_none_are_free(free: int | str | None):
     assert tensor_specs(proto)[0].dims == (None, 3, None, None)
     x = np.random.default_rng(0).standard_normal((16, 3, 6, 10)).astype(np.float32)
     result = pipeline.prune(_declared([free, 3, free, free]), None, {"x": x}, ratio=0.3, refit="none", recover=0)
-    # Each dimension alone, all at once at two sizes, and one sample.
-    assert result.report.checks["input_sizes_compared"] == 7
+    # Each dimension alone, all at once at three sizes, and one sample.
+    assert result.report.checks["input_sizes_compared"] == 8
     assert pipeline.inspect(_declared([free, 3, free, free])).groups
 
 
