@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune import storage
 from onnxprune.calibrate.augment import Augment, Feeds, unchanged
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
@@ -31,13 +32,15 @@ from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.rewrite import replace_initializers
 from onnxprune.threads import prefetched
-from onnxprune.training import Spread, Student, Teacher, features_of
+from onnxprune.training import Spread, Student, Teacher, bytes_of_a_sample, features_of
 from onnxprune.verify import outputs_of
 
 Mask = NDArray[np.bool_]
 
 # A training step holds every activation of a batch at once, and many of their gradients.
 _PASS_BYTES = 1 << 30
+# What one sample may hold, and so many times the model on top: a small model can make very wide tensors.
+_SAMPLE_BYTES, _TIMES_THE_MODEL = 4 << 30, 64
 _SPREAD_SAMPLES = _GRAM_SAMPLES = 256
 _EVALUATIONS = 10
 
@@ -116,6 +119,7 @@ def recover(
 
     before, samples = judge({}), material.fit
     try:
+        _check_room(channels, storage.model_bytes(original))
         student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed)
         teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule)
         if goals:
@@ -139,6 +143,15 @@ def recover(
     except (RunError, SolveFailed, _NotFinite) as e:
         why = f"recovery stopped after {steps} steps: {e}"
     return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
+
+
+def _check_room(channels: ChannelGraph, model_bytes: int) -> None:
+    """Raises RunError where one sample holds more than a model of that size explains."""
+    room = bytes_of_a_sample(channels.graph)
+    if room > _SAMPLE_BYTES + _TIMES_THE_MODEL * model_bytes:
+        raise RunError(
+            f"one sample and its gradients would hold {room / 2**30:.1f} GiB, which the model's size does not explain"
+        )
 
 
 class _NotFinite(Exception):  # no error: training stops there

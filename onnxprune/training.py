@@ -170,6 +170,12 @@ class Spread:
         return found
 
 
+def bytes_of_a_sample(graph: Graph) -> int:
+    """What all activations of one sample take, and their gradients."""
+    every = (o for n in graph.nodes for o in n.outputs if graph.shapes.get(o))
+    return 2 * sample_bytes(graph.shapes, graph.batch, every)
+
+
 class Student:
     """A model (cut, or any other) in training.
 
@@ -212,8 +218,7 @@ class Student:
     @property
     def per_sample(self) -> int:
         """Bytes of all activations of one sample, and of their gradients."""
-        every = (o for n in self._graph.nodes for o in n.outputs if self._graph.shapes.get(o))
-        return 2 * sample_bytes(self._graph.shapes, self._graph.batch, every)
+        return bytes_of_a_sample(self._graph)
 
     def has(self, tensor: str) -> bool:
         """Whether it computes this tensor from its inputs, as one of floating-point numbers."""

@@ -160,6 +160,17 @@ def test_too_high_a_rate_leaves_the_start(prepared: Callable[[str], Prepared]):
     assert error == found.before
 
 
+def test_tensors_that_would_take_all_memory_leave_the_start(
+    prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
+):
+    """Fails where a small model with a huge tensor is trained until the system ends the process."""
+    monkeypatch.setattr("onnxprune.recover._SAMPLE_BYTES", 0)
+    monkeypatch.setattr("onnxprune.recover._TIMES_THE_MODEL", 0)
+    weights, found, _ = _recovered(prepared("residual"))
+    assert not weights
+    assert "left out: one sample and its gradients would hold" in found.why
+
+
 def test_a_training_graph_that_does_not_run_leaves_the_start(
     prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
 ):
