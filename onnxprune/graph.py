@@ -41,6 +41,12 @@ def cast(values: Array, dtype: np.dtype[Any]) -> Array:
     return found
 
 
+def in_rows(y: Array) -> Array:
+    """(N, entries) of an array (N, …), which may be empty: numpy's -1 cannot divide by no rows."""
+    rows: Array = y.reshape(len(y), int(np.prod(y.shape[1:])))
+    return rows
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operator.

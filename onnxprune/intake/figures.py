@@ -16,7 +16,7 @@ from math import isfinite, sqrt
 import numpy as np
 
 from onnxprune.calibrate.samples import InputSpec, Samples
-from onnxprune.graph import Array, is_float
+from onnxprune.graph import Array, in_rows, is_float
 from onnxprune.intake.arrays import chunks
 
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
@@ -64,7 +64,7 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
         mean += (own - mean) * x.size / (count + x.size)
         count += x.size
         least, most = min(least, float(x.min())), max(most, float(x.max()))
-        flat = flat and bool((np.ptp(x.reshape(len(x), -1), axis=1) == 0.0).all())
+        flat = flat and bool((np.ptp(in_rows(x), axis=1) == 0.0).all())
     std = 0.0 if least == most else sqrt(squares / count)
     return InputFigures(spec.name, str(spec.dtype), shape, least, most, mean, std, flat and least < most)
 
@@ -118,7 +118,7 @@ def _nearly_same(samples: Samples) -> bool:
             if any(a != b for a, b in pairwise(_rows(rows))):
                 return False
             continue
-        x = rows.reshape(len(rows), -1).astype(np.float64)
+        x = in_rows(rows).astype(np.float64)
         size = np.abs(x).max(axis=0)
         still = np.ptp(x, axis=0)[size > 0.0] <= _NOISE * size[size > 0.0]
         if still.size and still.mean() < _MOST_STILL:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from onnxprune.graph import Array, is_float
+from onnxprune.graph import Array, in_rows, is_float
 from onnxprune.measures.answers import ALONE, EMPTY, STILL, UNSPREAD, Answers, Part, Piece, Wide, difference
 from onnxprune.measures.observed import Observed
 from onnxprune.objective import Ints, class_scores
@@ -242,7 +242,9 @@ def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Arr
 
 def _probabilities(y: Array) -> bool:
     """Whether the entries of every sample are probabilities that add up to 1, or the logarithms of such."""
-    p = y.reshape(len(y), -1).astype(np.float64)
+    if not is_float(y.dtype) or not y.ndim:
+        return False
+    p = in_rows(y).astype(np.float64)
     if (p <= 0.0).all():
         p = np.exp(p)
     return bool((p >= 0.0).all() and (np.abs(p.sum(axis=1) - 1.0) <= _SUM).all())

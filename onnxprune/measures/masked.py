@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.graph import Array
+from onnxprune.graph import Array, in_rows
 
 # A mask is at least so large, at least this share of the lowest number, and everything else is this much smaller.
 _LEAST, _WITHIN, _APART = 1e3, 0.9, 50.0
@@ -91,8 +91,8 @@ def _but_for_offsets(y: Array, far: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Without entries that always lie there and vary: quantities with an offset."""
     if not (y.ndim and len(y) > 1):
         return far
-    rows = far.reshape(len(y), -1)
+    rows = in_rows(far)
     always = np.flatnonzero(rows.all(axis=0))
-    own = y.reshape(len(y), -1)[:, always].astype(np.float64)
+    own = in_rows(y)[:, always].astype(np.float64)
     rows[:, always[own.var(axis=0) > _STILL * np.square(own).mean(axis=0)]] = False
     return rows.reshape(y.shape)

@@ -312,3 +312,12 @@ def test_an_original_without_classes_agrees_on_nothing():
 
 def test_shares_that_say_nothing_are_not_spelled_out():
     assert [percent(x) for x in (0.1234, 99.0, 1e35)] == ["12.34%", "9900.00%", "more than 10000%"]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (0, 0), (N, 0)])
+def test_what_a_model_has_emptied_says_nothing_and_ends_nothing(shape: tuple[int, ...]):
+    """Fails where an output without rows ends the run as a defect, or counts as agreement."""
+    y0 = {"y": np.zeros(shape, np.float32)}
+    found = told(SCORES, y0, y0)
+    assert found.agreement is None
+    assert found.worst is None or found.worst.value is None
