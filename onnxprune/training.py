@@ -238,6 +238,7 @@ class Student:
                 break
             self.missing.update(missing)
             given = [k for k in given if k not in missing]
+        found = {k: found[k] for k in given}  # in their order: that of names in a set is another in each process
         self._gradients, self._losses, self.goals, self._masked = found, losses, tuple(goals), frozenset(masked)
         self.weights = {k: _wide(self._graph.constants[k]) for k in found}
         self._session = Session(m.submodel(proto, {}, [*losses, *found.values()]), single=True)

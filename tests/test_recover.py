@@ -75,6 +75,7 @@ def _check_gradients(p: Prepared, keep: Keep) -> Student:
     targets = teacher(p.example)
     loss, gradients = student.step(p.example, targets)
     assert gradients.keys() == student.weights.keys()
+    assert list(student.weights) == [k for k in student._candidates if k in student.weights]  # in no set's order
     expected_loss = _loss(p, keep, student, targets)
     assert loss == pytest.approx(expected_loss, rel=1e-4)
     for name, w in student.weights.items():
