@@ -2,8 +2,9 @@
 
 The first one raises `Interruption` once, wherever the main thread is, and cleaning up happens on its way out. Python
 swallows what is raised inside a finalizer or a callback of compiled code: there it is raised again a moment later, and
-`check`, which is called between the parts of the work, raises what was lost in any other way. While `held`, signals are
-only noted: a commit goes through. A second Ctrl-C ends the process at once, as a kill would.
+`check`, which is called between the parts of the work, raises what was lost in any other way. An import goes through
+first: compiled modules crash where something is raised while they are loaded. While `held`, signals are only noted: a
+commit goes through. A second Ctrl-C ends the process at once, as a kill would.
 
 Only the command line listens. A program that calls the library keeps its own handlers.
 """
@@ -94,12 +95,19 @@ class Interrupts:
     def _comes(self, number: int, frame: FrameType | None) -> None:
         if self._first is None:
             self._first, self._at = number, time.monotonic()
-            self.check()
+            self._check_in(frame)
         elif number == signal.SIGINT and time.monotonic() - self._at > _ONE_SECONDS:
             os._exit(128 + number if self.exit_code is None else self.exit_code)
 
     def _comes_again(self, number: int, frame: FrameType | None) -> None:
         if not _under_way(sys.exc_info()[1]):
+            self._check_in(frame)
+
+    def _check_in(self, frame: FrameType | None) -> None:
+        """As `check`, once nothing is being imported any more."""
+        if not self.held and _importing(frame):
+            self._later(_AGAIN_SECONDS)
+        else:
             self.check()
 
     def _unraisable(self, what: Any) -> None:
@@ -112,6 +120,13 @@ class Interrupts:
     def _later(self, seconds: float) -> None:
         if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether this happens while a module is loaded."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _under_way(error: BaseException | None) -> bool:

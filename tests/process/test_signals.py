@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -219,6 +220,23 @@ def test_what_a_finalizer_swallows_is_raised_again(lost: Callable[[list[int]], N
         assert entered
         wait_for(lambda: False)
     assert capsys.readouterr().err == ""
+
+
+def test_an_import_goes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a signal is raised while a module is loaded: compiled ones crash then, before anything is cleaned."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loads_slowly.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nloaded = True\n",
+        encoding="utf-8",
+    )
+    with listening(), pytest.raises(Interruption):
+        try:
+            importlib.import_module("loads_slowly")
+        finally:
+            module = sys.modules.pop("loads_slowly", None)
+        time.sleep(1.0)
+    assert module is not None
+    assert module.loaded
 
 
 def test_what_is_swallowed_silently_is_raised_at_the_next_check() -> None:
