@@ -3,7 +3,8 @@
 The first one raises `Interruption` once, wherever the main thread is, and cleaning up happens on its way out. Python
 swallows what is raised inside a finalizer or a callback of compiled code: there it is raised again a moment later, and
 `check`, which is called between the parts of the work, raises what was lost in any other way. An import goes through
-first: compiled modules crash where something is raised while they are loaded. While `held`, signals are only noted: a
+first, as compiled modules crash where something is raised while they are loaded, and so does the start of a process,
+which half done would speak up by itself. While `held`, signals are only noted: a
 commit goes through. A second Ctrl-C ends the process at once, as a kill would.
 
 Only the command line listens. A program that calls the library keeps its own handlers.
@@ -104,8 +105,8 @@ class Interrupts:
             self._check_in(frame)
 
     def _check_in(self, frame: FrameType | None) -> None:
-        """As `check`, once nothing is being imported any more."""
-        if not self.held and _importing(frame):
+        """As `check`, once no module is being loaded and no process started any more."""
+        if not self.held and _indivisible(frame):
             self._later(_AGAIN_SECONDS)
         else:
             self.check()
@@ -122,11 +123,14 @@ class Interrupts:
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _importing(frame: FrameType | None) -> bool:
-    """Whether this happens while a module is loaded."""
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+def _indivisible(frame: FrameType | None) -> bool:
+    """Whether this happens while a module is loaded, or a process of multiprocessing's started."""
+    while frame is not None:
+        starts = str(frame.f_globals.get("__name__", "")).startswith("multiprocessing.popen_")
+        if starts or frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _under_way(error: BaseException | None) -> bool:

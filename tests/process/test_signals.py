@@ -239,6 +239,18 @@ def test_an_import_goes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert module.loaded
 
 
+def test_the_start_of_a_process_goes_through() -> None:
+    """Fails where a worker is left half started, which then says so on the terminal."""
+    place = {"__name__": "multiprocessing.popen_spawn_posix", "signal": signal, "time": time}
+    text = "def start():\n    signal.raise_signal(signal.SIGTERM)\n    time.sleep(0.2)\n    started.append(True)"
+    place["started"] = started = []
+    exec(text, place)
+    with listening(), pytest.raises(Interruption):
+        place["start"]()
+        time.sleep(1.0)
+    assert started == [True]
+
+
 def test_what_is_swallowed_silently_is_raised_at_the_next_check() -> None:
     with listening() as interrupts:
         with suppress(BaseException):  # as some libraries do
