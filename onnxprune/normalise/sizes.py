@@ -111,7 +111,7 @@ def _measured(
     another size there.
     """
     cut = slices(proto)
-    probe, probes = _with_shapes(proto, [name for n in cut for name in (n.input[0], n.output[0])])
+    probe, probes = _with_shapes(proto, [name for c in cut for name in (c.data, c.output)])
     session = Session(m.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
     found: list[Measured] = []
     shapes: list[dict[str, Array]] = []
@@ -124,7 +124,7 @@ def _measured(
             return found, None
         shapes.append({k: values[v] for k, v in probes.items()})
         found.append(Measured(proto, f, {k: values[k] for k in names}))
-    clamps = clamps_of(proto, {k: [tuple(s[k]) for s in shapes] for k in probes})
+    clamps = clamps_of(cut, {k: [tuple(s[k]) for s in shapes] for k in probes})
     inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
     moved, stuck = moved_runs(proto, found, inputs, clamps, open_)
     return [*found, *moved], stuck

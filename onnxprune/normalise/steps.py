@@ -52,6 +52,15 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Sliced:
+    """A Slice with stored bounds: what it reads and gives, and (axis, start) of every row of bounds."""
+
+    data: str
+    output: str
+    bounds: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Clamp:
     """The k-th bounds of the Slice that gives `output`: they cut an axis that changes to the same size each time."""
 
@@ -75,19 +84,21 @@ def moved_runs(
     found: list[Measured] = []
     stuck: set[str] = set()
     plain = by_name(runs)
+    every = {**given, **plain}
+    still = {name: _still(values) for name, values in every.items()}
     sites: dict[str, Mask] = {name: np.ones(v[0].shape, bool) for name, v in given.items() if name in open_}
     for _ in range(_MOST_ROUNDS):
-        new = _steps(proto, {**given, **plain}, by_name(found), sites)
+        new = _steps(proto, every, still, by_name(found), sites)
         if not new and (found or not (sites or clamps)):
             break
         sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
-        further = _runs_with(proto, runs[0], sites, clamps, {k for k in sites if k in given or _still(plain[k]).any()})
+        further = _runs_with(proto, runs[0], sites, clamps, {k for k in sites if k in given or still[k].any()})
         if not further:
             stuck = _behind(proto, sites.keys())
             break
         found += further
     moved = by_name(found)
-    open_.update(k for k in moved if (_still(plain[k]) & ~_still([plain[k][0], *moved[k]])).any())
+    open_.update(k for k in moved if (still[k] & ~_still([plain[k][0], *moved[k]])).any())
     open_.update(stuck)
     return found, stuck
 
@@ -128,27 +139,26 @@ def by_name(runs: Iterable[Measured]) -> dict[str, list[Array]]:
     return found
 
 
-def clamps_of(proto: onnx.ModelProto, shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[Clamp]:
+def clamps_of(cut: Sequence[Sliced], shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[Clamp]:
     """The bounds of Slices that leave as much of an axis that changes at each of the sizes that were measured.
 
     shapes: of what each Slice reads and gives, in every run. A single position is one at every size.
     """
-    weights = {t.name: t for t in proto.graph.initializer}
     found: list[Clamp] = []
-    for n in slices(proto):
-        rows = _bounds(n, weights)
-        before, after = shapes[n.input[0]], shapes[n.output[0]]
-        for k, (axis, start) in enumerate(rows):
-            sizes, left = ({s[axis] for s in of if -len(s) <= axis < len(s)} for of in (before, after))
+    for c in cut:
+        for k, (axis, start) in enumerate(c.bounds):
+            sizes, left = ({s[axis] for s in shapes[t] if -len(s) <= axis < len(s)} for t in (c.data, c.output))
             if len(sizes) > 1 and len(left) == 1 and min(left) > 1:
-                found.append(Clamp(n.output[0], k, start < 0))
+                found.append(Clamp(c.output, k, start < 0))
     return found
 
 
-def slices(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+def slices(proto: onnx.ModelProto) -> list[Sliced]:
     """The Slices of the main graph whose bounds are stored."""
     weights = {t.name: t for t in proto.graph.initializer}
-    return [n for n in proto.graph.node if n.op_type == "Slice" and n.input[0] not in weights and _bounds(n, weights)]
+    every = (n for n in proto.graph.node if n.op_type == "Slice" and n.input[0] not in weights)
+    found = [Sliced(n.input[0], n.output[0], _bounds(n, weights)) for n in every]
+    return [c for c in found if c.bounds]
 
 
 def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[tuple[int, int]]:
@@ -168,12 +178,14 @@ def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[
 def _steps(
     proto: onnx.ModelProto,
     plain: Mapping[str, Sequence[Array]],
+    still: Mapping[str, Mask],
     moved: Mapping[str, Sequence[Array]],
     known: Mapping[str, Mask],
 ) -> dict[str, Mask]:
     """Which entries of which tensors are steps, but for those that are known to be.
 
-    plain, moved: the values in the runs as the model is, and in those with the known steps moved.
+    plain, moved: the values in the runs as the model is, and in those with the known steps moved. still: which entries
+    are the same in all of `plain`.
     """
     found: dict[str, Mask] = {}
     constants = {t.name: t for t in proto.graph.initializer}
@@ -184,21 +196,22 @@ def _steps(
         return ~_still([plain[name][0], *moved.get(name, ())]) | found.get(name, np.False_) | known.get(name, np.False_)
 
     def changes(name: str) -> Mask:
-        return ~_still(plain[name]) | follows(name) if name in plain else np.zeros((), bool)
+        return ~still[name] | follows(name) if name in plain else np.zeros((), bool)
 
     for n in proto.graph.node:
         outputs = [o for o in n.output if o in plain and _numbers(plain[o][0])]
         if not outputs or n.op_type in _EXACT or _keeps_apart(n, plain):
             continue
         read = [i for k, i in enumerate(n.input) if i and k in _CHOOSING.get(n.op_type, (k,))]
-        if not any(changes(i).any() for i in read) or _never(n, constants, plain):
+        if not any(changes(i).any() for i in read) or _never(n, constants, plain, still):
             continue
         for o in outputs:
             shape = plain[o][0].shape
             mask = _reached(n, [changes(i) for i in read], shape) & ~known.get(o, np.False_)
             if n.op_type == "Div" and all(i in plain for i in read):
                 above, below = read
-                mask = mask & ~(_cancels(plain[above], plain[below], shape) & ~(follows(above) | follows(below)))
+                both = ~(still[above] | follows(above)) & ~(still[below] | follows(below))
+                mask = mask & ~(both & _whole(plain[above], plain[below], shape))
             elif n.op_type == "Div" and read[1] in constants:
                 mask = mask & (storage.array_of(constants[read[1]]) != 1)
             if mask.any():
@@ -210,11 +223,11 @@ def _numbers(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
-def _cancels(above: Sequence[Array], below: Sequence[Array], shape: tuple[int, ...]) -> Mask:
-    """Which quotients of two sizes that both change are whole in every run."""
-    found: Mask = np.broadcast_to(~_still(above) & ~_still(below), shape)
+def _whole(above: Sequence[Array], below: Sequence[Array], shape: tuple[int, ...]) -> Mask:
+    """Which quotients leave no remainder in any run: those of sizes that both change cancel out."""
+    found: Mask = np.ones(shape, bool)
     for a, b in zip(above, below, strict=True):
-        found = found & np.broadcast_to(np.remainder(a, np.where(b == 0, 1, b)) == 0, shape)
+        found &= np.remainder(a, np.where(b == 0, 1, b)) == 0
     return found
 
 
@@ -249,12 +262,17 @@ def _keeps_apart(n: onnx.NodeProto, values: Mapping[str, Sequence[Array]]) -> bo
     return to != onnx.TensorProto.BOOL and (whole or helper.tensor_dtype_to_np_dtype(to).kind not in "iu")
 
 
-def _never(n: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], values: Mapping[str, Sequence[Array]]) -> bool:
+def _never(
+    n: onnx.NodeProto,
+    constants: Mapping[str, onnx.TensorProto],
+    values: Mapping[str, Sequence[Array]],
+    still: Mapping[str, Mask],
+) -> bool:
     """Whether sizes are compared with a number below zero, which none of them is ("-1: keep it")."""
     if n.op_type != "Equal":
         return False
     stored = [storage.array_of(constants[i]) for i in n.input if i in constants]
-    stored += [values[i][0] for i in n.input if i in values and _still(values[i]).all()]
+    stored += [values[i][0] for i in n.input if i in values and still[i].all()]
     return len(stored) == 1 and bool((stored[0] < 0).all())
 
 
@@ -276,6 +294,10 @@ def _moved(
     graph = copy.graph
     feeds = dict(run.feeds)
     amounts = {name: k + 1 if apart else 1 for k, name in enumerate(sites)}
+    stored = {t.name: t for t in graph.initializer} if clamps else {}
+    tightened: dict[str, list[Clamp]] = {}
+    for c in clamps:
+        tightened.setdefault(c.output, []).append(c)
     nodes: list[onnx.NodeProto] = []
     for v in graph.input:
         if v.name in sites:
@@ -285,9 +307,8 @@ def _moved(
             feeds[v.name] = value
     for n in graph.node:
         node = copy_node(n)
-        for c in clamps:
-            if c.output == node.output[0]:
-                _tighten(node, c, graph)
+        for c in tightened.get(node.output[0], ()):
+            _tighten(node, c, graph, stored)
         moved = [o for o in node.output if o in sites]
         node.output[:] = [f"{o}__still" if o in sites else o for o in node.output]
         nodes.append(node)
@@ -326,16 +347,19 @@ def _instead(name: str, value: Array, mask: Mask, by: int, graph: onnx.GraphProt
     ]
 
 
-def _tighten(node: onnx.NodeProto, clamp: Clamp, graph: onnx.GraphProto) -> None:
-    """Let a Slice leave one position less: the last one, or of those that are counted from the end the first."""
+def _tighten(node: onnx.NodeProto, clamp: Clamp, graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]) -> None:
+    """Let a Slice leave one position less: the last one, or of those that are counted from the end the first.
+
+    stored: the weights of the graph, by name; those that are added are added here too.
+    """
     step = 1 if clamp.from_the_end else -1
     if len(node.input) == 1:
         bounds = next(a for a in node.attribute if a.name == ("starts" if clamp.from_the_end else "ends"))
         bounds.ints[clamp.k] += step
         return
     slot = 1 if clamp.from_the_end else 2
-    stored = next(t for t in graph.initializer if t.name == node.input[slot])
-    values = storage.array_of(stored).copy()
+    values = storage.array_of(stored[node.input[slot]]).copy()
     values.ravel()[clamp.k] += step
     node.input[slot] = f"{node.output[0]}__bounds{slot}_{clamp.k}"
-    graph.initializer.append(numpy_helper.from_array(values, node.input[slot]))
+    stored[node.input[slot]] = numpy_helper.from_array(values, node.input[slot])
+    graph.initializer.append(stored[node.input[slot]])
