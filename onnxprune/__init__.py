@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxprune.latency.bench import Bench, bench
     from onnxprune.pipeline import PruneResult, inspect, prune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bench",
