@@ -200,7 +200,7 @@ def error_of(
         coupled.layers,
         calibrated.moments,
         loaded.normalised.types,
-        level_of(settings),
+        settings.level,
     )
     reference, held = calibrated.reference, loaded.held
     runs = [samples_first(session.run(b), held.count(b), reference.layouts) for b in held.batches(BATCH)]
@@ -237,14 +237,9 @@ def trials_of(
         whole={i for i, w in enumerate(widths) if w[0] == 0},
         types=loaded.normalised.types,
         memory=settings.memory,
-        level=level_of(settings),
+        level=settings.level,
         scheduler=scheduler,
     )
-
-
-def level_of(settings: PruneConfig) -> str:
-    """How the readers of a trial cut are refitted: as the result will be, short of a walk."""
-    return "least-squares" if settings.refit == "lockstep" else settings.refit
 
 
 def coefficients_of(masks: Masks, paths: Sequence[Path]) -> dict[int, Coefficients]:

@@ -197,6 +197,16 @@ class PruneConfig:
         return RECOVER if self.refit == "lockstep" and not self.fast else 0
 
     @property
+    def walks(self) -> bool:
+        """Whether the refit goes on from layers, each for itself, to a walk through the pruned network."""
+        return self.refit == "lockstep"
+
+    @property
+    def level(self) -> str:
+        """How layers are refitted each for itself: that is where a walk starts from."""
+        return "least-squares" if self.walks else self.refit
+
+    @property
     def drops(self) -> bool:
         """Whether whole branches may go: where latency counts, unless something else was asked for."""
         return self.budget == "latency" if self.drop_branches is None else self.drop_branches

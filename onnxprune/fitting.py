@@ -38,10 +38,10 @@ def refit_weights(
     if settings.refit == "none":
         return Refitted({"none": sliced})
     keep = coupled.channels.keep_classes(masks)
-    original, parts = loaded.normalised.proto, (loaded.held, loaded.fit)
+    original = loaded.normalised.proto
 
     def mended(level: str, candidate: onnx.ModelProto) -> list[str]:
-        undone = keep_finite(candidate, sliced, original, coupled.layers, parts)
+        undone = keep_finite(candidate, sliced, original, coupled.layers, loaded.parts)
         return [_spoilt(x, level) for x in undone]
 
     refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings)
@@ -83,7 +83,7 @@ def _fitted(
         folded = refit.scaled(calibrated.consumers, channels.graph.constants, keep, factors)
         greedy = cut(replace_initializers(n.proto, folded), channels, keep)
         return Refitted({"greedy": greedy}, notes=tuple(mended("greedy", greedy)))
-    level = "least-squares" if settings.refit == "lockstep" else settings.refit
+    level = settings.level
     constants = channels.graph.constants
     fitted = replace_initializers(n.proto, {})
     notes: list[str] = []
@@ -100,7 +100,7 @@ def _fitted(
             set_initializers(fitted, weights)
     plain = cut(fitted, channels, keep)
     notes += mended(level, plain)  # before lockstep, which starts from there
-    if settings.refit != "lockstep":
+    if not settings.walks:
         return Refitted({level: plain}, notes=tuple(notes))
     walked = onnx.ModelProto()
     walked.CopyFrom(plain)
@@ -117,8 +117,8 @@ def _fitted(
         memory=settings.memory,
     )
     set_initializers(walked, {t.name: storage.array_of(t) for t in running.graph.initializer})
-    notes += mended("lockstep", walked)
-    return Refitted({"least-squares": plain, "lockstep": walked}, tuple(fits), tuple(dict.fromkeys(notes)))
+    notes += mended(settings.refit, walked)
+    return Refitted({level: plain, settings.refit: walked}, tuple(fits), tuple(dict.fromkeys(notes)))
 
 
 def recover_weights(
@@ -134,7 +134,7 @@ def recover_weights(
     unfit = ""
     if loaded.fit.synthetic:
         unfit = "recovery was left out: random inputs teach nothing; use --calib"
-    elif loaded.fit is loaded.held:
+    elif loaded.held_out is None:
         unfit = "recovery was left out: the samples are too few to hold any out; give more"
     if unfit:
         return replace(refitted, notes=(*refitted.notes, unfit))
@@ -161,8 +161,7 @@ def recover_weights(
     else:
         before = replace_initializers(model, {})
         set_initializers(model, weights)
-        parts = (loaded.held, loaded.fit)
-        undone = keep_finite(model, before, loaded.normalised.proto, coupled.layers, parts)
+        undone = keep_finite(model, before, loaded.normalised.proto, coupled.layers, loaded.parts)
         notes += [_spoilt(x, RECOVERED) for x in undone]
         candidates = {**candidates, RECOVERED: model}
     return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)

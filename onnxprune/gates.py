@@ -20,7 +20,6 @@ from scipy.sparse import csr_array
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.channels.trace import Linear
 from onnxprune.graph import Node
 
 Floats = NDArray[np.float64]
@@ -53,7 +52,7 @@ def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
     graph = channels.graph
     found: list[Gate] = []
     seen: dict[int, set[int]] = {}
-    passing = {x.node.index for x in channels.linears if _passes_on(x)}
+    passing = {x.node.index for x in channels.linears if x.groups_are_units}
     reads = (r for r in channels.reads if r.kind == "contraction" and r.node.index not in graph.inside)
     for r in sorted(reads, key=lambda r: (r.node.index, r.slot)):
         data = r.node.inputs[r.slot]
@@ -69,17 +68,6 @@ def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
         # The other operand of a product carries the same channels; one factor for each is enough.
         known.update(int(c) for f in channels.factors.get(data, ()) for c in np.unique(f))
     return tuple(found)
-
-
-def _passes_on(linear: Linear) -> bool:
-    """Whether a convolution's own groups are the units, in its outputs as in its inputs.
-
-    That some output carries a class of the inputs is not enough: behind a residual sum it does.
-    """
-    if linear.groups == 1 or linear.inputs is None or linear.outputs is None:
-        return False
-    rows = np.concatenate([x.reshape(linear.groups, -1) for x in (linear.inputs, linear.outputs)], axis=1)
-    return bool((rows == rows[:, :1]).all())
 
 
 def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[int]]:

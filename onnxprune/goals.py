@@ -24,21 +24,20 @@ from onnxprune.state import HERE, Coupled, Goals, Loaded, Place
 
 def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: PruneConfig) -> Goals:
     """What the network's outputs shall imitate: those of the original, or the labels."""
-    answers = {id(loaded.held): _single(reference)}
-    if loaded.fit is not loaded.held:
+    on_fit = on_held = _single(reference)
+    if loaded.held_out is not None:
         parts = (*reference.parts, *reference.left_out)
-        answers[id(loaded.fit)] = _single(answers_of(loaded, coupled, loaded.fit, tuple(dict.fromkeys(parts))))
+        on_fit = _single(answers_of(loaded, coupled, loaded.fit, tuple(dict.fromkeys(parts))))
 
-    def objective(samples: Samples) -> Objective:
-        known = answers[id(samples)]
+    def objective(samples: Samples, known: Answers) -> Objective:
         if settings.labels is None:
             return imitation_of(known)
         probabilities = labels.after_softmax(coupled.taken.channels.graph, next(iter(known.values), ""))
         return task_loss(known.values, labels.of(samples, settings.labels), probabilities=probabilities)
 
-    fit, held = objective(loaded.fit), objective(loaded.held)
+    fit, held = objective(loaded.fit, on_fit), objective(loaded.held, on_held)
     seen = coupled.seen.channels.graph.outputs
-    lost = next((o for o in seen if any(o not in a.values for a in answers.values())), None)
+    lost = next((o for o in seen if any(o not in a.values for a in (on_held, on_fit))), None)
     if lost is not None and settings.reads_gradients:
         raise UsageError(
             f"output {lost!r} is no tensor, or has sizes that depend on the samples, so nothing can be said of its "
@@ -49,8 +48,8 @@ def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: Pru
             "no output in floating point has rows for every sample, so nothing can be said of their discrepancy: use "
             "--method obs, gfs, magnitude or random, and a budget instead of --tolerance"
         )
-    on_fit, on_held = ({o: v for o, v in answers[id(s)].values.items() if o in seen} for s in (loaded.fit, loaded.held))
-    return Goals(fit, held, on_fit, on_held)
+    fit_outputs, held_outputs = ({o: v for o, v in a.values.items() if o in seen} for a in (on_fit, on_held))
+    return Goals(fit, held, fit_outputs, held_outputs)
 
 
 def probed(

@@ -33,6 +33,7 @@ from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.describe import Description, describe
+from onnxprune.channels.frozen import Cause, Frozen
 from onnxprune.channels.untried import untried_branches, warnings_of, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.destination import check_data, check_outputs
@@ -366,7 +367,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
     checksums = digests(samples)
-    fit, held = split(samples, settings.seed if divided_by is None else divided_by, checksums)
+    fit, held_out = split(samples, settings.seed if divided_by is None else divided_by, checksums)
     inputs = samples.sha256()
     whole = inputs if settings.labels is None else samples.sha256(settings.labels)
     figures = figures_of(samples)
@@ -374,7 +375,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
     if not samples.synthetic:
         doubts = (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
     return Loaded(
-        original, source, normalised, fit, held, tuple(notes), whole, inputs, settings.labels, figures, doubts
+        original, source, normalised, fit, held_out, tuple(notes), whole, inputs, settings.labels, figures, doubts
     )
 
 
@@ -410,8 +411,8 @@ def check_labels(n: Normalised, samples: Samples, key: str) -> None:
         fitted_labels(found, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
 
 
-def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple[Samples, Samples]:
-    """(for fitting, held out): an eighth of the different samples, at most 64, judges what the others fit.
+def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple[Samples, Samples | None]:
+    """(for fitting, held out): an eighth of the different samples, at most 64, judges what the others fit; None of few.
 
     checksums: of each sample; those with the same one are copies, which are on one side.
     """
@@ -421,7 +422,7 @@ def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple
     places = list(copies.values())
     count = min(len(places) // _HELD_OUT_SHARE, _HELD_OUT_MOST)
     if count == 0:
-        return samples, samples
+        return samples, None
     order = np.random.default_rng(seed).permutation(len(places)).tolist()
     held = [places[i][0] for i in order[:count]]
     return samples.take([j for i in order[count:] for j in places[i]]), samples.take(held)
@@ -473,11 +474,12 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     frozen = frozen_groups(channels, settings)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
-    taken = taken_by(loaded.normalised, channels, (loaded.fit, loaded.held))
+    taken = taken_by(loaded.normalised, channels, loaded.parts)
     untried = untried_branches(channels, taken.branches, loaded.normalised.types)
     if settings.untried_branches == "keep":
         for u in untried:
-            frozen.update({g: f"no sample takes {u.text}" for g in u.groups if g not in frozen})
+            why = Frozen(Cause.UNTRIED, f"no sample takes {u.text}")
+            frozen.update({g: why for g in u.groups if g not in frozen})
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
@@ -720,7 +722,7 @@ def check(
     example = loaded.fit.example()
     errors = {k: held_out_error(c, loaded, coupled, calibrated) for k, c in refitted.candidates.items()}
     level = nearest(errors)
-    if settings.refit == "lockstep" and worse(errors["lockstep"], errors["least-squares"]):
+    if settings.walks and worse(errors[settings.refit], errors[settings.level]):
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     final = finish(refitted.candidates[level], n, channels, keep)
     notes += notes_on_bodies(coupled, keep)

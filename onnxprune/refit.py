@@ -5,10 +5,10 @@ the bias, towards the layer's own original output. `lockstep`: walk the original
 topological order and fit each layer on the *pruned* network's inputs to the *original* network's target, so that later
 layers repair what earlier ones lost.
 
-Lockstep solves argmin ||T - X W'||² + ||W' - W||²_Λ, Λ = λ diag(XᵀX), with W the least-squares weights. λ is chosen on
-calibration batches held out from the fit, as a compact network overfits a few hundred images otherwise; no change at
-all is one of the candidates. Where a layer's output goes only into a residual Add, the target is the value behind it:
-(original sum) - (pruned other branch).
+Lockstep solves argmin ||T - X W'||² + ||W' - W||²_Λ with W the least-squares weights. The ridge in Λ (`numerics.ridge`)
+is chosen on calibration batches held out from the fit, as a compact network overfits a few hundred images otherwise; no
+change at all is one of the candidates. Where a layer's output goes only into a residual Add, the target is the value
+behind it: (original sum) - (pruned other branch).
 """
 
 from __future__ import annotations
@@ -31,15 +31,13 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.graph import Array, Graph, Node, Shape, cast, depth_first, entries
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
-    JUDGED_OUTPUTS,
-    random_sums,
     restricted,
     restricted_by_inverse,
     scale,
     solve_spd,
     solve_spd_batch,
-    until_it_rises,
 )
+from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
 from onnxprune.oracle import mask_of
 from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
@@ -51,8 +49,6 @@ Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 Floats = NDArray[np.floating]
 
-# From the largest on: where columns are many and samples few the least need no solve.
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)
 _BATCHED_COLUMNS = 64
 # A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.
 _FEW = 8
@@ -130,8 +126,8 @@ def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep:
     for g in range(layer.groups):
         if columns[g].any():
             # A mean needs no prior, however few the samples.
-            strength = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
-            result[g][columns[g]] = restricted(p[g], w[g], columns[g], strength)
+            ridge = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
+            result[g][columns[g]] = restricted(p[g], w[g], columns[g], ridge)
     return result
 
 
@@ -231,10 +227,10 @@ def changed_tensors(channels: ChannelGraph, keep: Mask) -> set[str]:
 
 @dataclass(frozen=True)
 class Fit:
-    """What lockstep did to one layer: the chosen λ (infinite: left as it was) and the held-out error before, after."""
+    """What lockstep did to one layer: the ridge (infinite: it stayed as it was), its held-out error before and after."""
 
     layer: str
-    strength: float
+    ridge: float
     before: float
     after: float
 
@@ -287,9 +283,9 @@ def lockstep(
                 continue
             matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
             found = cut_layer.weights(matrix, weights)
-            if np.isfinite(fit.strength) and beyond(found, {k: w.dtype for k, w in weights.items()}):
+            if np.isfinite(fit.ridge) and beyond(found, {k: w.dtype for k, w in weights.items()}):
                 fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
-            if np.isfinite(fit.strength):
+            if np.isfinite(fit.ridge):
                 set_initializers(pruned, found)
             fits.append(fit)
     return fits
@@ -472,7 +468,7 @@ def on_present_inputs(
     prior = np.take_along_axis(whole, at[:, :, None], axis=1)
     matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored if layer.quantized else None)
     found = layer.weights(full(matrix), weights)
-    if not np.isfinite(fit.strength) or beyond(found, {k: weights[k].dtype for k in found}):
+    if not np.isfinite(fit.ridge) or beyond(found, {k: weights[k].dtype for k in found}):
         return {}
     return found
 
@@ -494,18 +490,18 @@ def fit_matrix(
     prior: Matrix,
     stored: Callable[[Matrix], Matrix] | None = None,
 ) -> tuple[Matrix, Fit]:
-    """The weights with the λ that does best on the held-out rows, refitted on all rows.
+    """The weights with the ridge that does best on the held-out rows, refitted on all rows.
 
     stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
     """
     if not held.rows:
         left = train.gaps(prior)
         before = float(train.error(prior, left).sum())
-        return prior + _solve(train.xx, left, STRENGTHS[0]), Fit(name, STRENGTHS[0], before, before)
+        return prior + _solve(train.xx, left, RIDGES[0]), Fit(name, RIDGES[0], before, before)
     gaps = held.gaps(prior)
     before = float(held.error(prior, gaps).sum())
     # Many outputs are judged by random sums, but quantized weights by each.
-    sums = random_sums(prior.shape[2], JUDGED_OUTPUTS) if stored is None else None
+    sums = random_sums(prior.shape[2]) if stored is None else None
     left = train.gaps(prior) if sums is None else train.xy @ sums - train.xx @ (prior @ sums)
     judged = gaps if sums is None else gaps @ sums
 
@@ -515,18 +511,18 @@ def fit_matrix(
             return float(held.error(stored(prior + step)).sum())
         return max(before + float(np.sum(step * (held.xx @ step - 2.0 * judged))), 0.0)
 
-    best, strength = before, float("inf")
-    for s, found in until_it_rises(error, STRENGTHS):
+    best, ridge = before, float("inf")
+    for s, found in until_it_rises(error, RIDGES):
         if found < best:
-            best, strength = found, s
-    if not np.isfinite(strength):
-        return prior, Fit(name, strength, before, before)
+            best, ridge = found, s
+    if not np.isfinite(ridge):
+        return prior, Fit(name, ridge, before, before)
     of_all = left if sums is None else train.gaps(prior)
-    return prior + _solve(train.xx + held.xx, of_all + gaps, strength), Fit(name, strength, before, best)
+    return prior + _solve(train.xx + held.xx, of_all + gaps, ridge), Fit(name, ridge, before, best)
 
 
-def _solve(xx: Matrix, left: Matrix, strength: float) -> Matrix:
+def _solve(xx: Matrix, left: Matrix, ridge: float) -> Matrix:
     """How far the weights go from the prior: xx (g, D, D), left (g, D, M)."""
     if xx.shape[0] > 1 and xx.shape[1] <= _BATCHED_COLUMNS:
-        return solve_spd_batch(xx, left, strength)
-    return np.stack([solve_spd(a, b, strength) for a, b in zip(xx, left, strict=True)])
+        return solve_spd_batch(xx, left, ridge)
+    return np.stack([solve_spd(a, b, ridge) for a, b in zip(xx, left, strict=True)])

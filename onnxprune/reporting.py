@@ -27,6 +27,7 @@ from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.processor import processor
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.output.model_files import written_bytes
+from onnxprune.refit import Fit
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed, not_counted
 from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
@@ -87,7 +88,7 @@ def report_of(
             "origin": loaded.fit.origin,
             "synthetic": loaded.fit.synthetic,
             "samples": loaded.count,
-            "held_out": len(loaded.held) if loaded.held is not loaded.fit else 0,
+            "held_out": 0 if loaded.held_out is None else len(loaded.held_out),
             "sha256": loaded.data_sha256,
             "labels": loaded.labels,
             "inputs": [asdict(f) | {"shape": list(f.shape)} for f in loaded.figures],
@@ -101,7 +102,7 @@ def report_of(
             place.provider,
         ),
         versions=versions(),
-        refit=tuple(vars(f) for f in checked.fits) if checked else (),
+        refit=tuple(_fit(f) for f in checked.fits) if checked else (),
         notes=(
             *loaded.notes,
             *not_counted(channels),
@@ -190,10 +191,15 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
     }
 
 
+def _fit(f: Fit) -> dict[str, Any]:
+    """As the report has it: there a ridge is a strength."""
+    return {"layer": f.layer, "strength": f.ridge, "before": f.before, "after": f.after}
+
+
 def why_whole(g: Group, coupled: Coupled, settings: PruneConfig) -> str:
     """Why a group may not be cut at all, "" where it may."""
     if g.index in coupled.frozen:
-        return coupled.frozen[g.index]
+        return coupled.frozen[g.index].text
     return "" if len(allowed(g, coupled, settings)) > 1 else "too narrow for --round-to and --min-channels"
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxprune import budget, cost, parts
 from onnxprune.channels import ChannelGraph, Group
+from onnxprune.channels.frozen import SINGLE, Cause, Frozen
 from onnxprune.channels.remedies import Reason
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, UsageError
@@ -20,15 +21,15 @@ from onnxprune.targets import AUTO, TARGETS
 # The share of its units that a group must be able to lose: that of the default ratio.
 USEFUL_SHARE = 0.5
 
-_SINGLE = "a single unit"
 # The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
 _MATTERS, _SHOWN = 0.01, 3
 
 
-def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
+def why_nothing(channels: ChannelGraph, frozen: Mapping[int, Frozen]) -> str:
     """The option, or the most frequent reasons of the channel graph, that leave nothing to cut, and what would help."""
-    if frozen and any("--" in why for why in frozen.values()):
-        return next(why for why in frozen.values() if "--" in why)
+    asked = next((why.text for why in frozen.values() if why.asked_for), None)
+    if asked is not None:
+        return asked
     reasons: dict[Reason, int] = {}
     for p in channels.pinned:
         reasons[p.why.why] = reasons.get(p.why.why, 0) + p.positions
@@ -38,19 +39,19 @@ def why_nothing(channels: ChannelGraph, frozen: Mapping[int, str]) -> str:
     return f"{'; '.join(r.text for r in most)} (what would free the first: {most[0].remedy.value})"
 
 
-def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, str]:
+def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, Frozen]:
     """Groups that may not be cut, with the reason: a single unit, --exclude, or not in --include."""
-    frozen = {g.index: _SINGLE for g in channels.groups if g.size < 2}
+    frozen = {g.index: SINGLE for g in channels.groups if g.size < 2}
     for pattern in settings.exclude:
         for index in _groups_matching(channels, pattern, inputs=True):
-            frozen.setdefault(index, f"--exclude {pattern}")
+            frozen.setdefault(index, Frozen(Cause.EXCLUDED, f"--exclude {pattern}"))
     if settings.include:
         chosen: set[int] = set()
         for pattern in settings.include:
             chosen |= _groups_matching(channels, pattern, inputs=False)
         for g in channels.groups:
             if g.index not in chosen:
-                frozen.setdefault(g.index, "not in --include")
+                frozen.setdefault(g.index, Frozen(Cause.NOT_INCLUDED, "not in --include"))
     return frozen
 
 
@@ -178,7 +179,7 @@ def may_go(g: Group, coupled: Coupled, settings: PruneConfig) -> bool:
     drop = coupled.drops.get(g.index)
     if drop is None or not settings.drops:
         return False
-    if any(coupled.frozen.get(d, _SINGLE) != _SINGLE for d in drop.groups):
+    if any(coupled.frozen.get(d, SINGLE).cause is not Cause.SINGLE for d in drop.groups):
         return False
     names = {t for n in coupled.channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
     return not any(fnmatchcase(name, pattern) for name in names for pattern in settings.exclude)

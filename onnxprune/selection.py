@@ -16,6 +16,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.gates import units_of
 from onnxprune.graph import Array, is_float
 from onnxprune.jobs.work import Here, Scheduler, Work
+from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.quantized import real_values
 from onnxprune.select import Path, Regression, baselines, gfs, imitation, obs
 from onnxprune.select.quadratic import Quadratic
@@ -167,25 +168,17 @@ def square_root(h: NDArray[np.float64]) -> NDArray[np.float64]:
 def consumers_of(channels: ChannelGraph, layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers that combine the channels of each group, by group index.
 
-    A layer whose own groups are the units passes them through; it consumes nothing.
+    A layer whose own groups are the units passes them on; it consumes nothing.
     """
     found: list[list[Layer]] = [[] for _ in channels.groups]
     for layer in layers:
         reads = layer.inputs[layer.inputs >= 0]
-        if not reads.size or passes_through(layer):
+        if not reads.size or layer.groups_are_units:
             continue
         for index in np.unique(channels.group_of[reads]).tolist():
             if index >= 0:
                 found[index].append(layer)
     return found
-
-
-def passes_through(layer: Layer) -> bool:
-    """A grouped convolution whose units are whole groups (depthwise: single channels)."""
-    if layer.groups == 1:
-        return False
-    rows = layer.inputs.reshape(layer.groups, -1)
-    return bool((rows == rows[:, :1]).all()) and np.unique(rows[:, 0]).size > 1
 
 
 def regressions_of(
@@ -213,7 +206,7 @@ def regressions_of(
         own = np.flatnonzero(unit[layer.columns(0)] >= 0)
         if known.classes is None and layer.groups == 1 and own.size * _SHARED <= len(layer.columns(0)):
             w = layer.matrix(channels.graph.constants)[0]
-            inverse = known.inverse(own, obs.RIDGE)[:, own] if inverses else None
+            inverse = known.inverse(own, OF_SELECTION)[:, own] if inverses else None
             found.append(
                 Regression(known.block(own), w[own], unit[layer.columns(0)[own]], weight, False, inverse=inverse)
             )

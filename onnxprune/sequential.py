@@ -280,9 +280,9 @@ class _Masked:
         """What the layers among the readers become."""
         run = self.run
         # Its coefficients stay 1, as the proposals have none.
-        level = {"lockstep": "least-squares", "greedy": "none"}.get(run.settings.refit, run.settings.refit)
+        level = "none" if run.settings.refit == "greedy" else run.settings.level
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
-        walked = run.settings.refit in ("lockstep", "greedy")  # else the last refit starts from the original's weights
+        walked = run.settings.walks or run.settings.refit == "greedy"  # else the last refit starts from the original's
         weights = run.current if walked else run.channels.graph.constants
         return refit.in_place(run.consumers[self.group], run.calibrated.moments, weights, keep, level)
 
@@ -439,12 +439,12 @@ class _Layers:
         """The consumers' weights at the level of the refit."""
         run = self.run
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
-        level, current = run.settings.refit, run.current
+        level, current = run.settings.level, run.current
         if level == "greedy":
             return refit.scaled(self.consumers, current, keep, self._by_class(coefficients))
-        if level != "lockstep":  # the last refit starts from the original's weights too
+        if not run.settings.walks:  # the last refit starts from the original's weights too
             return refit.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
-        weights = refit.in_place(self.consumers, run.calibrated.moments, current, keep, "least-squares")
+        weights = refit.in_place(self.consumers, run.calibrated.moments, current, keep, level)
         found = dict(weights)
         for layer in self.consumers:
             if layer.weight in self.equations:

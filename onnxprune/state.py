@@ -19,6 +19,7 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
+from onnxprune.channels.frozen import Frozen
 from onnxprune.channels.untried import Untried
 from onnxprune.cost import Cost
 from onnxprune.gates import Gate
@@ -94,15 +95,16 @@ HERE = Place(Here())
 class Loaded:
     """The original model, its normalised form, and the data: for fitting, and held out from it.
 
-    data_sha256: of all samples, and of their labels where the run reads them; inputs_sha256: without these. labels:
-    their key. figures: of every input; doubts: what makes the data doubtful.
+    held_out: None where the samples are too few to hold any out. data_sha256: of all samples, and of their labels where
+    the run reads them; inputs_sha256: without these. labels: their key. figures: of every input; doubts: what makes the
+    data doubtful.
     """
 
     original: onnx.ModelProto
     source: Source
     normalised: Normalised
     fit: Samples
-    held: Samples
+    held_out: Samples | None
     notes: tuple[str, ...]
     data_sha256: str
     inputs_sha256: str
@@ -111,9 +113,19 @@ class Loaded:
     doubts: tuple[str, ...] = ()
 
     @property
+    def held(self) -> Samples:
+        """What judges the fits: the samples held out, else those for fitting."""
+        return self.fit if self.held_out is None else self.held_out
+
+    @property
+    def parts(self) -> tuple[Samples, ...]:
+        """All samples, those held out first."""
+        return (self.fit,) if self.held_out is None else (self.held_out, self.fit)
+
+    @property
     def count(self) -> int:
         """All samples."""
-        return len(self.fit) + (len(self.held) if self.held is not self.fit else 0)
+        return sum(len(p) for p in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +144,7 @@ class Coupled:
     layers: tuple[Layer, ...]
     observed: Observed
     seen: Taken
-    frozen: Mapping[int, str]
+    frozen: Mapping[int, Frozen]
     drops: Mapping[int, Drop] = field(default_factory=dict)
     relaxed: int = 1
     prices: Mapping[str, Cost] = field(default_factory=dict)

@@ -93,7 +93,7 @@ def _branches(proto: onnx.ModelProto, parts: Sequence[Samples]) -> dict[str, boo
     wanted = sorted(set(conditions.values()) - fed)
     session = Session(m.submodel(proto, {}, wanted)) if wanted else None
     seen: dict[str, set[bool]] = {c: set() for c in conditions.values()}
-    for part in {id(p): p for p in parts}.values():
+    for part in parts:
         for feeds in part.batches(BATCH):
             values = {**feeds, **(session.run(feeds) if session is not None else {})}
             for c, met in seen.items():

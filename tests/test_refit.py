@@ -289,7 +289,7 @@ def test_lockstep_lowers_the_output_error(name: str, seed: int) -> None:
     p = prepare_text(NETWORKS.get(name, RECURRENT))
     keep = random_keep(p.channels, seed, shares=(0.5,))
     plain, slim, fits = step_by_step(p, samples_of(p, 320), keep)
-    assert any(np.isfinite(f.strength) for f in fits)
+    assert any(np.isfinite(f.ridge) for f in fits)
     for f in fits:
         assert f.after <= f.before
     fresh = Samples(samples_of(p, 1).specs, samples_of(p, 400).slice(320, 400))
@@ -363,9 +363,9 @@ def test_one_layer_is_fitted_to_the_original_target() -> None:
 
     assert_same(np.float64(fit.before), np.float64(held_error(prior)), rtol=RTOL, atol=0.0)
     expected = prior
-    if np.isfinite(fit.strength):
-        assert_same(np.float64(fit.after), np.float64(held_error(solve(~held, fit.strength))), rtol=RTOL, atol=0.0)
-        expected = solve(np.ones(400, bool), fit.strength)
+    if np.isfinite(fit.ridge):
+        assert_same(np.float64(fit.after), np.float64(held_error(solve(~held, fit.ridge))), rtol=RTOL, atol=0.0)
+        expected = solve(np.ones(400, bool), fit.ridge)
     found = values(slim, ["y"], samples.arrays)["y"].astype(np.float64)
     assert_same(found, x @ expected, rtol=RTOL, atol=0.0)
 

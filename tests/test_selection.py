@@ -14,7 +14,7 @@ from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.config import METHODS
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.select import Regression
-from onnxprune.selection import consumers_of, magnitude, passes_through, paths, regressions_of
+from onnxprune.selection import consumers_of, magnitude, paths, regressions_of
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE
@@ -76,7 +76,7 @@ def test_passing_through(name: str, weight: str, expected: bool, prepared: Looku
     """Fails where groups that are units are taken for groups that combine units."""
     p = prepared(name)
     (layer,) = [x for x in layers_of(p.channels) if x.weight == weight]
-    assert passes_through(layer) is expected
+    assert layer.groups_are_units is expected
 
 
 def test_regressions_are_those_of_the_data_relative_to_the_output() -> None:

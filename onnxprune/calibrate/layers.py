@@ -19,7 +19,7 @@ from onnxprune.channels.domains import limited_by
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.recurrent import GATES
-from onnxprune.channels.trace import Linear
+from onnxprune.channels.trace import Linear, whole
 from onnxprune.graph import Array, Graph, Node, Shape, is_float
 from onnxprune.numerics.gram import augmented
 from onnxprune.numerics.patches import Window
@@ -83,6 +83,11 @@ class Layer:
     def groups(self) -> int:
         """Groups of a grouped convolution, else 1."""
         return self.window.groups if self.window is not None else 1
+
+    @property
+    def groups_are_units(self) -> bool:
+        """Whether it passes its units on instead of reading them (see `channels.trace.whole`)."""
+        return whole(self.groups, self.inputs, self.outputs)
 
     @property
     def kernel_size(self) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import starmap
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,14 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.graph import Array, Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.gram import Gram
-from onnxprune.numerics.least_squares import JUDGED_OUTPUTS, inverse_spd, random_sums, solve_spd, until_it_rises
+from onnxprune.numerics.least_squares import inverse_spd
+from onnxprune.numerics.ridge import RIDGES, chosen
 from onnxprune.runtime import PROVIDERS, Session
 from onnxprune.threads import mapped, prefetched
 
 WIDE = 5000
 # Every HOLD_OUT-th batch judges what the others fit.
 HOLD_OUT = 4
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 BATCH = 64
 _ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
@@ -347,13 +346,13 @@ class _Columns:
 
     def result(self) -> InputMoments:
         """The moments; the sums are given up."""
-        ridge = RIDGES[-1]
+        ridge = RIDGES[0]
         fit, held = self.sums
         del self.fit, self.held, self.sums
         if held.rows:
             # The groups of a convolution are alike; one of them tells enough.
             w = self.layer.matrix(self.weights)
-            ridge = choose_ridge(fit.first(), held.first(), w[0], self.layer.columns(0))
+            ridge = chosen(fit.first(), held.first(), w[0], self.layer.columns(0))
         fit.merge(held)
         del held
         return InputMoments(_kept(fit), ridge)
@@ -362,30 +361,6 @@ class _Columns:
 def _kept(gram: Gram) -> NDArray[np.float64] | storage.Kept:
     """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
     return storage.Kept(gram.means()) if gram.packed else gram.result()
-
-
-def choose_ridge(
-    fit: NDArray[np.floating], held: NDArray[np.floating], w: NDArray[np.float64], classes: NDArray[np.int64]
-) -> float:
-    """The ridge of RIDGES that does best on `held` (D, D) when a random half of the classes is removed.
-
-    The layer w (D, M) is refitted with the moments `fit` (D, D); classes (D,): -1 for columns that stay. Of many
-    outputs, a few random sums stand for all: the mean of their errors is that of all errors.
-    """
-    present = np.unique(classes[classes >= 0])
-    cut = np.isin(classes, np.random.default_rng(present.size).permutation(present)[: max(present.size // 2, 1)])
-    sums = random_sums(w.shape[1], JUDGED_OUTPUTS)
-    w = w if sums is None else w @ sums
-    keep, gone = np.flatnonzero(~cut), np.flatnonzero(cut)
-    xx, lost = (m[np.ix_(keep, keep)].astype(np.float64) for m in (fit, held))
-    xy, left = (m[np.ix_(keep, gone)].astype(np.float64) @ w[gone] for m in (fit, held))
-
-    def error(ridge: float) -> float:
-        step = solve_spd(xx, xy, ridge)
-        # But for what the removed columns lose by themselves, which is the same for all.
-        return float(np.sum(step * (lost @ step - 2.0 * left)))
-
-    return min(until_it_rises(error, RIDGES[::-1]), key=itemgetter(1))[0]
 
 
 class _Contributions:
@@ -419,7 +394,7 @@ class _Contributions:
 
     def result(self) -> InputMoments:
         # The Gram's rows are pairs of a row of the layer and an output.
-        return InputMoments(self.gram.result() * self.layer.outputs.size, RIDGES[0], self.classes)
+        return InputMoments(self.gram.result() * self.layer.outputs.size, RIDGES[-1], self.classes)
 
 
 def _accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:

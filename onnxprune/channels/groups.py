@@ -296,8 +296,7 @@ def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str
     for linear in linears:
         reads, writes = weight_axes(linear)
         weight = stored(graph, linear.weight)
-        if linear.groups > 1 and linear.inputs is not None and linear.groups >= linear.inputs.size // linear.groups:
-            # Whole groups pass through: the weight belongs to the units themselves.
+        if linear.groups_are_units:  # the weight belongs to the units themselves
             roles.setdefault((weight, 0), "parameter")
             continue
         roles.setdefault((weight, writes), "producer")

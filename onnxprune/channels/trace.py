@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+
 from onnxprune.channels.labels import (
     MOST_ON_AXIS,
     Factor,
@@ -66,6 +68,22 @@ class Linear:
     inputs: Labels | None
     outputs: Labels | None
     groups: int = 1
+
+    @property
+    def groups_are_units(self) -> bool:
+        """Whether its own groups are the units that it passes on (of a depthwise convolution: single channels)."""
+        return self.inputs is not None and self.outputs is not None and whole(self.groups, self.inputs, self.outputs)
+
+
+def whole(groups: int, *channels: Labels) -> bool:
+    """Whether each group of a grouped convolution is one class, the same in all of these: its inputs and its outputs.
+
+    That some output carries a class of the inputs is not enough: behind a residual sum it does.
+    """
+    if groups == 1:
+        return False
+    rows = np.concatenate([x.reshape(groups, -1) for x in channels], axis=1)
+    return bool((rows == rows[:, :1]).all())
 
 
 @dataclass(eq=False)

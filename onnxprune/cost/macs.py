@@ -64,8 +64,6 @@ def _convolution(positions: int, inside: Length, outside: Length, linear: Linear
     """positions · outside · inside / groups; where whole groups are the units, channels per group stay."""
     if linear.groups == 1:
         return Term(float(positions), (inside, outside))
-    if linear.inputs is not None:
-        rows = linear.inputs.reshape(linear.groups, -1)
-        if (rows == rows[:, :1]).all():
-            return Term(float(positions * per_group), (outside,))
+    if linear.groups_are_units:
+        return Term(float(positions * per_group), (outside,))
     return Term(positions / linear.groups, (inside, outside))

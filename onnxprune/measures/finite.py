@@ -41,7 +41,7 @@ def keep_finite(
     undone: list[Layer] = []
     left = {x.node.outputs[0]: x for x in layers}
     session: Session | None = None
-    for part in {id(p): p for p in parts}.values():
+    for part in parts:
         for feeds in part.part(0, min(len(part), _SAMPLES)).batches(_BATCH):
             while left:
                 try:

@@ -173,7 +173,7 @@ def outputs_of_result(
 
 def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Loaded, answers: Answers) -> Figures:
     """How far the result's outputs on the judging samples are from the original's."""
-    held_out = loaded.held is not loaded.fit
+    held_out = loaded.held_out is not None
     synthetic = loaded.held.synthetic
     labelled = loaded.labels is not None and not is_float(loaded.held.extras[loaded.labels].dtype)
     return figures_of(coupled.observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)

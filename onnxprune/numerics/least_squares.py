@@ -1,14 +1,12 @@
-"""Least squares for the refit.
+"""Least squares from sums of products, with the pull Λ of `numerics.ridge`.
 
-ridge:      W' = argmin ||Y - X W'||² + ||W' - W0||²_Λ with Λ = λ · diag(XᵀX): towards a prior, scale-free per column.
+solve_spd:  (XᵀX + Λ)⁻¹ B: with B = XᵀY - XᵀX W0 how far argmin ||Y - X W'||² + ||W' - W0||²_Λ is from its prior W0.
 restricted: W' = argmin (W' - W)ᵀ P (W' - W) over the kept rows only: with S kept and R removed,
             W'_S = W_S + P_SS⁻¹ P_SR W_R, the exact least-squares refit of a layer whose target is its own output.
-Equal to `scipy.linalg.lstsq` on the kept columns (and on rows √Λ appended, for the ridge).
+Equal to `scipy.linalg.lstsq` on the kept columns, with rows √Λ appended.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from onnxprune.numerics import lapack
 from onnxprune.numerics.columns import by_columns
 from onnxprune.numerics.gram import mirror
-from onnxprune.threads import mapped
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -24,8 +21,6 @@ Ints = NDArray[np.int64]
 
 # Directions of the inputs that carry less than this share of the mean power are noise of float32 accumulation.
 JITTER = 1e-5
-# Of more outputs than this, as many random sums are enough to tell one ridge from another.
-JUDGED_OUTPUTS = 64
 
 
 class SolveFailed(ArithmeticError):
@@ -78,21 +73,6 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     return by_columns(solved, b)
 
 
-def until_it_rises(error: Callable[[float], float], strengths: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Strengths of a ridge with their errors, up to the first that is worse than the one before it.
-
-    The error falls and rises once. Two at a time: most searches end with the second or the third, and those behind
-    would be for nothing.
-    """
-    last = float("inf")
-    for pair in (strengths[:2], strengths[2:]):
-        for strength, found in zip(pair, mapped(error, pair), strict=True):
-            yield strength, found
-            if found > last:
-                return
-            last = found
-
-
 def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
     """(a + Λ)⁻¹, regularised as in `solve_spd`, in Fortran order; dtype: in which it is computed."""
     inverse, s = _factored(a, ridge, dtype)
@@ -105,27 +85,15 @@ def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floa
     return inverse
 
 
-def random_sums(outputs: int, most: int) -> Array | None:
-    """Signs (outputs, most) / √most: the squared error of the sums is that of all outputs in the mean.
-
-    None where the outputs are no more than that.
-    """
-    if outputs <= most:
-        return None
-    signs = np.random.default_rng(outputs).choice((-1.0, 1.0), (outputs, most))
-    sums: Array = signs / np.sqrt(most)
-    return sums
-
-
-def restricted(p: Array, w: Array, keep: Mask, strength: float = 0.0) -> Array:
+def restricted(p: Array, w: Array, keep: Mask, ridge: float = 0.0) -> Array:
     """Kept rows of the weights after a least-squares refit: p (D, D), w (D, M), keep (D,) → (kept, M).
 
-    strength: a relative ridge towards w.
+    ridge: towards w.
     """
     if keep.all():
         return np.array(w)
     gone = ~keep
-    result: Array = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], strength)
+    result: Array = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], ridge)
     return result
 
 
@@ -146,23 +114,12 @@ def restricted_by_inverse(rows: Array, w: Array, gone: Ints) -> Array:
     return result
 
 
-def ridge(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
-    """argmin ||Y - XW||² + ||W - prior||²_Λ, Λ = strength · diag(XᵀX): xx (D, D), xy (D, M), prior (D, M)."""
-    return prior + solve_spd(xx, xy - xx @ prior, strength)
-
-
 def scale(k: Array, free: Mask, gone: Mask) -> Array:
     """argmin over a of (1 - a)ᵀ K (1 - a), a = 0 where `gone`, 1 where neither: the scalars of `free`, (free,)."""
     if not gone.any():
         return np.ones(int(free.sum()))
     missing = k[np.ix_(free, gone)].sum(axis=1, keepdims=True)
     return 1.0 + solve_spd(k[np.ix_(free, free)], missing)[:, 0]
-
-
-def ridge_batch(xx: Array, xy: Array, prior: Array, strength: float) -> Array:
-    """`ridge` for many small regressions at once: xx (g, D, D), xy (g, D, M), prior (g, D, M)."""
-    _scales(np.einsum("gdd->gd", xx))  # raises before anything is computed with what is not finite
-    return prior + solve_spd_batch(xx, xy - xx @ prior, strength)
 
 
 def solve_spd_batch(xx: Array, b: Array, ridge: float = 0.0) -> Array:

@@ -1,4 +1,4 @@
-"""Baselines: random order, weight magnitude, and Molchanov's Taylor scores of gates."""
+"""Baselines: random order, and that of scores: weight magnitudes, or Taylor terms (Molchanov et al. 2019)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,6 @@ def random(
 ) -> Path:
     """Units in random order; one of each balanced set in turn."""
     return by_score(rng.permutation(units).astype(np.float64), known, rows)
-
-
-def taylor(gates: Array, order: int = 2) -> Array:
-    """Scores (N,) from the gradients of a loss at one gate per unit, (samples, N), at gates of 1.
-
-    order 2: E[d²] (Molchanov et al. 2019, arXiv 1906.10771: the squared first-order term). order 1: E|d|
-    (Molchanov et al. 2017, arXiv 1611.06440). Both score a *loss* at the *full* layer, once; the Taylor
-    screening of `exact` takes the gradient of the *discrepancy* from the full network, which vanishes there, at every
-    step of the pruned layer. O(samples · N).
-    """
-    scores: Array = (np.abs(gates).astype(np.float64) ** order).mean(axis=0)
-    return scores
 
 
 def by_score(score: Array, known: Sequence[Regression] | Quadratic, rows: Ints | None = None) -> Path:

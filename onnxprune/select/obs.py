@@ -18,14 +18,12 @@ from scipy.linalg import lapack
 
 from onnxprune.numerics.lapack import add_products
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
+from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.select.path import Array, Floats, Ints, Path, Regression, in_turns
 
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024
 STEPS_PER_HALVING = 24
-# Relative ridge on P. The weights that remain will read inputs that upstream cuts have changed, so a selection that
-# counts on delicate cancellations does not last.
-RIDGE = 0.1
 
 
 class _State:
@@ -40,7 +38,7 @@ class _State:
         columns = columns[np.argsort(r.unit[columns], kind="stable")]
         ridge = max(ridge, r.ridge)
         # Where units go several at a time anyway, and the ridge bounds the condition, single precision is enough.
-        dtype = np.float32 if columns.size > EXACT_COLUMNS and ridge >= RIDGE else np.float64
+        dtype = np.float32 if columns.size > EXACT_COLUMNS and ridge >= OF_SELECTION else np.float64
         inverse = inverse_spd(r.p, ridge, dtype) if r.inverse is None else r.inverse
         self.inverse = _block(inverse.astype(dtype, copy=False), columns)
         self.w = (r.w[columns] * np.sqrt(r.weight)).astype(dtype)
@@ -123,7 +121,9 @@ def _block(a: Floats, at: Ints) -> Floats:
     return found
 
 
-def eliminate(regressions: Sequence[Regression], units: int, ridge: float = RIDGE, rows: Ints | None = None) -> Path:
+def eliminate(
+    regressions: Sequence[Regression], units: int, ridge: float = OF_SELECTION, rows: Ints | None = None
+) -> Path:
     """The path of removing, at each step, the units that cost least over all consumers together.
 
     Where several units go in one step, its cost is shared among them in proportion to what each would cost alone.

@@ -12,9 +12,10 @@ import pytest
 from onnxprune import storage
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.statistics import RIDGES, InputMoments, batch_size, choose_ridge, collect, positions_for
+from onnxprune.calibrate.statistics import InputMoments, batch_size, collect, positions_for
 from onnxprune.numerics import gram
 from onnxprune.numerics.least_squares import JITTER
+from onnxprune.numerics.ridge import RIDGES, chosen
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 
@@ -102,16 +103,16 @@ def test_ridge_is_small_where_data_is_plenty_and_large_where_it_is_not() -> None
     w = rng.standard_normal((20, 3))
     classes = np.arange(20)
     held = moments(rng.standard_normal((5000, 20)) @ mix)
-    plenty = choose_ridge(held, held, w, classes)
-    few = choose_ridge(moments(rng.standard_normal((8, 20)) @ mix), held, w, classes)
-    assert plenty == RIDGES[0]
-    assert few > RIDGES[0]
+    plenty = chosen(held, held, w, classes)
+    few = chosen(moments(rng.standard_normal((8, 20)) @ mix), held, w, classes)
+    assert plenty == RIDGES[-1]
+    assert few > RIDGES[-1]
 
 
 def test_without_held_out_batches_the_ridge_is_the_largest() -> None:
     """Fails where a few samples are refitted as if they were many: with 3 samples no batch can be held out."""
     p = prepare_text(MIXED)
-    assert {k.ridge for k in moments_of(p, samples_of(p, 3))[1].values()} == {RIDGES[-1]}
+    assert {k.ridge for k in moments_of(p, samples_of(p, 3))[1].values()} == {RIDGES[0]}
 
 
 def test_positions_and_batches_stay_within_their_bounds() -> None:
@@ -155,7 +156,7 @@ def test_moments_at_some_columns(kept: str) -> None:
     p = stack()
     at = np.array([7, 0, 3])
     with storage.spilling():
-        known = InputMoments(KEPT[kept](p), RIDGES[0])
+        known = InputMoments(KEPT[kept](p), RIDGES[-1])
         exact = p.astype(np.float32).astype(np.float64) if "single" in kept else p
         assert_same(known.p, exact.astype(known.p.dtype), rtol=0.0, atol=0.0)
         assert_same(known.block(at), exact[0][np.ix_(at, at)], rtol=0.0, atol=0.0)
@@ -168,7 +169,7 @@ def test_rows_of_the_inverse_are_those_of_the_regularised_moments(kept: str, rid
     p = stack()
     at = np.array([7, 0, 3])
     with storage.spilling():
-        known = InputMoments(KEPT[kept](p), RIDGES[0])
+        known = InputMoments(KEPT[kept](p), RIDGES[-1])
         exact = known.p[0].astype(np.float64)
         d = np.sqrt(np.diag(exact))
         for strength in (0.5, ridge, 0.5):
@@ -188,7 +189,7 @@ def test_an_inverse_is_computed_once_for_every_ridge(monkeypatch: pytest.MonkeyP
         return invert(p, ridge)
 
     monkeypatch.setattr(statistics, "inverse_spd", counted)
-    known = InputMoments(stack(), RIDGES[0])
+    known = InputMoments(stack(), RIDGES[-1])
     for ridge in (1e-3, 1e-2, 1e-3, 1e-2):
         known.inverse(np.arange(3), ridge)
     assert computed == [1e-3, 1e-2]

@@ -64,13 +64,6 @@ def test_loss_of_a_quadratic_is_that_of_the_masks(name: str) -> None:
     assert path.coefficients_of(1) is None
 
 
-def test_taylor_scores_are_moments_of_the_gate_gradients() -> None:
-    """Fails where signs cancel between samples, or the wrong power is taken."""
-    gates = np.array([[1.0, -2.0], [-1.0, 0.0]])
-    assert baselines.taylor(gates).tolist() == [1.0, 2.0]
-    assert baselines.taylor(gates, order=1).tolist() == [1.0, 1.0]
-
-
 def test_one_moment_off_by_a_hundredth_is_seen() -> None:
     """The mutation check: an entry of P that is 1 % off changes the discrepancy by more than the tolerance."""
     p = problem(5, (1,) * 5)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from onnxprune.numerics.least_squares import JITTER, restricted
+from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.select import Regression, obs
 from onnxprune.select.obs import eliminate
 from tests.compare import assert_same
@@ -207,7 +208,7 @@ def test_single_precision_hardly_changes_the_loss(monkeypatch: pytest.MonkeyPatc
     single = eliminate([r], p.units)
     for n in range(p.units):
         data = [(p, 1.0)]
-        at = error(data, single.kept(n), obs.RIDGE), error(data, precise.kept(n), obs.RIDGE)
+        at = error(data, single.kept(n), OF_SELECTION), error(data, precise.kept(n), OF_SELECTION)
         assert at[0] <= 1.001 * at[1]
     assert_same(single.loss, precise.loss, rtol=1e-3, atol=0.0)
 
@@ -217,7 +218,7 @@ def test_a_part_of_an_inverse_stands_for_the_whole_regression() -> None:
     p = problem(23, (2,) * 6, free=7)
     whole = Regression(p.moments(), p.w, p.unit)
     own = np.flatnonzero(p.unit >= 0)
-    inverse = np.linalg.inv(whole.p + (JITTER + obs.RIDGE) * np.diag(np.diag(whole.p)))
+    inverse = np.linalg.inv(whole.p + (JITTER + OF_SELECTION) * np.diag(np.diag(whole.p)))
     part = Regression(whole.p[np.ix_(own, own)], p.w[own], p.unit[own], inverse=inverse[np.ix_(own, own)])
     expected, found = eliminate([whole], 6), eliminate([part], 6)
     assert found.order.tolist() == expected.order.tolist()
