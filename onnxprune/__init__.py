@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from onnxprune.version import __version__
+
 if TYPE_CHECKING:
     from onnxprune.channels.describe import Description
     from onnxprune.config import PruneConfig
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from onnxprune.evaluation import Evaluation, evaluate
     from onnxprune.latency.bench import Bench, bench
     from onnxprune.pipeline import PruneResult, inspect, prune
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Bench",

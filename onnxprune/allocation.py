@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxprune import budget, parts, sensitivity, sequential
 from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels.branches import dead_groups, together
@@ -17,10 +14,11 @@ from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.measures.layouts import samples_first
+from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.runtime import concatenated
 from onnxprune.scope import allowed
 from onnxprune.select import Path
-from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks
+from onnxprune.state import Calibrated, Coupled, Loaded
 
 # How far from the wanted share of the time a measured one may be.
 LATENCY_MISSED = 0.1
@@ -149,7 +147,7 @@ def price_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | Non
 
 
 def kept_of(
-    curves: Sequence[NDArray[np.float64]],
+    curves: Sequence[Doubles],
     price: budget.CostModel,
     limit: float,
     widths: Sequence[tuple[int, ...]],
@@ -168,9 +166,7 @@ def kept_of(
             raise BudgetUnreachable("branches whose sum nothing else joins cannot all go; lower --ratio")
 
 
-def curves_of(
-    paths: Sequence[Path], trials: Sequence[Mapping[int, float]], coupled: Coupled
-) -> list[NDArray[np.float64]]:
+def curves_of(paths: Sequence[Path], trials: Sequence[Mapping[int, float]], coupled: Coupled) -> list[Doubles]:
     """Discrepancy of each group against the units kept, in units of the outputs' error."""
     channels = coupled.channels
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]

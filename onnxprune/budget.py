@@ -15,10 +15,10 @@ from math import gcd, lcm
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
+from onnxprune.numerics.arrays import Doubles, Ints
+
+Counts = Ints
 
 _LOOK_AHEAD = 8
 _ROUNDING = 1e-9
@@ -104,7 +104,7 @@ def uniform(widths: Sequence[tuple[int, ...]], share: float) -> tuple[int, ...]:
     return tuple(max((n for n in w if n <= (1.0 - share) * w[-1] + _ROUNDING), default=w[0]) for w in widths)
 
 
-def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Allocation:
+def allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allocation:
     """The allocation. curves[g] (N_g + 1,): discrepancy of group g with n units kept, falling with n."""
     kept = np.array([w[-1] for w in budget.widths], np.int64)
     at = [len(w) - 1 for w in budget.widths]
@@ -163,13 +163,13 @@ def allocate(curves: Sequence[Array], cost: CostModel, budget: Budget) -> Alloca
     return Allocation(tuple(int(k) for k in kept), cost.at(kept), reached)
 
 
-def _discrepancy(curves: Sequence[Array], budget: Budget, kept: Counts, g: int, width: int) -> float:
+def _discrepancy(curves: Sequence[Doubles], budget: Budget, kept: Counts, g: int, width: int) -> float:
     """Of a group at a width and, unless it is empty then, of the groups that would die with it, as they are."""
     others = budget.dies.get(g, ()) if width else ()
     return float(curves[g][width] + sum(curves[d][kept[d]] for d in others))
 
 
-def _give_back(curves: Sequence[Array], cost: CostModel, budget: Budget, kept: Counts, at: list[int]) -> None:
+def _give_back(curves: Sequence[Doubles], cost: CostModel, budget: Budget, kept: Counts, at: list[int]) -> None:
     """Widen groups while the budget has room, where that lowers the discrepancy most."""
     while True:
         room = budget.limit - cost.at(kept)
@@ -200,7 +200,7 @@ def smallest(cost: CostModel, widths: Sequence[tuple[int, ...]]) -> float:
     return cost.at(np.array([w[0] for w in widths], np.int64))
 
 
-def worst_curve(curves: Sequence[Array], units: int) -> Array:
+def worst_curve(curves: Sequence[Doubles], units: int) -> Doubles:
     """The highest of these curves at every share of units kept, (units + 1,); zeros where there are none."""
     share = np.linspace(0.0, 1.0, units + 1)
     worst = np.zeros(units + 1)
@@ -209,7 +209,7 @@ def worst_curve(curves: Sequence[Array], units: int) -> Array:
     return worst
 
 
-def measured_curve(loss: Array, trials: Mapping[int, float]) -> Array:
+def measured_curve(loss: Doubles, trials: Mapping[int, float]) -> Doubles:
     """A local curve in units of measured output discrepancy.
 
     loss (N + 1,): local discrepancy with n units kept; trials: n → output discrepancy measured with n kept. Between
@@ -224,5 +224,5 @@ def measured_curve(loss: Array, trials: Mapping[int, float]) -> Array:
         at = sorted(trials)
         curve = np.interp(n, [*at, loss.size - 1], [*(trials[k] for k in at), 0.0])
     # Keeping fewer is never better: enforce what noise in the trials may break.
-    monotone: Array = np.maximum.accumulate(curve[::-1])[::-1].copy()
+    monotone: Doubles = np.maximum.accumulate(curve[::-1])[::-1].copy()
     return monotone

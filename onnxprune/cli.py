@@ -20,19 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from onnxprune import __version__
 from onnxprune.config import (
     ATTENTIONS,
     BUDGETS,
     COEFFICIENTS,
-    LABELLED,
-    METHODS,
     METRICS,
     PRECISIONS,
     PROVIDERS,
     READ_BY,
     RECOVER,
-    REFITS,
     SECONDS,
     UNTRIED,
     WARMUP,
@@ -40,11 +36,13 @@ from onnxprune.config import (
 )
 from onnxprune.errors import EXIT_OK, OnnxPruneError, RunError, UsageError
 from onnxprune.intake import child
+from onnxprune.methods import METHODS, REFITS, reading_labels
 from onnxprune.process import streams
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
 from onnxprune.report.visible import one_line, visible
 from onnxprune.targets import AUTO, TARGETS
+from onnxprune.version import __version__
 
 if TYPE_CHECKING:
     from onnxprune.report.summary import Report
@@ -53,6 +51,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 TRACEBACK = "ONNXPRUNE_TRACEBACK"
+_READERS = reading_labels()
 _DEFAULTS = PruneConfig()
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
@@ -254,12 +253,12 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     metavar="KEY",
     show_default="none",
     help="Key of the samples' labels in the calibration data: integer classes, or floating-point targets of the first "
-    f"output. Then --method {', '.join(LABELLED[:-1])} and {LABELLED[-1]} measure the loss instead of the change of "
+    f"output. Then --method {', '.join(_READERS[:-1])} and {_READERS[-1]} measure the loss instead of the change of "
     "the outputs.",
 )
 @click.option(
     "--method",
-    type=click.Choice(METHODS),
+    type=click.Choice(list(METHODS)),
     **_shown(_DEFAULTS.method),
     help="How channels are selected: by block OBS; by greedy imitation of each layer's output (local), of the "
     "network's (global), or of the better of both (combined); by greedy forward selection (gfs); by Taylor score, "
@@ -286,7 +285,7 @@ _JSON = _flag("--json", "Print JSON instead of tables.", "as_json")
     help="Random projections of the outputs that are differentiated for every sample.",
 )
 @click.option(
-    "--refit", type=click.Choice(REFITS), **_shown(_DEFAULTS.refit), help="How the remaining weights are adapted."
+    "--refit", type=click.Choice(list(REFITS)), **_shown(_DEFAULTS.refit), help="How the remaining weights are adapted."
 )
 @click.option(
     "--recover",

@@ -7,23 +7,22 @@ from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
+from onnxprune import methods
 from onnxprune.errors import UsageError
 from onnxprune.intake.options import MOST_NUMBER, check_most, shown, typed
+from onnxprune.methods import METHODS, REFITS
 from onnxprune.targets import AUTO, DEFAULT, TARGETS
 
-METHODS = ("obs", "local", "global", "combined", "gfs", "taylor", "magnitude", "random")
-# Methods that give every kept channel a coefficient, and that select layer by layer on pruned inputs.
-GREEDY = ("local", "global", "combined", "gfs")
-SEQUENTIAL = ("local", "global", "combined")
-# Methods that look at the network's outputs, by gradients; with labels, at the loss.
-GRADIENT = LABELLED = ("global", "combined", "taylor")
 # Options that other methods never look at.
 READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"metric": ("global", "combined"), "coefficients": SEQUENTIAL, "probes": GRADIENT}
+    {
+        "metric": tuple(k for k, row in METHODS.items() if row.gradients and row.sequential),
+        "coefficients": methods.sequential(),
+        "probes": methods.reading_labels(),
+    }
 )
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("convex", "free")
-REFITS = ("lockstep", "least-squares", "scale", "greedy", "none")
 # What a ratio counts, and what a reader calls it.
 BUDGETS: Mapping[str, str] = MappingProxyType({"macs": "MACs", "params": "parameters", "latency": "latency"})
 ATTENTIONS = ("heads", "head-dim")
@@ -79,7 +78,7 @@ class PruneConfig:
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
     leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
-    labels: the key of the calibration data that holds the labels, for the methods in LABELLED; None without any.
+    labels: the key of the calibration data that holds the labels, for methods that look at gradients; None without any.
     memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
     failed.
     Raises UsageError for a value out of range.
@@ -135,10 +134,10 @@ class PruneConfig:
                 raise UsageError(f"{name} {share} is outside (0, 1): it is {meaning}")
         for name, value, allowed in (
             ("budget", self.budget, tuple(BUDGETS)),
-            ("method", self.method, METHODS),
+            ("method", self.method, tuple(METHODS)),
             ("metric", self.metric, METRICS),
             ("coefficients", self.coefficients, COEFFICIENTS),
-            ("refit", self.refit, REFITS),
+            ("refit", self.refit, tuple(REFITS)),
             ("attention", self.attention, ATTENTIONS),
             ("untried_branches", self.untried_branches, UNTRIED),
             ("target", self.target, tuple(TARGETS)),
@@ -164,13 +163,15 @@ class PruneConfig:
                 raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
         if self.drop_branches and self.uniform is not None:
             raise UsageError("uniform takes the same share of every group, and drops no branch; leave out one of them")
-        if self.refit == "greedy" and self.method not in GREEDY:
-            raise UsageError(f"refit 'greedy' needs a greedy method: one of {', '.join(GREEDY)}")
+        if REFITS[self.refit].scales and not METHODS[self.method].scales:
+            greedy = ", ".join(methods.with_scales())
+            raise UsageError(f"refit {self.refit!r} needs a greedy method: one of {greedy}")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
-        if self.labels is not None and self.method not in LABELLED:
+        readers = methods.reading_labels()
+        if self.labels is not None and self.method not in readers:
             raise UsageError(
-                f"method {self.method!r} reads no labels, only {', '.join(LABELLED)} do; leave labels out, or change it"
+                f"method {self.method!r} reads no labels, only {', '.join(readers)} do; leave labels out, or change it"
             )
         if self.recover is not None and self.recover < 0:
             raise UsageError(f"recover is {self.recover}; it is a number of passes over the data, 0 for none")
@@ -194,17 +195,22 @@ class PruneConfig:
         """Passes over the samples in which the refitted model learns from the original."""
         if self.recover is not None:
             return self.recover
-        return RECOVER if self.refit == "lockstep" and not self.fast else 0
+        return RECOVER if self.walks and not self.fast else 0
 
     @property
     def walks(self) -> bool:
         """Whether the refit goes on from layers, each for itself, to a walk through the pruned network."""
-        return self.refit == "lockstep"
+        return REFITS[self.refit].walks
+
+    @property
+    def folds(self) -> bool:
+        """Whether the refit folds the coefficients that the method found."""
+        return REFITS[self.refit].scales
 
     @property
     def level(self) -> str:
         """How layers are refitted each for itself: that is where a walk starts from."""
-        return "least-squares" if self.walks else self.refit
+        return REFITS[self.refit].level
 
     @property
     def drops(self) -> bool:
@@ -214,17 +220,17 @@ class PruneConfig:
     @property
     def sequential(self) -> bool:
         """Whether groups are cut one by one, from input to output, each seeing the cuts before it."""
-        return self.method in SEQUENTIAL or self.tolerance is not None
+        return METHODS[self.method].sequential or self.tolerance is not None
 
     @property
     def reads_gradients(self) -> bool:
         """Whether selection looks at gradients of the network's outputs."""
-        return self.method in GRADIENT
+        return METHODS[self.method].gradients
 
     @property
     def reads_statistics(self) -> bool:
         """Whether selection, allocation or refit look at the statistics of layer inputs."""
-        return self.uniform is None or self.method not in ("taylor", "magnitude", "random") or self.refit != "none"
+        return self.uniform is None or METHODS[self.method].statistics or self.refit != "none"
 
     def with_options(self, **options: Any) -> PruneConfig:
         """A copy with single fields replaced, where `ratio`, `uniform` and `tolerance` also replace each other."""

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.layers import Layer
-from onnxprune.graph import Array
 from onnxprune.numerics.adam import Adam
+from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.numerics.whitening import output_spread, whitening
 
 DAMPING = 0.05
@@ -40,9 +40,7 @@ class Descent:
     Raises SolveFailed where a Gram matrix is none.
     """
 
-    def __init__(
-        self, weights: dict[str, Array], layers: Sequence[Layer], grams: Mapping[str, NDArray[np.float64]]
-    ) -> None:
+    def __init__(self, weights: dict[str, Array], layers: Sequence[Layer], grams: Mapping[str, Doubles]) -> None:
         self.weights = weights
         self._white = [_white(x, weights, grams[x.weight]) for x in layers if x.weight in grams and _fits(x, weights)]
         own = {n for w in self._white for n in w.layer.stored}
@@ -77,7 +75,7 @@ def _fits(layer: Layer, weights: Mapping[str, Array]) -> bool:
     return (layer.alpha, layer.beta) == (1.0, 1.0) and not layer.quantized and all(n in weights for n in layer.stored)
 
 
-def _white(layer: Layer, weights: Mapping[str, Array], gram: NDArray[np.float64]) -> _White:
+def _white(layer: Layer, weights: Mapping[str, Array], gram: Doubles) -> _White:
     matrix = layer.matrix(weights)
     spread = output_spread(gram, matrix, constant=bool(layer.bias))
     reach = (spread / np.sqrt(matrix.shape[1])).astype(np.float32)

@@ -22,7 +22,6 @@ from onnxprune import runtime, storage, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
-from onnxprune.graph import Array
 from onnxprune.intake import first_run
 from onnxprune.intake.options import error_limit, typed
 from onnxprune.labels import classes_of
@@ -31,9 +30,10 @@ from onnxprune.measures.figures import classes_of as classes_in
 from onnxprune.measures.judge import compared, layouts_of
 from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
-from onnxprune.objective import Ints, check_classes
+from onnxprune.model import ModelLike
+from onnxprune.numerics.arrays import Array, Ints
+from onnxprune.objective import check_classes
 
-ModelLike = str | os.PathLike[str] | onnx.ModelProto
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
 _SLACK = 1e-9
 

@@ -12,14 +12,14 @@ from onnxprune import refit, storage
 from onnxprune.calibrate.augment import images
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
-from onnxprune.graph import Array
 from onnxprune.measures.finite import keep_finite
 from onnxprune.measures.judge import runs_on
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
+from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recover import Material, Schedule, recover
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
-from onnxprune.state import Calibrated, Coefficients, Coupled, Loaded, Mask, Masks, Refitted
+from onnxprune.state import Calibrated, Coupled, Loaded, Refitted
 from onnxprune.threads import mapped
 
 RECOVERED = "recovered"
@@ -76,13 +76,13 @@ def _fitted(
 ) -> Refitted:
     """The candidates of one refit; mended: takes back, in place, the fits that spoil what follows, and says which."""
     channels, n = coupled.channels, loaded.normalised
-    if settings.refit == "greedy":
+    if settings.folds:
         factors = np.ones(keep.size)
         for g, a in coefficients.items():
             factors[channels.groups[g].units] = a
         folded = refit.scaled(calibrated.consumers, channels.graph.constants, keep, factors)
         greedy = cut(replace_initializers(n.proto, folded), channels, keep)
-        return Refitted({"greedy": greedy}, notes=tuple(mended("greedy", greedy)))
+        return Refitted({settings.refit: greedy}, notes=tuple(mended(settings.refit, greedy)))
     level = settings.level
     constants = channels.graph.constants
     fitted = replace_initializers(n.proto, {})

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune import model as m
@@ -18,11 +17,9 @@ from onnxprune.calibrate.outputs import Batch, differentiable, located
 from onnxprune.channels import ChannelGraph
 from onnxprune.gates import Gate, sums_of, values_of
 from onnxprune.gradients import backward
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Objective
 from onnxprune.runtime import Session
-
-Floats = NDArray[np.float64]
 
 
 class GatedNetwork:
@@ -75,12 +72,12 @@ class GatedNetwork:
         self._value = Session(m.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]), single=True)
         self._slope = Session(m.submodel(back.proto, _ports(back.proto), list(back.of_tensor.values())), single=True)
 
-    def at(self, a: Floats) -> float:
+    def at(self, a: Doubles) -> float:
         """The discrepancy with the coefficients a (units,), 1 for each in the network as it is."""
         fed = self._fed(a)
         return sum(self._objective.value(self._outputs(x, fed), x.index) for x in self._batches)
 
-    def gradient(self, a: Floats) -> Floats:
+    def gradient(self, a: Doubles) -> Doubles:
         """Its gradient there, (units,)."""
         fed = self._fed(a)
         found = np.zeros(a.size)
@@ -97,7 +94,7 @@ class GatedNetwork:
     def _outputs(self, x: Batch, fed: Mapping[str, Array]) -> dict[str, Array]:
         return {**x.outputs, **self._value.run({**x.feeds, **fed})}
 
-    def _fed(self, a: Floats) -> dict[str, Array]:
+    def _fed(self, a: Doubles) -> dict[str, Array]:
         return {
             name: values_of(self._channels, self._group, gate, a).astype(self._dtypes[name])
             for name, gate in self._gates.items()

@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from onnxprune.channels import ChannelGraph
-from onnxprune.channels.labels import tracked_axes
+from onnxprune.channels.labels import Labels, tracked_axes
 from onnxprune.graph import Node
-
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
+from onnxprune.numerics.arrays import Doubles
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +84,18 @@ def units_of(channels: ChannelGraph, group: int) -> Labels:
     return unit
 
 
-def values_of(channels: ChannelGraph, group: int, gate: Gate, coefficients: Floats) -> Floats:
+def values_of(channels: ChannelGraph, group: int, gate: Gate, coefficients: Doubles) -> Doubles:
     """What to multiply the gated tensor with: `coefficients` (units,) in the shape of the factor, 1 elsewhere."""
     unit = units_of(channels, group)[gate.classes]
-    values: Floats = np.where(unit >= 0, coefficients[np.maximum(unit, 0)], 1.0)
+    values: Doubles = np.where(unit >= 0, coefficients[np.maximum(unit, 0)], 1.0)
     return values
 
 
-def sums_of(channels: ChannelGraph, group: int, gate: Gate, values: Floats) -> Floats:
+def sums_of(channels: ChannelGraph, group: int, gate: Gate, values: Doubles) -> Doubles:
     """The transpose of `values_of`: values (rows, *positions of the factor) summed over the units, (rows, units)."""
     unit = units_of(channels, group)[gate.classes].ravel()
     inside = np.flatnonzero(unit >= 0)
     # Several positions may belong to one unit.
     owner = csr_array((np.ones(inside.size), (unit[inside], inside)), shape=(channels.groups[group].size, unit.size))
-    found: Floats = (owner @ values.reshape(-1, unit.size).T).T
+    found: Doubles = (owner @ values.reshape(-1, unit.size).T).T
     return found

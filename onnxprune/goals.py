@@ -15,9 +15,9 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gate
-from onnxprune.graph import is_float
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.judge import answers_of
+from onnxprune.numerics.arrays import is_float
 from onnxprune.objective import Objective, imitation_of, task_loss
 from onnxprune.state import HERE, Coupled, Goals, Loaded, Place
 

@@ -12,15 +12,10 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from onnxprune.numerics.arrays import Array
+
 Shape = tuple[int, ...]
-
-
-def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether numbers of this type can be fitted: numpy's floating-point types and bfloat16, which is none of them."""
-    return bool(np.issubdtype(dtype, np.floating)) or dtype.name == "bfloat16"
 
 
 def is_parameter(dtype: np.dtype[Any], readers: Iterable[str]) -> bool:
@@ -32,19 +27,6 @@ def is_parameter(dtype: np.dtype[Any], readers: Iterable[str]) -> bool:
     if dtype in (np.dtype(np.int64), np.dtype(np.bool_)) or dtype.kind in "OSU":
         return False
     return dtype != np.dtype(np.int32) or any(op.startswith(("Dequantize", "QLinear", "QGemm")) for op in readers)
-
-
-def cast(values: Array, dtype: np.dtype[Any]) -> Array:
-    """`values` in another type; what is beyond its range becomes infinite."""
-    with np.errstate(over="ignore"):
-        found: Array = np.asarray(values).astype(dtype, order="C")
-    return found
-
-
-def in_rows(y: Array) -> Array:
-    """(N, entries) of an array (N, …), which may be empty: numpy's -1 cannot divide by no rows."""
-    rows: Array = y.reshape(len(y), int(np.prod(y.shape[1:])))
-    return rows
 
 
 @dataclass(frozen=True, eq=False)

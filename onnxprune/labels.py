@@ -6,8 +6,8 @@ import numpy as np
 
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError
-from onnxprune.graph import Array, Graph, is_float
-from onnxprune.objective import Ints
+from onnxprune.graph import Graph
+from onnxprune.numerics.arrays import Array, Ints, is_float
 
 # Operators behind a Softmax that leave each sample its numbers, in their order.
 _SAME_NUMBERS = frozenset("Identity Cast Reshape Flatten Squeeze Unsqueeze".split())

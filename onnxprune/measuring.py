@@ -18,7 +18,8 @@ from onnx import helper
 from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.errors import RunError
-from onnxprune.graph import Array, Shape
+from onnxprune.graph import Shape
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Feeds, Session
 
 _ITERATIONS = 2

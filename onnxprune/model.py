@@ -23,15 +23,18 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxprune import bodies, storage
 from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
-from onnxprune.graph import Array, Body, Graph, Node, Shape, is_parameter, samples_in
+from onnxprune.graph import Body, Graph, Node, Shape, is_parameter, samples_in
 from onnxprune.intake import sparse, wellformed
 from onnxprune.intake.declarations import with_free_dimensions
 from onnxprune.intake.file_check import check_file
 from onnxprune.intake.files import MODEL_BYTES, content
+from onnxprune.numerics.arrays import Array
 
 # It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
 G_LOGGER.severity = G_LOGGER.ERROR
 
+# A file, or a model in memory.
+ModelLike = str | os.PathLike[str] | onnx.ModelProto
 _TYPE_KINDS = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
 
 

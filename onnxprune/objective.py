@@ -26,16 +26,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from onnxprune.errors import CalibrationError, ModelError
-from onnxprune.graph import Array, Shape, cast, is_float
+from onnxprune.graph import Shape
 from onnxprune.measures.answers import Answers, difference, spread
+from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask, cast, is_float
 
-Index = slice | NDArray[np.int64]
-Wide = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Index = slice | Ints
+Wide = Doubles
+
 # Labels that do not vary over the samples have no spread to measure an error by.
 _LEAST_SPREAD = 1e-30
 # Probabilities below these count as these: log p stays finite, and 1 / p in the range of the type.
@@ -287,7 +287,7 @@ class _Answer:
     """
 
     log_p: Wide
-    sound: NDArray[np.bool_]
+    sound: Mask
     log_floor: float | None
 
     @classmethod

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import onnx
 from ml_dtypes import finfo
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.bodies import bodies_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.trace import Read
-from onnxprune.graph import Node, is_float
-
-Mask = NDArray[np.bool_]
+from onnxprune.graph import Node
+from onnxprune.numerics.arrays import Mask, is_float
 
 
 class _Builder:
@@ -104,7 +102,7 @@ def _run(mask: Mask, axis: int) -> int:
 
 
 def masked_model(
-    proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_], types: Mapping[str, int]
+    proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask, types: Mapping[str, int]
 ) -> onnx.ModelProto:
     """The oracle of removing every class that `keep` (classes,) marks False from the normalised model `proto`."""
     by_node: dict[int, list[Read]] = {}
@@ -125,7 +123,7 @@ def _mask_nodes(
     numbers: Iterator[int],
     by_node: Mapping[int, Sequence[Read]],
     channels: ChannelGraph,
-    keep: NDArray[np.bool_],
+    keep: Mask,
     types: Mapping[str, int],
 ) -> None:
     """Fill `target`, the main graph or a body, with the nodes of `source` and their masks; constants go to `main`."""
@@ -156,9 +154,7 @@ def _mask_nodes(
             target.node.append(node)
 
 
-def mask_of(
-    channels: ChannelGraph, name: str, keep: NDArray[np.bool_], axes: Sequence[int] | None = None
-) -> Mask | None:
+def mask_of(channels: ChannelGraph, name: str, keep: Mask, axes: Sequence[int] | None = None) -> Mask | None:
     """Which elements of a tensor are kept, broadcastable to its shape; None where all are.
 
     axes: count only the channels that one of these axes tracks.

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import together
+from onnxprune.numerics.arrays import Mask
 from onnxprune.select import Path
-
-Mask = NDArray[np.bool_]
 
 
 def least_units(channels: ChannelGraph, group: int) -> int:

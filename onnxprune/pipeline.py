@@ -65,7 +65,9 @@ from onnxprune.measures.judge import (
     within_tolerance,
 )
 from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.model import ModelLike
 from onnxprune.normalise import Normalised, symbols
+from onnxprune.numerics.arrays import Coefficients, Mask, Masks
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.objective import fitted_labels
 from onnxprune.oracle import masked_model
@@ -86,21 +88,7 @@ from onnxprune.scope import (
     why_nothing,
 )
 from onnxprune.select import Path as SelectionPath
-from onnxprune.state import (
-    HERE,
-    Calibrated,
-    Calibration,
-    Checked,
-    Clock,
-    Coefficients,
-    Coupled,
-    Loaded,
-    Mask,
-    Masks,
-    ModelLike,
-    Place,
-    Refitted,
-)
+from onnxprune.state import HERE, Calibrated, Calibration, Checked, Clock, Coupled, Loaded, Place, Refitted
 from onnxprune.taken import layers_taken, taken_by
 from onnxprune.targets import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread

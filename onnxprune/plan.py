@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 from onnxprune.intake.files import PLAN_BYTES, content
+from onnxprune.numerics.arrays import Doubles, Mask
 
 T = TypeVar("T")
 
@@ -71,10 +71,10 @@ class Plan:
         except (TypeError, UsageError) as e:
             raise InputError(f"the plan's config is not one of onnxprune: {e}") from e
 
-    def masks(self, channels: ChannelGraph) -> dict[int, NDArray[np.bool_]]:
+    def masks(self, channels: ChannelGraph) -> dict[int, Mask]:
         """Mask over the units of each planned group, by group index. Raises UsageError where a group does not fit."""
         by_name = {g.name: g for g in channels.groups}
-        found: dict[int, NDArray[np.bool_]] = {}
+        found: dict[int, Mask] = {}
         for p in self.groups:
             g = by_name.get(p.name)
             if g is None or g.size != p.units:
@@ -88,10 +88,10 @@ class Plan:
             found[g.index] = mask
         return found
 
-    def coefficients(self, channels: ChannelGraph) -> dict[int, NDArray[np.float64]]:
+    def coefficients(self, channels: ChannelGraph) -> dict[int, Doubles]:
         """Coefficients over the units of each planned group that has any, by group index; 0 where a unit goes."""
         by_name = {g.name: g for g in channels.groups}
-        found: dict[int, NDArray[np.float64]] = {}
+        found: dict[int, Doubles] = {}
         for p in self.groups:
             if p.coefficients is not None:
                 found[by_name[p.name].index] = a = np.zeros(p.units)
@@ -118,11 +118,11 @@ class Plan:
 
 def make(
     channels: ChannelGraph,
-    masks: Mapping[int, NDArray[np.bool_]],
+    masks: Mapping[int, Mask],
     model_sha256: str,
     data_sha256: str,
     config: Mapping[str, Any],
-    coefficients: Mapping[int, NDArray[np.float64]] | None = None,
+    coefficients: Mapping[int, Doubles] | None = None,
 ) -> Plan:
     """The plan of keeping `masks`, with `coefficients` over the units (both by group index)."""
     groups = tuple(

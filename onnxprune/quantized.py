@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.graph import Array, Graph, Node
-
-Floats = NDArray[np.float64]
+from onnxprune.graph import Graph, Node
+from onnxprune.numerics.arrays import Array, Doubles
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 DOMAINS = ("", "com.microsoft")
@@ -100,9 +98,9 @@ def bias_scale(weight_scale: Array, step: float, like: Array) -> Array:
     return np.tile(weight_scale.ravel() * like.dtype.type(step), like.size // weight_scale.size).reshape(like.shape)
 
 
-def least_scale(b: Floats, step: float, like: Array) -> Floats:
+def least_scale(b: Doubles, step: float, like: Array) -> Doubles:
     """The scale of a weight, shaped like its present one, below which the bias would not fit into int32."""
-    most: Floats = (np.abs(b) / (step * _RANGES["int32"][1])).reshape(-1, like.size).max(axis=0).reshape(like.shape)
+    most: Doubles = (np.abs(b) / (step * _RANGES["int32"][1])).reshape(-1, like.size).max(axis=0).reshape(like.shape)
     return most
 
 
@@ -192,7 +190,7 @@ class Quantized:
         """Every constant that it is made of."""
         return (self.values, *self.scales, *self.zero_points)
 
-    def codes(self, constants: Mapping[str, Array]) -> Floats:
+    def codes(self, constants: Mapping[str, Array]) -> Doubles:
         """q, as float64."""
         values = constants[self.values].astype(np.float64)
         if not self.rounds:
@@ -201,18 +199,18 @@ class Quantized:
         least, most = _RANGES[self.kind]
         q = np.clip((np.rint(values / scale) if _is_integer(self.kind) else values / scale) + zero, least, most)
         # The small floats round as their own type does.
-        result: Floats = q if _is_integer(self.kind) else q.astype(constants[self.zero_points[0]].dtype).astype(float)
+        result: Doubles = q if _is_integer(self.kind) else q.astype(constants[self.zero_points[0]].dtype).astype(float)
         return result
 
-    def read(self, constants: Mapping[str, Array]) -> Floats:
+    def read(self, constants: Mapping[str, Array]) -> Doubles:
         """(q - z) · s, as float64."""
         scale, zero = self._parts(constants)
-        result: Floats = (self.codes(constants) - zero) * scale
+        result: Doubles = (self.codes(constants) - zero) * scale
         return result
 
     def write(
         self,
-        w: Floats,
+        w: Doubles,
         constants: Mapping[str, Array],
         *,
         scale: Array | None = None,
@@ -250,13 +248,13 @@ class Quantized:
         found[self.values] = np.clip(codes, self.low, self.high).astype(constants[self.values].dtype)
         return found
 
-    def _parts(self, constants: Mapping[str, Array]) -> tuple[Floats, Floats]:
+    def _parts(self, constants: Mapping[str, Array]) -> tuple[Doubles, Doubles]:
         shape = constants[self.values].shape
         scale = constants[self.scales[0]].astype(np.float64)
         zero = constants[self.zero_points[0]].astype(np.float64) if self.zero_points else np.zeros(1)
         return self._spread(scale, shape), self._spread(zero, shape)
 
-    def _spread(self, per: Floats, shape: tuple[int, ...]) -> Floats:
+    def _spread(self, per: Doubles, shape: tuple[int, ...]) -> Doubles:
         """A number per tensor, position or block, so that it broadcasts against `shape`."""
         if per.size == 1:
             return per.reshape((1,) * len(shape))
@@ -264,7 +262,7 @@ class Quantized:
             return np.repeat(per, self.block, axis=self.axis).take(range(shape[self.axis]), axis=self.axis)
         return per.reshape([-1 if a == self.axis else 1 for a in range(len(shape))])
 
-    def _most(self, w: Floats, like: Array) -> Floats:
+    def _most(self, w: Doubles, like: Array) -> Doubles:
         """The greatest of 0 and the entries that each number of a scale shaped `like` covers."""
         if like.size == 1:
             result = w.max(initial=0.0)

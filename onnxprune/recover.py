@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune import storage
 from onnxprune.calibrate.augment import Augment, Feeds, unchanged
@@ -25,17 +24,15 @@ from onnxprune.calibrate.statistics import grams
 from onnxprune.channels import ChannelGraph
 from onnxprune.descent import Descent
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers, Wide
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.adam import one_cycle
+from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.rewrite import replace_initializers
 from onnxprune.threads import prefetched
 from onnxprune.training import Spread, Student, Teacher, bytes_of_a_sample, features_of
 from onnxprune.verify import outputs_of
-
-Mask = NDArray[np.bool_]
 
 # A training step holds every activation of a batch at once, and many of their gradients.
 _PASS_BYTES = 1 << 30
@@ -200,7 +197,7 @@ def _goals(
     return teacher, found, spread.masked
 
 
-def _grams(student: Student, samples: Samples, seed: int) -> dict[str, NDArray[np.float64]]:
+def _grams(student: Student, samples: Samples, seed: int) -> dict[str, Doubles]:
     """E[x xᵀ] of what each layer of the student reads, from some of the samples."""
     rng = np.random.default_rng(seed)
     some = samples.take(np.sort(rng.permutation(len(samples))[:_GRAM_SAMPLES]))

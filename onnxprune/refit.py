@@ -19,7 +19,6 @@ from functools import partial
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from onnxprune import model as m
@@ -28,7 +27,8 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, Graph, Node, Shape, cast, depth_first, entries
+from onnxprune.graph import Graph, Node, Shape, depth_first, entries
+from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, cast
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
     restricted,
@@ -44,10 +44,6 @@ from onnxprune.rewrite import set_initializers
 from onnxprune.taps import Tap
 from onnxprune.threads import prefetched
 from onnxprune.walk import Walker
-
-Mask = NDArray[np.bool_]
-Matrix = NDArray[np.float64]
-Floats = NDArray[np.floating]
 
 _BATCHED_COLUMNS = 64
 # A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.
@@ -88,9 +84,7 @@ def memory_of(layers: Sequence[Layer]) -> int:
     return _MOMENT_BYTES * moments + _WEIGHT_BYTES * sum(columns * outputs for _, columns, outputs in sizes)
 
 
-def scaled(
-    layers: Sequence[Layer], weights: Mapping[str, Array], keep: Mask, factors: NDArray[np.float64]
-) -> dict[str, Array]:
+def scaled(layers: Sequence[Layer], weights: Mapping[str, Array], keep: Mask, factors: Doubles) -> dict[str, Array]:
     """Weights at full size with each column times the factor of its class, (classes,), and removed columns zero.
 
     Layers of which no column changes are left out. The factors of those that are never fitted are 1.
@@ -110,7 +104,7 @@ def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]
     return not all(np.isfinite(cast(w, types[name])).all() for name, w in found.items())
 
 
-def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Matrix:
+def _refitted(layer: Layer, w: Doubles, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Doubles:
     """The weights refitted; scales are put into `w` itself, which may be half of the model."""
     if level == "scale" or known.classes is not None:
         p = known.p
@@ -131,9 +125,7 @@ def _refitted(layer: Layer, w: Matrix, known: InputMoments, columns: Mask, keep:
     return result
 
 
-def _column_scales(
-    column_classes: NDArray[np.int64], w: Matrix, p: Matrix, keep: Mask, *, contributions: bool
-) -> NDArray[np.float64]:
+def _column_scales(column_classes: Ints, w: Doubles, p: Doubles, keep: Mask, *, contributions: bool) -> Doubles:
     """One factor per column, shared inside a channel; untracked columns and the constant keep 1.
 
     p: moments of the columns, or those of the contributions of the classes.
@@ -162,8 +154,8 @@ class Target:
 
     source: str
     other: str = ""
-    gain: NDArray[np.float64] | None = None
-    shift: NDArray[np.float64] | None = None
+    gain: Doubles | None = None
+    shift: Doubles | None = None
 
 
 def target_of(layer: Layer, graph: Graph, latest: Mapping[str, int]) -> Target:
@@ -227,7 +219,7 @@ def changed_tensors(channels: ChannelGraph, keep: Mask) -> set[str]:
 
 @dataclass(frozen=True)
 class Fit:
-    """What lockstep did to one layer: the ridge (infinite: it stayed as it was), its held-out error before and after."""
+    """What lockstep did to one layer: the ridge (infinite: it stayed as it was), the held-out error before, after."""
 
     layer: str
     ridge: float
@@ -329,7 +321,7 @@ class Staying:
         mask = mask_of(channels, layer.data, keep, range(1, rank - 1))
         return None if mask is None else cls(np.asarray(mask.any(axis=-1)))
 
-    def places(self, positions: NDArray[np.int64], shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def places(self, positions: Ints, shape: Shape) -> tuple[Ints, Ints]:
         """Of flat positions of an input of this shape those that stay, and where these are once the others are gone."""
         kept = np.broadcast_to(self.mask[:1], (1, *shape[1:-1])).ravel()
         at = positions[kept[positions]]
@@ -338,7 +330,7 @@ class Staying:
 
 
 # Per batch: positions in the cut model, and values (R, kept outputs) of the original there.
-Points = list[tuple[NDArray[np.int64], storage.Kept]]
+Points = list[tuple[Ints, storage.Kept]]
 
 
 def reference_points(
@@ -360,9 +352,9 @@ def reference_points(
     outputs = [layer.kept_outputs(keep) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     taps = {i: tap for i, t in enumerate(targets) if (tap := _tap(i, part[i], t, graph, reference)) is not None}
-    known: list[dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]] = []
+    known: list[dict[int, tuple[Ints, Ints]]] = []
 
-    def sampled(i: int, batch: int, shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def sampled(i: int, batch: int, shape: Shape) -> tuple[Ints, Ints]:
         rng = np.random.default_rng((seed, part[i].node.index, batch))
         at = part[i].positions(shape, limits[i], rng)
         staying = stays[i] if stays else None
@@ -432,7 +424,7 @@ def _regressions(
         yield cut_layer.rows(x, at), cut_layer.by_group(y)
 
 
-def _rows_of(layer: Layer, values: Array, at: NDArray[np.int64], rows: int) -> Floats:
+def _rows_of(layer: Layer, values: Array, at: Ints, rows: int) -> Floats:
     """(rows or 1, channels) of a tensor shaped like the layer's output, or of what a branch that is gone left of it."""
     if values.size == values.shape[layer.channel_axis]:
         return _floats(values.reshape(1, -1))
@@ -457,12 +449,12 @@ def on_present_inputs(
     train, held = (_columns_of(s, at) for s in sums)
     whole = layer.matrix(weights)
 
-    def full(matrix: Matrix) -> Matrix:
+    def full(matrix: Doubles) -> Doubles:
         found = np.zeros_like(whole)
         np.put_along_axis(found, at[:, :, None], matrix, axis=1)
         return found
 
-    def stored(matrix: Matrix) -> Matrix:
+    def stored(matrix: Doubles) -> Doubles:
         return np.take_along_axis(layer.rounded(full(matrix), weights), at[:, :, None], axis=1)
 
     prior = np.take_along_axis(whole, at[:, :, None], axis=1)
@@ -473,13 +465,13 @@ def on_present_inputs(
     return found
 
 
-def _columns_of(sums: NormalEquations, at: NDArray[np.int64]) -> NormalEquations:
+def _columns_of(sums: NormalEquations, at: Ints) -> NormalEquations:
     """The equations of some columns, (groups, kept); a copy."""
     xx = np.take_along_axis(np.take_along_axis(sums.xx, at[:, :, None], axis=1), at[:, None, :], axis=2)
     return NormalEquations(Gram(xx, sums.rows), np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy())
 
 
-def _floats(x: Array) -> NDArray[np.floating]:
+def _floats(x: Array) -> Floats:
     return np.asarray(x, np.float32)
 
 
@@ -487,9 +479,9 @@ def fit_matrix(
     name: str,
     train: NormalEquations,
     held: NormalEquations,
-    prior: Matrix,
-    stored: Callable[[Matrix], Matrix] | None = None,
-) -> tuple[Matrix, Fit]:
+    prior: Doubles,
+    stored: Callable[[Doubles], Doubles] | None = None,
+) -> tuple[Doubles, Fit]:
     """The weights with the ridge that does best on the held-out rows, refitted on all rows.
 
     stored: weights as they are read back once they are stored: quantized ones are judged with their rounding.
@@ -521,7 +513,7 @@ def fit_matrix(
     return prior + _solve(train.xx + held.xx, of_all + gaps, ridge), Fit(name, ridge, before, best)
 
 
-def _solve(xx: Matrix, left: Matrix, ridge: float) -> Matrix:
+def _solve(xx: Doubles, left: Doubles, ridge: float) -> Doubles:
     """How far the weights go from the prior: xx (g, D, D), left (g, D, M)."""
     if xx.shape[0] > 1 and xx.shape[1] <= _BATCHED_COLUMNS:
         return solve_spd_batch(xx, left, ridge)

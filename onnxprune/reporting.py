@@ -26,13 +26,16 @@ from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.processor import processor
 from onnxprune.measures.verdict import verdict_of
+from onnxprune.methods import METHODS, tried
+from onnxprune.numerics.arrays import Masks
 from onnxprune.output.model_files import written_bytes
 from onnxprune.refit import Fit
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.scope import alignment, alignment_of, allowed, not_counted
-from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Masks, Place
+from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Place
 from onnxprune.targets import TARGETS
 from onnxprune.threads import blas
+from onnxprune.version import __version__
 
 _STATUS = Path("/proc/self/status")
 
@@ -170,7 +173,8 @@ def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneCo
     if not left:
         return ()
     why = next((known.missing[g] for g in left if g in known.missing), "nothing that reads them can take a gate")
-    instead = "magnitude" if settings.method == "taylor" else "local imitation"
+    stand_in = METHODS[tried(settings.method)[-1]].stand_in
+    instead = "local imitation" if stand_in == "local" else stand_in
     return (f"{len(left)} of {len(free)} groups have no gradient, and {instead} stands in for them: {why}",)
 
 
@@ -288,8 +292,6 @@ def peak_memory() -> int | None:
 
 def versions() -> dict[str, str]:
     """Of onnxprune and what its numbers depend on: bytes differ between processors, and between kernels of BLAS."""
-    from onnxprune import __version__
-
     return {
         "onnxprune": __version__,
         "onnx": onnx.__version__,

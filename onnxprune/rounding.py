@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune import bodies, storage
 from onnxprune import model as m
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
 
 # Between QuantizeLinear and DequantizeLinear these only move codes, of whatever type.

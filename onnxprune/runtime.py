@@ -20,11 +20,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune import storage, twin
 from onnxprune.errors import RunError, UsageError
-from onnxprune.graph import cast, is_float
 from onnxprune.intake import overdue
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
@@ -35,7 +33,8 @@ from onnxprune.threads import limit
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-Array = NDArray[Any]
+from onnxprune.numerics.arrays import Array, cast, is_float
+
 Feeds = Mapping[str, Array]
 
 _ERROR = 3

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxprune import budget, cost, parts
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
 from onnxprune.channels.remedies import Reason
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, UsageError
+from onnxprune.numerics.arrays import Ints, Mask
 from onnxprune.state import Coupled
 from onnxprune.targets import AUTO, TARGETS
 
@@ -105,12 +103,12 @@ def _listed(missing: Sequence[cost.Uncounted]) -> str:
     return ", ".join(shown) + (f", and {more} more" if more else "")
 
 
-def notes_on_bodies(coupled: Coupled, keep: NDArray[np.bool_]) -> list[str]:
+def notes_on_bodies(coupled: Coupled, keep: Mask) -> list[str]:
     """For the report: what lost channels inside bodies, given the classes that stay, and could not be fitted."""
     channels = coupled.channels
     fitted = {x.weight for x in coupled.layers}
 
-    def cut(classes: NDArray[np.int64] | None) -> bool:
+    def cut(classes: Ints | None) -> bool:
         return classes is not None and not keep[classes].all()
 
     inner = [x for x in channels.linears if x.node.index in channels.graph.inside and x.weight not in fitted]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments
@@ -14,11 +13,13 @@ from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.gates import units_of
-from onnxprune.graph import Array, is_float
 from onnxprune.jobs.work import Here, Scheduler, Work
+from onnxprune.methods import METHODS, Looks, tried
+from onnxprune.numerics.arrays import Array, Doubles, Ints, is_float
 from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.quantized import real_values
-from onnxprune.select import Path, Regression, baselines, gfs, imitation, obs
+from onnxprune.select import Path, Regression
+from onnxprune.select.known import Choice, Known, function_of
 from onnxprune.select.quadratic import Quadratic
 
 # Arrays as large as its moments that the selection of a group holds at a time.
@@ -35,12 +36,11 @@ def candidates(
     settings: PruneConfig,
     scheduler: Scheduler | None = None,
 ) -> dict[str, list[Path]]:
-    """By what is selected for, the paths of all groups: "combined" gives those of "local" and of "global"."""
-    names = ("local", "global") if settings.method == "combined" else (settings.method,)
-    free = settings.coefficients == "free"
+    """By the method that is run, the paths of all groups; several where the chosen one takes the better of them."""
+    choice = Choice(settings.seed, settings.coefficients == "free")
     return {
-        name: paths(channels, layers, moments, name, settings.seed, outputs, settings.metric, scheduler, free=free)
-        for name in names
+        name: paths(channels, layers, moments, name, choice, outputs, settings.metric, scheduler)
+        for name in tried(settings.method)
     }
 
 
@@ -49,18 +49,15 @@ def paths(
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
     method: str,
-    seed: int,
+    choice: Choice,
     outputs: OutputMoments | None = None,
     metric: str = "gates",
     scheduler: Scheduler | None = None,
-    *,
-    free: bool = False,
 ) -> list[Path]:
     """The path of every group, in the order of `channels.groups`.
 
-    metric: how "global" measures the outputs; "exact" is "gates" here. free: see `PruneConfig.coefficients`. Where a
-    group has no gradients, local imitation stands in for the global one, and magnitude for Taylor; where no layer reads
-    it, magnitude for what knows layers alone.
+    metric: how "global" measures the outputs; "exact" is "gates" here. Where a group has no gradients, or no layer
+    reads it, the method's stand-in is run.
     """
     outputs = outputs or OutputMoments()
     consumers = consumers_of(channels, layers)
@@ -68,39 +65,32 @@ def paths(
 
     def known(g: Group) -> Known:
         readers = [x for x in consumers[g.index] if x.weight in moments]
-        regressions = regressions_of(g, readers, channels, moments, powers, inverses=method == "obs")
-        globally = _global(g, readers, channels, moments, outputs, metric) if method in ("global", "taylor") else None
-        scores: NDArray[np.float64] | None = None
-        if method == "taylor" and globally is not None:
-            scores = outputs.gates[g.index].square
-        elif method in ("magnitude", "taylor") or not regressions:
+        regressions = regressions_of(g, readers, channels, moments, powers, inverses=METHODS[method].inverses)
+        globally = _global(g, readers, channels, moments, outputs, metric) if METHODS[method].gradients else None
+        run = stood_in(method, outputs=globally is not None, layers=bool(regressions))
+        scores = outputs.gates[g.index].square if METHODS[run].gradients else None
+        if METHODS[run].looks is Looks.WEIGHTS:
             scores = magnitude(g, channels)
-        return Known(g.index, g.size, g.rows, tuple(regressions), globally, scores)
+        return Known(run, g.index, g.size, g.rows, tuple(regressions), globally, scores)
 
-    work = Selection(method, seed, free)
     # One by one, so that not all of them are in memory at once.
-    return list((scheduler or Here()).map(work, map(known, channels.groups), len(channels.groups)))
+    return list((scheduler or Here()).map(Selection(choice), map(known, channels.groups), len(channels.groups)))
 
 
-@dataclass(frozen=True, eq=False)
-class Known:
-    """What selection knows of one group of `size` units. rows: as in `Group`. scores: of its units, (size,)."""
-
-    group: int
-    size: int
-    rows: NDArray[np.int64] | None
-    regressions: tuple[Regression, ...]
-    globally: Quadratic | None
-    scores: NDArray[np.float64] | None
+def stood_in(method: str, *, outputs: bool, layers: bool) -> str:
+    """The method that is run on a group. outputs, layers: whether what these say of it is known."""
+    while True:
+        looks = METHODS[method].looks
+        if (looks is not Looks.OUTPUTS or outputs) and (looks is not Looks.LAYERS or layers):
+            return method
+        method = METHODS[method].stand_in
 
 
 @dataclass(frozen=True, eq=False)
 class Selection(Work[Known, Path]):
-    """One method, run on one group after the other."""
+    """The methods, run on one group after the other."""
 
-    method: str
-    seed: int
-    free: bool
+    choice: Choice
     side_by_side = True
 
     def size(self, item: Known) -> int:
@@ -109,29 +99,7 @@ class Selection(Work[Known, Path]):
 
     def __call__(self, item: Known) -> Path:
         """The path of a group; what is random in it depends on the seed and the group."""
-        method, regressions, rows = self.method, item.regressions, item.rows
-        if method == "random":
-            rng = np.random.default_rng((self.seed, item.group))
-            return baselines.random(item.size, regressions, rng, rows)
-        if method == "taylor" and item.globally is not None and item.scores is not None:
-            return baselines.by_score(item.scores, item.globally, rows)
-        if method == "global" and item.globally is not None:
-            return imitation.imitate(item.globally, rows=rows, free=self.free)
-        if item.scores is not None:
-            return baselines.by_score(item.scores, regressions, rows)
-        if method == "obs":
-            return obs.eliminate(regressions, item.size, rows=rows)
-        if method == "gfs":
-            return gfs.select(local(regressions, item.size), rows=rows)
-        return imitation.imitate(local(regressions, item.size), rows=rows, free=self.free)
-
-
-def local(regressions: Sequence[Regression], units: int) -> Quadratic:
-    """The discrepancy of the consumers' outputs together."""
-    total: NDArray[np.float64] = np.zeros((units, units))
-    for r in regressions:
-        total += r.contributions(units)
-    return Quadratic.of_gram(total)
+        return function_of(item.method)(item, self.choice)
 
 
 def _global(
@@ -150,7 +118,7 @@ def _global(
     if metric != "kronecker" or not factored:
         return Quadratic.around(known.gram, known.slope, 0.0)
     unit = units_of(channels, g.index)
-    total: NDArray[np.float64] = np.zeros((g.size, g.size))
+    total: Doubles = np.zeros((g.size, g.size))
     for x in readers:
         w, h, p = x.matrix(channels.graph.constants), outputs.metrics[x.weight], moments[x.weight].p
         for i in range(x.groups):
@@ -158,10 +126,10 @@ def _global(
     return Quadratic.around(total, known.slope, 0.0)
 
 
-def square_root(h: NDArray[np.float64]) -> NDArray[np.float64]:
+def square_root(h: Doubles) -> Doubles:
     """L with L Lᵀ = H for a symmetric positive semi-definite H (O, O)."""
     values, vectors = np.linalg.eigh(h)
-    root: NDArray[np.float64] = vectors * np.sqrt(np.maximum(values, 0.0))
+    root: Doubles = vectors * np.sqrt(np.maximum(values, 0.0))
     return root
 
 
@@ -216,7 +184,7 @@ def regressions_of(
     return found
 
 
-def _whole(layer: Layer, known: InputMoments, unit: NDArray[np.int64], channels: ChannelGraph) -> list[Regression]:
+def _whole(layer: Layer, known: InputMoments, unit: Ints, channels: ChannelGraph) -> list[Regression]:
     """A regression per group of a layer's convolution, with all of its columns. unit: of every class, -1 for others."""
     p = known.p
     if known.classes is not None:
@@ -226,7 +194,7 @@ def _whole(layer: Layer, known: InputMoments, unit: NDArray[np.int64], channels:
     return [Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias)) for i in range(layer.groups)]
 
 
-def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:
+def magnitude(g: Group, channels: ChannelGraph) -> Doubles:
     """Mean relative L2 norm of each unit's weights over the layers that produce it, (units,)."""
     score = np.zeros(g.size)
     for ref in g.producers or g.parameters or g.consumers:
@@ -234,7 +202,7 @@ def magnitude(g: Group, channels: ChannelGraph) -> NDArray[np.float64]:
     return score
 
 
-def _norms(g: Group, ref: AxisRef, values: Array, channels: ChannelGraph) -> NDArray[np.float64]:
+def _norms(g: Group, ref: AxisRef, values: Array, channels: ChannelGraph) -> Doubles:
     classes = channels.axis_factor(ref.tensor, ref.axis)
     if classes is None or not is_float(values.dtype):
         return np.zeros(g.size)

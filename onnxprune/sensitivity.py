@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune import model as m
@@ -27,10 +26,10 @@ from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Array, cast
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.layouts import samples_first
+from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
@@ -358,7 +357,7 @@ def _refitted(
     paths: Mapping[int, Path] | Sequence[Path],
     channels: ChannelGraph,
     moments: Mapping[str, InputMoments],
-    keep: NDArray[np.bool_],
+    keep: Mask,
     level: str,
 ) -> dict[str, Array]:
     constants = channels.graph.constants

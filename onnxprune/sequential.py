@@ -20,7 +20,6 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune import model as m
 from onnxprune import parts, refit, selection, storage, verify
@@ -29,12 +28,13 @@ from onnxprune.calibrate.outputs import Batch, Probe, part_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import is_wide
 from onnxprune.channels import Group
-from onnxprune.config import SEQUENTIAL, PruneConfig
+from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group, units_of
-from onnxprune.graph import Array
 from onnxprune.measures.layouts import samples_first
+from onnxprune.methods import METHODS
+from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.oracle import masked_model
 from onnxprune.refit import Target
@@ -49,11 +49,9 @@ from onnxprune.sensitivity import outputs_behind, read_by_layers_alone
 from onnxprune.state import Calibrated, Coupled, Goals, Loaded
 from onnxprune.walk import Walker
 
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 Weights = Mapping[str, Array]
 # How many units → which ones, and their coefficients where the method gives any.
-Proposal = Callable[[int], tuple[Mask, Floats | None]]
+Proposal = Callable[[int], tuple[Mask, Doubles | None]]
 
 # Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.
 _GLOBAL_SAMPLES = 384
@@ -76,7 +74,7 @@ class Choice:
     imitated: str
     kept: Mask
     error: float
-    coefficients: Floats | None = None
+    coefficients: Doubles | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +89,7 @@ class Selected:
         return {c.group: c.kept for c in self.choices}
 
     @property
-    def coefficients(self) -> dict[int, Floats]:
+    def coefficients(self) -> dict[int, Doubles]:
         """Coefficients by group index, of the groups that have any."""
         return {c.group: c.coefficients for c in self.choices if c.coefficients is not None}
 
@@ -249,7 +247,7 @@ class _Step(Protocol):
     def proposals(self) -> dict[str, Proposal]:
         """By what is imitated."""
 
-    def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
+    def folded(self, mask: Mask, coefficients: Doubles | None) -> Weights:
         """The weights that change with this cut, at full size."""
 
     def error(self, mask: Mask, weights: Weights) -> float:
@@ -276,13 +274,13 @@ class _Masked:
 
         return {name: masks(name) for name in self.run.candidates}
 
-    def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
+    def folded(self, mask: Mask, coefficients: Doubles | None) -> Weights:
         """What the layers among the readers become."""
         run = self.run
         # Its coefficients stay 1, as the proposals have none.
-        level = "none" if run.settings.refit == "greedy" else run.settings.level
+        level = "none" if run.settings.folds else run.settings.level
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
-        walked = run.settings.walks or run.settings.refit == "greedy"  # else the last refit starts from the original's
+        walked = run.settings.walks or run.settings.folds  # else the last refit starts from the original's
         weights = run.current if walked else run.channels.graph.constants
         return refit.in_place(run.consumers[self.group], run.calibrated.moments, weights, keep, level)
 
@@ -329,7 +327,7 @@ class _Layers:
     def proposals(self) -> dict[str, Proposal]:
         """Greedy imitation on the present inputs; where the method knows none, the path of the first selection."""
         run = self.run
-        if run.settings.method not in SEQUENTIAL:
+        if not METHODS[run.settings.method].sequential:
             return {name: run.path(self.group, name) for name in run.candidates}
         rows = run.channels.groups[self.group].rows
         found: dict[str, Proposal] = {}
@@ -363,7 +361,7 @@ class _Layers:
         """Discrepancy of the consumers' outputs, each relative to its variance."""
         return self._consumed(None)
 
-    def _consumed(self, metrics: Mapping[str, Floats] | None) -> Quadratic:
+    def _consumed(self, metrics: Mapping[str, Doubles] | None) -> Quadratic:
         """Of the consumers' outputs in the metric of each, or relative to its variance."""
         run, group = self.run, self.run.channels.groups[self.group]
         units, size = units_of(run.channels, self.group), group.size
@@ -435,12 +433,12 @@ class _Layers:
 
     # what is tried
 
-    def folded(self, mask: Mask, coefficients: Floats | None) -> Weights:
+    def folded(self, mask: Mask, coefficients: Doubles | None) -> Weights:
         """The consumers' weights at the level of the refit."""
         run = self.run
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
         level, current = run.settings.level, run.current
-        if level == "greedy":
+        if run.settings.folds:
             return refit.scaled(self.consumers, current, keep, self._by_class(coefficients))
         if not run.settings.walks:  # the last refit starts from the original's weights too
             return refit.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
@@ -452,7 +450,7 @@ class _Layers:
                 found.update(refit.on_present_inputs(layer, sums, {**current, **weights}, keep))
         return found
 
-    def _by_class(self, coefficients: Floats | None) -> Floats:
+    def _by_class(self, coefficients: Doubles | None) -> Doubles:
         """Factors by class, 1 outside the group."""
         channels = self.run.channels
         factors = np.ones(channels.classes.pinned.size)
@@ -491,13 +489,13 @@ class _Layers:
             run.fit_outputs = {**run.fit_outputs, **self._run(run.state, {})}
 
 
-def exchanged(coefficients: Floats | None, wanted: Mask, kept: Mask) -> Floats | None:
+def exchanged(coefficients: Doubles | None, wanted: Mask, kept: Mask) -> Doubles | None:
     """Coefficients (units,) for what is kept in place of what was wanted: a unit that came in stays as it is."""
     return None if coefficients is None else np.where(kept, np.where(wanted, coefficients, 1.0), 0.0)
 
 
-def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None, *, free: bool) -> Proposal:
-    def best(n: int) -> tuple[Mask, Floats | None]:
+def _of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool) -> Proposal:
+    def best(n: int) -> tuple[Mask, Doubles | None]:
         mask, coefficients, _ = best_of_size(q, n, rows, free=free)
         return mask, coefficients
 
@@ -507,7 +505,7 @@ def _of_quadratic(q: Quadratic, rows: NDArray[np.int64] | None, *, free: bool) -
 def _of_network(network: GatedNetwork, g: Group, *, free: bool) -> Proposal:
     walk = ExactWalk(network, g.size, candidates=_EXACT_CANDIDATES, rounding=_EXACT_ROUNDING)
 
-    def best(n: int) -> tuple[Mask, Floats | None]:
+    def best(n: int) -> tuple[Mask, Doubles | None]:
         mask, coefficients, _ = best_within(walk, n, SLACK * g.size, g.rows)
         if free:
             walk.rescale()
@@ -517,7 +515,7 @@ def _of_network(network: GatedNetwork, g: Group, *, free: bool) -> Proposal:
     return best
 
 
-def _joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[Floats, Floats, Floats]:
+def _joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[Doubles, Doubles, Doubles]:
     """E[x xᵀ], E[x yᵀ] and E[y²] of one group of a convolution, over all rows."""
     rows = max(train.rows + held.rows, 1)
     xx, xy, yy = (getattr(train, k)[group] + getattr(held, k)[group] for k in ("xx", "xy", "yy"))

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune import refit, verify
 from onnxprune.calibrate.layers import Layer
@@ -23,7 +21,6 @@ from onnxprune.channels.frozen import Frozen
 from onnxprune.channels.untried import Untried
 from onnxprune.cost import Cost
 from onnxprune.gates import Gate
-from onnxprune.graph import Array
 from onnxprune.intake.figures import InputFigures
 from onnxprune.jobs.work import Here, Scheduler
 from onnxprune.measures.answers import Answers
@@ -31,14 +28,11 @@ from onnxprune.measures.figures import Figures
 from onnxprune.measures.observed import Observed
 from onnxprune.model import Source
 from onnxprune.normalise import Normalised
+from onnxprune.numerics.arrays import Array
 from onnxprune.objective import Objective
 from onnxprune.recover import Recovery
 from onnxprune.taken import Taken
 
-Mask = NDArray[np.bool_]
-Masks = Mapping[int, Mask]
-Coefficients = NDArray[np.float64]
-ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
 
 

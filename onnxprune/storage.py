@@ -30,8 +30,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import ModelError, RunError
-from onnxprune.graph import Array
 from onnxprune.intake.files import opened
+from onnxprune.numerics.arrays import Array
 
 # Weights of a smaller size are kept in the model, as onnx itself does: shape inference reads them.
 INLINE_BYTES = 1024

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.graph import Array, Shape
+from onnxprune.graph import Shape
+from onnxprune.numerics.arrays import Array
 
 
 @dataclass(frozen=True)

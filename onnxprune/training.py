@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune import model as m
@@ -25,13 +24,12 @@ from onnxprune.channels.domains import limited_by
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
-from onnxprune.graph import Array, Graph, Shape, cast, is_float, sample_bytes
+from onnxprune.graph import Graph, Shape, sample_bytes
 from onnxprune.measures.answers import Wide
 from onnxprune.measures.masked import counting
 from onnxprune.normalise.form import all_shapes
+from onnxprune.numerics.arrays import Array, Mask, cast, is_float
 from onnxprune.runtime import Feeds, Session
-
-Mask = NDArray[np.bool_]
 
 # Operator → inputs that hold a parameter; where it is a parameter only by what it is used for, `_OWN`.
 _PARAMETERS: Mapping[str, tuple[int, ...]] = {

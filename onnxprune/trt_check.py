@@ -18,7 +18,7 @@ import onnx.inliner
 from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.errors import CheckFailed
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.trt_support import NEWEST, OLDEST, Use, refused
 
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}

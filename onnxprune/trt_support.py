@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 
 OLDEST, NEWEST = 9, 24
 

@@ -22,12 +22,13 @@ from onnxprune import twin
 from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
-from onnxprune.graph import Array, Shape, cast, is_float
+from onnxprune.graph import Shape
 from onnxprune.intake import extent
 from onnxprune.intake.first_run import Trial
 from onnxprune.measures.layouts import Layouts, samples_first
 from onnxprune.measures.masked import near
 from onnxprune.normalise import distinct, resized, symbols, together
+from onnxprune.numerics.arrays import Array, cast, is_float
 from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Feeds, Session, concatenated
 

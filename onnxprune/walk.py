@@ -24,7 +24,8 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.errors import RunError
-from onnxprune.graph import Array, sample_bytes
+from onnxprune.graph import sample_bytes
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from onnxprune.storage import Kept
 from onnxprune.taps import Tap, as_expected, with_taps

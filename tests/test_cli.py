@@ -20,7 +20,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, config, pipeline, reporting
+from onnxprune import cli, methods, pipeline, reporting
 from onnxprune.latency.bench import Settings
 from onnxprune.report.terminal import PLAIN_WIDTH
 from tests import digits
@@ -208,7 +208,7 @@ def test_labels(
     code: int,
     match: str,
 ):
-    monkeypatch.setattr(config, "LABELLED", ("magnitude",))
+    monkeypatch.setattr(methods, "reading_labels", lambda: ("magnitude",))
     calib = [] if data is None else ["--calib", "labelled.npz"]
     if data is not None:
         np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], **data)
@@ -217,7 +217,7 @@ def test_labels(
 
 
 def test_labels_in_the_report(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(config, "LABELLED", ("magnitude",))
+    monkeypatch.setattr(methods, "reading_labels", lambda: ("magnitude",))
     np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = [RESNET, "out.onnx", "--ratio", "0.5", "--labels", "truth", "--calib", "labelled.npz", *FAST, *FILES]
     code, out, err = run(capsys, *args)
@@ -433,7 +433,7 @@ def test_overwrite(folder: Path, capsys: Capture):
 
 def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     """Fails where an option of the command line is dropped on its way."""
-    monkeypatch.setattr(config, "LABELLED", ("random",))
+    monkeypatch.setattr(methods, "reading_labels", lambda: ("random",))
     np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--recover", "7", "--untried-branches", "cut"]

@@ -14,7 +14,7 @@ import pytest
 from onnxprune import evaluate
 from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
 from onnxprune.evaluation import Evaluation, gate
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from tests import digits
 from tests.digits import pruned
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune.gates import by_group, gates_of, sums_of, values_of
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.oracle import mask_of
 from tests.compare import assert_same
 from tests.gating import factors, gated

@@ -35,7 +35,8 @@ from onnxprune.jobs import Here, Scheduler, Work, scheduling
 from onnxprune.jobs.processes import Processes
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import output_imitation
-from onnxprune.selection import Known, Selection, paths
+from onnxprune.select.known import Choice, Known
+from onnxprune.selection import Selection, paths
 from onnxprune.sensitivity import measure
 from onnxprune.state import Clock
 from onnxprune.threads import AT_ONCE_BYTES, limit, limited
@@ -81,15 +82,15 @@ class Elsewhere(Work[int, int]):
 
 def known(group: int, size: int = 4) -> Known:
     """A group of which selection knows nothing but scores."""
-    return Known(group, size, None, (), None, np.arange(size, dtype=float))
+    return Known("magnitude", group, size, None, (), None, np.arange(size, dtype=float))
 
 
 def unsound() -> Known:
     """A group that selection cannot deal with."""
-    return Known(0, 4, None, (None,), None, np.zeros(4))  # type: ignore[arg-type]
+    return Known("magnitude", 0, 4, None, (None,), None, np.zeros(4))  # type: ignore[arg-type]
 
 
-SELECTION = Selection("magnitude", 0, free=False)
+SELECTION = Selection(Choice())
 
 
 # shards and seeds
@@ -175,7 +176,7 @@ def test_paths_from_processes(method: str, two: Processes) -> None:
     """Fails where what is random depends on the groups before, or a group gets the path of another one."""
     p = prepare_text(TEXT)
     layers, moments = moments_of(p, samples_of(p, 100))
-    here, there = (paths(p.channels, layers, moments, method, 1, scheduler=s) for s in (Here(), two))
+    here, there = (paths(p.channels, layers, moments, method, Choice(1), scheduler=s) for s in (Here(), two))
     for a, b in zip(here, there, strict=True):
         assert a.order.tolist() == b.order.tolist()
         assert_same(a.loss, b.loss, rtol=1e-12, atol=0.0)
@@ -188,7 +189,7 @@ def test_trials_from_processes(memory: int, two: Processes) -> None:
     samples = samples_of(p, 100)
     layers, moments = moments_of(p, samples)
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), 100)
-    chosen = paths(p.channels, layers, moments, "obs", 0)
+    chosen = paths(p.channels, layers, moments, "obs", Choice())
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     only = set(range(len(p.channels.groups)))
     here, there = (

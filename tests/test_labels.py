@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import PruneConfig, config, labels, plan, prune
+from onnxprune import PruneConfig, labels, methods, plan, prune
 from onnxprune.calibrate.samples import Samples, checked, input_specs
 from onnxprune.calibrate.samples import load as load_samples
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import Array, Graph
+from onnxprune.graph import Graph
+from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import load, read_samples
 from onnxprune.report.terminal import Screen, prune_report
 from tests import digits
@@ -37,7 +38,7 @@ def samples(**extras: Array) -> Samples:
 @pytest.fixture
 def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if selection by magnitude read labels."""
-    monkeypatch.setattr(config, "LABELLED", ("magnitude",))
+    monkeypatch.setattr(methods, "reading_labels", lambda: ("magnitude",))
 
 
 # reading

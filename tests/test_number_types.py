@@ -15,7 +15,7 @@ from onnxprune import prune, twin
 from onnxprune import refit as refit_module
 from onnxprune.calibrate.samples import checked, input_specs
 from onnxprune.errors import CalibrationError
-from onnxprune.graph import cast, is_float
+from onnxprune.numerics.arrays import cast, is_float
 from onnxprune.refit import beyond
 from onnxprune.runtime import Session
 from tests import digits

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import CalibrationError, ModelError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.objective import Objective, output_imitation, relative_error, task_loss
 from tests.compare import assert_same
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from onnxprune import prune
-from onnxprune.config import GREEDY, METHODS
-from onnxprune.graph import Array
+from onnxprune.methods import METHODS, with_scales
+from onnxprune.numerics.arrays import Array
 from tests.calibrated import samples_of
 from tests.kit import NO_KIT, kit_folder
 from tests.stages import prepare
 from tests.topologies.text import Topology
 
+GREEDY = with_scales()
 BASIC = """(float[N,3,6,6] x) => (float[N,5] y) {
     a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
     r = Relu (a)

@@ -25,9 +25,9 @@ from onnxprune.errors import (
     RunError,
     UsageError,
 )
-from onnxprune.graph import Array
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import normalise
+from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session

@@ -14,8 +14,8 @@ from onnxprune import model as m
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.channels import branches
 from onnxprune.errors import RunError
-from onnxprune.graph import Array, is_float
 from onnxprune.measures.answers import Answers
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import relative_error, spread
 from onnxprune.recover import Material, Recovery, Schedule, recover
 from onnxprune.rewrite import replace_initializers

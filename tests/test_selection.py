@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.samples import Samples, input_specs
-from onnxprune.config import METHODS
+from onnxprune.methods import METHODS
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.select import Regression
+from onnxprune.select.known import Choice
 from onnxprune.selection import consumers_of, magnitude, paths, regressions_of
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
@@ -128,7 +129,7 @@ def test_every_method_gives_a_path_for_every_group(name: str, prepared: Lookup) 
         pytest.skip("one of its inputs holds a size, not an entry for each sample")
     layers, moments = moments_of(p, Samples(specs, p.example))
     for method in METHODS:
-        found = paths(p.channels, layers, moments, method, 0)
+        found = paths(p.channels, layers, moments, method, Choice())
         assert len(found) == len(p.channels.groups)
         for g, path in zip(p.channels.groups, found, strict=True):
             assert sorted(path.order.tolist()) == list(range(g.size))
@@ -146,7 +147,7 @@ def test_methods_agree_on_what_a_removal_costs() -> None:
     """Fails where the discrepancy of obs is not the refitted one: it is never above that of removing alone."""
     p = prepare_text(SHARED)
     layers, moments = moments_of(p, samples_of(p, 200))
-    refitted = paths(p.channels, layers, moments, "obs", 0)
+    refitted = paths(p.channels, layers, moments, "obs", Choice())
     consumers = consumers_of(p.channels, layers)
     for g, path in zip(p.channels.groups, refitted, strict=True):
         regressions = regressions_of(g, consumers[g.index], p.channels, moments, {})
@@ -172,7 +173,7 @@ def test_the_same_seed_gives_the_same_paths(prepared: Lookup) -> None:
     p = prepared("dense_concat")
     layers, moments = moments_of(p, samples_of(p, 40))
     first, again, other = (
-        [x.order.tolist() for x in paths(p.channels, layers, moments, "random", seed)] for seed in (1, 1, 2)
+        [x.order.tolist() for x in paths(p.channels, layers, moments, "random", Choice(seed))] for seed in (1, 1, 2)
     )
     assert first == again != other
 
@@ -199,10 +200,10 @@ def test_one_moment_off_by_a_hundredth_is_seen() -> None:
     """The mutation check: an entry of a layer's moments that is 1 % off changes the discrepancy."""
     p = prepare_text(SHARED)
     layers, moments = moments_of(p, samples_of(p, 200))
-    right = paths(p.channels, layers, moments, "magnitude", 0)
+    right = paths(p.channels, layers, moments, "magnitude", Choice())
     for known in moments.values():
         known.p[:, 0, 0] *= 1.01
-    wrong = paths(p.channels, layers, moments, "magnitude", 0)
+    wrong = paths(p.channels, layers, moments, "magnitude", Choice())
     with pytest.raises(AssertionError, match="times the bound"):
         for a, b in zip(wrong, right, strict=True):
             assert_same(a.loss, b.loss, rtol=RTOL, atol=0.0)

@@ -18,6 +18,7 @@ from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import cut, replace_initializers
+from onnxprune.select.known import Choice
 from onnxprune.selection import consumers_of, paths
 from onnxprune.sensitivity import measure
 from onnxprune.threads import limited
@@ -65,7 +66,7 @@ def test_a_trial_without_the_whole_branch(row: str, prepared: Lookup):
     p = prepared(row)
     samples = samples_of(p, 96)
     layers, moments = moments_of(p, samples)
-    chosen = paths(p.channels, layers, moments, "obs", 0)
+    chosen = paths(p.channels, layers, moments, "obs", Choice())
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
     gone = set(branches.drops(p.channels))
     found, narrowed = (
@@ -98,7 +99,7 @@ def expected_trials(p: Prepared, count: int, method: str) -> tuple[list[dict[int
     """(found, expected) output errors."""
     samples = samples_of(p, count)
     layers, moments = moments_of(p, samples)
-    chosen = paths(p.channels, layers, moments, method, 0)
+    chosen = paths(p.channels, layers, moments, method, Choice())
     graph = p.channels.graph
     original = values(p.normalised.proto, graph.outputs, samples.arrays)
     answers = Answers.of(original, count)
@@ -155,7 +156,7 @@ def test_groups_without_a_consumer_that_can_be_refitted_are_masked_instead(prepa
         moments,
         samples,
         Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), 40),
-        paths(p.channels, layers, moments, "magnitude", 0),
+        paths(p.channels, layers, moments, "magnitude", Choice()),
         only=set(range(len(consumers))),
         types=p.normalised.types,
         memory=0,
@@ -284,7 +285,7 @@ def test_trials_do_not_depend_on_the_others_nor_on_their_order(
     samples = samples_of(p, 70)
     layers, moments = moments_of(p, samples)
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
-    chosen = paths(p.channels, layers, moments, "obs", 0)
+    chosen = paths(p.channels, layers, moments, "obs", Choice())
     every, here = set(range(len(p.channels.groups))), Heard()
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     with storage.spilling():
@@ -310,7 +311,7 @@ def test_only_the_groups_asked_for_have_trials(prepared: Lookup) -> None:
     samples = samples_of(p, 100)
     layers, moments = moments_of(p, samples)
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
-    chosen = paths(p.channels, layers, moments, "obs", 0)
+    chosen = paths(p.channels, layers, moments, "obs", Choice())
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     both, last = (measure(*arguments, only=only, types=p.normalised.types, memory=1 << 40) for only in ({0, 1}, {1}))
     assert last[0] == {}

@@ -12,10 +12,11 @@ import onnx
 import pytest
 
 from onnxprune import pipeline, prune, runtime, sequential, verify
-from onnxprune.config import METHODS, PruneConfig
+from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable
-from onnxprune.graph import Array
 from onnxprune.measures.judge import outputs_of
+from onnxprune.methods import METHODS
+from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.select.imitation import best_of_size

@@ -25,6 +25,7 @@ from onnxprune.gates import Gate, by_group
 from onnxprune.objective import Objective, output_imitation
 from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Session, concatenated
+from onnxprune.select.known import Known
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.sensitivity import outputs_behind
 from onnxprune.state import Calibrated, Coupled, Loaded
@@ -136,7 +137,7 @@ class Prepared:
         moments = self.calibrated.moments
         readers = [x for x in self.consumers[group] if x.weight in moments]
         regressions = selection.regressions_of(g, readers, self.coupled.taken.channels, moments, {})
-        return selection.local(regressions, g.size)
+        return Known("local", group, g.size, g.rows, tuple(regressions)).layers
 
     def gauss_newton(self, group: int) -> Quadratic:
         """The discrepancy of the network's outputs, to second order at the full layer."""

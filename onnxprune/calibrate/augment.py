@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.graph import is_float
+from onnxprune.numerics.arrays import Array, is_float
 
-Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 Augment = Callable[[Feeds, np.random.Generator], Feeds]
 

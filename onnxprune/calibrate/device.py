@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.calibrate.layers import InputGates, Layer, StateGates
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime import Feeds
 
-Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
 # Shape and type of every tensor that a layer reads, in one batch.
 Inputs = Mapping[str, tuple[Shape, np.dtype[Any]]]

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.domains import limited_by
@@ -20,14 +18,11 @@ from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear, whole
-from onnxprune.graph import Array, Graph, Node, Shape, is_float
+from onnxprune.graph import Graph, Node, Shape
+from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, is_float
 from onnxprune.numerics.gram import augmented
 from onnxprune.numerics.patches import Window
 from onnxprune.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
-
-Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
-Matrix = NDArray[Any]  # in the precision that was asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +95,7 @@ class Layer:
         spread = np.tile(per_group, self.kernel_size)
         return np.append(spread, -1) if self.bias else spread
 
-    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
         """W (g, D, M), bias included; `weights` holds the arrays `stored` by name."""
         w = _read(self.weight, self.stored_weight, weights)
         m = (w.T if self.transposed else w)[None] if self.window is None else self.window.to_matrix(w)
@@ -115,7 +110,7 @@ class Layer:
             found[:, rows] = self.beta * b.reshape(groups, outputs)
         return found
 
-    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
+    def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`, as arrays by initializer name; `present` holds the present ones.
 
         What is quantized is rounded anew, with scales of its own.
@@ -142,12 +137,12 @@ class Layer:
             found[self.bias] = b
         return found
 
-    def keeps(self, keep: NDArray[np.bool_]) -> bool:
+    def keeps(self, keep: Mask) -> bool:
         """Whether its weights are sliced and not fitted, where these classes stay."""
         kept = int(self.kept_inputs(keep).sum()) * int(self.kept_outputs(keep).sum())
         return bool(self.limited) or 0 < self.made < 4 * kept * self.kernel_size // self.groups
 
-    def rounded(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> NDArray[np.float64]:
+    def rounded(self, matrix: Doubles, present: Mapping[str, Array]) -> Doubles:
         """`matrix` as it is read back once it is stored."""
         return self.matrix({**present, **self.weights(matrix, present)}) if self.quantized else matrix
 
@@ -156,7 +151,7 @@ class Layer:
         parts = ((self.weight, self.stored_weight), (self.bias, self.stored_bias))
         return {name: q.read(weights).astype(weights[q.scales[0]].dtype) for name, q in parts if q is not None}
 
-    def kept_columns(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def kept_columns(self, keep: Mask) -> Mask:
         """Which columns stay, (g, D), given which classes do."""
         classes = np.stack([self.columns(g) for g in range(self.groups)])
         return np.where(classes < 0, True, keep[np.maximum(classes, 0)])
@@ -166,15 +161,15 @@ class Layer:
         """The axis of the output that carries its channels."""
         return -1 if self.window is None else 1
 
-    def kept_inputs(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def kept_inputs(self, keep: Mask) -> Mask:
         """Which input channels stay, (C,), given which classes do."""
         return np.where(self.inputs < 0, True, keep[np.maximum(self.inputs, 0)])
 
-    def kept_outputs(self, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def kept_outputs(self, keep: Mask) -> Mask:
         """Which output channels stay, (M,), given which classes do."""
         return np.where(self.outputs < 0, True, keep[np.maximum(self.outputs, 0)])
 
-    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
+    def sliced(self, keep: Mask, groups: int) -> Layer:
         """This layer in the cut model, where its convolution has `groups` groups."""
         stays = self.kept_inputs(keep)
         if not stays.any():
@@ -242,17 +237,17 @@ class BiasAlone(Layer):
     """
 
     @classmethod
-    def of(cls, layer: Layer, keep: NDArray[np.bool_]) -> BiasAlone:
+    def of(cls, layer: Layer, keep: Mask) -> BiasAlone:
         """What is left of this layer."""
         window = None if layer.window is None else replace(layer.window, groups=1)
         none, outputs = np.zeros(0, np.int64), layer.outputs[layer.kept_outputs(keep)]
         return cls(layer.node, "", layer.output, "", layer.bias, none, outputs, window, beta=layer.beta)
 
-    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
         """The bias, (1, 1, M)."""
         return self.beta * weights[self.bias].astype(dtype).reshape(1, 1, -1)
 
-    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
+    def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`."""
         return {self.bias: matrix.ravel() / self.beta}
 
@@ -272,7 +267,7 @@ class InputGates(Layer):
     directions: int = 1
     recurrent_bias: Array | None = None
 
-    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
         """W (1, I, D G H), with the input's half of the bias."""
         w = weights[self.weight].astype(dtype)
         m = w.reshape(-1, w.shape[2]).T[None]
@@ -281,7 +276,7 @@ class InputGates(Layer):
             m = np.concatenate([m, b.reshape(1, 1, -1)], axis=1)
         return np.ascontiguousarray(m)
 
-    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
+    def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`; the state's half of the bias as it was."""
         body = matrix[0, : self.channels].T
         found: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
@@ -298,7 +293,7 @@ class InputGates(Layer):
         """X (1, R, I) at the steps of every sequence."""
         return super().rows(x.swapaxes(0, 1), positions)
 
-    def sliced(self, keep: NDArray[np.bool_], groups: int) -> Layer:
+    def sliced(self, keep: Mask, groups: int) -> Layer:
         """This layer in the cut model."""
         small, rest = super().sliced(keep, groups), self.recurrent_bias
         if rest is not None:
@@ -320,11 +315,11 @@ class StateGates(Layer):
         """Directions."""
         return self.directions
 
-    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Matrix:
+    def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
         """R (D, H, G H)."""
         return np.ascontiguousarray(weights[self.weight].astype(dtype).transpose(0, 2, 1))
 
-    def weights(self, matrix: NDArray[np.float64], present: Mapping[str, Array]) -> dict[str, Array]:
+    def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`."""
         return {self.weight: matrix.transpose(0, 2, 1)}
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune import model as m
@@ -30,14 +29,14 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.gates import Gate, by_group, sums_of
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
-from onnxprune.graph import Array, Graph
+from onnxprune.graph import Graph
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.layouts import Layout, Layouts
+from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Index, Objective
 from onnxprune.runtime import PROVIDERS, Session
 from onnxprune.threads import prefetched
 
-Floats = NDArray[np.float64]
 # A backward pass holds every activation of a batch at once.
 _PASS_BYTES = 512 << 20
 
@@ -51,10 +50,10 @@ class GateMoments:
     else of the random projections.
     """
 
-    gram: Floats
-    slope: Floats
-    absolute: Floats
-    square: Floats
+    gram: Doubles
+    slope: Doubles
+    absolute: Doubles
+    square: Doubles
 
     @classmethod
     def zeros(cls, units: int) -> GateMoments:
@@ -77,7 +76,7 @@ class OutputMoments:
     """
 
     gates: Mapping[int, GateMoments] = field(default_factory=dict)
-    metrics: Mapping[str, Floats] = field(default_factory=dict)
+    metrics: Mapping[str, Doubles] = field(default_factory=dict)
     missing: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -181,7 +180,7 @@ def collect(
         for first in range(0, len(kept), per_shard)
     ]
     total = OutputMoments(work.zeros(), {}, work.missing)
-    metrics: dict[str, Floats] = {}
+    metrics: dict[str, Doubles] = {}
     for sums in scheduler.map(work, parts, len(parts)):
         for g, moments in sums.gates.items():
             total.gates[g].merge(moments)
@@ -236,7 +235,7 @@ class GateSums(Work[Shard, OutputMoments]):
     def __call__(self, item: Shard) -> OutputMoments:
         """The sums over the batches of a shard."""
         probe, channels = self.probe, self.channels
-        found, metrics = self.zeros(), dict[str, Floats]()
+        found, metrics = self.zeros(), dict[str, Doubles]()
         mixed = {g for g, own in self.groups.items() if any(probe.gates[i].batch is None for i in own)}
         probes = item.number < self.probes
         for batch, values in prefetched(probe.run(item.batches, self.objective, self._draws(item))):
@@ -266,14 +265,14 @@ class GateSums(Work[Shard, OutputMoments]):
         return [np.random.default_rng((self.seed, item.number, item.first + i)) for i in range(len(item.batches))]
 
 
-def _per_sample(d: Floats, count: int, *, mixed: bool) -> Floats:
+def _per_sample(d: Doubles, count: int, *, mixed: bool) -> Doubles:
     """Rows (R, U) of `count` samples, one after the other, summed to (count, U).
 
     mixed: the samples cannot be told apart, so all rows are summed into the first. Seeds of different samples are
     independent, so the moments of the sum are those of all samples together, only less certain.
     """
     if not mixed and len(d) % count == 0:
-        rows: Floats = d.reshape(count, -1, d.shape[1]).sum(axis=1)
+        rows: Doubles = d.reshape(count, -1, d.shape[1]).sum(axis=1)
         return rows
     return np.concatenate([d.sum(axis=0, keepdims=True), np.zeros((count - 1, d.shape[1]))])
 

@@ -17,15 +17,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import cast, is_float
 from onnxprune.intake.arrays import Rows, chunks, listed, read
 from onnxprune.intake.files import shown
 from onnxprune.intake.inputs import dims_of, dtype_of
-
-Array = NDArray[Any]
+from onnxprune.numerics.arrays import Array, Ints, cast, is_float
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ class Samples:
         """Samples in the feeds of one batch."""
         return next((len(feeds[s.name]) for s in self.specs if s.batched), 1)
 
-    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Samples:
+    def take(self, indices: Sequence[int] | Ints) -> Samples:
         """A subset of the samples."""
         picked = {
             s.name: _picked(self.arrays[s.name], indices) if s.batched else self.arrays[s.name] for s in self.specs
@@ -221,7 +218,7 @@ def _sliced(a: Array | Rows, part: slice | None) -> Array:
     return a
 
 
-def _picked(a: Array | Rows, indices: Sequence[int] | NDArray[np.int64] | slice) -> Array | Rows:
+def _picked(a: Array | Rows, indices: Sequence[int] | Ints | slice) -> Array | Rows:
     if isinstance(a, Rows):
         return a.at(indices)
     found: Array = a[indices]

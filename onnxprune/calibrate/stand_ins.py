@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune.calibrate.samples import InputSpec, Samples, other_inputs
 from onnxprune.errors import CalibrationError
-from onnxprune.graph import is_float
 from onnxprune.intake.arrays import chunks
 from onnxprune.intake.files import shown
 from onnxprune.intake.inputs import dims_of, dtype_of
+from onnxprune.numerics.arrays import Array, is_float
 
-Array = NDArray[Any]
 _TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
 # Stand-ins are held in memory.
 _MOST_BYTES = 1 << 30

@@ -22,8 +22,9 @@ from onnxprune import storage
 from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.graph import Array, Shape, sample_bytes
+from onnxprune.graph import Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work
+from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import inverse_spd
 from onnxprune.numerics.ridge import RIDGES, chosen
@@ -54,23 +55,23 @@ class InputMoments:
     many and samples few.
     """
 
-    moments: NDArray[np.float64] | storage.Kept
+    moments: Doubles | storage.Kept
     ridge: float
-    classes: NDArray[np.int64] | None = None
+    classes: Ints | None = None
     _inverses: dict[float, storage.Kept] = field(default_factory=dict, repr=False)
 
     @property
-    def p(self) -> NDArray[np.floating]:
+    def p(self) -> Floats:
         """The moments, read anew each time where they lie in a file, then in the precision that they lie there in."""
         return self.moments.load() if isinstance(self.moments, storage.Kept) else self.moments
 
-    def block(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
+    def block(self, at: Ints) -> Doubles:
         """p[0] at some columns alone, (k, k)."""
         rows = self.moments.rows(at) if isinstance(self.moments, storage.Kept) else self.moments[:, at]
-        found: NDArray[np.float64] = rows[0][:, at].astype(np.float64)
+        found: Doubles = rows[0][:, at].astype(np.float64)
         return found
 
-    def inverse(self, at: NDArray[np.int64], ridge: float) -> NDArray[np.float64]:
+    def inverse(self, at: Ints, ridge: float) -> Doubles:
         """Rows `at` of (p[0] + Λ)⁻¹ with Λ = (JITTER + ridge) diag(p[0]), (k, D); computed once for every ridge.
 
         For layers that many groups share: each asks for the rows of its own columns.
@@ -139,7 +140,7 @@ def grams(
     samples: Samples,
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Doubles]:
     """P = E[x xᵀ] of each layer's input, (g, D, D), by weight name; wide layers are left out."""
     narrow = [layer for layer in layers if not is_wide(layer)]
     sums = {layer.weight: Gram.zeros(layer.groups, len(layer.columns(0))) for layer in narrow}
@@ -150,7 +151,7 @@ def grams(
 
 
 # Number, positions, outputs and Grams of one batch.
-_Computed = tuple[int, Mapping[str, NDArray[np.int64]], Mapping[str, Array], Mapping[str, Gram]]
+_Computed = tuple[int, Mapping[str, Ints], Mapping[str, Array], Mapping[str, Gram]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +251,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         """Of the part of the model that computes the layers' inputs."""
         return Session(self.proto, providers=PROVIDERS[self.provider])
 
-    def on_host(self, shard: Shard, take: Callable[[Layer, NDArray[np.floating], bool], None]) -> None:
+    def on_host(self, shard: Shard, take: Callable[[Layer, Floats, bool], None]) -> None:
         """`take` each layer's rows X (g, R, D) of each batch at sampled positions, and whether it is held out.
 
         Layers are taken in several threads, the batches of one layer one after the other.
@@ -264,9 +265,9 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     @staticmethod
     def _taken(
         values: Mapping[str, Array],
-        at: Mapping[str, NDArray[np.int64]],
+        at: Mapping[str, Ints],
         held: bool,
-        take: Callable[[Layer, NDArray[np.floating], bool], None],
+        take: Callable[[Layer, Floats, bool], None],
         layer: Layer,
     ) -> None:
         take(layer, layer.rows(_single(values[layer.data]), at[layer.weight]), held)
@@ -279,9 +280,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         graph = GramGraph.of(self.proto, [x for x in self.layers if not is_wide(x)], known, wide)
         return graph, Session(graph.proto, providers=PROVIDERS[self.provider])
 
-    def on_device(
-        self, shard: Shard, inputs: Mapping[int, Inputs]
-    ) -> Iterator[tuple[Layer, NDArray[np.floating] | Gram, bool]]:
+    def on_device(self, shard: Shard, inputs: Mapping[int, Inputs]) -> Iterator[tuple[Layer, Floats | Gram, bool]]:
         """The same with the Grams of those rows in their place, where the model computes them."""
         graph, session = self._appended
 
@@ -304,13 +303,13 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     def _batches(self, shard: Shard) -> Iterator[dict[str, Array]]:
         return shard.samples.batches(self.batch)
 
-    def positions(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.int64]]:
+    def positions(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ints]:
         """The sampled output positions of each layer in one batch, by weight name.
 
         They depend on the seed and the number of the batch, not on who runs it.
         """
         rng = np.random.default_rng((self.seed, index))
-        found: dict[str, NDArray[np.int64]] = {}
+        found: dict[str, Ints] = {}
         for layer in self.layers:
             limit = positions_for(len(layer.columns(0)), self.total)
             found[layer.weight] = layer.positions(layer.output_shape(shapes[layer.data]), limit, rng)
@@ -322,7 +321,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         return index % HOLD_OUT == HOLD_OUT - 1
 
 
-def _single(x: Array) -> NDArray[np.floating]:
+def _single(x: Array) -> Floats:
     """Half precision is widened: its products overflow."""
     return x.astype(np.float32) if x.dtype.itemsize < 4 else x
 
@@ -338,7 +337,7 @@ class _Columns:
         shape = layer.groups, len(layer.columns(0))
         self.fit, self.held = self.sums = sums or (Gram.zeros(*shape), Gram.zeros(*shape))
 
-    def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
+    def update(self, rows: Floats, *, held: bool) -> None:
         (self.held if held else self.fit).update(rows)
 
     def add(self, gram: Gram, *, held: bool) -> None:
@@ -358,7 +357,7 @@ class _Columns:
         return InputMoments(_kept(fit), ridge)
 
 
-def _kept(gram: Gram) -> NDArray[np.float64] | storage.Kept:
+def _kept(gram: Gram) -> Doubles | storage.Kept:
     """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
     return storage.Kept(gram.means()) if gram.packed else gram.result()
 
@@ -379,7 +378,7 @@ class _Contributions:
         found: NDArray[np.float32] = self.layer.matrix(self.weights, np.float32)[0]
         return found
 
-    def update(self, rows: NDArray[np.floating], *, held: bool) -> None:
+    def update(self, rows: Floats, *, held: bool) -> None:
         x = rows[0].astype(np.float32)
         outputs = self.w.shape[1]
         chunk = max(1, _CHUNK_BYTES // (4 * self.classes.size * outputs))

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels.groups import ChannelGraph, Group
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.channels.trace import Linear
-from onnxprune.graph import Graph, Node, Shape, is_float
+from onnxprune.graph import Graph, Node, Shape
+from onnxprune.numerics.arrays import Mask, is_float
 from onnxprune.quantized import stored
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -217,7 +217,7 @@ def _dead(channels: ChannelGraph, group: Group, left: Remains) -> frozenset[int]
     )
 
 
-def dead_groups(found: Mapping[int, Drop], kept: Mapping[int, NDArray[np.bool_]]) -> frozenset[int]:
+def dead_groups(found: Mapping[int, Drop], kept: Mapping[int, Mask]) -> frozenset[int]:
     """The groups that disappear with those of which `kept`, masks over units, leaves nothing."""
     return frozenset(d for g, mask in kept.items() if not mask.any() and g in found for d in found[g].groups)
 
@@ -236,7 +236,7 @@ def together(channels: ChannelGraph, groups: Sequence[int]) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def left_of(channels: ChannelGraph, keep: NDArray[np.bool_]) -> Remains | None:
+def left_of(channels: ChannelGraph, keep: Mask) -> Remains | None:
     """What is left where these classes, (classes,), stay; None where a tensor would be left without a channel."""
     return remains(channels, {tensor for tensor, _ in channels.emptied(keep)})
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels.groups import AxisRef, ChannelGraph, Group, first_readers
 from onnxprune.graph import is_parameter
+from onnxprune.numerics.arrays import Mask
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _describe_group(
     )
 
 
-def _removable_elements(channels: ChannelGraph, tensor: str, groups: NDArray[np.bool_]) -> int:
+def _removable_elements(channels: ChannelGraph, tensor: str, groups: Mask) -> int:
     """Entries of a weight of which at least one axis carries a channel of a group that `groups` marks."""
     size = channels.graph.constants[tensor].size
     stays = Fraction(size)

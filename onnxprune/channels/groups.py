@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
@@ -21,6 +20,7 @@ from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import TOO_MANY, AttentionUnits, Linear, Read, Trace, walk
 from onnxprune.graph import Graph, Node
+from onnxprune.numerics.arrays import Mask
 from onnxprune.quantized import is_dequantize, is_quantize, stored
 
 # Constants of these types are sizes, indices and masks, no weights.
@@ -120,7 +120,7 @@ class ChannelGraph:
         found = {g for f in self.factors.get(tensor, ()) for g in np.unique(self.group_of[f]).tolist()}
         return found - {-1}
 
-    def keep_classes(self, kept: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    def keep_classes(self, kept: Mapping[int, Mask]) -> Mask:
         """Which classes stay, given a mask over the units of some groups (by group index)."""
         keep = np.ones(self.classes.pinned.size, bool)
         for index, mask in kept.items():
@@ -161,7 +161,7 @@ class ChannelGraph:
                 smallest.append(units)
         return tuple(smallest)
 
-    def emptied(self, keep: NDArray[np.bool_]) -> tuple[tuple[str, int], ...]:
+    def emptied(self, keep: Mask) -> tuple[tuple[str, int], ...]:
         """(tensor, axis) of every axis that would be left without a single position, given which classes stay."""
         return tuple(place for place, f in self.tracked() if not keep[f].any())
 
@@ -314,7 +314,7 @@ def _gates(linears: Sequence[Linear]) -> dict[tuple[str, int], int]:
     return {(name, 1): GATES[n.op] for n in recurrent for name in n.inputs[1:3]}
 
 
-def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Factors]) -> NDArray[np.bool_]:
+def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Factors]) -> Mask:
     mixing = np.zeros(count, bool)
     for r in reads:
         if r.kind != "mixing":

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.remedies import Reason
+from onnxprune.numerics.arrays import Ints, Mask
 
-Labels = NDArray[np.int64]
+Labels = Ints
 Factor = Labels
 Factors = tuple[Factor, ...]
 
@@ -160,7 +160,7 @@ class Classes:
     """`of_label[label]` is the class; `pinned[class]`; `reasons[class]` is the first reason met for a pinned class."""
 
     of_label: Labels
-    pinned: NDArray[np.bool_]
+    pinned: Mask
     reasons: dict[int, Pinned]
 
     def resolve(self, factors: Factors) -> Factors:

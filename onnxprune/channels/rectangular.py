@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -25,6 +24,7 @@ from onnxprune.channels.rules.layout import product_groups
 from onnxprune.channels.rules.slicing import kept_positions
 from onnxprune.channels.trace import Trace
 from onnxprune.graph import Graph, Node
+from onnxprune.numerics.arrays import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,8 @@ class _Pass:
     constraints: dict[bytes, _Constraint] = field(default_factory=dict)
     # (tensor, row axes, column axis) → its balance
     places: dict[tuple[str, tuple[int, ...], int], _Constraint] = field(default_factory=dict)
-    touched: NDArray[np.bool_] = field(init=False)
-    balanced: NDArray[np.bool_] = field(init=False)
+    touched: Mask = field(init=False)
+    balanced: Mask = field(init=False)
     changed: bool = False
 
     def __post_init__(self) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import Labels, rows_of
+from onnxprune.numerics.arrays import Ints
 
-Counts = NDArray[np.int64]
+Counts = Ints
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.graph import Array, Graph, Node, Shape, cast, is_float
+from onnxprune.graph import Graph, Node, Shape
+from onnxprune.numerics.arrays import Array, Floats, cast, is_float
 
 Names = tuple[str, ...]
 # (builder of the body, states, what this step reads) → (states after it, what it gives)
@@ -310,4 +310,4 @@ def axis_of(node: Node, rank: int, default: int) -> int:
     return axis + rank if axis < 0 else axis
 
 
-Numbers = NDArray[np.floating]
+Numbers = Floats

@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import RunError
 from onnxprune.gradients.build import Builder, NoGradient
-from onnxprune.graph import Array, Node
+from onnxprune.graph import Node
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 
 

@@ -25,7 +25,8 @@ from itertools import product
 import numpy as np
 
 from onnxprune.gradients.build import Builder, NoGradient
-from onnxprune.graph import Array, Node, Shape
+from onnxprune.graph import Node, Shape
+from onnxprune.numerics.arrays import Array
 from onnxprune.numerics.patches import Window
 
 _MOST_PLACES = 64  # of a kernel, to be gone through one by one

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.errors import CalibrationError
 from onnxprune.intake.files import brief, check_not_hollow, opened, reason, shown
+from onnxprune.numerics.arrays import Array, Ints
 
-Array = NDArray[Any]
 # Arrays of this size and more stay in their files.
 LARGE_BYTES = 64 << 20
 # What a compressed file may expand to: it has to be held in memory as a whole. Of one that grows a hundredfold, less.
@@ -47,7 +46,7 @@ class Rows:
     offset: int
     dtype: np.dtype[Any]
     stored: tuple[int, ...]
-    chosen: NDArray[np.int64] | None = None
+    chosen: Ints | None = None
 
     def __len__(self) -> int:
         return self.stored[0] if self.chosen is None else len(self.chosen)
@@ -81,7 +80,7 @@ class Rows:
         """Another process, maybe on another machine, gets the values."""
         return np.asarray, (self[:],)
 
-    def at(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Rows:
+    def at(self, indices: Sequence[int] | Ints | slice) -> Rows:
         """A subset of the samples, not read yet."""
         rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
         at = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)

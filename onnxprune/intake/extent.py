@@ -13,7 +13,7 @@ import onnx
 
 from onnxprune import storage
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 
 # Entries of all outputs together, of one run and of all samples that are looked at; and so many for each byte of model
 # and inputs.

@@ -16,8 +16,8 @@ from math import isfinite, sqrt
 import numpy as np
 
 from onnxprune.calibrate.samples import InputSpec, Samples
-from onnxprune.graph import Array, in_rows, is_float
 from onnxprune.intake.arrays import chunks
+from onnxprune.numerics.arrays import Array, in_rows, is_float
 
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
 _COPIES = 0.1

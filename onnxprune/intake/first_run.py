@@ -9,10 +9,10 @@ import onnx
 from onnxprune import bodies, storage
 from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
 from onnxprune.intake import overdue
 from onnxprune.intake.child import Late, NotLoaded, Stopped, ask
 from onnxprune.normalise import Normalised
+from onnxprune.numerics.arrays import Array
 
 # What one run holds at a time, in sizes of its inputs: generous, for images whose first layers have many channels.
 _TIMES_THE_INPUTS = 13

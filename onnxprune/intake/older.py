@@ -16,7 +16,7 @@ import onnx.version_converter
 from onnxprune import model as m
 from onnxprune import storage
 from onnxprune.errors import ModelError, NothingPrunable, RunError
-from onnxprune.graph import Array, is_float
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
 
 OLDEST = 9

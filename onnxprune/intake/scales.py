@@ -21,8 +21,8 @@ from onnxprune import model as m
 from onnxprune import storage
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import RunError
-from onnxprune.graph import Array, is_float
 from onnxprune.intake.figures import InputFigures
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
 
 _SAMPLES = 16

@@ -14,7 +14,7 @@ import onnx
 from onnxprune import storage
 from onnxprune.bodies import every_body, every_node
 from onnxprune.errors import ModelError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 
 # Bytes of all dense tensors: so many in any model, and so many for each byte that is stored of the sparse ones. One
 # entry in a thousand, with its index, takes a 330th.

@@ -30,11 +30,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from onnxprune import __version__, runtime
+from onnxprune import runtime
 from onnxprune.errors import RunError, UsageError
 from onnxprune.intake.child import PATIENCE, patience
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
 from onnxprune.threads import limited, one_blas_thread
+from onnxprune.version import __version__
 
 _CONNECT_SECONDS = 5.0
 _WORKER_SECONDS = 10.0

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from scipy.special import bdtr
 
 from onnxprune import model as m
@@ -27,7 +26,6 @@ from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import InputSpec
 from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import Array
 from onnxprune.intake import first_run
 from onnxprune.intake.options import check_most, typed
 from onnxprune.latency import profile as profiler
@@ -36,8 +34,9 @@ from onnxprune.latency.cuda import Gpu
 from onnxprune.latency.profile import NodeTime
 from onnxprune.latency.timing import Times, paired
 from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.model import ModelLike
+from onnxprune.numerics.arrays import Array, Doubles
 
-ModelLike = str | os.PathLike[str] | onnx.ModelProto
 Data = str | os.PathLike[str] | Mapping[str, Array]
 
 _LEAST_RUNS, _MOST_RUNS = 20, 20_000
@@ -80,7 +79,7 @@ class Comparison:
     @classmethod
     def of(cls, first: Times, second: Times) -> Comparison:
         """From one call of `timing.paired`."""
-        ratios: NDArray[np.float64] = second.seconds / first.seconds
+        ratios: Doubles = second.seconds / first.seconds
         low, high = (float(q) for q in np.quantile(ratios, (0.25, 0.75)))
         return cls(float(np.median(ratios)), (low, high), median_interval(ratios))
 
@@ -391,7 +390,7 @@ def measure(
         )
 
 
-def median_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+def median_interval(values: Doubles) -> tuple[float, float] | None:
     """The order statistics that hold the median of the distribution with 95 % at least; None for too few values."""
     n = len(values)
     below = int(np.count_nonzero(bdtr(np.arange(n), n, 0.5) <= _DOUBT / 2.0))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NON_BLOCKING = 1

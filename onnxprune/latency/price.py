@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onnxprune.cost import Length
 from onnxprune.latency.table import Table
+from onnxprune.numerics.arrays import Ints
 
-Counts = NDArray[np.int64]
+Counts = Ints
 
 
 @dataclass(frozen=True, eq=False)

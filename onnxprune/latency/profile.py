@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 
 _SUFFIX = "_kernel_time"
 RUNS, WARMUP = 50, 5

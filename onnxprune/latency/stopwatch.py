@@ -19,7 +19,6 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.errors import BudgetUnreachable, UsageError
-from onnxprune.graph import Array
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.layers import Layer, Layers, layers_of, marked
 from onnxprune.latency.machine import Machine
@@ -27,6 +26,7 @@ from onnxprune.latency.price import LatencyCost, Priced
 from onnxprune.latency.search import Kept
 from onnxprune.latency.table import Sample, fit
 from onnxprune.latency.timing import quick_ratio
+from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite import cut
 from onnxprune.select.path import Path, in_turns
 

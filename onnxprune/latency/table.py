@@ -16,10 +16,9 @@ from itertools import combinations
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-Array = NDArray[np.float64]
+from onnxprune.numerics.arrays import Doubles
 
 BLOCKS = (1, 4, 8, 16, 32)
 _NEGLIGIBLE = 1e-9
@@ -39,7 +38,7 @@ class Table:
 
     full: tuple[float, ...]
     block: int
-    weights: Array
+    weights: Doubles
     _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False)
 
     def at(self, lengths: tuple[float, ...]) -> float:
@@ -65,7 +64,7 @@ def fit(samples: Sequence[Sample], full: tuple[float, ...]) -> Table:
     return best[1]
 
 
-def _terms(lengths: Sequence[float], full: Sequence[float], block: int) -> Array:
+def _terms(lengths: Sequence[float], full: Sequence[float], block: int) -> Doubles:
     """The products over all subsets of the axes, (2 ** axes,)."""
     ratios = [ceil(x / block) / ceil(f / block) for x, f in zip(lengths, full, strict=True)]
     sets = (s for n in range(len(ratios) + 1) for s in combinations(ratios, n))

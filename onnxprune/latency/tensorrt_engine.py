@@ -20,9 +20,9 @@ import onnx
 
 from onnxprune import storage
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
 from onnxprune.latency.cuda import Gpu
 from onnxprune.latency.profile import NodeTime, typical
+from onnxprune.numerics.arrays import Array
 
 NAME = "tensorrt"
 _MISSING = (

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from onnxprune.numerics.arrays import Doubles
 
 _QUICK = 0.2
 
@@ -16,7 +17,7 @@ _QUICK = 0.2
 class Times:
     """Wall-clock seconds of single runs, (runs,), unless another clock was given."""
 
-    seconds: NDArray[np.float64]
+    seconds: Doubles
 
     @property
     def median(self) -> float:

@@ -19,13 +19,12 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.graph import Array, is_float
 from onnxprune.measures.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layouts
 from onnxprune.measures.masked import counting, masked
+from onnxprune.numerics.arrays import Array, Doubles, Mask, is_float
 
-Wide = NDArray[np.float64]
+Wide = Doubles
 Columns = tuple[int, int, int]
 # Below this share of its squares a spread is that of rounding.
 _LEAST_SPREAD = 1e-12
@@ -214,7 +213,7 @@ def spread(y0: Array) -> float:
     return float(_away(b, counting(b), centred=len(b) > 1).sum())
 
 
-def _away(y: Array, fine: NDArray[np.bool_], *, centred: bool) -> Wide:
+def _away(y: Array, fine: Mask, *, centred: bool) -> Wide:
     """(y - mean y)² in an array of its own, 0 where y is not `fine`; one copy at a time, as outputs may be large."""
     b = y.astype(np.float64)
     every = bool(fine.all())

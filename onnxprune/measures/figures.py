@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from onnxprune.graph import Array, in_rows, is_float
 from onnxprune.measures.answers import ALONE, EMPTY, STILL, UNSPREAD, Answers, Part, Piece, Wide, difference
 from onnxprune.measures.observed import Observed
-from onnxprune.objective import Ints, class_scores
+from onnxprune.numerics.arrays import Array, Ints, in_rows, is_float
+from onnxprune.objective import class_scores
 
 ERROR = "squared error over spread"
 DIFFER = "share of entries that differ"

@@ -18,7 +18,7 @@ from onnxprune.bodies import captured_names
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import RunError
-from onnxprune.graph import Array, is_float
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Feeds, Session
 

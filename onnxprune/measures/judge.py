@@ -13,7 +13,6 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import CheckFailed, RunError
-from onnxprune.graph import Array, is_float
 from onnxprune.measures import layouts
 from onnxprune.measures.answers import Answers, Part, parts_in
 from onnxprune.measures.figures import Figures, figures_of
@@ -21,6 +20,7 @@ from onnxprune.measures.layouts import Layout
 from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import Normalised
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
 from onnxprune.state import Coupled, Goals, Loaded
 from onnxprune.taken import Taken

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.graph import Array, is_float
+from onnxprune.numerics.arrays import Array, Doubles, is_float
 
 # The share of a change that lies in the rows of the sample that was exchanged: dynamic quantization moves all others a
 # little, a mean over the batch as much.
@@ -131,12 +130,12 @@ def _by_rows(layout: Layout, both: Array, exchanged: tuple[Array, Array]) -> Lay
     return layout if side_by_side >= apart else Layout(layout.axis, layout.rows, strided=True)
 
 
-def _changes(a: Array, b: Array, axis: int) -> NDArray[np.float64]:
+def _changes(a: Array, b: Array, axis: int) -> Doubles:
     """How much each entry along an axis changes; what is not finite on one side alone counts as 1."""
     x, y = (np.moveaxis(v, axis, 0).astype(np.float64).reshape(v.shape[axis], -1) for v in (a, b))
     sound = np.isfinite(x) & np.isfinite(y)
     scale = max(float(np.abs(np.where(sound, x, 0.0)).max(initial=0.0)), 1e-300)
     with np.errstate(invalid="ignore", over="ignore"):
-        changes: NDArray[np.float64] = np.where(sound, (x - y) / scale, (np.isfinite(x) != np.isfinite(y)) * 1.0)
-    found: NDArray[np.float64] = np.square(changes).sum(axis=1)
+        changes: Doubles = np.where(sound, (x - y) / scale, (np.isfinite(x) != np.isfinite(y)) * 1.0)
+    found: Doubles = np.square(changes).sum(axis=1)
     return found

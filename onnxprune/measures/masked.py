@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxprune.graph import Array, in_rows
+from onnxprune.numerics.arrays import Array, Mask, in_rows
 
 # A mask is at least so large, at least this share of the lowest number, and everything else is this much smaller.
 _LEAST, _WITHIN, _APART = 1e3, 0.9, 50.0
@@ -27,27 +26,27 @@ _STILL = 1e-12
 class _Masks:
     """Where the numbers are so far below all others, and by how much what is added to a mask may move it."""
 
-    far: NDArray[np.bool_]
+    far: Mask
     moves: float
 
 
-def counting(y: Array) -> NDArray[np.bool_]:
+def counting(y: Array) -> Mask:
     """Where the entries of `y`, first axis = samples, are finite and not masked."""
-    fine: NDArray[np.bool_] = np.isfinite(y)
+    fine: Mask = np.isfinite(y)
     found = _masks(y, fine)
     return fine if found is None else fine & ~found.far
 
 
-def near(y: Array) -> NDArray[np.bool_]:
+def near(y: Array) -> Mask:
     """Where the entries of `y` are finite and not far below all others, as masks are, whether these vary or not."""
-    fine: NDArray[np.bool_] = np.isfinite(y)
+    fine: Mask = np.isfinite(y)
     found = _far(y, fine)
     return fine if found is None else fine & ~_but_for_offsets(y, found.far)
 
 
-def masked(y: Array, y0: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def masked(y: Array, y0: Array) -> tuple[Mask, Mask]:
     """(where both are masked alike, where `y0` is by a finite number and `y` is not, or by another)."""
-    fine: NDArray[np.bool_] = np.isfinite(y0)
+    fine: Mask = np.isfinite(y0)
     none = np.zeros_like(fine)
     both = none if fine.all() else (y == y0) & np.isinf(y0)
     found = _masks(y0, fine)
@@ -59,7 +58,7 @@ def masked(y: Array, y0: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return both | (found.far & alike), found.far & ~alike
 
 
-def _masks(y: Array, fine: NDArray[np.bool_]) -> _Masks | None:
+def _masks(y: Array, fine: Mask) -> _Masks | None:
     """The masks; None where there are none."""
     found = _far(y, fine)
     if found is None:
@@ -70,7 +69,7 @@ def _masks(y: Array, fine: NDArray[np.bool_]) -> _Masks | None:
     return _Masks(_but_for_offsets(y, found.far), found.moves)
 
 
-def _far(y: Array, fine: NDArray[np.bool_]) -> _Masks | None:
+def _far(y: Array, fine: Mask) -> _Masks | None:
     """What is far below all others; None where nothing is."""
     if not y.size or not fine.any():
         return None
@@ -87,7 +86,7 @@ def _far(y: Array, fine: NDArray[np.bool_]) -> _Masks | None:
     return _Masks(fine & (y <= limit), _SIZES * largest + _ROUNDING * -low)
 
 
-def _but_for_offsets(y: Array, far: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _but_for_offsets(y: Array, far: Mask) -> Mask:
     """Without entries that always lie there and vary: quantities with an offset."""
     if not (y.ndim and len(y) > 1):
         return far

@@ -20,8 +20,9 @@ import onnx
 from onnx import helper
 
 from onnxprune import model as m
-from onnxprune.graph import Graph, Node, depth_first, is_float
+from onnxprune.graph import Graph, Node, depth_first
 from onnxprune.measures.layouts import Layouts
+from onnxprune.numerics.arrays import is_float
 
 # Layers: what they give is measured by what comes behind them.
 _LAYERS = frozenset(

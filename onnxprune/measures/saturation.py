@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune import bodies, storage
 from onnxprune import model as m
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.quantized import DEQUANTIZE, QUANTIZE
 
 PRODUCTS: Mapping[str, tuple[int, int]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Feeds, Session
 
 

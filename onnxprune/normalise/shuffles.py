@@ -11,7 +11,8 @@ import onnx.inliner
 from onnx import helper
 
 from onnxprune import bodies
-from onnxprune.graph import Array, Shape
+from onnxprune.graph import Shape
+from onnxprune.numerics.arrays import Array
 
 
 def with_gathers(

@@ -12,9 +12,9 @@ from onnx import helper
 from onnxprune import bodies, measuring, storage
 from onnxprune import model as m
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
 from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20

@@ -14,17 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune import model as m
 from onnxprune import storage
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
 from onnxprune.normalise.constants import copy_node
+from onnxprune.numerics.arrays import Array, Mask
 from onnxprune.runtime import Feeds, Session
-
-Mask = NDArray[np.bool_]
 
 _EXACT = {
     *("Add", "Sub", "Mul", "Neg", "Sum", "Identity", "ReduceSum", "ReduceProd", "CumSum", "Range"),

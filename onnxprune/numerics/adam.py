@@ -10,9 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from onnxprune.numerics.arrays import Floats
 
 
 class Adam:

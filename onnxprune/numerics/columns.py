@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnxprune.numerics.arrays import Doubles
 from onnxprune.threads import mapped
-
-Array = NDArray[np.float64]
 
 _BLOCK = 256
 
 
-def by_columns(function: Callable[[Array], Array], b: Array) -> Array:
+def by_columns(function: Callable[[Doubles], Doubles], b: Doubles) -> Doubles:
     """function(b) of b (D, M), where it treats every column alike.
 
     The blocks do not depend on the number of cores, and so neither does the result.

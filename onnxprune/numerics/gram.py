@@ -14,15 +14,12 @@ from functools import partial
 from math import isqrt
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import lapack as scipy_lapack
 
 from onnxprune.numerics import lapack
+from onnxprune.numerics.arrays import Doubles, Floats
 from onnxprune.numerics.columns import by_columns
 from onnxprune.threads import mapped
-
-Floats = NDArray[np.floating]
-Array = NDArray[np.float64]
 
 # Columns from which on a Gram is packed. Rounding errors of float32 sums over n batches grow with √n: after a thousand
 # they are 1.4e-6 of the mean power in any entry and 8e-6 in norm, a hundredth of the least ridge of any refit.
@@ -133,9 +130,9 @@ class Gram:
         result: Floats = np.divide(found, found.dtype.type(max(self.rows, 1)), out=found)
         return result
 
-    def result(self) -> Array:
+    def result(self) -> Doubles:
         """E[x xᵀ], (g, D, D), in float64."""
-        found: Array = np.asarray(self.sums(), np.float64) / max(self.rows, 1)
+        found: Doubles = np.asarray(self.sums(), np.float64) / max(self.rows, 1)
         return found
 
     def first(self) -> Floats:
@@ -150,9 +147,9 @@ class NormalEquations:
     finite: whether all rows were; those of a batch in which one is not are left out.
     """
 
-    def __init__(self, xx: Gram, xy: Array, yy: Array) -> None:
+    def __init__(self, xx: Gram, xy: Doubles, yy: Doubles) -> None:
         self._sum, self.xy, self.yy = xx, xy, yy
-        self._xx: Array | None = None
+        self._xx: Doubles | None = None
         self.finite = True
 
     @classmethod
@@ -166,7 +163,7 @@ class NormalEquations:
         return self._sum.rows
 
     @property
-    def xx(self) -> Array:
+    def xx(self) -> Doubles:
         """XᵀX, (g, D, D)."""
         if self._xx is None:
             self._xx = np.asarray(self._sum.sums(), np.float64)
@@ -199,15 +196,15 @@ class NormalEquations:
         self.xy += other.xy
         self.yy += other.yy
 
-    def gaps(self, w: Array) -> Array:
+    def gaps(self, w: Doubles) -> Doubles:
         """Xᵀ(Y - XW) of weights w (g, D, M), of the same shape."""
         if len(w) > 1:
             return self.xy - self.xx @ w
-        found: Array = self.xy - by_columns(partial(np.matmul, self.xx[0]), w[0])
+        found: Doubles = self.xy - by_columns(partial(np.matmul, self.xx[0]), w[0])
         return found
 
-    def error(self, w: Array, gaps: Array | None = None) -> Array:
+    def error(self, w: Doubles, gaps: Doubles | None = None) -> Doubles:
         """Σ ||y - wᵀx||² per group and target, (g, M), of weights w (g, D, M); gaps: those of `gaps`, if known."""
         explained = np.einsum("gdm,gdm->gm", w, self.xy + (self.gaps(w) if gaps is None else gaps))
-        squared: Array = np.maximum(self.yy - explained, 0.0)
+        squared: Doubles = np.maximum(self.yy - explained, 0.0)
         return squared

@@ -9,15 +9,11 @@ Equal to `scipy.linalg.lstsq` on the kept columns, with rows √Λ appended.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.numerics import lapack
+from onnxprune.numerics.arrays import Doubles, Floats, Ints, Mask
 from onnxprune.numerics.columns import by_columns
 from onnxprune.numerics.gram import mirror
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 # Directions of the inputs that carry less than this share of the mean power are noise of float32 accumulation.
 JITTER = 1e-5
@@ -31,7 +27,7 @@ _INDEFINITE = "a Gram matrix is not positive semi-definite"
 _NOT_FINITE = "a Gram matrix has entries that are not finite"
 
 
-def _scales(diagonal: Array) -> Array:
+def _scales(diagonal: Doubles) -> Doubles:
     """1 / √diagonal along the last axis, 0 where a column is always zero. Raises SolveFailed."""
     if not np.isfinite(diagonal).all():
         raise SolveFailed(_NOT_FINITE)
@@ -39,31 +35,31 @@ def _scales(diagonal: Array) -> Array:
     if (diagonal < -1e-9 * top).any():
         raise SolveFailed(_INDEFINITE)
     dead = diagonal <= 1e-24 * top
-    result: Array = np.where(dead, 0.0, 1.0 / np.sqrt(np.where(dead, 1.0, diagonal)))
+    result: Doubles = np.where(dead, 0.0, 1.0 / np.sqrt(np.where(dead, 1.0, diagonal)))
     return result
 
 
-def _factored(a: NDArray[np.floating], ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Array, Array]:
+def _factored(a: Floats, ridge: float, dtype: type[np.floating] = np.float64) -> tuple[Doubles, Doubles]:
     """(L, s): L Lᵀ = diag(s) (a + Λ) diag(s), L lower triangular in Fortran order; what is above it is undefined."""
     s = _scales(np.diag(a).astype(np.float64))
     m = np.multiply(a, s[:, None], dtype=dtype, casting="same_kind", order="C")
     m *= s.astype(dtype)
     m[np.diag_indices_from(m)] = 1.0 + JITTER + ridge
-    factor: Array = m.T  # symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place
+    factor: Doubles = m.T  # symmetric, so the transpose is the same matrix, in the order that LAPACK works on in place
     if not lapack.cholesky(factor):
         raise SolveFailed(_INDEFINITE)
     return factor, s
 
 
-def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
+def solve_spd(a: Doubles, b: Doubles, ridge: float = 0.0) -> Doubles:
     """(a + Λ)⁻¹ b for a symmetric positive semi-definite a (D, D), b (D, M), Λ = (JITTER + ridge) diag(a).
 
     Raises SolveFailed where the factorisation fails. A column that is always zero gets a zero row.
     """
     factor, s = _factored(a, ridge)
 
-    def solved(sides: Array) -> Array:
-        x: Array = np.multiply(sides, s[:, None], order="F")
+    def solved(sides: Doubles) -> Doubles:
+        x: Doubles = np.multiply(sides, s[:, None], order="F")
         lapack.cholesky_solve(factor, x)
         if not np.isfinite(x).all():
             raise SolveFailed(_NOT_FINITE)
@@ -73,7 +69,7 @@ def solve_spd(a: Array, b: Array, ridge: float = 0.0) -> Array:
     return by_columns(solved, b)
 
 
-def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Array:
+def inverse_spd(a: Floats, ridge: float = 0.0, dtype: type[np.floating] = np.float64) -> Doubles:
     """(a + Λ)⁻¹, regularised as in `solve_spd`, in Fortran order; dtype: in which it is computed."""
     inverse, s = _factored(a, ridge, dtype)
     lapack.cholesky_inverse(inverse)
@@ -85,7 +81,7 @@ def inverse_spd(a: NDArray[np.floating], ridge: float = 0.0, dtype: type[np.floa
     return inverse
 
 
-def restricted(p: Array, w: Array, keep: Mask, ridge: float = 0.0) -> Array:
+def restricted(p: Doubles, w: Doubles, keep: Mask, ridge: float = 0.0) -> Doubles:
     """Kept rows of the weights after a least-squares refit: p (D, D), w (D, M), keep (D,) → (kept, M).
 
     ridge: towards w.
@@ -93,11 +89,11 @@ def restricted(p: Array, w: Array, keep: Mask, ridge: float = 0.0) -> Array:
     if keep.all():
         return np.array(w)
     gone = ~keep
-    result: Array = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], ridge)
+    result: Doubles = w[keep] + solve_spd(p[np.ix_(keep, keep)], p[np.ix_(keep, gone)] @ w[gone], ridge)
     return result
 
 
-def restricted_by_inverse(rows: Array, w: Array, gone: Ints) -> Array:
+def restricted_by_inverse(rows: Doubles, w: Doubles, gone: Ints) -> Doubles:
     """`restricted`, at full size with zeros for what is gone: rows (k, D) `gone` of (P + Λ)⁻¹, w (D, M).
 
     With Q = (P + Λ)⁻¹, W' = W - Q_:R Q_RR⁻¹ W_R: for few removed columns R of many, and where Q is known.
@@ -109,12 +105,12 @@ def restricted_by_inverse(rows: Array, w: Array, gone: Ints) -> Array:
     if not lapack.cholesky(block):
         raise SolveFailed(_INDEFINITE)
     lapack.cholesky_solve(block, solved)
-    result: Array = w - rows.T @ solved
+    result: Doubles = w - rows.T @ solved
     result[gone] = 0.0
     return result
 
 
-def scale(k: Array, free: Mask, gone: Mask) -> Array:
+def scale(k: Doubles, free: Mask, gone: Mask) -> Doubles:
     """argmin over a of (1 - a)ᵀ K (1 - a), a = 0 where `gone`, 1 where neither: the scalars of `free`, (free,)."""
     if not gone.any():
         return np.ones(int(free.sum()))
@@ -122,7 +118,7 @@ def scale(k: Array, free: Mask, gone: Mask) -> Array:
     return 1.0 + solve_spd(k[np.ix_(free, free)], missing)[:, 0]
 
 
-def solve_spd_batch(xx: Array, b: Array, ridge: float = 0.0) -> Array:
+def solve_spd_batch(xx: Doubles, b: Doubles, ridge: float = 0.0) -> Doubles:
     """`solve_spd` for many small systems at once: xx (g, D, D), b (g, D, M)."""
     s = _scales(np.einsum("gdd->gd", xx))
     a = xx * s[:, :, None] * s[:, None, :]
@@ -135,5 +131,5 @@ def solve_spd_batch(xx: Array, b: Array, ridge: float = 0.0) -> Array:
         raise SolveFailed(_INDEFINITE) from e
     if not np.isfinite(solved).all():
         raise SolveFailed(_NOT_FINITE)
-    result: Array = solved * s[:, :, None]
+    result: Doubles = solved * s[:, :, None]
     return result

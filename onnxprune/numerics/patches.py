@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
+from onnxprune.numerics.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnxprune.numerics.arrays import Doubles, Floats, Ints
 from onnxprune.numerics.least_squares import solve_spd
 from onnxprune.threads import mapped
-
-Array = NDArray[np.float64]
 
 # From the largest on: where columns are many and samples few the least need no solve.
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3)
@@ -27,7 +25,7 @@ OF_SELECTION = 0.1
 JUDGED_OUTPUTS = 64
 
 
-def chosen(fit: NDArray[np.floating], held: NDArray[np.floating], w: Array, classes: NDArray[np.int64]) -> float:
+def chosen(fit: Floats, held: Floats, w: Doubles, classes: Ints) -> float:
     """The ridge of RIDGES that does best on `held` (D, D) when a random half of the classes is removed.
 
     The layer w (D, M) is refitted with the moments `fit` (D, D); classes (D,): -1 for columns that stay. Of many
@@ -64,7 +62,7 @@ def until_it_rises(error: Callable[[float], float], ridges: Sequence[float]) -> 
             last = found
 
 
-def random_sums(outputs: int, most: int = JUDGED_OUTPUTS) -> Array | None:
+def random_sums(outputs: int, most: int = JUDGED_OUTPUTS) -> Doubles | None:
     """Signs (outputs, most) / √most: the squared error of the sums is that of all outputs in the mean.
 
     None where the outputs are no more than that.
@@ -72,5 +70,5 @@ def random_sums(outputs: int, most: int = JUDGED_OUTPUTS) -> Array | None:
     if outputs <= most:
         return None
     signs = np.random.default_rng(outputs).choice((-1.0, 1.0), (outputs, most))
-    sums: Array = signs / np.sqrt(most)
+    sums: Doubles = signs / np.sqrt(most)
     return sums

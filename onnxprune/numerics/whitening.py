@@ -14,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from onnxprune.numerics.arrays import Doubles
 from onnxprune.numerics.least_squares import SolveFailed
 
-Array = NDArray[np.float64]
-Floats = NDArray[np.floating]
 
-
-def whitening(p: Array, damping: float) -> NDArray[np.float32]:
+def whitening(p: Doubles, damping: float) -> NDArray[np.float32]:
     """B of every group: p (g, D, D) → (g, D, D), lower triangle 0. Raises SolveFailed where P is not one.
 
     Equal to the transposed inverse of `numpy.linalg.cholesky` of the damped P.
@@ -42,7 +40,7 @@ def whitening(p: Array, damping: float) -> NDArray[np.float32]:
     return found
 
 
-def output_spread(p: Array, w: Array, *, constant: bool) -> Array:
+def output_spread(p: Doubles, w: Doubles, *, constant: bool) -> Doubles:
     """Standard deviation of each output, (g, M): p (g, D, D), w (g, D, M); constant: whether the last column is 1.
 
     Without a constant it is the root of the mean square. What varies little counts as a hundredth of the mean of all.
@@ -50,6 +48,6 @@ def output_spread(p: Array, w: Array, *, constant: bool) -> Array:
     power = np.einsum("gdm,gde,gem->gm", w, p, w, optimize=True)
     if constant:
         power = power - np.einsum("gd,gdm->gm", p[:, -1], w) ** 2
-    spread: Array = np.sqrt(np.maximum(power, 0.0))
-    found: Array = np.maximum(spread, 0.01 * spread.mean())
+    spread: Doubles = np.sqrt(np.maximum(power, 0.0))
+    found: Doubles = np.maximum(spread, 0.01 * spread.mean())
     return found

@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.channels.labels import as_array
 from onnxprune.channels.rules.slicing import slice_bounds
-from onnxprune.graph import Array, Node
+from onnxprune.graph import Node
+from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite.editing import Cut, unused
 
 _TO_THE_END = np.iinfo(np.int64).max

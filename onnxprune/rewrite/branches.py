@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune.bodies import every_node
@@ -16,6 +15,7 @@ from onnxprune.channels.labels import rows_of
 from onnxprune.channels.trace import Linear
 from onnxprune.graph import Node
 from onnxprune.normalise.constants import fold_constants, returned, see_through_identities
+from onnxprune.numerics.arrays import Mask
 from onnxprune.storage import array_of
 
 
@@ -23,7 +23,7 @@ def take_out(
     proto: onnx.ModelProto,
     channels: ChannelGraph,
     left: Remains,
-    keep: NDArray[np.bool_],
+    keep: Mask,
     taken: Collection[str],
 ) -> Sequence[Node | None]:
     """Take, in place, from the uncut model all nodes and weights that disappear; the nodes that are left.
@@ -65,9 +65,7 @@ def broadcastable(proto: onnx.ModelProto, channels: ChannelGraph, left: Remains)
             t.dims.extend(width if a == axis else 1 for a in range(rank))
 
 
-def _zeros(
-    proto: onnx.ModelProto, channels: ChannelGraph, layer: Linear, keep: NDArray[np.bool_], taken: Collection[str]
-) -> str:
+def _zeros(proto: onnx.ModelProto, channels: ChannelGraph, layer: Linear, keep: Mask, taken: Collection[str]) -> str:
     """The name of new zeros for the output of a layer that has no bias."""
     graph, out = channels.graph, layer.node.outputs[0]
     shape = graph.shape(out) or ()

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import rows_of
-from onnxprune.graph import Array
-
-Mask = NDArray[np.bool_]
+from onnxprune.numerics.arrays import Array, Mask
 
 
 @dataclass(eq=False)

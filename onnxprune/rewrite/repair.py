@@ -15,8 +15,9 @@ from onnxprune.channels.rules.layout import pad_amounts, padded_axes
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.rules.sampling import resized_axes
 from onnxprune.graph import Node
+from onnxprune.numerics.arrays import Mask
 from onnxprune.rewrite.bounds import slice_positions
-from onnxprune.rewrite.editing import Cut, Mask
+from onnxprune.rewrite.editing import Cut
 
 
 def convolution(node: Any, view: Node, cut: Cut) -> None:

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxprune import bodies, storage
 from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
-from onnxprune.graph import Array, Node, cast
+from onnxprune.graph import Node
+from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.rewrite.branches import broadcastable, take_out
 from onnxprune.rewrite.editing import Cut
 from onnxprune.rewrite.repair import REPAIRS
 
 
-def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> onnx.ModelProto:
+def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> onnx.ModelProto:
     """A copy of the normalised model `proto` without the classes that `keep` (classes,) marks False.
 
     Weights of the result have the shapes that the kept labels give; input and output declarations do not change. All
@@ -45,7 +45,7 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_])
     return _with_inferred_types(whole)
 
 
-def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> None:
     """Take from every weight, in place, the positions that do not stay."""
     for t in proto.graph.initializer:
         shrinking = [mask for mask in (keep[f] for f in channels.factors.get(t.name, ())) if not mask.all()]
@@ -62,7 +62,7 @@ def _repaired(
     proto: onnx.ModelProto,
     nodes: Sequence[Node | None],
     channels: ChannelGraph,
-    keep: NDArray[np.bool_],
+    keep: Mask,
     names: dict[str, Any],
 ) -> onnx.ModelProto:
     """A graph, whose weights are cut already, with its sizes repaired, those of its bodies first.
@@ -85,7 +85,7 @@ def _repaired(
     return m.from_gs(graph, proto)
 
 
-def _without(values: Array, keep: NDArray[np.bool_]) -> Array:
+def _without(values: Array, keep: Mask) -> Array:
     """`values` where `keep` (its shape, 1 on axes that it does not track) is True.
 
     Over several axes, every row keeps equally many positions of the last one.
@@ -102,7 +102,7 @@ def _without(values: Array, keep: NDArray[np.bool_]) -> Array:
     return np.moveaxis(kept, range(len(rows) + 1), (*rows, column))
 
 
-def _declare_sizes(proto: onnx.ModelProto, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+def _declare_sizes(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> None:
     """Write the new sizes, in place, where bodies declare the shapes of their inputs and outputs."""
     for body in bodies.every_body(proto.graph):
         del body.value_info[:]

@@ -11,20 +11,19 @@ from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from onnxprune import bodies, storage
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.graph import Array, cast
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
+from onnxprune.numerics.arrays import Array, Ints, Mask, cast
 
-Kept = dict[int, NDArray[np.int64]]
+Kept = dict[int, Ints]
 
 
-def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGraph, keep: NDArray[np.bool_]) -> None:
+def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGraph, keep: Mask) -> None:
     """Replace, in place, every constant of a cut model that takes fewer bytes as the original makes it.
 
     Its weights still lie in the main graph, under the names of the normalised model.
@@ -68,7 +67,7 @@ def _narrowed(table: Table, now: Array) -> Array | None:
     return narrow if np.isfinite(narrow).all() else None
 
 
-def _kept(channels: ChannelGraph, name: str, keep: NDArray[np.bool_]) -> Kept | None:
+def _kept(channels: ChannelGraph, name: str, keep: Mask) -> Kept | None:
     """Axis → the positions that stay, of the axes that lose any; None where rows lose different ones."""
     found: Kept = {}
     for f in channels.factors.get(name, ()):
@@ -171,7 +170,7 @@ class _Made:
             yield helper.make_node("Gather", [at, index], [out], name=f"{out}__gather", axis=axis)
             at = out
 
-    def _index(self, name: str, places: NDArray[np.int64]) -> str:
+    def _index(self, name: str, places: Ints) -> str:
         """The constant of these positions; tables that lose the same ones share it."""
         index = self._indices.get(places.tobytes())
         if index is None:

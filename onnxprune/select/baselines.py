@@ -6,8 +6,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxprune.select.path import Array, Ints, Path, Regression, falling, in_turns
+from onnxprune.numerics.arrays import Doubles, Ints
+from onnxprune.select.known import Choice, Known
+from onnxprune.select.path import Path, Regression, falling, in_turns
 from onnxprune.select.quadratic import Quadratic
+
+
+def path_at_random(known: Known, choice: Choice) -> Path:
+    """A random order, which depends on the seed and the group."""
+    rng = np.random.default_rng((choice.seed, known.group))
+    return random(known.size, known.regressions, rng, known.rows)
+
+
+def path_of_magnitude(known: Known, choice: Choice) -> Path:
+    """The order of the norms of the weights. Raises TypeError where there are none."""
+    del choice
+    return by_score(_scores(known), known.regressions, known.rows)
+
+
+def path_of_taylor(known: Known, choice: Choice) -> Path:
+    """The order of the squared first-order terms. Raises TypeError where there are none."""
+    del choice
+    if known.outputs is None:
+        raise TypeError("Taylor terms of a group without gradients")
+    return by_score(_scores(known), known.outputs, known.rows)
+
+
+def _scores(known: Known) -> Doubles:
+    if known.scores is None:
+        raise TypeError("a group without scores")
+    return known.scores
 
 
 def random(
@@ -17,7 +45,7 @@ def random(
     return by_score(rng.permutation(units).astype(np.float64), known, rows)
 
 
-def by_score(score: Array, known: Sequence[Regression] | Quadratic, rows: Ints | None = None) -> Path:
+def by_score(score: Doubles, known: Sequence[Regression] | Quadratic, rows: Ints | None = None) -> Path:
     """Units in ascending order of `score` (N,), with the discrepancy of removing them and refitting nothing.
 
     known: what the discrepancy is computed from. Without regressions nothing is known of it: it is 0. rows: the

@@ -26,8 +26,9 @@ from itertools import islice
 
 import numpy as np
 
+from onnxprune.numerics.arrays import Doubles, Ints, Mask
 from onnxprune.select.imitation import SLACK
-from onnxprune.select.path import Array, Ints, Mask, Path
+from onnxprune.select.path import Path
 from onnxprune.select.quadratic import Discrepancy
 from onnxprune.select.steps import Step, path_of
 
@@ -43,7 +44,7 @@ class ExactWalk:
     network in float32). patience: steps for a size that is filled up. evaluations, gradients: how many there were.
     """
 
-    _gradient: Array | None
+    _gradient: Doubles | None
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class ExactWalk:
         self.jump(np.zeros(units))
         self._rounding = rounding * abs(self.loss)
 
-    def jump(self, a: Array) -> None:
+    def jump(self, a: Doubles) -> None:
         """Continue at a: one evaluation."""
         self._place(a, self._at(a))
 
@@ -120,12 +121,12 @@ class ExactWalk:
         self._place(self._moved(i, 1.0), value)
         return Step(i, 1.0, self.loss, self.a)
 
-    def _steepest(self, score: Array) -> list[int]:
+    def _steepest(self, score: Doubles) -> list[int]:
         ranked = np.argsort(-score, kind="stable")[: self._candidates]
         return [int(i) for i in ranked if score[i] > 0]
 
     def _search(
-        self, point: Callable[[float], Array], slope: float, low: float, high: float, probe: float
+        self, point: Callable[[float], Doubles], slope: float, low: float, high: float, probe: float
     ) -> tuple[float, float]:
         """(D, γ) of the best point evaluated along a line, from its slope at γ = 0."""
         tried: list[tuple[float, float]] = []
@@ -142,10 +143,10 @@ class ExactWalk:
             gamma, promised = ahead, self.loss + slope * ahead + curve * ahead**2
         return min(tried)
 
-    def _moved(self, i: int, gamma: float) -> Array:
+    def _moved(self, i: int, gamma: float) -> Doubles:
         """(1 - γ) a + γ m e_i."""
         total = self._total()
-        a: Array = (1 - gamma) * self.a
+        a: Doubles = (1 - gamma) * self.a
         a[i] += gamma * total
         small = np.abs(a) <= _NEGLIGIBLE * total
         if (a[small] != 0).any():
@@ -153,34 +154,34 @@ class ExactWalk:
             a *= total / a.sum()
         return a
 
-    def _low(self) -> Array:
+    def _low(self) -> Doubles:
         """The lower ends of U_i, (N,)."""
         share = self.a / self._total()
         inside = (share < 1) & self._removal
-        low: Array = np.where(inside, -share / np.where(inside, 1 - share, 1.0), 0.0)
+        low: Doubles = np.where(inside, -share / np.where(inside, 1 - share, 1.0), 0.0)
         return low
 
     def _total(self) -> float:
         return float(self.a.sum()) or float(self.a.size)
 
-    def _slopes(self) -> Array:
+    def _slopes(self) -> Doubles:
         """dD/dγ of every unit's line, (N,)."""
-        slopes: Array = self._total() * self._slope - float(self._slope @ self.a)
+        slopes: Doubles = self._total() * self._slope - float(self._slope @ self.a)
         return slopes
 
     @property
-    def _slope(self) -> Array:
+    def _slope(self) -> Doubles:
         """∂D/∂a here, computed once."""
         if self._gradient is None:
             self._gradient = self._d.gradient(self.a)
             self.gradients += 1
         return self._gradient
 
-    def _at(self, a: Array) -> float:
+    def _at(self, a: Doubles) -> float:
         self.evaluations += 1
         return self._d.at(a)
 
-    def _place(self, a: Array, loss: float) -> None:
+    def _place(self, a: Doubles, loss: float) -> None:
         self.a, self.loss = a, loss
         self._gradient = None
 

@@ -12,10 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from onnxprune.numerics.arrays import Ints
 from onnxprune.select.imitation import SLACK, QuadraticWalk
-from onnxprune.select.path import Ints, Path
+from onnxprune.select.known import Choice, Known
+from onnxprune.select.path import Path
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.select.steps import Step, path_of
+
+
+def path(known: Known, choice: Choice) -> Path:
+    """Forward selection towards the outputs of the layers."""
+    del choice
+    return select(known.layers, rows=known.rows)
 
 
 def forward(q: Quadratic) -> Iterator[Step]:

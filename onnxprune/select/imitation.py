@@ -20,7 +20,9 @@ from itertools import islice
 
 import numpy as np
 
-from onnxprune.select.path import Array, Ints, Mask, Path
+from onnxprune.numerics.arrays import Doubles, Ints, Mask
+from onnxprune.select.known import Choice, Known
+from onnxprune.select.path import Path
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.select.steps import Step, best_within, path_of
 
@@ -37,21 +39,33 @@ _PATIENCE = (32, 1 << 11)
 SLACK = 3
 
 
+def path_of_layers(known: Known, choice: Choice) -> Path:
+    """Local imitation: of the outputs of the layers that read the group."""
+    return imitate(known.layers, rows=known.rows, free=choice.free)
+
+
+def path_of_outputs(known: Known, choice: Choice) -> Path:
+    """Global imitation: of the outputs of the network. Raises TypeError where nothing is known of these."""
+    if known.outputs is None:
+        raise TypeError("global imitation of a group without gradients")
+    return imitate(known.outputs, rows=known.rows, free=choice.free)
+
+
 class QuadraticWalk:
     """A `steps.Walk` on a quadratic. free: every step ends with `rescale`."""
 
-    _ka: Array
+    _ka: Doubles
     _steps: int
 
     def __init__(self, q: Quadratic, *, removal: bool = True, free: bool = False) -> None:
         self._q = q
         self._removal = removal
         self._free = free
-        self._diagonal: Array = np.diag(q.k).copy()
+        self._diagonal: Doubles = np.diag(q.k).copy()
         self.patience = _PATIENCE[0] + _PATIENCE[1] // max(q.units, 1)
         self.jump(np.zeros(q.units))
 
-    def jump(self, a: Array) -> None:
+    def jump(self, a: Doubles) -> None:
         """Continue at a: O(N²)."""
         self.a = a
         self._total = float(a.sum()) or float(a.size)
@@ -91,7 +105,7 @@ class QuadraticWalk:
             self._total = float(self.a.size)
         self._evaluate()
 
-    def _candidates(self, *, negative: bool) -> tuple[Array, Array]:
+    def _candidates(self, *, negative: bool) -> tuple[Doubles, Doubles]:
         """(γ, D after the step) of each unit's best step, (N,) each."""
         inner, distance = self._lines()
         if not self._started:
@@ -106,7 +120,7 @@ class QuadraticWalk:
             gamma = np.clip(inner / np.maximum(distance, _TINY), low, 1.0)
         return gamma, self.loss - 2 * gamma * inner + gamma**2 * distance
 
-    def _lines(self) -> tuple[Array, Array]:
+    def _lines(self) -> tuple[Doubles, Doubles]:
         """Minus half the slope, and the curvature, of D along γ towards each unit, (N,) each."""
         m, ka = self._total, self._ka
         ta, aka = float(self._q.t @ self.a), float(self.a @ ka)
@@ -165,7 +179,7 @@ def imitate(q: Quadratic, *, slack: int = SLACK, rows: Ints | None = None, free:
     return path_of(islice(greedy(q, free=free), slack * q.units), QuadraticWalk(q, free=free), rows)
 
 
-def best_of_size(q: Quadratic, n: int, rows: Ints | None = None, *, free: bool = False) -> tuple[Mask, Array, float]:
+def best_of_size(q: Quadratic, n: int, rows: Ints | None = None, *, free: bool = False) -> tuple[Mask, Doubles, float]:
     """(mask (N,), coefficients (N,), D) of n units by greedy steps that never hold more (`steps.best_within`).
 
     For a layer whose width is decided and whose inputs have changed since. rows: the balanced sets, (N,).

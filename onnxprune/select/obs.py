@@ -16,14 +16,22 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import lapack
 
+from onnxprune.numerics.arrays import Doubles, Floats, Ints
 from onnxprune.numerics.lapack import add_products
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.numerics.ridge import OF_SELECTION
-from onnxprune.select.path import Array, Floats, Ints, Path, Regression, in_turns
+from onnxprune.select.known import Choice, Known
+from onnxprune.select.path import Path, Regression, in_turns
 
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024
 STEPS_PER_HALVING = 24
+
+
+def path(known: Known, choice: Choice) -> Path:
+    """Elimination, refitted after every step."""
+    del choice
+    return eliminate(known.regressions, known.size, rows=known.rows)
 
 
 class _State:
@@ -58,7 +66,7 @@ class _State:
         present = self.sizes[self.sizes > 0]
         self.uniform = int(present[0]) if present.size and bool((present == present[0]).all()) else 0
 
-    def costs(self, alive: Ints) -> Array:
+    def costs(self, alive: Ints) -> Doubles:
         """Cost of removing each unit of `alive`, (n,)."""
         found = np.zeros(self.alive.size)
         if self.uniform == 1:
@@ -72,7 +80,7 @@ class _State:
             found[self.sizes > 0] = np.einsum("ubc,ubc->u", np.linalg.inv(self.inverse[lower]), powers)
         else:
             found[alive] = [self._cost(int(u)) for u in alive]
-        costs: Array = found[alive]
+        costs: Doubles = found[alive]
         return costs
 
     def _cost(self, u: int) -> float:

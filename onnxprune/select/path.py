@@ -10,13 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-Array = NDArray[np.float64]
-Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+from onnxprune.numerics.arrays import Doubles, Floats, Ints, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +25,12 @@ class Regression:
     """
 
     p: Floats
-    w: Array
+    w: Doubles
     unit: Ints
     weight: float = 1.0
     centred: bool = True
     ridge: float = 0.0
-    inverse: Array | None = None
+    inverse: Doubles | None = None
 
     def power(self) -> float:
         """E||y - E y||², the trace of the outputs' covariance; E||y||² where there is no constant column."""
@@ -43,13 +39,13 @@ class Regression:
         mean = self.p[-1] @ self.w if self.centred else np.zeros(1)
         return max(second - float(mean @ mean), 0.0)
 
-    def contributions(self, units: int) -> Array:
+    def contributions(self, units: int) -> Doubles:
         """K (units, units) with K_jl = weight · E<s_j, s_l>, s_j = the contribution of unit j: DESIGN equation 4."""
         inside = self.unit >= 0
         core = (self.w[inside] @ self.w[inside].T) * self.p[np.ix_(inside, inside)]
         columns = core.shape[0]
         owner = csr_array((np.ones(columns), (self.unit[inside], np.arange(columns))), shape=(units, columns))
-        result: Array = (owner @ (owner @ core).T) * self.weight
+        result: Doubles = (owner @ (owner @ core).T) * self.weight
         return result
 
 
@@ -65,9 +61,9 @@ class Path:
     """
 
     order: Ints
-    loss: Array
+    loss: Doubles
     supports: Mapping[int, Ints] | None = None
-    coefficients: Mapping[int, Array] | None = None
+    coefficients: Mapping[int, Doubles] | None = None
     floor: float = 0.0
 
     def kept(self, n: int) -> Mask:
@@ -77,7 +73,7 @@ class Path:
         mask[self.order[self.order.size - n :] if chosen is None else chosen] = True
         return mask
 
-    def coefficients_of(self, n: int) -> Array | None:
+    def coefficients_of(self, n: int) -> Doubles | None:
         """What the units of `kept(n)` are multiplied by, (N,), 0 elsewhere; None where the method finds none.
 
         A kept unit may have 0 too: it adds nothing to the others.
@@ -99,9 +95,9 @@ def in_turns(order: Ints, rows: Ints | None) -> Ints:
     return order[np.argsort(turn, kind="stable")]
 
 
-def falling(discrepancy: Array) -> tuple[Array, float]:
+def falling(discrepancy: Doubles) -> tuple[Doubles, float]:
     """(loss, floor) of a path from its discrepancies at n = 0..N, (N + 1,): what keeping more adds is not counted."""
     least = np.minimum.accumulate(discrepancy)
     floor = float(least[-1])
-    loss: Array = np.maximum(least - floor, 0.0)
+    loss: Doubles = np.maximum(least - floor, 0.0)
     return loss, floor

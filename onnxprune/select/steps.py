@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune.select.path import Array, Ints, Mask, Path, falling, in_turns
+from onnxprune.numerics.arrays import Doubles, Ints, Mask
+from onnxprune.select.path import Path, falling, in_turns
 
 # Relative to D(0): between coefficients that are equal up to this, the layer as it is, a = 1, is taken.
 _ROUNDING = 1e-12
@@ -28,7 +29,7 @@ class Step:
     unit: int
     gamma: float
     loss: float
-    coefficients: Array
+    coefficients: Doubles
 
 
 class Walk(Protocol):
@@ -37,11 +38,11 @@ class Walk(Protocol):
     a: the place, (N,), never changed in place. loss: D(a). patience: how many steps a filled-up size is worth.
     """
 
-    a: Array
+    a: Doubles
     loss: float
     patience: int
 
-    def jump(self, a: Array) -> None:
+    def jump(self, a: Doubles) -> None:
         """Continue at a."""
 
     def advance(self, allowed: Mask) -> Step | None:
@@ -65,7 +66,7 @@ class _State:
     """One size: which units, their coefficients, the discrepancy."""
 
     support: Mask
-    a: Array
+    a: Doubles
     loss: float
 
 
@@ -161,7 +162,7 @@ def settle(walk: Walk, support: Mask) -> None:
             return
 
 
-def best_within(walk: Walk, n: int, limit: int, rows: Ints | None = None) -> tuple[Mask, Array, float]:
+def best_within(walk: Walk, n: int, limit: int, rows: Ints | None = None) -> tuple[Mask, Doubles, float]:
     """(mask, coefficients, D) of n units: at most `limit` steps that never hold more than n, settled and filled up.
 
     Once n units are in, only they are moved, until one of them is removed and its place is free again. rows: the

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.calibrate.augment import images, unchanged
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 
 SIZE = 16
 

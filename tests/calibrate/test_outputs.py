@@ -16,7 +16,7 @@ from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.outputs import Batch, OutputMoments, Probe, collect, part_of, with_samples
 from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.gates import gates_of
-from onnxprune.graph import Array, is_float
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Index, Objective, output_imitation, task_loss
 from onnxprune.runtime import Session
 from tests.calibrated import prepare_text

@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune import prune
 from onnxprune.errors import NothingPrunable, UsageError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from tests.topologies.text import Topology
 

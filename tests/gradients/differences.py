@@ -15,8 +15,8 @@ import onnx
 
 from onnxprune import model as m
 from onnxprune.gradients import Backward, backward
-from onnxprune.graph import Array, is_float
 from onnxprune.normalise import normalise
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
 
 RELATIVE = 1e-3

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from tests.gradients.differences import compare, reverse_of
 from tests.gradients.single import compare_any_batch, normal, single
 

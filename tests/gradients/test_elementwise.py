@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from tests.gradients.differences import compare, one_node, reverse_of, run
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxprune import model as m
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from tests.gradients.differences import reverse_of
 from tests.gradients.single import normal, single

@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune import model as m
 from onnxprune.gradients.rules import pooling
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from tests.gradients.differences import compare, reverse_of
 from tests.gradients.single import compare_any_batch, normal, single

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from tests.gradients.differences import compare, one_node, reverse_of
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

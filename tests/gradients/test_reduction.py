@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from tests.gradients.differences import compare, one_node, reverse_of, run
 
 REDUCTIONS = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from tests.gradients.differences import compare, reverse_of
 from tests.gradients.single import compare_any_batch, single
 

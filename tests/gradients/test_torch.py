@@ -11,13 +11,14 @@ import pytest
 
 from onnxprune import model as m
 from onnxprune.gradients import backward
-from onnxprune.graph import Array, Graph
+from onnxprune.graph import Graph
 from onnxprune.normalise import normalise
 from onnxprune.runtime import Session
 from tests.kit import NO_KIT, kit_folder
 
 pytest.importorskip("torch", reason="torch is not installed: it is the oracle here")
 
+from onnxprune.numerics.arrays import Array
 from tests.gradients.torch_graph import evaluate, gradients
 
 RELATIVE = 1e-3

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxprune.graph import Array, Graph, Node
+from onnxprune.graph import Graph, Node
+from onnxprune.numerics.arrays import Array
 
 Use = tuple[int, int]
 Values = list[Any]  # of a node's inputs, None for an omitted one

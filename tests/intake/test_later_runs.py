@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
 from onnxprune.errors import RunError
-from onnxprune.graph import Array
 from onnxprune.intake import child, first_run, overdue
 from onnxprune.intake.counting import counts
 from onnxprune.intake.overdue import _Watch
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 
 LAST = 23

@@ -16,8 +16,8 @@ from onnxprune import prune, storage
 from onnxprune.channels.describe import Description
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
-from onnxprune.graph import Array
 from onnxprune.intake import sparse
+from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
 from onnxprune.runtime import Session
 from tests.compare import assert_same

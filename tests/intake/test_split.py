@@ -13,8 +13,8 @@ from onnxprune import plan, prune
 from onnxprune.calibrate.samples import InputSpec, Samples
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError
-from onnxprune.graph import Array
 from onnxprune.intake.figures import digests
+from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import opened, split
 
 RNG = np.random.default_rng(0)

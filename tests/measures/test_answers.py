@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.graph import Array
 from onnxprune.measures.answers import STILL, Answers, Part, Piece, parts_in
+from onnxprune.numerics.arrays import Array
 from tests.compare import assert_same
 
 N = 40

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import CheckFailed
-from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers, parts_in
 from onnxprune.measures.figures import DIFFER, ERROR, NOT_MEASURED, Figure, Figures, figures_of, interval_of, percent
 from onnxprune.measures.observed import Observed, Whole
 from onnxprune.measures.verdict import BAD, DOUBTFUL, GOOD, UNKNOWN, demand, verdict_of
+from onnxprune.numerics.arrays import Array
 
 N = 100
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnxprune import prune
 from onnxprune import refit as refit_module
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from tests.topologies.text import Topology
 

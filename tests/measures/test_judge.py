@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune import evaluate, prune
 from onnxprune.calibrate.samples import checked, tensor_specs
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.graph import Array
+from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import split
 from onnxprune.report.terminal import Screen, prune_report
 from onnxprune.runtime import Session

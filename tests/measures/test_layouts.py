@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import evaluate, prune
 from onnxprune.errors import CheckFailed
-from onnxprune.graph import Array
 from onnxprune.measures.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layout, found
+from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import PruneResult
 
 STEPS, CLASSES, HIDDEN = 6, 5, 32

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.graph import Array
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.figures import figures_of
 from onnxprune.measures.masked import counting
 from onnxprune.measures.observed import Observed, Whole
+from onnxprune.numerics.arrays import Array
 from onnxprune.training import Spread
 from onnxprune.verify import largest_difference
 

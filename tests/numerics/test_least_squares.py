@@ -186,14 +186,14 @@ def _with(p: Array, i: int, j: int, value: float) -> Array:
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_systems_raise(kind: str) -> None:
     """Fails where a matrix that is no Gram matrix is silently solved."""
-    x, y, prior = problem(4)
+    x, y, _ = problem(4)
     x /= np.linalg.norm(x, axis=0)
     p, xy = x.T @ x, x.T @ y
     broken = BROKEN[kind](p)
     with pytest.raises(SolveFailed):
         solve_spd(broken, xy)
     with pytest.raises(SolveFailed):
-        ridge_batch(np.stack([p, broken]), np.stack([xy, xy]), np.stack([prior, prior]) * 0.0, 1e-3)
+        solve_spd_batch(np.stack([p, broken]), np.stack([xy, xy]), 1e-3)
 
 
 def test_targets_that_are_not_finite_raise() -> None:

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 
 from onnxprune import inspect, prune, storage
 from onnxprune import model as m
-from onnxprune.graph import Array
 from onnxprune.normalise import normalise
+from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite import tables
 from onnxprune.runtime import Session
 from onnxprune.verify import largest_difference

@@ -12,7 +12,8 @@ import numpy as np
 from onnxprune.gradients.build import Builder, Gradients, given
 from onnxprune.gradients.measured import outcome
 from onnxprune.gradients.windows import Geometry, geometry, spread
-from onnxprune.graph import Array, Node
+from onnxprune.graph import Node
+from onnxprune.numerics.arrays import Array
 
 
 def average_pool(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
