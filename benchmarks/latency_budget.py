@@ -28,7 +28,6 @@ from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch, feeds_of
 from onnxprune.pipeline import couple, load
-from onnxprune.scope import allowed
 
 SAMPLES = 4
 HEAD = "| model | layers (kinds) | seconds to measure | error of prediction | requested | first | measured | rounds |"
@@ -38,7 +37,7 @@ def stopwatch(path: str, machine: OnnxRuntime, folder: str, settings: PruneConfi
     """The stopwatch of a model on random inputs, with nothing measured yet."""
     loaded = load(path, None, settings)
     coupled = couple(loaded, settings)
-    widths = [allowed(g, coupled, settings) for g in coupled.channels.groups]
+    widths = coupled.widths.allowed
     cache = Cache(Path(folder), machine.identity())
     feeds = feeds_of(loaded.fit, 1)
     return Stopwatch(

@@ -16,7 +16,6 @@ from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.runtime import concatenated
-from onnxprune.scope import allowed
 from onnxprune.select import Path
 from onnxprune.state import Calibrated, Coupled, Loaded
 
@@ -40,7 +39,7 @@ def allocate(
     With a tolerance nothing is cut here. stopwatch: for a latency budget. Raises BudgetUnreachable and NothingPrunable.
     """
     channels = coupled.channels
-    widths = [allowed(g, coupled, settings) for g in channels.groups]
+    widths = coupled.widths.allowed
     paths = next(iter(candidates.values()))
     if all(len(w) < 2 for w in widths):
         raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")

@@ -16,11 +16,6 @@ from onnxprune.numerics.arrays import Mask
 from onnxprune.select import Path
 
 
-def least_units(channels: ChannelGraph, group: int) -> int:
-    """How many units of a group must stay at least: as many as it has parts that share no unit, and at least one."""
-    return channels.least_units[group]
-
-
 def with_every_part(channels: ChannelGraph, masks: Mapping[int, Mask], paths: Sequence[Path]) -> dict[int, Mask] | None:
     """`masks` (over the units of a group, by group index) with units exchanged; None where that is impossible.
 

@@ -78,13 +78,10 @@ from onnxprune.reporting import report_of, with_latency
 from onnxprune.rewrite import cut, finish
 from onnxprune.runtime import check_provider
 from onnxprune.scope import (
-    alignment,
-    allowed,
     check_counted,
     frozen_groups,
     not_counted,
     notes_on_bodies,
-    relaxed,
     why_nothing,
 )
 from onnxprune.select import Path as SelectionPath
@@ -93,6 +90,7 @@ from onnxprune.taken import layers_taken, taken_by
 from onnxprune.targets import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread
 from onnxprune.walk import runtime_batch
+from onnxprune.widths import Widths
 
 Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 _RANDOM_SAMPLES = 64
@@ -479,6 +477,13 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
+    widths = Widths.of(channels, frozen, drops, settings)
+    if settings.ratio is not None:
+        # Of a latency nothing is measured yet; MACs stand in.
+        price, full = prices["macs"], prices["macs"].at([g.size for g in channels.groups])
+        if settings.budget == "params":
+            price, full = prices["params"], float(stored)
+        widths = Widths.within(channels, frozen, drops, settings, price, (1.0 - settings.ratio) * full)
     observed = observed_of(taken, n)
     coupled = Coupled(
         channels,
@@ -486,7 +491,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         tuple(replace(x, made=generated.get(x.weight, 0)) for x in layers_taken(taken, channels)),
         observed,
         seen(taken, observed, n, labelled=settings.labels is not None),
-        frozen,
+        widths,
         drops,
         prices=prices,
         stored_parameters=stored,
@@ -494,7 +499,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     )
     if replayed is None:
         check_counted(coupled, settings)
-    return relaxed(with_layouts(coupled, loaded), settings)
+    return with_layouts(coupled, loaded)
 
 
 # calibrate
@@ -554,12 +559,12 @@ def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig, place:
         loaded.original,
         loaded.normalised.proto,
         coupled.channels,
-        [allowed(g, coupled, settings) for g in coupled.channels.groups],
+        coupled.widths.allowed,
         feeds_of(loaded.fit, settings.batch),
         machine,
         Cache(default_folder(), machine.identity()),
         settings.batch,
-        alignment(coupled, settings),
+        coupled.widths.alignment,
         coupled.drops,
     )
 
@@ -654,12 +659,10 @@ def imitate(
 ) -> Cut:
     """Cut group by group, each on the inputs that the cuts before it left: to the widths of `masks`, or as far as the
     tolerance goes. Raises BudgetUnreachable and NothingPrunable."""
-    channels = coupled.channels
     if settings.tolerance is None:
         widths: dict[int, tuple[int, ...]] = {g: (int(mask.sum()),) for g, mask in masks.items()}
     else:
-        every = {g.index: allowed(g, coupled, settings) for g in channels.groups if g.index not in coupled.taken.idle}
-        widths = {g: w for g, w in every.items() if len(w) > 1}
+        widths = {g: w for g, w in enumerate(coupled.widths.allowed) if len(w) > 1 and g not in coupled.taken.idle}
     chosen = sequential.select(loaded, coupled, calibrated, candidates, widths, settings)
     if not chosen.masks:
         raise NothingPrunable(f"not one group can be cut within a tolerance of {settings.tolerance}; give a larger one")

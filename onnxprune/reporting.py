@@ -15,7 +15,7 @@ import onnx
 import scipy
 
 from onnxprune import model as m
-from onnxprune import parts, runtime
+from onnxprune import runtime
 from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
@@ -31,7 +31,7 @@ from onnxprune.numerics.arrays import Masks
 from onnxprune.output.model_files import written_bytes
 from onnxprune.refit import Fit
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
-from onnxprune.scope import alignment, alignment_of, allowed, not_counted
+from onnxprune.scope import not_counted
 from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Place
 from onnxprune.targets import TARGETS
 from onnxprune.threads import blas
@@ -65,7 +65,7 @@ def report_of(
         _bytes_of_result(checked.model, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None
-    rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
+    rows = tuple(_row(g, k, coupled) for g, k in zip(channels.groups, kept, strict=True))
     if timed is not None:
         achieved = 1.0 - timed.measured
     elif settings.uniform is not None:
@@ -167,7 +167,7 @@ def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneCo
     """That groups which may be cut were selected without gradients, how many, and the first reason."""
     if not settings.reads_gradients or calibrated.goals is None:
         return ()
-    free = [g.index for g in coupled.channels.groups if not why_whole(g, coupled, settings)]
+    free = [g for g, why in enumerate(coupled.widths.whole) if not why]
     known = calibrated.outputs
     left = [g for g in free if g not in known.gates]
     if not left:
@@ -200,23 +200,14 @@ def _fit(f: Fit) -> dict[str, Any]:
     return {"layer": f.layer, "strength": f.ridge, "before": f.before, "after": f.after}
 
 
-def why_whole(g: Group, coupled: Coupled, settings: PruneConfig) -> str:
-    """Why a group may not be cut at all, "" where it may."""
-    if g.index in coupled.frozen:
-        return coupled.frozen[g.index].text
-    return "" if len(allowed(g, coupled, settings)) > 1 else "too narrow for --round-to and --min-channels"
-
-
-def _row(g: Group, kept: int, coupled: Coupled, settings: PruneConfig) -> GroupRow:
-    c, note = g.channels_per_unit, why_whole(g, coupled, settings)
-    least = parts.least_units(coupled.channels, g.index)
-    multiple = alignment_of(g, least, coupled, settings)
+def _row(g: Group, kept: int, coupled: Coupled) -> GroupRow:
+    c, note, multiple = g.channels_per_unit, coupled.widths.whole[g.index], coupled.widths.multiples[g.index]
     return GroupRow(g.name, g.size * c, kept * c, len(g.producers), len(g.consumers), g.mixing, note, multiple)
 
 
 def alignment_reached(coupled: Coupled, masks: Masks, settings: PruneConfig) -> Alignment:
     """How many inputs and outputs of layers have a multiple of the alignment as their width, before and after."""
-    channels, multiple = coupled.channels, alignment(coupled, settings)
+    channels, multiple = coupled.channels, coupled.widths.alignment
     keep = channels.keep_classes(masks)
     axes = [a for x in channels.linears for a in (x.inputs, x.outputs) if a is not None]
     before = sum(a.size % multiple == 0 for a in axes)
@@ -226,9 +217,9 @@ def alignment_reached(coupled: Coupled, masks: Masks, settings: PruneConfig) -> 
 
 def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
     """That the budget is out of reach with the alignment of the target, and which one has taken its place."""
-    if coupled.relaxed == 1:
+    if coupled.widths.relaxed == 1:
         return ()
-    wanted, found = TARGETS[settings.target].alignment, alignment(coupled, settings)
+    wanted, found = TARGETS[settings.target].alignment, coupled.widths.alignment
     share = exact_percent(settings.ratio or 0.0)
     return (
         f"with widths in multiples of {wanted}, as {settings.target} has them best, {share} of the {settings.counted} "
@@ -238,7 +229,7 @@ def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
 
 def unspent(kept: Sequence[int], coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
     """That a tolerance was not what ended the cuts."""
-    least = [min(allowed(g, coupled, settings)) for g in coupled.channels.groups]
+    least = [min(w) for w in coupled.widths.allowed]
     if settings.tolerance is None or any(k > n for k, n in zip(kept, least, strict=True)):
         return ()
     return (

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from onnxprune import budget, cost, parts
-from onnxprune.channels import ChannelGraph, Group
+from onnxprune import cost
+from onnxprune.channels import ChannelGraph
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
 from onnxprune.channels.remedies import Reason
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.numerics.arrays import Ints, Mask
 from onnxprune.state import Coupled
-from onnxprune.targets import AUTO, TARGETS
-
-# The share of its units that a group must be able to lose: that of the default ratio.
-USEFUL_SHARE = 0.5
 
 # The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
 _MATTERS, _SHOWN = 0.01, 3
@@ -121,63 +116,3 @@ def notes_on_bodies(coupled: Coupled, keep: Mask) -> list[str]:
             "give data that runs every branch"
         )
     return notes
-
-
-def allowed(g: Group, coupled: Coupled, settings: PruneConfig) -> tuple[int, ...]:
-    """Numbers of units that a group may keep."""
-    if g.index in coupled.frozen:
-        return (g.size,)
-    least = parts.least_units(coupled.channels, g.index)
-    round_to = alignment_of(g, least, coupled, settings)
-    widths = budget.allowed_widths(g.size, g.channels_per_unit, round_to, settings.min_channels, g.step)
-    widths = tuple(w for w in widths if w >= least)
-    return (0, *widths) if may_go(g, coupled, settings) else widths
-
-
-def alignment(coupled: Coupled, settings: PruneConfig) -> int:
-    """Channels that widths are multiples of, narrow groups aside."""
-    if isinstance(settings.round_to, int):
-        return settings.round_to
-    return max(TARGETS[settings.target].alignment // coupled.relaxed, 1)
-
-
-def alignment_of(g: Group, least: int, coupled: Coupled, settings: PruneConfig) -> int:
-    """Channels that the widths of a group, of which `least` units must stay, are multiples of.
-
-    With `auto` they are fewer where the group is narrow.
-    """
-    asked = alignment(coupled, settings)
-    if settings.round_to != AUTO:
-        return asked
-    share = max(USEFUL_SHARE, settings.uniform or 0.0)
-    return budget.useful_alignment(
-        g.size, g.channels_per_unit, asked, settings.min_channels, g.step, least=least, share=share
-    )
-
-
-def relaxed(coupled: Coupled, settings: PruneConfig) -> Coupled:
-    """With `auto` and a budget that the alignment of the target is too coarse for: `coupled` with the next that does.
-
-    Where none does, that of single channels; for a latency budget MACs stand in.
-    """
-    if settings.round_to != AUTO or settings.ratio is None:
-        return coupled
-    groups = coupled.channels.groups
-    counted = "params" if settings.budget == "params" else "macs"
-    price, limit = coupled.prices[counted], (1.0 - settings.ratio) * coupled.whole(counted)
-    while alignment(coupled, settings) > 1:
-        if budget.smallest(price, [allowed(g, coupled, settings) for g in groups]) <= limit:
-            break
-        coupled = replace(coupled, relaxed=2 * coupled.relaxed)
-    return coupled
-
-
-def may_go(g: Group, coupled: Coupled, settings: PruneConfig) -> bool:
-    """Whether all units of a group may go, with the branch that they are; nothing in that is excluded."""
-    drop = coupled.drops.get(g.index)
-    if drop is None or not settings.drops:
-        return False
-    if any(coupled.frozen.get(d, SINGLE).cause is not Cause.SINGLE for d in drop.groups):
-        return False
-    names = {t for n in coupled.channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
-    return not any(fnmatchcase(name, pattern) for name in names for pattern in settings.exclude)

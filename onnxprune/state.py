@@ -17,7 +17,6 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
-from onnxprune.channels.frozen import Frozen
 from onnxprune.channels.untried import Untried
 from onnxprune.cost import Cost
 from onnxprune.gates import Gate
@@ -32,6 +31,7 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.objective import Objective
 from onnxprune.recover import Recovery
 from onnxprune.taken import Taken
+from onnxprune.widths import Widths
 
 Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
 
@@ -127,10 +127,9 @@ class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
     observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
-    frozen: group index → why it may not be cut. drops: by index, the groups that could go as a whole branch. relaxed:
-    what `--round-to auto` divides the alignment of the target by. prices: "macs" and "params" of the result against the
-    units that are kept, and "stored", its parameters without those that a refit may add; stored_parameters: those of
-    the original. untried: the branches that no sample takes.
+    widths: what each group may keep. drops: by index, the groups that could go as a whole branch. prices: "macs" and
+    "params" of the result against the units that are kept, and "stored", its parameters without those that a refit may
+    add; stored_parameters: those of the original. untried: the branches that no sample takes.
     """
 
     channels: ChannelGraph
@@ -138,9 +137,8 @@ class Coupled:
     layers: tuple[Layer, ...]
     observed: Observed
     seen: Taken
-    frozen: Mapping[int, Frozen]
+    widths: Widths
     drops: Mapping[int, Drop] = field(default_factory=dict)
-    relaxed: int = 1
     prices: Mapping[str, Cost] = field(default_factory=dict)
     stored_parameters: int = 0
     untried: tuple[Untried, ...] = ()

@@ -15,7 +15,6 @@ from onnxprune.channels import branches
 from onnxprune.errors import UsageError
 from onnxprune.pipeline import couple, load
 from onnxprune.report import terminal
-from onnxprune.scope import allowed
 from onnxprune.state import Coupled
 from tests import digits
 from tests.digits import pruned
@@ -150,4 +149,4 @@ def test_widths_of_a_branch(options: dict[str, Any], widths: tuple[int, ...]):
     settings = PruneConfig(round_to=4, **options)
     found = coupled("bottleneck", settings)
     (drop,) = branches.drops(found.channels).values()
-    assert allowed(found.channels.groups[drop.group], found, settings) == widths
+    assert found.widths.allowed[drop.group] == widths

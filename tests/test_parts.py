@@ -23,8 +23,8 @@ def path(order: list[int]) -> Path:
 
 
 def test_least_units(prepared: Lookup):
-    assert [parts.least_units(prepared("chunk_uneven").channels, g) for g in range(1)] == [3]
-    assert parts.least_units(prepared("plain").channels, 0) == 1
+    assert prepared("chunk_uneven").channels.least_units[0] == 3
+    assert prepared("plain").channels.least_units[0] == 1
 
 
 def test_exchange(prepared: Lookup):

@@ -16,7 +16,6 @@ from onnxprune.latency.cache import Cache
 from onnxprune.latency.search import meet
 from onnxprune.latency.stopwatch import GRID, Stopwatch, feeds_of, grid
 from onnxprune.pipeline import Loaded, couple, load
-from onnxprune.scope import allowed
 from tests import digits
 from tests.latency.synthetic import BLOCK, Synthetic
 
@@ -31,7 +30,7 @@ def loaded() -> Loaded:
 def stopwatch(loaded: Loaded, machine: Synthetic, folder: Path, **options: object) -> Stopwatch:
     settings = PruneConfig(round_to=ROUND_TO, **options)
     coupled = couple(loaded, settings)
-    widths = [allowed(g, coupled, settings) for g in coupled.channels.groups]
+    widths = coupled.widths.allowed
     cache = Cache(folder, machine.identity())
     feeds = feeds_of(loaded.fit, 1)
     n = loaded.normalised
