@@ -123,6 +123,7 @@ def _pruned(model: Path, calibration: Any, options: dict[str, Any]) -> Any:
         except onnxprune.OnnxPruneError as e:
             return {"refused": f"{type(e).__name__}: {e}"}
         report = {k: v for k, v in json.loads(done.report.to_json()).items() if k not in VOLATILE}
+        report["calibration"]["origin"] = report["calibration"]["origin"].rpartition("/")[2]
         digest = hashlib.sha256(out.read_bytes()).hexdigest()
         return {"model": digest, "plan": json.loads(done.plan.to_json()), "report": report}
 
