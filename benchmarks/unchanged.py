@@ -40,7 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "gfs": {"method": "gfs", "refit": "greedy"},
     "taylor": {"method": "taylor", "refit": "least-squares"},
     "magnitude": {"method": "magnitude", "refit": "scale", "uniform": 0.4},
-    "random": {"method": "random", "refit": "none", "target": "tensorrt"},
+    "random": {"method": "random", "refit": "none", "target": "tensorrt-int8"},
 }
 RATIO, SAMPLES = 0.4, 48
 TRAINED = (
@@ -108,7 +108,7 @@ def _runs(kit: Path | None) -> Iterator[tuple[str, Path, Any, dict[str, Any] | N
 
 def _described(model: Path) -> Any:
     try:
-        return {"description": json.loads(onnxprune.inspect(model).to_json())}
+        return {"description": json.loads(onnxprune.inspect(model).to_json()) | {"model": model.name}}
     except onnxprune.OnnxPruneError as e:
         return {"refused": f"{type(e).__name__}: {e}"}
 
