@@ -73,7 +73,7 @@ def build(folder: Path, gigabytes: float) -> Path:
 def run(path: Path) -> None:
     """Prune, watch what the process holds meanwhile, and print both peaks in bytes."""
     from onnxprune import prune
-    from onnxprune.reporting import peak_memory
+    from onnxprune.report.environment import peak_memory
 
     held = 0
     done = threading.Event()

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from onnxprune import model as m
-from onnxprune import pipeline, verify
+from onnxprune import verify
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
@@ -30,6 +30,7 @@ from onnxprune.gradients import backward
 from onnxprune.normalise import normalise
 from onnxprune.objective import output_imitation
 from onnxprune.runtime import Session
+from onnxprune.stages import couple, load
 
 READERS = ("Conv", "Gemm", "MatMul")
 
@@ -51,9 +52,9 @@ def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], obje
     """What collects the global statistics of one probe on these inputs, without and with the metrics of layers."""
     settings = PruneConfig()
     # One batch, nothing held out: the samples are those of the forward pass.
-    loaded = pipeline.load(path, feeds, settings)
-    loaded = replace(loaded, fit=pipeline.read_samples(loaded.original, feeds, settings))
-    taken = (coupled := pipeline.couple(loaded, settings)).taken
+    loaded = load.load(path, feeds, settings)
+    loaded = replace(loaded, fit=load.read_samples(loaded.original, feeds, settings))
+    taken = (coupled := couple.couple(loaded, settings)).taken
     gates = outputs.with_samples(gates_of(taken.channels), taken.proto, loaded.fit)
     reference = verify.outputs_of(loaded.original, loaded.fit)
     batches = list(outputs.batches_of(loaded.fit, taken.channels.graph, reference))

@@ -27,7 +27,8 @@ from onnxprune.latency.cache import Cache
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch, feeds_of
-from onnxprune.pipeline import couple, load
+from onnxprune.stages.couple import couple
+from onnxprune.stages.load import load
 
 SAMPLES = 4
 HEAD = "| model | layers (kinds) | seconds to measure | error of prediction | requested | first | measured | rounds |"

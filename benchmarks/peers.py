@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.torch_imports import without_torchvision_operators
+from onnxprune.stages import couple, load
 
 RATIO = 0.5
 NEAR = 0.03
@@ -285,9 +286,9 @@ def outputs_of(path: Path) -> list[tuple[int, ...]]:
 
 def macs_of(path: Path) -> float:
     """Multiply-accumulates of a graph, as onnxprune counts them."""
-    from onnxprune import PruneConfig, cost, pipeline
+    from onnxprune import PruneConfig, cost
 
-    channels = pipeline.trace(pipeline.load(path, None, PruneConfig(samples=1)))
+    channels = couple.trace(load.load(path, None, PruneConfig(samples=1)))
     return cost.macs(channels).at([g.size for g in channels.groups])
 
 

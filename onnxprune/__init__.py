@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     )
     from onnxprune.evaluation import Evaluation, evaluate
     from onnxprune.latency.bench import Bench, bench
-    from onnxprune.pipeline import PruneResult, inspect, prune
+    from onnxprune.pipeline import inspect, prune
+    from onnxprune.stages.save import PruneResult
 
 __all__ = [
     "Bench",

@@ -777,7 +777,7 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
     except MemoryError as e:
         return _unexpected(e, "out of memory: use a smaller --memory or fewer --samples")
     except OSError as e:
-        from onnxprune.destination import GONE, folder_is_gone
+        from onnxprune.output.destination import GONE, folder_is_gone
 
         if folder_is_gone():
             return _fail(GONE, 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import together
-from onnxprune.numerics.arrays import Mask
+from onnxprune.numerics.arrays import Doubles, Mask
 from onnxprune.select import Path
 
 
@@ -64,3 +64,8 @@ def _spare(channels: ChannelGraph, kept: Mapping[int, Mask], g: int, new: int, p
         if all(without[units].any() for units in channels.needed if keep[units].any()):
             return int(unit)
     return None
+
+
+def exchanged(coefficients: Doubles | None, wanted: Mask, kept: Mask) -> Doubles | None:
+    """Coefficients (units,) for what is kept in place of what was wanted: a unit that came in stays as it is."""
+    return None if coefficients is None else np.where(kept, np.where(wanted, coefficients, 1.0), 0.0)

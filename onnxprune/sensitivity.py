@@ -23,6 +23,7 @@ from onnx.helper import np_dtype_to_tensor_dtype
 from onnxprune import model as m
 from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.regressions import consumers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
@@ -35,7 +36,6 @@ from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
-from onnxprune.selection import consumers_of
 from onnxprune.walk import Walker, runtime_batch, runtime_bytes
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.

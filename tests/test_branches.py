@@ -13,9 +13,9 @@ import pytest
 from onnxprune import PruneConfig, plan, prune
 from onnxprune.channels import branches
 from onnxprune.errors import UsageError
-from onnxprune.pipeline import couple, load
 from onnxprune.report import terminal
-from onnxprune.state import Coupled
+from onnxprune.stages.couple import Coupled, couple
+from onnxprune.stages.load import load
 from tests import digits
 from tests.digits import pruned
 from tests.graphs import TABLE

@@ -20,9 +20,10 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, methods, pipeline, reporting
+from onnxprune import cli, methods, pipeline
 from onnxprune.latency.bench import Settings
 from onnxprune.report.terminal import PLAIN_WIDTH
+from onnxprune.stages import decide, report, rewrite, time_layers
 from tests import digits
 from tests.digits import pruned
 from tests.graphs import TABLE
@@ -237,7 +238,7 @@ def test_no_arguments(folder: Path, capsys: Capture):
 
 def test_failed_check(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     """A deliberate 1 % error in one weight of the sliced model."""
-    real = pipeline.rewrite
+    real = rewrite.rewrite
     monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
     args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES]
     refused(folder, capsys, 4, "differs from the masked original", *args)
@@ -263,7 +264,7 @@ def test_unexpected(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "allocate", fail)
+    monkeypatch.setattr(decide, "allocate", fail)
     refused(folder, capsys, code, match, RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES)
 
 
@@ -271,7 +272,7 @@ def test_traceback_on_request(folder: Path, capsys: Capture, monkeypatch: pytest
     def fail(*_: Any) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(pipeline, "allocate", fail)
+    monkeypatch.setattr(decide, "allocate", fail)
     monkeypatch.setenv(cli.TRACEBACK, "1")
     code, _, err = run(capsys, RESNET, "--dry-run", "--ratio", "0.5", "--calib", CALIB, *FAST)
     assert code == 1
@@ -474,7 +475,7 @@ def test_a_latency_budget_reaches_what_measures(folder: Path, capsys: Capture, m
         asked.append(options)
         return machine
 
-    monkeypatch.setattr(pipeline, "OnnxRuntime", start)
+    monkeypatch.setattr(time_layers, "OnnxRuntime", start)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(folder / "cache"))
     args = ["--ratio", "0.3", "--budget", "latency", "--batch", "4", "--threads", "2", "--calib", CALIB]
     args += [*FAST, "--round-to", "2", "--report", "r.json", "--plan", "p.json"]
@@ -790,7 +791,7 @@ def test_bench_without_tensorrt(folder: Path, capsys: Capture, monkeypatch: pyte
 
 def test_prune_and_bench(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     short = replace(Settings(), runs=8, warmup=0)
-    monkeypatch.setattr(reporting, "Settings", lambda provider: replace(short, provider=provider))
+    monkeypatch.setattr(report, "Settings", lambda provider: replace(short, provider=provider))
     args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, "--report", "r.json", "--bench"]
     code, out, err = run(capsys, *args, "--provider", "cpu")
     assert (code, err) == (0, "")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from onnxprune import prune
-from onnxprune.destination import check_outputs
 from onnxprune.errors import RunError, UsageError
+from onnxprune.output.destination import check_outputs
 from tests import digits
 
 

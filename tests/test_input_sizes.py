@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxprune import pipeline
+from onnxprune import pipeline, verify
 from onnxprune.errors import CheckFailed
+from onnxprune.stages import finish, rewrite, save
 from tests.topologies.sizes import THERE_AND_BACK
 from tests.topologies.text import Topology
 
@@ -25,7 +27,7 @@ ONE_LENGTH = Topology(
 )
 
 
-def _pruned(row: Topology, *shape: int, **options: Any) -> pipeline.PruneResult:
+def _pruned(row: Topology, *shape: int, **options: Any) -> save.PruneResult:
     x = np.random.default_rng(0).standard_normal((16, *shape)).astype(np.float32)
     return pipeline.prune(row.model(), options.pop("output", None), {"x": x}, ratio=0.3, recover=0, **options)
 
@@ -44,10 +46,12 @@ def _baking(step: Any) -> Any:
     return baked
 
 
-@pytest.mark.parametrize("step", ["cut", "finish"])
-def test_a_measured_size_never_reaches_the_output(step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize(("stage", "step"), [(rewrite, "cut"), (finish, "in_form")])
+def test_a_measured_size_never_reaches_the_output(
+    stage: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """Fails where the cut graph, or what finishes it, may hold a size that only the calibration data has."""
-    monkeypatch.setattr(pipeline, step, _baking(getattr(pipeline, step)))
+    monkeypatch.setattr(stage, step, _baking(getattr(stage, step)))
     out = tmp_path / "out.onnx"
     # Two samples at a time in all of the run, which is what the baked batch fits.
     with pytest.raises(CheckFailed, match=r"(sliced model|finished slice) (differs|does not run).* with inputs of x"):
@@ -66,7 +70,7 @@ def test_the_report_says_what_was_compared():
 
 def test_a_length_that_nothing_else_fits(monkeypatch: pytest.MonkeyPatch):
     """Fails where nobody is told that the declared freedom could not be looked at."""
-    monkeypatch.setattr(pipeline.verify, "other_sizes", lambda *_: [])
+    monkeypatch.setattr(verify, "other_sizes", lambda *_: [])
     result = _pruned(ONE_LENGTH, 5, 4)
     assert result.report.checks["input_sizes_compared"] == 1
     assert any("at one size only" in note for note in result.report.notes)

@@ -36,9 +36,9 @@ from onnxprune.jobs.processes import Processes
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import output_imitation
 from onnxprune.select.known import Choice, Known
-from onnxprune.selection import Selection, paths
 from onnxprune.sensitivity import measure
-from onnxprune.state import Clock
+from onnxprune.stages.clock import Clock
+from onnxprune.stages.select import Selection, paths
 from onnxprune.threads import AT_ONCE_BYTES, limit, limited
 from tests import digits
 from tests.calibrated import moments_of, prepare_text, samples_of, values

@@ -18,8 +18,8 @@ from onnxprune.calibrate.samples import load as load_samples
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import Graph
 from onnxprune.numerics.arrays import Array
-from onnxprune.pipeline import load, read_samples
 from onnxprune.report.terminal import Screen, prune_report
+from onnxprune.stages.load import load, read_samples
 from tests import digits
 from tests.calibrated import prepare_text
 from tests.compare import assert_same

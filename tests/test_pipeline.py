@@ -31,6 +31,10 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import Session
+from onnxprune.stages import calibrate, rewrite, save
+from onnxprune.stages import verify as verifying
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.refit import Refitted
 from tests import digits
 from tests.calibrated import samples_of
 from tests.compare import assert_same
@@ -44,7 +48,7 @@ MARGIN = {"resnet": 0.03, "mobilenet": 0.04}
 FAST: dict[str, Any] = {"method": "magnitude", "refit": "none"}
 
 
-def unfitted(name: str, **options: Any) -> pipeline.PruneResult:
+def unfitted(name: str, **options: Any) -> save.PruneResult:
     """A run of a second or less."""
     return pruned(name, **(FAST | options))
 
@@ -571,13 +575,13 @@ def expect_failure(folder: Path, match: str, **options: Any) -> None:
 
 def test_one_percent_of_one_weight(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where the slice is not held against the oracle, or with too wide a tolerance."""
-    real = pipeline.rewrite
+    real = rewrite.rewrite
     monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
     expect_failure(folder, r"sliced model differs from the masked original.*nothing was written")
 
 
 def test_force(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    real = pipeline.rewrite
+    real = rewrite.rewrite
     monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
     result = prune(digits.path("resnet"), folder / "out.onnx", digits.CALIB, force=True, **FAST)
     assert (folder / "out.onnx").is_file()
@@ -585,14 +589,14 @@ def test_force(folder: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_wrong_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    real = pipeline.masked_model
-    monkeypatch.setattr(pipeline, "masked_model", lambda *args: largest_changed(real(*args), 1.01))
+    real = verifying.masked_model
+    monkeypatch.setattr(verifying, "masked_model", lambda *args: largest_changed(real(*args), 1.01))
     expect_failure(folder, "sliced model differs from the masked original")
 
 
 def test_another_mask_in_the_oracle(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where one channel more or less makes no difference."""
-    real = pipeline.masked_model
+    real = verifying.masked_model
 
     def other(proto: Any, channels: Any, keep: Array, types: Any) -> onnx.ModelProto:
         flipped = keep.copy()
@@ -600,14 +604,14 @@ def test_another_mask_in_the_oracle(folder: Path, monkeypatch: pytest.MonkeyPatc
         flipped[group.units[np.flatnonzero(~keep[group.units])[0]]] = True
         return real(proto, channels, flipped, types)
 
-    monkeypatch.setattr(pipeline, "masked_model", other)
+    monkeypatch.setattr(verifying, "masked_model", other)
     expect_failure(folder, "sliced model differs from the masked original")
 
 
 def refitted_with(value: float) -> Any:
     real = pipeline.refit_weights
 
-    def change(*args: Any) -> pipeline.Refitted:
+    def change(*args: Any) -> Refitted:
         found = real(*args)
         return replace(found, candidates={k: largest_changed(v, value) for k, v in found.candidates.items()})
 
@@ -624,7 +628,7 @@ def test_outputs_that_are_not_finite(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_a_model_that_onnxruntime_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch):
     real = pipeline.refit_weights
 
-    def change(*args: Any) -> pipeline.Refitted:
+    def change(*args: Any) -> Refitted:
         found = real(*args)
         found.candidates["none"].graph.node[0].op_type = "NoSuchOperator"
         return found
@@ -637,7 +641,7 @@ def test_a_broken_refit_falls_back(monkeypatch: pytest.MonkeyPatch):
     """Fails where a lockstep that gives NaN is kept although least squares did not."""
     real = pipeline.refit_weights
 
-    def change(*args: Any) -> pipeline.Refitted:
+    def change(*args: Any) -> Refitted:
         found = real(*args)
         walked = largest_changed(found.candidates["lockstep"], float("nan"))
         return replace(found, candidates={**found.candidates, "lockstep": walked})
@@ -735,12 +739,12 @@ def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.Mo
     p = prepare_row("residual")
     samples, others = samples_of(p, fit), samples_of(p, held)
     source = m.adopt(p.original)[1]
-    loaded = pipeline.Loaded(p.original, source, p.normalised, samples, others if held else samples, (), "", "")
+    loaded = Loaded(p.original, source, p.normalised, samples, others if held else None, (), "", "")
     timed = Timed(seconds)
-    monkeypatch.setattr(pipeline, "time", timed)
-    monkeypatch.setattr(pipeline.runtime, "Session", timed)
-    monkeypatch.setattr(pipeline, "runtime_batch", lambda *_: 4)
-    assert pipeline.plain_pass(loaded) == expected
+    monkeypatch.setattr(calibrate, "time", timed)
+    monkeypatch.setattr(calibrate.runtime, "Session", timed)
+    monkeypatch.setattr(calibrate, "runtime_batch", lambda *_: 4)
+    assert calibrate.plain_pass(loaded) == expected
     assert timed.sizes == [2, *sizes]
     assert timed.seconds == []
     # The user's model, with onnxruntime's own settings.
@@ -754,11 +758,9 @@ def test_a_plain_pass_of_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
         '<ir_version: 8, opset_import: ["" : 13]> main (float[1,2] x) => (float[1,2] y) { y = Relu (x) }'
     )
     samples = checked({"x": np.zeros((5, 2), np.float32)}, input_specs(model))
-    loaded = pipeline.Loaded(
-        model, m.adopt(model)[1], normalise(model, samples.example()), samples, samples, (), "", ""
-    )
+    loaded = Loaded(model, m.adopt(model)[1], normalise(model, samples.example()), samples, None, (), "", "")
     timed = Timed([0.5, 0.5, 0.5])
-    monkeypatch.setattr(pipeline, "time", timed)
-    monkeypatch.setattr(pipeline.runtime, "Session", timed)
-    assert pipeline.plain_pass(loaded) == 2.5
+    monkeypatch.setattr(calibrate, "time", timed)
+    monkeypatch.setattr(calibrate.runtime, "Session", timed)
+    assert calibrate.plain_pass(loaded) == 2.5
     assert timed.sizes == [1, 1, 1, 1]

@@ -14,11 +14,11 @@ from onnx import helper, numpy_helper
 
 from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer, layers_of
+from onnxprune.calibrate.regressions import magnitude
 from onnxprune.channels.describe import describe
 from onnxprune.graph import Graph
 from onnxprune.quantized import Quantized, behind_quantization, real_values
 from onnxprune.runtime import Session
-from onnxprune.selection import magnitude
 from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.stages import Prepared, prepare

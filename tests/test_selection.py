@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
+from onnxprune.calibrate.regressions import consumers_of, magnitude, regressions_of
 from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.methods import METHODS
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.select import Regression
 from onnxprune.select.known import Choice
-from onnxprune.selection import consumers_of, magnitude, paths, regressions_of
+from onnxprune.stages.select import paths
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE

@@ -11,6 +11,7 @@ import pytest
 
 from onnxprune import sensitivity, storage
 from onnxprune.calibrate.layers import layers_of
+from onnxprune.calibrate.regressions import consumers_of
 from onnxprune.channels import branches
 from onnxprune.jobs import Here, Work
 from onnxprune.measures.answers import Answers
@@ -19,8 +20,8 @@ from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.select.known import Choice
-from onnxprune.selection import consumers_of, paths
 from onnxprune.sensitivity import measure
+from onnxprune.stages.select import paths
 from onnxprune.threads import limited
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same

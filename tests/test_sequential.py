@@ -11,19 +11,22 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import pipeline, prune, runtime, sequential, verify
+from onnxprune import pipeline, prune, runtime, verify
+from onnxprune.calibrate.regressions import consumers_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable
-from onnxprune.measures.judge import outputs_of
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.select.imitation import best_of_size
 from onnxprune.select.quadratic import Quadratic
-from onnxprune.selection import consumers_of
-from onnxprune.sequential import Selected
-from onnxprune.state import Calibrated, Coupled, Loaded
+from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
+from onnxprune.stages.answers import outputs_of
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.imitate import Selected
+from onnxprune.stages.load import Loaded
 from tests.calibrated import every_position, samples_of, values
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -71,7 +74,7 @@ class Run:
 
     def rewritten(self) -> onnx.ModelProto:
         """The cut model as it would be written."""
-        sliced = pipeline.rewrite(self.loaded, self.coupled, self.masks)
+        sliced = rewrite.rewrite(self.loaded, self.coupled, self.masks)
         found = pipeline.refit_weights(
             self.loaded, self.coupled, self.calibrated, self.masks, self.chosen.coefficients, sliced, self.settings
         )
@@ -88,16 +91,16 @@ class Run:
 def run(model: onnx.ModelProto, data: Mapping[str, Array], **options: Any) -> Run:
     """Selection from input to output at uniform widths, of every method."""
     settings = PruneConfig(**({"uniform": 0.4, "round_to": 1} | options))
-    loaded = pipeline.load(model, data, settings)
-    coupled = pipeline.couple(loaded, settings)
-    calibrated = pipeline.calibrate(loaded, coupled, settings)
+    loaded = load.load(model, data, settings)
+    coupled = couple.couple(loaded, settings)
+    calibrated = calibrate.calibrate(loaded, coupled, settings)
     if calibrated.goals is None:
         goals = pipeline.goals_of(loaded, coupled, calibrated.reference, settings)
         calibrated = replace(calibrated, goals=goals)
-    candidates = pipeline.select(coupled, calibrated, settings)
+    candidates = select.select(coupled, calibrated, settings)
     masks, _ = pipeline.allocate(loaded, coupled, calibrated, candidates, settings)
     widths: dict[int, Sequence[int]] = {g: (int(mask.sum()),) for g, mask in masks.items()}
-    chosen = sequential.select(loaded, coupled, calibrated, candidates, widths, settings)
+    chosen = imitate.in_sequence(loaded, coupled, calibrated, candidates, widths, settings)
     return Run(settings, loaded, coupled, calibrated, chosen, {**masks, **chosen.masks})
 
 
@@ -173,7 +176,7 @@ def test_local_discrepancy_is_that_of_the_consumers_outputs(name: str, refit: st
     for module in ("refit", "calibrate.statistics"):
         monkeypatch.setattr(f"onnxprune.{module}.positions_for", lambda *_: 1 << 20)
     seen: list[tuple[int, Any, Any, onnx.ModelProto]] = []
-    leave = sequential._Layers.leave
+    leave = imitate._Layers.leave
 
     def watch(step: Any, choice: Any, weights: Any) -> None:
         before = onnx.ModelProto()
@@ -181,7 +184,7 @@ def test_local_discrepancy_is_that_of_the_consumers_outputs(name: str, refit: st
         seen.append((choice.group, step.local, choice, before))
         leave(step, choice, weights)
 
-    monkeypatch.setattr(sequential._Layers, "leave", watch)
+    monkeypatch.setattr(imitate._Layers, "leave", watch)
     r = run_row(name, method="local", refit=refit)
     channels, layers = r.coupled.taken.channels, r.coupled.layers
     feeds = r.loaded.fit.arrays
@@ -209,14 +212,14 @@ def test_local_discrepancy_is_that_of_the_consumers_outputs(name: str, refit: st
 def test_combined_takes_the_smaller_discrepancy(name: str, monkeypatch: Any) -> None:
     """Fails where the worse of both candidates is taken, or one of them never tried."""
     tried: dict[int, dict[str, float]] = {}
-    attempt = sequential._Run._attempt
+    attempt = imitate._Run._attempt
 
     def watch(self: Any, step: Any, name: str, propose: Any, width: int) -> Any:
         found = attempt(self, step, name, propose, width)
         tried.setdefault(step.group, {})[name] = found[0].error
         return found
 
-    monkeypatch.setattr(sequential._Run, "_attempt", watch)
+    monkeypatch.setattr(imitate._Run, "_attempt", watch)
     r = run_row(name, method="combined", refit="none")
     for c in r.chosen.choices:
         assert set(tried[c.group]) == {"local", "global"}
@@ -301,7 +304,7 @@ def within(name: str, **options: Any) -> list[float]:
             found.append(0.0)
             continue
         assert result.model is not None
-        held = pipeline.load(model, data, PruneConfig()).held
+        held = load.load(model, data, PruneConfig()).held
         y, y0 = verify.outputs_of(result.model, held), verify.outputs_of(model, held)
         assert 0.0 < relative_error(y, y0) <= tolerance
         found.append(result.report.achieved)

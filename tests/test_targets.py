@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from onnxprune import PruneConfig, plan, prune
 from onnxprune.budget import allowed_widths, useful_alignment
 from onnxprune.errors import BudgetUnreachable
-from onnxprune.pipeline import PruneResult
 from onnxprune.report.summary import Report
 from onnxprune.report.terminal import Screen, prune_report
+from onnxprune.stages.save import PruneResult
 from onnxprune.targets import DEFAULT, TARGETS
 from tests import digits
 from tests.digits import pruned

@@ -15,9 +15,10 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import bodies, cli, inspect, pipeline, prune, trt_check
+from onnxprune import bodies, cli, inspect, prune, trt_check
 from onnxprune import model as m
 from onnxprune.errors import CheckFailed
+from onnxprune.stages import finish
 from onnxprune.trt_support import NEWEST, TABLE
 from tests import digits
 from tests.graphs import PRUNABLE
@@ -235,16 +236,16 @@ def test_cutting_a_real_model_brings_nothing_in(path: Path):
 def test_what_is_brought_in_fails_the_check(monkeypatch: pytest.MonkeyPatch):
     """Fails where a pruned model that TensorRT refuses, unlike its original, would be written."""
 
-    finish = pipeline.finish
+    real = finish.in_form
 
     def spoiled(*args: Any) -> onnx.ModelProto:
-        proto = finish(*args)
+        proto = real(*args)
         proto.graph.node.append(helper.make_node("Unique", [proto.graph.initializer[0].name], ["useless"], axis=0))
         return proto
 
     clean = prune(digits.path("resnet"), None, digits.CALIB, **FAST).report
     assert clean.notes == ()
-    monkeypatch.setattr(pipeline, "finish", spoiled)
+    monkeypatch.setattr(finish, "in_form", spoiled)
     with pytest.raises(CheckFailed, match=r"TensorRT would refuse .* Unique: the operator is not supported"):
         prune(digits.path("resnet"), None, digits.CALIB, **FAST)
     forced = prune(digits.path("resnet"), None, digits.CALIB, force=True, **FAST).report

@@ -19,7 +19,7 @@ from benchmarks.accuracy.runs import Row, Run
 from benchmarks.accuracy.sources import source
 from benchmarks.accuracy.tools import TOOLS, Case
 from onnxprune import __version__
-from onnxprune.reporting import peak_memory
+from onnxprune.report.environment import peak_memory
 
 Work = Callable[[Run, Path, int], dict[str, Any]]
 _SAID = 300

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.accuracy.kits import Array, input_name
 from benchmarks.accuracy.runs import DEFAULT, OURS, Run
+from onnxprune.stages import couple, load
 
 Found = dict[str, Any]
 # How far from the wanted share of MACs a peer may end, where whole channels allow no less.
@@ -85,7 +86,7 @@ def shares_left(before: Path, after: Path) -> Found:
 
 def macs_of(path: Path) -> float:
     """Multiply-accumulates of a graph for one sample, as the library counts them."""
-    from onnxprune import PruneConfig, cost, pipeline
+    from onnxprune import PruneConfig, cost
 
-    channels = pipeline.trace(pipeline.load(path, None, PruneConfig(samples=1)), PruneConfig())
+    channels = couple.trace(load.load(path, None, PruneConfig(samples=1)), PruneConfig())
     return cost.macs(channels).at([g.size for g in channels.groups]) / channels.graph.batch

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.fits import fitted
 from benchmarks.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
 from benchmarks.paper.records import Records, Row
-from onnxprune import selection
+from onnxprune.calibrate import regressions
 from onnxprune.select import Path, baselines, gfs, imitation, obs
 from onnxprune.select.exact import ExactWalk
 from onnxprune.select.imitation import SLACK, QuadraticWalk
@@ -65,13 +65,13 @@ def paths_of(prepared: Prepared, group: int, local: Quadratic, output: Quadratic
     g = prepared.coupled.taken.channels.groups[group]
     moments = prepared.calibrated.moments
     readers = [x for x in prepared.consumers[group] if x.weight in moments]
-    regressions = selection.regressions_of(g, readers, prepared.coupled.taken.channels, moments, {})
+    found = regressions.regressions_of(g, readers, prepared.coupled.taken.channels, moments, {})
     rng = np.random.default_rng(seed)
     return {
         "gfs": gfs.select(local),
         "local": imitation.imitate(local),
         "global": imitation.imitate(output),
-        "obs": obs.eliminate(regressions, g.size),
+        "obs": obs.eliminate(found, g.size),
         "random": baselines.random(g.size, local, rng),
     }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.accuracy import kits
 from benchmarks.accuracy.kits import load_kit
 from onnxprune import model as m
-from onnxprune import pipeline, selection
+from onnxprune.calibrate import regressions
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import Batch
 from onnxprune.calibrate.samples import Samples, checked, input_specs
@@ -28,7 +28,10 @@ from onnxprune.runtime import Session, concatenated
 from onnxprune.select.known import Known
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.sensitivity import outputs_behind
-from onnxprune.state import Calibrated, Coupled, Loaded
+from onnxprune.stages import calibrate, couple, load
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
 from onnxprune.verify import outputs_of
 from onnxprune.walk import Walker
 
@@ -112,14 +115,14 @@ class Prepared:
         settings = PruneConfig(
             **{"method": "combined", "probes": 2, "round_to": 1, "seed": seed, "ratio": 0.5, **options}
         )
-        loaded = pipeline.load(str(network.path), network.samples(samples, seed), settings)
-        coupled = pipeline.couple(loaded, settings)
-        return cls(network, settings, loaded, coupled, pipeline.calibrate(loaded, coupled, settings))
+        loaded = load.load(str(network.path), network.samples(samples, seed), settings)
+        coupled = couple.couple(loaded, settings)
+        return cls(network, settings, loaded, coupled, calibrate.calibrate(loaded, coupled, settings))
 
     @cached_property
     def consumers(self) -> list[list[Layer]]:
         """The layers that read each group."""
-        return selection.consumers_of(self.coupled.taken.channels, self.coupled.layers)
+        return regressions.consumers_of(self.coupled.taken.channels, self.coupled.layers)
 
     @property
     def test(self) -> Samples:
@@ -136,8 +139,8 @@ class Prepared:
         g = self.coupled.taken.channels.groups[group]
         moments = self.calibrated.moments
         readers = [x for x in self.consumers[group] if x.weight in moments]
-        regressions = selection.regressions_of(g, readers, self.coupled.taken.channels, moments, {})
-        return Known("local", group, g.size, g.rows, tuple(regressions)).layers
+        found = regressions.regressions_of(g, readers, self.coupled.taken.channels, moments, {})
+        return Known("local", group, g.size, g.rows, tuple(found)).layers
 
     def gauss_newton(self, group: int) -> Quadratic:
         """The discrepancy of the network's outputs, to second order at the full layer."""

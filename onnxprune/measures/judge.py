@@ -11,18 +11,14 @@ import onnx
 from onnxprune import verify
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
-from onnxprune.config import PruneConfig
-from onnxprune.errors import CheckFailed, RunError
+from onnxprune.errors import RunError
 from onnxprune.measures import layouts
-from onnxprune.measures.answers import Answers, Part, parts_in
-from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.answers import Answers, parts_in
 from onnxprune.measures.layouts import Layout
 from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
-from onnxprune.measures.verdict import demand
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
-from onnxprune.state import Coupled, Goals, Loaded
 from onnxprune.taken import Taken
 
 # Samples among which one is sought that differs from the first.
@@ -47,28 +43,6 @@ def seen(taken: Taken, observed: Observed, normalised: Normalised, *, labelled: 
     graph = replace(taken.channels.graph, outputs=wanted)
     proto = observing(taken.proto, wanted, normalised.types)
     return replace(taken, proto=proto, channels=replace(taken.channels, graph=graph))
-
-
-def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequence[Part] | None = None) -> Answers:
-    """The original's answers. parts: those of other samples; None where these samples show the scales."""
-    observed = coupled.observed
-    values = outputs_of(_original(loaded, coupled), coupled, loaded, samples)
-    if parts is None:
-        parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
-    return Answers.of(values, len(samples), parts, observed.layouts)
-
-
-def _original(loaded: Loaded, coupled: Coupled) -> onnx.ModelProto:
-    """The original as it is, or as the samples run it, where only that has the tensors: names of a branch, or of a
-    function."""
-    return loaded.original if set(coupled.observed.tensors) <= tensors_of(loaded.original) else coupled.taken.proto
-
-
-def with_layouts(coupled: Coupled, loaded: Loaded) -> Coupled:
-    """With the places of the samples in what the original gives."""
-    observed, original = coupled.observed, _original(loaded, coupled)
-    found = layouts_of(_watched(original, coupled, loaded), loaded.fit, observed.sized_by_values)
-    return replace(coupled, observed=replace(observed, layouts=found))
 
 
 def layouts_of(model: onnx.ModelProto, samples: Samples, without: Set[str] = frozenset()) -> dict[str, Layout]:
@@ -100,23 +74,6 @@ def _other_than_first(samples: Samples) -> int:
         if any(not np.array_equal(first[k], other[k]) for k in names):
             return i
     return last
-
-
-def outputs_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:
-    """The outputs of a model over all samples, and the tensors that stand for them, where it has these."""
-    return verify.outputs_of(_watched(model, coupled, loaded), samples, coupled.observed.layouts)
-
-
-def runs_on(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:
-    """As `outputs_of`, for a pruned model. Raises CheckFailed where onnxruntime refuses it."""
-    return verify.runs_on(_watched(model, coupled, loaded), samples, coupled.observed.layouts)
-
-
-def _watched(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded) -> onnx.ModelProto:
-    observed = coupled.observed
-    if not observed.plain and coupled.taken.branches and not set(observed.tensors) <= tensors_of(model):
-        model = coupled.taken.of(model)
-    return watched(model, observed, loaded.normalised.types)
 
 
 def watched(model: onnx.ModelProto, observed: Observed, types: Mapping[str, int]) -> onnx.ModelProto:
@@ -159,54 +116,3 @@ def _with_still(observed: Observed, outputs: Mapping[str, Array], values: Mappin
         still=observed.still - set(loose),
         missing=observed.missing | others,
     )
-
-
-def outputs_of_result(
-    final: onnx.ModelProto, candidate: onnx.ModelProto, coupled: Coupled, loaded: Loaded, answers: Answers
-) -> dict[str, Array]:
-    """Of the model that will be written; what stands for its outputs from what it was made of, where that is folded."""
-    found = runs_on(final, coupled, loaded, loaded.held)
-    if all(t in found for t in answers.tensors):
-        return found
-    return {**runs_on(candidate, coupled, loaded, loaded.held), **found}
-
-
-def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Loaded, answers: Answers) -> Figures:
-    """How far the result's outputs on the judging samples are from the original's."""
-    held_out = loaded.held_out is not None
-    synthetic = loaded.held.synthetic
-    labelled = loaded.labels is not None and not is_float(loaded.held.extras[loaded.labels].dtype)
-    return figures_of(coupled.observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)
-
-
-def discrepancy_of(
-    outputs: Mapping[str, Array], loaded: Loaded, goals: Goals | None, settings: PruneConfig
-) -> float | None:
-    """What a tolerance is of, on the judging samples: the error of the outputs, or the loss that is added to the
-    original's where there are labels. None where there is neither, or nothing was selected."""
-    if goals is None or (settings.tolerance is None and settings.labels is None):
-        return None
-    return goals.held.value(outputs, slice(0, len(loaded.held)))
-
-
-def within_tolerance(discrepancy: float | None, settings: PruneConfig) -> None:
-    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
-    if settings.tolerance is None or discrepancy is None or discrepancy <= settings.tolerance:
-        return
-    what = "the outputs differ by" if settings.labels is None else "the loss against the labels has grown by"
-    raise CheckFailed(
-        f"after the refit {what} {discrepancy:.2e}, more than the tolerance of {settings.tolerance}; "
-        "--refit least-squares stays with the weights that were judged"
-    )
-
-
-def within(figures: Figures | None, most: float | None) -> None:
-    """Raises CheckFailed where a figure exceeds the limit, or could not be had."""
-    if most is None:
-        return
-    if figures is None:
-        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but the result does not run")
-    try:
-        demand(figures, most)
-    except CheckFailed as e:
-        raise CheckFailed(f"{e}; nothing was written") from e

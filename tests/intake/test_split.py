@@ -15,7 +15,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError
 from onnxprune.intake.figures import digests
 from onnxprune.numerics.arrays import Array
-from onnxprune.pipeline import opened, split
+from onnxprune.stages.load import opened, split
 
 RNG = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import bench, prune, reporting, runtime
+from onnxprune import bench, prune, runtime
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
 from onnxprune.latency import bench as module
 from onnxprune.latency import cuda, tensorrt_engine
@@ -390,7 +390,7 @@ def test_prune_reports_the_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         seen.extend([[x.name for x in models], [x.proto for x in models], shapes_of(feeds), settings])
         return replace(bench(FREE, FREE, **QUICK), notes=("a note of the bench",))
 
-    monkeypatch.setattr(reporting, "measure", fake)
+    monkeypatch.setattr("onnxprune.stages.report.measure", fake)
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
     watched: list[str] = []
     found = prune(
@@ -411,7 +411,7 @@ def test_a_failed_bench_keeps_the_model(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def fail(*_: Any) -> None:
         raise RunError("CUDAExecutionProvider did not start")
 
-    monkeypatch.setattr(reporting, "measure", fail)
+    monkeypatch.setattr("onnxprune.stages.report.measure", fail)
     out = tmp_path / "out.onnx"
     found = prune(digits.path("resnet"), out, digits.CALIB, bench="cpu", method="magnitude", refit="none")
     assert out.is_file()

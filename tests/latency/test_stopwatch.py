@@ -15,7 +15,8 @@ from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.search import meet
 from onnxprune.latency.stopwatch import GRID, Stopwatch, feeds_of, grid
-from onnxprune.pipeline import Loaded, couple, load
+from onnxprune.stages.couple import couple
+from onnxprune.stages.load import Loaded, load
 from tests import digits
 from tests.latency.synthetic import BLOCK, Synthetic
 
@@ -145,7 +146,7 @@ def test_a_run_has_the_batch_that_is_asked_for(loaded: Loaded):
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Synthetic:
     """What stands in for onnxruntime, with a cache of its own."""
     found = Synthetic(drag=0.2, block=1)
-    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda *_, **__: found)
+    monkeypatch.setattr("onnxprune.stages.time_layers.OnnxRuntime", lambda *_, **__: found)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
     return found
 
@@ -181,7 +182,7 @@ def test_an_explicit_provider_decides_what_times(
         timed.append(options["providers"][0])
         return machine
 
-    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", build)
+    monkeypatch.setattr("onnxprune.stages.time_layers.OnnxRuntime", build)
     monkeypatch.setattr("onnxprune.runtime.check_starts", lambda providers: tried.append(providers[0]))
     options: dict[str, Any] = {**FAST, "ratio": 0.3, "method": "magnitude", "refit": "none", "target": "ort-cuda"}
     prune(digits.path("resnet"), None, digits.CALIB, dry_run=True, **options, **given)
@@ -228,6 +229,6 @@ def test_a_time_that_is_missed_when_measured_is_no_success(machine: Synthetic, m
 def test_a_replay_on_another_machine_says_that_its_time_is_another(machine: Synthetic, monkeypatch: pytest.MonkeyPatch):
     direct = prune(digits.path("resnet"), None, digits.CALIB, ratio=0.3, method="magnitude", **FAST)
     assert not any("was asked for" in n for n in direct.report.notes)
-    monkeypatch.setattr("onnxprune.pipeline.OnnxRuntime", lambda *_, **__: Synthetic(overhead=1e7))
+    monkeypatch.setattr("onnxprune.stages.time_layers.OnnxRuntime", lambda *_, **__: Synthetic(overhead=1e7))
     again = prune(digits.path("resnet"), None, digits.CALIB, from_plan=direct.plan)
     assert any("of the original's time where 70.0% was asked for" in n for n in again.report.notes)

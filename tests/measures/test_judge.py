@@ -16,9 +16,9 @@ from onnxprune import evaluate, prune
 from onnxprune.calibrate.samples import checked, tensor_specs
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.numerics.arrays import Array
-from onnxprune.pipeline import split
 from onnxprune.report.terminal import Screen, prune_report
 from onnxprune.runtime import Session
+from onnxprune.stages.load import split
 
 FAST = {"fast": True, "round_to": 1, "ratio": 0.5}
 RNG = np.random.default_rng(0)

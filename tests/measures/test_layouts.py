@@ -15,7 +15,7 @@ from onnxprune import evaluate, prune
 from onnxprune.errors import CheckFailed
 from onnxprune.measures.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layout, found
 from onnxprune.numerics.arrays import Array
-from onnxprune.pipeline import PruneResult
+from onnxprune.stages.save import PruneResult
 
 STEPS, CLASSES, HIDDEN = 6, 5, 32
 RNG = np.random.default_rng(0)

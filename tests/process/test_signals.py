@@ -23,6 +23,7 @@ from onnxprune import cli, pipeline, prune
 from onnxprune.output import commit
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
+from onnxprune.stages import save
 from tests import digits
 from tests.test_pipeline import listing
 
@@ -349,7 +350,7 @@ def test_a_lost_interrupt_is_found_before_the_commit(
     folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where a model appears although the run was to end."""
-    stored = pipeline._stored
+    stored = save.stored
 
     def swallowing(*args: Any) -> Any:
         with suppress(BaseException):  # as some libraries do
@@ -357,7 +358,7 @@ def test_a_lost_interrupt_is_found_before_the_commit(
         return stored(*args)
 
     before = listing(folder)
-    monkeypatch.setattr(pipeline, "_stored", swallowing)
+    monkeypatch.setattr(pipeline, "stored", swallowing)
     assert run([*RUN, *FAST, "--quiet"]) == 143
     assert listing(folder) == before
     assert capsys.readouterr() == ("", "onnxprune: error: interrupted by SIGTERM; nothing was written\n")
@@ -372,7 +373,7 @@ def test_an_interrupt_that_became_another_error(folder: Path, capsys: Capture, m
         except Interruption as e:
             raise ImportError("initialization failed") from e
 
-    monkeypatch.setattr(pipeline, "load", loading)
+    monkeypatch.setattr(pipeline, "opened", loading)
     assert run([*RUN, *FAST, "--quiet"]) == 143
     assert capsys.readouterr() == ("", "onnxprune: error: interrupted by SIGTERM; nothing was written\n")
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from onnxprune.report.summary import Effort, Size
-from onnxprune.reporting import larger
+from onnxprune.stages.report import larger
 from tests.digits import pruned
 
 

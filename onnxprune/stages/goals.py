@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,11 +15,23 @@ from onnxprune.calibrate.samples import Samples
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gate
+from onnxprune.jobs.place import HERE, Place
 from onnxprune.measures.answers import Answers
-from onnxprune.measures.judge import answers_of
-from onnxprune.numerics.arrays import is_float
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Objective, imitation_of, task_loss
-from onnxprune.state import HERE, Coupled, Goals, Loaded, Place
+from onnxprune.stages.answers import answers_of
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Goals:
+    """What the outputs shall imitate, on the samples for fitting and on those held out, with the original's outputs."""
+
+    fit: Objective
+    held: Objective
+    fit_outputs: Mapping[str, Array]
+    held_outputs: Mapping[str, Array]
 
 
 def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: PruneConfig) -> Goals:

@@ -1,28 +1,38 @@
-"""From the cut model to candidates: refitted at the level that was asked for, and after learning from the original."""
+"""From the cut model to candidates: the weights that stay, refitted at the level that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from onnxprune import refit, storage
-from onnxprune.calibrate.augment import images
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.measures.finite import keep_finite
-from onnxprune.measures.judge import runs_on
-from onnxprune.measures.observed import observing
-from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
-from onnxprune.recover import Material, Schedule, recover
+from onnxprune.recover import Recovery
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
-from onnxprune.state import Calibrated, Coupled, Loaded, Refitted
+from onnxprune.stages.answers import runs_on
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
 from onnxprune.threads import mapped
 
-RECOVERED = "recovered"
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """Candidates by refit level, the least refitted first, what lockstep did to each layer, and what to say of it.
+
+    recovery: what learning from the original did, where that was asked for.
+    """
+
+    candidates: Mapping[str, onnx.ModelProto]
+    fits: tuple[refit.Fit, ...] = ()
+    notes: tuple[str, ...] = ()
+    recovery: Recovery | None = None
 
 
 def refit_weights(
@@ -46,23 +56,6 @@ def refit_weights(
 
     refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings)
     return replace(refitted, notes=(*refitted.notes, *_limits(coupled, keep)))
-
-
-def _limits(coupled: Coupled, keep: Mask) -> list[str]:
-    """Which layers that lost channels were not fitted, as what lies behind them is not defined for all numbers."""
-    return [
-        f"{x.node.name} keeps what is left of its weights: {x.limited} behind it is not defined for all numbers that "
-        "fitted weights may give"
-        for x in coupled.layers
-        if x.limited and not x.kept_columns(keep).all()
-    ]
-
-
-def _spoilt(layer: Layer, level: str) -> str:
-    return (
-        f"{layer.node.name} keeps what is left of its weights: fitted by {level} they give numbers behind them that "
-        "are not finite where the original's are"
-    )
 
 
 def _fitted(
@@ -121,56 +114,21 @@ def _fitted(
     return Refitted({level: plain, settings.refit: walked}, tuple(fits), tuple(dict.fromkeys(notes)))
 
 
-def recover_weights(
-    loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
-    masks: Masks,
-    refitted: Refitted,
-    settings: PruneConfig,
-) -> Refitted:
-    """One more candidate: the best so far after learning from the original, where that did it good."""
-    candidates = refitted.candidates
-    unfit = ""
-    if loaded.fit.synthetic:
-        unfit = "recovery was left out: random inputs teach nothing; use --calib"
-    elif loaded.held_out is None:
-        unfit = "recovery was left out: the samples are too few to hold any out; give more"
-    if unfit:
-        return replace(refitted, notes=(*refitted.notes, unfit))
-    level = nearest({k: held_out_error(c, loaded, coupled, calibrated) for k, c in candidates.items()})
-    model = onnx.ModelProto()
-    model.CopyFrom(candidates[level])
-    weights, recovery = recover(
-        coupled.seen.proto,
-        observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),
-        coupled.seen.channels,
-        coupled.layers,
-        Material(loaded.fit, loaded.held, calibrated.reference),
-        coupled.channels.keep_classes(masks),
-        Schedule(
-            epochs=settings.epochs,
-            seed=settings.seed,
-            augment=images(flips=True, blends=True),
-            fixed=_generated(model, loaded.normalised.tables),
-        ),
+def _limits(coupled: Coupled, keep: Mask) -> list[str]:
+    """Which layers that lost channels were not fitted, as what lies behind them is not defined for all numbers."""
+    return [
+        f"{x.node.name} keeps what is left of its weights: {x.limited} behind it is not defined for all numbers that "
+        "fitted weights may give"
+        for x in coupled.layers
+        if x.limited and not x.kept_columns(keep).all()
+    ]
+
+
+def _spoilt(layer: Layer, level: str) -> str:
+    return (
+        f"{layer.node.name} keeps what is left of its weights: fitted by {level} they give numbers behind them that "
+        "are not finite where the original's are"
     )
-    notes = [recovery.why] if recovery.why else []
-    if not weights:
-        notes = notes or [f"recovery did no better than {level} on held-out samples; {level} was kept"]
-    else:
-        before = replace_initializers(model, {})
-        set_initializers(model, weights)
-        undone = keep_finite(model, before, loaded.normalised.proto, coupled.layers, loaded.parts)
-        notes += [_spoilt(x, RECOVERED) for x in undone]
-        candidates = {**candidates, RECOVERED: model}
-    return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
-
-
-def _generated(model: onnx.ModelProto, tables: Mapping[str, Table]) -> frozenset[str]:
-    """The constants that the original generates, and that would take more to store."""
-    sizes = {t.name: storage.bytes_of(t) for t in model.graph.initializer if t.name in tables}
-    return frozenset(k for k, size in sizes.items() if tables[k].generated and tables[k].bytes < size)
 
 
 def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, coupled: Coupled, calibrated: Calibrated) -> float:
@@ -178,11 +136,11 @@ def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, coupled: Coupled,
     return calibrated.reference.error(runs_on(candidate, coupled, loaded, loaded.held))
 
 
-def worse(error: float, other: float) -> bool:
-    """Whether one candidate's error is the larger, as far as that was measured."""
-    return bool(np.isfinite(other)) and not error <= other
-
-
 def nearest(errors: Mapping[str, float]) -> str:
     """The candidate with the least error, of equal ones the last; what is no number is worse than any."""
     return min(reversed(list(errors)), key=lambda k: errors[k] if np.isfinite(errors[k]) else float("inf"))
+
+
+def worse(error: float, other: float) -> bool:
+    """Whether one candidate's error is the larger, as far as that was measured."""
+    return bool(np.isfinite(other)) and not error <= other

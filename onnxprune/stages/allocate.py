@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from onnxprune import budget, parts, sensitivity, sequential
+from onnxprune import budget, parts, sensitivity
 from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
@@ -17,7 +17,9 @@ from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.runtime import concatenated
 from onnxprune.select import Path
-from onnxprune.state import Calibrated, Coupled, Loaded
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
 
 # How far from the wanted share of the time a measured one may be.
 LATENCY_MISSED = 0.1
@@ -242,7 +244,7 @@ def coefficients_of(masks: Masks, paths: Sequence[Path]) -> dict[int, Coefficien
     found: dict[int, Coefficients] = {}
     for g, mask in masks.items():
         width = int(mask.sum())
-        a = sequential.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
+        a = parts.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
         if a is not None:
             found[g] = a
     return found

@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import scipy
 
 from onnxprune import model as m
-from onnxprune import runtime
-from onnxprune.allocation import LATENCY_MISSED
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.intake.options import exact_percent
+from onnxprune.jobs.place import HERE, Place
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
-from onnxprune.measures.processor import processor
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import METHODS, tried
 from onnxprune.numerics.arrays import Masks
 from onnxprune.output.model_files import written_bytes
 from onnxprune.refit import Fit
+from onnxprune.report.environment import peak_memory, versions
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
-from onnxprune.scope import not_counted
-from onnxprune.state import HERE, Calibrated, Checked, Clock, Coupled, Loaded, Place
+from onnxprune.stages.allocate import LATENCY_MISSED
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.clock import Clock
+from onnxprune.stages.couple import Coupled, not_counted
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.verify import Checked
 from onnxprune.targets import TARGETS
-from onnxprune.threads import blas
-from onnxprune.version import __version__
-
-_STATUS = Path("/proc/self/status")
 
 
 def report_of(
@@ -105,7 +101,7 @@ def report_of(
             place.provider,
         ),
         versions=versions(),
-        refit=tuple(_fit(f) for f in checked.fits) if checked else (),
+        refit=tuple(_fit(f) for f in checked.finished.fits) if checked else (),
         notes=(
             *loaded.notes,
             *not_counted(channels),
@@ -188,10 +184,10 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "tolerance": exact.tolerance if exact else None,
         "input_sizes_compared": exact.sizes if exact else None,
         "input_sizes_run": checked.sizes,
-        "refit": checked.level,
-        "held_out_error": dict(checked.errors),
+        "refit": checked.finished.level,
+        "held_out_error": dict(checked.finished.errors),
         **({} if checked.discrepancy is None else {"discrepancy": checked.discrepancy}),
-        **({"recovery": asdict(checked.recovery)} if checked.recovery else {}),
+        **({"recovery": asdict(checked.finished.recovery)} if checked.finished.recovery else {}),
     }
 
 
@@ -265,31 +261,3 @@ def pinned_rows(channels: ChannelGraph) -> tuple[PinnedRow, ...]:
     return tuple(
         PinnedRow(p.tensor, p.axis, p.positions, p.why.op, p.why.reason, p.why.remedy) for p in channels.pinned
     )
-
-
-def peak_memory() -> int | None:
-    """Peak resident bytes of this process, None where the platform does not tell."""
-    # Linux counts in ru_maxrss what a parent held when it started this program.
-    with suppress(OSError, StopIteration):
-        lines = _STATUS.read_text(encoding="utf-8", errors="replace").splitlines()  # the name of a process is any bytes
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
-
-
-def versions() -> dict[str, str]:
-    """Of onnxprune and what its numbers depend on: bytes differ between processors, and between kernels of BLAS."""
-    return {
-        "onnxprune": __version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": runtime.version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "blas": blas(),
-        "processor": str(processor()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }

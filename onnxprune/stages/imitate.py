@@ -13,7 +13,7 @@ are masked as in the oracle, and it keeps the order that the first selection gav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -22,43 +22,41 @@ import numpy as np
 import onnx
 
 from onnxprune import model as m
-from onnxprune import parts, refit, selection, storage, verify
+from onnxprune import parts, refit, storage, verify
 from onnxprune.calibrate import outputs as probing
 from onnxprune.calibrate.outputs import Batch, Probe, part_of
+from onnxprune.calibrate.regressions import consumers_of, regressions_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import is_wide
-from onnxprune.channels import Group
+from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
-from onnxprune.errors import BudgetUnreachable
+from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group, units_of
 from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS
-from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask
+from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.oracle import masked_model
+from onnxprune.parts import exchanged
 from onnxprune.refit import Target
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import Session, concatenated
 from onnxprune.select import Path
-from onnxprune.select.exact import ExactWalk
-from onnxprune.select.imitation import SLACK, best_of_size
+from onnxprune.select.proposals import Proposal, joined, of_network, of_quadratic
 from onnxprune.select.quadratic import Quadratic
-from onnxprune.select.steps import best_within
 from onnxprune.sensitivity import outputs_behind, read_by_layers_alone
-from onnxprune.state import Calibrated, Coupled, Goals, Loaded
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.goals import Goals
+from onnxprune.stages.load import Loaded
 from onnxprune.walk import Walker
 
 Weights = Mapping[str, Array]
-# How many units → which ones, and their coefficients where the method gives any.
-Proposal = Callable[[int], tuple[Mask, Doubles | None]]
-
 # Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.
 _GLOBAL_SAMPLES = 384
 _EXACT_SAMPLES = 128
-_EXACT_CANDIDATES = 4
-# Gains below this share of the discrepancy without any unit are noise of float32.
-_EXACT_ROUNDING = 1e-6
+Cut = tuple[dict[int, Mask], dict[int, Coefficients]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +92,29 @@ class Selected:
         return {c.group: c.coefficients for c in self.choices if c.coefficients is not None}
 
 
-def select(
+def imitate(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    candidates: Mapping[str, Sequence[Path]],
+    masks: Masks,
+    settings: PruneConfig,
+) -> Cut:
+    """Cut group by group, each on the inputs that the cuts before it left: to the widths of `masks`, or as far as the
+    tolerance goes. Raises BudgetUnreachable and NothingPrunable."""
+    if settings.tolerance is None:
+        widths: dict[int, tuple[int, ...]] = {g: (int(mask.sum()),) for g, mask in masks.items()}
+    else:
+        widths = {g: w for g, w in enumerate(coupled.widths.allowed) if len(w) > 1 and g not in coupled.taken.idle}
+    chosen = in_sequence(loaded, coupled, calibrated, candidates, widths, settings)
+    if not chosen.masks:
+        raise NothingPrunable(f"not one group can be cut within a tolerance of {settings.tolerance}; give a larger one")
+    dead = branches.dead_groups(coupled.drops, chosen.masks)
+    masks = {g: mask for g, mask in chosen.masks.items() if g not in dead}
+    return masks, {g: a for g, a in chosen.coefficients.items() if g not in dead}
+
+
+def in_sequence(
     loaded: Loaded,
     coupled: Coupled,
     calibrated: Calibrated,
@@ -137,7 +157,7 @@ class _Run:
         self.masked: dict[int, Mask] = {}
         self.plain = replace_initializers(coupled.seen.proto, {})
         self._gates = by_group(self.channels, calibrated.gates)
-        self.consumers = selection.consumers_of(self.channels, coupled.layers)
+        self.consumers = consumers_of(self.channels, coupled.layers)
         self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
         self.reference = self._walker(coupled.seen.proto, loaded.fit)
         self.fit_outputs: Mapping[str, Array] = self.goals.fit_outputs
@@ -338,7 +358,7 @@ class _Layers:
             else:
                 kind = "local" if imitated is None else name
                 q = self.local if imitated is None else imitated
-                found[kind] = _of_quadratic(q, rows, free=run.settings.coefficients == "free")
+                found[kind] = of_quadratic(q, rows, free=run.settings.coefficients == "free")
         return found
 
     @cached_property
@@ -369,7 +389,7 @@ class _Layers:
         for layer in self.consumers:
             if layer.weight not in run.calibrated.moments:
                 continue
-            regressions = selection.regressions_of(group, [layer], run.channels, run.calibrated.moments, {})
+            regressions = regressions_of(group, [layer], run.channels, run.calibrated.moments, {})
             if layer.weight not in self.equations:
                 for r in regressions:
                     total += Quadratic.of_gram(r.contributions(size))
@@ -381,7 +401,7 @@ class _Layers:
                 if (unit < 0).all():
                     continue
                 metric = regressions[0].weight * np.eye(w.shape[2]) if metrics is None else metrics[layer.weight][i]
-                total += Quadratic.of_equations(*_joined(train, held, i), w[i], unit, size, metric)
+                total += Quadratic.of_equations(*joined(train, held, i), w[i], unit, size, metric)
         return total
 
     def _global(self) -> Quadratic | Proposal | None:
@@ -398,7 +418,8 @@ class _Layers:
         types = run.loaded.normalised.types
         if settings.metric == "exact":
             network = GatedNetwork(part, run.channels, self.group, gates, types, batches, run.goals.fit)
-            return _of_network(network, run.channels.groups[self.group], free=settings.coefficients == "free")
+            g = run.channels.groups[self.group]
+            return of_network(network, g.size, g.rows, free=settings.coefficients == "free")
         probe = Probe.of(part, run.channels, gates, (), types, layouts=run.layouts)
         found = probing.collect(
             probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
@@ -487,36 +508,3 @@ class _Layers:
         if run.settings.reads_gradients and len(run.channels.graph.outputs) > 1:
             # Groups that lie behind some of the outputs ask for these.
             run.fit_outputs = {**run.fit_outputs, **self._run(run.state, {})}
-
-
-def exchanged(coefficients: Doubles | None, wanted: Mask, kept: Mask) -> Doubles | None:
-    """Coefficients (units,) for what is kept in place of what was wanted: a unit that came in stays as it is."""
-    return None if coefficients is None else np.where(kept, np.where(wanted, coefficients, 1.0), 0.0)
-
-
-def _of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool) -> Proposal:
-    def best(n: int) -> tuple[Mask, Doubles | None]:
-        mask, coefficients, _ = best_of_size(q, n, rows, free=free)
-        return mask, coefficients
-
-    return best
-
-
-def _of_network(network: GatedNetwork, g: Group, *, free: bool) -> Proposal:
-    walk = ExactWalk(network, g.size, candidates=_EXACT_CANDIDATES, rounding=_EXACT_ROUNDING)
-
-    def best(n: int) -> tuple[Mask, Doubles | None]:
-        mask, coefficients, _ = best_within(walk, n, SLACK * g.size, g.rows)
-        if free:
-            walk.rescale()
-            coefficients = walk.a
-        return mask, coefficients
-
-    return best
-
-
-def _joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[Doubles, Doubles, Doubles]:
-    """E[x xᵀ], E[x yᵀ] and E[y²] of one group of a convolution, over all rows."""
-    rows = max(train.rows + held.rows, 1)
-    xx, xy, yy = (getattr(train, k)[group] + getattr(held, k)[group] for k in ("xx", "xy", "yy"))
-    return xx / rows, xy / rows, yy / rows

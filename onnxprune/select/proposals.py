@@ -1,0 +1,49 @@
+"""What sequential selection proposes for one group: so many units, and their coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onnxprune.numerics.arrays import Doubles, Ints, Mask
+from onnxprune.numerics.gram import NormalEquations
+from onnxprune.select.exact import ExactWalk
+from onnxprune.select.imitation import SLACK, best_of_size
+from onnxprune.select.quadratic import Discrepancy, Quadratic
+from onnxprune.select.steps import best_within
+
+# How many units → which ones, and their coefficients where the method gives any.
+Proposal = Callable[[int], tuple[Mask, Doubles | None]]
+_EXACT_CANDIDATES = 4
+# Gains below this share of the discrepancy without any unit are noise of float32.
+_EXACT_ROUNDING = 1e-6
+
+
+def of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool) -> Proposal:
+    """By greedy steps on a quadratic. rows: the balanced sets, (N,). free: see `PruneConfig.coefficients`."""
+
+    def best(n: int) -> tuple[Mask, Doubles | None]:
+        mask, coefficients, _ = best_of_size(q, n, rows, free=free)
+        return mask, coefficients
+
+    return best
+
+
+def of_network(d: Discrepancy, units: int, rows: Ints | None, *, free: bool) -> Proposal:
+    """By the true network, for the best few candidates of each step."""
+    walk = ExactWalk(d, units, candidates=_EXACT_CANDIDATES, rounding=_EXACT_ROUNDING)
+
+    def best(n: int) -> tuple[Mask, Doubles | None]:
+        mask, coefficients, _ = best_within(walk, n, SLACK * units, rows)
+        if free:
+            walk.rescale()
+            coefficients = walk.a
+        return mask, coefficients
+
+    return best
+
+
+def joined(train: NormalEquations, held: NormalEquations, group: int) -> tuple[Doubles, Doubles, Doubles]:
+    """E[x xᵀ], E[x yᵀ] and E[y²] of one group of a convolution, over all rows."""
+    rows = max(train.rows + held.rows, 1)
+    xx, xy, yy = (getattr(train, k)[group] + getattr(held, k)[group] for k in ("xx", "xy", "yy"))
+    return xx / rows, xy / rows, yy / rows

@@ -1,0 +1,88 @@
+"""One plain pass over the data, and the statistics of every layer that combines removable channels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxprune import runtime
+from onnxprune.calibrate import outputs, regressions, statistics
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.outputs import OutputMoments
+from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.config import PruneConfig
+from onnxprune.gates import Gate, gates_of
+from onnxprune.jobs.place import HERE, Place
+from onnxprune.measures.answers import Answers
+from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.stages.answers import answers_of
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.goals import Goals, goals_of, probed
+from onnxprune.stages.load import Loaded
+from onnxprune.walk import runtime_batch
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """Input moments by weight, and one plain pass: seconds for all samples, and answers on the held-out ones.
+
+    goals: None where nothing looks at the outputs on the samples for fitting. gates, outputs: all gates, and what the
+    gradients of the outputs say of them.
+    """
+
+    consumers: tuple[Layer, ...]
+    moments: Mapping[str, InputMoments]
+    plain_seconds: float
+    reference: Answers
+    goals: Goals | None = None
+    gates: tuple[Gate, ...] = ()
+    outputs: OutputMoments = field(default_factory=OutputMoments)
+
+
+# Of a plain pass so much is timed.
+_PLAIN_SECONDS = 1.0
+
+
+def calibrate(
+    loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Place = HERE, *, selects: bool = True
+) -> Calibrated:
+    """Collect statistics of every layer that combines removable channels.
+
+    selects: also what only selection needs, the gradients of the outputs.
+    """
+    reference = answers_of(loaded, coupled, loaded.held)
+    plain = plain_pass(loaded)
+    per_group = regressions.consumers_of(coupled.taken.channels, coupled.layers) if settings.reads_statistics else []
+    consumers = tuple({x.weight: x for g in per_group for x in g}.values())
+    n = loaded.normalised
+    proto, seed = coupled.taken.proto, settings.seed
+    moments = statistics.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
+    if not (selects and (settings.sequential or settings.reads_gradients)):
+        return Calibrated(consumers, moments, plain, reference)
+    goals = goals_of(loaded, coupled, reference, settings)
+    layouts = coupled.observed.layouts
+    gates = outputs.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
+    known = OutputMoments()
+    if settings.reads_gradients:
+        known = probed(loaded, coupled, consumers, gates, goals, settings, place)
+    return Calibrated(consumers, moments, plain, reference, goals, gates, known)
+
+
+def plain_pass(loaded: Loaded) -> float:
+    """Seconds that onnxruntime, with its own settings, takes for all samples: what the whole run is compared with.
+
+    Where that is more than a second, what the first batches take stands for all.
+    """
+    session = runtime.Session(loaded.original, spin=True, kernels=DEPLOYED)
+    session.run(loaded.fit.example())
+    size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto)
+    done, spent = 0, 0.0
+    for feeds in loaded.fit.batches(size):
+        start = time.perf_counter()
+        session.run(feeds)
+        spent += time.perf_counter() - start
+        done += loaded.fit.count(feeds)
+        if spent > _PLAIN_SECONDS:
+            break
+    return spent * loaded.count / done

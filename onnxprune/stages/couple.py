@@ -1,0 +1,246 @@
+"""The channel graph, and what of it may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import onnx
+
+from onnxprune import cost, plan, trt_check
+from onnxprune import model as m
+from onnxprune.bodies import return_to_bodies
+from onnxprune.calibrate.layers import Layer
+from onnxprune.channels import ChannelGraph, branches, build
+from onnxprune.channels.branches import Drop
+from onnxprune.channels.describe import Description, describe
+from onnxprune.channels.frozen import SINGLE, Cause, Frozen
+from onnxprune.channels.remedies import Reason
+from onnxprune.channels.untried import Untried, untried_branches, why_kept
+from onnxprune.config import PruneConfig
+from onnxprune.cost import Cost
+from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
+from onnxprune.measures.judge import layouts_of, observed_of, seen, watched
+from onnxprune.measures.observed import Observed, tensors_of
+from onnxprune.stages.load import Loaded
+from onnxprune.taken import Taken, layers_taken, taken_by
+from onnxprune.targets import TARGETS
+from onnxprune.widths import Widths
+
+# The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
+_MATTERS, _SHOWN = 0.01, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Coupled:
+    """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
+
+    observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
+    widths: what each group may keep. drops: by index, the groups that could go as a whole branch. prices: "macs" and
+    "params" of the result against the units that are kept, and "stored", its parameters without those that a refit may
+    add; stored_parameters: those of the original. untried: the branches that no sample takes.
+    """
+
+    channels: ChannelGraph
+    taken: Taken
+    layers: tuple[Layer, ...]
+    observed: Observed
+    seen: Taken
+    widths: Widths
+    drops: Mapping[int, Drop] = field(default_factory=dict)
+    prices: Mapping[str, Cost] = field(default_factory=dict)
+    stored_parameters: int = 0
+    untried: tuple[Untried, ...] = ()
+
+    def whole(self, budget: str) -> float:
+        """What the original has of what a budget counts."""
+        if budget == "params":
+            return float(self.stored_parameters)
+        return self.prices[budget].at([g.size for g in self.channels.groups])
+
+
+def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
+    """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`scope.check_counted`)."""
+    channels = trace(loaded, settings)
+    frozen = frozen_groups(channels, settings)
+    if len(frozen) == len(channels.groups):
+        raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
+    taken = taken_by(loaded.normalised, channels, loaded.parts)
+    untried = untried_branches(channels, taken.branches, loaded.normalised.types)
+    if settings.untried_branches == "keep":
+        for u in untried:
+            why = Frozen(Cause.UNTRIED, f"no sample takes {u.text}")
+            frozen.update({g: why for g in u.groups if g not in frozen})
+    if len(frozen) == len(channels.groups):
+        raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
+    drops = branches.drops(channels)
+    stored, n = m.parameters(loaded.original), loaded.normalised
+    more, generated = {*n.added_biases, *n.clones}, {k: t.bytes for k, t in n.tables.items() if t.generated}
+    own = channels.graph.constants.keys() - more - generated.keys()
+    prices = {
+        "macs": cost.macs(channels, drops),
+        "params": cost.parameters_of_result(channels, drops, stored, own, more),
+        "stored": cost.parameters_of_result(channels, drops, stored, own),
+    }
+    widths = Widths.of(channels, frozen, drops, settings)
+    if settings.ratio is not None:
+        # Of a latency nothing is measured yet; MACs stand in.
+        price, full = prices["macs"], prices["macs"].at([g.size for g in channels.groups])
+        if settings.budget == "params":
+            price, full = prices["params"], float(stored)
+        widths = Widths.within(channels, frozen, drops, settings, price, (1.0 - settings.ratio) * full)
+    observed = observed_of(taken, n)
+    coupled = Coupled(
+        channels,
+        taken,
+        tuple(replace(x, made=generated.get(x.weight, 0)) for x in layers_taken(taken, channels)),
+        observed,
+        seen(taken, observed, n, labelled=settings.labels is not None),
+        widths,
+        drops,
+        prices=prices,
+        stored_parameters=stored,
+        untried=untried,
+    )
+    if replayed is None:
+        check_counted(coupled, settings)
+    return with_layouts(coupled, loaded)
+
+
+def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
+    """The channel graph of the normalised model."""
+    n = loaded.normalised
+    return build(m.view(n.proto, n.shapes, n.known_values, n.binding, n.free), settings.attention)
+
+
+def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
+    """Describe the channel graph."""
+    n, source = loaded.normalised, loaded.source
+    channels = trace(loaded, settings)
+    price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
+    macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
+    notes = (*filter(None, [source.note]), *n.notes, *foreseen(loaded, settings))
+    notes = (*notes, *not_counted(channels))
+    stored = m.parameters(loaded.original)
+    return describe(
+        channels,
+        source.path,
+        source.sha256,
+        notes,
+        parameters=stored,
+        macs=macs,
+        added=n.added_biases,
+        clones={*n.clones, *(k for k, t in n.tables.items() if t.generated)},
+    )
+
+
+def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
+    """What the target will refuse of any result: it is the normalised model with fewer channels."""
+    if not TARGETS[settings.target].tensorrt:
+        return []
+    whole = onnx.ModelProto()
+    whole.CopyFrom(loaded.normalised.proto)
+    return_to_bodies(whole, loaded.normalised.outside)
+    return trt_check.warnings(whole)
+
+
+def why_nothing(channels: ChannelGraph, frozen: Mapping[int, Frozen]) -> str:
+    """The option, or the most frequent reasons of the channel graph, that leave nothing to cut, and what would help."""
+    asked = next((why.text for why in frozen.values() if why.asked_for), None)
+    if asked is not None:
+        return asked
+    reasons: dict[Reason, int] = {}
+    for p in channels.pinned:
+        reasons[p.why.why] = reasons.get(p.why.why, 0) + p.positions
+    most = sorted(reasons, key=lambda r: -reasons[r])[:3]
+    if not most:
+        return "the model has no weights with channels"
+    return f"{'; '.join(r.text for r in most)} (what would free the first: {most[0].remedy.value})"
+
+
+def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, Frozen]:
+    """Groups that may not be cut, with the reason: a single unit, --exclude, or not in --include."""
+    frozen = {g.index: SINGLE for g in channels.groups if g.size < 2}
+    for pattern in settings.exclude:
+        for index in _groups_matching(channels, pattern, inputs=True):
+            frozen.setdefault(index, Frozen(Cause.EXCLUDED, f"--exclude {pattern}"))
+    if settings.include:
+        chosen: set[int] = set()
+        for pattern in settings.include:
+            chosen |= _groups_matching(channels, pattern, inputs=False)
+        for g in channels.groups:
+            if g.index not in chosen:
+                frozen.setdefault(g.index, Frozen(Cause.NOT_INCLUDED, "not in --include"))
+    return frozen
+
+
+def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> set[int]:
+    """Groups on the outputs (with `inputs` also on the inputs) of nodes, and on tensors, whose names match."""
+    tensors = {t for t in channels.factors if fnmatchcase(t, pattern)}
+    matched = bool(tensors)
+    for n in channels.graph.every_node:
+        if fnmatchcase(n.name, pattern):
+            matched = True
+            tensors.update(o for o in n.outputs if o)
+            if inputs:
+                tensors.update(i for i in n.inputs if i)
+    if not matched:
+        raise UsageError(f"the pattern {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
+    found: set[int] = set()
+    for t in tensors:
+        found |= channels.groups_in(t)
+    return found
+
+
+def check_counted(coupled: Coupled, settings: PruneConfig) -> None:
+    """Raises BudgetUnreachable where a share of the MACs was asked for that nobody can tell.
+
+    What is not counted must not matter: its weights are below a hundredth of all.
+    """
+    if settings.ratio is None or settings.budget != "macs":
+        return
+    missing = cost.uncounted(coupled.channels)
+    if any(x.surely or x.weights >= _MATTERS * coupled.stored_parameters for x in missing):
+        raise BudgetUnreachable(
+            f"the share of the MACs cannot be told, as these operators multiply, and how much is not known: "
+            f"{_listed(missing)}; choose --budget params, or --uniform"
+        )
+
+
+def not_counted(channels: ChannelGraph) -> tuple[str, ...]:
+    """For the report: what is missing in the MACs."""
+    found: list[str] = []
+    if missing := cost.uncounted(channels):
+        found.append(f"the MACs leave out what these operators multiply, or may: {_listed(missing)}")
+    if loops := cost.repeated(channels):
+        named = ", ".join(loops[:_SHOWN]) + (f" and {len(loops) - _SHOWN} more" if len(loops) > _SHOWN else "")
+        found.append(f"in the MACs the bodies of {named} count once, however often they run")
+    return tuple(found)
+
+
+def _listed(missing: Sequence[cost.Uncounted]) -> str:
+    shown = [f"{x.node} ({x.operator}: {x.why})" for x in missing[:_SHOWN]]
+    more = len(missing) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def with_layouts(coupled: Coupled, loaded: Loaded) -> Coupled:
+    """With the places of the samples in what the original gives."""
+    observed, original = coupled.observed, original_of(loaded, coupled)
+    found = layouts_of(watched_of(original, coupled, loaded), loaded.fit, observed.sized_by_values)
+    return replace(coupled, observed=replace(observed, layouts=found))
+
+
+def original_of(loaded: Loaded, coupled: Coupled) -> onnx.ModelProto:
+    """The original as it is, or as the samples run it, where only that has the tensors: names of a branch, or of a
+    function."""
+    return loaded.original if set(coupled.observed.tensors) <= tensors_of(loaded.original) else coupled.taken.proto
+
+
+def watched_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded) -> onnx.ModelProto:
+    """A model with what stands for its outputs as further outputs, branches replaced where only that has these."""
+    observed = coupled.observed
+    if not observed.plain and coupled.taken.branches and not set(observed.tensors) <= tensors_of(model):
+        model = coupled.taken.of(model)
+    return watched(model, observed, loaded.normalised.types)

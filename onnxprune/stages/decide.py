@@ -1,0 +1,86 @@
+"""Which cut is taken: of one selection or another, or of a saved plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnxprune import plan
+from onnxprune.channels import branches
+from onnxprune.config import PruneConfig
+from onnxprune.errors import UsageError
+from onnxprune.jobs.place import HERE, Place
+from onnxprune.latency.stopwatch import Stopwatch
+from onnxprune.numerics.arrays import Mask
+from onnxprune.select import Path
+from onnxprune.stages.allocate import allocate, coefficients_of
+from onnxprune.stages.answers import outputs_of
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.clock import Clock
+from onnxprune.stages.couple import (
+    Coupled,
+)
+from onnxprune.stages.imitate import Cut, imitate
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.refit import refit_weights
+from onnxprune.stages.rewrite import rewrite
+
+
+def mixtures(candidates: Mapping[str, Sequence[Path]], settings: PruneConfig) -> list[Mapping[str, Sequence[Path]]]:
+    """What is tried to the end: all candidates group by group and, where there are several, each of them alone.
+
+    With a tolerance the first only, since the others would remove something else.
+    """
+    alone = [{name: paths} for name, paths in candidates.items()]
+    return [candidates, *alone] if len(alone) > 1 and settings.tolerance is None else [candidates]
+
+
+def cut_with(
+    candidates: Mapping[str, Sequence[Path]],
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    settings: PruneConfig,
+    stage: Clock,
+    stopwatch: Stopwatch | None = None,
+    place: Place = HERE,
+) -> Cut:
+    """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
+    with stage("allocate"):
+        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, stopwatch, place.scheduler)
+    if not settings.sequential:
+        return masks, coefficients_of(masks, paths)
+    with stage("imitate"):
+        return imitate(loaded, coupled, calibrated, candidates, masks, settings)
+
+
+def best_of(
+    found: Sequence[Cut], loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
+) -> Cut:
+    """The cut whose refitted model comes closest to what its outputs shall imitate, on all samples.
+
+    Those for fitting count as well: all cuts are fitted on them alike, and the others alone are too few to tell.
+    """
+    if calibrated.goals is None:
+        return found[0]
+    parts = ((loaded.fit, calibrated.goals.fit), (loaded.held, calibrated.goals.held))
+
+    def error(cut: Cut) -> float:
+        sliced = rewrite(loaded, coupled, cut[0])
+        models = refit_weights(loaded, coupled, calibrated, *cut, sliced, settings).candidates.values()
+        return min(
+            sum(goal.value(outputs_of(p, coupled, loaded, s), slice(0, len(s))) * len(s) for s, goal in parts)
+            for p in models
+        )
+
+    return min(found, key=error)
+
+
+def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
+    """The masks of a saved plan. Raises UsageError where it counts other units of attention, or does not fit."""
+    units = chosen.settings().attention
+    if units != settings.attention:
+        raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
+    masks = chosen.masks(coupled.channels)
+    if branches.left_of(coupled.channels, coupled.channels.keep_classes(masks)) is None:
+        raise UsageError("the plan leaves some tensor without a channel; make a new plan")
+    return masks

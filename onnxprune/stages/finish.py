@@ -1,0 +1,86 @@
+"""The model to write: the best of the refit's candidates, in the form of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune import refit
+from onnxprune.config import PruneConfig
+from onnxprune.numerics.arrays import Ints, Mask, Masks
+from onnxprune.recover import Recovery
+from onnxprune.rewrite import finish as in_form
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.refit import Refitted, held_out_error, nearest, worse
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finished:
+    """The model to write, the candidate that it was made of, and the cut model without fits in the same form.
+
+    level: the refit of the candidate. errors: of every candidate, by which they were compared. fits: what the walk did
+    to each layer. recovery: what learning from the original did, where that was asked for.
+    """
+
+    model: onnx.ModelProto
+    candidate: onnx.ModelProto
+    unfitted: onnx.ModelProto
+    level: str
+    errors: Mapping[str, float]
+    fits: tuple[refit.Fit, ...]
+    notes: tuple[str, ...]
+    recovery: Recovery | None
+
+
+def finish(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    masks: Masks,
+    sliced: onnx.ModelProto,
+    refitted: Refitted,
+    settings: PruneConfig,
+) -> Finished:
+    """Of the refit's candidates the better on held-out data, in the form of the original."""
+    channels, n = coupled.channels, loaded.normalised
+    keep = channels.keep_classes(masks)
+    errors = {k: held_out_error(c, loaded, coupled, calibrated) for k, c in refitted.candidates.items()}
+    level = nearest(errors)
+    notes = list(refitted.notes)
+    if settings.walks and worse(errors[settings.refit], errors[settings.level]):
+        notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
+    candidate = refitted.candidates[level]
+    return Finished(
+        model=in_form(candidate, n, channels, keep),
+        candidate=candidate,
+        unfitted=in_form(sliced, n, channels, keep),
+        level=level,
+        errors=errors,
+        fits=refitted.fits,
+        notes=(*notes, *notes_on_bodies(coupled, keep)),
+        recovery=refitted.recovery,
+    )
+
+
+def notes_on_bodies(coupled: Coupled, keep: Mask) -> list[str]:
+    """For the report: what lost channels inside bodies, given the classes that stay, and could not be fitted."""
+    channels = coupled.channels
+    fitted = {x.weight for x in coupled.layers}
+
+    def cut(classes: Ints | None) -> bool:
+        return classes is not None and not keep[classes].all()
+
+    inner = [x for x in channels.linears if x.node.index in channels.graph.inside and x.weight not in fitted]
+    count = sum(cut(x.inputs) or cut(x.outputs) for x in inner)
+    notes = [f"{count} layers inside the bodies of If, Loop or Scan were cut, but not refitted"] if count else []
+    idle = sum(cut(channels.groups[g].units) for g in coupled.taken.idle)
+    if idle:
+        notes.append(
+            f"{idle} groups were cut in branches that no calibration sample takes, by the size of their weights alone; "
+            "give data that runs every branch"
+        )
+    return notes

@@ -1,0 +1,174 @@
+"""The model and the data: read, checked, brought into normal form, and split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import onnx
+
+from onnxprune import labels, plan, runtime, storage
+from onnxprune import model as m
+from onnxprune.calibrate import samples as data
+from onnxprune.calibrate import stand_ins
+from onnxprune.calibrate.samples import Samples
+from onnxprune.config import PruneConfig
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.intake import counting, declarations, first_run, scales
+from onnxprune.intake.figures import InputFigures, digests, figures_of
+from onnxprune.intake.figures import doubts as doubts_of_data
+from onnxprune.model import ModelLike, Source
+from onnxprune.normalise import Normalised
+from onnxprune.numerics.arrays import Array
+from onnxprune.objective import fitted_labels
+from onnxprune.walk import runtime_batch
+
+Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
+_RANDOM_SAMPLES = 64
+_FEW_SAMPLES = 64
+_NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
+_HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """The original model, its normalised form, and the data: for fitting, and held out from it.
+
+    held_out: None where the samples are too few to hold any out. data_sha256: of all samples, and of their labels where
+    the run reads them; inputs_sha256: without these. labels: their key. figures: of every input; doubts: what makes the
+    data doubtful.
+    """
+
+    original: onnx.ModelProto
+    source: Source
+    normalised: Normalised
+    fit: Samples
+    held_out: Samples | None
+    notes: tuple[str, ...]
+    data_sha256: str
+    inputs_sha256: str
+    labels: str | None = None
+    figures: tuple[InputFigures, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> Samples:
+        """What judges the fits: the samples held out, else those for fitting."""
+        return self.fit if self.held_out is None else self.held_out
+
+    @property
+    def parts(self) -> tuple[Samples, ...]:
+        """All samples, those held out first."""
+        return (self.fit,) if self.held_out is None else (self.held_out, self.fit)
+
+    @property
+    def count(self) -> int:
+        """All samples."""
+        return sum(len(p) for p in self.parts)
+
+
+def opened(model: ModelLike, calibration: Calibration, settings: PruneConfig, replayed: plan.Plan | None) -> Loaded:
+    """Load what a run needs. Raises UsageError where the plan to replay belongs to another model or other data."""
+    if replayed is None:
+        return load(model, calibration, settings)
+    # A plan has decided all that labels decide, so a replay needs none.
+    loaded = load(model, calibration, settings.with_options(labels=None), replayed.divided_by)
+    known = (loaded.source.sha256, loaded.inputs_sha256)
+    said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)
+    return replace(loaded, notes=(*loaded.notes, *said))
+
+
+def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divided_by: int | None = None) -> Loaded:
+    """Read and normalise the model, read and split the data, and hold the labels against the first output.
+
+    divided_by: the seed of the split, where that is not the one of the settings.
+    """
+    original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
+    if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
+        original = storage.outside(original)
+    first_run.infer(original)
+    samples = read_samples(original, calibration, settings)
+    seconds = first_run.run(original, samples.example())
+    normalised = first_run.normalised(original, samples.example(), seconds=seconds)
+    batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto))
+    if not (counting.counts(original) and counting.counts(normalised.proto)):
+        batches = islice(batches, 1)
+    first_run.run_all(original, batches, seconds=seconds)
+    if settings.labels is not None:
+        check_labels(normalised, samples, settings.labels)
+    false = declarations.false_outputs(original, normalised.shapes)
+    if false:
+        original = declarations.with_true_outputs(original, normalised.shapes)
+        mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
+        normalised = replace(normalised, proto=mended)
+    notes = [*filter(None, [source.note]), *normalised.notes, *false]
+    if not samples.synthetic and len(samples) < _FEW_SAMPLES:
+        few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
+        notes.append(f"only {few}: the refit has little to go by; use a few hundred")
+    notes += runtime.notes_on(original)
+    unread = [k for k in samples.extras if k != settings.labels]
+    if unread:
+        notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
+    checksums = digests(samples)
+    fit, held_out = split(samples, settings.seed if divided_by is None else divided_by, checksums)
+    inputs = samples.sha256()
+    whole = inputs if settings.labels is None else samples.sha256(settings.labels)
+    figures = figures_of(samples)
+    doubts: tuple[str, ...] = (_NO_DATA,)
+    if not samples.synthetic:
+        doubts = (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
+    return Loaded(
+        original, source, normalised, fit, held_out, tuple(notes), whole, inputs, settings.labels, figures, doubts
+    )
+
+
+def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:
+    """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice."""
+    specs = data.tensor_specs(proto)
+    if calibration is None:
+        if settings.labels is not None:
+            raise UsageError(f"labels {settings.labels!r} are a key of the calibration data; give that too (--calib)")
+
+        trial = first_run.Trial(proto)
+        try:
+            return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, trial)
+        except CalibrationError as e:
+            raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
+    found = data.with_others(data.given(calibration, specs), proto)
+    if settings.labels is not None:
+        labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
+    if settings.samples is not None and settings.samples < len(found):
+        found = found.take(np.sort(np.random.default_rng(settings.seed).permutation(len(found))[: settings.samples]))
+    return found
+
+
+def check_labels(n: Normalised, samples: Samples, key: str) -> None:
+    """Raises CalibrationError where the labels do not fit the first output that is a tensor."""
+    found = labels.of(samples, key)
+    tensors = [o for o in n.proto.graph.output if o.type.HasField("tensor_type")]
+    shape = n.shapes.get(tensors[0].name) if tensors else None
+    if shape is not None:
+        example = samples.example()
+        batch = next((len(example[s.name]) for s in samples.specs if s.batched), 1)
+        shape = (len(samples) * shape[0] // batch, *shape[1:]) if shape else ()
+        fitted_labels(found, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
+
+
+def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple[Samples, Samples | None]:
+    """(for fitting, held out): an eighth of the different samples, at most 64, judges what the others fit; None of few.
+
+    checksums: of each sample; those with the same one are copies, which are on one side.
+    """
+    copies: dict[bytes, list[int]] = {}
+    for i, checksum in enumerate(checksums or [i.to_bytes(8, "big") for i in range(len(samples))]):
+        copies.setdefault(checksum, []).append(i)
+    places = list(copies.values())
+    count = min(len(places) // _HELD_OUT_SHARE, _HELD_OUT_MOST)
+    if count == 0:
+        return samples, None
+    order = np.random.default_rng(seed).permutation(len(places)).tolist()
+    held = [places[i][0] for i in order[:count]]
+    return samples.take([j for i in order[count:] for j in places[i]]), samples.take(held)

@@ -1,0 +1,76 @@
+"""One more candidate: the best so far after learning from the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx
+
+from onnxprune import storage
+from onnxprune.calibrate.augment import images
+from onnxprune.config import PruneConfig
+from onnxprune.measures.finite import keep_finite
+from onnxprune.measures.observed import observing
+from onnxprune.normalise.tables import Table
+from onnxprune.numerics.arrays import Masks
+from onnxprune.recover import Material, Schedule, recover
+from onnxprune.rewrite import replace_initializers, set_initializers
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.refit import Refitted, _spoilt, held_out_error, nearest
+
+RECOVERED = "recovered"
+
+
+def recover_weights(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    masks: Masks,
+    refitted: Refitted,
+    settings: PruneConfig,
+) -> Refitted:
+    """One more candidate: the best so far after learning from the original, where that did it good."""
+    candidates = refitted.candidates
+    unfit = ""
+    if loaded.fit.synthetic:
+        unfit = "recovery was left out: random inputs teach nothing; use --calib"
+    elif loaded.held_out is None:
+        unfit = "recovery was left out: the samples are too few to hold any out; give more"
+    if unfit:
+        return replace(refitted, notes=(*refitted.notes, unfit))
+    level = nearest({k: held_out_error(c, loaded, coupled, calibrated) for k, c in candidates.items()})
+    model = onnx.ModelProto()
+    model.CopyFrom(candidates[level])
+    weights, recovery = recover(
+        coupled.seen.proto,
+        observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),
+        coupled.seen.channels,
+        coupled.layers,
+        Material(loaded.fit, loaded.held, calibrated.reference),
+        coupled.channels.keep_classes(masks),
+        Schedule(
+            epochs=settings.epochs,
+            seed=settings.seed,
+            augment=images(flips=True, blends=True),
+            fixed=_generated(model, loaded.normalised.tables),
+        ),
+    )
+    notes = [recovery.why] if recovery.why else []
+    if not weights:
+        notes = notes or [f"recovery did no better than {level} on held-out samples; {level} was kept"]
+    else:
+        before = replace_initializers(model, {})
+        set_initializers(model, weights)
+        undone = keep_finite(model, before, loaded.normalised.proto, coupled.layers, loaded.parts)
+        notes += [_spoilt(x, RECOVERED) for x in undone]
+        candidates = {**candidates, RECOVERED: model}
+    return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
+
+
+def _generated(model: onnx.ModelProto, tables: Mapping[str, Table]) -> frozenset[str]:
+    """The constants that the original generates, and that would take more to store."""
+    sizes = {t.name: storage.bytes_of(t) for t in model.graph.initializer if t.name in tables}
+    return frozenset(k for k, size in sizes.items() if tables[k].generated and tables[k].bytes < size)

@@ -1,0 +1,54 @@
+"""The files of a run: stored under temporary names, then named at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from onnxprune import plan, storage
+from onnxprune.output.commit import Stage
+from onnxprune.output.model_files import commit, put_model
+from onnxprune.report.summary import Report
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The pruned model (None after a dry run), the plan and the report."""
+
+    model: onnx.ModelProto | None
+    plan: plan.Plan
+    report: Report
+
+
+def stored(
+    stage: Stage,
+    result: PruneResult,
+    separate: bool,
+    output: str | os.PathLike[str] | None,
+    plan_file: str | os.PathLike[str] | None,
+    report_file: str | os.PathLike[str] | None,
+) -> PruneResult:
+    """Store what was asked for, the model last: where it is, all is. The result without references to temporary files.
+
+    Raises RunError.
+    """
+    if plan_file is not None:
+        stage.put(Path(plan_file), result.plan.to_json().encode())
+    if report_file is not None:
+        stage.put(Path(report_file), result.report.to_json().encode())
+    if result.model is None:
+        return result
+    if output is None:
+        return replace(result, model=storage.embedded(result.model))
+    return replace(result, model=put_model(stage, result.model, Path(output), separate=separate))
+
+
+def named(stage: Stage, output: str | os.PathLike[str] | None) -> None:
+    """Give everything its name, or nothing and RunError."""
+    if output is None:
+        stage.commit()
+    else:
+        commit(stage, Path(output))

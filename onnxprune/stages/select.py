@@ -1,0 +1,129 @@
+"""From calibration to paths: which regressions each group has, and the chosen method run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.calibrate.layers import Layer
+from onnxprune.calibrate.outputs import OutputMoments
+from onnxprune.calibrate.regressions import consumers_of, magnitude, regressions_of
+from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.channels import ChannelGraph, Group
+from onnxprune.config import PruneConfig
+from onnxprune.gates import units_of
+from onnxprune.jobs.place import HERE, Place
+from onnxprune.jobs.work import Here, Scheduler, Work
+from onnxprune.methods import METHODS, Looks, tried
+from onnxprune.numerics.arrays import Doubles
+from onnxprune.select import Path, Regression
+from onnxprune.select.known import Choice, Known, function_of
+from onnxprune.select.quadratic import Quadratic
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+
+# Arrays as large as its moments that the selection of a group holds at a time.
+_COPIES = 3
+
+
+def select(
+    coupled: Coupled, calibrated: Calibrated, settings: PruneConfig, place: Place = HERE
+) -> dict[str, list[Path]]:
+    """By the method that is run, the paths of all groups; several where the chosen one takes the better of them."""
+    choice = Choice(settings.seed, settings.coefficients == "free")
+    known = coupled.taken.channels, coupled.layers, calibrated.moments
+    return {
+        name: paths(*known, name, choice, calibrated.outputs, settings.metric, place.scheduler)
+        for name in tried(settings.method)
+    }
+
+
+def paths(
+    channels: ChannelGraph,
+    layers: Sequence[Layer],
+    moments: Mapping[str, InputMoments],
+    method: str,
+    choice: Choice,
+    outputs: OutputMoments | None = None,
+    metric: str = "gates",
+    scheduler: Scheduler | None = None,
+) -> list[Path]:
+    """The path of every group, in the order of `channels.groups`.
+
+    metric: how "global" measures the outputs; "exact" is "gates" here. Where a group has no gradients, or no layer
+    reads it, the method's stand-in is run.
+    """
+    outputs = outputs or OutputMoments()
+    consumers = consumers_of(channels, layers)
+    powers: dict[str, list[float]] = {}
+
+    def known(g: Group) -> Known:
+        readers = [x for x in consumers[g.index] if x.weight in moments]
+        regressions = regressions_of(g, readers, channels, moments, powers, inverses=METHODS[method].inverses)
+        globally = _global(g, readers, channels, moments, outputs, metric) if METHODS[method].gradients else None
+        run = stood_in(method, outputs=globally is not None, layers=bool(regressions))
+        scores = outputs.gates[g.index].square if METHODS[run].gradients else None
+        if METHODS[run].looks is Looks.WEIGHTS:
+            scores = magnitude(g, channels)
+        return Known(run, g.index, g.size, g.rows, tuple(regressions), globally, scores)
+
+    # One by one, so that not all of them are in memory at once.
+    return list((scheduler or Here()).map(Selection(choice), map(known, channels.groups), len(channels.groups)))
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(Work[Known, Path]):
+    """The methods, run on one group after the other."""
+
+    choice: Choice
+    side_by_side = True
+
+    def size(self, item: Known) -> int:
+        """The moments, their inverse and a copy of it."""
+        return sum(_COPIES * r.p.nbytes for r in item.regressions)
+
+    def __call__(self, item: Known) -> Path:
+        """The path of a group; what is random in it depends on the seed and the group."""
+        return function_of(item.method)(item, self.choice)
+
+
+def stood_in(method: str, *, outputs: bool, layers: bool) -> str:
+    """The method that is run on a group. outputs, layers: whether what these say of it is known."""
+    while True:
+        looks = METHODS[method].looks
+        if (looks is not Looks.OUTPUTS or outputs) and (looks is not Looks.LAYERS or layers):
+            return method
+        method = METHODS[method].stand_in
+
+
+def _global(
+    g: Group,
+    readers: Sequence[Layer],
+    channels: ChannelGraph,
+    moments: Mapping[str, InputMoments],
+    outputs: OutputMoments,
+    metric: str,
+) -> Quadratic | None:
+    """The discrepancy of the network's outputs, to second order; None where there are no gradients."""
+    known = outputs.gates.get(g.index)
+    if known is None:
+        return None
+    factored = all(x.weight in outputs.metrics and moments[x.weight].classes is None for x in readers)
+    if metric != "kronecker" or not factored:
+        return Quadratic.around(known.gram, known.slope, 0.0)
+    unit = units_of(channels, g.index)
+    total: Doubles = np.zeros((g.size, g.size))
+    for x in readers:
+        w, h, p = x.matrix(channels.graph.constants), outputs.metrics[x.weight], moments[x.weight].p
+        for i in range(x.groups):
+            total += Regression(p[i], w[i] @ square_root(h[i]), unit[x.columns(i)]).contributions(g.size)
+    return Quadratic.around(total, known.slope, 0.0)
+
+
+def square_root(h: Doubles) -> Doubles:
+    """L with L Lᵀ = H for a symmetric positive semi-definite H (O, O)."""
+    values, vectors = np.linalg.eigh(h)
+    root: Doubles = vectors * np.sqrt(np.maximum(values, 0.0))
+    return root

@@ -1,0 +1,149 @@
+"""All checks on the result, before anything of it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune import trt_check, verify
+from onnxprune.config import PruneConfig
+from onnxprune.errors import CheckFailed, RunError
+from onnxprune.measures.answers import Answers
+from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.verdict import demand
+from onnxprune.normalise import symbols
+from onnxprune.numerics.arrays import Array, Masks, is_float
+from onnxprune.oracle import masked_model
+from onnxprune.stages.answers import runs_on
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.finish import Finished
+from onnxprune.stages.goals import Goals
+from onnxprune.stages.load import Loaded
+from onnxprune.targets import TARGETS
+
+_ONE_SIZE = (
+    "sizes of inputs are symbolic, but the original ran at no other size: the result was compared at one size only"
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Checked:
+    """The model to write and what the checks found.
+
+    exactness: None where --force has it written though that could not be told. sizes: how many sizes of the inputs it
+    ran at. figures: how far its outputs are from the original's; None where it does not run. discrepancy: what a
+    tolerance is of.
+    """
+
+    finished: Finished
+    exactness: verify.Exactness | None
+    sizes: int
+    figures: Figures | None
+    notes: tuple[str, ...]
+    discrepancy: float | None = None
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model to write."""
+        return self.finished.model
+
+
+def check(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    masks: Masks,
+    sliced: onnx.ModelProto,
+    finished: Finished,
+    settings: PruneConfig,
+    max_error: float | None = None,
+) -> Checked:
+    """All checks. Raises CheckFailed unless `force`, and where figures exceed `max_error` always."""
+    notes = list(finished.notes)
+    n, final = loaded.normalised, finished.model
+    example = loaded.fit.example()
+    exact: verify.Exactness | None = None
+    figures: Figures | None = None
+    discrepancy: float | None = None
+    sizes = 0
+    try:
+        oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
+        others = verify.other_sizes(loaded.original, example, n.shapes)
+        if not others and symbols(example, loaded.original):
+            notes.append(_ONE_SIZE)
+        exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
+        verify.structure(final, loaded.original)
+        if TARGETS[settings.target].tensorrt:
+            trt_check.check(loaded.original, final)
+            notes += trt_check.warnings(final)
+        sizes = verify.runs_at_other_sizes(final, loaded.original, example, others)
+        given = outputs_of_result(finished, coupled, loaded, calibrated.reference)
+        figures = figures_of_result(given, coupled, loaded, calibrated.reference)
+        verify.finite(given, calibrated.reference.values)
+        discrepancy = discrepancy_of(given, loaded, calibrated.goals, settings)
+        within_tolerance(discrepancy, settings)
+    except (CheckFailed, RunError) as e:
+        if not settings.force:
+            raise CheckFailed(f"{e}; nothing was written") from e
+        notes.append(f"--force: {e}")
+    within(figures, max_error)
+    return Checked(
+        finished=finished,
+        exactness=exact,
+        sizes=sizes,
+        figures=figures,
+        notes=tuple(notes),
+        discrepancy=discrepancy,
+    )
+
+
+def outputs_of_result(finished: Finished, coupled: Coupled, loaded: Loaded, answers: Answers) -> dict[str, Array]:
+    """Of the model that will be written; what stands for its outputs from what it was made of, where that is folded."""
+    found = runs_on(finished.model, coupled, loaded, loaded.held)
+    if all(t in found for t in answers.tensors):
+        return found
+    return {**runs_on(finished.candidate, coupled, loaded, loaded.held), **found}
+
+
+def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Loaded, answers: Answers) -> Figures:
+    """How far the result's outputs on the judging samples are from the original's."""
+    held_out = loaded.held_out is not None
+    synthetic = loaded.held.synthetic
+    labelled = loaded.labels is not None and not is_float(loaded.held.extras[loaded.labels].dtype)
+    return figures_of(coupled.observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)
+
+
+def discrepancy_of(
+    outputs: Mapping[str, Array], loaded: Loaded, goals: Goals | None, settings: PruneConfig
+) -> float | None:
+    """What a tolerance is of, on the judging samples: the error of the outputs, or the loss that is added to the
+    original's where there are labels. None where there is neither, or nothing was selected."""
+    if goals is None or (settings.tolerance is None and settings.labels is None):
+        return None
+    return goals.held.value(outputs, slice(0, len(loaded.held)))
+
+
+def within_tolerance(discrepancy: float | None, settings: PruneConfig) -> None:
+    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
+    if settings.tolerance is None or discrepancy is None or discrepancy <= settings.tolerance:
+        return
+    what = "the outputs differ by" if settings.labels is None else "the loss against the labels has grown by"
+    raise CheckFailed(
+        f"after the refit {what} {discrepancy:.2e}, more than the tolerance of {settings.tolerance}; "
+        "--refit least-squares stays with the weights that were judged"
+    )
+
+
+def within(figures: Figures | None, most: float | None) -> None:
+    """Raises CheckFailed where a figure exceeds the limit, or could not be had."""
+    if most is None:
+        return
+    if figures is None:
+        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but the result does not run")
+    try:
+        demand(figures, most)
+    except CheckFailed as e:
+        raise CheckFailed(f"{e}; nothing was written") from e
