@@ -174,8 +174,7 @@ class Trials(Work[Trial, dict[int, float]]):
             self._walks.walker = Walker(self.proto, self.samples, self.types, shapes, self.memory, hold_out=False)
             at = -1
         for name in filter(None, self.stops[at + 1 : stop + 1]):
-            for _ in self._walks.walker.advance((name,)):
-                pass
+            self._walks.walker.move_to((name,))
         self._walks.at = stop
         walker: Walker = self._walks.walker
         return walker

@@ -122,6 +122,11 @@ class Walker:
         if move:
             self._available, self._done = frontier, executed
 
+    def move_to(self, names: Sequence[str]) -> None:
+        """Run everything that the tensors `names` need, for all batches, and start from there from now on."""
+        for _ in self.advance(names):
+            pass
+
     def _runs(
         self, produced: Sequence[str], taps: Sequence[Tap], positions: Callable[[int], Mapping[str, Array]]
     ) -> Callable[[int, Mapping[str, Array]], dict[str, Array]]:

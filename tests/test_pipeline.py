@@ -16,7 +16,7 @@ import pytest
 
 from onnxprune import PruneConfig, inspect, pipeline, plan, prune
 from onnxprune import model as m
-from onnxprune.calibrate.samples import checked, input_specs
+from onnxprune.calibrate.samples import Samples, checked, input_specs
 from onnxprune.errors import (
     BudgetUnreachable,
     CalibrationError,
@@ -26,7 +26,7 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.measures.saturation import DEPLOYED
-from onnxprune.normalise import normalise
+from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
 from onnxprune.rewrite import replace_initializers
@@ -732,14 +732,29 @@ PASSES = {
 }
 
 
+def loaded_of(
+    original: onnx.ModelProto, normalised: Normalised, fit: Samples, held_out: Samples | None = None
+) -> Loaded:
+    """As `load` hands it over, with nothing to say of the data."""
+    return Loaded(
+        original=original,
+        source=m.adopt(original)[1],
+        normalised=normalised,
+        fit=fit,
+        held_out=held_out,
+        notes=(),
+        data_sha256="",
+        inputs_sha256="",
+    )
+
+
 @pytest.mark.parametrize("kind", PASSES)
 def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.MonkeyPatch):
     """Fails where the first run counts, the samples of a smaller batch count as many, or one second is waited for."""
     fit, held, seconds, expected, sizes = PASSES[kind]
     p = prepare_row("residual")
     samples, others = samples_of(p, fit), samples_of(p, held)
-    source = m.adopt(p.original)[1]
-    loaded = Loaded(p.original, source, p.normalised, samples, others if held else None, (), "", "")
+    loaded = loaded_of(p.original, p.normalised, samples, others if held else None)
     timed = Timed(seconds)
     monkeypatch.setattr(calibrate, "time", timed)
     monkeypatch.setattr(calibrate.runtime, "Session", timed)
@@ -758,7 +773,7 @@ def test_a_plain_pass_of_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
         '<ir_version: 8, opset_import: ["" : 13]> main (float[1,2] x) => (float[1,2] y) { y = Relu (x) }'
     )
     samples = checked({"x": np.zeros((5, 2), np.float32)}, input_specs(model))
-    loaded = Loaded(model, m.adopt(model)[1], normalise(model, samples.example()), samples, None, (), "", "")
+    loaded = loaded_of(model, normalise(model, samples.example()), samples)
     timed = Timed([0.5, 0.5, 0.5])
     monkeypatch.setattr(calibrate, "time", timed)
     monkeypatch.setattr(calibrate.runtime, "Session", timed)

@@ -573,8 +573,7 @@ def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: py
     latest = latest_layers(p.channels.graph, layers)
     ((layer, target),) = ((x, t) for x in layers if (t := target_of(x, p.channels.graph, latest)).source == "s")
     w = Walker(n.proto, samples, n.types, n.shapes, 1 << 40)
-    for _ in w.advance(("s",)):
-        pass
+    w.move_to(("s",))
     monkeypatch.setattr(walk, "Session", None)
     keep = np.ones(p.channels.classes.pinned.size, bool)
     (found,) = reference_points([layer], [target], p.channels.graph, w, keep, 5)

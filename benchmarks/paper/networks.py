@@ -182,8 +182,7 @@ class Alone:
         walker = Walker(
             taken.proto, samples, prepared.loaded.normalised.types, self.channels.graph.shapes, 1 << 30, hold_out=False
         )
-        for _ in walker.advance((first,)):
-            pass
+        walker.move_to((first,))
         outputs = outputs_behind(self.channels, {x.node.index for x in consumers})
         self.part = m.submodel(taken.proto, walker.frontier, outputs)
         self.batches, start = [], 0

@@ -23,7 +23,7 @@ from onnxprune.stages.load import Loaded
 from onnxprune.walk import runtime_batch
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Calibrated:
     """Input moments by weight, and one plain pass: seconds for all samples, and answers on the held-out ones.
 
@@ -59,14 +59,22 @@ def calibrate(
     proto, seed = coupled.taken.proto, settings.seed
     moments = statistics.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     if not (selects and (settings.sequential or settings.reads_gradients)):
-        return Calibrated(consumers, moments, plain, reference)
+        return Calibrated(consumers=consumers, moments=moments, plain_seconds=plain, reference=reference)
     goals = goals_of(loaded, coupled, reference, settings)
     layouts = coupled.observed.layouts
     gates = outputs.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
     known = OutputMoments()
     if settings.reads_gradients:
         known = probed(loaded, coupled, consumers, gates, goals, settings, place)
-    return Calibrated(consumers, moments, plain, reference, goals, gates, known)
+    return Calibrated(
+        consumers=consumers,
+        moments=moments,
+        plain_seconds=plain,
+        reference=reference,
+        goals=goals,
+        gates=gates,
+        outputs=known,
+    )
 
 
 def plain_pass(loaded: Loaded) -> float:

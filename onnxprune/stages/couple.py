@@ -32,7 +32,7 @@ from onnxprune.widths import Widths
 _MATTERS, _SHOWN = 0.01, 3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
@@ -92,13 +92,13 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         widths = Widths.within(channels, frozen, drops, settings, price, (1.0 - settings.ratio) * full)
     observed = observed_of(taken, n)
     coupled = Coupled(
-        channels,
-        taken,
-        tuple(replace(x, made=generated.get(x.weight, 0)) for x in layers_taken(taken, channels)),
-        observed,
-        seen(taken, observed, n, labelled=settings.labels is not None),
-        widths,
-        drops,
+        channels=channels,
+        taken=taken,
+        layers=tuple(replace(x, made=generated.get(x.weight, 0)) for x in layers_taken(taken, channels)),
+        observed=observed,
+        seen=seen(taken, observed, n, labelled=settings.labels is not None),
+        widths=widths,
+        drops=drops,
         prices=prices,
         stored_parameters=stored,
         untried=untried,

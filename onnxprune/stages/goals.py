@@ -24,7 +24,7 @@ from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Goals:
     """What the outputs shall imitate, on the samples for fitting and on those held out, with the original's outputs."""
 
@@ -61,7 +61,7 @@ def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: Pru
             "--method obs, gfs, magnitude or random, and a budget instead of --tolerance"
         )
     fit_outputs, held_outputs = ({o: v for o, v in a.values.items() if o in seen} for a in (on_fit, on_held))
-    return Goals(fit, held, fit_outputs, held_outputs)
+    return Goals(fit=fit, held=held, fit_outputs=fit_outputs, held_outputs=held_outputs)
 
 
 def probed(

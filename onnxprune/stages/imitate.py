@@ -338,8 +338,7 @@ class _Layers:
         self.consumers = run.consumers[group]
         first = min(self.consumers, key=lambda x: x.node.index).data
         for walker in (run.reference, run.state, run.held):
-            for _ in walker.advance((first,)):
-                pass
+            walker.move_to((first,))
         self.outputs = outputs_behind(run.channels, {x.node.index for x in self.consumers})
 
     # what is proposed

@@ -33,7 +33,7 @@ _NO_DATA = "no calibration data was given: random inputs stand in for it, and th
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Loaded:
     """The original model, its normalised form, and the data: for fitting, and held out from it.
 
@@ -121,7 +121,17 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
     if not samples.synthetic:
         doubts = (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
     return Loaded(
-        original, source, normalised, fit, held_out, tuple(notes), whole, inputs, settings.labels, figures, doubts
+        original=original,
+        source=source,
+        normalised=normalised,
+        fit=fit,
+        held_out=held_out,
+        notes=tuple(notes),
+        data_sha256=whole,
+        inputs_sha256=inputs,
+        labels=settings.labels,
+        figures=figures,
+        doubts=doubts,
     )
 
 
