@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import model as m
 from onnxprune import verify
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.gates import gates_of
 from onnxprune.gradients import backward
+from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.objective import output_imitation
 from onnxprune.runtime import Session
@@ -72,7 +72,7 @@ def cost(path: Path, batch: int, runs: int) -> dict[str, Any]:
     """The forward pass in milliseconds, the others as its multiples; how many gradients there are and are missing."""
     proto = onnx.load(path)
     n = normalise(proto, random_inputs(proto, 2))
-    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    graph = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     uses = [
         (node.index, slot)
         for node in graph.nodes
@@ -82,12 +82,12 @@ def cost(path: Path, batch: int, runs: int) -> dict[str, Any]:
     ]
     back = backward(n.proto, graph, n.types, uses=uses)
     feeds = random_inputs(proto, batch)
-    forward = Session(m.submodel(n.proto, {}, graph.outputs), single=True)
+    forward = Session(protobuf.submodel(n.proto, {}, graph.outputs), single=True)
     answers = forward.run(feeds)
     seeds = {
         s: np.random.default_rng(1).standard_normal(answers[o].shape).astype(np.float32) for o, s in back.seeds.items()
     }
-    both = Session(m.submodel(back.proto, {}, dict.fromkeys(back.of_use.values())), single=True)
+    both = Session(protobuf.submodel(back.proto, {}, dict.fromkeys(back.of_use.values())), single=True)
     timed: dict[str, Callable[[], object]] = {
         "forward": partial(forward.run, {**feeds, **seeds}),
         "gradients": partial(both.run, {**feeds, **seeds}),

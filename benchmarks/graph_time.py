@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import model as m
 from onnxprune.channels import build
+from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 
 REPETITIONS = 5
@@ -106,7 +106,7 @@ def residual_chain(nodes: int, channels: int = 8) -> onnx.ModelProto:
 def measure(proto: onnx.ModelProto, size: int) -> tuple[int, float]:
     """(nodes, processor seconds) of building the channel graph of the normalised model."""
     n = normalise(proto, {"image": np.zeros((1, 3, size, size), np.float32)})
-    view = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     seconds = []
     for _ in range(REPETITIONS):
         start = time.process_time()

@@ -204,8 +204,8 @@ def with_torch_pruning(case: Case) -> dict[str, Any]:
     ignored = [
         m
         for m in network.modules()
-        if (isinstance(m, torch.nn.Linear) and m.out_features == expected[1])
-        or (isinstance(m, torch.nn.Conv2d) and m.out_channels == expected[1] and m.kernel_size == (1, 1))
+        if (isinstance(m, torch.nn.Linear) and protobuf.out_features == expected[1])
+        or (isinstance(m, torch.nn.Conv2d) and protobuf.out_channels == expected[1] and protobuf.kernel_size == (1, 1))
     ][-1:]
     start = time.perf_counter()
     pruner = tp.pruner.MagnitudePruner(
@@ -255,10 +255,10 @@ def compared(before: Path, after: Path) -> dict[str, Any]:
     """The share of the parameters that `after` has kept, and whether it is valid and runs."""
     import onnx
 
-    from onnxprune import model as m
+    from onnxprune.graph import protobuf
 
     old, new = onnx.load(before), onnx.load(after)
-    found: dict[str, Any] = {"params": m.parameters(new) / m.parameters(old)}
+    found: dict[str, Any] = {"params": protobuf.parameters(new) / protobuf.parameters(old)}
     try:
         shapes = [outputs_of(p) for p in (before, after)]
         found["runs"] = "yes" if shapes[0] == shapes[1] else f"no: its outputs are {shapes[1]}"

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import model as m
-from onnxprune import runtime, storage, verify
+from onnxprune import runtime, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import error_limit, typed
 from onnxprune.labels import classes_of
@@ -30,7 +31,6 @@ from onnxprune.measures.figures import classes_of as classes_in
 from onnxprune.measures.judge import compared, layouts_of
 from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
-from onnxprune.model import ModelLike
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.objective import check_classes
 
@@ -92,7 +92,7 @@ def evaluate(
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
-    with storage.spilling():
+    with external.spilling():
         return _evaluated(model, data, against, labels)
 
 
@@ -185,8 +185,8 @@ def gate(
 
 def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
     if isinstance(model, onnx.ModelProto):
-        return m.adopt(model)[0], "(in memory)"
-    proto, source = m.load(model)
+        return protobuf.adopt(model)[0], "(in memory)"
+    proto, source = protobuf.load(model)
     return proto, source.path
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import model as m
 from onnxprune.calibrate.outputs import Batch, differentiable, located
 from onnxprune.channels import ChannelGraph
 from onnxprune.gates import Gate, sums_of, values_of
 from onnxprune.gradients import backward
+from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Objective
 from onnxprune.runtime import Session
@@ -63,14 +63,18 @@ class GatedNetwork:
                 known[factor], shapes[factor] = known[gate.data], graph.shapes[gate.data]
                 copy.input[gate.slot] = factor
             gated.graph.node.append(copy)
-        view = m.view(gated, shapes, graph.known_values, graph.binding)
+        view = protobuf.view(gated, shapes, graph.known_values, graph.binding)
         back = backward(gated, view, known, tensors=list(self._gates))
         if back.missing:
             raise ValueError(next(iter(back.missing.values())))
         self._dtypes = {name: helper.tensor_dtype_to_np_dtype(known[name]) for name in self._gates}
         self._seeds, self._gradients = back.seeds, back.of_tensor
-        self._value = Session(m.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]), single=True)
-        self._slope = Session(m.submodel(back.proto, _ports(back.proto), list(back.of_tensor.values())), single=True)
+        self._value = Session(
+            protobuf.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]), single=True
+        )
+        self._slope = Session(
+            protobuf.submodel(back.proto, _ports(back.proto), list(back.of_tensor.values())), single=True
+        )
 
     def at(self, a: Doubles) -> float:
         """The discrepancy with the coefficients a (units,), 1 for each in the network as it is."""

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import Labels, tracked_axes
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Doubles
 
 

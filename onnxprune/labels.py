@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CalibrationError
-from onnxprune.graph import Graph
+from onnxprune.graph.view import Graph
 from onnxprune.numerics.arrays import Array, Ints, is_float
 
 # Operators behind a Softmax that leave each sample its numbers, in their order.

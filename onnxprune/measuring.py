@@ -15,10 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import bodies, storage
-from onnxprune import model as m
 from onnxprune.errors import RunError
-from onnxprune.graph import Shape
+from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Feeds, Session
 
@@ -43,7 +42,7 @@ def read_by_bodies(proto: onnx.ModelProto, runs: Sequence[Feeds]) -> list[dict[s
     for node in proto.graph.node:
         if bodies.bodies_of(node):
             names.update((i, None) for i in (*node.input, *bodies.captured_names(node)) if i)
-    weights = {t.name: storage.array_of(t) for t in proto.graph.initializer if t.name in names}
+    weights = {t.name: external.array_of(t) for t in proto.graph.initializer if t.name in names}
     found: list[dict[str, Array]] = []
     for feeds in runs:
         values = _values(proto, [i for i in names if i not in weights], feeds)
@@ -93,7 +92,7 @@ def _values(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[
     if not computed:
         return found
     try:
-        return found | Session(m.submodel(proto, {}, computed), optimize=False).run(feeds)
+        return found | Session(protobuf.submodel(proto, {}, computed), optimize=False).run(feeds)
     except RunError:
         return None
 
@@ -131,7 +130,7 @@ def _scanned(
 ) -> dict[str, Array] | None:
     if len(values) != len(names) or any(v is None for v in values):
         return None  # before version 9 of the operator set: lengths come first, and a batch axis
-    scanned = m.int_attribute(node, "num_scan_inputs", len(names))
+    scanned = protobuf.int_attribute(node, "num_scan_inputs", len(names))
     states = len(names) - scanned
     axes = [0] * states + scan_axes(node, scanned)
     result: dict[str, Array] = {}
@@ -156,7 +155,7 @@ def _next_inputs(
         carried = dict(zip(names[1:], results, strict=False))
         found = {names[0]: np.asarray(inputs[names[0]] + 1)}
     else:
-        states = len(names) - m.int_attribute(node, "num_scan_inputs", len(names))
+        states = len(names) - protobuf.int_attribute(node, "num_scan_inputs", len(names))
         carried = dict(zip(names[:states], results, strict=False))
         found = _scanned(node, names, [known[i] for i in node.input], _ITERATIONS - 1)
     # Nothing else of the body: it need not run at a size that only its shape arithmetic is asked about.

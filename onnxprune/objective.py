@@ -29,7 +29,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from onnxprune.errors import CalibrationError, ModelError
-from onnxprune.graph import Shape
+from onnxprune.graph.view import Shape
 from onnxprune.measures.answers import Answers, difference, spread
 from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask, cast, is_float
 

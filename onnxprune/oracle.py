@@ -19,10 +19,10 @@ import onnx
 from ml_dtypes import finfo
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.bodies import bodies_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.trace import Read
-from onnxprune.graph import Node
+from onnxprune.graph.bodies import bodies_of
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask, is_float
 
 

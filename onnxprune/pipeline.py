@@ -11,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune import plan, runtime, storage
+from onnxprune import plan, runtime
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import RunError, UsageError
+from onnxprune.graph import external
+from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import older
 from onnxprune.intake.inputs import check_samples
 from onnxprune.intake.options import error_limit
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.place import Place
 from onnxprune.latency.bench import provider_named
-from onnxprune.model import ModelLike
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
@@ -112,7 +113,7 @@ def prune(
     files = (output, plan_file, report_file)
     try:
         with Stage(overwrite=overwrite) as stage:
-            with one_blas_thread(), storage.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
+            with one_blas_thread(), external.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Place(workers, provider or "cpu", timing_on)
                 result, separate = _run(
                     model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
@@ -136,7 +137,7 @@ def inspect(
     RunError and UsageError.
     """
     settings = PruneConfig(samples=2, attention=attention, target=target)
-    with storage.spilling():
+    with external.spilling():
         return describe_loaded(load(model, calibration, settings), settings)
 
 

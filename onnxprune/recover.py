@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnxprune import storage
 from onnxprune.calibrate.augment import Augment, Feeds, unchanged
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
@@ -24,6 +23,7 @@ from onnxprune.calibrate.statistics import grams
 from onnxprune.channels import ChannelGraph
 from onnxprune.descent import Descent
 from onnxprune.errors import RunError
+from onnxprune.graph import external
 from onnxprune.measures.answers import Answers, Wide
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.adam import one_cycle
@@ -116,7 +116,7 @@ def recover(
 
     before, samples = judge({}), material.fit
     try:
-        _check_room(channels, storage.model_bytes(original))
+        _check_room(channels, external.model_bytes(original))
         student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed)
         teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule)
         if goals:

@@ -21,13 +21,13 @@ import numpy as np
 import onnx
 from scipy.sparse import csr_array
 
-from onnxprune import model as m
-from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Graph, Node, Shape, depth_first, entries
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.quantized import behind_quantization
+from onnxprune.graph.view import Graph, Node, Shape, depth_first, entries
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, cast
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
@@ -39,7 +39,6 @@ from onnxprune.numerics.least_squares import (
 )
 from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
 from onnxprune.oracle import mask_of
-from onnxprune.quantized import behind_quantization
 from onnxprune.rewrite import set_initializers
 from onnxprune.taps import Tap
 from onnxprune.threads import prefetched
@@ -266,9 +265,9 @@ def lockstep(
     fits: list[Fit] = []
     for part in prefetched(aims()):
         for layer, target, points in part:
-            cut_layer = layer.sliced(keep, m.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
+            cut_layer = layer.sliced(keep, protobuf.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
-            weights = {t.name: storage.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
+            weights = {t.name: external.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
             stored = partial(cut_layer.rounded, present=weights) if cut_layer.quantized else None
             if not (train.finite and held.finite):
                 fits.append(Fit(layer.node.name, float("inf"), float("inf"), float("inf")))
@@ -330,7 +329,7 @@ class Staying:
 
 
 # Per batch: positions in the cut model, and values (R, kept outputs) of the original there.
-Points = list[tuple[Ints, storage.Kept]]
+Points = list[tuple[Ints, external.Kept]]
 
 
 def reference_points(
@@ -376,7 +375,7 @@ def reference_points(
                 y = found[targets[i].source]
                 at, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
                 values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((there, storage.Kept(_floats(values[:, outputs[i]]), briefly=True)))
+            points[i].append((there, external.Kept(_floats(values[:, outputs[i]]), briefly=True)))
     return points
 
 

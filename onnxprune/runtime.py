@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import storage, twin
+from onnxprune import twin
 from onnxprune.errors import RunError, UsageError
+from onnxprune.graph import external
 from onnxprune.intake import overdue
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
@@ -168,7 +169,7 @@ class Session:
             types |= twin.DOUBLE
         self._twin = True
         self._declared = {} if single else twin.declared_types(model, types)
-        with storage.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
+        with external.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
             return start(twin.single_precision(model, types))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -291,7 +292,7 @@ def _name(provider: Provider) -> str:
 def _opened(source: onnx.ModelProto | str | os.PathLike[str], options: Any, providers: Sequence[Provider]) -> Any:
     content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
     if isinstance(content, bytes) and not _RELATIVE:
-        with storage.as_file(content) as path:
+        with external.as_file(content) as path:
             return _started(path, options, providers)
     return _started(content, options, providers)
 
@@ -449,7 +450,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 
     sys.path[:] = paths  # it has added its own folder, which holds modules with common names
     copy = onnx.ModelProto()
-    copy.CopyFrom(storage.embedded(model))
+    copy.CopyFrom(external.embedded(model))
     try:
         converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
     except Exception as e:  # it raises whatever comes
@@ -483,14 +484,14 @@ def check_provider(provider: str) -> None:
 
 def _content(model: onnx.ModelProto, options: Any) -> bytes:
     """The model as bytes, with `options` saying where the weights lie that it refers to in files."""
-    if storage.has_external(model):
+    if external.has_external(model):
         if _RELATIVE:
-            model, root = storage.below(model)
+            model, root = external.below(model)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
-        if storage.external_bytes(model) >= _PREPACK_BYTES:
+        if external.external_bytes(model) >= _PREPACK_BYTES:
             # Else onnxruntime keeps a second copy of every matrix, in the order that its kernels like best.
             options.add_session_config_entry("session.disable_prepacking", "1")
-    if storage.embedded_bytes(model) >= storage.MOST_BYTES:
+    if external.embedded_bytes(model) >= external.MOST_BYTES:
         raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
     content: bytes = model.SerializeToString()
     return content

@@ -20,13 +20,12 @@ import numpy as np
 import onnx
 from onnx.helper import np_dtype_to_tensor_dtype
 
-from onnxprune import model as m
-from onnxprune import storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.regressions import consumers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
+from onnxprune.graph import external, protobuf
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.layouts import samples_first
@@ -149,14 +148,14 @@ class Trials(Work[Trial, dict[int, float]]):
 
     def portable(self) -> Trials:
         """With the weights in it."""
-        return replace(self, proto=storage.sendable(self.proto))
+        return replace(self, proto=external.sendable(self.proto))
 
     def __getstate__(self) -> dict[str, Any]:
         bare = replace(self.channels, graph=replace(self.channels.graph, constants={}))
         return {**super().__getstate__(), "channels": bare}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        constants = storage.Weights(state["proto"].graph.initializer)
+        constants = external.Weights(state["proto"].graph.initializer)
         channels = state["channels"]
         whole = replace(channels, graph=replace(channels.graph, constants=constants))
         self.__dict__.update(state, channels=whole)
@@ -281,9 +280,9 @@ def cut_session(
     """
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     weights = _refitted(widths, layers, paths, channels, moments, keep, level)
-    with storage.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
+    with external.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
         masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
-        return Session(masked if behind is None else m.submodel(masked, *behind), pooled=behind is not None)
+        return Session(masked if behind is None else protobuf.submodel(masked, *behind), pooled=behind is not None)
 
 
 def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
@@ -326,7 +325,7 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
-    part = m.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced)
+    part = protobuf.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced)
 
     def fed(width: int) -> dict[str, Array]:
         keep = channels.keep_classes({g: item.path.kept(width)})

@@ -15,12 +15,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import bodies
-from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels import ChannelGraph
+from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import Normalised
 from onnxprune.runtime import Session
 
@@ -58,7 +57,7 @@ def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Sam
         proto = _replaced(normalised.proto, branches, squeezed)
     if not branches:
         return Taken({}, proto, channels, frozenset(), squeezed)
-    graph = m.view(proto, normalised.shapes, normalised.known_values, normalised.binding)
+    graph = protobuf.view(proto, normalised.shapes, normalised.known_values, normalised.binding)
     node_of = {o: n for n in graph.every_node for o in n.outputs if o}
     linears = [replace(x, node=node_of[x.node.outputs[0]]) for x in channels.linears if x.node.outputs[0] in node_of]
     reads = [
@@ -91,7 +90,7 @@ def _branches(proto: onnx.ModelProto, parts: Sequence[Samples]) -> dict[str, boo
         return {}
     fed = {v.name for v in proto.graph.input}
     wanted = sorted(set(conditions.values()) - fed)
-    session = Session(m.submodel(proto, {}, wanted)) if wanted else None
+    session = Session(protobuf.submodel(proto, {}, wanted)) if wanted else None
     seen: dict[str, set[bool]] = {c: set() for c in conditions.values()}
     for part in parts:
         for feeds in part.batches(BATCH):
@@ -120,7 +119,7 @@ def _replaced(
         if n.output and n.output[0] in squeezed:  # a Squeeze still, or what repairs made of it
             axes = squeezed[n.output[0]]
             name = f"{n.output[0]}__squeezed"
-            attribute = m.opset_of(result) < 13
+            attribute = protobuf.opset_of(result) < 13
             node = helper.make_node("Squeeze", [n.input[0]] if attribute else [n.input[0], name], [n.output[0]], n.name)
             if attribute:
                 node.attribute.append(helper.make_attribute("axes", axes))

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.graph import Shape
+from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 
 

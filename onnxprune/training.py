@@ -16,15 +16,14 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import model as m
-from onnxprune import rounding
 from onnxprune.calibrate.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.domains import limited_by
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
-from onnxprune.graph import Graph, Shape, sample_bytes
+from onnxprune.graph import protobuf, unrounded
+from onnxprune.graph.view import Graph, Shape, sample_bytes
 from onnxprune.measures.answers import Wide
 from onnxprune.measures.masked import counting
 from onnxprune.normalise.form import all_shapes
@@ -112,7 +111,7 @@ class Teacher:
                 at = f"{indices}:value"
             if at:
                 self._names[t] = at
-        self._session = Session(m.submodel(proto, {}, self._names.values()), single=True)
+        self._session = Session(protobuf.submodel(proto, {}, self._names.values()), single=True)
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -192,11 +191,11 @@ class Student:
         fixed: Collection[str] = (),
     ) -> None:
         """fixed: weights that are not trained."""
-        proto = rounding.without_rounding(pruned) if rounding.is_quantized(pruned) else pruned
+        proto = unrounded.without_rounding(pruned) if unrounded.is_quantized(pruned) else pruned
         binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
         shapes, self._types = all_shapes(proto, binding, example)
         self.proto = proto
-        self._graph = m.view(proto, shapes, {}, binding)
+        self._graph = protobuf.view(proto, shapes, {}, binding)
         self.layers = _sliced(layers, self._graph, keep)
         self._computed = _depending(self._graph)
         self._candidates = tuple(w for w in trainable(self._graph, channels, layers) if w not in fixed)
@@ -239,7 +238,7 @@ class Student:
         found = {k: found[k] for k in given}  # in their order: that of names in a set is another in each process
         self._gradients, self._losses, self.goals, self._masked = found, losses, tuple(goals), frozenset(masked)
         self.weights = {k: _wide(self._graph.constants[k]) for k in found}
-        self._session = Session(m.submodel(proto, {}, [*losses, *found.values()]), single=True)
+        self._session = Session(protobuf.submodel(proto, {}, [*losses, *found.values()]), single=True)
 
     def _built(
         self, goals: Mapping[str, Wide], given: Sequence[str], masked: Collection[str]
@@ -249,7 +248,7 @@ class Student:
         constants = self._graph.constants
         shapes = {**self._graph.shapes, **{k: constants[k].shape for k in given}}
         types = {**self._types, **{t.name: t.data_type for t in self.proto.graph.initializer if t.name in set(given)}}
-        view = m.view(proto, shapes, {}, self._graph.binding)
+        view = protobuf.view(proto, shapes, {}, self._graph.binding)
         back = backward(proto, view, types, tensors=given)
         b = Builder(view, types, "loss")
         losses = []

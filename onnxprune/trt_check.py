@@ -15,9 +15,8 @@ from functools import partial
 import onnx
 import onnx.inliner
 
-from onnxprune import bodies, storage
-from onnxprune import model as m
 from onnxprune.errors import CheckFailed
+from onnxprune.graph import bodies, external, protobuf
 from onnxprune.numerics.arrays import Array
 from onnxprune.trt_support import NEWEST, OLDEST, Use, refused
 
@@ -75,7 +74,7 @@ def problems(proto: onnx.ModelProto) -> tuple[Problem, ...]:
     """Everything that speaks against a model, operators in order of their first appearance."""
     proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
     found: dict[tuple[str, str], list[str]] = {}
-    opset = m.opset_of(proto)
+    opset = protobuf.opset_of(proto)
     if not OLDEST <= opset <= NEWEST:
         found["", f"opset {opset} is not among those that it supports, {OLDEST} to {NEWEST}"] = []
     for v in (*proto.graph.input, *proto.graph.output):
@@ -123,7 +122,7 @@ def _uses(graph: onnx.GraphProto, scope: _Scope) -> Iterator[Use]:
     """Every node with what is known around it, those of bodies before what comes after their holder."""
     for t in graph.initializer:
         scope.types[t.name], scope.shapes[t.name] = t.data_type, tuple(t.dims)
-        scope.constants[t.name] = partial(storage.array_of, t)
+        scope.constants[t.name] = partial(external.array_of, t)
     for v in (*graph.input, *graph.value_info, *graph.output):
         tensor = v.type.tensor_type
         if tensor.elem_type:
@@ -140,7 +139,7 @@ def _uses(graph: onnx.GraphProto, scope: _Scope) -> Iterator[Use]:
 def _note_constant(n: onnx.NodeProto, scope: _Scope) -> None:
     """Enter what depends on weights alone, and on fixed sizes, among the constants."""
     if n.op_type == "Constant" and len(n.attribute) == 1 and n.attribute[0].name == "value":
-        scope.constants[n.output[0]] = partial(storage.array_of, n.attribute[0].t)
+        scope.constants[n.output[0]] = partial(external.array_of, n.attribute[0].t)
     elif n.op_type == "Shape" and None not in scope.shapes.get(n.input[0], (None,)):
         scope.constants[n.output[0]] = None
     elif n.op_type not in _RANDOM and not bodies.bodies_of(n) and all(i in scope.constants for i in n.input if i):

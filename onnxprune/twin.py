@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import storage
+from onnxprune.graph import external
 
 BFLOAT16 = frozenset({onnx.TensorProto.BFLOAT16})
 DOUBLE = frozenset({onnx.TensorProto.DOUBLE})
@@ -27,7 +27,7 @@ _TYPES = {"to", "dtype", "output_dtype", "stash_type"}
 
 def uses(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) -> bool:
     """Whether a weight, an input, an output or an attribute of a model has one of these element types."""
-    if any(t.data_type in types for t in storage.stored_tensors(proto)):
+    if any(t.data_type in types for t in external.stored_tensors(proto)):
         return True
     declared = (*proto.graph.input, *proto.graph.output)
     return any(t.elem_type in types for v in declared for t in _tensor_types(v.type)) or any(
@@ -39,10 +39,10 @@ def single_precision(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) 
     """The twin: a copy with `types` replaced by float32 wherever a type is named, weights converted."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    for tensor in storage.stored_tensors(result):
+    for tensor in external.stored_tensors(result):
         if tensor.data_type in types:
-            values = storage.array_of(tensor).astype(np.float32)
-            tensor.CopyFrom(storage.tensor_of(values, tensor.name, outside=storage.is_external(tensor)))
+            values = external.array_of(tensor).astype(np.float32)
+            tensor.CopyFrom(external.tensor_of(values, tensor.name, outside=external.is_external(tensor)))
     _declare(result, types, onnx.TensorProto.FLOAT)
     return result
 
@@ -57,7 +57,7 @@ def with_distinct_types(proto: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(proto)
     if uses(proto, HALF - BFLOAT16):
         return result
-    for tensor in storage.stored_tensors(result):
+    for tensor in external.stored_tensors(result):
         if tensor.data_type in BFLOAT16:
             tensor.data_type = onnx.TensorProto.FLOAT16
     _declare(result, BFLOAT16, onnx.TensorProto.FLOAT16)

@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import model as m
 from onnxprune import twin
-from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
-from onnxprune.graph import Shape
+from onnxprune.graph import protobuf
+from onnxprune.graph.bodies import captured_names
+from onnxprune.graph.unrounded import is_quantized, without_rounding
+from onnxprune.graph.view import Shape
 from onnxprune.intake import extent
 from onnxprune.intake.first_run import Trial
 from onnxprune.measures.layouts import Layouts, samples_first
 from onnxprune.measures.masked import near
 from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.numerics.arrays import Array, cast, is_float
-from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Feeds, Session, concatenated
 
 TOLERANCE = 1e-4
@@ -64,14 +64,14 @@ def structure(proto: onnx.ModelProto, original: onnx.ModelProto | None = None) -
     Exporters write bfloat16 into operators of versions that do not know it, which runtimes accept.
     """
     try:
-        m.check(proto, strict=original is None or _passes(original))
+        protobuf.check(proto, strict=original is None or _passes(original))
     except Exception as e:  # the checker's and the inference's errors share no base class
         raise CheckFailed(f"the pruned model is not valid ONNX: {' '.join(str(e).split())[:300]}") from e
 
 
 def _passes(proto: onnx.ModelProto) -> bool:
     try:
-        m.check(proto)
+        protobuf.check(proto)
     except Exception:  # noqa: BLE001  as above
         return False
     return True

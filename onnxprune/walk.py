@@ -18,16 +18,16 @@ from math import prod
 
 import onnx
 
-from onnxprune import model as m
-from onnxprune.bodies import captured_names
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.errors import RunError
-from onnxprune.graph import sample_bytes
+from onnxprune.graph import protobuf
+from onnxprune.graph.bodies import captured_names
+from onnxprune.graph.external import Kept
+from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
-from onnxprune.storage import Kept
 from onnxprune.taps import Tap, as_expected, with_taps
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
@@ -58,7 +58,7 @@ class Walker:
         """hold_out: make the batches small enough that some can be held out from a fit."""
         self.proto, self.samples, self.memory = proto, samples, memory
         self._types = dict(types)
-        self._shapes, self._bound = shapes, m.batch_of(proto, shapes)
+        self._shapes, self._bound = shapes, protobuf.batch_of(proto, shapes)
         size = runtime_batch(shapes, proto, len(samples) if hold_out else None)
         size = 1 if samples.fixed_batch else size
         starts = range(0, len(samples), size)
@@ -134,7 +134,7 @@ class Walker:
         if not produced and not taps:
             return lambda index, before: {}
         whole = [*dict.fromkeys((*produced, *(tap.tensor for tap in taps)))]
-        part = m.submodel(self.proto, self.frontier, whole)
+        part = protobuf.submodel(self.proto, self.frontier, whole)
 
         @cache
         def plain() -> Session:
@@ -256,12 +256,12 @@ class _Kept(Mapping[str, Array]):
 def runtime_batch(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, samples: int | None = None) -> int:
     """Samples that a run of the whole model takes at once; samples: as many that some batches can be held out."""
     most = BATCH * 2 * HOLD_OUT if samples is None else samples
-    return batch_size(shapes, m.batch_of(proto, shapes), _widest(shapes, proto), most)
+    return batch_size(shapes, protobuf.batch_of(proto, shapes), _widest(shapes, proto), most)
 
 
 def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> int:
     """What a run of the whole model holds for each sample, about."""
-    return sample_bytes(shapes, m.batch_of(proto, shapes), _widest(shapes, proto))
+    return sample_bytes(shapes, protobuf.batch_of(proto, shapes), _widest(shapes, proto))
 
 
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.calibrate.statistics import InputMoments, collect
+from onnxprune.graph import protobuf
 from onnxprune.runtime import Session
 from tests.stages import Prepared, prepare
 from tests.topologies.text import Topology
@@ -46,7 +46,7 @@ def values(proto: onnx.ModelProto, names: Iterable[str], feeds: Mapping[str, Arr
     found = {n: feeds[n] for n in wanted if n in feeds}
     computed = [n for n in wanted if n not in feeds]
     if computed:
-        found.update(Session(m.submodel(proto, {}, computed), optimize=False).run(feeds))
+        found.update(Session(protobuf.submodel(proto, {}, computed), optimize=False).run(feeds))
     return found
 
 

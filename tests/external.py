@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxprune import storage
+from onnxprune.graph import external
 from onnxprune.output.commit import Stage
 from onnxprune.output.model_files import commit, put_model
 
@@ -67,14 +67,14 @@ def locations(path: Path) -> set[str]:
 def weights_of(path: Path) -> Path:
     """The one file that holds the weights of the model file at `path`, by the name that onnxprune gave it."""
     (name,) = locations(path)
-    assert storage.is_beside(name, path), name
+    assert external.is_beside(name, path), name
     return path.with_name(name)
 
 
 def saved(model: onnx.ModelProto, path: Path, *, separate: bool | None = None) -> None:
     """Write a model as a run does; separate: by default where its weights lie in files."""
     with Stage() as stage:
-        put_model(stage, model, path, separate=storage.has_external(model) if separate is None else separate)
+        put_model(stage, model, path, separate=external.has_external(model) if separate is None else separate)
         commit(stage, path)
 
 

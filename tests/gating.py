@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.gates import Gate, by_group, gates_of, values_of
+from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
 from tests.stages import Prepared
 

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group, build
+from onnxprune.graph import protobuf
+from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut
-from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
 from onnxprune.select.path import Path, in_turns
 from tests.graphs import TABLE
@@ -38,7 +38,7 @@ def prepare(original: onnx.ModelProto, example: Mapping[str, Array], attention: 
     """Normalise and trace."""
     n = normalise(original, example)
     return Prepared(
-        original, example, n, build(m.view(n.proto, n.shapes, n.known_values, n.binding, n.free), attention)
+        original, example, n, build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free), attention)
     )
 
 

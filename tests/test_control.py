@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import bodies, prune
-from onnxprune import model as m
+from onnxprune import prune
+from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import normalise
 from onnxprune.runtime import Session
 from onnxprune.verify import flat
@@ -37,9 +37,9 @@ def test_the_whole_job(name: str):
     assert result.model is not None
     assert result.report.achieved >= 0.2
     assert result.report.checks["slice_against_oracle"] <= 1e-4
-    m.check(result.model)
+    protobuf.check(result.model)
     added = sum(int(t.dims[0]) for t in result.model.graph.initializer if t.name.endswith("__bias"))
-    assert m.parameters(result.model) - added < m.parameters(original)
+    assert protobuf.parameters(result.model) - added < protobuf.parameters(original)
     found, expected = _answers(result.model, row.feeds(2)), _answers(original, row.feeds(2))
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}
 
@@ -101,7 +101,7 @@ def test_weights_return_to_the_innermost_body_that_holds_all_uses():
     assert {"w3", "w6"} <= set(_stored(step))
     assert set(_stored(yes)) == {"w4", "w5"}
     assert not _stored(no)
-    m.check(proto)
+    protobuf.check(proto)
     assert_same(Session(proto).run(row.feeds(2))["y"], Session(row.model()).run(row.feeds(2))["y"], rtol=1e-6, atol=0.0)
 
 

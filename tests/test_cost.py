@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import bodies, cost, measuring
-from onnxprune import model as m
+from onnxprune import cost, measuring
 from onnxprune.channels import branches
 from onnxprune.cost import Cost, Length, Term
+from onnxprune.graph import bodies, protobuf
 from onnxprune.rewrite import drop_zero_biases
 from onnxprune.runtime import Session
 from tests.calibrated import prepare_text
@@ -106,7 +106,7 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     names = [n for node in proto.graph.node for n in (*node.input[:3], node.output[0]) if n]
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer} | {k: v.shape for k, v in p.example.items()}
     computed = [n for n in dict.fromkeys(names) if n not in shapes]
-    run = Session(m.submodel(proto, {}, computed), optimize=False).run(p.example)
+    run = Session(protobuf.submodel(proto, {}, computed), optimize=False).run(p.example)
     shapes |= {k: np.shape(v) for k, v in run.items() if isinstance(v, np.ndarray)}
     measuring.add_shapes_of_bodies(proto, p.example, shapes, {})
     count = 0.0
@@ -158,7 +158,7 @@ def test_parameters_are_those_of_the_cut_model(name: str, prepared: Lookup) -> N
         small = sliced(p, keep)
         found = parameters.at(counts(p, keep))
         assert found == stored_elements(small)
-        assert full - found == m.parameters(p.normalised.proto) - m.parameters(small)
+        assert full - found == protobuf.parameters(p.normalised.proto) - protobuf.parameters(small)
         added = sum(int(np.prod(t.dims)) for t in small.graph.initializer if t.name in p.normalised.added_biases)
         drop_zero_biases(small, p.normalised.added_biases)
         assert found == stored_elements(small) + added

@@ -10,9 +10,9 @@ import pytest
 from onnxprune.calibrate.outputs import Batch
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import by_group, gates_of
+from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import output_imitation
-from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
 from tests.compare import assert_same
 from tests.gating import STEP

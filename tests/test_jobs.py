@@ -26,11 +26,12 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import PruneResult, RunError, UsageError, prune, storage
+from onnxprune import PruneResult, RunError, UsageError, prune
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.outputs import Probe, batches_of, collect, with_samples
 from onnxprune.gates import gates_of
+from onnxprune.graph import external
 from onnxprune.jobs import Here, Scheduler, Work, scheduling
 from onnxprune.jobs.processes import Processes
 from onnxprune.measures.answers import Answers
@@ -504,9 +505,9 @@ def test_weights_in_files_go_along_to_other_machines(tmp_path: Path, monkeypatch
     """Fails where a machine without these files is sent their names, or more than one message holds."""
     path = stored(onnx.load(digits.path("resnet")), tmp_path, "one file")
     proto = onnx.load(path, load_external_data=False)
-    storage.resolve(proto, tmp_path)
-    assert storage.has_external(proto)
-    assert not storage.has_external(storage.sendable(proto))
+    external.resolve(proto, tmp_path)
+    assert external.has_external(proto)
+    assert not external.has_external(external.sendable(proto))
     sent: list[onnx.ModelProto] = []
 
     class Remote(Workers):
@@ -524,8 +525,8 @@ def test_weights_in_files_go_along_to_other_machines(tmp_path: Path, monkeypatch
     found = prune(path, None, digits.CALIB, method="taylor", **QUICK)
     assert masks(found) == masks(prune(path, None, digits.CALIB, method="taylor", jobs=1, **QUICK))
     assert len(sent) >= 3  # calibration, its gradients, trial cuts
-    assert not any(storage.has_external(x) for x in sent)
-    monkeypatch.setattr(storage, "MOST_BYTES", 10_000)
+    assert not any(external.has_external(x) for x in sent)
+    monkeypatch.setattr(external, "MOST_BYTES", 10_000)
     with pytest.raises(RunError, match=r"exceed the 2 GiB of one message, .* leave out --scheduler, and use --jobs$"):
         prune(path, None, digits.CALIB, **QUICK)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxprune import model as m
 from onnxprune.channels import branches
 from onnxprune.config import ATTENTIONS
+from onnxprune.graph import protobuf
 from onnxprune.rewrite import settle
 from onnxprune.runtime import Session
 from tests.compare import assert_same
@@ -21,7 +21,7 @@ from tests.stages import Prepared, masked, prepare, random_keep, sliced
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_half_of_the_channels(path: Path, attention: str):
     """Fails where any axis, index, size or shared weight of a real export is not cut with the rest."""
-    proto, _ = m.load(path)
+    proto, _ = protobuf.load(path)
     example = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
     p = prepare(proto, example, attention)
     if attention != ATTENTIONS[0] and not _multiplies_activations(p):
@@ -29,7 +29,7 @@ def test_half_of_the_channels(path: Path, attention: str):
     assert p.channels.groups
     keep = random_keep(p.channels, 0, shares=(0.5,))
     small, oracle = sliced(p, keep), masked(p, keep)
-    m.check(small)
+    protobuf.check(small)
     session, reference, original = Session(small), Session(oracle), Session(proto)
     for batch in (2, 3) if has_batch(proto) else (1,):
         feeds = kit_feeds(path, proto, batch)
@@ -39,13 +39,13 @@ def test_half_of_the_channels(path: Path, attention: str):
             assert_same(normal[output], before[output], rtol=1e-5, atol=0.0)
             assert_same(value, expected[output], rtol=1e-4, atol=0.0)
     assert list(small.graph.output) == list(proto.graph.output)
-    assert m.parameters(small) < m.parameters(p.normalised.proto)
+    assert protobuf.parameters(small) < protobuf.parameters(p.normalised.proto)
 
 
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_whole_branches(path: Path):
     """Fails where something of a real export goes with a branch, or stays of it, that does not belong there."""
-    proto, _ = m.load(path)
+    proto, _ = protobuf.load(path)
     p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
     found = list(branches.drops(p.channels))
     if not found:
@@ -57,7 +57,7 @@ def test_whole_branches(path: Path):
         left = branches.left_of(p.channels, keep)
         assert left is not None
         small = settle(sliced(p, keep), p.channels, left)
-        m.check(small)
+        protobuf.check(small)
         for batch in (2, 3) if has_batch(proto) else (1,):
             feeds = kit_feeds(path, proto, batch)
             expected = Session(masked(p, keep)).run(feeds)

@@ -16,7 +16,7 @@ from onnxprune import PruneConfig, labels, methods, plan, prune
 from onnxprune.calibrate.samples import Samples, checked, input_specs
 from onnxprune.calibrate.samples import load as load_samples
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import Graph
+from onnxprune.graph.view import Graph
 from onnxprune.numerics.arrays import Array
 from onnxprune.report.terminal import Screen, prune_report
 from onnxprune.stages.load import load, read_samples

@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import cost, inspect, prune
-from onnxprune import model as m
 from onnxprune.channels import build
 from onnxprune.cost import operators
 from onnxprune.cost.operators import MICROSOFT
 from onnxprune.errors import BudgetUnreachable
-from onnxprune.graph import Shape
+from onnxprune.graph import protobuf
+from onnxprune.graph.view import Shape
 from tests import digits
 from tests.graphs import TABLE
 
@@ -34,7 +34,7 @@ def counted(op: str, domain: str, inputs: Shapes, outputs: Shapes, **attributes:
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(domain or "x", 1)]
     proto = helper.make_model(helper.make_graph([node], "g", given, made), opset_imports=opsets)
-    return cost.macs(build(m.view(proto, {**inputs, **outputs}, {}, {}))).at([])
+    return cost.macs(build(protobuf.view(proto, {**inputs, **outputs}, {}, {}))).at([])
 
 
 S: Shape = ()
@@ -299,7 +299,7 @@ def missing(op: str, domain: str, width: int = 64) -> list[tuple[str, int, bool]
     """What is not counted of the network with this operator in it."""
     spatial = (16, 16)
     shapes = {"x": (1, 3, *spatial), "y": (1, 5, *spatial), "a": (1, width, *spatial), "c": (1, 32, *spatial)}
-    found = cost.uncounted(build(m.view(fused(op, domain, width), shapes | {"s": shapes["c"]}, {}, {})))
+    found = cost.uncounted(build(protobuf.view(fused(op, domain, width), shapes | {"s": shapes["c"]}, {}, {})))
     return [(x.operator, x.weights, x.surely) for x in found]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import bodies
 from onnxprune.errors import RunError
+from onnxprune.graph import bodies
 from onnxprune.normalise import normalise, resized
 from onnxprune.runtime import Session
 from tests.graphs import TABLE

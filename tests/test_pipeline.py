@@ -15,7 +15,6 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, inspect, pipeline, plan, prune
-from onnxprune import model as m
 from onnxprune.calibrate.samples import Samples, checked, input_specs
 from onnxprune.errors import (
     BudgetUnreachable,
@@ -25,6 +24,7 @@ from onnxprune.errors import (
     RunError,
     UsageError,
 )
+from onnxprune.graph import protobuf
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
@@ -738,7 +738,7 @@ def loaded_of(
     """As `load` hands it over, with nothing to say of the data."""
     return Loaded(
         original=original,
-        source=m.adopt(original)[1],
+        source=protobuf.adopt(original)[1],
         normalised=normalised,
         fit=fit,
         held_out=held_out,

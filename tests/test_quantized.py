@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune import model as m
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.regressions import magnitude
 from onnxprune.channels.describe import describe
-from onnxprune.graph import Graph
-from onnxprune.quantized import Quantized, behind_quantization, real_values
+from onnxprune.graph import protobuf
+from onnxprune.graph.quantized import Quantized, behind_quantization, real_values
+from onnxprune.graph.view import Graph
 from onnxprune.runtime import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -38,7 +38,7 @@ def _dequantized(p: Prepared, name: str, values: Mapping[str, Array]) -> Array:
     for t in proto.graph.initializer:
         if t.name in values:
             t.CopyFrom(numpy_helper.from_array(values[t.name], t.name))
-    found: Array = Session(m.submodel(proto, {}, [name]), optimize=False).run({}, [name])[name]
+    found: Array = Session(protobuf.submodel(proto, {}, [name]), optimize=False).run({}, [name])[name]
     return found
 
 

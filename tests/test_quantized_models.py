@@ -22,8 +22,8 @@ from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what th
 )
 
 from onnxprune import PruneResult, prune
-from onnxprune import model as m
 from onnxprune.errors import NothingPrunable
+from onnxprune.graph import protobuf
 from onnxprune.measures.saturation import DEPLOYED, EXACT
 from onnxprune.pipeline import inspect
 from onnxprune.runtime import Session, saturates
@@ -106,7 +106,7 @@ def test_a_quantized_model_is_pruned_and_stays_quantized(name: str, way: str):
     assert result.report.checks["refit"] == "lockstep"
     assert _operators(small) == _operators(original)
     assert Counter(_types(small).values()) == Counter(_types(original).values())
-    assert m.parameters(small) == result.report.after.parameters < result.report.before.parameters
+    assert protobuf.parameters(small) == result.report.after.parameters < result.report.before.parameters
     # The same float model, pruned as much, loses up to half a point.
     assert digits.top1(small) >= digits.top1(original) - 0.015
     none = _pruned(name, way, ratio=0.4, refit="none").model

@@ -15,11 +15,11 @@ import onnx
 import pytest
 from hypothesis import assume, given, seed, settings
 
-from onnxprune import model as m
 from onnxprune.channels import branches
 from onnxprune.channels.rules import TABLE
+from onnxprune.graph import protobuf
+from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import accepts
-from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
 from tests.compare import assert_same, relative_error
 from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs
@@ -64,7 +64,7 @@ def test_random_graphs(focus: str):
 def check(case: Case) -> None:
     """Trace; then cut at random and as far as possible."""
     example = case.feeds(0)
-    m.check(case.model)
+    protobuf.check(case.model)
     p = prepare(case.model, example, case.attention)
     # A graph may ask for the second sample by its number.
     taken = (0, 1) if not accepts(Session(case.model, optimize=False), case.feeds(2)) else (0, 1, 2)
@@ -72,19 +72,19 @@ def check(case: Case) -> None:
         assert_equal(case, p.normalised.proto, case.model, which)
     assert all(v.why.reason for v in p.channels.pinned)
     if not p.channels.groups:
-        assert p.channels.pinned or not m.parameters(p.normalised.proto)
+        assert p.channels.pinned or not protobuf.parameters(p.normalised.proto)
         return
     weights = {t.name for t in case.model.graph.initializer}
     plan = zlib.crc32(case.model.SerializeToString(deterministic=True))
     for shares, sizes in (((0.2, 0.5, 0.8), taken), ((0.0,), (1,))):
         keep = random_keep(p.channels, plan, shares)
         small, oracle = sliced(p, keep), masked(p, keep)
-        m.check(small)
+        protobuf.check(small)
         for which in sizes:
             assert_equal(case, small, oracle, which)
         assert list(small.graph.input) == [v for v in case.model.graph.input if v.name not in weights]
         assert list(small.graph.output) == list(case.model.graph.output)
-        assert (m.parameters(small) < m.parameters(p.normalised.proto)) == (not keep.all())
+        assert (protobuf.parameters(small) < protobuf.parameters(p.normalised.proto)) == (not keep.all())
     for g in branches.drops(p.channels):
         keep = random_keep(p.channels, plan)
         keep[p.channels.groups[g].units] = False

@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from onnxprune import PruneResult, prune
-from onnxprune import model as m
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.channels import branches
 from onnxprune.errors import RunError
+from onnxprune.graph import protobuf
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import relative_error, spread
@@ -103,7 +103,7 @@ def _loss(p: Prepared, keep: Keep, student: Student, targets: dict[str, Array]) 
     """The loss by numpy, of the cut model's own tensors."""
     rng = np.random.default_rng(0)
     weights = rng.uniform(0.5, 1.5, len(student.goals))
-    own = Session(m.submodel(sliced(p, keep), {}, student.goals), optimize=False).run(p.example)
+    own = Session(protobuf.submodel(sliced(p, keep), {}, student.goals), optimize=False).run(p.example)
     return sum(
         w * float(((own[t].astype(np.float64) - targets[t]) ** 2).sum())
         for w, t in zip(weights, student.goals, strict=True)

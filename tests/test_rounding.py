@@ -9,8 +9,8 @@ import pytest
 
 from onnxprune import verify
 from onnxprune.errors import CheckFailed
+from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.rewrite import replace_initializers
-from onnxprune.rounding import is_quantized, without_rounding
 from onnxprune.runtime import Session
 from tests import digits
 from tests.compare import assert_same

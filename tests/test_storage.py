@@ -18,10 +18,10 @@ import onnx
 import pytest
 from ml_dtypes import bfloat16, int4
 
-from onnxprune import inspect, prune, storage
-from onnxprune import model as m
+from onnxprune import inspect, prune
 from onnxprune.cli import main
 from onnxprune.errors import ModelError, RunError, UsageError
+from onnxprune.graph import external, protobuf
 from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Session
 from tests import digits
@@ -89,7 +89,7 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
     result = prune(before, out, {"x": rng.standard_normal((32, 24)).astype(np.float32)}, **options)
     made = sum(p.stat().st_size for p in tmp_path.iterdir()) - there
     assert (result.report.before.bytes, result.report.after.bytes) == (there, made)
-    assert m.load(out)[1].size == made
+    assert protobuf.load(out)[1].size == made
     kept = prune(before, None, {"x": rng.standard_normal((32, 24)).astype(np.float32)}, **options)
     assert kept.model is not None
     assert kept.report.after.bytes == len(kept.model.SerializeToString())
@@ -99,7 +99,7 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
     ("name", "way", "spill"),
     [
         ("resnet", "one file", 1024),
-        ("resnet", "a file each", storage.SPILL_BYTES),
+        ("resnet", "a file each", external.SPILL_BYTES),
         ("mobilenet", "nested", 1024),
         *(("mixed", way, 1024) for way in WAYS),
     ],
@@ -108,7 +108,7 @@ def test_the_same_model_as_from_embedded_weights(
     name: str, way: str, spill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where the place of the weights changes the result, or the output names a place of this machine."""
-    monkeypatch.setattr(storage, "SPILL_BYTES", spill)
+    monkeypatch.setattr(external, "SPILL_BYTES", spill)
     model, data = net(name)
     options: dict[str, Any] = {"ratio": 0.4, "refit": "least-squares", "round_to": 4}
     plain = tmp_path / "plain.onnx"
@@ -139,11 +139,11 @@ def test_the_same_model_as_from_embedded_weights(
 
 def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a result without an output refers to files that are gone."""
-    monkeypatch.setattr(storage, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(external, "SPILL_BYTES", 1024)
     model, data = net("resnet")
     result = prune(stored(model, tmp_path, "one file"), None, data, ratio=0.4, refit="none").model
     assert result is not None
-    assert not storage.has_external(result)
+    assert not external.has_external(result)
     Session(result).run({"input": data["input"][:1]})
 
 
@@ -151,12 +151,12 @@ def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.
 def test_slice_equals_oracle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a stage loses, reads as something else, or forgets weights that lie in files."""
     for limit in ("SPILL_BYTES", "INLINE_BYTES"):  # above the shapes that graphs name, as onnxruntime reads those
-        monkeypatch.setattr(storage, limit, 64)
+        monkeypatch.setattr(external, limit, 64)
     row = TABLE[name]
-    proto, _ = m.load(stored(row.model(), tmp_path, "one file"))
-    with storage.spilling():
+    proto, _ = protobuf.load(stored(row.model(), tmp_path, "one file"))
+    with external.spilling():
         p = prepare(proto, row.feeds(2))
-        assert storage.has_external(p.normalised.proto) == storage.has_external(proto)
+        assert external.has_external(p.normalised.proto) == external.has_external(proto)
         keep = random_keep(p.channels, 0)
         cut, oracle = (Session(x(p, keep)).run(p.example) for x in (sliced, masked))
     for k, y in oracle.items():
@@ -198,8 +198,8 @@ def test_loading_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def read(*_: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(storage, "array_of", read)
-    proto, source = m.load(path)
+    monkeypatch.setattr(external, "array_of", read)
+    proto, source = protobuf.load(path)
     assert proto.ByteSize() < 0.2 * source.size
     assert source.size > digits.path("resnet").stat().st_size * 0.9
 
@@ -232,9 +232,9 @@ def test_pruning_three_gigabytes(tmp_path: Path):
 
 def test_mapped_values_are_read_only(tmp_path: Path):
     """Fails where a stage can write into the user's file."""
-    proto, _ = m.load(stored(onnx.load(digits.path("resnet")), tmp_path, "one file"))
-    tensor = next(t for t in proto.graph.initializer if storage.is_external(t))
-    array = storage.array_of(tensor)
+    proto, _ = protobuf.load(stored(onnx.load(digits.path("resnet")), tmp_path, "one file"))
+    tensor = next(t for t in proto.graph.initializer if external.is_external(t))
+    array = external.array_of(tensor)
     assert not array.flags.writeable
     assert array.base is not None
 
@@ -255,14 +255,14 @@ def test_array_of(dtype: type, offset: int, tmp_path: Path):
     (tmp_path / "w").write_bytes(b"x" * offset + whole.raw_data + b"y")
     tensor = onnx.TensorProto(name="w", data_type=whole.data_type, dims=whole.dims)
     refer(tensor, str(tmp_path / "w"), offset, len(whole.raw_data))
-    assert storage.bytes_of(tensor) == len(whole.raw_data)
-    assert_same(storage.array_of(tensor), values, rtol=0.0, atol=0.0)
-    with storage.spilling():
+    assert external.bytes_of(tensor) == len(whole.raw_data)
+    assert_same(external.array_of(tensor), values, rtol=0.0, atol=0.0)
+    with external.spilling():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(storage, "SPILL_BYTES", 1)
-            spilled = storage.tensor_of(values, "w", outside=True)
-        assert storage.is_external(spilled)
-        assert_same(storage.array_of(spilled), values, rtol=0.0, atol=0.0)
+            patch.setattr(external, "SPILL_BYTES", 1)
+            spilled = external.tensor_of(values, "w", outside=True)
+        assert external.is_external(spilled)
+        assert_same(external.array_of(spilled), values, rtol=0.0, atol=0.0)
 
 
 def test_empty_and_scalar(tmp_path: Path):
@@ -270,7 +270,7 @@ def test_empty_and_scalar(tmp_path: Path):
     for shape in ((), (1,), (0, 4)):
         tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=shape)
         refer(tensor, str(tmp_path / "w"))
-        assert storage.array_of(tensor).shape == shape
+        assert external.array_of(tensor).shape == shape
 
 
 # refusals
@@ -304,7 +304,7 @@ def test_broken_references(kind: str, tmp_path: Path, capsys: pytest.CaptureFixt
     reference, reason = BROKEN[kind]
     path = _broken(tmp_path, **reference)
     with pytest.raises(ModelError, match=reason):
-        m.load(path)
+        protobuf.load(path)
     before = sorted(tmp_path.iterdir())
     assert main([str(path), str(tmp_path / "out.onnx"), "--ratio", "0.5", "--quiet"]) == 1
     assert reason in capsys.readouterr().err.strip().splitlines()[-1]
@@ -318,7 +318,7 @@ def test_offset_that_is_no_number(tmp_path: Path, value: str):
     next(e for e in t_values(model, "w1").external_data if e.key == "offset").value = value
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="is not a number"):
-        m.load(path)
+        protobuf.load(path)
 
 
 def test_model_in_memory(tmp_path: Path):
@@ -343,7 +343,7 @@ def test_model_in_memory(tmp_path: Path):
 def lonely(data_type: int = onnx.TensorProto.FLOAT, dims: tuple[int, ...] = (3,)) -> onnx.TensorProto:
     """A tensor of twelve bytes that lies in the file `w`."""
     tensor = onnx.TensorProto(name="t", data_type=data_type, dims=dims)
-    storage.Place("w", 4, 12).put(tensor)
+    external.Place("w", 4, 12).put(tensor)
     return tensor
 
 
@@ -378,19 +378,19 @@ def test_every_kind_of_reference_is_resolved_and_read(holder: str, tmp_path: Pat
     """Fails where a tensor that the model stores in an unusual place is overlooked: its file would not be found."""
     (tmp_path / "w").write_bytes(b"head" + np.arange(3, dtype=np.float32).tobytes())
     proto = HOLDERS[holder](lonely())
-    assert storage.has_external(proto) and storage.external_bytes(proto) == 12
-    storage.resolve(proto, tmp_path)
-    assert storage.files_of(proto) == {tmp_path / "w"}
-    (before,) = (t for t in storage.stored_tensors(proto) if storage.is_external(t))
-    assert storage.Place.of(before) == storage.Place(str(tmp_path / "w"), 4, 12)
-    storage.resolve(proto, None)
-    whole = storage.embedded(proto)
-    assert storage.is_external(before) and not storage.has_external(whole)
-    assert storage.embedded(whole) is whole
-    found = next(t for t in storage.stored_tensors(whole) if t.name == "t")
+    assert external.has_external(proto) and external.external_bytes(proto) == 12
+    external.resolve(proto, tmp_path)
+    assert external.files_of(proto) == {tmp_path / "w"}
+    (before,) = (t for t in external.stored_tensors(proto) if external.is_external(t))
+    assert external.Place.of(before) == external.Place(str(tmp_path / "w"), 4, 12)
+    external.resolve(proto, None)
+    whole = external.embedded(proto)
+    assert external.is_external(before) and not external.has_external(whole)
+    assert external.embedded(whole) is whole
+    found = next(t for t in external.stored_tensors(whole) if t.name == "t")
     assert_same(onnx.numpy_helper.to_array(found), np.arange(3, dtype=np.float32), rtol=0.0, atol=0.0)
-    storage.read_small(proto)
-    assert not storage.has_external(proto)
+    external.read_small(proto)
+    assert not external.has_external(proto)
 
 
 UNFIXED = {
@@ -408,7 +408,7 @@ def test_references_of_no_known_size(kind: str, tmp_path: Path):
     (tmp_path / "w").write_bytes(bytes(64))
     tensor, reason = UNFIXED[kind]
     with pytest.raises(ModelError, match=reason):
-        storage.resolve(HOLDERS["weight"](tensor), tmp_path)
+        external.resolve(HOLDERS["weight"](tensor), tmp_path)
 
 
 def test_a_link_within_the_folder_is_followed(tmp_path: Path):
@@ -416,20 +416,20 @@ def test_a_link_within_the_folder_is_followed(tmp_path: Path):
     (tmp_path / "real").write_bytes(bytes(16))
     (tmp_path / "w").symlink_to(tmp_path / "real")
     proto = HOLDERS["weight"](lonely())
-    storage.resolve(proto, tmp_path)
-    assert storage.files_of(proto) == {tmp_path / "real"}
+    external.resolve(proto, tmp_path)
+    assert external.files_of(proto) == {tmp_path / "real"}
 
 
 def test_references_of_a_model_in_memory_are_checked(tmp_path: Path):
     """Fails where a file that is gone, or too short by now, is noticed in the middle of a run."""
     proto = HOLDERS["weight"](lonely())
     (tensor,) = proto.graph.initializer
-    storage.Place(str(tmp_path / "w"), 4, 12).put(tensor)
+    external.Place(str(tmp_path / "w"), 4, 12).put(tensor)
     with pytest.raises(ModelError, match=r"which is missing$"):
-        storage.resolve(proto, None)
+        external.resolve(proto, None)
     (tmp_path / "w").write_bytes(bytes(15))
     with pytest.raises(ModelError, match="has only 15"):
-        storage.resolve(proto, None)
+        external.resolve(proto, None)
 
 
 # sharing
@@ -442,28 +442,28 @@ def files_in(folder: Path) -> set[Path]:
 def test_copies_of_a_model_share_what_lies_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a copy takes its weights along, or a weight that is set in one copy reaches another."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(storage, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(external, "SPILL_BYTES", 1024)
     model = mixed()
     before = model.SerializeToString(deterministic=True)
     whole = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert storage.outside(model) is model and storage.embedded(model) is model
-    with storage.spilling():
-        first = storage.outside(model)
+    assert external.outside(model) is model and external.embedded(model) is model
+    with external.spilling():
+        first = external.outside(model)
         shared = files_in(tmp_path)
-        assert [t.name for t in first.graph.initializer if storage.is_external(t)] == ["w1"]
-        assert storage.files_of(first) == shared and len(shared) == 1
-        second = storage.outside(first)
+        assert [t.name for t in first.graph.initializer if external.is_external(t)] == ["w1"]
+        assert external.files_of(first) == shared and len(shared) == 1
+        second = external.outside(first)
         assert second is not first
-        assert files_in(tmp_path) == shared == storage.files_of(second)
+        assert files_in(tmp_path) == shared == external.files_of(second)
         set_initializers(second, {"w1": 2 * whole["w1"], "b1": 2 * whole["b1"]})
-        (own,) = storage.files_of(second)
+        (own,) = external.files_of(second)
         assert files_in(tmp_path) == {own, *shared} and own not in shared
         for proto, factor in ((first, 1), (second, 2)):
             for name in ("w1", "b1"):
-                found = storage.array_of(t_values(proto, name))
+                found = external.array_of(t_values(proto, name))
                 assert_same(found, np.float32(factor) * whole[name], rtol=0.0, atol=0.0)
-        assert storage.embedded(first).SerializeToString(deterministic=True) == before
-        assert storage.has_external(first)
+        assert external.embedded(first).SerializeToString(deterministic=True) == before
+        assert external.has_external(first)
     assert not files_in(tmp_path)
     assert model.SerializeToString(deterministic=True) == before
 
@@ -473,39 +473,39 @@ def test_weights_are_set_in_the_type_and_the_way_of_the_model(
     dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where a refitted weight grows to float64, moves into the model, or is stored column by column."""
-    monkeypatch.setattr(storage, "SPILL_BYTES", 64)
+    monkeypatch.setattr(external, "SPILL_BYTES", 64)
     values = np.random.default_rng(0).standard_normal((2, 3, 8, 5))
     proto = onnx.ModelProto()
     for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(part.astype(dtype), name))
-    with storage.spilling():
+    with external.spilling():
         for name in ("large", "small"):
             tensor = t_values(proto, name)
             (tmp_path / name).write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())
             refer(tensor, str(tmp_path / name))
-        set_initializers(proto, {t.name: -np.asfortranarray(storage.array_of(t)) for t in proto.graph.initializer})
-        assert [t.name for t in proto.graph.initializer if storage.is_external(t)] == ["large"]
-        assert storage.Place.of(t_values(proto, "large")).length == values.size * np.dtype(dtype).itemsize
+        set_initializers(proto, {t.name: -np.asfortranarray(external.array_of(t)) for t in proto.graph.initializer})
+        assert [t.name for t in proto.graph.initializer if external.is_external(t)] == ["large"]
+        assert external.Place.of(t_values(proto, "large")).length == values.size * np.dtype(dtype).itemsize
         for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
-            assert_same(storage.array_of(t_values(proto, name)), -part.astype(dtype), rtol=0.0, atol=0.0)
+            assert_same(external.array_of(t_values(proto, name)), -part.astype(dtype), rtol=0.0, atol=0.0)
 
 
 def test_weights_in_files_are_read_when_asked_for_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where looking at the names reads values, or where values of files pile up in memory."""
     (tmp_path / "w").write_bytes(b"head" + np.arange(3, dtype=np.float32).tobytes())
     proto = HOLDERS["weight"](lonely())
-    storage.resolve(proto, tmp_path)
+    external.resolve(proto, tmp_path)
     inside = np.ones(2, np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(inside, "inside"))
     asked: list[str] = []
-    read = storage.array_of
+    read = external.array_of
 
     def counted(tensor: onnx.TensorProto) -> np.ndarray:
         asked.append(tensor.name)
         return read(tensor)
 
-    monkeypatch.setattr(storage, "array_of", counted)
-    weights = storage.Weights(proto.graph.initializer)
+    monkeypatch.setattr(external, "array_of", counted)
+    weights = external.Weights(proto.graph.initializer)
     assert list(weights) == ["t", "inside"] and len(weights) == 2
     assert "t" in weights and "none" not in weights
     assert weights.get("none") is None
@@ -535,14 +535,14 @@ def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
 
 def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a full temporary folder is anything but one line that names it."""
-    monkeypatch.setattr(storage, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(external, "SPILL_BYTES", 1024)
     model, data = net("resnet")
     path = stored(model, tmp_path, "one file")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_write_array", full)
+    monkeypatch.setattr(external, "_write_array", full)
     with pytest.raises(RunError, match="set TMPDIR"):
         prune(path, tmp_path / "out.onnx", data, **FAST)
     assert not (tmp_path / "out.onnx").exists()
@@ -553,17 +553,17 @@ def test_a_kept_array_comes_back(dtype: type, tmp_path: Path, monkeypatch: pytes
     """Fails where type, shape or order change on the way through a file, or the file outlives the array."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(dtype)
-    with storage.spilling():
+    with external.spilling():
         for given in (array, np.asfortranarray(array), array[:, ::2], array[0, 0, 0], array[:0]):
-            kept = storage.Kept(given)
+            kept = external.Kept(given)
             assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 1
             assert kept.load().dtype == array.dtype
             assert_same(kept.load(), np.asarray(given), rtol=0.0, atol=0.0)
             del kept
             assert not [f for f in tmp_path.rglob("*") if f.is_file()]
-        assert_same(storage.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
-    assert_same(storage.Kept(array).load(), array, rtol=0.0, atol=0.0)
-    assert_same(storage.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+        assert_same(external.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+    assert_same(external.Kept(array).load(), array, rtol=0.0, atol=0.0)
+    assert_same(external.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
 
 
 def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -573,16 +573,16 @@ def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
     """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.arange(6.0).reshape(2, 3)
-    with storage.spilling():
-        outer = storage.Kept(array)
-        with storage.spilling():
-            inner = storage.Kept(array)
+    with external.spilling():
+        outer = external.Kept(array)
+        with external.spilling():
+            inner = external.Kept(array)
             assert len(files_in(tmp_path)) == 2
         assert len(files_in(tmp_path)) == 1
         with pytest.raises(FileNotFoundError):
             inner.load()
         assert_same(outer.load(), array, rtol=0.0, atol=0.0)
-        again = storage.Kept(array)
+        again = external.Kept(array)
         assert len(files_in(tmp_path)) == 2
         assert_same(again.rows(np.array([1])), array[[1]], rtol=0.0, atol=0.0)
     assert not list(tmp_path.iterdir())
@@ -597,8 +597,8 @@ def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_loaded_is_apart_from_the_file():
     """Fails where loaded values are mapped, which counts as memory while they live, or writing reaches the file."""
     array = np.arange(6.0).reshape(2, 3)
-    with storage.spilling():
-        kept = storage.Kept(array)
+    with external.spilling():
+        kept = external.Kept(array)
         for read in (kept.load, lambda: kept.rows(np.array([0, 1]))):
             found = read()
             assert not isinstance(found, np.memmap)
@@ -611,8 +611,8 @@ def test_what_is_loaded_is_apart_from_the_file():
 def test_strings_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where addresses of Python objects are written to a file."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with storage.spilling():
-        kept = storage.Kept(np.array(["a", "bc"], object))
+    with external.spilling():
+        kept = external.Kept(np.array(["a", "bc"], object))
         assert not files_in(tmp_path)
         assert kept.load().tolist() == ["a", "bc"]
 
@@ -621,8 +621,8 @@ def test_a_kept_array_travels_with_its_values(tmp_path: Path, monkeypatch: pytes
     """Fails where another machine gets the name of a file instead."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.arange(6.0)
-    with storage.spilling():
-        sent = pickle.dumps(storage.Kept(array))
+    with external.spilling():
+        sent = pickle.dumps(external.Kept(array))
     assert_same(pickle.loads(sent).load(), array, rtol=0.0, atol=0.0)
 
 
@@ -632,9 +632,9 @@ def test_no_room_for_kept_arrays(monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_write_array", full)
-    with storage.spilling(), pytest.raises(RunError, match="set TMPDIR"):
-        storage.Kept(np.arange(6.0))
+    monkeypatch.setattr(external, "_write_array", full)
+    with external.spilling(), pytest.raises(RunError, match="set TMPDIR"):
+        external.Kept(np.arange(6.0))
 
 
 # arrays that soon go again
@@ -647,16 +647,16 @@ TYPES_KEPT = [np.float32, np.float64, np.float16, bfloat16, np.int64, np.uint8, 
 @pytest.fixture
 def small_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Slots that most arrays take several of, and the folder of temporary files."""
-    monkeypatch.setattr(storage, "_SLOT_BYTES", SLOT)
+    monkeypatch.setattr(external, "_SLOT_BYTES", SLOT)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
 
-def brief(array: np.ndarray) -> storage.Kept:
-    return storage.Kept(array, briefly=True)
+def brief(array: np.ndarray) -> external.Kept:
+    return external.Kept(array, briefly=True)
 
 
-def slots_of(kept: storage.Kept) -> set[int]:
+def slots_of(kept: external.Kept) -> set[int]:
     """Where it lies, each place once."""
     assert len(set(kept._at)) == len(kept._at)
     return set(kept._at)
@@ -670,7 +670,7 @@ def test_an_array_kept_briefly_comes_back(dtype: type, small_slots: Path):
     line = np.resize(array, 3 * in_slot)
     given = [array, np.asfortranarray(array), array[:, ::2], array[::-1], array[0, 0, 0], np.array(array[1, 2, 3])]
     given += [array[:0], array[:, :0], line, line[:in_slot], line[:-1], line[: in_slot + 1]]
-    with storage.spilling():
+    with external.spilling():
         kept = [brief(x) for x in given]
         for k, x in zip(kept, given, strict=True):
             assert len(slots_of(k)) == -(-x.nbytes // SLOT)
@@ -686,16 +686,16 @@ def test_an_array_kept_briefly_comes_back(dtype: type, small_slots: Path):
 def test_arrays_of_several_usual_slots_come_back():
     """Fails where the real size of a slot is none that arrays are cut at."""
     array = np.random.default_rng(0).standard_normal((3, 50_000))
-    with storage.spilling():
+    with external.spilling():
         kept = brief(array)
-        assert len(slots_of(kept)) == -(-array.nbytes // storage._SLOT_BYTES) == 5
+        assert len(slots_of(kept)) == -(-array.nbytes // external._SLOT_BYTES) == 5
         assert_same(kept.load(), array, rtol=0.0, atol=0.0)
 
 
 def test_what_is_kept_briefly_is_apart_from_what_was_given(small_slots: Path):
     """Fails where the caller's array, or one that was loaded, is the stored one."""
     array = np.arange(30.0)
-    with storage.spilling():
+    with external.spilling():
         kept = brief(array)
         array[:] = 7.0
         kept.load()[:] = -1.0
@@ -708,9 +708,9 @@ def test_places_are_used_again_and_never_before(small_slots: Path):
     Arrays of all sizes come and go in a random order.
     """
     rng = np.random.default_rng(0)
-    live: list[tuple[storage.Kept, np.ndarray]] = []
+    live: list[tuple[external.Kept, np.ndarray]] = []
     most, highest = 0, -1
-    with storage.spilling():
+    with external.spilling():
         for _ in range(500):
             if live and rng.random() < 0.5:
                 kept, array = live.pop(int(rng.integers(len(live))))
@@ -735,7 +735,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        live: list[tuple[storage.Kept, np.ndarray]] = []
+        live: list[tuple[external.Kept, np.ndarray]] = []
         started.wait(60.0)
         for i in range(150):
             array = rng.integers(0, 256, int(rng.integers(1, 6 * SLOT))).astype(np.uint8)
@@ -748,7 +748,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with storage.spilling(), ThreadPoolExecutor(8) as pool:
+        with external.spilling(), ThreadPoolExecutor(8) as pool:
             for done in [pool.submit(copy_context().run, work, seed) for seed in range(8)]:
                 done.result()
     finally:
@@ -757,7 +757,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
 
 def test_an_array_may_be_collected_at_any_time(small_slots: Path):
     """Fails where giving a place back waits for the file: the collector may run while this very thread writes."""
-    with storage.spilling():
+    with external.spilling():
         kept = [brief(np.arange(30.0))]
         at = slots_of(kept[0])
         folder = kept[0]._slots
@@ -777,9 +777,9 @@ def test_an_array_may_be_collected_at_any_time(small_slots: Path):
 def test_what_was_kept_briefly_may_outlive_its_folder(small_slots: Path):
     """Fails where the end of a run takes values along that are still in use, or makes an error of their end."""
     array = np.arange(30.0)
-    with storage.spilling():
+    with external.spilling():
         outer = brief(array)
-        with storage.spilling():
+        with external.spilling():
             inner = brief(-array)
         assert_same(inner.load(), -array, rtol=0.0, atol=0.0)
         more = brief(2 * array)
@@ -796,14 +796,14 @@ def test_what_was_kept_briefly_may_outlive_its_folder(small_slots: Path):
 
 def test_strings_are_not_kept_in_slots(small_slots: Path):
     """Fails where addresses of Python objects are written to a file."""
-    with storage.spilling():
+    with external.spilling():
         assert brief(np.array(["a", "bc"], object)).load().tolist() == ["a", "bc"]
 
 
 def test_an_array_kept_briefly_travels_with_its_values(small_slots: Path):
     """Fails where another machine gets the number of a slot instead, or sending ends what is kept here."""
     array = np.arange(30.0).reshape(5, 6)
-    with storage.spilling():
+    with external.spilling():
         kept = brief(array)
         sent = pickle.dumps(kept)
         there = pickle.loads(sent)
@@ -834,7 +834,7 @@ class Slow:
 def test_a_file_that_takes_less_than_it_is_given(small_slots: Path):
     """Fails where the rest of what a signal has cut short is not written, or not read."""
     arrays = [np.arange(start, start + 40.0) for start in (0, 100)]
-    with storage.spilling():
+    with external.spilling():
         first = brief(arrays[0])
         slots = first._slots
         assert slots is not None
@@ -849,7 +849,7 @@ def test_a_file_that_takes_less_than_it_is_given(small_slots: Path):
 def test_no_room_for_what_is_kept_briefly(room: int, small_slots: Path):
     """Fails where a full disk ends in a traceback, or in what was kept before; on the way through the slots, too."""
     array = np.arange(30.0)
-    with storage.spilling():
+    with external.spilling():
         kept = brief(array)
         slots = kept._slots
         assert slots is not None
@@ -869,7 +869,7 @@ def test_no_file_for_what_is_kept_briefly(monkeypatch: pytest.MonkeyPatch):
     def full(*_: object, **options: object) -> None:
         raise OSError(24, "Too many open files")
 
-    with storage.spilling():
+    with external.spilling():
         monkeypatch.setattr(tempfile, "TemporaryFile", full)
         with pytest.raises(RunError, match="Too many open files; set TMPDIR"):
             brief(np.arange(6.0))
@@ -877,7 +877,7 @@ def test_no_file_for_what_is_kept_briefly(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_file_of_slots_that_was_cut_short(small_slots: Path):
     """Fails where a run waits for bytes that never come, or goes on with others."""
-    with storage.spilling():
+    with external.spilling():
         kept = brief(np.arange(30.0))
         assert kept._slots is not None
         kept._slots._file.truncate(100)
@@ -890,7 +890,7 @@ def test_large_embedded_weights_are_kept_outside_meanwhile(tmp_path: Path, monke
     model, data = net("resnet")
     expected = prune(model, None, data, ratio=0.4, refit="least-squares").model
     for limit in ("SPILL_BYTES", "LARGE_BYTES"):
-        monkeypatch.setattr(storage, limit, 1024)
+        monkeypatch.setattr(external, limit, 1024)
     prune(digits.path("resnet"), tmp_path / "out.onnx", data, ratio=0.4, refit="least-squares")
     assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
     assert expected is not None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune import model as m
+from onnxprune.graph import protobuf
 from onnxprune.taps import Tap, as_expected, with_taps
 from onnxprune.walk import Walker
 from tests.calibrated import prepare_text, samples_of
@@ -184,7 +184,7 @@ def test_one_batch_that_differs_comes_whole_alone() -> None:
 def test_the_model_itself_is_left_as_it_is() -> None:
     """Fails where taps are added to the model that is walked."""
     p = prepare_text(TEXTS["first"])
-    part = m.submodel(p.normalised.proto, {}, ["r"])
+    part = protobuf.submodel(p.normalised.proto, {}, ["r"])
     before = part.SerializeToString(deterministic=True)
     taps = [tap_of(p, "first", "r", "one"), tap_of(p, "first", "a", "two")]
     found = with_taps(part, ["r"], taps)

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
+from onnxprune.graph import protobuf
 from onnxprune.normalise import accepts, normalise
 from onnxprune.rewrite import cut
 from onnxprune.runtime import Session
@@ -65,7 +65,7 @@ def test_slice_equals_the_oracle(name: str, seed: int, prepared: Lookup):
     p = prepared(name)
     keep = random_keep(p.channels, seed)
     small, oracle = sliced(p, keep), masked(p, keep)
-    m.check(small)
+    protobuf.check(small)
     session, reference = comparable(small), comparable(oracle)
     for batch in (2, 3) if seed else (2, 3, 1):
         feeds = TABLE[name].feeds(batch, seed=seed + batch)
@@ -82,7 +82,7 @@ def test_one_unit_left_in_every_group(name: str, prepared: Lookup):
     p = prepared(name)
     keep = random_keep(p.channels, 0, shares=(0.0,))
     small = sliced(p, keep)
-    m.check(small)
+    protobuf.check(small)
     feeds = TABLE[name].feeds(3)
     expected = comparable(masked(p, keep)).run(feeds)
     for output, value in comparable(small).run(feeds).items():
@@ -114,7 +114,7 @@ def test_cut_model_is_smaller_and_keeps_its_declarations(name: str, prepared: Lo
     assert list(small.graph.input) == [v for v in original.graph.input if v.name not in weights]
     assert list(small.graph.output) == list(original.graph.output)
     assert list(small.opset_import) == list(p.normalised.proto.opset_import)
-    assert m.parameters(small) < m.parameters(p.normalised.proto)
+    assert protobuf.parameters(small) < protobuf.parameters(p.normalised.proto)
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -123,7 +123,7 @@ def test_keeping_everything_changes_nothing(name: str, prepared: Lookup):
     p = prepared(name)
     keep = np.ones(p.channels.classes.pinned.size, bool)
     small = sliced(p, keep)
-    assert m.parameters(small) == m.parameters(p.normalised.proto)
+    assert protobuf.parameters(small) == protobuf.parameters(p.normalised.proto)
     feeds = TABLE[name].feeds(3)
     expected = Session(p.normalised.proto).run(feeds)
     for output, value in Session(small).run(feeds).items():

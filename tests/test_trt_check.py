@@ -15,9 +15,9 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import bodies, cli, inspect, prune, trt_check
-from onnxprune import model as m
+from onnxprune import cli, inspect, prune, trt_check
 from onnxprune.errors import CheckFailed
+from onnxprune.graph import bodies, protobuf
 from onnxprune.stages import finish
 from onnxprune.trt_support import NEWEST, TABLE
 from tests import digits
@@ -227,7 +227,7 @@ def test_cutting_brings_nothing_in(name: str, prepared: Lookup):
 
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_cutting_a_real_model_brings_nothing_in(path: Path):
-    proto, _ = m.load(path)
+    proto, _ = protobuf.load(path)
     p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
     small = as_written(p, 0)
     assert trt_check.introduced(proto, small) == ()

@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, inspect, prune
-from onnxprune import model as m
-from onnxprune.bodies import every_body
+from onnxprune.graph import protobuf
+from onnxprune.graph.bodies import every_body
 from onnxprune.runtime import Session
 from tests import digits
 from tests.compare import assert_same
@@ -29,7 +29,7 @@ def _net(name: str) -> tuple[onnx.ModelProto, Callable[[int, int], Mapping[str, 
     """A model, and its inputs by number of samples and seed."""
     if name in digits.NAMES:
         data = np.load(digits.CALIB)["input"]
-        return m.load(digits.path(name))[0], lambda count, seed: {"input": data[seed : seed + count]}
+        return protobuf.load(digits.path(name))[0], lambda count, seed: {"input": data[seed : seed + count]}
     return TABLE[name].model(), TABLE[name].feeds
 
 
@@ -84,7 +84,7 @@ def test_slice_equals_the_oracle(case: Case, seed: int, variant: Lookup):
     _, feeds = _net(case[0])
     keep = random_keep(p.channels, seed)
     small = sliced(p, keep)
-    m.check(small)
+    protobuf.check(small)
     x = feeds(3, seed)
     expected = Session(masked(p, keep)).run(x)
     for output, value in Session(small).run(x).items():
@@ -101,9 +101,9 @@ def test_the_whole_job(case: Case, tmp_path: Path):
     assert report.achieved >= 0.3
     assert report.checks["slice_against_oracle"] <= 1e-4
     assert report.checks["input_sizes_run"] >= 2
-    written, _ = m.load(out)
+    written, _ = protobuf.load(out)
     assert list(written.graph.output) == list(changed.graph.output)
-    assert m.parameters(written) < m.parameters(changed)
+    assert protobuf.parameters(written) < protobuf.parameters(changed)
     outside = {t.name for t in changed.graph.initializer}
     inside = {t.name for body in every_body(changed.graph) for t in body.initializer}
     assert not {t.name for t in written.graph.initializer} & (inside - outside)

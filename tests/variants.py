@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.bodies import captured_names, rename
+from onnxprune.graph.bodies import captured_names, rename
 
 _INNER = "inner_"
 

@@ -76,11 +76,11 @@ def shares_left(before: Path, after: Path) -> Found:
     """The shares of MACs and parameters that a model kept, both counted by the library on the graphs."""
     import onnx
 
-    from onnxprune import model as m
+    from onnxprune.graph import protobuf
 
     return {
         "macs_left": macs_of(after) / macs_of(before),
-        "params_left": m.parameters(onnx.load(after)) / m.parameters(onnx.load(before)),
+        "params_left": protobuf.parameters(onnx.load(after)) / protobuf.parameters(onnx.load(before)),
     }
 
 

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from benchmarks.accuracy.kits import answers
 from benchmarks.paper.networks import Kit, Network, scores
 from benchmarks.paper.records import Records, Row
-from onnxprune import model as m
 from onnxprune import prune
+from onnxprune.graph import protobuf
 from onnxprune.runtime import Session
 
 SECTION = "batchnorm"
@@ -48,7 +48,7 @@ def reestimated(proto: onnx.ModelProto, x: NDArray[np.float32], batch: int = 64)
                 copy.name = node.input[k] = f"{node.input[k]}:{i}"
                 result.graph.initializer.append(copy)
                 stored[copy.name] = result.graph.initializer[-1]
-        session = Session(m.submodel(result, known, [node.input[0]]))
+        session = Session(protobuf.submodel(result, known, [node.input[0]]))
         count, total, square = 0, 0.0, 0.0
         for start in range(0, len(x), batch):
             seen = session.run({name: x[start : start + batch]})[node.input[0]].astype(np.float64)

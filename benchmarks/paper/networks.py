@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import kits
 from benchmarks.accuracy.kits import load_kit
-from onnxprune import model as m
 from onnxprune.calibrate import regressions
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import Batch
@@ -22,6 +21,7 @@ from onnxprune.calibrate.samples import Samples, checked, input_specs
 from onnxprune.config import PruneConfig
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group
+from onnxprune.graph import protobuf
 from onnxprune.objective import Objective, output_imitation
 from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Session, concatenated
@@ -184,7 +184,7 @@ class Alone:
         )
         walker.move_to((first,))
         outputs = outputs_behind(self.channels, {x.node.index for x in consumers})
-        self.part = m.submodel(taken.proto, walker.frontier, outputs)
+        self.part = protobuf.submodel(taken.proto, walker.frontier, outputs)
         self.batches, start = [], 0
         for feeds, count in zip(walker.batches, walker.counts, strict=True):
             self.batches.append(Batch(feeds, {}, slice(start, start + count), count))

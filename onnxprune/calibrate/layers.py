@@ -18,11 +18,11 @@ from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear, whole
-from onnxprune.graph import Graph, Node, Shape
+from onnxprune.graph.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
+from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, is_float
 from onnxprune.numerics.gram import augmented
 from onnxprune.numerics.patches import Window
-from onnxprune.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,6 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import model as m
-from onnxprune import rounding, storage
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import SHARDS, batch_size
@@ -29,7 +27,8 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.gates import Gate, by_group, sums_of
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
-from onnxprune.graph import Graph
+from onnxprune.graph import external, protobuf, unrounded
+from onnxprune.graph.view import Graph
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.layouts import Layout, Layouts
 from onnxprune.numerics.arrays import Array, Doubles
@@ -120,7 +119,7 @@ def with_samples(
         return tuple(gates)
     outputs = [o.name for o in proto.graph.output]
     computed = {o for n in proto.graph.node for o in n.output}
-    session = Session(m.submodel(proto, {}, sorted(({x.data for x in gates} | set(outputs)) & computed)))
+    session = Session(protobuf.submodel(proto, {}, sorted(({x.data for x in gates} | set(outputs)) & computed)))
 
     def values(*chosen: int) -> dict[str, Array]:
         feeds = samples.take(list(chosen)).slice(0, len(chosen))
@@ -226,7 +225,7 @@ class GateSums(Work[Shard, OutputMoments]):
 
     def portable(self) -> GateSums:
         """With the weights in it."""
-        return replace(self, probe=replace(self.probe, proto=storage.sendable(self.probe.proto)))
+        return replace(self, probe=replace(self.probe, proto=external.sendable(self.probe.proto)))
 
     def __getstate__(self) -> dict[str, Any]:
         bare = replace(self.channels, graph=replace(self.channels.graph, constants={}))
@@ -326,7 +325,7 @@ class Probe:
         back.proto.graph.initializer.extend(b.constants)
         wanted = [*gradients.values(), *metrics.values()]
         ports = {v.name: v.type.tensor_type.elem_type for v in back.proto.graph.input}
-        part = m.submodel(back.proto, ports, wanted or back.seeds)
+        part = protobuf.submodel(back.proto, ports, wanted or back.seeds)
         return cls(part, own, back.seeds, gradients, metrics, missing, provider, layouts or {})
 
     @cached_property
@@ -359,17 +358,17 @@ def differentiable(
     A quantized model is differentiated without the rounding of its activations, the usual straight-through estimate.
     """
     shapes, known = dict(graph.shapes), dict(types)
-    if rounding.is_quantized(proto):
-        proto = rounding.without_rounding(proto)
+    if unrounded.is_quantized(proto):
+        proto = unrounded.without_rounding(proto)
     if any(o and o not in known for n in proto.graph.node for o in n.output):
-        bound = m.bind_inputs(proto, {v.name: shapes[v.name] for v in proto.graph.input if v.name in shapes})
+        bound = protobuf.bind_inputs(proto, {v.name: shapes[v.name] for v in proto.graph.input if v.name in shapes})
         foreign = {o for n in proto.graph.node if n.domain for o in n.output} & shapes.keys() & known.keys()
         for o in sorted(foreign - set(graph.outputs)):  # inference stops at operators that it does not know
             bound.graph.value_info.append(helper.make_tensor_value_info(o, known[o], shapes[o]))
-        more, further = m.inferred_shapes(bound)
+        more, further = protobuf.inferred_shapes(bound)
         # What was a code is a real number where the rounding is gone, so the new types count.
         shapes, known = {**more, **shapes}, {**known, **further}
-    return proto, m.view(proto, shapes, graph.known_values, graph.binding), known
+    return proto, protobuf.view(proto, shapes, graph.known_values, graph.binding), known
 
 
 def located(gates: Sequence[Gate], graph: Graph) -> tuple[Gate, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import AxisRef, ChannelGraph, Group
+from onnxprune.graph.quantized import real_values
 from onnxprune.numerics.arrays import Array, Doubles, Ints, is_float
 from onnxprune.numerics.ridge import OF_SELECTION
-from onnxprune.quantized import real_values
 from onnxprune.select import Regression
 
 # Consumers of which a group's columns are one in so many.

@@ -268,7 +268,7 @@ _FITTING: Mapping[tuple[str, int], Fitting] = {
 
 def _readers(proto: onnx.ModelProto) -> dict[str, Callable[[tuple[int, ...]], Any]]:
     """What makes fitting values for a shape, of each graph input that a node of the table reads."""
-    from onnxprune.model import inferred_shapes
+    from onnxprune.graph.protobuf import inferred_shapes
 
     names = {v.name for v in proto.graph.input}
     found: dict[str, Callable[[tuple[int, ...]], Any]] = {}

@@ -17,12 +17,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune import model as m
-from onnxprune import storage
 from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
-from onnxprune.graph import Shape, sample_bytes
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.view import Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
 from onnxprune.numerics.gram import Gram
@@ -55,19 +54,19 @@ class InputMoments:
     many and samples few.
     """
 
-    moments: Doubles | storage.Kept
+    moments: Doubles | external.Kept
     ridge: float
     classes: Ints | None = None
-    _inverses: dict[float, storage.Kept] = field(default_factory=dict, repr=False)
+    _inverses: dict[float, external.Kept] = field(default_factory=dict, repr=False)
 
     @property
     def p(self) -> Floats:
         """The moments, read anew each time where they lie in a file, then in the precision that they lie there in."""
-        return self.moments.load() if isinstance(self.moments, storage.Kept) else self.moments
+        return self.moments.load() if isinstance(self.moments, external.Kept) else self.moments
 
     def block(self, at: Ints) -> Doubles:
         """p[0] at some columns alone, (k, k)."""
-        rows = self.moments.rows(at) if isinstance(self.moments, storage.Kept) else self.moments[:, at]
+        rows = self.moments.rows(at) if isinstance(self.moments, external.Kept) else self.moments[:, at]
         found: Doubles = rows[0][:, at].astype(np.float64)
         return found
 
@@ -77,7 +76,7 @@ class InputMoments:
         For layers that many groups share: each asks for the rows of its own columns.
         """
         if ridge not in self._inverses:
-            self._inverses[ridge] = storage.Kept(inverse_spd(self.p[0], ridge).T)
+            self._inverses[ridge] = external.Kept(inverse_spd(self.p[0], ridge).T)
         return self._inverses[ridge].rows(at)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def collect(
             for old, new in zip(total.setdefault(name, found), found, strict=True):
                 if old is not new:
                     old.merge(new)
-    weights = storage.Weights(proto.graph.initializer)
+    weights = external.Weights(proto.graph.initializer)
 
     def moments(layer: Layer) -> tuple[str, InputMoments]:
         return layer.weight, _accumulator(layer, weights, total.pop(layer.weight)).result()
@@ -210,10 +209,12 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     ) -> InputSums:
         """For one pass over `samples`. appended: whether the model computes the Grams; so it does but on the CPU."""
         tensors = sorted({layer.data for layer in layers})
-        batch = 1 if samples.fixed_batch else batch_size(shapes, m.batch_of(proto, shapes), tensors, len(samples))
+        batch = (
+            1 if samples.fixed_batch else batch_size(shapes, protobuf.batch_of(proto, shapes), tensors, len(samples))
+        )
         stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
-        weights = storage.Weights(t for t in proto.graph.initializer if t.name in stored)
-        part = m.submodel(proto, {}, tensors)
+        weights = external.Weights(t for t in proto.graph.initializer if t.name in stored)
+        part = protobuf.submodel(proto, {}, tensors)
         work = cls(part, tuple(layers), weights, batch, len(samples), seed, provider)
         if provider == "cpu" if appended is None else not appended:
             return work
@@ -244,7 +245,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     def portable(self) -> InputSums:
         """With the weights in it."""
         weights = {k: np.array(v) for k, v in self.weights.items()}
-        return replace(self, proto=storage.sendable(self.proto), weights=weights)
+        return replace(self, proto=external.sendable(self.proto), weights=weights)
 
     @cached_property
     def session(self) -> Session:
@@ -357,9 +358,9 @@ class _Columns:
         return InputMoments(_kept(fit), ridge)
 
 
-def _kept(gram: Gram) -> Doubles | storage.Kept:
+def _kept(gram: Gram) -> Doubles | external.Kept:
     """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
-    return storage.Kept(gram.means()) if gram.packed else gram.result()
+    return external.Kept(gram.means()) if gram.packed else gram.result()
 
 
 class _Contributions:

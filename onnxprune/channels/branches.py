@@ -19,9 +19,9 @@ from onnxprune.channels.groups import ChannelGraph, Group
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.channels.trace import Linear
-from onnxprune.graph import Graph, Node, Shape
+from onnxprune.graph.quantized import stored
+from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Mask, is_float
-from onnxprune.quantized import stored
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What computes element by element from its first input and constants, or moves axes.

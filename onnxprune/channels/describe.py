@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from onnxprune.channels.groups import AxisRef, ChannelGraph, Group, first_readers
-from onnxprune.graph import is_parameter
+from onnxprune.graph.view import is_parameter
 from onnxprune.numerics.arrays import Mask
 
 

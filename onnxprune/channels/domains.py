@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 
 # Input slots that take no negative numbers, or no zero.
 _LIMITED = {"Log": 0, "Sqrt": 0, "Reciprocal": 0, "Div": 1, "Acosh": 0, "Pow": 0}

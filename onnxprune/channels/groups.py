@@ -19,9 +19,9 @@ from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import TOO_MANY, AttentionUnits, Linear, Read, Trace, walk
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.quantized import is_dequantize, is_quantize, stored
+from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Mask
-from onnxprune.quantized import is_dequantize, is_quantize, stored
 
 # Constants of these types are sizes, indices and masks, no weights.
 INDEX_TYPES = (np.dtype(np.int64), np.dtype(np.bool_))

@@ -23,7 +23,7 @@ from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.layout import product_groups
 from onnxprune.channels.rules.slicing import kept_positions
 from onnxprune.channels.trace import Trace
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Mask
 
 

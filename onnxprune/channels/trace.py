@@ -27,8 +27,8 @@ from onnxprune.channels.labels import (
     tracked_axes,
 )
 from onnxprune.channels.remedies import Reason, Remedy
-from onnxprune.graph import Graph, Node, Shape
-from onnxprune.quantized import is_dequantize, is_quantize
+from onnxprune.graph.quantized import is_dequantize, is_quantize
+from onnxprune.graph.view import Graph, Node, Shape
 
 Rule = Callable[[Node, "Trace"], None]
 Role = str  # "contraction", "inner" or "mixing"

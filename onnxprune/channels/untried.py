@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import Body, Node, depth_first
+from onnxprune.graph.view import Body, Node, depth_first
 
 # Element types of sizes, indices and conditions.
 _SIZES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)

@@ -17,7 +17,7 @@ from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear
 from onnxprune.cost.operators import terms_of
 from onnxprune.cost.terms import Cost, Length, Term, length_of, length_of_axis
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 

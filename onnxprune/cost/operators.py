@@ -20,7 +20,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.rules.contraction import einsum_indices
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.cost.terms import Length, Term, length_of_axis
-from onnxprune.graph import Node, Shape, depth_first
+from onnxprune.graph.view import Node, Shape, depth_first
 
 MICROSOFT = "com.microsoft"
 # Weights from which on an operator that nobody knows is taken for one that multiplies.

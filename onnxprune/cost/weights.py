@@ -12,7 +12,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.cost.terms import Cost, Length, Term, length_of
-from onnxprune.graph import is_parameter
+from onnxprune.graph.view import is_parameter
 
 
 def parameters(

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.graph import Graph, Node, Shape
+from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Array, Floats, cast, is_float
 
 Names = tuple[str, ...]

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import RunError
 from onnxprune.gradients.build import Builder, NoGradient
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 

@@ -18,7 +18,7 @@ from onnx import helper
 
 from onnxprune.gradients.build import Builder, NoGradient
 from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 
 Use = tuple[int, int]
 

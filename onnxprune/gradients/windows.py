@@ -25,7 +25,7 @@ from itertools import product
 import numpy as np
 
 from onnxprune.gradients.build import Builder, NoGradient
-from onnxprune.graph import Node, Shape
+from onnxprune.graph.view import Node, Shape
 from onnxprune.numerics.arrays import Array
 from onnxprune.numerics.patches import Window
 

@@ -9,7 +9,7 @@ anew after it has ended, and a further question costs about a millisecond. It en
 and after a minute without a question. `warm` starts it ahead of need, so that its imports overlap with others.
 
     for proto in models:
-        with storage.spilling():
+        with external.spilling():
             first_run.check(proto), first_run.run(proto, feeds)  # the same child, or a new one behind a crash
 """
 
@@ -280,9 +280,9 @@ def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, second
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
     """Where the child's temporary files go, so that they go with those of this process."""
-    from onnxprune import storage  # not before the child has started: it loads numpy and onnx
+    from onnxprune.graph import external
 
-    kept = storage.spill_folder()
+    kept = external.spill_folder()
     if kept is not None:
         yield tempfile.mkdtemp(dir=kept)
         return

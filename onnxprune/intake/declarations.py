@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx
 
-from onnxprune.bodies import every_body
-from onnxprune.graph import Shape
+from onnxprune.graph.bodies import every_body
+from onnxprune.graph.view import Shape
 
 # Exporters write these for "any size"; they name no size that two axes could share.
 _NO_NAMES = {"?", "-1", "None", "*"}

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from onnxprune import storage
 from onnxprune.errors import RunError
+from onnxprune.graph import external
 from onnxprune.numerics.arrays import Array
 
 # Entries of all outputs together, of one run and of all samples that are looked at; and so many for each byte of model
@@ -28,7 +28,7 @@ def check_run(outputs: Mapping[str, Array], model_bytes: int, feeds: Mapping[str
 
 def check_all(outputs: Mapping[str, Array], proto: onnx.ModelProto, batch: Mapping[str, Array], runs: float) -> None:
     """Raises RunError where so many runs as one that took `batch` and gave `outputs` give out too much together."""
-    most = _OF_ALL + _EACH_BYTE * (storage.model_bytes(proto) + round(runs * _bytes_of(batch)))
+    most = _OF_ALL + _EACH_BYTE * (external.model_bytes(proto) + round(runs * _bytes_of(batch)))
     _check(outputs, runs, most, "over all samples")
 
 

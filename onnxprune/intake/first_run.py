@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-from onnxprune import bodies, storage
 from onnxprune.calibrate.samples import entries_of
 from onnxprune.errors import RunError
+from onnxprune.graph import bodies, external
 from onnxprune.intake import overdue
 from onnxprune.intake.child import Late, NotLoaded, Stopped, ask
 from onnxprune.normalise import Normalised
@@ -38,7 +38,7 @@ def run_all(proto: onnx.ModelProto, batches: Iterable[Mapping[str, Array]], *, s
     want of memory; a batch that onnxruntime refuses for anything else is left to whoever needs it.
     """
     what = "a run of this model with the data"
-    content, size, parts = _content(proto), storage.model_bytes(proto), _parts(proto)
+    content, size, parts = _content(proto), external.model_bytes(proto), _parts(proto)
     for feeds in batches:
         most, honest = size + _TIMES_THE_INPUTS * _bytes_of(feeds), seconds * _samples_of(feeds)
         try:
@@ -74,7 +74,7 @@ class Trial:
 def infer(proto: onnx.ModelProto) -> None:
     """Shape inference, which is tried, not trusted. Raises RunError where it crashes or hangs."""
     what = "shape inference of this model"
-    ask("infer", _content(proto), what=what, size=storage.model_bytes(proto), parts=_parts(proto))
+    ask("infer", _content(proto), what=what, size=external.model_bytes(proto), parts=_parts(proto))
 
 
 def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds: float) -> Normalised:
@@ -92,16 +92,16 @@ def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds:
 
 
 def _content(proto: onnx.ModelProto) -> bytes:
-    if storage.embedded_bytes(proto) >= storage.LARGE_BYTES:
-        proto = storage.outside(proto)
-    if storage.embedded_bytes(proto) >= storage.MOST_BYTES:
+    if external.embedded_bytes(proto) >= external.LARGE_BYTES:
+        proto = external.outside(proto)
+    if external.embedded_bytes(proto) >= external.MOST_BYTES:
         raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
     content: bytes = proto.SerializeToString()
     return content
 
 
 def _size(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> int:
-    return storage.model_bytes(proto) + _TIMES_THE_INPUTS * _bytes_of(feeds)
+    return external.model_bytes(proto) + _TIMES_THE_INPUTS * _bytes_of(feeds)
 
 
 def _parts(proto: onnx.ModelProto) -> int:

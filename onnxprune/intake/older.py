@@ -13,9 +13,8 @@ import numpy as np
 import onnx
 import onnx.version_converter
 
-from onnxprune import model as m
-from onnxprune import storage
 from onnxprune.errors import ModelError, NothingPrunable, RunError
+from onnxprune.graph import external, protobuf
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
 
@@ -26,7 +25,7 @@ _TOLERANCE = 1e-5
 
 def is_older(proto: onnx.ModelProto) -> bool:
     """Whether the standard operators are of a version that is converted."""
-    return any(o.domain in ("", "ai.onnx") for o in proto.opset_import) and m.opset_of(proto) < OLDEST
+    return any(o.domain in ("", "ai.onnx") for o in proto.opset_import) and protobuf.opset_of(proto) < OLDEST
 
 
 def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[onnx.ModelProto, str]:
@@ -38,7 +37,7 @@ def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[on
     except ModelError as e:
         return proto, str(e)
     return found, (
-        f"the model is in opset {m.opset_of(proto)}; onnx's converter brought it to opset {OLDEST}, in which the "
+        f"the model is in opset {protobuf.opset_of(proto)}; onnx's converter brought it to opset {OLDEST}, in which the "
         "result is written"
     )
 
@@ -51,7 +50,7 @@ def check(proto: onnx.ModelProto, notes: Sequence[str]) -> None:
 
 def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy in opset 9. Raises ModelError where it cannot be had, or computes something else on `example`."""
-    refused = f"the model is in opset {m.opset_of(proto)}, and cannot be cut, as it cannot be brought to opset {OLDEST}"
+    refused = f"the model is in opset {protobuf.opset_of(proto)}, and cannot be cut, as it cannot be brought to opset {OLDEST}"
     advice = "export it anew with a newer opset"
     result = onnx.ModelProto()
     result.CopyFrom(proto)
@@ -62,7 +61,7 @@ def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.Mode
     result.ir_version = max(proto.ir_version, 4)
     try:
         result.graph.CopyFrom(_graph(proto))
-        m.check(result, strict=False)
+        protobuf.check(result, strict=False)
     except Exception as e:  # the converter's and the checker's errors share no base class
         raise ModelError(f"{refused}: {' '.join(str(e).split())[:200]}; {advice}") from e
     before = Session(proto, optimize=False)
@@ -86,7 +85,7 @@ def _graph(proto: onnx.ModelProto) -> onnx.GraphProto:
     given.CopyFrom(proto)
     given.ir_version = max(proto.ir_version, 4)
     listed = {v.name for v in proto.graph.input}
-    outside = [t for t in given.graph.initializer if storage.is_external(t)]
+    outside = [t for t in given.graph.initializer if external.is_external(t)]
     for t in outside:
         if t.name not in listed:
             given.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))

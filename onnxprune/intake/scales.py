@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import model as m
-from onnxprune import storage
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import RunError
+from onnxprune.graph import external, protobuf
 from onnxprune.intake.figures import InputFigures
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
@@ -64,7 +63,7 @@ def doubts(proto: onnx.ModelProto, samples: Samples, figures: Sequence[InputFigu
     values: dict[str, Array] = {}
     some = samples.part(0, min(len(samples), _SAMPLES))
     with suppress(RunError):  # the run itself will tell that the model does not run on this data
-        session = Session(m.submodel(proto, {}, computed)) if computed else None
+        session = Session(protobuf.submodel(proto, {}, computed)) if computed else None
         runs = [{**feeds, **(session.run(feeds) if session else {})} for feeds in some.batches(_SAMPLES)]
         if all(len({r[t].shape[1:] for r in runs}) == 1 for t in wanted):
             values = {t: np.concatenate([r[t] for r in runs]).astype(np.float64) for t in wanted}
@@ -118,7 +117,7 @@ def _against_statistics(f: InputFigures, norm: onnx.NodeProto, values: Array, pr
     stored = {t.name: t for t in proto.graph.initializer}
     if any(i not in stored for i in norm.input[3:5]):
         return []
-    mean, variance = (storage.array_of(stored[i]).astype(np.float64) for i in norm.input[3:5])
+    mean, variance = (external.array_of(stored[i]).astype(np.float64) for i in norm.input[3:5])
     x = _by_channel(values)
     if x.shape[0] != mean.size or not variance.any():
         return []

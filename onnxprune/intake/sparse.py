@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from onnxprune import storage
-from onnxprune.bodies import every_body, every_node
 from onnxprune.errors import ModelError
+from onnxprune.graph import external
+from onnxprune.graph.bodies import every_body, every_node
 from onnxprune.numerics.arrays import Array
 
 # Bytes of all dense tensors: so many in any model, and so many for each byte that is stored of the sparse ones. One
@@ -31,14 +31,14 @@ def made_dense(proto: onnx.ModelProto) -> str:
     if not sparse:
         return ""
     size = sum(_dense_bytes(s) for s in sparse)
-    stored = sum(storage.bytes_of(t) for s in sparse for t in (s.values, s.indices))
+    stored = sum(external.bytes_of(t) for s in sparse for t in (s.values, s.indices))
     if size > _FREE_BYTES + _TIMES_THE_STORED * stored:
         raise ModelError(
             f"the model's sparse tensors, of {stored:,} bytes, would take {size:,} bytes as the dense ones that they "
             "stand for; store them dense"
         )
     elements = sum(math.prod(s.dims) for s in sparse)
-    outside = size >= storage.LARGE_BYTES
+    outside = size >= external.LARGE_BYTES
     for graph in _graphs(proto):
         graph.initializer.extend([_dense(s, outside=outside) for s in graph.sparse_initializer])
         del graph.sparse_initializer[:]
@@ -71,7 +71,7 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 def _dense_bytes(s: onnx.SparseTensorProto) -> int:
     """Size of the dense tensor, once it is known to be one."""
     where = f"the sparse tensor {s.values.name!r}"
-    if s.values.data_type == onnx.TensorProto.STRING or s.values.data_type in storage.PACKED:
+    if s.values.data_type == onnx.TensorProto.STRING or s.values.data_type in external.PACKED:
         kind = onnx.TensorProto.DataType.Name(s.values.data_type).lower()
         raise ModelError(f"{where} is of type {kind}, which is not read as sparse; store it dense")
     if not s.dims or min(s.dims) < 1:
@@ -86,16 +86,16 @@ def _dense_bytes(s: onnx.SparseTensorProto) -> int:
 
 
 def _dense(s: onnx.SparseTensorProto, *, outside: bool) -> onnx.TensorProto:
-    """The tensor that a sparse one stands for; outside: as in `storage.tensor_of`."""
-    values, at = storage.array_of(s.values), _positions(s)
+    """The tensor that a sparse one stands for; outside: as in `external.tensor_of`."""
+    values, at = external.array_of(s.values), _positions(s)
     dense = np.zeros(math.prod(s.dims), values.dtype)
     dense[at] = values
-    return storage.tensor_of(dense.reshape(tuple(s.dims)), s.values.name, outside=outside)
+    return external.tensor_of(dense.reshape(tuple(s.dims)), s.values.name, outside=outside)
 
 
 def _positions(s: onnx.SparseTensorProto) -> Array:
     """Places in the flattened tensor, of each value."""
-    indices, dims = storage.array_of(s.indices), np.array(s.dims, np.int64)
+    indices, dims = external.array_of(s.indices), np.array(s.dims, np.int64)
     most = dims if indices.ndim == 2 else dims.prod()
     if (indices < 0).any() or (indices >= most).any():
         raise ModelError(f"the sparse tensor {s.values.name!r} has an index that is outside of its shape")

@@ -9,8 +9,9 @@ from time import perf_counter
 
 import onnx
 
-from onnxprune import storage, twin
+from onnxprune import twin
 from onnxprune.errors import RunError
+from onnxprune.graph import external
 from onnxprune.intake import extent, older
 from onnxprune.intake.child import NotLoaded
 from onnxprune.normalise import Normalised, normalise
@@ -57,7 +58,7 @@ def _sessions(content: bytes) -> tuple[Session, Session, int]:
     proto = onnx.ModelProto.FromString(content)
     if twin.uses(proto, twin.BFLOAT16 | twin.DOUBLE):
         check_types(twin.with_distinct_types(proto))
-    return Session(proto), Session(proto, optimize=False), storage.model_bytes(proto)
+    return Session(proto), Session(proto, optimize=False), external.model_bytes(proto)
 
 
 def normalised(content: bytes, example: Feeds) -> Normalised:

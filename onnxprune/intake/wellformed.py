@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx
 from onnx import TensorProto
 
-from onnxprune import storage
-from onnxprune.bodies import every_body, every_node
 from onnxprune.errors import ModelError
+from onnxprune.graph import external
+from onnxprune.graph.bodies import every_body, every_node
 
 # Nodes once all local functions are inlined. Exporters write some ten thousand for the largest networks.
 MOST_NODES = 500_000
@@ -49,7 +49,7 @@ def check(proto: onnx.ModelProto) -> None:
     _check_depth(proto)
     _check_types(proto)
     _check_names(proto)
-    for tensor in storage.stored_tensors(proto):
+    for tensor in external.stored_tensors(proto):
         _check_tensor(tensor)
     _check_references(proto)
     _check_count(proto)
@@ -146,7 +146,7 @@ def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
         yield from (n.name, n.op_type, n.domain, n.doc_string, *n.input, *n.output)
         for a in n.attribute:
             yield from (a.name, a.ref_attr_name, a.doc_string)
-    for t in storage.stored_tensors(proto):
+    for t in external.stored_tensors(proto):
         yield from (t.name, t.doc_string)
         for e in t.external_data:
             yield from (e.key, e.value)
@@ -171,14 +171,14 @@ def _check_tensor(t: onnx.TensorProto) -> None:
     elements = math.prod(t.dims)
     if elements > _MOST_ELEMENTS:
         raise ModelError(f"{where} claims {'x'.join(map(str, t.dims))} elements, which no memory holds")
-    if storage.is_external(t):
+    if external.is_external(t):
         return  # its place is checked where it is resolved
     if t.HasField("raw_data"):
-        size = storage.bytes_of(t)
+        size = external.bytes_of(t)
         if t.data_type == TensorProto.STRING or len(t.raw_data) != size:
             raise ModelError(f"{where} holds {len(t.raw_data)} bytes, its shape and type need {size}")
         return
-    if t.data_type in storage.PACKED:
+    if t.data_type in external.PACKED:
         return
     field, each = _FIELDS.get(t.data_type, ("int32_data", 1))
     found = len(getattr(t, field))

@@ -19,13 +19,14 @@ import numpy as np
 import onnx
 from scipy.special import bdtr
 
-from onnxprune import model as m
-from onnxprune import runtime, storage
+from onnxprune import runtime
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import InputSpec
 from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
 from onnxprune.errors import ModelError, RunError, UsageError
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import check_most, typed
 from onnxprune.latency import profile as profiler
@@ -34,7 +35,6 @@ from onnxprune.latency.cuda import Gpu
 from onnxprune.latency.profile import NodeTime
 from onnxprune.latency.timing import Times, paired
 from onnxprune.measures.saturation import DEPLOYED
-from onnxprune.model import ModelLike
 from onnxprune.numerics.arrays import Array, Doubles
 
 Data = str | os.PathLike[str] | Mapping[str, Array]
@@ -196,7 +196,7 @@ def bench(
     Raises InputError for models or data that do not fit each other, UsageError and RunError.
     """
     settings = Settings(provider_named(provider), precision, threads, seconds, runs, warmup, profile)
-    with storage.spilling():
+    with external.spilling():
         found = [candidate(x) for x in (model, other) if x is not None]
         fed = feeds_for([c.proto for c in found], data, batch, shapes or {})
         if settings.provider == runtime.CPU:  # another one may know operators that the CPU does not
@@ -225,7 +225,7 @@ def _short(provider: str) -> str:
 
 def candidate(model: ModelLike) -> Candidate:
     """Read a model. Raises ModelError, and RunError where onnx crashes on it."""
-    proto, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
+    proto, source = protobuf.adopt(model) if isinstance(model, onnx.ModelProto) else protobuf.load(model)
     first_run.infer(proto)
     path = None if isinstance(model, onnx.ModelProto) else source.path
     return Candidate(source.path, proto, source.size, path)

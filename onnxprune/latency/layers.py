@@ -16,10 +16,10 @@ from typing import Any
 
 import onnx
 
-from onnxprune import bodies
 from onnxprune.channels import ChannelGraph
 from onnxprune.cost import Length, length_of_axis
-from onnxprune.graph import Node
+from onnxprune.graph import bodies
+from onnxprune.graph.view import Node
 from onnxprune.latency.kernels import Kernel
 
 _MARK = re.compile(r"@(\d+)@")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import storage
 from onnxprune.errors import RunError
+from onnxprune.graph import external
 from onnxprune.latency.cuda import Gpu
 from onnxprune.latency.profile import NodeTime, typical
 from onnxprune.numerics.arrays import Array
@@ -83,8 +83,8 @@ class Engine:
         if isinstance(model, str):
             parsed = parser.parse_from_file(str(Path(model).resolve()))
         else:
-            whole = storage.embedded(model)
-            if storage.embedded_bytes(whole) >= storage.MOST_BYTES:
+            whole = external.embedded(model)
+            if external.embedded_bytes(whole) >= external.MOST_BYTES:
                 raise RunError("TensorRT reads a model of this size from a file only; save it first")
             parsed = parser.parse(whole.SerializeToString())
         if not parsed:

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune import model as m
-from onnxprune import storage
-from onnxprune.bodies import captured_names
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import RunError
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.bodies import captured_names
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.rewrite import set_initializers
 from onnxprune.runtime import Feeds, Session
@@ -75,9 +74,9 @@ def _first_spoilt(session: Session, candidate: onnx.ModelProto, original: onnx.M
         return ""
     known = {o for n in original.graph.node for o in n.output if o}
     names = [o for n in candidate.graph.node for o in n.output if o in known]
-    values = Session(m.submodel(candidate, {}, names), optimize=False).run(feeds)
+    values = Session(protobuf.submodel(candidate, {}, names), optimize=False).run(feeds)
     spoilt = [k for k in names if not _finite(values[k])]
-    reference = Session(m.submodel(original, {}, spoilt), optimize=False).run(feeds)
+    reference = Session(protobuf.submodel(original, {}, spoilt), optimize=False).run(feeds)
     return next((k for k in spoilt if _finite(reference[k])), wrong[0])
 
 
@@ -105,8 +104,8 @@ def _in_front_of(tensor: str, proto: onnx.ModelProto, layers: Mapping[str, Layer
 
 def _take_back(layer: Layer, candidate: onnx.ModelProto, before: onnx.ModelProto) -> bool:
     """Give a layer, in place, the weights that it has in `before`; whether that changed any."""
-    old: dict[str, Array] = {t.name: storage.array_of(t) for t in before.graph.initializer if t.name in layer.stored}
-    now = {t.name: storage.array_of(t) for t in candidate.graph.initializer if t.name in old}
+    old: dict[str, Array] = {t.name: external.array_of(t) for t in before.graph.initializer if t.name in layer.stored}
+    now = {t.name: external.array_of(t) for t in candidate.graph.initializer if t.name in old}
     if all(np.array_equal(now[k], old[k]) for k in now):
         return False
     set_initializers(candidate, {k: old[k] for k in now})

@@ -19,8 +19,8 @@ from functools import cached_property
 import onnx
 from onnx import helper
 
-from onnxprune import model as m
-from onnxprune.graph import Graph, Node, depth_first
+from onnxprune.graph import protobuf
+from onnxprune.graph.view import Graph, Node, depth_first
 from onnxprune.measures.layouts import Layouts
 from onnxprune.numerics.arrays import is_float
 
@@ -331,6 +331,6 @@ def _within(n: Node) -> Iterator[Node]:
 
 def observed_of_model(proto: onnx.ModelProto, other: onnx.ModelProto) -> Observed:
     """What stands for the outputs of a model as it lies in its file, where another model has these tensors too."""
-    shapes, types = m.inferred_shapes(proto)
+    shapes, types = protobuf.inferred_shapes(proto)
     known = tensors_of(other)
-    return observed_in(m.view(proto, shapes, {}, {}), types, lambda t: t not in known)
+    return observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t not in known)

@@ -15,10 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import bodies, storage
-from onnxprune import model as m
+from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.quantized import DEQUANTIZE, QUANTIZE
 from onnxprune.numerics.arrays import Array
-from onnxprune.quantized import DEQUANTIZE, QUANTIZE
 
 PRODUCTS: Mapping[str, tuple[int, int]] = {
     "ConvInteger": (0, 1),
@@ -127,8 +126,8 @@ def _saturating(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], remedie
     products = [n for n in nodes if n.op_type in PRODUCTS]
     if not products:
         return []
-    stored = list(storage.stored_tensors(proto))
-    types = m.inferred_shapes(proto)[1] | {t.name: t.data_type for t in stored}
+    stored = list(external.stored_tensors(proto))
+    types = protobuf.inferred_shapes(proto)[1] | {t.name: t.data_type for t in stored}
     given = {i.name for i in proto.graph.input} if proto.ir_version >= _OVERRIDABLE else set()
     constants = {t.name for t in stored} - given | {n.output[0] for n in nodes if n.op_type == "Constant"}
     signed, unsigned = onnx.TensorProto.INT8, onnx.TensorProto.UINT8

@@ -9,9 +9,8 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from onnxprune import bodies, storage
-from onnxprune import model as m
 from onnxprune.errors import RunError
+from onnxprune.graph import bodies, external, protobuf
 from onnxprune.measures.saturation import PRODUCTS
 from onnxprune.runtime import Session
 
@@ -59,7 +58,7 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
         return n.op in kept or any(o.name in whole for o in n.outputs) or any(i.name in apart for i in n.inputs)
 
     def evaluated(**how: Any) -> Any:
-        graph = m.to_gs(proto).toposort()
+        graph = protobuf.to_gs(proto).toposort()
         graph.fold_constants(
             fold_shapes=False,
             size_threshold=None,
@@ -75,7 +74,7 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
         # Slower: the graph is split again and again, until what fails stands alone.
         graph = evaluated(error_ok=True, partitioning="recursive")
     graph.cleanup(remove_unused_graph_inputs=False)
-    folded = m.from_gs(graph, proto)
+    folded = protobuf.from_gs(graph, proto)
     _fold_apart(folded)
     return folded
 
@@ -84,7 +83,7 @@ def _apart(proto: onnx.ModelProto) -> set[str]:
     """Constants that onnx-graphsurgeon cannot fold with: those that lie in files, and bfloat16."""
     held = [(t.name, t) for t in proto.graph.initializer]
     held += [(n.output[0], a.t) for n in proto.graph.node if n.op_type == "Constant" for a in n.attribute]
-    return {name for name, t in held if storage.is_external(t) or t.data_type == onnx.TensorProto.BFLOAT16}
+    return {name for name, t in held if external.is_external(t) or t.data_type == onnx.TensorProto.BFLOAT16}
 
 
 def _fold_apart(proto: onnx.ModelProto) -> None:
@@ -112,9 +111,9 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
             values = Session(part, optimize=False).run({})
         except RunError:
             continue
-        outside = any(storage.is_external(t) for t in known)
+        outside = any(external.is_external(t) for t in known)
         for o in names:
-            weights[o] = storage.tensor_of(values[o], o, outside=outside)
+            weights[o] = external.tensor_of(values[o], o, outside=outside)
             proto.graph.initializer.append(weights[o])
         apart.update(names)
         folded.update(names)

@@ -33,10 +33,10 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from onnxprune import bodies, measuring
-from onnxprune import model as m
+from onnxprune import measuring
 from onnxprune.errors import RunError
-from onnxprune.graph import Shape
+from onnxprune.graph import bodies, protobuf
+from onnxprune.graph.view import Shape
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
@@ -117,9 +117,9 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     def clean(part: onnx.ModelProto) -> onnx.ModelProto:
-        graph = m.to_gs(part)
+        graph = protobuf.to_gs(part)
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        return m.from_gs(graph, part)
+        return protobuf.from_gs(graph, part)
 
     return bodies.rewritten(proto, clean)
 
@@ -128,10 +128,10 @@ def all_shapes(
     proto: onnx.ModelProto, binding: Mapping[str, Shape], example: Feeds
 ) -> tuple[dict[str, Shape], dict[str, int]]:
     """(shapes, element types) of every tensor at the sizes of `binding`: inferred, or else measured on `example`."""
-    shapes, types = m.inferred_shapes(m.bind_inputs(proto, binding))
+    shapes, types = protobuf.inferred_shapes(protobuf.bind_inputs(proto, binding))
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if missing:
-        measuring.add_shapes(Session(m.submodel(proto, {}, missing), optimize=False).run(example), shapes, types)
+        measuring.add_shapes(Session(protobuf.submodel(proto, {}, missing), optimize=False).run(example), shapes, types)
     measuring.add_shapes_of_bodies(proto, example, shapes, types)
     return shapes, types
 

@@ -10,8 +10,8 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from onnxprune import bodies
-from onnxprune.graph import Shape
+from onnxprune.graph import bodies
+from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 
 

@@ -9,9 +9,9 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from onnxprune import bodies, measuring, storage
-from onnxprune import model as m
+from onnxprune import measuring
 from onnxprune.errors import RunError
+from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
 from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
 from onnxprune.numerics.arrays import Array
@@ -70,7 +70,7 @@ def _fold_shape_arithmetic(
 ) -> dict[str, tuple[int | None, ...]]:
     weights = {t.name for t in proto.graph.initializer}
     states = _initial_states(proto)
-    stored = {t.name: storage.array_of(t) for t in proto.graph.initializer if t.name in states}
+    stored = {t.name: external.array_of(t) for t in proto.graph.initializer if t.name in states}
     _drop_zero_states(proto, {name for name, values in stored.items() if not values.any()})
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
     if not produced:
@@ -112,7 +112,7 @@ def _measured(
     """
     cut = slices(proto)
     probe, probes = _with_shapes(proto, [name for c in cut for name in (c.data, c.output)])
-    session = Session(m.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
+    session = Session(protobuf.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
     found: list[Measured] = []
     shapes: list[dict[str, Array]] = []
     for f in feeds:
@@ -151,7 +151,7 @@ def _fold_reshape_targets(
 ) -> None:
     """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
     targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
-    targets = [n for n in targets if not m.int_attribute(n, "allowzero", 0)]
+    targets = [n for n in targets if not protobuf.int_attribute(n, "allowzero", 0)]
     if not targets:
         return
     shapes = _shapes_of(measured, [n.input[0] for n in targets])
@@ -198,7 +198,7 @@ def _shapes_of(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, 
     for r in measured:
         if id(r.proto) not in sessions:
             probe, shape_of = _with_shapes(r.proto, names)
-            sessions[id(r.proto)] = Session(m.submodel(probe, {}, list(shape_of.values())), optimize=False)
+            sessions[id(r.proto)] = Session(protobuf.submodel(probe, {}, list(shape_of.values())), optimize=False)
         try:
             sizes = sessions[id(r.proto)].run(r.feeds)
         except RunError:
@@ -219,7 +219,7 @@ def _see_through_strides(proto: onnx.ModelProto, measured: Sequence[Measured]) -
     producer = {o: n for n in proto.graph.node for o in n.output}
     views: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
     for n in proto.graph.node:
-        flat = producer.get(n.input[0]) if n.op_type == "Gather" and m.int_attribute(n, "axis", 0) == 0 else None
+        flat = producer.get(n.input[0]) if n.op_type == "Gather" and protobuf.int_attribute(n, "axis", 0) == 0 else None
         if flat is None or flat.op_type not in ("Flatten", "Reshape") or n.input[1] not in measured[0].values:
             continue
         indices = [r.values[n.input[1]] for r in measured]

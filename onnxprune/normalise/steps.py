@@ -16,9 +16,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import model as m
-from onnxprune import storage
 from onnxprune.errors import RunError
+from onnxprune.graph import external, protobuf
 from onnxprune.normalise.constants import copy_node
 from onnxprune.numerics.arrays import Array, Mask
 from onnxprune.runtime import Feeds, Session
@@ -166,7 +165,7 @@ def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[
         return list(zip(attributes.get("axes", range(len(starts))), starts, strict=False))
     if any(i and i not in weights for i in n.input[1:]):
         return []
-    values = [storage.array_of(weights[i]).ravel().tolist() if i else None for i in n.input[1:4]]
+    values = [external.array_of(weights[i]).ravel().tolist() if i else None for i in n.input[1:4]]
     starts = values[0] or []
     axes = values[2] if len(values) > 2 and values[2] is not None else range(len(starts))
     return list(zip(axes, starts, strict=False))
@@ -210,7 +209,7 @@ def _steps(
                 both = ~(still[above] | follows(above)) & ~(still[below] | follows(below))
                 mask = mask & ~(both & _whole(plain[above], plain[below], shape))
             elif n.op_type == "Div" and read[1] in constants:
-                mask = mask & (storage.array_of(constants[read[1]]) != 1)
+                mask = mask & (external.array_of(constants[read[1]]) != 1)
             if mask.any():
                 found[o] = mask
     return found
@@ -253,7 +252,7 @@ def _keeps_apart(n: onnx.NodeProto, values: Mapping[str, Sequence[Array]]) -> bo
         return values[n.output[0]][0].dtype.kind == "f"
     if n.op_type != "Cast":
         return False
-    to = m.int_attribute(n, "to", 1)
+    to = protobuf.int_attribute(n, "to", 1)
     source = values.get(n.input[0])
     whole = source is not None and source[0].dtype.kind in "iu"
     return to != onnx.TensorProto.BOOL and (whole or helper.tensor_dtype_to_np_dtype(to).kind not in "iu")
@@ -268,7 +267,7 @@ def _never(
     """Whether sizes are compared with a number below zero, which none of them is ("-1: keep it")."""
     if n.op_type != "Equal":
         return False
-    stored = [storage.array_of(constants[i]) for i in n.input if i in constants]
+    stored = [external.array_of(constants[i]) for i in n.input if i in constants]
     stored += [values[i][0] for i in n.input if i in values and still[i].all()]
     return len(stored) == 1 and bool((stored[0] < 0).all())
 
@@ -314,7 +313,9 @@ def _moved(
     del graph.node[:]
     graph.node.extend(nodes)
     sizes = [n.output[0] for n in nodes if alone and n.op_type in ("Shape", "Size") and n.output[0] in run.values]
-    part = m.submodel(copy, dict.fromkeys(sizes, onnx.TensorProto.INT64), [k for k in run.values if k not in sizes])
+    part = protobuf.submodel(
+        copy, dict.fromkeys(sizes, onnx.TensorProto.INT64), [k for k in run.values if k not in sizes]
+    )
     try:
         values = Session(part, optimize=False).run({**feeds, **{k: run.values[k] for k in sizes}})
     except RunError:
@@ -355,7 +356,7 @@ def _tighten(node: onnx.NodeProto, clamp: Clamp, graph: onnx.GraphProto, stored:
         bounds.ints[clamp.k] += step
         return
     slot = 1 if clamp.from_the_end else 2
-    values = storage.array_of(stored[node.input[slot]]).copy()
+    values = external.array_of(stored[node.input[slot]]).copy()
     values.ravel()[clamp.k] += step
     node.input[slot] = f"{node.output[0]}__bounds{slot}_{clamp.k}"
     stored[node.input[slot]] = numpy_helper.from_array(values, node.input[slot])

@@ -13,7 +13,7 @@ from math import prod
 
 import onnx
 
-from onnxprune import bodies, storage
+from onnxprune.graph import bodies, external
 
 # What is smaller is not worth a node.
 _LEAST_BYTES = 1024
@@ -38,7 +38,7 @@ class Table:
     @classmethod
     def of(cls, made: onnx.TensorProto, nodes: Sequence[onnx.NodeProto], leaves: Sequence[onnx.TensorProto]) -> Table:
         """The table of a folded constant."""
-        size = sum(int(n.ByteSize()) for n in nodes) + sum(storage.bytes_of(t) for t in leaves)
+        size = sum(int(n.ByteSize()) for n in nodes) + sum(external.bytes_of(t) for t in leaves)
         generated = 2 * sum(prod(t.dims) for t in leaves) <= prod(made.dims)
         return cls(made.name, tuple(nodes), tuple(leaves), size, generated)
 
@@ -54,7 +54,7 @@ def tables_of(source: onnx.ModelProto, folded: onnx.ModelProto) -> dict[str, Tab
     inputs = {v.name for v in source.graph.input} - stored.keys()
     found: dict[str, Table] = {}
     for t in folded.graph.initializer:
-        size = storage.bytes_of(t)
+        size = external.bytes_of(t)
         if size < _LEAST_BYTES or t.name not in producer or t.name in stored:
             continue
         table = _made(t, producer, stored, inputs)

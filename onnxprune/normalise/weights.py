@@ -7,8 +7,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from onnxprune import bodies
-from onnxprune import model as m
+from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise.constants import returned
 
 
@@ -47,9 +46,9 @@ def give_biases(proto: onnx.ModelProto) -> frozenset[str]:
         if w is None or (len(n.input) > 2 and n.input[2]):
             continue
         if n.op_type == "ConvTranspose":
-            width = w.dims[1] * m.int_attribute(n, "group", 1)
+            width = w.dims[1] * protobuf.int_attribute(n, "group", 1)
         else:
-            width = w.dims[1] if n.op_type == "Gemm" and not m.int_attribute(n, "transB", 0) else w.dims[0]
+            width = w.dims[1] if n.op_type == "Gemm" and not protobuf.int_attribute(n, "transB", 0) else w.dims[0]
         name = f"{n.output[0]}__bias"
         zeros = np.zeros(width, helper.tensor_dtype_to_np_dtype(w.data_type))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(zeros, name))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import RunError, UsageError
+from onnxprune.graph.external import beside, is_beside
+from onnxprune.graph.protobuf import Source
 from onnxprune.intake.files import brief, reason
-from onnxprune.model import Source
-from onnxprune.storage import beside, is_beside
 
 # What the system keeps there are no files, and a rename would take its place: /dev/stdout is a link.
 _SYSTEM = tuple(map(Path, ("/dev", "/proc", "/sys")))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import storage
-from onnxprune.model import as_bytes
+from onnxprune.graph import external
+from onnxprune.graph.protobuf import as_bytes
 from onnxprune.output.commit import Stage
 
 _CHUNK = 8 << 20
@@ -28,34 +28,34 @@ def put_model(stage: Stage, proto: onnx.ModelProto, path: Path, *, separate: boo
     The model with its weights where they will be. Raises RunError.
     """
     if _in_one(proto, separate=separate):
-        whole = storage.embedded(proto)
+        whole = external.embedded(proto)
         stage.put(path, as_bytes(whole))
         return whole
-    shell, write = storage.separated(proto, "weights")
-    if not storage.has_external(shell):
+    shell, write = external.separated(proto, "weights")
+    if not external.has_external(shell):
         stage.put(path, as_bytes(shell))
         return shell
-    data = stage.put_by_content(path, lambda digest: storage.beside(path, digest), write)
-    storage.referring_to(shell, data.name)
+    data = stage.put_by_content(path, lambda digest: external.beside(path, digest), write)
+    external.referring_to(shell, data.name)
     stage.put(path, as_bytes(shell))
-    storage.referring_to(shell, str(data.resolve()))
+    external.referring_to(shell, str(data.resolve()))
     return shell
 
 
 def written_bytes(proto: onnx.ModelProto, path: Path | None, *, separate: bool) -> int:
     """How many bytes the files will have that `put_model` stores; path: None for a model that stays in memory."""
     if _in_one(proto, separate=separate and path is not None):
-        return int(storage.embedded(proto).ByteSize())
+        return int(external.embedded(proto).ByteSize())
     if path is None:
-        return storage.model_bytes(proto)  # a message above the limit of protobuf does not tell its size
-    shell, _ = storage.separated(proto, "weights")
-    if storage.has_external(shell):
-        storage.referring_to(shell, storage.beside(path, "0" * 64).name)
-    return int(shell.ByteSize()) + storage.end_of_data(shell)
+        return external.model_bytes(proto)  # a message above the limit of protobuf does not tell its size
+    shell, _ = external.separated(proto, "weights")
+    if external.has_external(shell):
+        external.referring_to(shell, external.beside(path, "0" * 64).name)
+    return int(shell.ByteSize()) + external.end_of_data(shell)
 
 
 def _in_one(proto: onnx.ModelProto, *, separate: bool) -> bool:
-    return not separate and storage.model_bytes(proto) < storage.MOST_BYTES
+    return not separate and external.model_bytes(proto) < external.MOST_BYTES
 
 
 def commit(stage: Stage, path: Path) -> None:
@@ -79,7 +79,7 @@ def _weights_of(path: Path) -> list[Path]:
     if path.is_symlink() or not path.is_file():
         return []
     try:
-        return [p for p in path.parent.iterdir() if storage.is_beside(p.name, path) and _mentions(path, p.name)]
+        return [p for p in path.parent.iterdir() if external.is_beside(p.name, path) and _mentions(path, p.name)]
     except OSError:
         return []
 

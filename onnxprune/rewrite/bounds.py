@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.channels.labels import as_array
 from onnxprune.channels.rules.slicing import slice_bounds
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite.editing import Cut, unused
 

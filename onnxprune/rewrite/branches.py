@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.bodies import every_node
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Remains, bias_of, channel_axis
 from onnxprune.channels.labels import rows_of
 from onnxprune.channels.trace import Linear
-from onnxprune.graph import Node
+from onnxprune.graph.bodies import every_node
+from onnxprune.graph.external import array_of
+from onnxprune.graph.view import Node
 from onnxprune.normalise.constants import fold_constants, returned, see_through_identities
 from onnxprune.numerics.arrays import Mask
-from onnxprune.storage import array_of
 
 
 def take_out(

@@ -6,9 +6,9 @@ import onnx
 from numpy import bool_
 from numpy.typing import NDArray
 
-from onnxprune.bodies import return_to_bodies
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
+from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.normalise import Normalised
 from onnxprune.rewrite.branches import settle
 from onnxprune.rewrite.slice import drop_zero_biases, merge_equal_clones

@@ -14,7 +14,7 @@ from onnxprune.channels.rules.attention import head_count, pairs, rotated
 from onnxprune.channels.rules.layout import pad_amounts, padded_axes
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.rules.sampling import resized_axes
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
 from onnxprune.rewrite.bounds import slice_positions
 from onnxprune.rewrite.editing import Cut

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import bodies, storage
-from onnxprune import model as m
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
-from onnxprune.graph import Node
+from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.rewrite.branches import broadcastable, take_out
 from onnxprune.rewrite.editing import Cut
@@ -51,11 +50,11 @@ def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> 
         shrinking = [mask for mask in (keep[f] for f in channels.factors.get(t.name, ())) if not mask.all()]
         if not shrinking:
             continue
-        values = storage.array_of(t)
+        values = external.array_of(t)
         # Rows with channels of their own first: they are as long as before.
         for mask in sorted(shrinking, key=lambda mask: mask.shape.count(1)):
             values = _without(values, mask)
-        t.CopyFrom(storage.tensor_of(np.ascontiguousarray(values), t.name, outside=storage.is_external(t)))
+        t.CopyFrom(external.tensor_of(np.ascontiguousarray(values), t.name, outside=external.is_external(t)))
 
 
 def _repaired(
@@ -74,7 +73,7 @@ def _repaired(
         for (_, body), inside in zip(bodies.bodies_of(node), view.bodies if view is not None else (), strict=True):
             edited = _repaired(bodies.as_model(proto, body), inside.nodes, channels, keep, names)
             bodies.put_back(proto, body, edited)
-    graph = m.to_gs(proto)
+    graph = protobuf.to_gs(proto)
     names.update(graph.tensors())
     context = Cut(channels, keep, graph, names)
     for node, view in zip(list(graph.nodes), nodes, strict=True):
@@ -82,7 +81,7 @@ def _repaired(
         if view is not None and repair is not None:
             repair(node, view, context)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return m.from_gs(graph, proto)
+    return protobuf.from_gs(graph, proto)
 
 
 def _without(values: Array, keep: Mask) -> Array:
@@ -131,7 +130,7 @@ def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> Non
         if t.name in values:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
             array = cast(np.asarray(values[t.name]).reshape(tuple(t.dims)), dtype)
-            t.CopyFrom(storage.tensor_of(array, t.name, outside=storage.is_external(t)))
+            t.CopyFrom(external.tensor_of(array, t.name, outside=external.is_external(t)))
 
 
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
@@ -144,7 +143,7 @@ def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) ->
 
 def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
     """Take back, in place, the biases that normalisation added and that are still zero."""
-    zero = {t.name for t in proto.graph.initializer if t.name in added and not storage.array_of(t).any()}
+    zero = {t.name for t in proto.graph.initializer if t.name in added and not external.array_of(t).any()}
     for n in proto.graph.node:
         if len(n.input) == 3 and n.input[2] in zero:
             del n.input[2:]
@@ -162,7 +161,7 @@ def merge_equal_clones(proto: onnx.ModelProto, clones: Mapping[str, str]) -> Non
     for copy, origin in clones.items():
         if copy in stored and origin in stored and copy not in returned:
             a, b = stored[copy], stored[origin]
-            if a.dims == b.dims and storage.array_of(a).tobytes() == storage.array_of(b).tobytes():
+            if a.dims == b.dims and external.array_of(a).tobytes() == external.array_of(b).tobytes():
                 alias[copy] = origin
     for n in bodies.every_node(proto.graph):
         for i, name in enumerate(n.input):

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import bodies, storage
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
+from onnxprune.graph import bodies, external
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Array, Ints, Mask, cast
@@ -39,16 +39,16 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
         if name not in now or name in returned or name not in whole:
             continue
         kept = _kept(channels, name, keep)
-        narrow = _narrowed(table, storage.array_of(now[name]))
+        narrow = _narrowed(table, external.array_of(now[name]))
         if narrow is not None:
             narrowed.append((table, narrow))
             continue
         if kept is None or (kept and not table.generated):
             continue  # of numbers that are stored in another way, those that went would stay
-        if not _only_cut(storage.array_of(now[name]), storage.array_of(whole[name]), kept):
+        if not _only_cut(external.array_of(now[name]), external.array_of(whole[name]), kept):
             continue
         indices = sum(8 * at.size for at in kept.values())
-        if table.bytes + indices < storage.bytes_of(now[name]):
+        if table.bytes + indices < external.bytes_of(now[name]):
             chosen.append((table, kept))
     if chosen or narrowed:
         whole_tables = {table.name for table, kept in chosen if not kept} | {table.name for table, _ in narrowed}
@@ -124,7 +124,7 @@ class _Made:
             leaf = table.leaves[0]
             # Its old values may still be there, for another reader.
             self._names[leaf.name] = self._free(leaf.name)
-            narrow = storage.tensor_of(values, self._names[leaf.name], outside=storage.is_external(leaf))
+            narrow = external.tensor_of(values, self._names[leaf.name], outside=external.is_external(leaf))
             self._leaves[f"{table.name}:narrow"] = narrow
             self._add_node(table.nodes[0])
         stays = [t for t in self._graph.initializer if t.name not in replaced]
@@ -189,4 +189,4 @@ class _Made:
 
 def _equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
     same = a.data_type == b.data_type and list(a.dims) == list(b.dims)
-    return same and storage.array_of(a).tobytes() == storage.array_of(b).tobytes()
+    return same and external.array_of(a).tobytes() == external.array_of(b).tobytes()

@@ -9,8 +9,6 @@ from fnmatch import fnmatchcase
 import onnx
 
 from onnxprune import cost, plan, trt_check
-from onnxprune import model as m
-from onnxprune.bodies import return_to_bodies
 from onnxprune.calibrate.layers import Layer
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.branches import Drop
@@ -21,6 +19,8 @@ from onnxprune.channels.untried import Untried, untried_branches, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.cost import Cost
 from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
+from onnxprune.graph import protobuf
+from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.measures.judge import layouts_of, observed_of, seen, watched
 from onnxprune.measures.observed import Observed, tensors_of
 from onnxprune.stages.load import Loaded
@@ -75,7 +75,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
-    stored, n = m.parameters(loaded.original), loaded.normalised
+    stored, n = protobuf.parameters(loaded.original), loaded.normalised
     more, generated = {*n.added_biases, *n.clones}, {k: t.bytes for k, t in n.tables.items() if t.generated}
     own = channels.graph.constants.keys() - more - generated.keys()
     prices = {
@@ -111,7 +111,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
-    return build(m.view(n.proto, n.shapes, n.known_values, n.binding, n.free), settings.attention)
+    return build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free), settings.attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
@@ -122,7 +122,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*filter(None, [source.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *not_counted(channels))
-    stored = m.parameters(loaded.original)
+    stored = protobuf.parameters(loaded.original)
     return describe(
         channels,
         source.path,

@@ -21,8 +21,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from onnxprune import model as m
-from onnxprune import parts, refit, storage, verify
+from onnxprune import parts, refit, verify
 from onnxprune.calibrate import outputs as probing
 from onnxprune.calibrate.outputs import Batch, Probe, part_of
 from onnxprune.calibrate.regressions import consumers_of, regressions_of
@@ -33,6 +32,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group, units_of
+from onnxprune.graph import external, protobuf
 from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
@@ -251,7 +251,7 @@ class _Run:
     @property
     def current(self) -> Weights:
         """The weights of the network as it is."""
-        return storage.Weights(self.plain.graph.initializer)
+        return external.Weights(self.plain.graph.initializer)
 
     def path(self, g: int, name: str) -> Proposal:
         """What the first selection found."""
@@ -308,7 +308,7 @@ class _Masked:
         """Of a run of the whole network."""
         run = self.run
         keep = run.channels.keep_classes({**run.masked, self.group: mask})
-        with storage.spilling():  # the trial's weights go with it
+        with external.spilling():  # the trial's weights go with it
             plain = replace_initializers(run.plain, weights)
             found = verify.outputs_of(
                 masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held, run.layouts
@@ -431,7 +431,7 @@ class _Layers:
 
     def _part(self, walker: Walker) -> onnx.ModelProto:
         """The network behind what the walker keeps."""
-        return m.submodel(self.run.proto, walker.frontier, self.outputs)
+        return protobuf.submodel(self.run.proto, walker.frontier, self.outputs)
 
     def _batches(self, samples: int, weights: Weights | None = None) -> list[Batch]:
         """Samples for fitting, about so many, from the frontier on, with the present outputs, or with other weights."""

@@ -10,17 +10,17 @@ from itertools import islice
 import numpy as np
 import onnx
 
-from onnxprune import labels, plan, runtime, storage
-from onnxprune import model as m
+from onnxprune import labels, plan, runtime
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import Samples
 from onnxprune.config import PruneConfig
 from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.protobuf import ModelLike, Source
 from onnxprune.intake import counting, declarations, first_run, scales
 from onnxprune.intake.figures import InputFigures, digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
-from onnxprune.model import ModelLike, Source
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
@@ -86,9 +86,9 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
 
     divided_by: the seed of the split, where that is not the one of the settings.
     """
-    original, source = m.adopt(model) if isinstance(model, onnx.ModelProto) else m.load(model)
-    if storage.embedded_bytes(original) >= storage.LARGE_BYTES:
-        original = storage.outside(original)
+    original, source = protobuf.adopt(model) if isinstance(model, onnx.ModelProto) else protobuf.load(model)
+    if external.embedded_bytes(original) >= external.LARGE_BYTES:
+        original = external.outside(original)
     first_run.infer(original)
     samples = read_samples(original, calibration, settings)
     seconds = first_run.run(original, samples.example())

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import onnx
 
-from onnxprune import storage
 from onnxprune.calibrate.augment import images
 from onnxprune.config import PruneConfig
+from onnxprune.graph import external
 from onnxprune.measures.finite import keep_finite
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
@@ -72,5 +72,5 @@ def recover_weights(
 
 def _generated(model: onnx.ModelProto, tables: Mapping[str, Table]) -> frozenset[str]:
     """The constants that the original generates, and that would take more to store."""
-    sizes = {t.name: storage.bytes_of(t) for t in model.graph.initializer if t.name in tables}
+    sizes = {t.name: external.bytes_of(t) for t in model.graph.initializer if t.name in tables}
     return frozenset(k for k, size in sizes.items() if tables[k].generated and tables[k].bytes < size)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from onnxprune import refit, storage
+from onnxprune import refit
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
+from onnxprune.graph import external
 from onnxprune.measures.finite import keep_finite
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recover import Recovery
@@ -109,7 +110,7 @@ def _fitted(
         seed=settings.seed,
         memory=settings.memory,
     )
-    set_initializers(walked, {t.name: storage.array_of(t) for t in running.graph.initializer})
+    set_initializers(walked, {t.name: external.array_of(t) for t in running.graph.initializer})
     notes += mended(settings.refit, walked)
     return Refitted({level: plain, settings.refit: walked}, tuple(fits), tuple(dict.fromkeys(notes)))
 

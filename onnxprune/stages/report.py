@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import model as m
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph import protobuf
 from onnxprune.intake.options import exact_percent
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
@@ -57,7 +57,7 @@ def report_of(
     before = Size(round(macs.at(full) / batch), coupled.stored_parameters, loaded.source.size)
     after = Size(
         round(macs.at(kept) / batch),
-        m.parameters(checked.model) if checked else round(coupled.prices["stored"].at(kept)),
+        protobuf.parameters(checked.model) if checked else round(coupled.prices["stored"].at(kept)),
         _bytes_of_result(checked.model, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None

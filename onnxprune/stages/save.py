@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import plan, storage
+from onnxprune import plan
+from onnxprune.graph import external
 from onnxprune.output.commit import Stage
 from onnxprune.output.model_files import commit, put_model
 from onnxprune.report.summary import Report
@@ -42,7 +43,7 @@ def stored(
     if result.model is None:
         return result
     if output is None:
-        return replace(result, model=storage.embedded(result.model))
+        return replace(result, model=external.embedded(result.model))
     return replace(result, model=put_model(stage, result.model, Path(output), separate=separate))
 
 

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune import model as m
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.outputs import Batch, OutputMoments, Probe, collect, part_of, with_samples
 from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.gates import gates_of
+from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Index, Objective, output_imitation, task_loss
 from onnxprune.runtime import Session
@@ -365,8 +365,8 @@ def test_parts_of_the_network_have_the_same_moments(prepared: Lookup) -> None:
     gates = gates_of(p.channels)
     last = max(gates, key=lambda x: x.node.index)
     frontier = last.data
-    part = m.submodel(p.normalised.proto, {frontier: p.normalised.types[frontier]}, list(outputs))
-    (between,) = Session(m.submodel(p.normalised.proto, {}, [frontier])).run(samples.arrays).values()
+    part = protobuf.submodel(p.normalised.proto, {frontier: p.normalised.types[frontier]}, list(outputs))
+    (between,) = Session(protobuf.submodel(p.normalised.proto, {}, [frontier])).run(samples.arrays).values()
     batch = Batch({frontier: between}, outputs, slice(0, COUNT), COUNT)
     probe = Probe.of(part, p.channels, [last], (), p.normalised.types)
     written = Written(objective, outputs, 1)

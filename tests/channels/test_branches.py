@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune import model as m
 from onnxprune.channels import branches
+from onnxprune.graph import protobuf
 from onnxprune.rewrite import settle
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -65,7 +65,7 @@ def test_a_branch_that_is_gone_equals_the_oracle(name: str, seed: int, prepared:
         assert left is not None
         small = sliced(p, keep)
         for model in (small, settle(small, p.channels, left)):
-            m.check(model)
+            protobuf.check(model)
             for batch in (2, 3):
                 feeds = TABLE[name].feeds(batch, seed=seed + batch)
                 expected = comparable(masked(p, keep)).run(feeds)

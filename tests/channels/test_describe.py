@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from onnxprune import inspect
-from onnxprune import model as m
 from onnxprune.channels.describe import describe
 from onnxprune.channels.remedies import Remedy
+from onnxprune.graph import protobuf
 from tests import digits
 from tests.graphs import PRUNABLE, TABLE
 from tests.stages import Prepared, prepare_row
@@ -27,7 +27,7 @@ def test_bundled_models(name: str, groups: int):
     assert found.share > 0.999
     assert found.prunable < found.parameters
     # All floating-point weights, once each, whatever the normalised form holds.
-    assert found.parameters == m.parameters(onnx.load(digits.path(name)))
+    assert found.parameters == protobuf.parameters(onnx.load(digits.path(name)))
     assert [(p.tensor, p.axis, p.channels, p.operator) for p in found.pinned] == [
         (p.tensor, 0, 10, "output") for p in found.pinned
     ]

@@ -12,7 +12,7 @@ from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.rules.refusals import REFUSALS, refusal
 from onnxprune.channels.trace import Trace, walk
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 
 
 def _standard() -> set[str]:

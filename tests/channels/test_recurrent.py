@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune import model as m
 from onnxprune.channels.trace import RuleError, Trace
-from onnxprune.graph import Graph
+from onnxprune.graph import protobuf
+from onnxprune.graph.view import Graph
 from tests.compare import assert_same
 from tests.stages import Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
@@ -41,7 +41,7 @@ def test_batch_first(state: str, seed: int):
     assert sorted(g.size for g in p.channels.groups) == [4, 12]
     keep = random_keep(p.channels, seed)
     small, oracle = sliced(p, keep), masked(p, keep)
-    m.check(small)
+    protobuf.check(small)
     (found,), (expected,) = (ReferenceEvaluator(model).run(None, feeds) for model in (small, oracle))
     assert_same(found, expected, rtol=1e-4, atol=0.0)
 

@@ -13,7 +13,7 @@ from onnxprune.channels import labels
 from onnxprune.channels.groups import build
 from onnxprune.channels.labels import LabelSpace, Pinned, TooMany
 from onnxprune.channels.remedies import Reason, Remedy
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 from tests.random_graphs import Case, graphs
 from tests.test_random_graphs import check
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import model as m
 from onnxprune.gradients import Backward, backward
+from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import Session
@@ -25,7 +25,7 @@ RELATIVE = 1e-3
 def reverse_of(proto: onnx.ModelProto, feeds: Mapping[str, Array], tensors: Sequence[str]) -> Backward:
     """The reverse pass of a model, normalised or not, whose shapes are measured on `feeds`."""
     n = normalise(proto, dict(feeds))
-    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    graph = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     return backward(n.proto, graph, n.types, tensors=tensors)
 
 
@@ -50,11 +50,11 @@ def compare(
     assert not back.missing, back.missing
     assert set(back.of_tensor) == set(wanted)
     rng = np.random.default_rng(seed)
-    forward = Session(m.submodel(back.proto, {}, list(back.seeds)))
+    forward = Session(protobuf.submodel(back.proto, {}, list(back.seeds)))
     outputs = forward.run(feeds)
     seeds = {s: rng.standard_normal(outputs[o].shape).astype(outputs[o].dtype) for o, s in back.seeds.items()}
     names = [back.of_tensor[t] for t in wanted]
-    found = Session(m.submodel(back.proto, {}, names)).run({**feeds, **seeds})
+    found = Session(protobuf.submodel(back.proto, {}, names)).run({**feeds, **seeds})
 
     def value(shifted: Mapping[str, Array]) -> float:
         y = forward.run(shifted)
@@ -106,4 +106,4 @@ def one_node(
 
 def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
     """Tensors of a model, whether they are its outputs or not."""
-    return Session(m.submodel(proto, {}, names)).run(feeds)
+    return Session(protobuf.submodel(proto, {}, names)).run(feeds)

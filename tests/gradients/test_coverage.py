@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
 from onnxprune.channels.rules import TABLE as CHANNEL_RULES
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.reverse import Use
 from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
-from onnxprune.graph import Graph
+from onnxprune.graph import protobuf
+from onnxprune.graph.unrounded import is_quantized
+from onnxprune.graph.view import Graph
 from onnxprune.normalise import Normalised, normalise
-from onnxprune.rounding import is_quantized
 from onnxprune.runtime import Session
 from tests.graphs import TABLE as TOPOLOGIES
 from tests.kit import has_batch, kit_feeds, kit_models
@@ -73,7 +73,7 @@ class Taken:
 def taken(normalised: Normalised) -> Taken:
     """The reverse pass of a normalised model to the data of its linear layers."""
     n = normalised
-    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    graph = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     uses = tuple(_linear_uses(graph))
     return Taken(n, graph, uses, backward(n.proto, graph, n.types, uses=uses))
 
@@ -91,7 +91,7 @@ def _linear_uses(graph: Graph) -> list[Use]:
 
 def _run(proto: onnx.ModelProto, names: list[str], feeds: Feeds) -> dict[str, Array]:
     computed = list(dict.fromkeys(n for n in names if n not in feeds))
-    found = Session(m.submodel(proto, {}, computed), single=True, optimize=False).run(feeds) if computed else {}
+    found = Session(protobuf.submodel(proto, {}, computed), single=True, optimize=False).run(feeds) if computed else {}
     return {n: feeds[n] if n in feeds else found[n] for n in names}
 
 
@@ -105,7 +105,7 @@ def gradients_at(t: Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Ar
     outputs = _run(t.normalised.proto, list(t.back.seeds), feeds)
     seeds = _seeded(t.back, outputs)
     names = list(dict.fromkeys(t.back.of_use.values()))
-    found = Session(m.submodel(t.back.proto, {}, names), single=True).run({**feeds, **seeds}) if names else {}
+    found = Session(protobuf.submodel(t.back.proto, {}, names), single=True).run({**feeds, **seeds}) if names else {}
     data = _run(t.normalised.proto, [t.tensor(u) for u in t.back.of_use], feeds)
     for use, name in t.back.of_use.items():
         assert found[name].shape == data[t.tensor(use)].shape, t.node(use).name
@@ -147,7 +147,7 @@ def _value(t: Taken, use: Use, feeds: Feeds, seeds: Feeds, x: Array) -> Callable
     proto = onnx.ModelProto()
     proto.CopyFrom(t.normalised.proto)
     proto.graph.node[place].input[use[1]] = "probe"
-    part = m.submodel(proto, {"probe": t.normalised.types[t.tensor(use)]}, list(t.back.seeds))
+    part = protobuf.submodel(proto, {"probe": t.normalised.types[t.tensor(use)]}, list(t.back.seeds))
     # onnxruntime's fusions of quantized weights round the data as well.
     session = Session(part, single=True, optimize=not is_quantized(proto))
 
@@ -192,7 +192,7 @@ def test_small_graphs(name: str, prepared: Callable[[str], Prepared]):
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_real_graphs(path: Path):
     """Fails where a real network has no gradient at a linear layer, or another one than differences say."""
-    proto, _ = m.load(path)
+    proto, _ = protobuf.load(path)
     few = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
     t = taken(normalise(proto, few))
     _check_uses(t)
@@ -207,7 +207,7 @@ def test_real_graphs(path: Path):
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_smooth_graphs(path: Path):
     """Fails where a real network, without its kinks, has another gradient than differences say in any direction."""
-    proto, _ = m.load(path)
+    proto, _ = protobuf.load(path)
     if any(n.op_type == "TopK" for n in proto.graph.node):
         pytest.skip("its neighbours change with the data, which no activation makes smooth")
     feeds = kit_feeds(path, proto, 2 if has_batch(proto) else 1)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
+from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from tests.gradients.differences import reverse_of
@@ -56,9 +56,11 @@ def _gradients(dtype: Any, op: str, shapes: Any, weights: dict[str, Array], attr
     onnx.shape_inference.infer_shapes(back.proto, check_type=True, strict_mode=True)
     seeds = {}
     for o, s in back.seeds.items():
-        y = Session(m.submodel(back.proto, {}, [o]), single=True).run(feeds)[o]
+        y = Session(protobuf.submodel(back.proto, {}, [o]), single=True).run(feeds)[o]
         seeds[s] = normal(*y.shape, seed=9).astype(dtype)
-    found = Session(m.submodel(back.proto, {}, [back.of_tensor[k] for k in feeds]), single=True).run({**feeds, **seeds})
+    found = Session(protobuf.submodel(back.proto, {}, [back.of_tensor[k] for k in feeds]), single=True).run(
+        {**feeds, **seeds}
+    )
     return [found[back.of_tensor[k]].astype(np.float32) for k in feeds]
 
 

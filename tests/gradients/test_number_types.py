@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune import model as m
 from onnxprune import twin
+from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.runtime import Session
 from tests.gradients.test_coverage import gradients_at, taken
@@ -45,8 +45,8 @@ def test_half_precision_runs_as_such():
     n = normalise(converted(TABLE[name].model(), "float16"), data_of(TABLE[name].feeds(2), "float16"))
     t = taken(n)
     feeds = data_of(TABLE[name].feeds(2), "float16")
-    outputs = Session(m.submodel(n.proto, {}, list(t.back.seeds))).run(feeds)
+    outputs = Session(protobuf.submodel(n.proto, {}, list(t.back.seeds))).run(feeds)
     seeds = {s: np.ones_like(outputs[o]) for o, s in t.back.seeds.items()}
     names = list(dict.fromkeys(t.back.of_use.values()))
-    found = Session(m.submodel(t.back.proto, {}, names)).run({**feeds, **seeds})
+    found = Session(protobuf.submodel(t.back.proto, {}, names)).run({**feeds, **seeds})
     assert all(g.dtype == np.float16 and np.isfinite(g).all() for g in found.values())

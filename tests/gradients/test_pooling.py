@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune import model as m
 from onnxprune.gradients.rules import pooling
+from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import Session
 from tests.gradients.differences import compare, reverse_of
@@ -89,8 +89,8 @@ def test_of_equal_entries_one_gets_the_gradient(op: str):
     attrs = {"kernel_shape": [3, 3], "strides": [2, 2]} if op == "MaxPool" else {}
     model, feeds = single(op, [np.zeros((2, 3, 7, 7), np.float32)], **attrs)
     back = reverse_of(model, feeds, ["x0"])
-    seed = normal(*Session(m.submodel(back.proto, {}, ["y"])).run(feeds)["y"].shape)
-    g = Session(m.submodel(back.proto, {}, [back.of_tensor["x0"]])).run({**feeds, back.seeds["y"]: seed})
+    seed = normal(*Session(protobuf.submodel(back.proto, {}, ["y"])).run(feeds)["y"].shape)
+    g = Session(protobuf.submodel(back.proto, {}, [back.of_tensor["x0"]])).run({**feeds, back.seeds["y"]: seed})
     (dx,) = g.values()
     np.testing.assert_allclose(dx.sum((2, 3)), seed.sum((2, 3)), rtol=1e-5, atol=1e-5)
 
@@ -142,7 +142,9 @@ def test_the_norm_of_nothing_has_no_slope(op: str):
     )
     back = reverse_of(model, feeds, ["x0"])
     shape = (1, 2, 3, 3) if op == "LpPool" else (1, 2, 1, 1)
-    g = Session(m.submodel(back.proto, {}, [back.of_tensor["x0"]])).run({**feeds, "seed:y": np.ones(shape, np.float32)})
+    g = Session(protobuf.submodel(back.proto, {}, [back.of_tensor["x0"]])).run(
+        {**feeds, "seed:y": np.ones(shape, np.float32)}
+    )
     assert not np.any(next(iter(g.values())))
 
 

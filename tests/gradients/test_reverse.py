@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune import model as m
 from onnxprune.gradients import Backward, backward
-from onnxprune.graph import Graph
+from onnxprune.graph import protobuf
+from onnxprune.graph.view import Graph
 from tests.calibrated import prepare_text
 from tests.gradients.differences import run
 from tests.stages import Prepared
@@ -20,7 +20,7 @@ LINEAR = ("Conv", "Gemm", "MatMul")
 def _taken(p: Prepared) -> tuple[Graph, Backward, list[int]]:
     """(graph, the reverse pass to the data of all linear layers, also those in bodies, their indices)."""
     n = p.normalised
-    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    graph = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     nodes = [x.index for x in graph.every_node if x.op in LINEAR and x.inputs[0] not in graph.constants]
     return graph, backward(n.proto, graph, n.types, uses=[(i, 0) for i in nodes]), nodes
 
@@ -33,7 +33,7 @@ def test_each_use_has_its_own_gradient_and_a_tensor_their_sum():
         y = Add(b, a)
     }""")
     n = p.normalised
-    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    graph = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     of = {node.op: node.index for node in graph.nodes}
     uses = [(of["Mul"], 0), (of["Mul"], 1), (of["Add"], 1)]
     back = backward(n.proto, graph, n.types, uses=uses, tensors=["a", "x"])

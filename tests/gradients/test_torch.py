@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
 from onnxprune.gradients import backward
-from onnxprune.graph import Graph
+from onnxprune.graph import protobuf
+from onnxprune.graph.view import Graph
 from onnxprune.normalise import normalise
 from onnxprune.runtime import Session
 from tests.kit import NO_KIT, kit_folder
@@ -54,7 +54,7 @@ def _away_from_kinks(proto: onnx.ModelProto, graph: Graph, name: str, shape: tup
     One value of some millions that is 5e-7 in one and -2e-7 in the other is 2e-3 of a gradient.
     """
     kinked = [(n.inputs[0], n.outputs[0]) for n in graph.nodes if n.op in ("Clip", "Relu")]
-    session = Session(m.submodel(proto, {}, [t for pair in kinked for t in pair])) if kinked else None
+    session = Session(protobuf.submodel(proto, {}, [t for pair in kinked for t in pair])) if kinked else None
     for seed in range(SEEDS):
         feeds = _inputs(name, shape, seed)
         if session is None:
@@ -75,7 +75,7 @@ def test_gradients_at_readers_and_of_weights_are_those_of_torch(
     few = 1 if "imagenet" in path.stem else 2
     sample = tuple(d.dim_value for d in sizes[1:])
     n = normalise(proto, _inputs(name, (few, *sample), 0))
-    graph = m.view(n.proto, n.shapes, n.known_values, n.binding)
+    graph = protobuf.view(n.proto, n.shapes, n.known_values, n.binding)
     uses = [
         (node.index, slot)
         for node in graph.nodes
@@ -94,10 +94,10 @@ def test_gradients_at_readers_and_of_weights_are_those_of_torch(
     assert not back.missing
     assert set(back.of_use) == set(uses)
     feeds = _away_from_kinks(n.proto, graph, name, (few + 1, *sample))
-    forward = Session(m.submodel(n.proto, {}, graph.outputs)).run(feeds)
+    forward = Session(protobuf.submodel(n.proto, {}, graph.outputs)).run(feeds)
     rng = np.random.default_rng(1)
     seeds = {o: rng.standard_normal(forward[o].shape).astype(np.float32) for o in back.seeds}
-    found = Session(m.submodel(back.proto, {}, dict.fromkeys(back.of_use.values()))).run(
+    found = Session(protobuf.submodel(back.proto, {}, dict.fromkeys(back.of_use.values()))).run(
         {**feeds, **{back.seeds[o]: s for o, s in seeds.items()}}
     )
     expected = gradients(graph, feeds, seeds, uses)

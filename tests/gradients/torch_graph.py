@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Array
 
 Use = tuple[int, int]

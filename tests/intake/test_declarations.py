@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
 from onnxprune import pipeline
 from onnxprune.calibrate.samples import tensor_specs
+from onnxprune.graph import protobuf
 from onnxprune.intake.declarations import false_outputs, with_free_dimensions, with_true_outputs
 from tests.topologies.text import Topology
 
@@ -61,8 +61,8 @@ def test_a_file_and_a_model_in_memory_are_read_alike(tmp_path):
     """Fails where one way in mends and the other does not, or the caller's model is changed."""
     proto = _declared([-1, 3, "?", None])
     before = proto.SerializeToString(deterministic=True)
-    onnx.save(proto, tmp_path / "m.onnx")
-    read, adopted = m.load(tmp_path / "m.onnx")[0], m.adopt(proto)[0]
+    onnx.save(proto, tmp_path / "protobuf.onnx")
+    read, adopted = protobuf.load(tmp_path / "protobuf.onnx")[0], protobuf.adopt(proto)[0]
     assert _dims(read.graph.input[0]) == _dims(adopted.graph.input[0]) == [None, 3, None, None]
     assert proto.SerializeToString(deterministic=True) == before
 

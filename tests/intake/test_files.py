@@ -16,8 +16,8 @@ import pytest
 from onnxprune import plan
 from onnxprune.calibrate.samples import InputSpec, load
 from onnxprune.errors import CalibrationError, InputError, ModelError
+from onnxprune.graph.protobuf import load as load_model
 from onnxprune.intake import files
-from onnxprune.model import load as load_model
 from tests import digits
 
 SPECS = (InputSpec("x", np.dtype(np.float32), (None, 2)),)

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxprune import storage
 from onnxprune.errors import ModelError
-from onnxprune.model import load
+from onnxprune.graph import external
+from onnxprune.graph.protobuf import load
 from tests.intake.test_child import graph_of
 
 
@@ -117,7 +117,9 @@ def test_nothing_outside_the_folder_is_read(
     model = graph_of([helper.make_node("Relu", ["x"], ["y"])])
     put(model, outside())
     (tmp_path / "in" / "model.onnx").write_bytes(model.SerializeToString())
-    monkeypatch.setattr("onnxprune.model.check_file", lambda *_: pytest.fail("onnx opened it before it was checked"))
+    monkeypatch.setattr(
+        "onnxprune.graph.protobuf.check_file", lambda *_: pytest.fail("onnx opened it before it was checked")
+    )
     with pytest.raises(ModelError, match="outside the model's folder"):
         load(tmp_path / "in" / "model.onnx")
 
@@ -126,6 +128,6 @@ def test_every_tensor_is_met_once():
     model = graph_of([helper.make_node("Relu", ["x"], ["y"])])
     for k, put in enumerate(PLACES):
         put(model, outside(f"file {k}"))
-    met = [storage.Place.of(t).location for t in storage.stored_tensors(model) if storage.is_external(t)]
+    met = [external.Place.of(t).location for t in external.stored_tensors(model) if external.is_external(t)]
     twice = {"file 1", "file 4", "file 6"}  # both branches, the body of a function likewise, a list of two
     assert sorted(met) == sorted([f"file {k}" for k in range(len(PLACES))] + list(twice))

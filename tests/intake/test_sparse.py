@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune import model as m
-from onnxprune import prune, storage
+from onnxprune import prune
 from onnxprune.channels.describe import Description
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
+from onnxprune.graph import external, protobuf
 from onnxprune.intake import sparse
 from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
@@ -83,7 +83,7 @@ def test_the_same_as_dense(where: str, in_memory: bool, tmp_path: Path):
     path = tmp_path / "sparse.onnx"
     onnx.save(given, path)
     expected = Session(str(path)).run({"x": x})["y"]  # onnxruntime's own reading
-    proto, source = m.adopt(given) if in_memory else m.load(path)
+    proto, source = protobuf.adopt(given) if in_memory else protobuf.load(path)
     assert "made dense" in source.note
     assert_same(Session(proto).run({"x": x})["y"], expected, rtol=1e-6, atol=1e-6)
     result, wanted = (prune(k, None, {"x": x}, **OPTIONS) for k in (given if in_memory else path, dense))
@@ -137,19 +137,19 @@ def test_what_is_none(change: Callable[[onnx.SparseTensorProto], None], why: str
     change(s)
     model.graph.sparse_initializer.append(s)
     with pytest.raises(ModelError, match=why):
-        m.adopt(model)
+        protobuf.adopt(model)
 
 
 def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
     """Fails where every copy of the model copies what a few bytes stand for."""
     for limit in ("LARGE_BYTES", "SPILL_BYTES", "INLINE_BYTES"):
-        monkeypatch.setattr(storage, limit, 1)
+        monkeypatch.setattr(external, limit, 1)
     model, _ = _models("flat")
-    with storage.spilling():
-        proto, source = m.adopt(model)
-        assert storage.has_external(proto)
+    with external.spilling():
+        proto, source = protobuf.adopt(model)
+        assert external.has_external(proto)
         assert not source.separate
-        weights = storage.Weights(proto.graph.initializer)
+        weights = external.Weights(proto.graph.initializer)
         assert_same(weights["w"], _weight(), rtol=0.0, atol=0.0)
 
 

@@ -8,7 +8,7 @@ from math import ceil, prod
 import numpy as np
 import onnx
 
-from onnxprune import model as m
+from onnxprune.graph import protobuf
 from onnxprune.latency.kernels import Kernel
 from onnxprune.latency.timing import Times
 from onnxprune.runtime import Feeds
@@ -46,7 +46,7 @@ class Synthetic:
         return self.overhead * NANO + work + self.drag * np.sqrt(work * 1e-5)
 
     def _kernels(self, model: onnx.ModelProto, feeds: Feeds) -> tuple[Kernel, ...]:
-        shapes, _ = m.inferred_shapes(m.bind_inputs(model, {k: np.shape(v) for k, v in feeds.items()}))
+        shapes, _ = protobuf.inferred_shapes(protobuf.bind_inputs(model, {k: np.shape(v) for k, v in feeds.items()}))
         shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
         readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
+from onnxprune.graph import protobuf
 from onnxprune.measures.observed import Observed, observed_in, observed_of_model, observing, tensors_of
 from onnxprune.runtime import Session
 
@@ -28,8 +28,8 @@ def parsed(body: str, outputs: str, inputs: str = "float[N,4] x") -> onnx.ModelP
 
 def observed(body: str, outputs: str, inputs: str = "float[N,4] x") -> Observed:
     proto = parsed(body, outputs, inputs)
-    shapes, types = m.inferred_shapes(proto)
-    return observed_in(m.view(proto, shapes, {}, {}), types)
+    shapes, types = protobuf.inferred_shapes(proto)
+    return observed_in(protobuf.view(proto, shapes, {}, {}), types)
 
 
 TOPK = "k = Constant <value = int64[1] {2}> () z, i = TopK (y, k)"
@@ -158,8 +158,8 @@ def test_sizes_by_values_and_choices():
 def test_channels_that_may_go_cannot_be_compared():
     """Fails where a tensor that is narrower in the pruned model is looked at."""
     proto = parsed("o = ArgMax <axis=1> (y)", "int64[N,1] o")
-    shapes, types = m.inferred_shapes(proto)
-    found = observed_in(m.view(proto, shapes, {}, {}), types, lambda t: t == "y")
+    shapes, types = protobuf.inferred_shapes(proto)
+    found = observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t == "y")
     assert (found.tensors, found.missing) == ((), {"o"})
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import model as m
-from onnxprune import prune, storage
+from onnxprune import prune
 from onnxprune.errors import RunError, UsageError
+from onnxprune.graph import external, protobuf
 from onnxprune.output import model_files
 from onnxprune.output.commit import Stage
 from onnxprune.runtime import Session
@@ -52,7 +52,7 @@ def names(folder: Path) -> set[str]:
 def test_one_file(tmp_path: Path) -> None:
     saved(resnet(), tmp_path / "out.onnx")
     assert names(tmp_path) == {"out.onnx"}
-    assert m.load(tmp_path / "out.onnx")[0] == resnet()
+    assert protobuf.load(tmp_path / "out.onnx")[0] == resnet()
 
 
 def test_the_name_says_the_content(tmp_path: Path) -> None:
@@ -85,14 +85,14 @@ def test_layout(tmp_path: Path) -> None:
     model = resnet()
     for name in ("big", "again"):
         model.graph.initializer.append(onnx.numpy_helper.from_array(big, name))
-    proto, _ = m.load(stored(model, tmp_path, "one file"))
+    proto, _ = protobuf.load(stored(model, tmp_path, "one file"))
     shared = t_values(proto, "again")
     shared.CopyFrom(t_values(proto, "big"))
     shared.name = "again"
     saved(proto, tmp_path / "out.onnx")
     read = onnx.load(tmp_path / "out.onnx", load_external_data=False)
-    places = {t.name: storage.Place.of(t) for t in read.graph.initializer if storage.is_external(t)}
-    large = {t.name for t in model.graph.initializer if storage.bytes_of(t) >= storage.INLINE_BYTES}
+    places = {t.name: external.Place.of(t) for t in read.graph.initializer if external.is_external(t)}
+    large = {t.name for t in model.graph.initializer if external.bytes_of(t) >= external.INLINE_BYTES}
     assert set(places) == large != {t.name for t in model.graph.initializer}
     assert places["big"] == places["again"]
     assert places["big"].offset % 4096 == 0
@@ -104,7 +104,7 @@ def test_layout(tmp_path: Path) -> None:
 
 def test_a_result_too_large_for_one_file_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a message above the limit of protobuf is tried."""
-    monkeypatch.setattr(storage, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(external, "MOST_BYTES", 50_000)
     saved(resnet(), tmp_path / "out.onnx", separate=False)
     assert weights_of(tmp_path / "out.onnx").is_file()
     monkeypatch.undo()

@@ -14,9 +14,9 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnxprune.bodies import bodies_of, every_node
 from onnxprune.channels.rules.quantization import INTEGER, INTEGER_MICROSOFT
 from onnxprune.channels.rules.refusals import REFUSALS
+from onnxprune.graph.bodies import bodies_of, every_node
 from tests.random_graphs import (
     attention,
     contraction,

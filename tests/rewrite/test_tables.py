@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import inspect, prune, storage
-from onnxprune import model as m
+from onnxprune import inspect, prune
+from onnxprune.graph import external, protobuf
 from onnxprune.normalise import normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite import tables
@@ -111,7 +111,7 @@ def model(text: str) -> onnx.ModelProto:
 
 
 def stored(proto: onnx.ModelProto) -> dict[str, Array]:
-    return {t.name: numpy_helper.to_array(t) for t in storage.stored_tensors(proto)}
+    return {t.name: numpy_helper.to_array(t) for t in external.stored_tensors(proto)}
 
 
 @pytest.mark.parametrize("text", [COSINES, BOTH, SHARED, INSIDE, SIZES])
@@ -121,10 +121,10 @@ def test_the_result_is_no_larger(text: str, options: dict[str, Any]):
     proto = model(text)
     result = prune(proto, None, data(proto), **OPTIONS, **options)
     assert result.model is not None
-    assert storage.model_bytes(result.model) < storage.model_bytes(proto)
+    assert external.model_bytes(result.model) < external.model_bytes(proto)
     assert max(a.size for a in stored(result.model).values()) <= max(a.size for a in stored(proto).values())
-    assert result.report.after.parameters == m.parameters(result.model) < m.parameters(proto)
-    assert result.report.before.parameters == inspect(proto).parameters == m.parameters(proto)
+    assert result.report.after.parameters == protobuf.parameters(result.model) < protobuf.parameters(proto)
+    assert result.report.before.parameters == inspect(proto).parameters == protobuf.parameters(proto)
     onnx.checker.check_model(result.model, full_check=True)
 
 
@@ -136,7 +136,7 @@ def test_a_table_that_is_cut_is_gathered():
     (gather,) = (n for n in result.model.graph.node if n.op_type == "Gather")
     (kept,) = (g.kept for g in result.plan.groups if g.units == 64)
     assert stored(result.model)[gather.input[1]].tolist() == list(kept)
-    made = Session(m.submodel(result.model, {}, ["dct"])).run({})["dct"]
+    made = Session(protobuf.submodel(result.model, {}, ["dct"])).run({})["dct"]
     vectors = stored(proto)
     assert_same(made, np.cos(vectors["col"] * vectors["row"])[:, list(kept)], rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -163,7 +163,7 @@ def test_numbers_that_are_stored_in_another_way(cut: bool):
     ((name, (dtype, shape)),) = sizes.items()
     assert (name, dtype) == ("half", "float16")
     assert (shape[1] < 32) == cut
-    assert storage.model_bytes(result.model) < storage.model_bytes(proto)
+    assert external.model_bytes(result.model) < external.model_bytes(proto)
 
 
 def test_fitted_numbers_are_stored_as_they_were():

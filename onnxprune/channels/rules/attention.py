@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.channels.labels import Factor, Factors, Labels, along
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, split_rows
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 _POSITIONS = Reason("attention needs every position and sample", Remedy.POSITIONS)
 _WHOLE = Reason("whole heads are the units here", Remedy.HEAD_DIM)

@@ -15,8 +15,8 @@ import numpy as np
 from onnxprune.channels.labels import Factor, Factors, Labels, along, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Linear, Rule, Trace, split_rows
-from onnxprune.graph import Node, Shape
-from onnxprune.quantized import stored
+from onnxprune.graph.quantized import stored
+from onnxprune.graph.view import Node, Shape
 
 _KERNEL = Reason("a kernel position is not a channel", Remedy.NO_CHANNELS)
 _SPATIAL = Reason("a convolution needs every spatial position", Remedy.POSITIONS)

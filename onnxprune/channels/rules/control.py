@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from onnxprune.channels.labels import Factor, Factors, as_ints
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, setting, unknown_shape
-from onnxprune.graph import Body, Node
+from onnxprune.graph.view import Body, Node
 
 
 def if_(node: Node, t: Trace) -> None:

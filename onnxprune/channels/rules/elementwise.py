@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu "

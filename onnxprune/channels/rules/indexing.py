@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.channels.labels import Factors, Labels, axis_in
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
-from onnxprune.graph import Node, Shape
+from onnxprune.graph.view import Node, Shape
 
 
 def _without(name: str, axes: Sequence[int], node: Node, t: Trace) -> Factors:

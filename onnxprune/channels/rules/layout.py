@@ -21,7 +21,7 @@ from onnxprune.channels.labels import (
 )
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, UnknownShape
-from onnxprune.graph import Graph, Node, Shape
+from onnxprune.graph.view import Graph, Node, Shape
 
 
 def transpose(node: Node, t: Trace) -> None:

@@ -12,7 +12,7 @@ from onnxprune.channels.labels import Factor, Factors, along, axis_in, tracked_a
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.contraction import same_inside
 from onnxprune.channels.trace import Rule, Trace, split_rows
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 _PER_GROUP = Reason("one value for each group of a normalization, whose groups all stay", Remedy.INSIDE_GROUPS)
 

@@ -12,8 +12,8 @@ import numpy as np
 from onnxprune.channels.labels import Factors
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
-from onnxprune.graph import Node, Shape
-from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE
+from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, QUANTIZE
+from onnxprune.graph.view import Node, Shape
 
 INTEGER = "ConvInteger MatMulInteger QLinearConv QLinearMatMul".split()
 # Of onnxruntime's own domain.

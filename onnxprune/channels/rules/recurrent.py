@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.channels.labels import Factor, Labels, along
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Linear, Rule, Trace
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 # How many gates each operator has: W is (directions, gates * hidden units, inputs).
 GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}

@@ -8,7 +8,7 @@ from onnxprune.channels.labels import Factor, axis_in
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules.normalization import mix
 from onnxprune.channels.trace import Rule, Trace
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split()
 REDUCES = (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 _SEQUENCE = Reason("keeps tensors in a sequence, which is not traced", Remedy.SEQUENCE)
 _OPTIONAL = Reason("wraps it in an optional value, which is not traced", Remedy.OPTIONAL)

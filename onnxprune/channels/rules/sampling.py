@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxprune.channels.labels import Factor, along, as_ints, axis_in, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, split_rows
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 
 def sample(node: Node, t: Trace) -> None:

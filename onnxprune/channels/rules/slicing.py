@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.channels.labels import as_ints, axis_in, take, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from onnxprune.gradients.rules import (
     reduction,
     sampling,
 )
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 Rule = Callable[[Builder, Node, Sequence[str | None], Sequence[int]], Gradients]
 

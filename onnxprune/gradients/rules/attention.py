@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, axis_of, given
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 
 def softmax(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, given
 from onnxprune.gradients.windows import correlated, gathered, geometry, spread
-from onnxprune.graph import Node, Shape
+from onnxprune.graph.view import Node, Shape
 
 
 def conv(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:

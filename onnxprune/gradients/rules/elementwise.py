@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, given
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 Derivative = Callable[[Builder, Node, str, str], str]  # (builder, node, x, y) → f'(x)
 

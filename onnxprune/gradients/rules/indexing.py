@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, axis_of, given
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 INT64 = int(onnx.TensorProto.INT64)
 MOST_TURNS = 4  # constant indices that name no place more often are gathered back instead

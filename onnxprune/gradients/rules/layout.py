@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune.channels.rules.layout import pad_amounts
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, axis_of, given
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 INT64 = int(onnx.TensorProto.INT64)
 

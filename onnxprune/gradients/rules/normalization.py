@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, axis_of, given
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 
 def batch_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:

@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.gradients.build import Builder, Gradients, given
 from onnxprune.gradients.measured import outcome
 from onnxprune.gradients.windows import Geometry, geometry, spread
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
 
 

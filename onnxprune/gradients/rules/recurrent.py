@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.gradients.build import Builder, Gradients, Names, NoGradient
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 USUAL: Mapping[str, tuple[str, ...]] = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ()}
 STATES: Mapping[str, tuple[int, ...]] = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}  # slots of the initial states

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from onnxprune.channels.rules.reduction import reduced_axes
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, given
-from onnxprune.graph import Node
+from onnxprune.graph.view import Node
 
 LINEAR = {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"}
 

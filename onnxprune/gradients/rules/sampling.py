@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.gradients.build import Builder, Gradients, NoGradient, given
 from onnxprune.gradients.measured import outcome
-from onnxprune.graph import Node, Shape
+from onnxprune.graph.view import Node, Shape
 from onnxprune.numerics.arrays import Array
 
 _TOLERANCE = 1e-4

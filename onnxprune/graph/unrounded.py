@@ -16,10 +16,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import bodies, storage
-from onnxprune import model as m
+from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
 from onnxprune.numerics.arrays import Array
-from onnxprune.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
 
 # Between QuantizeLinear and DequantizeLinear these only move codes, of whatever type.
 _MOVES = (
@@ -68,7 +67,7 @@ class _Reader:
         self.constants: Mapping[str, onnx.TensorProto] = {t.name: t for t in proto.graph.initializer}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         self.fixed = {o.name for o in proto.graph.output}
-        self.ranks = m.inferred_ranks(proto)
+        self.ranks = protobuf.inferred_ranks(proto)
         for n in proto.graph.node:
             for name in dict.fromkeys(n.input):
                 self.readers.setdefault(name, []).append(n)
@@ -79,13 +78,13 @@ class _Reader:
         if slot >= len(n.input) or not n.input[slot]:
             return np.zeros((), np.float32)
         t = self.constants.get(n.input[slot])
-        values = None if t is None else storage.array_of(t).astype(np.float32)
+        values = None if t is None else external.array_of(t).astype(np.float32)
         if values is None or values.ndim == 0:
             return values
         rank = self.ranks.get(n.input[0])
         if rank is None or values.ndim > 1:
             return None
-        axis = m.int_attribute(n, "axis", 1) % rank if values.size > 1 else 0
+        axis = protobuf.int_attribute(n, "axis", 1) % rank if values.size > 1 else 0
         return values.reshape([-1 if a == axis else 1 for a in range(rank)])
 
     def is_activation(self, n: onnx.NodeProto) -> bool:
@@ -112,7 +111,7 @@ class _Reader:
 
     def quantize(self, n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         """x / s + z, saturated."""
-        kind = m.int_attribute(n, "output_dtype", 0) or onnx.TensorProto.UINT8
+        kind = protobuf.int_attribute(n, "output_dtype", 0) or onnx.TensorProto.UINT8
         if len(n.input) > 2 and n.input[2]:
             kind = self.constants[n.input[2]].data_type
         least, most = code_range(np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.graph import Graph, Node
+from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Array, Doubles
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"

@@ -20,10 +20,10 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune import bodies, storage
-from onnxprune.bodies import captured_names, subgraphs
 from onnxprune.errors import ModelError
-from onnxprune.graph import Body, Graph, Node, Shape, is_parameter, samples_in
+from onnxprune.graph import bodies, external
+from onnxprune.graph.bodies import captured_names, subgraphs
+from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples_in
 from onnxprune.intake import sparse, wellformed
 from onnxprune.intake.declarations import with_free_dimensions
 from onnxprune.intake.file_check import check_file
@@ -42,7 +42,7 @@ _TYPE_KINDS = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
 class Source:
     """Where a model came from: for the report and for checking that a plan belongs to it.
 
-    sha256: of the model file; where weights lie beside it, of the file and their `storage.fingerprint`. size: with
+    sha256: of the model file; where weights lie beside it, of the file and their `external.fingerprint`. size: with
     these, as files are. files: where weights lie beside it. separate: whether those of the output will. note: what is
     to be said of how it was read.
     """
@@ -70,11 +70,11 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     if not proto.opset_import or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{p} is not an ONNX model: it has no graph")
     wellformed.check(proto)
-    storage.resolve(proto, p.parent)
-    check_file(p, len(blob) + storage.external_bytes(proto))
+    external.resolve(proto, p.parent)
+    check_file(p, len(blob) + external.external_bytes(proto))
     source = source_of(str(p), blob, proto)
     source = replace(source, note=sparse.made_dense(proto))
-    storage.read_small(proto)
+    external.read_small(proto)
     return with_free_dimensions(proto), source
 
 
@@ -86,27 +86,27 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     wellformed.check(proto)
     if any(sparse.sparse_in(proto)):
         return _adopted_dense(proto)
-    if not storage.has_external(proto):
-        if storage.embedded_bytes(proto) < storage.MOST_BYTES:
+    if not external.has_external(proto):
+        if external.embedded_bytes(proto) < external.MOST_BYTES:
             return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
         # Too large for one message: what is kept of it takes the checksum tensor by tensor.
-        proto = storage.outside(proto)
+        proto = external.outside(proto)
     else:
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
         proto = copy
-        storage.resolve(proto, None)
-    shell, _ = storage.separated(proto, "data")
+        external.resolve(proto, None)
+    shell, _ = external.separated(proto, "data")
     source = source_of("(in memory)", as_bytes(shell), proto)
-    storage.read_small(proto)
+    external.read_small(proto)
     return with_free_dimensions(proto), source
 
 
 def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    storage.resolve(copy, None)
-    separate = storage.has_external(copy)
+    external.resolve(copy, None)
+    separate = external.has_external(copy)
     note = sparse.made_dense(copy)
     dense, source = adopt(copy)
     return dense, replace(source, separate=separate, note=note)
@@ -114,8 +114,8 @@ def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
 
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
     """Path, checksum and size of a model: `blob` is its file's content, and `proto` says what lies beside it."""
-    more = storage.fingerprint(proto)
-    files = frozenset(str(p) for p in storage.files_of(proto))
+    more = external.fingerprint(proto)
+    files = frozenset(str(p) for p in external.files_of(proto))
     size = len(blob) + sum(Path(p).stat().st_size for p in files)
     return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files))
 
@@ -140,7 +140,7 @@ def view(
     """The read-only view of a normalised model."""
     return Graph(
         _nodes(proto.graph, count()),
-        storage.Weights(proto.graph.initializer),
+        external.Weights(proto.graph.initializer),
         tuple(i.name for i in proto.graph.input),
         tuple(o.name for o in proto.graph.output),
         dict(shapes),
@@ -206,12 +206,12 @@ class _Stored(LazyValues):  # type: ignore[misc]  # untyped
     """Values that onnx-graphsurgeon reads through `storage`; unread, they go back as the tensor that they are."""
 
     def load(self) -> Array:
-        return storage.array_of(self.tensor)
+        return external.array_of(self.tensor)
 
 
 def _leave_in_file(constant: Any) -> None:
     lazy = constant._values
-    if isinstance(lazy, LazyValues) and not isinstance(lazy, SparseValues) and storage.is_external(lazy.tensor):
+    if isinstance(lazy, LazyValues) and not isinstance(lazy, SparseValues) and external.is_external(lazy.tensor):
         constant._values = _Stored(lazy.tensor)
         # Else new values, which are embedded, would be exported as external.
         constant.data_location = None
@@ -348,7 +348,7 @@ def inferred_ranks(proto: onnx.ModelProto) -> dict[str, int]:
 
 def check(proto: onnx.ModelProto, *, strict: bool = True) -> None:
     """ONNX's checker and, where `strict`, strict shape inference; raises onnx's own errors."""
-    storage.check(proto)
+    external.check(proto)
     if strict:
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
 
@@ -372,4 +372,4 @@ def parameters(proto: onnx.ModelProto) -> int:
             return False
         return is_parameter(onnx.helper.tensor_dtype_to_np_dtype(t.data_type), readers.get(t.name, ()))
 
-    return sum(int(np.prod(t.dims)) for t in storage.stored_tensors(proto) if counts(t))
+    return sum(int(np.prod(t.dims)) for t in external.stored_tensors(proto) if counts(t))
