@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import verify
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.config import PruneConfig
@@ -29,7 +28,8 @@ from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.objective import output_imitation
-from onnxprune.runtime import Session
+from onnxprune.runtime import outputs
+from onnxprune.runtime.session import Session
 from onnxprune.stages import couple, load
 
 READERS = ("Conv", "Gemm", "MatMul")
@@ -56,7 +56,7 @@ def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], obje
     loaded = replace(loaded, fit=load.read_samples(loaded.original, feeds, settings))
     taken = (coupled := couple.couple(loaded, settings)).taken
     gates = outputs.with_samples(gates_of(taken.channels), taken.proto, loaded.fit)
-    reference = verify.outputs_of(loaded.original, loaded.fit)
+    reference = outputs.outputs_of(loaded.original, loaded.fit)
     batches = list(outputs.batches_of(loaded.fit, taken.channels.graph, reference))
     goal = output_imitation(reference, len(loaded.fit))
 

@@ -36,7 +36,7 @@ import onnx
 
 from benchmarks.commit import commit
 from benchmarks.page import put
-from onnxprune import runtime
+from onnxprune.runtime.session import version
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
@@ -298,7 +298,7 @@ class Tally:
         ran = self.ends.total()
         of = "" if ran == self.asked else f" of {self.asked}"
         early = f"; {self.early} ended by INT in Python's own start, which shows its traceback" if self.early else ""
-        code = f"The code of {commit()}, onnxruntime {runtime.version()}."
+        code = f"The code of {commit()}, onnxruntime {version()}."
         return f"{ran}{of} runs, {self.wrong} of them wrong{early}. {code}"
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime, verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, ModelError, UsageError
@@ -33,6 +32,8 @@ from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.objective import check_classes
+from onnxprune.runtime import outputs
+from onnxprune.runtime.session import notes_on
 
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
 _SLACK = 1e-9
@@ -108,14 +109,14 @@ def _evaluated(
     truth = None if labels is None else classes_of(samples, labels)
     figures: Figures | None = None
     original_name: str | None = None
-    notes = [*runtime.notes_on(proto)]
+    notes = [*notes_on(proto)]
     original_classes: Ints | None = None
     first = _first_output(proto)
     if against is None:
-        outputs = verify.outputs_of(proto, samples, layouts_of(proto, samples))
+        outputs = outputs.outputs_of(proto, samples, layouts_of(proto, samples))
     else:
         original, original_name = _model(against)
-        notes += runtime.notes_on(original)
+        notes += notes_on(original)
         _check_same_inputs(proto, original)
         first_run.run(original, samples.example())
         first = _first_output(original)

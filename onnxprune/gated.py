@@ -19,7 +19,7 @@ from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Objective
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 
 class GatedNetwork:

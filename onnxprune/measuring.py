@@ -19,7 +19,7 @@ from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 _ITERATIONS = 2
 

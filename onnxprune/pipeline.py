@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune import plan, runtime
+from onnxprune import plan
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
@@ -28,7 +28,7 @@ from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.report.summary import Report
-from onnxprune.runtime import check_provider
+from onnxprune.runtime.session import check_provider, check_starts, timing_on
 from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import (
@@ -106,9 +106,9 @@ def prune(
     check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
     check_choice(jobs, scheduler)
     check_provider(provider or "cpu")
-    timing_on = runtime.timing_on(provider, TARGETS[settings.target].provider)
+    timing_on = timing_on(provider, TARGETS[settings.target].provider)
     if settings.budget == "latency":
-        runtime.check_starts(timing_on)  # before hours of calibration
+        check_starts(timing_on)  # before hours of calibration
     clock = Clock(watch, hear=warn)
     files = (output, plan_file, report_file)
     try:

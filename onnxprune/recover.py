@@ -30,9 +30,9 @@ from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.rewrite import replace_initializers
+from onnxprune.runtime.outputs import outputs_of
 from onnxprune.threads import prefetched
 from onnxprune.training import Spread, Student, Teacher, bytes_of_a_sample, features_of
-from onnxprune.verify import outputs_of
 
 # A training step holds every activation of a batch at once, and many of their gradients.
 _PASS_BYTES = 1 << 30

@@ -40,9 +40,9 @@ from onnxprune.numerics.least_squares import (
 from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
 from onnxprune.oracle import mask_of
 from onnxprune.rewrite import set_initializers
-from onnxprune.taps import Tap
+from onnxprune.runtime.taps import Tap
+from onnxprune.runtime.walker import Walker
 from onnxprune.threads import prefetched
-from onnxprune.walk import Walker
 
 _BATCHED_COLUMNS = 64
 # A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.

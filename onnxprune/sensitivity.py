@@ -33,9 +33,9 @@ from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
-from onnxprune.runtime import Session, concatenated
+from onnxprune.runtime.session import Session, concatenated
+from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes
 from onnxprune.select import Path
-from onnxprune.walk import Walker, runtime_batch, runtime_bytes
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
 LEVELS = (0.3, 0.6)

@@ -21,7 +21,7 @@ from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import Normalised
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from onnxprune.measures.answers import Wide
 from onnxprune.measures.masked import counting
 from onnxprune.normalise.form import all_shapes
 from onnxprune.numerics.arrays import Array, Mask, cast, is_float
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 # Operator → inputs that hold a parameter; where it is a parameter only by what it is used for, `_OWN`.
 _PARAMETERS: Mapping[str, tuple[int, ...]] = {

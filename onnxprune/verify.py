@@ -17,20 +17,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import twin
-from onnxprune.calibrate.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.graph.view import Shape
-from onnxprune.intake import extent
 from onnxprune.intake.first_run import Trial
-from onnxprune.measures.layouts import Layouts, samples_first
+from onnxprune.measures.layouts import Layouts
 from onnxprune.measures.masked import near
 from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.numerics.arrays import Array, cast, is_float
-from onnxprune.runtime import Feeds, Session, concatenated
+from onnxprune.runtime import single_precision
+from onnxprune.runtime.session import Feeds, Session
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
@@ -42,9 +40,6 @@ _MOST_ENTRIES = 1 << 28
 _NOISE, _ROUNDING = 0.02, 0.03
 _DRAWS = 3
 _LISTS = {"NonZero", "NonMaxSuppression", "Unique", "Compress"}
-# Of the inputs of one run, and the least and most samples in it.
-_BATCH_BYTES = 8 << 20
-_BATCHES = 4, 32
 _PLAIN: Layouts = {}
 
 
@@ -147,7 +142,7 @@ def exactness(
     one in half precision in single, as sums over many channels differ in float16 for reasons of their own; those of one
     in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32.
     """
-    half, quantized = twin.uses(original, twin.HALF), is_quantized(normalised)
+    half, quantized = single_precision.uses(original, single_precision.HALF), is_quantized(normalised)
     sizes = (feeds, *others)
     # Kernels that compute with integers round at other places, and are fused where they can be: none of them here.
     before, first = _compared(
@@ -157,7 +152,7 @@ def exactness(
         sizes,
         HALF_TOLERANCE if half else TOLERANCE,
     )
-    plain = not quantized and not twin.uses(original, twin.DOUBLE)
+    plain = not quantized and not single_precision.uses(original, single_precision.DOUBLE)
 
     def session(proto: onnx.ModelProto) -> Session:
         return Session(without_rounding(proto) if quantized else proto, single=half, optimize=plain)
@@ -311,35 +306,6 @@ def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
         if n.op_type in _LISTS or behind & {*n.input, *captured_names(n)}:
             behind.update(n.output)
     return behind & {o.name for o in proto.graph.output}
-
-
-def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
-    """Outputs over all samples, concatenated, samples first where `layouts` tells where they lie; those that are no
-    tensors, or have sizes of their own in every batch, are left out. Raises RunError, also where they would take too
-    much.
-    """
-    session = Session(proto)
-    one = sum(
-        v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
-    )  # what a model computes grows with what it reads
-    batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
-    while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
-        batch -= 1
-    found: list[Mapping[str, Array]] = []
-    for feeds in samples.batches(batch):
-        outputs, count = session.run(feeds), samples.count(feeds)
-        if not found:  # before there are more
-            extent.check_all(outputs, proto, feeds, len(samples) / count)
-        found.append(samples_first(outputs, count, layouts))
-    return concatenated(found, strict=False)
-
-
-def runs_on(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
-    """As `outputs_of`, for a pruned model. Raises CheckFailed where onnxruntime refuses it."""
-    try:
-        return outputs_of(proto, samples, layouts)
-    except RunError as e:
-        raise CheckFailed(f"the pruned model does not run: {e}; nothing was written") from e
 
 
 def finite(

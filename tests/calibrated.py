@@ -13,7 +13,7 @@ from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.calibrate.statistics import InputMoments, collect
 from onnxprune.graph import protobuf
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.stages import Prepared, prepare
 from tests.topologies.text import Topology
 

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune import PruneResult, prune
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 FOLDER = Path(__file__).resolve().parent.parent / "models"
 NAMES = ("resnet", "mobilenet")

@@ -13,7 +13,7 @@ from onnx import helper
 from onnxprune.gates import Gate, by_group, gates_of, values_of
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.stages import Prepared
 
 Floats = NDArray[np.float64]

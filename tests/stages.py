@@ -16,7 +16,7 @@ from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from onnxprune.select.path import Path, in_turns
 from tests.graphs import TABLE
 

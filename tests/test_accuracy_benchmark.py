@@ -20,7 +20,7 @@ from benchmarks.accuracy.execute import Limits, execute
 from benchmarks.accuracy.kits import Kit
 from benchmarks.accuracy.page import render
 from benchmarks.accuracy.runs import Run, append, missing, read
-from onnxprune import runtime
+from onnxprune.runtime.session import ort
 from tests import digits
 from tests.compare import assert_same
 
@@ -110,7 +110,7 @@ def _work(run: Run, folder: Path, threads: int) -> dict[str, Any]:
         time.sleep(600)
     if run.method == "refuse":
         raise ValueError(f"{folder.name}\nhas no such thing")
-    return {"threads": threads, "sessions": runtime.ort.SessionOptions().intra_op_num_threads}
+    return {"threads": threads, "sessions": ort.SessionOptions().intra_op_num_threads}
 
 
 def test_a_failure_stays_alone(tmp_path: Path):

@@ -88,7 +88,7 @@ def test_arithmetic_knows_no_onnx(layer: str):
 @pytest.mark.parametrize(
     ("library", "owner"),
     [
-        ("onnxruntime", "onnxprune.runtime"),
+        ("onnxruntime", "onnxprune.runtime.session"),
         ("tensorrt", "onnxprune.latency.tensorrt_engine"),
         ("click", "onnxprune.cli"),
         ("rich", "onnxprune.report.terminal"),

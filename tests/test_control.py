@@ -9,7 +9,7 @@ import pytest
 from onnxprune import prune
 from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import normalise
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from onnxprune.verify import flat
 from tests.compare import assert_same
 from tests.stages import Array, masked, prepare, random_keep, sliced

@@ -13,7 +13,7 @@ from onnxprune.channels import branches
 from onnxprune.cost import Cost, Length, Term
 from onnxprune.graph import bodies, protobuf
 from onnxprune.rewrite import drop_zero_biases
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.calibrated import prepare_text
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE

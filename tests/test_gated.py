@@ -13,7 +13,7 @@ from onnxprune.gates import by_group, gates_of
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import output_imitation
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.gating import STEP
 from tests.stages import Prepared, comparable, masked, random_keep

@@ -16,7 +16,7 @@ import pytest
 
 from onnxprune import prune
 from onnxprune.objective import relative_error
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.kit import NO_KIT, kit_folder, kit_models
 
 SLICE_TOLERANCE = 1e-4

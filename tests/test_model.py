@@ -11,7 +11,7 @@ import pytest
 from onnxprune.errors import ModelError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
 

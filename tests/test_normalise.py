@@ -12,7 +12,7 @@ import pytest
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies
 from onnxprune.normalise import normalise, resized
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.graphs import TABLE
 from tests.stages import Prepared
 from tests.topologies.text import Topology

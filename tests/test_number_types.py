@@ -11,13 +11,14 @@ import onnx
 import pytest
 from ml_dtypes import bfloat16
 
-from onnxprune import prune, twin
+from onnxprune import prune
 from onnxprune import refit as refit_module
 from onnxprune.calibrate.samples import checked, input_specs
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import cast, is_float
 from onnxprune.refit import beyond
-from onnxprune.runtime import Session
+from onnxprune.runtime import single_precision
+from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -91,7 +92,7 @@ def test_whole_job(net: str, name: str, tmp_path: Path):
     assert types_of(result) == types_of(model)
     kinds = {t.data_type for t in result.graph.initializer if is_float(onnx.numpy_helper.to_array(t).dtype)}
     assert kinds == {TYPES[name][0]}
-    assert not twin.uses(result, {onnx.TensorProto.FLOAT})
+    assert not single_precision.uses(result, {onnx.TensorProto.FLOAT})
     # The operators of older sets know no bfloat16: such a model is as strictly valid as the original was.
     strict = name != "bfloat16" or result.opset_import[0].version >= 22
     onnx.checker.check_model(result, full_check=strict)
@@ -139,8 +140,8 @@ def test_twin_computes_the_model(name: str):
     """Fails where the twin is anything but the model in single precision."""
     for row in ("residual", "loop", "layer_norm_convolution", "weights_as_constant_nodes"):
         model, feeds = TABLE[row].model(), TABLE[row].feeds(2)
-        back = twin.single_precision(converted(model, name), {TYPES[name][0]})
-        assert not twin.uses(back, {TYPES[name][0]})
+        back = single_precision.single_precision(converted(model, name), {TYPES[name][0]})
+        assert not single_precision.uses(back, {TYPES[name][0]})
         expected = Session(model).run(feeds)
         for k, y in Session(back).run(feeds).items():
             assert_same(y, expected[k], rtol=3e-2 if name == "bfloat16" else 1e-2, atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune import PruneConfig, prune
 from onnxprune.graph import protobuf
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.signal import correlate
 from scipy.special import erf
 
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same, relative_error
 from tests.graphs import PRUNABLE, TABLE
 from tests.stages import Array, Prepared, masked, prepare, random_keep, sliced

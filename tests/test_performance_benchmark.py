@@ -13,7 +13,7 @@ import pytest
 from benchmarks.performance import __main__ as command
 from benchmarks.performance import networks, tables
 from benchmarks.performance.measure import Case, made, measure
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 
 

@@ -30,7 +30,7 @@ from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
 from onnxprune.rewrite import replace_initializers
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from onnxprune.stages import calibrate, rewrite, save
 from onnxprune.stages import verify as verifying
 from onnxprune.stages.load import Loaded

@@ -18,7 +18,7 @@ from onnxprune.channels.describe import describe
 from onnxprune.graph import protobuf
 from onnxprune.graph.quantized import Quantized, behind_quantization, real_values
 from onnxprune.graph.view import Graph
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.stages import Prepared, prepare

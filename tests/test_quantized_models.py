@@ -26,7 +26,7 @@ from onnxprune.errors import NothingPrunable
 from onnxprune.graph import protobuf
 from onnxprune.measures.saturation import DEPLOYED, EXACT
 from onnxprune.pipeline import inspect
-from onnxprune.runtime import Session, saturates
+from onnxprune.runtime.session import Session, saturates
 from tests import digits
 from tests.graphs import TABLE
 from tests.topologies.quantization import ROWS

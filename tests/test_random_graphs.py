@@ -20,7 +20,7 @@ from onnxprune.channels.rules import TABLE
 from onnxprune.graph import protobuf
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import accepts
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same, relative_error
 from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs
 from tests.random_graphs.motifs import MAKERS as CONSTRUCTS

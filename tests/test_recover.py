@@ -19,9 +19,9 @@ from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import relative_error, spread
 from onnxprune.recover import Material, Recovery, Schedule, recover
 from onnxprune.rewrite import replace_initializers
-from onnxprune.runtime import Session
+from onnxprune.runtime.outputs import outputs_of
+from onnxprune.runtime.session import Session
 from onnxprune.training import Spread, Student, Teacher, features_of
-from onnxprune.verify import outputs_of
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.number_types import converted

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import linalg, optimize
 
-from onnxprune import pipeline, refit, walk
+from onnxprune import pipeline, refit
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import Layer, layers_of
 from onnxprune.calibrate.samples import Samples
@@ -22,9 +22,10 @@ from onnxprune.channels import branches
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.refit import Fit, in_place, latest_layers, lockstep, reference_points, target_of
 from onnxprune.rewrite import cut, replace_initializers
-from onnxprune.runtime import Session
-from onnxprune.taps import Tap
-from onnxprune.walk import Walker
+from onnxprune.runtime import walker
+from onnxprune.runtime.session import Session
+from onnxprune.runtime.taps import Tap
+from onnxprune.runtime.walker import Walker
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Keep, Prepared, random_keep
@@ -574,7 +575,7 @@ def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: py
     ((layer, target),) = ((x, t) for x in layers if (t := target_of(x, p.channels.graph, latest)).source == "s")
     w = Walker(n.proto, samples, n.types, n.shapes, 1 << 40)
     w.move_to(("s",))
-    monkeypatch.setattr(walk, "Session", None)
+    monkeypatch.setattr(walker, "Session", None)
     keep = np.ones(p.channels.classes.pinned.size, bool)
     (found,) = reference_points([layer], [target], p.channels.graph, w, keep, 5)
     whole = values(n.proto, ["s"], samples.arrays)["s"]

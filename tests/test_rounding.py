@@ -11,7 +11,7 @@ from onnxprune import verify
 from onnxprune.errors import CheckFailed
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.rewrite import replace_initializers
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE

@@ -13,9 +13,22 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import runtime
 from onnxprune.errors import RunError
-from onnxprune.runtime import Session, concatenated, private_bytes
+from onnxprune.runtime.session import (
+    CPU,
+    CUDA,
+    Session,
+    _pool,
+    _reason,
+    available_providers,
+    check_starts,
+    concatenated,
+    fallbacks,
+    half_precision,
+    ort,
+    private_bytes,
+    timing_on,
+)
 from onnxprune.threads import limited, mapped, prefetched
 from tests import digits
 
@@ -162,8 +175,8 @@ def test_memory_that_is_shared_already(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(arguments)
         raise RuntimeError("An allocator for this device has already been registered for sharing.")
 
-    monkeypatch.setattr(runtime.ort, "create_and_register_allocator", refuse)
-    runtime._pool.cache_clear()
+    monkeypatch.setattr(ort, "create_and_register_allocator", refuse)
+    _pool.cache_clear()
     assert_equal(Session(model, pooled=True).run(feeds), Session(model).run(feeds))
     assert len(asked) == 1
 
@@ -195,7 +208,7 @@ class Fallen:
     """A session that runs on the CPU, whatever was asked for."""
 
     def get_providers(self) -> list[str]:
-        return [runtime.CPU]
+        return [CPU]
 
 
 def test_a_provider_that_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
@@ -206,9 +219,9 @@ def test_a_provider_that_did_not_start_is_refused(monkeypatch: pytest.MonkeyPatc
         os.write(2, b"\x1b[1;31m2026 [E:onnxruntime:Default, x.cc:1 f()] FAIL : with error: libx.so: no file\n\x1b[m")
         return Fallen()
 
-    monkeypatch.setattr(runtime.ort, "InferenceSession", start)
+    monkeypatch.setattr(ort, "InferenceSession", start)
     with pytest.raises(RunError, match=r"Abacus did not start, and .* used the CPU: libx\.so: no file; install"):
-        Session(RELU, providers=["Abacus", runtime.CPU])
+        Session(RELU, providers=["Abacus", CPU])
     assert capfd.readouterr() == ("", "")
 
 
@@ -222,64 +235,64 @@ def test_a_provider_whose_library_is_missing_is_named(monkeypatch: pytest.Monkey
             raise RuntimeError(why[name])
         return Fallen()
 
-    monkeypatch.setattr(runtime.ort, "InferenceSession", start)
+    monkeypatch.setattr(ort, "InferenceSession", start)
     model = onnx.ModelProto()
     model.CopyFrom(RELU)
     model.graph.name = "main"
     expected = r"^Abacus did not start: libcublas\.so\.13: cannot open shared object file; install .* another provider$"
     with pytest.raises(RunError, match=expected):
-        Session(model, providers=["Abacus", runtime.CPU])
+        Session(model, providers=["Abacus", CPU])
     with pytest.raises(RunError, match=expected):
-        runtime.check_starts(["Abacus", runtime.CPU])
+        check_starts(["Abacus", CPU])
     del why["probe"]
-    monkeypatch.setattr(Fallen, "get_providers", lambda _: ["Abacus", runtime.CPU])
+    monkeypatch.setattr(Fallen, "get_providers", lambda _: ["Abacus", CPU])
     with pytest.raises(RunError, match=r"^onnxruntime cannot load the model: no kernel$"):
-        Session(model, providers=["Abacus", runtime.CPU])
+        Session(model, providers=["Abacus", CPU])
 
 
 @pytest.mark.parametrize(
     ("given", "target", "found"),
     [
-        (None, runtime.CPU, runtime.CPU),
-        (None, runtime.CUDA, runtime.CUDA),
-        ("cpu", runtime.CUDA, runtime.CPU),
-        ("cuda", runtime.CPU, runtime.CUDA),
-        ("cuda", "TensorrtExecutionProvider", runtime.CUDA),
+        (None, CPU, CPU),
+        (None, CUDA, CUDA),
+        ("cpu", CUDA, CPU),
+        ("cuda", CPU, CUDA),
+        ("cuda", "TensorrtExecutionProvider", CUDA),
     ],
 )
 def test_what_is_timed(given: str | None, target: str, found: str):
     """Fails where what a user says does not decide."""
-    assert runtime.timing_on(given, target)[0] == found
+    assert timing_on(given, target)[0] == found
 
 
 def test_reasons_in_the_log():
-    assert runtime._reason(["[W:onnxruntime:Default, a.cc:1 f()] nothing"]) == ""
-    assert runtime._reason(["12:00 [E:onnxruntime:, a.cc:1 f()]  what it is"]) == "what it is"
+    assert _reason(["[W:onnxruntime:Default, a.cc:1 f()] nothing"]) == ""
+    assert _reason(["12:00 [E:onnxruntime:, a.cc:1 f()]  what it is"]) == "what it is"
 
 
 def test_fallbacks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runtime, "available_providers", lambda: (runtime.CUDA, runtime.CPU))
-    assert runtime.fallbacks(runtime.CPU) == (runtime.CPU,)
-    assert runtime.fallbacks("TensorrtExecutionProvider") == ("TensorrtExecutionProvider", runtime.CUDA, runtime.CPU)
-    assert runtime.fallbacks(runtime.CUDA) == (runtime.CUDA, runtime.CPU)
+    monkeypatch.setattr(runtime, "available_providers", lambda: (CUDA, CPU))
+    assert fallbacks(CPU) == (CPU,)
+    assert fallbacks("TensorrtExecutionProvider") == ("TensorrtExecutionProvider", CUDA, CPU)
+    assert fallbacks(CUDA) == (CUDA, CPU)
 
 
 def test_half_precision_computes_nearly_the_same():
     model = onnx.load(digits.path("resnet"))
     before, paths = model.SerializeToString(), list(sys.path)
     feeds = {"input": np.load(digits.CALIB)["input"][:8]}
-    half = Session(runtime.half_precision(model)).run(feeds)["logits"]
+    half = Session(half_precision(model)).run(feeds)["logits"]
     np.testing.assert_allclose(half, Session(model).run(feeds)["logits"], rtol=0.0, atol=0.02)
     assert half.dtype == np.float32
     assert (model.SerializeToString(), sys.path) == (before, paths)
 
 
-@pytest.mark.skipif(runtime.CUDA not in runtime.available_providers(), reason="this onnxruntime is built without CUDA")
+@pytest.mark.skipif(CUDA not in available_providers(), reason="this onnxruntime is built without CUDA")
 def test_cuda_runs_or_says_why_not(capfd: pytest.CaptureFixture[str]):
     """On a machine with a GPU its outputs are those of the CPU; on others one line says what is missing."""
     feeds = {"x": np.array([[1.0, -2.0]], np.float32), "u": np.zeros((1, 2), np.float32)}
     try:
-        run = Session(RELU, providers=runtime.fallbacks(runtime.CUDA)).bound(feeds)
+        run = Session(RELU, providers=fallbacks(CUDA)).bound(feeds)
     except RunError as e:
         assert str(e).startswith("CUDAExecutionProvider did not start, and onnxruntime would have used the CPU: ")
         assert "\n" not in str(e)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import pipeline, prune, runtime, verify
+from onnxprune import pipeline, prune
 from onnxprune.calibrate.regressions import consumers_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable
@@ -19,6 +19,7 @@ from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
 from onnxprune.rewrite import replace_initializers, set_initializers
+from onnxprune.runtime import outputs
 from onnxprune.select.imitation import best_of_size
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
@@ -305,7 +306,7 @@ def within(name: str, **options: Any) -> list[float]:
             continue
         assert result.model is not None
         held = load.load(model, data, PruneConfig()).held
-        y, y0 = verify.outputs_of(result.model, held), verify.outputs_of(model, held)
+        y, y0 = outputs.outputs_of(result.model, held), outputs.outputs_of(model, held)
         assert 0.0 < relative_error(y, y0) <= tolerance
         found.append(result.report.achieved)
     return found

@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune.errors import RunError
 from onnxprune.normalise import normalise
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.topologies.text import Topology
 
 # Measured are lengths of at most a dozen; the steps lie beyond.

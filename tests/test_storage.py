@@ -23,7 +23,7 @@ from onnxprune.cli import main
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import external, protobuf
 from onnxprune.rewrite import set_initializers
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.external import WAYS, refer, sparse_table, stored, t_values, weights_of

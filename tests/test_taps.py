@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune.graph import protobuf
-from onnxprune.taps import Tap, as_expected, with_taps
-from onnxprune.walk import Walker
+from onnxprune.runtime.taps import Tap, as_expected, with_taps
+from onnxprune.runtime.walker import Walker
 from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same
 from tests.stages import Prepared

@@ -13,7 +13,7 @@ import pytest
 from onnxprune import PruneConfig, inspect, prune
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import every_body
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE

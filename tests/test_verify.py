@@ -12,6 +12,7 @@ from onnxprune import verify
 from onnxprune.calibrate.samples import checked, input_specs
 from onnxprune.errors import CheckFailed
 from onnxprune.rewrite import replace_initializers
+from onnxprune.runtime import outputs
 from tests import digits
 from tests.graphs import TABLE
 from tests.stages import Prepared, masked, prepare, random_keep, sliced
@@ -117,7 +118,7 @@ def test_a_model_that_does_not_run_is_found(prepared: Lookup):
     broken.graph.node[0].op_type = "NoSuchOperator"
     samples = checked(p.example, input_specs(p.original))
     with pytest.raises(CheckFailed, match="does not run"):
-        verify.runs_on(broken, samples)
+        outputs.runs_on(broken, samples)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +142,9 @@ def test_outputs_of_all_samples_in_order(monkeypatch: pytest.MonkeyPatch):
     arrays = {"input": np.load(digits.CALIB)["input"][:40]}
     samples = checked(arrays, input_specs(original))
     monkeypatch.setattr(verify, "_BATCHES", (40, 40))
-    whole = verify.outputs_of(original, samples)["logits"]
+    whole = outputs.outputs_of(original, samples)["logits"]
     monkeypatch.setattr(verify, "_BATCHES", (7, 7))
-    parts = verify.outputs_of(original, samples)["logits"]
+    parts = outputs.outputs_of(original, samples)["logits"]
     assert whole.shape == (40, 10)
     assert np.abs(whole - parts).max() <= 1e-4 * np.abs(whole).max()
 

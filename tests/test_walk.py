@@ -13,7 +13,7 @@ import pytest
 from onnxprune.calibrate.samples import Rows, load
 from onnxprune.graph import external
 from onnxprune.rewrite import replace_initializers, set_initializers
-from onnxprune.walk import Walker
+from onnxprune.runtime.walker import Walker
 from tests.calibrated import prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Prepared
@@ -22,7 +22,7 @@ Lookup = Callable[[str], Prepared]
 # The same operators in smaller sessions: onnxruntime may fuse other pairs.
 RTOL = 1e-5
 MEMORIES = (0, 200_000, 1 << 40)
-CACHED = "onnxprune.walk._CACHED_BYTES"
+CACHED = "onnxprune.runtime.walker._CACHED_BYTES"
 ROWS = (
     "plain",
     "residual",

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.objective import relative_error
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 Array = NDArray[Any]
 _BATCH = 50

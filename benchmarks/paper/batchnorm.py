@@ -16,7 +16,7 @@ from benchmarks.paper.networks import Kit, Network, scores
 from benchmarks.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.graph import protobuf
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 SECTION = "batchnorm"
 PAIRS = (

@@ -24,7 +24,9 @@ from onnxprune.gates import Gate, by_group
 from onnxprune.graph import protobuf
 from onnxprune.objective import Objective, output_imitation
 from onnxprune.rewrite import set_initializers
-from onnxprune.runtime import Session, concatenated
+from onnxprune.runtime.outputs import outputs_of
+from onnxprune.runtime.session import Session, concatenated
+from onnxprune.runtime.walker import Walker
 from onnxprune.select.known import Known
 from onnxprune.select.quadratic import Quadratic
 from onnxprune.sensitivity import outputs_behind
@@ -32,8 +34,6 @@ from onnxprune.stages import calibrate, couple, load
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
-from onnxprune.verify import outputs_of
-from onnxprune.walk import Walker
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -17,9 +17,9 @@ from benchmarks.paper.networks import MNIST_VGG, Kit, Network, Prepared
 from benchmarks.paper.records import Records, Row
 from onnxprune.calibrate.outputs import Probe, batches_of, collect
 from onnxprune.numerics.gram import Gram
+from onnxprune.runtime.outputs import outputs_of
 from onnxprune.select import Regression, baselines, gfs, imitation, obs
 from onnxprune.select.quadratic import Quadratic
-from onnxprune.verify import outputs_of
 
 SECTION = "scaling"
 UNITS = (64, 128, 256, 512)

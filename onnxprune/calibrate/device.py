@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 from onnxprune.calibrate.layers import InputGates, Layer, StateGates
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.numerics.gram import Gram
-from onnxprune.runtime import Feeds
+from onnxprune.runtime.session import Feeds
 
 Shape = tuple[int, ...]
 # Shape and type of every tensor that a layer reads, in one batch.

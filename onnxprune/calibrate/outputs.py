@@ -33,7 +33,7 @@ from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.layouts import Layout, Layouts
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Index, Objective
-from onnxprune.runtime import PROVIDERS, Session
+from onnxprune.runtime.session import PROVIDERS, Session
 from onnxprune.threads import prefetched
 
 # A backward pass holds every activation of a batch at once.

@@ -27,7 +27,7 @@ from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
 from onnxprune.numerics.gram import Gram
 from onnxprune.numerics.least_squares import inverse_spd
 from onnxprune.numerics.ridge import RIDGES, chosen
-from onnxprune.runtime import PROVIDERS, Session
+from onnxprune.runtime.session import PROVIDERS, Session
 from onnxprune.threads import mapped, prefetched
 
 WIDE = 5000

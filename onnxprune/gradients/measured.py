@@ -13,7 +13,7 @@ from onnxprune.errors import RunError
 from onnxprune.gradients.build import Builder, NoGradient
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 
 def outcome(b: Builder, node: Node, x: Array, constants: Sequence[Array | None] = (), **attrs: Any) -> Array:

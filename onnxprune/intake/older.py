@@ -16,7 +16,7 @@ import onnx.version_converter
 from onnxprune.errors import ModelError, NothingPrunable, RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 OLDEST = 9
 # Relative to the largest entry: the same kernels compute the same, other operators in their place nearly so.

@@ -22,7 +22,7 @@ from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.intake.figures import InputFigures
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 _SAMPLES = 16
 # Of the root mean square of z, and of the spread against the stored one: trained networks have about 1.

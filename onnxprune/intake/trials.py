@@ -9,13 +9,13 @@ from time import perf_counter
 
 import onnx
 
-from onnxprune import twin
 from onnxprune.errors import RunError
 from onnxprune.graph import external
 from onnxprune.intake import extent, older
 from onnxprune.intake.child import NotLoaded
 from onnxprune.normalise import Normalised, normalise
-from onnxprune.runtime import Feeds, Session, check_types
+from onnxprune.runtime import single_precision
+from onnxprune.runtime.session import Feeds, Session, check_types
 
 
 def check_file(path: str) -> None:
@@ -56,8 +56,8 @@ def run_again(content: bytes, feeds: Feeds) -> None:
 def _sessions(content: bytes) -> tuple[Session, Session, int]:
     """(optimized, as written, bytes of the model)."""
     proto = onnx.ModelProto.FromString(content)
-    if twin.uses(proto, twin.BFLOAT16 | twin.DOUBLE):
-        check_types(twin.with_distinct_types(proto))
+    if single_precision.uses(proto, single_precision.BFLOAT16 | single_precision.DOUBLE):
+        check_types(single_precision.with_distinct_types(proto))
     return Session(proto), Session(proto, optimize=False), external.model_bytes(proto)
 
 

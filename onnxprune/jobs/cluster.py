@@ -30,10 +30,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from onnxprune import runtime
 from onnxprune.errors import RunError, UsageError
 from onnxprune.intake.child import PATIENCE, patience
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
+from onnxprune.runtime.session import version
 from onnxprune.threads import limited, one_blas_thread
 from onnxprune.version import __version__
 
@@ -290,7 +290,7 @@ def about() -> dict[str, str]:
         "onnxprune": __version__,
         "python": ".".join(map(str, sys.version_info[:2])),
         "numpy": np.__version__.partition(".")[0],
-        "onnxruntime": runtime.version(),
+        "onnxruntime": version(),
     }
 
 

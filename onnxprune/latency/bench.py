@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 from scipy.special import bdtr
 
-from onnxprune import runtime
 from onnxprune.calibrate import samples as reader
 from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import InputSpec
@@ -33,9 +32,10 @@ from onnxprune.latency import profile as profiler
 from onnxprune.latency import tensorrt_engine
 from onnxprune.latency.cuda import Gpu
 from onnxprune.latency.profile import NodeTime
-from onnxprune.latency.timing import Times, paired
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.numerics.arrays import Array, Doubles
+from onnxprune.runtime.session import CPU, Session, available_providers, fallbacks, half_precision, version
+from onnxprune.runtime.timing import Times, paired
 
 Data = str | os.PathLike[str] | Mapping[str, Array]
 
@@ -145,7 +145,7 @@ class Settings:
     Raises UsageError for a value out of range.
     """
 
-    provider: str = runtime.CPU
+    provider: str = CPU
     precision: str = "model"
     threads: int = 0
     seconds: float = SECONDS
@@ -199,7 +199,7 @@ def bench(
     with external.spilling():
         found = [candidate(x) for x in (model, other) if x is not None]
         fed = feeds_for([c.proto for c in found], data, batch, shapes or {})
-        if settings.provider == runtime.CPU:  # another one may know operators that the CPU does not
+        if settings.provider == CPU:  # another one may know operators that the CPU does not
             for x in found:
                 first_run.run(x.proto, fed.arrays)
         return measure(found, fed, settings, watch)
@@ -207,7 +207,7 @@ def bench(
 
 def provider_named(name: str) -> str:
     """The provider that a user means. Raises UsageError, with those that there are, and RunError without tensorrt."""
-    known = runtime.available_providers()
+    known = available_providers()
     wanted = str(typed("provider", name, "str")).strip().lower()
     if wanted == tensorrt_engine.NAME:
         tensorrt_engine.library()
@@ -401,7 +401,7 @@ def median_interval(values: Doubles) -> tuple[float, float] | None:
 
 
 def _about_nodes(settings: Settings) -> tuple[str, ...]:
-    if not settings.profile or settings.provider in (runtime.CPU, tensorrt_engine.NAME):
+    if not settings.profile or settings.provider in (CPU, tensorrt_engine.NAME):
         return ()
     if os.environ.get(_BLOCKING) == "1":
         return (f"{_BLOCKING} is set: operators wait for each other, in the latencies too",)
@@ -414,7 +414,7 @@ def _about_nodes(settings: Settings) -> tuple[str, ...]:
 def _in_precision(x: Candidate, precision: str) -> Candidate:
     if precision == "model":
         return x
-    return replace(x, proto=runtime.half_precision(x.proto), path=None)
+    return replace(x, proto=half_precision(x.proto), path=None)
 
 
 def _backend(
@@ -422,16 +422,16 @@ def _backend(
 ) -> tuple[Callable[[Candidate], Ready], str]:
     """What makes a model ready, and the name and version of the library that runs it."""
     if settings.provider != tensorrt_engine.NAME:
-        return lambda x: _session(x, feeds, settings), f"onnxruntime {runtime.version()}"
+        return lambda x: _session(x, feeds, settings), f"onnxruntime {version()}"
     library = f"TensorRT {tensorrt_engine.version()}"
     gpu = stack.enter_context(_gpu())
     return lambda x: _engine(x, feeds, settings, gpu, stack), f"{library}, {gpu.name}"
 
 
 def _session(x: Candidate, feeds: Mapping[str, Array], settings: Settings) -> Ready:
-    providers = runtime.fallbacks(settings.provider)
+    providers = fallbacks(settings.provider)
     start = perf_counter()
-    session = runtime.Session(
+    session = Session(
         x.proto, spin=True, in_turns=True, threads=settings.threads, providers=providers, kernels=DEPLOYED
     )
     seconds = perf_counter() - start
@@ -444,11 +444,11 @@ def _session(x: Candidate, feeds: Mapping[str, Array], settings: Settings) -> Re
     return Ready(session.bound(feeds), nodes, seconds, session.device, tuple(_about(x, session, settings)))
 
 
-def _about(x: Candidate, session: runtime.Session, settings: Settings) -> Iterator[str]:
+def _about(x: Candidate, session: Session, settings: Settings) -> Iterator[str]:
     """What a reader of the figures has to know. Raises RunError where the provider runs nothing of the model."""
     if session.stands_in:
         yield f"{x.name} ran as its float32 twin, as onnxruntime lacks operators in its own type"
-    if settings.provider == runtime.CPU:
+    if settings.provider == CPU:
         return
     placed = session.placement()
     elsewhere = {p: n for p, n in placed.items() if p != settings.provider}

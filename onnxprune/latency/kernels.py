@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from onnxprune.measures.saturation import DEPLOYED
-from onnxprune.runtime import CPU, Feeds, Session
+from onnxprune.runtime.session import CPU, Feeds, Session
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from typing import Protocol
 
 import onnx
 
-from onnxprune import runtime
 from onnxprune.latency.kernels import Kernel, kernel_times
-from onnxprune.latency.timing import Times, paired
 from onnxprune.measures.processor import processor
 from onnxprune.measures.saturation import DEPLOYED
-from onnxprune.runtime import CPU, Feeds
+from onnxprune.runtime.session import CPU, Feeds, Session, version
+from onnxprune.runtime.timing import Times, paired
 from onnxprune.threads import cores
 
 
@@ -54,7 +53,7 @@ class OnnxRuntime:
             "cores": str(cores()),
             "threads": str(self.threads),
             "providers": " ".join(self.providers),
-            "onnxruntime": runtime.version(),
+            "onnxruntime": version(),
         }
         return found if self.providers == (CPU,) else {**found, "gpu": gpu()}
 
@@ -64,7 +63,7 @@ class OnnxRuntime:
 
     def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:
         """A session of each model, run in turns."""
-        start = partial(runtime.Session, spin=True, in_turns=True, threads=self.threads, providers=self.providers)
+        start = partial(Session, spin=True, in_turns=True, threads=self.threads, providers=self.providers)
         sessions = [start(p, kernels=DEPLOYED) for p in models]
         return paired([partial(s.run, feeds) for s in sessions], budget=self.seconds, clock=self.clock)
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.numerics.arrays import Array
+from onnxprune.runtime.session import CPU, profile_events
 
 _SUFFIX = "_kernel_time"
 RUNS, WARMUP = 50, 5
@@ -51,16 +51,14 @@ def profiled(
     runs: int = RUNS,
     warmup: int = WARMUP,
     threads: int = 0,
-    providers: Sequence[str] = (runtime.CPU,),
+    providers: Sequence[str] = (CPU,),
     optimize: bool = True,
 ) -> tuple[NodeTime, ...]:
     """Every node in the order of the first run, under the names that onnxruntime's optimisation leaves.
 
-    feeds, threads, providers and optimize as for `runtime.Session`. Raises RunError.
+    feeds, threads, providers and optimize as for `Session`. Raises RunError.
     """
-    events = runtime.profile_events(
-        model, feeds, warmup + runs, optimize=optimize, threads=threads, providers=providers
-    )
+    events = profile_events(model, feeds, warmup + runs, optimize=optimize, threads=threads, providers=providers)
     return parse(events, warmup)
 
 

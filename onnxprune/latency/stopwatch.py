@@ -25,9 +25,9 @@ from onnxprune.latency.machine import Machine
 from onnxprune.latency.price import LatencyCost, Priced
 from onnxprune.latency.search import Kept
 from onnxprune.latency.table import Sample, fit
-from onnxprune.latency.timing import quick_ratio
 from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite import cut
+from onnxprune.runtime.timing import quick_ratio
 from onnxprune.select.path import Path, in_turns
 
 GRID = 16

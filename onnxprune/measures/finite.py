@@ -19,7 +19,7 @@ from onnxprune.graph import external, protobuf
 from onnxprune.graph.bodies import captured_names
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.rewrite import set_initializers
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 # Samples of each part that a candidate runs, and those of a batch.
 _SAMPLES, _BATCH = 128, 16

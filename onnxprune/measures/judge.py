@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune import verify
 from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
 from onnxprune.errors import RunError
@@ -18,7 +17,8 @@ from onnxprune.measures.layouts import Layout
 from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime import Session
+from onnxprune.runtime import outputs
+from onnxprune.runtime.session import Session
 from onnxprune.taken import Taken
 
 # Samples among which one is sought that differs from the first.
@@ -91,8 +91,8 @@ def compared(
     observed = observed_of_model(original, model)
     reference = watched(original, observed, {})
     observed = replace(observed, layouts=layouts_of(reference, samples, observed.sized_by_values))
-    outputs = verify.outputs_of(watched(model, observed, {}), samples, observed.layouts)
-    values = verify.outputs_of(reference, samples, observed.layouts)
+    outputs = outputs.outputs_of(watched(model, observed, {}), samples, observed.layouts)
+    values = outputs.outputs_of(reference, samples, observed.layouts)
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed

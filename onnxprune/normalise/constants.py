@@ -12,7 +12,7 @@ from onnx import helper
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.measures.saturation import PRODUCTS
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 # Operators whose results differ from run to run.
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}

@@ -43,7 +43,7 @@ from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes
 from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import onnx
 
 from onnxprune.errors import RunError
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 
 @dataclass(frozen=True)

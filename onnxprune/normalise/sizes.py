@@ -15,7 +15,7 @@ from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
 from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
 _SHAPE_OPS = {"Shape", "Size"}

@@ -20,7 +20,7 @@ from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.normalise.constants import copy_node
 from onnxprune.numerics.arrays import Array, Mask
-from onnxprune.runtime import Feeds, Session
+from onnxprune.runtime.session import Feeds, Session
 
 _EXACT = {
     *("Add", "Sub", "Mul", "Neg", "Sum", "Identity", "ReduceSum", "ReduceProd", "CumSum", "Range"),

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import scipy
 
-from onnxprune import runtime
 from onnxprune.measures.processor import processor
+from onnxprune.runtime.session import version
 from onnxprune.threads import blas
 from onnxprune.version import __version__
 
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
     return {
         "onnxprune": __version__,
         "onnx": onnx.__version__,
-        "onnxruntime": runtime.version(),
+        "onnxruntime": version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "blas": blas(),

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnxprune import verify
 from onnxprune.calibrate.samples import Samples
 from onnxprune.measures.answers import Answers, Part, parts_in
 from onnxprune.numerics.arrays import Array
+from onnxprune.runtime import outputs
 from onnxprune.stages.couple import Coupled, original_of, watched_of
 from onnxprune.stages.load import Loaded
 
@@ -25,9 +25,9 @@ def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequen
 
 def outputs_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:
     """The outputs of a model over all samples, and the tensors that stand for them, where it has these."""
-    return verify.outputs_of(watched_of(model, coupled, loaded), samples, coupled.observed.layouts)
+    return outputs.outputs_of(watched_of(model, coupled, loaded), samples, coupled.observed.layouts)
 
 
 def runs_on(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:
     """As `outputs_of`, for a pruned model. Raises CheckFailed where onnxruntime refuses it."""
-    return verify.runs_on(watched_of(model, coupled, loaded), samples, coupled.observed.layouts)
+    return outputs.runs_on(watched_of(model, coupled, loaded), samples, coupled.observed.layouts)

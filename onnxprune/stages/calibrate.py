@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxprune import runtime
 from onnxprune.calibrate import outputs, regressions, statistics
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments
@@ -16,11 +15,12 @@ from onnxprune.gates import Gate, gates_of
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.runtime.session import Session
+from onnxprune.runtime.walker import runtime_batch
 from onnxprune.stages.answers import answers_of
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals, goals_of, probed
 from onnxprune.stages.load import Loaded
-from onnxprune.walk import runtime_batch
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,7 +82,7 @@ def plain_pass(loaded: Loaded) -> float:
 
     Where that is more than a second, what the first batches take stands for all.
     """
-    session = runtime.Session(loaded.original, spin=True, kernels=DEPLOYED)
+    session = Session(loaded.original, spin=True, kernels=DEPLOYED)
     session.run(loaded.fit.example())
     size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto)
     done, spent = 0, 0.0

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from onnxprune import parts, refit, verify
+from onnxprune import parts, refit
 from onnxprune.calibrate import outputs as probing
 from onnxprune.calibrate.outputs import Batch, Probe, part_of
 from onnxprune.calibrate.regressions import consumers_of, regressions_of
@@ -41,7 +41,9 @@ from onnxprune.oracle import masked_model
 from onnxprune.parts import exchanged
 from onnxprune.refit import Target
 from onnxprune.rewrite import replace_initializers, set_initializers
-from onnxprune.runtime import Session, concatenated
+from onnxprune.runtime import outputs
+from onnxprune.runtime.session import Session, concatenated
+from onnxprune.runtime.walker import Walker
 from onnxprune.select import Path
 from onnxprune.select.proposals import Proposal, joined, of_network, of_quadratic
 from onnxprune.select.quadratic import Quadratic
@@ -50,7 +52,6 @@ from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals
 from onnxprune.stages.load import Loaded
-from onnxprune.walk import Walker
 
 Weights = Mapping[str, Array]
 # Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.
@@ -310,7 +311,7 @@ class _Masked:
         keep = run.channels.keep_classes({**run.masked, self.group: mask})
         with external.spilling():  # the trial's weights go with it
             plain = replace_initializers(run.plain, weights)
-            found = verify.outputs_of(
+            found = outputs.outputs_of(
                 masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held, run.layouts
             )
         return run.goals.held.value(found, slice(0, len(run.loaded.held)))
@@ -325,9 +326,9 @@ class _Masked:
         run.change(weights)
         run.masked[self.group] = choice.kept
         run.start()
-        run.held_outputs = verify.outputs_of(run.proto, run.loaded.held, run.layouts)
+        run.held_outputs = outputs.outputs_of(run.proto, run.loaded.held, run.layouts)
         if run.settings.reads_gradients:
-            run.fit_outputs = verify.outputs_of(run.proto, run.loaded.fit, run.layouts)
+            run.fit_outputs = outputs.outputs_of(run.proto, run.loaded.fit, run.layouts)
 
 
 class _Layers:

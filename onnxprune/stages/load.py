@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import onnx
 
-from onnxprune import labels, plan, runtime
+from onnxprune import labels, plan
 from onnxprune.calibrate import samples as data
 from onnxprune.calibrate import stand_ins
 from onnxprune.calibrate.samples import Samples
@@ -24,7 +24,8 @@ from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
-from onnxprune.walk import runtime_batch
+from onnxprune.runtime.session import notes_on
+from onnxprune.runtime.walker import runtime_batch
 
 Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
 _RANDOM_SAMPLES = 64
@@ -108,7 +109,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
     if not samples.synthetic and len(samples) < _FEW_SAMPLES:
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")
-    notes += runtime.notes_on(original)
+    notes += notes_on(original)
     unread = [k for k in samples.extras if k != settings.labels]
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")

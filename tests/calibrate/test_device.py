@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune import RunError, prune, runtime
+from onnxprune import RunError, prune
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.calibrate.statistics import InputSums, Shard
 from onnxprune.config import PROVIDERS
 from onnxprune.numerics.gram import Gram
+from onnxprune.runtime.session import PROVIDERS, check_provider
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same
@@ -41,7 +42,7 @@ TEXT = """(float[N,4,14,14] x) => (float[N,P,6] y, float[N,5] z) {
 def has_gpu() -> bool:
     """Whether onnxruntime computes on one here."""
     try:
-        runtime.check_provider("cuda")
+        check_provider("cuda")
     except RunError:
         return False
     return True
@@ -149,7 +150,7 @@ def test_a_provider_that_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Fails where onnxruntime falls back to the CPU without a word, or where it says too much."""
-    assert tuple(runtime.PROVIDERS) == PROVIDERS
+    assert tuple(PROVIDERS) == PROVIDERS
     if has_gpu():
         monkeypatch.setattr(runtime, "_computes_on", lambda session, provider: provider == "cpu")
     with pytest.raises(RunError, match=r"^CUDAExecutionProvider did not start, .* or choose another provider$"):

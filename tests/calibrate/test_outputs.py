@@ -18,7 +18,7 @@ from onnxprune.gates import gates_of
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Index, Objective, output_imitation, task_loss
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.calibrated import prepare_text
 from tests.compare import assert_same
 from tests.gating import STEP, Floats, Gated

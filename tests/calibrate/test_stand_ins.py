@@ -17,7 +17,7 @@ from onnxprune.calibrate.stand_ins import random as random_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.normalise import accepts
 from onnxprune.pipeline import inspect, prune
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 FLOAT = np.dtype(np.float32)
 IMAGE = (InputSpec("image", FLOAT, (None, 3, 4, 4)),)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxprune.channels.rules.layout import meets_nothing, product_groups, reshape_factor
 from onnxprune.channels.rules.slicing import Bounds
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import onnx.reference
 import pytest
 
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.stages import Array, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology

@@ -11,7 +11,7 @@ import pytest
 from onnxprune import prune
 from onnxprune.errors import NothingPrunable, UsageError
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.topologies.text import Topology
 
 RNG = np.random.default_rng(0)

@@ -22,7 +22,7 @@ def command(argv: list[str], temporary: str | None = None) -> int:
 
 def runs_alone(path: str, feeds: Mapping[str, Any] | None = None) -> bool:
     """Load a model file in onnxruntime and, where there are feeds, run it; raises what onnxruntime raises."""
-    from onnxprune.runtime import Session
+    from onnxprune.runtime.session import Session
 
     session = Session(path)
     if feeds is not None:
@@ -36,7 +36,7 @@ def unlike(original: str, output: str) -> str:
     Empty where nothing is. Weights that are also graph inputs are none of the interface.
     """
     from onnxprune.errors import OnnxPruneError
-    from onnxprune.runtime import Session
+    from onnxprune.runtime.session import Session
 
     try:
         Session(output)

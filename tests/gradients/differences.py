@@ -17,7 +17,7 @@ from onnxprune.gradients import Backward, backward
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 RELATIVE = 1e-3
 

@@ -25,7 +25,7 @@ from onnxprune.graph import protobuf
 from onnxprune.graph.unrounded import is_quantized
 from onnxprune.graph.view import Graph
 from onnxprune.normalise import Normalised, normalise
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.graphs import TABLE as TOPOLOGIES
 from tests.kit import has_batch, kit_feeds, kit_models
 from tests.stages import Array, Prepared

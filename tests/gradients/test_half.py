@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.gradients.differences import reverse_of
 from tests.gradients.single import normal, single
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune import twin
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
-from onnxprune.runtime import Session
+from onnxprune.runtime import single_precision
+from onnxprune.runtime.session import Session
 from tests.gradients.test_coverage import gradients_at, taken
 from tests.graphs import TABLE
 from tests.number_types import converted, data_of
@@ -31,7 +31,9 @@ def test_half_precision(name: str, kind: str):
     assert half.back.of_use
     feeds = data_of(TABLE[name].feeds(3), kind)
     single = {k: v.astype(np.float32) if v.dtype.itemsize == 2 else v for k, v in feeds.items()}
-    reference = taken(normalise(twin.single_precision(n.proto, twin.HALF), TABLE[name].feeds(2)))
+    reference = taken(
+        normalise(single_precision.single_precision(n.proto, single_precision.HALF), TABLE[name].feeds(2))
+    )
     (found, _), (expected, _) = gradients_at(half, feeds), gradients_at(reference, single)
     for (use, g), want in zip(found.items(), expected.values(), strict=True):
         np.testing.assert_allclose(

@@ -10,7 +10,7 @@ import pytest
 from onnxprune.gradients.rules import pooling
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.gradients.differences import compare, reverse_of
 from tests.gradients.single import compare_any_batch, normal, single
 

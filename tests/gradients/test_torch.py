@@ -13,7 +13,7 @@ from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.graph.view import Graph
 from onnxprune.normalise import normalise
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.kit import NO_KIT, kit_folder
 
 pytest.importorskip("torch", reason="torch is not installed: it is the oracle here")

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import verify
 from onnxprune.calibrate import samples as reader
 from onnxprune.cli import main
 from onnxprune.errors import RunError
 from onnxprune.intake import extent
+from onnxprune.runtime import outputs
 
 
 def _expanding(entries: int, kind: int = TensorProto.INT8) -> onnx.ModelProto:
@@ -62,10 +62,10 @@ def test_all_samples_together(monkeypatch: pytest.MonkeyPatch):
     samples = reader.given({"x": np.ones((320, 4), np.float32)}, specs)
     monkeypatch.setattr(extent, "_EACH_BYTE", 0)
     monkeypatch.setattr(extent, "_OF_ALL", 10 * (1000 + 32 * 8))
-    assert verify.outputs_of(model, samples)["z"].shape == (10_000,)  # ten batches
+    assert outputs.outputs_of(model, samples)["z"].shape == (10_000,)  # ten batches
     monkeypatch.setattr(extent, "_OF_ALL", 10 * (1000 + 32 * 8) - 1)
     with pytest.raises(RunError, match="12,560 numbers over all samples, most of them as 'z'"):
-        verify.outputs_of(model, samples)
+        outputs.outputs_of(model, samples)
 
 
 def test_what_is_read_counts():

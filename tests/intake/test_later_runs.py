@@ -15,7 +15,7 @@ from onnxprune.intake import child, first_run, overdue
 from onnxprune.intake.counting import counts
 from onnxprune.intake.overdue import _Watch
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 LAST = 23
 

@@ -17,7 +17,7 @@ from onnxprune.errors import ModelError
 from onnxprune.intake import older
 from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.external import stored
 

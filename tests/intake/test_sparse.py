@@ -19,7 +19,7 @@ from onnxprune.graph import external, protobuf
 from onnxprune.intake import sparse
 from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 
 OPTIONS: dict[str, Any] = {"ratio": 0.4, "round_to": 1, "refit": "none", "method": "magnitude"}

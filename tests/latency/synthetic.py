@@ -10,8 +10,8 @@ import onnx
 
 from onnxprune.graph import protobuf
 from onnxprune.latency.kernels import Kernel
-from onnxprune.latency.timing import Times
-from onnxprune.runtime import Feeds
+from onnxprune.runtime.session import Feeds
+from onnxprune.runtime.timing import Times
 
 BLOCK = 4
 NANO = 1e-9

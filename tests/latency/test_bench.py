@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import bench, prune, runtime
+from onnxprune import bench, prune
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
 from onnxprune.latency import bench as module
 from onnxprune.latency import cuda, tensorrt_engine
 from onnxprune.latency.bench import Candidate, Comparison, Feeds, Ready, Settings, feeds_for, measure, median_interval
 from onnxprune.latency.profile import NodeTime
-from onnxprune.latency.timing import Times
+from onnxprune.runtime.session import CPU, Session
+from onnxprune.runtime.timing import Times
 from tests import digits
 from tests.latency.test_timing import Machine
 
@@ -223,7 +224,7 @@ def test_two_models_for_real():
     found = bench(digits.path("resnet"), digits.path("mobilenet"), data=digits.CALIB, batch=2, profile=True, **QUICK)
     assert [x.bytes for x in found.models] == [digits.path(n).stat().st_size for n in digits.NAMES]
     assert [Path(x.model).stem for x in found.models] == ["digits_resnet", "digits_mobilenet"]
-    assert (found.provider, found.device, found.batch, found.inputs) == (runtime.CPU, "cpu", 2, {"input": (2, 1, 8, 8)})
+    assert (found.provider, found.device, found.batch, found.inputs) == (CPU, "cpu", 2, {"input": (2, 1, 8, 8)})
     assert {"Conv"} <= {n.operator for n in found.models[0].nodes}
     data = json.loads(found.to_json())
     assert data["comparison"]["ratio"] > 0
@@ -238,9 +239,9 @@ def test_a_model_in_memory():
 def test_a_copy_in_half_precision_is_timed(monkeypatch: pytest.MonkeyPatch):
     """Fails where --precision does nothing: the session's weights are float16, inputs and outputs are not."""
     seen: list[onnx.ModelProto] = []
-    real = runtime.Session
+    real = Session
 
-    def watched(proto: onnx.ModelProto, **options: Any) -> runtime.Session:
+    def watched(proto: onnx.ModelProto, **options: Any) -> Session:
         seen.append(proto)
         return real(proto, **options)
 

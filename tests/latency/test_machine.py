@@ -8,16 +8,16 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import runtime
 from onnxprune.latency import machine
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.measures.processor import processor
+from onnxprune.runtime.session import version
 from tests import digits
 
 
 def test_what_times_depend_on_is_in_the_identity():
     base = OnnxRuntime().identity()
-    assert base["onnxruntime"] == runtime.version()
+    assert base["onnxruntime"] == version()
     assert base["processor"] == processor().name
     assert int(base["cores"]) >= 1
     assert OnnxRuntime(threads=1).identity() != base

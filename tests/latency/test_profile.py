@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import runtime
 from onnxprune.errors import RunError
 from onnxprune.latency.profile import NodeTime, by_operator, parse, profiled, typical
+from onnxprune.runtime.session import CPU
 from tests import digits
 
 
@@ -85,7 +85,7 @@ def test_nodes_of_a_real_model():
     found = profiled(model, feeds, runs=3, warmup=1, optimize=False)
     assert {(n.name, n.operator) for n in found} == {(n.name, n.op_type) for n in model.graph.node}
     assert {n.calls for n in found} == {1.0}
-    assert {n.provider for n in found} == {runtime.CPU}
+    assert {n.provider for n in found} == {CPU}
 
 
 def test_nodes_in_a_loop():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.latency import timing
-from onnxprune.latency.timing import Times, paired, quick_ratio, ratio
+from onnxprune.runtime import timing
+from onnxprune.runtime.timing import Times, paired, quick_ratio, ratio
 
 
 class Machine:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnxprune import prune
 from onnxprune import refit as refit_module
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.topologies.text import Topology
 
 POINTS, BANDS = 32, 20

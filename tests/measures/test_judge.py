@@ -17,7 +17,7 @@ from onnxprune.calibrate.samples import checked, tensor_specs
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.numerics.arrays import Array
 from onnxprune.report.terminal import Screen, prune_report
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from onnxprune.stages.load import split
 
 FAST = {"fast": True, "round_to": 1, "ratio": 0.5}

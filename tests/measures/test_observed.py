@@ -8,7 +8,7 @@ import pytest
 
 from onnxprune.graph import protobuf
 from onnxprune.measures.observed import Observed, observed_in, observed_of_model, observing, tensors_of
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 
 HEAD = """
     h = MatMul (x, w)

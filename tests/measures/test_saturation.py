@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from onnxprune import prune, runtime
+from onnxprune import prune
 from onnxprune.evaluation import evaluate
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, EXACT, Kernels
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session, profile_events, saturates
 from tests.graphs import TABLE
 
 Array = NDArray[Any]
@@ -98,9 +98,9 @@ def test_exact_kernels_do_not_saturate():
 
 def test_this_processor_is_asked_once(monkeypatch: pytest.MonkeyPatch):
     """Fails where the probe's own sessions ask again, or every session does."""
-    found = runtime.saturates()
+    found = saturates()
     monkeypatch.setattr(saturation, "saturate", lambda run: pytest.fail("asked again"))
-    assert runtime.saturates() is found
+    assert saturates() is found
     Session(_product()[0])
 
 
@@ -130,7 +130,7 @@ def test_pairs_are_fused_where_that_is_exact(saturates: bool, tmp_path: Path):
 def test_what_is_timed_runs_as_deployed():
     """Fails where a latency is that of the nodes as written, which no deployment runs."""
     model, x = _product()
-    events = runtime.profile_events(model, {"x": x}, 2)
+    events = profile_events(model, {"x": x}, 2)
     assert "QLinearMatMul" in {e["args"]["op_name"] for e in events if "op_name" in e.get("args", {})}
 
 
@@ -139,7 +139,7 @@ def test_integer_operators_with_constant_weights_are_exact():
     model = _model("(uint8[N,64] x) => (int32[N,32] y) { y = MatMulInteger (x, w) }", w=np.full((64, 32), 127, np.int8))
     x = np.full((4, 64), 255, np.uint8)
     right = np.array_equal(Session(model, kernels=EXACT).run({"x": x})["y"], np.full((4, 32), 255 * 127 * 64))
-    assert right is not runtime.saturates(EXACT)
+    assert right is not saturates(EXACT)
     (note,) = saturation.notes_on(model, remedied=right)
     assert ("MatMulInteger" in note) is not right
 

@@ -17,7 +17,7 @@ from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external, protobuf
 from onnxprune.output import model_files
 from onnxprune.output.commit import Stage
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.external import locations, saved, stored, t_values, weights_of

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune.rewrite import cut, replace_initializers
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.stages import Prepared, least_removals, masked, random_keep, sliced

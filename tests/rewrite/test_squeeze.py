@@ -9,8 +9,8 @@ import pytest
 from onnxprune import pipeline
 from onnxprune.calibrate.samples import given, input_specs
 from onnxprune.errors import NothingPrunable
-from onnxprune.runtime import Session
-from onnxprune.verify import outputs_of
+from onnxprune.runtime.outputs import outputs_of
+from onnxprune.runtime.session import Session
 from tests.topologies.text import Topology
 
 POOLED = """(float[N,3,H,W] x) => (float[A,B] y) {

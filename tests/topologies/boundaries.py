@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx
 
 from onnxprune.errors import RunError
-from onnxprune.runtime import Session
+from onnxprune.runtime.session import Session
 from tests.topologies.convolution import PLAIN
 from tests.topologies.text import Topology
 

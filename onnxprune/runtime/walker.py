@@ -27,8 +27,8 @@ from onnxprune.graph.bodies import captured_names
 from onnxprune.graph.external import Kept
 from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime import Session
-from onnxprune.taps import Tap, as_expected, with_taps
+from onnxprune.runtime.session import Session
+from onnxprune.runtime.taps import Tap, as_expected, with_taps
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
 _HELD_AT_ONCE = 6

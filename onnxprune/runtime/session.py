@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import twin
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
 from onnxprune.intake import overdue
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
+from onnxprune.runtime import single_precision
 from onnxprune.threads import limit
 
 # Releases from 1.29 on send names and hashes of the models that they load to their maker, keep files in the user's
@@ -157,20 +157,20 @@ class Session:
 
     def _started(self, model: onnx.ModelProto, start: Callable[[onnx.ModelProto], Any], *, single: bool) -> Any:
         """A session of the model, or of its twin where onnxruntime runs only that."""
-        types = twin.HALF if single else twin.BFLOAT16
-        if not twin.uses(model, types):
+        types = single_precision.HALF if single else single_precision.BFLOAT16
+        if not single_precision.uses(model, types):
             types = frozenset()
             try:
                 return start(model)
             except RunError:
-                if not twin.uses(model, twin.DOUBLE):
+                if not single_precision.uses(model, single_precision.DOUBLE):
                     raise
-        if twin.uses(model, twin.DOUBLE):
-            types |= twin.DOUBLE
+        if single_precision.uses(model, single_precision.DOUBLE):
+            types |= single_precision.DOUBLE
         self._twin = True
-        self._declared = {} if single else twin.declared_types(model, types)
+        self._declared = {} if single else single_precision.declared_types(model, types)
         with external.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
-            return start(twin.single_precision(model, types))
+            return start(single_precision.single_precision(model, types))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Outputs by name; feeds that the model does not read are ignored.

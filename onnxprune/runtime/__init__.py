@@ -1,0 +1,1 @@
+"""Running models: onnxruntime's sessions, walks from tensor to tensor, and time."""

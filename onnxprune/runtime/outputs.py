@@ -1,0 +1,50 @@
+"""The outputs of a model over all samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from onnxprune.calibrate.samples import Samples
+from onnxprune.errors import CheckFailed, RunError
+from onnxprune.intake import extent
+from onnxprune.measures.layouts import Layouts, samples_first
+from onnxprune.numerics.arrays import Array
+from onnxprune.runtime.session import Session, concatenated
+
+# Of the inputs of one run, and the least and most samples in it.
+_BATCH_BYTES = 8 << 20
+
+
+_BATCHES = 4, 32
+
+
+def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
+    """Outputs over all samples, concatenated, samples first where `layouts` tells where they lie; those that are no
+    tensors, or have sizes of their own in every batch, are left out. Raises RunError, also where they would take too
+    much.
+    """
+    session = Session(proto)
+    one = sum(
+        v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
+    )  # what a model computes grows with what it reads
+    batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
+    while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
+        batch -= 1
+    found: list[Mapping[str, Array]] = []
+    for feeds in samples.batches(batch):
+        outputs, count = session.run(feeds), samples.count(feeds)
+        if not found:  # before there are more
+            extent.check_all(outputs, proto, feeds, len(samples) / count)
+        found.append(samples_first(outputs, count, layouts))
+    return concatenated(found, strict=False)
+
+
+def runs_on(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
+    """As `outputs_of`, for a pruned model. Raises CheckFailed where onnxruntime refuses it."""
+    try:
+        return outputs_of(proto, samples, layouts)
+    except RunError as e:
+        raise CheckFailed(f"the pruned model does not run: {e}; nothing was written") from e
