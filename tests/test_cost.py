@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import cost, measuring
+from onnxprune import cost
 from onnxprune.channels import branches
 from onnxprune.cost import Cost, Length, Term
 from onnxprune.graph import bodies, protobuf
+from onnxprune.normalise import body_values
 from onnxprune.rewrite import drop_zero_biases
 from onnxprune.runtime.session import Session
 from tests.calibrated import prepare_text
@@ -108,7 +109,7 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     computed = [n for n in dict.fromkeys(names) if n not in shapes]
     run = Session(protobuf.submodel(proto, {}, computed), optimize=False).run(p.example)
     shapes |= {k: np.shape(v) for k, v in run.items() if isinstance(v, np.ndarray)}
-    measuring.add_shapes_of_bodies(proto, p.example, shapes, {})
+    body_values.add_shapes_of_bodies(proto, p.example, shapes, {})
     count = 0.0
     for node in bodies.every_node(proto.graph):
         if node.op_type in ("Conv", "DeformConv"):

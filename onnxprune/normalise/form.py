@@ -33,10 +33,10 @@ import numpy as np
 import onnx
 import onnx.inliner
 
-from onnxprune import measuring
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.view import Shape
+from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
@@ -131,8 +131,10 @@ def all_shapes(
     shapes, types = protobuf.inferred_shapes(protobuf.bind_inputs(proto, binding))
     missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
     if missing:
-        measuring.add_shapes(Session(protobuf.submodel(proto, {}, missing), optimize=False).run(example), shapes, types)
-    measuring.add_shapes_of_bodies(proto, example, shapes, types)
+        body_values.add_shapes(
+            Session(protobuf.submodel(proto, {}, missing), optimize=False).run(example), shapes, types
+        )
+    body_values.add_shapes_of_bodies(proto, example, shapes, types)
     return shapes, types
 
 

@@ -9,9 +9,9 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from onnxprune import measuring
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
 from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
 from onnxprune.numerics.arrays import Array
@@ -48,10 +48,10 @@ def fold_shapes(
     static = _shape_only(proto, given)
     known.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_))
     holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
-    read = measuring.read_by_bodies(proto, runs) if holders else None
+    read = body_values.read_by_bodies(proto, runs) if holders else None
     for node in holders:
         for _, body in bodies.bodies_of(node):
-            inside = None if read is None else measuring.inside(proto, node, body, read)
+            inside = None if read is None else body_values.inside(proto, node, body, read)
             if inside is None or not inside.iterates:
                 continue
             found: dict[str, tuple[int | None, ...]] = {}
