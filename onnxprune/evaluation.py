@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.calibrate import samples as reader
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.class_labels import classes_of
+from onnxprune.data.samples import Samples, given, input_specs
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import error_limit, typed
-from onnxprune.labels import classes_of
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
 from onnxprune.measures.judge import compared, layouts_of
@@ -192,7 +191,7 @@ def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
 
 
 def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto) -> Samples:
-    return reader.given(source, reader.input_specs(proto))
+    return given(source, input_specs(proto))
 
 
 def _first_output(proto: onnx.ModelProto) -> str:
@@ -207,7 +206,7 @@ def _classes(outputs: Mapping[str, Array], first: str, samples: int) -> Ints | N
 
 def _check_same_inputs(a: onnx.ModelProto, b: onnx.ModelProto) -> None:
     def wanted(proto: onnx.ModelProto) -> dict[str, Any]:
-        return {s.name: s.dtype for s in reader.input_specs(proto)}
+        return {s.name: s.dtype for s in input_specs(proto)}
 
     if wanted(a) != wanted(b):
         first, second = (", ".join(f"{k} {v}" for k, v in wanted(p).items()) for p in (a, b))

@@ -18,9 +18,9 @@ import onnx
 
 from onnxprune.calibrate.augment import Augment, Feeds, unchanged
 from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import grams
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.samples import Samples
 from onnxprune.descent import Descent
 from onnxprune.errors import RunError
 from onnxprune.graph import external

@@ -22,9 +22,9 @@ import onnx
 from scipy.sparse import csr_array
 
 from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.quantized import behind_quantization
 from onnxprune.graph.view import Graph, Node, Shape, depth_first, entries

@@ -22,9 +22,9 @@ from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.regressions import consumers_of
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers

@@ -16,9 +16,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.samples import Samples
 from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import Normalised
 from onnxprune.runtime.session import Session

@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.calibrate.statistics import InputMoments, collect
+from onnxprune.data.samples import Samples, input_specs
 from onnxprune.graph import protobuf
 from onnxprune.runtime.session import Session
 from tests.stages import Prepared, prepare

@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import PruneConfig, labels, methods, plan, prune
-from onnxprune.calibrate.samples import Samples, checked, input_specs
-from onnxprune.calibrate.samples import load as load_samples
+from onnxprune import PruneConfig, methods, plan, prune
+from onnxprune.data import class_labels
+from onnxprune.data.samples import Samples, checked, input_specs
+from onnxprune.data.samples import load as load_samples
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph.view import Graph
 from onnxprune.numerics.arrays import Array
@@ -45,12 +46,12 @@ def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_classes_and_targets():
-    assert_same(labels.of(samples(c=CLASSES.astype(np.uint8)[:, None]), "c"), CLASSES, rtol=0.0, atol=0.0)
+    assert_same(class_labels.of(samples(c=CLASSES.astype(np.uint8)[:, None]), "c"), CLASSES, rtol=0.0, atol=0.0)
     targets = np.ones((COUNT, 10), np.float32)
-    assert labels.of(samples(t=targets), "t") is not None
-    assert labels.of(samples(t=targets), "t").dtype == np.float32
+    assert class_labels.of(samples(t=targets), "t") is not None
+    assert class_labels.of(samples(t=targets), "t").dtype == np.float32
     with pytest.raises(CalibrationError, match="'t' are float32; they must be integers, the class of each sample"):
-        labels.classes_of(samples(t=targets), "t")
+        class_labels.classes_of(samples(t=targets), "t")
 
 
 @pytest.mark.parametrize(
@@ -68,12 +69,12 @@ def test_classes_and_targets():
 )
 def test_no_label_for_each_sample(found: Array, match: str):
     with pytest.raises(CalibrationError, match=match):
-        labels.of(samples(label=found), "label")
+        class_labels.of(samples(label=found), "label")
 
 
 def test_missing():
     with pytest.raises(CalibrationError, match="no labels under 'label'; beside the inputs it holds 'a', 'b'"):
-        labels.of(samples(a=CLASSES, b=CLASSES), "label")
+        class_labels.of(samples(a=CLASSES, b=CLASSES), "label")
 
 
 def test_files_of_a_folder(tmp_path: Path):
@@ -82,7 +83,7 @@ def test_files_of_a_folder(tmp_path: Path):
     half = COUNT // 2
     np.savez(tmp_path / "a.npz", input=DATA["input"][:half], label=CLASSES[:half])
     np.savez(tmp_path / "b.npz", input=DATA["input"][half:], label=CLASSES[half:])
-    assert_same(labels.of(load_samples(tmp_path, specs), "label"), CLASSES, rtol=0.0, atol=0.0)
+    assert_same(class_labels.of(load_samples(tmp_path, specs), "label"), CLASSES, rtol=0.0, atol=0.0)
     np.savez(tmp_path / "a.npz", input=DATA["input"][:half], label=CLASSES[: half + 1])
     np.savez(tmp_path / "b.npz", input=DATA["input"][half:], label=CLASSES[half + 1 :])
     with pytest.raises(CalibrationError, match="some files hold fewer or more 'label' than samples"):
@@ -107,7 +108,7 @@ def test_labels_follow_their_samples(count: int | None):
     parts = {id(p): p for p in (loaded.fit, loaded.held)}.values()
     assert sum(map(len, parts)) == (count or COUNT)
     for part in parts:
-        found = labels.of(part, "label")
+        found = class_labels.of(part, "label")
         assert [by_image[x.tobytes()] for x in part.arrays["input"]] == found.tolist()
 
 
@@ -225,11 +226,11 @@ def traced(body: str, out: str) -> Graph:
     ],
 )
 def test_after_softmax(body: str, out: str, expected: bool):
-    assert labels.after_softmax(traced(body, out), "y") is expected
+    assert class_labels.after_softmax(traced(body, out), "y") is expected
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(1, True), (2, False), (0, False)])
 def test_softmax_of_older_opsets(axis: int, expected: bool):
     """Fails where the flattening of axes before opset 13 is forgotten: from axis 1 on, all are one."""
     text = f"(float[N,8,1] x) => (float[N,8,1] y) {{\n a = Relu (x)\n y = Softmax <axis={axis}> (a)\n}}"
-    assert labels.after_softmax(prepare_text(text, opset=11).channels.graph, "y") is expected
+    assert class_labels.after_softmax(prepare_text(text, opset=11).channels.graph, "y") is expected

@@ -13,7 +13,7 @@ from ml_dtypes import bfloat16
 
 from onnxprune import prune
 from onnxprune import refit as refit_module
-from onnxprune.calibrate.samples import checked, input_specs
+from onnxprune.data.samples import checked, input_specs
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import cast, is_float
 from onnxprune.refit import beyond

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, inspect, pipeline, plan, prune
-from onnxprune.calibrate.samples import Samples, checked, input_specs
+from onnxprune.data.samples import Samples, checked, input_specs
 from onnxprune.errors import (
     BudgetUnreachable,
     CalibrationError,

@@ -16,9 +16,9 @@ from scipy import linalg, optimize
 from onnxprune import pipeline, refit
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import branches
+from onnxprune.data.samples import Samples
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.refit import Fit, in_place, latest_layers, lockstep, reference_points, target_of
 from onnxprune.rewrite import cut, replace_initializers

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.regressions import consumers_of, magnitude, regressions_of
-from onnxprune.calibrate.samples import Samples, input_specs
+from onnxprune.data.samples import Samples, input_specs
 from onnxprune.methods import METHODS
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.select import Regression

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune import verify
-from onnxprune.calibrate.samples import checked, input_specs
+from onnxprune.data.samples import checked, input_specs
 from onnxprune.errors import CheckFailed
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import outputs

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibrate.samples import Rows, load
+from onnxprune.data.samples import Rows, load
 from onnxprune.graph import external
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime.walker import Walker

@@ -17,8 +17,8 @@ from benchmarks.accuracy.kits import load_kit
 from onnxprune.calibrate import regressions
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import Batch
-from onnxprune.calibrate.samples import Samples, checked, input_specs
 from onnxprune.config import PruneConfig
+from onnxprune.data.samples import Samples, checked, input_specs
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group
 from onnxprune.graph import protobuf

@@ -21,9 +21,9 @@ import onnx
 from onnx import helper
 
 from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import SHARDS, batch_size
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.samples import Samples
 from onnxprune.gates import Gate, by_group, sums_of
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder

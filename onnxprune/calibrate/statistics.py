@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnxprune.calibrate.device import GramGraph, Inputs
 from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.view import Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work

@@ -15,7 +15,7 @@ from math import isfinite, sqrt
 
 import numpy as np
 
-from onnxprune.calibrate.samples import InputSpec, Samples
+from onnxprune.data.samples import InputSpec, Samples
 from onnxprune.intake.arrays import chunks
 from onnxprune.numerics.arrays import Array, in_rows, is_float
 

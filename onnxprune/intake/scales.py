@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.intake.figures import InputFigures

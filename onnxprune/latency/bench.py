@@ -19,10 +19,9 @@ import numpy as np
 import onnx
 from scipy.special import bdtr
 
-from onnxprune.calibrate import samples as reader
-from onnxprune.calibrate import stand_ins
-from onnxprune.calibrate.samples import InputSpec
 from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
+from onnxprune.data import stand_ins
+from onnxprune.data.samples import InputSpec, given, input_specs
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import ModelLike
@@ -265,7 +264,7 @@ def feeds_for(
 
 def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
     """The inputs that all models read, each axis as fixed as the strictest of them wants it. Raises ModelError."""
-    every = [reader.input_specs(p) for p in models]
+    every = [input_specs(p) for p in models]
     found = every[0]
     for other in every[1:]:
         by_name = {s.name: s for s in other}
@@ -289,7 +288,7 @@ def _shown(s: InputSpec) -> str:
 
 
 def _from_data(specs: tuple[InputSpec, ...], data: Data, batch: int | None) -> Feeds:
-    found = reader.given(data, specs)
+    found = given(data, specs)
     wanted = _batch_of(specs, batch)
     if any(s.batched for s in specs):
         notes: tuple[str, ...] = ()

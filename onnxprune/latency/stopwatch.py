@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 
 from onnxprune import parts
-from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
+from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.layers import Layer, Layers, layers_of, marked

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.bodies import captured_names

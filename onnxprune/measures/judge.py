@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune.calibrate.samples import Samples
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.measures import layouts
 from onnxprune.measures.answers import Answers, parts_in

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.intake import extent
 from onnxprune.measures.layouts import Layouts, samples_first

@@ -18,9 +18,9 @@ from math import prod
 
 import onnx
 
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
+from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names

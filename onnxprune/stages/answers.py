@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.samples import Samples
 from onnxprune.measures.answers import Answers, Part, parts_in
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import outputs

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune import labels
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
-from onnxprune.calibrate.samples import Samples
 from onnxprune.config import PruneConfig
+from onnxprune.data import class_labels
+from onnxprune.data.samples import Samples
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gate
 from onnxprune.jobs.place import HERE, Place
@@ -44,8 +44,8 @@ def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: Pru
     def objective(samples: Samples, known: Answers) -> Objective:
         if settings.labels is None:
             return imitation_of(known)
-        probabilities = labels.after_softmax(coupled.taken.channels.graph, next(iter(known.values), ""))
-        return task_loss(known.values, labels.of(samples, settings.labels), probabilities=probabilities)
+        probabilities = class_labels.after_softmax(coupled.taken.channels.graph, next(iter(known.values), ""))
+        return task_loss(known.values, class_labels.of(samples, settings.labels), probabilities=probabilities)
 
     fit, held = objective(loaded.fit, on_fit), objective(loaded.held, on_held)
     seen = coupled.seen.channels.graph.outputs

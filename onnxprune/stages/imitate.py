@@ -25,10 +25,10 @@ from onnxprune import parts, refit
 from onnxprune.calibrate import outputs as probing
 from onnxprune.calibrate.outputs import Batch, Probe, part_of
 from onnxprune.calibrate.regressions import consumers_of, regressions_of
-from onnxprune.calibrate.samples import Samples
 from onnxprune.calibrate.statistics import is_wide
 from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
+from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.gated import GatedNetwork
 from onnxprune.gates import Gate, by_group, units_of

@@ -10,11 +10,10 @@ from itertools import islice
 import numpy as np
 import onnx
 
-from onnxprune import labels, plan
-from onnxprune.calibrate import samples as data
-from onnxprune.calibrate import stand_ins
-from onnxprune.calibrate.samples import Samples
+from onnxprune import plan
 from onnxprune.config import PruneConfig
+from onnxprune.data import class_labels, stand_ins
+from onnxprune.data.samples import Samples, given, tensor_specs, with_others
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import ModelLike, Source
@@ -138,7 +137,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
 
 def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:
     """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice."""
-    specs = data.tensor_specs(proto)
+    specs = tensor_specs(proto)
     if calibration is None:
         if settings.labels is not None:
             raise UsageError(f"labels {settings.labels!r} are a key of the calibration data; give that too (--calib)")
@@ -148,9 +147,9 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, trial)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    found = data.with_others(data.given(calibration, specs), proto)
+    found = with_others(given(calibration, specs), proto)
     if settings.labels is not None:
-        labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
+        class_labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(found):
         found = found.take(np.sort(np.random.default_rng(settings.seed).permutation(len(found))[: settings.samples]))
     return found
@@ -158,7 +157,7 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
 
 def check_labels(n: Normalised, samples: Samples, key: str) -> None:
     """Raises CalibrationError where the labels do not fit the first output that is a tensor."""
-    found = labels.of(samples, key)
+    found = class_labels.of(samples, key)
     tensors = [o for o in n.proto.graph.output if o.type.HasField("tensor_type")]
     shape = n.shapes.get(tensors[0].name) if tensors else None
     if shape is not None:

@@ -10,9 +10,9 @@ import pytest
 from onnxprune import RunError, prune
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.calibrate.statistics import InputSums, Shard
 from onnxprune.config import PROVIDERS
+from onnxprune.data.samples import Samples, input_specs
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.session import PROVIDERS, check_provider
 from tests import digits

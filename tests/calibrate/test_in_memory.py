@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from onnxprune import prune
-from onnxprune.calibrate.samples import InputSpec, Samples, given
+from onnxprune.data.class_labels import of as labels_of
+from onnxprune.data.samples import InputSpec, Samples, given
 from onnxprune.errors import CalibrationError
-from onnxprune.labels import of as labels_of
 from tests import digits
 
 FLOAT, INT8 = (InputSpec("x", np.dtype(np.float32), (None, 3)),), (InputSpec("x", np.dtype(np.int8), (None, 3)),)

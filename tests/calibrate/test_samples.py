@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune.calibrate.samples import InputSpec, Rows, Samples, input_specs, load
+from onnxprune.data.samples import InputSpec, Rows, Samples, input_specs, load
 from onnxprune.errors import CalibrationError
 from onnxprune.intake import arrays
 from tests.compare import assert_same

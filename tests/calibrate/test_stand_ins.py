@@ -11,9 +11,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxprune.calibrate import stand_ins
-from onnxprune.calibrate.samples import InputSpec, Samples, checked, tensor_specs, with_others
-from onnxprune.calibrate.stand_ins import random as random_samples
+from onnxprune.data import stand_ins
+from onnxprune.data.samples import InputSpec, Samples, checked, tensor_specs, with_others
+from onnxprune.data.stand_ins import random as random_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.normalise import accepts
 from onnxprune.pipeline import inspect, prune

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune import pipeline
-from onnxprune.calibrate.samples import tensor_specs
+from onnxprune.data.samples import tensor_specs
 from onnxprune.graph import protobuf
 from onnxprune.intake.declarations import false_outputs, with_free_dimensions, with_true_outputs
 from tests.topologies.text import Topology

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.calibrate import samples as reader
 from onnxprune.cli import main
+from onnxprune.data.samples import given, tensor_specs
 from onnxprune.errors import RunError
 from onnxprune.intake import extent
 from onnxprune.runtime import outputs
@@ -58,8 +58,8 @@ def test_a_bomb_is_one_line(kind: int, command: str, tmp_path: Path, capsys: pyt
 def test_all_samples_together(monkeypatch: pytest.MonkeyPatch):
     """Fails where each batch is small enough and all of them are not."""
     model = _expanding(1000)
-    specs = reader.tensor_specs(model)
-    samples = reader.given({"x": np.ones((320, 4), np.float32)}, specs)
+    specs = tensor_specs(model)
+    samples = given({"x": np.ones((320, 4), np.float32)}, specs)
     monkeypatch.setattr(extent, "_EACH_BYTE", 0)
     monkeypatch.setattr(extent, "_OF_ALL", 10 * (1000 + 32 * 8))
     assert outputs.outputs_of(model, samples)["z"].shape == (10_000,)  # ten batches

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.samples import InputSpec, Samples
+from onnxprune.data.samples import InputSpec, Samples
 from onnxprune.intake import figures as figures_module
 from onnxprune.intake.figures import digests, doubts, figures_of, text_of
 

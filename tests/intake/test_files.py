@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from onnxprune import plan
-from onnxprune.calibrate.samples import InputSpec, load
+from onnxprune.data.samples import InputSpec, load
 from onnxprune.errors import CalibrationError, InputError, ModelError
 from onnxprune.graph.protobuf import load as load_model
 from onnxprune.intake import files

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from onnxprune import cli
-from onnxprune.calibrate.samples import InputSpec, Samples
-from onnxprune.calibrate.stand_ins import random
+from onnxprune.data.samples import InputSpec, Samples
+from onnxprune.data.stand_ins import random
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.jobs import check_choice
 from onnxprune.latency.bench import Settings, bench

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import prune
-from onnxprune.calibrate.samples import checked, input_specs
+from onnxprune.data.samples import checked, input_specs
 from onnxprune.intake import scales
 from onnxprune.intake.figures import figures_of
 from onnxprune.normalise import normalise

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import plan, prune
-from onnxprune.calibrate.samples import InputSpec, Samples
 from onnxprune.config import PruneConfig
+from onnxprune.data.samples import InputSpec, Samples
 from onnxprune.errors import InputError
 from onnxprune.intake.figures import digests
 from onnxprune.numerics.arrays import Array

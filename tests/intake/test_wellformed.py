@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import inspect, prune
+from onnxprune.data.samples import tensor_specs
 from onnxprune.errors import InputError, ModelError
 from onnxprune.intake import wellformed
 from tests.intake.test_child import graph_of
@@ -211,9 +212,8 @@ def network_without_axes(batch: int):
 def test_a_zero_elsewhere_is_no_fault():
     """A cache that is empty at first."""
     model = graph_of([helper.make_node("Relu", ["x"], ["y"])], inputs=(("x", 1, ["N", 0, 4]),))
-    from onnxprune.calibrate import samples
 
-    assert samples.tensor_specs(model)[0].dims == (None, 0, 4)
+    assert tensor_specs(model)[0].dims == (None, 0, 4)
 
 
 def test_a_model_with_an_external_weight_is_checked_where_it_lies():

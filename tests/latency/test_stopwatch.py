@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from onnxprune import budget, prune
-from onnxprune.calibrate.samples import Samples, input_specs
 from onnxprune.config import PruneConfig
+from onnxprune.data.samples import Samples, input_specs
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.search import meet

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import evaluate, prune
-from onnxprune.calibrate.samples import checked, tensor_specs
+from onnxprune.data.samples import checked, tensor_specs
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.numerics.arrays import Array
 from onnxprune.report.terminal import Screen, prune_report

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune import pipeline
-from onnxprune.calibrate.samples import given, input_specs
+from onnxprune.data.samples import given, input_specs
 from onnxprune.errors import NothingPrunable
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.calibrate.samples import Samples
+from onnxprune.data.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.view import Graph
 from onnxprune.numerics.arrays import Array, Ints, is_float

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.calibrate.samples import InputSpec, Samples, other_inputs
+from onnxprune.data.samples import InputSpec, Samples, other_inputs
 from onnxprune.errors import CalibrationError
 from onnxprune.intake.arrays import chunks
 from onnxprune.intake.files import shown

@@ -1,0 +1,1 @@
+"""Where samples come from: files, arrays, random stand-ins; and their labels."""
