@@ -22,8 +22,8 @@ import onnx
 
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
+from onnxprune.channels.gates import gates_of
 from onnxprune.config import PruneConfig
-from onnxprune.gates import gates_of
 from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise

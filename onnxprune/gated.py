@@ -14,7 +14,7 @@ from onnx import helper
 
 from onnxprune.calibrate.outputs import Batch, differentiable, located
 from onnxprune.channels import ChannelGraph
-from onnxprune.gates import Gate, sums_of, values_of
+from onnxprune.channels.gates import Gate, sums_of, values_of
 from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, Doubles

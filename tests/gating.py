@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune.gates import Gate, by_group, gates_of, values_of
+from onnxprune.channels.gates import Gate, by_group, gates_of, values_of
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.session import Session

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnxprune.calibrate.outputs import Batch
+from onnxprune.channels.gates import by_group, gates_of
 from onnxprune.gated import GatedNetwork
-from onnxprune.gates import by_group, gates_of
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import output_imitation

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.gates import by_group, gates_of, sums_of, values_of
+from onnxprune.channels.gates import by_group, gates_of, sums_of, values_of
 from onnxprune.numerics.arrays import Array
 from onnxprune.oracle import mask_of
 from tests.compare import assert_same

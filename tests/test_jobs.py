@@ -30,7 +30,7 @@ from onnxprune import PruneResult, RunError, UsageError, prune
 from onnxprune.calibrate import statistics
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.outputs import Probe, batches_of, collect, with_samples
-from onnxprune.gates import gates_of
+from onnxprune.channels.gates import gates_of
 from onnxprune.graph import external
 from onnxprune.jobs import Here, Scheduler, Work, scheduling
 from onnxprune.jobs.processes import Processes

@@ -17,7 +17,7 @@ from benchmarks.accuracy.kits import answers
 from benchmarks.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, Prepared, Recorder
 from benchmarks.paper.records import Records, Row
 from onnxprune import prune
-from onnxprune.gates import units_of
+from onnxprune.channels.gates import units_of
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.select.imitation import QuadraticWalk, greedy

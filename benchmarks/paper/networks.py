@@ -17,10 +17,10 @@ from benchmarks.accuracy.kits import load_kit
 from onnxprune.calibrate import regressions
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import Batch
+from onnxprune.channels.gates import Gate, by_group
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples, checked, input_specs
 from onnxprune.gated import GatedNetwork
-from onnxprune.gates import Gate, by_group
 from onnxprune.graph import protobuf
 from onnxprune.objective import Objective, output_imitation
 from onnxprune.rewrite import set_initializers

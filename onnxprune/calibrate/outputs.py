@@ -23,8 +23,8 @@ from onnx import helper
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.statistics import SHARDS, batch_size
 from onnxprune.channels import ChannelGraph
+from onnxprune.channels.gates import Gate, by_group, sums_of
 from onnxprune.data.samples import Samples
-from onnxprune.gates import Gate, by_group, sums_of
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import external, protobuf, unrounded

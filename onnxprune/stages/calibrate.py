@@ -10,8 +10,8 @@ from onnxprune.calibrate import outputs, regressions, statistics
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.channels.gates import Gate, gates_of
 from onnxprune.config import PruneConfig
-from onnxprune.gates import Gate, gates_of
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.saturation import DEPLOYED

@@ -10,11 +10,11 @@ import numpy as np
 from onnxprune.calibrate import outputs
 from onnxprune.calibrate.layers import Layer
 from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
+from onnxprune.channels.gates import Gate
 from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels
 from onnxprune.data.samples import Samples
 from onnxprune.errors import UsageError
-from onnxprune.gates import Gate
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, is_float

@@ -27,11 +27,11 @@ from onnxprune.calibrate.outputs import Batch, Probe, part_of
 from onnxprune.calibrate.regressions import consumers_of, regressions_of
 from onnxprune.calibrate.statistics import is_wide
 from onnxprune.channels import branches
+from onnxprune.channels.gates import Gate, by_group, units_of
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.gated import GatedNetwork
-from onnxprune.gates import Gate, by_group, units_of
 from onnxprune.graph import external, protobuf
 from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS

@@ -12,8 +12,8 @@ from onnxprune.calibrate.outputs import OutputMoments
 from onnxprune.calibrate.regressions import consumers_of, magnitude, regressions_of
 from onnxprune.calibrate.statistics import InputMoments
 from onnxprune.channels import ChannelGraph, Group
+from onnxprune.channels.gates import units_of
 from onnxprune.config import PruneConfig
-from onnxprune.gates import units_of
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.methods import METHODS, Looks, tried

@@ -13,8 +13,8 @@ from onnx import helper
 
 from onnxprune.calibrate.layers import layers_of
 from onnxprune.calibrate.outputs import Batch, OutputMoments, Probe, collect, part_of, with_samples
+from onnxprune.channels.gates import gates_of
 from onnxprune.data.samples import Samples, input_specs
-from onnxprune.gates import gates_of
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Index, Objective, output_imitation, task_loss
