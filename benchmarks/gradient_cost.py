@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.calibrate import outputs
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration import gate_moments, probe
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels.gates import gates_of
 from onnxprune.config import PruneConfig
 from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.objective import output_imitation
-from onnxprune.runtime import outputs
 from onnxprune.runtime.session import Session
 from onnxprune.stages import couple, load
 
@@ -55,15 +54,15 @@ def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], obje
     loaded = load.load(path, feeds, settings)
     loaded = replace(loaded, fit=load.read_samples(loaded.original, feeds, settings))
     taken = (coupled := couple.couple(loaded, settings)).taken
-    gates = outputs.with_samples(gates_of(taken.channels), taken.proto, loaded.fit)
-    reference = outputs.outputs_of(loaded.original, loaded.fit)
-    batches = list(outputs.batches_of(loaded.fit, taken.channels.graph, reference))
+    gates = probe.with_samples(gates_of(taken.channels), taken.proto, loaded.fit)
+    reference = gate_moments.outputs_of(loaded.original, loaded.fit)
+    batches = list(probe.batches_of(loaded.fit, taken.channels.graph, reference))
     goal = output_imitation(reference, len(loaded.fit))
 
     def collecting(layers: Sequence[Layer]) -> Callable[[], object]:
-        probe = outputs.Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
+        probe = probe.Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
         assert probe.session.outputs  # opened before the clock starts
-        return partial(outputs.collect, probe, taken.channels, batches, goal, probes=1, seed=0, slope=False)
+        return partial(gate_moments.collect, probe, taken.channels, batches, goal, probes=1, seed=0, slope=False)
 
     return {"gates": collecting(()), "gates and metrics": collecting(coupled.layers)}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration.layers import Layer
 from onnxprune.numerics.adam import Adam
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.numerics.whitening import output_spread, whitening

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnxprune.calibrate.augment import Augment, Feeds, unchanged
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.statistics import grams
+from onnxprune.calibration.input_moments import grams
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
 from onnxprune.descent import Descent
@@ -29,6 +28,7 @@ from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
+from onnxprune.recovery.augment import Augment, Feeds, unchanged
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.threads import prefetched

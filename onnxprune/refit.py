@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from scipy.sparse import csr_array
 
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.statistics import HOLD_OUT, InputMoments, is_wide, positions_for
+from onnxprune.calibration.input_moments import HOLD_OUT, InputMoments, is_wide, positions_for
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf

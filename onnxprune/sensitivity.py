@@ -20,9 +20,10 @@ import numpy as np
 import onnx
 from onnx.helper import np_dtype_to_tensor_dtype
 
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.regressions import consumers_of
-from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.calibration.input_moments import InputMoments
+from onnxprune.calibration.layers import Layer
+from onnxprune.calibration.readers import _first_input, outputs_behind, read_by_layers_alone, readers_of
+from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
@@ -177,36 +178,6 @@ class Trials(Work[Trial, dict[int, float]]):
         self._walks.at = stop
         walker: Walker = self._walks.walker
         return walker
-
-
-def read_by_layers_alone(
-    channels: ChannelGraph, layers: Sequence[Layer], consumers: Sequence[Sequence[Layer]]
-) -> set[int]:
-    """Groups whose every cross-channel read is that of a layer."""
-    own = {x.node.index for x in layers}
-    other: set[int] = set()
-    for r in channels.reads:
-        if r.kind != "contraction" or r.node.index not in own:
-            other |= channels.groups_in(r.node.inputs[r.slot])
-    return {g for g, c in enumerate(consumers) if c} - other
-
-
-def readers_of(channels: ChannelGraph, consumers: Sequence[Sequence[Layer]]) -> list[set[int]]:
-    """By group, the nodes of the main graph that read it across its channels, in themselves or in their bodies."""
-    found = [{x.node.index for x in c} for c in consumers]
-    for r in channels.reads:
-        for g in channels.groups_in(r.node.inputs[r.slot]):
-            found[g].add(r.node.index)
-    main = np.array([n.index for n in channels.graph.nodes])
-    return [set(main[np.searchsorted(main, sorted(f), side="right") - 1].tolist()) for f in found]
-
-
-def _first_input(channels: ChannelGraph, readers: Set[int]) -> str:
-    """What a walk to just before the first of these nodes asks for: whatever that needs comes before all of them."""
-    graph = channels.graph
-    first = next((n for n in graph.nodes if n.index in readers), None)
-    inputs = first.inputs if first is not None else ()
-    return next((i for i in inputs if i and i not in graph.constants), "")
 
 
 def affordable(
@@ -367,12 +338,3 @@ def _refitted(
         if coefficients is not None:
             factors[channels.groups[g].units] = coefficients
     return scaled(consumers, constants, keep, factors)
-
-
-def outputs_behind(channels: ChannelGraph, nodes: Set[int]) -> list[str]:
-    """The graph outputs that depend on any of these nodes."""
-    reached: set[str] = set()
-    for n in channels.graph.nodes:
-        if n.index in nodes or any(i in reached for i in (*n.inputs, *n.captures)):
-            reached.update(n.outputs)
-    return [o for o in channels.graph.outputs if o in reached]

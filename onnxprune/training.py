@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.domains import limited_by
 from onnxprune.channels.labels import tracked_axes

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.statistics import InputMoments, collect
+from onnxprune.calibration.input_moments import InputMoments, collect
+from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.graph import protobuf
 from onnxprune.runtime.session import Session

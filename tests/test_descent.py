@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune.calibrate.layers import Layer, layers_of
+from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.descent import DAMPING, Descent
 from tests.calibrated import prepare_text
 from tests.compare import assert_same

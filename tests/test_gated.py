@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.outputs import Batch
+from onnxprune.calibration.gated_network import GatedNetwork
+from onnxprune.calibration.probe import Batch
 from onnxprune.channels.gates import by_group, gates_of
-from onnxprune.gated import GatedNetwork
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import output_imitation

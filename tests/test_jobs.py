@@ -27,9 +27,10 @@ import onnx
 import pytest
 
 from onnxprune import PruneResult, RunError, UsageError, prune
-from onnxprune.calibrate import statistics
-from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.outputs import Probe, batches_of, collect, with_samples
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.gate_moments import collect
+from onnxprune.calibration.layers import layers_of
+from onnxprune.calibration.probe import Probe, batches_of, with_samples
 from onnxprune.channels.gates import gates_of
 from onnxprune.graph import external
 from onnxprune.jobs import Here, Scheduler, Work, scheduling
@@ -104,7 +105,7 @@ def test_shards_do_not_depend_on_the_workers_and_lose_nothing() -> None:
         samples = samples_of(p, count)
         for batch in (1, 7, 64):
             for most in (1, 3, 8):
-                parts = statistics.shards(samples, batch, most)
+                parts = input_moments.shards(samples, batch, most)
                 assert len(parts) <= most
                 joined = np.concatenate([x.samples.arrays["x"] for x in parts])
                 assert np.array_equal(joined, samples.arrays["x"])
@@ -135,12 +136,12 @@ def two() -> Iterator[Processes]:
 def test_moments_of_shards_are_those_of_one_pass(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a shard samples other positions, holds out other batches, or its sums are lost in the merge."""
     if wide:
-        monkeypatch.setattr(statistics, "WIDE", 20)
+        monkeypatch.setattr(input_moments, "WIDE", 20)
     p = prepare_text(TEXT)
     samples = samples_of(p, 300)
     layers = layers_of(p.channels)
     arguments = (p.normalised.proto, layers, samples, p.normalised.shapes, 3)
-    here, there = statistics.collect(*arguments), statistics.collect(*arguments, Workers())
+    here, there = input_moments.collect(*arguments), input_moments.collect(*arguments, Workers())
     assert here.keys() == there.keys()
     assert any(x.classes is not None for x in here.values()) is wide
     for name, found in there.items():

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.regressions import magnitude
+from onnxprune.calibration.layers import Layer, layers_of
+from onnxprune.calibration.regressions import magnitude
 from onnxprune.channels.describe import describe
 from onnxprune.graph import protobuf
 from onnxprune.graph.quantized import Quantized, behind_quantization, real_values

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxprune import PruneResult, prune
-from onnxprune.calibrate.layers import layers_of
+from onnxprune.calibration.layers import layers_of
 from onnxprune.channels import branches
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 
 from onnxprune import pipeline, refit
-from onnxprune.calibrate import statistics
-from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.input_moments import InputMoments
+from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.channels import branches
 from onnxprune.data.samples import Samples
 from onnxprune.numerics.least_squares import JITTER
@@ -155,7 +155,7 @@ def test_scale_is_the_best_scalar_per_channel(name: str) -> None:
 def test_wide_layers_are_rescaled_at_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a layer whose Gram was never taken is refitted from something else."""
     _, _, _, _, _, _, expected = refitted("flatten", "scale")
-    monkeypatch.setattr(statistics, "WIDE", 20)
+    monkeypatch.setattr(input_moments, "WIDE", 20)
     _, _, known, _, _, _, found = refitted("flatten", "least-squares")
     assert known.classes is not None
     assert_same(found["w2"], expected["w2"], rtol=RTOL, atol=0.0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxprune.calibrate import statistics
-from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.regressions import consumers_of, magnitude, regressions_of
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.layers import layers_of
+from onnxprune.calibration.regressions import consumers_of, magnitude, regressions_of
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.methods import METHODS
 from onnxprune.numerics.least_squares import JITTER
@@ -111,7 +111,7 @@ def test_wide_layers_take_part_with_their_contributions(monkeypatch: pytest.Monk
     p = prepare_text(SHARED)
     samples = samples_of(p, 200)
     layers, full = moments_of(p, samples)
-    monkeypatch.setattr(statistics, "WIDE", 20)
+    monkeypatch.setattr(input_moments, "WIDE", 20)
     _, wide = moments_of(p, samples)
     assert wide["w5"].classes is not None
     (g,) = [g for g in p.channels.groups if g.consumers and g.consumers[0].tensor == "w5"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from onnxprune import sensitivity
-from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.regressions import consumers_of
+from onnxprune.calibration.layers import layers_of
+from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import branches
 from onnxprune.graph import external
 from onnxprune.jobs import Here, Work

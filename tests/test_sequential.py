@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from onnxprune import pipeline, prune
-from onnxprune.calibrate.regressions import consumers_of
+from onnxprune.calibration.regressions import consumers_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable
 from onnxprune.methods import METHODS

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.fits import fitted
 from benchmarks.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
 from benchmarks.paper.records import Records, Row
-from onnxprune.calibrate import regressions
+from onnxprune.calibration import regressions
 from onnxprune.select import Path, baselines, gfs, imitation, obs
 from onnxprune.select.exact import ExactWalk
 from onnxprune.select.imitation import SLACK, QuadraticWalk

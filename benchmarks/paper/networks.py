@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import kits
 from benchmarks.accuracy.kits import load_kit
-from onnxprune.calibrate import regressions
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.outputs import Batch
+from onnxprune.calibration import regressions
+from onnxprune.calibration.gated_network import GatedNetwork
+from onnxprune.calibration.layers import Layer
+from onnxprune.calibration.probe import Batch
+from onnxprune.calibration.readers import outputs_behind
 from onnxprune.channels.gates import Gate, by_group
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples, checked, input_specs
-from onnxprune.gated import GatedNetwork
 from onnxprune.graph import protobuf
 from onnxprune.objective import Objective, output_imitation
 from onnxprune.rewrite import set_initializers
@@ -29,7 +30,6 @@ from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker
 from onnxprune.select.known import Known
 from onnxprune.select.quadratic import Quadratic
-from onnxprune.sensitivity import outputs_behind
 from onnxprune.stages import calibrate, couple, load
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled

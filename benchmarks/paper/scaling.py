@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.paper.fits import exponent
 from benchmarks.paper.networks import MNIST_VGG, Kit, Network, Prepared
 from benchmarks.paper.records import Records, Row
-from onnxprune.calibrate.outputs import Probe, batches_of, collect
+from onnxprune.calibration.gate_moments import collect
+from onnxprune.calibration.probe import Probe, batches_of
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.select import Regression, baselines, gfs, imitation, obs

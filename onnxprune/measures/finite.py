@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration.layers import Layer
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf

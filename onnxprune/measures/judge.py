@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from onnxprune.calibration.branches_taken import Taken
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
@@ -19,7 +20,6 @@ from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import outputs
 from onnxprune.runtime.session import Session
-from onnxprune.taken import Taken
 
 # Samples among which one is sought that differs from the first.
 _LOOKED_AT = 64

@@ -18,7 +18,7 @@ from math import prod
 
 import onnx
 
-from onnxprune.calibrate.statistics import BATCH, HOLD_OUT, batch_size
+from onnxprune.calibration.input_moments import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError

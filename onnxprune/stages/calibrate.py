@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from onnxprune.calibrate import outputs, regressions, statistics
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.outputs import OutputMoments
-from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.calibration import input_moments, probe, regressions
+from onnxprune.calibration.gate_moments import OutputMoments
+from onnxprune.calibration.input_moments import InputMoments
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels.gates import Gate, gates_of
 from onnxprune.config import PruneConfig
 from onnxprune.jobs.place import HERE, Place
@@ -57,12 +57,12 @@ def calibrate(
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     proto, seed = coupled.taken.proto, settings.seed
-    moments = statistics.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
+    moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers=consumers, moments=moments, plain_seconds=plain, reference=reference)
     goals = goals_of(loaded, coupled, reference, settings)
     layouts = coupled.observed.layouts
-    gates = outputs.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
+    gates = probe.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
     known = OutputMoments()
     if settings.reads_gradients:
         known = probed(loaded, coupled, consumers, gates, goals, settings, place)

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 import onnx
 
 from onnxprune import cost, plan, trt_check
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration.branches_taken import Taken, layers_taken, taken_by
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.describe import Description, describe
@@ -24,7 +25,6 @@ from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.measures.judge import layouts_of, observed_of, seen, watched
 from onnxprune.measures.observed import Observed, tensors_of
 from onnxprune.stages.load import Loaded
-from onnxprune.taken import Taken, layers_taken, taken_by
 from onnxprune.targets import TARGETS
 from onnxprune.widths import Widths
 

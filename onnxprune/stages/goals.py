@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.calibrate import outputs
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.outputs import OutputMoments, Probe, batches_of
+from onnxprune.calibration import gate_moments
+from onnxprune.calibration.gate_moments import OutputMoments
+from onnxprune.calibration.layers import Layer
+from onnxprune.calibration.probe import Probe, batches_of
 from onnxprune.channels.gates import Gate
 from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels
@@ -80,7 +81,7 @@ def probed(
     probe = Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types, place.provider, layouts)
     batches = batches_of(loaded.fit, taken.channels.graph, goals.fit_outputs)
     slope = settings.labels is not None
-    return outputs.collect(
+    return gate_moments.collect(
         probe,
         taken.channels,
         batches,

@@ -22,16 +22,17 @@ import numpy as np
 import onnx
 
 from onnxprune import parts, refit
-from onnxprune.calibrate import outputs as probing
-from onnxprune.calibrate.outputs import Batch, Probe, part_of
-from onnxprune.calibrate.regressions import consumers_of, regressions_of
-from onnxprune.calibrate.statistics import is_wide
+from onnxprune.calibration import gate_moments
+from onnxprune.calibration.gated_network import GatedNetwork
+from onnxprune.calibration.input_moments import is_wide
+from onnxprune.calibration.probe import Batch, Probe, part_of
+from onnxprune.calibration.readers import outputs_behind, read_by_layers_alone
+from onnxprune.calibration.regressions import consumers_of, regressions_of
 from onnxprune.channels import branches
 from onnxprune.channels.gates import Gate, by_group, units_of
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
-from onnxprune.gated import GatedNetwork
 from onnxprune.graph import external, protobuf
 from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS
@@ -47,7 +48,6 @@ from onnxprune.runtime.walker import Walker
 from onnxprune.select import Path
 from onnxprune.select.proposals import Proposal, joined, of_network, of_quadratic
 from onnxprune.select.quadratic import Quadratic
-from onnxprune.sensitivity import outputs_behind, read_by_layers_alone
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals
@@ -421,7 +421,7 @@ class _Layers:
             g = run.channels.groups[self.group]
             return of_network(network, g.size, g.rows, free=settings.coefficients == "free")
         probe = Probe.of(part, run.channels, gates, (), types, layouts=run.layouts)
-        found = probing.collect(
+        found = gate_moments.collect(
             probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
         )
         moments = found.gates.get(self.group)

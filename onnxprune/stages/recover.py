@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import onnx
 
-from onnxprune.calibrate.augment import images
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
 from onnxprune.measures.finite import keep_finite
@@ -15,6 +14,7 @@ from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
 from onnxprune.recover import Material, Schedule, recover
+from onnxprune.recovery.augment import images
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnxprune import refit
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
 from onnxprune.measures.finite import keep_finite

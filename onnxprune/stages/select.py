@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.outputs import OutputMoments
-from onnxprune.calibrate.regressions import consumers_of, magnitude, regressions_of
-from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.calibration.gate_moments import OutputMoments
+from onnxprune.calibration.input_moments import InputMoments
+from onnxprune.calibration.layers import Layer
+from onnxprune.calibration.regressions import consumers_of, magnitude, regressions_of
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.gates import units_of
 from onnxprune.config import PruneConfig

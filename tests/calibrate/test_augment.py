@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.augment import images, unchanged
 from onnxprune.numerics.arrays import Array
+from onnxprune.recovery.augment import images, unchanged
 
 SIZE = 16
 

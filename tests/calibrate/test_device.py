@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onnxprune import RunError, prune
-from onnxprune.calibrate import statistics
-from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.statistics import InputSums, Shard
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.input_moments import InputSums, Shard
+from onnxprune.calibration.layers import layers_of
 from onnxprune.config import PROVIDERS
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.numerics.gram import Gram
@@ -97,7 +97,7 @@ def test_only_matrices_leave_the_model() -> None:
 
 def test_wide_layers_keep_their_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where the Gram of a wide layer's columns is computed after all."""
-    monkeypatch.setattr(statistics, "WIDE", 100)
+    monkeypatch.setattr(input_moments, "WIDE", 100)
     p = prepare_text(TEXT)
     here, there = both(p, samples_of(p, 100))
     assert [len(x) for x in here.values()].count(1) == 1
@@ -164,6 +164,6 @@ def test_a_gpu_finds_the_same_moments() -> None:
     p = prepare_text(TEXT)
     samples = samples_of(p, 300)
     arguments = (p.normalised.proto, layers_of(p.channels), samples, p.normalised.shapes, 0)
-    here, there = (statistics.collect(*arguments, provider=x) for x in PROVIDERS)
+    here, there = (input_moments.collect(*arguments, provider=x) for x in PROVIDERS)
     for name, known in here.items():
         assert_same(there[name].p, known.p, rtol=1e-4, atol=1e-4 * float(np.abs(known.p).max()))

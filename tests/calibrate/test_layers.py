@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.calibrate.layers import Layer, StateGates, layers_of
+from onnxprune.calibration.layers import Layer, StateGates, layers_of
 from tests.calibrated import every_position, prepare_text, values
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE

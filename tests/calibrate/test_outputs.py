@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.outputs import Batch, OutputMoments, Probe, collect, part_of, with_samples
+from onnxprune.calibration.gate_moments import OutputMoments, collect
+from onnxprune.calibration.layers import layers_of
+from onnxprune.calibration.probe import Batch, Probe, part_of, with_samples
 from onnxprune.channels.gates import gates_of
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.graph import protobuf

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxprune.calibrate import statistics
-from onnxprune.calibrate.layers import layers_of
-from onnxprune.calibrate.statistics import InputMoments, batch_size, collect, positions_for
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.input_moments import InputMoments, batch_size, collect, positions_for
+from onnxprune.calibration.layers import layers_of
 from onnxprune.graph import external
 from onnxprune.numerics import gram
 from onnxprune.numerics.least_squares import JITTER
@@ -52,7 +52,7 @@ def test_moments_equal_those_of_all_rows(count: int) -> None:
 
 def test_wide_layers_know_the_gram_of_their_contributions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where contributions are assigned to the wrong class, or divided by another number than the rows."""
-    monkeypatch.setattr(statistics, "WIDE", 50)
+    monkeypatch.setattr(input_moments, "WIDE", 50)
     p = prepare_text(MIXED)
     samples = samples_of(p, 30)
     layers, moments = moments_of(p, samples)
@@ -182,13 +182,13 @@ def test_rows_of_the_inverse_are_those_of_the_regularised_moments(kept: str, rid
 def test_an_inverse_is_computed_once_for_every_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where each of the groups that share a layer inverts its moments again."""
     computed: list[float] = []
-    invert = statistics.inverse_spd
+    invert = input_moments.inverse_spd
 
     def counted(p: np.ndarray, ridge: float) -> np.ndarray:
         computed.append(ridge)
         return invert(p, ridge)
 
-    monkeypatch.setattr(statistics, "inverse_spd", counted)
+    monkeypatch.setattr(input_moments, "inverse_spd", counted)
     known = InputMoments(stack(), RIDGES[-1])
     for ridge in (1e-3, 1e-2, 1e-3, 1e-2):
         known.inverse(np.arange(3), ridge)

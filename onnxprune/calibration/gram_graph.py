@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.calibrate.layers import InputGates, Layer, StateGates
+from onnxprune.calibration.layers import InputGates, Layer, StateGates
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.session import Feeds

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.calibrate.layers import Layer, layers_of
-from onnxprune.calibrate.statistics import BATCH
+from onnxprune.calibration.input_moments import BATCH
+from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
 from onnxprune.graph import bodies, protobuf

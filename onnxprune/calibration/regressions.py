@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune.calibrate.layers import Layer
-from onnxprune.calibrate.statistics import InputMoments
+from onnxprune.calibration.input_moments import InputMoments
+from onnxprune.calibration.layers import Layer
 from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.graph.quantized import real_values
 from onnxprune.numerics.arrays import Array, Doubles, Ints, is_float

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.calibrate.device import GramGraph, Inputs
-from onnxprune.calibrate.layers import Layer
+from onnxprune.calibration.gram_graph import GramGraph, Inputs
+from onnxprune.calibration.layers import Layer
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.view import Shape, sample_bytes

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.calibrate.outputs import Batch, differentiable, located
+from onnxprune.calibration.probe import Batch, differentiable, located
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.gates import Gate, sums_of, values_of
 from onnxprune.gradients import backward

@@ -1,1 +1,0 @@
-"""Calibration: data, and streaming statistics of what each linear layer reads."""
