@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import together
 from onnxprune.numerics.arrays import Doubles, Mask
-from onnxprune.select import Path
+from onnxprune.selection import Path
 
 
 def with_every_part(channels: ChannelGraph, masks: Mapping[int, Mask], paths: Sequence[Path]) -> dict[int, Mask] | None:

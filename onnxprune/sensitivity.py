@@ -36,7 +36,7 @@ from onnxprune.refit import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes
-from onnxprune.select import Path
+from onnxprune.selection import Path
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
 LEVELS = (0.3, 0.6)

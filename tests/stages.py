@@ -17,7 +17,7 @@ from onnxprune.normalise import Normalised, normalise
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut
 from onnxprune.runtime.session import Session
-from onnxprune.select.path import Path, in_turns
+from onnxprune.selection.path import Path, in_turns
 from tests.graphs import TABLE
 
 Array = NDArray[Any]

@@ -37,7 +37,7 @@ from onnxprune.jobs import Here, Scheduler, Work, scheduling
 from onnxprune.jobs.processes import Processes
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import output_imitation
-from onnxprune.select.known import Choice, Known
+from onnxprune.selection.known import Choice, Known
 from onnxprune.sensitivity import measure
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.select import Selection, paths

@@ -18,7 +18,7 @@ from benchmarks.paper.markup import number, table, wrapped
 from benchmarks.paper.networks import Network, Prepared
 from benchmarks.paper.records import Records
 from onnxprune.runtime.session import Session
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection.quadratic import Quadratic
 from tests import digits
 from tests.compare import assert_same
 

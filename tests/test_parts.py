@@ -11,7 +11,7 @@ import pytest
 from onnxprune import parts, plan, prune
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, UsageError
-from onnxprune.select import Path
+from onnxprune.selection import Path
 from tests.graphs import TABLE
 from tests.stages import Prepared
 

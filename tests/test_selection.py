@@ -14,8 +14,8 @@ from onnxprune.calibration.regressions import consumers_of, magnitude, regressio
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.methods import METHODS
 from onnxprune.numerics.least_squares import JITTER
-from onnxprune.select import Regression
-from onnxprune.select.known import Choice
+from onnxprune.selection import Regression
+from onnxprune.selection.known import Choice
 from onnxprune.stages.select import paths
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same

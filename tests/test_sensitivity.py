@@ -20,7 +20,7 @@ from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import cut, replace_initializers
-from onnxprune.select.known import Choice
+from onnxprune.selection.known import Choice
 from onnxprune.sensitivity import measure
 from onnxprune.stages.select import paths
 from onnxprune.threads import limited

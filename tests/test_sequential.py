@@ -20,8 +20,8 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import outputs
-from onnxprune.select.imitation import best_of_size
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection.imitation import best_of_size
+from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated

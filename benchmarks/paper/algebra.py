@@ -20,8 +20,8 @@ from onnxprune import prune
 from onnxprune.channels.gates import units_of
 from onnxprune.oracle import masked_model
 from onnxprune.rewrite import cut, replace_initializers
-from onnxprune.select.imitation import QuadraticWalk, greedy
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection.imitation import QuadraticWalk, greedy
+from onnxprune.selection.quadratic import Quadratic
 
 Floats = NDArray[np.float64]
 PARAMETERS, EQUIVALENCE, INTERVAL = "parameters", "equivalence", "interval"

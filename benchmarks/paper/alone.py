@@ -12,7 +12,7 @@ from benchmarks.paper.convergence import places
 from benchmarks.paper.networks import Alone, Kit, Network, Prepared, scores
 from benchmarks.paper.records import Records, Row
 from onnxprune import refit
-from onnxprune.select import Path, imitation
+from onnxprune.selection import Path, imitation
 
 Array = NDArray[np.float64]
 SECTION = "alone"

@@ -15,11 +15,11 @@ from benchmarks.paper.fits import fitted
 from benchmarks.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
 from benchmarks.paper.records import Records, Row
 from onnxprune.calibration import regressions
-from onnxprune.select import Path, baselines, gfs, imitation, obs
-from onnxprune.select.exact import ExactWalk
-from onnxprune.select.imitation import SLACK, QuadraticWalk
-from onnxprune.select.quadratic import Quadratic
-from onnxprune.select.steps import Step
+from onnxprune.selection import Path, baselines, gfs, imitation, obs
+from onnxprune.selection.exact import ExactWalk
+from onnxprune.selection.imitation import SLACK, QuadraticWalk
+from onnxprune.selection.quadratic import Quadratic
+from onnxprune.selection.steps import Step
 
 Floats = NDArray[np.float64]
 SECTION, CONSTANTS, COMBINED = "convergence", "constants", "combining"

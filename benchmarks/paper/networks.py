@@ -28,8 +28,8 @@ from onnxprune.rewrite import set_initializers
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker
-from onnxprune.select.known import Known
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection.known import Known
+from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages import calibrate, couple, load
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled

@@ -19,8 +19,8 @@ from onnxprune.calibration.gate_moments import collect
 from onnxprune.calibration.probe import Probe, batches_of
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.outputs import outputs_of
-from onnxprune.select import Regression, baselines, gfs, imitation, obs
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection import Regression, baselines, gfs, imitation, obs
+from onnxprune.selection.quadratic import Quadratic
 
 SECTION = "scaling"
 UNITS = (64, 128, 256, 512)

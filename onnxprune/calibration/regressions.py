@@ -13,7 +13,7 @@ from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.graph.quantized import real_values
 from onnxprune.numerics.arrays import Array, Doubles, Ints, is_float
 from onnxprune.numerics.ridge import OF_SELECTION
-from onnxprune.select import Regression
+from onnxprune.selection import Regression
 
 # Consumers of which a group's columns are one in so many.
 _SHARED = 4

@@ -28,7 +28,7 @@ from onnxprune.latency.table import Sample, fit
 from onnxprune.numerics.arrays import Array
 from onnxprune.rewrite import cut
 from onnxprune.runtime.timing import quick_ratio
-from onnxprune.select.path import Path, in_turns
+from onnxprune.selection.path import Path, in_turns
 
 GRID = 16
 SESSIONS = 3

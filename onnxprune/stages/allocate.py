@@ -16,7 +16,7 @@ from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.runtime.session import concatenated
-from onnxprune.select import Path
+from onnxprune.selection import Path
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded

@@ -11,7 +11,7 @@ from onnxprune.errors import UsageError
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Mask
-from onnxprune.select import Path
+from onnxprune.selection import Path
 from onnxprune.stages.allocate import allocate, coefficients_of
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated

@@ -45,9 +45,9 @@ from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import outputs
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker
-from onnxprune.select import Path
-from onnxprune.select.proposals import Proposal, joined, of_network, of_quadratic
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection import Path
+from onnxprune.selection.proposals import Proposal, joined, of_network, of_quadratic
+from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals

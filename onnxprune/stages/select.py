@@ -18,9 +18,9 @@ from onnxprune.jobs.place import HERE, Place
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.methods import METHODS, Looks, tried
 from onnxprune.numerics.arrays import Doubles
-from onnxprune.select import Path, Regression
-from onnxprune.select.known import Choice, Known, function_of
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection import Path, Regression
+from onnxprune.selection.known import Choice, Known, function_of
+from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from onnxprune.select import Quadratic
+from onnxprune.selection import Quadratic
 
 Array = NDArray[np.float64]
 GRID = 41

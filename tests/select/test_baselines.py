@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.select import Regression, baselines
+from onnxprune.selection import Regression, baselines
 from tests.compare import assert_same
 from tests.select.exhaustive import family
 from tests.select.problems import problem

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from onnxprune.select import exact
-from onnxprune.select.exact import ExactWalk
-from onnxprune.select.imitation import greedy
+from onnxprune.selection import exact
+from onnxprune.selection.exact import ExactWalk
+from onnxprune.selection.imitation import greedy
 from tests.compare import assert_same
 from tests.select.exhaustive import FAMILIES, Array, best_on_line, best_step, family, lowest, moved
 

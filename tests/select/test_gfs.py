@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxprune.select import gfs
+from onnxprune.selection import gfs
 from tests.compare import assert_same
 from tests.select.exhaustive import FAMILIES, Samples, family
 

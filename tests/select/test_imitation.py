@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.select import Quadratic
-from onnxprune.select.imitation import QuadraticWalk, greedy
+from onnxprune.selection import Quadratic
+from onnxprune.selection.imitation import QuadraticWalk, greedy
 from tests.compare import assert_same
 from tests.select.exhaustive import FAMILIES, Array, Samples, best_on_line, best_step, family, lowest, moved
 

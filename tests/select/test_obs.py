@@ -11,8 +11,8 @@ from scipy import linalg
 
 from onnxprune.numerics.least_squares import JITTER, restricted
 from onnxprune.numerics.ridge import OF_SELECTION
-from onnxprune.select import Regression, obs
-from onnxprune.select.obs import eliminate
+from onnxprune.selection import Regression, obs
+from onnxprune.selection.obs import eliminate
 from tests.compare import assert_same
 from tests.select.problems import Problem, problem
 

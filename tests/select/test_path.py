@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.select import Path, Regression
+from onnxprune.selection import Path, Regression
 from tests.compare import assert_same
 from tests.select.problems import Problem, problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.select import Discrepancy, Quadratic
+from onnxprune.selection import Discrepancy, Quadratic
 from tests.compare import assert_same
 from tests.select.exhaustive import FAMILIES, family
 

@@ -17,8 +17,8 @@ import pytest
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from onnxprune.select import Quadratic, gfs
-from onnxprune.select.imitation import greedy
+from onnxprune.selection import Quadratic, gfs
+from onnxprune.selection.imitation import greedy
 from tests.select.exhaustive import Array
 
 UNITS = 60

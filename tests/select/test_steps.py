@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from onnxprune.select import Path, gfs
-from onnxprune.select.imitation import best_of_size, greedy, imitate
+from onnxprune.selection import Path, gfs
+from onnxprune.selection.imitation import best_of_size, greedy, imitate
 from tests.compare import assert_same
 from tests.select.exhaustive import FAMILIES, Samples, family
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Doubles, Ints
-from onnxprune.select.path import Path, Regression
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection.path import Path, Regression
+from onnxprune.selection.quadratic import Quadratic
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,5 +51,5 @@ class Choice:
 def function_of(method: str) -> Callable[[Known, Choice], Path]:
     """What a row of METHODS names."""
     file, _, function = METHODS[method].function.partition(".")
-    found: Callable[[Known, Choice], Path] = getattr(import_module(f"onnxprune.select.{file}"), function)
+    found: Callable[[Known, Choice], Path] = getattr(import_module(f"onnxprune.selection.{file}"), function)
     return found

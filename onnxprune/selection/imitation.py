@@ -21,10 +21,10 @@ from itertools import islice
 import numpy as np
 
 from onnxprune.numerics.arrays import Doubles, Ints, Mask
-from onnxprune.select.known import Choice, Known
-from onnxprune.select.path import Path
-from onnxprune.select.quadratic import Quadratic
-from onnxprune.select.steps import Step, best_within, path_of
+from onnxprune.selection.known import Choice, Known
+from onnxprune.selection.path import Path
+from onnxprune.selection.quadratic import Quadratic
+from onnxprune.selection.steps import Step, best_within, path_of
 
 # Smaller α than this, and smaller gains than the second relative to the terms of D, are rounding.
 _NEGLIGIBLE = 1e-12

@@ -20,8 +20,8 @@ from onnxprune.numerics.arrays import Doubles, Floats, Ints
 from onnxprune.numerics.lapack import add_products
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.numerics.ridge import OF_SELECTION
-from onnxprune.select.known import Choice, Known
-from onnxprune.select.path import Path, Regression, in_turns
+from onnxprune.selection.known import Choice, Known
+from onnxprune.selection.path import Path, Regression, in_turns
 
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024

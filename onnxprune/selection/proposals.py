@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from onnxprune.numerics.arrays import Doubles, Ints, Mask
 from onnxprune.numerics.gram import NormalEquations
-from onnxprune.select.exact import ExactWalk
-from onnxprune.select.imitation import SLACK, best_of_size
-from onnxprune.select.quadratic import Discrepancy, Quadratic
-from onnxprune.select.steps import best_within
+from onnxprune.selection.exact import ExactWalk
+from onnxprune.selection.imitation import SLACK, best_of_size
+from onnxprune.selection.quadratic import Discrepancy, Quadratic
+from onnxprune.selection.steps import best_within
 
 # How many units → which ones, and their coefficients where the method gives any.
 Proposal = Callable[[int], tuple[Mask, Doubles | None]]

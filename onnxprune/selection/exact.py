@@ -27,10 +27,10 @@ from itertools import islice
 import numpy as np
 
 from onnxprune.numerics.arrays import Doubles, Ints, Mask
-from onnxprune.select.imitation import SLACK
-from onnxprune.select.path import Path
-from onnxprune.select.quadratic import Discrepancy
-from onnxprune.select.steps import Step, path_of
+from onnxprune.selection.imitation import SLACK
+from onnxprune.selection.path import Path
+from onnxprune.selection.quadratic import Discrepancy
+from onnxprune.selection.steps import Step, path_of
 
 LINE = 4
 _TRUSTED = 0.1

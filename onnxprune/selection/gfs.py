@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 from onnxprune.numerics.arrays import Ints
-from onnxprune.select.imitation import SLACK, QuadraticWalk
-from onnxprune.select.known import Choice, Known
-from onnxprune.select.path import Path
-from onnxprune.select.quadratic import Quadratic
-from onnxprune.select.steps import Step, path_of
+from onnxprune.selection.imitation import SLACK, QuadraticWalk
+from onnxprune.selection.known import Choice, Known
+from onnxprune.selection.path import Path
+from onnxprune.selection.quadratic import Quadratic
+from onnxprune.selection.steps import Step, path_of
 
 
 def path(known: Known, choice: Choice) -> Path:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxprune.numerics.arrays import Doubles, Ints, Mask
-from onnxprune.select.path import Path, falling, in_turns
+from onnxprune.selection.path import Path, falling, in_turns
 
 # Relative to D(0): between coefficients that are equal up to this, the layer as it is, a = 1, is taken.
 _ROUNDING = 1e-12

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxprune.numerics.arrays import Doubles, Ints
-from onnxprune.select.known import Choice, Known
-from onnxprune.select.path import Path, Regression, falling, in_turns
-from onnxprune.select.quadratic import Quadratic
+from onnxprune.selection.known import Choice, Known
+from onnxprune.selection.path import Path, Regression, falling, in_turns
+from onnxprune.selection.quadratic import Quadratic
 
 
 def path_at_random(known: Known, choice: Choice) -> Path:
