@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import budget
+from onnxprune.allocation import budget
 from onnxprune.config import PruneConfig
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.machine import OnnxRuntime

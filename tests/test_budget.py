@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxprune.budget import Budget, allocate, allowed_widths, measured_curve, smallest, uniform
+from onnxprune.allocation.budget import Budget, allocate, allowed_widths, measured_curve, smallest, uniform
 from onnxprune.cost import Cost, Length, Term
 from tests.compare import assert_same
 

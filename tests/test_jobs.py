@@ -27,6 +27,7 @@ import onnx
 import pytest
 
 from onnxprune import PruneResult, RunError, UsageError, prune
+from onnxprune.allocation.trial_cuts import measure
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.gate_moments import collect
 from onnxprune.calibration.layers import layers_of
@@ -38,7 +39,6 @@ from onnxprune.jobs.processes import Processes
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import output_imitation
 from onnxprune.selection.known import Choice, Known
-from onnxprune.sensitivity import measure
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.select import Selection, paths
 from onnxprune.threads import AT_ONCE_BYTES, limit, limited

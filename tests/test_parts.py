@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxprune import parts, plan, prune
+from onnxprune import plan, prune
+from onnxprune.allocation import every_part
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.selection import Path
@@ -31,7 +32,7 @@ def test_exchange(prepared: Lookup):
     """Parts are units 0..2, 3..5, 6..7; the path prefers the first part."""
     channels = prepared("chunk_uneven").channels
     order = path([7, 6, 5, 3, 4, 2, 1, 0])
-    kept = parts.with_every_part(channels, {0: order.kept(3)}, [order])
+    kept = every_part.with_every_part(channels, {0: order.kept(3)}, [order])
     assert kept is not None
     assert np.flatnonzero(kept[0]).tolist() == [0, 4, 6]
     assert np.flatnonzero(order.kept(3)).tolist() == [0, 1, 2]
@@ -40,10 +41,10 @@ def test_exchange(prepared: Lookup):
 def test_nothing_to_exchange(prepared: Lookup):
     channels = prepared("chunk_uneven").channels
     order = path([7, 5, 2, 1, 4, 6, 3, 0])
-    kept = parts.with_every_part(channels, {0: order.kept(3)}, [order])
+    kept = every_part.with_every_part(channels, {0: order.kept(3)}, [order])
     assert kept is not None
     assert np.array_equal(kept[0], order.kept(3))
-    assert parts.with_every_part(channels, {0: order.kept(2)}, [order]) is None
+    assert every_part.with_every_part(channels, {0: order.kept(2)}, [order]) is None
 
 
 def test_what_is_empty_stays_empty(prepared: Lookup):
@@ -52,10 +53,10 @@ def test_what_is_empty_stays_empty(prepared: Lookup):
     paths = [path(list(range(g.size))) for g in channels.groups]
     sizes = {g.size: g.index for g in channels.groups}
     one, other = ({sizes[n]: np.zeros(n, bool)} for n in (8, 7))
-    kept = parts.with_every_part(channels, one, paths)
+    kept = every_part.with_every_part(channels, one, paths)
     assert kept is not None
     assert not kept[sizes[8]].any()
-    assert parts.with_every_part(channels, {**one, **other}, paths) is None
+    assert every_part.with_every_part(channels, {**one, **other}, paths) is None
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.6])

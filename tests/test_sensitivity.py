@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune import sensitivity
+from onnxprune.allocation import trial_cuts
+from onnxprune.allocation.trial_cuts import measure
 from onnxprune.calibration.layers import layers_of
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import branches
@@ -21,7 +22,6 @@ from onnxprune.oracle import masked_model
 from onnxprune.refit import in_place
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.selection.known import Choice
-from onnxprune.sensitivity import measure
 from onnxprune.stages.select import paths
 from onnxprune.threads import limited
 from tests.calibrated import moments_of, prepare_text, samples_of, values
@@ -139,7 +139,7 @@ def test_trials_equal_masking_the_whole_model(name: str, prepared: Lookup) -> No
     found, expected = expected_trials(p, 100, "obs")
     assert any(found)
     for g, trials in zip(p.channels.groups, found, strict=True):
-        assert not trials or sorted(trials) == sensitivity.trial_widths(g.size, g.step)
+        assert not trials or sorted(trials) == trial_cuts.trial_widths(g.size, g.step)
         assert all(width % g.step == 0 for width in trials)
     for a, b in zip(found, expected, strict=True):
         assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
@@ -188,7 +188,7 @@ def test_outputs_out_of_reach_count_as_exact_and_integers_not_at_all(text: str) 
     """Fails where errors of groups do not compare, as the mean is over other outputs for each of them."""
     found, expected = expected_trials(prepare_text(text), 100, "magnitude")
     for a, b in zip(found, expected, strict=True):
-        assert len(a) == len(sensitivity.LEVELS)
+        assert len(a) == len(trial_cuts.LEVELS)
         assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
 
 
@@ -207,14 +207,14 @@ def test_trials_look_at_no_more_samples_than_they_may(prepared: Lookup) -> None:
     for g, consumers in zip(p.channels.groups, consumers_of(p.channels, layers), strict=True):
         first = min(x.node.index for x in consumers)
         share = sum(m for i, m in macs.items() if i >= first) / sum(macs.values())
-        runs += len(sensitivity.trial_widths(g.size, g.step)) * share
+        runs += len(trial_cuts.trial_widths(g.size, g.step)) * share
     every = set(range(len(p.channels.groups)))
     arguments = (p.channels, layers, every, samples, reference)
-    for passes, expected in ((runs * 0.25, 25), (runs * 0.013, sensitivity.LEAST_TRIED), (runs, 100), (9 * runs, 100)):
-        some, outputs, levels = sensitivity.affordable(*arguments, passes * (1 + 1e-9))
+    for passes, expected in ((runs * 0.25, 25), (runs * 0.013, trial_cuts.LEAST_TRIED), (runs, 100), (9 * runs, 100)):
+        some, outputs, levels = trial_cuts.affordable(*arguments, passes * (1 + 1e-9))
         assert len(some) == expected
         # Two levels of the least number of samples cost 8 % of all runs.
-        assert levels == (sensitivity.LEVELS if passes > 0.08 * runs else sensitivity.FEW_LEVELS)
+        assert levels == (trial_cuts.LEVELS if passes > 0.08 * runs else trial_cuts.FEW_LEVELS)
         for name, y in reference.values.items():
             assert_same(outputs.values[name], y[:expected], rtol=0.0, atol=0.0)
         assert_same(some.slice(0, 3)["x"], samples.slice(0, 3)["x"], rtol=0.0, atol=0.0)
@@ -230,22 +230,22 @@ def test_trials_on_the_masked_model_cost_what_lies_behind_the_first_reader(
     layers, _ = moments_of(p, samples)
     y = np.arange(500.0, dtype=np.float32).reshape(100, 5)
     reference = Answers.of({"y": y, "labels": y.argmax(axis=1)}, 100)
-    refitted, _, _ = sensitivity.affordable(p.channels, layers, only, samples, reference, passes)
-    some, outputs, _ = sensitivity.affordable(p.channels, (), only, samples, reference, passes)
-    assert sensitivity.LEAST_TRIED < len(some) == len(refitted) < 100
+    refitted, _, _ = trial_cuts.affordable(p.channels, layers, only, samples, reference, passes)
+    some, outputs, _ = trial_cuts.affordable(p.channels, (), only, samples, reference, passes)
+    assert trial_cuts.LEAST_TRIED < len(some) == len(refitted) < 100
     assert_same(some.slice(0, 100)["x"], samples.slice(0, len(some))["x"], rtol=0.0, atol=0.0)
     assert outputs.values.keys() == {"y"}
     assert_same(outputs.values["y"], y[: len(some)], rtol=0.0, atol=0.0)
     assert outputs.spreads == (pytest.approx(((y[: len(some)] - y[: len(some)].mean(axis=0)) ** 2).sum()),)
 
 
-@pytest.mark.parametrize(("count", "only"), [(sensitivity.LEAST_TRIED, {0, 1}), (5, {0, 1}), (100, set[int]())])
+@pytest.mark.parametrize(("count", "only"), [(trial_cuts.LEAST_TRIED, {0, 1}), (5, {0, 1}), (100, set[int]())])
 def test_few_samples_or_no_trials_need_no_cut(count: int, only: set[int], prepared: Lookup) -> None:
     """Fails where fewer samples are tried than the least, more than there are, or none where nothing is tried."""
     p = prepared("plain")
     samples = samples_of(p, count)
     reference = Answers.of({"y": np.zeros((count, 5), np.float32)}, count)
-    some, outputs, _ = sensitivity.affordable(p.channels, layers_of(p.channels), only, samples, reference, 1e-6)
+    some, outputs, _ = trial_cuts.affordable(p.channels, layers_of(p.channels), only, samples, reference, 1e-6)
     assert some is samples and outputs is reference
 
 
@@ -254,7 +254,7 @@ def test_an_output_without_an_axis_is_looked_at_whole(prepared: Lookup) -> None:
     p = prepared("plain")
     samples = samples_of(p, 100)
     reference = Answers.of({"loss": np.array(1.0, np.float32), "y": np.zeros((100, 5), np.float32)}, 100)
-    some, outputs, _ = sensitivity.affordable(p.channels, layers_of(p.channels), {0}, samples, reference, 1e-9)
+    some, outputs, _ = trial_cuts.affordable(p.channels, layers_of(p.channels), {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
 
 
@@ -264,7 +264,7 @@ def test_outputs_that_are_not_of_single_samples_are_looked_at_whole(prepared: Lo
     samples = samples_of(p, 100)
     layers, _ = moments_of(p, samples)
     reference = Answers.of({"y": np.zeros((7, 3), np.float32)}, 100)
-    some, outputs, _ = sensitivity.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
+    some, outputs, _ = trial_cuts.affordable(p.channels, layers, {0}, samples, reference, 1e-9)
     assert some is samples and outputs is reference
 
 
@@ -292,7 +292,7 @@ def test_trials_do_not_depend_on_the_others_nor_on_their_order(
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
     with external.spilling():
         measured = measure(*arguments, only=every, types=p.normalised.types, memory=memory, scheduler=here)
-        assert isinstance(here.work, sensitivity.Trials) and here.work.side_by_side
+        assert isinstance(here.work, trial_cuts.Trials) and here.work.side_by_side
         assert [i.stop for i in here.items] == [*range(len(here.items))] and len(here.items) > 1
         items = [replace(item, masked=item.masked or masked) for item in here.items]
         alone = [replace(here.work)(item) for item in items]
@@ -327,7 +327,7 @@ def test_one_output_off_by_a_hundredth_is_seen(prepared: Lookup, monkeypatch: py
     def nudged(*arguments: object) -> dict[str, np.ndarray]:
         return {k: v * 1.01 for k, v in in_place(*arguments).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sensitivity, "in_place", nudged)
+    monkeypatch.setattr(trial_cuts, "in_place", nudged)
     found, expected = expected_trials(p, 100, "obs")
     with pytest.raises(AssertionError, match="times the bound"):
         for a, b in zip(found, expected, strict=True):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune import PruneConfig, plan, prune
-from onnxprune.budget import allowed_widths, useful_alignment
+from onnxprune.allocation.budget import allowed_widths, useful_alignment
 from onnxprune.errors import BudgetUnreachable
 from onnxprune.report.summary import Report
 from onnxprune.report.terminal import Screen, prune_report

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnxprune import parts
+from onnxprune.allocation import every_part
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.data.samples import Samples
@@ -95,7 +95,7 @@ class Stopwatch:
         """The model at these widths, nothing fitted; which units stay is arbitrary. None where a part would vanish."""
         paths = [Path(in_turns(np.arange(g.size)[::-1].copy(), g.rows), np.zeros(g.size + 1)) for g in self._groups]
         fewer = {g.index: paths[g.index].kept(k) for g, k in zip(self._groups, kept, strict=True) if k < g.size}
-        masks = parts.with_every_part(self.channels, fewer, paths)
+        masks = every_part.with_every_part(self.channels, fewer, paths)
         if masks is None:
             return None
         return cut(marked(self.proto), self.channels, self.channels.keep_classes(masks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from onnxprune import budget, parts, sensitivity
+from onnxprune.allocation import budget, every_part, trial_cuts
 from onnxprune.calibration.input_moments import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
@@ -62,7 +62,7 @@ def allocate(
         raise NothingPrunable(
             f"no channel has to go for {exact_percent(settings.share)} of {of}; give a larger {option}"
         )
-    whole = parts.with_every_part(channels, masks, paths)
+    whole = every_part.with_every_part(channels, masks, paths)
     if whole is None:
         raise BudgetUnreachable(
             f"at {exact_percent(settings.share)} some tensor would keep no channel at all; lower {option}"
@@ -189,7 +189,7 @@ def error_of(
     """The error of the outputs, on held-out samples, with all groups cut to these widths along their paths."""
     taken = coupled.seen
     widths = {g.index: k for g, k in zip(taken.channels.groups, kept, strict=True) if k < g.size}
-    session = sensitivity.cut_session(
+    session = trial_cuts.cut_session(
         widths,
         paths,
         taken.proto,
@@ -218,10 +218,10 @@ def trials_of(
     only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
     most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
     passes = most * loaded.count / len(loaded.held)
-    samples, reference, levels = sensitivity.affordable(
+    samples, reference, levels = trial_cuts.affordable(
         taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
     )
-    return sensitivity.measure(
+    return trial_cuts.measure(
         taken.proto,
         taken.channels,
         coupled.layers,
@@ -244,7 +244,7 @@ def coefficients_of(masks: Masks, paths: Sequence[Path]) -> dict[int, Coefficien
     found: dict[int, Coefficients] = {}
     for g, mask in masks.items():
         width = int(mask.sum())
-        a = parts.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
+        a = every_part.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
         if a is not None:
             found[g] = a
     return found

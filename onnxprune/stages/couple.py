@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from onnxprune import cost, plan, trt_check
+from onnxprune.allocation.widths import Widths
 from onnxprune.calibration.branches_taken import Taken, layers_taken, taken_by
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph, branches, build
@@ -26,7 +27,6 @@ from onnxprune.measures.judge import layouts_of, observed_of, seen, watched
 from onnxprune.measures.observed import Observed, tensors_of
 from onnxprune.stages.load import Loaded
 from onnxprune.targets import TARGETS
-from onnxprune.widths import Widths
 
 # The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
 _MATTERS, _SHOWN = 0.01, 3

@@ -21,7 +21,9 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from onnxprune import parts, refit
+from onnxprune import refit
+from onnxprune.allocation import every_part
+from onnxprune.allocation.every_part import exchanged
 from onnxprune.calibration import gate_moments
 from onnxprune.calibration.gated_network import GatedNetwork
 from onnxprune.calibration.input_moments import is_wide
@@ -39,7 +41,6 @@ from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.oracle import masked_model
-from onnxprune.parts import exchanged
 from onnxprune.refit import Target
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import outputs
@@ -239,7 +240,7 @@ class _Run:
 
     def _with_every_part(self, g: int, mask: Mask) -> Mask | None:
         paths = next(iter(self.candidates.values()))
-        whole = parts.with_every_part(self.channels, {**self.kept, g: mask}, paths)
+        whole = every_part.with_every_part(self.channels, {**self.kept, g: mask}, paths)
         if whole is None or any(not np.array_equal(whole[i], k) for i, k in self.kept.items()):
             return None
         return whole[g]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune import budget, prune
+from onnxprune import prune
+from onnxprune.allocation import budget
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.errors import BudgetUnreachable, UsageError

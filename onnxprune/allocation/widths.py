@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from onnxprune import budget
+from onnxprune.allocation import budget
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen

@@ -1,0 +1,1 @@
+"""How many units each group keeps: what is allowed, what a trial cut costs, and what a budget leaves."""
