@@ -12,11 +12,11 @@ import pytest
 from ml_dtypes import bfloat16
 
 from onnxprune import prune
-from onnxprune import refit as refit_module
 from onnxprune.data.samples import checked, input_specs
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import cast, is_float
-from onnxprune.refit import beyond
+from onnxprune.refit import layerwise
+from onnxprune.refit.layerwise import beyond
 from onnxprune.runtime import single_precision
 from onnxprune.runtime.session import Session
 from tests import digits
@@ -188,7 +188,7 @@ def test_layers_whose_refit_does_not_fit_keep_their_weights(refit: str, monkeypa
         return lambda *args: 1e8 * function(*args)
 
     for name in ("restricted", "restricted_by_inverse", "_solve"):
-        monkeypatch.setattr(refit_module, name, huge(getattr(refit_module, name)))
+        monkeypatch.setattr(layerwise, name, huge(getattr(refit_module, name)))
     result = prune(model, None, calibration("float16"), from_plan=plain.plan, refit=refit)
     assert any("keeps its weights: refitted ones exceed float16" in n for n in result.report.notes)
     assert result.report.output_error is not None

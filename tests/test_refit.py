@@ -13,14 +13,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy import linalg, optimize
 
-from onnxprune import pipeline, refit
+from onnxprune import pipeline
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.channels import branches
 from onnxprune.data.samples import Samples
 from onnxprune.numerics.least_squares import JITTER
-from onnxprune.refit import Fit, in_place, latest_layers, lockstep, reference_points, target_of
+from onnxprune.refit import layerwise, lockstep, targets
+from onnxprune.refit.layerwise import in_place
+from onnxprune.refit.lockstep import Fit, lockstep, reference_points
+from onnxprune.refit.targets import latest_layers, target_of
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.runtime import walker
 from onnxprune.runtime.session import Session
@@ -488,7 +491,7 @@ POINTS = {
 
 def points_of(
     p: Prepared, *, stay: bool = False, memory: int = 1 << 40
-) -> tuple[tuple[Layer, ...], list[refit.Target], Keep, list[list[tuple[Array, Array]]]]:
+) -> tuple[tuple[Layer, ...], list[targets.Target], Keep, list[list[tuple[Array, Array]]]]:
     """(layers, targets, what stays, positions and values of every batch), for all layers at once."""
     graph = p.channels.graph
     layers = tuple(x for x in layers_of(p.channels) if x.data not in x.node.outputs)
@@ -531,22 +534,22 @@ def test_the_original_goes_ahead_as_far_as_its_values_fit(first: str, monkeypatc
     layers = layers_of(p.channels)
     one = 4 * w.counts[0] * 9 * 8  # bytes of a batch
     for limit, expected in ((one, [1, 1, 1]), (2 * one, [2, 1]), (3 * one, [3])):
-        monkeypatch.setattr(refit, "_TARGET_BYTES", limit)
-        assert [len(part) for part in refit._parts(layers, p.channels.graph, w)] == expected
+        monkeypatch.setattr(layerwise, "_TARGET_BYTES", limit)
+        assert [len(part) for part in lockstep._parts(layers, p.channels.graph, w)] == expected
 
 
 @pytest.mark.parametrize("stay", [False, True])
 @pytest.mark.parametrize("name", POINTS)
 def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where how the original is looked at changes what it is fitted to; and both against one plain run."""
-    monkeypatch.setattr(refit, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(layerwise, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
     made: list[Tap | None] = []
-    tap = refit._tap
-    monkeypatch.setattr(refit, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
+    tap = lockstep._tap
+    monkeypatch.setattr(layerwise, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
     layers, targets, keep, found = points_of(p, stay=stay)
     assert any(made) is (name != "state_gates")  # where the samples lie in the second axis
-    monkeypatch.setattr(refit, "_tap", lambda *_: None)
+    monkeypatch.setattr(layerwise, "_tap", lambda *_: None)
     assert_equal_points(found, points_of(p, stay=stay)[-1])
     samples, constants = samples_of(p, 70), p.channels.graph.constants
     whole = values(p.normalised.proto, [t.source for t in targets], samples.arrays)
@@ -567,7 +570,7 @@ def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkey
 @pytest.mark.parametrize("name", ["residual", "tokens"])
 def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a session is opened for what is kept already."""
-    monkeypatch.setattr(refit, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(layerwise, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
     n, samples = p.normalised, samples_of(p, 70)
     layers = layers_of(p.channels)
@@ -590,9 +593,9 @@ def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: py
 @pytest.mark.parametrize("name", ["residual", "tokens"])
 def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where positions that were drawn for another shape are kept: they may be out of range, or miss the rest."""
-    monkeypatch.setattr(refit, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(layerwise, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
-    tap = refit._tap
+    tap = lockstep._tap
 
     def other(*arguments: Any) -> Tap | None:
         found = tap(*arguments)
@@ -603,7 +606,7 @@ def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: 
         sizes[axis] = 1 if shape == "smaller" else 9 * sizes[axis]
         return replace(found, shape=tuple(sizes))
 
-    monkeypatch.setattr(refit, "_tap", other)
+    monkeypatch.setattr(layerwise, "_tap", other)
     layers, targets, keep, found = points_of(p)
     whole = values(p.normalised.proto, [t.source for t in targets], samples_of(p, 70).arrays)
     for layer, target, batches in zip(layers, targets, found, strict=True):
@@ -697,7 +700,7 @@ def test_positions_that_stay_are_found_in_the_cut_model():
     rng = np.random.default_rng(0)
     kept = np.array([True, False, True, True, False])
     whole = rng.standard_normal((2, 3, 5, 7)).astype(np.float32)
-    staying = refit.Staying(kept.reshape(1, 1, 5))
+    staying = lockstep.Staying(kept.reshape(1, 1, 5))
     flat, cut = whole.reshape(2, 15, 7), whole[:, :, kept].reshape(2, 9, 7)
     at, there = staying.places(np.sort(rng.permutation(15)[:8]), whole.shape)
     assert len(at) == len(there) > 2

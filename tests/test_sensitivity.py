@@ -19,7 +19,7 @@ from onnxprune.jobs import Here, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
-from onnxprune.refit import in_place
+from onnxprune.refit.layerwise import in_place
 from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.selection.known import Choice
 from onnxprune.stages.select import paths

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.convergence import places
 from benchmarks.paper.networks import Alone, Kit, Network, Prepared, scores
 from benchmarks.paper.records import Records, Row
-from onnxprune import refit
+from onnxprune.refit import layerwise
 from onnxprune.selection import Path, imitation
 
 Array = NDArray[np.float64]
@@ -26,10 +26,10 @@ def weights_of(prepared: Prepared, group: int, path: Path, n: int, level: str) -
     keep = channels.keep_classes({group: path.kept(n)})
     readers, constants = prepared.consumers[group], channels.graph.constants
     if level != "greedy":
-        return refit.in_place(readers, prepared.calibrated.moments, constants, keep, level)
+        return layerwise.in_place(readers, prepared.calibrated.moments, constants, keep, level)
     factors = np.ones(keep.size)
     factors[channels.groups[group].units] = path.coefficients_of(n)
-    return refit.scaled(readers, constants, keep, factors)
+    return layerwise.scaled(readers, constants, keep, factors)
 
 
 def measure(network: Network, name: str, samples: int, seed: int = 0) -> Row:

@@ -32,7 +32,7 @@ from onnxprune.measures.answers import Answers
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.oracle import masked_model
-from onnxprune.refit import in_place, memory_of, scaled
+from onnxprune.refit.layerwise import in_place, memory_of, scaled
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxprune import refit
 from onnxprune.config import PruneConfig
 from onnxprune.numerics.arrays import Ints, Mask, Masks
 from onnxprune.recover import Recovery
+from onnxprune.refit import lockstep
 from onnxprune.rewrite import finish as in_form
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
@@ -31,7 +31,7 @@ class Finished:
     unfitted: onnx.ModelProto
     level: str
     errors: Mapping[str, float]
-    fits: tuple[refit.Fit, ...]
+    fits: tuple[lockstep.Fit, ...]
     notes: tuple[str, ...]
     recovery: Recovery | None
 

@@ -21,7 +21,6 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from onnxprune import refit
 from onnxprune.allocation import every_part
 from onnxprune.allocation.every_part import exchanged
 from onnxprune.calibration import gate_moments
@@ -41,7 +40,8 @@ from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.oracle import masked_model
-from onnxprune.refit import Target
+from onnxprune.refit import layerwise, lockstep
+from onnxprune.refit.targets import Target
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import outputs
 from onnxprune.runtime.session import Session, concatenated
@@ -304,7 +304,7 @@ class _Masked:
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
         walked = run.settings.walks or run.settings.folds  # else the last refit starts from the original's
         weights = run.current if walked else run.channels.graph.constants
-        return refit.in_place(run.consumers[self.group], run.calibrated.moments, weights, keep, level)
+        return layerwise.in_place(run.consumers[self.group], run.calibrated.moments, weights, keep, level)
 
     def error(self, mask: Mask, weights: Weights) -> float:
         """Of a run of the whole network."""
@@ -369,11 +369,11 @@ class _Layers:
         whole = np.ones(run.channels.classes.pinned.size, bool)
         usable = [x for x in self.consumers if not is_wide(x) and x.data not in x.node.outputs]
         targets = [Target(x.output or x.data) for x in usable]
-        points = refit.reference_points(
+        points = lockstep.reference_points(
             usable, targets, run.channels.graph, run.reference, whole, run.settings.seed, stay=True
         )
         return {
-            x.weight: refit.accumulate(x, Target(x.data), at, run.state, x.kept_outputs(whole), stay=True)
+            x.weight: lockstep.accumulate(x, Target(x.data), at, run.state, x.kept_outputs(whole), stay=True)
             for x, at in zip(usable, points, strict=True)
         }
 
@@ -461,15 +461,15 @@ class _Layers:
         keep = run.channels.keep_classes({**run.kept, self.group: mask})
         level, current = run.settings.level, run.current
         if run.settings.folds:
-            return refit.scaled(self.consumers, current, keep, self._by_class(coefficients))
+            return layerwise.scaled(self.consumers, current, keep, self._by_class(coefficients))
         if not run.settings.walks:  # the last refit starts from the original's weights too
-            return refit.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
-        weights = refit.in_place(self.consumers, run.calibrated.moments, current, keep, level)
+            return layerwise.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
+        weights = layerwise.in_place(self.consumers, run.calibrated.moments, current, keep, level)
         found = dict(weights)
         for layer in self.consumers:
             if layer.weight in self.equations:
                 sums = self.equations[layer.weight]
-                found.update(refit.on_present_inputs(layer, sums, {**current, **weights}, keep))
+                found.update(lockstep.on_present_inputs(layer, sums, {**current, **weights}, keep))
         return found
 
     def _by_class(self, coefficients: Doubles | None) -> Doubles:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from onnxprune import refit
 from onnxprune.calibration.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
 from onnxprune.measures.finite import keep_finite
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recover import Recovery
+from onnxprune.refit import layerwise, lockstep
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
@@ -31,7 +31,7 @@ class Refitted:
     """
 
     candidates: Mapping[str, onnx.ModelProto]
-    fits: tuple[refit.Fit, ...] = ()
+    fits: tuple[lockstep.Fit, ...] = ()
     notes: tuple[str, ...] = ()
     recovery: Recovery | None = None
 
@@ -74,7 +74,7 @@ def _fitted(
         factors = np.ones(keep.size)
         for g, a in coefficients.items():
             factors[channels.groups[g].units] = a
-        folded = refit.scaled(calibrated.consumers, channels.graph.constants, keep, factors)
+        folded = layerwise.scaled(calibrated.consumers, channels.graph.constants, keep, factors)
         greedy = cut(replace_initializers(n.proto, folded), channels, keep)
         return Refitted({settings.refit: greedy}, notes=tuple(mended(settings.refit, greedy)))
     level = settings.level
@@ -83,12 +83,12 @@ def _fitted(
     notes: list[str] = []
 
     def weights_of(layer: Layer) -> dict[str, Array]:
-        return refit.in_place((layer,), calibrated.moments, constants, keep, level)
+        return layerwise.in_place((layer,), calibrated.moments, constants, keep, level)
 
     # One by one: all fitted weights in float64 would be twice the model.
-    found = mapped(weights_of, calibrated.consumers, lambda layer: refit.memory_of([layer]))
+    found = mapped(weights_of, calibrated.consumers, lambda layer: layerwise.memory_of([layer]))
     for layer, weights in zip(calibrated.consumers, found, strict=True):
-        if refit.beyond(weights, {k: constants[k].dtype for k in weights}):
+        if layerwise.beyond(weights, {k: constants[k].dtype for k in weights}):
             notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
         else:
             set_initializers(fitted, weights)
@@ -99,7 +99,7 @@ def _fitted(
     walked = onnx.ModelProto()
     walked.CopyFrom(plain)
     running = coupled.taken.of(walked)
-    fits = refit.lockstep(
+    fits = lockstep.lockstep(
         coupled.taken.proto,
         running,
         coupled.taken.channels,

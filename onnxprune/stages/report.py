@@ -24,7 +24,7 @@ from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import METHODS, tried
 from onnxprune.numerics.arrays import Masks
 from onnxprune.output.model_files import written_bytes
-from onnxprune.refit import Fit
+from onnxprune.refit.lockstep import Fit
 from onnxprune.report.environment import peak_memory, versions
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
 from onnxprune.stages.allocate import LATENCY_MISSED

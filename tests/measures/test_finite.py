@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import prune
-from onnxprune import refit as refit_module
 from onnxprune.numerics.arrays import Array
+from onnxprune.refit import layerwise
 from onnxprune.runtime.session import Session
 from tests.topologies.text import Topology
 
@@ -88,7 +88,7 @@ def test_a_fit_that_overflows_is_taken_back(refit: str, monkeypatch: pytest.Monk
     data = {"x": rng.standard_normal((128, 8)).astype(np.float32)}
     for name in ("restricted", "restricted_by_inverse", "_solve"):
         real = getattr(refit_module, name)
-        monkeypatch.setattr(refit_module, name, lambda *args, real=real: 1e4 * real(*args))
+        monkeypatch.setattr(layerwise, name, lambda *args, real=real: 1e4 * real(*args))
     result = prune(proto, None, data, refit=refit, fast=True, **OPTIONS)
     assert result.model is not None
     assert np.isfinite(Session(result.model).run(data)["y"]).all()

@@ -1,15 +1,4 @@
-"""Refit: fold the rescaling into the weights of the layers that read removed channels.
-
-Three levels. `scale`: one scalar per kept channel of a consumer (the paper's a). `least-squares`: all kept weights and
-the bias, towards the layer's own original output. `lockstep`: walk the original and the pruned model side by side in
-topological order and fit each layer on the *pruned* network's inputs to the *original* network's target, so that later
-layers repair what earlier ones lost.
-
-Lockstep solves argmin ||T - X W'||² + ||W' - W||²_Λ with W the least-squares weights. The ridge in Λ (`numerics.ridge`)
-is chosen on calibration batches held out from the fit, as a compact network overfits a few hundred images otherwise; no
-change at all is one of the candidates. Where a layer's output goes only into a residual Add, the target is the value
-behind it: (original sum) - (pruned other branch).
-"""
+"""Lockstep."""
 
 from __future__ import annotations
 
@@ -19,201 +8,32 @@ from functools import partial
 
 import numpy as np
 import onnx
-from scipy.sparse import csr_array
 
-from onnxprune.calibration.input_moments import HOLD_OUT, InputMoments, is_wide, positions_for
+from onnxprune.calibration.input_moments import HOLD_OUT, is_wide, positions_for
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
-from onnxprune.graph.quantized import behind_quantization
-from onnxprune.graph.view import Graph, Node, Shape, depth_first, entries
-from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, cast
+from onnxprune.graph.view import Graph, Shape, entries
+from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
-    restricted,
-    restricted_by_inverse,
-    scale,
     solve_spd,
     solve_spd_batch,
 )
 from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
 from onnxprune.oracle import mask_of
+from onnxprune.refit.layerwise import Points, beyond
+from onnxprune.refit.targets import Target, changed_tensors, latest_layers, target_of
 from onnxprune.rewrite import set_initializers
 from onnxprune.runtime.taps import Tap
 from onnxprune.runtime.walker import Walker
 from onnxprune.threads import prefetched
 
 _BATCHED_COLUMNS = 64
-# A layer that loses up to one in so many columns is refitted by the inverse for all columns, which is computed once.
-_FEW = 8
+
+
 _TARGET_BYTES = 128 << 20
-_MOMENT_BYTES, _WEIGHT_BYTES = 12, 24
-
-
-def in_place(
-    layers: Sequence[Layer],
-    moments: Mapping[str, InputMoments],
-    weights: Mapping[str, Array],
-    keep: Mask,
-    level: str,
-) -> dict[str, Array]:
-    """Refitted weights at full size, removed columns zero: level "none", "scale" or "least-squares".
-
-    Layers that lose no column are left out, and, but for "none", those without moments; those that are never
-    fitted (`Layer.keeps`) keep what is left of their weights.
-    """
-    if level == "none":
-        return scaled(layers, weights, keep, np.ones(keep.size))
-    found: dict[str, Array] = {}
-    for layer in layers:
-        columns = layer.kept_columns(keep)
-        if layer.keeps(keep):
-            found.update(scaled((layer,), weights, keep, np.ones(keep.size)))
-        elif not columns.all() and layer.weight in moments:
-            w = layer.matrix(weights)
-            found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
-    return found
-
-
-def memory_of(layers: Sequence[Layer]) -> int:
-    """Bytes that `in_place` takes, about: the moments of one layer after the other, and the weights of all."""
-    sizes = [(layer.groups, len(layer.columns(0)), layer.outputs.size) for layer in layers]
-    moments = max((g * columns**2 for g, columns, _ in sizes), default=0)
-    return _MOMENT_BYTES * moments + _WEIGHT_BYTES * sum(columns * outputs for _, columns, outputs in sizes)
-
-
-def scaled(layers: Sequence[Layer], weights: Mapping[str, Array], keep: Mask, factors: Doubles) -> dict[str, Array]:
-    """Weights at full size with each column times the factor of its class, (classes,), and removed columns zero.
-
-    Layers of which no column changes are left out. The factors of those that are never fitted are 1.
-    """
-    found: dict[str, Array] = {}
-    for layer in layers:
-        own = np.ones_like(factors) if layer.keeps(keep) else factors
-        classes = np.stack([layer.columns(g) for g in range(layer.groups)])
-        of_column = np.where(classes < 0, 1.0, np.where(keep, own, 0.0)[np.maximum(classes, 0)])
-        if (of_column != 1.0).any():
-            found.update(layer.weights(layer.matrix(weights) * of_column[:, :, None], weights))
-    return found
-
-
-def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]) -> bool:
-    """Whether any of the fitted weights is beyond the range of the type that stores it."""
-    return not all(np.isfinite(cast(w, types[name])).all() for name, w in found.items())
-
-
-def _refitted(layer: Layer, w: Doubles, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Doubles:
-    """The weights refitted; scales are put into `w` itself, which may be half of the model."""
-    if level == "scale" or known.classes is not None:
-        p = known.p
-        for g in range(layer.groups):
-            contributions = known.classes is not None
-            w[g] *= _column_scales(layer.columns(g), w[g], p[g], keep, contributions=contributions)[:, None]
-        return w
-    gone = np.flatnonzero(~columns[0])
-    if layer.groups == 1 and gone.size * _FEW <= columns.size:
-        return restricted_by_inverse(known.inverse(gone, known.ridge), w[0], gone)[None]
-    result = np.zeros_like(w)
-    p = known.p
-    for g in range(layer.groups):
-        if columns[g].any():
-            # A mean needs no prior, however few the samples.
-            ridge = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
-            result[g][columns[g]] = restricted(p[g], w[g], columns[g], ridge)
-    return result
-
-
-def _column_scales(column_classes: Ints, w: Doubles, p: Doubles, keep: Mask, *, contributions: bool) -> Doubles:
-    """One factor per column, shared inside a channel; untracked columns and the constant keep 1.
-
-    p: moments of the columns, or those of the contributions of the classes.
-    """
-    classes, owner = np.unique(column_classes, return_inverse=True)
-    if contributions:
-        k = p
-    else:
-        member = csr_array((np.ones(owner.size), (owner, np.arange(owner.size))), shape=(classes.size, owner.size))
-        k = member @ (member @ ((w @ w.T) * p)).T
-    free = (classes >= 0) & keep[np.maximum(classes, 0)]
-    gone = (classes >= 0) & ~free
-    factor = np.ones(classes.size)
-    factor[gone] = 0.0
-    factor[free] = scale(k, free, gone)
-    return factor[owner]
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """Where a layer's target is read: y = (original[source] - pruned[other] - shift) / gain.
-
-    source: the layer's input where the operator keeps its output to itself; it is computed from that.
-    other: "" where the target is the layer's own output.
-    """
-
-    source: str
-    other: str = ""
-    gain: Doubles | None = None
-    shift: Doubles | None = None
-
-
-def target_of(layer: Layer, graph: Graph, latest: Mapping[str, int]) -> Target:
-    """The residual target where the output goes only into an Add, possibly through a BatchNormalization.
-
-    latest: tensor → index of the last linear layer that it depends on: the other branch must be finished by then.
-    """
-    if not layer.output:
-        return Target(layer.data)
-    plain = Target(layer.output)
-    name, gain, shift = layer.output, None, None
-    norm = _only_reader(graph, name, "BatchNormalization")
-    if norm is not None:
-        # It works on axis 1, which is the axis of this layer's outputs unless a product has further axes between.
-        on_outputs = layer.window is not None or len(graph.shape(name) or ()) == 2
-        if not on_outputs or any(i not in graph.constants for i in norm.inputs[1:5]):
-            return plain
-        s, b, mean, var = (graph.constants[i].astype(np.float64) for i in norm.inputs[1:5])
-        gain = s / np.sqrt(var + float(norm.attrs.get("epsilon", 1e-5)))
-        shift = b - mean * gain
-        name = norm.outputs[0]
-    name = behind_quantization(graph, name)
-    add = _only_reader(graph, name, "Add")
-    if add is None:
-        return plain
-    other = add.inputs[1] if add.inputs[0] == name else add.inputs[0]
-    same = graph.shape(other) == graph.shape(name) == graph.shape(add.outputs[0])
-    if not same or other in graph.constants or other == name or latest.get(other, -1) >= layer.node.index:
-        return plain
-    return Target(add.outputs[0], other, gain, shift)
-
-
-def _only_reader(graph: Graph, name: str, op: str) -> Node | None:
-    readers = graph.readers.get(name, ())
-    if len(readers) != 1 or name in graph.outputs or name in graph.captured:
-        return None
-    return readers[0][0] if readers[0][0].op == op else None
-
-
-def latest_layers(graph: Graph, layers: Sequence[Layer]) -> dict[str, int]:
-    """Tensor → index of the last linear layer that it depends on, -1 for none."""
-    own = {layer.node.index for layer in layers}
-    latest: dict[str, int] = {}
-    for n in graph.nodes:
-        last = max((latest.get(i, -1) for i in (*n.inputs, *n.captures) if i), default=-1)
-        last = n.index if n.index in own else last
-        latest.update((o, last) for o in n.outputs if o)
-    return latest
-
-
-def changed_tensors(channels: ChannelGraph, keep: Mask) -> set[str]:
-    """Tensors whose values change when the classes outside `keep` are removed."""
-    cut = {r.node.index for r in channels.reads if mask_of(channels, r.node.inputs[r.slot], keep) is not None}
-    changed: set[str] = set()
-    for n in channels.graph.nodes:
-        own = {i.index for i in depth_first([n])}
-        if own & cut or any(i in changed for i in (*n.inputs, *n.captures)):
-            changed.update(n.outputs)
-    return changed
 
 
 @dataclass(frozen=True)
@@ -326,10 +146,6 @@ class Staying:
         at = positions[kept[positions]]
         at = at if at.size else np.flatnonzero(kept)[:1]
         return at, np.cumsum(kept)[at] - 1
-
-
-# Per batch: positions in the cut model, and values (R, kept outputs) of the original there.
-Points = list[tuple[Ints, external.Kept]]
 
 
 def reference_points(
