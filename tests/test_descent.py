@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune.calibration.layers import Layer, layers_of
-from onnxprune.descent import DAMPING, Descent
+from onnxprune.recovery.descent import DAMPING, Descent
 from tests.calibrated import prepare_text
 from tests.compare import assert_same
 

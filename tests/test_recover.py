@@ -17,11 +17,11 @@ from onnxprune.graph import protobuf
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import relative_error, spread
-from onnxprune.recover import Material, Recovery, Schedule, recover
+from onnxprune.recovery.recover import Material, Recovery, Schedule, recover
+from onnxprune.recovery.student import Spread, Student, Teacher, features_of
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
-from onnxprune.training import Spread, Student, Teacher, features_of
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.number_types import converted
@@ -165,8 +165,8 @@ def test_tensors_that_would_take_all_memory_leave_the_start(
     prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where a small model with a huge tensor is trained until the system ends the process."""
-    monkeypatch.setattr("onnxprune.recover._SAMPLE_BYTES", 0)
-    monkeypatch.setattr("onnxprune.recover._TIMES_THE_MODEL", 0)
+    monkeypatch.setattr("onnxprune.recovery.recover._SAMPLE_BYTES", 0)
+    monkeypatch.setattr("onnxprune.recovery.recover._TIMES_THE_MODEL", 0)
     weights, found, _ = _recovered(prepared("residual"))
     assert not weights
     assert "left out: one sample and its gradients would hold" in found.why
@@ -230,7 +230,7 @@ def test_the_spread_is_that_of_all_batches():
 def test_parts_of_a_batch_add_up(prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch):
     """Fails where a batch that memory splits is weighted otherwise than a whole one."""
     whole, *_ = _recovered(prepared("residual"))
-    monkeypatch.setattr("onnxprune.recover._PASS_BYTES", 1)
+    monkeypatch.setattr("onnxprune.recovery.recover._PASS_BYTES", 1)
     parts, *_ = _recovered(prepared("residual"))
     for k, w in whole.items():
         np.testing.assert_allclose(parts[k], w, rtol=1e-2, atol=1e-4 * float(np.abs(w).max()))

@@ -9,7 +9,7 @@ import onnx
 
 from onnxprune.config import PruneConfig
 from onnxprune.numerics.arrays import Ints, Mask, Masks
-from onnxprune.recover import Recovery
+from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import lockstep
 from onnxprune.rewrite import finish as in_form
 from onnxprune.stages.calibrate import Calibrated

@@ -13,8 +13,8 @@ from onnxprune.measures.finite import keep_finite
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
-from onnxprune.recover import Material, Schedule, recover
 from onnxprune.recovery.augment import images
+from onnxprune.recovery.recover import Material, Schedule, recover
 from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled

@@ -13,7 +13,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.graph import external
 from onnxprune.measures.finite import keep_finite
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
-from onnxprune.recover import Recovery
+from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
 from onnxprune.rewrite import cut, replace_initializers, set_initializers
 from onnxprune.stages.answers import runs_on

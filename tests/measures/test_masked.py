@@ -10,7 +10,7 @@ from onnxprune.measures.figures import figures_of
 from onnxprune.measures.masked import counting
 from onnxprune.measures.observed import Observed, Whole
 from onnxprune.numerics.arrays import Array
-from onnxprune.training import Spread
+from onnxprune.recovery.student import Spread
 from onnxprune.verify import largest_difference
 
 N = 40

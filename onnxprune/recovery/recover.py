@@ -20,7 +20,6 @@ from onnxprune.calibration.input_moments import grams
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
-from onnxprune.descent import Descent
 from onnxprune.errors import RunError
 from onnxprune.graph import external
 from onnxprune.measures.answers import Answers, Wide
@@ -29,10 +28,11 @@ from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.recovery.augment import Augment, Feeds, unchanged
+from onnxprune.recovery.descent import Descent
+from onnxprune.recovery.student import Spread, Student, Teacher, bytes_of_a_sample, features_of
 from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.threads import prefetched
-from onnxprune.training import Spread, Student, Teacher, bytes_of_a_sample, features_of
 
 # A training step holds every activation of a batch at once, and many of their gradients.
 _PASS_BYTES = 1 << 30
