@@ -13,8 +13,8 @@ from onnxprune.channels import branches
 from onnxprune.cost import Cost, Length, Term
 from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import body_values
-from onnxprune.rewrite import drop_zero_biases
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import drop_zero_biases
 from tests.calibrated import prepare_text
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE

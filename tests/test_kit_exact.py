@@ -10,8 +10,8 @@ import pytest
 from onnxprune.channels import branches
 from onnxprune.config import ATTENTIONS
 from onnxprune.graph import protobuf
-from onnxprune.rewrite import settle
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import settle
 from tests.compare import assert_same
 from tests.kit import has_batch, kit_feeds, kit_models
 from tests.stages import Prepared, masked, prepare, random_keep, sliced

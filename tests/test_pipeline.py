@@ -29,12 +29,12 @@ from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
-from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.session import Session
 from onnxprune.stages import calibrate, rewrite, save
 from onnxprune.stages import verify as verifying
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted
+from onnxprune.surgery import replace_initializers
 from tests import digits
 from tests.calibrated import samples_of
 from tests.compare import assert_same

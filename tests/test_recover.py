@@ -19,9 +19,9 @@ from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import relative_error, spread
 from onnxprune.recovery.recover import Material, Recovery, Schedule, recover
 from onnxprune.recovery.student import Spread, Student, Teacher, features_of
-from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import replace_initializers
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.number_types import converted

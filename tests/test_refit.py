@@ -24,11 +24,11 @@ from onnxprune.refit import layerwise, lockstep, targets
 from onnxprune.refit.layerwise import in_place
 from onnxprune.refit.lockstep import Fit, lockstep, reference_points
 from onnxprune.refit.targets import latest_layers, target_of
-from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.runtime import walker
 from onnxprune.runtime.session import Session
 from onnxprune.runtime.taps import Tap
 from onnxprune.runtime.walker import Walker
+from onnxprune.surgery import cut, replace_initializers
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Keep, Prepared, random_keep

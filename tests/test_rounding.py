@@ -10,8 +10,8 @@ import pytest
 from onnxprune import verify
 from onnxprune.errors import CheckFailed
 from onnxprune.graph.unrounded import is_quantized, without_rounding
-from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import replace_initializers
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE

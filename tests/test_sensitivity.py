@@ -20,9 +20,9 @@ from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error
 from onnxprune.oracle import masked_model
 from onnxprune.refit.layerwise import in_place
-from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.selection.known import Choice
 from onnxprune.stages.select import paths
+from onnxprune.surgery import cut, replace_initializers
 from onnxprune.threads import limited
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same

@@ -18,7 +18,6 @@ from onnxprune.errors import NothingPrunable
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
-from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import outputs
 from onnxprune.selection.imitation import best_of_size
 from onnxprune.selection.quadratic import Quadratic
@@ -28,6 +27,7 @@ from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.imitate import Selected
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import every_position, samples_of, values
 from tests.compare import assert_same
 from tests.graphs import TABLE

@@ -22,8 +22,8 @@ from onnxprune import inspect, prune
 from onnxprune.cli import main
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import external, protobuf
-from onnxprune.rewrite import set_initializers
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import set_initializers
 from tests import digits
 from tests.compare import assert_same
 from tests.external import WAYS, refer, sparse_table, stored, t_values, weights_of

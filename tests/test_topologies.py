@@ -11,8 +11,8 @@ import pytest
 from onnxprune.channels import ChannelGraph
 from onnxprune.graph import protobuf
 from onnxprune.normalise import accepts, normalise
-from onnxprune.rewrite import cut
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import cut
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
 from tests.stages import Array, Prepared, comparable, least_removals, masked, prepare_row, random_keep, sliced

@@ -11,8 +11,8 @@ import pytest
 from onnxprune import verify
 from onnxprune.data.samples import checked, input_specs
 from onnxprune.errors import CheckFailed
-from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime import outputs
+from onnxprune.surgery import replace_initializers
 from tests import digits
 from tests.graphs import TABLE
 from tests.stages import Prepared, masked, prepare, random_keep, sliced

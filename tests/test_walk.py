@@ -12,8 +12,8 @@ import pytest
 
 from onnxprune.data.samples import Rows, load
 from onnxprune.graph import external
-from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime.walker import Walker
+from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Prepared

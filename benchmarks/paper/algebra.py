@@ -19,9 +19,9 @@ from benchmarks.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.channels.gates import units_of
 from onnxprune.oracle import masked_model
-from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.selection.imitation import QuadraticWalk, greedy
 from onnxprune.selection.quadratic import Quadratic
+from onnxprune.surgery import cut, replace_initializers
 
 Floats = NDArray[np.float64]
 PARAMETERS, EQUIVALENCE, INTERVAL = "parameters", "equivalence", "interval"

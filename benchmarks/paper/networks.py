@@ -24,7 +24,6 @@ from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples, checked, input_specs
 from onnxprune.graph import protobuf
 from onnxprune.objective import Objective, output_imitation
-from onnxprune.rewrite import set_initializers
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker
@@ -34,6 +33,7 @@ from onnxprune.stages import calibrate, couple, load
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery import set_initializers
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -26,9 +26,9 @@ from onnxprune.latency.price import LatencyCost, Priced
 from onnxprune.latency.search import Kept
 from onnxprune.latency.table import Sample, fit
 from onnxprune.numerics.arrays import Array
-from onnxprune.rewrite import cut
 from onnxprune.runtime.timing import quick_ratio
 from onnxprune.selection.path import Path, in_turns
+from onnxprune.surgery import cut
 
 GRID = 16
 SESSIONS = 3

@@ -18,8 +18,8 @@ from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.bodies import captured_names
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.rewrite import set_initializers
 from onnxprune.runtime.session import Feeds, Session
+from onnxprune.surgery import set_initializers
 
 # Samples of each part that a candidate runs, and those of a batch.
 _SAMPLES, _BATCH = 128, 16

@@ -30,8 +30,8 @@ from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.recovery.augment import Augment, Feeds, unchanged
 from onnxprune.recovery.descent import Descent
 from onnxprune.recovery.student import Spread, Student, Teacher, bytes_of_a_sample, features_of
-from onnxprune.rewrite import replace_initializers
 from onnxprune.runtime.outputs import outputs_of
+from onnxprune.surgery import replace_initializers
 from onnxprune.threads import prefetched
 
 # A training step holds every activation of a batch at once, and many of their gradients.

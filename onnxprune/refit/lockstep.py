@@ -25,9 +25,9 @@ from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
 from onnxprune.oracle import mask_of
 from onnxprune.refit.layerwise import Points, beyond
 from onnxprune.refit.targets import Target, changed_tensors, latest_layers, target_of
-from onnxprune.rewrite import set_initializers
 from onnxprune.runtime.taps import Tap
 from onnxprune.runtime.walker import Walker
+from onnxprune.surgery import set_initializers
 from onnxprune.threads import prefetched
 
 _BATCHED_COLUMNS = 64

@@ -11,11 +11,11 @@ from onnxprune.config import PruneConfig
 from onnxprune.numerics.arrays import Ints, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import lockstep
-from onnxprune.rewrite import finish as in_form
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, held_out_error, nearest, worse
+from onnxprune.surgery import finish as in_form
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -42,7 +42,6 @@ from onnxprune.numerics.gram import NormalEquations
 from onnxprune.oracle import masked_model
 from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.targets import Target
-from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.runtime import outputs
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker
@@ -53,6 +52,7 @@ from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery import replace_initializers, set_initializers
 
 Weights = Mapping[str, Array]
 # Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.

@@ -15,11 +15,11 @@ from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
 from onnxprune.recovery.augment import images
 from onnxprune.recovery.recover import Material, Schedule, recover
-from onnxprune.rewrite import replace_initializers, set_initializers
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, _spoilt, held_out_error, nearest
+from onnxprune.surgery import replace_initializers, set_initializers
 
 RECOVERED = "recovered"
 

@@ -15,11 +15,11 @@ from onnxprune.measures.finite import keep_finite
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
-from onnxprune.rewrite import cut, replace_initializers, set_initializers
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery import cut, replace_initializers, set_initializers
 from onnxprune.threads import mapped
 
 

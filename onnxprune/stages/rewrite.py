@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx
 
 from onnxprune.numerics.arrays import Masks
-from onnxprune.rewrite import cut
 from onnxprune.stages.couple import (
     Coupled,
 )
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery import cut
 
 
 def rewrite(loaded: Loaded, coupled: Coupled, masks: Masks) -> onnx.ModelProto:

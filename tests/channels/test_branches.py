@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.channels import branches
 from onnxprune.graph import protobuf
-from onnxprune.rewrite import settle
+from onnxprune.surgery import settle
 from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.stages import Keep, Prepared, comparable, masked, random_keep, sliced

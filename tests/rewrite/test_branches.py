@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune.channels import branches
-from onnxprune.rewrite import drop_zero_biases, replace_initializers, settle
+from onnxprune.surgery import drop_zero_biases, replace_initializers, settle
 from tests.channels.test_branches import DROPS, without
 from tests.stages import Prepared, comparable, sliced
 

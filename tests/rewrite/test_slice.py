@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.rewrite import cut, replace_initializers
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import cut, replace_initializers
 from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.stages import Prepared, least_removals, masked, random_keep, sliced

@@ -13,8 +13,8 @@ from onnxprune import inspect, prune
 from onnxprune.graph import external, protobuf
 from onnxprune.normalise import normalise
 from onnxprune.numerics.arrays import Array
-from onnxprune.rewrite import tables
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import tables
 from onnxprune.verify import largest_difference
 from tests.compare import assert_same
 from tests.topologies.text import Topology

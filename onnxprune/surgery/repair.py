@@ -16,8 +16,8 @@ from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.rules.sampling import resized_axes
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
-from onnxprune.rewrite.bounds import slice_positions
-from onnxprune.rewrite.editing import Cut
+from onnxprune.surgery.bounds import slice_positions
+from onnxprune.surgery.editing import Cut
 
 
 def convolution(node: Any, view: Node, cut: Cut) -> None:

@@ -1,8 +1,8 @@
 """Cutting the graph: the only code that edits one."""
 
-from onnxprune.rewrite.branches import settle
-from onnxprune.rewrite.finish import finish
-from onnxprune.rewrite.slice import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
+from onnxprune.surgery.branches import settle
+from onnxprune.surgery.restore import finish
+from onnxprune.surgery.slice import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
 
 __all__ = [
     "cut",

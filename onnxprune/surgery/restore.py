@@ -10,9 +10,9 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.normalise import Normalised
-from onnxprune.rewrite.branches import settle
-from onnxprune.rewrite.slice import drop_zero_biases, merge_equal_clones
-from onnxprune.rewrite.tables import put_back
+from onnxprune.surgery.branches import settle
+from onnxprune.surgery.slice import drop_zero_biases, merge_equal_clones
+from onnxprune.surgery.tables import put_back
 
 
 def finish(

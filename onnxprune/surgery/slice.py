@@ -14,9 +14,9 @@ from onnxprune.channels.labels import rows_of, tracked_axes
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array, Mask, cast
-from onnxprune.rewrite.branches import broadcastable, take_out
-from onnxprune.rewrite.editing import Cut
-from onnxprune.rewrite.repair import REPAIRS
+from onnxprune.surgery.branches import broadcastable, take_out
+from onnxprune.surgery.editing import Cut
+from onnxprune.surgery.repair import REPAIRS
 
 
 def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> onnx.ModelProto:

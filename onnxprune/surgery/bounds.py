@@ -12,7 +12,7 @@ from onnxprune.channels.labels import as_array
 from onnxprune.channels.rules.slicing import slice_bounds
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
-from onnxprune.rewrite.editing import Cut, unused
+from onnxprune.surgery.editing import Cut, unused
 
 _TO_THE_END = np.iinfo(np.int64).max
 _NAMES = {1: "starts", 2: "ends", 3: "axes", 4: "steps"}  # by input slot
