@@ -14,10 +14,10 @@ from onnxprune.channels import ChannelGraph, Group, build
 from onnxprune.graph import protobuf
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import Normalised, normalise
-from onnxprune.oracle import masked_model
 from onnxprune.runtime.session import Session
 from onnxprune.selection.path import Path, in_turns
 from onnxprune.surgery import cut
+from onnxprune.verification.oracle import masked_model
 from tests.graphs import TABLE
 
 Array = NDArray[Any]

@@ -10,7 +10,7 @@ from onnxprune import prune
 from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import normalise
 from onnxprune.runtime.session import Session
-from onnxprune.verify import flat
+from onnxprune.verification.checks import flat
 from tests.compare import assert_same
 from tests.stages import Array, masked, prepare, random_keep, sliced
 from tests.topologies import control

@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune.channels.gates import by_group, gates_of, sums_of, values_of
 from onnxprune.numerics.arrays import Array
-from onnxprune.oracle import mask_of
+from onnxprune.verification.oracle import mask_of
 from tests.compare import assert_same
 from tests.gating import factors, gated
 from tests.graphs import PRUNABLE

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import pipeline, verify
+from onnxprune import pipeline
 from onnxprune.errors import CheckFailed
 from onnxprune.stages import finish, rewrite, save
+from onnxprune.verification import checks
 from tests.topologies.sizes import THERE_AND_BACK
 from tests.topologies.text import Topology
 
@@ -70,7 +71,7 @@ def test_the_report_says_what_was_compared():
 
 def test_a_length_that_nothing_else_fits(monkeypatch: pytest.MonkeyPatch):
     """Fails where nobody is told that the declared freedom could not be looked at."""
-    monkeypatch.setattr(verify, "other_sizes", lambda *_: [])
+    monkeypatch.setattr(checks, "other_sizes", lambda *_: [])
     result = _pruned(ONE_LENGTH, 5, 4)
     assert result.report.checks["input_sizes_compared"] == 1
     assert any("at one size only" in note for note in result.report.notes)

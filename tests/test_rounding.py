@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune import verify
 from onnxprune.errors import CheckFailed
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import replace_initializers
+from onnxprune.verification import checks
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -74,7 +74,7 @@ def test_a_quantized_slice_is_exact_and_a_wrong_code_is_found(prepared: Lookup):
     p = prepared("quantized")
     keep = random_keep(p.channels, 0)
     cut, oracle = sliced(p, keep), masked(p, keep)
-    found = verify.exactness(p.original, p.normalised.proto, cut, oracle, p.example)
+    found = checks.exactness(p.original, p.normalised.proto, cut, oracle, p.example)
     assert found.normalised <= 1e-6
     assert found.slice <= 1e-6
     for name in ("w3_codes", "w3_scale", "b3_codes", "b3_scale"):
@@ -82,7 +82,7 @@ def test_a_quantized_slice_is_exact_and_a_wrong_code_is_found(prepared: Lookup):
         at = np.abs(w.astype(np.float64)).argmax()
         w.flat[at] = 0.98 * w.flat[at] if w.dtype.kind == "f" or w.itemsize > 1 else w.flat[at] - np.sign(w.flat[at])
         with pytest.raises(CheckFailed, match="the sliced model differs from the masked original"):
-            verify.exactness(p.original, p.normalised.proto, replace_initializers(cut, {name: w}), oracle, p.example)
+            checks.exactness(p.original, p.normalised.proto, replace_initializers(cut, {name: w}), oracle, p.example)
 
 
 def test_one_scale_for_a_single_channel_is_the_same_on_both_sides():
@@ -92,4 +92,4 @@ def test_one_scale_for_a_single_channel_is_the_same_on_both_sides():
     keep = np.ones(p.channels.classes.pinned.size, bool)
     keep[p.channels.groups[0].units[1:]] = False
     cut, oracle = sliced(p, keep), masked(p, keep)
-    assert verify.exactness(p.original, p.normalised.proto, cut, oracle, p.example).slice <= 1e-6
+    assert checks.exactness(p.original, p.normalised.proto, cut, oracle, p.example).slice <= 1e-6

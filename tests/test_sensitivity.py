@@ -18,12 +18,12 @@ from onnxprune.graph import external
 from onnxprune.jobs import Here, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error
-from onnxprune.oracle import masked_model
 from onnxprune.refit.layerwise import in_place
 from onnxprune.selection.known import Choice
 from onnxprune.stages.select import paths
 from onnxprune.surgery import cut, replace_initializers
 from onnxprune.threads import limited
+from onnxprune.verification.oracle import masked_model
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.stages import Prepared

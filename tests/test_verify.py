@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import verify
 from onnxprune.data.samples import checked, input_specs
 from onnxprune.errors import CheckFailed
 from onnxprune.runtime import outputs
 from onnxprune.surgery import replace_initializers
+from onnxprune.verification import checks
 from tests import digits
 from tests.graphs import TABLE
 from tests.stages import Prepared, masked, prepare, random_keep, sliced
@@ -32,10 +32,10 @@ def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
 def test_exactness_of_a_true_slice(prepared: Lookup, row: str):
     p = prepared(row)
     keep = random_keep(p.channels, 0)
-    found = verify.exactness(p.original, p.normalised.proto, sliced(p, keep), masked(p, keep), p.example)
+    found = checks.exactness(p.original, p.normalised.proto, sliced(p, keep), masked(p, keep), p.example)
     assert found.normalised <= 1e-6
     assert found.slice <= 1e-6
-    assert found.tolerance == verify.TOLERANCE
+    assert found.tolerance == checks.TOLERANCE
 
 
 def test_one_percent_of_any_weight_is_found(prepared: Lookup):
@@ -49,7 +49,7 @@ def test_one_percent_of_any_weight_is_found(prepared: Lookup):
         w = digits.values(cut, name).copy()
         w.flat[np.abs(w).argmax()] *= 1.01
         with pytest.raises(CheckFailed, match="the sliced model differs from the masked original"):
-            verify.exactness(p.original, p.normalised.proto, replace_initializers(cut, {name: w}), oracle, p.example)
+            checks.exactness(p.original, p.normalised.proto, replace_initializers(cut, {name: w}), oracle, p.example)
 
 
 def test_a_changed_normalised_model_is_found(prepared: Lookup):
@@ -58,15 +58,15 @@ def test_a_changed_normalised_model_is_found(prepared: Lookup):
     other = replace_initializers(p.normalised.proto, {name: 1.01 * digits.values(p.normalised.proto, name)})
     keep = random_keep(p.channels, 0)
     with pytest.raises(CheckFailed, match="the normalised model differs from the original"):
-        verify.exactness(p.original, other, sliced(p, keep), masked(p, keep), p.example)
+        checks.exactness(p.original, other, sliced(p, keep), masked(p, keep), p.example)
 
 
 def test_structure_refuses_an_invalid_model(prepared: Lookup):
     broken = _copy(prepared("plain").original)
-    verify.structure(broken)
+    checks.structure(broken)
     broken.graph.node[-1].input[0] = "nobody"
     with pytest.raises(CheckFailed, match="not valid ONNX"):
-        verify.structure(broken)
+        checks.structure(broken)
 
 
 def test_structure_refuses_wrong_shapes(prepared: Lookup):
@@ -74,12 +74,12 @@ def test_structure_refuses_wrong_shapes(prepared: Lookup):
     broken = _copy(prepared("plain").original)
     broken.graph.output[0].type.tensor_type.shape.dim[1].dim_value += 1
     with pytest.raises(CheckFailed, match="not valid ONNX"):
-        verify.structure(broken)
+        checks.structure(broken)
 
 
 def test_sizes(prepared: Lookup):
     p = prepared("plain")
-    assert verify.runs_at_other_sizes(p.original, p.original, p.example, verify.other_sizes(p.original, p.example)) >= 2
+    assert checks.runs_at_other_sizes(p.original, p.original, p.example, checks.other_sizes(p.original, p.example)) >= 2
 
 
 def test_a_fixed_batch_is_found():
@@ -89,7 +89,7 @@ def test_a_fixed_batch_is_found():
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     feeds = {"input": np.load(digits.CALIB)["input"][:2]}
     with pytest.raises(CheckFailed, match="does not run at another input size"):
-        verify.runs_at_other_sizes(fixed, original, feeds, verify.other_sizes(original, feeds))
+        checks.runs_at_other_sizes(fixed, original, feeds, checks.other_sizes(original, feeds))
 
 
 def test_another_output_shape_is_found():
@@ -101,15 +101,15 @@ def test_another_output_shape_is_found():
         return proto
 
     with pytest.raises(CheckFailed, match="output 'y' has shape"):
-        verify.runs_at_other_sizes(model(1), model(0), {"x": np.ones((2, 3), np.float32)}, ())
+        checks.runs_at_other_sizes(model(1), model(0), {"x": np.ones((2, 3), np.float32)}, ())
 
 
 def test_finite():
     good, bad = {"y": np.ones(3, np.float32)}, {"y": np.array([1.0, np.nan, 1.0], np.float32)}
-    verify.finite(good, good)
-    verify.finite(bad, bad)  # the original does the same
+    checks.finite(good, good)
+    checks.finite(bad, bad)  # the original does the same
     with pytest.raises(CheckFailed, match="not finite"):
-        verify.finite(bad, good)
+        checks.finite(bad, good)
 
 
 def test_a_model_that_does_not_run_is_found(prepared: Lookup):
@@ -133,7 +133,7 @@ def test_a_model_that_does_not_run_is_found(prepared: Lookup):
     ],
 )
 def test_largest_difference(a: list[float], b: list[float], expected: float):
-    found = verify.largest_difference({"y": np.array(a)}, {"y": np.array(b)})
+    found = checks.largest_difference({"y": np.array(a)}, {"y": np.array(b)})
     assert found == pytest.approx(expected, rel=1e-12, abs=0.0)
 
 
@@ -141,9 +141,9 @@ def test_outputs_of_all_samples_in_order(monkeypatch: pytest.MonkeyPatch):
     original = onnx.load(digits.path("resnet"))
     arrays = {"input": np.load(digits.CALIB)["input"][:40]}
     samples = checked(arrays, input_specs(original))
-    monkeypatch.setattr(verify, "_BATCHES", (40, 40))
+    monkeypatch.setattr(checks, "_BATCHES", (40, 40))
     whole = outputs.outputs_of(original, samples)["logits"]
-    monkeypatch.setattr(verify, "_BATCHES", (7, 7))
+    monkeypatch.setattr(checks, "_BATCHES", (7, 7))
     parts = outputs.outputs_of(original, samples)["logits"]
     assert whole.shape == (40, 10)
     assert np.abs(whole - parts).max() <= 1e-4 * np.abs(whole).max()
@@ -152,18 +152,18 @@ def test_outputs_of_all_samples_in_order(monkeypatch: pytest.MonkeyPatch):
 def test_truth_values_and_texts_are_compared():
     """Fails where an output that is no number passes whatever it holds."""
     for a, b in ((np.array([True, False]), np.array([True, True])), (np.array(["a", "b"]), np.array(["a", "c"]))):
-        assert verify.largest_difference({"y": a}, {"y": a}) == 0.0
-        assert verify.largest_difference({"y": a}, {"y": b}) >= 1.0
+        assert checks.largest_difference({"y": a}, {"y": a}) == 0.0
+        assert checks.largest_difference({"y": a}, {"y": b}) >= 1.0
 
 
 def test_sequences_and_optional_values_are_compared():
     """Fails where an output that is no tensor passes whatever it holds."""
     x = np.arange(3.0)
-    assert verify.largest_difference({"s": [x, x], "o": None}, {"s": [x, x], "o": None}) == 0.0
-    assert verify.largest_difference({"s": [x, x + 1]}, {"s": [x, x]}) == pytest.approx(0.5)
-    assert verify.largest_difference({"s": [x]}, {"s": [x, x]}) == float("inf")
-    assert verify.largest_difference({"o": None}, {"o": x}) == float("inf")
-    assert verify.largest_difference({"o": x}, {"o": None}) == float("inf")
+    assert checks.largest_difference({"s": [x, x], "o": None}, {"s": [x, x], "o": None}) == 0.0
+    assert checks.largest_difference({"s": [x, x + 1]}, {"s": [x, x]}) == pytest.approx(0.5)
+    assert checks.largest_difference({"s": [x]}, {"s": [x, x]}) == float("inf")
+    assert checks.largest_difference({"o": None}, {"o": x}) == float("inf")
+    assert checks.largest_difference({"o": x}, {"o": None}) == float("inf")
 
 
 # sizes of the inputs
@@ -193,30 +193,30 @@ def test_a_size_of_the_calibration_data_is_found(row: Topology, input_of: str, s
     p = prepare(row.model(), row.feeds(2), row.attention)
     keep = np.ones(p.channels.classes.pinned.size, bool)
     good, oracle = sliced(p, keep), masked(p, keep)
-    others = verify.other_sizes(p.original, p.example)
+    others = checks.other_sizes(p.original, p.example)
     tensor = next(n.input[slot] for n in good.graph.node if n.op_type == input_of)
     broken = _frozen(good, tensor, value)
     both = (p.original, p.normalised.proto)
-    assert verify.exactness(*both, good, oracle, p.example, others).sizes == 1 + len(others)
-    verify.exactness(*both, broken, oracle, p.example)
+    assert checks.exactness(*both, good, oracle, p.example, others).sizes == 1 + len(others)
+    checks.exactness(*both, broken, oracle, p.example)
     with pytest.raises(CheckFailed, match=r"the sliced model (differs|does not run)"):
-        verify.exactness(*both, broken, oracle, p.example, others)
+        checks.exactness(*both, broken, oracle, p.example, others)
     with pytest.raises(CheckFailed, match=r"the normalised model (differs|does not run)"):
-        verify.exactness(p.original, broken, good, oracle, p.example, others)
+        checks.exactness(p.original, broken, good, oracle, p.example, others)
     with pytest.raises(CheckFailed, match=r"the finished slice (differs|does not run)"):
-        verify.exactness(*both, good, oracle, p.example, others, finished=broken)
+        checks.exactness(*both, good, oracle, p.example, others, finished=broken)
 
 
 def test_sizes_that_are_compared():
     """Fails where a dimension never changes alone, all change alike, none is odd, or the batch is never 1."""
     row = TABLE["slice_behind_resize"]
-    found = [v["x"].shape for v in verify.other_sizes(row.model(), row.feeds(2))]
+    found = [v["x"].shape for v in checks.other_sizes(row.model(), row.feeds(2))]
     alone = [(3, 3, 8, 8), (2, 3, 16, 8), (2, 3, 8, 16)]
     assert found == [*alone, (1, 3, 9, 11), (2, 3, 1, 1), (3, 3, 17, 19), (1, 3, 8, 8)]
     large = {"a": (2, 8, 8 << 11, 8 << 10)}
-    found = [v["x"].shape for v in verify.other_sizes(row.model(), row.feeds(2), large)]
+    found = [v["x"].shape for v in checks.other_sizes(row.model(), row.feeds(2), large)]
     assert found == [(2, 3, 4, 8), (2, 3, 8, 4), (1, 3, 9, 11), (2, 3, 1, 1), (1, 3, 8, 8)]
-    assert verify.other_sizes(TABLE["plain"].model(), TABLE["plain"].feeds(2))[0]["x"].shape[1:] == (3, 8, 8)
+    assert checks.other_sizes(TABLE["plain"].model(), TABLE["plain"].feeds(2))[0]["x"].shape[1:] == (3, 8, 8)
 
 
 def test_many_dimensions():
@@ -226,7 +226,7 @@ def test_many_dimensions():
     total = ", ".join(f"m{k}" for k in range(30))
     proto = Topology(f"({inputs}) => (float[N,2] y) {{ {rows}\n y = Sum({total}) }}", ()).model()
     example = {f"x{k}": np.ones((2, 5, 2), np.float32) for k in range(30)}
-    found = verify.other_sizes(proto, example)
+    found = checks.other_sizes(proto, example)
     assert len(found) == 12
     assert len({v[f"x{k}"].shape for v in found[8:11] for k in range(30)}) == 61
 
@@ -234,7 +234,7 @@ def test_many_dimensions():
 def test_a_model_that_takes_even_sizes_only():
     """Fails where a size that the original refuses ends the search for one that it takes."""
     row = Topology("(float[N,4,H,W] x) => (float[N,16,H2,W2] y) { y = SpaceToDepth <blocksize=2> (x) }", ())
-    found = [v["x"].shape for v in verify.other_sizes(row.model(), row.feeds(2))]
+    found = [v["x"].shape for v in checks.other_sizes(row.model(), row.feeds(2))]
     assert found == [(3, 4, 8, 8), (2, 4, 16, 8), (2, 4, 8, 16), (1, 4, 16, 16), (1, 4, 8, 8)]
 
 
@@ -249,9 +249,9 @@ def test_rounding_that_decides_is_told_from_an_error():
     example = {"x": np.array([[0.1, 0.9, 0.2]], np.float32)}
     edge = {"x": np.array([[0.1, 0.50000006, 0.9], [0.0, 1.0, 0.3]], np.float32)}
     between = {"x": np.array([[0.1, 0.55, 0.9]] * 3, np.float32)}
-    assert verify.exactness(good, good, near, good, example, [edge]).sizes == 2
+    assert checks.exactness(good, good, near, good, example, [edge]).sizes == 2
     with pytest.raises(CheckFailed, match=r"the sliced model differs from the masked original .* x 3x3"):
-        verify.exactness(good, good, wrong, good, example, [between])
+        checks.exactness(good, good, wrong, good, example, [between])
 
 
 def test_outputs_that_turn_on_rounding_are_not_called_an_error():
@@ -262,7 +262,7 @@ def test_outputs_that_turn_on_rounding_are_not_called_an_error():
 
     wild, near = wave(1e7), wave(1.000001e7)
     with pytest.raises(CheckFailed, match=r"turn on rounding .* whether the sliced model is right cannot be checked"):
-        verify.exactness(wild, wild, near, wild, {"x": np.array([[0.1, 0.7, 0.9]], np.float32)})
+        checks.exactness(wild, wild, near, wild, {"x": np.array([[0.1, 0.7, 0.9]], np.float32)})
 
 
 def test_random_numbers_are_told_from_an_error():
@@ -272,7 +272,7 @@ def test_random_numbers_are_told_from_an_error():
     text = "(float[N,3] x) => (float[N,3] y) { n = Neg(x)  p = Neg(n)  r = RandomNormalLike(p)  y = Add(p, r) }"
     moved = Topology(text, ())
     with pytest.raises(CheckFailed, match="computes something else at every run"):
-        verify.exactness(row.model(), moved.model(), row.model(), row.model(), row.feeds(2))
+        checks.exactness(row.model(), moved.model(), row.model(), row.model(), row.feeds(2))
 
 
 def test_values_that_are_infinite_at_another_size():
@@ -283,10 +283,10 @@ def test_values_that_are_infinite_at_another_size():
     }}"""
     fine, broken = (Topology(text.format(most=most), ()).model() for most in (1e6, 6.0))
     feeds = {"x": np.ones((2, 5, 3), np.float32)}
-    others = verify.other_sizes(fine, feeds)
-    assert verify.runs_at_other_sizes(fine, fine, feeds, others) == 1 + len(others)
+    others = checks.other_sizes(fine, feeds)
+    assert checks.runs_at_other_sizes(fine, fine, feeds, others) == 1 + len(others)
     with pytest.raises(CheckFailed, match="'y' of the pruned model is not finite with inputs of x 2x10x3"):
-        verify.runs_at_other_sizes(broken, fine, feeds, others)
+        checks.runs_at_other_sizes(broken, fine, feeds, others)
 
 
 def test_sizes_that_values_decide_are_not_compared():
@@ -299,4 +299,4 @@ def test_sizes_that_values_decide_are_not_compared():
         return Topology(text, ()).model()
 
     feeds = {"x": np.array([0.1, 0.5, 0.9], np.float32)}
-    assert verify.runs_at_other_sizes(found(0.3), found(0.7), feeds, ()) == 1
+    assert checks.runs_at_other_sizes(found(0.3), found(0.7), feeds, ()) == 1

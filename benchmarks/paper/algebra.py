@@ -18,10 +18,10 @@ from benchmarks.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, 
 from benchmarks.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.channels.gates import units_of
-from onnxprune.oracle import masked_model
 from onnxprune.selection.imitation import QuadraticWalk, greedy
 from onnxprune.selection.quadratic import Quadratic
 from onnxprune.surgery import cut, replace_initializers
+from onnxprune.verification.oracle import masked_model
 
 Floats = NDArray[np.float64]
 PARAMETERS, EQUIVALENCE, INTERVAL = "parameters", "equivalence", "interval"

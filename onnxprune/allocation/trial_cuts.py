@@ -31,12 +31,12 @@ from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Array, Mask, cast
-from onnxprune.oracle import masked_model
 from onnxprune.refit.layerwise import in_place, memory_of, scaled
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes
 from onnxprune.selection import Path
 from onnxprune.surgery import replace_initializers
+from onnxprune.verification.oracle import masked_model
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
 LEVELS = (0.3, 0.6)

@@ -22,13 +22,13 @@ from onnxprune.numerics.least_squares import (
     solve_spd_batch,
 )
 from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
-from onnxprune.oracle import mask_of
 from onnxprune.refit.layerwise import Points, beyond
 from onnxprune.refit.targets import Target, changed_tensors, latest_layers, target_of
 from onnxprune.runtime.taps import Tap
 from onnxprune.runtime.walker import Walker
 from onnxprune.surgery import set_initializers
 from onnxprune.threads import prefetched
+from onnxprune.verification.oracle import mask_of
 
 _BATCHED_COLUMNS = 64
 

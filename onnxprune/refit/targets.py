@@ -12,7 +12,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.graph.quantized import behind_quantization
 from onnxprune.graph.view import Graph, Node, depth_first
 from onnxprune.numerics.arrays import Doubles, Mask
-from onnxprune.oracle import mask_of
+from onnxprune.verification.oracle import mask_of
 
 
 @dataclass(frozen=True, eq=False)

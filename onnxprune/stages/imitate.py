@@ -39,7 +39,6 @@ from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
 from onnxprune.numerics.gram import NormalEquations
-from onnxprune.oracle import masked_model
 from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.targets import Target
 from onnxprune.runtime import outputs
@@ -53,6 +52,7 @@ from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals
 from onnxprune.stages.load import Loaded
 from onnxprune.surgery import replace_initializers, set_initializers
+from onnxprune.verification.oracle import masked_model
 
 Weights = Mapping[str, Array]
 # Samples that gradients, and the true network, are evaluated on at each group; the first selection takes all.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxprune import trt_check, verify
+from onnxprune import trt_check
 from onnxprune.config import PruneConfig
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.measures.answers import Answers
@@ -15,7 +15,6 @@ from onnxprune.measures.figures import Figures, figures_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import symbols
 from onnxprune.numerics.arrays import Array, Masks, is_float
-from onnxprune.oracle import masked_model
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
@@ -23,6 +22,8 @@ from onnxprune.stages.finish import Finished
 from onnxprune.stages.goals import Goals
 from onnxprune.stages.load import Loaded
 from onnxprune.targets import TARGETS
+from onnxprune.verification import checks
+from onnxprune.verification.oracle import masked_model
 
 _ONE_SIZE = (
     "sizes of inputs are symbolic, but the original ran at no other size: the result was compared at one size only"
@@ -39,7 +40,7 @@ class Checked:
     """
 
     finished: Finished
-    exactness: verify.Exactness | None
+    exactness: checks.Exactness | None
     sizes: int
     figures: Figures | None
     notes: tuple[str, ...]
@@ -65,24 +66,24 @@ def check(
     notes = list(finished.notes)
     n, final = loaded.normalised, finished.model
     example = loaded.fit.example()
-    exact: verify.Exactness | None = None
+    exact: checks.Exactness | None = None
     figures: Figures | None = None
     discrepancy: float | None = None
     sizes = 0
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
-        others = verify.other_sizes(loaded.original, example, n.shapes)
+        others = checks.other_sizes(loaded.original, example, n.shapes)
         if not others and symbols(example, loaded.original):
             notes.append(_ONE_SIZE)
-        exact = verify.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
-        verify.structure(final, loaded.original)
+        exact = checks.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
+        checks.structure(final, loaded.original)
         if TARGETS[settings.target].tensorrt:
             trt_check.check(loaded.original, final)
             notes += trt_check.warnings(final)
-        sizes = verify.runs_at_other_sizes(final, loaded.original, example, others)
+        sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
         given = outputs_of_result(finished, coupled, loaded, calibrated.reference)
         figures = figures_of_result(given, coupled, loaded, calibrated.reference)
-        verify.finite(given, calibrated.reference.values)
+        checks.finite(given, calibrated.reference.values)
         discrepancy = discrepancy_of(given, loaded, calibrated.goals, settings)
         within_tolerance(discrepancy, settings)
     except (CheckFailed, RunError) as e:

@@ -11,7 +11,7 @@ from onnxprune.measures.masked import counting
 from onnxprune.measures.observed import Observed, Whole
 from onnxprune.numerics.arrays import Array
 from onnxprune.recovery.student import Spread
-from onnxprune.verify import largest_difference
+from onnxprune.verification.checks import largest_difference
 
 N = 40
 HIDDEN = np.random.default_rng(7).random((N, 6)) > 0.6

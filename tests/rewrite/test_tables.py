@@ -15,7 +15,7 @@ from onnxprune.normalise import normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import tables
-from onnxprune.verify import largest_difference
+from onnxprune.verification.checks import largest_difference
 from tests.compare import assert_same
 from tests.topologies.text import Topology
 

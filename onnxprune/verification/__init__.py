@@ -1,0 +1,1 @@
+"""The checks on a result: the masked original as an oracle, and what runs are held against it."""
