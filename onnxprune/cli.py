@@ -41,7 +41,7 @@ from onnxprune.process import streams
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
 from onnxprune.report.visible import one_line, visible
-from onnxprune.targets import AUTO, TARGETS
+from onnxprune.targets.alignment import AUTO, TARGETS
 from onnxprune.version import __version__
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from onnxprune import methods
 from onnxprune.errors import UsageError
 from onnxprune.intake.options import MOST_NUMBER, check_most, shown, typed
 from onnxprune.methods import METHODS, REFITS
-from onnxprune.targets import AUTO, DEFAULT, TARGETS
+from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
 
 # Options that other methods never look at.
 READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -49,7 +49,7 @@ from onnxprune.stages.time_layers import stopwatch_of, timed_with
 from onnxprune.stages.verify import (
     check,
 )
-from onnxprune.targets import DEFAULT, TARGETS
+from onnxprune.targets.alignment import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread
 
 

@@ -17,7 +17,7 @@ from onnxprune.errors import BudgetUnreachable
 from onnxprune.report.summary import Report
 from onnxprune.report.terminal import Screen, prune_report
 from onnxprune.stages.save import PruneResult
-from onnxprune.targets import DEFAULT, TARGETS
+from onnxprune.targets.alignment import DEFAULT, TARGETS
 from tests import digits
 from tests.digits import pruned
 from tests.kit import kit_models

@@ -15,11 +15,12 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import cli, inspect, prune, trt_check
+from onnxprune import cli, inspect, prune
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies, protobuf
 from onnxprune.stages import finish
-from onnxprune.trt_support import NEWEST, TABLE
+from onnxprune.targets import tensorrt_check
+from onnxprune.targets.tensorrt_support import NEWEST, TABLE
 from tests import digits
 from tests.graphs import PRUNABLE
 from tests.graphs import TABLE as TOPOLOGIES
@@ -71,7 +72,7 @@ def test_every_operator_of_these_opsets_is_decided_about():
 def reasons(text: str, *, opset: int = 18, **weights: Any) -> set[str]:
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\nmain {text}')
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items())
-    return {p.reason for p in trt_check.problems(model)}
+    return {p.reason for p in tensorrt_check.problems(model)}
 
 
 W1 = np.ones((4, 3, 1), np.float32)
@@ -182,7 +183,7 @@ def test_sequences():
     port = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
     graph = helper.make_graph([helper.make_node("SequenceConstruct", ["x"], ["y"])], "main", [x], [port])
-    found = trt_check.problems(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+    found = tensorrt_check.problems(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
     assert {p.reason for p in found} == {"inputs and outputs must be tensors", "the operator is not supported"}
 
 
@@ -204,7 +205,7 @@ def test_nodes_are_named_once():
         '<ir_version: 10, opset_import: ["" : 18]> main (float[N,3,8] x) => (float[N,3,6] y) '
         "{ [first] a = MaxPool <kernel_shape=[2]> (x) [second] y = MaxPool <kernel_shape=[2]> (a) }"
     )
-    assert trt_check.warnings(model) == [
+    assert tensorrt_check.warnings(model) == [
         "TensorRT (by its documentation): MaxPool 'first' and 1 more: only pooling in 2 or 3 dimensions is supported"
     ]
 
@@ -222,7 +223,7 @@ def as_written(p: Prepared, seed: int) -> onnx.ModelProto:
 def test_cutting_brings_nothing_in(name: str, prepared: Lookup):
     """Fails where a repair writes an operator, a type or a size that the parser takes the original without."""
     for seed in range(2):
-        assert trt_check.introduced(TOPOLOGIES[name].model(), as_written(prepared(name), seed)) == ()
+        assert tensorrt_check.introduced(TOPOLOGIES[name].model(), as_written(prepared(name), seed)) == ()
 
 
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
@@ -230,7 +231,7 @@ def test_cutting_a_real_model_brings_nothing_in(path: Path):
     proto, _ = protobuf.load(path)
     p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
     small = as_written(p, 0)
-    assert trt_check.introduced(proto, small) == ()
+    assert tensorrt_check.introduced(proto, small) == ()
 
 
 def test_what_is_brought_in_fails_the_check(monkeypatch: pytest.MonkeyPatch):

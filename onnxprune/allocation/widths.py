@@ -11,7 +11,7 @@ from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
 from onnxprune.config import PruneConfig
-from onnxprune.targets import AUTO, TARGETS
+from onnxprune.targets.alignment import AUTO, TARGETS
 
 # The share of its units that a group must be able to lose: that of the default ratio.
 USEFUL_SHARE = 0.5

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import onnx
 
-from onnxprune import cost, plan, trt_check
+from onnxprune import cost, plan
 from onnxprune.allocation.widths import Widths
 from onnxprune.calibration.branches_taken import Taken, layers_taken, taken_by
 from onnxprune.calibration.layers import Layer
@@ -26,7 +26,8 @@ from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.measures.judge import layouts_of, observed_of, seen, watched
 from onnxprune.measures.observed import Observed, tensors_of
 from onnxprune.stages.load import Loaded
-from onnxprune.targets import TARGETS
+from onnxprune.targets import tensorrt_check
+from onnxprune.targets.alignment import TARGETS
 
 # The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
 _MATTERS, _SHOWN = 0.01, 3
@@ -142,7 +143,7 @@ def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
     whole = onnx.ModelProto()
     whole.CopyFrom(loaded.normalised.proto)
     return_to_bodies(whole, loaded.normalised.outside)
-    return trt_check.warnings(whole)
+    return tensorrt_check.warnings(whole)
 
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, Frozen]) -> str:

@@ -33,7 +33,7 @@ from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import Coupled, not_counted
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.verify import Checked
-from onnxprune.targets import TARGETS
+from onnxprune.targets.alignment import TARGETS
 
 
 def report_of(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxprune import trt_check
 from onnxprune.config import PruneConfig
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.measures.answers import Answers
@@ -21,7 +20,8 @@ from onnxprune.stages.couple import Coupled
 from onnxprune.stages.finish import Finished
 from onnxprune.stages.goals import Goals
 from onnxprune.stages.load import Loaded
-from onnxprune.targets import TARGETS
+from onnxprune.targets import tensorrt_check
+from onnxprune.targets.alignment import TARGETS
 from onnxprune.verification import checks
 from onnxprune.verification.oracle import masked_model
 
@@ -78,8 +78,8 @@ def check(
         exact = checks.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
         checks.structure(final, loaded.original)
         if TARGETS[settings.target].tensorrt:
-            trt_check.check(loaded.original, final)
-            notes += trt_check.warnings(final)
+            tensorrt_check.check(loaded.original, final)
+            notes += tensorrt_check.warnings(final)
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
         given = outputs_of_result(finished, coupled, loaded, calibrated.reference)
         figures = figures_of_result(given, coupled, loaded, calibrated.reference)

@@ -18,7 +18,7 @@ import onnx.inliner
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.numerics.arrays import Array
-from onnxprune.trt_support import NEWEST, OLDEST, Use, refused
+from onnxprune.targets.tensorrt_support import NEWEST, OLDEST, Use, refused
 
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}
 

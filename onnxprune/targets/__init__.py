@@ -1,0 +1,1 @@
+"""Where the result will run: alignments, and what TensorRT's parser accepts."""
