@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.version import __version__
 
 if TYPE_CHECKING:
+    from onnxprune.benchmark.measure import Bench, bench
     from onnxprune.channels.describe import Description
     from onnxprune.config import PruneConfig
     from onnxprune.errors import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         UsageError,
     )
     from onnxprune.evaluation import Evaluation, evaluate
-    from onnxprune.latency.bench import Bench, bench
     from onnxprune.pipeline import inspect, prune
     from onnxprune.stages.save import PruneResult
 
@@ -55,12 +55,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bench": "onnxprune.latency.bench",
+    "Bench": "onnxprune.benchmark.measure",
     "Description": "onnxprune.channels.describe",
     "Evaluation": "onnxprune.evaluation",
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.pipeline",
-    "bench": "onnxprune.latency.bench",
+    "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
     "inspect": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",

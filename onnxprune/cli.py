@@ -693,7 +693,7 @@ def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_jso
     if len(dict(given)) < len(given):
         raise UsageError("--shape is given twice for one input")
     child.warm()
-    from onnxprune.latency.bench import bench
+    from onnxprune.benchmark.measure import bench
     from onnxprune.report import terminal
 
     with terminal.status(sys.stderr.isatty()) as show:

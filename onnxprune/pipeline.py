@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import plan
+from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
@@ -23,7 +24,6 @@ from onnxprune.intake.inputs import check_samples
 from onnxprune.intake.options import error_limit
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.place import Place
-from onnxprune.latency.bench import provider_named
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs

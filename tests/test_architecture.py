@@ -89,7 +89,7 @@ def test_arithmetic_knows_no_onnx(layer: str):
     ("library", "owner"),
     [
         ("onnxruntime", "onnxprune.runtime.session"),
-        ("tensorrt", "onnxprune.latency.tensorrt_engine"),
+        ("tensorrt", "onnxprune.benchmark.tensorrt_engine"),
         ("click", "onnxprune.cli"),
         ("rich", "onnxprune.report.terminal"),
         ("dask", "onnxprune.jobs.cluster"),

@@ -21,7 +21,7 @@ import pytest
 
 import onnxprune
 from onnxprune import cli, methods, pipeline
-from onnxprune.latency.bench import Settings
+from onnxprune.benchmark.measure import Settings
 from onnxprune.report.terminal import PLAIN_WIDTH
 from onnxprune.stages import decide, report, rewrite, time_layers
 from tests import digits

@@ -20,13 +20,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.benchmark.measure import Bench, Latency
+from onnxprune.benchmark.profile import NodeTime, by_operator
 from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.config import BUDGETS
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.intake.options import exact_percent
-from onnxprune.latency.bench import Bench, Latency
-from onnxprune.latency.profile import NodeTime, by_operator
 from onnxprune.measures.figures import ERROR, percent
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.process.streams import unbreakable

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.benchmark.measure import Candidate, Feeds, Settings, measure
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
@@ -18,7 +19,6 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
 from onnxprune.intake.options import exact_percent
 from onnxprune.jobs.place import HERE, Place
-from onnxprune.latency.bench import Candidate, Feeds, Settings, measure
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import METHODS, tried

@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from onnxprune import cli
+from onnxprune.benchmark.measure import Settings, bench
 from onnxprune.data.samples import InputSpec, Samples
 from onnxprune.data.stand_ins import random
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.jobs import check_choice
-from onnxprune.latency.bench import Settings, bench
 from onnxprune.threads import cores, most_workers
 
 ABSURD = (

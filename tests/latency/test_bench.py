@@ -13,11 +13,19 @@ import onnx
 import pytest
 
 from onnxprune import bench, prune
+from onnxprune.benchmark import cuda, measure, tensorrt_engine
+from onnxprune.benchmark.measure import (
+    Candidate,
+    Comparison,
+    Feeds,
+    Ready,
+    Settings,
+    feeds_for,
+    measure,
+    median_interval,
+)
+from onnxprune.benchmark.profile import NodeTime
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
-from onnxprune.latency import bench as module
-from onnxprune.latency import cuda, tensorrt_engine
-from onnxprune.latency.bench import Candidate, Comparison, Feeds, Ready, Settings, feeds_for, measure, median_interval
-from onnxprune.latency.profile import NodeTime
 from onnxprune.runtime.session import CPU, Session
 from onnxprune.runtime.timing import Times
 from tests import digits
@@ -46,11 +54,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         action = found.action(x.name, float(x.name))
         return Ready(action, lambda runs, warmup: (NodeTime(x.name, "Conv", "", runs + warmup, 1.0),), 0.5, "cpu")
 
-    monkeypatch.setattr(module, "_session", start)
+    monkeypatch.setattr(measure, "_session", start)
     return found
 
 
-def timed(*names: str, **options: Any) -> module.Bench:
+def timed(*names: str, **options: Any) -> measure.Bench:
     models = [Candidate(n, FREE, 100) for n in names]
     return measure(models, Feeds({"x": np.zeros((4, 3), np.float32)}, 4, "here"), Settings(**options))
 
@@ -281,17 +289,17 @@ def test_options_out_of_range(options: dict[str, Any], match: str):
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", " cpuexecutionprovider ", "CPUExecutionProvider"])
 def test_names_of_providers(name: str):
-    assert module.provider_named(name) == "CPUExecutionProvider"
+    assert measure.provider_named(name) == "CPUExecutionProvider"
 
 
 def test_tensorrt_has_two_names(monkeypatch: pytest.MonkeyPatch):
     """Fails where an engine is asked for and onnxruntime's provider comes, or the other way round."""
     monkeypatch.setattr(runtime, "available_providers", lambda: ("TensorrtExecutionProvider", "CPUExecutionProvider"))
     monkeypatch.setattr(tensorrt_engine, "library", lambda: None)
-    assert module.provider_named("TensorRT") == "tensorrt"
-    assert module.provider_named("tensorrtexecutionprovider") == "TensorrtExecutionProvider"
+    assert measure.provider_named("TensorRT") == "tensorrt"
+    assert measure.provider_named("tensorrtexecutionprovider") == "TensorrtExecutionProvider"
     with pytest.raises(UsageError, match=": TensorrtExecutionProvider, cpu; or tensorrt"):
-        module.provider_named("x")
+        measure.provider_named("x")
 
 
 def test_without_the_package_tensorrt(monkeypatch: pytest.MonkeyPatch):
@@ -315,11 +323,11 @@ class Placed:
 def test_a_provider_that_runs_nothing_is_refused():
     """Fails where the CPU's latency is reported as that of another device."""
     with pytest.raises(RunError, match="Abacus runs no operator of m: its latency would be that of the CPU"):
-        list(module._about(Candidate("m", FREE, 0), Placed(CPU=3), Settings("Abacus")))
+        list(measure._about(Candidate("m", FREE, 0), Placed(CPU=3), Settings("Abacus")))
 
 
 def test_what_runs_elsewhere_is_said():
-    notes = list(module._about(Candidate("m", FREE, 0), Placed(Abacus=3, CPU=1), Settings("Abacus")))
+    notes = list(measure._about(Candidate("m", FREE, 0), Placed(Abacus=3, CPU=1), Settings("Abacus")))
     assert notes[0] == "1 of the 4 nodes of m ran on CPU"
     assert "what Abacus copies" in notes[1]
 
@@ -327,9 +335,9 @@ def test_what_runs_elsewhere_is_said():
 @pytest.mark.parametrize(("blocking", "match"), [("0", "those of queueing"), ("1", "wait for each other")])
 def test_times_of_queued_operators_are_explained(monkeypatch: pytest.MonkeyPatch, blocking: str, match: str):
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", blocking)
-    (note,) = module._about_nodes(Settings("CUDAExecutionProvider", profile=True))
+    (note,) = measure._about_nodes(Settings("CUDAExecutionProvider", profile=True))
     assert match in note
-    assert module._about_nodes(Settings("CUDAExecutionProvider")) == ()
+    assert measure._about_nodes(Settings("CUDAExecutionProvider")) == ()
 
 
 def test_threads_are_no_matter_of_tensorrt():
@@ -361,7 +369,7 @@ def test_tensorrt_reads_the_file_and_everything_is_given_back(monkeypatch: pytes
         def close(self) -> None:
             events.append("engine")
 
-    monkeypatch.setattr(module, "Gpu", Gpu)
+    monkeypatch.setattr(measure, "Gpu", Gpu)
     monkeypatch.setattr(tensorrt_engine, "Engine", Engine)
     monkeypatch.setattr(tensorrt_engine, "library", lambda: type("trt", (), {"__version__": "10.9"}))
     path = str(digits.path("resnet"))
@@ -387,7 +395,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch):
 def test_prune_reports_the_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen: list[Any] = []
 
-    def fake(models: Any, feeds: Feeds, settings: Settings) -> module.Bench:
+    def fake(models: Any, feeds: Feeds, settings: Settings) -> measure.Bench:
         seen.extend([[x.name for x in models], [x.proto for x in models], shapes_of(feeds), settings])
         return replace(bench(FREE, FREE, **QUICK), notes=("a note of the bench",))
 

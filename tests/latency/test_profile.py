@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxprune.benchmark.profile import NodeTime, by_operator, parse, profiled, typical
 from onnxprune.errors import RunError
-from onnxprune.latency.profile import NodeTime, by_operator, parse, profiled, typical
 from onnxprune.runtime.session import CPU
 from tests import digits
 

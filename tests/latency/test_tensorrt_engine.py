@@ -18,10 +18,10 @@ import onnx
 import pytest
 
 from onnxprune import bench
+from onnxprune.benchmark import cuda
+from onnxprune.benchmark.cuda import Gpu
+from onnxprune.benchmark.tensorrt_engine import Engine
 from onnxprune.errors import RunError
-from onnxprune.latency import cuda
-from onnxprune.latency.cuda import Gpu
-from onnxprune.latency.tensorrt_engine import Engine
 from tests import digits
 
 

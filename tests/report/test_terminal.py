@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from onnxprune import inspect
+from onnxprune.benchmark.measure import Bench, Comparison, Latency
+from onnxprune.benchmark.profile import NodeTime
 from onnxprune.channels.describe import PinnedDescription
 from onnxprune.evaluation import Evaluation
-from onnxprune.latency.bench import Bench, Comparison, Latency
-from onnxprune.latency.profile import NodeTime
 from onnxprune.measures.figures import ERROR, Figure, Figures
 from onnxprune.report import terminal
 from onnxprune.report.summary import PinnedRow, Report

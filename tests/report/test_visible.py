@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune import cli, inspect
+from onnxprune.benchmark.measure import Bench, Comparison, Latency
+from onnxprune.benchmark.profile import NodeTime
 from onnxprune.evaluation import Evaluation
-from onnxprune.latency.bench import Bench, Comparison, Latency
-from onnxprune.latency.profile import NodeTime
 from onnxprune.report import terminal
 from onnxprune.report.terminal import Screen
 from onnxprune.report.visible import made_visible, one_line, visible

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.benchmark.cuda import Gpu
+from onnxprune.benchmark.profile import NodeTime, typical
 from onnxprune.errors import RunError
 from onnxprune.graph import external
-from onnxprune.latency.cuda import Gpu
-from onnxprune.latency.profile import NodeTime, typical
 from onnxprune.numerics.arrays import Array
 
 NAME = "tensorrt"

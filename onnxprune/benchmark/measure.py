@@ -19,6 +19,9 @@ import numpy as np
 import onnx
 from scipy.special import bdtr
 
+from onnxprune.benchmark import profile, tensorrt_engine
+from onnxprune.benchmark.cuda import Gpu
+from onnxprune.benchmark.profile import NodeTime
 from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
 from onnxprune.data.samples import InputSpec, given, input_specs
@@ -27,10 +30,6 @@ from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import check_most, typed
-from onnxprune.latency import profile as profiler
-from onnxprune.latency import tensorrt_engine
-from onnxprune.latency.cuda import Gpu
-from onnxprune.latency.profile import NodeTime
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.runtime.session import CPU, Session, available_providers, fallbacks, half_precision, version
@@ -119,7 +118,7 @@ class Bench:
         """Plain data; of nodes also their sums per operator."""
         found = asdict(self)
         for row, x in zip(found["models"], self.models, strict=True):
-            row["operators"] = [asdict(o) for o in profiler.by_operator(x.nodes)]
+            row["operators"] = [asdict(o) for o in profile.by_operator(x.nodes)]
         return found
 
     def to_json(self) -> str:
@@ -368,7 +367,7 @@ def measure(
         nodes: list[tuple[NodeTime, ...]] = [() for _ in ready]
         if settings.profile:
             watch("profile")
-            nodes = [r.nodes(settings.runs or profiler.RUNS, profiler.WARMUP) for r in ready]
+            nodes = [r.nodes(settings.runs or profile.RUNS, profile.WARMUP) for r in ready]
         return Bench(
             tuple(
                 Latency(x.name, t.median, t.p90, feeds.batch / t.median, x.bytes, r.seconds, n)
@@ -436,9 +435,7 @@ def _session(x: Candidate, feeds: Mapping[str, Array], settings: Settings) -> Re
     seconds = perf_counter() - start
 
     def nodes(runs: int, warmup: int) -> tuple[NodeTime, ...]:
-        return profiler.profiled(
-            x.proto, feeds, runs=runs, warmup=warmup, threads=settings.threads, providers=providers
-        )
+        return profile.profiled(x.proto, feeds, runs=runs, warmup=warmup, threads=settings.threads, providers=providers)
 
     return Ready(session.bound(feeds), nodes, seconds, session.device, tuple(_about(x, session, settings)))
 

@@ -1,0 +1,1 @@
+"""Measured time of whole models: `onnxprune bench`, on the CPU, CUDA and TensorRT."""
