@@ -60,9 +60,9 @@ def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], obje
     goal = output_imitation(reference, len(loaded.fit))
 
     def collecting(layers: Sequence[Layer]) -> Callable[[], object]:
-        probe = probe.Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
-        assert probe.session.outputs  # opened before the clock starts
-        return partial(gate_moments.collect, probe, taken.channels, batches, goal, probes=1, seed=0, slope=False)
+        probed = probe.Probe.of(taken.proto, taken.channels, gates, layers, loaded.normalised.types)
+        assert probed.session.outputs  # opened before the clock starts
+        return partial(gate_moments.collect, probed, taken.channels, batches, goal, probes=1, seed=0, slope=False)
 
     return {"gates": collecting(()), "gates and metrics": collecting(coupled.layers)}
 

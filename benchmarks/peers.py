@@ -204,8 +204,8 @@ def with_torch_pruning(case: Case) -> dict[str, Any]:
     ignored = [
         m
         for m in network.modules()
-        if (isinstance(m, torch.nn.Linear) and protobuf.out_features == expected[1])
-        or (isinstance(m, torch.nn.Conv2d) and protobuf.out_channels == expected[1] and protobuf.kernel_size == (1, 1))
+        if (isinstance(m, torch.nn.Linear) and m.out_features == expected[1])
+        or (isinstance(m, torch.nn.Conv2d) and m.out_channels == expected[1] and m.kernel_size == (1, 1))
     ][-1:]
     start = time.perf_counter()
     pruner = tp.pruner.MagnitudePruner(

@@ -31,7 +31,7 @@ from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.objective import check_classes
-from onnxprune.runtime import outputs
+from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import notes_on
 
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
@@ -112,7 +112,7 @@ def _evaluated(
     original_classes: Ints | None = None
     first = _first_output(proto)
     if against is None:
-        outputs = outputs.outputs_of(proto, samples, layouts_of(proto, samples))
+        outputs = outputs_of(proto, samples, layouts_of(proto, samples))
     else:
         original, original_name = _model(against)
         notes += notes_on(original)

@@ -106,15 +106,15 @@ def prune(
     check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
     check_choice(jobs, scheduler)
     check_provider(provider or "cpu")
-    timing_on = timing_on(provider, TARGETS[settings.target].provider)
+    timed_by = timing_on(provider, TARGETS[settings.target].provider)
     if settings.budget == "latency":
-        check_starts(timing_on)  # before hours of calibration
+        check_starts(timed_by)  # before hours of calibration
     clock = Clock(watch, hear=warn)
     files = (output, plan_file, report_file)
     try:
         with Stage(overwrite=overwrite) as stage:
             with one_blas_thread(), external.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
-                place = Place(workers, provider or "cpu", timing_on)
+                place = Place(workers, provider or "cpu", timed_by)
                 result, separate = _run(
                     model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
                 )

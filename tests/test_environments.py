@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from onnxprune.report import environment
-from onnxprune.stages import report
 from tests import digits
 
 PRUNE = (str(digits.path("resnet")), "out.onnx", "--calib", str(digits.CALIB), "--ratio", "0.5", "--fast")
@@ -95,6 +94,6 @@ def test_the_peak_of_memory_where_linux_tells_otherwise(
     path = tmp_path / "status"
     if status is not None:
         path.write_bytes(status)
-    monkeypatch.setattr(report, "_STATUS", path)
+    monkeypatch.setattr(environment, "_STATUS", path)
     found = environment.peak_memory()
     assert found == 123456 << 10 if known else found is None or found > 1 << 20

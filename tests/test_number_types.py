@@ -188,7 +188,7 @@ def test_layers_whose_refit_does_not_fit_keep_their_weights(refit: str, monkeypa
         return lambda *args: 1e8 * function(*args)
 
     for name in ("restricted", "restricted_by_inverse", "_solve"):
-        monkeypatch.setattr(layerwise, name, huge(getattr(refit_module, name)))
+        monkeypatch.setattr(layerwise, name, huge(getattr(layerwise, name)))
     result = prune(model, None, calibration("float16"), from_plan=plain.plan, refit=refit)
     assert any("keeps its weights: refitted ones exceed float16" in n for n in result.report.notes)
     assert result.report.output_error is not None

@@ -757,7 +757,7 @@ def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.Mo
     loaded = loaded_of(p.original, p.normalised, samples, others if held else None)
     timed = Timed(seconds)
     monkeypatch.setattr(calibrate, "time", timed)
-    monkeypatch.setattr(calibrate.runtime, "Session", timed)
+    monkeypatch.setattr(calibrate, "Session", timed)
     monkeypatch.setattr(calibrate, "runtime_batch", lambda *_: 4)
     assert calibrate.plain_pass(loaded) == expected
     assert timed.sizes == [2, *sizes]
@@ -776,6 +776,6 @@ def test_a_plain_pass_of_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch):
     loaded = loaded_of(model, normalise(model, samples.example()), samples)
     timed = Timed([0.5, 0.5, 0.5])
     monkeypatch.setattr(calibrate, "time", timed)
-    monkeypatch.setattr(calibrate.runtime, "Session", timed)
+    monkeypatch.setattr(calibrate, "Session", timed)
     assert calibrate.plain_pass(loaded) == 2.5
     assert timed.sizes == [1, 1, 1, 1]

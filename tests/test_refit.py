@@ -20,10 +20,10 @@ from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.channels import branches
 from onnxprune.data.samples import Samples
 from onnxprune.numerics.least_squares import JITTER
-from onnxprune.refit import layerwise, lockstep, targets
+from onnxprune.refit import lockstep as lockstep_module
 from onnxprune.refit.layerwise import in_place
 from onnxprune.refit.lockstep import Fit, lockstep, reference_points
-from onnxprune.refit.targets import latest_layers, target_of
+from onnxprune.refit.targets import Target, latest_layers, target_of
 from onnxprune.runtime import walker
 from onnxprune.runtime.session import Session
 from onnxprune.runtime.taps import Tap
@@ -374,7 +374,7 @@ def test_one_layer_is_fitted_to_the_original_target() -> None:
     assert_same(found, x @ expected, rtol=RTOL, atol=0.0)
 
 
-def targets(text: str) -> dict[str, tuple[str, str]]:
+def targets_in(text: str) -> dict[str, tuple[str, str]]:
     """layer → (source, other) of its target."""
     p = prepare_text(text)
     layers = layers_of(p.channels)
@@ -385,7 +385,7 @@ def targets(text: str) -> dict[str, tuple[str, str]]:
 
 def test_residual_targets_are_read_behind_the_add() -> None:
     """Fails where the last layer of a branch is not fitted to the sum, or another layer is."""
-    found = targets(RESIDUAL)
+    found = targets_in(RESIDUAL)
     assert found["w3"] == ("s", "r")
     assert found["w5"] == ("i", "t")
     assert {k: v for k, v in found.items() if k not in ("w3", "w5")} == {
@@ -394,7 +394,7 @@ def test_residual_targets_are_read_behind_the_add() -> None:
         "w4": ("f", ""),
         "w6": ("y", ""),
     }
-    assert targets(NORMALISED)["w3"] == ("s", "r")
+    assert targets_in(NORMALISED)["w3"] == ("s", "r")
 
 
 HEAD = "(float[N,3,8,8] x) => (float[N,4,8,8] y"
@@ -421,12 +421,12 @@ HEAD = "(float[N,3,8,8] x) => (float[N,4,8,8] y"
 )
 def test_other_layers_keep_their_own_target(body: str) -> None:
     """Fails where a target is read behind an Add that does not determine the layer's output."""
-    assert targets(HEAD + body)["w2"][1] == ""
+    assert targets_in(HEAD + body)["w2"][1] == ""
 
 
 def test_of_two_branches_only_the_later_one_takes_the_sum() -> None:
     """Fails where the earlier branch is fitted against one that is not refitted yet."""
-    found = targets(HEAD + ") { a = Conv(x, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Add(a, b) }")
+    found = targets_in(HEAD + ") { a = Conv(x, w1[4,3,1,1])\n b = Conv(x, w2[4,3,1,1])\n y = Add(a, b) }")
     assert found == {"w1": ("a", ""), "w2": ("y", "a")}
 
 
@@ -438,7 +438,7 @@ def test_a_normalisation_over_tokens_is_no_gain_of_the_outputs() -> None:
         n = BatchNormalization(b, s[6], o[6], m[6], var[6])
         y = Add(n, a)
     }"""
-    assert targets(text) == {"w1": ("a", ""), "w2": ("b", "")}
+    assert targets_in(text) == {"w1": ("a", ""), "w2": ("b", "")}
 
 
 def test_one_refitted_weight_off_by_a_hundredth_is_seen() -> None:
@@ -491,7 +491,7 @@ POINTS = {
 
 def points_of(
     p: Prepared, *, stay: bool = False, memory: int = 1 << 40
-) -> tuple[tuple[Layer, ...], list[targets.Target], Keep, list[list[tuple[Array, Array]]]]:
+) -> tuple[tuple[Layer, ...], list[Target], Keep, list[list[tuple[Array, Array]]]]:
     """(layers, targets, what stays, positions and values of every batch), for all layers at once."""
     graph = p.channels.graph
     layers = tuple(x for x in layers_of(p.channels) if x.data not in x.node.outputs)
@@ -534,22 +534,22 @@ def test_the_original_goes_ahead_as_far_as_its_values_fit(first: str, monkeypatc
     layers = layers_of(p.channels)
     one = 4 * w.counts[0] * 9 * 8  # bytes of a batch
     for limit, expected in ((one, [1, 1, 1]), (2 * one, [2, 1]), (3 * one, [3])):
-        monkeypatch.setattr(layerwise, "_TARGET_BYTES", limit)
-        assert [len(part) for part in lockstep._parts(layers, p.channels.graph, w)] == expected
+        monkeypatch.setattr(lockstep_module, "_TARGET_BYTES", limit)
+        assert [len(part) for part in lockstep_module._parts(layers, p.channels.graph, w)] == expected
 
 
 @pytest.mark.parametrize("stay", [False, True])
 @pytest.mark.parametrize("name", POINTS)
 def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where how the original is looked at changes what it is fitted to; and both against one plain run."""
-    monkeypatch.setattr(layerwise, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(lockstep_module, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
     made: list[Tap | None] = []
-    tap = lockstep._tap
-    monkeypatch.setattr(layerwise, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
+    tap = lockstep_module._tap
+    monkeypatch.setattr(lockstep_module, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
     layers, targets, keep, found = points_of(p, stay=stay)
     assert any(made) is (name != "state_gates")  # where the samples lie in the second axis
-    monkeypatch.setattr(layerwise, "_tap", lambda *_: None)
+    monkeypatch.setattr(lockstep_module, "_tap", lambda *_: None)
     assert_equal_points(found, points_of(p, stay=stay)[-1])
     samples, constants = samples_of(p, 70), p.channels.graph.constants
     whole = values(p.normalised.proto, [t.source for t in targets], samples.arrays)
@@ -570,7 +570,7 @@ def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkey
 @pytest.mark.parametrize("name", ["residual", "tokens"])
 def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a session is opened for what is kept already."""
-    monkeypatch.setattr(layerwise, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(lockstep_module, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
     n, samples = p.normalised, samples_of(p, 70)
     layers = layers_of(p.channels)
@@ -593,9 +593,9 @@ def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: py
 @pytest.mark.parametrize("name", ["residual", "tokens"])
 def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where positions that were drawn for another shape are kept: they may be out of range, or miss the rest."""
-    monkeypatch.setattr(layerwise, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(lockstep_module, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
-    tap = lockstep._tap
+    tap = lockstep_module._tap
 
     def other(*arguments: Any) -> Tap | None:
         found = tap(*arguments)
@@ -606,7 +606,7 @@ def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: 
         sizes[axis] = 1 if shape == "smaller" else 9 * sizes[axis]
         return replace(found, shape=tuple(sizes))
 
-    monkeypatch.setattr(layerwise, "_tap", other)
+    monkeypatch.setattr(lockstep_module, "_tap", other)
     layers, targets, keep, found = points_of(p)
     whole = values(p.normalised.proto, [t.source for t in targets], samples_of(p, 70).arrays)
     for layer, target, batches in zip(layers, targets, found, strict=True):
@@ -700,7 +700,7 @@ def test_positions_that_stay_are_found_in_the_cut_model():
     rng = np.random.default_rng(0)
     kept = np.array([True, False, True, True, False])
     whole = rng.standard_normal((2, 3, 5, 7)).astype(np.float32)
-    staying = lockstep.Staying(kept.reshape(1, 1, 5))
+    staying = lockstep_module.Staying(kept.reshape(1, 1, 5))
     flat, cut = whole.reshape(2, 15, 7), whole[:, :, kept].reshape(2, 9, 7)
     at, there = staying.places(np.sort(rng.permutation(15)[:8]), whole.shape)
     assert len(at) == len(there) > 2

@@ -271,7 +271,7 @@ def test_reasons_in_the_log():
 
 
 def test_fallbacks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runtime, "available_providers", lambda: (CUDA, CPU))
+    monkeypatch.setattr("onnxprune.runtime.session.available_providers", lambda: (CUDA, CPU))
     assert fallbacks(CPU) == (CPU,)
     assert fallbacks("TensorrtExecutionProvider") == ("TensorrtExecutionProvider", CUDA, CPU)
     assert fallbacks(CUDA) == (CUDA, CPU)
@@ -320,7 +320,7 @@ def test_a_large_process_keeps_no_memory_between_runs(monkeypatch: pytest.Monkey
     feeds = {"x": np.ones(1, np.float32)}
     kept = []
     for limit in (1 << 60, 0):
-        monkeypatch.setattr(runtime, "_LARGE_BYTES", limit)
+        monkeypatch.setattr("onnxprune.runtime.session._LARGE_BYTES", limit)
         before = private_bytes()
         session = Session(model)
         assert session.run(feeds)["y"] == 1.0

@@ -18,7 +18,7 @@ from onnxprune.errors import NothingPrunable
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
-from onnxprune.runtime import outputs
+from onnxprune.runtime import outputs, session
 from onnxprune.selection.imitation import best_of_size
 from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
@@ -141,7 +141,7 @@ def test_quantized_models_are_judged_as_they_run(method: str, saturates: bool, m
     Where integer kernels saturate, these steps would be anything: the model is judged by its nodes as written.
     """
     if saturates:
-        monkeypatch.setattr(runtime, "saturates", lambda *_: True)
+        monkeypatch.setattr(session, "saturates", lambda *_: True)
     r = run_row("quantized", method=method, refit="none")
     assert_same(np.float64(r.chosen.choices[-1].error), np.float64(r.discrepancy(r.rewritten())), rtol=0.03, atol=0.0)
 

@@ -141,9 +141,9 @@ def test_outputs_of_all_samples_in_order(monkeypatch: pytest.MonkeyPatch):
     original = onnx.load(digits.path("resnet"))
     arrays = {"input": np.load(digits.CALIB)["input"][:40]}
     samples = checked(arrays, input_specs(original))
-    monkeypatch.setattr(checks, "_BATCHES", (40, 40))
+    monkeypatch.setattr("onnxprune.runtime.outputs._BATCHES", (40, 40))
     whole = outputs.outputs_of(original, samples)["logits"]
-    monkeypatch.setattr(checks, "_BATCHES", (7, 7))
+    monkeypatch.setattr("onnxprune.runtime.outputs._BATCHES", (7, 7))
     parts = outputs.outputs_of(original, samples)["logits"]
     assert whole.shape == (40, 10)
     assert np.abs(whole - parts).max() <= 1e-4 * np.abs(whole).max()

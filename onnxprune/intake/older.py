@@ -37,8 +37,8 @@ def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[on
     except ModelError as e:
         return proto, str(e)
     return found, (
-        f"the model is in opset {protobuf.opset_of(proto)}; onnx's converter brought it to opset {OLDEST}, in which the "
-        "result is written"
+        f"the model is in opset {protobuf.opset_of(proto)}; onnx's converter brought it to opset {OLDEST}, in which "
+        "the result is written"
     )
 
 
@@ -50,7 +50,8 @@ def check(proto: onnx.ModelProto, notes: Sequence[str]) -> None:
 
 def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.ModelProto:
     """A copy in opset 9. Raises ModelError where it cannot be had, or computes something else on `example`."""
-    refused = f"the model is in opset {protobuf.opset_of(proto)}, and cannot be cut, as it cannot be brought to opset {OLDEST}"
+    opset = protobuf.opset_of(proto)
+    refused = f"the model is in opset {opset}, and cannot be cut, as it cannot be brought to opset {OLDEST}"
     advice = "export it anew with a newer opset"
     result = onnx.ModelProto()
     result.CopyFrom(proto)

@@ -18,7 +18,7 @@ from onnxprune.measures.layouts import Layout
 from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime import outputs
+from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
 
 # Samples among which one is sought that differs from the first.
@@ -91,8 +91,8 @@ def compared(
     observed = observed_of_model(original, model)
     reference = watched(original, observed, {})
     observed = replace(observed, layouts=layouts_of(reference, samples, observed.sized_by_values))
-    outputs = outputs.outputs_of(watched(model, observed, {}), samples, observed.layouts)
-    values = outputs.outputs_of(reference, samples, observed.layouts)
+    outputs = outputs_of(watched(model, observed, {}), samples, observed.layouts)
+    values = outputs_of(reference, samples, observed.layouts)
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed

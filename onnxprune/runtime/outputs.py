@@ -16,9 +16,8 @@ from onnxprune.runtime.session import Session, concatenated
 
 # Of the inputs of one run, and the least and most samples in it.
 _BATCH_BYTES = 8 << 20
-
-
 _BATCHES = 4, 32
+_PLAIN: Layouts = {}
 
 
 def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:

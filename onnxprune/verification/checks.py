@@ -23,7 +23,6 @@ from onnxprune.graph.bodies import captured_names
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.graph.view import Shape
 from onnxprune.intake.first_run import Trial
-from onnxprune.measures.layouts import Layouts
 from onnxprune.measures.masked import near
 from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.numerics.arrays import Array, cast, is_float
@@ -40,7 +39,6 @@ _MOST_ENTRIES = 1 << 28
 _NOISE, _ROUNDING = 0.02, 0.03
 _DRAWS = 3
 _LISTS = {"NonZero", "NonMaxSuppression", "Unique", "Compress"}
-_PLAIN: Layouts = {}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxprune import RunError, prune
+from onnxprune import RunError, config, prune
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.input_moments import InputSums, Shard
 from onnxprune.calibration.layers import layers_of
-from onnxprune.config import PROVIDERS
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.numerics.gram import Gram
+from onnxprune.runtime import session
 from onnxprune.runtime.session import PROVIDERS, check_provider
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
@@ -150,9 +150,9 @@ def test_a_provider_that_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Fails where onnxruntime falls back to the CPU without a word, or where it says too much."""
-    assert tuple(PROVIDERS) == PROVIDERS
+    assert tuple(PROVIDERS) == config.PROVIDERS
     if has_gpu():
-        monkeypatch.setattr(runtime, "_computes_on", lambda session, provider: provider == "cpu")
+        monkeypatch.setattr(session, "_computes_on", lambda session, provider: provider == "cpu")
     with pytest.raises(RunError, match=r"^CUDAExecutionProvider did not start, .* or choose another provider$"):
         prune(digits.path("resnet"), None, digits.CALIB, provider="cuda")
     assert capfd.readouterr().err == ""
@@ -164,6 +164,6 @@ def test_a_gpu_finds_the_same_moments() -> None:
     p = prepare_text(TEXT)
     samples = samples_of(p, 300)
     arguments = (p.normalised.proto, layers_of(p.channels), samples, p.normalised.shapes, 0)
-    here, there = (input_moments.collect(*arguments, provider=x) for x in PROVIDERS)
+    here, there = (input_moments.collect(*arguments, provider=x) for x in config.PROVIDERS)
     for name, known in here.items():
         assert_same(there[name].p, known.p, rtol=1e-4, atol=1e-4 * float(np.abs(known.p).max()))

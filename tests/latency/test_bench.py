@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from onnxprune import bench, prune
-from onnxprune.benchmark import cuda, measure, tensorrt_engine
+from onnxprune.benchmark import cuda, tensorrt_engine
+from onnxprune.benchmark import measure as module
 from onnxprune.benchmark.measure import (
     Candidate,
     Comparison,
@@ -26,6 +27,7 @@ from onnxprune.benchmark.measure import (
 )
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
+from onnxprune.runtime import session
 from onnxprune.runtime.session import CPU, Session
 from onnxprune.runtime.timing import Times
 from tests import digits
@@ -54,11 +56,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         action = found.action(x.name, float(x.name))
         return Ready(action, lambda runs, warmup: (NodeTime(x.name, "Conv", "", runs + warmup, 1.0),), 0.5, "cpu")
 
-    monkeypatch.setattr(measure, "_session", start)
+    monkeypatch.setattr(module, "_session", start)
     return found
 
 
-def timed(*names: str, **options: Any) -> measure.Bench:
+def timed(*names: str, **options: Any) -> module.Bench:
     models = [Candidate(n, FREE, 100) for n in names]
     return measure(models, Feeds({"x": np.zeros((4, 3), np.float32)}, 4, "here"), Settings(**options))
 
@@ -253,7 +255,7 @@ def test_a_copy_in_half_precision_is_timed(monkeypatch: pytest.MonkeyPatch):
         seen.append(proto)
         return real(proto, **options)
 
-    monkeypatch.setattr(runtime, "Session", watched)
+    monkeypatch.setattr(session, "Session", watched)
     bench(digits.path("resnet"), precision="fp16", **QUICK)
     (proto,) = seen
     floats = {t.data_type for t in proto.graph.initializer} - {onnx.TensorProto.INT64}
@@ -289,17 +291,17 @@ def test_options_out_of_range(options: dict[str, Any], match: str):
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", " cpuexecutionprovider ", "CPUExecutionProvider"])
 def test_names_of_providers(name: str):
-    assert measure.provider_named(name) == "CPUExecutionProvider"
+    assert module.provider_named(name) == "CPUExecutionProvider"
 
 
 def test_tensorrt_has_two_names(monkeypatch: pytest.MonkeyPatch):
     """Fails where an engine is asked for and onnxruntime's provider comes, or the other way round."""
-    monkeypatch.setattr(runtime, "available_providers", lambda: ("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(session, "available_providers", lambda: ("TensorrtExecutionProvider", "CPUExecutionProvider"))
     monkeypatch.setattr(tensorrt_engine, "library", lambda: None)
-    assert measure.provider_named("TensorRT") == "tensorrt"
-    assert measure.provider_named("tensorrtexecutionprovider") == "TensorrtExecutionProvider"
+    assert module.provider_named("TensorRT") == "tensorrt"
+    assert module.provider_named("tensorrtexecutionprovider") == "TensorrtExecutionProvider"
     with pytest.raises(UsageError, match=": TensorrtExecutionProvider, cpu; or tensorrt"):
-        measure.provider_named("x")
+        module.provider_named("x")
 
 
 def test_without_the_package_tensorrt(monkeypatch: pytest.MonkeyPatch):
@@ -323,11 +325,11 @@ class Placed:
 def test_a_provider_that_runs_nothing_is_refused():
     """Fails where the CPU's latency is reported as that of another device."""
     with pytest.raises(RunError, match="Abacus runs no operator of m: its latency would be that of the CPU"):
-        list(measure._about(Candidate("m", FREE, 0), Placed(CPU=3), Settings("Abacus")))
+        list(module._about(Candidate("m", FREE, 0), Placed(CPU=3), Settings("Abacus")))
 
 
 def test_what_runs_elsewhere_is_said():
-    notes = list(measure._about(Candidate("m", FREE, 0), Placed(Abacus=3, CPU=1), Settings("Abacus")))
+    notes = list(module._about(Candidate("m", FREE, 0), Placed(Abacus=3, CPU=1), Settings("Abacus")))
     assert notes[0] == "1 of the 4 nodes of m ran on CPU"
     assert "what Abacus copies" in notes[1]
 
@@ -335,9 +337,9 @@ def test_what_runs_elsewhere_is_said():
 @pytest.mark.parametrize(("blocking", "match"), [("0", "those of queueing"), ("1", "wait for each other")])
 def test_times_of_queued_operators_are_explained(monkeypatch: pytest.MonkeyPatch, blocking: str, match: str):
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", blocking)
-    (note,) = measure._about_nodes(Settings("CUDAExecutionProvider", profile=True))
+    (note,) = module._about_nodes(Settings("CUDAExecutionProvider", profile=True))
     assert match in note
-    assert measure._about_nodes(Settings("CUDAExecutionProvider")) == ()
+    assert module._about_nodes(Settings("CUDAExecutionProvider")) == ()
 
 
 def test_threads_are_no_matter_of_tensorrt():
@@ -369,7 +371,7 @@ def test_tensorrt_reads_the_file_and_everything_is_given_back(monkeypatch: pytes
         def close(self) -> None:
             events.append("engine")
 
-    monkeypatch.setattr(measure, "Gpu", Gpu)
+    monkeypatch.setattr(module, "Gpu", Gpu)
     monkeypatch.setattr(tensorrt_engine, "Engine", Engine)
     monkeypatch.setattr(tensorrt_engine, "library", lambda: type("trt", (), {"__version__": "10.9"}))
     path = str(digits.path("resnet"))
@@ -395,7 +397,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch):
 def test_prune_reports_the_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen: list[Any] = []
 
-    def fake(models: Any, feeds: Feeds, settings: Settings) -> measure.Bench:
+    def fake(models: Any, feeds: Feeds, settings: Settings) -> module.Bench:
         seen.extend([[x.name for x in models], [x.proto for x in models], shapes_of(feeds), settings])
         return replace(bench(FREE, FREE, **QUICK), notes=("a note of the bench",))
 

@@ -87,7 +87,7 @@ def test_a_fit_that_overflows_is_taken_back(refit: str, monkeypatch: pytest.Monk
     rng = np.random.default_rng(3)
     data = {"x": rng.standard_normal((128, 8)).astype(np.float32)}
     for name in ("restricted", "restricted_by_inverse", "_solve"):
-        real = getattr(refit_module, name)
+        real = getattr(layerwise, name)
         monkeypatch.setattr(layerwise, name, lambda *args, real=real: 1e4 * real(*args))
     result = prune(proto, None, data, refit=refit, fast=True, **OPTIONS)
     assert result.model is not None

@@ -20,7 +20,8 @@ from onnxprune import prune
 from onnxprune.evaluation import evaluate
 from onnxprune.measures import saturation
 from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, EXACT, Kernels
-from onnxprune.runtime.session import Session, profile_events, saturates
+from onnxprune.runtime import session
+from onnxprune.runtime.session import Session, profile_events
 from tests.graphs import TABLE
 
 Array = NDArray[Any]
@@ -31,7 +32,7 @@ ROW = TABLE["quantized"]
 @pytest.fixture(params=[True, False], ids=["saturating", "exact"])
 def saturates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """The probe's answer of either kind of processor; operators on integers are made exact on both."""
-    monkeypatch.setattr(runtime, "saturates", lambda kernels=DEPLOYED: request.param and not kernels.exact)
+    monkeypatch.setattr(session, "saturates", lambda kernels=DEPLOYED: request.param and not kernels.exact)
     yield request.param
 
 
@@ -98,9 +99,9 @@ def test_exact_kernels_do_not_saturate():
 
 def test_this_processor_is_asked_once(monkeypatch: pytest.MonkeyPatch):
     """Fails where the probe's own sessions ask again, or every session does."""
-    found = saturates()
+    found = session.saturates()
     monkeypatch.setattr(saturation, "saturate", lambda run: pytest.fail("asked again"))
-    assert saturates() is found
+    assert session.saturates() is found
     Session(_product()[0])
 
 
