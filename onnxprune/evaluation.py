@@ -20,7 +20,7 @@ import onnx
 from onnxprune.data.class_labels import classes_of
 from onnxprune.data.samples import Samples, given, input_specs
 from onnxprune.errors import CheckFailed, ModelError, UsageError
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import protobuf, spill
 from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import error_limit, typed
@@ -92,7 +92,7 @@ def evaluate(
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
-    with external.spilling():
+    with spill.spilling():
         return _evaluated(model, data, against, labels)
 
 

@@ -17,7 +17,7 @@ from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import RunError, UsageError
-from onnxprune.graph import external
+from onnxprune.graph import spill
 from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import older
 from onnxprune.intake.inputs import check_samples
@@ -113,7 +113,7 @@ def prune(
     files = (output, plan_file, report_file)
     try:
         with Stage(overwrite=overwrite) as stage:
-            with one_blas_thread(), external.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
+            with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Place(workers, provider or "cpu", timed_by)
                 result, separate = _run(
                     model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
@@ -137,7 +137,7 @@ def inspect(
     RunError and UsageError.
     """
     settings = PruneConfig(samples=2, attention=attention, target=target)
-    with external.spilling():
+    with spill.spilling():
         return describe_loaded(load(model, calibration, settings), settings)
 
 

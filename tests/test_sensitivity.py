@@ -14,7 +14,7 @@ from onnxprune.allocation.trial_cuts import measure
 from onnxprune.calibration.layers import layers_of
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import branches
-from onnxprune.graph import external
+from onnxprune.graph import spill
 from onnxprune.jobs import Here, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error
@@ -290,7 +290,7 @@ def test_trials_do_not_depend_on_the_others_nor_on_their_order(
     chosen = paths(p.channels, layers, moments, "obs", Choice())
     every, here = set(range(len(p.channels.groups))), Heard()
     arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
-    with external.spilling():
+    with spill.spilling():
         measured = measure(*arguments, only=every, types=p.normalised.types, memory=memory, scheduler=here)
         assert isinstance(here.work, trial_cuts.Trials) and here.work.side_by_side
         assert [i.stop for i in here.items] == [*range(len(here.items))] and len(here.items) > 1

@@ -21,7 +21,7 @@ from ml_dtypes import bfloat16, int4
 from onnxprune import inspect, prune
 from onnxprune.cli import main
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import set_initializers
 from tests import digits
@@ -99,7 +99,7 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
     ("name", "way", "spill"),
     [
         ("resnet", "one file", 1024),
-        ("resnet", "a file each", external.SPILL_BYTES),
+        ("resnet", "a file each", spill.SPILL_BYTES),
         ("mobilenet", "nested", 1024),
         *(("mixed", way, 1024) for way in WAYS),
     ],
@@ -154,7 +154,7 @@ def test_slice_equals_oracle(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(external, limit, 64)
     row = TABLE[name]
     proto, _ = protobuf.load(stored(row.model(), tmp_path, "one file"))
-    with external.spilling():
+    with spill.spilling():
         p = prepare(proto, row.feeds(2))
         assert external.has_external(p.normalised.proto) == external.has_external(proto)
         keep = random_keep(p.channels, 0)
@@ -257,10 +257,10 @@ def test_array_of(dtype: type, offset: int, tmp_path: Path):
     refer(tensor, str(tmp_path / "w"), offset, len(whole.raw_data))
     assert external.bytes_of(tensor) == len(whole.raw_data)
     assert_same(external.array_of(tensor), values, rtol=0.0, atol=0.0)
-    with external.spilling():
+    with spill.spilling():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(external, "SPILL_BYTES", 1)
-            spilled = external.tensor_of(values, "w", outside=True)
+            spilled = spill.tensor_of(values, "w", outside=True)
         assert external.is_external(spilled)
         assert_same(external.array_of(spilled), values, rtol=0.0, atol=0.0)
 
@@ -446,13 +446,13 @@ def test_copies_of_a_model_share_what_lies_outside(tmp_path: Path, monkeypatch: 
     model = mixed()
     before = model.SerializeToString(deterministic=True)
     whole = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert external.outside(model) is model and external.embedded(model) is model
-    with external.spilling():
-        first = external.outside(model)
+    assert spill.outside(model) is model and external.embedded(model) is model
+    with spill.spilling():
+        first = spill.outside(model)
         shared = files_in(tmp_path)
         assert [t.name for t in first.graph.initializer if external.is_external(t)] == ["w1"]
         assert external.files_of(first) == shared and len(shared) == 1
-        second = external.outside(first)
+        second = spill.outside(first)
         assert second is not first
         assert files_in(tmp_path) == shared == external.files_of(second)
         set_initializers(second, {"w1": 2 * whole["w1"], "b1": 2 * whole["b1"]})
@@ -478,7 +478,7 @@ def test_weights_are_set_in_the_type_and_the_way_of_the_model(
     proto = onnx.ModelProto()
     for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(part.astype(dtype), name))
-    with external.spilling():
+    with spill.spilling():
         for name in ("large", "small"):
             tensor = t_values(proto, name)
             (tmp_path / name).write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())
@@ -553,17 +553,17 @@ def test_a_kept_array_comes_back(dtype: type, tmp_path: Path, monkeypatch: pytes
     """Fails where type, shape or order change on the way through a file, or the file outlives the array."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(dtype)
-    with external.spilling():
+    with spill.spilling():
         for given in (array, np.asfortranarray(array), array[:, ::2], array[0, 0, 0], array[:0]):
-            kept = external.Kept(given)
+            kept = spill.Kept(given)
             assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 1
             assert kept.load().dtype == array.dtype
             assert_same(kept.load(), np.asarray(given), rtol=0.0, atol=0.0)
             del kept
             assert not [f for f in tmp_path.rglob("*") if f.is_file()]
-        assert_same(external.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
-    assert_same(external.Kept(array).load(), array, rtol=0.0, atol=0.0)
-    assert_same(external.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+        assert_same(spill.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+    assert_same(spill.Kept(array).load(), array, rtol=0.0, atol=0.0)
+    assert_same(spill.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
 
 
 def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -573,16 +573,16 @@ def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
     """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.arange(6.0).reshape(2, 3)
-    with external.spilling():
-        outer = external.Kept(array)
-        with external.spilling():
-            inner = external.Kept(array)
+    with spill.spilling():
+        outer = spill.Kept(array)
+        with spill.spilling():
+            inner = spill.Kept(array)
             assert len(files_in(tmp_path)) == 2
         assert len(files_in(tmp_path)) == 1
         with pytest.raises(FileNotFoundError):
             inner.load()
         assert_same(outer.load(), array, rtol=0.0, atol=0.0)
-        again = external.Kept(array)
+        again = spill.Kept(array)
         assert len(files_in(tmp_path)) == 2
         assert_same(again.rows(np.array([1])), array[[1]], rtol=0.0, atol=0.0)
     assert not list(tmp_path.iterdir())
@@ -597,8 +597,8 @@ def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_loaded_is_apart_from_the_file():
     """Fails where loaded values are mapped, which counts as memory while they live, or writing reaches the file."""
     array = np.arange(6.0).reshape(2, 3)
-    with external.spilling():
-        kept = external.Kept(array)
+    with spill.spilling():
+        kept = spill.Kept(array)
         for read in (kept.load, lambda: kept.rows(np.array([0, 1]))):
             found = read()
             assert not isinstance(found, np.memmap)
@@ -611,8 +611,8 @@ def test_what_is_loaded_is_apart_from_the_file():
 def test_strings_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where addresses of Python objects are written to a file."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with external.spilling():
-        kept = external.Kept(np.array(["a", "bc"], object))
+    with spill.spilling():
+        kept = spill.Kept(np.array(["a", "bc"], object))
         assert not files_in(tmp_path)
         assert kept.load().tolist() == ["a", "bc"]
 
@@ -621,8 +621,8 @@ def test_a_kept_array_travels_with_its_values(tmp_path: Path, monkeypatch: pytes
     """Fails where another machine gets the name of a file instead."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.arange(6.0)
-    with external.spilling():
-        sent = pickle.dumps(external.Kept(array))
+    with spill.spilling():
+        sent = pickle.dumps(spill.Kept(array))
     assert_same(pickle.loads(sent).load(), array, rtol=0.0, atol=0.0)
 
 
@@ -633,8 +633,8 @@ def test_no_room_for_kept_arrays(monkeypatch: pytest.MonkeyPatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(external, "_write_array", full)
-    with external.spilling(), pytest.raises(RunError, match="set TMPDIR"):
-        external.Kept(np.arange(6.0))
+    with spill.spilling(), pytest.raises(RunError, match="set TMPDIR"):
+        spill.Kept(np.arange(6.0))
 
 
 # arrays that soon go again
@@ -652,11 +652,11 @@ def small_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def brief(array: np.ndarray) -> external.Kept:
-    return external.Kept(array, briefly=True)
+def brief(array: np.ndarray) -> spill.Kept:
+    return spill.Kept(array, briefly=True)
 
 
-def slots_of(kept: external.Kept) -> set[int]:
+def slots_of(kept: spill.Kept) -> set[int]:
     """Where it lies, each place once."""
     assert len(set(kept._at)) == len(kept._at)
     return set(kept._at)
@@ -670,7 +670,7 @@ def test_an_array_kept_briefly_comes_back(dtype: type, small_slots: Path):
     line = np.resize(array, 3 * in_slot)
     given = [array, np.asfortranarray(array), array[:, ::2], array[::-1], array[0, 0, 0], np.array(array[1, 2, 3])]
     given += [array[:0], array[:, :0], line, line[:in_slot], line[:-1], line[: in_slot + 1]]
-    with external.spilling():
+    with spill.spilling():
         kept = [brief(x) for x in given]
         for k, x in zip(kept, given, strict=True):
             assert len(slots_of(k)) == -(-x.nbytes // SLOT)
@@ -686,16 +686,16 @@ def test_an_array_kept_briefly_comes_back(dtype: type, small_slots: Path):
 def test_arrays_of_several_usual_slots_come_back():
     """Fails where the real size of a slot is none that arrays are cut at."""
     array = np.random.default_rng(0).standard_normal((3, 50_000))
-    with external.spilling():
+    with spill.spilling():
         kept = brief(array)
-        assert len(slots_of(kept)) == -(-array.nbytes // external._SLOT_BYTES) == 5
+        assert len(slots_of(kept)) == -(-array.nbytes // spill._SLOT_BYTES) == 5
         assert_same(kept.load(), array, rtol=0.0, atol=0.0)
 
 
 def test_what_is_kept_briefly_is_apart_from_what_was_given(small_slots: Path):
     """Fails where the caller's array, or one that was loaded, is the stored one."""
     array = np.arange(30.0)
-    with external.spilling():
+    with spill.spilling():
         kept = brief(array)
         array[:] = 7.0
         kept.load()[:] = -1.0
@@ -708,9 +708,9 @@ def test_places_are_used_again_and_never_before(small_slots: Path):
     Arrays of all sizes come and go in a random order.
     """
     rng = np.random.default_rng(0)
-    live: list[tuple[external.Kept, np.ndarray]] = []
+    live: list[tuple[spill.Kept, np.ndarray]] = []
     most, highest = 0, -1
-    with external.spilling():
+    with spill.spilling():
         for _ in range(500):
             if live and rng.random() < 0.5:
                 kept, array = live.pop(int(rng.integers(len(live))))
@@ -735,7 +735,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        live: list[tuple[external.Kept, np.ndarray]] = []
+        live: list[tuple[spill.Kept, np.ndarray]] = []
         started.wait(60.0)
         for i in range(150):
             array = rng.integers(0, 256, int(rng.integers(1, 6 * SLOT))).astype(np.uint8)
@@ -748,7 +748,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        with external.spilling(), ThreadPoolExecutor(8) as pool:
+        with spill.spilling(), ThreadPoolExecutor(8) as pool:
             for done in [pool.submit(copy_context().run, work, seed) for seed in range(8)]:
                 done.result()
     finally:
@@ -757,7 +757,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
 
 def test_an_array_may_be_collected_at_any_time(small_slots: Path):
     """Fails where giving a place back waits for the file: the collector may run while this very thread writes."""
-    with external.spilling():
+    with spill.spilling():
         kept = [brief(np.arange(30.0))]
         at = slots_of(kept[0])
         folder = kept[0]._slots
@@ -777,9 +777,9 @@ def test_an_array_may_be_collected_at_any_time(small_slots: Path):
 def test_what_was_kept_briefly_may_outlive_its_folder(small_slots: Path):
     """Fails where the end of a run takes values along that are still in use, or makes an error of their end."""
     array = np.arange(30.0)
-    with external.spilling():
+    with spill.spilling():
         outer = brief(array)
-        with external.spilling():
+        with spill.spilling():
             inner = brief(-array)
         assert_same(inner.load(), -array, rtol=0.0, atol=0.0)
         more = brief(2 * array)
@@ -796,14 +796,14 @@ def test_what_was_kept_briefly_may_outlive_its_folder(small_slots: Path):
 
 def test_strings_are_not_kept_in_slots(small_slots: Path):
     """Fails where addresses of Python objects are written to a file."""
-    with external.spilling():
+    with spill.spilling():
         assert brief(np.array(["a", "bc"], object)).load().tolist() == ["a", "bc"]
 
 
 def test_an_array_kept_briefly_travels_with_its_values(small_slots: Path):
     """Fails where another machine gets the number of a slot instead, or sending ends what is kept here."""
     array = np.arange(30.0).reshape(5, 6)
-    with external.spilling():
+    with spill.spilling():
         kept = brief(array)
         sent = pickle.dumps(kept)
         there = pickle.loads(sent)
@@ -834,7 +834,7 @@ class Slow:
 def test_a_file_that_takes_less_than_it_is_given(small_slots: Path):
     """Fails where the rest of what a signal has cut short is not written, or not read."""
     arrays = [np.arange(start, start + 40.0) for start in (0, 100)]
-    with external.spilling():
+    with spill.spilling():
         first = brief(arrays[0])
         slots = first._slots
         assert slots is not None
@@ -849,7 +849,7 @@ def test_a_file_that_takes_less_than_it_is_given(small_slots: Path):
 def test_no_room_for_what_is_kept_briefly(room: int, small_slots: Path):
     """Fails where a full disk ends in a traceback, or in what was kept before; on the way through the slots, too."""
     array = np.arange(30.0)
-    with external.spilling():
+    with spill.spilling():
         kept = brief(array)
         slots = kept._slots
         assert slots is not None
@@ -869,7 +869,7 @@ def test_no_file_for_what_is_kept_briefly(monkeypatch: pytest.MonkeyPatch):
     def full(*_: object, **options: object) -> None:
         raise OSError(24, "Too many open files")
 
-    with external.spilling():
+    with spill.spilling():
         monkeypatch.setattr(tempfile, "TemporaryFile", full)
         with pytest.raises(RunError, match="Too many open files; set TMPDIR"):
             brief(np.arange(6.0))
@@ -877,7 +877,7 @@ def test_no_file_for_what_is_kept_briefly(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_file_of_slots_that_was_cut_short(small_slots: Path):
     """Fails where a run waits for bytes that never come, or goes on with others."""
-    with external.spilling():
+    with spill.spilling():
         kept = brief(np.arange(30.0))
         assert kept._slots is not None
         kept._slots._file.truncate(100)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from onnxprune.data.samples import Rows, load
-from onnxprune.graph import external
+from onnxprune.graph import spill
 from onnxprune.runtime.walker import Walker
 from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import prepare_text, samples_of, values
@@ -68,7 +68,7 @@ def test_tensors_equal_those_of_one_run_where_little_is_kept(
     w = walker(p, 70, 0)
     wanted = [o for n in graph.nodes for o in n.outputs if graph.shapes.get(o, (0,))[:1] == (2,)]
     expected = values(p.normalised.proto, wanted, samples_of(p, 70).arrays)
-    with external.spilling():
+    with spill.spilling():
         for tensor in wanted:
             found = np.concatenate([v[tensor] for v in w.advance((tensor,))])
             assert_same(found, expected[tensor], rtol=RTOL, atol=0.0)
@@ -109,7 +109,7 @@ def test_a_walk_through_files_equals_one_in_memory_bit_for_bit(name: str, prepar
     p = prepared(name)
     graph = p.channels.graph
     wanted = [o for n in graph.nodes for o in n.outputs if graph.shapes.get(o, (0,))[:1] == (2,)]
-    with external.spilling():
+    with spill.spilling():
         spilled, held = walker(p, 70, 0), walker(p, 70, 1 << 40)
         for tensor in wanted:
             parts = zip(spilled.advance((tensor,)), held.advance((tensor,)), strict=True)
@@ -141,7 +141,7 @@ TYPES = """(float[N,6] x, int64[N,3] ids) => (float[N,5] y) {
 def test_files_hold_every_type_of_tensor() -> None:
     """Fails where truth values, integers or half precision come back from a file as something else."""
     p = prepare_text(TYPES)
-    with external.spilling():
+    with spill.spilling():
         spilled, held = walker(p, 70, 0), walker(p, 70, 1 << 40)
         kinds: set[str] = set()
         for tensor in ("m", "h", "k", "s"):
@@ -166,7 +166,7 @@ def test_the_limit_says_what_lies_in_files(prepared: Lookup) -> None:
     first, both = one // 70, (one + two) // 70
     less = (64 * first, 32 * both, 64 * first)
     for limit, kept in ((one - 1, less), (one, (one, 40 * both, one)), (one + two, (one, one + two, one))):
-        with external.spilling():
+        with spill.spilling():
             w, held = walker(p, 70, limit), walker(p, 70, 1 << 40)
             for tensor, expected in zip(("r", "d", "s"), kept, strict=True):
                 for a, b in zip(w.advance((tensor,)), held.advance((tensor,)), strict=True):
@@ -189,7 +189,7 @@ def test_samples_in_another_axis_take_as_much_memory() -> None:
     assert p.channels.graph.shapes["e"] == (16, 2, 8)
     expected = values(p.normalised.proto, ["r", "e"], samples_of(p, 70).arrays)
     one = 4 * 16 * 8
-    with external.spilling():
+    with spill.spilling():
         w = walker(p, 70, 25 * one)
         for tensor in ("r", "e"):
             parts = [v[tensor] for v in w.advance((tensor,))]
@@ -202,7 +202,7 @@ def test_looking_ahead_writes_nothing(prepared: Lookup, tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     p = prepared("residual")
     expected = values(p.normalised.proto, ["d", "s"], samples_of(p, 70).arrays)
-    with external.spilling():
+    with spill.spilling():
         w = walker(p, 70, 0)
         w.move_to(("r",))
         before = {f for f in tmp_path.rglob("*") if f.is_file()}
@@ -225,7 +225,7 @@ def test_samples_in_a_file_are_walked_as_those_in_memory(
     assert isinstance(stored.arrays["x"], Rows)
     n = p.normalised
     order = np.arange(70)[::-1]
-    with external.spilling():
+    with spill.spilling():
         a = Walker(n.proto, stored.take(order), n.types, n.shapes, 0)
         b = Walker(n.proto, given.take(order), n.types, n.shapes, 1 << 40)
         assert a.counts == b.counts
@@ -241,11 +241,9 @@ def test_files_of_what_is_no_longer_kept_are_used_again(
     p = prepared("residual")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     taken: list[int] = []
-    write = external._Slots.write
-    monkeypatch.setattr(
-        external._Slots, "write", lambda s, v: taken.append(0) or [taken.extend(x := write(s, v)), x][1]
-    )
-    with external.spilling():
+    write = spill._Slots.write
+    monkeypatch.setattr(spill._Slots, "write", lambda s, v: taken.append(0) or [taken.extend(x := write(s, v)), x][1])
+    with spill.spilling():
         w = walker(p, 70, 0)
         for tensor in ("r", "d", "s"):
             assert len(list(w.advance((tensor,)))) == 9
@@ -257,7 +255,7 @@ def test_files_of_what_is_no_longer_kept_are_used_again(
 def test_nothing_runs_twice_without_memory(prepared: Lookup) -> None:
     """Fails where too large a frontier is given up, and the walk starts again at the inputs."""
     p = prepared("residual")
-    with external.spilling():
+    with spill.spilling():
         w = walker(p, 70, 0)
         for tensor, kept in (("r", ["r"]), ("d", ["d", "r"]), ("s", ["s"])):
             assert len(list(w.advance((tensor,)))) == 9
@@ -293,7 +291,7 @@ def test_what_is_quickly_computed_again_is_not_kept_in_large_files(monkeypatch: 
     expected = values(p.normalised.proto, names, samples_of(p, 70).arrays)
     for cached, memory in ((0, 0), (1 << 40, 0), (0, 1 << 40)):
         monkeypatch.setattr(CACHED, cached)
-        with external.spilling():
+        with spill.spilling():
             w = walker(p, 70, memory)
             found: list[list[str]] = []
             for tensor in names:

@@ -26,7 +26,7 @@ from onnxprune.calibration.readers import _first_input, outputs_behind, read_by_
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.layouts import samples_first
@@ -251,7 +251,7 @@ def cut_session(
     """
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     weights = _refitted(widths, layers, paths, channels, moments, keep, level)
-    with external.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
+    with spill.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
         masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
         return Session(masked if behind is None else protobuf.submodel(masked, *behind), pooled=behind is not None)
 

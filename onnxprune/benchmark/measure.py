@@ -26,7 +26,7 @@ from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
 from onnxprune.data.samples import InputSpec, given, input_specs
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import protobuf, spill
 from onnxprune.graph.protobuf import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import check_most, typed
@@ -194,7 +194,7 @@ def bench(
     Raises InputError for models or data that do not fit each other, UsageError and RunError.
     """
     settings = Settings(provider_named(provider), precision, threads, seconds, runs, warmup, profile)
-    with external.spilling():
+    with spill.spilling():
         found = [candidate(x) for x in (model, other) if x is not None]
         fed = feeds_for([c.proto for c in found], data, batch, shapes or {})
         if settings.provider == CPU:  # another one may know operators that the CPU does not

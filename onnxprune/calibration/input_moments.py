@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxprune.calibration.gram_graph import GramGraph, Inputs
 from onnxprune.calibration.layers import Layer
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.graph.view import Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
@@ -54,19 +54,19 @@ class InputMoments:
     many and samples few.
     """
 
-    moments: Doubles | external.Kept
+    moments: Doubles | spill.Kept
     ridge: float
     classes: Ints | None = None
-    _inverses: dict[float, external.Kept] = field(default_factory=dict, repr=False)
+    _inverses: dict[float, spill.Kept] = field(default_factory=dict, repr=False)
 
     @property
     def p(self) -> Floats:
         """The moments, read anew each time where they lie in a file, then in the precision that they lie there in."""
-        return self.moments.load() if isinstance(self.moments, external.Kept) else self.moments
+        return self.moments.load() if isinstance(self.moments, spill.Kept) else self.moments
 
     def block(self, at: Ints) -> Doubles:
         """p[0] at some columns alone, (k, k)."""
-        rows = self.moments.rows(at) if isinstance(self.moments, external.Kept) else self.moments[:, at]
+        rows = self.moments.rows(at) if isinstance(self.moments, spill.Kept) else self.moments[:, at]
         found: Doubles = rows[0][:, at].astype(np.float64)
         return found
 
@@ -76,7 +76,7 @@ class InputMoments:
         For layers that many groups share: each asks for the rows of its own columns.
         """
         if ridge not in self._inverses:
-            self._inverses[ridge] = external.Kept(inverse_spd(self.p[0], ridge).T)
+            self._inverses[ridge] = spill.Kept(inverse_spd(self.p[0], ridge).T)
         return self._inverses[ridge].rows(at)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -358,9 +358,9 @@ class _Columns:
         return InputMoments(_kept(fit), ridge)
 
 
-def _kept(gram: Gram) -> Doubles | external.Kept:
+def _kept(gram: Gram) -> Doubles | spill.Kept:
     """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
-    return external.Kept(gram.means()) if gram.packed else gram.result()
+    return spill.Kept(gram.means()) if gram.packed else gram.result()
 
 
 class _Contributions:

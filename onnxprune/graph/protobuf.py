@@ -21,7 +21,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import bodies, external
+from onnxprune.graph import bodies, external, spill
 from onnxprune.graph.bodies import captured_names, subgraphs
 from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples_in
 from onnxprune.intake import sparse, wellformed
@@ -90,7 +90,7 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
         if external.embedded_bytes(proto) < external.MOST_BYTES:
             return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
         # Too large for one message: what is kept of it takes the checksum tensor by tensor.
-        proto = external.outside(proto)
+        proto = spill.outside(proto)
     else:
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)

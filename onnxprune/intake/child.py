@@ -9,7 +9,7 @@ anew after it has ended, and a further question costs about a millisecond. It en
 and after a minute without a question. `warm` starts it ahead of need, so that its imports overlap with others.
 
     for proto in models:
-        with external.spilling():
+        with spill.spilling():
             first_run.check(proto), first_run.run(proto, feeds)  # the same child, or a new one behind a crash
 """
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onnxprune.errors import OnnxPruneError, RunError
+from onnxprune.graph import spill
 
 _LENGTH = struct.Struct("<Q")
 # What a model without weights may take; both grow with the size of what is tried.
@@ -280,9 +281,8 @@ def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, second
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
     """Where the child's temporary files go, so that they go with those of this process."""
-    from onnxprune.graph import external
 
-    kept = external.spill_folder()
+    kept = spill.spill_folder()
     if kept is not None:
         yield tempfile.mkdtemp(dir=kept)
         return

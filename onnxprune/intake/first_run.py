@@ -8,7 +8,7 @@ import onnx
 
 from onnxprune.data.samples import entries_of
 from onnxprune.errors import RunError
-from onnxprune.graph import bodies, external
+from onnxprune.graph import bodies, external, spill
 from onnxprune.intake import overdue
 from onnxprune.intake.child import Late, NotLoaded, Stopped, ask
 from onnxprune.normalise import Normalised
@@ -93,7 +93,7 @@ def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds:
 
 def _content(proto: onnx.ModelProto) -> bytes:
     if external.embedded_bytes(proto) >= external.LARGE_BYTES:
-        proto = external.outside(proto)
+        proto = spill.outside(proto)
     if external.embedded_bytes(proto) >= external.MOST_BYTES:
         raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
     content: bytes = proto.SerializeToString()

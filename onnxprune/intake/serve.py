@@ -19,7 +19,7 @@ from traceback import format_exception
 from typing import IO, Any
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import external
+from onnxprune.graph import spill
 from onnxprune.intake.child import HUNGRY
 
 _LENGTH = struct.Struct("<Q")
@@ -92,7 +92,7 @@ def _answered(
     answer: Callable[..., Any], given: tuple[Any, ...], most: int, folder: str
 ) -> tuple[Any, Exception | None, str]:
     """(value, error, traceback)."""
-    with _within(most), external.spilling_in(folder):
+    with _within(most), spill.spilling_in(folder):
         try:
             value = answer(*given)
             pickle.dumps(value)

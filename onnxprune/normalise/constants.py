@@ -10,7 +10,7 @@ import onnx.inliner
 from onnx import helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph import bodies, external, protobuf, spill
 from onnxprune.measures.saturation import PRODUCTS
 from onnxprune.runtime.session import Session
 
@@ -113,7 +113,7 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
             continue
         outside = any(external.is_external(t) for t in known)
         for o in names:
-            weights[o] = external.tensor_of(values[o], o, outside=outside)
+            weights[o] = spill.tensor_of(values[o], o, outside=outside)
             proto.graph.initializer.append(weights[o])
         apart.update(names)
         folded.update(names)

@@ -13,7 +13,7 @@ from onnxprune.calibration.input_moments import HOLD_OUT, is_wide, positions_for
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.graph.view import Graph, Shape, entries
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
 from onnxprune.numerics.gram import Gram, NormalEquations
@@ -191,7 +191,7 @@ def reference_points(
                 y = found[targets[i].source]
                 at, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
                 values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((there, external.Kept(_floats(values[:, outputs[i]]), briefly=True)))
+            points[i].append((there, spill.Kept(_floats(values[:, outputs[i]]), briefly=True)))
     return points
 
 

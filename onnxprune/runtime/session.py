@@ -34,6 +34,7 @@ from onnxprune.threads import limit
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from onnxprune.graph import spill
 from onnxprune.numerics.arrays import Array, cast, is_float
 
 Feeds = Mapping[str, Array]
@@ -169,7 +170,7 @@ class Session:
             types |= single_precision.DOUBLE
         self._twin = True
         self._declared = {} if single else single_precision.declared_types(model, types)
-        with external.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
+        with spill.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
             return start(single_precision.single_precision(model, types))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:

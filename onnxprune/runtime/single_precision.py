@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph import external
+from onnxprune.graph import external, spill
 
 BFLOAT16 = frozenset({onnx.TensorProto.BFLOAT16})
 DOUBLE = frozenset({onnx.TensorProto.DOUBLE})
@@ -42,7 +42,7 @@ def single_precision(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) 
     for tensor in external.stored_tensors(result):
         if tensor.data_type in types:
             values = external.array_of(tensor).astype(np.float32)
-            tensor.CopyFrom(external.tensor_of(values, tensor.name, outside=external.is_external(tensor)))
+            tensor.CopyFrom(spill.tensor_of(values, tensor.name, outside=external.is_external(tensor)))
     _declare(result, types, onnx.TensorProto.FLOAT)
     return result
 

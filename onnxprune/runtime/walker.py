@@ -24,7 +24,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
-from onnxprune.graph.external import Kept
+from onnxprune.graph.spill import Kept
 from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session

@@ -34,7 +34,7 @@ from onnxprune.channels.gates import Gate, by_group, units_of
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
@@ -310,7 +310,7 @@ class _Masked:
         """Of a run of the whole network."""
         run = self.run
         keep = run.channels.keep_classes({**run.masked, self.group: mask})
-        with external.spilling():  # the trial's weights go with it
+        with spill.spilling():  # the trial's weights go with it
             plain = replace_initializers(run.plain, weights)
             found = outputs.outputs_of(
                 masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held, run.layouts

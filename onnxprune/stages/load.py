@@ -15,7 +15,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels, stand_ins
 from onnxprune.data.samples import Samples, given, tensor_specs, with_others
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.graph.protobuf import ModelLike, Source
 from onnxprune.intake import counting, declarations, first_run, scales
 from onnxprune.intake.figures import InputFigures, digests, figures_of
@@ -88,7 +88,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
     """
     original, source = protobuf.adopt(model) if isinstance(model, onnx.ModelProto) else protobuf.load(model)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
-        original = external.outside(original)
+        original = spill.outside(original)
     first_run.infer(original)
     samples = read_samples(original, calibration, settings)
     seconds = first_run.run(original, samples.example())

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.graph import bodies, external
+from onnxprune.graph import bodies, external, spill
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Array, Ints, Mask, cast
@@ -124,7 +124,7 @@ class _Made:
             leaf = table.leaves[0]
             # Its old values may still be there, for another reader.
             self._names[leaf.name] = self._free(leaf.name)
-            narrow = external.tensor_of(values, self._names[leaf.name], outside=external.is_external(leaf))
+            narrow = spill.tensor_of(values, self._names[leaf.name], outside=external.is_external(leaf))
             self._leaves[f"{table.name}:narrow"] = narrow
             self._add_node(table.nodes[0])
         stays = [t for t in self._graph.initializer if t.name not in replaced]

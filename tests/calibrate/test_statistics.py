@@ -12,7 +12,7 @@ import pytest
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.input_moments import InputMoments, batch_size, collect, positions_for
 from onnxprune.calibration.layers import layers_of
-from onnxprune.graph import external
+from onnxprune.graph import spill
 from onnxprune.numerics import gram
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.numerics.ridge import RIDGES, chosen
@@ -145,8 +145,8 @@ def stack(count: int = 2, columns: int = 12) -> np.ndarray:
 
 KEPT = {
     "in memory": lambda p: p,
-    "in a file": external.Kept,
-    "in a file, in single precision": lambda p: external.Kept(p.astype(np.float32)),
+    "in a file": spill.Kept,
+    "in a file, in single precision": lambda p: spill.Kept(p.astype(np.float32)),
 }
 
 
@@ -155,7 +155,7 @@ def test_moments_at_some_columns(kept: str) -> None:
     """Fails where rows or columns come in another order, from another group, or in the precision of the file."""
     p = stack()
     at = np.array([7, 0, 3])
-    with external.spilling():
+    with spill.spilling():
         known = InputMoments(KEPT[kept](p), RIDGES[-1])
         exact = p.astype(np.float32).astype(np.float64) if "single" in kept else p
         assert_same(known.p, exact.astype(known.p.dtype), rtol=0.0, atol=0.0)
@@ -168,7 +168,7 @@ def test_rows_of_the_inverse_are_those_of_the_regularised_moments(kept: str, rid
     """Fails where the ridge is not relative to each column, is that of another call, or rows are taken for others."""
     p = stack()
     at = np.array([7, 0, 3])
-    with external.spilling():
+    with spill.spilling():
         known = InputMoments(KEPT[kept](p), RIDGES[-1])
         exact = known.p[0].astype(np.float64)
         d = np.sqrt(np.diag(exact))
@@ -199,8 +199,8 @@ def test_inverses_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Fails where a worker is sent an inverse, as large as the moments, with them, or the moments lose it here."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     at = np.arange(3)
-    with external.spilling():
-        known = InputMoments(external.Kept(stack()), RIDGES[1])
+    with spill.spilling():
+        known = InputMoments(spill.Kept(stack()), RIDGES[1])
         empty = len(pickle.dumps(known))
         expected = known.inverse(at, 1e-3)
         assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 2
@@ -219,10 +219,10 @@ def test_large_moments_lie_in_files_in_the_precision_of_their_sums(monkeypatch: 
     samples = samples_of(p, 40)
     _, expected = moments_of(p, samples)
     monkeypatch.setattr(gram, "PACKED", 30)
-    with external.spilling():
+    with spill.spilling():
         _, found = moments_of(p, samples)
         held = {name: k.moments for name, k in found.items()}
-        kept = {name: k.load() for name, k in held.items() if isinstance(k, external.Kept)}
+        kept = {name: k.load() for name, k in held.items() if isinstance(k, spill.Kept)}
         assert kept.keys() == {n for n, k in expected.items() if k.p.shape[1] >= 30} == {"w4", "w5"}
         assert {k.dtype.name for k in kept.values()} == {"float32"}
         for name, k in expected.items():

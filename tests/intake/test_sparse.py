@@ -15,7 +15,7 @@ from onnxprune import prune
 from onnxprune.channels.describe import Description
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import external, protobuf, spill
 from onnxprune.intake import sparse
 from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
@@ -145,7 +145,7 @@ def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
     for limit in ("LARGE_BYTES", "SPILL_BYTES", "INLINE_BYTES"):
         monkeypatch.setattr(external, limit, 1)
     model, _ = _models("flat")
-    with external.spilling():
+    with spill.spilling():
         proto, source = protobuf.adopt(model)
         assert external.has_external(proto)
         assert not source.separate
