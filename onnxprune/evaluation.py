@@ -20,8 +20,8 @@ import onnx
 from onnxprune.data.class_labels import classes_of
 from onnxprune.data.samples import Samples, given, input_specs
 from onnxprune.errors import CheckFailed, ModelError, UsageError
-from onnxprune.graph import protobuf, spill
-from onnxprune.graph.protobuf import ModelLike
+from onnxprune.graph import files, spill
+from onnxprune.graph.files import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import error_limit, typed
 from onnxprune.measures.figures import Figures, figures_of, share_of
@@ -185,8 +185,8 @@ def gate(
 
 def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
     if isinstance(model, onnx.ModelProto):
-        return protobuf.adopt(model)[0], "(in memory)"
-    proto, source = protobuf.load(model)
+        return files.adopt(model)[0], "(in memory)"
+    proto, source = files.load(model)
     return proto, source.path
 
 

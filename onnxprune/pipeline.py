@@ -18,7 +18,7 @@ from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.graph.protobuf import ModelLike
+from onnxprune.graph.files import ModelLike
 from onnxprune.intake import older
 from onnxprune.intake.inputs import check_samples
 from onnxprune.intake.options import error_limit

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import protobuf
+from onnxprune.graph import files, protobuf, surgeon
 from onnxprune.graph.bodies import captured_names
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same
@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_load(file: Path):
     """Fails where the model read is not the model stored."""
-    proto, source = protobuf.load(file)
+    proto, source = files.load(file)
     assert proto == TABLE["plain"].model()
     assert (source.path, source.size) == (str(file), file.stat().st_size)
     assert len(source.sha256) == 64
@@ -33,12 +33,12 @@ def test_load(file: Path):
 
 def test_missing_file(tmp_path: Path):
     with pytest.raises(ModelError, match="does not exist"):
-        protobuf.load(tmp_path / "none.onnx")
+        files.load(tmp_path / "none.onnx")
 
 
 def test_folder(tmp_path: Path):
     with pytest.raises(ModelError, match="is a folder"):
-        protobuf.load(tmp_path)
+        files.load(tmp_path)
 
 
 @pytest.mark.parametrize("blob", [b"", b"not a model at all", b"\x00" * 64, b"PK\x03\x04" + bytes(range(200))])
@@ -46,7 +46,7 @@ def test_not_onnx(tmp_path: Path, blob: bytes):
     path = tmp_path / "other.onnx"
     path.write_bytes(blob)
     with pytest.raises(ModelError, match="not an ONNX model"):
-        protobuf.load(path)
+        files.load(path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
@@ -55,7 +55,7 @@ def test_cut_short(file: Path, share: float):
     blob = file.read_bytes()
     file.write_bytes(blob[: int(len(blob) * share)])
     with pytest.raises(ModelError):
-        protobuf.load(file)
+        files.load(file)
 
 
 def test_invalid_graph(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_invalid_graph(tmp_path: Path):
     path = tmp_path / "invalid.onnx"
     onnx.save(proto, path)
     with pytest.raises(ModelError, match="is not a valid ONNX model"):
-        protobuf.load(path)
+        files.load(path)
 
 
 def _external(path: Path, location: str) -> onnx.ModelProto:
@@ -91,7 +91,7 @@ def test_external_data_beside_the_model(tmp_path: Path):
     path = tmp_path / "model.onnx"
     _external(path, "weights.bin")
     (tmp_path / "weights.bin").write_bytes(_weight().tobytes())
-    proto, _ = protobuf.load(path)
+    proto, _ = files.load(path)
     stored = next(t for t in proto.graph.initializer if t.name == "w1")
     assert_same(onnx.numpy_helper.to_array(stored), _weight(), rtol=0.0, atol=0.0)
 
@@ -116,14 +116,14 @@ def test_external_data_outside_the_folder(tmp_path: Path, kind: str):
     path = folder / "model.onnx"
     _external(path, location)
     with pytest.raises(ModelError, match="outside the model's folder"):
-        protobuf.load(path)
+        files.load(path)
 
 
 def test_external_data_missing(tmp_path: Path):
     path = tmp_path / "model.onnx"
     _external(path, "weights.bin")
     with pytest.raises(ModelError, match="missing beside the model"):
-        protobuf.load(path)
+        files.load(path)
 
 
 def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
@@ -135,7 +135,7 @@ def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
     path = tmp_path / "constant.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
-        protobuf.load(path)
+        files.load(path)
     proto = TABLE["loop"].model()
     body = next(a.g for n in proto.graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH)
     inner = body.initializer.add()
@@ -144,14 +144,14 @@ def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
     inner.external_data.add(key="location", value="../secret.bin")
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
-        protobuf.load(path)
+        files.load(path)
 
 
 def test_round_trip_restores_what_graphsurgeon_drops():
     """Fails where a pass through onnx-graphsurgeon loses metadata, declarations or documentation."""
     like = TABLE["described"].model()
     like.graph.output[0].doc_string = "the answer"
-    back = protobuf.from_gs(protobuf.to_gs(like), like)
+    back = surgeon.from_gs(surgeon.to_gs(like), like)
     for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
         assert getattr(back, field) == getattr(like, field)
     for field in ("opset_import", "metadata_props"):

@@ -24,7 +24,7 @@ from onnxprune.errors import (
     RunError,
     UsageError,
 )
-from onnxprune.graph import protobuf
+from onnxprune.graph import files
 from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
@@ -738,7 +738,7 @@ def loaded_of(
     """As `load` hands it over, with nothing to say of the data."""
     return Loaded(
         original=original,
-        source=protobuf.adopt(original)[1],
+        source=files.adopt(original)[1],
         normalised=normalised,
         fit=fit,
         held_out=held_out,

@@ -26,8 +26,8 @@ from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
 from onnxprune.data.samples import InputSpec, given, input_specs
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import protobuf, spill
-from onnxprune.graph.protobuf import ModelLike
+from onnxprune.graph import files, spill
+from onnxprune.graph.files import ModelLike
 from onnxprune.intake import first_run
 from onnxprune.intake.options import check_most, typed
 from onnxprune.measures.saturation import DEPLOYED
@@ -223,7 +223,7 @@ def _short(provider: str) -> str:
 
 def candidate(model: ModelLike) -> Candidate:
     """Read a model. Raises ModelError, and RunError where onnx crashes on it."""
-    proto, source = protobuf.adopt(model) if isinstance(model, onnx.ModelProto) else protobuf.load(model)
+    proto, source = files.adopt(model) if isinstance(model, onnx.ModelProto) else files.load(model)
     first_run.infer(proto)
     path = None if isinstance(model, onnx.ModelProto) else source.path
     return Candidate(source.path, proto, source.size, path)

@@ -6,118 +6,20 @@ Weights that a model stores beside it stay there (`storage`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxprune.errors import ModelError
-from onnxprune.graph import bodies, external, spill
+from onnxprune.graph import bodies, external
 from onnxprune.graph.bodies import captured_names, subgraphs
 from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples_in
-from onnxprune.intake import sparse, wellformed
-from onnxprune.intake.declarations import with_free_dimensions
-from onnxprune.intake.file_check import check_file
-from onnxprune.intake.files import MODEL_BYTES, content
-from onnxprune.numerics.arrays import Array
 
 # It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
 G_LOGGER.severity = G_LOGGER.ERROR
-
-# A file, or a model in memory.
-ModelLike = str | os.PathLike[str] | onnx.ModelProto
-_TYPE_KINDS = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model came from: for the report and for checking that a plan belongs to it.
-
-    sha256: of the model file; where weights lie beside it, of the file and their `external.fingerprint`. size: with
-    these, as files are. files: where weights lie beside it. separate: whether those of the output will. note: what is
-    to be said of how it was read.
-    """
-
-    path: str
-    sha256: str
-    size: int
-    files: frozenset[str] = frozenset()
-    separate: bool = False
-    note: str = ""
-
-
-def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
-    """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`storage`).
-
-    Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
-    """
-    p = Path(path)
-    blob = content(p, ModelError, MODEL_BYTES)
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(blob)
-    except Exception as e:  # protobuf's DecodeError differs between its implementations
-        raise ModelError(f"{p} is not an ONNX model, or is cut short") from e
-    if not proto.opset_import or not (proto.graph.node or proto.graph.output):
-        raise ModelError(f"{p} is not an ONNX model: it has no graph")
-    wellformed.check(proto)
-    external.resolve(proto, p.parent)
-    check_file(p, len(blob) + external.external_bytes(proto))
-    source = source_of(str(p), blob, proto)
-    source = replace(source, note=sparse.made_dense(proto))
-    external.read_small(proto)
-    return with_free_dimensions(proto), source
-
-
-def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
-    """A model that is in memory already, as `load` gives it; `proto` is not changed.
-
-    Raises ModelError where it refers to weights in a folder that is not known.
-    """
-    wellformed.check(proto)
-    if any(sparse.sparse_in(proto)):
-        return _adopted_dense(proto)
-    if not external.has_external(proto):
-        if external.embedded_bytes(proto) < external.MOST_BYTES:
-            return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
-        # Too large for one message: what is kept of it takes the checksum tensor by tensor.
-        proto = spill.outside(proto)
-    else:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        proto = copy
-        external.resolve(proto, None)
-    shell, _ = external.separated(proto, "data")
-    source = source_of("(in memory)", as_bytes(shell), proto)
-    external.read_small(proto)
-    return with_free_dimensions(proto), source
-
-
-def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    external.resolve(copy, None)
-    separate = external.has_external(copy)
-    note = sparse.made_dense(copy)
-    dense, source = adopt(copy)
-    return dense, replace(source, separate=separate, note=note)
-
-
-def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
-    """Path, checksum and size of a model: `blob` is its file's content, and `proto` says what lies beside it."""
-    more = external.fingerprint(proto)
-    files = frozenset(str(p) for p in external.files_of(proto))
-    size = len(blob) + sum(Path(p).stat().st_size for p in files)
-    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files))
 
 
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -175,85 +77,6 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return [_as_text(v) for v in value] if isinstance(value, list) else value
-
-
-def to_gs(proto: onnx.ModelProto) -> Any:
-    """onnx-graphsurgeon's editable graph of a model; what bodies capture shows as further inputs of their node.
-
-    Bodies themselves are edited as models of their own (see `bodies.rewritten`).
-    """
-    flat = bodies.hollowed(proto)
-    declared = (*flat.graph.input, *flat.graph.output, *flat.graph.value_info)
-    if any(not v.type.HasField("tensor_type") for v in declared):
-        # It cannot write optional values, and loses part of what sequences declare.
-        proto, flat = flat, onnx.ModelProto()
-        flat.CopyFrom(proto)
-        for v in (*flat.graph.input, *flat.graph.output, *flat.graph.value_info):
-            if not v.type.HasField("tensor_type"):
-                v.ClearField("type")
-    graph = gs.import_onnx(flat)
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Constant):
-            _leave_in_file(tensor)
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            if isinstance(value, gs.Constant):
-                _leave_in_file(value)
-    return graph
-
-
-class _Stored(LazyValues):  # type: ignore[misc]  # untyped
-    """Values that onnx-graphsurgeon reads through `storage`; unread, they go back as the tensor that they are."""
-
-    def load(self) -> Array:
-        return external.array_of(self.tensor)
-
-
-def _leave_in_file(constant: Any) -> None:
-    lazy = constant._values
-    if isinstance(lazy, LazyValues) and not isinstance(lazy, SparseValues) and external.is_external(lazy.tensor):
-        constant._values = _Stored(lazy.tensor)
-        # Else new values, which are embedded, would be exported as external.
-        constant.data_location = None
-
-
-def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
-    """Back to protobuf, with everything that onnx-graphsurgeon drops restored from `like`.
-
-    That is: weights as they are stored (nothing here changes one under its name; types below a byte would be packed
-    wrongly), the exact input and output declarations, model metadata, and of each node whose first output still exists
-    the bodies, attributes that hold types, documentation, metadata and overload.
-    """
-    proto: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
-    bodies.refilled(proto, like)
-    stored = {t.name: t for t in like.graph.initializer}
-    for t in proto.graph.initializer:
-        if t.name in stored:
-            t.CopyFrom(stored[t.name])
-    proto.ir_version = like.ir_version
-    del proto.opset_import[:]
-    proto.opset_import.extend(like.opset_import)
-    proto.producer_name, proto.producer_version = like.producer_name, like.producer_version
-    proto.domain, proto.model_version, proto.doc_string = like.domain, like.model_version, like.doc_string
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(like.metadata_props)
-    for side in ("input", "output"):
-        fields = getattr(proto.graph, side)
-        declared = {v.name: v for v in getattr(like.graph, side)}
-        for v in fields:
-            if v.name in declared:
-                v.CopyFrom(declared[v.name])
-    del proto.graph.value_info[:]
-    old = {bodies.main_output(n): n for n in like.graph.node if n.output}
-    for n in proto.graph.node:
-        before = old.get(bodies.main_output(n))
-        if before is not None and before.op_type == n.op_type:
-            n.doc_string = before.doc_string
-            n.overload = before.overload
-            n.metadata_props.extend(before.metadata_props)
-            n.attribute.extend(a for a in before.attribute if a.type in _TYPE_KINDS)
-    proto.graph.doc_string = like.graph.doc_string
-    return proto
 
 
 def submodel(

@@ -10,7 +10,7 @@ import onnx.inliner
 from onnx import helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph import bodies, external, protobuf, spill
+from onnxprune.graph import bodies, external, spill, surgeon
 from onnxprune.measures.saturation import PRODUCTS
 from onnxprune.runtime.session import Session
 
@@ -58,7 +58,7 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
         return n.op in kept or any(o.name in whole for o in n.outputs) or any(i.name in apart for i in n.inputs)
 
     def evaluated(**how: Any) -> Any:
-        graph = protobuf.to_gs(proto).toposort()
+        graph = surgeon.to_gs(proto).toposort()
         graph.fold_constants(
             fold_shapes=False,
             size_threshold=None,
@@ -74,7 +74,7 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
         # Slower: the graph is split again and again, until what fails stands alone.
         graph = evaluated(error_ok=True, partitioning="recursive")
     graph.cleanup(remove_unused_graph_inputs=False)
-    folded = protobuf.from_gs(graph, proto)
+    folded = surgeon.from_gs(graph, proto)
     _fold_apart(folded)
     return folded
 

@@ -34,7 +34,7 @@ import onnx
 import onnx.inliner
 
 from onnxprune.errors import RunError
-from onnxprune.graph import bodies, protobuf
+from onnxprune.graph import bodies, protobuf, surgeon
 from onnxprune.graph.view import Shape
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
@@ -117,9 +117,9 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     def clean(part: onnx.ModelProto) -> onnx.ModelProto:
-        graph = protobuf.to_gs(part)
+        graph = surgeon.to_gs(part)
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        return protobuf.from_gs(graph, part)
+        return surgeon.from_gs(graph, part)
 
     return bodies.rewritten(proto, clean)
 

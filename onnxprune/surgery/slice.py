@@ -11,7 +11,7 @@ import onnx
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
-from onnxprune.graph import bodies, external, protobuf, spill
+from onnxprune.graph import bodies, external, spill, surgeon
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.surgery.branches import broadcastable, take_out
@@ -73,7 +73,7 @@ def _repaired(
         for (_, body), inside in zip(bodies.bodies_of(node), view.bodies if view is not None else (), strict=True):
             edited = _repaired(bodies.as_model(proto, body), inside.nodes, channels, keep, names)
             bodies.put_back(proto, body, edited)
-    graph = protobuf.to_gs(proto)
+    graph = surgeon.to_gs(proto)
     names.update(graph.tensors())
     context = Cut(channels, keep, graph, names)
     for node, view in zip(list(graph.nodes), nodes, strict=True):
@@ -81,7 +81,7 @@ def _repaired(
         if view is not None and repair is not None:
             repair(node, view, context)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    return protobuf.from_gs(graph, proto)
+    return surgeon.from_gs(graph, proto)
 
 
 def _without(values: Array, keep: Mask) -> Array:

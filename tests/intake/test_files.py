@@ -16,7 +16,7 @@ import pytest
 from onnxprune import plan
 from onnxprune.data.samples import InputSpec, load
 from onnxprune.errors import CalibrationError, InputError, ModelError
-from onnxprune.graph.protobuf import load as load_model
+from onnxprune.graph.files import load as load_model
 from onnxprune.intake import files
 from tests import digits
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import external
-from onnxprune.graph.protobuf import load
+from onnxprune.graph.files import load
 from tests.intake.test_child import graph_of
 
 

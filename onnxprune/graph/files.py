@@ -1,0 +1,103 @@
+"""A model as it comes: a file with its weights, or one in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from onnxprune.errors import ModelError
+from onnxprune.graph import external, spill
+from onnxprune.graph.protobuf import as_bytes
+from onnxprune.intake import sparse, wellformed
+from onnxprune.intake.declarations import with_free_dimensions
+from onnxprune.intake.file_check import check_file
+from onnxprune.intake.files import MODEL_BYTES, content
+
+# A file, or a model in memory.
+ModelLike = str | os.PathLike[str] | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from: for the report and for checking that a plan belongs to it.
+
+    sha256: of the model file; where weights lie beside it, of the file and their `external.fingerprint`. size: with
+    these, as files are. files: where weights lie beside it. separate: whether those of the output will. note: what is
+    to be said of how it was read.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    files: frozenset[str] = frozenset()
+    separate: bool = False
+    note: str = ""
+
+
+def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
+    """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`storage`).
+
+    Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
+    """
+    p = Path(path)
+    blob = content(p, ModelError, MODEL_BYTES)
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(blob)
+    except Exception as e:  # protobuf's DecodeError differs between its implementations
+        raise ModelError(f"{p} is not an ONNX model, or is cut short") from e
+    if not proto.opset_import or not (proto.graph.node or proto.graph.output):
+        raise ModelError(f"{p} is not an ONNX model: it has no graph")
+    wellformed.check(proto)
+    external.resolve(proto, p.parent)
+    check_file(p, len(blob) + external.external_bytes(proto))
+    source = source_of(str(p), blob, proto)
+    source = replace(source, note=sparse.made_dense(proto))
+    external.read_small(proto)
+    return with_free_dimensions(proto), source
+
+
+def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
+    """A model that is in memory already, as `load` gives it; `proto` is not changed.
+
+    Raises ModelError where it refers to weights in a folder that is not known.
+    """
+    wellformed.check(proto)
+    if any(sparse.sparse_in(proto)):
+        return _adopted_dense(proto)
+    if not external.has_external(proto):
+        if external.embedded_bytes(proto) < external.MOST_BYTES:
+            return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
+        # Too large for one message: what is kept of it takes the checksum tensor by tensor.
+        proto = spill.outside(proto)
+    else:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        proto = copy
+        external.resolve(proto, None)
+    shell, _ = external.separated(proto, "data")
+    source = source_of("(in memory)", as_bytes(shell), proto)
+    external.read_small(proto)
+    return with_free_dimensions(proto), source
+
+
+def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    external.resolve(copy, None)
+    separate = external.has_external(copy)
+    note = sparse.made_dense(copy)
+    dense, source = adopt(copy)
+    return dense, replace(source, separate=separate, note=note)
+
+
+def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
+    """Path, checksum and size of a model: `blob` is its file's content, and `proto` says what lies beside it."""
+    more = external.fingerprint(proto)
+    files = frozenset(str(p) for p in external.files_of(proto))
+    size = len(blob) + sum(Path(p).stat().st_size for p in files)
+    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files))
