@@ -12,14 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.graph import bodies, external
 from onnxprune.graph.bodies import captured_names, subgraphs
 from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples_in
-
-# It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
-G_LOGGER.severity = G_LOGGER.ERROR
 
 
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:

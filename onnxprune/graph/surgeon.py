@@ -7,9 +7,13 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxprune.graph import bodies, external
 from onnxprune.numerics.arrays import Array
+
+# It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
+G_LOGGER.severity = G_LOGGER.ERROR
 
 _TYPE_KINDS = (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS)
 
