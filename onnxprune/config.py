@@ -9,8 +9,8 @@ from typing import Any
 
 from onnxprune import methods
 from onnxprune.errors import UsageError
-from onnxprune.intake.options import MOST_NUMBER, check_most, shown, typed
 from onnxprune.methods import METHODS, REFITS
+from onnxprune.options import MOST_NUMBER, check_most, shown, typed
 from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
 
 # Options that other methods never look at.

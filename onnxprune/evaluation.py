@@ -23,7 +23,6 @@ from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import files, spill
 from onnxprune.graph.files import ModelLike
 from onnxprune.intake import first_run
-from onnxprune.intake.options import error_limit, typed
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
 from onnxprune.measures.judge import compared, layouts_of
@@ -31,6 +30,7 @@ from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.objective import check_classes
+from onnxprune.options import error_limit, typed
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import notes_on
 

@@ -21,10 +21,10 @@ from onnxprune.graph import spill
 from onnxprune.graph.files import ModelLike
 from onnxprune.intake import older
 from onnxprune.intake.inputs import check_samples
-from onnxprune.intake.options import error_limit
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.place import Place
 from onnxprune.numerics.least_squares import SolveFailed
+from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.report.summary import Report

@@ -15,8 +15,8 @@ import numpy as np
 from onnxprune.channels import ChannelGraph
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
-from onnxprune.intake.files import PLAN_BYTES, content
 from onnxprune.numerics.arrays import Doubles, Mask
+from onnxprune.regular_files import PLAN_BYTES, content
 
 T = TypeVar("T")
 

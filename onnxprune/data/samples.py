@@ -20,9 +20,9 @@ import onnx
 
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.intake.arrays import Rows, chunks, listed, read
-from onnxprune.intake.files import shown
 from onnxprune.intake.inputs import dims_of, dtype_of
 from onnxprune.numerics.arrays import Array, Ints, cast, is_float
+from onnxprune.regular_files import shown
 
 
 @dataclass(frozen=True)

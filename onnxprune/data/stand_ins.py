@@ -18,9 +18,9 @@ import onnx
 from onnxprune.data.samples import InputSpec, Samples, other_inputs
 from onnxprune.errors import CalibrationError
 from onnxprune.intake.arrays import chunks
-from onnxprune.intake.files import shown
 from onnxprune.intake.inputs import dims_of, dtype_of
 from onnxprune.numerics.arrays import Array, is_float
+from onnxprune.regular_files import shown
 
 _TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
 # Stand-ins are held in memory.

@@ -24,8 +24,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import ModelError, RunError
-from onnxprune.intake.files import opened
 from onnxprune.numerics.arrays import Array
+from onnxprune.regular_files import opened
 
 # Weights of a smaller size are kept in the model, as onnx itself does: shape inference reads them.
 INLINE_BYTES = 1024

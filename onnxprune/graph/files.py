@@ -15,7 +15,7 @@ from onnxprune.graph.protobuf import as_bytes
 from onnxprune.intake import sparse, wellformed
 from onnxprune.intake.declarations import with_free_dimensions
 from onnxprune.intake.file_check import check_file
-from onnxprune.intake.files import MODEL_BYTES, content
+from onnxprune.regular_files import MODEL_BYTES, content
 
 # A file, or a model in memory.
 ModelLike = str | os.PathLike[str] | onnx.ModelProto

@@ -19,8 +19,8 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 
 from onnxprune.errors import CalibrationError
-from onnxprune.intake.files import brief, check_not_hollow, opened, reason, shown
 from onnxprune.numerics.arrays import Array, Ints
+from onnxprune.regular_files import brief, check_not_hollow, opened, reason, shown
 
 # Arrays of this size and more stay in their files.
 LARGE_BYTES = 64 << 20

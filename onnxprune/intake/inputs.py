@@ -11,8 +11,8 @@ from numpy.typing import DTypeLike
 from onnx import helper
 
 from onnxprune.errors import ModelError
-from onnxprune.intake.files import shown
 from onnxprune.numerics.arrays import is_float
+from onnxprune.regular_files import shown
 
 # What one sample of one input may take: a volume of 800 x 800 x 800 voxels fits.
 MOST_BYTES = 2 << 30

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from onnxprune.errors import UsageError
-from onnxprune.intake.options import shown, typed
 from onnxprune.jobs.work import Here, Progress, Scheduler, Work
+from onnxprune.options import shown, typed
 from onnxprune.threads import cores, most_workers
 
 __all__ = ["Here", "Progress", "Scheduler", "Work", "check_choice", "scheduling"]

@@ -15,9 +15,9 @@ from math import isfinite
 from pathlib import Path
 
 from onnxprune.errors import InputError, RunError
-from onnxprune.intake.files import content
 from onnxprune.latency.table import Sample
 from onnxprune.output.commit import write_atomically
+from onnxprune.regular_files import content
 
 _FORMAT = 1
 _MOST_BYTES = 16 << 20

@@ -26,9 +26,9 @@ from onnxprune.channels.describe import Description, GroupDescription, Place
 from onnxprune.config import BUDGETS
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
-from onnxprune.intake.options import exact_percent
 from onnxprune.measures.figures import ERROR, percent
 from onnxprune.measures.verdict import verdict_of
+from onnxprune.options import exact_percent
 from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
 from onnxprune.report.visible import made_visible, visible

@@ -9,12 +9,12 @@ from onnxprune.calibration.input_moments import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
-from onnxprune.intake.options import at_most, exact_percent
 from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
+from onnxprune.options import at_most, exact_percent
 from onnxprune.runtime.session import concatenated
 from onnxprune.selection import Path
 from onnxprune.stages.calibrate import Calibrated

@@ -17,12 +17,12 @@ from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
-from onnxprune.intake.options import exact_percent
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import METHODS, tried
 from onnxprune.numerics.arrays import Masks
+from onnxprune.options import exact_percent
 from onnxprune.output.model_files import written_bytes
 from onnxprune.refit.lockstep import Fit
 from onnxprune.report.environment import peak_memory, versions

@@ -13,11 +13,10 @@ from types import FrameType
 import numpy as np
 import pytest
 
-from onnxprune import plan
+from onnxprune import plan, regular_files
 from onnxprune.data.samples import InputSpec, load
 from onnxprune.errors import CalibrationError, InputError, ModelError
 from onnxprune.graph.files import load as load_model
-from onnxprune.intake import files
 from tests import digits
 
 SPECS = (InputSpec("x", np.dtype(np.float32), (None, 2)),)
@@ -125,15 +124,15 @@ def test_what_is_put_in_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.
     pipe(path)
     monkeypatch.setattr(Path, "stat", lambda self: seen)
     with pytest.raises(ModelError, match="is a pipe"):
-        files.content(path, ModelError, 10)
+        regular_files.content(path, ModelError, 10)
 
 
 def test_the_limit_is_that_of_the_bytes(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(b"12345")
-    assert files.content(path, InputError, 5) == b"12345"
+    assert regular_files.content(path, InputError, 5) == b"12345"
     with pytest.raises(InputError, match="has 5 bytes; at most 4 bytes are read"):
-        files.content(path, InputError, 4)
+        regular_files.content(path, InputError, 4)
 
 
 def test_no_descriptor_stays_open(tmp_path: Path):
@@ -146,7 +145,7 @@ def test_no_descriptor_stays_open(tmp_path: Path):
             return f.fileno()
 
     before = next_free()
-    with files.opened(path, InputError, most=5):
+    with regular_files.opened(path, InputError, most=5):
         pass
     path.unlink()
     pipe(path)
@@ -154,7 +153,7 @@ def test_no_descriptor_stays_open(tmp_path: Path):
         seen = Path(__file__).stat()
         patched.setattr(Path, "stat", lambda self: seen)
         with pytest.raises(InputError, match="is a pipe"):
-            files.opened(path, InputError)
+            regular_files.opened(path, InputError)
     path.unlink()
     path.write_bytes(b"")
     assert next_free() == before
