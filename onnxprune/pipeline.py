@@ -16,11 +16,11 @@ from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
+from onnxprune.data.declared import check_samples
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.graph.files import ModelLike
 from onnxprune.intake import older
-from onnxprune.intake.inputs import check_samples
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.place import Place
 from onnxprune.numerics.least_squares import SolveFailed

@@ -217,7 +217,7 @@ def test_samples_in_a_file_are_walked_as_those_in_memory(
     prepared: Lookup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where a batch of a file is that of other samples."""
-    monkeypatch.setattr("onnxprune.intake.arrays.LARGE_BYTES", 1)
+    monkeypatch.setattr("onnxprune.data.array_files.LARGE_BYTES", 1)
     p = prepared("residual")
     given = samples_of(p, 70)
     np.save(tmp_path / "data.npy", given.arrays["x"])

@@ -25,11 +25,11 @@ from onnxprune.calibration.layers import Layer
 from onnxprune.calibration.readers import _first_input, outputs_behind, read_by_layers_alone, readers_of
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
-from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.refit.layerwise import in_place, memory_of, scaled
 from onnxprune.runtime.session import Session, concatenated

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.calibration.input_moments import BATCH
 from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.batches import BATCH
 from onnxprune.data.samples import Samples
 from onnxprune.graph import bodies, protobuf
 from onnxprune.normalise import Normalised

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration.gram_graph import GramGraph, Inputs
 from onnxprune.calibration.layers import Layer
+from onnxprune.data.batches import HOLD_OUT, batch_size
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
-from onnxprune.graph.view import Shape, sample_bytes
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
 from onnxprune.numerics.gram import Gram
@@ -31,9 +31,6 @@ from onnxprune.runtime.session import PROVIDERS, Session
 from onnxprune.threads import mapped, prefetched
 
 WIDE = 5000
-# Every HOLD_OUT-th batch judges what the others fit.
-HOLD_OUT = 4
-BATCH = 64
 _ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
@@ -87,18 +84,6 @@ def positions_for(columns: int, samples: int) -> int:
     """Output positions to sample per image, so that a regression has some 24 rows per column."""
     wanted = -(-_ROWS_PER_COLUMN * columns // max(samples, 1))
     return int(np.clip(wanted, _MIN_POSITIONS, _MAX_POSITIONS))
-
-
-def batch_size(
-    shapes: Mapping[str, Shape], bound: int, names: Sequence[str], samples: int, limit_bytes: int = 128 << 20
-) -> int:
-    """Samples per batch, so that the tensors `names` fit in `limit_bytes` and there are batches to hold out.
-
-    bound: samples with which the tensors have these shapes.
-    """
-    per_sample = sample_bytes(shapes, bound, names)
-    most = min(BATCH, max(samples // (2 * HOLD_OUT), 1))
-    return int(np.clip(limit_bytes // max(per_sample, 1), 1, most))
 
 
 def collect(

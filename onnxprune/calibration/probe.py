@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.calibration.input_moments import batch_size
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.gates import Gate
+from onnxprune.data.batches import batch_size
+from onnxprune.data.layouts import Layout, Layouts
 from onnxprune.data.samples import Samples
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import protobuf, unrounded
 from onnxprune.graph.view import Graph
-from onnxprune.measures.layouts import Layout, Layouts
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import Index, Objective
 from onnxprune.runtime.session import PROVIDERS, Session

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.data.array_files import Rows, chunks, listed, read
+from onnxprune.data.declared import dims_of, dtype_of
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.intake.arrays import Rows, chunks, listed, read
-from onnxprune.intake.inputs import dims_of, dtype_of
 from onnxprune.numerics.arrays import Array, Ints, cast, is_float
 from onnxprune.regular_files import shown
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.data.array_files import chunks
+from onnxprune.data.declared import dims_of, dtype_of
 from onnxprune.data.samples import InputSpec, Samples, other_inputs
 from onnxprune.errors import CalibrationError
-from onnxprune.intake.arrays import chunks
-from onnxprune.intake.inputs import dims_of, dtype_of
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.regular_files import shown
 

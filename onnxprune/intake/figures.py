@@ -15,8 +15,8 @@ from math import isfinite, sqrt
 
 import numpy as np
 
+from onnxprune.data.array_files import chunks
 from onnxprune.data.samples import InputSpec, Samples
-from onnxprune.intake.arrays import chunks
 from onnxprune.numerics.arrays import Array, in_rows, is_float
 
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from onnxprune.measures.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layouts
+from onnxprune.data.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layouts
 from onnxprune.measures.masked import counting, masked
 from onnxprune.numerics.arrays import Array, Doubles, Mask, is_float
 

@@ -10,11 +10,11 @@ import onnx
 
 from onnxprune.calibration.branches_taken import Taken
 from onnxprune.channels import ChannelGraph
+from onnxprune.data import layouts
+from onnxprune.data.layouts import Layout
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
-from onnxprune.measures import layouts
 from onnxprune.measures.answers import Answers, parts_in
-from onnxprune.measures.layouts import Layout
 from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array, is_float

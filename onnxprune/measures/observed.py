@@ -19,9 +19,9 @@ from functools import cached_property
 import onnx
 from onnx import helper
 
+from onnxprune.data.layouts import Layouts
 from onnxprune.graph import protobuf
 from onnxprune.graph.view import Graph, Node, depth_first
-from onnxprune.measures.layouts import Layouts
 from onnxprune.numerics.arrays import is_float
 
 # Layers: what they give is measured by what comes behind them.

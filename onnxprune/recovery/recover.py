@@ -19,11 +19,11 @@ import onnx
 from onnxprune.calibration.input_moments import grams
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import external
 from onnxprune.measures.answers import Answers, Wide
-from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed

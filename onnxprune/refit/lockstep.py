@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnxprune.calibration.input_moments import HOLD_OUT, is_wide, positions_for
+from onnxprune.calibration.input_moments import is_wide, positions_for
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
+from onnxprune.data.batches import HOLD_OUT
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
 from onnxprune.graph.view import Graph, Shape, entries

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
+from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.intake import extent
-from onnxprune.measures.layouts import Layouts, samples_first
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session, concatenated
 

@@ -18,8 +18,8 @@ from math import prod
 
 import onnx
 
-from onnxprune.calibration.input_moments import BATCH, HOLD_OUT, batch_size
 from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
+from onnxprune.data.batches import BATCH, HOLD_OUT, batch_size
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf

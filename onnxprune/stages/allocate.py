@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.allocation import budget, every_part, trial_cuts
-from onnxprune.calibration.input_moments import BATCH
 from onnxprune.channels.branches import dead_groups, together
 from onnxprune.config import PruneConfig
+from onnxprune.data.batches import BATCH
+from onnxprune.data.layouts import samples_first
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import Kept, meet
 from onnxprune.latency.stopwatch import Stopwatch
-from onnxprune.measures.layouts import samples_first
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.options import at_most, exact_percent
 from onnxprune.runtime.session import concatenated

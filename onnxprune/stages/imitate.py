@@ -32,10 +32,10 @@ from onnxprune.calibration.regressions import consumers_of, regressions_of
 from onnxprune.channels import branches
 from onnxprune.channels.gates import Gate, by_group, units_of
 from onnxprune.config import PruneConfig
+from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.graph import external, protobuf, spill
-from onnxprune.measures.layouts import samples_first
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Coefficients, Doubles, Mask, Masks
 from onnxprune.numerics.gram import NormalEquations

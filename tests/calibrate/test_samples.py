@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
 
+from onnxprune.data import array_files
 from onnxprune.data.samples import InputSpec, Rows, Samples, input_specs, load
 from onnxprune.errors import CalibrationError
-from onnxprune.intake import arrays
 from tests.compare import assert_same
 
 Array = NDArray[Any]
@@ -84,7 +84,7 @@ def claims_too_much(folder: Path) -> Path:
 
 
 def folder_of(folder: Path, **arrays: Array) -> Path:
-    for name, values in arrays.items():
+    for name, values in array_files.items():
         np.savez(folder / f"{name}.npz", image=values)
     return folder
 
@@ -140,13 +140,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[InputSpec, ...], str]] = 
 }
 
 
-@pytest.mark.parametrize("large", [arrays.LARGE_BYTES, 1])
+@pytest.mark.parametrize("large", [array_files.LARGE_BYTES, 1])
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_name_the_file_and_the_reason(
     name: str, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where bad data passes, raises anything but CalibrationError, or gets a message that says something else."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", large)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", large)
     make, specs, reason = REFUSED[name]
     path = make(tmp_path)
     with pytest.raises(CalibrationError, match=reason) as e:
@@ -168,7 +168,7 @@ def test_large_arrays_stay_in_their_files(kind: str, tmp_path: Path, monkeypatch
     """Fails where rows are read from another place of the file, or chosen ones in another order."""
     path = npy(tmp_path, images()) if kind == "npy" else saved(tmp_path, labels=np.arange(5), image=images())
     held = load(path, IMAGE)
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     found = load(path, IMAGE)
     assert isinstance(found.arrays["image"], Rows)
     assert len(found) == 5
@@ -188,7 +188,7 @@ def test_large_arrays_stay_in_their_files(kind: str, tmp_path: Path, monkeypatch
 
 def test_what_cannot_be_read_row_by_row_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where columns are taken for rows, compressed bytes for values, or one sample for many."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     by_columns = npy(tmp_path, np.asfortranarray(images()), "columns.npy")
     packed = tmp_path / "packed.npz"
     np.savez_compressed(packed, image=images())
@@ -200,15 +200,15 @@ def test_what_cannot_be_read_row_by_row_is_read_whole(tmp_path: Path, monkeypatc
 
 def test_values_in_a_file_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where data that is not read at once is not checked either, or not in all of its pieces."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
-    monkeypatch.setattr(arrays, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "_CHUNK_BYTES", 1)
     with pytest.raises(CalibrationError, match="NaN or infinite"):
         load(npy(tmp_path, spoiled(np.nan)), IMAGE)
 
 
 def test_a_file_that_is_cut_short_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where that ends in numpy's own error, or in a crash."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     path = npy(tmp_path, images())
     found = load(path, IMAGE)
     cut_short(path)
@@ -228,7 +228,7 @@ def test_parts_of_several_inputs_some_of_them_in_files(
     large: int, in_files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where inputs in files and in memory get out of step, or a table in a file is taken for samples."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", large)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", large)
     ids, table, labels = np.arange(10).reshape(5, 2), np.arange(14, dtype=np.float32).reshape(7, 2), np.arange(5) + 20
     found = load(saved(tmp_path, labels=labels, table=table, ids=ids, image=images()), SEVERAL)
     assert {k for k, v in found.arrays.items() if isinstance(v, Rows)} == in_files
@@ -253,7 +253,7 @@ def test_parts_of_several_inputs_some_of_them_in_files(
 
 def test_choosing_samples_reads_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a subset of a file that does not fit in memory is read to choose it."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     found = load(npy(tmp_path, images()), IMAGE)
     monkeypatch.setattr(np, "memmap", no_reads)
     chosen = found.take(np.array([3, 0])).arrays["image"]
@@ -268,7 +268,7 @@ def test_choosing_samples_reads_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_samples_in_a_file_travel_as_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a worker on another machine is sent the path of a file on this one, or all that lies in it."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     path = npy(tmp_path, images())
     sent = pickle.dumps(load(path, IMAGE).part(1, 3))
     path.unlink()
@@ -279,7 +279,7 @@ def test_samples_in_a_file_travel_as_values(tmp_path: Path, monkeypatch: pytest.
 
 def test_samples_that_are_read_are_not_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where pages of the file count as this process's memory for as long as a batch lives."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     found = load(npy(tmp_path, images()), IMAGE)
     for some in (found, found.take([2, 1]), found.part(0, 2)):
         batch = some.slice(0, 2)["image"]
@@ -293,7 +293,7 @@ def test_large_arrays_of_every_version_of_the_format(
     version: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where a header of another length shifts the values."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     path = tmp_path / "data.npy"
     with path.open("wb") as f:
         np.lib.format.write_array(f, images(), version=version)
@@ -304,7 +304,7 @@ def test_a_large_array_of_another_type_is_rounded_or_refused_as_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where bytes of a file are read as values of the type that the model wants."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     half = InputSpec("image", np.dtype(np.float16), (None, 3, 4, 4))
     path = npy(tmp_path, images())
     assert_same(load(path, (half,)).slice(0, 5)["image"], images().astype(np.float16), rtol=0.0, atol=0.0)
@@ -314,7 +314,7 @@ def test_a_large_array_of_another_type_is_rounded_or_refused_as_in_memory(
 
 def test_a_folder_of_large_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where the files of a folder are not put together because they are not read yet."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     folder_of(tmp_path, b=images(2), a=images(3) + 1)
     s = load(tmp_path, IMAGE)
     assert len(s) == 5
@@ -338,13 +338,13 @@ def pickled_beside(folder: Path) -> Path:
     return saved(folder, image=images(), other=np.array([f"object number {i}" for i in range(200)], object))
 
 
-@pytest.mark.parametrize("large", [arrays.LARGE_BYTES, 900, 1])
+@pytest.mark.parametrize("large", [array_files.LARGE_BYTES, 900, 1])
 @pytest.mark.parametrize("make", [claims_one_more, pickled_beside])
 def test_an_archive_is_refused_for_one_bad_member(
     make: Callable[[Path], Path], large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where bytes of the next member are taken for samples, or pickles for addresses of objects."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", large)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", large)
     monkeypatch.setattr(np, "memmap", no_reads)
     with pytest.raises(CalibrationError, match=r"data\.npz cannot be read as numpy data"):
         load(make(tmp_path), IMAGE)
@@ -468,7 +468,7 @@ def test_damaged_files_are_refused_or_read_never_anything_else(data: st.DataObje
     import warnings
     from unittest.mock import patch
 
-    large = data.draw(st.sampled_from([arrays.LARGE_BYTES, 1]))
+    large = data.draw(st.sampled_from([array_files.LARGE_BYTES, 1]))
 
     kind = data.draw(st.sampled_from(["npz", "compressed", "npy"]))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

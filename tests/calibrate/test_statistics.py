@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from onnxprune.calibration import input_moments
-from onnxprune.calibration.input_moments import InputMoments, batch_size, collect, positions_for
+from onnxprune.calibration.input_moments import InputMoments, collect, positions_for
 from onnxprune.calibration.layers import layers_of
+from onnxprune.data.batches import batch_size
 from onnxprune.graph import spill
 from onnxprune.numerics import gram
 from onnxprune.numerics.least_squares import JITTER

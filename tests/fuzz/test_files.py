@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from onnxprune import cli
+from onnxprune.data import array_files
 from onnxprune.errors import CalibrationError
-from onnxprune.intake import arrays
 from tests.fuzz import cases, data, files, plans
 from tests.fuzz.workers import Worker
 
@@ -73,7 +73,7 @@ def test_headers_are_strange(name: str, tmp_path: Path):
         path = tmp_path / f"{seed}.npy"
         path.write_bytes(data.HEADER_MUTATORS[name](np.random.default_rng(seed)))
         try:
-            arrays.read(path)
+            array_files.read(path)
         except CalibrationError:
             refused += 1
     assert refused > 0
@@ -85,7 +85,7 @@ def test_places_are_strange(name: str, tmp_path: Path):
     path.write_bytes(b"whole")
     data.PLACE_MUTATORS[name](path, np.random.default_rng(0))
     with pytest.raises(CalibrationError):
-        arrays.read(path)
+        array_files.read(path)
 
 
 @pytest.mark.parametrize("size", [1 << 20, 3 << 20, 600 << 20, 1 << 40])
@@ -96,10 +96,10 @@ def test_bombs_are_whole_archives(size: int, tmp_path: Path):
     assert path.stat().st_size < 3 << 20
     if size < 4 << 20:
         with pytest.raises(CalibrationError, match="Bad CRC"):  # all of it was expanded
-            arrays.read(path)
+            array_files.read(path)
     else:
         with pytest.raises(CalibrationError, match=r"expands to|it is cut short"):
-            arrays.read(path)
+            array_files.read(path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnxprune.data import array_files
 from onnxprune.data.samples import InputSpec, load
 from onnxprune.errors import CalibrationError
-from onnxprune.intake import arrays
 from tests.compare import assert_same
 
 
@@ -67,7 +67,7 @@ def test_claims_are_held_against_the_bytes(kind: str, packed: int | None, tmp_pa
         archive(path, {"x.npy": blob}, packed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CalibrationError, match=match) as e:
-        arrays.read(path)
+        array_files.read(path)
     assert "\n" not in str(e.value) and len(str(e.value)) < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
@@ -79,19 +79,19 @@ def test_what_expands_too_far_is_not_expanded(
     limit: str, factor: int, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where a small file fills the memory; the sum over the members counts, and what the model does not read."""
-    monkeypatch.setattr(arrays, limit, 300_000)
-    monkeypatch.setattr(arrays, "_BOMB_FACTOR", factor)
+    monkeypatch.setattr(array_files, limit, 300_000)
+    monkeypatch.setattr(array_files, "_BOMB_FACTOR", factor)
     zeros = plain(np.zeros(50_000, np.float32))
-    assert len(arrays.read(archive(tmp_path / "one.npz", {"x.npy": zeros}))) == 1
+    assert len(array_files.read(archive(tmp_path / "one.npz", {"x.npy": zeros}))) == 1
     with pytest.raises(CalibrationError, match=match):
-        arrays.read(archive(tmp_path / "two.npz", {"x.npy": zeros, "unread.npy": zeros}))
+        array_files.read(archive(tmp_path / "two.npz", {"x.npy": zeros, "unread.npy": zeros}))
 
 
 def test_data_that_expand_a_little_may_be_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where honest compressed data fall under the limit of those that grow a hundredfold."""
-    monkeypatch.setattr(arrays, "_BOMB_BYTES", 1000)
+    monkeypatch.setattr(array_files, "_BOMB_BYTES", 1000)
     values = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
-    found = arrays.read(archive(tmp_path / "data.npz", {"x.npy": plain(values)}))
+    found = array_files.read(archive(tmp_path / "data.npz", {"x.npy": plain(values)}))
     assert isinstance(found, dict)
     assert_same(np.asarray(found["x"]), values, rtol=0.0, atol=0.0)
 
@@ -105,19 +105,19 @@ def test_two_members_of_one_name(second: str, tmp_path: Path):
         z.writestr("x.npy", plain(np.ones(2)))
         z.writestr(second, plain(np.zeros(2)))
     with pytest.raises(CalibrationError, match="holds 'x' twice"):
-        arrays.read(path)
+        array_files.read(path)
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compressions(kind: int, tmp_path: Path):
     """Fails where a member is unpacked by what may ask for gigabytes on its first byte."""
     with pytest.raises(CalibrationError, match="numpy does not write"):
-        arrays.read(archive(tmp_path / "data.npz", {"x.npy": plain(np.ones(2))}, kind))
+        array_files.read(archive(tmp_path / "data.npz", {"x.npy": plain(np.ones(2))}, kind))
 
 
 def test_member_names_are_names_and_nothing_else(tmp_path: Path):
     """Fails where a name with a path in it leads anywhere."""
-    found = arrays.read(
+    found = array_files.read(
         archive(tmp_path / "data.npz", {"../../up.npy": plain(np.ones(2)), "/x.npy": plain(np.ones(2))})
     )
     assert isinstance(found, dict)
@@ -128,7 +128,7 @@ def test_member_names_are_names_and_nothing_else(tmp_path: Path):
 @pytest.mark.parametrize("large", [1, 1 << 20])
 def test_a_folder_of_files_has_a_limit_together(large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where many files, each within its limit, fill the memory together; one file may be of any size."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", large)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", large)
     monkeypatch.setattr("onnxprune.data.samples._FOLDER_BYTES", 3000)
     specs = (InputSpec("x", np.dtype(np.float32), (None, 10)),)
     for i in range(3):
@@ -145,18 +145,18 @@ def test_directories_without_measure(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Fails where the directory of an archive is taken into memory before its length was looked at."""
     blob = plain(np.ones(2))
     path = archive(tmp_path / "data.npz", {f"x{i}.npy": blob for i in range(50)})
-    assert len(arrays.read(path)) == 50
-    monkeypatch.setattr(arrays, "_MOST_MEMBERS", 49)
+    assert len(array_files.read(path)) == 50
+    monkeypatch.setattr(array_files, "_MOST_MEMBERS", 49)
     with pytest.raises(CalibrationError, match="has 50 members"):
-        arrays.read(path)
-    monkeypatch.setattr(arrays, "_MOST_AT_ONCE", 2000)
+        array_files.read(path)
+    monkeypatch.setattr(array_files, "_MOST_AT_ONCE", 2000)
     with pytest.raises(CalibrationError, match="its directory has"):
-        arrays.read(path)
+        array_files.read(path)
 
 
 def test_a_stored_member_that_ends_behind_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a directory that lies about a member makes pages readable that are not there."""
-    monkeypatch.setattr(arrays, "LARGE_BYTES", 1)
+    monkeypatch.setattr(array_files, "LARGE_BYTES", 1)
     blob = plain(np.ones(100, np.float32))
     path = archive(tmp_path / "data.npz", {"x.npy": header("(100000,)") + blob}, zipfile.ZIP_STORED)
     whole = path.read_bytes()
@@ -165,7 +165,7 @@ def test_a_stored_member_that_ends_behind_the_file(tmp_path: Path, monkeypatch: 
     at = whole.rindex(size)
     path.write_bytes(whole[:at] + (500_000).to_bytes(4, "little") + whole[at + 4 :])
     with pytest.raises(CalibrationError, match=r"cut short|cannot be read"):
-        arrays.read(path)
+        array_files.read(path)
 
 
 def test_hollow_files(tmp_path: Path):
@@ -175,4 +175,4 @@ def test_hollow_files(tmp_path: Path):
         f.write(header("(70000000, 4)"))
         f.truncate(1_120_000_000 + f.tell())
     with pytest.raises(CalibrationError, match="of which the disk holds"):
-        arrays.read(path)
+        array_files.read(path)

@@ -27,7 +27,7 @@ def said(**arrays: Any) -> str:
 
 def test_figures_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch):
     """Fails where the pieces are merged wrongly, also beside a mean that is large against the spread."""
-    monkeypatch.setattr("onnxprune.intake.arrays._CHUNK_BYTES", 4096)
+    monkeypatch.setattr("onnxprune.data.array_files._CHUNK_BYTES", 4096)
     x = (1e4 + NOISE * np.linspace(0.1, 3, 40)[:, None, None, None]).astype(np.float32)
     (f,) = figures_of(samples(x=x))
     wide = x.astype(np.float64)
@@ -70,7 +70,7 @@ def test_nothing_is_said_of_ordinary_data():
 def test_samples_that_are_all_the_same(pieces: bool, monkeypatch: pytest.MonkeyPatch):
     """Fails where a loader that gives one image for all passes unnoticed; two inputs must both repeat."""
     if pieces:
-        monkeypatch.setattr("onnxprune.intake.arrays._CHUNK_BYTES", 1000)
+        monkeypatch.setattr("onnxprune.data.array_files._CHUNK_BYTES", 1000)
     same = np.repeat(NOISE[:1], 40, 0)
     assert "all 40 calibration samples are the same" in said(x=same)
     assert "all 40 calibration samples are the same" in said(x=same, mask=np.ones((40, 5), np.int64))

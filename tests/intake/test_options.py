@@ -166,7 +166,7 @@ def test_random_inputs_are_the_same_in_turns(monkeypatch: pytest.MonkeyPatch):
     rng = np.random.default_rng(3)
     for name, shape in (("x", (7, 3, 5)), ("scale", ()), ("v", (7,))):
         assert np.array_equal(whole.arrays[name][...], rng.standard_normal(shape).astype(np.float32)), name
-    monkeypatch.setattr("onnxprune.intake.arrays._CHUNK_BYTES", 1)
+    monkeypatch.setattr("onnxprune.data.array_files._CHUNK_BYTES", 1)
     pieces = random(onnx.ModelProto(), specs, 7, 3, lambda _: True)
     assert pieces.sha256() == whole.sha256()
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import evaluate, prune
+from onnxprune.data.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layout, found
 from onnxprune.errors import CheckFailed
-from onnxprune.measures.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layout, found
 from onnxprune.numerics.arrays import Array
 from onnxprune.stages.save import PruneResult
 
