@@ -35,12 +35,12 @@ from onnxprune.config import (
     PruneConfig,
 )
 from onnxprune.errors import EXIT_OK, OnnxPruneError, RunError, UsageError
-from onnxprune.intake import child
 from onnxprune.methods import METHODS, REFITS, reading_labels
 from onnxprune.process import streams
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
 from onnxprune.report.visible import one_line, visible
+from onnxprune.runtime import child
 from onnxprune.targets.alignment import AUTO, TARGETS
 from onnxprune.version import __version__
 

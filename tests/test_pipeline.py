@@ -25,10 +25,10 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.graph import files
-from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
+from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import Session
 from onnxprune.stages import calibrate, rewrite, save
 from onnxprune.stages import verify as verifying

@@ -24,8 +24,8 @@ from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what th
 from onnxprune import PruneResult, prune
 from onnxprune.errors import NothingPrunable
 from onnxprune.graph import protobuf
-from onnxprune.measures.saturation import DEPLOYED, EXACT
 from onnxprune.pipeline import inspect
+from onnxprune.runtime.saturation import DEPLOYED, EXACT
 from onnxprune.runtime.session import Session, saturates
 from tests import digits
 from tests.graphs import TABLE

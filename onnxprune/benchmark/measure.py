@@ -29,9 +29,9 @@ from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import files, spill
 from onnxprune.graph.files import ModelLike
 from onnxprune.intake import first_run
-from onnxprune.measures.saturation import DEPLOYED
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.options import check_most, typed
+from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import CPU, Session, available_providers, fallbacks, half_precision, version
 from onnxprune.runtime.timing import Times, paired
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.intake.child import ask
+from onnxprune.runtime.child import ask
 
 
 def check_file(path: Path, size: int) -> None:

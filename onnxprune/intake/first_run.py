@@ -9,10 +9,10 @@ import onnx
 from onnxprune.data.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, spill
-from onnxprune.intake import overdue
-from onnxprune.intake.child import Late, NotLoaded, Stopped, ask
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
+from onnxprune.runtime import overdue
+from onnxprune.runtime.child import Late, NotLoaded, Stopped, ask
 
 # What one run holds at a time, in sizes of its inputs: generous, for images whose first layers have many channels.
 _TIMES_THE_INPUTS = 13

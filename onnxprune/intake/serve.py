@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import spill
-from onnxprune.intake.child import HUNGRY
+from onnxprune.runtime.child import HUNGRY
 
 _LENGTH = struct.Struct("<Q")
 _IDLE_SECONDS = 60.0

@@ -11,10 +11,10 @@ import onnx
 
 from onnxprune.errors import RunError
 from onnxprune.graph import external
-from onnxprune.intake import extent, older
-from onnxprune.intake.child import NotLoaded
+from onnxprune.intake import older
 from onnxprune.normalise import Normalised, normalise
-from onnxprune.runtime import single_precision
+from onnxprune.runtime import extent, single_precision
+from onnxprune.runtime.child import NotLoaded
 from onnxprune.runtime.session import Feeds, Session, check_types
 
 

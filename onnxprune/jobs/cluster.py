@@ -31,8 +31,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from onnxprune.errors import RunError, UsageError
-from onnxprune.intake.child import PATIENCE, patience
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
+from onnxprune.runtime.child import PATIENCE, patience
 from onnxprune.runtime.session import version
 from onnxprune.threads import limited, one_blas_thread
 from onnxprune.version import __version__

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import CPU, Feeds, Session
 
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import onnx
 
 from onnxprune.latency.kernels import Kernel, kernel_times
-from onnxprune.measures.processor import processor
-from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.runtime.processor import processor
+from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import CPU, Feeds, Session, version
 from onnxprune.runtime.timing import Times, paired
 from onnxprune.threads import cores

@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, spill, surgeon
-from onnxprune.measures.saturation import PRODUCTS
+from onnxprune.runtime.saturation import PRODUCTS
 from onnxprune.runtime.session import Session
 
 # Operators whose results differ from run to run.

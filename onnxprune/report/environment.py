@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import scipy
 
-from onnxprune.measures.processor import processor
+from onnxprune.runtime.processor import processor
 from onnxprune.runtime.session import version
 from onnxprune.threads import blas
 from onnxprune.version import __version__

@@ -10,8 +10,8 @@ import onnx
 from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
-from onnxprune.intake import extent
 from onnxprune.numerics.arrays import Array
+from onnxprune.runtime import extent
 from onnxprune.runtime.session import Session, concatenated
 
 # Of the inputs of one run, and the least and most samples in it.

@@ -23,10 +23,8 @@ import onnx
 
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
-from onnxprune.intake import overdue
-from onnxprune.measures import saturation
-from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, Kernels
-from onnxprune.runtime import single_precision
+from onnxprune.runtime import overdue, saturation, single_precision
+from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
 
 # Releases from 1.29 on send names and hashes of the models that they load to their maker, keep files in the user's

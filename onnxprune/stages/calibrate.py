@@ -14,7 +14,7 @@ from onnxprune.channels.gates import Gate, gates_of
 from onnxprune.config import PruneConfig
 from onnxprune.jobs.place import HERE, Place
 from onnxprune.measures.answers import Answers
-from onnxprune.measures.saturation import DEPLOYED
+from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import Session
 from onnxprune.runtime.walker import runtime_batch
 from onnxprune.stages.answers import answers_of

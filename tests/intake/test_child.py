@@ -16,8 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import RunError
-from onnxprune.intake import child, first_run
-from onnxprune.intake.child import Late, Stopped
+from onnxprune.intake import first_run
+from onnxprune.runtime import child
+from onnxprune.runtime.child import Late, Stopped
 
 FEEDS = {"x": np.ones((2, 6), np.float32)}
 

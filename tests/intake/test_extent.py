@@ -12,8 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.cli import main
 from onnxprune.data.samples import given, tensor_specs
 from onnxprune.errors import RunError
-from onnxprune.intake import extent
-from onnxprune.runtime import outputs
+from onnxprune.runtime import extent, outputs
 
 
 def _expanding(entries: int, kind: int = TensorProto.INT8) -> onnx.ModelProto:

@@ -11,10 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import prune
 from onnxprune.errors import RunError
-from onnxprune.intake import child, first_run, overdue
+from onnxprune.intake import first_run
 from onnxprune.intake.counting import counts
-from onnxprune.intake.overdue import _Watch
 from onnxprune.numerics.arrays import Array
+from onnxprune.runtime import child, overdue
+from onnxprune.runtime.overdue import _Watch
 from onnxprune.runtime.session import Session
 
 LAST = 23

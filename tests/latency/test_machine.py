@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune.latency import machine
 from onnxprune.latency.machine import OnnxRuntime
-from onnxprune.measures.processor import processor
+from onnxprune.runtime.processor import processor
 from onnxprune.runtime.session import version
 from tests import digits
 

@@ -18,9 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxprune import prune
 from onnxprune.evaluation import evaluate
-from onnxprune.measures import saturation
-from onnxprune.measures.saturation import AS_WRITTEN, DEPLOYED, EXACT, Kernels
-from onnxprune.runtime import session
+from onnxprune.runtime import saturation, session
+from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, EXACT, Kernels
 from onnxprune.runtime.session import Session, profile_events
 from tests.graphs import TABLE
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from onnxprune.intake.child import PATIENCE, patience
+from onnxprune.runtime.child import PATIENCE, patience
 
 _SECONDS = 30.0
 _SECONDS_UNKNOWN = 600.0
