@@ -20,9 +20,9 @@ import onnx
 from onnxprune.data.class_labels import classes_of
 from onnxprune.data.samples import Samples, given, input_specs
 from onnxprune.errors import CheckFailed, ModelError, UsageError
-from onnxprune.graph import files, spill
-from onnxprune.graph.files import ModelLike
-from onnxprune.intake import first_run
+from onnxprune.graph import spill
+from onnxprune.intake import first_run, model_file
+from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
 from onnxprune.measures.judge import compared, layouts_of
@@ -185,8 +185,8 @@ def gate(
 
 def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
     if isinstance(model, onnx.ModelProto):
-        return files.adopt(model)[0], "(in memory)"
-    proto, source = files.load(model)
+        return model_file.adopt(model)[0], "(in memory)"
+    proto, source = model_file.load(model)
     return proto, source.path
 
 

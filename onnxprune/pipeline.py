@@ -19,8 +19,8 @@ from onnxprune.config import PruneConfig
 from onnxprune.data.declared import check_samples
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.graph.files import ModelLike
 from onnxprune.intake import older
+from onnxprune.intake.model_file import ModelLike
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.place import Place
 from onnxprune.numerics.least_squares import SolveFailed

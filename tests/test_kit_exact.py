@@ -9,7 +9,8 @@ import pytest
 
 from onnxprune.channels import branches
 from onnxprune.config import ATTENTIONS
-from onnxprune.graph import files, protobuf
+from onnxprune.graph import protobuf
+from onnxprune.intake import model_file
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import settle
 from tests.compare import assert_same
@@ -21,7 +22,7 @@ from tests.stages import Prepared, masked, prepare, random_keep, sliced
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_half_of_the_channels(path: Path, attention: str):
     """Fails where any axis, index, size or shared weight of a real export is not cut with the rest."""
-    proto, _ = files.load(path)
+    proto, _ = model_file.load(path)
     example = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
     p = prepare(proto, example, attention)
     if attention != ATTENTIONS[0] and not _multiplies_activations(p):
@@ -45,7 +46,7 @@ def test_half_of_the_channels(path: Path, attention: str):
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_whole_branches(path: Path):
     """Fails where something of a real export goes with a branch, or stays of it, that does not belong there."""
-    proto, _ = files.load(path)
+    proto, _ = model_file.load(path)
     p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
     found = list(branches.drops(p.channels))
     if not found:

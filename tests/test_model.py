@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import files, protobuf, surgeon
+from onnxprune.graph import protobuf, surgeon
 from onnxprune.graph.bodies import captured_names
+from onnxprune.intake import model_file
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
@@ -25,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_load(file: Path):
     """Fails where the model read is not the model stored."""
-    proto, source = files.load(file)
+    proto, source = model_file.load(file)
     assert proto == TABLE["plain"].model()
     assert (source.path, source.size) == (str(file), file.stat().st_size)
     assert len(source.sha256) == 64
@@ -33,12 +34,12 @@ def test_load(file: Path):
 
 def test_missing_file(tmp_path: Path):
     with pytest.raises(ModelError, match="does not exist"):
-        files.load(tmp_path / "none.onnx")
+        model_file.load(tmp_path / "none.onnx")
 
 
 def test_folder(tmp_path: Path):
     with pytest.raises(ModelError, match="is a folder"):
-        files.load(tmp_path)
+        model_file.load(tmp_path)
 
 
 @pytest.mark.parametrize("blob", [b"", b"not a model at all", b"\x00" * 64, b"PK\x03\x04" + bytes(range(200))])
@@ -46,7 +47,7 @@ def test_not_onnx(tmp_path: Path, blob: bytes):
     path = tmp_path / "other.onnx"
     path.write_bytes(blob)
     with pytest.raises(ModelError, match="not an ONNX model"):
-        files.load(path)
+        model_file.load(path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
@@ -55,7 +56,7 @@ def test_cut_short(file: Path, share: float):
     blob = file.read_bytes()
     file.write_bytes(blob[: int(len(blob) * share)])
     with pytest.raises(ModelError):
-        files.load(file)
+        model_file.load(file)
 
 
 def test_invalid_graph(tmp_path: Path):
@@ -65,7 +66,7 @@ def test_invalid_graph(tmp_path: Path):
     path = tmp_path / "invalid.onnx"
     onnx.save(proto, path)
     with pytest.raises(ModelError, match="is not a valid ONNX model"):
-        files.load(path)
+        model_file.load(path)
 
 
 def _external(path: Path, location: str) -> onnx.ModelProto:
@@ -91,7 +92,7 @@ def test_external_data_beside_the_model(tmp_path: Path):
     path = tmp_path / "model.onnx"
     _external(path, "weights.bin")
     (tmp_path / "weights.bin").write_bytes(_weight().tobytes())
-    proto, _ = files.load(path)
+    proto, _ = model_file.load(path)
     stored = next(t for t in proto.graph.initializer if t.name == "w1")
     assert_same(onnx.numpy_helper.to_array(stored), _weight(), rtol=0.0, atol=0.0)
 
@@ -116,14 +117,14 @@ def test_external_data_outside_the_folder(tmp_path: Path, kind: str):
     path = folder / "model.onnx"
     _external(path, location)
     with pytest.raises(ModelError, match="outside the model's folder"):
-        files.load(path)
+        model_file.load(path)
 
 
 def test_external_data_missing(tmp_path: Path):
     path = tmp_path / "model.onnx"
     _external(path, "weights.bin")
     with pytest.raises(ModelError, match="missing beside the model"):
-        files.load(path)
+        model_file.load(path)
 
 
 def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
@@ -135,7 +136,7 @@ def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
     path = tmp_path / "constant.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
-        files.load(path)
+        model_file.load(path)
     proto = TABLE["loop"].model()
     body = next(a.g for n in proto.graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH)
     inner = body.initializer.add()
@@ -144,7 +145,7 @@ def test_external_data_inside_a_body_and_a_constant_node(tmp_path: Path):
     inner.external_data.add(key="location", value="../secret.bin")
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="outside the model's folder"):
-        files.load(path)
+        model_file.load(path)
 
 
 def test_round_trip_restores_what_graphsurgeon_drops():

@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, prune
-from onnxprune.graph import files, protobuf
+from onnxprune.graph import protobuf
+from onnxprune.intake import model_file
 from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
@@ -49,7 +50,7 @@ def _file(net: str) -> Path:
 @pytest.mark.parametrize("form", FORMS)
 def test_slice_equals_the_oracle(form: str, net: str):
     """Fails where an older form of an operator is misread, or a weight that two nodes share is cut for one of them."""
-    original = files.load(_file(net))[0]
+    original = model_file.load(_file(net))[0]
     proto = FORMS[form](original)
     (x,) = (v for v in original.graph.input if v.name not in {t.name for t in original.graph.initializer})
     dims = [d.dim_value or 16 for d in x.type.tensor_type.shape.dim][1:]
@@ -80,7 +81,7 @@ def test_what_was_pruned_can_be_pruned_again(name: str, tmp_path: Path):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_whole_job(form: str, net: str, tmp_path: Path):
     """Fails where the written model is of another version, lists weights as inputs, or is not smaller."""
-    proto = FORMS[form](files.load(_file(net))[0])
+    proto = FORMS[form](model_file.load(_file(net))[0])
     out = tmp_path / "out.onnx"
     report = prune(proto, out, config=FITTED).report
     assert report.checks["slice_against_oracle"] <= 1e-4

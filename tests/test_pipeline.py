@@ -24,7 +24,7 @@ from onnxprune.errors import (
     RunError,
     UsageError,
 )
-from onnxprune.graph import files
+from onnxprune.intake import model_file
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
@@ -738,7 +738,7 @@ def loaded_of(
     """As `load` hands it over, with nothing to say of the data."""
     return Loaded(
         original=original,
-        source=files.adopt(original)[1],
+        source=model_file.adopt(original)[1],
         normalised=normalised,
         fit=fit,
         held_out=held_out,

@@ -21,7 +21,8 @@ from ml_dtypes import bfloat16, int4
 from onnxprune import inspect, prune
 from onnxprune.cli import main
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import external, files, spill
+from onnxprune.graph import external, spill
+from onnxprune.intake import model_file
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import set_initializers
 from tests import digits
@@ -89,7 +90,7 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
     result = prune(before, out, {"x": rng.standard_normal((32, 24)).astype(np.float32)}, **options)
     made = sum(p.stat().st_size for p in tmp_path.iterdir()) - there
     assert (result.report.before.bytes, result.report.after.bytes) == (there, made)
-    assert files.load(out)[1].size == made
+    assert model_file.load(out)[1].size == made
     kept = prune(before, None, {"x": rng.standard_normal((32, 24)).astype(np.float32)}, **options)
     assert kept.model is not None
     assert kept.report.after.bytes == len(kept.model.SerializeToString())
@@ -153,7 +154,7 @@ def test_slice_equals_oracle(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     for limit in ("SPILL_BYTES", "INLINE_BYTES"):  # above the shapes that graphs name, as onnxruntime reads those
         monkeypatch.setattr(external, limit, 64)
     row = TABLE[name]
-    proto, _ = files.load(stored(row.model(), tmp_path, "one file"))
+    proto, _ = model_file.load(stored(row.model(), tmp_path, "one file"))
     with spill.spilling():
         p = prepare(proto, row.feeds(2))
         assert external.has_external(p.normalised.proto) == external.has_external(proto)
@@ -199,7 +200,7 @@ def test_loading_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr(external, "array_of", read)
-    proto, source = files.load(path)
+    proto, source = model_file.load(path)
     assert proto.ByteSize() < 0.2 * source.size
     assert source.size > digits.path("resnet").stat().st_size * 0.9
 
@@ -232,7 +233,7 @@ def test_pruning_three_gigabytes(tmp_path: Path):
 
 def test_mapped_values_are_read_only(tmp_path: Path):
     """Fails where a stage can write into the user's file."""
-    proto, _ = files.load(stored(onnx.load(digits.path("resnet")), tmp_path, "one file"))
+    proto, _ = model_file.load(stored(onnx.load(digits.path("resnet")), tmp_path, "one file"))
     tensor = next(t for t in proto.graph.initializer if external.is_external(t))
     array = external.array_of(tensor)
     assert not array.flags.writeable
@@ -304,7 +305,7 @@ def test_broken_references(kind: str, tmp_path: Path, capsys: pytest.CaptureFixt
     reference, reason = BROKEN[kind]
     path = _broken(tmp_path, **reference)
     with pytest.raises(ModelError, match=reason):
-        files.load(path)
+        model_file.load(path)
     before = sorted(tmp_path.iterdir())
     assert main([str(path), str(tmp_path / "out.onnx"), "--ratio", "0.5", "--quiet"]) == 1
     assert reason in capsys.readouterr().err.strip().splitlines()[-1]
@@ -318,7 +319,7 @@ def test_offset_that_is_no_number(tmp_path: Path, value: str):
     next(e for e in t_values(model, "w1").external_data if e.key == "offset").value = value
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="is not a number"):
-        files.load(path)
+        model_file.load(path)
 
 
 def test_model_in_memory(tmp_path: Path):

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import cli, inspect, prune
 from onnxprune.errors import CheckFailed
-from onnxprune.graph import bodies, files
+from onnxprune.graph import bodies
+from onnxprune.intake import model_file
 from onnxprune.stages import finish
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.tensorrt_support import NEWEST, TABLE
@@ -228,7 +229,7 @@ def test_cutting_brings_nothing_in(name: str, prepared: Lookup):
 
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_cutting_a_real_model_brings_nothing_in(path: Path):
-    proto, _ = files.load(path)
+    proto, _ = model_file.load(path)
     p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
     small = as_written(p, 0)
     assert tensorrt_check.introduced(proto, small) == ()

@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, inspect, prune
-from onnxprune.graph import files, protobuf
+from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import every_body
+from onnxprune.intake import model_file
 from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
@@ -29,7 +30,7 @@ def _net(name: str) -> tuple[onnx.ModelProto, Callable[[int, int], Mapping[str, 
     """A model, and its inputs by number of samples and seed."""
     if name in digits.NAMES:
         data = np.load(digits.CALIB)["input"]
-        return files.load(digits.path(name))[0], lambda count, seed: {"input": data[seed : seed + count]}
+        return model_file.load(digits.path(name))[0], lambda count, seed: {"input": data[seed : seed + count]}
     return TABLE[name].model(), TABLE[name].feeds
 
 
@@ -101,7 +102,7 @@ def test_the_whole_job(case: Case, tmp_path: Path):
     assert report.achieved >= 0.3
     assert report.checks["slice_against_oracle"] <= 1e-4
     assert report.checks["input_sizes_run"] >= 2
-    written, _ = files.load(out)
+    written, _ = model_file.load(out)
     assert list(written.graph.output) == list(changed.graph.output)
     assert protobuf.parameters(written) < protobuf.parameters(changed)
     outside = {t.name for t in changed.graph.initializer}

@@ -26,9 +26,9 @@ from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
 from onnxprune.data.samples import InputSpec, given, input_specs
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import files, spill
-from onnxprune.graph.files import ModelLike
-from onnxprune.intake import first_run
+from onnxprune.graph import spill
+from onnxprune.intake import first_run, model_file
+from onnxprune.intake.model_file import ModelLike
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.options import check_most, typed
 from onnxprune.runtime.saturation import DEPLOYED
@@ -223,7 +223,7 @@ def _short(provider: str) -> str:
 
 def candidate(model: ModelLike) -> Candidate:
     """Read a model. Raises ModelError, and RunError where onnx crashes on it."""
-    proto, source = files.adopt(model) if isinstance(model, onnx.ModelProto) else files.load(model)
+    proto, source = model_file.adopt(model) if isinstance(model, onnx.ModelProto) else model_file.load(model)
     first_run.infer(proto)
     path = None if isinstance(model, onnx.ModelProto) else source.path
     return Candidate(source.path, proto, source.size, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph.external import beside, is_beside
-from onnxprune.graph.files import Source
+from onnxprune.intake.model_file import Source
 from onnxprune.regular_files import brief, reason
 
 # What the system keeps there are no files, and a rename would take its place: /dev/stdout is a link.

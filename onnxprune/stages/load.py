@@ -15,11 +15,11 @@ from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels, stand_ins
 from onnxprune.data.samples import Samples, given, tensor_specs, with_others
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import external, files, spill
-from onnxprune.graph.files import ModelLike, Source
-from onnxprune.intake import counting, declarations, first_run, scales
+from onnxprune.graph import external, spill
+from onnxprune.intake import counting, declarations, first_run, model_file, scales
 from onnxprune.intake.figures import InputFigures, digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
+from onnxprune.intake.model_file import ModelLike, Source
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
@@ -86,7 +86,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
 
     divided_by: the seed of the split, where that is not the one of the settings.
     """
-    original, source = files.adopt(model) if isinstance(model, onnx.ModelProto) else files.load(model)
+    original, source = model_file.adopt(model) if isinstance(model, onnx.ModelProto) else model_file.load(model)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
         original = spill.outside(original)
     first_run.infer(original)

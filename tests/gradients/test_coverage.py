@@ -21,9 +21,10 @@ from onnxprune.channels.rules import TABLE as CHANNEL_RULES
 from onnxprune.gradients import Backward, backward
 from onnxprune.gradients.reverse import Use
 from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
-from onnxprune.graph import files, protobuf
+from onnxprune.graph import protobuf
 from onnxprune.graph.unrounded import is_quantized
 from onnxprune.graph.view import Graph
+from onnxprune.intake import model_file
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime.session import Session
 from tests.graphs import TABLE as TOPOLOGIES
@@ -192,7 +193,7 @@ def test_small_graphs(name: str, prepared: Callable[[str], Prepared]):
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_real_graphs(path: Path):
     """Fails where a real network has no gradient at a linear layer, or another one than differences say."""
-    proto, _ = files.load(path)
+    proto, _ = model_file.load(path)
     few = kit_feeds(path, proto, 2 if has_batch(proto) else 1)
     t = taken(normalise(proto, few))
     _check_uses(t)
@@ -207,7 +208,7 @@ def test_real_graphs(path: Path):
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
 def test_smooth_graphs(path: Path):
     """Fails where a real network, without its kinks, has another gradient than differences say in any direction."""
-    proto, _ = files.load(path)
+    proto, _ = model_file.load(path)
     if any(n.op_type == "TopK" for n in proto.graph.node):
         pytest.skip("its neighbours change with the data, which no activation makes smooth")
     feeds = kit_feeds(path, proto, 2 if has_batch(proto) else 1)

@@ -8,7 +8,7 @@ import pytest
 
 from onnxprune import pipeline
 from onnxprune.data.samples import tensor_specs
-from onnxprune.graph import files
+from onnxprune.intake import model_file
 from onnxprune.intake.declarations import false_outputs, with_free_dimensions, with_true_outputs
 from tests.topologies.text import Topology
 
@@ -62,7 +62,7 @@ def test_a_file_and_a_model_in_memory_are_read_alike(tmp_path):
     proto = _declared([-1, 3, "?", None])
     before = proto.SerializeToString(deterministic=True)
     onnx.save(proto, tmp_path / "protobuf.onnx")
-    read, adopted = files.load(tmp_path / "protobuf.onnx")[0], files.adopt(proto)[0]
+    read, adopted = model_file.load(tmp_path / "protobuf.onnx")[0], model_file.adopt(proto)[0]
     assert _dims(read.graph.input[0]) == _dims(adopted.graph.input[0]) == [None, 3, None, None]
     assert proto.SerializeToString(deterministic=True) == before
 

@@ -16,7 +16,7 @@ import pytest
 from onnxprune import plan, regular_files
 from onnxprune.data.samples import InputSpec, load
 from onnxprune.errors import CalibrationError, InputError, ModelError
-from onnxprune.graph.files import load as load_model
+from onnxprune.intake.model_file import load as load_model
 from tests import digits
 
 SPECS = (InputSpec("x", np.dtype(np.float32), (None, 2)),)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import external
-from onnxprune.graph.files import load
+from onnxprune.intake.model_file import load
 from tests.intake.test_child import graph_of
 
 

@@ -15,8 +15,8 @@ from onnxprune import prune
 from onnxprune.channels.describe import Description
 from onnxprune.cli import main
 from onnxprune.errors import ModelError
-from onnxprune.graph import external, files, spill
-from onnxprune.intake import sparse
+from onnxprune.graph import external, spill
+from onnxprune.intake import model_file, sparse
 from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
 from onnxprune.runtime.session import Session
@@ -83,7 +83,7 @@ def test_the_same_as_dense(where: str, in_memory: bool, tmp_path: Path):
     path = tmp_path / "sparse.onnx"
     onnx.save(given, path)
     expected = Session(str(path)).run({"x": x})["y"]  # onnxruntime's own reading
-    proto, source = files.adopt(given) if in_memory else files.load(path)
+    proto, source = model_file.adopt(given) if in_memory else model_file.load(path)
     assert "made dense" in source.note
     assert_same(Session(proto).run({"x": x})["y"], expected, rtol=1e-6, atol=1e-6)
     result, wanted = (prune(k, None, {"x": x}, **OPTIONS) for k in (given if in_memory else path, dense))
@@ -137,7 +137,7 @@ def test_what_is_none(change: Callable[[onnx.SparseTensorProto], None], why: str
     change(s)
     model.graph.sparse_initializer.append(s)
     with pytest.raises(ModelError, match=why):
-        files.adopt(model)
+        model_file.adopt(model)
 
 
 def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
@@ -146,7 +146,7 @@ def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(external, limit, 1)
     model, _ = _models("flat")
     with spill.spilling():
-        proto, source = files.adopt(model)
+        proto, source = model_file.adopt(model)
         assert external.has_external(proto)
         assert not source.separate
         weights = external.Weights(proto.graph.initializer)

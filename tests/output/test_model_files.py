@@ -14,7 +14,8 @@ import pytest
 
 from onnxprune import prune
 from onnxprune.errors import RunError, UsageError
-from onnxprune.graph import external, files
+from onnxprune.graph import external
+from onnxprune.intake import model_file
 from onnxprune.output import model_files
 from onnxprune.output.commit import Stage
 from onnxprune.runtime.session import Session
@@ -52,7 +53,7 @@ def names(folder: Path) -> set[str]:
 def test_one_file(tmp_path: Path) -> None:
     saved(resnet(), tmp_path / "out.onnx")
     assert names(tmp_path) == {"out.onnx"}
-    assert files.load(tmp_path / "out.onnx")[0] == resnet()
+    assert model_file.load(tmp_path / "out.onnx")[0] == resnet()
 
 
 def test_the_name_says_the_content(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_layout(tmp_path: Path) -> None:
     model = resnet()
     for name in ("big", "again"):
         model.graph.initializer.append(onnx.numpy_helper.from_array(big, name))
-    proto, _ = files.load(stored(model, tmp_path, "one file"))
+    proto, _ = model_file.load(stored(model, tmp_path, "one file"))
     shared = t_values(proto, "again")
     shared.CopyFrom(t_values(proto, "big"))
     shared.name = "again"
