@@ -16,8 +16,8 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.domains import limited_by
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
-from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear, whole
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
 from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, is_float

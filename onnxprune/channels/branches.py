@@ -17,8 +17,8 @@ import numpy as np
 
 from onnxprune.channels.groups import ChannelGraph, Group
 from onnxprune.channels.labels import as_ints
-from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.channels.trace import Linear
+from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
 from onnxprune.graph.quantized import stored
 from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Mask, is_float

@@ -17,8 +17,8 @@ from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, 
 from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
-from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import TOO_MANY, AttentionUnits, Linear, Read, Trace, walk
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.quantized import is_dequantize, is_quantize, stored
 from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Mask

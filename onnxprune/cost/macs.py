@@ -13,10 +13,10 @@ from math import prod
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.groups import weight_axes
-from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.trace import Linear
 from onnxprune.cost.operators import terms_of
 from onnxprune.cost.terms import Cost, Length, Term, length_of, length_of_axis
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.view import Node
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")

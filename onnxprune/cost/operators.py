@@ -18,8 +18,8 @@ from math import prod
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.rules.contraction import einsum_indices
-from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.cost.terms import Length, Term, length_of_axis
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.view import Node, Shape, depth_first
 
 MICROSOFT = "com.microsoft"

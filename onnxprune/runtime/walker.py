@@ -18,12 +18,12 @@ from math import prod
 
 import onnx
 
-from onnxprune.channels.rules.elementwise import FIRST_ONLY, NARY, UNARY
 from onnxprune.data.batches import BATCH, HOLD_OUT, batch_size
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
+from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
 from onnxprune.graph.spill import Kept
 from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array

@@ -12,8 +12,8 @@ import numpy as np
 
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
 from onnxprune.channels.rules.layout import pad_amounts, padded_axes
-from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.channels.rules.sampling import resized_axes
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
 from onnxprune.surgery.bounds import slice_positions

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace
+from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
 from onnxprune.graph.view import Node
-
-UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu "
-    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid "
-    "Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
-).split()
-NARY = (
-    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min "
-    "Mod Mul Or Pow PRelu Sub Sum SwiGLU Where Xor"
-).split()
-# Only the first input is data; the others are scalars that say how.
-FIRST_ONLY = ["Clip"]
 
 
 def same_shape(node: Node, t: Trace) -> None:

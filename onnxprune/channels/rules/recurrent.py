@@ -15,10 +15,8 @@ import numpy as np
 from onnxprune.channels.labels import Factor, Labels, along
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Linear, Rule, Trace
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.view import Node
-
-# How many gates each operator has: W is (directions, gates * hidden units, inputs).
-GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 _DIRECTION = Reason("a direction of a recurrent net is not a channel", Remedy.NO_CHANNELS)
 _STEPS = Reason("a recurrent net needs every step of every sequence", Remedy.POSITIONS)

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxprune.channels.rules.recurrent import GATES
 from onnxprune.gradients.build import Builder, Gradients, Names, NoGradient
+from onnxprune.graph.operators import GATES
 from onnxprune.graph.view import Node
 
 USUAL: Mapping[str, tuple[str, ...]] = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ()}
