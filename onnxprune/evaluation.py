@@ -23,13 +23,13 @@ from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import first_run, model_file
 from onnxprune.intake.model_file import ModelLike
+from onnxprune.measures.class_scores import check_classes
+from onnxprune.measures.compared import compared, layouts_of
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
-from onnxprune.measures.judge import compared, layouts_of
 from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.numerics.arrays import Array, Ints
-from onnxprune.objective import check_classes
 from onnxprune.options import error_limit, typed
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import notes_on

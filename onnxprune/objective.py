@@ -31,6 +31,7 @@ from scipy.special import logsumexp
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.graph.view import Shape
 from onnxprune.measures.answers import Answers, difference, spread
+from onnxprune.measures.class_scores import _scores_shape, check_classes
 from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask, cast, is_float
 
 Index = slice | Ints
@@ -151,23 +152,6 @@ def imitation_of(answers: Answers) -> SquaredError:
 
 
 # labels
-
-
-def class_scores(output: Array, samples: int) -> bool:
-    """Whether an output holds class scores: floating point, (samples, classes), with but axes of size 1 behind."""
-    return is_float(output.dtype) and _scores_shape(output.shape, samples)
-
-
-def _scores_shape(shape: Shape, samples: int) -> bool:
-    return len(shape) > 1 and shape[0] == samples and shape[1] > 1 and all(n == 1 for n in shape[2:])
-
-
-def check_classes(labels: Ints, classes: int) -> None:
-    """Raises CalibrationError unless each label is one of so many classes."""
-    if labels.min() < 0 or labels.max() >= classes:
-        raise CalibrationError(
-            f"labels run from {labels.min()} to {labels.max()}, the model has the classes 0 to {classes - 1}"
-        )
 
 
 def fitted_labels(labels: Array, shape: Shape, dtype: np.dtype[Any]) -> Array:

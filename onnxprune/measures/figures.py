@@ -17,9 +17,9 @@ import numpy as np
 from scipy.special import stdtrit
 
 from onnxprune.measures.answers import ALONE, EMPTY, STILL, UNSPREAD, Answers, Part, Piece, Wide, difference
+from onnxprune.measures.class_scores import class_scores
 from onnxprune.measures.observed import Observed
 from onnxprune.numerics.arrays import Array, Ints, in_rows, is_float
-from onnxprune.objective import class_scores
 
 ERROR = "squared error over spread"
 DIFFER = "share of entries that differ"

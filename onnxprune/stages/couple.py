@@ -23,8 +23,9 @@ from onnxprune.cost import Cost
 from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import return_to_bodies
-from onnxprune.measures.judge import layouts_of, observed_of, seen, watched
-from onnxprune.measures.observed import Observed, tensors_of
+from onnxprune.measures.compared import layouts_of, watched
+from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
+from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
@@ -245,3 +246,23 @@ def watched_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded) -> onnx
     if not observed.plain and coupled.taken.branches and not set(observed.tensors) <= tensors_of(model):
         model = coupled.taken.of(model)
     return watched(model, observed, loaded.normalised.types)
+
+
+def observed_of(taken: Taken, normalised: Normalised) -> Observed:
+    """What stands for the outputs of the model that the samples run."""
+    return observed_in(taken.channels.graph, normalised.types, lambda t: _may_go(taken.channels, t))
+
+
+def _may_go(channels: ChannelGraph, tensor: str) -> bool:
+    return any(not channels.classes.pinned[f].all() for f in channels.factors.get(tensor, ()))
+
+
+def seen(taken: Taken, observed: Observed, normalised: Normalised, *, labelled: bool) -> Taken:
+    """The model that the samples run, giving out what stands for its outputs. labelled: and the first output."""
+    wanted = (*observed.outputs[: int(labelled)], *observed.tensors) or observed.outputs
+    wanted = tuple(dict.fromkeys(wanted))
+    if wanted == taken.channels.graph.outputs:
+        return taken
+    graph = replace(taken.channels.graph, outputs=wanted)
+    proto = observing(taken.proto, wanted, normalised.types)
+    return replace(taken, proto=proto, channels=replace(taken.channels, graph=graph))

@@ -9,12 +9,12 @@ import onnx
 
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
-from onnxprune.measures.finite import keep_finite
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
 from onnxprune.recovery.augment import images
 from onnxprune.recovery.recover import Material, Schedule, recover
+from onnxprune.refit.finite import keep_finite
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded

@@ -11,10 +11,10 @@ import onnx
 from onnxprune.calibration.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
-from onnxprune.measures.finite import keep_finite
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
+from onnxprune.refit.finite import keep_finite
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled

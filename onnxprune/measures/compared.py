@@ -8,41 +8,18 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune.calibration.branches_taken import Taken
-from onnxprune.channels import ChannelGraph
 from onnxprune.data import layouts
 from onnxprune.data.layouts import Layout
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.measures.answers import Answers, parts_in
-from onnxprune.measures.observed import Observed, Whole, observed_in, observed_of_model, observing, tensors_of
-from onnxprune.normalise import Normalised
+from onnxprune.measures.observed import Observed, Whole, observed_of_model, observing, tensors_of
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
 
 # Samples among which one is sought that differs from the first.
 _LOOKED_AT = 64
-
-
-def observed_of(taken: Taken, normalised: Normalised) -> Observed:
-    """What stands for the outputs of the model that the samples run."""
-    return observed_in(taken.channels.graph, normalised.types, lambda t: _may_go(taken.channels, t))
-
-
-def _may_go(channels: ChannelGraph, tensor: str) -> bool:
-    return any(not channels.classes.pinned[f].all() for f in channels.factors.get(tensor, ()))
-
-
-def seen(taken: Taken, observed: Observed, normalised: Normalised, *, labelled: bool) -> Taken:
-    """The model that the samples run, giving out what stands for its outputs. labelled: and the first output."""
-    wanted = (*observed.outputs[: int(labelled)], *observed.tensors) or observed.outputs
-    wanted = tuple(dict.fromkeys(wanted))
-    if wanted == taken.channels.graph.outputs:
-        return taken
-    graph = replace(taken.channels.graph, outputs=wanted)
-    proto = observing(taken.proto, wanted, normalised.types)
-    return replace(taken, proto=proto, channels=replace(taken.channels, graph=graph))
 
 
 def layouts_of(model: onnx.ModelProto, samples: Samples, without: Set[str] = frozenset()) -> dict[str, Layout]:
