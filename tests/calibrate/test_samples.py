@@ -484,7 +484,7 @@ def test_damaged_files_are_refused_or_read_never_anything_else(data: st.DataObje
             blob[data.draw(st.sampled_from(places))] = data.draw(st.integers(0, 255))
         path.write_bytes(bytes(blob))
         try:
-            with patch.object(arrays, "LARGE_BYTES", large):
+            with patch.object(array_files, "LARGE_BYTES", large):
                 s = load(path, IMAGE)
         except CalibrationError:
             return

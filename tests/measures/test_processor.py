@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.runtime import processor
+from onnxprune.runtime import processor as module
 from onnxprune.runtime.processor import processor
 
 INFO = "model name\t: AMD EPYC\ncpu family\t: 25\nflags\t\t: fpu avx2{}\n\nmodel name\t: another\n"
@@ -16,7 +16,7 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0c\n"
 @pytest.fixture
 def info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr(processor, "_PROC", path)
+    monkeypatch.setattr(module, "_PROC", path)
     return path
 
 
