@@ -28,6 +28,7 @@ from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.objective import output_imitation
+from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
 from onnxprune.stages import couple, load
 
@@ -55,7 +56,7 @@ def statistics(path: Path, feeds: dict[str, Any]) -> dict[str, Callable[[], obje
     loaded = replace(loaded, fit=load.read_samples(loaded.original, feeds, settings))
     taken = (coupled := couple.couple(loaded, settings)).taken
     gates = probe.with_samples(gates_of(taken.channels), taken.proto, loaded.fit)
-    reference = gate_moments.outputs_of(loaded.original, loaded.fit)
+    reference = outputs_of(loaded.original, loaded.fit)
     batches = list(probe.batches_of(loaded.fit, taken.channels.graph, reference))
     goal = output_imitation(reference, len(loaded.fit))
 

@@ -22,9 +22,11 @@ from onnxprune.runtime import outputs, session
 from onnxprune.selection.imitation import best_of_size
 from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
+from onnxprune.stages.allocate import allocate
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
+from onnxprune.stages.goals import goals_of
 from onnxprune.stages.imitate import Selected
 from onnxprune.stages.load import Loaded
 from onnxprune.surgery import replace_initializers, set_initializers
@@ -96,10 +98,10 @@ def run(model: onnx.ModelProto, data: Mapping[str, Array], **options: Any) -> Ru
     coupled = couple.couple(loaded, settings)
     calibrated = calibrate.calibrate(loaded, coupled, settings)
     if calibrated.goals is None:
-        goals = pipeline.goals_of(loaded, coupled, calibrated.reference, settings)
+        goals = goals_of(loaded, coupled, calibrated.reference, settings)
         calibrated = replace(calibrated, goals=goals)
     candidates = select.select(coupled, calibrated, settings)
-    masks, _ = pipeline.allocate(loaded, coupled, calibrated, candidates, settings)
+    masks, _ = allocate(loaded, coupled, calibrated, candidates, settings)
     widths: dict[int, Sequence[int]] = {g: (int(mask.sum()),) for g, mask in masks.items()}
     chosen = imitate.in_sequence(loaded, coupled, calibrated, candidates, widths, settings)
     return Run(settings, loaded, coupled, calibrated, chosen, {**masks, **chosen.masks})

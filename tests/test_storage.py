@@ -109,7 +109,7 @@ def test_the_same_model_as_from_embedded_weights(
     name: str, way: str, spill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where the place of the weights changes the result, or the output names a place of this machine."""
-    monkeypatch.setattr(external, "SPILL_BYTES", spill)
+    monkeypatch.setattr(spill, "SPILL_BYTES", spill)
     model, data = net(name)
     options: dict[str, Any] = {"ratio": 0.4, "refit": "least-squares", "round_to": 4}
     plain = tmp_path / "plain.onnx"
@@ -140,7 +140,7 @@ def test_the_same_model_as_from_embedded_weights(
 
 def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a result without an output refers to files that are gone."""
-    monkeypatch.setattr(external, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
     model, data = net("resnet")
     result = prune(stored(model, tmp_path, "one file"), None, data, ratio=0.4, refit="none").model
     assert result is not None
@@ -260,7 +260,7 @@ def test_array_of(dtype: type, offset: int, tmp_path: Path):
     assert_same(external.array_of(tensor), values, rtol=0.0, atol=0.0)
     with spill.spilling():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(external, "SPILL_BYTES", 1)
+            patch.setattr(spill, "SPILL_BYTES", 1)
             spilled = spill.tensor_of(values, "w", outside=True)
         assert external.is_external(spilled)
         assert_same(external.array_of(spilled), values, rtol=0.0, atol=0.0)
@@ -443,7 +443,7 @@ def files_in(folder: Path) -> set[Path]:
 def test_copies_of_a_model_share_what_lies_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a copy takes its weights along, or a weight that is set in one copy reaches another."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(external, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
     model = mixed()
     before = model.SerializeToString(deterministic=True)
     whole = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -474,7 +474,7 @@ def test_weights_are_set_in_the_type_and_the_way_of_the_model(
     dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where a refitted weight grows to float64, moves into the model, or is stored column by column."""
-    monkeypatch.setattr(external, "SPILL_BYTES", 64)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 64)
     values = np.random.default_rng(0).standard_normal((2, 3, 8, 5))
     proto = onnx.ModelProto()
     for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
@@ -536,14 +536,14 @@ def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
 
 def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a full temporary folder is anything but one line that names it."""
-    monkeypatch.setattr(external, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
     model, data = net("resnet")
     path = stored(model, tmp_path, "one file")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(external, "_write_array", full)
+    monkeypatch.setattr(spill, "_write_array", full)
     with pytest.raises(RunError, match="set TMPDIR"):
         prune(path, tmp_path / "out.onnx", data, **FAST)
     assert not (tmp_path / "out.onnx").exists()
@@ -633,7 +633,7 @@ def test_no_room_for_kept_arrays(monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(external, "_write_array", full)
+    monkeypatch.setattr(spill, "_write_array", full)
     with spill.spilling(), pytest.raises(RunError, match="set TMPDIR"):
         spill.Kept(np.arange(6.0))
 
@@ -648,7 +648,7 @@ TYPES_KEPT = [np.float32, np.float64, np.float16, bfloat16, np.int64, np.uint8, 
 @pytest.fixture
 def small_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Slots that most arrays take several of, and the folder of temporary files."""
-    monkeypatch.setattr(external, "_SLOT_BYTES", SLOT)
+    monkeypatch.setattr(spill, "_SLOT_BYTES", SLOT)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

@@ -84,7 +84,7 @@ def claims_too_much(folder: Path) -> Path:
 
 
 def folder_of(folder: Path, **arrays: Array) -> Path:
-    for name, values in array_files.items():
+    for name, values in arrays.items():
         np.savez(folder / f"{name}.npz", image=values)
     return folder
 

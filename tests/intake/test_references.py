@@ -118,7 +118,7 @@ def test_nothing_outside_the_folder_is_read(
     put(model, outside())
     (tmp_path / "in" / "model.onnx").write_bytes(model.SerializeToString())
     monkeypatch.setattr(
-        "onnxprune.graph.protobuf.check_file", lambda *_: pytest.fail("onnx opened it before it was checked")
+        "onnxprune.intake.model_file.check_file", lambda *_: pytest.fail("onnx opened it before it was checked")
     )
     with pytest.raises(ModelError, match="outside the model's folder"):
         load(tmp_path / "in" / "model.onnx")
