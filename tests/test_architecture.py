@@ -90,7 +90,7 @@ def test_arithmetic_knows_no_onnx(layer: str):
     [
         ("onnxruntime", "onnxprune.runtime.session"),
         ("tensorrt", "onnxprune.benchmark.tensorrt_engine"),
-        ("click", "onnxprune.cli"),
+        ("click", "onnxprune.cli.main"),
         ("rich", "onnxprune.report.terminal"),
         ("dask", "onnxprune.jobs.cluster"),
         ("distributed", "onnxprune.jobs.cluster"),

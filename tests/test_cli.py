@@ -20,8 +20,9 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, methods, pipeline
+from onnxprune import methods, pipeline
 from onnxprune.benchmark.measure import Settings
+from onnxprune.cli import group, main, prune, values
 from onnxprune.report.terminal import PLAIN_WIDTH
 from onnxprune.stages import decide, report, rewrite, time_layers
 from tests import digits
@@ -61,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(capsys: Capture, *args: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
-    code = cli.main(list(args))
+    code = main.main(list(args))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -273,7 +274,7 @@ def test_traceback_on_request(folder: Path, capsys: Capture, monkeypatch: pytest
         raise KeyError("x")
 
     monkeypatch.setattr(decide, "allocate", fail)
-    monkeypatch.setenv(cli.TRACEBACK, "1")
+    monkeypatch.setenv(main.TRACEBACK, "1")
     code, _, err = run(capsys, RESNET, "--dry-run", "--ratio", "0.5", "--calib", CALIB, *FAST)
     assert code == 1
     assert "Traceback" in err
@@ -289,9 +290,9 @@ def test_a_working_folder_that_is_gone(folder: Path, capsys: Capture):
     except OSError:
         pytest.skip("this system keeps a working folder")
     gone = "the working folder has been removed; change to one that exists (cd), then run it again\n"
-    assert cli.main([str(folder / "relu.onnx"), "out.onnx", "--ratio", "0.5"]) == 1
+    assert main.main([str(folder / "relu.onnx"), "out.onnx", "--ratio", "0.5"]) == 1
     assert capsys.readouterr().err == f"onnxprune: error: out.onnx cannot be written: {gone}"
-    assert cli.main([str(Path("..") / "relu.onnx"), str(folder / "out.onnx"), "--ratio", "0.5"]) == 1
+    assert main.main([str(Path("..") / "relu.onnx"), str(folder / "out.onnx"), "--ratio", "0.5"]) == 1
     assert capsys.readouterr().err == f"onnxprune: error: {gone}"
 
 
@@ -571,7 +572,7 @@ def test_version(capsys: Capture):
 
 @pytest.mark.parametrize("name", ["", "inspect", "eval", "bench"])
 def test_every_option_has_help(name: str, capsys: Capture):
-    command = cli.cli.commands[name] if name else cli.prune_command
+    command = group.cli.commands[name] if name else prune.prune_command
     for p in command.params:
         assert p.param_type_name == "argument" or getattr(p, "help", None), p.name
     code, out, err = run(capsys, *([name] if name else []), "--help")
@@ -597,7 +598,7 @@ def test_help_says_what_matters(capsys: Capture):
 def test_help_is_fast():
     """Fails where asking for help loads a runtime."""
     code = (
-        "import sys, onnxprune.cli as c; c.main(['--help']); "
+        "import sys, onnxprune.cli.main as c; c.main(['--help']); "
         "sys.exit(bool({'numpy', 'onnx', 'onnxruntime', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
@@ -608,18 +609,18 @@ def test_help_is_fast():
     [("512M", 512 << 20), ("2G", 2 << 30), ("1.5k", 1536), ("1GiB", 1 << 30), ("64MB", 64 << 20), ("7", 7)],
 )
 def test_sizes(text: str, size: int):
-    assert cli.parse_size(text) == size
+    assert values.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "M", "x", "-1G", "0", "1e999", "nan"])
 def test_no_sizes(text: str):
-    with pytest.raises(cli.click.BadParameter):
-        cli.parse_size(text)
+    with pytest.raises(main.click.BadParameter):
+        values.parse_size(text)
 
 
 @pytest.mark.parametrize(("text", "share"), [("0.99", 0.99), ("99", 0.99), ("99%", 0.99), ("1", 1.0), ("1%", 0.01)])
 def test_shares(text: str, share: float):
-    assert cli.parse_share(text) == pytest.approx(share, rel=1e-12)
+    assert values.parse_share(text) == pytest.approx(share, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -634,19 +635,19 @@ def test_shares(text: str, share: float):
     ],
 )
 def test_shapes(text: str, name: str, shape: tuple[int, ...]):
-    assert cli.parse_shape(text) == (name, shape)
+    assert values.parse_shape(text) == (name, shape)
 
 
 @pytest.mark.parametrize("text", ["", "x", "x:", "1,3", ":1,3", "x:1,,3", "x:0", "x:-1,3", "x:1,a", "input:0"])
 def test_no_shapes(text: str):
-    with pytest.raises(cli.click.BadParameter):
-        cli.parse_shape(text)
+    with pytest.raises(main.click.BadParameter):
+        values.parse_shape(text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "101", "-0.1", "nan", "inf"])
 def test_no_shares(text: str):
-    with pytest.raises(cli.click.BadParameter):
-        cli.parse_share(text)
+    with pytest.raises(main.click.BadParameter):
+        values.parse_share(text)
 
 
 # subcommands
@@ -813,8 +814,8 @@ def test_entry_point():
     """Fails where the installed command and `main` part ways."""
     text = (digits.FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'onnxprune = "onnxprune.__main__:main"' in text
-    main: Callable[..., int] = cli.main
-    assert callable(main)
+    entry: Callable[..., int] = main.main
+    assert callable(entry)
 
 
 def test_doubtful_data_is_warned_of(folder: Path, capsys: Capture):

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from onnxprune import cli, pipeline, prune
+from onnxprune import pipeline, prune
+from onnxprune.cli import main
 from onnxprune.output import commit
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
@@ -292,7 +293,7 @@ def test_other_errors_in_finalizers_are_shown_as_ever() -> None:
 
 
 def run(args: list[str]) -> int:
-    return cli.main(args)
+    return main.main(args)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

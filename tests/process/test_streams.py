@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxprune import RunError, cli
+from onnxprune import RunError
+from onnxprune.cli import main
 from onnxprune.process import streams
 from tests import digits
 from tests.test_pipeline import listing
@@ -127,7 +128,7 @@ def test_no_streams_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     monkeypatch.chdir(tmp_path)
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    assert cli.main([*RUN[1:], *CALIB]) == 0
+    assert main.main([*RUN[1:], *CALIB]) == 0
     for name in ("stdin", "stdout", "stderr"):
         getattr(sys, name).close()
     monkeypatch.undo()

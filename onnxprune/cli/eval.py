@@ -1,0 +1,71 @@
+"""`onnxprune eval`: a model on test data, and a gate for CI."""
+
+from __future__ import annotations
+
+import click
+
+from onnxprune.cli.group import JSON
+from onnxprune.cli.screen import screen_of
+from onnxprune.cli.values import parse_error, parse_share
+from onnxprune.errors import UsageError
+from onnxprune.process import streams
+from onnxprune.runtime import child
+
+
+@click.command("eval")
+@click.argument("model", metavar="MODEL")
+@click.option("--data", metavar="PATH", required=True, help="Test data: a .npz, a .npy, or a folder of these.")
+@click.option("--against", metavar="ORIGINAL", show_default="none", help="The original model to compare with.")
+@click.option("--labels", metavar="KEY", show_default="none", help="Key of the samples' classes in the data.")
+@click.option(
+    "--min-agreement",
+    type=parse_share,
+    metavar="SHARE",
+    show_default="no limit",
+    help="Fail with exit code 4 where fewer samples get ORIGINAL's class: 0.99, 99 or 99%.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    show_default="no limit",
+    help="Fail with exit code 4 where top-1 is more percentage points below ORIGINAL's. Needs --labels.",
+)
+@click.option(
+    "--max-error",
+    type=parse_error,
+    metavar="ERROR",
+    show_default="no limit",
+    help="Fail with exit code 4 where an output, or a part of one, differs from ORIGINAL's by more, or where that "
+    "cannot be measured: squared error over spread, 0.05 or 5%.",
+)
+@JSON
+def eval_command(
+    model: str,
+    data: str,
+    against: str | None,
+    labels: str | None,
+    min_agreement: float | None,
+    max_drop: float | None,
+    max_error: float | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on test data: top-1, and agreement and output error against the original.
+
+    With --min-agreement, --max-drop or --max-error this is a gate for CI.
+    """
+    if min_agreement is not None and against is None:
+        raise UsageError("--min-agreement needs --against")
+    if max_error is not None and against is None:
+        raise UsageError("--max-error needs --against")
+    if max_drop is not None and (against is None or labels is None):
+        raise UsageError("--max-drop needs --against and --labels")
+    if max_drop is not None and not 0.0 <= max_drop <= 100.0:
+        raise UsageError(f"--max-drop is {max_drop}; it is a number of points, from 0 to 100")
+    child.warm()
+    from onnxprune.evaluation import evaluate, gate
+    from onnxprune.report import terminal
+
+    result = evaluate(model, data, against=against, labels=labels)
+    streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
+    gate(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)

@@ -1,0 +1,49 @@
+"""`onnxprune inspect`: what of a model can be pruned."""
+
+from __future__ import annotations
+
+import click
+
+from onnxprune.cli.group import DEFAULTS, JSON, with_default
+from onnxprune.cli.screen import screen_of
+from onnxprune.config import (
+    ATTENTIONS,
+)
+from onnxprune.process import streams
+from onnxprune.runtime import child
+from onnxprune.targets.alignment import TARGETS
+
+
+@click.command("inspect")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--calib",
+    metavar="PATH",
+    show_default="random inputs",
+    help="Data that fixes the sizes of symbolic dimensions, where random inputs do not fit.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(ATTENTIONS),
+    **with_default(DEFAULTS.attention),
+    help="What would go in attention: whole heads, or the same positions of every head.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(tuple(TARGETS)),
+    **with_default(DEFAULTS.target),
+    help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
+)
+@JSON
+def inspect_command(model: str, calib: str | None, attention: str, target: str, as_json: bool) -> None:
+    """Show what of MODEL can be pruned, and why the rest cannot.
+
+    Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
+    weight that stays, with the operator and the reason.
+    """
+    child.warm()
+    from onnxprune.pipeline import inspect
+    from onnxprune.report import terminal
+
+    found = inspect(model, calib, attention=attention, target=target)
+    streams.show(found.to_json() if as_json else terminal.inspection(found, screen_of()))
