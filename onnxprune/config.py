@@ -9,8 +9,8 @@ from typing import Any
 
 from onnxprune import methods
 from onnxprune.errors import UsageError
-from onnxprune.methods import METHODS, REFITS
-from onnxprune.options import MOST_NUMBER, check_most, shown, typed
+from onnxprune.methods import BUDGETS, METHODS, REFITS
+from onnxprune.options import MOST, MOST_NUMBER, check_most, shown, typed
 from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
 
 # Options that other methods never look at.
@@ -23,29 +23,12 @@ READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("convex", "free")
-# What a ratio counts, and what a reader calls it.
-BUDGETS: Mapping[str, str] = MappingProxyType({"macs": "MACs", "params": "parameters", "latency": "latency"})
 ATTENTIONS = ("heads", "head-dim")
 UNTRIED = ("keep", "cut")
-# What `bench` runs: the types that a model has, or a copy in float16. Seconds of rounds that count, and rounds before.
-PRECISIONS = ("model", "fp16")
-SECONDS, WARMUP = 5.0, 10
 PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
-# Above these a number is a slip of the pen: nothing has so many samples in a run, threads or epochs.
-MOST_THREADS = 1024
 _LONGEST_PATTERN = 1000
-MOST: Mapping[str, int] = MappingProxyType(
-    {
-        "threads": MOST_THREADS,
-        "batch": 1 << 16,
-        "probes": 1 << 10,
-        "recover": 10_000,
-        "seed": 2**63 - 1,
-        "memory": 1 << 50,
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,3 +112,7 @@ def sequential() -> tuple[str, ...]:
 def reading_labels() -> tuple[str, ...]:
     """The methods that look at gradients of the outputs, which with labels are those of the loss."""
     return tuple(name for name, row in METHODS.items() if row.gradients)
+
+
+# What a ratio counts, and what a reader calls it.
+BUDGETS: Mapping[str, str] = MappingProxyType({"macs": "MACs", "params": "parameters", "latency": "latency"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any
 
 from onnxprune.errors import UsageError
@@ -74,3 +76,19 @@ def shown(value: Any) -> str:
     except Exception:  # noqa: BLE001  of a foreign object, or an integer of more digits than Python writes
         return f"a very large {type(value).__name__}" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+# Above these a number is a slip of the pen: nothing has so many samples in a run, threads or epochs.
+MOST_THREADS = 1024
+
+
+MOST: Mapping[str, int] = MappingProxyType(
+    {
+        "threads": MOST_THREADS,
+        "batch": 1 << 16,
+        "probes": 1 << 10,
+        "recover": 10_000,
+        "seed": 2**63 - 1,
+        "memory": 1 << 50,
+    }
+)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.config import ATTENTIONS, BUDGETS, METRICS, RECOVER, PruneConfig
+from onnxprune.config import ATTENTIONS, METRICS, RECOVER, PruneConfig
 from onnxprune.errors import UsageError
-from onnxprune.methods import METHODS, REFITS
+from onnxprune.methods import BUDGETS, METHODS, REFITS
 
 
 def test_defaults_hold():

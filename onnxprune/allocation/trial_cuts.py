@@ -17,8 +17,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer
@@ -28,6 +26,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
+from onnxprune.graph.protobuf import Model, element_type
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, Mask, cast
@@ -46,7 +45,7 @@ LEAST_TRIED = 8
 
 
 def measure(
-    proto: onnx.ModelProto,
+    proto: Model,
     channels: ChannelGraph,
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
@@ -119,7 +118,7 @@ class Trials(Work[Trial, dict[int, float]]):
     to the same last bit.
     """
 
-    proto: onnx.ModelProto
+    proto: Model
     channels: ChannelGraph
     samples: Samples
     reference: Answers
@@ -235,7 +234,7 @@ def trial_widths(units: int, step: int, levels: Sequence[float] = LEVELS) -> lis
 def cut_session(
     widths: Mapping[int, int],
     paths: Mapping[int, Path] | Sequence[Path],
-    proto: onnx.ModelProto,
+    proto: Model,
     channels: ChannelGraph,
     layers: Sequence[Layer],
     moments: Mapping[str, InputMoments],
@@ -295,7 +294,7 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
     constants = channels.graph.constants
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
-    real = {n: np_dtype_to_tensor_dtype(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
+    real = {n: element_type(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
     part = protobuf.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced)
 
     def fed(width: int) -> dict[str, Array]:

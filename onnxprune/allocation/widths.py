@@ -10,12 +10,27 @@ from onnxprune.allocation import budget
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
-from onnxprune.config import PruneConfig
-from onnxprune.targets.alignment import AUTO, TARGETS
 
 # The share of its units that a group must be able to lose: that of the default ratio.
 USEFUL_SHARE = 0.5
 _TOO_NARROW = "too narrow for --round-to and --min-channels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the options say of widths.
+
+    alignment: channels that they are multiples of; free: whether that may be less where a group is narrow, or the
+    budget could not be met. least: channels that stay at least. share: of its units that each group must be able to
+    lose. drops: whether whole branches may go; stays: shell patterns on names of what may not.
+    """
+
+    alignment: int
+    free: bool = False
+    least: int = 1
+    share: float = USEFUL_SHARE
+    drops: bool = False
+    stays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,22 +55,22 @@ class Widths:
         channels: ChannelGraph,
         frozen: Mapping[int, Frozen],
         drops: Mapping[int, Drop],
-        settings: PruneConfig,
+        wanted: Wanted,
         relaxed: int = 1,
     ) -> Widths:
         """Decide. frozen: groups that may not be cut. drops: by index, the groups that could go as a whole branch."""
-        aligned = alignment(settings, relaxed)
+        aligned = max(wanted.alignment // relaxed, 1)
         allowed: list[tuple[int, ...]] = []
         multiples: list[int] = []
         whole: list[str] = []
         for g in channels.groups:
             least = channels.least_units[g.index]
-            multiple = _multiple(g, least, aligned, settings)
-            widths = budget.allowed_widths(g.size, g.channels_per_unit, multiple, settings.min_channels, g.step)
+            multiple = _multiple(g, least, aligned, wanted)
+            widths = budget.allowed_widths(g.size, g.channels_per_unit, multiple, wanted.least, g.step)
             widths = tuple(w for w in widths if w >= least)
             if g.index in frozen:
                 widths = (g.size,)
-            elif _may_go(channels, drops.get(g.index), frozen, settings):
+            elif _may_go(channels, drops.get(g.index), frozen, wanted):
                 widths = (0, *widths)
             allowed.append(widths)
             multiples.append(multiple)
@@ -69,7 +84,7 @@ class Widths:
         channels: ChannelGraph,
         frozen: Mapping[int, Frozen],
         drops: Mapping[int, Drop],
-        settings: PruneConfig,
+        wanted: Wanted,
         price: budget.CostModel,
         limit: float,
     ) -> Widths:
@@ -77,37 +92,29 @@ class Widths:
 
         Where none does, those of single channels.
         """
-        found = cls.of(channels, frozen, drops, settings)
-        while settings.round_to == AUTO and found.alignment > 1 and budget.smallest(price, found.allowed) > limit:
-            found = cls.of(channels, frozen, drops, settings, 2 * found.relaxed)
+        found = cls.of(channels, frozen, drops, wanted)
+        while wanted.free and found.alignment > 1 and budget.smallest(price, found.allowed) > limit:
+            found = cls.of(channels, frozen, drops, wanted, 2 * found.relaxed)
         return found
 
 
-def alignment(settings: PruneConfig, relaxed: int = 1) -> int:
-    """Channels that widths are multiples of, narrow groups aside."""
-    if isinstance(settings.round_to, int):
-        return settings.round_to
-    return max(TARGETS[settings.target].alignment // relaxed, 1)
-
-
-def _multiple(g: Group, least: int, aligned: int, settings: PruneConfig) -> int:
+def _multiple(g: Group, least: int, aligned: int, wanted: Wanted) -> int:
     """Channels that the widths of a group, of which `least` units must stay, are multiples of.
 
-    With `auto` they are fewer where the group is narrow.
+    They are fewer where the group is narrow and the alignment is a free choice.
     """
-    if settings.round_to != AUTO:
+    if not wanted.free:
         return aligned
-    share = max(USEFUL_SHARE, settings.uniform or 0.0)
     return budget.useful_alignment(
-        g.size, g.channels_per_unit, aligned, settings.min_channels, g.step, least=least, share=share
+        g.size, g.channels_per_unit, aligned, wanted.least, g.step, least=least, share=wanted.share
     )
 
 
-def _may_go(channels: ChannelGraph, drop: Drop | None, frozen: Mapping[int, Frozen], settings: PruneConfig) -> bool:
+def _may_go(channels: ChannelGraph, drop: Drop | None, frozen: Mapping[int, Frozen], wanted: Wanted) -> bool:
     """Whether all units of a group may go, with the branch that they are; nothing in that is excluded."""
-    if drop is None or not settings.drops:
+    if drop is None or not wanted.drops:
         return False
     if any(frozen.get(d, SINGLE).cause is not Cause.SINGLE for d in drop.groups):
         return False
     names = {t for n in channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
-    return not any(fnmatchcase(name, pattern) for name in names for pattern in settings.exclude)
+    return not any(fnmatchcase(name, pattern) for name in names for pattern in wanted.stays)

@@ -22,7 +22,7 @@ from scipy.special import bdtr
 from onnxprune.benchmark import profile, tensorrt_engine
 from onnxprune.benchmark.cuda import Gpu
 from onnxprune.benchmark.profile import NodeTime
-from onnxprune.config import MOST, MOST_THREADS, PRECISIONS, SECONDS, WARMUP
+from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
 from onnxprune.data.samples import InputSpec, given, input_specs
 from onnxprune.errors import ModelError, RunError, UsageError
@@ -30,7 +30,7 @@ from onnxprune.graph import spill
 from onnxprune.intake import first_run, model_file
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.numerics.arrays import Array, Doubles
-from onnxprune.options import check_most, typed
+from onnxprune.options import MOST, MOST_THREADS, check_most, typed
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import CPU, Session, available_providers, fallbacks, half_precision, version
 from onnxprune.runtime.timing import Times, paired

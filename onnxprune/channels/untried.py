@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import onnx
-
 from onnxprune.channels import ChannelGraph
+from onnxprune.graph.protobuf import SIZE_TYPES
 from onnxprune.graph.view import Body, Node, depth_first
 
 # Element types of sizes, indices and conditions.
-_SIZES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 _PASS_ON = frozenset(
     (
         "Cast Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad "
@@ -59,7 +57,7 @@ def untried_branches(
 
 def _passes_on(node: Node, types: Mapping[str, int]) -> bool:
     """Whether a node gives entries of what it reads, or sizes."""
-    return node.op in _PASS_ON or all(types.get(o) in _SIZES for o in node.outputs if o)
+    return node.op in _PASS_ON or all(types.get(o) in SIZE_TYPES for o in node.outputs if o)
 
 
 def _touched(node: Node, body: Body, channels: ChannelGraph) -> frozenset[int]:

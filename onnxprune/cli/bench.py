@@ -7,14 +7,10 @@ from typing import Any
 
 import click
 
+from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.cli.group import JSON, flag, with_default
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import parse_shape
-from onnxprune.config import (
-    PRECISIONS,
-    SECONDS,
-    WARMUP,
-)
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
 from onnxprune.runtime import child

@@ -15,18 +15,9 @@ from click.core import ParameterSource
 from onnxprune.cli.group import DEFAULTS, Surroundings, WithSubcommands, flag, with_default
 from onnxprune.cli.screen import screen_of, warn
 from onnxprune.cli.values import parse_alignment, parse_error, parse_size
-from onnxprune.config import (
-    ATTENTIONS,
-    BUDGETS,
-    COEFFICIENTS,
-    METRICS,
-    PROVIDERS,
-    READ_BY,
-    RECOVER,
-    UNTRIED,
-)
+from onnxprune.config import ATTENTIONS, COEFFICIENTS, METRICS, PROVIDERS, READ_BY, RECOVER, UNTRIED
 from onnxprune.errors import UsageError
-from onnxprune.methods import METHODS, REFITS, reading_labels
+from onnxprune.methods import BUDGETS, METHODS, REFITS, reading_labels
 from onnxprune.process import streams
 from onnxprune.runtime import child
 from onnxprune.targets.alignment import TARGETS

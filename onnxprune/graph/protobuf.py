@@ -17,6 +17,15 @@ from onnxprune.graph import bodies, external
 from onnxprune.graph.bodies import captured_names, subgraphs
 from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples_in
 
+# What other rooms call a model, and the element types of sizes and conditions.
+Model = onnx.ModelProto
+SIZE_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+
+
+def element_type(dtype: np.dtype[Any]) -> int:
+    """ONNX's number of an element type."""
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+
 
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node, or `default` where it is not given."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from onnxprune.calibration.layers import Layer
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.bodies import captured_names
+from onnxprune.graph.protobuf import Model
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.session import Feeds, Session
 from onnxprune.surgery import set_initializers
@@ -26,9 +26,9 @@ _SAMPLES, _BATCH = 128, 16
 
 
 def keep_finite(
-    candidate: onnx.ModelProto,
-    before: onnx.ModelProto,
-    original: onnx.ModelProto,
+    candidate: Model,
+    before: Model,
+    original: Model,
     layers: Sequence[Layer],
     parts: Sequence[Samples],
 ) -> list[Layer]:
@@ -60,7 +60,7 @@ def keep_finite(
     return undone
 
 
-def _first_spoilt(session: Session, candidate: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds) -> str:
+def _first_spoilt(session: Session, candidate: Model, original: Model, feeds: Feeds) -> str:
     """The first tensor that is finite in `original` and not in `candidate`; "" where no output differs so.
 
     session: of the candidate. Raises RunError.
@@ -84,7 +84,7 @@ def _finite(value: object) -> bool:
     return not isinstance(value, np.ndarray) or not is_float(value.dtype) or bool(np.isfinite(value).all())
 
 
-def _in_front_of(tensor: str, proto: onnx.ModelProto, layers: Mapping[str, Layer]) -> list[Layer]:
+def _in_front_of(tensor: str, proto: Model, layers: Mapping[str, Layer]) -> list[Layer]:
     """The nearest layers, of those by their first output, that a tensor depends on."""
     producer = {o: n for n in proto.graph.node for o in n.output if o}
     found: list[Layer] = []
@@ -102,7 +102,7 @@ def _in_front_of(tensor: str, proto: onnx.ModelProto, layers: Mapping[str, Layer
     return found
 
 
-def _take_back(layer: Layer, candidate: onnx.ModelProto, before: onnx.ModelProto) -> bool:
+def _take_back(layer: Layer, candidate: Model, before: Model) -> bool:
     """Give a layer, in place, the weights that it has in `before`; whether that changed any."""
     old: dict[str, Array] = {t.name: external.array_of(t) for t in before.graph.initializer if t.name in layer.stored}
     now = {t.name: external.array_of(t) for t in candidate.graph.initializer if t.name in old}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import onnx
 
 from onnxprune.calibration.input_moments import is_wide, positions_for
 from onnxprune.calibration.layers import Layer
@@ -15,6 +14,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.data.batches import HOLD_OUT
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
+from onnxprune.graph.protobuf import Model
 from onnxprune.graph.view import Graph, Shape, entries
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
 from onnxprune.numerics.gram import Gram, NormalEquations
@@ -48,8 +48,8 @@ class Fit:
 
 
 def lockstep(
-    original: onnx.ModelProto,
-    pruned: onnx.ModelProto,
+    original: Model,
+    pruned: Model,
     channels: ChannelGraph,
     layers: Sequence[Layer],
     samples: Samples,

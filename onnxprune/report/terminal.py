@@ -23,11 +23,11 @@ from rich.text import Text
 from onnxprune.benchmark.measure import Bench, Latency
 from onnxprune.benchmark.profile import NodeTime, by_operator
 from onnxprune.channels.describe import Description, GroupDescription, Place
-from onnxprune.config import BUDGETS
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.measures.figures import ERROR, percent
 from onnxprune.measures.verdict import verdict_of
+from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
 from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report

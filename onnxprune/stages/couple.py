@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import onnx
 
 from onnxprune import cost, plan
-from onnxprune.allocation.widths import Widths
+from onnxprune.allocation.widths import USEFUL_SHARE, Wanted, Widths
 from onnxprune.calibration.branches_taken import Taken, layers_taken, taken_by
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph, branches, build
@@ -28,7 +28,7 @@ from onnxprune.measures.observed import Observed, observed_in, observing, tensor
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
 from onnxprune.targets import tensorrt_check
-from onnxprune.targets.alignment import TARGETS
+from onnxprune.targets.alignment import AUTO, TARGETS
 
 # The share of all weights from which on an operator that cannot be counted matters, and how many of them are named.
 _MATTERS, _SHOWN = 0.01, 3
@@ -85,13 +85,13 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
-    widths = Widths.of(channels, frozen, drops, settings)
+    widths = Widths.of(channels, frozen, drops, wanted_widths(settings))
     if settings.ratio is not None:
         # Of a latency nothing is measured yet; MACs stand in.
         price, full = prices["macs"], prices["macs"].at([g.size for g in channels.groups])
         if settings.budget == "params":
             price, full = prices["params"], float(stored)
-        widths = Widths.within(channels, frozen, drops, settings, price, (1.0 - settings.ratio) * full)
+        widths = Widths.within(channels, frozen, drops, wanted_widths(settings), price, (1.0 - settings.ratio) * full)
     observed = observed_of(taken, n)
     coupled = Coupled(
         channels=channels,
@@ -108,6 +108,19 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     if replayed is None:
         check_counted(coupled, settings)
     return with_layouts(coupled, loaded)
+
+
+def wanted_widths(settings: PruneConfig) -> Wanted:
+    """What the options say of widths."""
+    free = settings.round_to == AUTO
+    return Wanted(
+        alignment=TARGETS[settings.target].alignment if isinstance(settings.round_to, str) else settings.round_to,
+        free=free,
+        least=settings.min_channels,
+        share=max(USEFUL_SHARE, settings.uniform or 0.0),
+        drops=settings.drops,
+        stays=settings.exclude,
+    )
 
 
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
