@@ -80,8 +80,6 @@ def shown(value: Any) -> str:
 
 # Above these a number is a slip of the pen: nothing has so many samples in a run, threads or epochs.
 MOST_THREADS = 1024
-
-
 MOST: Mapping[str, int] = MappingProxyType(
     {
         "threads": MOST_THREADS,

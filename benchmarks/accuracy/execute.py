@@ -14,10 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.case import Case
 from benchmarks.accuracy.kits import Kit, answers, scores
 from benchmarks.accuracy.runs import Row, Run
 from benchmarks.accuracy.sources import source
-from benchmarks.accuracy.tools import TOOLS, Case
+from benchmarks.accuracy.tools import TOOLS
 from onnxprune import __version__
 from onnxprune.report.environment import peak_memory
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx
 import onnxsim
 
+from benchmarks.accuracy.case import NEAR, Case, Found, macs_of, shares_left
 from benchmarks.accuracy.kits import input_name
-from benchmarks.accuracy.tools import NEAR, Case, Found, macs_of, shares_left
 
 STEPS = 12
 _BATCH = 64

@@ -18,7 +18,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.accuracy.tools import NEAR, Case, Found, shares_left
+from benchmarks.accuracy.case import NEAR, Case, Found, shares_left
 from benchmarks.accuracy.torch_models import export, module_of
 
 # A step removes 1/STEPS of all channels; gradients are measured again every so many steps.

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.kits import Array, input_name
-from benchmarks.accuracy.runs import DEFAULT, OURS, Run
-from onnxprune.stages import couple, load
-
-Found = dict[str, Any]
-# How far from the wanted share of MACs a peer may end, where whole channels allow no less.
-NEAR = 0.02
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A run with its files and data. calib: samples (N, ...), or None for no data; threads: that it may use."""
-
-    run: Run
-    path: Path
-    calib: Array | None
-    out: Path
-    threads: int
+from benchmarks.accuracy.case import Case, Found
+from benchmarks.accuracy.kits import input_name
+from benchmarks.accuracy.runs import DEFAULT, OURS
 
 
 def ours(case: Case) -> Found:
@@ -70,23 +53,3 @@ _NEEDS = {"torch-pruning": ("torch", "torch_pruning", "onnx2torch"), "onnxsim": 
 def not_installed(tools: set[str]) -> list[str]:
     """Packages that these tools need and that are not there."""
     return sorted(p for t in tools for p in _NEEDS.get(t, ()) if find_spec(p) is None)
-
-
-def shares_left(before: Path, after: Path) -> Found:
-    """The shares of MACs and parameters that a model kept, both counted by the library on the graphs."""
-    import onnx
-
-    from onnxprune.graph import protobuf
-
-    return {
-        "macs_left": macs_of(after) / macs_of(before),
-        "params_left": protobuf.parameters(onnx.load(after)) / protobuf.parameters(onnx.load(before)),
-    }
-
-
-def macs_of(path: Path) -> float:
-    """Multiply-accumulates of a graph for one sample, as the library counts them."""
-    from onnxprune import PruneConfig, cost
-
-    channels = couple.trace(load.load(path, None, PruneConfig(samples=1)), PruneConfig())
-    return cost.macs(channels).at([g.size for g in channels.groups]) / channels.graph.batch

@@ -22,8 +22,6 @@ from onnxprune.numerics.arrays import Ints, Mask
 Labels = Ints
 Factor = Labels
 Factors = tuple[Factor, ...]
-
-
 # An axis that a model makes longer than this is none of channels.
 MOST_ON_AXIS = 1 << 22
 # What the factors of all tensors may number together, and what may be coupled; more where more weights are stored. A

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from onnxprune.report.terminal import Screen
 
 _READERS = reading_labels()
-
-
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
     "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels "

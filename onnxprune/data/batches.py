@@ -10,8 +10,6 @@ from onnxprune.graph.view import Shape, sample_bytes
 
 # Every HOLD_OUT-th batch judges what the others fit.
 HOLD_OUT = 4
-
-
 BATCH = 64
 
 

@@ -26,8 +26,6 @@ from onnxprune.numerics.arrays import Array
 
 # What is computed on the way goes to a file of its own from this size on.
 SPILL_BYTES = 64 << 10
-
-
 _SLOT_BYTES = 256 << 10
 
 

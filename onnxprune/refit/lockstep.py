@@ -32,8 +32,6 @@ from onnxprune.threads import prefetched
 from onnxprune.verification.oracle import mask_of
 
 _BATCHED_COLUMNS = 64
-
-
 _TARGET_BYTES = 128 << 20
 
 

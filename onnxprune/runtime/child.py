@@ -54,8 +54,6 @@ _LAST_SECONDS = 5.0
 HUNGRY = 77
 # What onnxruntime says where an allocation of C++ fails, and nothing more.
 _NO_MEMORY = "bad_alloc"
-
-
 _COMPUTING = ("run", "run again", "normalise")
 
 
