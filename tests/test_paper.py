@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from benchmarks.paper import algebra, alone, convergence, scaling
-from benchmarks.paper.ablation import Run
-from benchmarks.paper.batchnorm import reestimated
-from benchmarks.paper.comparisons import against, bar
-from benchmarks.paper.fits import exponent, fitted
-from benchmarks.paper.markup import number, table, wrapped
-from benchmarks.paper.networks import Network, Prepared
-from benchmarks.paper.records import Records
+from benchmarks.fits import exponent, fitted
+from experiments.paper import algebra, alone, convergence, scaling
+from experiments.paper.ablation import Run
+from experiments.paper.batchnorm import reestimated
+from experiments.paper.comparisons import against, bar
+from experiments.paper.markup import number, table, wrapped
+from experiments.paper.networks import Network, Prepared
+from experiments.paper.records import Records
 from onnxprune.runtime.session import Session
 from onnxprune.selection.quadratic import Quadratic
 from tests import digits
@@ -183,7 +183,7 @@ def test_costs_are_measured():
 def test_the_document(tmp_path: Path, network: Network, group: str):
     """From results of a few sections: figures, tables and text; what was not measured is named with its command."""
     pytest.importorskip("matplotlib")
-    from benchmarks.paper.document import TITLES, points, write
+    from experiments.paper.document import TITLES, points, write
 
     records = Records(tmp_path / "paper" / "results.json")
     records.add("convergence", f"digits, {group}", lambda: convergence.measure(network.few(50), group, 48, points=6))

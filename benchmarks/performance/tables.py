@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from benchmarks.accuracy.tables import table
-from benchmarks.paper.fits import exponent
+from benchmarks.fits import exponent
 from benchmarks.performance.measure import RATIO, Row
 from benchmarks.performance.networks import MODELS
 

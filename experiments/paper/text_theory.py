@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.paper.fits import RATES
-from benchmarks.paper.markup import count, missing, number, percent, short, table
-from benchmarks.paper.records import Records
+from benchmarks.fits import RATES
+from experiments.paper.markup import count, missing, number, percent, short, table
+from experiments.paper.records import Records
 
 Figures = Mapping[str, str]
 METHODS = ("gfs", "local", "global", "combined", "obs", "random")

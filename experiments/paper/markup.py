@@ -52,7 +52,7 @@ def count(n: int, of: int, what: str) -> str:
 
 def missing(section: str) -> str:
     """What stands where nothing was measured yet."""
-    return f"*Not measured yet: `python -m benchmarks.paper KIT --only {section} --output docs`.*"
+    return f"*Not measured yet: `python -m experiments.paper KIT --only {section} --output docs`.*"
 
 
 def short(name: str) -> str:

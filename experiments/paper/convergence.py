@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.fits import fitted
-from benchmarks.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
-from benchmarks.paper.records import Records, Row
+from benchmarks.fits import fitted
+from experiments.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
+from experiments.paper.records import Records, Row
 from onnxprune.calibration import regressions
 from onnxprune.selection import Path, baselines, gfs, imitation, obs
 from onnxprune.selection.exact import ExactWalk

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.fits import exponent
-from benchmarks.paper.networks import MNIST_VGG, Kit, Network, Prepared
-from benchmarks.paper.records import Records, Row
+from benchmarks.fits import exponent
+from experiments.paper.networks import MNIST_VGG, Kit, Network, Prepared
+from experiments.paper.records import Records, Row
 from onnxprune.calibration.gate_moments import collect
 from onnxprune.calibration.probe import Probe, batches_of
 from onnxprune.numerics.gram import Gram

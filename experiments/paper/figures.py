@@ -12,8 +12,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.paper.markup import short
-from benchmarks.paper.records import Records, Row
+from experiments.paper.markup import short
+from experiments.paper.records import Records, Row
 
 # Equal results give equal files: names in an SVG are random otherwise.
 mpl.rcParams["svg.hashsalt"] = "onnxprune"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks.accuracy.kits import answers
-from benchmarks.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, Prepared, Recorder
-from benchmarks.paper.records import Records, Row
+from experiments.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, Prepared, Recorder
+from experiments.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.channels.gates import units_of
 from onnxprune.selection.imitation import QuadraticWalk, greedy

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.accuracy.kits import answers
-from benchmarks.paper.networks import MOBILENET, RESNET20, RESNET56, Kit, Network, scores
-from benchmarks.paper.records import Records, Row
+from experiments.paper.networks import MOBILENET, RESNET20, RESNET56, Kit, Network, scores
+from experiments.paper.records import Records, Row
 from onnxprune import prune
 
 SECTION = "ablation"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.paper.ablation import BAR
-from benchmarks.paper.records import Records, Row
+from experiments.paper.ablation import BAR
+from experiments.paper.records import Records, Row
 
 # Points of top-1 that `combined` may be below the better of local and global.
 ALLOWED = 0.5

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.convergence import places
-from benchmarks.paper.networks import Alone, Kit, Network, Prepared, scores
-from benchmarks.paper.records import Records, Row
+from experiments.paper.convergence import places
+from experiments.paper.networks import Alone, Kit, Network, Prepared, scores
+from experiments.paper.records import Records, Row
 from onnxprune.refit import layerwise
 from onnxprune.selection import Path, imitation
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from benchmarks.accuracy.kits import answers
-from benchmarks.paper.networks import Kit, Network, scores
-from benchmarks.paper.records import Records, Row
+from experiments.paper.networks import Kit, Network, scores
+from experiments.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.graph import protobuf
 from onnxprune.runtime.session import Session

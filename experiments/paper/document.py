@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.paper import figures as drawing
-from benchmarks.paper import text_model as model
-from benchmarks.paper import text_practice as practice
-from benchmarks.paper import text_theory as theory
-from benchmarks.paper.comparisons import bar
-from benchmarks.paper.markup import number, table, wrapped
-from benchmarks.paper.records import Records
+from experiments.paper import figures, text_model, text_practice, text_theory
+from experiments.paper.comparisons import bar
+from experiments.paper.markup import number, table, wrapped
+from experiments.paper.records import Records
 
 TITLES = {
     1: "Convergence on real layers",
@@ -37,9 +34,9 @@ def points(records: Records) -> list[tuple[str, str, str]]:
     fold = f"; the written model equals the gated one to {number(max(parameters))}" if parameters else ""
     equal = f" to {number(max(same))}" if same else ""
     tight = f" ({number(min(bound))} to {number(max(bound))} times)" if bound else ""
-    epochs = practice.epochs_of(records)
+    epochs = text_practice.epochs_of(records)
     cost = f"at most {number(max(epochs))} epochs' worth of passes on ResNet-56" if epochs else "a few passes"
-    n, of = theory.facts_of_steps(records)["gfs"]
+    n, of = text_theory.facts_of_steps(records)["gfs"]
     fixed = f"; by steps the exponential fits GFS best in {n} of {of} layers only" if of else ""
     outcome = (
         f"; combined is within 0.5 points of the better of the two in {held} of {len(compared)} comparisons on "
@@ -102,7 +99,7 @@ def points(records: Records) -> list[tuple[str, str, str]]:
             "No removal, fixed steps, equal coefficients; the relations one by one",
             "9",
         ),
-        ("3: why is the theoretical gain small in practice", theory.sentence_rates(records), "1"),
+        ("3: why is the theoretical gain small in practice", text_theory.sentence_rates(records), "1"),
         (
             "3: reproducibility",
             "Everything here is one command; results, seeds and sizes are in `paper/results.json`",
@@ -125,18 +122,18 @@ def points(records: Records) -> list[tuple[str, str, str]]:
 
 def render(records: Records, folder: Path) -> str:
     """The text; figures are drawn into `folder`/paper."""
-    drawn: Mapping[str, str] = drawing.draw(records, folder / "paper")
+    drawn: Mapping[str, str] = figures.draw(records, folder / "paper")
     sections = {
-        1: theory.convergence(records, drawn),
-        2: theory.alone(records),
-        3: theory.combining(records, drawn),
-        4: model.parameters(records),
-        5: practice.scaling(records, drawn),
-        6: model.batchnorm(records),
-        7: model.equivalence(records),
-        8: model.interval(records),
-        9: practice.ablation(records),
-        10: practice.efficiency(records),
+        1: text_theory.convergence(records, drawn),
+        2: text_theory.alone(records),
+        3: text_theory.combining(records, drawn),
+        4: text_model.parameters(records),
+        5: text_practice.scaling(records, drawn),
+        6: text_model.batchnorm(records),
+        7: text_model.equivalence(records),
+        8: text_model.interval(records),
+        9: text_practice.ablation(records),
+        10: text_practice.efficiency(records),
     }
     parts = [
         "# Answers to the reviews, by measurement",
@@ -145,7 +142,7 @@ def render(records: Records, folder: Path) -> str:
         "questions. Each is answered here by a measurement that can be repeated. Unfavourable results are stated as "
         "they were measured.",
         table(["review: point", "answer", "section"], points(records)),
-        "Made by `python -m benchmarks.paper KIT --output docs` (with the extra `bench`; single sections with "
+        "Made by `python -m experiments.paper KIT --output docs` (with the extra `bench`; single sections with "
         "`--only`, smaller with `--quick`). KIT is a folder of trained models with calibration and test data: "
         "CIFAR-10 ResNet-20 and ResNet-56 (93.4 % published), an ImageNet MobileNetV2 and small MNIST networks, in "
         "ONNX; BatchNormalization is folded unless a table says otherwise. Calibration images are training images; "

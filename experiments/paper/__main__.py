@@ -1,7 +1,7 @@
 """Answers, by measurement, to the reviews of 'Greedy Optimization Provably Wins the Lottery' (NeurIPS 2020).
 
-    python -m benchmarks.paper KIT [--only SECTION ...] [--quick] [--again] --output docs
-    python -m benchmarks.paper --only render --output docs
+    python -m experiments.paper KIT [--only SECTION ...] [--quick] [--again] --output docs
+    python -m experiments.paper --only render --output docs
 
 KIT holds `kit.py` (with `for_model(path, split)`), trained models under `models/` and their data. Every section
 writes its rows to OUTPUT/paper/results.json as they come, so that a run can be interrupted and taken up again; what
@@ -16,9 +16,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.paper import ablation, algebra, alone, batchnorm, convergence, scaling
-from benchmarks.paper.networks import Kit
-from benchmarks.paper.records import Records
+from experiments.paper import ablation, algebra, alone, batchnorm, convergence, scaling
+from experiments.paper.networks import Kit
+from experiments.paper.records import Records
 from onnxprune.threads import one_blas_thread
 
 SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
@@ -38,7 +38,7 @@ SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
 def main(given: list[str] | None = None) -> None:
     """Measure, then write the document."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kit", type=Path, nargs="?", help="not needed with --only render")
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "render"], default=list(SECTIONS), metavar="SECTION")
@@ -57,7 +57,7 @@ def main(given: list[str] | None = None) -> None:
                 if args.again:
                     records.forget(name)
                 SECTIONS[name](kit, records, args.quick)
-    from benchmarks.paper.document import write  # matplotlib is needed here alone
+    from experiments.paper.document import write
 
     records.read()
     write(records, args.output)

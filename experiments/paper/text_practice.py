@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.paper.ablation import BAR
-from benchmarks.paper.comparisons import ALLOWED, against, averaged, bar
-from benchmarks.paper.markup import count, missing, number, percent, short, table
-from benchmarks.paper.records import Records
-from benchmarks.paper.text_theory import figure
+from experiments.paper.ablation import BAR
+from experiments.paper.comparisons import ALLOWED, against, averaged, bar
+from experiments.paper.markup import count, missing, number, percent, short, table
+from experiments.paper.records import Records
+from experiments.paper.text_theory import figure
 
 ORDER = ("random", "magnitude", "taylor", "gfs", "obs", "local", "global", "combined")
 REFITS = ("none", "greedy", "least-squares", "lockstep")
@@ -70,7 +70,7 @@ def scaling(records: Records, figures: Mapping[str, str]) -> str:
     if not section:
         return "\n\n".join([*found, missing("scaling")])
     found.append(
-        "Measured on synthetic correlated data (`benchmarks/paper/scaling.py`), one BLAS thread. Time is *processor* "
+        "Measured on synthetic correlated data (`experiments/paper/scaling.py`), one BLAS thread. Time is *processor* "
         "time of the process, the least of up to three runs, as other jobs shared the machine; caches and memory "
         "bandwidth were shared too, so the exponents are worth more than the seconds. Memory is the most that numpy "
         "held at once (tracemalloc). Exponents are fitted to the measured sizes; small sizes are dominated by fixed "

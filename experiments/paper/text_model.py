@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.paper.markup import missing, number, percent, short, table
-from benchmarks.paper.records import Records
+from experiments.paper.markup import missing, number, percent, short, table
+from experiments.paper.records import Records
 
 
 def parameters(records: Records) -> str:
@@ -197,7 +197,7 @@ def batchnorm(records: Records) -> str:
             "Measured: the same trained network exported with its BatchNormalization nodes (`kept`) and with them "
             "folded into the convolutions (`folded`), cut by the same call. `re-estimated`: the cut model with "
             "nodes, mean and variance of every one measured anew on the calibration samples, in the order of the "
-            "graph, scale and shift as they were (`benchmarks/paper/batchnorm.py`). Top-1 and agreement with the "
+            "graph, scale and shift as they were (`experiments/paper/batchnorm.py`). Top-1 and agreement with the "
             "uncut network on the test split, in percent; 512 calibration samples, seed 0.",
             table(
                 [
