@@ -25,7 +25,7 @@ from onnxprune.allocation import budget
 from onnxprune.config import PruneConfig
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.machine import OnnxRuntime
-from onnxprune.latency.search import Kept, meet
+from onnxprune.latency.search import KeptUnits, meet
 from onnxprune.latency.stopwatch import Stopwatch, feeds_of
 from onnxprune.stages.couple import couple
 from onnxprune.stages.load import load
@@ -67,10 +67,10 @@ def met(watch: Stopwatch, ratio: float) -> tuple[float, float, int] | None:
         return None
     first: list[float] = []
 
-    def decide(limit: float) -> Kept:
+    def decide(limit: float) -> KeptUnits:
         return budget.allocate(curves, watch.price, budget.Budget(limit, watch.widths)).kept
 
-    def measure(kept: Kept) -> float:
+    def measure(kept: KeptUnits) -> float:
         first.append(watch.share(kept))
         return first[-1]
 

@@ -22,7 +22,7 @@ from onnxprune.graph import spill
 from onnxprune.intake import older
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.jobs import check_choice, scheduling
-from onnxprune.jobs.place import Place
+from onnxprune.jobs.workplace import Workplace
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
@@ -114,7 +114,7 @@ def prune(
     try:
         with Stage(overwrite=overwrite) as stage:
             with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
-                place = Place(workers, provider or "cpu", timed_by)
+                place = Workplace(workers, provider or "cpu", timed_by)
                 result, separate = _run(
                     model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
                 )
@@ -148,7 +148,7 @@ def _run(
     settings: PruneConfig,
     replayed: plan.Plan | None,
     stage: Clock,
-    place: Place,
+    place: Workplace,
     timed_on: str | None,
     max_error: float | None,
     *,

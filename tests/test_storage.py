@@ -344,7 +344,7 @@ def test_model_in_memory(tmp_path: Path):
 def lonely(data_type: int = onnx.TensorProto.FLOAT, dims: tuple[int, ...] = (3,)) -> onnx.TensorProto:
     """A tensor of twelve bytes that lies in the file `w`."""
     tensor = onnx.TensorProto(name="t", data_type=data_type, dims=dims)
-    external.Place("w", 4, 12).put(tensor)
+    external.FileRange("w", 4, 12).put(tensor)
     return tensor
 
 
@@ -383,7 +383,7 @@ def test_every_kind_of_reference_is_resolved_and_read(holder: str, tmp_path: Pat
     external.resolve(proto, tmp_path)
     assert external.files_of(proto) == {tmp_path / "w"}
     (before,) = (t for t in external.stored_tensors(proto) if external.is_external(t))
-    assert external.Place.of(before) == external.Place(str(tmp_path / "w"), 4, 12)
+    assert external.FileRange.of(before) == external.FileRange(str(tmp_path / "w"), 4, 12)
     external.resolve(proto, None)
     whole = external.embedded(proto)
     assert external.is_external(before) and not external.has_external(whole)
@@ -425,7 +425,7 @@ def test_references_of_a_model_in_memory_are_checked(tmp_path: Path):
     """Fails where a file that is gone, or too short by now, is noticed in the middle of a run."""
     proto = HOLDERS["weight"](lonely())
     (tensor,) = proto.graph.initializer
-    external.Place(str(tmp_path / "w"), 4, 12).put(tensor)
+    external.FileRange(str(tmp_path / "w"), 4, 12).put(tensor)
     with pytest.raises(ModelError, match=r"which is missing$"):
         external.resolve(proto, None)
     (tmp_path / "w").write_bytes(bytes(15))
@@ -486,7 +486,7 @@ def test_weights_are_set_in_the_type_and_the_way_of_the_model(
             refer(tensor, str(tmp_path / name))
         set_initializers(proto, {t.name: -np.asfortranarray(external.array_of(t)) for t in proto.graph.initializer})
         assert [t.name for t in proto.graph.initializer if external.is_external(t)] == ["large"]
-        assert external.Place.of(t_values(proto, "large")).length == values.size * np.dtype(dtype).itemsize
+        assert external.FileRange.of(t_values(proto, "large")).length == values.size * np.dtype(dtype).itemsize
         for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
             assert_same(external.array_of(t_values(proto, name)), -part.astype(dtype), rtol=0.0, atol=0.0)
 
@@ -556,15 +556,15 @@ def test_a_kept_array_comes_back(dtype: type, tmp_path: Path, monkeypatch: pytes
     array = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(dtype)
     with spill.spilling():
         for given in (array, np.asfortranarray(array), array[:, ::2], array[0, 0, 0], array[:0]):
-            kept = spill.Kept(given)
+            kept = spill.Spilled(given)
             assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 1
             assert kept.load().dtype == array.dtype
             assert_same(kept.load(), np.asarray(given), rtol=0.0, atol=0.0)
             del kept
             assert not [f for f in tmp_path.rglob("*") if f.is_file()]
-        assert_same(spill.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
-    assert_same(spill.Kept(array).load(), array, rtol=0.0, atol=0.0)
-    assert_same(spill.Kept(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+        assert_same(spill.Spilled(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
+    assert_same(spill.Spilled(array).load(), array, rtol=0.0, atol=0.0)
+    assert_same(spill.Spilled(array).rows(np.array([4, 0])), array[:, [4, 0]], rtol=0.0, atol=0.0)
 
 
 def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -575,15 +575,15 @@ def test_a_kept_array_ends_with_its_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.arange(6.0).reshape(2, 3)
     with spill.spilling():
-        outer = spill.Kept(array)
+        outer = spill.Spilled(array)
         with spill.spilling():
-            inner = spill.Kept(array)
+            inner = spill.Spilled(array)
             assert len(files_in(tmp_path)) == 2
         assert len(files_in(tmp_path)) == 1
         with pytest.raises(FileNotFoundError):
             inner.load()
         assert_same(outer.load(), array, rtol=0.0, atol=0.0)
-        again = spill.Kept(array)
+        again = spill.Spilled(array)
         assert len(files_in(tmp_path)) == 2
         assert_same(again.rows(np.array([1])), array[[1]], rtol=0.0, atol=0.0)
     assert not list(tmp_path.iterdir())
@@ -599,7 +599,7 @@ def test_what_is_loaded_is_apart_from_the_file():
     """Fails where loaded values are mapped, which counts as memory while they live, or writing reaches the file."""
     array = np.arange(6.0).reshape(2, 3)
     with spill.spilling():
-        kept = spill.Kept(array)
+        kept = spill.Spilled(array)
         for read in (kept.load, lambda: kept.rows(np.array([0, 1]))):
             found = read()
             assert not isinstance(found, np.memmap)
@@ -613,7 +613,7 @@ def test_strings_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Fails where addresses of Python objects are written to a file."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with spill.spilling():
-        kept = spill.Kept(np.array(["a", "bc"], object))
+        kept = spill.Spilled(np.array(["a", "bc"], object))
         assert not files_in(tmp_path)
         assert kept.load().tolist() == ["a", "bc"]
 
@@ -623,7 +623,7 @@ def test_a_kept_array_travels_with_its_values(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     array = np.arange(6.0)
     with spill.spilling():
-        sent = pickle.dumps(spill.Kept(array))
+        sent = pickle.dumps(spill.Spilled(array))
     assert_same(pickle.loads(sent).load(), array, rtol=0.0, atol=0.0)
 
 
@@ -635,7 +635,7 @@ def test_no_room_for_kept_arrays(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(spill, "_write_array", full)
     with spill.spilling(), pytest.raises(RunError, match="set TMPDIR"):
-        spill.Kept(np.arange(6.0))
+        spill.Spilled(np.arange(6.0))
 
 
 # arrays that soon go again
@@ -653,11 +653,11 @@ def small_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def brief(array: np.ndarray) -> spill.Kept:
-    return spill.Kept(array, briefly=True)
+def brief(array: np.ndarray) -> spill.Spilled:
+    return spill.Spilled(array, briefly=True)
 
 
-def slots_of(kept: spill.Kept) -> set[int]:
+def slots_of(kept: spill.Spilled) -> set[int]:
     """Where it lies, each place once."""
     assert len(set(kept._at)) == len(kept._at)
     return set(kept._at)
@@ -709,7 +709,7 @@ def test_places_are_used_again_and_never_before(small_slots: Path):
     Arrays of all sizes come and go in a random order.
     """
     rng = np.random.default_rng(0)
-    live: list[tuple[spill.Kept, np.ndarray]] = []
+    live: list[tuple[spill.Spilled, np.ndarray]] = []
     most, highest = 0, -1
     with spill.spilling():
         for _ in range(500):
@@ -736,7 +736,7 @@ def test_many_threads_keep_arrays_at_once(small_slots: Path):
 
     def work(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        live: list[tuple[spill.Kept, np.ndarray]] = []
+        live: list[tuple[spill.Spilled, np.ndarray]] = []
         started.wait(60.0)
         for i in range(150):
             array = rng.integers(0, 256, int(rng.integers(1, 6 * SLOT))).astype(np.uint8)

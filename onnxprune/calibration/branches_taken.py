@@ -25,7 +25,7 @@ from onnxprune.runtime.session import Session
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class TakenBranches:
     """branches: the first output of each If that takes one branch only → whether that is the first.
 
     proto, channels: the normalised model and its channels without these Ifs; classes and groups are those of the whole.
@@ -44,7 +44,7 @@ class Taken:
         return _replaced(proto, self.branches, self.squeezed)
 
 
-def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Samples]) -> Taken:
+def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Samples]) -> TakenBranches:
     """The model that all samples of `parts` run."""
     branches: dict[str, bool] = {}
     squeezed = _squeezes(normalised)
@@ -56,7 +56,7 @@ def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Sam
         branches |= found
         proto = _replaced(normalised.proto, branches, squeezed)
     if not branches:
-        return Taken({}, proto, channels, frozenset(), squeezed)
+        return TakenBranches({}, proto, channels, frozenset(), squeezed)
     graph = protobuf.view(proto, normalised.shapes, normalised.known_values, normalised.binding)
     node_of = {o: n for n in graph.every_node for o in n.outputs if o}
     linears = [replace(x, node=node_of[x.node.outputs[0]]) for x in channels.linears if x.node.outputs[0] in node_of]
@@ -68,12 +68,12 @@ def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Sam
         for g in channels.groups
         if not any(r.tensor in graph.readers for r in (*g.producers, *g.consumers, *g.parameters))
     )
-    return Taken(
+    return TakenBranches(
         branches, proto, replace(channels, graph=graph, linears=tuple(linears), reads=tuple(reads)), idle, squeezed
     )
 
 
-def layers_taken(taken: Taken, channels: ChannelGraph) -> tuple[Layer, ...]:
+def layers_taken(taken: TakenBranches, channels: ChannelGraph) -> tuple[Layer, ...]:
     """The linear layers of what is run, without those whose weights a branch that is not taken reads too."""
 
     def alone(name: str) -> bool:

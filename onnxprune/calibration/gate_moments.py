@@ -89,7 +89,7 @@ def collect(
     kept = list(batches)
     per_shard = -(-len(kept) // (SHARDS if scheduler.workers else 1))
     parts = [
-        Shard(number, first, tuple(kept[first : first + per_shard]))
+        GateShard(number, first, tuple(kept[first : first + per_shard]))
         for number in range(probes + slope)
         for first in range(0, len(kept), per_shard)
     ]
@@ -104,7 +104,7 @@ def collect(
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
+class GateShard:
     """Some consecutive batches of one pass: the number of the pass, and of the first batch."""
 
     number: int
@@ -113,7 +113,7 @@ class Shard:
 
 
 @dataclass(frozen=True, eq=False)
-class GateSums(Work[Shard, OutputMoments]):
+class GateSums(Work[GateShard, OutputMoments]):
     """The moments of one shard; fields as the arguments of `collect`. The passes after `probes` give the slope."""
 
     probe: Probe
@@ -146,7 +146,7 @@ class GateSums(Work[Shard, OutputMoments]):
         bare = replace(self.channels, graph=replace(self.channels.graph, constants={}))
         return {**super().__getstate__(), "channels": bare}
 
-    def __call__(self, item: Shard) -> OutputMoments:
+    def __call__(self, item: GateShard) -> OutputMoments:
         """The sums over the batches of a shard."""
         probe, channels = self.probe, self.channels
         found, metrics = self.zeros(), dict[str, Doubles]()
@@ -172,7 +172,7 @@ class GateSums(Work[Shard, OutputMoments]):
                     metrics[weight] = metrics.get(weight, 0.0) + values[name].astype(np.float64) / self.probes
         return OutputMoments(found, metrics)
 
-    def _draws(self, item: Shard) -> list[np.random.Generator | None]:
+    def _draws(self, item: GateShard) -> list[np.random.Generator | None]:
         """The random numbers of each batch: they depend on the pass and the batch, not on who runs it."""
         if item.number >= self.probes:
             return [None] * len(item.batches)

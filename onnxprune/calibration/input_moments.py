@@ -51,19 +51,19 @@ class InputMoments:
     many and samples few.
     """
 
-    moments: Doubles | spill.Kept
+    moments: Doubles | spill.Spilled
     ridge: float
     classes: Ints | None = None
-    _inverses: dict[float, spill.Kept] = field(default_factory=dict, repr=False)
+    _inverses: dict[float, spill.Spilled] = field(default_factory=dict, repr=False)
 
     @property
     def p(self) -> Floats:
         """The moments, read anew each time where they lie in a file, then in the precision that they lie there in."""
-        return self.moments.load() if isinstance(self.moments, spill.Kept) else self.moments
+        return self.moments.load() if isinstance(self.moments, spill.Spilled) else self.moments
 
     def block(self, at: Ints) -> Doubles:
         """p[0] at some columns alone, (k, k)."""
-        rows = self.moments.rows(at) if isinstance(self.moments, spill.Kept) else self.moments[:, at]
+        rows = self.moments.rows(at) if isinstance(self.moments, spill.Spilled) else self.moments[:, at]
         found: Doubles = rows[0][:, at].astype(np.float64)
         return found
 
@@ -73,7 +73,7 @@ class InputMoments:
         For layers that many groups share: each asks for the rows of its own columns.
         """
         if ridge not in self._inverses:
-            self._inverses[ridge] = spill.Kept(inverse_spd(self.p[0], ridge).T)
+            self._inverses[ridge] = spill.Spilled(inverse_spd(self.p[0], ridge).T)
         return self._inverses[ridge].rows(at)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -343,9 +343,9 @@ class _Columns:
         return InputMoments(_kept(fit), ridge)
 
 
-def _kept(gram: Gram) -> Doubles | spill.Kept:
+def _kept(gram: Gram) -> Doubles | spill.Spilled:
     """The result of a Gram, in a file where it is large: those of all layers are more than the model itself."""
-    return spill.Kept(gram.means()) if gram.packed else gram.result()
+    return spill.Spilled(gram.means()) if gram.packed else gram.result()
 
 
 class _Contributions:

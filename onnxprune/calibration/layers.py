@@ -17,7 +17,7 @@ from onnxprune.channels.domains import limited_by
 from onnxprune.channels.groups import weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.trace import Linear, whole
-from onnxprune.graph.operators import GATES
+from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
 from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, is_float
@@ -346,7 +346,7 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
     for linear in channels.linears:
         if linear.node.index in graph.inside:
             continue
-        if linear.node.op in GATES:
+        if linear.node.op in GATE_COUNT:
             found += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
         else:
             found.append(_layer(linear, graph, uses))

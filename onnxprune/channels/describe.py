@@ -15,7 +15,7 @@ from onnxprune.numerics.arrays import Mask
 
 
 @dataclass(frozen=True)
-class Place:
+class AxisUse:
     """An axis of a weight, the first node that reads it ("" where none does), and the channels of a group on it."""
 
     weight: str
@@ -37,9 +37,9 @@ class GroupDescription:
     name: str
     units: int
     channels_per_unit: int
-    producers: tuple[Place, ...]
-    consumers: tuple[Place, ...]
-    parameters: tuple[Place, ...]
+    producers: tuple[AxisUse, ...]
+    consumers: tuple[AxisUse, ...]
+    parameters: tuple[AxisUse, ...]
     mixing: bool
     elements: int
 
@@ -143,9 +143,9 @@ def _describe_group(
     counted: Collection[str],
     readers: Mapping[str, tuple[str, str]],
 ) -> GroupDescription:
-    def places(refs: Sequence[AxisRef]) -> tuple[Place, ...]:
+    def places(refs: Sequence[AxisRef]) -> tuple[AxisUse, ...]:
         return tuple(
-            Place(r.tensor, r.axis, r.positions * r.units // r.rows, *readers.get(r.tensor, ("", "")))
+            AxisUse(r.tensor, r.axis, r.positions * r.units // r.rows, *readers.get(r.tensor, ("", "")))
             for r in refs
             if r.tensor in own
         )

@@ -18,7 +18,7 @@ from onnxprune.channels.rectangular import Settled, settle, signatures, weight_a
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.trace import TOO_MANY, AttentionUnits, Linear, Read, Trace, walk
-from onnxprune.graph.operators import GATES
+from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.quantized import is_dequantize, is_quantize, stored
 from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Mask
@@ -288,7 +288,7 @@ def weight_axes(linear: Linear) -> tuple[int, int]:
         return 0, 1
     if node.op == "Gemm" and node.attrs.get("transB", 0):
         return 1, 0
-    return (2, 1) if node.op in GATES else (0, 1)
+    return (2, 1) if node.op in GATE_COUNT else (0, 1)
 
 
 def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
@@ -301,7 +301,7 @@ def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str
             continue
         roles.setdefault((weight, writes), "producer")
         roles.setdefault((weight, reads), "consumer")
-        if linear.node.op in GATES:
+        if linear.node.op in GATE_COUNT:
             # The recurrent weights: rows make the gates, columns read the state.
             roles.setdefault((linear.node.inputs[2], 1), "producer")
             roles.setdefault((linear.node.inputs[2], 2), "consumer")
@@ -310,8 +310,8 @@ def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str
 
 def _gates(linears: Sequence[Linear]) -> dict[tuple[str, int], int]:
     """Positions that a hidden unit takes on the rows of the weights of recurrent nets."""
-    recurrent = [x.node for x in linears if x.node.op in GATES]
-    return {(name, 1): GATES[n.op] for n in recurrent for name in n.inputs[1:3]}
+    recurrent = [x.node for x in linears if x.node.op in GATE_COUNT]
+    return {(name, 1): GATE_COUNT[n.op] for n in recurrent for name in n.inputs[1:3]}
 
 
 def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Factors]) -> Mask:

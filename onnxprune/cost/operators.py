@@ -19,7 +19,7 @@ from math import prod
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.rules.contraction import einsum_indices
 from onnxprune.cost.terms import Length, Term, length_of_axis
-from onnxprune.graph.operators import GATES
+from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.view import Node, Shape, depth_first
 
 MICROSOFT = "com.microsoft"
@@ -99,7 +99,7 @@ def _recurrent(node: Node, channels: ChannelGraph) -> list[Term]:
     w, r = node.inputs[1:3]
     directions, _, _ = _shape(w, channels)
     hidden = _axis(r, 2, channels)
-    each = float(steps * sequences * directions * GATES[node.op])
+    each = float(steps * sequences * directions * GATE_COUNT[node.op])
     return [Term(each, (hidden, _axis(w, 2, channels))), Term(each, (hidden, hidden))]
 
 

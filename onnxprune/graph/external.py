@@ -132,7 +132,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
-class Place:
+class FileRange:
     """A range of a file. length: None where the reference does not name one."""
 
     location: str
@@ -140,7 +140,7 @@ class Place:
     length: int | None
 
     @classmethod
-    def of(cls, tensor: onnx.TensorProto) -> Place:
+    def of(cls, tensor: onnx.TensorProto) -> FileRange:
         """Of an external tensor. Raises ModelError for numbers that are none."""
         entries = {e.key: e.value for e in tensor.external_data}
         given = [entries.get(key) or None for key in ("offset", "length")]
@@ -171,7 +171,7 @@ def array_of(tensor: onnx.TensorProto) -> Array:
     """The values of a tensor: read-only and mapped where they lie in a file. Raises ModelError where they cannot be."""
     if not is_external(tensor):
         return numpy_helper.to_array(tensor)
-    place, size = Place.of(tensor), bytes_of(tensor)
+    place, size = FileRange.of(tensor), bytes_of(tensor)
     shape = tuple(int(d) for d in tensor.dims)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if size == 0:
@@ -185,7 +185,7 @@ def array_of(tensor: onnx.TensorProto) -> Array:
         raise ModelError(f"the data of tensor {tensor.name!r} in {place.location} cannot be read: {e}") from e
 
 
-def _unpacked(tensor: onnx.TensorProto, place: Place, size: int) -> Array:
+def _unpacked(tensor: onnx.TensorProto, place: FileRange, size: int) -> Array:
     """Values that are stored in another form than numpy's."""
     with opened(place.location, ModelError) as f:
         f.seek(place.offset)
@@ -233,7 +233,7 @@ def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
     for tensor in stored_tensors(proto):
         if not is_external(tensor):
             continue
-        place = Place.of(tensor)
+        place = FileRange.of(tensor)
         target = _in_memory(tensor, place) if root is None else _inside(tensor, place, root)
         if target not in sizes:
             if not target.exists():
@@ -246,10 +246,10 @@ def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
                 f"tensor {tensor.name!r} stores {size} bytes from byte {place.offset} of {place.location!r}, which has "
                 f"only {sizes[target]}: the file is cut short or belongs to another model"
             )
-        Place(str(target), place.offset, size).put(tensor)
+        FileRange(str(target), place.offset, size).put(tensor)
 
 
-def _length_of(file: Path, tensor: onnx.TensorProto, place: Place) -> int:
+def _length_of(file: Path, tensor: onnx.TensorProto, place: FileRange) -> int:
     try:
         with opened(file, ModelError) as f:
             return os.fstat(f.fileno()).st_size
@@ -264,7 +264,7 @@ def read_small(proto: onnx.ModelProto) -> None:
             _embed(tensor)
 
 
-def _checked_size(tensor: onnx.TensorProto, place: Place) -> int:
+def _checked_size(tensor: onnx.TensorProto, place: FileRange) -> int:
     if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING) or any(d < 0 for d in tensor.dims):
         raise ModelError(f"tensor {tensor.name!r} cannot be stored outside the model: its type or shape is not fixed")
     try:
@@ -278,7 +278,7 @@ def _checked_size(tensor: onnx.TensorProto, place: Place) -> int:
     return size
 
 
-def _in_memory(tensor: onnx.TensorProto, place: Place) -> Path:
+def _in_memory(tensor: onnx.TensorProto, place: FileRange) -> Path:
     if not Path(place.location).is_absolute():
         raise ModelError(
             f"tensor {tensor.name!r} stores its data in {place.location!r}, in a folder that is not known: give the "
@@ -287,7 +287,7 @@ def _in_memory(tensor: onnx.TensorProto, place: Place) -> Path:
     return Path(place.location)
 
 
-def _inside(tensor: onnx.TensorProto, place: Place, root: Path) -> Path:
+def _inside(tensor: onnx.TensorProto, place: FileRange, root: Path) -> Path:
     location = place.location
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
     try:
@@ -301,7 +301,7 @@ def _inside(tensor: onnx.TensorProto, place: Place, root: Path) -> Path:
 
 def files_of(proto: onnx.ModelProto) -> set[Path]:
     """The files that the weights lie in."""
-    return {Path(Place.of(t).location) for t in stored_tensors(proto) if is_external(t)}
+    return {Path(FileRange.of(t).location) for t in stored_tensors(proto) if is_external(t)}
 
 
 def fingerprint(proto: onnx.ModelProto) -> bytes:
@@ -312,7 +312,7 @@ def fingerprint(proto: onnx.ModelProto) -> bytes:
     digest = hashlib.sha256()
     external = [t for t in stored_tensors(proto) if is_external(t)]
     for tensor in external:
-        place, size = Place.of(tensor), bytes_of(tensor)
+        place, size = FileRange.of(tensor), bytes_of(tensor)
         digest.update(f"{tensor.name} {size} ".encode())
         with opened(place.location, ModelError) as f:
             for start in {0, max(size - _PAGE, 0)}:
@@ -384,7 +384,7 @@ def sendable(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _embed(tensor: onnx.TensorProto) -> None:
-    place = Place.of(tensor)
+    place = FileRange.of(tensor)
     with opened(place.location, ModelError) as f:
         f.seek(place.offset)
         raw = f.read(bytes_of(tensor))
@@ -420,8 +420,8 @@ def referring_to(proto: onnx.ModelProto, location: str) -> None:
     """Have every weight of `proto` that lies in a file lie at the same place of the file `location`, in place."""
     for t in stored_tensors(proto):
         if is_external(t):
-            place = Place.of(t)
-            Place(location, place.offset, place.length).put(t)
+            place = FileRange.of(t)
+            FileRange(location, place.offset, place.length).put(t)
 
 
 def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, Callable[[IO[bytes]], None]]:
@@ -438,7 +438,7 @@ def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, C
         size = bytes_of(tensor)
         key: tuple[str, int, int] | None = None
         if is_external(tensor):
-            place = Place.of(tensor)
+            place = FileRange.of(tensor)
             key = (place.location, place.offset, size)
         offset = shared.get(key) if key else None
         if offset is None:
@@ -449,13 +449,13 @@ def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, C
             if key:
                 shared[key] = offset
         moved = _described(tensor)
-        Place(location, offset, size).put(moved)
+        FileRange(location, offset, size).put(moved)
         return moved
 
     shell = _rebuilt(proto, lambda t: put(t) if bytes_of(t) >= INLINE_BYTES else t)
     for t in stored_tensors(shell):
         # What is left is a constant of a node or of a body, which goes out only where it came from outside.
-        if is_external(t) and Place.of(t).location != location:
+        if is_external(t) and FileRange.of(t).location != location:
             held = onnx.TensorProto()
             held.CopyFrom(t)
             t.CopyFrom(put(held))
@@ -470,14 +470,14 @@ def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, C
 
 def end_of_data(shell: onnx.ModelProto) -> int:
     """Size of the file that all weights outside of a `separated` model lie in."""
-    places = map(Place.of, filter(is_external, stored_tensors(shell)))
+    places = map(FileRange.of, filter(is_external, stored_tensors(shell)))
     return max((p.offset + (p.length or 0) for p in places), default=0)
 
 
 def _stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
     """Write the values of a tensor, a file's in pieces."""
     if is_external(tensor):
-        place, left = Place.of(tensor), bytes_of(tensor)
+        place, left = FileRange.of(tensor), bytes_of(tensor)
         with opened(place.location, ModelError) as source:
             source.seek(place.offset)
             while left:
@@ -502,10 +502,10 @@ def below(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     roots: set[str] = set()
     for t in stored_tensors(result):
         if is_external(t):
-            place = Place.of(t)
+            place = FileRange.of(t)
             root = os.path.splitdrive(place.location)[0] + os.sep
             roots.add(root)
-            Place(place.location[len(root) :], place.offset, place.length).put(t)
+            FileRange(place.location[len(root) :], place.offset, place.length).put(t)
     if len(roots) > 1:
         raise RunError(f"the weights lie on several drives ({', '.join(sorted(roots))}); set TMPDIR to a folder of one")
     return result, min(roots)

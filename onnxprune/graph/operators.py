@@ -20,4 +20,4 @@ NARY = (
 # Only the first input is data; the others are scalars that say how.
 FIRST_ONLY = ["Clip"]
 # How many gates each operator has: W is (directions, gates * hidden units, inputs).
-GATES: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATE_COUNT: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}

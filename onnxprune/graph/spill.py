@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph.external import _BITS, Place, _described, _rebuilt, _stream, bytes_of, is_external
+from onnxprune.graph.external import _BITS, FileRange, _described, _rebuilt, _stream, bytes_of, is_external
 from onnxprune.numerics.arrays import Array
 
 # What is computed on the way goes to a file of its own from this size on.
@@ -123,7 +123,7 @@ class _Slots:
             return next(self._new)
 
 
-class Kept:
+class Spilled:
     """An array that lies in a file while nothing reads it; in memory where `spilling()` has no folder.
 
     The file goes with the object; briefly: it lies in a file for many, of which the next ones use the place. A copy in
@@ -165,8 +165,8 @@ class Kept:
         # Mapped for the moment only.
         return np.array(np.memmap(self._path, self._dtype, "r", shape=self._shape)[..., at, :])
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[Array]]:
-        return Kept, (self.load(),)
+    def __reduce__(self) -> tuple[type[Spilled], tuple[Array]]:
+        return Spilled, (self.load(),)
 
 
 def tensor_of(array: Array, name: str, *, outside: bool) -> onnx.TensorProto:
@@ -202,7 +202,7 @@ def _to_file(
 ) -> onnx.TensorProto:
     path = folder.path / str(next(folder.numbers))
     _write(path, write)
-    Place(str(path), 0, size).put(tensor)
+    FileRange(str(path), 0, size).put(tensor)
     return tensor
 
 

@@ -29,7 +29,7 @@ _BEFORE_ITS_READER = ("ReorderInput",)
 
 
 @dataclass(frozen=True)
-class Layer:
+class TimedLayer:
     """A kernel of the original: the lengths of its axes that can change, and what else decides on its time.
 
     Layers with the same signature are the same work at the same lengths. node: the index of that which does the work.
@@ -47,7 +47,7 @@ class Layers:
     producers: the node index of every tensor, for kernels that are called like their output.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[TimedLayer, ...]
     layer_of: Mapping[int, int | None]
     producers: Mapping[str, int]
 
@@ -81,7 +81,7 @@ def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence
     producers = {o: n.index for n in graph.every_node for o in n.outputs if o}
     ran = list(dict.fromkeys(i for k in kernels if (i := _named(k.name, producers)) is not None))
     product_in, owner_of = _fused(channels, set(ran))
-    layers: list[Layer] = []
+    layers: list[TimedLayer] = []
     layer_of: dict[int, int | None] = {}
     first = {i: k for k in reversed(kernels) if (i := _named(k.name, producers)) is not None}
     for i in ran:
@@ -90,7 +90,7 @@ def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence
         layer_of[i] = len(layers) if lengths else None
         if lengths:
             signature = _signature(first[i], node, _ranges(channels, lengths, least), alignment)
-            layers.append(Layer(lengths, signature, node.index))
+            layers.append(TimedLayer(lengths, signature, node.index))
     layer_of.update({inner: layer_of[outer] for inner, outer in owner_of.items()})
     return Layers(tuple(layers), layer_of, producers)
 

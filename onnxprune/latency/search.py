@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-Kept = tuple[int, ...]
+KeptUnits = tuple[int, ...]
 
 _ROUNDS = 6
 _CLOSE = 0.01
@@ -23,13 +23,13 @@ class Round:
     """The units that a limit leads to, and the share of the original's time that they take."""
 
     limit: float
-    kept: Kept
+    kept: KeptUnits
     measured: float
 
 
 def meet(
-    decide: Callable[[float], Kept],
-    measure: Callable[[Kept], float],
+    decide: Callable[[float], KeptUnits],
+    measure: Callable[[KeptUnits], float],
     wanted: float,
     least: float,
     rounds: int = _ROUNDS,

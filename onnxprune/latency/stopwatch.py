@@ -20,10 +20,10 @@ from onnxprune.channels.branches import Drop
 from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.latency.cache import Cache
-from onnxprune.latency.layers import Layer, Layers, layers_of, marked
+from onnxprune.latency.layers import Layers, TimedLayer, layers_of, marked
 from onnxprune.latency.machine import Machine
 from onnxprune.latency.price import LatencyCost, Priced
-from onnxprune.latency.search import Kept
+from onnxprune.latency.search import KeptUnits
 from onnxprune.latency.table import Sample, fit
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.timing import quick_ratio
@@ -76,7 +76,7 @@ class Stopwatch:
     counts: tuple[int, int, int] = (0, 0, 0)
 
     @property
-    def full(self) -> Kept:
+    def full(self) -> KeptUnits:
         """All units."""
         return tuple(g.size for g in self.channels.groups)
 
@@ -100,7 +100,7 @@ class Stopwatch:
             return None
         return cut(marked(self.proto), self.channels, self.channels.keep_classes(masks))
 
-    def share(self, kept: Kept) -> float:
+    def share(self, kept: KeptUnits) -> float:
         """The measured share of the original's time that the model takes at these widths, anew at every call.
 
         Raises RunError, and BudgetUnreachable where they leave no model.
@@ -120,7 +120,7 @@ class Stopwatch:
         share, before, after = np.median(rows, axis=0).tolist()
         return share, before, after
 
-    def timed(self, model: onnx.ModelProto | None, kept: Kept) -> Latency:
+    def timed(self, model: onnx.ModelProto | None, kept: KeptUnits) -> Latency:
         """What is to report of a finished model, or of the cut at these widths where there is none."""
         share, before, after = self.compared(model or self.cut(kept) or self.proto)
         layers, kinds, cached = self.counts
@@ -173,11 +173,11 @@ class Stopwatch:
                 samples[layer.signature].append(Sample(tuple(n.at(kept) for n in layer.lengths), s))
         return {signature: tuple(s) for signature, s in samples.items()}
 
-    def _needed(self, layer: Layer) -> tuple[int, ...]:
+    def _needed(self, layer: TimedLayer) -> tuple[int, ...]:
         """The groups that a layer goes with."""
         return tuple(g for g, drop in self.drops.items() if layer.node in drop.nodes)
 
-    def _fewest(self) -> Kept:
+    def _fewest(self) -> KeptUnits:
         """The least widths that leave a model."""
         candidates = [tuple(w[0] for w in self._positive()), *sorted(grid(self._positive(), GRID), key=sum), self.full]
         return next(kept for kept in candidates if self.cut(kept) is not None)
@@ -187,7 +187,7 @@ class Stopwatch:
         return [tuple(n for n in w if n > 0) for w in self.widths]
 
 
-def grid(widths: Sequence[tuple[int, ...]], points: int) -> list[Kept]:
+def grid(widths: Sequence[tuple[int, ...]], points: int) -> list[KeptUnits]:
     """Combinations of widths: the full and the least ones, and `points` that take every group through all its widths.
 
     A Latin hypercube with a fixed seed: a group meets each of `points` equal parts of its widths once.

@@ -126,4 +126,4 @@ def _column_scales(column_classes: Ints, w: Doubles, p: Doubles, keep: Mask, *, 
 
 
 # Per batch: positions in the cut model, and values (R, kept outputs) of the original there.
-Points = list[tuple[Ints, spill.Kept]]
+Points = list[tuple[Ints, spill.Spilled]]

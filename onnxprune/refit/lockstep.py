@@ -190,7 +190,7 @@ def reference_points(
                 y = found[targets[i].source]
                 at, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
                 values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
-            points[i].append((there, spill.Kept(_floats(values[:, outputs[i]]), briefly=True)))
+            points[i].append((there, spill.Spilled(_floats(values[:, outputs[i]]), briefly=True)))
     return points
 
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from onnxprune.benchmark.measure import Bench, Latency
 from onnxprune.benchmark.profile import NodeTime, by_operator
-from onnxprune.channels.describe import Description, GroupDescription, Place
+from onnxprune.channels.describe import AxisUse, Description, GroupDescription
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.measures.figures import ERROR, percent
@@ -356,7 +356,7 @@ def _flow(g: GroupDescription) -> str:
     return f"{_nodes(g.producers)} => {_nodes(g.consumers)}"
 
 
-def _nodes(places: Sequence[Place]) -> str:
+def _nodes(places: Sequence[AxisUse]) -> str:
     names = list(dict.fromkeys(p.node or p.weight for p in places))
     more = len(names) - _SHOWN_PLACES
     return ", ".join(names[:_SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "") if names else "nothing"

@@ -24,7 +24,7 @@ from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
 from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
-from onnxprune.graph.spill import Kept
+from onnxprune.graph.spill import Spilled
 from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session
@@ -230,21 +230,21 @@ class _Inputs(Mapping[str, Array]):
 class _Kept(Mapping[str, Array]):
     """Activations of one batch, in memory or in files."""
 
-    stored: Mapping[str, Array | Kept]
+    stored: Mapping[str, Array | Spilled]
 
     @classmethod
     def of(cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], *, spill: bool) -> _Kept:
         """The tensors `names`: new `values`, or what was kept `before`; spill: in files, where they are not yet."""
-        found: dict[str, Array | Kept] = {}
+        found: dict[str, Array | Spilled] = {}
         for t in names:
             old = before.stored.get(t) if isinstance(before, _Kept) else before.get(t)
             value = old if old is not None else values[t]
-            found[t] = Kept(value, briefly=True) if spill and not isinstance(value, Kept) else value
+            found[t] = Spilled(value, briefly=True) if spill and not isinstance(value, Spilled) else value
         return cls(found)
 
     def __getitem__(self, name: str) -> Array:
         value = self.stored[name]
-        return value.load() if isinstance(value, Kept) else value
+        return value.load() if isinstance(value, Spilled) else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)

@@ -11,7 +11,7 @@ from onnxprune.data.batches import BATCH
 from onnxprune.data.layouts import samples_first
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.jobs.work import Scheduler
-from onnxprune.latency.search import Kept, meet
+from onnxprune.latency.search import KeptUnits, meet
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.options import at_most, exact_percent
@@ -80,7 +80,7 @@ def within_budget(
     settings: PruneConfig,
     stopwatch: Stopwatch | None = None,
     scheduler: Scheduler | None = None,
-) -> tuple[Kept, Sequence[Path]]:
+) -> tuple[KeptUnits, Sequence[Path]]:
     """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
 
     A latency budget is met by what is measured, in rounds. Raises BudgetUnreachable.
@@ -104,7 +104,7 @@ def within_budget(
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
     known = [(p, curves_of(p, t, coupled)) for p, t in tried]
 
-    def decide(limit: float) -> tuple[Kept, Sequence[Path]]:
+    def decide(limit: float) -> tuple[KeptUnits, Sequence[Path]]:
         found = [(kept_of(curves, price, limit, widths, coupled), p) for p, curves in known]
         if len(found) == 1:
             return found[0]
@@ -115,12 +115,12 @@ def within_budget(
 
 
 def _measured(
-    decide: Callable[[float], tuple[Kept, Sequence[Path]]], stopwatch: Stopwatch, wanted: float, least: float
-) -> tuple[Kept, Sequence[Path]]:
+    decide: Callable[[float], tuple[KeptUnits, Sequence[Path]]], stopwatch: Stopwatch, wanted: float, least: float
+) -> tuple[KeptUnits, Sequence[Path]]:
     """What comes closest to the wanted share of the time when it is measured."""
-    paths: dict[Kept, Sequence[Path]] = {}
+    paths: dict[KeptUnits, Sequence[Path]] = {}
 
-    def units(limit: float) -> Kept:
+    def units(limit: float) -> KeptUnits:
         kept, path = decide(limit)
         paths.setdefault(kept, path)
         return kept

@@ -12,7 +12,7 @@ from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels.gates import Gate, gates_of
 from onnxprune.config import PruneConfig
-from onnxprune.jobs.place import HERE, Place
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.measures.answers import Answers
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import Session
@@ -45,7 +45,7 @@ _PLAIN_SECONDS = 1.0
 
 
 def calibrate(
-    loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Place = HERE, *, selects: bool = True
+    loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Workplace = HERE, *, selects: bool = True
 ) -> Calibrated:
     """Collect statistics of every layer that combines removable channels.
 

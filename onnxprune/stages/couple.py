@@ -10,7 +10,7 @@ import onnx
 
 from onnxprune import cost, plan
 from onnxprune.allocation.widths import USEFUL_SHARE, Wanted, Widths
-from onnxprune.calibration.branches_taken import Taken, layers_taken, taken_by
+from onnxprune.calibration.branches_taken import TakenBranches, layers_taken, taken_by
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.branches import Drop
@@ -45,10 +45,10 @@ class Coupled:
     """
 
     channels: ChannelGraph
-    taken: Taken
+    taken: TakenBranches
     layers: tuple[Layer, ...]
     observed: Observed
-    seen: Taken
+    seen: TakenBranches
     widths: Widths
     drops: Mapping[int, Drop] = field(default_factory=dict)
     prices: Mapping[str, Cost] = field(default_factory=dict)
@@ -261,7 +261,7 @@ def watched_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded) -> onnx
     return watched(model, observed, loaded.normalised.types)
 
 
-def observed_of(taken: Taken, normalised: Normalised) -> Observed:
+def observed_of(taken: TakenBranches, normalised: Normalised) -> Observed:
     """What stands for the outputs of the model that the samples run."""
     return observed_in(taken.channels.graph, normalised.types, lambda t: _may_go(taken.channels, t))
 
@@ -270,7 +270,7 @@ def _may_go(channels: ChannelGraph, tensor: str) -> bool:
     return any(not channels.classes.pinned[f].all() for f in channels.factors.get(tensor, ()))
 
 
-def seen(taken: Taken, observed: Observed, normalised: Normalised, *, labelled: bool) -> Taken:
+def seen(taken: TakenBranches, observed: Observed, normalised: Normalised, *, labelled: bool) -> TakenBranches:
     """The model that the samples run, giving out what stands for its outputs. labelled: and the first output."""
     wanted = (*observed.outputs[: int(labelled)], *observed.tensors) or observed.outputs
     wanted = tuple(dict.fromkeys(wanted))

@@ -8,7 +8,7 @@ from onnxprune import plan
 from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
-from onnxprune.jobs.place import HERE, Place
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Mask
 from onnxprune.selection import Path
@@ -42,7 +42,7 @@ def cut_with(
     settings: PruneConfig,
     stage: Clock,
     stopwatch: Stopwatch | None = None,
-    place: Place = HERE,
+    place: Workplace = HERE,
 ) -> Cut:
     """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):

@@ -16,7 +16,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels
 from onnxprune.data.samples import Samples
 from onnxprune.errors import UsageError
-from onnxprune.jobs.place import HERE, Place
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Objective, imitation_of, task_loss
@@ -72,7 +72,7 @@ def probed(
     gates: Sequence[Gate],
     goals: Goals,
     settings: PruneConfig,
-    place: Place = HERE,
+    place: Workplace = HERE,
 ) -> OutputMoments:
     """What the gradients of the outputs say of every channel, at the uncut network."""
     taken = coupled.seen

@@ -17,7 +17,7 @@ from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
-from onnxprune.jobs.place import HERE, Place
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import METHODS, tried
@@ -46,7 +46,7 @@ def report_of(
     checked: Checked | None,
     output: str | os.PathLike[str] | None,
     timed: Latency | None = None,
-    place: Place = HERE,
+    place: Workplace = HERE,
 ) -> Report:
     """Collect the report; for a dry run `checked` is None. timed: with a latency budget."""
     channels = coupled.channels

@@ -14,8 +14,8 @@ from onnxprune.calibration.regressions import consumers_of, magnitude, regressio
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.gates import units_of
 from onnxprune.config import PruneConfig
-from onnxprune.jobs.place import HERE, Place
 from onnxprune.jobs.work import Here, Scheduler, Work
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.methods import METHODS, Looks, tried
 from onnxprune.numerics.arrays import Doubles
 from onnxprune.selection import Path, Regression
@@ -29,7 +29,7 @@ _COPIES = 3
 
 
 def select(
-    coupled: Coupled, calibrated: Calibrated, settings: PruneConfig, place: Place = HERE
+    coupled: Coupled, calibrated: Calibrated, settings: PruneConfig, place: Workplace = HERE
 ) -> dict[str, list[Path]]:
     """By the method that is run, the paths of all groups; several where the chosen one takes the better of them."""
     choice = Choice(settings.seed, settings.coefficients == "free")

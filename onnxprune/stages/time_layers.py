@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from onnxprune.config import PruneConfig
-from onnxprune.jobs.place import Place
+from onnxprune.jobs.workplace import Workplace
 from onnxprune.latency.cache import Cache, default_folder
 from onnxprune.latency.machine import OnnxRuntime
 from onnxprune.latency.stopwatch import Latency, Stopwatch, feeds_of
@@ -17,7 +17,7 @@ from onnxprune.stages.couple import (
 from onnxprune.stages.load import Loaded
 
 
-def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Place) -> Stopwatch:
+def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Workplace) -> Stopwatch:
     """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
     machine = OnnxRuntime(threads=settings.threads, providers=place.timing)
     return Stopwatch(

@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
 from onnxprune.channels.rules.layout import pad_amounts, padded_axes
 from onnxprune.channels.rules.sampling import resized_axes
-from onnxprune.graph.operators import GATES
+from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
 from onnxprune.surgery.bounds import slice_positions
@@ -231,7 +231,7 @@ REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {
     "Conv": convolution,
     "ConvTranspose": convolution,
     "GroupNormalization": group_norm,
-    **dict.fromkeys(GATES, hidden_size),
+    **dict.fromkeys(GATE_COUNT, hidden_size),
     "Reshape": reshape_target,
     "Expand": sizes_at(1),
     "Tile": sizes_at(1),

@@ -20,7 +20,7 @@ from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Array, Ints, Mask, cast
 
-Kept = dict[int, Ints]
+KeptIndices = dict[int, Ints]
 
 
 def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGraph, keep: Mask) -> None:
@@ -33,7 +33,7 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
     returned = {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
     now = {t.name: t for t in proto.graph.initializer}
     whole = {t.name: t for t in normalised.proto.graph.initializer if t.name in normalised.tables}
-    chosen: list[tuple[Table, Kept]] = []
+    chosen: list[tuple[Table, KeptIndices]] = []
     narrowed: list[tuple[Table, Array]] = []
     for name, table in normalised.tables.items():
         if name not in now or name in returned or name not in whole:
@@ -67,9 +67,9 @@ def _narrowed(table: Table, now: Array) -> Array | None:
     return narrow if np.isfinite(narrow).all() else None
 
 
-def _kept(channels: ChannelGraph, name: str, keep: Mask) -> Kept | None:
+def _kept(channels: ChannelGraph, name: str, keep: Mask) -> KeptIndices | None:
     """Axis → the positions that stay, of the axes that lose any; None where rows lose different ones."""
-    found: Kept = {}
+    found: KeptIndices = {}
     for f in channels.factors.get(name, ()):
         mask = keep[f]
         if mask.all():
@@ -80,7 +80,7 @@ def _kept(channels: ChannelGraph, name: str, keep: Mask) -> Kept | None:
     return found
 
 
-def _only_cut(now: Array, whole: Array, kept: Kept) -> bool:
+def _only_cut(now: Array, whole: Array, kept: KeptIndices) -> bool:
     """Whether a constant holds just what is left of the table."""
     for axis, at in kept.items():
         whole = np.take(whole, at, axis=axis)
@@ -104,7 +104,7 @@ class _Made:
         self._leaves: dict[str, onnx.TensorProto] = {}
         self._indices: dict[bytes, str] = {}
 
-    def write(self, chosen: Iterable[tuple[Table, Kept]], narrowed: Iterable[tuple[Table, Array]]) -> None:
+    def write(self, chosen: Iterable[tuple[Table, KeptIndices]], narrowed: Iterable[tuple[Table, Array]]) -> None:
         """Make these tables, of each the positions that stay, in place of the constants of their names.
 
         narrowed: weights with what their Cast reads now.
@@ -161,7 +161,7 @@ class _Made:
         found = self._names[name] = self._free(name)
         return found
 
-    def _gathers(self, name: str, kept: Kept) -> Iterator[onnx.NodeProto]:
+    def _gathers(self, name: str, kept: KeptIndices) -> Iterator[onnx.NodeProto]:
         """One for each cut axis; the last gives the table its name."""
         at = self._names[name]
         for i, (axis, places) in enumerate(kept.items(), start=1):

@@ -146,8 +146,8 @@ def stack(count: int = 2, columns: int = 12) -> np.ndarray:
 
 KEPT = {
     "in memory": lambda p: p,
-    "in a file": spill.Kept,
-    "in a file, in single precision": lambda p: spill.Kept(p.astype(np.float32)),
+    "in a file": spill.Spilled,
+    "in a file, in single precision": lambda p: spill.Spilled(p.astype(np.float32)),
 }
 
 
@@ -201,7 +201,7 @@ def test_inverses_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     at = np.arange(3)
     with spill.spilling():
-        known = InputMoments(spill.Kept(stack()), RIDGES[1])
+        known = InputMoments(spill.Spilled(stack()), RIDGES[1])
         empty = len(pickle.dumps(known))
         expected = known.inverse(at, 1e-3)
         assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 2
@@ -223,7 +223,7 @@ def test_large_moments_lie_in_files_in_the_precision_of_their_sums(monkeypatch: 
     with spill.spilling():
         _, found = moments_of(p, samples)
         held = {name: k.moments for name, k in found.items()}
-        kept = {name: k.load() for name, k in held.items() if isinstance(k, spill.Kept)}
+        kept = {name: k.load() for name, k in held.items() if isinstance(k, spill.Spilled)}
         assert kept.keys() == {n for n, k in expected.items() if k.p.shape[1] >= 30} == {"w4", "w5"}
         assert {k.dtype.name for k in kept.values()} == {"float32"}
         for name, k in expected.items():

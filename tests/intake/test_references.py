@@ -128,6 +128,6 @@ def test_every_tensor_is_met_once():
     model = graph_of([helper.make_node("Relu", ["x"], ["y"])])
     for k, put in enumerate(PLACES):
         put(model, outside(f"file {k}"))
-    met = [external.Place.of(t).location for t in external.stored_tensors(model) if external.is_external(t)]
+    met = [external.FileRange.of(t).location for t in external.stored_tensors(model) if external.is_external(t)]
     twice = {"file 1", "file 4", "file 6"}  # both branches, the body of a function likewise, a list of two
     assert sorted(met) == sorted([f"file {k}" for k in range(len(PLACES))] + list(twice))

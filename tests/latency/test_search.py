@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from onnxprune.latency.search import Kept, Round, meet, next_limit
+from onnxprune.latency.search import KeptUnits, Round, meet, next_limit
 
 UNITS = 1000
 
 
-def units(limit: float) -> Kept:
+def units(limit: float) -> KeptUnits:
     """A price in proportion to the units."""
     return (max(min(int(limit * UNITS), UNITS), 100),)
 
@@ -39,9 +39,9 @@ def test_a_share_that_is_right_is_measured_once():
 
 
 def test_the_rounds_end_where_the_units_stay_the_same():
-    calls: list[Kept] = []
+    calls: list[KeptUnits] = []
 
-    def measure(kept: Kept) -> float:
+    def measure(kept: KeptUnits) -> float:
         calls.append(kept)
         return 0.9
 
@@ -55,7 +55,7 @@ def test_a_measurement_that_was_disturbed_does_not_end_the_rounds():
     shares = iter([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
     limits: list[float] = []
 
-    def decide(limit: float) -> Kept:
+    def decide(limit: float) -> KeptUnits:
         limits.append(limit)
         return (round(10 * limit),) if len(limits) > 2 else (5,)
 
@@ -73,7 +73,7 @@ def test_steps_that_jump_over_the_share_give_the_nearer_side():
 def test_limits_stay_above_the_least():
     limits: list[float] = []
 
-    def decide(limit: float) -> Kept:
+    def decide(limit: float) -> KeptUnits:
         limits.append(limit)
         return units(limit)
 

@@ -92,7 +92,7 @@ def test_layout(tmp_path: Path) -> None:
     shared.name = "again"
     saved(proto, tmp_path / "out.onnx")
     read = onnx.load(tmp_path / "out.onnx", load_external_data=False)
-    places = {t.name: external.Place.of(t) for t in read.graph.initializer if external.is_external(t)}
+    places = {t.name: external.FileRange.of(t) for t in read.graph.initializer if external.is_external(t)}
     large = {t.name for t in model.graph.initializer if external.bytes_of(t) >= external.INLINE_BYTES}
     assert set(places) == large != {t.name for t in model.graph.initializer}
     assert places["big"] == places["again"]

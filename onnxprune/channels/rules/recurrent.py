@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.channels.labels import Factor, Labels, along
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Linear, Rule, Trace
-from onnxprune.graph.operators import GATES
+from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.view import Node
 
 _DIRECTION = Reason("a direction of a recurrent net is not a channel", Remedy.NO_CHANNELS)
@@ -28,7 +28,7 @@ def recurrent(node: Node, t: Trace) -> None:
     Outputs Y (T, D, B, H), Y_h and Y_c (D, B, H). With layout 1 the batch axis leads in X, Y and the states.
     """
     w, r, bias = node.input(1), node.input(2), node.input(3)
-    gates, batch_first = GATES[node.op], bool(node.attrs.get("layout", 0))
+    gates, batch_first = GATE_COUNT[node.op], bool(node.attrs.get("layout", 0))
     directions, _, hidden = t.shape(r)
     units = _units(node, t, directions, hidden)
     rows = np.tile(units, (1, gates))[:, :, None]
@@ -91,4 +91,4 @@ def _read_inputs(columns: Labels, node: Node, t: Trace) -> bool:
     return True
 
 
-TABLE: dict[str, Rule] = dict.fromkeys(GATES, recurrent)
+TABLE: dict[str, Rule] = dict.fromkeys(GATE_COUNT, recurrent)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune.gradients.build import Builder, Gradients, Names, NoGradient
-from onnxprune.graph.operators import GATES
+from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.view import Node
 
 USUAL: Mapping[str, tuple[str, ...]] = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ()}
@@ -112,7 +112,7 @@ def _of(b: Builder, stacked: str, d: int, axis: int = 0) -> str:
 def _cell(b: Builder, node: Node, d: int) -> tuple[str, _Cell]:
     """(the bias outside of the recurrence or "", the cell of direction `d`)."""
     x, hidden = node.inputs[0], b.shape(node.inputs[2])[2]
-    rows = GATES[node.op] * hidden
+    rows = GATE_COUNT[node.op] * hidden
     names = [str(a).lower() for a in node.attrs.get("activations", ())]
     if node.op == "GRU":
         other = bool(node.attrs.get("linear_before_reset", 0))

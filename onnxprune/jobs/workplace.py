@@ -8,7 +8,7 @@ from onnxprune.jobs.work import Here, Scheduler
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Workplace:
     """Where work is done: by whom, and with which of onnxruntime's providers calibration runs.
 
     timing: the providers on which a budget of latency is timed.
@@ -19,4 +19,4 @@ class Place:
     timing: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
-HERE = Place(Here())
+HERE = Workplace(Here())
