@@ -31,7 +31,7 @@ from scipy.special import logsumexp
 from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.graph.view import Shape
 from onnxprune.measures.answers import Answers, difference, spread
-from onnxprune.measures.class_scores import _scores_shape, check_classes
+from onnxprune.measures.class_scores import check_classes, scores_shape
 from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask, cast, is_float
 
 Index = slice | Ints
@@ -163,7 +163,7 @@ def fitted_labels(labels: Array, shape: Shape, dtype: np.dtype[Any]) -> Array:
     if not is_float(dtype):
         raise CalibrationError(f"labels need an output in floating point; the first output is {dtype}")
     if not is_float(labels.dtype):
-        if not _scores_shape(shape, len(labels)):
+        if not scores_shape(shape, len(labels)):
             raise CalibrationError(
                 f"integer labels are classes, but the first output ({shown}) holds no class scores (samples, classes); "
                 "give its targets in floating point"

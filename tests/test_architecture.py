@@ -1,105 +1,145 @@
-"""Who may import whom: one owner for each outside library, no cycles, and a light `import onnxprune`."""
+"""The house holds: imports point down, one room owns each outside library, engines see no options, nothing in circles.
+
+`scripts/house.py` has the floors and draws them.
+"""
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 import onnxprune
+from scripts import house
 
-PACKAGE = Path(onnxprune.__file__).resolve().parent
-ROOT = PACKAGE.parent
-
-
-def _modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = _modules()
-
-
-def _imports(path: Path) -> set[str]:
-    """Absolute names that a file imports anywhere, inside functions too; `from a import b` counts as a and a.b."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} imports relatively"
-            assert node.module is not None
-            found.add(node.module)
-            found.update(f"{node.module}.{a.name}" for a in node.names)
-    return found
+ROOT = house.ROOT
+MODULES = house.modules()
+NEEDS = house.needs(MODULES)
+# Rooms in which arrays and graphs without protobuf are enough.
+WITHOUT_ONNX = ("channels", "selection", "allocation", "refit", "numerics", "cost", "objective", "jobs", "process")
+# Who may import a library: a room, or one module of it.
+OWNERS = {
+    "onnxruntime": "runtime.session",
+    "tensorrt": "benchmark.tensorrt_engine",
+    "click": "cli",
+    "rich": "report.terminal",
+    "dask": "jobs.cluster",
+    "distributed": "jobs.cluster",
+    "multiprocessing": "jobs.processes",
+    "onnx_graphsurgeon": "graph.surgeon",
+    "threadpoolctl": "threads",
+}
+MOST_AT_THE_ROOT = 14
 
 
-def _library(name: str) -> str:
-    return name.partition(".")[0]
+def _libraries(module: str) -> set[str]:
+    return {name.partition(".")[0] for name in house.imports(MODULES[module])}
 
 
-def _users(library: str) -> set[str]:
-    return {m for m, path in MODULES.items() if library in {_library(i) for i in _imports(path)}}
+def _in(module: str, owner: str) -> bool:
+    own = f"onnxprune.{owner}"
+    return module == own or module.startswith(f"{own}.")
 
 
 def test_modules_are_found():
     """Fails where the tests below would look at nothing."""
-    assert {"onnxprune", "onnxprune.graph.protobuf", "onnxprune.channels.groups"} <= set(MODULES)
+    assert {"onnxprune", "onnxprune.graph.view", "onnxprune.channels.groups"} <= set(MODULES)
+    assert "onnxprune.graph.view" in NEEDS["onnxprune.channels.groups"]
 
 
-def test_imports_point_one_way():
-    """Fails where two modules need each other."""
-    graph = {}
-    for name, path in MODULES.items():
-        needs = {i for i in _imports(path) if i in MODULES and i != name}
-        # A package's own __init__ gathers its modules: those may name the package's siblings, not the package.
-        graph[name] = needs - {"onnxprune"}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as e:
-        pytest.fail(f"import cycle: {' -> '.join(e.args[1])}")
+def test_every_room_has_a_floor():
+    """Fails where a folder or a module at the root is not in FLOORS, or stands there twice."""
+    rooms = [room for floor in house.FLOORS for room in floor]
+    assert sorted(rooms) == sorted({house.room_of(m) for m in MODULES})
 
 
-@pytest.mark.parametrize("layer", ["numerics", "select", "budget", "objective"])
-def test_arithmetic_knows_no_onnx(layer: str):
-    """Fails where a numeric module reaches for a model: arrays go in, arrays come out."""
-    inside = {m: p for m, p in MODULES.items() if m.split(".")[1:2] == [layer]}
-    assert inside
-    seen: set[str] = set()
-    stack = list(inside)
+def test_imports_point_down():
+    """Fails where a room needs one above it, or beside it."""
+    assert house.upward(house.arrows(NEEDS)) == []
+
+
+def test_an_upward_import_would_be_found(monkeypatch: pytest.MonkeyPatch):
+    """The mutation check of the test above: with two floors exchanged there is one."""
+    floors = list(house.FLOORS)
+    floors[-1], floors[-2] = floors[-2], floors[-1]
+    monkeypatch.setattr(house, "FLOORS", tuple(floors))
+    assert house.upward(house.arrows(NEEDS)) != []
+
+
+@pytest.mark.parametrize("package", ["onnxprune", "benchmarks", "experiments", "tests"])
+def test_no_circle(package: str):
+    """Fails where two modules need each other, by a circle of any length."""
+    found = house.needs(house.modules(package))
+    assert found
+    # The package itself gathers names of its modules on first use.
+    assert house.circle({m: own - {"onnxprune"} for m, own in found.items()}) == []
+
+
+def test_the_root_is_no_corridor():
+    """Fails where modules gather at the root again."""
+    at_the_root = [p.name for p in (ROOT / "onnxprune").glob("*.py")]
+    assert len(at_the_root) <= MOST_AT_THE_ROOT, at_the_root
+
+
+@pytest.mark.parametrize("room", WITHOUT_ONNX)
+def test_arrays_and_graphs_are_enough(room: str):
+    """Fails where a room reaches for protobuf, or for a runtime, that is to know neither."""
+    own = [m for m in MODULES if _in(m, room)]
+    assert own
+    for module in own:
+        assert not {"onnx", "onnx_graphsurgeon", "onnxruntime"} & _libraries(module), module
+
+
+@pytest.mark.parametrize("room", ["numerics", "selection"])
+def test_arithmetic_knows_no_model(room: str):
+    """Fails where a numeric module needs a model, by whatever way: arrays go in, arrays come out."""
+    stack, seen = [m for m in MODULES if _in(m, room)], set[str]()
+    assert stack
     while stack:
-        name = stack.pop()
-        if name in seen:
+        module = stack.pop()
+        if module not in seen:
+            seen.add(module)
+            assert not {"onnx", "onnx_graphsurgeon", "onnxruntime"} & _libraries(module), module
+            stack.extend(NEEDS[module] - {"onnxprune"})
+
+
+def test_stages_alone_see_options():
+    """Fails where an engine is given the options of a run, or what stages hand to each other."""
+    above = ("cli", "pipeline", "stages", "plan", "config", "__main__")
+    for module, own in NEEDS.items():
+        if module == "onnxprune" or house.room_of(module) in above:
             continue
-        seen.add(name)
-        imports = _imports(MODULES[name])
-        assert not {"onnx", "onnx_graphsurgeon", "onnxruntime"} & {_library(i) for i in imports}, name
-        stack.extend(i for i in imports if i in MODULES and i != "onnxprune")
+        assert not {m for m in own if _in(m, "config") or _in(m, "stages")}, module
 
 
-@pytest.mark.parametrize(
-    ("library", "owner"),
-    [
-        ("onnxruntime", "onnxprune.runtime.session"),
-        ("tensorrt", "onnxprune.benchmark.tensorrt_engine"),
-        ("click", "onnxprune.cli.main"),
-        ("rich", "onnxprune.report.terminal"),
-        ("dask", "onnxprune.jobs.cluster"),
-        ("distributed", "onnxprune.jobs.cluster"),
-        ("multiprocessing", "onnxprune.jobs.processes"),
-    ],
-)
-def test_one_module_owns_each_library(library: str, owner: str):
-    """Fails where a second module imports a library that has an owner."""
-    assert _users(library) == {owner}
+def test_the_oracle_is_independent_of_the_surgery():
+    """Fails where what judges the cut is made by what cuts."""
+    assert not {m for m in NEEDS["onnxprune.verification.oracle"] if _in(m, "surgery")}
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_one_room_owns_each_library(library: str):
+    """Fails where another module imports a library that has an owner, or the owner does no longer."""
+    users = {m for m in MODULES if library in _libraries(m)}
+    assert users
+    assert {m for m in users if not _in(m, OWNERS[library])} == set()
+
+
+@pytest.mark.parametrize("package", ["onnxprune", "benchmarks", "experiments", "scripts"])
+def test_what_is_private_stays_in_its_module(package: str):
+    """Fails where a name with an underscore is imported elsewhere: then it is not private."""
+    for path in house.modules(package).values():
+        for name in house.imports(path):
+            if name.startswith(("onnxprune.", "benchmarks.", "experiments.", "scripts.")):
+                last = name.rpartition(".")[2]
+                assert not last.startswith("_") or last == "__version__", (path, name)
+
+
+def test_the_picture_is_that_of_the_code():
+    """Fails where docs/house.svg is older than the imports: `python -m scripts.house --draw` makes it anew."""
+    assert house.PICTURE.read_text(encoding="utf-8") == house.drawn()
 
 
 def test_importing_the_package_is_light():

@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer
-from onnxprune.calibration.readers import _first_input, outputs_behind, read_by_layers_alone, readers_of
+from onnxprune.calibration.readers import first_input, outputs_behind, read_by_layers_alone, readers_of
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.layouts import samples_first
@@ -75,7 +75,7 @@ def measure(
     masked = only - read_by_layers_alone(channels, layers, consumers)
     nodes = readers_of(channels, consumers)
     order = sorted(only, key=lambda g: (min(nodes[g], default=-1), g))
-    stops = tuple(_first_input(channels, nodes[g]) for g in order)
+    stops = tuple(first_input(channels, nodes[g]) for g in order)
 
     def trial(place: int, g: int) -> Trial:
         known = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}

@@ -32,7 +32,7 @@ def readers_of(channels: ChannelGraph, consumers: Sequence[Sequence[Layer]]) -> 
     return [set(main[np.searchsorted(main, sorted(f), side="right") - 1].tolist()) for f in found]
 
 
-def _first_input(channels: ChannelGraph, readers: Set[int]) -> str:
+def first_input(channels: ChannelGraph, readers: Set[int]) -> str:
     """What a walk to just before the first of these nodes asks for: whatever that needs comes before all of them."""
     graph = channels.graph
     first = next((n for n in graph.nodes if n.index in readers), None)

@@ -41,13 +41,13 @@ _CHUNK = 8 << 20
 # Of the checksum in the name of a file of weights.
 _DIGITS = 16
 
-_BITS = {
+BITS = {
     getattr(onnx.TensorProto, name): bits
     for name, bits in (("UINT4", 4), ("INT4", 4), ("FLOAT4E2M1", 4), ("UINT2", 2), ("INT2", 2))
     if hasattr(onnx.TensorProto, name)
 }
 # Types of which several values share a byte.
-PACKED = frozenset(_BITS)
+PACKED = frozenset(BITS)
 
 
 def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -107,8 +107,8 @@ def bytes_of(tensor: onnx.TensorProto) -> int:
     if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
         return 0
     elements = math.prod(int(d) for d in tensor.dims)
-    if tensor.data_type in _BITS:
-        return -(-elements * _BITS[tensor.data_type] // 8)
+    if tensor.data_type in BITS:
+        return -(-elements * BITS[tensor.data_type] // 8)
     return elements * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
@@ -177,7 +177,7 @@ def array_of(tensor: onnx.TensorProto) -> Array:
     if size == 0:
         return np.empty(shape, dtype)
     try:
-        if tensor.data_type in _BITS or sys.byteorder != "little":
+        if tensor.data_type in BITS or sys.byteorder != "little":
             return _unpacked(tensor, place, size)
         with opened(place.location, ModelError) as f:
             return np.asarray(np.memmap(f, dtype, "r", place.offset, shape))
@@ -329,7 +329,7 @@ def embedded_bytes(proto: onnx.ModelProto) -> int:
     return sum(bytes_of(t) for t in stored_tensors(proto) if not is_external(t))
 
 
-def _rebuilt(proto: onnx.ModelProto, change: Callable[[onnx.TensorProto], onnx.TensorProto]) -> onnx.ModelProto:
+def rebuilt(proto: onnx.ModelProto, change: Callable[[onnx.TensorProto], onnx.TensorProto]) -> onnx.ModelProto:
     """A copy with other weights of the main graph; the present ones are not copied on the way."""
     result = onnx.ModelProto()
     for field, value in proto.ListFields():
@@ -352,7 +352,7 @@ def _assign(message: Any, name: str, value: Any) -> None:
         setattr(message, name, value)
 
 
-def _described(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def described(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """A copy without values."""
     copy = onnx.TensorProto()
     for field, value in tensor.ListFields():
@@ -448,11 +448,11 @@ def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, C
             sources.append((tensor, offset))
             if key:
                 shared[key] = offset
-        moved = _described(tensor)
+        moved = described(tensor)
         FileRange(location, offset, size).put(moved)
         return moved
 
-    shell = _rebuilt(proto, lambda t: put(t) if bytes_of(t) >= INLINE_BYTES else t)
+    shell = rebuilt(proto, lambda t: put(t) if bytes_of(t) >= INLINE_BYTES else t)
     for t in stored_tensors(shell):
         # What is left is a constant of a node or of a body, which goes out only where it came from outside.
         if is_external(t) and FileRange.of(t).location != location:
@@ -463,7 +463,7 @@ def separated(proto: onnx.ModelProto, location: str) -> tuple[onnx.ModelProto, C
     def write(f: IO[bytes]) -> None:
         for tensor, offset in sources:
             f.write(b"\0" * (offset - f.tell()))
-            _stream(tensor, f)
+            stream(tensor, f)
 
     return shell, write
 
@@ -474,7 +474,7 @@ def end_of_data(shell: onnx.ModelProto) -> int:
     return max((p.offset + (p.length or 0) for p in places), default=0)
 
 
-def _stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
+def stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
     """Write the values of a tensor, a file's in pieces."""
     if is_external(tensor):
         place, left = FileRange.of(tensor), bytes_of(tensor)

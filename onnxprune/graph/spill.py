@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph.external import _BITS, FileRange, _described, _rebuilt, _stream, bytes_of, is_external
+from onnxprune.graph.external import BITS, FileRange, bytes_of, described, is_external, rebuilt, stream
 from onnxprune.numerics.arrays import Array
 
 # What is computed on the way goes to a file of its own from this size on.
@@ -179,7 +179,7 @@ def tensor_of(array: Array, name: str, *, outside: bool) -> onnx.TensorProto:
         return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
     data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor = onnx.TensorProto(name=name, data_type=data_type, dims=array.shape)
-    if data_type in _BITS or sys.byteorder != "little":
+    if data_type in BITS or sys.byteorder != "little":
         return _spilled(numpy_helper.from_array(array, name), folder)
     return _to_file(tensor, folder, array.nbytes, lambda f: _write_array(array, f))
 
@@ -194,7 +194,7 @@ def _bytes(array: Array) -> memoryview:
 
 def _spilled(tensor: onnx.TensorProto, folder: _Folder) -> onnx.TensorProto:
     """A small stand-in for an embedded tensor, with the values in a file."""
-    return _to_file(_described(tensor), folder, bytes_of(tensor), lambda f: _stream(tensor, f))
+    return _to_file(described(tensor), folder, bytes_of(tensor), lambda f: stream(tensor, f))
 
 
 def _to_file(
@@ -224,4 +224,4 @@ def outside(proto: onnx.ModelProto) -> onnx.ModelProto:
     folder = _SPILL.get()
     if folder is None:
         return proto
-    return _rebuilt(proto, lambda t: t if is_external(t) or bytes_of(t) < SPILL_BYTES else _spilled(t, folder))
+    return rebuilt(proto, lambda t: t if is_external(t) or bytes_of(t) < SPILL_BYTES else _spilled(t, folder))

@@ -9,10 +9,11 @@ from onnxprune.numerics.arrays import Array, Ints, is_float
 
 def class_scores(output: Array, samples: int) -> bool:
     """Whether an output holds class scores: floating point, (samples, classes), with but axes of size 1 behind."""
-    return is_float(output.dtype) and _scores_shape(output.shape, samples)
+    return is_float(output.dtype) and scores_shape(output.shape, samples)
 
 
-def _scores_shape(shape: Shape, samples: int) -> bool:
+def scores_shape(shape: Shape, samples: int) -> bool:
+    """Whether this is the shape of class scores."""
     return len(shape) > 1 and shape[0] == samples and shape[1] > 1 and all(n == 1 for n in shape[2:])
 
 

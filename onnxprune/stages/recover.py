@@ -18,7 +18,7 @@ from onnxprune.refit.finite import keep_finite
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.refit import Refitted, _spoilt, held_out_error, nearest
+from onnxprune.stages.refit import Refitted, held_out_error, nearest, spoilt
 from onnxprune.surgery import replace_initializers, set_initializers
 
 RECOVERED = "recovered"
@@ -65,7 +65,7 @@ def recover_weights(
         before = replace_initializers(model, {})
         set_initializers(model, weights)
         undone = keep_finite(model, before, loaded.normalised.proto, coupled.layers, loaded.parts)
-        notes += [_spoilt(x, RECOVERED) for x in undone]
+        notes += [spoilt(x, RECOVERED) for x in undone]
         candidates = {**candidates, RECOVERED: model}
     return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
 

@@ -53,7 +53,7 @@ def refit_weights(
 
     def mended(level: str, candidate: onnx.ModelProto) -> list[str]:
         undone = keep_finite(candidate, sliced, original, coupled.layers, loaded.parts)
-        return [_spoilt(x, level) for x in undone]
+        return [spoilt(x, level) for x in undone]
 
     refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings)
     return replace(refitted, notes=(*refitted.notes, *_limits(coupled, keep)))
@@ -125,7 +125,8 @@ def _limits(coupled: Coupled, keep: Mask) -> list[str]:
     ]
 
 
-def _spoilt(layer: Layer, level: str) -> str:
+def spoilt(layer: Layer, level: str) -> str:
+    """The note on a layer whose fit was taken back."""
     return (
         f"{layer.node.name} keeps what is left of its weights: fitted by {level} they give numbers behind them that "
         "are not finite where the original's are"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxprune.channels.labels import as_array
 from onnxprune.channels.rules.slicing import slice_bounds
+from onnxprune.graph import surgeon
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
 from onnxprune.surgery.editing import Cut, unused
@@ -60,7 +60,7 @@ def _write(node: Any, view: Node, cut: Cut, new: Mapping[int, _Bounds], count: i
         entries = {1: 0, 2: 1, 4: 2}.get(k)
         some = {} if entries is None else {p: b[entries] for p, b in new.items()}
         while len(node.inputs) <= k and (values is not None or view.input(k)):
-            node.inputs.append(gs.Variable.empty())
+            node.inputs.append(surgeon.Variable.empty())
         if values is not None:
             values = values.astype(kind)
             for p, v in some.items():
@@ -87,8 +87,10 @@ def _progression(positions: Array) -> _Bounds | None:
 
 
 def _insert_gather(node: Any, cut: Cut, axis: int, positions: Array) -> None:
-    out = gs.Variable(unused(f"{node.outputs[0].name}__picked{axis}", cut.tensors))
+    out = surgeon.Variable(unused(f"{node.outputs[0].name}__picked{axis}", cut.tensors))
     indices = cut.constant(f"{out.name}_indices", positions.astype(np.int64))
-    gather = gs.Node("Gather", name=out.name, attrs={"axis": axis}, inputs=[node.inputs[0], indices], outputs=[out])
+    gather = surgeon.GraphNode(
+        "Gather", name=out.name, attrs={"axis": axis}, inputs=[node.inputs[0], indices], outputs=[out]
+    )
     cut.editing.nodes.append(gather)
     node.inputs[0] = out

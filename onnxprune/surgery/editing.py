@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import rows_of
+from onnxprune.graph import surgeon
 from onnxprune.numerics.arrays import Array, Mask
 
 
@@ -45,7 +45,7 @@ class Cut:
     def constant(self, name: str, values: Array) -> Any:
         """A new initializer of the graph being edited."""
         # Not np.ascontiguousarray: that turns a scalar into a vector.
-        return gs.Constant(unused(name, self.tensors), np.array(values, order="C"))
+        return surgeon.Constant(unused(name, self.tensors), np.array(values, order="C"))
 
     def set_sizes(self, node: Any, slot: int, owner: str, new: Mapping[int, int], offset: int = 0) -> None:
         """Write new sizes of axes into the size tensor at `slot`, be it constant or computed at run time."""
@@ -77,18 +77,20 @@ class Cut:
             if not fixed:
                 piece = self.added("Gather", f"{out.name}_{places[0]}_picked", [vector, piece], axis=0)
             pieces.append(piece)
-        self.editing.nodes.append(gs.Node("Concat", name=out.name, attrs={"axis": 0}, inputs=pieces, outputs=[out]))
+        self.editing.nodes.append(
+            surgeon.GraphNode("Concat", name=out.name, attrs={"axis": 0}, inputs=pieces, outputs=[out])
+        )
         return out
 
     def added(self, op: str, name: str, inputs: Sequence[Any], **attrs: Any) -> Any:
         """The int64 output of a new node."""
         out = self.variable(name)
-        self.editing.nodes.append(gs.Node(op, name=out.name, attrs=attrs, inputs=list(inputs), outputs=[out]))
+        self.editing.nodes.append(surgeon.GraphNode(op, name=out.name, attrs=attrs, inputs=list(inputs), outputs=[out]))
         return out
 
     def variable(self, name: str) -> Any:
         """A new tensor of sizes."""
-        out = gs.Variable(unused(name, self.tensors), dtype=np.int64)
+        out = surgeon.Variable(unused(name, self.tensors), dtype=np.int64)
         self.tensors[out.name] = out
         return out
 
