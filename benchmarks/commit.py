@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Pages and results are not among them: they change while something is measured.
-_CODE = ("onnxprune", "tests", "benchmarks", "models", "pyproject.toml")
+_CODE = ("onnxprune", "tests", "benchmarks", "experiments", "scripts", "models", "pyproject.toml")
 
 
 def commit() -> str:

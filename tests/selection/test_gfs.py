@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.selection import gfs
 from tests.compare import assert_same
-from tests.select.exhaustive import FAMILIES, Samples, family
+from tests.selection.exhaustive import FAMILIES, Samples, family
 
 RTOL = 1e-9
 

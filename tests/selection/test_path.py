@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune.selection import Path, Regression
 from tests.compare import assert_same
-from tests.select.problems import Problem, problem
+from tests.selection.problems import Problem, problem
 
 # float64 throughout; only the order of summation differs.
 RTOL = 1e-10

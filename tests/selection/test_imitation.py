@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxprune.selection import Quadratic
 from onnxprune.selection.imitation import QuadraticWalk, greedy
 from tests.compare import assert_same
-from tests.select.exhaustive import FAMILIES, Array, Samples, best_on_line, best_step, family, lowest, moved
+from tests.selection.exhaustive import FAMILIES, Array, Samples, best_on_line, best_step, family, lowest, moved
 
 # Relative to D of removing everything.
 RTOL = 1e-9

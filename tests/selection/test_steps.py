@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from onnxprune.selection import Path, gfs
 from onnxprune.selection.imitation import best_of_size, greedy, imitate
 from tests.compare import assert_same
-from tests.select.exhaustive import FAMILIES, Samples, family
+from tests.selection.exhaustive import FAMILIES, Samples, family
 
 RTOL = 1e-9
 METHODS = {

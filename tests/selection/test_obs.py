@@ -14,7 +14,7 @@ from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.selection import Regression, obs
 from onnxprune.selection.obs import eliminate
 from tests.compare import assert_same
-from tests.select.problems import Problem, problem
+from tests.selection.problems import Problem, problem
 
 Array = NDArray[np.float64]
 # float64: down-dates of an inverse against fresh factorisations, over at most ten removals.

@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune.selection import Discrepancy, Quadratic
 from tests.compare import assert_same
-from tests.select.exhaustive import FAMILIES, family
+from tests.selection.exhaustive import FAMILIES, family
 
 RTOL = 1e-10
 

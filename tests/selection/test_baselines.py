@@ -7,8 +7,8 @@ import pytest
 
 from onnxprune.selection import Regression, baselines
 from tests.compare import assert_same
-from tests.select.exhaustive import family
-from tests.select.problems import problem
+from tests.selection.exhaustive import family
+from tests.selection.problems import problem
 
 # float64; only the order of summation differs.
 RTOL = 1e-10

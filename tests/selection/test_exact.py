@@ -13,7 +13,7 @@ from onnxprune.selection import exact
 from onnxprune.selection.exact import ExactWalk
 from onnxprune.selection.imitation import greedy
 from tests.compare import assert_same
-from tests.select.exhaustive import FAMILIES, Array, best_on_line, best_step, family, lowest, moved
+from tests.selection.exhaustive import FAMILIES, Array, best_on_line, best_step, family, lowest, moved
 
 RTOL = 1e-9
 # The line search stops where D is within a tenth of what its parabola promised.

@@ -19,7 +19,7 @@ from scipy.spatial.distance import pdist
 
 from onnxprune.selection import Quadratic, gfs
 from onnxprune.selection.imitation import greedy
-from tests.select.exhaustive import Array
+from tests.selection.exhaustive import Array
 
 UNITS = 60
 
