@@ -52,7 +52,7 @@ class Objective(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The outputs that count."""
+        """The names of the outputs that count."""
 
     @property
     def samples(self) -> int:
@@ -99,7 +99,7 @@ class SquaredError:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The outputs that count."""
+        """The names of the outputs that count."""
         return tuple(self.target)
 
     def value(self, outputs: Mapping[str, Array], index: Index) -> float:
@@ -231,7 +231,7 @@ class CrossEntropy:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The output that counts."""
+        """The name of the output that counts, alone."""
         return (self.name,)
 
     @property
@@ -287,7 +287,7 @@ class _Answer:
         return cls(np.log(np.maximum(np.where(sound[:, None], z, 1.0), floor)), sound, float(np.log(floor)))
 
     def loss(self, labels: Ints) -> Wide:
-        """-log p_label, (samples,)."""
+        """The loss of each sample, -log p_label, (samples,)."""
         return np.where(self.sound, -self.log_p[np.arange(len(labels)), labels], np.inf)
 
     def slope(self, labels: Ints) -> Wide:

@@ -28,7 +28,7 @@ class CostModel(Protocol):
     """What allocation needs of a cost (see `cost.Cost`)."""
 
     def at(self, kept: Counts | Sequence[int]) -> float:
-        """The whole cost."""
+        """The cost of the whole model with these units kept."""
 
     def saving(self, kept: Counts, group: int, fewer: int) -> float:
         """What keeping `fewer` units less of a group saves."""

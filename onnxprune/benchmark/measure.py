@@ -122,7 +122,7 @@ class Bench:
         return found
 
     def to_json(self) -> str:
-        """As text."""
+        """The result as JSON text."""
         return json.dumps(self.as_dict(), indent=1) + "\n"
 
 

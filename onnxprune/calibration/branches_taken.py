@@ -20,6 +20,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.data.batches import BATCH
 from onnxprune.data.samples import Samples
 from onnxprune.graph import bodies, protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import Normalised
 from onnxprune.runtime.session import Session
 
@@ -113,8 +114,7 @@ def _squeezes(normalised: Normalised) -> dict[str, tuple[int, ...]]:
 def _replaced(
     proto: onnx.ModelProto, branches: Mapping[str, bool], squeezed: Mapping[str, tuple[int, ...]]
 ) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     for n in result.graph.node:
         if n.output and n.output[0] in squeezed:  # a Squeeze still, or what repairs made of it
             axes = squeezed[n.output[0]]

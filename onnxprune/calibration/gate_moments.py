@@ -45,7 +45,7 @@ class GateMoments:
 
     @classmethod
     def zeros(cls, units: int) -> GateMoments:
-        """Empty sums."""
+        """Sums over no sample yet, for so many units."""
         return cls(np.zeros((units, units)), *(np.zeros(units) for _ in range(3)))
 
     def merge(self, other: GateMoments) -> None:

@@ -17,6 +17,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.gates import Gate, sums_of, values_of
 from onnxprune.gradients import backward
 from onnxprune.graph import protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Objective
 from onnxprune.runtime.session import Session
@@ -42,8 +43,7 @@ class GatedNetwork:
         self._channels, self._group, self._batches, self._objective = channels, group, batches, objective
         proto, graph, types = differentiable(proto, channels.graph, types)
         gates = located(gates, graph)
-        gated = onnx.ModelProto()
-        gated.CopyFrom(proto)
+        gated = copied(proto)
         del gated.graph.node[:]
         shapes, known = dict(graph.shapes), dict(types)
         self._gates = {f"gate:{i}": gate for i, gate in enumerate(gates)}
@@ -82,7 +82,7 @@ class GatedNetwork:
         return sum(self._objective.value(self._outputs(x, fed), x.index) for x in self._batches)
 
     def gradient(self, a: Doubles) -> Doubles:
-        """Its gradient there, (units,)."""
+        """The gradient of the discrepancy at these coefficients, (units,)."""
         fed = self._fed(a)
         found = np.zeros(a.size)
         for x in self._batches:

@@ -20,6 +20,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.calibration.layers import InputGates, Layer, StateGates
+from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.session import Feeds
@@ -47,8 +48,7 @@ class GramGraph:
     @classmethod
     def of(cls, proto: onnx.ModelProto, layers: Sequence[Layer], inputs: Inputs, also: Sequence[str] = ()) -> GramGraph:
         """Append to a model that computes the inputs of the layers. also: tensors that are given out as they are."""
-        result = onnx.ModelProto()
-        result.CopyFrom(proto)
+        result = copied(proto)
         del result.graph.output[:]
         double = frozenset(x.weight for x in layers if inputs[x.data][1] == np.float64)
         grams: dict[str, str] = {}

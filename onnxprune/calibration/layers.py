@@ -71,7 +71,7 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        """Input channels."""
+        """How many input channels the layer has."""
         return int(self.inputs.size)
 
     @property
@@ -86,7 +86,7 @@ class Layer:
 
     @property
     def kernel_size(self) -> int:
-        """Kernel positions per channel."""
+        """How many kernel positions each input channel has."""
         return int(np.prod(self.window.kernel)) if self.window is not None else 1
 
     def columns(self, group: int) -> Ints:
@@ -248,11 +248,11 @@ class BiasAlone(Layer):
         return self.beta * weights[self.bias].astype(dtype).reshape(1, 1, -1)
 
     def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
-        """The inverse of `matrix`."""
+        """The arrays by initializer name that `matrix` would read back from: its inverse."""
         return {self.bias: matrix.ravel() / self.beta}
 
     def rows(self, x: Floats, positions: Ints) -> Floats:
-        """Ones, (1, R, 1)."""
+        """Rows of ones, (1, R, 1), for R positions: such a layer reads a constant."""
         return augmented(x[None])
 
 
@@ -286,7 +286,7 @@ class InputGates(Layer):
         return found
 
     def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
-        """(B, T, 0)."""
+        """The shape of what is sampled, (B, T, 0): steps in place of positions."""
         return x[1], x[0], 0
 
     def rows(self, x: Floats, positions: Ints) -> Floats:
@@ -312,7 +312,7 @@ class StateGates(Layer):
 
     @property
     def groups(self) -> int:
-        """Directions."""
+        """How many directions the recurrent net runs in; they count as groups."""
         return self.directions
 
     def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
@@ -320,11 +320,11 @@ class StateGates(Layer):
         return np.ascontiguousarray(weights[self.weight].astype(dtype).transpose(0, 2, 1))
 
     def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
-        """The inverse of `matrix`."""
+        """The arrays by initializer name that `matrix` would read back from: its inverse."""
         return {self.weight: matrix.transpose(0, 2, 1)}
 
     def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
-        """(B, T, 0)."""
+        """The shape of what is sampled, (B, T, 0): steps in place of positions."""
         return x[2], x[0], 0
 
     def rows(self, x: Floats, positions: Ints) -> Floats:

@@ -157,7 +157,7 @@ class Probe:
 
     @cached_property
     def session(self) -> Session:
-        """Of the model."""
+        """The session that runs the model with its gradients, opened on first use."""
         return Session(self.proto, single=True, providers=PROVIDERS[self.provider])
 
     def __getstate__(self) -> dict[str, Any]:

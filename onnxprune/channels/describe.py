@@ -86,7 +86,7 @@ class Description:
         return self.prunable_macs / self.macs if self.macs else 0.0
 
     def to_json(self) -> str:
-        """As text."""
+        """The description as JSON text."""
         return json.dumps(asdict(self) | {"share": self.share, "share_of_macs": self.share_of_macs}, indent=1) + "\n"
 
 

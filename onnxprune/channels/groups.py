@@ -68,7 +68,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Number of units."""
+        """How many units the group has."""
         return int(self.units.size)
 
     @property

@@ -54,7 +54,7 @@ class Pinned:
 
     @property
     def reason(self) -> str:
-        """Why, as a clause."""
+        """Why the channels stay, as a clause of a sentence."""
         return self.why.text
 
     @property

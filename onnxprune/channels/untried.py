@@ -33,7 +33,7 @@ class Untried:
 
     @property
     def text(self) -> str:
-        """The branch in words."""
+        """What a reader calls the branch."""
         return f"the {self.branch} branch of {self.node}"
 
 

@@ -53,17 +53,17 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As of an array."""
+        """The shape, as numpy's arrays have it."""
         return (len(self), *self.stored[1:])
 
     @property
     def ndim(self) -> int:
-        """As of an array."""
+        """The number of axes."""
         return len(self.stored)
 
     @property
     def size(self) -> int:
-        """As of an array."""
+        """The number of entries."""
         return math.prod(self.shape)
 
     def __getitem__(self, part: slice) -> Array:

@@ -51,7 +51,7 @@ class Layout:
         return moved.reshape(count, self.rows, *moved.shape[1:])
 
     def back(self, y: Array) -> Array:
-        """The inverse of `first`."""
+        """Samples that lie first, moved back to where the model has them: the inverse of `first`."""
         if self.why:
             return y
         if self.axis is None:

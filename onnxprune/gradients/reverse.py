@@ -18,6 +18,7 @@ from onnx import helper
 
 from onnxprune.gradients.build import Builder, NoGradient
 from onnxprune.gradients.rules import NO_DERIVATIVE, TABLE, WITHOUT
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Graph, Node
 
 Use = tuple[int, int]
@@ -59,8 +60,7 @@ def backward(
     for node in reversed(graph.nodes):
         walk.visit(node)
     walk.finish()
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     result.graph.node.extend(b.nodes)
     result.graph.initializer.extend(b.constants)
     for o, seed in seeds.items():

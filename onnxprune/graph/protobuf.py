@@ -22,6 +22,13 @@ Model = onnx.ModelProto
 SIZE_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
 
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model, which may be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
 def element_type(dtype: np.dtype[Any]) -> int:
     """ONNX's number of an element type."""
     return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
@@ -130,8 +137,7 @@ def submodel(
 
 def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.ModelProto:
     """A copy whose input dimensions are the given sizes, and whose inner and output shapes are left to inference."""
-    bound = onnx.ModelProto()
-    bound.CopyFrom(proto)
+    bound = copied(proto)
     del bound.graph.value_info[:]
     for v in bound.graph.input:
         if v.name in binding:

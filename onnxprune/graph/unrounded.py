@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
 from onnxprune.numerics.arrays import Array
 
@@ -44,8 +45,7 @@ def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
         for n in proto.graph.node
         if n.op_type == QUANTIZE and n.domain in DOMAINS and reader.is_activation(n) and reader.may_be_real(n.output[0])
     }
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     del result.graph.node[:]
     del result.graph.value_info[:]
     for n in proto.graph.node:

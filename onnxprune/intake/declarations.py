@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 
 from onnxprune.graph.bodies import every_body
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Shape
 
 # Exporters write these for "any size"; they name no size that two axes could share.
@@ -19,8 +20,7 @@ def with_free_dimensions(proto: onnx.ModelProto) -> onnx.ModelProto:
     takes it. A copy where there are any."""
     if not any(_is_free(d) for d in _dimensions(proto)):
         return proto
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     for d in _dimensions(result):
         if _is_free(d):
             d.Clear()
@@ -63,8 +63,7 @@ def false_outputs(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[s
 
 def with_true_outputs(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
     """A copy that declares its outputs with as many axes as they have, and without sizes that are false."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     for v in result.graph.output:
         real = shapes.get(v.name)
         if real is None or not v.type.HasField("tensor_type") or not v.type.tensor_type.HasField("shape"):

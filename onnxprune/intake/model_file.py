@@ -11,7 +11,7 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import external, spill
-from onnxprune.graph.protobuf import as_bytes
+from onnxprune.graph.protobuf import as_bytes, copied
 from onnxprune.intake import sparse, wellformed
 from onnxprune.intake.declarations import with_free_dimensions
 from onnxprune.intake.file_check import check_file
@@ -75,8 +75,7 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
         # Too large for one message: what is kept of it takes the checksum tensor by tensor.
         proto = spill.outside(proto)
     else:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
+        copy = copied(proto)
         proto = copy
         external.resolve(proto, None)
     shell, _ = external.separated(proto, "data")
@@ -86,8 +85,7 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
 
 
 def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     external.resolve(copy, None)
     separate = external.has_external(copy)
     note = sparse.made_dense(copy)

@@ -15,6 +15,7 @@ import onnx.version_converter
 
 from onnxprune.errors import ModelError, NothingPrunable, RunError
 from onnxprune.graph import external, protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.session import Session
 
@@ -53,8 +54,7 @@ def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.Mode
     opset = protobuf.opset_of(proto)
     refused = f"the model is in opset {opset}, and cannot be cut, as it cannot be brought to opset {OLDEST}"
     advice = "export it anew with a newer opset"
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     for o in result.opset_import:
         if o.domain in ("", "ai.onnx"):
             o.version = OLDEST
@@ -82,8 +82,7 @@ def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.Mode
 
 def _graph(proto: onnx.ModelProto) -> onnx.GraphProto:
     """The converted graph, with its weights as they are stored and its inputs and outputs as they are declared."""
-    given = onnx.ModelProto()
-    given.CopyFrom(proto)
+    given = copied(proto)
     given.ir_version = max(proto.ir_version, 4)
     listed = {v.name for v in proto.graph.input}
     outside = [t for t in given.graph.initializer if external.is_external(t)]

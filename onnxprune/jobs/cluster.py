@@ -161,7 +161,7 @@ class Cluster:
         return future, result
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
-        """The results, in order."""
+        """The results of all items, in the order of the items."""
         check_own(work)
         content = pickle.dumps(work.portable(), protocol=pickle.HIGHEST_PROTOCOL)
         source = enumerate(items)

@@ -46,7 +46,7 @@ class Work(ABC, Generic[Item, Result]):
 
 
 class Scheduler(Protocol):
-    """Where work is done."""
+    """Who does the work: this process, processes beside it, or workers of a cluster."""
 
     @property
     def name(self) -> str:

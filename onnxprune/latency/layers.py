@@ -19,6 +19,7 @@ import onnx
 from onnxprune.channels import ChannelGraph
 from onnxprune.cost import Length, length_of_axis
 from onnxprune.graph import bodies
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Node
 from onnxprune.latency.kernels import Kernel
 
@@ -64,8 +65,7 @@ class Layers:
 
 def marked(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose nodes are called by their index (see `graph.Node`), which survives cutting and onnxruntime."""
-    found = onnx.ModelProto()
-    found.CopyFrom(proto)
+    found = copied(proto)
     for i, node in enumerate(bodies.every_node(found.graph)):
         node.name = f"@{i}@"
     return found

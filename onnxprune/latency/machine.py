@@ -58,7 +58,7 @@ class OnnxRuntime:
         return found if self.providers == (CPU,) else {**found, "gpu": gpu()}
 
     def kernels(self, model: onnx.ModelProto, feeds: Feeds) -> tuple[Kernel, ...]:
-        """As onnxruntime's profiler tells."""
+        """The kernels of one run and their times, as onnxruntime's profiler tells them."""
         return kernel_times(model, feeds, threads=self.threads, providers=self.providers)
 
     def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:

@@ -77,7 +77,7 @@ class Stopwatch:
 
     @property
     def full(self) -> KeptUnits:
-        """All units."""
+        """The units of every group, none of them cut."""
         return tuple(g.size for g in self.channels.groups)
 
     @property

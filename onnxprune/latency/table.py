@@ -26,7 +26,7 @@ _NEGLIGIBLE = 1e-9
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds at these lengths."""
+    """The measured seconds of a layer at these lengths of its axes."""
 
     lengths: tuple[float, ...]
     seconds: float
@@ -42,7 +42,7 @@ class Table:
     _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False)
 
     def at(self, lengths: tuple[float, ...]) -> float:
-        """Seconds."""
+        """The seconds of the layer at these lengths."""
         found = self._known.get(lengths)
         if found is None:
             found = 0.0 if min(lengths) <= 0 else float(_terms(lengths, self.full, self.block) @ self.weights)

@@ -314,7 +314,7 @@ class Answers:
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
-        """Those whose entries count."""
+        """The names of the tensors whose entries count."""
         return tuple(dict.fromkeys(x.tensor for p in self.parts for x in p.pieces))
 
     @cached_property

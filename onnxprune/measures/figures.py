@@ -96,7 +96,7 @@ class Figures:
         return {k: getattr(self, k) for k in names}
 
     def as_dicts(self) -> tuple[dict[str, Any], ...]:
-        """For a report."""
+        """The rows of the report on outputs, as plain data."""
         more = {"samples": self.samples, "held_out": self.held_out}
         return tuple(asdict(f) | more for f in self.each)
 

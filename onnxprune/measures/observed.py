@@ -21,6 +21,7 @@ from onnx import helper
 
 from onnxprune.data.layouts import Layouts
 from onnxprune.graph import protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Graph, Node, depth_first
 from onnxprune.numerics.arrays import is_float
 
@@ -124,8 +125,7 @@ def tensors_of(proto: onnx.ModelProto) -> set[str]:
 
 def observing(proto: onnx.ModelProto, outputs: Iterable[str], types: Mapping[str, int]) -> onnx.ModelProto:
     """A copy that gives out these tensors instead of its outputs; the nodes stay, in their order."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     declared = {v.name: v for v in proto.graph.output}
     del result.graph.output[:]
     for o in outputs:

@@ -35,6 +35,7 @@ import onnx.inliner
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, protobuf, surgeon
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Shape
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
@@ -75,8 +76,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     The result computes what the original computes; `verify` checks that it does.
     """
     notes: list[str] = []
-    proto = onnx.ModelProto()
-    proto.CopyFrom(onnx.inliner.inline_local_functions(original) if original.functions else original)
+    proto = copied(onnx.inliner.inline_local_functions(original) if original.functions else original)
     weights = {t.name for t in proto.graph.initializer}
     listed = [v for v in proto.graph.input if v.name in weights]
     if listed:

@@ -11,6 +11,7 @@ from onnx import helper
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
 from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
@@ -185,8 +186,7 @@ def _with_shapes(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.Mod
     shape_of = {n: f"{n}__shape" for n in dict.fromkeys(names)}
     if not shape_of:
         return proto, shape_of
-    probe = onnx.ModelProto()
-    probe.CopyFrom(proto)
+    probe = copied(proto)
     probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
     return probe, shape_of
 

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import RunError
 from onnxprune.graph import external, protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.normalise.constants import copy_node
 from onnxprune.numerics.arrays import Array, Mask
 from onnxprune.runtime.session import Feeds, Session
@@ -285,8 +286,7 @@ def _moved(
 
     apart: each tensor by one more than the one before it. alone: only what is computed from sizes, as the run had them.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    copy = copied(proto)
     graph = copy.graph
     feeds = dict(run.feeds)
     amounts = {name: k + 1 if apart else 1 for k, name in enumerate(sites)}

@@ -80,7 +80,7 @@ class Gram:
 
     @property
     def columns(self) -> int:
-        """D."""
+        """How many columns, D."""
         entries = self.total.shape[1]
         return (isqrt(8 * entries + 1) - 1) // 2 if self.packed else entries
 
@@ -154,17 +154,17 @@ class NormalEquations:
 
     @classmethod
     def zeros(cls, groups: int, columns: int, targets: int) -> NormalEquations:
-        """Empty sums."""
+        """Sums over no row yet."""
         return cls(Gram.zeros(groups, columns), np.zeros((groups, columns, targets)), np.zeros((groups, targets)))
 
     @property
     def rows(self) -> int:
-        """The number of rows."""
+        """How many rows were summed."""
         return self._sum.rows
 
     @property
     def xx(self) -> Doubles:
-        """XᵀX, (g, D, D)."""
+        """The sums XᵀX, (g, D, D)."""
         if self._xx is None:
             self._xx = np.asarray(self._sum.sums(), np.float64)
         return self._xx

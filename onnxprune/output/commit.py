@@ -181,7 +181,7 @@ class _Watched(io.BufferedWriter):
         self._seen = seen
 
     def write(self, part: Any, /) -> int:
-        """As of any file."""
+        """Write bytes, as to any file."""
         self._seen(part)
         return super().write(part)
 

@@ -37,7 +37,7 @@ class Interruption(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As shells count it."""
+        """The exit code as shells count it: 128 and the number of the signal."""
         return 128 + self.number
 
     def __str__(self) -> str:

@@ -75,15 +75,15 @@ class _Unbreakable(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # a terminal has one
-        """As of the stream."""
+        """The encoding of the stream behind it."""
         return self._stream.encoding
 
     def isatty(self) -> bool:
-        """As of the stream."""
+        """Whether the stream behind it is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """As of the stream."""
+        """The file descriptor of the stream behind it."""
         return self._stream.fileno()
 
     def write(self, text: str, /) -> int:

@@ -54,7 +54,7 @@ class Descent:
 
     @property
     def steps(self) -> int:
-        """So far."""
+        """How many steps were taken so far."""
         return self._adam.steps
 
     def step(self, gradients: Mapping[str, Array], rate: float) -> None:

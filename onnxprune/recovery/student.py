@@ -23,6 +23,7 @@ from onnxprune.channels.labels import tracked_axes
 from onnxprune.gradients import backward
 from onnxprune.gradients.build import Builder
 from onnxprune.graph import protobuf, unrounded
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Graph, Shape, sample_bytes
 from onnxprune.measures.answers import Wide
 from onnxprune.measures.masked import counting
@@ -93,8 +94,7 @@ class Teacher:
 
     def __init__(self, original: onnx.ModelProto, channels: ChannelGraph, tensors: Iterable[str], keep: Mask) -> None:
         self._names: dict[str, str] = {}
-        proto = onnx.ModelProto()
-        proto.CopyFrom(original)
+        proto = copied(original)
         for t in tensors:
             at = t
             for f in channels.factors.get(t, ()):

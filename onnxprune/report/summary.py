@@ -79,7 +79,7 @@ class Effort:
 
     @property
     def seconds(self) -> float:
-        """The whole run."""
+        """The seconds of the whole run."""
         return sum(self.stages.values())
 
     @property
@@ -133,7 +133,7 @@ class Report:
     warnings: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:
-        """As text."""
+        """The report as JSON text."""
         data = asdict(self)
         data["effort"] |= {"seconds": self.effort.seconds, "passes": self.effort.passes}
         return json.dumps(_plain(data), indent=1) + "\n"

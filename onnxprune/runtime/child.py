@@ -151,7 +151,7 @@ class _Place:
         self.child: _Child | None = None
 
     def ready(self) -> _Child:
-        """A child that lives."""
+        """The child process, started anew where there is none that lives."""
         if self.child is None or not self.child.alive:
             self.drop()
             self.child = _Child()

@@ -56,7 +56,7 @@ class _Watch:
         return number
 
     def remove(self, number: int) -> None:
-        """It has ended."""
+        """Forget a run: it has ended."""
         del self._runs[number]
 
     def _look(self) -> None:

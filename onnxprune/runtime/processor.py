@@ -32,7 +32,7 @@ class Processor:
     instructions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """On one line."""
+        """The processor in one line of a report."""
         return f"{self.name} ({', '.join(self.instructions)})" if self.instructions else self.name
 
 

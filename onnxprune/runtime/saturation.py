@@ -54,7 +54,7 @@ class Kernels:
 
     @property
     def entries(self) -> Mapping[str, str]:
-        """Of onnxruntime's session configuration."""
+        """The entries of onnxruntime's session configuration that choose these kernels."""
         found = {} if self.fused else {"session.disable_quant_qdq": "1"}
         return found | ({"session.x64quantprecision": "1"} if self.exact else {})
 

@@ -23,6 +23,7 @@ import onnx
 
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
+from onnxprune.graph.protobuf import copied
 from onnxprune.runtime import overdue, saturation, single_precision
 from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
@@ -448,8 +449,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     sys.path[:] = paths  # it has added its own folder, which holds modules with common names
-    copy = onnx.ModelProto()
-    copy.CopyFrom(external.embedded(model))
+    copy = copied(external.embedded(model))
     try:
         converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
     except Exception as e:  # it raises whatever comes

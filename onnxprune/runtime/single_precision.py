@@ -17,6 +17,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph import external, spill
+from onnxprune.graph.protobuf import copied
 
 BFLOAT16 = frozenset({onnx.TensorProto.BFLOAT16})
 DOUBLE = frozenset({onnx.TensorProto.DOUBLE})
@@ -37,8 +38,7 @@ def uses(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) -> bool:
 
 def single_precision(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) -> onnx.ModelProto:
     """The twin: a copy with `types` replaced by float32 wherever a type is named, weights converted."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     for tensor in external.stored_tensors(result):
         if tensor.data_type in types:
             values = external.array_of(tensor).astype(np.float32)
@@ -53,8 +53,7 @@ def with_distinct_types(proto: onnx.ModelProto) -> onnx.ModelProto:
     Values mean nothing in it. Operators took bfloat16 only late (a convolution from operator set 22 on), and exporters
     write it before. A model that has both types is left as it is.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     if uses(proto, HALF - BFLOAT16):
         return result
     for tensor in external.stored_tensors(result):

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 
@@ -43,8 +44,7 @@ class Tap:
 
 def with_taps(part: onnx.ModelProto, outputs: Iterable[str], taps: Sequence[Tap]) -> onnx.ModelProto:
     """A copy with these outputs, one for each tap, and one for the shape of its tensor."""
-    result = onnx.ModelProto()
-    result.CopyFrom(part)
+    result = copied(part)
     graph = result.graph
     del graph.output[:]
     graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)

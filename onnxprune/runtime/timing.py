@@ -21,7 +21,7 @@ class Times:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median of the times, in seconds."""
         return float(np.median(self.seconds))
 
     @property

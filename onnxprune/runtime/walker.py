@@ -204,7 +204,7 @@ class Walker:
         return float("inf")
 
     def _bytes(self, names: Iterable[str]) -> int:
-        """Of one sample."""
+        """How many bytes these tensors take for one sample."""
         return sample_bytes(self._shapes, self._bound, names)
 
 

@@ -40,7 +40,7 @@ class Regression:
         return max(second - float(mean @ mean), 0.0)
 
     def contributions(self, units: int) -> Doubles:
-        """K (units, units) with K_jl = weight · E<s_j, s_l>, s_j = the contribution of unit j: DESIGN equation 4."""
+        """K (units, units), the Gram of the contributions: K_jl = weight · E<s_j, s_l>, s_j = that of unit j."""
         inside = self.unit >= 0
         core = (self.w[inside] @ self.w[inside].T) * self.p[np.ix_(inside, inside)]
         columns = core.shape[0]

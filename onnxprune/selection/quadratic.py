@@ -72,7 +72,7 @@ class Quadratic:
 
     @property
     def units(self) -> int:
-        """N."""
+        """How many units there are, N."""
         return int(self.t.size)
 
     def at(self, a: Doubles) -> float:

@@ -23,6 +23,7 @@ from onnxprune.cost import Cost
 from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import return_to_bodies
+from onnxprune.graph.protobuf import copied
 from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
@@ -154,8 +155,7 @@ def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
     """What the target will refuse of any result: it is the normalised model with fewer channels."""
     if not TARGETS[settings.target].tensorrt:
         return []
-    whole = onnx.ModelProto()
-    whole.CopyFrom(loaded.normalised.proto)
+    whole = copied(loaded.normalised.proto)
     return_to_bodies(whole, loaded.normalised.outside)
     return tensorrt_check.warnings(whole)
 

@@ -262,12 +262,12 @@ class _Run:
 
 
 class _Step(Protocol):
-    """One group's turn."""
+    """How one group is cut when its turn comes."""
 
     group: int
 
     def proposals(self) -> dict[str, Proposal]:
-        """By what is imitated."""
+        """What is proposed, by what it imitates."""
 
     def folded(self, mask: Mask, coefficients: Doubles | None) -> Weights:
         """The weights that change with this cut, at full size."""
@@ -318,7 +318,7 @@ class _Masked:
         return run.goals.held.value(found, slice(0, len(run.loaded.held)))
 
     def compared(self, choice: Choice, weights: Weights) -> float:
-        """That on held-out samples."""
+        """The discrepancy on held-out samples."""
         return choice.error
 
     def leave(self, choice: Choice, weights: Weights) -> None:

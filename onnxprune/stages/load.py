@@ -66,7 +66,7 @@ class Loaded:
 
     @property
     def count(self) -> int:
-        """All samples."""
+        """How many samples there are, those held out among them."""
         return sum(len(p) for p in self.parts)
 
 

@@ -9,6 +9,7 @@ import onnx
 
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
+from onnxprune.graph.protobuf import copied
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
@@ -42,8 +43,7 @@ def recover_weights(
     if unfit:
         return replace(refitted, notes=(*refitted.notes, unfit))
     level = nearest({k: held_out_error(c, loaded, coupled, calibrated) for k, c in candidates.items()})
-    model = onnx.ModelProto()
-    model.CopyFrom(candidates[level])
+    model = copied(candidates[level])
     weights, recovery = recover(
         coupled.seen.proto,
         observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),

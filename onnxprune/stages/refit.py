@@ -11,6 +11,7 @@ import onnx
 from onnxprune.calibration.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
+from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
@@ -96,8 +97,7 @@ def _fitted(
     notes += mended(level, plain)  # before lockstep, which starts from there
     if not settings.walks:
         return Refitted({level: plain}, notes=tuple(notes))
-    walked = onnx.ModelProto()
-    walked.CopyFrom(plain)
+    walked = copied(plain)
     running = coupled.taken.of(walked)
     fits = lockstep.lockstep(
         coupled.taken.proto,

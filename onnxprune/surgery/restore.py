@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.graph.bodies import return_to_bodies
+from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import Normalised
 from onnxprune.surgery.branches import settle
 from onnxprune.surgery.slice import drop_zero_biases, merge_equal_clones
@@ -21,8 +22,7 @@ def finish(
     """The model as it is written: a copy of `cut`, in which equal clones are shared again, added biases that are still
     zero are gone, what became constant is a constant, generated tables are generated, and weights lie in the bodies
     from which they came."""
-    final = onnx.ModelProto()
-    final.CopyFrom(cut)
+    final = copied(cut)
     merge_equal_clones(final, normalised.clones)
     drop_zero_biases(final, normalised.added_biases)
     left = left_of(channels, keep)

@@ -12,6 +12,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
 from onnxprune.graph import bodies, external, spill, surgeon
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.surgery.branches import broadcastable, take_out
@@ -32,8 +33,7 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> onnx.Mode
         emptied = channels.emptied(keep)
         tensor, axis = emptied[0]
         raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
-    whole = onnx.ModelProto()
-    whole.CopyFrom(proto)
+    whole = copied(proto)
     names: dict[str, Any] = dict.fromkeys(channels.graph.shapes) | dict.fromkeys(channels.graph.constants)
     names |= {o: None for n in channels.graph.every_node for o in n.outputs}
     nodes = take_out(whole, channels, left, keep, names) if left.gone else channels.graph.nodes
@@ -135,8 +135,7 @@ def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> Non
 
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
     """As `set_initializers`, on a copy."""
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     set_initializers(result, values)
     return result
 

@@ -17,6 +17,7 @@ import onnx.inliner
 
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array
 from onnxprune.targets.tensorrt_support import NEWEST, OLDEST, Use, refused
 
@@ -50,7 +51,7 @@ class Problem:
     nodes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """For a report."""
+        """The problem as a report says it."""
         if not self.operator:
             return self.reason
         first = f" {self.nodes[0]!r}" if self.nodes[0] else ""
@@ -90,7 +91,7 @@ def problems(proto: onnx.ModelProto) -> tuple[Problem, ...]:
 
 
 def warnings(proto: onnx.ModelProto) -> list[str]:
-    """`problems`, for a report."""
+    """What of `problems` a report says."""
     return [f"TensorRT (by its documentation): {p}" for p in problems(proto)]
 
 
@@ -109,8 +110,7 @@ def check(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the shapes that inference finds, and no others: the parser does not read those of the exporter."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
+    bare = copied(proto)
     for graph in (bare.graph, *bodies.every_body(bare.graph)):
         del graph.value_info[:]
     with contextlib.suppress(Exception):  # best effort: what it does not find is not known

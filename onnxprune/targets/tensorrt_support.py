@@ -103,7 +103,7 @@ class Use:
         return self.node.input[slot] if slot < len(self.node.input) else ""
 
     def output(self, slot: int) -> str:
-        """As `input`."""
+        """The name of the output at `slot`, "" where it is left out."""
         return self.node.output[slot] if slot < len(self.node.output) else ""
 
     def shape(self, slot: int) -> tuple[int | None, ...] | None:

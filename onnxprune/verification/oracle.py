@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.trace import Read
 from onnxprune.graph.bodies import bodies_of
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask, is_float
 
@@ -108,8 +109,7 @@ def masked_model(
     by_node: dict[int, list[Read]] = {}
     for r in channels.reads:
         by_node.setdefault(r.node.index, []).append(r)
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copied(proto)
     del result.graph.node[:]
     del result.graph.value_info[:]
     _mask_nodes(proto.graph, result.graph, result.graph, count(), by_node, channels, keep, types)

@@ -25,7 +25,7 @@ from onnxprune.graph.view import Graph, Node, Shape
 
 
 def transpose(node: Node, t: Trace) -> None:
-    """Transpose."""
+    """Transpose: the axes of every factor change places as those of the tensor do."""
     x = node.input(0)
     rank = len(t.shape(x))
     perm = node.attrs.get("perm") or list(range(rank))[::-1]

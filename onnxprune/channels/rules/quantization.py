@@ -71,7 +71,7 @@ def dynamic_quantize(node: Node, t: Trace) -> None:
 
 
 def integer(node: Node, t: Trace) -> None:
-    """An operator on codes."""
+    """An operator that computes on codes: its channels are those of the operator on numbers."""
     for name in node.inputs:
         if name:
             t.pin(name, t.of(name), node, Reason(f"{node.op} computes with integers", Remedy.QUANTIZE_LATER))
