@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 from onnxprune import methods
 from onnxprune.errors import UsageError
@@ -224,3 +224,34 @@ class PruneConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for plans and reports."""
         return asdict(self)
+
+
+class Options(TypedDict, total=False):
+    """The fields of PruneConfig as keyword arguments of `prune`, so that editors and type checkers know them."""
+
+    ratio: float | None
+    budget: str
+    batch: int
+    threads: int
+    uniform: float | None
+    tolerance: float | None
+    method: str
+    metric: str
+    coefficients: str
+    probes: int
+    refit: str
+    recover: int | None
+    fast: bool
+    round_to: int | str
+    target: str
+    attention: str
+    untried_branches: str
+    min_channels: int
+    drop_branches: bool | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    seed: int
+    samples: int | None
+    labels: str | None
+    memory: int
+    force: bool

@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from onnxprune import plan
 from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
-from onnxprune.config import PruneConfig
+from onnxprune.config import Options, PruneConfig
 from onnxprune.data.declared import check_samples
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
@@ -52,6 +52,9 @@ from onnxprune.stages.verify import (
 from onnxprune.targets.alignment import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 def prune(
     model: ModelLike,
@@ -72,7 +75,7 @@ def prune(
     scheduler: str | None = None,
     provider: str | None = None,
     max_error: float | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
 

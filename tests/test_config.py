@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
-from onnxprune.config import ATTENTIONS, METRICS, RECOVER, PruneConfig
+from onnxprune.config import ATTENTIONS, METRICS, RECOVER, Options, PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.methods import BUDGETS, METHODS, REFITS
 
@@ -234,3 +235,9 @@ def test_as_dict_is_plain_data():
     config = PruneConfig(include=("a*",), samples=3)
     data = json.loads(json.dumps(config.as_dict()))
     assert PruneConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}) == config
+
+
+def test_options_are_the_fields():
+    """Fails where an option is added that editors and type checkers do not know."""
+    assert Options.__annotations__.keys() == {f.name for f in fields(PruneConfig)}
+    assert [f.type for f in fields(PruneConfig)] == [t.__forward_arg__ for t in Options.__annotations__.values()]
