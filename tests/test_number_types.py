@@ -15,7 +15,7 @@ from onnxprune import prune
 from onnxprune.data.samples import checked, input_specs
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import cast, is_float
-from onnxprune.refit import layerwise
+from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.layerwise import beyond
 from onnxprune.runtime import single_precision
 from onnxprune.runtime.session import Session
@@ -187,8 +187,8 @@ def test_layers_whose_refit_does_not_fit_keep_their_weights(refit: str, monkeypa
     def huge(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: 1e8 * function(*args)
 
-    for name in ("restricted", "restricted_by_inverse", "_solve"):
-        monkeypatch.setattr(layerwise, name, huge(getattr(layerwise, name)))
+    for module, name in ((layerwise, "restricted"), (layerwise, "restricted_by_inverse"), (lockstep, "_solve")):
+        monkeypatch.setattr(module, name, huge(getattr(module, name)))
     result = prune(model, None, calibration("float16"), from_plan=plain.plan, refit=refit)
     assert any("keeps its weights: refitted ones exceed float16" in n for n in result.report.notes)
     assert result.report.output_error is not None

@@ -142,8 +142,8 @@ def test_what_is_none(change: Callable[[onnx.SparseTensorProto], None], why: str
 
 def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
     """Fails where every copy of the model copies what a few bytes stand for."""
-    for limit in ("LARGE_BYTES", "SPILL_BYTES", "INLINE_BYTES"):
-        monkeypatch.setattr(external, limit, 1)
+    for module, limit in ((external, "LARGE_BYTES"), (spill, "SPILL_BYTES"), (external, "INLINE_BYTES")):
+        monkeypatch.setattr(module, limit, 1)
     model, _ = _models("flat")
     with spill.spilling():
         proto, source = model_file.adopt(model)

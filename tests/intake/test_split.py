@@ -35,7 +35,8 @@ def test_copies_are_on_one_side(distinct: int, times: int, held_out: int, seed: 
     data = samples(np.tile(RNG.standard_normal((distinct, 3)).astype(np.float32), (times, 1)))
     fit, held = split(data, seed, digests(data))
     if not held_out:
-        assert fit is held is data
+        assert fit is data
+        assert held is None
         return
     assert len(held) == held_out == len(set(rows(held)))
     assert not set(rows(fit)) & set(rows(held))

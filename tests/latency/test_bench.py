@@ -27,7 +27,6 @@ from onnxprune.benchmark.measure import (
 )
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
-from onnxprune.runtime import session
 from onnxprune.runtime.session import CPU, Session
 from onnxprune.runtime.timing import Times
 from tests import digits
@@ -255,7 +254,7 @@ def test_a_copy_in_half_precision_is_timed(monkeypatch: pytest.MonkeyPatch):
         seen.append(proto)
         return real(proto, **options)
 
-    monkeypatch.setattr(session, "Session", watched)
+    monkeypatch.setattr(module, "Session", watched)
     bench(digits.path("resnet"), precision="fp16", **QUICK)
     (proto,) = seen
     floats = {t.data_type for t in proto.graph.initializer} - {onnx.TensorProto.INT64}
@@ -296,7 +295,7 @@ def test_names_of_providers(name: str):
 
 def test_tensorrt_has_two_names(monkeypatch: pytest.MonkeyPatch):
     """Fails where an engine is asked for and onnxruntime's provider comes, or the other way round."""
-    monkeypatch.setattr(session, "available_providers", lambda: ("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(module, "available_providers", lambda: ("TensorrtExecutionProvider", "CPUExecutionProvider"))
     monkeypatch.setattr(tensorrt_engine, "library", lambda: None)
     assert module.provider_named("TensorRT") == "tensorrt"
     assert module.provider_named("tensorrtexecutionprovider") == "TensorrtExecutionProvider"

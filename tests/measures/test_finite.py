@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from onnxprune import prune
 from onnxprune.numerics.arrays import Array
-from onnxprune.refit import layerwise
+from onnxprune.refit import layerwise, lockstep
 from onnxprune.runtime.session import Session
 from tests.topologies.text import Topology
 
@@ -86,9 +86,9 @@ def test_a_fit_that_overflows_is_taken_back(refit: str, monkeypatch: pytest.Monk
         node.name = f"at_{node.output[0]}"
     rng = np.random.default_rng(3)
     data = {"x": rng.standard_normal((128, 8)).astype(np.float32)}
-    for name in ("restricted", "restricted_by_inverse", "_solve"):
-        real = getattr(layerwise, name)
-        monkeypatch.setattr(layerwise, name, lambda *args, real=real: 1e4 * real(*args))
+    for module, name in ((layerwise, "restricted"), (layerwise, "restricted_by_inverse"), (lockstep, "_solve")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real: 1e4 * real(*args))
     result = prune(proto, None, data, refit=refit, fast=True, **OPTIONS)
     assert result.model is not None
     assert np.isfinite(Session(result.model).run(data)["y"]).all()
