@@ -59,7 +59,7 @@ _HOMES = {
     "Description": "onnxprune.channels.describe",
     "Evaluation": "onnxprune.evaluation",
     "PruneConfig": "onnxprune.config",
-    "PruneResult": "onnxprune.pipeline",
+    "PruneResult": "onnxprune.stages.save",
     "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
     "inspect": "onnxprune.pipeline",

@@ -51,7 +51,7 @@ class PruneConfig:
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
     recover: passes over the samples in which the refitted model learns from the original, 0 for none; None stands for
     RECOVER after "lockstep" and none after another refit. fast: none, and the last points of accuracy with them.
-    target: where the result will run, a name in `targets.TARGETS`; for TensorRT's the model is held against what its
+    target: where the result will run, a name in `targets.alignment`; for TensorRT's the model is held against what its
     ONNX parser accepts. round_to: widths are multiples of this, or unchanged; "auto" takes the alignment of the target,
     and less of it where a group is narrow or the budget demands it.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that

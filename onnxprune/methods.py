@@ -1,7 +1,7 @@
 """The ways to select channels, and to adapt the weights that stay: one row for each.
 
-A method is a row of METHODS and the function that it names in `onnxprune.select`; a refit is a row of REFITS and what
-`onnxprune.refit` does at its level. Options, their checks and `--help` are read off the rows.
+A method is a row of METHODS and the function that it names in `onnxprune.selection`; a refit is a row of REFITS and
+what `onnxprune.refit` does at its level. Options, their checks and `--help` are read off the rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Looks(Enum):
 class Method:
     """A way to select channels.
 
-    function: "file.function" in `onnxprune.select`, which makes a path of what is known of a group (`select.known`).
+    function: "file.function" in `onnxprune.selection`, which makes a path of what is `Known` of a group.
     looks: what it judges by. scales: whether it gives every kept channel a coefficient. sequential: whether groups are
     selected one by one, on the inputs that the cuts before them left. stand_in: the method for groups of which nothing
     is known that it could judge by. tries: the methods of which, group by group, the better is taken; it then has no

@@ -1,6 +1,7 @@
 """Models of float32 turned into another number type throughout, as an exporter would have written them.
 
-Nothing here is shared with `onnxprune.twin`: this goes through the operators' attributes by name, one by one.
+Nothing here is shared with `onnxprune.runtime.single_precision`: this goes through the
+operators' attributes by name, one by one.
 """
 
 from __future__ import annotations

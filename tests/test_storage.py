@@ -212,7 +212,7 @@ def test_a_model_of_three_gigabytes(tmp_path: Path):
     code = (
         "import sys\n"
         "from onnxprune import inspect\n"
-        "from onnxprune.reporting import peak_memory\n"
+        "from onnxprune.report.environment import peak_memory\n"
         "found = inspect(sys.argv[1])\n"
         "print(len(found.groups), peak_memory())\n"
     )

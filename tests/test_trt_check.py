@@ -1,6 +1,6 @@
 """What TensorRT's parser accepts: the table, its conditions, and that no rewriting goes beyond them.
 
-The lists of names are those of the document that `onnxprune.trt_support` cites, in its order.
+The lists of names are those of the document that `onnxprune.targets.tensorrt_support` cites, in its order.
 """
 
 from __future__ import annotations

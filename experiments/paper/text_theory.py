@@ -126,7 +126,7 @@ def convergence(records: Records, figures: Figures) -> str:
             "asymptotic in n, and n ends at N. A refit of the readers and of the layers behind then repairs most of "
             "what a factor in the discrepancy would cost (section 9).",
             "**How tight is the bound?** (reviews 2b, 4.) A proof of the rate in five lines, in the notation of "
-            "`onnxprune/select/imitation.py`. Let e = f - f_A, D = ||e||², let a ball of radius r around f (in the "
+            "`onnxprune/selection/imitation.py`. Let e = f - f_A, D = ||e||², let a ball of radius r around f (in the "
             "affine span of the units) lie inside the hull of the s_i, and R be the largest ||s_i - f_A||. The point "
             "f + r e/||e|| is in the hull, so some i has <e, s_i - f> ≥ r||e||, that is <e, s_i - f_A> ≥ ||e||² + "
             "r||e||. The best γ on that line leaves D - <e, s_i - f_A>²/||s_i - f_A||² ≤ D (1 - r²/R²); that γ is at "

@@ -64,7 +64,7 @@ def measure(
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
     reference: what the uncut model answers on the same samples. levels: shares of its units to remove. level:
-    how the consumers are refitted, as in `refit.in_place`, or "greedy" with the coefficients of the paths. whole:
+    how the consumers are refitted, as in `layerwise.in_place`, or "greedy" with the coefficients of the paths. whole:
     groups that are tried with no unit too.
 
     Groups are visited in topological order, so that what lies before a group's first reader runs only once. A group

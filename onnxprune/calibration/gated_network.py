@@ -24,7 +24,7 @@ from onnxprune.runtime.session import Session
 
 
 class GatedNetwork:
-    """Discrepancy (see `select.quadratic`) of a model, or the part of one behind a frontier, in one group's gates.
+    """Discrepancy (see `selection.quadratic`) of a model, or the part of one behind a frontier, in one group's gates.
 
     batches: what to run it on, with the outputs that the part does not compute. Raises ValueError where there is no
     gradient.

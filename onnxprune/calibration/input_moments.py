@@ -95,7 +95,7 @@ def collect(
     scheduler: Scheduler | None = None,
     provider: str = "cpu",
 ) -> dict[str, InputMoments]:
-    """Input moments of each layer, by weight name. provider: of `runtime.PROVIDERS`, for this pass."""
+    """Input moments of each layer, by weight name. provider: of `runtime.session.PROVIDERS`, for this pass."""
     if not layers:
         return {}
     scheduler = scheduler or Here()

@@ -107,8 +107,8 @@ def _shows_halves(both: Array, without_first: Array, without_second: Array, axis
 class Probe:
     """A model that computes gate gradients and the metrics of layers' outputs.
 
-    provider: of `runtime.PROVIDERS`, where it runs. layouts: of the outputs whose samples do not lie along axis 0;
-    those of a batch have them first.
+    provider: of `runtime.session.PROVIDERS`, where it runs. layouts: of the outputs whose samples do not lie along
+    axis 0; those of a batch have them first.
     gates: those that were asked for, with their nodes in this model. gradients: place in `gates` → the tensor with the
     gradient of every sample. metrics: weight → tensor. missing: place in `gates` → why it has no gradient; a gate in
     neither has no effect on the outputs.

@@ -1,7 +1,7 @@
 """How many parameters a model has left, as a function of the units that are kept.
 
-What counts as one is decided in one place, `model.parameters` for a model and here for its channel graph, by the same
-rule (`graph.is_parameter`): the ratio, the report and `inspect` can not differ.
+What counts as one is decided in one place, `protobuf.parameters` for a model and here for its channel graph, by the
+same rule (`graph.view.is_parameter`): the ratio, the report and `inspect` can not differ.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class NoGradient(Exception):  # no error: what lies upstream has no gradient, fo
 class Builder:
     """Appends nodes and constants for one model.
 
-    graph: the model's view; sizes of `graph.shapes` hold for the batch of its binding only, so a rule takes ranks and
+    graph: the model's view; sizes of `Graph.shapes` hold for the batch of its binding only, so a rule takes ranks and
     the sizes of axes that no batch can be on from there, and reads all else at run time (`shape_of`).
     types: ONNX element type of each tensor. New tensors of a rule have the type of the tensor that they belong to.
     """

@@ -1,6 +1,6 @@
-"""Reading ONNX files, and the bridge between protobuf, onnx-graphsurgeon and `graph.Graph`.
+"""What is asked of a model in protobuf: its view without protobuf, parts of it, shapes, parameters.
 
-Weights that a model stores beside it stay there (`storage`).
+Weights that a model stores beside it stay there (`external`).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.Mo
 
 
 def batch_of(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
-    """Samples with which the tensors have these shapes, by `graph.samples_in`."""
+    """Samples with which the tensors have these shapes, by `view.samples_in`."""
     return samples_in(shapes.get(i.name, ()) for i in proto.graph.input)
 
 
@@ -194,7 +194,7 @@ def as_bytes(proto: onnx.ModelProto) -> bytes:
 
 
 def parameters(proto: onnx.ModelProto) -> int:
-    """Elements of all weights, those of Constant nodes, bodies and functions included; see `graph.is_parameter`."""
+    """Elements of all weights, those of Constant nodes, bodies and functions included; see `view.is_parameter`."""
     readers: dict[str, list[str]] = {}
     for nodes in (bodies.every_node(proto.graph), *(f.node for f in proto.functions)):
         for n in nodes:

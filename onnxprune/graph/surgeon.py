@@ -46,7 +46,7 @@ def to_gs(proto: onnx.ModelProto) -> Any:
 
 
 class _Stored(LazyValues):  # type: ignore[misc]  # untyped
-    """Values that onnx-graphsurgeon reads through `storage`; unread, they go back as the tensor that they are."""
+    """Values that onnx-graphsurgeon reads through `external`; unread, they go back as the tensor that they are."""
 
     def load(self) -> Array:
         return external.array_of(self.tensor)

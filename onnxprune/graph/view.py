@@ -1,6 +1,6 @@
-"""A read-only view of a normalised ONNX graph: what every stage before `rewrite` works on.
+"""A read-only view of a normalised ONNX graph: what every stage before the cut works on.
 
-Plain frozen data, keyed by tensor name. Nothing here knows protobuf or onnx-graphsurgeon; `model.py` builds it.
+Plain frozen data, keyed by tensor name. Nothing here knows protobuf or onnx-graphsurgeon; `protobuf.view` builds it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Source:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
-    """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`storage`).
+    """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`graph.external`).
 
     Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
     """

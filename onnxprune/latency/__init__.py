@@ -1,1 +1,1 @@
-"""Measured time: of whole models, of single layers, and of a model as a function of its widths."""
+"""Time as a function of widths: what single layers take, and which widths a budget of latency leaves."""

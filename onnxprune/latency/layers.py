@@ -64,7 +64,7 @@ class Layers:
 
 
 def marked(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose nodes are called by their index (see `graph.Node`), which survives cutting and onnxruntime."""
+    """A copy whose nodes are called by their index (see `graph.view.Node`), which survives cutting and onnxruntime."""
     found = copied(proto)
     for i, node in enumerate(bodies.every_node(found.graph)):
         node.name = f"@{i}@"

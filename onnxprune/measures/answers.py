@@ -264,7 +264,7 @@ class Answers:
     values: its outputs and the observed tensors, by name, first axis = samples, or so many rows for each. parts: those
     that count, and `spreads` what their errors are relative to. left_out: parts of which no error can be told, and why;
     where nothing varies they count all the same, relative to their squares. layouts: of the tensors that the model
-    gives with the samples elsewhere (`measures.layouts`).
+    gives with the samples elsewhere (`data.layouts`).
     """
 
     values: Mapping[str, Array]

@@ -1,7 +1,7 @@
 """Tables that a model computes from little: how the original makes what folding turned into a large constant.
 
 A matrix of cosines, a mask of positions or a window takes a few nodes and a kilobyte in the original. The other stages
-read it as the constant that it is; `rewrite.tables` puts the nodes back where that is smaller, so folding never makes
+read it as the constant that it is; `surgery.tables` puts the nodes back where that is smaller, so folding never makes
 the result larger than the original.
 """
 

@@ -35,7 +35,7 @@ def clone_shared_vectors(proto: onnx.ModelProto) -> dict[str, str]:
 def give_biases(proto: onnx.ModelProto) -> frozenset[str]:
     """A zero bias for every layer that has room for one and none yet: the refit may need it.
 
-    `rewrite.drop_zero_biases` takes back those that stay zero.
+    `surgery.drop_zero_biases` takes back those that stay zero.
     """
     weights = {t.name: t for t in proto.graph.initializer}
     added: list[str] = []

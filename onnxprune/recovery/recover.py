@@ -1,7 +1,7 @@
 """Recovery: the pruned network learns from the original, on the calibration samples and without labels.
 
 Loss: the mean over the parts of the outputs of ||s - t||² / ||t - mean t||² (as `measures.answers` has it), plus
-`feature_weight` times the sum of the same over features between (`training.features_of`). Steps as in `descent`,
+`feature_weight` times the sum of the same over features between (`student.features_of`). Steps as in `descent`,
 batches in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and
 the best state stays, which may be the one at the start.
 

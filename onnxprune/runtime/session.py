@@ -85,9 +85,9 @@ class Session:
     """An onnxruntime session on the CPU, or on the first of `providers`, which has to start.
 
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
-    are neither read nor copied here. A ModelProto with bfloat16 is run as its float32 twin (`twin`), and so is one in
-    float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any floating-point
-    type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
+    are neither read nor copied here. A ModelProto with bfloat16 is run as its twin in float32 (`single_precision`), and
+    so is one in float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any
+    floating-point type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
     as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the cores from numpy's
     BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow down the others.
     pooled: its activations share one memory with those of other such sessions, which the next one takes over: a walk
@@ -459,7 +459,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @cache
 def saturates(kernels: Kernels = DEPLOYED) -> bool:
-    """Whether this processor's integer kernels overflow (see `measures.saturation`); it is asked once."""
+    """Whether this processor's integer kernels overflow (see `runtime.saturation`); it is asked once."""
 
     def run(model: onnx.ModelProto, feeds: Feeds) -> Array:
         return Session(model, threads=1, kernels=kernels).run(feeds)["y"]

@@ -1,7 +1,7 @@
 """Run a model forward in instalments over all samples, keeping only the tensors that later parts still need.
 
 Between two instalments a frontier of activations is kept for every batch, so that nothing upstream runs twice. Batches
-that would exceed the memory limit lie in files (`storage.Kept`) and are read one by one. A frontier that takes longer
+that would exceed the memory limit lie in files (`spill.Spilled`) and are read one by one. A frontier that takes longer
 to write and to read than to compute again is not kept: the next instalment starts from the last one that was.
 """
 

@@ -64,7 +64,7 @@ class Coupled:
 
 
 def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
-    """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`scope.check_counted`)."""
+    """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`check_counted`)."""
     channels = trace(loaded, settings)
     frozen = frozen_groups(channels, settings)
     if len(frozen) == len(channels.groups):

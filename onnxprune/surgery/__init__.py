@@ -1,4 +1,4 @@
-"""Cutting the graph: the only code that edits one."""
+"""Cutting the graph: the only code that removes channels from one."""
 
 from onnxprune.surgery.branches import settle
 from onnxprune.surgery.restore import finish

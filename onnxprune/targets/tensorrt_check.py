@@ -1,4 +1,4 @@
-"""Hold a model against what TensorRT's ONNX parser accepts (`trt_support`).
+"""Hold a model against what TensorRT's ONNX parser accepts (`tensorrt_support`).
 
 A pruned model must have no problem that its original does not have; those of the original are warnings. Nothing of
 TensorRT itself is needed.

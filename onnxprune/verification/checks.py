@@ -136,7 +136,7 @@ def exactness(
     """Compare the models on one batch, and on `others` of other sizes. Raises CheckFailed beyond the tolerance.
 
     finished: the slice as it would be written if nothing were fitted; it must equal the oracle too.
-    Slice and oracle of a quantized model are compared without the rounding of activations (see `rounding`); those of
+    Slice and oracle of a quantized model are compared without the rounding of activations (`graph.unrounded`); those of
     one in half precision in single, as sums over many channels differ in float16 for reasons of their own; those of one
     in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32.
     """

@@ -4,7 +4,7 @@ The normalised model, at its full shapes, with a 0/1 mask applied to every input
 a removed channel contributes zero to every contraction (masked at the consumer, not the producer: a bias behind a
 zeroed weight would still be read), and mixing operators take their statistics over the kept channels by explicit
 masked sums. Where a contraction takes place inside an operator (the state of a recurrent net), the columns of its
-weights are masked instead, which is the same. Nothing here slices; `rewrite` and this file share no code. The sliced
+weights are masked instead, which is the same. Nothing here slices; `surgery` and this file share no code. The sliced
 model must equal it.
 """
 
