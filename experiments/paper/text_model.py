@@ -15,8 +15,8 @@ def parameters(records: Records) -> str:
         "`a` is one scalar per unit. It multiplies what the readers of the unit see, so it folds into the columns of "
         "their weights: `W[:, i] ← a_i W[:, i]` (`refit.layerwise.scaled`). A unit with a_i = 0 is removed. Nothing of "
         "`a` is left in the written model: no operator, no initializer. `b`, one scalar per unit added to its "
-        "activation, folds into the bias of each reader as `Σ_i W[:, i] b_i`. So `a` is no parameter that networks have of their "
-        "own, and needs none: it exists between the choice and the folding.",
+        "activation, folds into the bias of each reader as `Σ_i W[:, i] b_i`. So `a` is no parameter that networks "
+        "have of their own, and needs none: it exists between the choice and the folding.",
         "Measured: one group cut to half by `prune(method='local', refit='greedy', uniform=0.5, include=GROUP)`. The "
         "written model is run on the whole test split and compared with `gated_network.GatedNetwork`, which runs the "
         "*original* graph with `a` multiplied in front of the readers and shares no code with the rewriting.",
@@ -92,7 +92,8 @@ def equivalence(records: Records) -> str:
             "random. `inputs`: the original graph at full size, with a 0/1 mask in front of every reader "
             "(`verification.oracle.masked_model`: inputs pruned, nothing cut). `cut`: rows of producers and columns of "
             "readers sliced out of the graph (`surgery.cut`: outputs and inputs pruned). `silenced`: only weights and "
-            "bias of the producers' rows are set to zero, which is what pruning outputs means where it is done with zeros.",
+            "bias of the producers' rows are set to zero, which is what pruning outputs means where it is done with "
+            "zeros.",
             table(
                 [
                     "network",

@@ -87,15 +87,14 @@ class Session:
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
     are neither read nor copied here. A ModelProto with bfloat16 is run as its twin in float32 (`single_precision`), and
     so is one in float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any
-    floating-point type, and outputs have the type of the model, with `single` float32. optimize=False keeps every intermediate tensor
-    as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the cores from numpy's
-    BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow down the others.
-    pooled: its activations share one memory with those of other such sessions, which the next one takes over: a walk
-    through hundreds of short-lived sessions takes half the time, as the system has no new pages to clear.
-    threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice. kernels:
-    for what is quantized; None: as deployed, or as written where this processor's `saturates`. profile: start of the
-    path of a JSON file that `end_profile` closes.
-    Raises RunError where onnxruntime refuses the model or a run.
+    floating-point type, and outputs have the type of the model, with `single` float32. optimize=False keeps every
+    intermediate tensor as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the
+    cores from numpy's BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow
+    down the others. pooled: its activations share one memory with those of other such sessions, which the next one
+    takes over: a walk through hundreds of short-lived sessions takes half the time, as the system has no new pages to
+    clear. threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice.
+    kernels: for what is quantized; None: as deployed, or as written where this processor's `saturates`. profile: start
+    of the path of a JSON file that `end_profile` closes. Raises RunError where onnxruntime refuses the model or a run.
     """
 
     def __init__(
