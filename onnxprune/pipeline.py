@@ -679,11 +679,16 @@ def imitate(
 
 
 def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
-    """The masks of a saved plan. Raises UsageError where it counts other units of attention, or does not fit."""
+    """The masks of a saved plan.
+
+    Raises UsageError where it counts other units of attention, or does not fit, and NothingPrunable where it keeps all.
+    """
     units = chosen.settings().attention
     if units != settings.attention:
         raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
     masks = chosen.masks(coupled.channels)
+    if all(mask.all() for mask in masks.values()):
+        raise NothingPrunable("the plan keeps every channel, so nothing would be removed; make a new plan")
     if branches.left_of(coupled.channels, coupled.channels.keep_classes(masks)) is None:
         raise UsageError("the plan leaves some tensor without a channel; make a new plan")
     return masks

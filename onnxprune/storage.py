@@ -7,6 +7,7 @@ computed from such a tensor goes to a file again, in the folder of the innermost
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -32,6 +33,7 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import Array
 from onnxprune.intake.files import opened
+from onnxprune.process.room import why_not
 
 # Weights of a smaller size are kept in the model, as onnx itself does: shape inference reads them.
 INLINE_BYTES = 1024
@@ -520,7 +522,8 @@ def _room(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise RunError(f"{folder} has no room: {e.strerror}; set TMPDIR to a larger folder") from e
+        trouble = "takes no such file" if e.errno == errno.EFBIG else "has no room"
+        raise RunError(f"{folder} {trouble}: {why_not(e, 'set TMPDIR to a larger folder')}") from e
 
 
 def outside(proto: onnx.ModelProto) -> onnx.ModelProto:
