@@ -735,7 +735,7 @@ def check(
     sizes = 0
     try:
         oracle = masked_model(n.proto, channels, keep, n.types)
-        others = verify.other_sizes(loaded.original, example, n.shapes)
+        others = verify.other_sizes(loaded.original, example, n.shapes, n.reached)
         if not others and symbols(example, loaded.original):
             notes.append(_ONE_SIZE)
         unfitted = finish(sliced, n, channels, keep)
