@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from scipy.special import erf
 
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same, relative_error
+from tests.external import refer
 from tests.graphs import PRUNABLE, TABLE
 from tests.stages import Array, Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
@@ -161,6 +163,60 @@ def test_reductions_over_kept_channels(seed: int):
     y = (s @ v["w2"][kept]).astype(np.float32)
     assert_same(oracle, y, rtol=1e-5, atol=0.0)
     assert_same(small, y, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_contracted_with_each_other(seed: int):
+    """Fails where nothing masks what no activation carries: an index of weights alone."""
+    text = """(float[N,6] x) => (float[N,5] y) {
+        a = Einsum <equation="bi,ij,jk->bk"> (x, w1[6,9], w2[9,8])
+        r = Relu(a)
+        y = MatMul(r, w3[8,5])
+    }"""
+    row = Topology(text, ())
+    feeds = row.feeds(2, seed)
+    p = prepare(row.model(), feeds)
+    keep = random_keep(p.channels, seed)
+    w1, w2, w3 = (p.channels.graph.constants[f"w{i}"].astype(np.float64) for i in (1, 2, 3))
+    inner, outer = (keep[p.channels.axis_factor(name, 0)].ravel() for name in ("w2", "w3"))
+    assert 0 < inner.sum() < inner.size and 0 < outer.sum() < outer.size
+    a = feeds["x"].astype(np.float64) @ w1[:, inner] @ w2[np.ix_(inner, outer)]
+    y = (np.maximum(a, 0) @ w3[outer]).astype(np.float32)
+    assert_same(Session(masked(p, keep)).run(feeds)["y"], y, rtol=1e-5, atol=0.0)
+    assert_same(Session(sliced(p, keep)).run(feeds)["y"], y, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        "z = MatMul(w[4,9], v[9,3])",
+        "z = Gemm <transA=1, transB=1> (w[9,4], v[3,9])",
+        "z = Einsum <equation='ij,jk->ik'> (w[4,9], v[9,3])",
+        "z = Conv (w[1,9,4], v[3,9,1])",
+        "z = ReduceL2 <keepdims=0> (w[4,3,9], axes{2})",
+    ],
+)
+def test_an_output_of_weights_alone(product: str, tmp_path: Path):
+    """Fails where an operand is taken for masked by an activation that there is not: weights in files stay products."""
+    sizes = "P,Q,R" if "Conv" in product else "P,Q"
+    text = f"""(float[N,6] x) => (float[N,5] y, float[{sizes}] z) {{
+        a = MatMul(x, w1[6,8])
+        y = MatMul(a, w2[8,5])
+        {product.replace("'", '"')}
+    }}"""
+    row = Topology(text, ())
+    model, feeds = row.model(), row.feeds(2)
+    for t in model.graph.initializer:
+        if t.name in ("w", "v"):
+            (tmp_path / t.name).write_bytes(onnx.numpy_helper.to_array(t).tobytes())
+            refer(t, str(tmp_path / t.name))
+    p = prepare(model, feeds)
+    assert sorted(g.size for g in p.channels.groups) == [8, 9]
+    for seed in range(3):
+        keep = random_keep(p.channels, seed)
+        expected = Session(masked(p, keep)).run(feeds)
+        for name, value in Session(sliced(p, keep)).run(feeds).items():
+            assert_same(value, expected[name], rtol=1e-5, atol=0.0)
 
 
 def _sigmoid(x: Numbers) -> Numbers:

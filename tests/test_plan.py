@@ -281,6 +281,20 @@ def test_a_refused_replay_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out.onnx").exists()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_plan_that_removes_nothing_is_refused(whole: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where the original comes out as a pruned model, of a plan without groups or with all of their units."""
+    path, saved, out = str(digits.path("resnet")), tmp_path / "plan.json", tmp_path / "out.onnx"
+    prune(path, None, digits.CALIB, dry_run=True, plan_file=saved, method="magnitude", refit="none")
+    groups = json.loads(saved.read_text(encoding="utf-8"))["groups"]
+    every = [{"name": g["name"], "units": g["units"], "kept": list(range(g["units"]))} for g in groups]
+    edited(saved, groups=every if whole else [])
+    assert main([path, str(out), "--calib", str(digits.CALIB), "--from-plan", str(saved)]) == 3
+    said = "onnxprune: error: the plan keeps every channel, so nothing would be removed; make a new plan\n"
+    assert capsys.readouterr().err == said
+    assert not out.exists()
+
+
 def test_plans_that_do_not_name_their_data():
     """Fails where a plan of an earlier format is replayed on random inputs, or cannot be replayed at all."""
     path, quick = digits.path("resnet"), {"method": "magnitude", "refit": "none"}

@@ -81,6 +81,9 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
     except MemoryError as e:
         return _unexpected(e, "out of memory: use a smaller --memory or fewer --samples")
     except OSError as e:
+        if _printing(e):
+            streams.give_up(sys.stdout)
+            return _fail(f"the output cannot be printed: {e.strerror or e}", 1)
         from onnxprune.output.destination import GONE, folder_is_gone
 
         if folder_is_gone():
@@ -88,6 +91,14 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
         return _unexpected(e, f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
     except Exception as e:  # noqa: BLE001  whatever it is, the user gets one line
         return _unexpected(e, f"{type(e).__name__}: {e}: this is a defect, please report it")
+
+
+def _printing(error: BaseException) -> bool:
+    """Whether this is of click's help or version, on a stdout that takes no more; reports say so themselves."""
+    at = error.__traceback__
+    while at is not None and at.tb_frame.f_globals.get("__name__") != click.echo.__module__:
+        at = at.tb_next
+    return at is not None
 
 
 def _unexpected(error: BaseException, message: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import RunError
 from onnxprune.graph.external import BITS, FileRange, bytes_of, described, is_external, rebuilt, stream
 from onnxprune.numerics.arrays import Array
+from onnxprune.process.room import why_not
 
 # What is computed on the way goes to a file of its own from this size on.
 SPILL_BYTES = 64 << 10
@@ -216,7 +218,8 @@ def _room(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise RunError(f"{folder} has no room: {e.strerror}; set TMPDIR to a larger folder") from e
+        trouble = "takes no such file" if e.errno == errno.EFBIG else "has no room"
+        raise RunError(f"{folder} {trouble}: {why_not(e, 'set TMPDIR to a larger folder')}") from e
 
 
 def outside(proto: onnx.ModelProto) -> onnx.ModelProto:

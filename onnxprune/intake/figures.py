@@ -22,6 +22,10 @@ from onnxprune.numerics.arrays import Array, in_rows, is_float
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
 _COPIES = 0.1
 _ENTRIES = 16
+# What takes fewer values in a sample is a mask, a rate, a state of zeros, or a few sizes and scales.
+_DENSE = 8
+# Two images are one, but for noise and brightness, from this correlation on, in every channel of so many entries.
+_ONE_IMAGE, _OF_AN_IMAGE = 0.999, 64
 # Of samples that are nearly the same: how many are compared, by what share of its size an entry may move, and what
 # share of the entries moves by no more.
 _COMPARED, _NOISE, _MOST_STILL = 32, 1e-3, 0.95
@@ -31,7 +35,8 @@ _COMPARED, _NOISE, _MOST_STILL = 32, 1e-3, 0.95
 class InputFigures:
     """One input over all samples: shape with the samples, and the figures of its entries, None where it has no numbers.
 
-    flat: whether every sample is a single value throughout, though not the same in all of them.
+    flat: whether every sample is a single value throughout, though not the same in all of them. same: whether all
+    samples are the same, whatever they are.
     """
 
     name: str
@@ -42,6 +47,7 @@ class InputFigures:
     mean: float | None = None
     std: float | None = None
     flat: bool = False
+    same: bool = False
 
 
 def figures_of(samples: Samples) -> tuple[InputFigures, ...]:
@@ -57,6 +63,7 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
     # Sums of chunks are merged as deviations from their means, so that a large mean costs no digits (Chan et al. 1983).
     count, mean, squares, least, most = 0, 0.0, 0.0, np.inf, -np.inf
     flat = spec.batched and array.size // max(len(array), 1) >= _ENTRIES
+    same, first = spec.batched and len(array) > 1, np.asarray(array[:1]) if spec.batched else None
     for part in chunks(array):
         x = np.asarray(part).astype(np.float64)
         own = float(x.mean())
@@ -65,12 +72,13 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
         count += x.size
         least, most = min(least, float(x.min())), max(most, float(x.max()))
         flat = flat and bool((np.ptp(in_rows(x), axis=1) == 0.0).all())
+        same = same and bool((np.asarray(part) == first).all())
     std = 0.0 if least == most else sqrt(squares / count)
-    return InputFigures(spec.name, str(spec.dtype), shape, least, most, mean, std, flat and least < most)
+    return InputFigures(spec.name, str(spec.dtype), shape, least, most, mean, std, flat and least < most, same)
 
 
 def doubts(samples: Samples, figures: tuple[InputFigures, ...], checksums: Sequence[bytes]) -> list[str]:
-    """Warnings that hold for any model: samples that are all the same, copies of each other, or flat.
+    """Warnings that hold for any model: samples, or one input of them, that are all the same, copies, or flat.
 
     checksums: of each sample (`digests`).
     """
@@ -89,16 +97,18 @@ def doubts(samples: Samples, figures: tuple[InputFigures, ...], checksums: Seque
             f"all {total} calibration samples are the same, so the fits and every figure of the report are about that "
             "one input; give data as the model sees it in use"
         )
-    elif total - different > _COPIES * total:
-        found.append(
-            f"{total - different} of {total} calibration samples are copies of others: they add nothing, and "
-            "copies of what is held out are left out of the fits; give each sample once"
-        )
     elif total > 1 and _nearly_same(samples):
         found.append(
             f"all {total} calibration samples are nearly the same, so the fits and every figure of the report are "
             "about that one input; give data as the model sees it in use"
         )
+    else:
+        if total - different > _COPIES * total:
+            found.append(
+                f"{total - different} of {total} calibration samples are copies of others: they add nothing, and "
+                "copies of what is held out are left out of the fits; give each sample once"
+            )
+        found += _alike(samples, figures)
     found += [
         f"in input {f.name!r} every calibration sample is a single value throughout: is it what the model sees in use?"
         for f in figures
@@ -118,13 +128,67 @@ def _nearly_same(samples: Samples) -> bool:
             if any(a != b for a, b in pairwise(_rows(rows))):
                 return False
             continue
-        x = in_rows(rows).astype(np.float64)
-        size = np.abs(x).max(axis=0)
-        still = np.ptp(x, axis=0)[size > 0.0] <= _NOISE * size[size > 0.0]
-        if still.size and still.mean() < _MOST_STILL:
+        still = _still(rows)
+        if still is not None and still < _MOST_STILL:
             return False
-        moved = moved or bool(still.size)
+        moved = moved or still is not None
     return moved
+
+
+def _still(rows: Array) -> float | None:
+    """The share of entries, of those that are not zero in all rows, that stay as they are but for noise."""
+    x = in_rows(rows).astype(np.float64)
+    size = np.abs(x).max(axis=0)
+    still = np.ptp(x, axis=0)[size > 0.0] <= _NOISE * size[size > 0.0]
+    return float(still.mean()) if still.size else None
+
+
+def _alike(samples: Samples, figures: Sequence[InputFigures]) -> Iterator[str]:
+    """Warnings of inputs that say much in every sample, and the same in all: what a loader broken for one gives."""
+    for s, f in zip(samples.specs, figures, strict=True):
+        array = samples.arrays[s.name]
+        if not s.batched or len(array) < 2 or f.std is None or not _is_dense(first := np.asarray(array[:1])):
+            continue
+        how = "is the same"
+        if not f.same:
+            if not all(_is_one(np.concatenate([first, part])) for part in chunks(array)):
+                continue
+            how += ", but for noise or brightness,"
+        yield (
+            f"input {s.name!r} {how} in all {len(array)} calibration samples, so the fits and every figure of the "
+            "report are about that one value of it: is it what the model sees in use?"
+        )
+
+
+def _is_dense(sample: Array) -> bool:
+    """Whether the entries of a sample are numbers of their own: neither tokens nor a few values nor positions."""
+    if not is_float(sample.dtype) and sample.dtype.itemsize > 1:
+        return False
+    x = np.squeeze(sample).astype(np.float64)
+    if np.unique(x).size < _DENSE:
+        return False
+    # Positions, and the coordinates of a grid, rise in equal steps along every axis.
+    bends = [np.diff(x, 2, axis=a) for a in range(x.ndim) if x.shape[a] > 2]
+    return any(float(np.abs(b).max()) > _NOISE * float(np.abs(x).max()) for b in bends)
+
+
+def _is_one(rows: Array) -> bool:
+    """Whether these rows are all the first one, but for noise, and images but for their brightness."""
+    return (_still(rows) or 0.0) >= _MOST_STILL or _is_one_image(rows)
+
+
+def _is_one_image(images: Array) -> bool:
+    """Whether images in (samples, channels, height, width) or (samples, height, width) are all the first one."""
+    if images.ndim not in (3, 4):
+        return False
+    x = images.reshape(len(images), 1 if images.ndim == 3 else images.shape[1], -1).astype(np.float64)
+    if x.shape[2] < _OF_AN_IMAGE:
+        return False
+    x -= x.mean(axis=2, keepdims=True)
+    size = np.sqrt(np.square(x).sum(axis=2))
+    some = (size > 0.0).all(axis=0)
+    product = (x[1:] * x[:1]).sum(axis=2)[:, some]
+    return bool(some.any() and (product >= _ONE_IMAGE * size[1:, some] * size[:1, some]).all())
 
 
 def digests(samples: Samples) -> tuple[bytes, ...]:

@@ -44,6 +44,7 @@ from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes
 from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
+from onnxprune.normalise.windows import Shapes, longer_shapes, reach, windows
 from onnxprune.runtime.session import Feeds, Session
 
 
@@ -55,6 +56,7 @@ class Normalised:
     outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
     free: the axes of each tensor whose size changes with the symbolic dimensions.
     tables: constants that the original computes from fewer bytes, by name.
+    reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
     """
 
     proto: onnx.ModelProto
@@ -68,6 +70,7 @@ class Normalised:
     outside: frozenset[str] = frozenset()
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
+    reached: Sequence[Feeds] = ()
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -94,7 +97,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     proto = fold_constants(proto)
     runner = Runner(original)
     at_once = together(example, proto, runner)
-    runs = distinct([dict(example), *resized(example, proto, runner), *at_once])
+    runs: list[Feeds] = [*distinct([dict(example), *resized(example, proto, runner), *at_once])]
+    tried = len(runs)
     known: dict[str, tuple[int | None, ...]] = {}
     fold_shapes(proto, runs, frozenset(), known, set())
     if bodies.replace_ifs(proto.graph, constant_condition({t.name: t for t in proto.graph.initializer})):
@@ -102,16 +106,17 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     clones = clone_shared_vectors(proto)
     added = give_biases(proto)
     proto = _clean(proto)
-    binding = {k: tuple(np.shape(v)) for k, v in example.items() if isinstance(v, np.ndarray)}
+    binding = _binding(example)
     shapes, types = all_shapes(proto, binding, example)
     replaced = Counter[str]()
-    free = free_axes(proto, shapes, at_once or runs[1:])
+    free, reached = free_axes(proto, shapes, [*(at_once or runs[1:tried]), *runs[tried:]], example)
+    reached = [*runs[tried:], *reached]
     proto = bodies.rewritten(proto, lambda part: with_gathers(part, shapes, free, replaced))
     if replaced["shuffles"]:
         proto = _clean(proto)
     tables = tables_of(unfolded, proto)
     return Normalised(
-        proto, shapes, types, known, binding, tuple(notes), added, clones, outside, free=free, tables=tables
+        proto, shapes, types, known, binding, tuple(notes), added, clones, outside, free, tables, tuple(reached)
     )
 
 
@@ -139,21 +144,40 @@ def all_shapes(
 
 
 def free_axes(
-    proto: onnx.ModelProto, shapes: Mapping[str, Shape], others: Sequence[Feeds]
-) -> dict[str, frozenset[int]]:
-    """The axes of each tensor that have another size than in `shapes` with some of these inputs of other sizes."""
-    found: dict[str, frozenset[int]] = {}
-    for feeds in others:
+    proto: onnx.ModelProto, shapes: Mapping[str, Shape], others: Sequence[Feeds], example: Feeds
+) -> tuple[dict[str, frozenset[int]], list[Feeds]]:
+    """(axes of each tensor that have another size than in `shapes` at other sizes of the inputs, more such inputs).
+
+    others: inputs of other sizes than `example`, which `shapes` are of. Where windows stand still at all of these, more
+    inputs are made at which they do not; else what would follow if they did not counts too.
+    """
+
+    def at(feeds: Feeds) -> Shapes | None:
         try:
-            now, _ = all_shapes(
-                proto, {k: tuple(np.shape(v)) for k, v in feeds.items() if isinstance(v, np.ndarray)}, feeds
-            )
+            return all_shapes(proto, _binding(feeds), feeds)[0]
         except RunError:
-            continue  # the model does not take that size
+            return None  # the model does not take that size
+
+    runs: list[Feeds] = [example]
+    seen: list[Shapes] = [shapes]
+    for feeds in others:
+        sizes = at(feeds)
+        if sizes is not None:
+            runs.append(feeds)
+            seen.append(sizes)
+    rounding = windows(proto)
+    tried = len(runs)
+    reach(proto, rounding, runs, seen, at)
+    found: dict[str, frozenset[int]] = {}
+    for now in (*seen[1:], *longer_shapes(proto, _binding(example), rounding, seen)):
         for name, shape in shapes.items():
-            sizes = now.get(name, shape)
-            axes = {a for a, (old, new) in enumerate(zip(shape, sizes, strict=False)) if old != new}
-            if axes or len(sizes) != len(shape):
-                every = range(len(shape)) if len(sizes) != len(shape) else axes
+            new = now.get(name, shape)
+            axes = {a for a, (was, is_) in enumerate(zip(shape, new, strict=False)) if was != is_}
+            if axes or len(new) != len(shape):
+                every = range(len(shape)) if len(new) != len(shape) else axes
                 found[name] = found.get(name, frozenset()) | frozenset(every)
-    return found
+    return found, runs[tried:]
+
+
+def _binding(feeds: Feeds) -> dict[str, Shape]:
+    return {k: tuple(np.shape(v)) for k, v in feeds.items() if isinstance(v, np.ndarray)}

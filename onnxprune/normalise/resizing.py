@@ -25,6 +25,11 @@ class Symbol:
         """Whether it is a first axis, which most likely counts samples."""
         return self.places[0][1] == 0
 
+    def in_(self, feeds: Feeds) -> int:
+        """Its size in other inputs."""
+        name, axis = self.places[0]
+        return int(np.shape(feeds[name])[axis])
+
 
 def symbols(example: Feeds, proto: onnx.ModelProto) -> list[Symbol]:
     """The symbolic dimensions of the inputs; one without a name stands for itself alone."""
@@ -49,9 +54,9 @@ def resized(
     variants: list[dict[str, Array]] = []
     for s in symbols(example, proto)[:most]:
         first, *others = [s.size + 1] if s.first else [2 * s.size, s.size // 2, s.size + 1, s.size - 1]
-        variant = _with_sizes(example, [(s, first)])
+        variant = with_sizes(example, [(s, first)])
         if any(new > 0 for new in others) and not runs(variant):
-            smaller = (_with_sizes(example, [(s, new)]) for new in others if new > 0)
+            smaller = (with_sizes(example, [(s, new)]) for new in others if new > 0)
             variant = next((v for v in smaller if runs(v)), variant)
         variants.append(variant)
     return variants
@@ -97,10 +102,10 @@ def _sized(
         for k, s in enumerate(others):
             new = halves * s.size // 2 + more + k * apart
             sizes.append((s, new | 1 if more else max(new, 1)))
-        yield _with_sizes(example, sizes)
+        yield with_sizes(example, sizes)
 
 
-def _with_sizes(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, Array]:
+def with_sizes(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, Array]:
     """`example` with the axes of these symbols cut or repeated to a size."""
     feeds = dict(example)
     for s, size in sizes:

@@ -14,7 +14,8 @@ from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
-from onnxprune.normalise.steps import Measured, clamps_of, moved_runs, slices
+from onnxprune.normalise.steps import Measured, behind, by_name, clamps_of, moved_runs, slices
+from onnxprune.normalise.windows import Shapes, reach, widened, windows
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds, Session
 
@@ -37,46 +38,57 @@ def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]
 
 def fold_shapes(
     proto: onnx.ModelProto,
-    runs: Sequence[Feeds],
+    runs: list[Feeds],
     given: Collection[str],
     known: dict[str, tuple[int | None, ...]],
     open_: set[str],
+    *,
+    inside: bool = False,
 ) -> None:
     """Fold shape arithmetic, in place, in a model and its bodies; what stays but is known goes to `known`.
 
-    runs: inputs at several sizes. given: the inputs that depend on shapes alone. open_: decisions on changing sizes.
+    runs: inputs at several sizes; those that it takes to see more change are added. given: the inputs that depend on
+    shapes alone. open_: decisions on changing sizes. inside: the model is a body, whose inputs have no sizes to choose.
     """
     static = _shape_only(proto, given)
-    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_))
+    tried = len(runs)
+    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_, inside=inside))
     holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
-    read = body_values.read_by_bodies(proto, runs) if holders else None
+    read = body_values.read_by_bodies(proto, runs[:tried]) if holders else None
+    if read:  # the rest of the model may not take a size that its shapes take
+        read += [r for f in runs[tried:] for r in body_values.read_by_bodies(proto, [f]) or ()]
     for node in holders:
         for _, body in bodies.bodies_of(node):
-            inside = None if read is None else body_values.inside(proto, node, body, read)
-            if inside is None or not inside.iterates:
+            part = None if read is None else body_values.inside(proto, node, body, read)
+            if part is None or not part.iterates:
                 continue
             found: dict[str, tuple[int | None, ...]] = {}
+            shaped = static & {v.name for v in part.model.graph.input}
             try:
-                fold_shapes(
-                    inside.model, inside.runs, static & {v.name for v in inside.model.graph.input}, found, open_
-                )
+                fold_shapes(part.model, list(part.runs), shaped, found, open_, inside=True)
             except RunError:
                 continue  # a branch that does not fit these inputs stays as it is
-            bodies.put_back(proto, body, inside.model)
+            bodies.put_back(proto, body, part.model)
             known.update(found)
 
 
 def _fold_shape_arithmetic(
-    proto: onnx.ModelProto, feeds: Sequence[Feeds], static: Collection[str], given: Collection[str], open_: set[str]
+    proto: onnx.ModelProto,
+    feeds: list[Feeds],
+    static: Collection[str],
+    given: Collection[str],
+    open_: set[str],
+    *,
+    inside: bool,
 ) -> dict[str, tuple[int | None, ...]]:
     weights = {t.name for t in proto.graph.initializer}
     states = _initial_states(proto)
     stored = {t.name: external.array_of(t) for t in proto.graph.initializer if t.name in states}
     _drop_zero_states(proto, {name for name, values in stored.items() if not values.any()})
     produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
-    if not produced:
+    if not produced and not _sized_inside(proto):
         return {}
-    measured, stuck = _measured(proto, produced, feeds, given, open_)
+    measured, stuck = _measured(proto, produced, feeds, given, open_, inside=inside)
     if stuck is None:
         return {}
     zeros = {name for name in states & set(produced) if not any(r.values[name].any() for r in measured)}
@@ -104,31 +116,75 @@ def _fold_shape_arithmetic(
 
 
 def _measured(
-    proto: onnx.ModelProto, names: list[str], feeds: Sequence[Feeds], given: Collection[str], open_: set[str]
+    proto: onnx.ModelProto,
+    names: list[str],
+    feeds: list[Feeds],
+    given: Collection[str],
+    open_: set[str],
+    *,
+    inside: bool,
 ) -> tuple[list[Measured], set[str] | None]:
     """Values of `names` for each of several inputs, and with steps moved; and the names of which that tells nothing.
 
     None of which it tells anything, where an input behind the first does not run: the model does not in fact accept
-    another size there.
+    another size there. Inputs at which more of the model changes are added to `feeds`.
     """
-    cut = slices(proto)
-    probe, probes = _with_shapes(proto, [name for c in cut for name in (c.data, c.output)])
+    cut, before = slices(proto), [*names, *_sized_inside(proto)]
+    rounding = windows(proto, before)
+    if not names and not rounding:
+        return [], None
+    probe, probes = _with_shapes(
+        proto, [*(t for c in cut for t in (c.data, c.output)), *(t for w in rounding for t in (w.source, w.output))]
+    )
     session = Session(protobuf.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
     found: list[Measured] = []
-    shapes: list[dict[str, Array]] = []
-    for f in feeds:
+    shapes: list[Shapes] = []
+
+    def measure(f: Feeds) -> Shapes | None:
         try:
             values = session.run(f)
         except RunError:
             if not found:
                 raise
-            return found, None
-        shapes.append({k: values[v] for k, v in probes.items()})
+            return None
         found.append(Measured(proto, f, {k: values[k] for k in names}))
-    clamps = clamps_of(cut, {k: [tuple(s[k]) for s in shapes] for k in probes})
+        return {k: tuple(values[v].tolist()) for k, v in probes.items()}
+
+    for f in feeds:
+        seen = measure(f)
+        if seen is None:
+            return found, None
+        shapes.append(seen)
+    rounding = windows(proto, before, _still_values(found))
+    if not inside:
+        reach(proto, rounding, feeds, shapes, measure)
+    clamps = clamps_of(cut, {k: [s[k] for s in shapes] for k in probes})
     inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
-    moved, stuck = moved_runs(proto, found, inputs, clamps, open_)
-    return [*found, *moved], stuck
+    longer = widened(proto, found[0], names, rounding, shapes)
+    # What a body reads of axes that are longer elsewhere is not measured at any other length.
+    lost = behind(proto, open_ & (feeds[0].keys() - set(given))) if inside else set()
+    untold = longer.untold | (lost & set(names))
+    plain = _still_values(found)
+    changed = {k for r in longer.runs for k, v in plain.items() if not np.array_equal(v, r.values[k])}
+    open_.update(untold, changed, (longer.behind | lost) - set(names))
+    every = [*found, *longer.runs]
+    moved, stuck = moved_runs(proto, every, inputs, clamps, open_)
+    return [*every, *moved], stuck | untold
+
+
+def _sized_inside(proto: onnx.ModelProto) -> list[str]:
+    """The tensors that are read by bodies in which the size of something is."""
+    found: dict[str, None] = {}
+    for n in proto.graph.node:
+        if any(i.op_type in _SHAPE_OPS for _, body in bodies.bodies_of(n) for i in bodies.every_node(body)):
+            found.update(dict.fromkeys((*n.input, *bodies.captured_names(n))))
+    return [name for name in found if name]
+
+
+def _still_values(runs: Sequence[Measured]) -> dict[str, Array]:
+    """The values that are the same in all runs."""
+    every = {k: v for k, v in by_name(runs).items() if all(isinstance(x, np.ndarray) for x in v)}
+    return {k: v[0] for k, v in every.items() if all(np.array_equal(x, v[0]) for x in v[1:])}
 
 
 def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:

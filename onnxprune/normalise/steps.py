@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph import external, protobuf
+from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise.constants import copy_node
 from onnxprune.numerics.arrays import Array, Mask
@@ -82,7 +82,7 @@ def moved_runs(
     stuck: set[str] = set()
     plain = by_name(runs)
     every = {**given, **plain}
-    still = {name: _still(values) for name, values in every.items()}
+    still = {name: unchanged(values) for name, values in every.items()}
     sites: dict[str, Mask] = {name: np.ones(v[0].shape, bool) for name, v in given.items() if name in open_}
     for _ in range(_MOST_ROUNDS):
         new = _steps(proto, every, still, by_name(found), sites)
@@ -91,11 +91,11 @@ def moved_runs(
         sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
         further = _runs_with(proto, runs[0], sites, clamps, {k for k in sites if k in given or still[k].any()})
         if not further:
-            stuck = _behind(proto, sites.keys())
+            stuck = behind(proto, sites.keys())
             break
         found += further
     moved = by_name(found)
-    open_.update(k for k in moved if (still[k] & ~_still([plain[k][0], *moved[k]])).any())
+    open_.update(k for k in moved if (still[k] & ~unchanged([plain[k][0], *moved[k]])).any())
     open_.update(stuck)
     return found, stuck
 
@@ -118,11 +118,11 @@ def _runs_with(
     return [r for r in ways if r is not None]
 
 
-def _behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
+def behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
     """The names, and all that is computed from them."""
     found = set(names)
     for n in proto.graph.node:
-        if found & set(n.input):
+        if found & {*n.input, *bodies.captured_names(n)}:
             found.update(o for o in n.output if o)
     return found
 
@@ -190,7 +190,9 @@ def _steps(
     def follows(name: str) -> Mask:
         if name not in plain:
             return np.zeros((), bool)
-        return ~_still([plain[name][0], *moved.get(name, ())]) | found.get(name, np.False_) | known.get(name, np.False_)
+        return (
+            ~unchanged([plain[name][0], *moved.get(name, ())]) | found.get(name, np.False_) | known.get(name, np.False_)
+        )
 
     def changes(name: str) -> Mask:
         return ~still[name] | follows(name) if name in plain else np.zeros((), bool)
@@ -228,7 +230,7 @@ def _whole(above: Sequence[Array], below: Sequence[Array], shape: tuple[int, ...
     return found
 
 
-def _still(values: Sequence[Array]) -> Mask:
+def unchanged(values: Sequence[Array]) -> Mask:
     """Which entries are the same in every run; none where the shape is not."""
     first = values[0]
     if not isinstance(first, np.ndarray) or any(np.shape(v) != first.shape for v in values[1:]):

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from onnxprune.errors import RunError
+from onnxprune.process.room import why_not
 
 Content = bytes | Callable[[IO[bytes]], None]
 # How temporaries beside an output end. Only a process that was killed leaves one behind.
@@ -100,7 +101,7 @@ class Stage:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
-            raise RunError(f"{target} cannot be written: {e.strerror or e}") from e
+            raise RunError(f"{target} cannot be written: {why_not(e)}") from e
         return temporary
 
     def _loosely_named(self, target: Path) -> Path:
@@ -133,7 +134,7 @@ class Stage:
                 return
             self._temporaries[target].replace(target)
         except OSError as e:
-            raise RunError(f"{target} cannot be written: {e.strerror}") from e
+            raise RunError(f"{target} cannot be written: {why_not(e)}") from e
 
     def _named_anew(self, target: Path) -> bool:
         """Give a file its name unless another one has it, in one step where the file system knows second names.

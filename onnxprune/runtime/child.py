@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import math
 import os
 import pickle
 import signal
@@ -30,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from onnxprune.errors import OnnxPruneError, RunError
+from onnxprune.errors import OnnxPruneError, RunError, UsageError
 from onnxprune.graph import spill
 
 _LENGTH = struct.Struct("<Q")
@@ -185,12 +184,12 @@ def warm() -> None:
 
 
 def patience() -> float:
-    """What the variable ONNXPRUNE_PATIENCE multiplies limits of time by."""
-    try:
-        found = float(os.environ.get(PATIENCE, "1"))
-    except ValueError:
-        return 1.0
-    return min(max(found, 0.0), _MOST_PATIENCE) if not math.isnan(found) else 1.0
+    """What the variable ONNXPRUNE_PATIENCE multiplies limits of time by. Raises UsageError where it is none."""
+    given = os.environ.get(PATIENCE, "").strip() or "1"
+    with contextlib.suppress(ValueError):
+        if (found := float(given)) > 0.0:  # no NaN is
+            return min(found, _MOST_PATIENCE)
+    raise UsageError(f"{PATIENCE} is {given!r}; it is a number above 0, which limits of time are multiplied by")
 
 
 def limits(size: int, honest: float = 0.0, *, computes: bool = True, parts: int = 0) -> tuple[float, int]:

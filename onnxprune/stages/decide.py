@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from onnxprune import plan
 from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingPrunable, UsageError
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Mask
@@ -76,11 +76,16 @@ def best_of(
 
 
 def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
-    """The masks of a saved plan. Raises UsageError where it counts other units of attention, or does not fit."""
+    """The masks of a saved plan.
+
+    Raises UsageError where it counts other units of attention, or does not fit, and NothingPrunable where it keeps all.
+    """
     units = chosen.settings().attention
     if units != settings.attention:
         raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
     masks = chosen.masks(coupled.channels)
+    if all(mask.all() for mask in masks.values()):
+        raise NothingPrunable("the plan keeps every channel, so nothing would be removed; make a new plan")
     if branches.left_of(coupled.channels, coupled.channels.keep_classes(masks)) is None:
         raise UsageError("the plan leaves some tensor without a channel; make a new plan")
     return masks

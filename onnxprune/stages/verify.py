@@ -72,7 +72,7 @@ def check(
     sizes = 0
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
-        others = checks.other_sizes(loaded.original, example, n.shapes)
+        others = checks.other_sizes(loaded.original, example, n.shapes, n.reached)
         if not others and symbols(example, loaded.original):
             notes.append(_ONE_SIZE)
         exact = checks.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)

@@ -71,12 +71,16 @@ def _passes(proto: onnx.ModelProto) -> bool:
 
 
 def other_sizes(
-    original: onnx.ModelProto, example: Feeds, shapes: Mapping[str, Shape] | None = None
+    original: onnx.ModelProto,
+    example: Feeds,
+    shapes: Mapping[str, Shape] | None = None,
+    reached: Sequence[Feeds] = (),
 ) -> list[dict[str, Array]]:
     """Inputs at other sizes of the symbolic dimensions, larger and odd ones among them, that the original takes.
 
-    Each of the first dimensions alone, all at once, and one sample. shapes: of all tensors with `example`; sizes at
-    which the largest would take more than a gigabyte in single precision are left out.
+    Each of the first dimensions alone, all at once, one sample, and those that were `reached` when the model was
+    normalised. shapes: of all tensors with `example`; sizes at which the largest would take more than a gigabyte in
+    single precision are left out.
     """
     if not symbols(example, original):
         return []
@@ -99,6 +103,7 @@ def other_sizes(
 
     runs(example)
     alone = [v for v in resized(example, original, runs, _MOST_ALONE) if runs(v)]
+    alone += [dict(v) for v in reached if runs(v)]
     found = distinct([dict(example), *alone, *together(example, original, runs, more=True)])[1:]
     return [dict(tried[_sizes(v)] or v) for v in found]
 

@@ -135,11 +135,15 @@ def _mask_nodes(
             del masked.node[:], masked.value_info[:]
             _mask_nodes(body, masked, main, numbers, by_node, channels, keep, types)
         replaced = False
-        for r in by_node.get(index, ()):
+        reads = by_node.get(index, ())
+        for r in reads:
             name = r.node.inputs[r.slot]
             stored = channels.graph.constants.get(name)
-            mask = mask_of(channels, name, keep, r.axes if r.kind == "inner" else None)
-            if mask is None or (stored is not None and r.kind != "inner"):
+            if stored is not None and _masked_elsewhere(r, reads, channels):
+                continue
+            of_weights = stored is not None and r.kind != "mixing"
+            mask = mask_of(channels, name, keep, r.axes if of_weights else None)
+            if mask is None:
                 continue
             element = helper.tensor_dtype_to_np_dtype(types.get(name, onnx.TensorProto.FLOAT))
             b = _Builder(element if stored is None else stored.dtype, f"__oracle{index}_{r.slot}")
@@ -152,6 +156,16 @@ def _mask_nodes(
             main.initializer.extend(b.constants)
         if not replaced:
             target.node.append(node)
+
+
+def _masked_elsewhere(read: Read, reads: Sequence[Read], channels: ChannelGraph) -> bool:
+    """Whether what a node reads of a weight needs no mask: an activation carries the same channels to the product.
+
+    An index of Einsum may be of weights alone; of the other products' operands each has the channels of the other.
+    """
+    if read.kind != "contraction" or read.node.op == "Einsum":
+        return False
+    return any(r.kind == read.kind and r.node.inputs[r.slot] not in channels.graph.constants for r in reads)
 
 
 def mask_of(channels: ChannelGraph, name: str, keep: Mask, axes: Sequence[int] | None = None) -> Mask | None:

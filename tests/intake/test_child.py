@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.errors import RunError
+from onnxprune.errors import RunError, UsageError
 from onnxprune.intake import first_run
-from onnxprune.runtime import child
+from onnxprune.runtime import child, overdue
 from onnxprune.runtime.child import Late, Stopped
 
 FEEDS = {"x": np.ones((2, 6), np.float32)}
@@ -99,11 +100,21 @@ def test_a_loop_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch):
         first_run.run(endless(), FEEDS)
 
 
-@pytest.mark.parametrize("patience", ["inf", "1e308", "nan", "-inf", "much", ""])
+@pytest.mark.parametrize("patience", ["inf", "1e308", "0.5", ""])
 def test_any_patience_is_one_that_clocks_can_have(monkeypatch: pytest.MonkeyPatch, patience: str):
     """Fails where the thread that counts the time ends in an OverflowError of its own."""
     monkeypatch.setenv(child.PATIENCE, patience)
     assert 0.0 <= child.limits(10**15, 1e9)[0] <= threading.TIMEOUT_MAX
+
+
+@pytest.mark.parametrize("patience", ["-1", "0", "nan", "-inf", "much", "1,5"])
+def test_no_other_patience_is_taken(monkeypatch: pytest.MonkeyPatch, patience: str):
+    """Fails where a slip stops every model at once, or is passed over, instead of being named wherever it is read."""
+    monkeypatch.setenv(child.PATIENCE, patience)
+    line = f"ONNXPRUNE_PATIENCE is '{patience}'; it is a number above 0"
+    for reads in (lambda: first_run.run(relu(), FEEDS), lambda: child.limits(0), lambda: overdue.allowed(0)):
+        with pytest.raises(UsageError, match=re.escape(line)):
+            reads()
 
 
 @pytest.mark.parametrize("size", [2 << 30, 2**40])

@@ -71,12 +71,15 @@ def test_warnings_and_errors_that_cannot_be_printed(tmp_path: Path) -> None:
 
 
 @needs_full
-@pytest.mark.parametrize("args", [("--help",), ("--version",), ("inspect", str(digits.path("resnet")))])
+@pytest.mark.parametrize(
+    "args", [("--help",), ("eval", "--help"), ("--version",), ("inspect", str(digits.path("resnet")))]
+)
 def test_other_output_that_cannot_be_printed(args: tuple[str, ...], tmp_path: Path) -> None:
     code, _, err = shell(tmp_path, "ONNXPRUNE", *args, redirected="> /dev/full")
     assert code == 1
-    assert err.startswith("onnxprune: error: ")
-    assert "No space left on device" in err
+    assert err.startswith("onnxprune: error: the ")
+    assert "cannot be printed: No space left on device" in err
+    assert "ONNXPRUNE" not in err
     assert err.count("\n") == 1
 
 

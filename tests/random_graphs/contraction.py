@@ -178,6 +178,9 @@ def _einsum(b: Build, op: str) -> None:
     x = b.bounded(b.any())
     if x.rank not in _TERMS:
         x = b.bounded(b.sequence())
+    if isinstance(x.dims[-1], int) and b.chance(40):
+        _einsum_of_weights(b, x)
+        return
     terms = b.choice(_TERMS[x.rank])
     left, right = terms.split("->")[0].split(",")
     sizes: dict[str, Dim] = dict(zip(left, x.dims, strict=True))
@@ -192,6 +195,23 @@ def _einsum(b: Build, op: str) -> None:
     dims = tuple(sizes[i] for i in out)
     if b.small(dims):
         b.node(op, [x, b.weight(*fixed, fan=fan)], dims, peak=2.5 * x.peak, equation=terms)
+    else:
+        _einsum_of_two(b, x)
+
+
+def _einsum_of_weights(b: Build, x: Live) -> None:
+    """A last axis that goes through two or three weights, which are contracted with each other."""
+    letters, last = "abcde"[: x.rank], x.dims[-1]
+    assert isinstance(last, int)
+    sizes = [last, *(b.width() for _ in range(b.choice((2, 3))))]
+    names = (letters[-1] + "xyz")[: len(sizes)]
+    terms = [names[i : i + 2][:: b.choice((1, -1))] for i in range(len(sizes) - 1)]
+    shape = dict(zip(names, sizes, strict=True))
+    weights = [b.weight(*(shape[i] for i in t), fan=shape[names[k]]) for k, t in enumerate(terms)]
+    equation = f"{','.join([letters, *terms])}->{letters[:-1]}{names[-1]}"
+    dims = (*x.dims[:-1], sizes[-1])
+    if b.small(dims):
+        b.node("Einsum", [x, *weights], dims, peak=4.0 * x.peak, equation=equation)
     else:
         _einsum_of_two(b, x)
 

@@ -164,6 +164,18 @@ ROWS: Mapping[str, Topology] = {
         (8, 7, 7, 6),
         edit=_into_bodies("w2", "w3"),
     ),
+    "if_weights_contracted": Topology(
+        # Weights that are contracted with each other alone, in one of the branches.
+        """(float[N,6] x, bool flag) => (float[N,5] y) {
+            d = If (flag) <
+                then_branch = yes () => (float[N,8] t) { t = Einsum <equation="bi,ij,jk->bk"> (x, w1[6,9], w2[9,8]) },
+                else_branch = no () => (float[N,8] o) { h = MatMul(x, w3[6,8])  o = Relu(h) }
+            >
+            y = Gemm (d, w4[8,5])
+        }""",
+        (9, 8),
+        edit=_into_bodies("w1", "w2", "w3"),
+    ),
     "if_branch_of_constants": Topology(
         # One branch returns a weight of its own: it loses channels with the other branch.
         """(float[6] x, bool flag) => (float[5] y) {

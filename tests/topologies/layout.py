@@ -97,6 +97,27 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8, 6),
     ),
+    "einsum_of_weights": Topology(
+        # Weights that are contracted with each other alone, and an index of one weight alone.
+        """(float[N,6] x) => (float[N,5] y) {
+            a = Einsum <equation="bi,ij,jk->bk"> (x, w1[6,9], w2[9,8])
+            r = Relu(a)
+            c = Einsum <equation="bk,kl,lm,mn->bn"> (r, w3[8,4], w4[4,3], w5[3,7])
+            s = Sigmoid(c)
+            d = Einsum <equation="bn,onp->bo"> (s, w6[12,7,2])
+            y = MatMul(d, w7[12,5])
+        }""",
+        (12, 9, 8, 7, 4, 3, 2),
+    ),
+    "einsum_of_factors": Topology(
+        # A tensor of weights that is stored as a sum of products of vectors.
+        """(float[N,6,4] x) => (float[N,5] y) {
+            a = Einsum <equation="bij,ir,jr,rk->bk"> (x, w1[6,10], w2[4,10], w3[10,11])
+            r = Relu(a)
+            y = MatMul(r, w4[11,5])
+        }""",
+        (11, 10),
+    ),
     "split_join": Topology(
         # Cut in two uneven parts that are treated apart and joined in the other order.
         """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
