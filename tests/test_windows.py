@@ -12,6 +12,7 @@ from onnxprune import pipeline
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.normalise import normalise, windows
 from onnxprune.runtime.session import Session
+from onnxprune.stages import rewrite
 from tests.topologies.text import Topology
 
 IMAGE = "(float[N,3,H,W] x) => (float[N,5,P] y)"
@@ -274,7 +275,7 @@ def _pruned(name: str) -> onnx.ModelProto:
 
 def test_frozen_positions_never_reach_the_output(monkeypatch: pytest.MonkeyPatch):
     """Fails where what is compared stops short of the size at which the last layer gives a second position."""
-    monkeypatch.setattr(pipeline, "cut", _frozen(pipeline.cut))
+    monkeypatch.setattr(rewrite, "cut", _frozen(rewrite.cut))
     with pytest.raises(CheckFailed, match=r"sliced model (differs|does not run).* with inputs of x"):
         _pruned("strided_convolutions")
 

@@ -107,7 +107,7 @@ DENSE = {
 def test_one_input_that_is_the_same_in_all_samples(kind: str, pieces: bool, monkeypatch: pytest.MonkeyPatch):
     """Fails where a loader that is broken for one of several inputs passes, as the samples differ in the others."""
     if pieces:
-        monkeypatch.setattr("onnxprune.intake.arrays._CHUNK_BYTES", 500)
+        monkeypatch.setattr("onnxprune.data.array_files._CHUNK_BYTES", 500)
     x = DENSE[kind]
     same = np.repeat(x[:1], 40, 0)
     line = "input 'a' is the same in all 40 calibration samples"

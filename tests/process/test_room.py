@@ -35,7 +35,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
         try:
             with pytest.raises(RunError, match=r"takes no such file: .*; raise the limit .*ulimit -f") as temporary:
-                spill.Kept(np.zeros(1 << 20))
+                spill.Spilled(np.zeros(1 << 20))
             with Stage() as stage, pytest.raises(RunError, match=r"cannot be written: .*; raise the limit .*ulimit -f"):
                 stage.put(tmp_path / "model", bytes(2 << 20))
         finally:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from onnxprune import RunError
-from onnxprune.cli import main
+from onnxprune.cli.main import main
 from onnxprune.process import streams
 from tests import digits
 from tests.test_pipeline import listing
