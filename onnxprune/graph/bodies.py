@@ -75,7 +75,8 @@ def name_uniquely(proto: onnx.ModelProto) -> None:
     for body in every_body(proto.graph):
         taken.update(_given(body))
         taken.update(v.name for v in body.output)
-    _rename_bodies(proto.graph, {}, taken, {*_given(proto.graph), *(o for n in proto.graph.node for o in n.output)})
+    met = {*_given(proto.graph), *(o for n in proto.graph.node for o in n.output)}
+    _rename_bodies(proto.graph, {}, taken, met, {})
 
 
 def _given(graph: onnx.GraphProto) -> list[str]:
@@ -83,21 +84,23 @@ def _given(graph: onnx.GraphProto) -> list[str]:
     return [v.name for v in graph.input] + [t.name for t in graph.initializer]
 
 
-def _rename_bodies(graph: onnx.GraphProto, outer: Mapping[str, str], taken: set[str], met: set[str]) -> None:
+def _rename_bodies(
+    graph: onnx.GraphProto, outer: Mapping[str, str], taken: set[str], met: set[str], last: dict[str, int]
+) -> None:
     for node in graph.node:
         for _, body in bodies_of(node):
             names = dict(outer)
             for old in dict.fromkeys((*_given(body), *(o for n in body.node for o in n.output if o))):
                 names.pop(old, None)
                 if old in met:
-                    names[old] = _unused(old, taken)
+                    names[old] = _unused(old, taken, last)
                 met.add(names.get(old, old))
             for v in (*body.input, *body.output, *body.initializer):
                 v.name = names.get(v.name, v.name)
             del body.value_info[:]
             for n in body.node:
                 _rename_ports(n, names)
-            _rename_bodies(body, names, taken, met)
+            _rename_bodies(body, names, taken, met, last)
 
 
 def _rename_ports(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
@@ -106,10 +109,12 @@ def _rename_ports(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
             ports[i] = names.get(name, name)
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    n = 1
+def _unused(name: str, taken: set[str], last: dict[str, int]) -> str:
+    """The next free name; last: the number that each name was given last, below which none is free."""
+    n = last.get(name, 0) + 1
     while f"{name}__{n}" in taken:
         n += 1
+    last[name] = n
     taken.add(f"{name}__{n}")
     return f"{name}__{n}"
 
@@ -139,14 +144,11 @@ def hoist(proto: onnx.ModelProto) -> None:
             proto.graph.initializer.append(value)
             proto.graph.node.remove(n)
     for body in every_body(proto.graph):
-        stored = list(body.initializer)
-        nodes: list[onnx.NodeProto] = []
-        for n in body.node:
-            value = _value(n) if n.op_type == "Constant" and n.domain in ("", "ai.onnx") else None
-            if value is None:
-                nodes.append(_copy(n))
-            else:
-                stored.append(value)
+        values = [_value(n) if n.op_type == "Constant" and n.domain in ("", "ai.onnx") else None for n in body.node]
+        stored = [*body.initializer, *(v for v in values if v is not None)]
+        if not stored:
+            continue  # each level of bodies would copy all that are inside it
+        nodes = [_copy(n) for n, v in zip(body.node, values, strict=True) if v is None]
         returned = {o.name for o in body.output}
         for t in stored:
             weight = proto.graph.initializer.add()
@@ -219,13 +221,14 @@ def replace_ifs(
     done = 0
     nodes: list[onnx.NodeProto] = []
     for n in graph.node:
-        for _, body in bodies_of(n):
-            done += replace_ifs(body, taken, rename_inner=rename_inner)
         choice = taken(n) if n.op_type == "If" and n.domain in ("", "ai.onnx") else None
         if choice is None:
+            for _, body in bodies_of(n):
+                done += replace_ifs(body, taken, rename_inner=rename_inner)
             nodes.append(_copy(n))
             continue
         branch = dict(bodies_of(n))["then_branch" if choice else "else_branch"]
+        done += replace_ifs(branch, taken, rename_inner=rename_inner)
         inner = [_copy(i) for i in branch.node]
         own = {o for i in inner for o in i.output}
         pairs = [(out, v.name) for out, v in zip(n.output, branch.output, strict=False) if out]
@@ -247,18 +250,27 @@ def replace_ifs(
 # a body as a model
 
 
+def weights_of(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The stored tensors of the main graph by name: found once for all of a model's bodies, which may be thousands."""
+    return {t.name: t for t in proto.graph.initializer}
+
+
 def as_model(
-    proto: onnx.ModelProto, body: onnx.GraphProto, types: Mapping[str, onnx.TypeProto] | None = None
+    proto: onnx.ModelProto,
+    body: onnx.GraphProto,
+    stored: Mapping[str, onnx.TensorProto],
+    types: Mapping[str, onnx.TypeProto] | None = None,
 ) -> onnx.ModelProto:
     """The body as a model of its own: what it captures of `proto` becomes an input, or a weight where it is one.
 
-    types: of inputs, where they are known from elsewhere than the body's own declarations.
+    stored: the `weights_of` the model. types: of inputs, where they are known from elsewhere than the body's own
+    declarations.
     """
     known = types or {}
     holder = helper.make_node("If", [], [])
     holder.attribute.append(helper.make_attribute("body", body))
     captured = captured_names(holder)
-    weights = {t.name: t for t in proto.graph.initializer if t.name in set(captured)}
+    weights = {c: stored[c] for c in captured if c in stored}
     ports = [v.name for v in body.input] + [c for c in captured if c not in weights]
     declared = {v.name: v for v in body.input}
     inputs = [
@@ -269,21 +281,24 @@ def as_model(
     return helper.make_model(graph, opset_imports=proto.opset_import, ir_version=max(proto.ir_version, 4))
 
 
-def put_back(proto: onnx.ModelProto, body: onnx.GraphProto, edited: onnx.ModelProto) -> None:
+def put_back(
+    proto: onnx.ModelProto, body: onnx.GraphProto, edited: onnx.ModelProto, stored: dict[str, onnx.TensorProto]
+) -> None:
     """Take the nodes of `edited`, a model made by `as_model`, into the body, and its new weights into `proto`.
 
-    A body may not return what lies outside it: a weight that came out for an output is returned by an Identity.
+    stored: the `weights_of` the model, which gains those. A body may not return what lies outside it: a weight that
+    came out for an output is returned by an Identity.
     """
     nodes = list(edited.graph.node)
     returned = {o.name for o in body.output}
-    known = {t.name for t in proto.graph.initializer}
     for t in edited.graph.initializer:
         name = f"{t.name}__stored" if t.name in returned else t.name
         if t.name in returned:
             nodes.append(helper.make_node("Identity", [name], [t.name]))
-        if name not in known:
-            proto.graph.initializer.add().CopyFrom(t)
-            proto.graph.initializer[-1].name = name
+        if name not in stored:
+            stored[name] = proto.graph.initializer.add()
+            stored[name].CopyFrom(t)
+            stored[name].name = name
     del body.node[:]
     body.node.extend(nodes)
 
@@ -294,9 +309,10 @@ def rewritten(proto: onnx.ModelProto, edit: Callable[[onnx.ModelProto], onnx.Mod
         return edit(proto)
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    stored = weights_of(result)
     for node in result.graph.node:
         for _, body in bodies_of(node):
-            put_back(result, body, rewritten(as_model(result, body), edit))
+            put_back(result, body, rewritten(as_model(result, body, stored), edit), stored)
     return edit(result)
 
 

@@ -18,6 +18,8 @@ from onnxprune.graph.bodies import every_body, every_node
 
 # Nodes once all local functions are inlined. Exporters write some ten thousand for the largest networks.
 MOST_NODES = 500_000
+# Nodes in the bodies of If, Loop and Scan together, likewise. Each body is measured as a model of its own.
+MOST_IN_BODIES = 50_000
 # Characters in the name of a node or a tensor: each is compared and printed many times.
 MOST_CHARACTERS = 100_000
 # Bodies inside bodies; protobuf reads files of about thirty.
@@ -49,10 +51,10 @@ def check(proto: onnx.ModelProto) -> None:
     _check_depth(proto)
     _check_types(proto)
     _check_names(proto)
+    _check_count(proto)
     for tensor in external.stored_tensors(proto):
         _check_tensor(tensor)
     _check_references(proto)
-    _check_count(proto)
 
 
 def _check_depth(proto: onnx.ModelProto) -> None:
@@ -200,7 +202,7 @@ def _check_references(proto: onnx.ModelProto) -> None:
 
 
 def _check_count(proto: onnx.ModelProto) -> None:
-    """Bound the nodes that inlining makes: functions that call each other twice make 2^40 of forty."""
+    """Bound the nodes that inlining makes, in all and in bodies: forty functions that call the next twice make 2^40."""
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
     sizes: dict[tuple[str, str, str], int] = {}
     for key in functions:
@@ -210,6 +212,28 @@ def _check_count(proto: onnx.ModelProto) -> None:
         raise ModelError(
             f"the model has {_shown(total)} nodes once its functions are inlined; at most {MOST_NODES:,} are read"
         )
+    within: dict[tuple[str, str, str], int] = {}
+    for key in sorted(functions, key=sizes.__getitem__):  # what a function calls is smaller than it
+        within[key] = _in_bodies(functions[key].node, sizes, within)
+    inside = _in_bodies(proto.graph.node, sizes, within)
+    if inside > MOST_IN_BODIES:
+        raise ModelError(
+            f"the bodies of If, Loop and Scan hold {_shown(inside)} nodes together; at most {MOST_IN_BODIES:,} are read"
+        )
+
+
+def _in_bodies(
+    nodes: Iterable[onnx.NodeProto],
+    sizes: Mapping[tuple[str, str, str], int],
+    within: Mapping[tuple[str, str, str], int],
+) -> int:
+    """Nodes inside bodies once functions are inlined; sizes: of each function; within: those inside its bodies."""
+    found = 0
+    for n in nodes:
+        found += within.get((n.domain, n.op_type, n.overload), 0)
+        inner = (i for a in n.attribute for body in _bodies(a) for i in every_node(body))
+        found += sum(sizes.get((i.domain, i.op_type, i.overload), 1) for i in inner)
+    return found
 
 
 def _size_of(

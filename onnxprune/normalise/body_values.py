@@ -53,13 +53,19 @@ def read_by_bodies(proto: onnx.ModelProto, runs: Sequence[Feeds]) -> list[dict[s
 
 
 def inside(
-    proto: onnx.ModelProto, node: onnx.NodeProto, body: onnx.GraphProto, values: Sequence[Mapping[str, Array]]
+    proto: onnx.ModelProto,
+    node: onnx.NodeProto,
+    body: onnx.GraphProto,
+    stored: Mapping[str, onnx.TensorProto],
+    values: Sequence[Mapping[str, Array]],
 ) -> Inside | None:
-    """The inputs of `body` of `node`, given what `read_by_bodies` found; None where that cannot be told."""
-    weights = {t.name for t in proto.graph.initializer}
+    """The inputs of `body` of `node`, given what `read_by_bodies` found; None where that cannot be told.
+
+    stored: the `bodies.weights_of` the model.
+    """
     alone = onnx.NodeProto()
     alone.attribute.append(helper.make_attribute("body", body))
-    captured = [c for c in bodies.captured_names(alone) if c not in weights]
+    captured = [c for c in bodies.captured_names(alone) if c not in stored]
     found: list[dict[str, Array]] = []
     model: onnx.ModelProto | None = None
     for known in values:
@@ -71,7 +77,7 @@ def inside(
             return None
         if model is None:
             types = {k: helper.make_tensor_type_proto(_type(v), None) for k, v in inputs.items()}
-            model = bodies.as_model(proto, body, types)
+            model = bodies.as_model(proto, body, stored, types)
         found.append(inputs)
         if node.op_type in ("Loop", "Scan"):
             more = _next_inputs(node, body, model, inputs, known)
@@ -181,9 +187,10 @@ def add_shapes_of_bodies(proto: onnx.ModelProto, feeds: Feeds, shapes: dict[str,
     if not any(bodies.bodies_of(n) for n in proto.graph.node):
         return
     read = read_by_bodies(proto, [feeds])
+    stored = bodies.weights_of(proto)
     for node in proto.graph.node:
         for _, body in bodies.bodies_of(node):
-            part = None if read is None else inside(proto, node, body, read)
+            part = None if read is None else inside(proto, node, body, stored, read)
             if part is None:
                 continue
             first = part.runs[0]

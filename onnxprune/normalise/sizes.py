@@ -57,9 +57,10 @@ def fold_shapes(
     read = body_values.read_by_bodies(proto, runs[:tried]) if holders else None
     if read:  # the rest of the model may not take a size that its shapes take
         read += [r for f in runs[tried:] for r in body_values.read_by_bodies(proto, [f]) or ()]
+    stored = bodies.weights_of(proto)
     for node in holders:
         for _, body in bodies.bodies_of(node):
-            part = None if read is None else body_values.inside(proto, node, body, read)
+            part = None if read is None else body_values.inside(proto, node, body, stored, read)
             if part is None or not part.iterates:
                 continue
             found: dict[str, tuple[int | None, ...]] = {}
@@ -68,7 +69,7 @@ def fold_shapes(
                 fold_shapes(part.model, list(part.runs), shaped, found, open_, inside=True)
             except RunError:
                 continue  # a branch that does not fit these inputs stays as it is
-            bodies.put_back(proto, body, part.model)
+            bodies.put_back(proto, body, part.model, stored)
             known.update(found)
 
 

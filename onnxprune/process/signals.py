@@ -4,8 +4,8 @@ The first one raises `Interruption` once, wherever the main thread is, and clean
 swallows what is raised inside a finalizer or a callback of compiled code: there it is raised again a moment later, and
 `check`, which is called between the parts of the work, raises what was lost in any other way. An import goes through
 first, as compiled modules crash where something is raised while they are loaded, and so does the start of a process,
-which half done would speak up by itself. While `held`, signals are only noted: a
-commit goes through. A second Ctrl-C ends the process at once, as a kill would.
+which half done would speak up by itself, and the taking of a condition's lock, which nobody would give back. While
+`held`, signals are only noted: a commit goes through. A second Ctrl-C ends the process at once, as a kill would.
 
 Only the command line listens. A program that calls the library keeps its own handlers.
 """
@@ -25,6 +25,8 @@ from typing import Any
 _AGAIN_SECONDS = 0.05
 # What a terminal and a parent both send on one Ctrl-C is one.
 _ONE_SECONDS = 0.1
+# Methods of conditions between which and the statement that calls them a lock belongs to nobody.
+_LOCKING = frozenset(("__enter__", "__exit__", "_acquire_restore", "_release_save"))
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -105,7 +107,7 @@ class Interrupts:
             self._check_in(frame)
 
     def _check_in(self, frame: FrameType | None) -> None:
-        """As `check`, once no module is being loaded and no process started any more."""
+        """As `check`, once no module is being loaded, no process started and no lock taken any more."""
         if not self.held and _indivisible(frame):
             self._later(_AGAIN_SECONDS)
         else:
@@ -124,10 +126,15 @@ class Interrupts:
 
 
 def _indivisible(frame: FrameType | None) -> bool:
-    """Whether this happens while a module is loaded, or a process of multiprocessing's started."""
+    """Whether this happens while a module is loaded, a process of multiprocessing's started, or a lock taken."""
     while frame is not None:
-        starts = str(frame.f_globals.get("__name__", "")).startswith("multiprocessing.popen_")
-        if starts or frame.f_code.co_filename.startswith("<frozen importlib"):
+        module = str(frame.f_globals.get("__name__", ""))
+        locks = module == "threading" and frame.f_code.co_name in _LOCKING
+        if (
+            locks
+            or module.startswith("multiprocessing.popen_")
+            or frame.f_code.co_filename.startswith("<frozen importlib")
+        ):
             return True
         frame = frame.f_back
     return False

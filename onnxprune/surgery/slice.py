@@ -69,10 +69,11 @@ def _repaired(
     nodes: those of the original, None for what names no size. names: all names of the model, which new tensors keep
     clear of.
     """
+    stored = bodies.weights_of(proto)
     for node, view in zip(proto.graph.node, nodes, strict=True):
         for (_, body), inside in zip(bodies.bodies_of(node), view.bodies if view is not None else (), strict=True):
-            edited = _repaired(bodies.as_model(proto, body), inside.nodes, channels, keep, names)
-            bodies.put_back(proto, body, edited)
+            edited = _repaired(bodies.as_model(proto, body, stored), inside.nodes, channels, keep, names)
+            bodies.put_back(proto, body, edited, stored)
     graph = surgeon.to_gs(proto)
     names.update(graph.tensors())
     context = Cut(channels, keep, graph, names)

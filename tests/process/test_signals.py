@@ -224,6 +224,20 @@ def test_what_a_finalizer_swallows_is_raised_again(lost: Callable[[list[int]], N
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_lock_is_given_back(at: int) -> None:
+    """Fails where a condition stays locked for ever, as its lock was taken when the signal came: who waits, hangs.
+
+    In and out of a condition are four calls each in the sight of a profiler; a signal comes at each of them.
+    """
+    condition = threading.Condition(threading.Lock())
+    with listening(), pytest.raises(Interruption):
+        with at_call(at, lambda: signal.raise_signal(signal.SIGTERM)), condition:
+            pass
+        wait_for(lambda: False)
+    assert condition.acquire(blocking=False)
+
+
 def test_an_import_goes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a signal is raised while a module is loaded: compiled ones crash then, before anything is cleaned."""
     monkeypatch.syspath_prepend(tmp_path)
