@@ -730,6 +730,7 @@ def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: s
         (["--data", str(digits.TEST), "--max-drop", "1"], 2, "needs --against and --labels"),
         (["--data", str(digits.TEST), "--max-error", "1%"], 2, "needs --against"),
         ([*EVAL, "--max-error", "nan"], 2, "is not an error"),
+        ([*EVAL, "--max-error", "5"], 2, "'5' is 500%; write 5%, or 500% if that is meant"),
         ([*EVAL, "--max-error", "-1"], 2, "is not an error"),
         ([*EVAL, "--max-drop", "-1"], 2, "from 0 to 100"),
         ([*EVAL, "--max-drop", "nan"], 2, "from 0 to 100"),

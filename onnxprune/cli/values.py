@@ -53,7 +53,11 @@ def parse_error(text: str) -> float:
         number = -1.0
     if not 0.0 <= number < float("inf"):
         raise click.BadParameter(f"{text!r} is not an error; write 0.05 or 5%")
-    return number / 100.0 if text.strip().endswith("%") else number
+    if text.strip().endswith("%"):
+        return number / 100.0
+    if number > 1.0:  # a limit that limits nothing, where a few percent were meant
+        raise click.BadParameter(f"{text!r} is {number:.0%}; write {number:g}%, or {number:.0%} if that is meant")
+    return number
 
 
 def parse_alignment(text: str) -> int | str:
