@@ -88,9 +88,12 @@ def counts(p: Prepared, keep: Keep) -> list[int]:
 
 
 def counted_einsum(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:
-    """Of one or two operands: the combinations of all indices, the axes of an ellipsis among them."""
-    terms = onnx.helper.get_node_attr_value(node, "equation").decode().replace(" ", "").split("->")[0].split(",")
-    assert len(terms) <= 2
+    """The combinations of all indices of two operands, the axes of an ellipsis among them.
+
+    Of more the product of the first two is the first of the rest, with the indices that these or the output have.
+    """
+    terms = onnx.helper.get_node_attr_value(node, "equation").decode().replace(" ", "")
+    terms, output = terms.split("->")[0].split(","), terms.partition("->")[2]
     sizes: dict[str, int] = {}
     for name, term in zip(node.input, terms, strict=True):
         shape, letters = shapes[name], term.replace("...", "")
@@ -99,7 +102,15 @@ def counted_einsum(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> 
         indices = [*term[:at], *(f"{i}" for i in range(dots, 0, -1)), *term[at:].replace("...", "")]
         for index, size in zip(indices, shape, strict=True):
             sizes[index] = max(size, sizes.get(index, 1))
-    return float(np.prod(list(sizes.values()), dtype=float)) if len(terms) == 2 else 0.0
+    if len(terms) <= 2:
+        return float(np.prod(list(sizes.values()), dtype=float)) if len(terms) == 2 else 0.0
+    assert "..." not in "".join(terms)
+    count, first = 0.0, terms[0]
+    for k, second in enumerate(terms[1:], 1):
+        every = set(first + second)
+        count += float(np.prod([sizes[i] for i in every], dtype=float))
+        first = "".join(i for i in every if i in output or any(i in later for later in terms[k + 1 :]))
+    return count
 
 
 def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:

@@ -20,6 +20,9 @@ Lookup = Callable[[str], Prepared]
 RTOL = 1e-4
 
 
+_BY_WEIGHTS = "contracted between weights alone"
+
+
 def why_without(p: Prepared) -> dict[int, str]:
     """Group index → what reads it that no gate can stand at."""
     graph = p.channels.graph
@@ -34,6 +37,20 @@ def why_without(p: Prepared) -> dict[int, str]:
         for f in p.channels.factors.get(name, ()):
             if r.kind == "contraction" or any(f.shape[a] > 1 for a in r.axes):
                 found.update((int(g), why) for g in np.unique(p.channels.group_of[f]) if g >= 0)
+    seen = _contracted(p, constants=False)
+    return dict.fromkeys(_contracted(p, constants=True) - seen, _BY_WEIGHTS) | found
+
+
+def _contracted(p: Prepared, *, constants: bool) -> set[int]:
+    """The groups that contractions sum over in weights, or in anything else."""
+    graph = p.channels.graph
+    found: set[int] = set()
+    for r in p.channels.reads:
+        name = r.node.inputs[r.slot]
+        if r.kind == "contraction" and (name in graph.constants) is constants:
+            for f in p.channels.factors.get(name, ()):
+                if any(f.shape[a] > 1 for a in r.axes):
+                    found.update(int(g) for g in np.unique(p.channels.group_of[f]) if g >= 0)
     return found
 
 
@@ -74,7 +91,10 @@ def test_every_group_has_gates_or_is_known_to_have_none(name: str, prepared: Loo
     constants = p.channels.graph.constants
     for g in p.channels.groups:
         keep = p.channels.keep_classes({g.index: np.zeros(g.size, bool)})
-        reads = [r for r in p.channels.reads if r.kind == "inner" or r.node.inputs[r.slot] not in constants]
+        by_weights = without.get(g.index) == _BY_WEIGHTS
+        reads = [
+            r for r in p.channels.reads if r.kind == "inner" or by_weights or r.node.inputs[r.slot] not in constants
+        ]
         # What only goes where nobody reads it, another part of a Split say, is masked nowhere.
         read = any(mask_of(p.channels, r.node.inputs[r.slot], keep) is not None for r in reads)
         assert (g.index in known or g.index in without) == read, g.name

@@ -97,7 +97,7 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "way", "spill"),
+    ("name", "way", "limit"),
     [
         ("resnet", "one file", 1024),
         ("resnet", "a file each", spill.SPILL_BYTES),
@@ -106,10 +106,10 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
     ],
 )
 def test_the_same_model_as_from_embedded_weights(
-    name: str, way: str, spill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, way: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where the place of the weights changes the result, or the output names a place of this machine."""
-    monkeypatch.setattr(spill, "SPILL_BYTES", spill)
+    monkeypatch.setattr(spill, "SPILL_BYTES", limit)
     model, data = net(name)
     options: dict[str, Any] = {"ratio": 0.4, "refit": "least-squares", "round_to": 4}
     plain = tmp_path / "plain.onnx"
@@ -151,8 +151,9 @@ def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["residual", "if_weights_inside", "shuffle_static", "weights_as_constant_nodes"])
 def test_slice_equals_oracle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a stage loses, reads as something else, or forgets weights that lie in files."""
-    for limit in ("SPILL_BYTES", "INLINE_BYTES"):  # above the shapes that graphs name, as onnxruntime reads those
-        monkeypatch.setattr(external, limit, 64)
+    # Above the shapes that graphs name, as onnxruntime reads those.
+    monkeypatch.setattr(spill, "SPILL_BYTES", 64)
+    monkeypatch.setattr(external, "INLINE_BYTES", 64)
     row = TABLE[name]
     proto, _ = model_file.load(stored(row.model(), tmp_path, "one file"))
     with spill.spilling():
@@ -890,8 +891,8 @@ def test_large_embedded_weights_are_kept_outside_meanwhile(tmp_path: Path, monke
     """Fails where a large model in one file gives anything else, or its output is split."""
     model, data = net("resnet")
     expected = prune(model, None, data, ratio=0.4, refit="least-squares").model
-    for limit in ("SPILL_BYTES", "LARGE_BYTES"):
-        monkeypatch.setattr(external, limit, 1024)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(external, "LARGE_BYTES", 1024)
     prune(digits.path("resnet"), tmp_path / "out.onnx", data, ratio=0.4, refit="least-squares")
     assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
     assert expected is not None

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from onnxprune.errors import OnnxPruneError, RunError, UsageError
-from onnxprune.graph import spill
 
 _LENGTH = struct.Struct("<Q")
 # What a model without weights may take; both grow with the size of what is tried.
@@ -278,6 +277,8 @@ def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, second
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
     """Where the child's temporary files go, so that they go with those of this process."""
+
+    from onnxprune.graph import spill  # not before the child has started: it loads numpy and onnx
 
     kept = spill.spill_folder()
     if kept is not None:

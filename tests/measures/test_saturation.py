@@ -139,7 +139,7 @@ def test_integer_operators_with_constant_weights_are_exact():
     model = _model("(uint8[N,64] x) => (int32[N,32] y) { y = MatMulInteger (x, w) }", w=np.full((64, 32), 127, np.int8))
     x = np.full((4, 64), 255, np.uint8)
     right = np.array_equal(Session(model, kernels=EXACT).run({"x": x})["y"], np.full((4, 32), 255 * 127 * 64))
-    assert right is not saturates(EXACT)
+    assert right is not session.saturates(EXACT)
     (note,) = saturation.notes_on(model, remedied=right)
     assert ("MatMulInteger" in note) is not right
 

@@ -27,7 +27,7 @@ CALIB = ["--calib", str(digits.CALIB)]
 
 def shell(folder: Path, *args: str, redirected: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command line with its redirections."""
-    code = "import sys\nfrom onnxprune.cli import main\nsys.exit(main())"
+    code = "import sys\nfrom onnxprune.cli.main import main\nsys.exit(main())"
     words = [sys.executable, "-c", code, *args[1:]]
     line = " ".join(f"'{w}'" for w in words)
     env = {**os.environ, "PYTHONPATH": str(digits.FOLDER.parent)}
@@ -131,7 +131,7 @@ def test_no_streams_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     monkeypatch.chdir(tmp_path)
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    assert main.main([*RUN[1:], *CALIB]) == 0
+    assert main([*RUN[1:], *CALIB]) == 0
     for name in ("stdin", "stdout", "stderr"):
         getattr(sys, name).close()
     monkeypatch.undo()
