@@ -34,6 +34,12 @@ _LAYERS = frozenset(
 # turns floating-point numbers into any other type counts too.
 _JUMPS = frozenset("ArgMax ArgMin Ceil Compress Floor Hardmax NonMaxSuppression Round Sign TopK Unique".split())
 _CHOICES = frozenset("ArgMax ArgMin Equal Greater GreaterOrEqual Less LessOrEqual".split())
+# Choices that are added up make a count, which is no class. A Scatter may add, too.
+_COUNTING = frozenset(
+    "AveragePool CumSum GlobalAveragePool Mean ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd "
+    "ReduceSum ReduceSumSquare Sum".split()
+)
+_ADDING = frozenset("Add Sub".split())
 # Of these only the sizes are read, or what hardly ever changes.
 _STILL = frozenset("IsInf IsNaN Shape Size".split())
 # What one model gives may have other sizes than what another gives on the same sample.
@@ -64,7 +70,7 @@ class Observed:
     still: outputs that do not depend on any layer. missing: those that depend on layers and have no floating-point
     tensor in front. ranked: those that others stand for because they jump. sized_by_values: those whose sizes depend on
     what the model computes. random: those that differ from run to run. layouts: of the tensors whose samples do not lie
-    along axis 0, once that is measured.
+    along axis 0, once that is measured. choices: those of the jumping ones that are a choice among classes, no count.
     """
 
     outputs: tuple[str, ...]
@@ -225,8 +231,19 @@ class _Tail:
         return floats and any(o in self.types and not self._is_float(o) for o in n.outputs)
 
     def _chooses(self) -> bool:
-        kinds = {n.op for n in self.nodes if any(o in self.moving for o in n.outputs)}
-        return bool(kinds & _CHOICES) and not kinds & (_SIZED_BY_VALUES | {"OneHot", "TopK"})
+        """Whether the output is a choice among classes: picked or compared, and not counted since."""
+        moving = [n for n in self.nodes if any(o in self.moving for o in n.outputs)]
+        kinds = {n.op for n in moving}
+        if not kinds & _CHOICES or kinds & (_SIZED_BY_VALUES | {"OneHot", "TopK"}):
+            return False
+        chosen: set[str] = set()
+        for n in moving:
+            read = [i for i in (*n.inputs, *n.captures) if i in chosen]
+            if read and any(_counts(x, len(read)) for x in _within(n)):
+                return False
+            if read or any(x.op in _CHOICES for x in _within(n)):
+                chosen.update(o for o in n.outputs if o)
+        return True
 
     def _fronts(self) -> list[str]:
         """The floating-point tensors that what jumps, or is random, reads; without those computed from the others."""
@@ -322,6 +339,13 @@ def _is_layer(n: Node, graph: Graph) -> bool:
         or (x.op == "Gather" and x.inputs[0] in graph.constants and is_float(graph.constants[x.inputs[0]].dtype))
         for x in _within(n)
     )
+
+
+def _counts(n: Node, choices: int) -> bool:
+    """Whether a node that reads so many choices adds them up."""
+    if n.op.startswith("Scatter"):
+        return str(n.attrs.get("reduction", "none")) in ("add", "mul")
+    return n.op in _COUNTING or (n.op in _ADDING and choices > 1)
 
 
 def _within(n: Node) -> Iterator[Node]:

@@ -19,14 +19,17 @@ from onnxprune.graph import bodies, external
 _LEAST_BYTES = 1024
 # These read of a graph input only what the model itself cannot change.
 _SIZES = ("Shape", "Size")
+# A constant that these make entry by entry can be cut as it is stored.
+_ENTRYWISE = frozenset(("Add", "Cast", "Div", "Identity", "Mul", "Sub"))
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """How a constant is made: nodes in their order, and the constants that these read.
 
-    bytes: of both, as stored. generated: whether it is made from fewer numbers, as a table of cosines is; else its own
-    numbers are stored in another way (in half precision, or as codes).
+    bytes: of both, as stored. generated: whether it is made from fewer numbers, as a table of cosines is, or of codes
+    that only its nodes can place; else its own numbers are stored in another way. packed: whether that is as codes
+    with scales (Cast, Sub, Mul) that cannot take up other numbers, and not in half precision behind a Cast, which can.
     """
 
     name: str
@@ -34,13 +37,22 @@ class Table:
     leaves: tuple[onnx.TensorProto, ...]
     bytes: int
     generated: bool
+    packed: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether other numbers in its place would be stored in full."""
+        return self.generated or self.packed
 
     @classmethod
     def of(cls, made: onnx.TensorProto, nodes: Sequence[onnx.NodeProto], leaves: Sequence[onnx.TensorProto]) -> Table:
         """The table of a folded constant."""
         size = sum(int(n.ByteSize()) for n in nodes) + sum(external.bytes_of(t) for t in leaves)
-        generated = 2 * sum(prod(t.dims) for t in leaves) <= prod(made.dims)
-        return cls(made.name, tuple(nodes), tuple(leaves), size, generated)
+        few = 2 * sum(prod(t.dims) for t in leaves) <= prod(made.dims)
+        half = [n.op_type for n in nodes] == ["Cast"] and leaves[0].data_type == onnx.TensorProto.FLOAT16
+        entrywise = all(n.op_type in _ENTRYWISE and n.domain in ("", "ai.onnx") for n in nodes)
+        generated = few or not (half or entrywise)
+        return cls(made.name, tuple(nodes), tuple(leaves), size, generated, packed=not (generated or half))
 
 
 def tables_of(source: onnx.ModelProto, folded: onnx.ModelProto) -> dict[str, Table]:

@@ -79,8 +79,9 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
     stored, n = protobuf.parameters(loaded.original), loaded.normalised
-    more, generated = {*n.added_biases, *n.clones}, {k: t.bytes for k, t in n.tables.items() if t.generated}
-    own = channels.graph.constants.keys() - more - generated.keys()
+    more, generated = {*n.added_biases, *n.clones}, {k for k, t in n.tables.items() if t.generated}
+    own = channels.graph.constants.keys() - more - generated
+    fixed = {k: t.bytes for k, t in n.tables.items() if t.fixed}
     prices = {
         "macs": cost.macs(channels, drops),
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
@@ -97,7 +98,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     coupled = Coupled(
         channels=channels,
         taken=taken,
-        layers=tuple(replace(x, made=generated.get(x.weight, 0)) for x in layers_taken(taken, channels)),
+        layers=tuple(replace(x, made=fixed.get(x.weight, 0)) for x in layers_taken(taken, channels)),
         observed=observed,
         seen=seen(taken, observed, n, labelled=settings.labels is not None),
         widths=widths,

@@ -71,6 +71,6 @@ def recover_weights(
 
 
 def _generated(model: onnx.ModelProto, tables: Mapping[str, Table]) -> frozenset[str]:
-    """The constants that the original generates, and that would take more to store."""
+    """The constants that the original generates, or stores as codes, and that would take more to store."""
     sizes = {t.name: external.bytes_of(t) for t in model.graph.initializer if t.name in tables}
-    return frozenset(k for k, size in sizes.items() if tables[k].generated and tables[k].bytes < size)
+    return frozenset(k for k, size in sizes.items() if tables[k].fixed and tables[k].bytes < size)

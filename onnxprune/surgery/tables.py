@@ -2,12 +2,13 @@
 
 Where nothing was cut in a table its nodes and their constants come back. Where it lost positions the whole of it is
 made, and a Gather along each cut axis takes those that stay. What was fitted, or is smaller as it is, is stored; a
-weight that the original stores in half precision behind a Cast is stored so again, cut and fitted or not.
+weight that the original stores in half precision behind a Cast is stored so again, cut and fitted or not, and codes
+with scales are cut as they are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -34,25 +35,42 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
     now = {t.name: t for t in proto.graph.initializer}
     whole = {t.name: t for t in normalised.proto.graph.initializer if t.name in normalised.tables}
     chosen: list[tuple[Table, KeptIndices]] = []
-    narrowed: list[tuple[Table, Array]] = []
+    restored: list[tuple[Table, Mapping[str, Array]]] = []
     for name, table in normalised.tables.items():
         if name not in now or name in returned or name not in whole:
             continue
         kept = _kept(channels, name, keep)
         narrow = _narrowed(table, external.array_of(now[name]))
         if narrow is not None:
-            narrowed.append((table, narrow))
+            restored.append((table, {table.leaves[0].name: narrow}))
             continue
-        if kept is None or (kept and not table.generated):
-            continue  # of numbers that are stored in another way, those that went would stay
+        if kept is None:
+            continue
         if not _only_cut(external.array_of(now[name]), external.array_of(whole[name]), kept):
+            continue
+        if kept and not table.generated:  # of numbers that are stored in another way, those that went would stay
+            restored.append((table, _cut_leaves(table, kept, whole[name].dims)))
             continue
         indices = sum(8 * at.size for at in kept.values())
         if table.bytes + indices < external.bytes_of(now[name]):
             chosen.append((table, kept))
-    if chosen or narrowed:
-        whole_tables = {table.name for table, kept in chosen if not kept} | {table.name for table, _ in narrowed}
-        _Made(proto, whole_tables).write(chosen, narrowed)
+    if chosen or restored:
+        whole_tables = {table.name for table, kept in chosen if not kept}
+        _Made(proto, whole_tables).write(chosen, restored)
+
+
+def _cut_leaves(table: Table, kept: KeptIndices, shape: Sequence[int]) -> dict[str, Array]:
+    """The constants of a packed table of this shape, those that lose positions as they are then."""
+    found: dict[str, Array] = {}
+    for leaf in table.leaves:
+        first = len(shape) - len(leaf.dims)  # they are aligned at their last axes
+        own = {axis - first: at for axis, at in kept.items() if axis >= first and leaf.dims[axis - first] > 1}
+        if own:
+            values = external.array_of(leaf)
+            for axis, at in own.items():
+                values = np.take(values, at, axis=axis)
+            found[leaf.name] = values
+    return found
 
 
 def _narrowed(table: Table, now: Array) -> Array | None:
@@ -104,10 +122,12 @@ class _Made:
         self._leaves: dict[str, onnx.TensorProto] = {}
         self._indices: dict[bytes, str] = {}
 
-    def write(self, chosen: Iterable[tuple[Table, KeptIndices]], narrowed: Iterable[tuple[Table, Array]]) -> None:
+    def write(
+        self, chosen: Iterable[tuple[Table, KeptIndices]], restored: Iterable[tuple[Table, Mapping[str, Array]]]
+    ) -> None:
         """Make these tables, of each the positions that stay, in place of the constants of their names.
 
-        narrowed: weights with what their Cast reads now.
+        restored: weights with what their nodes read now in place of some constants.
         """
         replaced: set[str] = set()
         gathers: list[onnx.NodeProto] = []
@@ -119,19 +139,33 @@ class _Made:
                 self._add_node(node)
             if kept:
                 gathers += self._gathers(table.name, kept)
-        for table, values in narrowed:
+        for table, values in restored:
             replaced.add(table.name)
-            leaf = table.leaves[0]
-            # Its old values may still be there, for another reader.
-            self._names[leaf.name] = self._free(leaf.name)
-            narrow = spill.tensor_of(values, self._names[leaf.name], outside=external.is_external(leaf))
-            self._leaves[f"{table.name}:narrow"] = narrow
-            self._add_node(table.nodes[0])
+            self._restore(table, values)
         stays = [t for t in self._graph.initializer if t.name not in replaced]
         behind = list(self._graph.node)
         del self._graph.initializer[:], self._graph.node[:]
         self._graph.initializer.extend([*stays, *self._leaves.values()])
         self._graph.node.extend([*self._nodes.values(), *gathers, *behind])
+
+    def _restore(self, table: Table, values: Mapping[str, Array]) -> None:
+        """Add a table with nodes of its own: the old values may still be there, for another reader."""
+        names: dict[str, str] = {}
+        for leaf in table.leaves:
+            if leaf.name not in values:
+                self._add_leaf(leaf)
+                names[leaf.name] = self._names[leaf.name]
+                continue
+            names[leaf.name] = self._free(leaf.name)
+            now = spill.tensor_of(values[leaf.name], names[leaf.name], outside=external.is_external(leaf))
+            self._leaves[f"{table.name}:{leaf.name}"] = now
+        for node in table.nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.input[:] = [names.get(i, i) for i in node.input]
+            for i, name in enumerate(node.output):
+                copy.output[i] = names[name] = table.name if name == table.name else self._free(name)
+            self._nodes[f"{table.name}:{node.output[0]}"] = copy
 
     def _add_leaf(self, leaf: onnx.TensorProto) -> None:
         if leaf.name in self._names:

@@ -155,6 +155,23 @@ def test_sizes_by_values_and_choices():
     assert observed("o = Bernoulli (p)", "float[N,6] o").random == {"o"}
 
 
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("w = Cast <to=7> (g) o = ReduceSum <keepdims=0> (w)", False),
+        ("w = Cast <to=7> (g) o = Add (w, w)", False),
+        ("w = Cast <to=7> (g) one = Constant <value = int64 {1}> () o = Add (w, one)", True),
+        ("w = Cast <to=7> (g) o = Identity (w)", True),
+        ("w = Cast <to=7> (g) o = ReduceMax <keepdims=0> (w)", True),
+    ],
+)
+def test_choices_that_are_added_up_make_a_count(text: str, classes: bool):
+    """Fails where how many entries of a mask are set is called a class, or a shifted class is not."""
+    found = observed(f"c = Constant <value = float {{0.0}}> () g = Greater (y, c) {text}", "int64[K] o")
+    assert found.choices == ({"o"} if classes else set())
+    assert found.ranked == {"o"}
+
+
 def test_channels_that_may_go_cannot_be_compared():
     """Fails where a tensor that is narrower in the pruned model is looked at."""
     proto = parsed("o = ArgMax <axis=1> (y)", "int64[N,1] o")

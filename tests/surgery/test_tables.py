@@ -95,6 +95,67 @@ HALVES = """(float[N,16] x) => (float[N,5] y) {
     y = MatMul (s, w3[64,5])
 }"""
 
+# Codes of a byte with a scale and a zero point for each column, for each row, and in groups of 16 rows.
+COLUMNS = """(float[N,64] x) => (float[N,5] y) {
+    wide = Cast <to = 1> (codes)
+    centred = Sub (wide, zero)
+    table = Mul (centred, scale)
+    f = MatMul (x, table)
+    g = Abs (f)
+    a = MatMul (g, w1[64,32])
+    r = Relu (a)
+    y = MatMul (r, w2[32,5])
+}"""
+ROWS = """(float[N,64] x) => (float[N,5] y) {
+    h = MatMul (x, w0[64,64])
+    k = Relu (h)
+    wide = Cast <to = 1> (codes)
+    table = Mul (wide, rows)
+    f = MatMul (k, table)
+    g = Abs (f)
+    y = MatMul (g, w2[64,5])
+}"""
+TWICE = """(float[N,64] x) => (float[N,5] y) {
+    wide = Cast <to = 1> (codes)
+    one = Mul (wide, scale)
+    two = Mul (wide, rows)
+    f = MatMul (x, one)
+    g = Abs (f)
+    k = MatMul (g, two)
+    h = Relu (k)
+    y = MatMul (h, w2[64,5])
+}"""
+GROUPED = """(float[N,64] x) => (float[N,5] y) {
+    wide = Cast <to = 1> (grouped)
+    scaled = Mul (wide, steps)
+    table = Reshape (scaled, shape)
+    f = MatMul (x, table)
+    g = Abs (f)
+    a = MatMul (g, w1[64,32])
+    r = Relu (a)
+    y = MatMul (r, w2[32,5])
+}"""
+PACKED = {"columns": COLUMNS, "rows": ROWS, "twice": TWICE, "grouped": GROUPED}
+
+
+def packed(text: str) -> onnx.ModelProto:
+    """The model with its codes."""
+    proto = Topology(text, ()).model()
+    codes = RNG.integers(-128, 128, (64, 64)).astype(np.int8)
+    scales = RNG.uniform(0.001, 0.01, 64).astype(np.float32)
+    known = {
+        "codes": codes,
+        "grouped": codes.reshape(4, 16, 64),
+        "zero": np.full(64, 3, np.float32),
+        "scale": scales,
+        "rows": scales[:, None],
+        "steps": scales.reshape(4, 16, 1)[:, :1],
+        "shape": np.array([64, 64]),
+    }
+    read = {i for n in proto.graph.node for i in n.input}
+    proto.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in known.items() if k in read)
+    return proto
+
 
 def data(proto: onnx.ModelProto, count: int = 96) -> dict[str, Array]:
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in proto.graph.input}
@@ -176,6 +237,47 @@ def test_fitted_numbers_are_stored_as_they_were():
     table = normalise(proto, {"x": data(proto, 2)["x"]}).tables["wide"]
     assert tables._narrowed(table, np.float32([[1e6]])) is None
     assert tables._narrowed(table, np.float32([[0.5]])).dtype == np.float16
+
+
+@pytest.mark.parametrize("text", PACKED.values(), ids=PACKED)
+@pytest.mark.parametrize("options", [{"refit": "none"}, {}], ids=["sliced", "fitted"])
+def test_codes_stay_codes(text: str, options: dict[str, Any]):
+    """Fails where codes are written out as numbers of four bytes, or are cut where their scales are not."""
+    proto = packed(text)
+    feeds = data(proto)
+    result = prune(proto, None, feeds, **OPTIONS | {"ratio": 0.5}, **options)
+    assert result.model is not None
+    assert external.model_bytes(result.model) < external.model_bytes(proto)
+    codes = [a for a in stored(result.model).values() if a.dtype == np.int8]
+    assert codes
+    assert all(a.size < 64 * 64 for a in codes) == (text != GROUPED)
+    assert result.report.after.parameters == protobuf.parameters(result.model) < protobuf.parameters(proto)
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+def test_codes_that_are_cut_are_the_original_s():
+    """Fails where the numbers that the codes give are others than those that stay, with columns as with rows."""
+    proto = packed(TWICE)
+    result = prune(proto, None, data(proto), refit="none", **OPTIONS | {"ratio": 0.5})
+    assert result.model is not None
+    values, kept = stored(proto), {g.name: list(g.kept) for g in result.plan.groups}
+    made = {k: Session(protobuf.submodel(result.model, {}, [k])).run({})[k] for k in ("one", "two")}
+    sides = {made["one"].shape[1], made["two"].shape[0]}
+    assert len(sides) == 1 < 64 - sides.pop()
+    whole = {"one": values["codes"] * values["scale"], "two": values["codes"] * values["rows"]}
+    (inner,) = (k for k in kept.values() if np.shape(whole["one"][:, k]) == made["one"].shape)
+    assert_same(made["one"], whole["one"][:, inner], rtol=TOLERANCE, atol=0.0)
+    outer = next((k for k in kept.values() if k is not inner), list(range(64)))
+    assert_same(made["two"], whole["two"][np.ix_(inner, outer)], rtol=TOLERANCE, atol=0.0)
+
+
+def test_few_of_many_codes_are_numbers():
+    """Fails where numbers that take fewer bytes than the codes did are not fitted: of a layer that loses inputs."""
+    proto = packed(ROWS)
+    result = prune(proto, None, data(proto), **OPTIONS | {"ratio": 0.9}, fast=True)
+    assert result.model is not None
+    assert external.model_bytes(result.model) < external.model_bytes(proto)
+    assert not any(a.dtype == np.int8 for a in stored(result.model).values())
 
 
 def test_a_wrong_table_would_be_found(monkeypatch: pytest.MonkeyPatch):
