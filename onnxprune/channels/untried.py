@@ -7,7 +7,7 @@ gives is as good as what it gets. Exporters write many of these, for shapes that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from onnxprune.channels import ChannelGraph
@@ -23,9 +23,12 @@ _PASS_ON = frozenset(
 )
 
 
+_BODY = "body"
+
+
 @dataclass(frozen=True)
 class Untried:
-    """A branch ("then" or "else") of the If called `node`, and the groups that it reads or writes."""
+    """A branch ("then" or "else") of the If called `node`, or the body of a Loop, and the groups on what it touches."""
 
     node: str
     branch: str
@@ -34,18 +37,23 @@ class Untried:
     @property
     def text(self) -> str:
         """What a reader calls the branch."""
-        return f"the {self.branch} branch of {self.node}"
+        return f"the {self.branch}{'' if self.branch == _BODY else ' branch'} of {self.node}"
 
 
 def untried_branches(
-    channels: ChannelGraph, taken: Mapping[str, bool], types: Mapping[str, int]
+    channels: ChannelGraph, taken: Mapping[str, bool], types: Mapping[str, int], idle: Set[str] = frozenset()
 ) -> tuple[Untried, ...]:
-    """The branches that compute something and that no sample takes.
+    """The branches that compute something and that no sample takes, and bodies that none turns.
 
-    taken: first output of an If that always takes the same branch → whether that is the first. types: of tensors.
+    taken: first output of an If that always takes the same branch → whether that is the first. types: of tensors. idle:
+    outputs of the Loops that no sample turns.
     """
     found: list[Untried] = []
     for node in channels.graph.every_node:
+        if node.op == "Loop" and not node.domain and not idle.isdisjoint(node.outputs):
+            for body in node.bodies:
+                if not all(_passes_on(n, types) for n in depth_first(body.nodes)):
+                    found.append(Untried(node.name, _BODY, _touched(node, body, channels)))
         if node.op != "If" or node.domain or node.outputs[0] not in taken:
             continue
         other = "else_branch" if taken[node.outputs[0]] else "then_branch"

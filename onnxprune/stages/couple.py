@@ -12,6 +12,7 @@ from onnxprune import cost, plan
 from onnxprune.allocation.widths import USEFUL_SHARE, Wanted, Widths
 from onnxprune.calibration.branches_taken import TakenBranches, layers_taken, taken_by
 from onnxprune.calibration.layers import Layer
+from onnxprune.calibration.turns import turns_of
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.describe import Description, describe
@@ -70,7 +71,8 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, loaded.parts)
-    untried = untried_branches(channels, taken.branches, loaded.normalised.types)
+    turns = turns_of(taken.proto, loaded.parts)
+    untried = untried_branches(channels, taken.branches | turns.branches, loaded.normalised.types, turns.idle)
     if settings.untried_branches == "keep":
         for u in untried:
             why = Frozen(Cause.UNTRIED, f"no sample takes {u.text}")
