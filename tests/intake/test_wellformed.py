@@ -137,6 +137,41 @@ def test_functions_that_multiply_inside_a_body():
         wellformed.check(model)
 
 
+def branching(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its nodes in both branches of an If."""
+    inner = helper.make_graph(list(model.graph.node), "b", [], [helper.make_tensor_value_info("y", 1, None)])
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
+    return model
+
+
+def test_nodes_in_bodies_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """Fails where bodies inside bodies are not counted: two the same in each of twenty levels make a million."""
+    chain = graph_of([helper.make_node("Relu", ["x"], ["t"]), helper.make_node("Relu", ["t"], ["y"])])
+    nested = branching(branching(chain))  # 2 Ifs, and 2 nodes in each of 4 branches
+    monkeypatch.setattr(wellformed, "MOST_IN_BODIES", 10)
+    wellformed.check(nested)
+    monkeypatch.setattr(wellformed, "MOST_IN_BODIES", 9)
+    with pytest.raises(ModelError, match=r"bodies of If, Loop and Scan hold 10 nodes together; at most 9 are read"):
+        wellformed.check(nested)
+
+
+def test_nodes_in_bodies_of_functions_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """Fails where what inlining puts into bodies is not counted, by a call there or by a function that holds them."""
+    called = branching(calling(3, 2))  # F0 has 4 nodes with its own, F1 and F2 call the one before twice
+    count = 2 * (1 + 1 + 2 * (1 + 1 + 2 * (1 + 2 + 1)))
+    holding = calling(3, 2)
+    function = holding.functions[0]
+    body = helper.make_graph([helper.make_node("Relu", ["a"], ["r"])], "b", [], [])
+    function.node.append(helper.make_node("If", ["a"], ["s"], then_branch=body, else_branch=body))
+    for model, inside in ((called, count), (holding, 2 * 2 * 2)):
+        monkeypatch.setattr(wellformed, "MOST_IN_BODIES", inside)
+        wellformed.check(model)
+        monkeypatch.setattr(wellformed, "MOST_IN_BODIES", inside - 1)
+        with pytest.raises(ModelError, match=rf"hold {inside} nodes together"):
+            wellformed.check(model)
+
+
 @pytest.mark.parametrize("to", [0, 1, 2])
 def test_functions_that_call_themselves(to: int):
     """By way of one another, too."""
