@@ -71,6 +71,7 @@ def test_free(between: str):
         "b = GatherElements <axis = 1> (a, i{2x8:7,6,5,4,3,2,1,0,7,6,5,4,3,2,1,0}) z = Log (b)",
         "b = Relu (a) z = Acosh (b)",
         "b = Abs (a) z = Asin (b)",
+        "b = Mul (a, a) z = Acos (b)",
     ],
 )
 def test_more_that_is_limited(between: str):
