@@ -29,6 +29,7 @@ from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.report.summary import Report
 from onnxprune.runtime.session import check_provider, check_starts, timing_on
+from onnxprune.stages.answers import judged_by
 from onnxprune.stages.calibrate import calibrate
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import (
@@ -204,13 +205,14 @@ def _run(
         return PruneResult(None, chosen, replace(report, notes=(*report.notes, *foreseen(loaded, settings)))), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
+        judged = judged_by(loaded, coupled, calibrated.reference, masks)
     with stage("refit"):
         refitted = refit_weights(loaded, coupled, calibrated, masks, coefficients, sliced, settings)
     if settings.epochs:
         with stage("recover"):
-            refitted = recover_weights(loaded, coupled, calibrated, masks, refitted, settings)
+            refitted = recover_weights(loaded, judged, masks, refitted, settings)
     with stage("verify"):
-        finished = finish(loaded, coupled, calibrated, masks, sliced, refitted, settings)
+        finished = finish(loaded, judged, masks, sliced, refitted, settings)
         checked = check(loaded, coupled, calibrated, masks, sliced, finished, settings, max_error)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
     report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed, place)

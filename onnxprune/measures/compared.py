@@ -66,13 +66,26 @@ def compared(
 ) -> tuple[dict[str, Array], Answers, Observed]:
     """Two models as they lie in their files: outputs of the first, answers of the second, and what stands for these."""
     observed = observed_of_model(original, model)
-    reference = watched(original, observed, {})
-    observed = replace(observed, layouts=layouts_of(reference, samples, observed.sized_by_values))
-    outputs = outputs_of(watched(model, observed, {}), samples, observed.layouts)
-    values = outputs_of(reference, samples, observed.layouts)
+    outputs, values, observed = _side_by_side(model, original, samples, observed)
+    lost = {
+        t for t in {*observed.tensors} - {*observed.outputs} if t in outputs and outputs[t].shape != values[t].shape
+    }
+    if lost:  # channels of them went, so others have to do
+        observed = observed_of_model(original, model, lost)
+        outputs, values, observed = _side_by_side(model, original, samples, observed)
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed
+
+
+def _side_by_side(
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, observed: Observed
+) -> tuple[dict[str, Array], dict[str, Array], Observed]:
+    """(outputs of the model, of the original, what is observed, with the layouts of that)."""
+    reference = watched(original, observed, {})
+    observed = replace(observed, layouts=layouts_of(reference, samples, observed.sized_by_values))
+    outputs = outputs_of(watched(model, observed, {}), samples, observed.layouts)
+    return outputs, outputs_of(reference, samples, observed.layouts), observed
 
 
 def _with_still(observed: Observed, outputs: Mapping[str, Array], values: Mapping[str, Array]) -> Observed:

@@ -353,8 +353,11 @@ def _within(n: Node) -> Iterator[Node]:
     return depth_first((n,))
 
 
-def observed_of_model(proto: onnx.ModelProto, other: onnx.ModelProto) -> Observed:
-    """What stands for the outputs of a model as it lies in its file, where another model has these tensors too."""
+def observed_of_model(proto: onnx.ModelProto, other: onnx.ModelProto, lost: Set[str] = frozenset()) -> Observed:
+    """What stands for the outputs of a model as it lies in its file, where another model has these tensors too.
+
+    lost: those that it has with other shapes.
+    """
     shapes, types = protobuf.inferred_shapes(proto)
-    known = tensors_of(other)
+    known = tensors_of(other) - lost
     return observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t not in known)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
 from onnxprune.data.samples import Samples
 from onnxprune.measures.answers import Answers, Part, parts_in
-from onnxprune.numerics.arrays import Array
+from onnxprune.measures.observed import observed_in
+from onnxprune.numerics.arrays import Array, Masks
 from onnxprune.runtime import outputs
-from onnxprune.stages.couple import Coupled, original_of, watched_of
+from onnxprune.stages.couple import Coupled, original_of, seen, watched_of, with_layouts
 from onnxprune.stages.load import Loaded
 
 
@@ -21,6 +23,33 @@ def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequen
     if parts is None:
         parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return Answers.of(values, len(samples), parts, observed.layouts)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the result is judged by: the channel graph with what stands for the outputs, and the original's answers."""
+
+    coupled: Coupled
+    reference: Answers
+
+
+def judged_by(loaded: Loaded, coupled: Coupled, reference: Answers, masks: Masks) -> Judged:
+    """By what stands for the outputs now that it is known which channels went: also what might have gone and did not.
+
+    reference: the answers by what stood for them until then.
+    """
+    keep = coupled.channels.keep_classes(masks)
+    taken, n = coupled.taken, loaded.normalised
+
+    def went(tensor: str) -> bool:
+        return any(not keep[f].all() for f in taken.channels.factors.get(tensor, ()))
+
+    observed = observed_in(taken.channels.graph, n.types, went)
+    if observed == replace(coupled.observed, layouts={}):
+        return Judged(coupled, reference)
+    watched = seen(taken, observed, n, labelled=loaded.labels is not None)
+    found = with_layouts(replace(coupled, observed=observed, seen=watched), loaded)
+    return Judged(found, answers_of(loaded, found, loaded.held))
 
 
 def outputs_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.numerics.arrays import Ints, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import lockstep
-from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.answers import Judged
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, held_out_error, nearest, worse
@@ -23,7 +23,8 @@ class Finished:
     """The model to write, the candidate that it was made of, and the cut model without fits in the same form.
 
     level: the refit of the candidate. errors: of every candidate, by which they were compared. fits: what the walk did
-    to each layer. recovery: what learning from the original did, where that was asked for.
+    to each layer. recovery: what learning from the original did, where that was asked for. judged: by what these
+    were compared.
     """
 
     model: onnx.ModelProto
@@ -34,21 +35,22 @@ class Finished:
     fits: tuple[lockstep.Fit, ...]
     notes: tuple[str, ...]
     recovery: Recovery | None
+    judged: Judged
 
 
 def finish(
     loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
+    judged: Judged,
     masks: Masks,
     sliced: onnx.ModelProto,
     refitted: Refitted,
     settings: PruneConfig,
 ) -> Finished:
     """Of the refit's candidates the better on held-out data, in the form of the original."""
+    coupled = judged.coupled
     channels, n = coupled.channels, loaded.normalised
     keep = channels.keep_classes(masks)
-    errors = {k: held_out_error(c, loaded, coupled, calibrated) for k, c in refitted.candidates.items()}
+    errors = {k: held_out_error(c, loaded, judged) for k, c in refitted.candidates.items()}
     level = nearest(errors)
     notes = list(refitted.notes)
     if settings.walks and worse(errors[settings.refit], errors[settings.level]):
@@ -63,6 +65,7 @@ def finish(
         fits=refitted.fits,
         notes=(*notes, *notes_on_bodies(coupled, keep)),
         recovery=refitted.recovery,
+        judged=judged,
     )
 
 

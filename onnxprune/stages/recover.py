@@ -16,8 +16,7 @@ from onnxprune.numerics.arrays import Masks
 from onnxprune.recovery.augment import images
 from onnxprune.recovery.recover import Material, Schedule, recover
 from onnxprune.refit.finite import keep_finite
-from onnxprune.stages.calibrate import Calibrated
-from onnxprune.stages.couple import Coupled
+from onnxprune.stages.answers import Judged
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, held_out_error, nearest, spoilt
 from onnxprune.surgery import replace_initializers, set_initializers
@@ -27,14 +26,13 @@ RECOVERED = "recovered"
 
 def recover_weights(
     loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
+    judged: Judged,
     masks: Masks,
     refitted: Refitted,
     settings: PruneConfig,
 ) -> Refitted:
     """One more candidate: the best so far after learning from the original, where that did it good."""
-    candidates = refitted.candidates
+    candidates, coupled = refitted.candidates, judged.coupled
     unfit = ""
     if loaded.fit.synthetic:
         unfit = "recovery was left out: random inputs teach nothing; use --calib"
@@ -42,14 +40,14 @@ def recover_weights(
         unfit = "recovery was left out: the samples are too few to hold any out; give more"
     if unfit:
         return replace(refitted, notes=(*refitted.notes, unfit))
-    level = nearest({k: held_out_error(c, loaded, coupled, calibrated) for k, c in candidates.items()})
+    level = nearest({k: held_out_error(c, loaded, judged) for k, c in candidates.items()})
     model = copied(candidates[level])
     weights, recovery = recover(
         coupled.seen.proto,
         observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),
         coupled.seen.channels,
         coupled.layers,
-        Material(loaded.fit, loaded.held, calibrated.reference),
+        Material(loaded.fit, loaded.held, judged.reference),
         coupled.channels.keep_classes(masks),
         Schedule(
             epochs=settings.epochs,

@@ -16,7 +16,7 @@ from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.finite import keep_finite
-from onnxprune.stages.answers import runs_on
+from onnxprune.stages.answers import Judged, runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
@@ -133,9 +133,9 @@ def spoilt(layer: Layer, level: str) -> str:
     )
 
 
-def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, coupled: Coupled, calibrated: Calibrated) -> float:
+def held_out_error(candidate: onnx.ModelProto, loaded: Loaded, judged: Judged) -> float:
     """Relative error of what stands for a candidate's outputs, on the held-out samples."""
-    return calibrated.reference.error(runs_on(candidate, coupled, loaded, loaded.held))
+    return judged.reference.error(runs_on(candidate, judged.coupled, loaded, loaded.held))
 
 
 def nearest(errors: Mapping[str, float]) -> str:

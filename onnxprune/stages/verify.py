@@ -81,9 +81,12 @@ def check(
             tensorrt_check.check(loaded.original, final)
             notes += tensorrt_check.warnings(final)
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
-        given = outputs_of_result(finished, coupled, loaded, calibrated.reference)
-        figures = figures_of_result(given, coupled, loaded, calibrated.reference)
-        checks.finite(given, calibrated.reference.values)
+        judged, reference = finished.judged.coupled, finished.judged.reference
+        given = outputs_of_result(finished, judged, loaded, reference)
+        figures = figures_of_result(given, judged, loaded, reference)
+        if judged is not coupled:  # what goals are of was chosen before it was known what goes
+            given = {**outputs_of_result(finished, coupled, loaded, calibrated.reference), **given}
+        checks.finite(given, {**calibrated.reference.values, **reference.values})
         discrepancy = discrepancy_of(given, loaded, calibrated.goals, settings)
         within_tolerance(discrepancy, settings)
     except (CheckFailed, RunError) as e:
