@@ -3,8 +3,8 @@
 A tensor carries *factors*: integer arrays that broadcast against its shape, with size 1 on every axis that the factor
 does not track. An element of the tensor is removed when the label of any of its factors is removed.
 
-Labels never change while a graph is traced. To unify is to append pairs, to pin is to remember a reason; one
-`connected_components` at the end gives the classes, so the result does not depend on the order of the operators.
+Labels never change while a graph is traced. To unify is to append pairs, to pin is to remember a reason; the connected
+components at the end are the classes, so the result does not depend on the order of the operators.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.remedies import Reason
 from onnxprune.numerics.arrays import Ints, Mask
+from onnxprune.numerics.components import components
 
 Labels = Ints
 Factor = Labels
@@ -142,15 +141,14 @@ class LabelSpace:
         left, right = (
             np.concatenate([pair[k].ravel() for pair in self._coupled] or [np.zeros(0, np.int64)]) for k in (0, 1)
         )
-        links = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(n, n))
-        count, of_label = connected_components(links, directed=False)
+        count, of_label = components(left, right, n)
         pins: dict[int, Pinned] = {}
         pinned = np.zeros(count, bool)
         for labels, why in self._pins.values():
             for c in np.unique(of_label[labels]).tolist():
                 pins.setdefault(c, why)
             pinned[of_label[labels]] = True
-        return Classes(of_label.astype(np.int64), pinned, pins)
+        return Classes(of_label, pinned, pins)
 
 
 @dataclass(frozen=True, eq=False)

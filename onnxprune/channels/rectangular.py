@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
 from onnxprune.channels.remedies import Reason, Remedy
@@ -25,6 +24,7 @@ from onnxprune.channels.rules.slicing import kept_positions
 from onnxprune.channels.trace import Trace
 from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Mask
+from onnxprune.numerics.components import components
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +171,7 @@ def _units_left(resolved: Factor, keep: int) -> int:
     classes, places = np.unique(resolved, return_inverse=True)
     rows = np.moveaxis(places.reshape(resolved.shape), keep, 0).reshape(resolved.shape[keep], -1)
     left, right = rows.ravel(), np.repeat(rows[:, 0], rows.shape[1])
-    links = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(classes.size, classes.size))
-    return int(connected_components(links, directed=False)[0])
+    return components(left, right, classes.size)[0]
 
 
 # where the order of what is kept matters
