@@ -52,6 +52,9 @@ def eval_command(
 ) -> None:
     """Measure MODEL on test data: top-1, and agreement and output error against the original.
 
+    The verdict follows the worse of the two: doubtful from an error of 20% on or where fewer than 90% keep their class,
+    bad from 50% on or where fewer than half do.
+
     With --min-agreement, --max-drop or --max-error this is a gate for CI.
     """
     if min_agreement is not None and against is None:

@@ -31,6 +31,8 @@ _UNCHANGED = 1e-6
 _MOST_SHOWN = 100.0
 # Probabilities in half precision, or of quantized models, add up to 1 as nearly as this.
 _SUM = 1e-2
+# Normalised vectors are of one length as nearly as this.
+_LENGTH = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Figures:
 
     error: the mean over the measured parts, by their shares, None where there are none, and `why`. agreement: the share
     of samples, or of entries, to which both give the same class. held_out: whether nothing was fitted to these samples.
-    synthetic: whether they are random numbers. classes: whether the agreement is surely one of classes.
+    synthetic: whether they are random numbers. classes: whether the agreement is surely one of classes, None
+    where it may be.
     """
 
     error: float | None
@@ -73,7 +76,7 @@ class Figures:
     samples: int
     held_out: bool
     synthetic: bool = False
-    classes: bool = True
+    classes: bool | None = True
 
     @property
     def measured(self) -> tuple[Figure, ...]:
@@ -127,7 +130,7 @@ def figures_of(
     why = "" if sound else next((f"{f.name}: {f.why}" for f in each if f.why), nothing)
     interval = interval_of([answers.per_sample(p, outputs) for p in parts], shares) if sound and held_out else None
     agreement, classes = agreement_of(observed, answers, outputs)
-    classes = classes or labelled
+    classes = True if labelled else classes
     return Figures(error, interval, why, agreement, tuple(each), answers.samples, held_out, synthetic, classes)
 
 
@@ -218,12 +221,14 @@ def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[st
 # classes
 
 
-def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> tuple[float | None, bool]:
+def agreement_of(
+    observed: Observed, answers: Answers, outputs: Mapping[str, Array]
+) -> tuple[float | None, bool | None]:
     """(the share of samples with the same class, or of entries of a class map; None where the first output has none;
-    whether these are surely classes).
+    whether these are surely classes, None where that cannot be told).
 
-    Scores in (samples, classes) look like an embedding, whose largest entry says nothing: only classes that the model
-    picks, and probabilities, are surely of classes.
+    Classes that the model picks, and probabilities, are surely of classes, and what is scaled to one length is an
+    embedding, whose largest entry says nothing. Other numbers in (samples, classes) may be either.
     """
     first = next(iter(observed.outputs), "")
     y0, y = answers.values.get(first), outputs.get(first)
@@ -237,7 +242,16 @@ def agreement_of(observed: Observed, answers: Answers, outputs: Mapping[str, Arr
     whole = len(own) == 1 and own[0].pieces == (Piece(first),)  # not boxes and scores, say
     if not whole or answers.left_out.get(own[0]) in UNSPREAD:
         return None, False
-    return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), _probabilities(y0)
+    surely = True if _probabilities(y0) else False if _of_one_length(y0) else None
+    return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), surely
+
+
+def _of_one_length(y: Array) -> bool:
+    """Whether the entries of every sample are a vector of the same length, as embeddings are that were normalised."""
+    if not is_float(y.dtype) or not y.ndim or len(y) < 2:
+        return False
+    lengths = np.linalg.norm(in_rows(y).astype(np.float64), axis=1)
+    return bool(np.ptp(lengths) <= _LENGTH * lengths.max())
 
 
 def _probabilities(y: Array) -> bool:
