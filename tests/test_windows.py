@@ -95,6 +95,52 @@ GRAPHS = {
         t = Concat <axis=0> (rest{-1}, ps, five{5})
         y = Reshape(q, t)""",
     ),
+    "behind_a_step": (
+        ROWS,
+        """
+        a = MatMul(x, w1[12,8])
+        r = Relu(a)
+        l = Shape <start=1, end=2> (x)
+        k = Div(l, fifty{50})
+        k1 = Add(k, one{1})
+        cut = Slice(r, from{0}, k1, along{1})
+        c = Transpose <perm=[0,2,1]> (cut)
+        m = MaxPool <kernel_shape=[3], strides=[3], pads=[1,1]> (c)
+        ps = Shape <start=2, end=3> (m)
+        b = Transpose <perm=[0,2,1]> (m)
+        q = MatMul(b, w2[8,5])
+        t = Concat <axis=0> (rest{-1}, ps, five{5})
+        y = Reshape(q, t)""",
+    ),
+    "behind_a_clamp": (
+        ROWS,
+        """
+        a = MatMul(x, w1[12,8])
+        r = Relu(a)
+        first = Slice(r, from{0}, most{90}, along{1})
+        c = Transpose <perm=[0,2,1]> (first)
+        m = MaxPool <kernel_shape=[3], strides=[70], pads=[1,1]> (c)
+        ps = Shape <start=2, end=3> (m)
+        b = Transpose <perm=[0,2,1]> (m)
+        q = MatMul(b, w2[8,5])
+        t = Concat <axis=0> (rest{-1}, ps, five{5})
+        y = Reshape(q, t)""",
+    ),
+    "a_clamp_behind_a_step": (
+        ROWS,
+        """
+        a = MatMul(x, w1[12,8])
+        r = Relu(a)
+        l = Shape <start=1, end=2> (x)
+        k = Div(l, fifty{50})
+        k1 = Add(k, one{3})
+        cut = Slice(r, from{0}, k1, along{1})
+        last = Slice(cut, end{-4}, all{1000}, along{1})
+        ps = Shape <start=1, end=2> (last)
+        q = MatMul(last, w2[8,5])
+        t = Concat <axis=0> (rest{-1}, ps, five{5})
+        y = Reshape(q, t)""",
+    ),
     "time_first": (
         "(float[T,1,12] x) => (float[P,5] y)",
         """

@@ -39,9 +39,10 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Shape
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
+from onnxprune.normalise.data_sizes import sizes_by_data
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
-from onnxprune.normalise.sizes import fold_shapes
+from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.normalise.windows import Shapes, longer_shapes, reach, windows
@@ -165,7 +166,8 @@ def free_axes(
         if sizes is not None:
             runs.append(feeds)
             seen.append(sizes)
-    rounding = windows(proto)
+    computed = [o for n in proto.graph.node for o in n.output if o]
+    rounding = [*windows(proto), *sizes_by_data(proto, computed, shape_only(proto))]
     tried = len(runs)
     reach(proto, rounding, runs, seen, at)
     found: dict[str, frozenset[int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -14,16 +15,18 @@ from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
-from onnxprune.normalise.steps import Measured, behind, by_name, clamps_of, moved_runs, slices
-from onnxprune.normalise.windows import Shapes, reach, widened, windows
+from onnxprune.normalise.data_sizes import other_ways, sizes_by_data
+from onnxprune.normalise.steps import Clamp, Measured, Sliced, behind, by_name, clamps_of, moved_runs, slices
+from onnxprune.normalise.windows import Shapes, Window, ports, reach, shapes_in, standing, widened, windows
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds, Session
 
 _FOLD_LIMIT_BYTES = 16 << 20
 _SHAPE_OPS = {"Shape", "Size"}
+_MOST_ROUNDS = 4
 
 
-def _shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
+def shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
     """Tensors that depend on constants, on shapes, and on what of the inputs is `given` to be so, alone."""
     found = {t.name for t in proto.graph.initializer} | set(given)
     for n in proto.graph.node:
@@ -50,7 +53,7 @@ def fold_shapes(
     runs: inputs at several sizes; those that it takes to see more change are added. given: the inputs that depend on
     shapes alone. open_: decisions on changing sizes. inside: the model is a body, whose inputs have no sizes to choose.
     """
-    static = _shape_only(proto, given)
+    static = shape_only(proto, given)
     tried = len(runs)
     known.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_, inside=inside))
     holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
@@ -131,12 +134,12 @@ def _measured(
     another size there. Inputs at which more of the model changes are added to `feeds`.
     """
     cut, before = slices(proto), [*names, *_sized_inside(proto)]
-    rounding = windows(proto, before)
+    static = {*names, *given}
+    by_data = sizes_by_data(proto, before, static)
+    rounding = [*windows(proto, before), *by_data]
     if not names and not rounding:
         return [], None
-    probe, probes = _with_shapes(
-        proto, [*(t for c in cut for t in (c.data, c.output)), *(t for w in rounding for t in (w.source, w.output))]
-    )
+    probe, probes = _with_shapes(proto, [*(t for c in cut for t in (c.data, c.output)), *ports(rounding)])
     session = Session(protobuf.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
     found: list[Measured] = []
     shapes: list[Shapes] = []
@@ -156,21 +159,59 @@ def _measured(
         if seen is None:
             return found, None
         shapes.append(seen)
-    rounding = windows(proto, before, _still_values(found))
+    rounding = [*windows(proto, before, _still_values(found)), *by_data]
     if not inside:
         reach(proto, rounding, feeds, shapes, measure)
-    clamps = clamps_of(cut, {k: [s[k] for s in shapes] for k in probes})
-    inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
-    longer = widened(proto, found[0], names, rounding, shapes)
     # What a body reads of axes that are longer elsewhere is not measured at any other length.
     lost = behind(proto, open_ & (feeds[0].keys() - set(given))) if inside else set()
-    untold = longer.untold | (lost & set(names))
+    turned, untold = other_ways(proto, found[0], names, before, static)
+    open_.update(lost, untold)
+    inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
+    limits = _Limits(cut, rounding, list(probes), shapes)
+    every, untold_there = _beyond_limits(proto, found, turned, inputs, limits, open_)
+    return every, untold | untold_there | (lost & set(names))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The Slices and windows that may hold an axis at one size; tensors; and their shapes, run by run."""
+
+    cut: Sequence[Sliced]
+    rounding: Sequence[Window]
+    tensors: Sequence[str]
+    shapes: list[Shapes]
+
+    def met(self) -> tuple[dict[str, frozenset[int]], list[Clamp]]:
+        """The axes that stand still at a window, and the bounds that hold one."""
+        shapes = {t: [s[t] for s in self.shapes if t in s] for t in self.tensors}
+        return standing(self.rounding, self.shapes), clamps_of(self.cut, shapes)
+
+
+def _beyond_limits(
+    proto: onnx.ModelProto,
+    found: Sequence[Measured],
+    turned: Sequence[Measured],
+    inputs: Mapping[str, Sequence[Array]],
+    limits: _Limits,
+    open_: set[str],
+) -> tuple[list[Measured], set[str]]:
+    """The runs `found` and `turned`, those with windows longer and steps moved, and the names of which they tell
+    nothing."""
+    names = list(found[0].values)
     plain = _still_values(found)
-    changed = {k for r in longer.runs for k, v in plain.items() if not np.array_equal(v, r.values[k])}
-    open_.update(untold, changed, (longer.behind | lost) - set(names))
-    every = [*found, *longer.runs]
-    moved, stuck = moved_runs(proto, every, inputs, clamps, open_)
-    return [*every, *moved], stuck | untold
+    for _ in range(_MOST_ROUNDS):
+        met = limits.met()
+        longer = widened(proto, found[0], names, limits.rounding, limits.shapes)
+        further = [*turned, *longer.runs]
+        changed = {k for r in further for k, v in plain.items() if not np.array_equal(v, r.values[k])}
+        open_.update(longer.untold, changed, longer.behind - set(names))
+        moved = moved_runs(proto, [*found, *further], inputs, met[1], open_)
+        # Behind a step that stands still, what cuts or rounds an axis stands still with it.
+        if not behind(proto, moved.names).isdisjoint(limits.tensors):
+            limits.shapes.extend(shapes_in(m, f, limits.tensors) for m, f in moved.models)
+        if limits.met() == met:
+            return [*found, *further, *moved.runs], moved.stuck | longer.untold
+    return list(found), set(names)
 
 
 def _sized_inside(proto: onnx.ModelProto) -> list[str]:

@@ -9,7 +9,7 @@ changes then is no constant either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,19 @@ class Measured:
     values: Mapping[str, Array]
 
 
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """Runs with steps and clamps moved, the names of which they tell nothing, and those that were moved.
+
+    models: every model that was tried so, with its inputs; not all of them run as a whole.
+    """
+
+    runs: Sequence[Measured]
+    stuck: set[str]
+    names: Set[str]
+    models: Sequence[tuple[onnx.ModelProto, Feeds]]
+
+
 @dataclass(frozen=True)
 class Sliced:
     """A Slice with stored bounds: what it reads and gives, and (axis, start) of every row of bounds."""
@@ -72,13 +85,14 @@ def moved_runs(
     given: Mapping[str, Sequence[Array]],
     clamps: Sequence[Clamp],
     open_: set[str],
-) -> tuple[list[Measured], set[str]]:
-    """(runs at the sizes of the first in which every step and clamp is moved, names of which nothing can be told).
+) -> Moved:
+    """Runs at the sizes of the first in which every step and clamp is moved.
 
     given: values of the inputs in each run, those that depend on sizes alone. open_: the names that follow from steps
     and yet stood still, of outer graphs; those of this one are added.
     """
     found: list[Measured] = []
+    models: list[tuple[onnx.ModelProto, Feeds]] = []
     stuck: set[str] = set()
     plain = by_name(runs)
     every = {**given, **plain}
@@ -89,7 +103,8 @@ def moved_runs(
         if not new and (found or not (sites or clamps)):
             break
         sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
-        further = _runs_with(proto, runs[0], sites, clamps, {k for k in sites if k in given or still[k].any()})
+        still_ones = {k for k in sites if k in given or still[k].any()}
+        further = _runs_with(proto, runs[0], sites, clamps, still_ones, models)
         if not further:
             stuck = behind(proto, sites.keys())
             break
@@ -97,24 +112,34 @@ def moved_runs(
     moved = by_name(found)
     open_.update(k for k in moved if (still[k] & ~unchanged([plain[k][0], *moved[k]])).any())
     open_.update(stuck)
-    return found, stuck
+    return Moved(found, stuck, sites.keys() | {c.output for c in clamps}, models)
 
 
 def _runs_with(
-    proto: onnx.ModelProto, run: Measured, sites: Mapping[str, Mask], clamps: Sequence[Clamp], still: set[str]
+    proto: onnx.ModelProto,
+    run: Measured,
+    sites: Mapping[str, Mask],
+    clamps: Sequence[Clamp],
+    still: set[str],
+    models: list[tuple[onnx.ModelProto, Feeds]],
 ) -> list[Measured]:
     """Runs with these moved: by one, and by amounts of their own, as movements by one may cancel out.
 
     Where the model does not run so (tensors no longer fit together), the arithmetic of sizes is run by itself, and the
-    model with fewer of them moved: those that stood `still`, or the clamps.
+    model with fewer of them moved: those that stood `still`, or the clamps. What is tried is added to `models`.
     """
-    together = _moved(proto, run, sites, clamps)
+
+    def moved(where: Mapping[str, Mask], clamps: Sequence[Clamp], *, apart: bool = False) -> Measured | None:
+        models.append(_moved(proto, run, where, clamps, apart=apart))
+        return _run(*models[-1], run.values)
+
+    together = moved(sites, clamps)
     if together is not None:
-        ways = [together, _moved(proto, run, sites, clamps, apart=True)]
+        ways = [together, moved(sites, clamps, apart=True)]
     else:
-        ways = [_moved(proto, run, sites, (), apart=apart, alone=True) for apart in (False, True)]
-        ways += [_moved(proto, run, {k: sites[k] for k in still}, ())] if still else []
-        ways += [_moved(proto, run, {}, clamps)] if clamps else []
+        ways = [_sizes_moved(proto, run, sites, apart=apart) for apart in (False, True)]
+        ways += [moved({k: sites[k] for k in still}, ())] if still else []
+        ways += [moved({}, clamps)] if clamps else []
     return [r for r in ways if r is not None]
 
 
@@ -282,11 +307,10 @@ def _moved(
     clamps: Sequence[Clamp],
     *,
     apart: bool = False,
-    alone: bool = False,
-) -> Measured | None:
-    """The run again with these entries and bounds moved by one; None where the model does not run so.
+) -> tuple[onnx.ModelProto, Feeds]:
+    """The model of a run with these entries and bounds moved by one, and its inputs.
 
-    apart: each tensor by one more than the one before it. alone: only what is computed from sizes, as the run had them.
+    apart: each tensor by one more than the one before it.
     """
     copy = copied(proto)
     graph = copy.graph
@@ -314,7 +338,23 @@ def _moved(
             nodes += _instead(o, run.values[o], sites[o], amounts[o], graph)
     del graph.node[:]
     graph.node.extend(nodes)
-    sizes = [n.output[0] for n in nodes if alone and n.op_type in ("Shape", "Size") and n.output[0] in run.values]
+    return copy, feeds
+
+
+def _run(proto: onnx.ModelProto, feeds: Feeds, names: Iterable[str]) -> Measured | None:
+    """The values of `names` in a model; None where it does not run."""
+    part = protobuf.submodel(proto, {}, list(names))
+    try:
+        return Measured(proto, feeds, Session(part, optimize=False).run(feeds))
+    except RunError:
+        return None
+
+
+def _sizes_moved(proto: onnx.ModelProto, run: Measured, sites: Mapping[str, Mask], *, apart: bool) -> Measured | None:
+    """The run with these entries moved, of which only what is computed from sizes is, as the run had them."""
+    copy, feeds = _moved(proto, run, sites, (), apart=apart)
+    every = (n.output[0] for n in copy.graph.node if n.op_type in ("Shape", "Size"))
+    sizes = [o for o in every if o in run.values]
     part = protobuf.submodel(
         copy, dict.fromkeys(sizes, onnx.TensorProto.INT64), [k for k in run.values if k not in sizes]
     )
@@ -322,8 +362,7 @@ def _moved(
         values = Session(part, optimize=False).run({**feeds, **{k: run.values[k] for k in sizes}})
     except RunError:
         return None
-    values = {**run.values, **values}
-    return Measured(proto, run.feeds, values) if alone else Measured(copy, feeds, values)
+    return Measured(proto, run.feeds, {**run.values, **values})
 
 
 def _instead(name: str, value: Array, mask: Mask, by: int, graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -38,11 +38,15 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Window:
-    """An operator whose output's axes are as long as its input's, rounded: those of `axes`, or all (None)."""
+    """An operator whose output's axes are as long as its input's, rounded: those of `axes`, or all (None).
+
+    by_data: data decide how long they are, whatever `source` is; where it has a name, of those that differ from its.
+    """
 
     source: str
     output: str
     axes: frozenset[int] | None = None
+    by_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,16 +130,25 @@ def _strided(n: onnx.NodeProto, value: Callable[[str], Array | None]) -> frozens
 
 
 def standing(found: Sequence[Window], shapes: Sequence[Shapes]) -> dict[str, frozenset[int]]:
-    """The axes of outputs of windows that have the same size in all runs, though those of their inputs do not."""
+    """The axes of outputs of windows that have the same size in all runs, though those of their inputs do not.
+
+    Where data decide, they need not.
+    """
     standing: dict[str, frozenset[int]] = {}
     for w in found:
         before, after = ([tuple(s[t]) for s in shapes if t in s] for t in (w.source, w.output))
-        ranks = {len(s) for s in (*before, *after)}
-        if not before or not after or len({len(s) for s in before}) > 1 or len({len(s) for s in after}) > 1:
+        if not after or len({len(s) for s in after}) > 1 or (w.source and len({len(s) for s in before}) != 1):
             continue
-        rank = min(ranks)
-        axes = range(rank) if w.axes is None else {a % len(after[0]) for a in w.axes}
-        still = {a for a in axes if a < rank and len({s[a] for s in before}) > 1 and len({s[a] for s in after}) == 1}
+        rank = len(after[0])
+        axes = set(range(rank)) if w.axes is None else {a % rank for a in w.axes if -rank <= a < rank}
+        if w.source:
+            axes = {a for a in axes if a < len(before[0])}
+        if not w.by_data:
+            axes = {a for a in axes if len({s[a] for s in before}) > 1}
+        elif w.source:
+            pairs = [(s[w.source], s[w.output]) for s in shapes if w.source in s and w.output in s]
+            axes = {a for a in axes if any(was[a] != is_[a] for was, is_ in pairs)}
+        still = {a for a in axes if len({s[a] for s in after}) == 1}
         if still:
             standing[w.output] = frozenset(still)
     return standing
@@ -188,6 +201,7 @@ def _reads(
 
     Seen where it changes alone, or with others where it never does.
     """
+    found = [w for w in found if not w.by_data]
     still = standing(found, shapes)
     if not still:
         return False
@@ -215,7 +229,7 @@ def widened(
 ) -> Widened:
     """Runs like `run` in which windows that stand still give more positions.
 
-    names: the values that are asked for. shapes: of what each window reads and gives, in runs of the model as it is.
+    names: the values that are asked for. shapes: of what each window reads and gives, in runs with no axis longer.
     """
     seen = list(shapes)
     sites: dict[str, frozenset[int]] = {}
@@ -247,13 +261,31 @@ def _longer_runs(
     shapes: list[Shapes] = []
     missing: list[set[str]] = []
     for copy in _ways(proto, sites):
-        probes = {t: f"{t}__length" for w in found for t in (w.source, w.output) if t in after}
-        copy.graph.node.extend(helper.make_node("Shape", [t], [p]) for t, p in probes.items())
-        values = _as_far_as_it_runs(copy, [*probes.values(), *computed], run.feeds)
+        probes = _probed(copy, [t for t in ports(found) if t in after])
+        values = as_far_as_it_runs(copy, [*probes.values(), *computed], run.feeds)
         shapes.append({t: tuple(values[p].tolist()) for t, p in probes.items() if p in values})
         missing.append({n for n in computed if n not in values})
         runs.append(Measured(copy, run.feeds, {**run.values, **{n: values[n] for n in computed if n in values}}))
     return runs, shapes, missing[0] & set().union(*missing[1:]) if len(missing) > 1 else missing[0]
+
+
+def shapes_in(proto: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> Shapes:
+    """The shapes of these tensors in a model, as far as it runs; the model is changed."""
+    probes = _probed(proto, names)
+    values = as_far_as_it_runs(proto, list(probes.values()), feeds)
+    return {t: tuple(values[p].tolist()) for t, p in probes.items() if p in values}
+
+
+def ports(found: Sequence[Window]) -> list[str]:
+    """What windows read and give."""
+    return list(dict.fromkeys(t for w in found for t in (w.source, w.output) if t))
+
+
+def _probed(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
+    """What gives the shape of each of these tensors, by tensor; added in place."""
+    probes = {t: f"{t}__length" for t in names}
+    proto.graph.node.extend(helper.make_node("Shape", [t], [p]) for t, p in probes.items())
+    return probes
 
 
 def longer_shapes(
@@ -300,7 +332,7 @@ def _longer(proto: onnx.ModelProto, sites: Mapping[str, Mapping[int, int]]) -> o
     return copy
 
 
-def _as_far_as_it_runs(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
+def as_far_as_it_runs(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
     """The values of those of `names` that can be computed: where all of them cannot, halves are tried."""
     found: dict[str, Array] = {}
     left = [list(names)] if names else []

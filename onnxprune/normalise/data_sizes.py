@@ -1,0 +1,160 @@
+"""Sizes that data decide: how many entries are not zero, how many boxes are left, how often a Loop turns.
+
+That such a size came out the same at every size of the inputs says nothing of other samples. It is treated as that of
+a window which stands still: made longer by hand, and what follows from it is measured (`windows.widened`). An If whose
+condition is computed from data is run the other way round as well (`other_ways`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Sequence
+
+import onnx
+from onnx import helper
+
+from onnxprune.graph import bodies
+from onnxprune.graph.protobuf import copied
+from onnxprune.normalise.constants import copy_node
+from onnxprune.normalise.steps import Measured, behind
+from onnxprune.normalise.windows import Window, as_far_as_it_runs
+
+_STANDARD = ("", "ai.onnx")
+# The inputs whose values say how large an output is.
+_SIZED_BY = {
+    **dict.fromkeys(
+        ("AffineGrid", "CenterCropPad", "DFT", "Expand", "OneHot", "Reshape", "Split", "Tile", "TopK"), (1,)
+    ),
+    **dict.fromkeys(("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow"), (0,)),
+    **dict.fromkeys(("Range",), (0, 1, 2)),
+    **dict.fromkeys(("Resize", "Slice"), (1, 2, 3, 4)),
+    **{"Col2Im": (1, 2), "MaxUnpool": (2,), "MelWeightMatrix": (0, 1), "Pad": (1, 3), "STFT": (1, 3)},
+}
+# More such conditions are turned at once only.
+_MOST_ALONE = 8
+
+
+def sizes_by_data(proto: onnx.ModelProto, before: Collection[str], static: Collection[str]) -> list[Window]:
+    """The tensors with axes whose size data may decide, as windows that stand whatever they read.
+
+    before: tensors; those that they are computed from are looked at. static: what is known to follow from sizes alone.
+    """
+    known = {*static, *(t.name for t in proto.graph.initializer)}
+    wanted = set(before)
+    found: list[Window] = []
+    open_axes: dict[str, frozenset[int] | None] | None = None
+    for n in reversed(proto.graph.node):
+        if not wanted & set(n.output):
+            continue
+        wanted.update((*n.input, *bodies.captured_names(n)))
+        if n.domain not in _STANDARD:
+            continue
+        if n.op_type == "Loop":
+            found += _turned(n, known)
+            continue
+        axes = _counted(n)
+        if axes is None and any(n.input[k] not in known for k in _sizing(n)):
+            open_axes = _open_axes(proto) if open_axes is None else open_axes
+            found += [Window("", o, open_axes.get(o), by_data=True) for o in n.output if o]
+        elif axes is not None:
+            found += [Window("", o, frozenset({a}), by_data=True) for o, a in zip(n.output, axes, strict=False) if o]
+    return found[::-1]
+
+
+def _counted(n: onnx.NodeProto) -> tuple[int, ...] | None:
+    """The axis of each output along which an operator gives what it has counted; None for others."""
+    axis = next((int(a.i) for a in n.attribute if a.name == "axis"), 0)
+    counted = {"NonZero": (1,), "NonMaxSuppression": (0,), "Compress": (axis,), "Unique": (axis, 0, 0, 0)}
+    return counted.get(n.op_type)
+
+
+def _sizing(n: onnx.NodeProto) -> list[int]:
+    """The inputs whose values say how large the outputs are."""
+    return [k for k in _SIZED_BY.get(n.op_type, ()) if k < len(n.input) and n.input[k]]
+
+
+def _turned(n: onnx.NodeProto, known: Collection[str]) -> list[Window]:
+    """What a Loop gives, where data decide how often it turns: along its turns, and where a state has grown."""
+    ((_, body),) = bodies.bodies_of(n)
+    if all(i in known for i in n.input[:2] if i) and _goes_on(body, known):
+        return []
+    states = len(body.input) - 2
+    windows: list[Window] = []
+    for k, o in enumerate(n.output):
+        if o and k < states:
+            windows.append(Window(n.input[2 + k], o, by_data=True))
+        elif o:
+            windows.append(Window("", o, frozenset({0}), by_data=True))
+    return windows
+
+
+def _goes_on(body: onnx.GraphProto, known: Collection[str]) -> bool:
+    """Whether the condition that a body gives is the one that it gets, or does not depend on data."""
+    producer = {o: n for n in body.node for o in n.output}
+    name = body.output[0].name
+    while name in producer and producer[name].op_type == "Identity":
+        name = producer[name].input[0]
+    by = producer.get(name)
+    constant = name in {t.name for t in body.initializer} or (by is not None and by.op_type == "Constant")
+    return constant or name == body.input[1].name or name in known
+
+
+def _open_axes(proto: onnx.ModelProto) -> dict[str, frozenset[int] | None]:
+    """The axes of each tensor whose size shape inference finds neither as a number nor as one of the inputs'.
+
+    None where it does not find how many axes there are.
+    """
+    with contextlib.suppress(Exception):  # best effort: what it does not find counts as open
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    named = {d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
+    found: dict[str, frozenset[int] | None] = {}
+    for v in (*proto.graph.value_info, *proto.graph.output):
+        t = v.type.tensor_type
+        if t.HasField("shape"):
+            dims = enumerate(t.shape.dim)
+            found[v.name] = frozenset(a for a, d in dims if not d.HasField("dim_value") and d.dim_param not in named)
+    return found
+
+
+def other_ways(
+    proto: onnx.ModelProto, run: Measured, names: Sequence[str], before: Collection[str], static: Collection[str]
+) -> tuple[list[Measured], set[str]]:
+    """Runs like `run` in which Ifs whose conditions data decide go the other way: all at once, and each alone; and the
+    names that cannot be computed so."""
+    known = {*static, *(t.name for t in proto.graph.initializer)}
+    wanted = set(before)
+    turned: list[str] = []
+    for n in reversed(proto.graph.node):
+        if not wanted & set(n.output):
+            continue
+        wanted.update((*n.input, *bodies.captured_names(n)))
+        if n.op_type == "If" and n.domain in _STANDARD and n.input[0] not in known:
+            turned.append(bodies.main_output(n))
+    ways = [turned, *([t] for t in turned if 1 < len(turned) <= _MOST_ALONE)] if turned else []
+    after = behind(proto, turned)
+    asked = [n for n in names if n in after]
+    runs: list[Measured] = []
+    missing: list[set[str]] = []
+    for way in ways:
+        copy = _turned_round(proto, way)
+        values = as_far_as_it_runs(copy, asked, run.feeds)
+        missing.append(set(asked) - values.keys())
+        runs.append(Measured(copy, run.feeds, {**run.values, **values}))
+    if not missing:
+        return [], set()
+    return runs, missing[0] & set().union(*missing[1:]) if len(missing) > 1 else missing[0]
+
+
+def _turned_round(proto: onnx.ModelProto, which: Sequence[str]) -> onnx.ModelProto:
+    """A copy in which the Ifs with these main outputs take the other branch."""
+    copy = copied(proto)
+    nodes: list[onnx.NodeProto] = []
+    for n in proto.graph.node:
+        node = copy_node(n)
+        if n.op_type == "If" and bodies.main_output(n) in which:
+            node.input[0] = f"{bodies.main_output(n)}__other_way"
+            nodes.append(helper.make_node("Not", [n.input[0]], [node.input[0]]))
+        nodes.append(node)
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
