@@ -80,3 +80,41 @@ def test_the_tests_run_with_the_oldest_python_that_is_promised() -> None:
     promised = re.search(r'^requires-python = ">=([\d.]+)"$', _read("pyproject.toml"), re.MULTILINE)
     assert promised
     assert f'{{ python: "{promised[1]}", dependencies: lowest-direct }}' in _read(".github/workflows/tests.yml")
+
+
+def test_the_guide_names_what_the_tests_run_on() -> None:
+    tests = _read(".github/workflows/tests.yml")
+    systems = re.search(r"os: \[(\w+)-latest, (\w+)-latest, (\w+)-latest\]", tests)
+    rows = re.findall(r'- \{ python: "([\d.]+)", dependencies: (\S+) \}', tests)
+    assert systems
+    assert systems.groups() == ("ubuntu", "macos", "windows")
+    assert [dependencies for _, dependencies in rows] == ["lowest-direct", "highest", "highest"]
+    lowest, oldest, newest = (python for python, _ in rows)
+    guide = " ".join(_read("CONTRIBUTING.md").split())
+    assert (
+        f"on Linux, macOS and Windows with Python {lowest} and the lowest dependencies that `pyproject.toml` allows "
+        f"(uv's `lowest-direct`), Python {oldest} and the newest ones, Python {newest} and the newest ones."
+    ) in guide
+
+
+def test_the_guide_names_what_pypi_must_be_told() -> None:
+    """A trusted publisher that names another workflow or environment is refused when the first release is out."""
+    release = _read(".github/workflows/release.yml")
+    environment = re.findall(r"^ +environment: (\S+)$", release, re.MULTILINE)
+    assert environment == ["pypi"]
+    assert "id-token: write" in release
+    assert "pytest" not in release
+    guide = " ".join(_read("CONTRIBUTING.md").split())
+    project = re.search(r'^name = "(.*)"$', _read("pyproject.toml"), re.MULTILINE)
+    assert project
+    assert f"trusted publisher for the project `{project[1]}`" in guide
+    assert f"the workflow's name (release.yml) and environment `{environment[0]}`" in guide
+    assert "the release itself runs none" in guide
+
+
+def test_the_heading_that_the_guide_shows_is_one_that_a_release_reads() -> None:
+    shown = re.search(r"with the date \(`(.*?)`\)", " ".join(_read("CONTRIBUTING.md").split()))
+    assert shown
+    pattern = re.search(r"sed -nE '/(\^## [^/]+)/\{s//", _read(".github/workflows/release.yml"))
+    assert pattern
+    assert re.fullmatch(pattern[1], shown[1])
