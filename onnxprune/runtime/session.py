@@ -241,7 +241,7 @@ class Bound:
         try:
             # A value on the CPU is the array itself, which has to live as long as the binding.
             self._values = {
-                k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v), device, 0) for k, v in feeds.items()
+                k: ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C"), device, 0) for k, v in feeds.items()
             }
             for k, v in self._values.items():
                 self._binding.bind_ortvalue_input(k, v)
