@@ -264,19 +264,25 @@ _FITTING: Mapping[tuple[str, int], Fitting] = {
     ("MelWeightMatrix", 4): _fixed(4096),
     **{(f"{name}Window", 0): _fixed(8) for name in ("Hann", "Hamming", "Blackman")},
 }
+_INTEGERS = frozenset(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64))
+# Of integers alone: onnxruntime up to 1.24 at least dies of a division by zero (SIGFPE), and this process with it.
+_FITTING_INTEGERS: Mapping[tuple[str, int], Fitting] = {("Div", 1): _fixed(1), ("Mod", 1): _fixed(1)}
 
 
 def _readers(proto: onnx.ModelProto) -> dict[str, Callable[[tuple[int, ...]], Any]]:
     """What makes fitting values for a shape, of each graph input that a node of the table reads."""
     from onnxprune.graph.protobuf import inferred_shapes
 
-    names = {v.name for v in proto.graph.input}
+    tables = {
+        v.name: {**_FITTING, **_FITTING_INTEGERS} if v.type.tensor_type.elem_type in _INTEGERS else _FITTING
+        for v in proto.graph.input
+    }
     found: dict[str, Callable[[tuple[int, ...]], Any]] = {}
     reading = [
-        (name, n, _FITTING[n.op_type, place])
+        (name, n, tables[name][n.op_type, place])
         for n in proto.graph.node
         for place, name in enumerate(n.input)
-        if name in names and (n.op_type, place) in _FITTING
+        if (n.op_type, place) in tables.get(name, {})
     ]
     shapes = inferred_shapes(proto)[0] if reading else {}
     for name, node, fitting in reading:

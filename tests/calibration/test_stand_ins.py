@@ -73,6 +73,26 @@ def test_inputs_that_size_things_get_values_that_run(text: str) -> None:
     assert session.run(found.example())
 
 
+@pytest.mark.parametrize("text", ["int64[64] y) { y = Div(x, d) }", "int64[64] y) { y = Mod(x, d) }"])
+def test_no_zero_is_tried_as_a_divisor_of_integers(text: str) -> None:
+    """Fails where a trial could kill the process, as a division by zero does in some releases of onnxruntime."""
+    proto = parsed("(int64[64] x, int64[64] d) => (" + text)
+    tried: list[int] = []
+
+    def runs(feeds: Any) -> bool:
+        tried.append(int(np.abs(feeds["d"]).min()))
+        return True
+
+    random_samples(proto, tensor_specs(proto), 2, 0, runs)
+    assert tried == [1]
+
+
+def test_a_divisor_that_is_no_integer_is_noise() -> None:
+    proto = parsed("(float[64] x, float[64] d) => (float[64] y) { y = Div(x, d) }")
+    found = random_samples(proto, tensor_specs(proto), 2, 0, lambda _: True)
+    assert found.arrays["d"].std() > 0.5
+
+
 def test_a_model_that_no_random_value_fits_is_refused_by_name() -> None:
     """Fails where data that the model refuses is handed out although an input is an integer."""
     proto = parsed("(float[4] x, int64[2] i) => (float[2] y) { y = Gather(x, i) }")
