@@ -11,7 +11,8 @@ import pytest
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies
-from onnxprune.normalise import normalise, resized
+from onnxprune.graph.protobuf import copied
+from onnxprune.normalise import constants, form, normalise, resized
 from onnxprune.runtime.session import Session
 from tests.graphs import TABLE
 from tests.stages import Prepared
@@ -118,6 +119,93 @@ def test_a_constant_part_that_never_runs_stays():
     assert Counter(n.op_type for n in bodies.every_node(found.graph)) == Counter(
         "MatMul ReduceMax Greater If Gather MatMul MatMul".split()
     )
+
+
+def nested(levels: int, condition: str) -> Topology:
+    """Ifs inside both branches of Ifs, 2^levels innermost bodies of one node."""
+
+    def giving(out: str, left: int) -> str:
+        if not left:
+            return f"{out} = Relu(h)"
+        then, other = (f"g{out}{k} () => (float[N,4] {out}{k}) {{ {giving(f'{out}{k}', left - 1)} }}" for k in "ab")
+        return f"{out} = If ({condition}) < then_branch = {then}, else_branch = {other} >"
+
+    return Topology(
+        f"""(float[N,4] x) => (float[N,4] y) {{
+            h = MatMul(x, w[4,4])
+            yes = Constant <value = bool {{1}}> ()
+            top = ReduceMax <keepdims=0> (x)
+            big = Greater(top, huge{{:1000000000.0}})
+            {giving("o", levels)}
+            y = Add(o, h)
+        }}""",
+        (),
+    )
+
+
+@pytest.mark.parametrize("condition", ["yes", "big"])
+def test_bodies_without_constants_are_not_evaluated(condition: str, monkeypatch: pytest.MonkeyPatch):
+    """Fails where thousands of bodies are each folded as a model of its own, be it that they never run."""
+    row = nested(4, condition)
+    seen: list[onnx.ModelProto] = []
+    to_gs = constants.surgeon.to_gs
+
+    def counted(proto: onnx.ModelProto) -> object:
+        seen.append(proto)
+        return to_gs(proto)
+
+    monkeypatch.setattr(constants.surgeon, "to_gs", counted)
+    model, feeds = row.model(), row.feeds(2)
+    proto = bodies_named(model)
+    if condition == "yes":
+        bodies.replace_ifs(proto.graph, constants.constant_condition(bodies.weights_of(proto)))
+        assert not any(bodies.bodies_of(n) for n in proto.graph.node)
+    seen.clear()
+    found = constants.fold_constants(proto)
+    assert len(seen) <= 1  # the main graph
+    want = Session(model).run(feeds)["y"]
+    np.testing.assert_array_equal(Session(found).run(feeds)["y"], want)
+    np.testing.assert_array_equal(Session(normalise(model, feeds).proto).run(feeds)["y"], want)
+
+
+def bodies_named(model: onnx.ModelProto) -> onnx.ModelProto:
+    proto = copied(model)
+    bodies.name_uniquely(proto)
+    bodies.hoist(proto)
+    return proto
+
+
+def test_ifs_of_a_constant_are_decided_before_their_bodies_are_looked_at(monkeypatch: pytest.MonkeyPatch):
+    row = nested(4, "yes")
+    met: list[int] = []
+    fold = form.fold_constants
+
+    def watched(proto: onnx.ModelProto) -> onnx.ModelProto:
+        met.append(sum(n.op_type == "If" for n in bodies.every_node(proto.graph)))
+        return fold(proto)
+
+    monkeypatch.setattr(form, "fold_constants", watched)
+    normalise(row.model(), row.feeds(2))
+    assert met == [0]
+
+
+def test_an_identity_that_returns_a_weight_stays_and_others_are_folded():
+    row = Topology(
+        """(float[N,4] x) => (float[N,4] y) {
+            top = ReduceMax <keepdims=0> (x)
+            big = Greater(top, huge{:1000000000.0})
+            b = If (big) <
+                then_branch = one () => (float[4] p) { p = Identity(v[4]) },
+                else_branch = two () => (float[4] q) { t = Add(v, v)  q = Relu(t) }
+            >
+            y = Add(x, b)
+        }""",
+        (),
+    )
+    model, feeds = row.model(), row.feeds(2)
+    found = normalise(model, feeds).proto
+    assert Counter(n.op_type for n in bodies.every_node(found.graph))["Add"] == 1
+    np.testing.assert_array_equal(Session(found).run(feeds)["y"], Session(model).run(feeds)["y"])
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["taken", "kept"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import onnx
@@ -50,6 +50,8 @@ def give_ranges_scalars(proto: onnx.ModelProto) -> None:
 
 
 def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
+    if _is_folded(proto):
+        return proto  # there may be thousands of bodies, and most hold nothing to fold
     kept = {*QUANTIZED, *PRODUCTS, *RANDOM, *_NO_TENSORS}
     whole = {bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n)}
     apart = _apart(proto)
@@ -77,6 +79,29 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     folded = surgeon.from_gs(graph, proto)
     _fold_apart(folded)
     return folded
+
+
+def _is_folded(proto: onnx.ModelProto) -> bool:
+    """Whether no node reads constants alone, and everything is read by something.
+
+    An Identity that returns a constant as it is stored has to stay: a body may not return what lies outside it.
+    """
+    weights = {t.name for t in proto.graph.initializer}
+    outputs = {o.name for o in proto.graph.output}
+    read = outputs | {i for n in proto.graph.node for i in (*n.input, *bodies.captured_names(n))}
+    if not weights <= read:
+        return False
+    for n in proto.graph.node:
+        if read.isdisjoint(n.output):
+            return False
+        if weights.issuperset(i for i in n.input if i) and not returns_weight(n, weights, outputs):
+            return False
+    return True
+
+
+def returns_weight(n: onnx.NodeProto, weights: Collection[str], outputs: Collection[str]) -> bool:
+    """Whether a node is the Identity that gives a graph's output from a weight."""
+    return n.op_type == "Identity" and n.input[0] in weights and n.output[0] in outputs
 
 
 def _apart(proto: onnx.ModelProto) -> set[str]:
@@ -144,7 +169,7 @@ def constant_condition(weights: Mapping[str, onnx.TensorProto]) -> Callable[[onn
 
     def taken(node: onnx.NodeProto) -> bool | None:
         condition = weights.get(node.input[0])
-        return None if condition is None else bool(onnx.numpy_helper.to_array(condition).ravel()[0])
+        return None if condition is None else bool(external.array_of(condition).ravel()[0])
 
     return taken
 

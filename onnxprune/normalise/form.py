@@ -93,6 +93,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     bodies.name_uniquely(proto)
     outside = frozenset(t.name for t in proto.graph.initializer) | {o for n in proto.graph.node for o in n.output}
     bodies.hoist(proto)
+    # Bodies that never run first: what follows looks at each that is left as at a model of its own.
+    bodies.replace_ifs(proto.graph, constant_condition(bodies.weights_of(proto)))
     see_through_identities(proto)
     unfolded = proto
     proto = fold_constants(proto)
@@ -102,7 +104,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     tried = len(runs)
     known: dict[str, tuple[int | None, ...]] = {}
     fold_shapes(proto, runs, frozenset(), known, set())
-    if bodies.replace_ifs(proto.graph, constant_condition({t.name: t for t in proto.graph.initializer})):
+    if bodies.replace_ifs(proto.graph, constant_condition(bodies.weights_of(proto))):
         proto = fold_constants(proto)
     clones = clone_shared_vectors(proto)
     added = give_biases(proto)

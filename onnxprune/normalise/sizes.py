@@ -14,7 +14,7 @@ from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import body_values
-from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars
+from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars, returns_weight
 from onnxprune.normalise.data_sizes import other_ways, sizes_by_data
 from onnxprune.normalise.steps import Clamp, Measured, Sliced, behind, by_name, clamps_of, moved_runs, slices
 from onnxprune.normalise.windows import Shapes, Window, ports, reach, shapes_in, standing, widened, windows
@@ -89,7 +89,9 @@ def _fold_shape_arithmetic(
     states = _initial_states(proto)
     stored = {t.name: external.array_of(t) for t in proto.graph.initializer if t.name in states}
     _drop_zero_states(proto, {name for name, values in stored.items() if not values.any()})
-    produced = [o for n in proto.graph.node for o in n.output if o in static and o not in weights]
+    outputs = {o.name for o in proto.graph.output}
+    computed = [n for n in proto.graph.node if not returns_weight(n, weights, outputs)]
+    produced = [o for n in computed for o in n.output if o in static and o not in weights]
     if not produced and not _sized_inside(proto):
         return {}
     measured, stuck = _measured(proto, produced, feeds, given, open_, inside=inside)
