@@ -45,6 +45,20 @@ def to_gs(proto: onnx.ModelProto) -> Any:
     return graph
 
 
+def remove_unused(graph: Any) -> Any:
+    """Remove, in place, nodes that no output needs; graph inputs stay. The graph itself.
+
+    onnx-graphsurgeon looks for each input among all tensors, one after another, to see whether it is used: minutes for
+    tens of thousands of inputs. They are set aside meanwhile.
+    """
+    inputs, graph.inputs = graph.inputs, []
+    for tensor in inputs:
+        tensor.inputs.clear()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    graph.inputs = inputs
+    return graph
+
+
 class _Stored(LazyValues):  # type: ignore[misc]  # untyped
     """Values that onnx-graphsurgeon reads through `external`; unread, they go back as the tensor that they are."""
 

@@ -75,8 +75,7 @@ def _with_folded_constants(proto: onnx.ModelProto) -> onnx.ModelProto:
     except Exception:  # noqa: BLE001  onnx-graphsurgeon passes on whatever onnxruntime raises
         # Slower: the graph is split again and again, until what fails stands alone.
         graph = evaluated(error_ok=True, partitioning="recursive")
-    graph.cleanup(remove_unused_graph_inputs=False)
-    folded = surgeon.from_gs(graph, proto)
+    folded = surgeon.from_gs(surgeon.remove_unused(graph), proto)
     _fold_apart(folded)
     return folded
 

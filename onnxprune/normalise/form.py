@@ -125,8 +125,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
 
 def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     def clean(part: onnx.ModelProto) -> onnx.ModelProto:
-        graph = surgeon.to_gs(part)
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        graph = surgeon.remove_unused(surgeon.to_gs(part))
+        graph.toposort()
         return surgeon.from_gs(graph, part)
 
     return bodies.rewritten(proto, clean)

@@ -81,7 +81,7 @@ def _repaired(
         repair = REPAIRS.get(view.op) if view is not None and view.domain == "" else None
         if view is not None and repair is not None:
             repair(node, view, context)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    surgeon.remove_unused(graph).toposort()
     return surgeon.from_gs(graph, proto)
 
 
