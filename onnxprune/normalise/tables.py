@@ -8,19 +8,18 @@ the result larger than the original.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import onnx
 
 from onnxprune.graph import bodies, external
+from onnxprune.normalise.carried import Carried, carried
 
 # What is smaller is not worth a node.
 _LEAST_BYTES = 1024
 # These read of a graph input only what the model itself cannot change.
 _SIZES = ("Shape", "Size")
-# A constant that these make entry by entry can be cut as it is stored.
-_ENTRYWISE = frozenset(("Add", "Cast", "Div", "Identity", "Mul", "Sub"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +29,7 @@ class Table:
     bytes: of both, as stored. generated: whether it is made from fewer numbers, as a table of cosines is, or of codes
     that only its nodes can place; else its own numbers are stored in another way. packed: whether that is as codes
     with scales (Cast, Sub, Mul) that cannot take up other numbers, and not in half precision behind a Cast, which can.
+    carried: where its axes lie in the constants.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Table:
     bytes: int
     generated: bool
     packed: bool = False
+    carried: Carried = field(default_factory=lambda: Carried(()))
 
     @property
     def fixed(self) -> bool:
@@ -50,9 +51,9 @@ class Table:
         size = sum(int(n.ByteSize()) for n in nodes) + sum(external.bytes_of(t) for t in leaves)
         few = 2 * sum(prod(t.dims) for t in leaves) <= prod(made.dims)
         half = [n.op_type for n in nodes] == ["Cast"] and leaves[0].data_type == onnx.TensorProto.FLOAT16
-        entrywise = all(n.op_type in _ENTRYWISE and n.domain in ("", "ai.onnx") for n in nodes)
-        generated = few or not (half or entrywise)
-        return cls(made.name, tuple(nodes), tuple(leaves), size, generated, packed=not (generated or half))
+        places = carried(made, nodes, leaves)
+        generated = few or not (half or len(places.lost) < len(made.dims))
+        return cls(made.name, tuple(nodes), tuple(leaves), size, generated, not (generated or half), places)
 
 
 def tables_of(source: onnx.ModelProto, folded: onnx.ModelProto) -> dict[str, Table]:

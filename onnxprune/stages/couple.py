@@ -29,6 +29,7 @@ from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.stored import stored_of
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
 
@@ -81,8 +82,9 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
     stored, n = protobuf.parameters(loaded.original), loaded.normalised
-    more, generated = {*n.added_biases, *n.clones}, {k for k, t in n.tables.items() if t.generated}
-    own = channels.graph.constants.keys() - more - generated
+    kept = stored_of(n, channels)
+    more = {*n.added_biases, *n.clones, *kept.parted}
+    own = channels.graph.constants.keys() - more - kept.whole
     fixed = {k: t.bytes for k, t in n.tables.items() if t.fixed}
     prices = {
         "macs": cost.macs(channels, drops),
@@ -141,7 +143,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*filter(None, [source.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *not_counted(channels))
-    stored = protobuf.parameters(loaded.original)
+    stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
     return describe(
         channels,
         source.path,
@@ -150,7 +152,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
         parameters=stored,
         macs=macs,
         added=n.added_biases,
-        clones={*n.clones, *(k for k, t in n.tables.items() if t.generated)},
+        clones={*n.clones, *kept.whole, *kept.parted},
     )
 
 

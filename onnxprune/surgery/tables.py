@@ -8,7 +8,8 @@ with scales are cut as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from hashlib import sha256
 
 import numpy as np
 import onnx
@@ -48,8 +49,8 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
             continue
         if not _only_cut(external.array_of(now[name]), external.array_of(whole[name]), kept):
             continue
-        if kept and not table.generated:  # of numbers that are stored in another way, those that went would stay
-            restored.append((table, _cut_leaves(table, kept, whole[name].dims)))
+        if kept and not (table.generated or table.carried.lost & kept.keys()):  # else those that went would stay
+            restored.append((table, _cut_leaves(table, kept)))
             continue
         indices = sum(8 * at.size for at in kept.values())
         if table.bytes + indices < external.bytes_of(now[name]):
@@ -59,17 +60,22 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
         _Made(proto, whole_tables).write(chosen, restored)
 
 
-def _cut_leaves(table: Table, kept: KeptIndices, shape: Sequence[int]) -> dict[str, Array]:
-    """The constants of a packed table of this shape, those that lose positions as they are then."""
+def _cut_leaves(table: Table, kept: KeptIndices) -> dict[str, Array]:
+    """The constants of a packed table, those that lose positions as they are then, and sizes as they become."""
     found: dict[str, Array] = {}
+    places = {axis: table.carried.axes[axis] or {} for axis in kept}
     for leaf in table.leaves:
-        first = len(shape) - len(leaf.dims)  # they are aligned at their last axes
-        own = {axis - first: at for axis, at in kept.items() if axis >= first and leaf.dims[axis - first] > 1}
+        own = {at[leaf.name]: kept[axis] for axis, at in places.items() if leaf.name in at}
         if own:
             values = external.array_of(leaf)
             for axis, at in own.items():
                 values = np.take(values, at, axis=axis)
             found[leaf.name] = values
+        elif leaf.name in table.carried.sizes:
+            shape, axes = table.carried.sizes[leaf.name]
+            now = {axes[axis]: at.size for axis, at in kept.items() if axes[axis] >= 0}
+            if now:
+                found[leaf.name] = np.array([now.get(a, n) for a, n in enumerate(shape)], np.int64)
     return found
 
 
@@ -121,6 +127,7 @@ class _Made:
         self._nodes: dict[str, onnx.NodeProto] = {}
         self._leaves: dict[str, onnx.TensorProto] = {}
         self._indices: dict[bytes, str] = {}
+        self._cut: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def write(
         self, chosen: Iterable[tuple[Table, KeptIndices]], restored: Iterable[tuple[Table, Mapping[str, Array]]]
@@ -156,9 +163,7 @@ class _Made:
                 self._add_leaf(leaf)
                 names[leaf.name] = self._names[leaf.name]
                 continue
-            names[leaf.name] = self._free(leaf.name)
-            now = spill.tensor_of(values[leaf.name], names[leaf.name], outside=external.is_external(leaf))
-            self._leaves[f"{table.name}:{leaf.name}"] = now
+            names[leaf.name] = self._cut_leaf(leaf, values[leaf.name])
         for node in table.nodes:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
@@ -166,6 +171,14 @@ class _Made:
             for i, name in enumerate(node.output):
                 copy.output[i] = names[name] = table.name if name == table.name else self._free(name)
             self._nodes[f"{table.name}:{node.output[0]}"] = copy
+
+    def _cut_leaf(self, leaf: onnx.TensorProto, now: Array) -> str:
+        """The name of what is left of a constant; tables that lose the same of it share that."""
+        key = leaf.name, now.shape, sha256(now.tobytes()).digest()
+        if key not in self._cut:
+            name = self._cut[key] = self._free(leaf.name)
+            self._leaves[f"cut:{name}"] = spill.tensor_of(now, name, outside=external.is_external(leaf))
+        return self._cut[key]
 
     def _add_leaf(self, leaf: onnx.TensorProto) -> None:
         if leaf.name in self._names:
