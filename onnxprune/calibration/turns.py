@@ -1,16 +1,17 @@
-"""What the samples do inside Loop and Scan: which way each If in their bodies goes, and whether a body runs at all.
+"""What the samples do inside bodies: which way each If goes, and whether the body of a Loop or Scan runs at all.
 
-A copy of the model gives out the conditions of all turns, and their numbers. Bodies inside bodies are not looked into.
+A copy of the model carries a flag for each branch and each body out to the main graph: through an If as one more output
+of both branches, through a Loop or Scan as one more state, which is true once any turn has set it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnxprune.data.batches import BATCH
 from onnxprune.data.samples import Samples
@@ -19,62 +20,135 @@ from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.runtime.session import Session
 
+_THEN, _ELSE, _BODY = "then_branch", "else_branch", "body"
+_BOOL = onnx.TensorProto.BOOL
+
 
 @dataclass(frozen=True)
 class Turns:
-    """branches: the first output of each If that takes one branch only, in all turns → whether that is the first.
+    """branches: the main output of each If that takes one branch only, wherever it is → whether that is the first.
 
-    idle: the main outputs of the Loops that no sample turns.
+    idle: the main outputs of the Loops and Scans that are reached and that no sample turns. unseen: those of the nodes
+    of the main graph whose bodies could not be watched.
     """
 
     branches: dict[str, bool]
     idle: frozenset[str]
+    unseen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """The tensor `name`, of the graph that is being watched, says whether a body of the node `main` has run.
+
+    within: the body that the node is in, by main output and attribute; None in the main graph.
+    """
+
+    main: str
+    body: str
+    name: str
+    within: tuple[str, str] | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of the body."""
+        return self.main, self.body
 
 
 def turns_of(proto: onnx.ModelProto, parts: Sequence[Samples]) -> Turns:
-    """Of the Loops and Scans of the main graph, over all samples; nothing is told where the copy does not run."""
+    """Of all bodies of a model, over all samples, or as many as it takes to see every branch taken."""
+    holders = frozenset(bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n))
+    if not holders:
+        return Turns({}, frozenset())
     watched = copied(proto)
-    conditions: dict[str, str] = {}
-    numbers: dict[str, str] = {}
-    for node in watched.graph.node:
-        if node.op_type in ("Loop", "Scan") and not node.domain:
-            _watch(node, conditions, numbers)
-    wanted = [*conditions.values(), *numbers.values()]
-    if not wanted:
-        return Turns({}, frozenset())
-    met: dict[str, set[bool]] = {name: set() for name in wanted}
+    flags = _watch(watched.graph, None, protobuf.opset_of(proto))
     try:
-        session = Session(protobuf.submodel(watched, {}, wanted))
-        for part in parts:
-            for feeds in part.batches(BATCH):
-                for name, value in session.run(feeds).items():
-                    met[name].update(np.ravel(value >= 0 if name in numbers.values() else value).astype(bool).tolist())
+        seen = _seen(protobuf.submodel(watched, {}, [f.name for f in flags]), flags, parts) if flags else set()
     except RunError:
-        return Turns({}, frozenset())
-    branches = {first: next(iter(met[name])) for first, name in conditions.items() if len(met[name]) == 1}
-    return Turns(branches, frozenset(main for main, name in numbers.items() if not met[name]))
+        return Turns({}, frozenset(), holders)
+    mains = {f.main for f in flags if f.body != _BODY}
+    ways = {main: {way for way in (_THEN, _ELSE) if (main, way) in seen} for main in sorted(mains)}
+    branches = {main: way == {_THEN} for main, way in ways.items() if len(way) == 1}
+    idle = (f for f in flags if f.body == _BODY and f.key not in seen and (f.within is None or f.within in seen))
+    return Turns(branches, frozenset(f.main for f in idle), holders - {f.main for f in flags})
 
 
-def _watch(node: onnx.NodeProto, conditions: dict[str, str], numbers: dict[str, str]) -> None:
-    """Have a Loop or Scan give out, for each turn, the conditions of the Ifs in its body, and a Loop its number."""
+def _seen(proto: onnx.ModelProto, flags: Sequence[_Flag], parts: Sequence[Samples]) -> set[tuple[str, str]]:
+    """The bodies that ran."""
+    session = Session(proto)
+    seen: set[tuple[str, str]] = set()
+    for part in parts:
+        for feeds in part.batches(BATCH):
+            values = session.run(feeds)
+            seen.update(f.key for f in flags if np.any(values[f.name]))
+            if len(seen) == len(flags):
+                return seen
+    return seen
+
+
+def _watch(graph: onnx.GraphProto, within: tuple[str, str] | None, opset: int) -> list[_Flag]:
+    """Have a graph compute, in place, a flag for each body of its nodes and of the nodes inside these."""
+    found: list[_Flag] = []
+    for node in list(graph.node):
+        if node.domain in ("", "ai.onnx") and node.op_type == "If":
+            found += _watch_if(graph, node, within, opset)
+        elif node.domain in ("", "ai.onnx") and (node.op_type == "Loop" or (node.op_type == "Scan" and opset >= 9)):
+            found += _watch_turns(graph, node, within, opset)
+    return found
+
+
+def _watch_if(graph: onnx.GraphProto, node: onnx.NodeProto, within: tuple[str, str] | None, opset: int) -> list[_Flag]:
+    main = bodies.main_output(node)
+    branch = dict(bodies.bodies_of(node))
+    then, other = f"{main}__then", f"{main}__else"
+    graph.node.append(helper.make_node("Squeeze", [node.input[0]], [then]))
+    graph.node.append(helper.make_node("Not", [then], [other]))
+    found = [_Flag(main, _THEN, then, within), _Flag(main, _ELSE, other, within)]
+    _name_all(node.output, len(branch[_THEN].output), main)
+    for way, opposite in ((_THEN, _ELSE), (_ELSE, _THEN)):
+        for f in _watch(branch[way], (main, way), opset):
+            outside = f"{f.name}__out"
+            branch[way].output.append(helper.make_tensor_value_info(f.name, _BOOL, None))
+            branch[opposite].node.append(_constant(f"{f.name}__not", value=False))
+            branch[opposite].output.append(helper.make_tensor_value_info(f"{f.name}__not", _BOOL, None))
+            node.output.append(outside)
+            found.append(_Flag(f.main, f.body, outside, f.within))
+    return found
+
+
+def _watch_turns(
+    graph: onnx.GraphProto, node: onnx.NodeProto, within: tuple[str, str] | None, opset: int
+) -> list[_Flag]:
     main = bodies.main_output(node)
     ((_, body),) = bodies.bodies_of(node)
-    loop = node.op_type == "Loop"
-    given = len(body.output) - loop
-    node.output.extend([""] * (given - len(node.output)))
-    asked = [(bodies.main_output(n), n.input[0], conditions, onnx.TensorProto.BOOL) for n in body.node if _is_if(n)]
-    if loop:
-        asked.append((main, body.input[0].name, numbers, onnx.TensorProto.INT64))
-    for i, (key, source, found, kind) in enumerate(asked):
-        name = f"{main}__turns{i}"
-        body.node.append(helper.make_node("Identity", [source], [f"{name}_each"]))
-        body.output.append(helper.make_tensor_value_info(f"{name}_each", kind, None))
-        node.output.append(name)
-        found[key] = name
-    for a in node.attribute:
-        if a.name in ("scan_output_axes", "scan_output_directions"):
-            a.ints.extend([0] * len(asked))
+    # A Loop's body also reads its turn and a condition, and gives a condition.
+    loop = 2 if node.op_type == "Loop" else 0
+    states = len(body.input) - (loop or protobuf.int_attribute(node, "num_scan_inputs", 0))
+    inner = _watch(body, (main, _BODY), opset)
+    ran = f"{main}__ran"
+    body.node.append(_constant(ran, value=True))
+    never = f"{main}__never"
+    graph.node.insert(0, _constant(never, value=False))
+    _name_all(node.output, len(body.output) - bool(loop), main)
+    node.input.extend([""] * (loop + states - len(node.input)))
+    found: list[_Flag] = []
+    for f in (_Flag(main, _BODY, ran, within), *inner):
+        before, after, outside = (f"{f.name}__{when}" for when in ("before", "after", "out"))
+        body.node.append(helper.make_node("Or", [before, f.name], [after]))
+        body.input.insert(loop + states, helper.make_tensor_value_info(before, _BOOL, []))
+        body.output.insert(bool(loop) + states, helper.make_tensor_value_info(after, _BOOL, []))
+        node.input.insert(loop + states, never)
+        node.output.insert(states, outside)
+        states += 1
+        found.append(_Flag(f.main, f.body, outside, f.within))
+    return found
 
 
-def _is_if(node: onnx.NodeProto) -> bool:
-    return node.op_type == "If" and not node.domain
+def _constant(name: str, *, value: bool) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value)))
+
+
+def _name_all(outputs: MutableSequence[str], count: int, main: str) -> None:
+    """Give the outputs that a node leaves out names, in place: others come behind them."""
+    outputs.extend([""] * (count - len(outputs)))
+    outputs[:] = [o or f"{main}__unread{k}" for k, o in enumerate(outputs)]

@@ -1,4 +1,4 @@
-"""Branches of an If that no sample takes: nothing is measured in them, so their channels stay unless asked for.
+"""Bodies that no sample runs: nothing is measured in them, so their channels stay unless asked for.
 
 A cut shows no error there, a fit sees none of what such a branch computes, and every figure of the report is about the
 others. A branch that only passes values on (reshapes them, picks among them, computes sizes) is no matter: what it
@@ -28,39 +28,66 @@ _BODY = "body"
 
 @dataclass(frozen=True)
 class Untried:
-    """A branch ("then" or "else") of the If called `node`, or the body of a Loop, and the groups on what it touches."""
+    """A branch ("then" or "else") of the If called `node`, or the body of a Loop or Scan, and the groups on what it
+    touches.
+
+    nodes: indices of what it holds. seen: whether it could be seen that no sample runs it; else nothing is known.
+    """
 
     node: str
     branch: str
     groups: frozenset[int]
+    nodes: frozenset[int]
+    seen: bool = True
 
     @property
     def text(self) -> str:
-        """What a reader calls the branch."""
-        return f"the {self.branch}{'' if self.branch == _BODY else ' branch'} of {self.node}"
+        """What is known of it, as half a sentence."""
+        if not self.seen:
+            return f"it cannot be seen what the samples do inside {self.node}"
+        return f"no sample takes the {self.branch}{'' if self.branch == _BODY else ' branch'} of {self.node}"
 
 
 def untried_branches(
-    channels: ChannelGraph, taken: Mapping[str, bool], types: Mapping[str, int], idle: Set[str] = frozenset()
+    channels: ChannelGraph,
+    taken: Mapping[str, bool],
+    types: Mapping[str, int],
+    idle: Set[str] = frozenset(),
+    unseen: Set[str] = frozenset(),
 ) -> tuple[Untried, ...]:
     """The branches that compute something and that no sample takes, and bodies that none turns.
 
-    taken: first output of an If that always takes the same branch → whether that is the first. types: of tensors. idle:
-    outputs of the Loops that no sample turns.
+    taken: main output of an If that always takes the same branch → whether that is the first. types: of tensors. idle:
+    main outputs of the Loops and Scans that no sample turns. unseen: of the nodes in which nothing could be seen.
     """
     found: list[Untried] = []
     for node in channels.graph.every_node:
-        if node.op == "Loop" and not node.domain and not idle.isdisjoint(node.outputs):
-            for body in node.bodies:
-                if not all(_passes_on(n, types) for n in depth_first(body.nodes)):
-                    found.append(Untried(node.name, _BODY, _touched(node, body, channels)))
-        if node.op != "If" or node.domain or node.outputs[0] not in taken:
+        main = next((o for o in node.outputs if o), "")
+        if main in unseen or main in idle:
+            names = {body.attribute: _BODY for body in node.bodies}
+        elif node.op == "If" and not node.domain and main in taken:
+            names = {"else_branch": "else"} if taken[main] else {"then_branch": "then"}
+        else:
             continue
-        other = "else_branch" if taken[node.outputs[0]] else "then_branch"
         for body in node.bodies:
-            if body.attribute == other and not all(_passes_on(n, types) for n in depth_first(body.nodes)):
-                found.append(Untried(node.name, other.removesuffix("_branch"), _touched(node, body, channels)))
+            inside = tuple(depth_first(body.nodes))
+            if body.attribute in names and not all(_passes_on(n, types) for n in inside):
+                touched, nodes = _touched(node, body, channels), frozenset(n.index for n in inside)
+                found.append(Untried(node.name, names[body.attribute], touched, nodes, main not in unseen))
     return tuple(found)
+
+
+def unread(channels: ChannelGraph, untried: Iterable[Untried]) -> frozenset[int]:
+    """The groups whose weights nothing reads but what no sample runs."""
+    inside = frozenset(i for u in untried if u.seen for i in u.nodes)
+    if not inside:
+        return frozenset()
+    readers = channels.graph.readers
+    return frozenset(
+        g.index
+        for g in channels.groups
+        if all(n.index in inside for r in (*g.producers, *g.consumers, *g.parameters) for n, _ in readers[r.tensor])
+    )
 
 
 def _passes_on(node: Node, types: Mapping[str, int]) -> bool:
@@ -77,8 +104,8 @@ def _touched(node: Node, body: Body, channels: ChannelGraph) -> frozenset[int]:
 
 def why_kept(untried: Iterable[Untried]) -> str:
     """Why nothing is left to cut."""
-    every = ", ".join(u.text for u in untried)
-    return f"no sample takes {every}, which the channels reach; give data that does, or --untried-branches cut"
+    every = "; ".join(dict.fromkeys(u.text for u in untried))
+    return f"{every}, and the channels reach that; give data that does, or --untried-branches cut"
 
 
 def warnings_of(untried: tuple[Untried, ...], *, cut: bool) -> list[str]:
@@ -88,7 +115,8 @@ def warnings_of(untried: tuple[Untried, ...], *, cut: bool) -> list[str]:
         if cut
         else "the channels that it reads or writes stay (--untried-branches cut takes them all the same)"
     )
-    return [
-        f"no sample takes {u.text}: no figure of the report holds for it, and {kept}; give data that takes it"
+    every = dict.fromkeys(
+        f"{u.text}: no figure of the report holds for it, and {kept}{'; give data that takes it' if u.seen else ''}"
         for u in untried
-    ]
+    )
+    return list(every)

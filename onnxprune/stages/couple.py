@@ -18,7 +18,7 @@ from onnxprune.channels.branches import Drop
 from onnxprune.channels.describe import Description, describe
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
 from onnxprune.channels.remedies import Reason
-from onnxprune.channels.untried import Untried, untried_branches, why_kept
+from onnxprune.channels.untried import Untried, unread, untried_branches, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.cost import Cost
 from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
@@ -73,10 +73,12 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, loaded.parts)
     turns = turns_of(taken.proto, loaded.parts)
-    untried = untried_branches(channels, taken.branches | turns.branches, loaded.normalised.types, turns.idle)
+    ways = taken.branches | turns.branches
+    untried = untried_branches(channels, ways, loaded.normalised.types, turns.idle, turns.unseen)
+    taken = replace(taken, idle=taken.idle | unread(channels, untried))
     if settings.untried_branches == "keep":
         for u in untried:
-            why = Frozen(Cause.UNTRIED, f"no sample takes {u.text}")
+            why = Frozen(Cause.UNTRIED, u.text)
             frozen.update({g: why for g in u.groups if g not in frozen})
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
