@@ -127,6 +127,78 @@ GRAPHS = {
             }},
             else_branch = all () => (float[N,B,5] ey) {{ ey = MatMul(r, w3[8,5]) }}
         >""",
+    "range_in_a_branch": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        least = ReduceMin <keepdims=0> (x)
+        yes = Greater(least, low{{:-100.0}})
+        rows = If (yes) <
+            then_branch = some () => (int64[A] some) {{ some = Range(zero{{:0}}, n1, step{{:1}}) }},
+            else_branch = all () => (int64[B] all) {{ all = Range(zero, n1, step) }}
+        >
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
+    "range_in_a_loop": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        on = Constant <value = bool {{1}}> ()
+        rows = Loop (twice{{:2}}, on, none{{0}}) <
+            body = turn (int64 i, bool c, int64[R] s) => (bool c2, int64[S] s2) {{
+                c2 = Identity(c)
+                s2 = Range(zero{{:0}}, n1, step{{:1}})
+            }}
+        >
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
+    "range_in_a_scan": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        each = Scan <num_scan_inputs = 1, body = turn (int64 s) => (int64[S] o) {{
+            o = Range(zero{{:0}}, n1, step{{:1}})
+        }}> (few{{0,1}})
+        rows = ReduceMax <keepdims=0> (each, whole)
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
+    "loop_in_a_branch": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        least = ReduceMin <keepdims=0> (x)
+        yes = Greater(least, low{{:-100.0}})
+        on = Constant <value = bool {{1}}> ()
+        rows = If (yes) <
+            then_branch = some () => (int64[A] some) {{
+                some = Loop (n1, on) <body = turn (int64 i, bool c) => (bool c2, int64 o) {{
+                    c2 = Identity(c)
+                    o = Identity(i)
+                }}>
+            }},
+            else_branch = all () => (int64[B] all) {{ all = Range(zero{{:0}}, n1, step{{:1}}) }}
+        >
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
+    "contributed_range": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        rows = com.microsoft.Range(zero{{:0}}, n1, step{{:1}})
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
+    "picked_from_a_sequence": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        few = SequenceConstruct(one_{{0}}, two_{{0,1}}, three_{{0,1,2}})
+        most = Min(n1, two{{:2}})
+        before = Sub(most, step{{:1}})
+        rows = SequenceAt(few, before)
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
+    "joined_from_a_sequence": f"""{MANY}
+        ones = Cast <to=7> (big)
+        n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
+        on = Constant <value = bool {{1}}> ()
+        nothing = SequenceEmpty <dtype=7> ()
+        parts = Loop (n1, on, nothing) <
+            body = turn (int64 i, bool c, seq(int64[A]) s) => (bool c2, seq(int64[B]) s2) {{
+                c2 = Identity(c)
+                row = Unsqueeze(i, whole)
+                s2 = SequenceInsert(s, row)
+            }}
+        >
+        rows = ConcatFromSequence <axis=0> (parts)
+        cut = Gather <axis=1> (r, rows) {VIEW}""",
     "either": f"""{MANY}
         ones = Cast <to=7> (big)
         n1 = ReduceSum <keepdims=0> (ones, whole{{0}})
@@ -139,7 +211,7 @@ GRAPHS = {
 
 
 def _model(name: str) -> onnx.ModelProto:
-    return Topology(f"{HEAD} {{{GRAPHS[name]}}}", ()).model()
+    return Topology(f"{HEAD} {{{GRAPHS[name]}}}", (), domains=("com.microsoft",)).model()
 
 
 def _feeds(large: int, length: int = 16, samples: int = 2) -> dict[str, Array]:

@@ -36,6 +36,27 @@ DEEP = "".join(
     r{k} = Relu(a{k})"""
     for k in range(1, 7)
 )
+# Positions in windows of 64: the last window is filled up by an index into the others.
+PADDED = """
+        a = MatMul(x, w1[12,8])
+        r = Relu(a)
+        t = Shape <start=1, end=2> (x)
+        up = Add(t, less{63})
+        nb = Div(up, by{64})
+        lp = Mul(nb, by)
+        l = Squeeze(lp)
+        ts = Squeeze(t)
+        range = Range(zero{:0}, l, step{:1})
+        %s
+        p = Gather <axis=1> (r, i)
+        n = Shape <start=0, end=1> (x)
+        nw = Mul(n, nb)
+        t1 = Concat <axis=0> (nw, by, eight{8})
+        windows = Reshape(p, t1)
+        q = MatMul(windows, w2[8,5])
+        full = Shape <start=1, end=2> (p)
+        t2 = Concat <axis=0> (n, full, five{5})
+        y = Reshape(q, t2)"""
 GRAPHS = {
     "strided_convolutions": (IMAGE, f"{DEEP} p = Identity(r6) {VIEW}"),
     "max_pool": (IMAGE, f"{FIRST} p = MaxPool <kernel_shape=[3,3], strides=[60,60], pads=[1,1,1,1]> (r) {VIEW}"),
@@ -140,6 +161,26 @@ GRAPHS = {
         q = MatMul(last, w2[8,5])
         t = Concat <axis=0> (rest{-1}, ps, five{5})
         y = Reshape(q, t)""",
+    ),
+    "padded_around": (
+        ROWS,
+        PADDED % "i = Mod(range, ts)",
+    ),
+    "padded_at_the_edge": (
+        ROWS,
+        PADDED % "last = Sub(ts, one{:1})\n i = Min(range, last)",
+    ),
+    "padded_clipped": (
+        ROWS,
+        PADDED % "last = Sub(ts, one{:1})\n i = Clip(range, zero, last)",
+    ),
+    "padded_nearest": (
+        ROWS,
+        PADDED % "there = Mul(range, ts)\n i = Div(there, l)",
+    ),
+    "padded_by_a_remainder": (
+        ROWS,
+        PADDED % "f = Div(range, ts)\n b = Mul(f, ts)\n i = Sub(range, b)",
     ),
     "time_first": (
         "(float[T,1,12] x) => (float[P,5] y)",

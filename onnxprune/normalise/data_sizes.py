@@ -8,28 +8,32 @@ condition is computed from data is run the other way round as well (`other_ways`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import helper
 
-from onnxprune.graph import bodies
+from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise.constants import copy_node
-from onnxprune.normalise.steps import Measured, behind
-from onnxprune.normalise.windows import Window, as_far_as_it_runs
+from onnxprune.normalise.measured import Measured, as_far_as_it_runs
+from onnxprune.normalise.steps import behind
+from onnxprune.normalise.windows import Window
 
 _STANDARD = ("", "ai.onnx")
-# The inputs whose values say how large an output is.
+# The inputs whose values say how large an output is, whatever the domain: some have such operators of the same name.
 _SIZED_BY = {
-    **dict.fromkeys(
-        ("AffineGrid", "CenterCropPad", "DFT", "Expand", "OneHot", "Reshape", "Split", "Tile", "TopK"), (1,)
-    ),
+    **dict.fromkeys(("AffineGrid", "CenterCropPad", "DFT", "Expand", "OneHot", "Reshape", "SequenceAt", "Split"), (1,)),
+    **dict.fromkeys(("Tile", "TopK", "Upsample"), (1,)),
     **dict.fromkeys(("BlackmanWindow", "ConstantOfShape", "HammingWindow", "HannWindow"), (0,)),
     **dict.fromkeys(("Range",), (0, 1, 2)),
     **dict.fromkeys(("Resize", "Slice"), (1, 2, 3, 4)),
     **{"Col2Im": (1, 2), "MaxUnpool": (2,), "MelWeightMatrix": (0, 1), "Pad": (1, 3), "STFT": (1, 3)},
+    "ConvTransposeWithDynamicPads": (2,),
 }
+# Those that pass a sequence on.
+_SEQUENCES = {"Identity", "SequenceErase", "SequenceInsert"}
 # More such conditions are turned at once only.
 _MOST_ALONE = 8
 
@@ -42,35 +46,69 @@ def sizes_by_data(proto: onnx.ModelProto, before: Collection[str], static: Colle
     known = {*static, *(t.name for t in proto.graph.initializer)}
     wanted = set(before)
     found: list[Window] = []
-    open_axes: dict[str, frozenset[int] | None] | None = None
+    producer = {o: n for n in proto.graph.node for o in n.output}
+    axes_of: _Inferred | None = None
     for n in reversed(proto.graph.node):
         if not wanted & set(n.output):
             continue
         wanted.update((*n.input, *bodies.captured_names(n)))
-        if n.domain not in _STANDARD:
-            continue
-        if n.op_type == "Loop":
-            found += _turned(n, known)
-            continue
-        axes = _counted(n)
-        if axes is None and any(n.input[k] not in known for k in _sizing(n)):
-            open_axes = _open_axes(proto) if open_axes is None else open_axes
-            found += [Window("", o, open_axes.get(o), by_data=True) for o in n.output if o]
-        elif axes is not None:
-            found += [Window("", o, frozenset({a}), by_data=True) for o, a in zip(n.output, axes, strict=False) if o]
+        windows = _windows_of(n, known, producer)
+        if windows and axes_of is None:
+            axes_of = _inferred(proto)
+        for w in windows:
+            assert axes_of is not None
+            if w.output not in axes_of.others:
+                free = axes_of.open.get(w.output)
+                found.append(w if w.axes is not None or w.source else replace(w, axes=free))
     return found[::-1]
+
+
+def _windows_of(n: onnx.NodeProto, known: Collection[str], producer: Mapping[str, onnx.NodeProto]) -> list[Window]:
+    """The outputs of one node whose size data may decide; without axes where shape inference has to say which."""
+    outputs = [o for o in n.output if o]
+    if _decides(n, known):
+        return [Window("", o, by_data=True) for o in outputs]
+    if n.op_type == "Loop" and n.domain in _STANDARD:
+        return _turned(n, known)
+    counted = _counted(n)
+    if counted is not None:
+        return [Window("", o, frozenset({a}), by_data=True) for o, a in zip(n.output, counted, strict=False) if o]
+    if n.op_type == "ConcatFromSequence" and _grown(n.input[0], producer):
+        return [Window("", o, frozenset({protobuf.int_attribute(n, "axis", 0)}), by_data=True) for o in outputs]
+    return []
+
+
+def _decides(n: onnx.NodeProto, known: Collection[str]) -> bool:
+    """Whether values that are not known say how large what a node gives is, or how large a tensor in its bodies is."""
+    if any(k < len(n.input) and n.input[k] and n.input[k] not in known for k in _SIZED_BY.get(n.op_type, ())):
+        return True
+    return any(_decides_inside(body, known, turns=n.op_type == "Loop") for _, body in bodies.bodies_of(n))
+
+
+def _decides_inside(body: onnx.GraphProto, known: Collection[str], *, turns: bool) -> bool:
+    inner = {*known, *(t.name for t in body.initializer), *(v.name for v in body.input[: int(turns)])}
+    for n in body.node:
+        turned = n.op_type == "Loop" and bool(_turned(n, inner))
+        if turned or _counted(n) is not None or _decides(n, inner) or (n.op_type == "If" and n.input[0] not in inner):
+            return True
+        if n.op_type in ("Shape", "Size") or (not bodies.bodies_of(n) and all(i in inner for i in n.input if i)):
+            inner.update(n.output)
+    return False
+
+
+def _grown(name: str, producer: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a sequence comes from outside, or out of a body, where data may decide how much is in it."""
+    while name in producer and producer[name].op_type in _SEQUENCES:
+        name = producer[name].input[0]
+    return name not in producer or bool(bodies.bodies_of(producer[name]))
 
 
 def _counted(n: onnx.NodeProto) -> tuple[int, ...] | None:
     """The axis of each output along which an operator gives what it has counted; None for others."""
     axis = next((int(a.i) for a in n.attribute if a.name == "axis"), 0)
     counted = {"NonZero": (1,), "NonMaxSuppression": (0,), "Compress": (axis,), "Unique": (axis, 0, 0, 0)}
+    counted |= {"DynamicTimeWarping": (1,), "StringSplit": (-1,)}
     return counted.get(n.op_type)
-
-
-def _sizing(n: onnx.NodeProto) -> list[int]:
-    """The inputs whose values say how large the outputs are."""
-    return [k for k in _SIZED_BY.get(n.op_type, ()) if k < len(n.input) and n.input[k]]
 
 
 def _turned(n: onnx.NodeProto, known: Collection[str]) -> list[Window]:
@@ -99,21 +137,27 @@ def _goes_on(body: onnx.GraphProto, known: Collection[str]) -> bool:
     return constant or name == body.input[1].name or name in known
 
 
-def _open_axes(proto: onnx.ModelProto) -> dict[str, frozenset[int] | None]:
-    """The axes of each tensor whose size shape inference finds neither as a number nor as one of the inputs'.
+@dataclass(frozen=True)
+class _Inferred:
+    """open: the axes of each tensor whose size shape inference finds neither as a number nor as one of the inputs';
+    none for a tensor of which it does not find how many axes there are. others: what is no tensor."""
 
-    None where it does not find how many axes there are.
-    """
+    open: Mapping[str, frozenset[int]]
+    others: Set[str]
+
+
+def _inferred(proto: onnx.ModelProto) -> _Inferred:
     with contextlib.suppress(Exception):  # best effort: what it does not find counts as open
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     named = {d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
-    found: dict[str, frozenset[int] | None] = {}
-    for v in (*proto.graph.value_info, *proto.graph.output):
+    every = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
+    found: dict[str, frozenset[int]] = {}
+    for v in every:
         t = v.type.tensor_type
         if t.HasField("shape"):
             dims = enumerate(t.shape.dim)
             found[v.name] = frozenset(a for a, d in dims if not d.HasField("dim_value") and d.dim_param not in named)
-    return found
+    return _Inferred(found, {v.name for v in every if v.type.WhichOneof("value") not in (None, "tensor_type")})
 
 
 def other_ways(

@@ -40,12 +40,13 @@ from onnxprune.graph.view import Shape
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
 from onnxprune.normalise.data_sizes import sizes_by_data
+from onnxprune.normalise.measured import Shapes
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
-from onnxprune.normalise.windows import Shapes, longer_shapes, reach, windows
+from onnxprune.normalise.windows import longer_shapes, reach, windows
 from onnxprune.runtime.session import Feeds, Session
 
 

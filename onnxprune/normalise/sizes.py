@@ -16,8 +16,9 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars, returns_weight
 from onnxprune.normalise.data_sizes import other_ways, sizes_by_data
-from onnxprune.normalise.steps import Clamp, Measured, Sliced, behind, by_name, clamps_of, moved_runs, slices
-from onnxprune.normalise.windows import Shapes, Window, ports, reach, shapes_in, standing, widened, windows
+from onnxprune.normalise.measured import Measured, Shapes, by_name, shapes_in
+from onnxprune.normalise.steps import Clamp, Sliced, behind, clamps_of, moved_runs, slices
+from onnxprune.normalise.windows import Window, ports, reach, standing, widened, windows
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds, Session
 
@@ -227,8 +228,7 @@ def _sized_inside(proto: onnx.ModelProto) -> list[str]:
 
 def _still_values(runs: Sequence[Measured]) -> dict[str, Array]:
     """The values that are the same in all runs."""
-    every = {k: v for k, v in by_name(runs).items() if all(isinstance(x, np.ndarray) for x in v)}
-    return {k: v[0] for k, v in every.items() if all(np.array_equal(x, v[0]) for x in v[1:])}
+    return {k: v[0] for k, v in by_name(runs).items() if all(np.array_equal(x, v[0]) for x in v[1:])}
 
 
 def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -> None:

@@ -10,7 +10,7 @@ changes then is no constant either.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise.constants import copy_node
+from onnxprune.normalise.measured import Measured, as_far_as_it_runs, by_name
 from onnxprune.numerics.arrays import Array, Mask
 from onnxprune.runtime.session import Feeds, Session
 
@@ -37,15 +38,6 @@ _ENTRYWISE = {
 # The inputs that choose; what they choose from may change where it is not chosen.
 _CHOOSING = {"Gather": (1,), "GatherElements": (1,), "GatherND": (1,), "Slice": (1, 2, 3, 4), "Where": (0,)}
 _MOST_ROUNDS = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """A model as it was run, the inputs of that run, and the values that were asked for."""
-
-    proto: onnx.ModelProto
-    feeds: Feeds
-    values: Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +96,10 @@ def moved_runs(
             break
         sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
         still_ones = {k for k in sites if k in given or still[k].any()}
-        further = _runs_with(proto, runs[0], sites, clamps, still_ones, models)
+        further, unseen = _runs_with(proto, runs[0], sites, clamps, still_ones, models)
+        stuck |= unseen
         if not further:
-            stuck = behind(proto, sites.keys())
+            stuck |= behind(proto, sites.keys())
             break
         found += further
     moved = by_name(found)
@@ -122,25 +115,30 @@ def _runs_with(
     clamps: Sequence[Clamp],
     still: set[str],
     models: list[tuple[onnx.ModelProto, Feeds]],
-) -> list[Measured]:
-    """Runs with these moved: by one, and by amounts of their own, as movements by one may cancel out.
+) -> tuple[list[Measured], set[str]]:
+    """Runs with these moved: by one, and by amounts of their own, as movements by one may cancel out; and the names of
+    which they tell nothing.
 
-    Where the model does not run so (tensors no longer fit together), the arithmetic of sizes is run by itself, and the
-    model with fewer of them moved: those that stood `still`, or the clamps. What is tried is added to `models`.
+    Where the model does not run so (tensors no longer fit together), it is run as far as it does, the arithmetic of
+    sizes by itself, and the model with fewer of them moved: those that stood `still`, or the clamps. What is tried is
+    added to `models`.
     """
 
     def moved(where: Mapping[str, Mask], clamps: Sequence[Clamp], *, apart: bool = False) -> Measured | None:
-        models.append(_moved(proto, run, where, clamps, apart=apart))
+        models.append(_following(proto, run, where, clamps, apart=apart))
         return _run(*models[-1], run.values)
 
     together = moved(sites, clamps)
+    unseen: set[str] = set()
     if together is not None:
         ways = [together, moved(sites, clamps, apart=True)]
     else:
-        ways = [_sizes_moved(proto, run, sites, apart=apart) for apart in (False, True)]
+        part, unseen = _in_part(proto, run, [*sites, *(c.output for c in clamps)], *models[-1])
+        ways = [part]
+        ways += [_sizes_moved(proto, run, sites, apart=apart) for apart in (False, True)]
         ways += [moved({k: sites[k] for k in still}, ())] if still else []
         ways += [moved({}, clamps)] if clamps else []
-    return [r for r in ways if r is not None]
+    return [r for r in ways if r is not None], unseen
 
 
 def behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
@@ -149,15 +147,6 @@ def behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
     for n in proto.graph.node:
         if found & {*n.input, *bodies.captured_names(n)}:
             found.update(o for o in n.output if o)
-    return found
-
-
-def by_name(runs: Iterable[Measured]) -> dict[str, list[Array]]:
-    """The values of each tensor, run by run."""
-    found: dict[str, list[Array]] = {}
-    for r in runs:
-        for name, v in r.values.items():
-            found.setdefault(name, []).append(v)
     return found
 
 
@@ -300,6 +289,25 @@ def _never(
     return len(stored) == 1 and bool((stored[0] < 0).all())
 
 
+def _following(
+    proto: onnx.ModelProto, run: Measured, sites: Mapping[str, Mask], clamps: Sequence[Clamp], *, apart: bool
+) -> tuple[onnx.ModelProto, Feeds]:
+    """`_moved`, where what is put in place of a step is as long as the steps in front of it make that."""
+    behind_others = behind(proto, [o for n in proto.graph.node if set(n.input) & sites.keys() for o in n.output])
+    may_grow = [o for o in sites if o in behind_others and np.ndim(run.values.get(o, 0))]
+    there, where = dict(run.values), dict(sites)
+    for _ in range(_MOST_ROUNDS):
+        copy, feeds = _moved(proto, replace(run, values=there), where, clamps, apart=apart)
+        given = {o: f"{o}__still" for o in may_grow}
+        values = as_far_as_it_runs(copy, list(given.values()), feeds)
+        grown = {o: values[g] for o, g in given.items() if g in values and values[g].shape != there[o].shape}
+        if not grown:
+            break
+        there |= grown
+        where |= {o: np.ones(v.shape, bool) for o, v in grown.items()}
+    return copy, feeds
+
+
 def _moved(
     proto: onnx.ModelProto,
     run: Measured,
@@ -350,11 +358,23 @@ def _run(proto: onnx.ModelProto, feeds: Feeds, names: Iterable[str]) -> Measured
         return None
 
 
+def _in_part(
+    proto: onnx.ModelProto, run: Measured, names: Iterable[str], copy: onnx.ModelProto, feeds: Feeds
+) -> tuple[Measured, set[str]]:
+    """The run in which these are moved, as far as the model with them moved runs, and the names of which it tells
+    nothing: the sizes of tensors that it does not reach, and what follows from those."""
+    after = behind(proto, names)
+    values = as_far_as_it_runs(copy, [k for k in run.values if k in after], feeds)
+    sizes = (n for n in proto.graph.node if n.op_type in ("Shape", "Size") and n.input[0] not in run.values)
+    lost = {n.output[0] for n in sizes if n.output[0] in after & run.values.keys() - values.keys()}
+    return Measured(copy, feeds, {**run.values, **values}), behind(proto, lost)
+
+
 def _sizes_moved(proto: onnx.ModelProto, run: Measured, sites: Mapping[str, Mask], *, apart: bool) -> Measured | None:
     """The run with these entries moved, of which only what is computed from sizes is, as the run had them."""
-    copy, feeds = _moved(proto, run, sites, (), apart=apart)
-    every = (n.output[0] for n in copy.graph.node if n.op_type in ("Shape", "Size"))
-    sizes = [o for o in every if o in run.values]
+    copy, feeds = _following(proto, run, sites, (), apart=apart)
+    every = (n for n in copy.graph.node if n.op_type in ("Shape", "Size"))
+    sizes = [n.output[0] for n in every if n.output[0] in run.values and n.input[0] not in run.values]
     part = protobuf.submodel(
         copy, dict.fromkeys(sizes, onnx.TensorProto.INT64), [k for k in run.values if k not in sizes]
     )

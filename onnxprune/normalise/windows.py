@@ -16,24 +16,19 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
-from onnxprune.graph.view import Shape
 from onnxprune.normalise.constants import copy_node
+from onnxprune.normalise.measured import Measured, Shapes, as_far_as_it_runs, probed
 from onnxprune.normalise.resizing import Symbol, symbols, with_sizes
-from onnxprune.normalise.steps import Measured, behind
+from onnxprune.normalise.steps import behind
 from onnxprune.numerics.arrays import Array
-from onnxprune.runtime.session import Feeds, Session
+from onnxprune.runtime.session import Feeds
 
 # The most entries of the largest tensor in a run that is made for the sake of windows alone.
 _MOST_ENTRIES = 1 << 26
 # After so many sizes that the model does not take it is given up.
 _MOST_REFUSED = 3
 _MOST_ROUNDS = 6
-# Sessions that are started to find out which values a longer axis leaves computable.
-_MOST_PARTS = 32
-
-Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
@@ -261,7 +256,7 @@ def _longer_runs(
     shapes: list[Shapes] = []
     missing: list[set[str]] = []
     for copy in _ways(proto, sites):
-        probes = _probed(copy, [t for t in ports(found) if t in after])
+        probes = probed(copy, [t for t in ports(found) if t in after])
         values = as_far_as_it_runs(copy, [*probes.values(), *computed], run.feeds)
         shapes.append({t: tuple(values[p].tolist()) for t, p in probes.items() if p in values})
         missing.append({n for n in computed if n not in values})
@@ -269,23 +264,9 @@ def _longer_runs(
     return runs, shapes, missing[0] & set().union(*missing[1:]) if len(missing) > 1 else missing[0]
 
 
-def shapes_in(proto: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> Shapes:
-    """The shapes of these tensors in a model, as far as it runs; the model is changed."""
-    probes = _probed(proto, names)
-    values = as_far_as_it_runs(proto, list(probes.values()), feeds)
-    return {t: tuple(values[p].tolist()) for t, p in probes.items() if p in values}
-
-
 def ports(found: Sequence[Window]) -> list[str]:
     """What windows read and give."""
     return list(dict.fromkeys(t for w in found for t in (w.source, w.output) if t))
-
-
-def _probed(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
-    """What gives the shape of each of these tensors, by tensor; added in place."""
-    probes = {t: f"{t}__length" for t in names}
-    proto.graph.node.extend(helper.make_node("Shape", [t], [p]) for t, p in probes.items())
-    return probes
 
 
 def longer_shapes(
@@ -330,19 +311,3 @@ def _longer(proto: onnx.ModelProto, sites: Mapping[str, Mapping[int, int]]) -> o
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
-
-
-def as_far_as_it_runs(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
-    """The values of those of `names` that can be computed: where all of them cannot, halves are tried."""
-    found: dict[str, Array] = {}
-    left = [list(names)] if names else []
-    for _ in range(_MOST_PARTS):
-        if not left:
-            break
-        part = left.pop(0)
-        try:
-            found |= Session(protobuf.submodel(proto, {}, part), optimize=False).run(feeds)
-        except RunError:
-            half = len(part) // 2
-            left += [p for p in (part[:half], part[half:]) if half]
-    return found
