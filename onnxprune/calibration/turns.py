@@ -6,8 +6,9 @@ of both branches, through a Loop or Scan as one more state, which is true once a
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import onnx
@@ -61,7 +62,7 @@ def turns_of(proto: onnx.ModelProto, parts: Sequence[Samples]) -> Turns:
     if not holders:
         return Turns({}, frozenset())
     watched = copied(proto)
-    flags = _watch(watched.graph, None, protobuf.opset_of(proto))
+    flags = _watch(watched.graph, None, protobuf.opset_of(proto), _fresh(proto))
     try:
         seen = _seen(protobuf.submodel(watched, {}, [f.name for f in flags]), flags, parts) if flags else set()
     except RunError:
@@ -86,54 +87,63 @@ def _seen(proto: onnx.ModelProto, flags: Sequence[_Flag], parts: Sequence[Sample
     return seen
 
 
-def _watch(graph: onnx.GraphProto, within: tuple[str, str] | None, opset: int) -> list[_Flag]:
+def _fresh(proto: onnx.ModelProto) -> Iterator[str]:
+    """Names that the model does not use."""
+    graphs = (proto.graph, *bodies.every_body(proto.graph))
+    used = {v.name for g in graphs for v in (*g.input, *g.initializer, *g.output)}
+    used.update(o for n in bodies.every_node(proto.graph) for o in n.output)
+    return (name for name in (f"flag{k}" for k in count()) if name not in used)
+
+
+def _watch(graph: onnx.GraphProto, within: tuple[str, str] | None, opset: int, fresh: Iterator[str]) -> list[_Flag]:
     """Have a graph compute, in place, a flag for each body of its nodes and of the nodes inside these."""
     found: list[_Flag] = []
     for node in list(graph.node):
         if node.domain in ("", "ai.onnx") and node.op_type == "If":
-            found += _watch_if(graph, node, within, opset)
+            found += _watch_if(graph, node, within, opset, fresh)
         elif node.domain in ("", "ai.onnx") and (node.op_type == "Loop" or (node.op_type == "Scan" and opset >= 9)):
-            found += _watch_turns(graph, node, within, opset)
+            found += _watch_turns(graph, node, within, opset, fresh)
     return found
 
 
-def _watch_if(graph: onnx.GraphProto, node: onnx.NodeProto, within: tuple[str, str] | None, opset: int) -> list[_Flag]:
+def _watch_if(
+    graph: onnx.GraphProto, node: onnx.NodeProto, within: tuple[str, str] | None, opset: int, fresh: Iterator[str]
+) -> list[_Flag]:
     main = bodies.main_output(node)
     branch = dict(bodies.bodies_of(node))
-    then, other = f"{main}__then", f"{main}__else"
+    then, other = next(fresh), next(fresh)
     graph.node.append(helper.make_node("Squeeze", [node.input[0]], [then]))
     graph.node.append(helper.make_node("Not", [then], [other]))
     found = [_Flag(main, _THEN, then, within), _Flag(main, _ELSE, other, within)]
-    _name_all(node.output, len(branch[_THEN].output), main)
+    _name_all(node.output, len(branch[_THEN].output), fresh)
     for way, opposite in ((_THEN, _ELSE), (_ELSE, _THEN)):
-        for f in _watch(branch[way], (main, way), opset):
-            outside = f"{f.name}__out"
+        for f in _watch(branch[way], (main, way), opset, fresh):
+            outside, never = next(fresh), next(fresh)
             branch[way].output.append(helper.make_tensor_value_info(f.name, _BOOL, None))
-            branch[opposite].node.append(_constant(f"{f.name}__not", value=False))
-            branch[opposite].output.append(helper.make_tensor_value_info(f"{f.name}__not", _BOOL, None))
+            branch[opposite].node.append(_constant(never, value=False))
+            branch[opposite].output.append(helper.make_tensor_value_info(never, _BOOL, None))
             node.output.append(outside)
             found.append(_Flag(f.main, f.body, outside, f.within))
     return found
 
 
 def _watch_turns(
-    graph: onnx.GraphProto, node: onnx.NodeProto, within: tuple[str, str] | None, opset: int
+    graph: onnx.GraphProto, node: onnx.NodeProto, within: tuple[str, str] | None, opset: int, fresh: Iterator[str]
 ) -> list[_Flag]:
     main = bodies.main_output(node)
     ((_, body),) = bodies.bodies_of(node)
     # A Loop's body also reads its turn and a condition, and gives a condition.
     loop = 2 if node.op_type == "Loop" else 0
     states = len(body.input) - (loop or protobuf.int_attribute(node, "num_scan_inputs", 0))
-    inner = _watch(body, (main, _BODY), opset)
-    ran = f"{main}__ran"
+    inner = _watch(body, (main, _BODY), opset, fresh)
+    ran, never = next(fresh), next(fresh)
     body.node.append(_constant(ran, value=True))
-    never = f"{main}__never"
     graph.node.insert(0, _constant(never, value=False))
-    _name_all(node.output, len(body.output) - bool(loop), main)
+    _name_all(node.output, len(body.output) - bool(loop), fresh)
     node.input.extend([""] * (loop + states - len(node.input)))
     found: list[_Flag] = []
     for f in (_Flag(main, _BODY, ran, within), *inner):
-        before, after, outside = (f"{f.name}__{when}" for when in ("before", "after", "out"))
+        before, after, outside = next(fresh), next(fresh), next(fresh)
         body.node.append(helper.make_node("Or", [before, f.name], [after]))
         body.input.insert(loop + states, helper.make_tensor_value_info(before, _BOOL, []))
         body.output.insert(bool(loop) + states, helper.make_tensor_value_info(after, _BOOL, []))
@@ -148,7 +158,7 @@ def _constant(name: str, *, value: bool) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value)))
 
 
-def _name_all(outputs: MutableSequence[str], count: int, main: str) -> None:
+def _name_all(outputs: MutableSequence[str], number: int, fresh: Iterator[str]) -> None:
     """Give the outputs that a node leaves out names, in place: others come behind them."""
-    outputs.extend([""] * (count - len(outputs)))
-    outputs[:] = [o or f"{main}__unread{k}" for k, o in enumerate(outputs)]
+    outputs.extend([""] * (number - len(outputs)))
+    outputs[:] = [o or next(fresh) for o in outputs]

@@ -187,6 +187,15 @@ def test_what_no_sample_does_stays(text: str, more: dict[str, Any], named: str):
     assert Session(result.model).run(one)["y"].shape == (32, 5)
 
 
+def test_names_that_look_like_flags():
+    """Fails where the copy takes a name that the model has."""
+    proto = model(LOOP % IF)
+    for n in bodies.every_node(proto.graph):
+        for names in (n.input, n.output):
+            names[:] = ["flag0" if i == "r" else "flag1" if i == "late" else i for i in names]
+    assert kept(prune(proto, None, data(turns=np.array(2)), **QUICK)) == {"no sample takes the then branch of choice"}
+
+
 def test_what_cannot_be_seen_stays(monkeypatch: pytest.MonkeyPatch):
     """Fails where a copy that does not run is taken for one in which everything was taken."""
 
