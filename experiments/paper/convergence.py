@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fits import fitted
+from experiments.paper.hull import hull_of
 from experiments.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
 from experiments.paper.records import Records, Row
 from onnxprune.calibration import regressions
@@ -87,8 +88,8 @@ def mixed(
 ) -> Iterator[Step]:
     """Greedy steps, each the better of a local and a global one by the true discrepancy, which is their `loss`.
 
-    The better may still be worse than none: it is taken nevertheless, as in algorithm 1 of the paper, and ends where
-    neither finds a step that improves its own discrepancy. taken: which one it was, step by step.
+    The better may still be worse than none: it is taken nevertheless, as we read algorithm 1 of the paper, and ends
+    where neither finds a step that improves its own discrepancy. taken: which one it was, step by step.
     """
     walks = {"local": QuadraticWalk(local), "global": QuadraticWalk(output)}
     everything = np.ones(local.units, bool)
@@ -192,29 +193,16 @@ def spectrum(q: Quadratic) -> Row:
 
 
 def constants(network: Network, name: str, samples: int, seed: int = 0) -> Row:
-    """c of the bound D(n) ≤ D(0) exp(-cn), c = -log(1 - r²/R²), and c of the steps as they are.
-
-    The units N s_i are taken as the corners of a simplex, f as its centroid: r is its least height over N, exact where
-    they are affinely independent, and R at most its longest edge. Dead units (contributions of 0) are left out.
-    """
+    """c of the bound D(n) ≤ D(1) exp(-c (n - 1)), c = -log(1 - r²/R²), and c of the steps as they are."""
     prepared = Prepared.of(network, samples, seed, method="local")
     q = prepared.local(prepared.named(name))
-    live = np.diag(q.k) > 1e-9 * np.diag(q.k).max()
-    n = int(live.sum())
-    gram = n**2 * q.k[np.ix_(live, live)]
-    scale = float(np.trace(gram)) / n
-    bordered = np.ones((n + 1, n + 1))
-    bordered[:n, :n], bordered[n, n] = gram / scale, 0.0
-    # The inverse holds the inner products of the barycentric coordinates' gradients, whose norms are 1 / height.
-    heights = np.sqrt(scale / np.maximum(np.diag(np.linalg.pinv(bordered, rcond=1e-12))[:n], 1e-300))
-    edges = np.diag(gram)[:, None] + np.diag(gram)[None, :] - 2 * gram
-    ratio = float(heights.min() / n / np.sqrt(edges.max()))
+    hull = hull_of(q)
     walked = by_steps(imitation.greedy(q), q, SLACK * q.units)
     return {
         "units": q.units,
-        "dead": int((~live).sum()),
-        "ratio": ratio,
-        "bound": float(-np.log1p(-(ratio**2))),
+        "dead": hull.dead,
+        "ratio": hull.radius / hull.diameter,
+        "bound": hull.rate,
         "measured": walked["fit"].get("exp(-cn)", {}).get("exponent"),
         "samples": len(prepared.loaded.fit),
         "seed": seed,

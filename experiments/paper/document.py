@@ -96,7 +96,7 @@ def points(records: Records) -> list[tuple[str, str, str]]:
         ("2k: Molchanov's Taylor", "The diagonal of our gate Gram at the full network; we use the whole matrix", "9"),
         (
             "3: limits of Ye et al. (2020), related methods",
-            "No removal, fixed steps, equal coefficients; the relations one by one",
+            "Nothing taken back, fixed steps, equal coefficients; the relations one by one",
             "9",
         ),
         ("3: why is the theoretical gain small in practice", text_theory.sentence_rates(records), "1"),

@@ -12,7 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.paper.markup import short
+from experiments.paper.markup import called, short
 from experiments.paper.records import Records, Row
 
 # Equal results give equal files: names in an SVG are random otherwise.
@@ -38,20 +38,27 @@ def slug(key: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in key).strip("-").lower()
 
 
+def _legend(figure: Any) -> None:
+    """One legend for all panels, below them, where it covers no curve."""
+    entries = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=5, fontsize=6)
+
+
 def _saved(figure: Any, path: Path) -> None:
-    figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
 def _line(axes: Any, name: str, n: list[float], d: list[float | None], **style: Any) -> None:
     y = [max(v, FLOOR) if v is not None else np.nan for v in d]
-    axes.semilogy(n, y, color=COLOURS.get(name), label=name, linewidth=1.2, **style)
+    axes.semilogy(n, y, color=COLOURS.get(name), label=called(name), linewidth=1.2, **style)
 
 
 def convergence(key: str, row: Row, path: Path) -> None:
     """Three panels: by steps, by units for the layer, by units for the network."""
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3.2))
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
     for name, s in row["steps"].items():
         _line(panels[0], name, s["n"], s["d"])
     _rates(panels[0], row["steps"])
@@ -63,13 +70,13 @@ def convergence(key: str, row: Row, path: Path) -> None:
     panels[2].set(xlabel="units kept", title="the network's outputs")
     for axes in panels:
         axes.set_ylim(FLOOR, 3)
-        axes.legend(fontsize=6)
     figure.suptitle(f"{short(key)}: {row['units']} units")
+    _legend(figure)
     _saved(figure, path)
 
 
 def _rates(axes: Any, steps: Mapping[str, Row]) -> None:
-    """The fitted rates, dotted: 1/n of the steps without removal, exp(-cn) of those with it."""
+    """The fitted rates, dotted: 1/n of the steps with γ ≥ 0, exp(-cn) of those without that bound."""
     for name, rate in (("local, no removal", "1/n"), ("gfs", "1/n²"), ("local", "exp(-cn)")):
         found = steps[name]["fit"].get(rate)
         if found is None:
@@ -82,7 +89,7 @@ def _rates(axes: Any, steps: Mapping[str, Row]) -> None:
 
 def combining(key: str, row: Row, path: Path) -> None:
     """The true discrepancy by steps and by units held."""
-    figure, panels = plt.subplots(1, 2, figsize=(7, 3))
+    figure, panels = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
     for name, k in row["kinds"].items():
         _line(panels[0], name, k["n"], k["output"])
         _line(panels[1], name, k["held"], k["output"], marker=".", linestyle="none", markersize=3)
@@ -90,18 +97,18 @@ def combining(key: str, row: Row, path: Path) -> None:
     panels[1].set(xlabel="units held")
     for axes in panels:
         axes.set_ylim(1e-5, 10)
-        axes.legend(fontsize=6)
     figure.suptitle(short(key))
+    _legend(figure)
     _saved(figure, path)
 
 
 def scaling(row: Row, path: Path) -> None:
     """Processor time against units."""
-    figure, axes = plt.subplots(figsize=(5, 3.2))
+    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for name, m in row["methods"].items():
         axes.loglog(row["units"], m["seconds"], marker=".", label=f"{name}: N^{m['time_exponent']:.1f}")
     axes.set(xlabel="units N (4 N columns)", ylabel="processor time, s")
-    axes.legend(fontsize=6)
+    _legend(figure)
     _saved(figure, path)
 
 

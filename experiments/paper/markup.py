@@ -71,3 +71,8 @@ def wrapped(block: str, width: int = 120) -> str:
         for line in block.split("\n")
     ]
     return "\n".join(items)
+
+
+def called(method: str) -> str:
+    """What the page calls a method or a walk of the results."""
+    return {"local, no removal": "local, γ ≥ 0"}.get(method, method)

@@ -69,13 +69,13 @@ def parameters(records: Records) -> str:
         text += f"largest difference {number(b['difference'])}."
         found.append(text)
     found.append(
-        "So `a` folds exactly everywhere. `b` folds exactly into a reader that does not pad; where zeros are padded, "
-        "the border sees no b, and the folded bias is wrong there. The refits do not need `b`: least squares and "
-        "lockstep fit the reader's bias itself, which covers every b at once. The single large coefficient is an "
-        "artefact of Σα = 1: the first step, γ = 1, takes the unit with the least damage, which is one that hardly "
-        "fires, and this unit then holds the weight that the others do not need. It does no harm on the data that it "
-        "was chosen on, and may do on others (section 2, column *greedy*). `coefficients='free'` gives up Σα = 1, "
-        "which the paper does not; section 9 has rows with it."
+        "So `a` folds exactly into every reader that is a layer. `b` folds exactly into a reader that does not pad; "
+        "where zeros are padded, the border sees no b, and the folded bias is wrong there. The refits do not need `b`: "
+        "least squares and lockstep fit the reader's bias itself, which covers every b at once. The single large "
+        "coefficient is an artefact of Σα = 1: the first step, γ = 1, takes the unit with the least damage, which is "
+        "one that hardly fires, and this unit then holds the weight that the others do not need. It does no harm on "
+        "the data that it was chosen on, and may do on others (section 2, column *greedy*). `coefficients='free'` "
+        "gives up Σα = 1, which the paper does not; section 9 has rows with it."
     )
     return "\n\n".join(found)
 

@@ -214,8 +214,10 @@ def ablation(records: Records) -> str:
         "**Relation to GFS** (Ye et al. 2020, arXiv 2003.01794; reviews 2j, 3, 4). GFS is the same walk with γ = "
         "1/(k+1) and without removal: A is the mean of the units chosen so far. Its limits, as measured in section "
         "1: a unit that was chosen once stays, the step shrinks whatever the layer needs, and D need not fall from "
-        "step to step. Theorem 1 cannot be carried over to it: the proof needs the best γ on the line, and with γ = "
-        "1/(k+1) the error is at best that of the last step's size, 1/k². What this paper's method relaxes: the step "
+        "step to step. Theorem 1 cannot be carried over to it: the proof needs the best γ on the line. With γ = "
+        "1/(k+1) A is a mean of k corners, so that D ≥ λ N δ²/k², with δ the distance of k/N from the next integer and "
+        "λ the least eigenvalue of the Gram matrix of the s_i: 1/k² but at multiples of N, where D may be 0, as every "
+        "unit has been taken equally often. What this paper's method relaxes: the step "
         "is optimised, units are taken back, and coefficients differ by unit.",
         "**Relation to other methods that match activations** (review 3). ThiNet and channel pruning by lasso (He et "
         "al. 2017) choose inputs by the error of one layer's output, as local imitation does, the first greedily "
@@ -322,7 +324,7 @@ def efficiency(records: Records) -> str:
         found.append(missing("ablation"))
     epochs = epochs_of(records)
     said = (
-        f" The runs on ResNet-56 above took as much as {number(min(epochs))} to {number(max(epochs))} such epochs."
+        f" The runs on ResNet-56 above took {number(min(epochs))} to {number(max(epochs))} such epochs."
         if epochs
         else ""
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.fits import RATES
-from experiments.paper.markup import count, missing, number, percent, short, table
+from experiments.paper.markup import called, count, missing, number, percent, short, table
 from experiments.paper.records import Records
 
 Figures = Mapping[str, str]
@@ -50,7 +50,7 @@ def convergence(records: Records, figures: Figures) -> str:
             f = s["fit"]
             by_steps.append(
                 [
-                    *(short(key), m, s["removals"]),
+                    *(short(key), called(m), s["removals"]),
                     *(f.get(q, {}).get("residual") for q in RATES),
                     best_rate(f),
                     *(f.get(q, {}).get("exponent") for q in ("exp(-cn)", "n^-p")),
@@ -108,11 +108,17 @@ def convergence(records: Records, figures: Figures) -> str:
             f"of U_i, so that nothing is ever taken back, follow it in {free}: they fall as n^-p with p from "
             f"{number(min(powers))} to {number(max(powers))}. GFS, with its fixed step, follows it in {fixed}; its "
             "dips in the figures are at multiples of N, where every unit has been taken equally often and the mean "
-            "is the full layer. So on real layers the exponential rate comes from optimising γ *with removal*, not "
-            "from optimising γ alone. There is a reason: a step with γ < 0 is A + |γ| (A - e_i), the *away step* of "
-            "the Frank-Wolfe method, and Frank-Wolfe with away steps converges linearly over any polytope "
+            "is the full layer. So on real layers the exponential rate comes from letting γ be negative, not from "
+            "optimising γ alone. It is not that units are removed: such steps take weight back from a unit and seldom "
+            "all of it (section 8 counts them). There is a reason: a step with γ < 0 is A + |γ| (A - e_i), the *away "
+            "step* of the Frank-Wolfe method, and Frank-Wolfe with away steps converges linearly over any polytope "
             "(Lacoste-Julien & Jaggi 2015, arXiv 1511.05932), while without them it needs a ball around the target, "
             "and a large one.",
+            "**Where the theorem does not apply.** Its target is the layer itself, which is inside the hull of its own "
+            "units. In a network that is cut layer by layer that holds for the first layer alone: behind a cut the "
+            "units are computed from what is left and the target is still the original output, which then lies outside "
+            "their hull. D has a floor above zero there, and no rate towards zero is promised. All curves of this "
+            "section are of layers whose inputs are whole.",
             "**By units kept**, which is what a pruned network pays for. `best` is the rate with the least residual.",
             table(["layer", "method", "layer: best", "c", "residual", "network: best", "c", "residual"], by_units),
             *(figure(figures, f"convergence {k}") for k, _ in rows),
@@ -130,16 +136,20 @@ def convergence(records: Records, figures: Figures) -> str:
             "affine span of the units) lie inside the hull of the s_i, and R be the largest ||s_i - f_A||. The point "
             "f + r e/||e|| is in the hull, so some i has <e, s_i - f> ≥ r||e||, that is <e, s_i - f_A> ≥ ||e||² + "
             "r||e||. The best γ on that line leaves D - <e, s_i - f_A>²/||s_i - f_A||² ≤ D (1 - r²/R²); that γ is at "
-            "most 1, as D at γ = 1 would otherwise be below D - <e, s_i - f_A> < 0. Hence D after n steps, with at "
-            "most n units, is below D(0) (1 - r²/R²)ⁿ, and c = -log(1 - r²/R²). Lipschitz continuity plays no part "
-            "in this: it enters only where the layer's discrepancy is carried to the network's outputs (section 2). "
-            "Without a ball (r = 0), and without removal, only 1/n remains.",
-            "For affinely independent units r is known exactly: the least height of the simplex, over N. Units that "
-            "never fire are left out, as they lie at the origin together.",
+            "most 1, as D at γ = 1 would otherwise be below D - <e, s_i - f_A> < 0. This needs f_A in the hull, so it "
+            "holds from the second step on: the first, γ = 1 from nothing, ends at a corner, and may be further from f "
+            "than nothing is. Hence, with q = 1 - r²/R² and c = -log q, D(n) ≤ D(1) qⁿ⁻¹ ≤ R² qⁿ⁻¹ after n steps, with "
+            "at most n units. (D(0) qⁿ with D(0) = ||f||² is no bound: sixteen orthonormal contributions have D(0) = "
+            "16 and D(1) = 240.) Lipschitz continuity plays no part in this: it enters only where the layer's "
+            "discrepancy is carried to the network's outputs (section 2). Without a ball (r = 0), and without steps "
+            "back, only 1/n remains.",
+            "For affinely independent corners r is known exactly: the least of each corner's height in the simplex "
+            "times the weight of f at it, which is 1/N for a unit. Units that never fire have their corner at the "
+            "origin together, with weight dead/N; the walk may use it as any other.",
             bound,
             "The bound is true and far from tight: the measured rate is larger by orders of magnitude. It proves "
             "that a constant c > 0 exists; it does not predict it. A ball as small as these cannot be seen within 3 "
-            "N steps, which is why the steps without removal look like 1/n although their bound is exponential too.",
+            "N steps, which is why the steps with γ ≥ 0 look like 1/n although their bound is exponential too.",
         ]
     )
 
@@ -297,10 +307,10 @@ def combining(records: Records, figures: Figures) -> str:
             "the layer, with D ≤ L² D_l for the network's Lipschitz constant L. If at every step the global "
             "candidate is taken only where it leaves D no larger than the local candidate *of a local run that is "
             "carried along* would, then D after n steps is at most that of the local run, L² D_l(0) exp(-cn): the "
-            "exponential bound carries over by comparison, not because global steps contract. If instead, as in "
-            "algorithm 1, both candidates start from the *mixed* iterate, a global step may raise D_l, and the local "
-            "contraction then restarts from the raised value; the bound survives for D itself only where D is the "
-            "quantity that a step must lower. So the rate of the mixture is guaranteed by keeping the local run "
+            "exponential bound carries over by comparison, not because global steps contract. If instead, as we "
+            "read algorithm 1, both candidates start from the *mixed* iterate, a global step may raise D_l, and the "
+            "local contraction then restarts from the raised value; the bound survives for D itself only where D is "
+            "the quantity that a step must lower. So the rate of the mixture is guaranteed by keeping the local run "
             "beside it, and is otherwise an empirical question. This program's `combined` keeps the two apart: per "
             "layer it makes a local and a global cut and takes the better by the network's outputs, which is the "
             "comparison that the proof needs; and it carries a purely local and a purely global run to the end beside "
@@ -358,7 +368,7 @@ def sentence_rates(records: Records) -> str:
     n, of = facts["local"]
     k, _ = facts["local, no removal"]
     return (
-        f"By steps the exponential fits local imitation best in {n} of {of} layers and steps without removal in {k}; "
+        f"By steps the exponential fits local imitation best in {n} of {of} layers and steps with γ ≥ 0 alone in {k}; "
         "by units all curves end at N, so half-width cuts "
         "see little of it"
         if of
