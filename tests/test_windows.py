@@ -298,6 +298,23 @@ def test_the_comparison_sees_a_frozen_window(name: str, monkeypatch: pytest.Monk
         _same_everywhere(name, model, found)
 
 
+def test_sizes_out_of_reach_are_never_made(monkeypatch: pytest.MonkeyPatch):
+    """Fails where inputs of many gigabytes are made to find out that they are too large: a kernel as large as the image
+    leaves one position at every size, so that each dimension grows as far as it may."""
+    text = "(float[N,3,H,W] x) => (float[N,N,P,Q] y) { a = Conv (x, w1[4,3,1,1]) r = Relu (a) y = Conv (r, r) }"
+    with_sizes = windows.with_sizes
+
+    def checked(example: Any, sizes: Any) -> Any:
+        shape = windows.shapes_with(example, sizes)["x"]
+        assert np.prod(shape) <= 1 << 26, shape
+        return with_sizes(example, sizes)
+
+    monkeypatch.setattr(windows, "with_sizes", checked)
+    found = normalise(Topology(text, ()).model(), _feeds("max_pool", 8, 8))
+    # Nothing is to be seen at any of these sizes, so that none is compared either.
+    assert found.reached == ()
+
+
 def test_one_position_at_every_size_is_constant():
     """Fails where caution goes so far that the size of what is pooled to one position is computed at run time."""
     row = Topology(

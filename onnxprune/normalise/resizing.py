@@ -114,6 +114,15 @@ def with_sizes(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str,
     return feeds
 
 
+def shapes_with(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that `with_sizes` gives the tensors of `example`."""
+    found = {k: list(np.shape(v)) for k, v in example.items() if isinstance(v, np.ndarray)}
+    for s, size in sizes:
+        for name, axis in s.places:
+            found[name][axis] = size
+    return {k: tuple(v) for k, v in found.items()}
+
+
 class Runner:
     """Whether a model runs on some inputs; its session is started at the first question."""
 

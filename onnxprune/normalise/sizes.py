@@ -165,6 +165,8 @@ def _measured(
     rounding = [*windows(proto, before, _still_values(found)), *by_data]
     if not inside:
         reach(proto, rounding, feeds, shapes, measure)
+        kept = {id(f) for f in feeds}
+        found = [r for r in found if id(r.feeds) in kept]
     # What a body reads of axes that are longer elsewhere is not measured at any other length.
     lost = behind(proto, open_ & (feeds[0].keys() - set(given))) if inside else set()
     turned, untold = other_ways(proto, found[0], names, before, static)

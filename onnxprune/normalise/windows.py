@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.measured import Measured, Shapes, as_far_as_it_runs, probed
-from onnxprune.normalise.resizing import Symbol, symbols, with_sizes
+from onnxprune.normalise.resizing import Symbol, shapes_with, symbols, with_sizes
 from onnxprune.normalise.steps import behind
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds
@@ -156,12 +156,14 @@ def reach(
     shapes: list[Shapes],
     measure: Callable[[Feeds], Shapes | None],
 ) -> None:
-    """Add runs with more positions to `runs` and `shapes`, until no window stands still or too much would be computed.
+    """Add runs with more positions to `runs` and `shapes`, until no window stands still or too much would be computed;
+    those behind the last at which one moved are taken back.
 
     Each symbolic dimension that such a window reads grows alone, so that no two of them are taken for one, and in the
     end all at once. measure: the shapes at a size; None where the model does not take it.
     """
     inputs = symbols(runs[0], proto)
+    rounding = [w for w in found if not w.by_data]
     sizes: list[tuple[Symbol, int]] = []
 
     def added(variant: Feeds) -> bool:
@@ -172,21 +174,24 @@ def reach(
         return seen is not None
 
     for k, s in enumerate(inputs):
-        factor, refused = 2, 0
-        while refused < _MOST_REFUSED and _reads(found, inputs, s, runs, shapes):
+        factor, refused, told, last = 2, 0, len(runs), s.size
+        while refused < _MOST_REFUSED and _reads(rounding, inputs, s, runs, shapes):
             # Some models take multiples of a size alone.
             tried = [s.size * factor + 1 + 2 * k, s.size * factor]
-            if not _fits(proto, with_sizes(runs[0], [(s, tried[0])])):
+            if not _fits(proto, runs[0], [(s, tried[0])]):
                 break
+            stood = standing(rounding, shapes)
             size = next((t for t in tried if added(with_sizes(runs[0], [(s, t)]))), None)
             refused += size is None
-            if size is not None:
-                sizes = [*(r for r in sizes if r[0] is not s), (s, size)]
+            if size is not None and standing(rounding, shapes) != stood:
+                told, last = len(runs), size
             factor *= 2
-    if len(sizes) > 1:
-        variant = with_sizes(runs[0], sizes)
-        if _fits(proto, variant):
-            added(variant)
+        # What no size changed stands at every size for a reason, or out of reach: those sizes told nothing.
+        del runs[told:], shapes[told:]
+        if last != s.size:
+            sizes.append((s, last))
+    if len(sizes) > 1 and _fits(proto, runs[0], sizes):
+        added(with_sizes(runs[0], sizes))
 
 
 def _reads(
@@ -196,7 +201,6 @@ def _reads(
 
     Seen where it changes alone, or with others where it never does.
     """
-    found = [w for w in found if not w.by_data]
     still = standing(found, shapes)
     if not still:
         return False
@@ -212,9 +216,9 @@ def _reads(
     )
 
 
-def _fits(proto: onnx.ModelProto, feeds: Feeds) -> bool:
-    """Whether the largest tensor that shape inference finds at these sizes is small enough."""
-    binding = {k: tuple(np.shape(v)) for k, v in feeds.items() if isinstance(v, np.ndarray)}
+def _fits(proto: onnx.ModelProto, example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> bool:
+    """Whether the largest tensor that shape inference finds at these sizes is small enough; none is made."""
+    binding = shapes_with(example, sizes)
     shapes, _ = protobuf.inferred_shapes(protobuf.bind_inputs(proto, binding))
     return max(map(prod, (*shapes.values(), *binding.values())), default=0) <= _MOST_ENTRIES
 
