@@ -101,7 +101,7 @@ def test_two_operands_sum_over_what_was_broadcast(op: str, shapes: list[tuple[in
 @pytest.mark.parametrize("op", ["Sum", "Mean", "Max", "Min"])
 def test_any_number_of_operands(op: str, opset: int, shapes: list[tuple[int, ...]]):
     """Fails where the gradient of several operands is not shared as the values were."""
-    values = {f"x{i}": _values(-2, 2, s) + 0.05 * np.float32(i) for i, s in enumerate(shapes)}
+    values = {f"x{i}": _values(-2, 2, s) + np.float32(0.05 * i) for i, s in enumerate(shapes)}
     compare(*one_node(op, values, opset=opset), step=2e-3)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from onnxprune.errors import RunError
-from onnxprune.runtime.session import Session
+from tests.installed import runtime_opset
 from tests.topologies.convolution import PLAIN
 from tests.topologies.text import Topology
 
@@ -31,17 +30,6 @@ def _described(model: onnx.ModelProto) -> None:
     for i, n in enumerate(model.graph.node):
         n.name, n.doc_string = f"layer/{i}", f"the {n.op_type} at {i}"
         n.metadata_props.add(key="place", value=str(i))
-
-
-def _newest_opset() -> int:
-    """The newest operator set that both the installed onnx and the installed onnxruntime know."""
-    for opset in range(onnx.defs.onnx_opset_version(), 21, -1):
-        try:
-            Session(Topology(PLAIN, (), opset=opset, ir_version=10).model())
-        except RunError:
-            continue
-        return opset
-    return 21
 
 
 _OPSET_9 = """(float[N,3,8,8] x) => (float[N,5] y) {
@@ -122,7 +110,7 @@ ROWS: Mapping[str, Topology] = {
     "opset_13": Topology(PLAIN, (8, 6), opset=13, ir_version=7),
     "opset_11_plain": Topology(PLAIN, (8, 6), opset=11, ir_version=6),
     "opset_21": Topology(PLAIN, (8, 6), opset=21, ir_version=10),
-    "opset_newest": Topology(PLAIN, (8, 6), opset=_newest_opset(), ir_version=10),
+    "opset_newest": Topology(PLAIN, (8, 6), opset=min(onnx.defs.onnx_opset_version(), runtime_opset()), ir_version=10),
     "weights_as_constant_nodes": Topology(PLAIN, (8, 6), edit=_weights_as_constant_nodes),
     "weights_among_inputs": Topology(PLAIN, (8, 6), opset=9, ir_version=3, edit=_weights_among_inputs),
     "described": Topology(PLAIN, (8, 6), ir_version=10, edit=_described),

@@ -1,0 +1,46 @@
+"""Which operator sets the installed onnx and onnxruntime know, and the skip of tests that need newer ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxprune.errors import RunError
+from onnxprune.runtime.session import Session
+
+# Every onnxruntime that pyproject.toml allows loads this one: an error there is no matter of age.
+_KNOWN = 21
+
+
+def _identity(opset: int) -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(k, TensorProto.FLOAT, [1]) for k in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", opset)])
+
+
+@cache
+def runtime_opset() -> int:
+    """The newest operator set of which the installed onnxruntime loads a model of one Identity."""
+    newest = _KNOWN
+    Session(_identity(newest))
+    while True:
+        try:
+            Session(_identity(newest + 1))
+        except RunError as e:
+            # The cause has the whole message; the error itself is cut to one line.
+            assert f"Opset {newest + 1} is under development" in str(e.__cause__), e
+            return newest
+        newest += 1
+
+
+def needs_opset(opset: int) -> None:
+    """Skip the test where neither the installed onnx nor the installed onnxruntime knows the operator set.
+
+    One of them is enough: onnxruntime runs what it knows, and an onnx that is newer than it spells out newer operators.
+    """
+    known = onnx.defs.onnx_opset_version()
+    if opset > known and opset > runtime_opset():
+        pytest.skip(f"opset {opset} is newer than onnx {onnx.__version__} (opset {known}) and onnxruntime's own")
