@@ -92,10 +92,9 @@ def prune(
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
     "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
-    target. That time aside, none of the three changes the result beyond rounding, and none
-    belongs to the plan. max_error: what the
-    error of any output, or the share of answers that change, may be at most (0.05); where it is more, or could not be
-    measured, CheckFailed is raised, also with `force`.
+    target. That time aside, none of the three changes the result beyond rounding, and none belongs to the plan.
+    max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
+    more, or could not be measured, CheckFailed is raised, also with `force`.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
