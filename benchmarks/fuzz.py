@@ -179,8 +179,8 @@ def show(found: Sequence[Chunk], kinds: Sequence[str], page: Path | None) -> Non
 
 def replay(what: str, seed: int, keep: Path) -> int:
     """Make the case in a folder that stays, and run its commands here, with tracebacks."""
-    from onnxprune.cli.main import TRACEBACK
-    from onnxprune.cli.main import main as tool
+    from onnxprune.cli.program import TRACEBACK
+    from onnxprune.cli.program import main as tool
 
     os.environ[TRACEBACK] = "1"
     folder = keep / f"replay-{what}-{seed}"

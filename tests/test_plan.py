@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from onnxprune import plan, prune
-from onnxprune.cli.main import main
+from onnxprune.cli.program import main
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 from tests import digits

@@ -19,7 +19,7 @@ import pytest
 from ml_dtypes import bfloat16, int4
 
 from onnxprune import inspect, prune
-from onnxprune.cli.main import main
+from onnxprune.cli.program import main
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import external, spill
 from onnxprune.intake import model_file

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import inspect, prune
-from onnxprune.cli import main
+from onnxprune.cli import program as main
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies
 from onnxprune.intake import model_file

@@ -11,7 +11,7 @@ import onnx
 
 def command(argv: list[str], temporary: str | None = None) -> int:
     """The exit code of `onnxprune ARGV`; `temporary` stands for TMPDIR."""
-    from onnxprune.cli.main import main
+    from onnxprune.cli.program import main
 
     tempfile.tempdir = temporary
     try:

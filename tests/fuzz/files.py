@@ -79,7 +79,7 @@ def whole_data(name: str) -> Arrays:
 @cache
 def whole_plan(name: str, method: tuple[str, ...]) -> str:
     """The text of a plan of a model."""
-    from onnxprune.cli.main import main
+    from onnxprune.cli.program import main
 
     with TemporaryDirectory(prefix="fuzz-") as folder:
         model, path, calib = Path(folder) / "model.onnx", Path(folder) / "plan.json", Path(folder) / "data.npz"

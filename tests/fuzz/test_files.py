@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxprune.cli import main
+from onnxprune.cli import program as main
 from onnxprune.data import array_files
 from onnxprune.errors import CalibrationError
 from tests.fuzz import cases, data, files, plans

@@ -126,7 +126,7 @@ def _serve(pipe: Connection, core: int | None) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    import onnxprune.cli.main
+    import onnxprune.cli.program
     import onnxprune.pipeline  # noqa: F401
 
     pipe.send("ready")

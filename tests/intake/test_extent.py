@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.cli.main import main
+from onnxprune.cli.program import main
 from onnxprune.data.samples import given, tensor_specs
 from onnxprune.errors import RunError
 from onnxprune.runtime import extent, outputs

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from onnxprune import prune
 from onnxprune.channels.describe import Description
-from onnxprune.cli.main import main
+from onnxprune.cli.program import main
 from onnxprune.errors import ModelError
 from onnxprune.intake import older
 from onnxprune.numerics.arrays import Array

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxprune.benchmark.measure import Settings, bench
-from onnxprune.cli import main
+from onnxprune.cli import program as main
 from onnxprune.data.samples import InputSpec, Samples
 from onnxprune.data.stand_ins import random
 from onnxprune.errors import CalibrationError, UsageError

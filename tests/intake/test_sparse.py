@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune import prune
 from onnxprune.channels.describe import Description
-from onnxprune.cli.main import main
+from onnxprune.cli.program import main
 from onnxprune.errors import ModelError
 from onnxprune.graph import external, spill
 from onnxprune.intake import model_file, sparse

@@ -97,7 +97,7 @@ def test_what_is_wrong_is_seen(tmp_path: Path, known: Known) -> None:
         "weights of the old output are left",
     ]
     assert judged(tmp_path, known, "SIGTERM", 1) == ["exit code 1"]
-    in_start, in_a_run = 'File "site.py"', 'File "onnxprune/cli/main.py"'
+    in_start, in_a_run = 'File "site.py"', 'File "onnxprune/cli/program.py"'
     assert judged(tmp_path, known, "SIGINT", 130, f"Traceback\n{in_start}\nKeyboardInterrupt\n") == []
     assert judged(tmp_path, known, "SIGINT", 130, f"Traceback\n{in_a_run}\nKeyboardInterrupt\n") != []
     put(**everything)

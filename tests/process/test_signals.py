@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from onnxprune import pipeline, prune
-from onnxprune.cli import main
+from onnxprune.cli import program as main
 from onnxprune.output import commit
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts

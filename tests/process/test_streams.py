@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from onnxprune import RunError
-from onnxprune.cli.main import main
+from onnxprune.cli.program import main
 from onnxprune.process import streams
 from tests import digits
 from tests.test_pipeline import listing
@@ -27,7 +27,7 @@ CALIB = ["--calib", str(digits.CALIB)]
 
 def shell(folder: Path, *args: str, redirected: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of a command line with its redirections."""
-    code = "import sys\nfrom onnxprune.cli.main import main\nsys.exit(main())"
+    code = "import sys\nfrom onnxprune.cli.program import main\nsys.exit(main())"
     words = [sys.executable, "-c", code, *args[1:]]
     line = " ".join(f"'{w}'" for w in words)
     env = {**os.environ, "PYTHONPATH": str(digits.FOLDER.parent)}

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnxprune import inspect
 from onnxprune.benchmark.measure import Bench, Comparison, Latency
 from onnxprune.benchmark.profile import NodeTime
-from onnxprune.cli import main
+from onnxprune.cli import program as main
 from onnxprune.evaluation import Evaluation
 from onnxprune.report import terminal
 from onnxprune.report.terminal import Screen
