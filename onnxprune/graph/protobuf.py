@@ -155,10 +155,16 @@ def batch_of(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
     return samples_in(shapes.get(i.name, ()) for i in proto.graph.input)
 
 
+def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with what ONNX shape inference finds, if anything: callers measure what is missing."""
+    with contextlib.suppress(Exception):
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    return proto
+
+
 def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """(static shapes, element types) that ONNX shape inference finds; models that it refuses yield what is declared."""
-    with contextlib.suppress(Exception):  # inference is best effort here: the caller measures what is missing
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    proto = inferred(proto)
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     declared = [v for g in (proto.graph, *bodies.every_body(proto.graph)) for v in (*g.input, *g.value_info, *g.output)]
@@ -174,8 +180,7 @@ def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str,
 
 def inferred_ranks(proto: onnx.ModelProto) -> dict[str, int]:
     """The number of axes of every tensor for which ONNX shape inference finds it."""
-    with contextlib.suppress(Exception):  # as above
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    proto = inferred(proto)
     types = ((v.name, v.type.tensor_type) for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output))
     return {name: len(t.shape.dim) for name, t in types if t.HasField("shape")}
 

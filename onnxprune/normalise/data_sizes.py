@@ -7,7 +7,6 @@ condition is computed from data is run the other way round as well (`other_ways`
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -17,8 +16,8 @@ from onnx import helper
 from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise.constants import copy_node
-from onnxprune.normalise.measured import Measured, as_far_as_it_runs
-from onnxprune.normalise.steps import behind
+from onnxprune.normalise.measured import Measured, as_far_as_it_runs, untold
+from onnxprune.normalise.steps import behind, in_front_of
 from onnxprune.normalise.windows import Window
 
 _STANDARD = ("", "ai.onnx")
@@ -44,14 +43,10 @@ def sizes_by_data(proto: onnx.ModelProto, before: Collection[str], static: Colle
     before: tensors; those that they are computed from are looked at. static: what is known to follow from sizes alone.
     """
     known = {*static, *(t.name for t in proto.graph.initializer)}
-    wanted = set(before)
     found: list[Window] = []
     producer = {o: n for n in proto.graph.node for o in n.output}
     axes_of: _Inferred | None = None
-    for n in reversed(proto.graph.node):
-        if not wanted & set(n.output):
-            continue
-        wanted.update((*n.input, *bodies.captured_names(n)))
+    for n in in_front_of(proto, before):
         windows = _windows_of(n, known, producer)
         if windows and axes_of is None:
             axes_of = _inferred(proto)
@@ -147,8 +142,7 @@ class _Inferred:
 
 
 def _inferred(proto: onnx.ModelProto) -> _Inferred:
-    with contextlib.suppress(Exception):  # best effort: what it does not find counts as open
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    proto = protobuf.inferred(proto)
     named = {d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
     every = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
     found: dict[str, frozenset[int]] = {}
@@ -166,14 +160,8 @@ def other_ways(
     """Runs like `run` in which Ifs whose conditions data decide go the other way: all at once, and each alone; and the
     names that cannot be computed so."""
     known = {*static, *(t.name for t in proto.graph.initializer)}
-    wanted = set(before)
-    turned: list[str] = []
-    for n in reversed(proto.graph.node):
-        if not wanted & set(n.output):
-            continue
-        wanted.update((*n.input, *bodies.captured_names(n)))
-        if n.op_type == "If" and n.domain in _STANDARD and n.input[0] not in known:
-            turned.append(bodies.main_output(n))
+    ifs = (n for n in in_front_of(proto, before) if n.op_type == "If" and n.domain in _STANDARD)
+    turned = [bodies.main_output(n) for n in ifs if n.input[0] not in known]
     ways = [turned, *([t] for t in turned if 1 < len(turned) <= _MOST_ALONE)] if turned else []
     after = behind(proto, turned)
     asked = [n for n in names if n in after]
@@ -184,9 +172,7 @@ def other_ways(
         values = as_far_as_it_runs(copy, asked, run.feeds)
         missing.append(set(asked) - values.keys())
         runs.append(Measured(copy, run.feeds, {**run.values, **values}))
-    if not missing:
-        return [], set()
-    return runs, missing[0] & set().union(*missing[1:]) if len(missing) > 1 else missing[0]
+    return runs, untold(missing)
 
 
 def _turned_round(proto: onnx.ModelProto, which: Sequence[str]) -> onnx.ModelProto:

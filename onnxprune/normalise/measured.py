@@ -11,6 +11,7 @@ from onnx import helper
 
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
+from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds, Session
@@ -56,6 +57,16 @@ def as_far_as_it_runs(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds
     return found
 
 
+def untold(missing: Sequence[set[str]]) -> set[str]:
+    """The names of which runs tell nothing, given those that each lacks: of changes all at once, then of each alone.
+
+    None where there are no runs; one is told by the first, or by all of the others.
+    """
+    if not missing:
+        return set()
+    return missing[0] & set().union(*missing[1:]) if len(missing) > 1 else missing[0]
+
+
 def shapes_in(proto: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> Shapes:
     """The shapes of these tensors in a model, as far as it runs; the model is changed."""
     probes = probed(proto, names)
@@ -63,8 +74,16 @@ def shapes_in(proto: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> Sha
     return {t: tuple(values[p].tolist()) for t, p in probes.items() if p in values}
 
 
+def with_lengths(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The model with what gives the shape of each of these tensors, and that by tensor."""
+    if not names:
+        return proto, {}
+    copy = copied(proto)
+    return copy, probed(copy, names)
+
+
 def probed(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
     """What gives the shape of each of these tensors, by tensor; added in place."""
-    probes = {t: f"{t}__length" for t in names}
+    probes = {t: f"{t}__length" for t in dict.fromkeys(names)}
     proto.graph.node.extend(helper.make_node("Shape", [t], [p]) for t, p in probes.items())
     return probes

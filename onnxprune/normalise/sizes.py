@@ -12,11 +12,10 @@ from onnx import helper
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
-from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars, returns_weight
 from onnxprune.normalise.data_sizes import other_ways, sizes_by_data
-from onnxprune.normalise.measured import Measured, Shapes, by_name, shapes_in
+from onnxprune.normalise.measured import Measured, Shapes, by_name, shapes_in, with_lengths
 from onnxprune.normalise.steps import Clamp, Sliced, behind, clamps_of, moved_runs, slices
 from onnxprune.normalise.windows import Window, ports, reach, standing, widened, windows
 from onnxprune.numerics.arrays import Array
@@ -142,7 +141,7 @@ def _measured(
     rounding = [*windows(proto, before), *by_data]
     if not names and not rounding:
         return [], None
-    probe, probes = _with_shapes(proto, [*(t for c in cut for t in (c.data, c.output)), *ports(rounding)])
+    probe, probes = with_lengths(proto, [*(t for c in cut for t in (c.data, c.output)), *ports(rounding)])
     session = Session(protobuf.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
     found: list[Measured] = []
     shapes: list[Shapes] = []
@@ -283,24 +282,15 @@ def _copied(i: int, targets: Sequence[Array], sizes: Sequence[Array]) -> bool:
     return all(i < len(s) and t[i] == s[i] for t, s in zip(targets, sizes, strict=True))
 
 
-def _with_shapes(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The model with a Shape of each of these tensors, and what that gives, by tensor."""
-    shape_of = {n: f"{n}__shape" for n in dict.fromkeys(names)}
-    if not shape_of:
-        return proto, shape_of
-    probe = copied(proto)
-    probe.graph.node.extend(helper.make_node("Shape", [k], [v]) for k, v in shape_of.items())
-    return probe, shape_of
-
-
 def _shapes_of(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, list[Array]]:
     """The shape of each tensor in every run; none where the model, with steps moved, does not run so far."""
     sessions: dict[int, Session] = {}
+    lengths: dict[str, str] = {}
     found: dict[str, list[Array]] = {n: [] for n in names}
     for r in measured:
         if id(r.proto) not in sessions:
-            probe, shape_of = _with_shapes(r.proto, names)
-            sessions[id(r.proto)] = Session(protobuf.submodel(probe, {}, list(shape_of.values())), optimize=False)
+            probe, lengths = with_lengths(r.proto, names)
+            sessions[id(r.proto)] = Session(protobuf.submodel(probe, {}, list(lengths.values())), optimize=False)
         try:
             sizes = sessions[id(r.proto)].run(r.feeds)
         except RunError:
@@ -308,7 +298,7 @@ def _shapes_of(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, 
                 raise
             sizes = {}
         for n, seen in found.items():
-            seen.append(sizes.get(f"{n}__shape", np.zeros(0, np.int64)))
+            seen.append(sizes.get(lengths[n], np.zeros(0, np.int64)))
     return found
 
 

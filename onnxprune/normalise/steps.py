@@ -9,7 +9,7 @@ changes then is no constant either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,6 +148,15 @@ def behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
         if found & {*n.input, *bodies.captured_names(n)}:
             found.update(o for o in n.output if o)
     return found
+
+
+def in_front_of(proto: onnx.ModelProto, names: Iterable[str]) -> Iterator[onnx.NodeProto]:
+    """The nodes of the main graph that these are computed from, the last one first."""
+    wanted = set(names)
+    for n in reversed(proto.graph.node):
+        if not wanted.isdisjoint(n.output):
+            wanted.update((*n.input, *bodies.captured_names(n)))
+            yield n
 
 
 def clamps_of(cut: Sequence[Sliced], shapes: Mapping[str, Sequence[Sequence[int]]]) -> list[Clamp]:

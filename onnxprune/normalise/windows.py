@@ -18,9 +18,9 @@ from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise.constants import copy_node
-from onnxprune.normalise.measured import Measured, Shapes, as_far_as_it_runs, probed
+from onnxprune.normalise.measured import Measured, Shapes, as_far_as_it_runs, probed, untold
 from onnxprune.normalise.resizing import Symbol, shapes_with, symbols, with_sizes
-from onnxprune.normalise.steps import behind
+from onnxprune.normalise.steps import behind, in_front_of
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds
 
@@ -66,11 +66,7 @@ def windows(
         return external.array_of(weights[name]) if name in weights else (still or {}).get(name)
 
     found: list[Window] = []
-    wanted = set(before or ())
-    for n in reversed(list(bodies.every_node(proto.graph)) if before is None else proto.graph.node):
-        if before is not None and not wanted & set(n.output):
-            continue
-        wanted.update((*n.input, *bodies.captured_names(n)))
+    for n in reversed(list(bodies.every_node(proto.graph))) if before is None else in_front_of(proto, before):
         axes = _axes(n, value, still is None)
         if n.input and n.input[0] not in weights and (axes is None or axes):
             found += [Window(n.input[0], o, axes) for o in n.output if o]
@@ -265,7 +261,7 @@ def _longer_runs(
         shapes.append({t: tuple(values[p].tolist()) for t, p in probes.items() if p in values})
         missing.append({n for n in computed if n not in values})
         runs.append(Measured(copy, run.feeds, {**run.values, **{n: values[n] for n in computed if n in values}}))
-    return runs, shapes, missing[0] & set().union(*missing[1:]) if len(missing) > 1 else missing[0]
+    return runs, shapes, untold(missing)
 
 
 def ports(found: Sequence[Window]) -> list[str]:
