@@ -22,8 +22,7 @@ import pytest
 import onnxprune
 from onnxprune import cli, methods, pipeline
 from onnxprune.benchmark.measure import Settings
-from onnxprune.cli import group, prune, values
-from onnxprune.cli import program as main
+from onnxprune.cli import group, program, prune, values
 from onnxprune.report.terminal import PLAIN_WIDTH
 from onnxprune.stages import decide, report, rewrite, time_layers
 from tests import digits
@@ -63,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(capsys: Capture, *args: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
-    code = main.main(list(args))
+    code = program.main(list(args))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -275,7 +274,7 @@ def test_traceback_on_request(folder: Path, capsys: Capture, monkeypatch: pytest
         raise KeyError("x")
 
     monkeypatch.setattr(decide, "allocate", fail)
-    monkeypatch.setenv(main.TRACEBACK, "1")
+    monkeypatch.setenv(program.TRACEBACK, "1")
     code, _, err = run(capsys, RESNET, "--dry-run", "--ratio", "0.5", "--calib", CALIB, *FAST)
     assert code == 1
     assert "Traceback" in err
@@ -291,9 +290,9 @@ def test_a_working_folder_that_is_gone(folder: Path, capsys: Capture):
     except OSError:
         pytest.skip("this system keeps a working folder")
     gone = "the working folder has been removed; change to one that exists (cd), then run it again\n"
-    assert main.main([str(folder / "relu.onnx"), "out.onnx", "--ratio", "0.5"]) == 1
+    assert program.main([str(folder / "relu.onnx"), "out.onnx", "--ratio", "0.5"]) == 1
     assert capsys.readouterr().err == f"onnxprune: error: out.onnx cannot be written: {gone}"
-    assert main.main([str(Path("..") / "relu.onnx"), str(folder / "out.onnx"), "--ratio", "0.5"]) == 1
+    assert program.main([str(Path("..") / "relu.onnx"), str(folder / "out.onnx"), "--ratio", "0.5"]) == 1
     assert capsys.readouterr().err == f"onnxprune: error: {gone}"
 
 
@@ -615,7 +614,7 @@ def test_sizes(text: str, size: int):
 
 @pytest.mark.parametrize("text", ["", "M", "x", "-1G", "0", "1e999", "nan"])
 def test_no_sizes(text: str):
-    with pytest.raises(main.click.BadParameter):
+    with pytest.raises(program.click.BadParameter):
         values.parse_size(text)
 
 
@@ -641,13 +640,13 @@ def test_shapes(text: str, name: str, shape: tuple[int, ...]):
 
 @pytest.mark.parametrize("text", ["", "x", "x:", "1,3", ":1,3", "x:1,,3", "x:0", "x:-1,3", "x:1,a", "input:0"])
 def test_no_shapes(text: str):
-    with pytest.raises(main.click.BadParameter):
+    with pytest.raises(program.click.BadParameter):
         values.parse_shape(text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "101", "-0.1", "nan", "inf"])
 def test_no_shares(text: str):
-    with pytest.raises(main.click.BadParameter):
+    with pytest.raises(program.click.BadParameter):
         values.parse_share(text)
 
 
@@ -814,10 +813,10 @@ def test_python_dash_m(folder: Path):
 
 def test_entry_point():
     """Fails where the installed command and `main` part ways, or `onnxprune.cli.main` is no longer what runs it."""
-    assert cli.main is main.main
+    assert cli.main is program.main
     text = (digits.FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'onnxprune = "onnxprune.__main__:main"' in text
-    entry: Callable[..., int] = main.main
+    entry: Callable[..., int] = program.main
     assert callable(entry)
 
 

@@ -22,6 +22,23 @@ VIEW = """
     n = Shape <start=1, end=2> (cut)
     t = Concat <axis=0> (rest{-1}, n, five{5})
     y = Reshape(q, t)"""
+# What is counted in front of a branch, or inside it.
+IN_A_BRANCH = f"""{MANY}
+        least = ReduceMin <keepdims=0> (x)
+        yes = Greater(least, low{{:-100.0}})
+        %s
+        y = If (yes) <
+            then_branch = some () => (float[A,P,5] ty) {{
+                %s
+                n1 = Shape <start=1, end=2> (at)
+                cut = Slice(r, from{{0}}, n1, along{{1}})
+                q = MatMul(cut, w2[8,5])
+                n = Shape <start=1, end=2> (cut)
+                t = Concat <axis=0> (rest{{-1}}, n, five{{5}})
+                ty = Reshape(q, t)
+            }},
+            else_branch = all () => (float[N,B,5] ey) {{ ey = MatMul(r, w3[8,5]) }}
+        >"""
 GRAPHS = {
     "nonzero": f"""{MANY}
         at = NonZero(big)
@@ -97,36 +114,8 @@ GRAPHS = {
             c2 = Less(i1, n1)
             s2 = Concat <axis=1> (s, row)
         }}> {VIEW}""",
-    "inside_a_branch": f"""{MANY}
-        least = ReduceMin <keepdims=0> (x)
-        yes = Greater(least, low{{:-100.0}})
-        y = If (yes) <
-            then_branch = some () => (float[A,P,5] ty) {{
-                at = NonZero(big)
-                n1 = Shape <start=1, end=2> (at)
-                cut = Slice(r, from{{0}}, n1, along{{1}})
-                q = MatMul(cut, w2[8,5])
-                n = Shape <start=1, end=2> (cut)
-                t = Concat <axis=0> (rest{{-1}}, n, five{{5}})
-                ty = Reshape(q, t)
-            }},
-            else_branch = all () => (float[N,B,5] ey) {{ ey = MatMul(r, w3[8,5]) }}
-        >""",
-    "in_front_of_a_branch": f"""{MANY}
-        least = ReduceMin <keepdims=0> (x)
-        yes = Greater(least, low{{:-100.0}})
-        at = NonZero(big)
-        y = If (yes) <
-            then_branch = some () => (float[A,P,5] ty) {{
-                n1 = Shape <start=1, end=2> (at)
-                cut = Slice(r, from{{0}}, n1, along{{1}})
-                q = MatMul(cut, w2[8,5])
-                n = Shape <start=1, end=2> (cut)
-                t = Concat <axis=0> (rest{{-1}}, n, five{{5}})
-                ty = Reshape(q, t)
-            }},
-            else_branch = all () => (float[N,B,5] ey) {{ ey = MatMul(r, w3[8,5]) }}
-        >""",
+    "inside_a_branch": IN_A_BRANCH % ("", "at = NonZero(big)"),
+    "in_front_of_a_branch": IN_A_BRANCH % ("at = NonZero(big)", ""),
     "range_in_a_branch": f"""{MANY}
         ones = Cast <to=7> (big)
         n1 = ReduceSum <keepdims=0> (ones, whole{{0}})

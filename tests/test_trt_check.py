@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import inspect, prune
-from onnxprune.cli import program as main
+from onnxprune.cli import program
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies
 from onnxprune.intake import model_file
@@ -288,5 +288,5 @@ def test_inspect_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
     onnx.save(model, path)
     for target, warned in (("tensorrt-fp16", True), ("ort-cpu", False)):
-        assert main.main(["inspect", str(path), "--target", target]) == 0
+        assert program.main(["inspect", str(path), "--target", target]) == 0
         assert ("only pooling in 2 or 3 dimensions" in " ".join(capsys.readouterr().out.split())) is warned

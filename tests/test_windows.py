@@ -36,10 +36,20 @@ DEEP = "".join(
     r{k} = Relu(a{k})"""
     for k in range(1, 7)
 )
-# Positions in windows of 64: the last window is filled up by an index into the others.
-PADDED = """
+# A layer at every position of a row, and one at every position that is left in m.
+POSITIONS = """
         a = MatMul(x, w1[12,8])
-        r = Relu(a)
+        r = Relu(a)"""
+POOLED = """
+        ps = Shape <start=2, end=3> (m)
+        b = Transpose <perm=[0,2,1]> (m)
+        q = MatMul(b, w2[8,5])
+        t = Concat <axis=0> (rest{-1}, ps, five{5})
+        y = Reshape(q, t)"""
+# Positions in windows of 64: the last window is filled up by an index into the others.
+PADDED = (
+    POSITIONS
+    + """
         t = Shape <start=1, end=2> (x)
         up = Add(t, less{63})
         nb = Div(up, by{64})
@@ -57,6 +67,7 @@ PADDED = """
         full = Shape <start=1, end=2> (p)
         t2 = Concat <axis=0> (n, full, five{5})
         y = Reshape(q, t2)"""
+)
 GRAPHS = {
     "strided_convolutions": (IMAGE, f"{DEEP} p = Identity(r6) {VIEW}"),
     "max_pool": (IMAGE, f"{FIRST} p = MaxPool <kernel_shape=[3,3], strides=[60,60], pads=[1,1,1,1]> (r) {VIEW}"),
@@ -105,53 +116,37 @@ GRAPHS = {
     ),
     "time": (
         ROWS,
-        """
-        a = MatMul(x, w1[12,8])
-        r = Relu(a)
+        POSITIONS
+        + """
         c = Transpose <perm=[0,2,1]> (r)
-        m = MaxPool <kernel_shape=[3], strides=[70], pads=[1,1]> (c)
-        ps = Shape <start=2, end=3> (m)
-        b = Transpose <perm=[0,2,1]> (m)
-        q = MatMul(b, w2[8,5])
-        t = Concat <axis=0> (rest{-1}, ps, five{5})
-        y = Reshape(q, t)""",
+        m = MaxPool <kernel_shape=[3], strides=[70], pads=[1,1]> (c)"""
+        + POOLED,
     ),
     "behind_a_step": (
         ROWS,
-        """
-        a = MatMul(x, w1[12,8])
-        r = Relu(a)
+        POSITIONS
+        + """
         l = Shape <start=1, end=2> (x)
         k = Div(l, fifty{50})
         k1 = Add(k, one{1})
         cut = Slice(r, from{0}, k1, along{1})
         c = Transpose <perm=[0,2,1]> (cut)
-        m = MaxPool <kernel_shape=[3], strides=[3], pads=[1,1]> (c)
-        ps = Shape <start=2, end=3> (m)
-        b = Transpose <perm=[0,2,1]> (m)
-        q = MatMul(b, w2[8,5])
-        t = Concat <axis=0> (rest{-1}, ps, five{5})
-        y = Reshape(q, t)""",
+        m = MaxPool <kernel_shape=[3], strides=[3], pads=[1,1]> (c)"""
+        + POOLED,
     ),
     "behind_a_clamp": (
         ROWS,
-        """
-        a = MatMul(x, w1[12,8])
-        r = Relu(a)
+        POSITIONS
+        + """
         first = Slice(r, from{0}, most{90}, along{1})
         c = Transpose <perm=[0,2,1]> (first)
-        m = MaxPool <kernel_shape=[3], strides=[70], pads=[1,1]> (c)
-        ps = Shape <start=2, end=3> (m)
-        b = Transpose <perm=[0,2,1]> (m)
-        q = MatMul(b, w2[8,5])
-        t = Concat <axis=0> (rest{-1}, ps, five{5})
-        y = Reshape(q, t)""",
+        m = MaxPool <kernel_shape=[3], strides=[70], pads=[1,1]> (c)"""
+        + POOLED,
     ),
     "a_clamp_behind_a_step": (
         ROWS,
-        """
-        a = MatMul(x, w1[12,8])
-        r = Relu(a)
+        POSITIONS
+        + """
         l = Shape <start=1, end=2> (x)
         k = Div(l, fifty{50})
         k1 = Add(k, one{3})

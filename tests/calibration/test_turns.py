@@ -18,11 +18,15 @@ from onnxprune.stages.couple import Coupled
 from tests.topologies.text import Topology
 
 QUICK: dict[str, Any] = {"ratio": 0.2, "method": "magnitude", "refit": "none", "round_to": 1}
-LOOP = """(float[N,6] x, int64 turns) => (float[N,5] y) {
+STEM = """
     q = MatMul (x, v1[6,9])
     r = Relu (q)
     a = MatMul (r, w1[9,12])
-    s = Relu (a)
+    s = Relu (a)"""
+LOOP = (
+    "(float[N,6] x, int64 turns) => (float[N,5] y) {"
+    + STEM
+    + """
     on = Constant <value = bool {1}> ()
     h = Loop (turns, on, s) <body = step (int64 turn, bool go_in, float[N,12] state) => (bool go, float[N,12] next) {
         go = Identity (go_in)
@@ -30,6 +34,7 @@ LOOP = """(float[N,6] x, int64 turns) => (float[N,5] y) {
     }>
     y = MatMul (h, w3[12,5])
 }"""
+)
 IF = """late = Greater (turn, limit{:2})
         next = If (late) <
             then_branch = t () => (t_out) { t_out = MatMul (state, w2[12,12]) },
@@ -60,11 +65,10 @@ NESTED = """next = Loop (turn, go_in, state) <
             }
         >"""
 # A Loop with two states, one of which nothing reads, and an output of each turn.
-GIVING = """(float[N,6] x, int64 turns) => (float[N,5] y) {
-    q = MatMul (x, v1[6,9])
-    r = Relu (q)
-    a = MatMul (r, w1[9,12])
-    s = Relu (a)
+GIVING = (
+    "(float[N,6] x, int64 turns) => (float[N,5] y) {"
+    + STEM
+    + """
     on = Constant <value = bool {1}> ()
     h, last, each = Loop (turns, on, s, s) <
         body = step (int64 turn, bool go_in, float[N,12] state, float[N,12] other)
@@ -83,12 +87,12 @@ GIVING = """(float[N,6] x, int64 turns) => (float[N,5] y) {
     b = Add (h, m)
     y = MatMul (b, w3[12,5])
 }"""
+)
 # A Loop in a branch of an If that goes both ways, sample by sample.
-BRANCHED = """(float[N,6] x, int64 turns, bool[1] way) => (float[N,5] y) {
-    q = MatMul (x, v1[6,9])
-    r = Relu (q)
-    a = MatMul (r, w1[9,12])
-    s = Relu (a)
+BRANCHED = (
+    "(float[N,6] x, int64 turns, bool[1] way) => (float[N,5] y) {"
+    + STEM
+    + """
     on = Constant <value = bool {1}> ()
     h = If (way) <
         then_branch = t () => (t_out) {
@@ -103,11 +107,11 @@ BRANCHED = """(float[N,6] x, int64 turns, bool[1] way) => (float[N,5] y) {
     >
     y = MatMul (h, w3[12,5])
 }"""
-SCAN = """(float[N,6] x, bool[T] late) => (float[N,5] y) {
-    q = MatMul (x, v1[6,9])
-    r = Relu (q)
-    a = MatMul (r, w1[9,12])
-    s = Relu (a)
+)
+SCAN = (
+    "(float[N,6] x, bool[T] late) => (float[N,5] y) {"
+    + STEM
+    + """
     h = Scan <num_scan_inputs = 1, body = step (float[N,12] state, bool now) => (float[N,12] next) {
         next = If (now) <
             then_branch = t () => (t_out) { t_out = MatMul (state, w2[12,12]) },
@@ -116,6 +120,7 @@ SCAN = """(float[N,6] x, bool[T] late) => (float[N,5] y) {
     }> (s, late)
     y = MatMul (h, w3[12,5])
 }"""
+)
 
 
 def model(text: str) -> onnx.ModelProto:

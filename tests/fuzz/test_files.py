@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxprune.cli import program as main
+from onnxprune.cli import program
 from onnxprune.data import array_files
 from onnxprune.errors import CalibrationError
 from tests.fuzz import cases, data, files, plans
@@ -25,7 +25,7 @@ def test_what_the_cases_start_from_is_whole(name: str, tmp_path: Path):
     for method in files.METHODS:
         plan.write_text(files.whole_plan(name, method), encoding="utf-8")
         argv = (str(model), str(output), "--from-plan", str(plan), "--calib", str(calib), "--quiet", "--overwrite")
-        assert main.main(list(argv)) == 0
+        assert program.main(list(argv)) == 0
 
 
 def plan_text() -> str:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnxprune.benchmark.measure import Settings, bench
-from onnxprune.cli import program as main
+from onnxprune.cli import program
 from onnxprune.data.samples import InputSpec, Samples
 from onnxprune.data.stand_ins import random
 from onnxprune.errors import CalibrationError, UsageError
@@ -73,7 +73,7 @@ def test_absurd_values_are_one_line_of_usage(
     for value in ABSURD:
         if value in RIGHT.get(name, ()):
             continue
-        code = main.main([*command, f"{name}={value}"])
+        code = program.main([*command, f"{name}={value}"])
         out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if "no calibration data was given" not in line]
         assert code == 2, (value[:40], err[:300])
@@ -90,14 +90,14 @@ def test_absurd_values_are_one_line_of_usage(
 def test_absurd_shapes(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Fails where a shape is made that no memory holds."""
     onnx.save(SMALL, tmp_path / "m.onnx")
-    assert main.main(["bench", str(tmp_path / "m.onnx"), "--shape", value]) in (1, 2)
+    assert program.main(["bench", str(tmp_path / "m.onnx"), "--shape", value]) in (1, 2)
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "defect" not in err
 
 
 @pytest.mark.parametrize("value", ["99999T", "1e9T", "nanG", "infG", "0", "-1G", "1e400"])
 def test_absurd_sizes(value: str, capsys: pytest.CaptureFixture[str]):
-    assert main.main([*PRUNE, f"--memory={value}"]) == 2
+    assert program.main([*PRUNE, f"--memory={value}"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("onnxprune: error: ")
 
 

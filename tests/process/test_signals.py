@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from onnxprune import pipeline, prune
-from onnxprune.cli import program as main
+from onnxprune.cli import program
 from onnxprune.output import commit
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
@@ -307,7 +307,7 @@ def test_other_errors_in_finalizers_are_shown_as_ever() -> None:
 
 
 def run(args: list[str]) -> int:
-    return main.main(args)
+    return program.main(args)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnxprune import inspect
 from onnxprune.benchmark.measure import Bench, Comparison, Latency
 from onnxprune.benchmark.profile import NodeTime
-from onnxprune.cli import program as main
+from onnxprune.cli import program
 from onnxprune.evaluation import Evaluation
 from onnxprune.report import terminal
 from onnxprune.report.terminal import Screen
@@ -150,7 +150,7 @@ def test_commands(args: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureF
     named(tmp_path, EVIL)
     np.savez("calib.npz", x=np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32))
     np.savez("wrong.npz", **{f"x{EVIL[:5]}": np.zeros((64, 8), np.float32)})
-    main.main(list(args))
+    program.main(list(args))
     out, err = capsys.readouterr()
     assert out or err
     assert not CONTROLS.findall(out + err)
@@ -160,7 +160,7 @@ def test_commands(args: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureF
 def test_json_keeps_names_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Fails where JSON is made unreadable for programs, or raw for terminals."""
     path = named(tmp_path, EVIL)
-    assert main.main(["inspect", str(path), "--json"]) == 0
+    assert program.main(["inspect", str(path), "--json"]) == 0
     out = capsys.readouterr().out
     assert out.isascii() and not CONTROLS.findall(out)
     assert any(EVIL in p["node"] for g in json.loads(out)["groups"] for p in g["producers"])
