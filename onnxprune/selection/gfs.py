@@ -28,7 +28,7 @@ def path(known: Known, choice: Choice) -> Path:
 
 def forward(q: Quadratic) -> Iterator[Step]:
     """Steps without end: the caller stops, by count or by `Step.loss`. Units may repeat."""
-    walk = QuadraticWalk(q, removal=False)
+    walk = QuadraticWalk(q)
     k = 0
     while True:
         yield walk.fixed(1.0 / (k + 1))
@@ -36,5 +36,5 @@ def forward(q: Quadratic) -> Iterator[Step]:
 
 
 def select(q: Quadratic, *, slack: int = SLACK, rows: Ints | None = None) -> Path:
-    """The path of slack · N steps (`steps.path_of`; what it fills up takes additions alone). rows: balanced sets."""
-    return path_of(islice(forward(q), slack * q.units), QuadraticWalk(q, removal=False), rows)
+    """The path of slack · N steps (`steps.path_of`: supports by these, coefficients as any method's). rows: sets."""
+    return path_of(islice(forward(q), slack * q.units), QuadraticWalk(q), rows)

@@ -73,11 +73,11 @@ class _State:
 def path_of(steps: Iterable[Step], walk: Walk, rows: Ints | None = None) -> Path:
     """The path of a greedy method: of every size, the best support that the steps visit, with its coefficients.
 
-    A size that was not visited takes that of the next smaller size and one unit more, and its coefficients are
-    optimised on this support by the same steps and a common factor (`settle`). So are those of a visited size that is
-    worse than a smaller one: Σ a = N lets few units stand for all, which suits a mean, but units whose contributions
-    are hardly correlated should stay near 1 each. Where even that does not help, it counts as not visited. Thus the
-    discrepancy never grows with the units kept. All N units may also stay as they are, a = 1.
+    A size that was not visited takes that of the next smaller size and one unit more. The coefficients of every size
+    are optimised on its support by the same steps and a common factor (`settle`), so that those of all sizes and all
+    methods are of one class, a ≥ 0 and Σ a ≤ N, and their discrepancies can be compared: a greedy walk passes through a
+    size on its way, and leaves it as it stands. A visited size that is then worse than a smaller one counts as not
+    visited. Thus the discrepancy never grows with the units kept. All N units may also stay as they are, a = 1.
 
     rows: the balanced set of each unit, (N,). The greedy knows nothing of sets; the units that are in fewest of its
     supports then go first, one of each set in turn, and the coefficients are optimised on what that leaves, from the
@@ -117,10 +117,8 @@ def _free_choice(steps: Iterable[Step], walk: Walk) -> list[_State]:
 
 
 def _visited(walk: Walk, step: Step, limit: float) -> _State | None:
-    """The state after a step, optimised where it is above `limit`; None where it stays above."""
+    """The state after a step, optimised; None where it is above `limit`."""
     support = step.coefficients != 0
-    if step.loss <= limit:
-        return _State(support, step.coefficients, step.loss)
     walk.jump(step.coefficients)
     settle(walk, support)
     return _State(support, walk.a, walk.loss) if walk.loss <= limit else None
