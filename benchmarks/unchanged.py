@@ -33,7 +33,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "obs, recovered": {"method": "obs", "recover": 2},
     "obs, fast": {"method": "obs", "fast": True, "round_to": 1, "drop_branches": True},
     "obs, parameters": {"method": "obs", "fast": True, "budget": "params", "attention": "head-dim"},
-    "local": {"method": "local", "fast": True, "coefficients": "free"},
+    "local": {"method": "local", "fast": True, "coefficients": "convex"},
     "local, tolerance": {"method": "local", "fast": True, "tolerance": 0.05},
     "global": {"method": "global", "fast": True, "metric": "gates"},
     "combined": {"method": "combined", "fast": True, "metric": "kronecker", "refit": "greedy"},

@@ -22,7 +22,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 METRICS = ("gates", "kronecker", "exact")
-COEFFICIENTS = ("convex", "free")
+COEFFICIENTS = ("free", "convex")
 ATTENTIONS = ("heads", "head-dim")
 UNTRIED = ("keep", "cut")
 PROVIDERS = ("cpu", "cuda")
@@ -45,8 +45,8 @@ class PruneConfig:
     al. 2019); "magnitude", "random".
     metric: how "global" and "combined" measure the outputs: Gauss-Newton in the channels ("gates"), Kronecker-factored
     ("kronecker"), or the network itself for the best few candidates of each step ("exact").
-    coefficients: those of "local", "global" and "combined" sum up to the number of channels ("convex", as in the paper)
-    or to whatever serves best, up to that number ("free").
+    coefficients: those of "local", "global" and "combined" sum up to whatever serves best, up to the number of channels
+    ("free"), or to that number after every step ("convex", the letter of the paper).
     probes: random projections of the outputs per sample that are differentiated.
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
     recover: passes over the samples in which the refitted model learns from the original, 0 for none; None stands for
@@ -75,7 +75,7 @@ class PruneConfig:
     tolerance: float | None = None
     method: str = "obs"
     metric: str = "gates"
-    coefficients: str = "convex"
+    coefficients: str = "free"
     probes: int = 1
     refit: str = "lockstep"
     recover: int | None = None

@@ -147,7 +147,7 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
             "--metric does nothing with --method obs: leave it out",
         ),
         (["out.onnx", "--ratio", "0.5", "--probes", "1"], 2, "or choose one of global, combined, taylor"),
-        (["out.onnx", "--ratio", "0.5", "--coefficients", "free", "--method", "gfs"], 2, "with --method gfs"),
+        (["out.onnx", "--ratio", "0.5", "--coefficients", "convex", "--method", "gfs"], 2, "with --method gfs"),
         (["out.onnx", "--ratio", "0.5", "--metric", "exact", "--method", "local"], 2, "with --method local"),
         (["out.onnx", "--ratio", "0.5", "--budget", "latency", "--batch", "0"], 2, "batch is 0"),
         (["out.onnx", "--uniform", "1"], 2, "outside (0, 1)"),
@@ -462,7 +462,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         },
         **{"min_channels": 8, "include": ["/3/*", "/6/*"], "exclude": ["/4/*"], "seed": 9, "memory": 64 << 20},
         **{"force": True, "attention": "head-dim", "tolerance": None, "metric": "gates", "probes": 1},
-        **{"coefficients": "convex", "target": "tensorrt-int8", "drop_branches": True},
+        **{"coefficients": "free", "target": "tensorrt-int8", "drop_branches": True},
         "untried_branches": "cut",
     }
 
@@ -495,12 +495,12 @@ def test_a_latency_budget_reaches_what_measures(folder: Path, capsys: Capture, m
 def test_options_of_the_greedy_methods_arrive(folder: Path, capsys: Capture):
     """Fails where one of them is dropped on its way."""
     args = ["--method", "combined", "--metric", "kronecker", "--probes", "3", "--tolerance", "0.5", "--refit", "greedy"]
-    args += ["--coefficients", "free"]
+    args += ["--coefficients", "convex"]
     code, _, err = run(capsys, RESNET, *args, "--samples", "16", "--calib", CALIB, "--dry-run", "--report", "r.json")
     assert (code, err) == (0, "")
     found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
     expected = {"method": "combined", "metric": "kronecker", "probes": 3, "tolerance": 0.5, "refit": "greedy"}
-    assert (expected | {"coefficients": "free"}).items() <= found["config"].items()
+    assert (expected | {"coefficients": "convex"}).items() <= found["config"].items()
     assert found["config"]["ratio"] is None
     assert found["requested"] is None
 
@@ -859,14 +859,26 @@ def test_a_model_that_is_called_prune(folder: Path, capsys: Capture):
     assert (folder / "out.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "refit", "said"), [("local", "none", True), ("local", "greedy", False), ("taylor", "none", False)]
+)
+def test_scales_that_are_left_out_are_named(folder: Path, capsys: Capture, method: str, refit: str, said: bool):
+    """Fails where coefficients are dropped without a word, or the note stands where there were none."""
+    args = ["--ratio", "0.5", "--samples", "32", "--fast", "--method", method, "--refit", refit]
+    code, _, err = run(capsys, RESNET, "out.onnx", "--calib", CALIB, *args, "--report", "r.json")
+    assert code == 0, err
+    notes = json.loads((folder / "r.json").read_text(encoding="utf-8"))["notes"]
+    assert any("--refit none leaves out" in n for n in notes) == said
+
+
 @pytest.mark.parametrize("method", ["global", "combined", "taylor", "local"])
 def test_options_that_a_method_reads(folder: Path, capsys: Capture, method: str):
     """Fails where an option is refused beside a method that looks at it."""
     given = {
-        "global": ["--metric", "gates", "--probes", "1", "--coefficients", "free"],
-        "combined": ["--metric", "gates", "--probes", "1", "--coefficients", "free"],
+        "global": ["--metric", "gates", "--probes", "1", "--coefficients", "convex"],
+        "combined": ["--metric", "gates", "--probes", "1", "--coefficients", "convex"],
         "taylor": ["--probes", "1"],
-        "local": ["--coefficients", "free"],
+        "local": ["--coefficients", "convex"],
     }[method]
     common = ["--ratio", "0.5", "--samples", "32", "--fast", "--refit", "none", "--dry-run"]
     code, _, err = run(capsys, RESNET, "--calib", CALIB, "--method", method, *given, *common)

@@ -120,8 +120,8 @@ _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items
     "--coefficients",
     type=click.Choice(COEFFICIENTS),
     **with_default(DEFAULTS.coefficients),
-    help="What the scales of --method local, global and combined add up to: the number of channels, as in the paper "
-    "(convex), or whatever serves best (free).",
+    help="What the scales of --method local, global and combined add up to: whatever serves best, up to the number of "
+    "channels (free), or that number at every step, by the letter of the paper (convex).",
 )
 @click.option(
     "--probes",

@@ -23,6 +23,11 @@ from onnxprune.stages.load import Loaded
 from onnxprune.surgery import cut, replace_initializers, set_initializers
 from onnxprune.threads import mapped
 
+_UNFOLDED = (
+    "--method {} chose these channels together with scales, which --refit none leaves out; --refit greedy folds "
+    "them into the weights"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
@@ -48,7 +53,8 @@ def refit_weights(
 ) -> Refitted:
     """Refit at the level that was asked for; lockstep starts from the least-squares weights."""
     if settings.refit == "none":
-        return Refitted({"none": sliced})
+        dropped = any((a[a != 0] != 1).any() for a in coefficients.values())
+        return Refitted({"none": sliced}, notes=(_UNFOLDED.format(settings.method),) if dropped else ())
     keep = coupled.channels.keep_classes(masks)
     original = loaded.normalised.proto
 
