@@ -17,7 +17,7 @@ from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
 READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "metric": tuple(k for k, row in METHODS.items() if row.gradients and row.sequential),
-        "coefficients": methods.sequential(),
+        "coefficients": methods.with_best_steps(),
         "probes": methods.reading_labels(),
     }
 )
@@ -41,7 +41,8 @@ class PruneConfig:
     tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much
     goes as that allows. It is relative to the spread of the original's outputs, on held-out samples.
     method: selection: "obs" (block OBS); greedy imitation (Ye, Wu & Liu 2020) of the layer's output ("local"), of the
-    network's ("global"), or by layer the better of both ("combined"); "gfs" (Ye et al. 2020); "taylor" (Molchanov et
+    network's ("global"), or by layer the better of both ("combined"); the same by fixed steps ("gfs", "gfs-outputs":
+    Ye et al. 2020); "taylor" (Molchanov et
     al. 2019); "magnitude", "random".
     metric: how "global" and "combined" measure the outputs: Gauss-Newton in the channels ("gates"), Kronecker-factored
     ("kronecker"), or the network itself for the best few candidates of each step ("exact").
@@ -149,6 +150,10 @@ class PruneConfig:
         if REFITS[self.refit].scales and not METHODS[self.method].scales:
             greedy = ", ".join(methods.with_scales())
             raise UsageError(f"refit {self.refit!r} needs a greedy method: one of {greedy}")
+        if self.metric == "exact" and METHODS[self.method].fixed:
+            raise UsageError(
+                f"metric 'exact' searches for the best step, and those of method {self.method!r} are fixed"
+            )
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
         readers = methods.reading_labels()

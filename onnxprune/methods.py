@@ -27,7 +27,8 @@ class Method:
 
     function: "file.function" in `onnxprune.selection`, which makes a path of what is `Known` of a group.
     looks: what it judges by. scales: whether it gives every kept channel a coefficient. sequential: whether groups are
-    selected one by one, on the inputs that the cuts before them left. stand_in: the method for groups of which nothing
+    selected one by one, on the inputs that the cuts before them left. fixed: whether its steps have a fixed size, else
+    each has the best one. stand_in: the method for groups of which nothing
     is known that it could judge by. tries: the methods of which, group by group, the better is taken; it then has no
     function of its own. inverses: whether it reads inverses of the moments.
     """
@@ -36,6 +37,7 @@ class Method:
     function: str = ""
     scales: bool = False
     sequential: bool = False
+    fixed: bool = False
     stand_in: str = "magnitude"
     tries: tuple[str, ...] = ()
     inverses: bool = False
@@ -76,7 +78,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             stand_in="local",
         ),
         "combined": Method(looks=Looks.OUTPUTS, scales=True, sequential=True, tries=("local", "global")),
-        "gfs": Method(looks=Looks.LAYERS, function="gfs.path", scales=True),
+        "gfs": Method(looks=Looks.LAYERS, function="gfs.path_of_layers", scales=True, sequential=True, fixed=True),
+        "gfs-outputs": Method(
+            looks=Looks.OUTPUTS,
+            function="gfs.path_of_outputs",
+            scales=True,
+            sequential=True,
+            fixed=True,
+            stand_in="gfs",
+        ),
         "taylor": Method(looks=Looks.OUTPUTS, function="baselines.path_of_taylor"),
         "magnitude": Method(looks=Looks.WEIGHTS, function="baselines.path_of_magnitude"),
         "random": Method(looks=Looks.NOTHING, function="baselines.path_at_random"),
@@ -104,9 +114,9 @@ def with_scales() -> tuple[str, ...]:
     return tuple(name for name, row in METHODS.items() if row.scales)
 
 
-def sequential() -> tuple[str, ...]:
-    """The methods that select group by group on pruned inputs."""
-    return tuple(name for name, row in METHODS.items() if row.sequential)
+def with_best_steps() -> tuple[str, ...]:
+    """The methods whose steps are the best ones, for which coefficients may be free."""
+    return tuple(name for name, row in METHODS.items() if row.sequential and not row.fixed)
 
 
 def reading_labels() -> tuple[str, ...]:

@@ -118,7 +118,14 @@ def run_text(text: str, **options: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("method", "refit"), [("local", "greedy"), ("global", "least-squares"), ("combined", "none"), ("gfs", "greedy")]
+    ("method", "refit"),
+    [
+        ("local", "greedy"),
+        ("global", "least-squares"),
+        ("combined", "none"),
+        ("gfs", "greedy"),
+        ("gfs-outputs", "scale"),
+    ],
 )
 @pytest.mark.parametrize("name", ROWS)
 def test_the_last_error_is_that_of_the_rewritten_model(name: str, method: str, refit: str) -> None:

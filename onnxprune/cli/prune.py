@@ -106,7 +106,8 @@ _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items
     type=click.Choice(list(METHODS)),
     **with_default(DEFAULTS.method),
     help="How channels are selected: by block OBS; by greedy imitation of each layer's output (local), of the "
-    "network's (global), or of the better of both (combined); by greedy forward selection (gfs); by Taylor score, "
+    "network's (global), or of the better of both (combined); by greedy forward selection towards the former (gfs) or "
+    "the latter (gfs-outputs); by Taylor score, "
     "magnitude, or at random.",
 )
 @click.option(

@@ -10,20 +10,28 @@ Time: O(N) per step for all N units, and one row of K. Memory: O(N) beside K. Or
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 
-from onnxprune.numerics.arrays import Ints
+from onnxprune.numerics.arrays import Doubles, Ints, Mask
 from onnxprune.selection.imitation import SLACK, QuadraticWalk
 from onnxprune.selection.known import Choice, Known
 from onnxprune.selection.path import Path
 from onnxprune.selection.quadratic import Quadratic
-from onnxprune.selection.steps import Step, path_of
+from onnxprune.selection.steps import Step, best_within, path_of
 
 
-def path(known: Known, choice: Choice) -> Path:
+def path_of_layers(known: Known, choice: Choice) -> Path:
     """Forward selection towards the outputs of the layers."""
     del choice
     return select(known.layers, rows=known.rows)
+
+
+def path_of_outputs(known: Known, choice: Choice) -> Path:
+    """Forward selection towards the outputs of the network. Raises TypeError where nothing is known of these."""
+    del choice
+    if known.outputs is None:
+        raise TypeError("forward selection by the outputs of a group without gradients")
+    return select(known.outputs, rows=known.rows)
 
 
 def forward(q: Quadratic) -> Iterator[Step]:
@@ -38,3 +46,10 @@ def forward(q: Quadratic) -> Iterator[Step]:
 def select(q: Quadratic, *, slack: int = SLACK, rows: Ints | None = None) -> Path:
     """The path of slack · N steps (`steps.path_of`: supports by these, coefficients as any method's). rows: sets."""
     return path_of(islice(forward(q), slack * q.units), QuadraticWalk(q), rows)
+
+
+def best_of_size(q: Quadratic, n: int, rows: Ints | None = None) -> tuple[Mask, Doubles, float]:
+    """(mask (N,), coefficients (N,), D) of n units by steps of fixed size that never hold more, settled and filled up
+    (`steps.best_within`). rows: the balanced sets, (N,)."""
+    walk, steps = QuadraticWalk(q), count(1)
+    return best_within(walk, n, SLACK * q.units, rows, lambda allowed: walk.fixed(1.0 / next(steps), allowed))

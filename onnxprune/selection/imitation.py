@@ -81,10 +81,11 @@ class QuadraticWalk:
             return None
         return self._take(i, float(gamma[i]))
 
-    def fixed(self, gamma: float) -> Step:
-        """The best unit for this γ, even where it makes D larger: O(N), and one row of K."""
+    def fixed(self, gamma: float, allowed: Mask | None = None) -> Step:
+        """The best unit, of those `allowed`, for this γ, even where it makes D larger: O(N), and one row of K."""
         inner, distance = self._lines()
-        return self._take(int(np.argmin(gamma**2 * distance - 2 * gamma * inner)), gamma)
+        value = gamma**2 * distance - 2 * gamma * inner
+        return self._take(int(np.argmin(value if allowed is None else np.where(allowed, value, np.inf))), gamma)
 
     def addition(self, allowed: Mask) -> int:
         """The best unit to add: O(N)."""

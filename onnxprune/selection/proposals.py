@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from onnxprune.numerics.arrays import Doubles, Ints, Mask
 from onnxprune.numerics.gram import NormalEquations
+from onnxprune.selection import gfs
 from onnxprune.selection.exact import ExactWalk
 from onnxprune.selection.imitation import SLACK, best_of_size
 from onnxprune.selection.quadratic import Discrepancy, Quadratic
@@ -18,12 +19,13 @@ _EXACT_CANDIDATES = 4
 _EXACT_ROUNDING = 1e-6
 
 
-def of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool) -> Proposal:
-    """By greedy steps on a quadratic. rows: the balanced sets, (N,). free: see `PruneConfig.coefficients`."""
+def of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool, fixed: bool = False) -> Proposal:
+    """By greedy steps on a quadratic. rows: the balanced sets, (N,). free: see `PruneConfig.coefficients`. fixed: by
+    those of `gfs`."""
 
     def best(n: int) -> tuple[Mask, Doubles | None]:
-        mask, coefficients, _ = best_of_size(q, n, rows, free=free)
-        return mask, coefficients
+        found = gfs.best_of_size(q, n, rows) if fixed else best_of_size(q, n, rows, free=free)
+        return found[0], found[1]
 
     return best
 

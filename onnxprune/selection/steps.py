@@ -7,7 +7,7 @@ a = N α, so that 1 is the full layer, and a step is a ← (1 - γ) a + γ N e_i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -160,11 +160,14 @@ def settle(walk: Walk, support: Mask) -> None:
             return
 
 
-def best_within(walk: Walk, n: int, limit: int, rows: Ints | None = None) -> tuple[Mask, Doubles, float]:
+def best_within(
+    walk: Walk, n: int, limit: int, rows: Ints | None = None, step_of: Callable[[Mask], Step | None] | None = None
+) -> tuple[Mask, Doubles, float]:
     """(mask, coefficients, D) of n units: at most `limit` steps that never hold more than n, settled and filled up.
 
     Once n units are in, only they are moved, until one of them is removed and its place is free again. rows: the
-    balanced set of each unit, (N,): no set ever holds more than its share, which differs by one at most.
+    balanced set of each unit, (N,): no set ever holds more than its share, which differs by one at most. step_of: how
+    `walk` steps among the units that are allowed, where not by the best step.
     """
     total = walk.a.size
     walk.jump(np.zeros(total))
@@ -173,7 +176,7 @@ def best_within(walk: Walk, n: int, limit: int, rows: Ints | None = None) -> tup
     nothing = _State(np.zeros(total, bool), walk.a, walk.loss)
     support = nothing.support
     for _ in range(limit):
-        step = walk.advance(_open(support, n, rows))
+        step = (step_of or walk.advance)(_open(support, n, rows))
         if step is None:
             break
         support = step.coefficients != 0

@@ -353,13 +353,15 @@ class _Layers:
         rows = run.channels.groups[self.group].rows
         found: dict[str, Proposal] = {}
         for name in run.candidates:
-            imitated = self._global() if name == "global" else None
+            imitated = self._global() if METHODS[name].gradients else None
             if callable(imitated):
                 found[name] = imitated
-            else:
-                kind = "local" if imitated is None else name
-                q = self.local if imitated is None else imitated
-                found[kind] = of_quadratic(q, rows, free=run.settings.coefficients == "free")
+                continue
+            # Nothing is known of the outputs behind this group: the method that looks at its layers stands in.
+            kind = METHODS[name].stand_in if imitated is None and METHODS[name].gradients else name
+            q = self.local if imitated is None else imitated
+            free, fixed = run.settings.coefficients == "free", METHODS[name].fixed
+            found[kind] = of_quadratic(q, rows, free=free, fixed=fixed)
         return found
 
     @cached_property

@@ -30,6 +30,30 @@ def test_every_step_takes_the_best_unit_at_its_fixed_weight(name: str, seed: int
         chosen.append(step.unit)
 
 
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_size_is_that_of_fixed_steps(seed: int, sets: int) -> None:
+    """Fails where a size holds other units than the best extensions of a plain mean that never hold more."""
+    p = family("plain", seed)
+    n = p.units - p.units % 2
+    rows = np.arange(p.units) % sets if sets > 1 else None
+    if rows is not None and p.units % 2:
+        return
+    for size in range(sets, n, sets):
+        chosen: list[int] = []
+        for _ in range(3 * p.units):
+            held = set(chosen)
+            full = [rows is not None and sum(rows[i] == r for i in held) >= size // sets for r in range(sets)]
+            open_ = [i for i in range(p.units) if i in held or (len(held) < size and not full[i % sets])]
+            means = {i: p.at(np.bincount([*chosen, i], minlength=p.units) / (len(chosen) + 1)) for i in open_}
+            chosen.append(min(means, key=lambda i: means[i]))
+        mask, a, loss = gfs.best_of_size(p.quadratic(), size, rows)
+        if len(set(chosen)) == size:
+            assert set(np.flatnonzero(mask).tolist()) == set(chosen)
+        assert int(mask.sum()) == size
+        assert_same(np.float64(loss), np.float64(p.at(a / p.units)), rtol=0.0, atol=RTOL * p.scale)
+
+
 def test_units_repeat() -> None:
     """Fails where a unit that is chosen once is out: a unit that must weigh two thirds is taken twice."""
     p = family("crowded", 3)
