@@ -21,6 +21,8 @@ READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "probes": methods.reading_labels(),
     }
 )
+# What says how much goes: one of them.
+GOALS = ("ratio", "uniform", "tolerance", "layer_tolerance")
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("free", "convex")
 ATTENTIONS = ("heads", "head-dim")
@@ -40,6 +42,9 @@ class PruneConfig:
     choice). uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
     tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much
     goes as that allows. It is relative to the spread of the original's outputs, on held-out samples.
+    layer_tolerance: instead of any of these, the same for each group by itself, in (0, 1): it keeps the fewest units
+    whose discrepancy, as the method measures it on the uncut network, is at most this share of what removing them all
+    would cause.
     method: selection: "obs" (block OBS); greedy imitation (Ye, Wu & Liu 2020) of the layer's output ("local"), of the
     network's ("global"), or by layer the better of both ("combined"); the same by fixed steps ("gfs", "gfs-outputs":
     Ye et al. 2020); "taylor" (Molchanov et
@@ -74,6 +79,7 @@ class PruneConfig:
     threads: int = 0
     uniform: float | None = None
     tolerance: float | None = None
+    layer_tolerance: float | None = None
     method: str = "obs"
     metric: str = "gates"
     coefficients: str = "free"
@@ -98,12 +104,13 @@ class PruneConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, typed(f.name, getattr(self, f.name), str(f.type)))
-        if sum(v is not None for v in (self.ratio, self.uniform, self.tolerance)) > 1:
+        goals = [getattr(self, name) for name in GOALS]
+        if sum(v is not None for v in goals) > 1:
             raise UsageError(
-                "ratio, uniform and tolerance exclude each other: a share of the budget, the same of every group, or "
-                "whatever the outputs allow"
+                "ratio, uniform, tolerance and layer_tolerance exclude each other: a share of the budget, the same of "
+                "every group, whatever the outputs allow, or whatever each layer allows"
             )
-        if self.ratio is None and self.uniform is None and self.tolerance is None:
+        if all(v is None for v in goals):
             object.__setattr__(self, "ratio", RATIO)
         if self.tolerance is not None and not 0.0 < self.tolerance < float("inf"):
             raise UsageError(
@@ -113,6 +120,11 @@ class PruneConfig:
         for name, share, meaning in (
             ("ratio", self.ratio, f"the share of the {self.counted} to remove"),
             ("uniform", self.uniform, "the share of its channels that every group loses"),
+            (
+                "layer_tolerance",
+                self.layer_tolerance,
+                "the error of each layer's own output that its cut may cause, over that of removing all",
+            ),
         ):
             if share is not None and not 0.0 < share < 1.0:
                 raise UsageError(f"{name} {share} is outside (0, 1): it is {meaning}")
@@ -131,7 +143,7 @@ class PruneConfig:
         if isinstance(self.round_to, str) and self.round_to != AUTO:
             raise UsageError(f"round_to {self.round_to!r} is unknown; give a number of channels, or {AUTO!r}")
         if self.budget == "latency" and self.ratio is None:
-            raise UsageError("budget 'latency' is a share of the time, given by ratio; leave out uniform and tolerance")
+            raise UsageError(f"budget 'latency' is a share of the time, given by ratio; leave out {self.goal}")
         if self.budget != "latency" and (self.batch, self.threads) != (1, 0):
             raise UsageError("batch and threads say what budget 'latency' measures; leave them out, or choose it")
         if self.threads < 0:
@@ -174,8 +186,18 @@ class PruneConfig:
         return BUDGETS.get(self.budget, "budget")
 
     @property
+    def goal(self) -> str:
+        """The one of `GOALS` that was chosen."""
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    @property
+    def option(self) -> str:
+        """The option of the command line that stands for it."""
+        return f"--{self.goal.replace('_', '-')}"
+
+    @property
     def share(self) -> float | None:
-        """`ratio` or `uniform`, whichever was chosen; None with a tolerance."""
+        """`ratio` or `uniform`, whichever was chosen; None with either tolerance."""
         return self.ratio if self.uniform is None else self.uniform
 
     @property
@@ -221,9 +243,9 @@ class PruneConfig:
         return self.uniform is None or METHODS[self.method].statistics or self.refit != "none"
 
     def with_options(self, **options: Any) -> PruneConfig:
-        """A copy with single fields replaced, where `ratio`, `uniform` and `tolerance` also replace each other."""
-        if options.keys() & {"ratio", "uniform", "tolerance"}:
-            options = {"ratio": None, "uniform": None, "tolerance": None} | options
+        """A copy with single fields replaced, where those of `GOALS` also replace each other."""
+        if options.keys() & set(GOALS):
+            options = dict.fromkeys(GOALS) | options
         return replace(self, **options)
 
     def as_dict(self) -> dict[str, Any]:
@@ -240,6 +262,7 @@ class Options(TypedDict, total=False):
     threads: int
     uniform: float | None
     tolerance: float | None
+    layer_tolerance: float | None
     method: str
     metric: str
     coefficients: str

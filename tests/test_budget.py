@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxprune.allocation.budget import Budget, allocate, allowed_widths, measured_curve, smallest, uniform
+from onnxprune.allocation.budget import Budget, allocate, allowed_widths, measured_curve, smallest, uniform, within_each
 from onnxprune.cost import Cost, Length, Term
 from tests.compare import assert_same
 
@@ -329,3 +329,16 @@ def test_steps_wider_than_the_look_ahead_are_taken(block: int) -> None:
     found = allocate([steep, flat], cost, Budget(limit, every((96, 96))))
     assert found.reached
     assert found.kept == (96, 96 - 2 * block)
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 0.1, 1e-9])
+def test_a_tolerance_of_each_group_keeps_the_fewest_units(tolerance: float) -> None:
+    """Fails where a group keeps fewer or more than its curve allows, or one of which nothing is known is cut."""
+    rng = np.random.default_rng(0)
+    widths = [(1, 2, 3, 4, 5, 6), (2, 4, 6), (0, 1, 2, 3), (1, 4)]
+    curves = [falling_curve(w[-1], rng) for w in widths[:3]] + [np.zeros(5)]
+    found = within_each(widths, curves, tolerance)
+    for w, curve, n in zip(widths, curves, found, strict=True):
+        enough = [k for k in w if curve[0] and curve[k] / curve[0] <= tolerance]
+        assert n == (min(enough) if enough else w[-1])
+    assert found[3] == 4

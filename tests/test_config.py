@@ -190,8 +190,8 @@ def test_what_reads_statistics(options: dict[str, Any], reads: bool):
     ("options", "match"),
     [
         ({"budget": "energy"}, "budget 'energy' is unknown; choose one of macs, params, latency"),
-        ({"budget": "latency", "uniform": 0.5}, "a share of the time, given by ratio; leave out uniform and tolerance"),
-        ({"budget": "latency", "tolerance": 0.1}, "a share of the time, given by ratio; leave out uniform and"),
+        ({"budget": "latency", "uniform": 0.5}, "a share of the time, given by ratio; leave out uniform"),
+        ({"budget": "latency", "tolerance": 0.1}, "a share of the time, given by ratio; leave out tolerance"),
         ({"batch": 8}, "batch and threads say what budget 'latency' measures; leave them out, or choose it"),
         ({"threads": 1, "budget": "params"}, "batch and threads say what budget 'latency' measures"),
         ({"batch": 0, "budget": "latency"}, "batch is 0"),

@@ -19,6 +19,7 @@ from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import relative_error
 from onnxprune.runtime import outputs, session
+from onnxprune.selection import gfs, imitation
 from onnxprune.selection.imitation import best_of_size
 from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
@@ -314,11 +315,38 @@ def within(name: str, **options: Any) -> list[float]:
             found.append(0.0)
             continue
         assert result.model is not None
-        held = load.load(model, data, PruneConfig()).held
-        y, y0 = outputs.outputs_of(result.model, held), outputs.outputs_of(model, held)
+        chosen_by = load.load(model, data, PruneConfig(tolerance=tolerance)).deciding
+        y, y0 = (outputs.outputs_of(m, chosen_by) for m in (result.model, model))
         assert 0.0 < relative_error(y, y0) <= tolerance
         found.append(result.report.achieved)
     return found
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 0.03])
+@pytest.mark.parametrize("method", ["local", "gfs"])
+def test_each_layer_keeps_the_fewest_units_within_its_tolerance(method: str, tolerance: float) -> None:
+    """Fails where the share is of anything but the layer's own output on the uncut network: written out by hand."""
+    text = """(float[N,8] x) => (float[N,2] y) {
+        a = MatMul (x, w1[8,8])
+        c = MatMul (a, w2[8,8])
+        y = MatMul (c, w3[8,2])
+    }"""
+    rng = np.random.default_rng(5)
+    w = {f"w{i}": rng.standard_normal((8, 2 if i == 3 else 8)).astype(np.float32) / 3 for i in (1, 2, 3)}
+    model = Topology(text, ()).model()
+    set_initializers(model, w)
+    x = rng.standard_normal((96, 8)).astype(np.float32) + 0.5
+    options: dict[str, Any] = {"layer_tolerance": tolerance, "method": method, "round_to": 1, "fast": True}
+    result = prune(model, None, {"x": x}, refit="none", **options)
+    fit = load.load(model, {"x": x}, PruneConfig(**options)).fit.arrays["x"].astype(np.float64)
+    layers = ((fit @ w["w1"], w["w2"]), (fit @ w["w1"] @ w["w2"], w["w3"]))
+    imitate_by = {"local": lambda q: imitation.imitate(q, free=True), "gfs": gfs.select}[method]
+    for (inputs, weights), row in zip(layers, result.report.groups, strict=True):
+        parts = np.einsum("nu,um->unm", inputs, weights)
+        path = imitate_by(Quadratic.of_gram(np.einsum("inm,jnm->ij", parts, parts)))
+        discrepancy = path.floor + path.loss
+        assert row.channels_after == next(n for n in range(1, 9) if discrepancy[n] <= tolerance * discrepancy[0])
+    assert result.report.requested is None
 
 
 @pytest.mark.parametrize("method", METHODS)

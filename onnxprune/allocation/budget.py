@@ -104,6 +104,18 @@ def uniform(widths: Sequence[tuple[int, ...]], share: float) -> tuple[int, ...]:
     return tuple(max((n for n in w if n <= (1.0 - share) * w[-1] + _ROUNDING), default=w[0]) for w in widths)
 
 
+def within_each(widths: Sequence[tuple[int, ...]], curves: Sequence[Doubles], tolerance: float) -> tuple[int, ...]:
+    """The fewest units that each group may keep with a discrepancy of at most `tolerance` times that of keeping none.
+
+    curves[g] (N_g + 1,): discrepancy with n units kept, falling with n. A group of which nothing is known, whose curve
+    is 0 throughout, stays whole.
+    """
+    return tuple(
+        next((n for n in w if c[0] > 0 and c[n] <= tolerance * c[0]), w[-1])
+        for w, c in zip(widths, curves, strict=True)
+    )
+
+
 def allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allocation:
     """The allocation. curves[g] (N_g + 1,): discrepancy of group g with n units kept, falling with n."""
     kept = np.array([w[-1] for w in budget.widths], np.int64)

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from onnxprune.cli.group import DEFAULTS, Surroundings, WithSubcommands, flag, with_default
 from onnxprune.cli.screen import screen_of, warn
 from onnxprune.cli.values import parse_alignment, parse_error, parse_size
-from onnxprune.config import ATTENTIONS, COEFFICIENTS, METRICS, PROVIDERS, READ_BY, RECOVER, UNTRIED
+from onnxprune.config import ATTENTIONS, COEFFICIENTS, GOALS, METRICS, PROVIDERS, READ_BY, RECOVER, UNTRIED
 from onnxprune.errors import UsageError
 from onnxprune.methods import BUDGETS, METHODS, REFITS, reading_labels
 from onnxprune.process import streams
@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 _READERS = reading_labels()
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
-    "ratio budget uniform tolerance method metric coefficients probes labels round_to attention min_channels "
-    "drop_branches untried_branches include exclude".split()
+    "ratio budget uniform tolerance layer_tolerance method metric coefficients probes labels round_to attention "
+    "min_channels drop_branches untried_branches include exclude".split()
 )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 _SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 
@@ -49,7 +55,8 @@ _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items
 @click.option(
     "--ratio",
     type=float,
-    help="Share of the budget to remove, in (0, 1). Required without --uniform, --tolerance and --from-plan.",
+    help="Share of the budget to remove, in (0, 1). Required without --uniform, --tolerance, --layer-tolerance and "
+    "--from-plan.",
 )
 @click.option(
     "--budget",
@@ -82,6 +89,14 @@ _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items
     show_default="none",
     help="Instead of a budget: remove what can go until the outputs, on held-out samples, differ from the original's "
     "by this much: squared error over spread, such as 0.01; with --labels the loss that is added.",
+)
+@click.option(
+    "--layer-tolerance",
+    type=float,
+    metavar="ERROR",
+    show_default="none",
+    help="Instead of a budget: of every group the fewest channels stay with which the outputs of the layers that read "
+    "it, or what --method looks at, differ by at most this share of what removing all of them would do, in (0, 1).",
 )
 @click.option(
     "--calib",
@@ -210,11 +225,9 @@ _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items
     show_default="none",
     help="Replay a saved plan: same model, data and seed give the same bytes, on the same processor, with the same "
     "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided "
-    "what stays, so --ratio, --budget, --uniform, --tolerance, --method, --metric, --coefficients, --probes, --labels, "
-    "--round-to, --attention, --min-channels, --drop-branches, --untried-branches, --include and --exclude are refused "
-    "beside it. --target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given "
-    "here; --calib, --force, --jobs, "
-    "--scheduler and --provider never do.",
+    f"what stays, so {', '.join(map(_flag, _DECIDED[:-1]))} and {_flag(_DECIDED[-1])} are refused beside it. --target, "
+    "--refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib, "
+    "--force, --jobs, --scheduler and --provider never do.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(
@@ -313,20 +326,17 @@ class Run:
         """Sort the options. Raises UsageError for those that are missing or contradict each other."""
         explicit = {k for k in _SETTINGS if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
         if given["from_plan"] is not None:
-            refused = [f"--{k.replace('_', '-')}" for k in _DECIDED if k in explicit]
+            refused = [_flag(k) for k in _DECIDED if k in explicit]
             if refused:
                 raise UsageError(f"--from-plan has decided what stays: leave out {', '.join(refused)}")
-        elif given["uniform"] is not None:
-            refused = [f"--{k}" for k in ("ratio", "budget") if k in explicit]
+        elif instead := next((k for k in GOALS[1:] if given[k] is not None), None):
+            refused = [_flag(k) for k in ("ratio", "budget") if k in explicit]
             if refused:
-                raise UsageError(f"--uniform takes the place of a budget: leave out {', '.join(refused)}")
-        elif given["tolerance"] is not None:
-            refused = [f"--{k}" for k in ("ratio", "budget") if k in explicit]
-            if refused:
-                raise UsageError(f"--tolerance takes the place of a budget: leave out {', '.join(refused)}")
+                raise UsageError(f"{_flag(instead)} takes the place of a budget: leave out {', '.join(refused)}")
         elif given["ratio"] is None:
             raise UsageError(
-                "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance)"
+                "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance, "
+                "--layer-tolerance)"
             )
         _check_effect(explicit, given)
         if given["jobs"] > 1 and given["scheduler"] is not None:

@@ -179,6 +179,9 @@ def _requested(share: float) -> str:
 
 
 def _tolerance(report: Report) -> str:
+    each = report.config.get("layer_tolerance")
+    if each is not None:
+        return f"within a tolerance of {each} on what each layer computes"
     of = "the outputs" if report.config.get("labels") is None else "the loss that is added"
     return f"within a tolerance of {report.config.get('tolerance')} on {of}"
 
@@ -303,10 +306,14 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
             found.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}{at}"))
     if checks.get("input_sizes_run"):
         found.append(("input sizes run", str(checks["input_sizes_run"])))
-    if checks.get("discrepancy") is not None and report.config.get("labels") is not None:
-        limit = report.config.get("tolerance")
-        most = "" if limit is None else f" ≤ {limit:g}"
-        found.append(("loss added", f"{checks['discrepancy']:.4g}{most}, against the labels of the judging samples"))
+    limit, labelled = report.config.get("tolerance"), report.config.get("labels") is not None
+    if checks.get("chosen") is not None and limit is not None:
+        of = "loss added" if labelled else "error of all outputs"
+        count = report.calibration.get("chosen_by")
+        where = "on the samples of the figures" if count is None else f"on {count} samples that only chose"
+        found.append(("tolerance", f"{of} {checks['chosen']:.4g} ≤ {limit:g}, {where}"))
+    if checks.get("discrepancy") is not None and labelled:
+        found.append(("loss added", f"{checks['discrepancy']:.4g}, against the labels of the judging samples"))
     if checks.get("refit"):
         errors = checks.get("held_out_error", {})
         finite = {k: v for k, v in errors.items() if v is not None and isfinite(v)}

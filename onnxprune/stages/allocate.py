@@ -38,36 +38,49 @@ def allocate(
 ) -> tuple[dict[int, Mask], Sequence[Path]]:
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
-    With a tolerance nothing is cut here. stopwatch: for a latency budget. Raises BudgetUnreachable and NothingPrunable.
+    With a tolerance of the outputs nothing is cut here. stopwatch: for a latency budget. Raises BudgetUnreachable and
+    NothingPrunable.
     """
     channels = coupled.channels
     widths = coupled.widths.allowed
     paths = next(iter(candidates.values()))
     if all(len(w) < 2 for w in widths):
         raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
-    if settings.share is None:
+    if settings.tolerance is not None:
         return {}, paths
-    if settings.uniform is None:
-        share = settings.share
+    if settings.ratio is not None:
+        share = settings.ratio
         kept, paths = within_budget(
             loaded, coupled, calibrated, candidates, widths, share, settings, stopwatch, scheduler
         )
-    else:
+    elif settings.uniform is not None:
         kept = budget.uniform(widths, settings.uniform)
+    else:
+        kept, paths = within_each(coupled, candidates, settings)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
     masks = {g: mask for g, mask in masks.items() if g not in dead_groups(coupled.drops, masks)}
-    option = "--ratio" if settings.uniform is None else "--uniform"
+    option, wanted = settings.option, exact_percent(getattr(settings, settings.goal))
     if not masks:
+        if settings.layer_tolerance is not None:
+            raise NothingPrunable(f"not one group can be cut within a layer tolerance of {wanted}; give a larger one")
         of = f"the {settings.counted}" if settings.uniform is None else "the channels of every group"
-        raise NothingPrunable(
-            f"no channel has to go for {exact_percent(settings.share)} of {of}; give a larger {option}"
-        )
+        raise NothingPrunable(f"no channel has to go for {wanted} of {of}; give a larger {option}")
     whole = every_part.with_every_part(channels, masks, paths)
     if whole is None:
-        raise BudgetUnreachable(
-            f"at {exact_percent(settings.share)} some tensor would keep no channel at all; lower {option}"
-        )
+        raise BudgetUnreachable(f"at {wanted} some tensor would keep no channel at all; lower {option}")
     return whole, paths
+
+
+def within_each(
+    coupled: Coupled, candidates: Mapping[str, Sequence[Path]], settings: PruneConfig
+) -> tuple[KeptUnits, Sequence[Path]]:
+    """Units that each group keeps within the tolerance of its own layers, and the path by which these are fewest."""
+    idle = coupled.taken.idle  # of which nothing is known
+    widths = [w[-1:] if g in idle else w for g, w in enumerate(coupled.widths.allowed)]
+    tolerance = settings.layer_tolerance or 0.0
+    found = [(budget.within_each(widths, [p.loss for p in paths], tolerance), paths) for paths in candidates.values()]
+    fewest = [min(found, key=lambda f, g=g: f[0][g]) for g in range(len(widths))]  # type: ignore[misc]
+    return tuple(kept[g] for g, (kept, _) in enumerate(fewest)), [paths[g] for g, (_, paths) in enumerate(fewest)]
 
 
 def within_budget(

@@ -28,10 +28,10 @@ from onnxprune.stages.rewrite import rewrite
 def mixtures(candidates: Mapping[str, Sequence[Path]], settings: PruneConfig) -> list[Mapping[str, Sequence[Path]]]:
     """What is tried to the end: all candidates group by group and, where there are several, each of them alone.
 
-    With a tolerance the first only, since the others would remove something else.
+    With a tolerance, of the outputs or of layers, the first only, since the others would remove something else.
     """
     alone = [{name: paths} for name, paths in candidates.items()]
-    return [candidates, *alone] if len(alone) > 1 and settings.tolerance is None else [candidates]
+    return [candidates, *alone] if len(alone) > 1 and settings.share is not None else [candidates]
 
 
 def cut_with(
@@ -62,7 +62,7 @@ def best_of(
     """
     if calibrated.goals is None:
         return found[0]
-    parts = ((loaded.fit, calibrated.goals.fit), (loaded.held, calibrated.goals.held))
+    parts = ((loaded.fit, calibrated.goals.fit), (loaded.deciding, calibrated.goals.deciding))
 
     def error(cut: Cut) -> float:
         sliced = rewrite(loaded, coupled, cut[0])

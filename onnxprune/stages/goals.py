@@ -27,42 +27,53 @@ from onnxprune.stages.load import Loaded
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Goals:
-    """What the outputs shall imitate, on the samples for fitting and on those held out, with the original's outputs."""
+    """What the outputs shall imitate, with the original's outputs.
+
+    fit: on the samples for fitting. deciding: on those that a tolerance is held against. held: on those held out from
+    both, for the report. Where there are none of a kind, see `Loaded`.
+    """
 
     fit: Objective
+    deciding: Objective
     held: Objective
     fit_outputs: Mapping[str, Array]
-    held_outputs: Mapping[str, Array]
+    deciding_outputs: Mapping[str, Array]
 
 
 def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: PruneConfig) -> Goals:
     """What the network's outputs shall imitate: those of the original, or the labels."""
-    on_fit = on_held = _single(reference)
-    if loaded.held_out is not None:
-        parts = (*reference.parts, *reference.left_out)
-        on_fit = _single(answers_of(loaded, coupled, loaded.fit, tuple(dict.fromkeys(parts))))
+    on_held = _single(reference)
 
-    def objective(samples: Samples, known: Answers) -> Objective:
+    def known(samples: Samples) -> Answers:
+        if samples is loaded.held:
+            return on_held
+        parts = (*reference.parts, *reference.left_out)
+        return _single(answers_of(loaded, coupled, samples, tuple(dict.fromkeys(parts))))
+
+    on_fit, on_deciding = known(loaded.fit), known(loaded.deciding)
+
+    def objective(samples: Samples, answers: Answers) -> Objective:
         if settings.labels is None:
-            return imitation_of(known)
-        probabilities = class_labels.after_softmax(coupled.taken.channels.graph, next(iter(known.values), ""))
-        return task_loss(known.values, class_labels.of(samples, settings.labels), probabilities=probabilities)
+            return imitation_of(answers)
+        probabilities = class_labels.after_softmax(coupled.taken.channels.graph, next(iter(answers.values), ""))
+        return task_loss(answers.values, class_labels.of(samples, settings.labels), probabilities=probabilities)
 
     fit, held = objective(loaded.fit, on_fit), objective(loaded.held, on_held)
+    deciding = held if loaded.deciding is loaded.held else objective(loaded.deciding, on_deciding)
     seen = coupled.seen.channels.graph.outputs
-    lost = next((o for o in seen if any(o not in a.values for a in (on_held, on_fit))), None)
+    lost = next((o for o in seen if any(o not in a.values for a in (on_held, on_deciding, on_fit))), None)
     if lost is not None and settings.reads_gradients:
         raise UsageError(
             f"output {lost!r} is no tensor, or has sizes that depend on the samples, so nothing can be said of its "
             "gradients: use --method obs, gfs, magnitude or random"
         )
-    if not (fit.names and held.names):
+    if not (fit.names and held.names and deciding.names):
         raise UsageError(
             "no output in floating point has rows for every sample, so nothing can be said of their discrepancy: use "
             "--method obs, gfs, magnitude or random, and a budget instead of --tolerance"
         )
-    fit_outputs, held_outputs = ({o: v for o, v in a.values.items() if o in seen} for a in (on_fit, on_held))
-    return Goals(fit=fit, held=held, fit_outputs=fit_outputs, held_outputs=held_outputs)
+    fit_outputs, outputs = ({o: v for o, v in a.values.items() if o in seen} for a in (on_fit, on_deciding))
+    return Goals(fit=fit, deciding=deciding, held=held, fit_outputs=fit_outputs, deciding_outputs=outputs)
 
 
 def probed(

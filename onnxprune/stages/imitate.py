@@ -66,7 +66,7 @@ class Choice:
     """How one group was cut.
 
     imitated: "local", "global", or the method itself where it does not select again on pruned inputs. error: the
-    discrepancy of the outputs behind this cut, on held-out samples. coefficients: (units,), None where the method
+    discrepancy of the outputs behind this cut, on the deciding samples. coefficients: (units,), None where the method
     gives none.
     """
 
@@ -163,7 +163,7 @@ class _Run:
         self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
         self.reference = self._walker(coupled.seen.proto, loaded.fit)
         self.fit_outputs: Mapping[str, Array] = self.goals.fit_outputs
-        self.held_outputs: Mapping[str, Array] = self.goals.held_outputs
+        self.outputs: Mapping[str, Array] = self.goals.deciding_outputs
         self.start()
 
     def _walker(self, proto: onnx.ModelProto, samples: Samples, *, hold_out: bool = True) -> Walker:
@@ -177,7 +177,7 @@ class _Run:
             keep = self.channels.keep_classes(self.masked)
             self.proto = masked_model(self.plain, self.channels, keep, self.loaded.normalised.types)
         self.state = self._walker(self.proto, self.loaded.fit)
-        self.held = self._walker(self.proto, self.loaded.held, hold_out=False)
+        self.deciding = self._walker(self.proto, self.loaded.deciding, hold_out=False)
 
     def place(self, g: int) -> tuple[int, int]:
         """Where a group is read first; those that no layer reads come last."""
@@ -273,7 +273,7 @@ class _Step(Protocol):
         """The weights that change with this cut, at full size."""
 
     def error(self, mask: Mask, weights: Weights) -> float:
-        """The discrepancy of the outputs with this cut, on held-out samples."""
+        """The discrepancy of the outputs with this cut, on the deciding samples."""
 
     def compared(self, choice: Choice, weights: Weights) -> float:
         """The discrepancy by which one cut is preferred to another of the same width."""
@@ -313,12 +313,12 @@ class _Masked:
         with spill.spilling():  # the trial's weights go with it
             plain = replace_initializers(run.plain, weights)
             found = outputs.outputs_of(
-                masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.held, run.layouts
+                masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.deciding, run.layouts
             )
-        return run.goals.held.value(found, slice(0, len(run.loaded.held)))
+        return run.goals.deciding.value(found, slice(0, len(run.loaded.deciding)))
 
     def compared(self, choice: Choice, weights: Weights) -> float:
-        """The discrepancy on held-out samples."""
+        """The discrepancy on the deciding samples."""
         return choice.error
 
     def leave(self, choice: Choice, weights: Weights) -> None:
@@ -327,7 +327,7 @@ class _Masked:
         run.change(weights)
         run.masked[self.group] = choice.kept
         run.start()
-        run.held_outputs = outputs.outputs_of(run.proto, run.loaded.held, run.layouts)
+        run.outputs = outputs.outputs_of(run.proto, run.loaded.deciding, run.layouts)
         if run.settings.reads_gradients:
             run.fit_outputs = outputs.outputs_of(run.proto, run.loaded.fit, run.layouts)
 
@@ -339,7 +339,7 @@ class _Layers:
         self.run, self.group = run, group
         self.consumers = run.consumers[group]
         first = min(self.consumers, key=lambda x: x.node.index).data
-        for walker in (run.reference, run.state, run.held):
+        for walker in (run.reference, run.state, run.deciding):
             walker.move_to((first,))
         self.outputs = outputs_behind(run.channels, {x.node.index for x in self.consumers})
 
@@ -485,16 +485,16 @@ class _Layers:
     def error(self, mask: Mask, weights: Weights) -> float:
         """Of a run from the consumers on."""
         run = self.run
-        outputs = {**run.held_outputs, **self._run(run.held, weights)}
-        return run.goals.held.value(outputs, slice(0, len(run.loaded.held)))
+        outputs = {**run.outputs, **self._run(run.deciding, weights)}
+        return run.goals.deciding.value(outputs, slice(0, len(run.loaded.deciding)))
 
     def compared(self, choice: Choice, weights: Weights) -> float:
-        """That on held-out samples and on some of those for fitting: the former alone are few."""
-        fit, held = self.run.goals.fit, len(self.run.loaded.held)
+        """That on the deciding samples and on some of those for fitting: the former alone are few."""
+        fit, deciding = self.run.goals.fit, len(self.run.loaded.deciding)
         batches = self._batches(_GLOBAL_SAMPLES, weights)
         count = sum(b.count for b in batches)
         value = sum(fit.value(b.outputs, b.index) for b in batches) * fit.samples / count
-        return (value * count + choice.error * held) / (count + held)
+        return (value * count + choice.error * deciding) / (count + deciding)
 
     def _run(self, walker: Walker, weights: Weights) -> dict[str, Array]:
         part = self._part(walker)
@@ -507,7 +507,7 @@ class _Layers:
         """Put the weights into the network."""
         run = self.run
         run.change(weights)
-        run.held_outputs = {**run.held_outputs, **self._run(run.held, {})}
+        run.outputs = {**run.outputs, **self._run(run.deciding, {})}
         if run.settings.reads_gradients and len(run.channels.graph.outputs) > 1:
             # Groups that lie behind some of the outputs ask for these.
             run.fit_outputs = {**run.fit_outputs, **self._run(run.state, {})}

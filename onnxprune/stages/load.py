@@ -37,9 +37,10 @@ _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
 class Loaded:
     """The original model, its normalised form, and the data: for fitting, and held out from it.
 
-    held_out: None where the samples are too few to hold any out. data_sha256: of all samples, and of their labels where
-    the run reads them; inputs_sha256: without these. labels: their key. figures: of every input; doubts: what makes the
-    data doubtful.
+    held_out: None where the samples are too few to hold any out. chosen_by: what a tolerance is held against, neither
+    fitted to nor reported on; None without one, or where the samples are too few for that. data_sha256: of all samples,
+    and of their labels where the run reads them; inputs_sha256: without these. labels: their key. figures: of every
+    input; doubts: what makes the data doubtful.
     """
 
     original: onnx.ModelProto
@@ -50,6 +51,7 @@ class Loaded:
     notes: tuple[str, ...]
     data_sha256: str
     inputs_sha256: str
+    chosen_by: Samples | None = None
     labels: str | None = None
     figures: tuple[InputFigures, ...] = ()
     doubts: tuple[str, ...] = ()
@@ -60,9 +62,14 @@ class Loaded:
         return self.fit if self.held_out is None else self.held_out
 
     @property
+    def deciding(self) -> Samples:
+        """What a tolerance is held against: samples of its own, else those that judge the fits."""
+        return self.held if self.chosen_by is None else self.chosen_by
+
+    @property
     def parts(self) -> tuple[Samples, ...]:
         """All samples, those held out first."""
-        return (self.fit,) if self.held_out is None else (self.held_out, self.fit)
+        return tuple(p for p in (self.held_out, self.chosen_by, self.fit) if p is not None)
 
     @property
     def count(self) -> int:
@@ -113,7 +120,10 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
     checksums = digests(samples)
-    fit, held_out = split(samples, settings.seed if divided_by is None else divided_by, checksums)
+    seed, chosen_by = settings.seed if divided_by is None else divided_by, None
+    fit, held_out = split(samples, seed, checksums)
+    if settings.tolerance is not None and held_out is not None:
+        fit, chosen_by = split(fit, seed, digests(fit))
     inputs = samples.sha256()
     whole = inputs if settings.labels is None else samples.sha256(settings.labels)
     figures = figures_of(samples)
@@ -126,6 +136,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
         normalised=normalised,
         fit=fit,
         held_out=held_out,
+        chosen_by=chosen_by,
         notes=tuple(notes),
         data_sha256=whole,
         inputs_sha256=inputs,

@@ -88,6 +88,7 @@ def report_of(
             "synthetic": loaded.fit.synthetic,
             "samples": loaded.count,
             "held_out": 0 if loaded.held_out is None else len(loaded.held_out),
+            **({} if loaded.chosen_by is None else {"chosen_by": len(loaded.chosen_by)}),
             "sha256": loaded.data_sha256,
             "labels": loaded.labels,
             "inputs": [asdict(f) | {"shape": list(f.shape)} for f in loaded.figures],
@@ -117,20 +118,13 @@ def report_of(
         agreement=figures.agreement if figures else None,
         outputs=figures.as_dicts() if figures else (),
         error=figures.summary() if figures else {},
-        verdict=asdict(verdict_of(figures, option_of(settings))) if figures else None,
+        verdict=asdict(verdict_of(figures, settings.option)) if figures else None,
         warnings=tuple(stage.warnings),
     )
 
 
 def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:
     return written_bytes(model, None if output is None else Path(output), separate=loaded.source.separate)
-
-
-def option_of(settings: PruneConfig) -> str:
-    """The option that says how much is removed."""
-    return (
-        "--tolerance" if settings.tolerance is not None else "--uniform" if settings.uniform is not None else "--ratio"
-    )
 
 
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
@@ -187,6 +181,7 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "refit": checked.finished.level,
         "held_out_error": dict(checked.finished.errors),
         **({} if checked.discrepancy is None else {"discrepancy": checked.discrepancy}),
+        **({} if checked.chosen is None else {"chosen": checked.chosen}),
         **({"recovery": asdict(checked.finished.recovery)} if checked.finished.recovery else {}),
     }
 
@@ -226,11 +221,11 @@ def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
 def unspent(kept: Sequence[int], coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
     """That a tolerance was not what ended the cuts."""
     least = [min(w) for w in coupled.widths.allowed]
-    if settings.tolerance is None or any(k > n for k, n in zip(kept, least, strict=True)):
+    if settings.share is not None or any(k > n for k, n in zip(kept, least, strict=True)):
         return ()
     return (
-        f"a tolerance of {settings.tolerance:g} would allow more: every group has the least width that --round-to, "
-        "--min-channels and the model allow",
+        f"a tolerance of {getattr(settings, settings.goal):g} would allow more: every group has the least width that "
+        "--round-to, --min-channels and the model allow",
     )
 
 

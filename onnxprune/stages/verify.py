@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.config import PruneConfig
+from onnxprune.data.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.figures import Figures, figures_of
@@ -18,7 +19,6 @@ from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.finish import Finished
-from onnxprune.stages.goals import Goals
 from onnxprune.stages.load import Loaded
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
@@ -36,7 +36,7 @@ class Checked:
 
     exactness: None where --force has it written though that could not be told. sizes: how many sizes of the inputs it
     ran at. figures: how far its outputs are from the original's; None where it does not run. discrepancy: what a
-    tolerance is of.
+    tolerance is of, on the samples of the figures; chosen: the same on those that the tolerance was held against.
     """
 
     finished: Finished
@@ -45,6 +45,7 @@ class Checked:
     figures: Figures | None
     notes: tuple[str, ...]
     discrepancy: float | None = None
+    chosen: float | None = None
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -68,7 +69,7 @@ def check(
     example = loaded.fit.example()
     exact: checks.Exactness | None = None
     figures: Figures | None = None
-    discrepancy: float | None = None
+    discrepancy = chosen = None
     sizes = 0
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
@@ -82,13 +83,19 @@ def check(
             notes += tensorrt_check.warnings(final)
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
         judged, reference = finished.judged.coupled, finished.judged.reference
-        given = outputs_of_result(finished, judged, loaded, reference)
+        given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
         figures = figures_of_result(given, judged, loaded, reference)
         if judged is not coupled:  # what goals are of was chosen before it was known what goes
-            given = {**outputs_of_result(finished, coupled, loaded, calibrated.reference), **given}
+            given = {**outputs_of_result(finished, coupled, loaded, calibrated.reference, loaded.held), **given}
         checks.finite(given, {**calibrated.reference.values, **reference.values})
-        discrepancy = discrepancy_of(given, loaded, calibrated.goals, settings)
-        within_tolerance(discrepancy, settings)
+        goals = calibrated.goals
+        if goals is not None and (settings.tolerance is not None or settings.labels is not None):
+            discrepancy = goals.held.value(given, slice(0, len(loaded.held)))
+        if goals is not None and settings.tolerance is not None:
+            if loaded.deciding is not loaded.held:
+                given = outputs_of_result(finished, coupled, loaded, calibrated.reference, loaded.deciding)
+            chosen = goals.deciding.value(given, slice(0, len(loaded.deciding)))
+            within_tolerance(chosen, settings)
     except (CheckFailed, RunError) as e:
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
@@ -101,15 +108,18 @@ def check(
         figures=figures,
         notes=tuple(notes),
         discrepancy=discrepancy,
+        chosen=chosen,
     )
 
 
-def outputs_of_result(finished: Finished, coupled: Coupled, loaded: Loaded, answers: Answers) -> dict[str, Array]:
+def outputs_of_result(
+    finished: Finished, coupled: Coupled, loaded: Loaded, answers: Answers, samples: Samples
+) -> dict[str, Array]:
     """Of the model that will be written; what stands for its outputs from what it was made of, where that is folded."""
-    found = runs_on(finished.model, coupled, loaded, loaded.held)
+    found = runs_on(finished.model, coupled, loaded, samples)
     if all(t in found for t in answers.tensors):
         return found
-    return {**runs_on(finished.candidate, coupled, loaded, loaded.held), **found}
+    return {**runs_on(finished.candidate, coupled, loaded, samples), **found}
 
 
 def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Loaded, answers: Answers) -> Figures:
@@ -120,19 +130,12 @@ def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Lo
     return figures_of(coupled.observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)
 
 
-def discrepancy_of(
-    outputs: Mapping[str, Array], loaded: Loaded, goals: Goals | None, settings: PruneConfig
-) -> float | None:
-    """What a tolerance is of, on the judging samples: the error of the outputs, or the loss that is added to the
-    original's where there are labels. None where there is neither, or nothing was selected."""
-    if goals is None or (settings.tolerance is None and settings.labels is None):
-        return None
-    return goals.held.value(outputs, slice(0, len(loaded.held)))
+def within_tolerance(discrepancy: float, settings: PruneConfig) -> None:
+    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance.
 
-
-def within_tolerance(discrepancy: float | None, settings: PruneConfig) -> None:
-    """Raises CheckFailed where the refit has taken the outputs further from the original than the tolerance."""
-    if settings.tolerance is None or discrepancy is None or discrepancy <= settings.tolerance:
+    discrepancy: the error of the outputs, or the loss that is added to the original's where there are labels.
+    """
+    if settings.tolerance is None or discrepancy <= settings.tolerance:
         return
     what = "the outputs differ by" if settings.labels is None else "the loss against the labels has grown by"
     raise CheckFailed(

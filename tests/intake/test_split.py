@@ -51,6 +51,22 @@ def test_different_samples_are_divided_as_before():
     assert rows(split(data, 5)[1]) == rows(data.take(order[:8]))
 
 
+@pytest.mark.parametrize("count", [8, 64])
+def test_what_a_tolerance_chooses_by_is_not_what_is_reported_on(count: int):
+    """Fails where the figures of a run with a tolerance are of samples that chose its channels, or were fitted to."""
+    stored = [numpy_helper.from_array(RNG.standard_normal((3, 5)).astype(np.float32), "w")]
+    x, y = (helper.make_tensor_value_info(k, TensorProto.FLOAT, ["N", n]) for k, n in (("x", 3), ("y", 5)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data = {"x": RNG.standard_normal((count, 3)).astype(np.float32)}
+    found = opened(model, data, PruneConfig(tolerance=0.1), None)
+    parts = [rows(p) for p in found.parts]
+    assert sorted(r for part in parts for r in part) == sorted(rows(samples(data["x"])))
+    assert found.held is found.held_out
+    assert (found.deciding is found.held) == (count == 8)
+    assert opened(model, data, PruneConfig(ratio=0.5), None).chosen_by is None
+
+
 def test_a_replay_holds_out_what_its_plan_did(tmp_path: Path):
     """Fails where another seed, or a plan that such a replay has saved, holds out what chose the channels."""
     w, v = (RNG.standard_normal(shape).astype(np.float32) for shape in ((4, 32), (32, 6)))

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import evaluate, prune
-from onnxprune.data.samples import checked, tensor_specs
+from onnxprune.data.samples import Samples, checked, tensor_specs
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.numerics.arrays import Array
 from onnxprune.report.terminal import Screen, prune_report
@@ -228,21 +228,27 @@ def test_a_tolerance_with_labels_is_of_the_loss():
     model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
     truth = (Session(model).run({"x": X})["y"] + np.random.default_rng(1).standard_normal((160, 6))).argmax(axis=1)
     result = prune(
-        model, None, {"x": X, "c": truth}, labels="c", tolerance=0.05, method="global", refit="none", round_to=1
+        model, None, {"x": X, "c": truth}, labels="c", tolerance=0.5, method="global", refit="none", round_to=1
     )
-    _, held = split(checked({"x": X, "c": truth}, tensor_specs(model)), 0)
+    rest, held = split(checked({"x": X, "c": truth}, tensor_specs(model)), 0)
+    _, chosen_by = split(rest, 0)
 
-    def loss(found: onnx.ModelProto) -> float:
-        y = Session(found).run({"x": np.asarray(held.arrays["x"])})["y"].astype(np.float64)
+    def loss(found: onnx.ModelProto, of: Samples | None) -> float:
+        assert of is not None
+        y = Session(found).run({"x": np.asarray(of.arrays["x"])})["y"].astype(np.float64)
         p = np.exp(y - y.max(axis=1, keepdims=True))
-        return float(-np.log(p / p.sum(axis=1, keepdims=True))[np.arange(len(held)), held.extras["c"]].mean())
+        return float(-np.log(p / p.sum(axis=1, keepdims=True))[np.arange(len(of)), of.extras["c"]].mean())
 
     assert result.model is not None
-    told = json.loads(result.report.to_json())["checks"]["discrepancy"]
-    assert told == pytest.approx(loss(result.model) - loss(model), abs=1e-5)
+    checks = json.loads(result.report.to_json())["checks"]
+    told, chosen = checks["discrepancy"], checks["chosen"]
+    assert told == pytest.approx(loss(result.model, held) - loss(model, held), abs=1e-5)
+    assert chosen == pytest.approx(loss(result.model, chosen_by) - loss(model, chosen_by), abs=1e-5)
+    assert chosen <= 0.5
     text = " ".join(prune_report(result.report, Screen(200)).split())
-    assert "within a tolerance of 0.05 on the loss that is added" in text
-    assert f"loss added {told:.4g} ≤ 0.05, against the labels" in text
+    assert "within a tolerance of 0.5 on the loss that is added" in text
+    assert f"loss added {told:.4g}, against the labels" in text
+    assert f"tolerance loss added {chosen:.4g} ≤ 0.5, on 17 samples that only chose" in text
     plain = prune(model, None, {"x": X}, tolerance=0.05, round_to=1, fast=True).report
     assert "on the outputs" in prune_report(plain, Screen(200))
     assert "loss added" not in prune_report(plain, Screen(200))
