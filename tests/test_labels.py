@@ -163,7 +163,7 @@ def test_labels_without_data():
 
 def test_methods_that_read_no_labels():
     with pytest.raises(
-        UsageError, match="method 'magnitude' reads no labels, only global, combined, taylor do; leave labels out"
+        UsageError, match="method 'magnitude' reads no labels, only global, combined, gfs-outputs, taylor do; leave"
     ):
         settings()
 
