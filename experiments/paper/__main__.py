@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.paper import ablation, algebra, alone, batchnorm, convergence, scaling
+from experiments.paper import ablation, algebra, alone, batchnorm, convergence, paper_networks, scaling
 from experiments.paper.networks import Kit
 from experiments.paper.records import Records
 from onnxprune.threads import one_blas_thread
@@ -32,6 +32,7 @@ SECTIONS: dict[str, Callable[[Kit, Records, bool], None]] = {
     scaling.SECTION: scaling.measure_all,
     batchnorm.SECTION: batchnorm.measure_all,
     ablation.SECTION: ablation.measure_all,
+    paper_networks.SECTION: paper_networks.measure_all,
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.paper import figures, text_model, text_practice, text_theory
+from experiments.paper import figures, text_model, text_networks, text_practice, text_theory
 from experiments.paper.comparisons import bar
 from experiments.paper.markup import number, table, wrapped
 from experiments.paper.records import Records
@@ -21,6 +21,7 @@ TITLES = {
     8: "The interval U_i, and what is a scalar",
     9: "Taylor pruning, GFS, and an ablation at equal MACs",
     10: "Practical efficiency",
+    11: "The paper's networks through every method",
 }
 
 
@@ -134,6 +135,7 @@ def render(records: Records, folder: Path) -> str:
         8: text_model.interval(records),
         9: text_practice.ablation(records),
         10: text_practice.efficiency(records),
+        11: text_networks.networks(records),
     }
     parts = [
         "# Answers to the reviews, by measurement",

@@ -15,7 +15,11 @@ NAMES = {
     "mnist_vggbn_legacy": "MNIST VGG",
     "mnist_vggbn": "MNIST VGG",
     "mnist_mlp_legacy": "MNIST MLP",
+    "mnist_bottleneck_resnet_legacy": "MNIST bottleneck ResNet",
     "mnist_bottleneck_resnet": "MNIST bottleneck ResNet",
+    "mnist_mobilenetv2_legacy": "MNIST MobileNetV2",
+    "mobilenetv3_small": "MobileNetV3-Small",
+    "dgcnn": "DGCNN",
 }
 _WRAP = {"break_long_words": False, "break_on_hyphens": False}
 
