@@ -11,6 +11,7 @@ from experiments.paper.markup import count, missing, number, percent, short, tab
 from experiments.paper.paper_networks import ARCHITECTURES, SECTION, runs
 from experiments.paper.records import Records, Row
 from onnxprune.methods import METHODS, with_scales
+from onnxprune.methods import REFITS as METHOD_REFITS
 
 REFITS = ("lockstep", "least-squares", "greedy")
 PAIRS = (
@@ -41,11 +42,13 @@ def lower(cells: Cells, first: str, second: str, refit: str, *, trained: bool) -
 
 
 def best(cells: Cells, refit: str, *, trained: bool) -> Counter[str]:
-    """Which methods leave the least error, and in how many tables; methods that end equal count all."""
+    """Which methods leave the least error, and in how many tables that have all of them; equal ones count all."""
+    every = with_scales() if METHOD_REFITS[refit].scales else tuple(METHODS)
     found: Counter[str] = Counter()
     for (*_, r), c in cells.items():
         errors = {m: row["output_error"] for m, row in c.items() if r == refit and row["trained"] == trained}
-        found.update(m for m, e in errors.items() if e == min(errors.values()))
+        if set(errors) == set(every):
+            found.update(m for m, e in errors.items() if e == min(errors.values()))
     return found
 
 
@@ -123,7 +126,9 @@ def _errors(cells: Cells) -> list[str]:
             for trained, what in ((True, "trained"), (False, "random"))
         }
         names = "; ".join(f"on {what} weights {named}" for what, named in first.items() if named)
-        said += [f"The least error with {refit}, by the number of tables: {names}."] if names else []
+        said += (
+            [f"The least error with {refit}, by the number of tables that have all methods: {names}."] if names else []
+        )
     parts = {refit: not_above_parts(cells, refit) for refit in REFITS}
     named = ", ".join(f"{_share(n)} tables with {refit}" for refit, n in parts.items() if n[1])
     if named:
