@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 from onnxprune import plan
 from onnxprune.benchmark.measure import provider_named
@@ -52,9 +52,6 @@ from onnxprune.stages.verify import (
 )
 from onnxprune.targets.alignment import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def prune(

@@ -1,14 +1,17 @@
-"""Which operator sets the installed onnx and onnxruntime know, and the skip of tests that need newer ones."""
+"""What the installed onnx and onnxruntime know, and the skips of tests that need what newer ones do."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from onnxprune.errors import RunError
+from onnxprune.graph import protobuf
 from onnxprune.runtime.session import Session
 
 # Every onnxruntime that pyproject.toml allows loads this one: an error there is no matter of age.
@@ -36,6 +39,11 @@ def runtime_opset() -> int:
         newest += 1
 
 
+def common_opset() -> int:
+    """The newest operator set that the installed onnx and onnxruntime both know."""
+    return min(int(onnx.defs.onnx_opset_version()), runtime_opset())
+
+
 def needs_opset(opset: int) -> None:
     """Skip the test where neither the installed onnx nor the installed onnxruntime knows the operator set.
 
@@ -44,3 +52,18 @@ def needs_opset(opset: int) -> None:
     known = onnx.defs.onnx_opset_version()
     if opset > known and opset > runtime_opset():
         pytest.skip(f"opset {opset} is newer than onnx {onnx.__version__} (opset {known}) and onnxruntime's own")
+
+
+def check(model: onnx.ModelProto) -> None:
+    """ONNX's checker and strict shape inference, where the installed onnx knows the model's operator set."""
+    opset = next(o.version for o in model.opset_import if not o.domain)
+    if opset <= onnx.defs.onnx_opset_version():
+        protobuf.check(model)
+
+
+def needs_run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], what: str) -> None:
+    """Skip the test where the installed onnxruntime refuses a valid model that needs it to do `what`."""
+    try:
+        Session(model).run(feeds)
+    except RunError as e:
+        pytest.skip(f"this onnxruntime cannot {what}: {e}")

@@ -15,6 +15,7 @@ from onnxprune.runtime.session import Session
 from onnxprune.surgery import cut
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
+from tests.installed import check
 from tests.stages import Array, Prepared, comparable, least_removals, masked, prepare_row, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
@@ -65,7 +66,7 @@ def test_slice_equals_the_oracle(name: str, seed: int, prepared: Lookup):
     p = prepared(name)
     keep = random_keep(p.channels, seed)
     small, oracle = sliced(p, keep), masked(p, keep)
-    protobuf.check(small)
+    check(small)
     session, reference = comparable(small), comparable(oracle)
     for batch in (2, 3) if seed else (2, 3, 1):
         feeds = TABLE[name].feeds(batch, seed=seed + batch)
@@ -82,7 +83,7 @@ def test_one_unit_left_in_every_group(name: str, prepared: Lookup):
     p = prepared(name)
     keep = random_keep(p.channels, 0, shares=(0.0,))
     small = sliced(p, keep)
-    protobuf.check(small)
+    check(small)
     feeds = TABLE[name].feeds(3)
     expected = comparable(masked(p, keep)).run(feeds)
     for output, value in comparable(small).run(feeds).items():

@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -509,15 +508,6 @@ def below(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     if len(roots) > 1:
         raise RunError(f"the weights lie on several drives ({', '.join(sorted(roots))}); set TMPDIR to a folder of one")
     return result, min(roots)
-
-
-@contextmanager
-def as_file(content: bytes) -> Iterator[str]:
-    """A temporary file with this content, while this lasts."""
-    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(content)
-        yield str(path)
 
 
 def check(proto: onnx.ModelProto) -> None:

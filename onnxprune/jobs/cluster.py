@@ -79,7 +79,7 @@ class Cluster:
                 raise RunError(unreachable) from e
             try:
                 self._client.wait_for_workers(1, timeout=_WORKER_SECONDS)
-            except (TimeoutError, asyncio.TimeoutError) as e:  # two classes in Python 3.10
+            except TimeoutError as e:
                 raise RunError(
                     f"the Dask scheduler at {self.address} has no workers: start some (dask worker {self.address})"
                 ) from e
@@ -126,7 +126,7 @@ class Cluster:
         """Threads of every worker. Raises RunError where the scheduler does not say."""
         try:
             found = self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWER_SECONDS)
-        except (TimeoutError, asyncio.TimeoutError) as e:
+        except TimeoutError as e:
             raise RunError(
                 f"the Dask scheduler at {self.address} does not answer any more ({_ANSWER_SECONDS:.0f} s); nothing was "
                 "written"
@@ -275,7 +275,7 @@ def _plainly(address: str) -> Iterator[None]:
             f"the same item ended several workers of {address}, perhaps for want of memory: give them more, or fewer "
             "threads"
         ) from e
-    except (TimeoutError, asyncio.TimeoutError) as e:
+    except TimeoutError as e:
         raise RunError(f"a result of a worker of {address} does not arrive; nothing was written") from e
     except (CancelledError, distributed.comm.CommClosedError) as e:
         raise RunError(f"the Dask scheduler at {address} was lost: {type(e).__name__}; nothing was written") from e

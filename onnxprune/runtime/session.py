@@ -24,7 +24,7 @@ import onnx
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
-from onnxprune.runtime import overdue, saturation, single_precision
+from onnxprune.runtime import faults, overdue, saturation, single_precision
 from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
 
@@ -60,8 +60,8 @@ Provider = str | tuple[str, Mapping[str, str]]
 # Where statistics are computed: without TensorFloat-32, the default on newer GPUs, whose products have 10 bits. The CPU
 # computes shapes, and what has no kernel on the GPU.
 PROVIDERS: Mapping[str, Sequence[Provider]] = {"cpu": (CPU,), "cuda": ((CUDA, {"use_tf32": "0"}), CPU)}
-# Before 1.22 only a model that comes from a file may refer to others, and does so absolutely; later ones may not.
-_RELATIVE = tuple(int(n) for n in ort.__version__.split(".")[:2]) >= (1, 22)
+
+_RELEASE = tuple(int(n) for n in ort.__version__.split(".")[:2])
 
 # What it has to say is in its exceptions. onnx-graphsurgeon opens sessions of its own, too.
 ort.set_default_logger_severity(_FATAL)
@@ -139,6 +139,8 @@ class Session:
                 options.profile_file_prefix = profile
             level = ort.GraphOptimizationLevel
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+            if chosen.exact and isinstance(source, onnx.ModelProto):
+                source = faults.with_zero_points(source)
             return _opened(source, options, providers)
 
         self._declared: dict[str, np.dtype[Any]] = {}
@@ -289,17 +291,23 @@ def _name(provider: Provider) -> str:
 
 
 def _opened(source: onnx.ModelProto | str | os.PathLike[str], options: Any, providers: Sequence[Provider]) -> Any:
-    content = _content(source, options) if isinstance(source, onnx.ModelProto) else os.fspath(source)
-    if isinstance(content, bytes) and not _RELATIVE:
-        with external.as_file(content) as path:
-            return _started(path, options, providers)
-    return _started(content, options, providers)
+    if not isinstance(source, onnx.ModelProto):
+        return _started(os.fspath(source), options, providers)
+    without = faults.optimizers_left_out(source, _RELEASE)
+    return _started(_content(source, options), options, providers, without=without)
 
 
-def _started(content: bytes | str, options: Any, providers: Sequence[Provider], *, probing: bool = False) -> Any:
+def _started(
+    content: bytes | str,
+    options: Any,
+    providers: Sequence[Provider],
+    *,
+    without: Sequence[str] = (),
+    probing: bool = False,
+) -> Any:
     """A session on the first provider. Raises RunError where that does not start, instead of using another one.
 
-    probing: the model is one that every provider runs.
+    without: the names of optimizers that are left out. probing: the model is one that every provider runs.
     """
     first = _name(providers[0])
     if first != CPU:
@@ -308,7 +316,9 @@ def _started(content: bytes | str, options: Any, providers: Sequence[Provider], 
         if _DEVICES.get(first) == "cuda":
             _find_cuda()
         try:
-            session = ort.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+            session = ort.InferenceSession(
+                content, options, providers=list(providers), enable_fallback=0, disabled_optimizers=list(without)
+            )
         except Exception as e:  # noqa: BLE001  they share no base class below it; raised again once the log is read
             failure: Exception | None = e
         else:
@@ -483,9 +493,8 @@ def check_provider(provider: str) -> None:
 def _content(model: onnx.ModelProto, options: Any) -> bytes:
     """The model as bytes, with `options` saying where the weights lie that it refers to in files."""
     if external.has_external(model):
-        if _RELATIVE:
-            model, root = external.below(model)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
+        model, root = external.below(model)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
         if external.external_bytes(model) >= _PREPACK_BYTES:
             # Else onnxruntime keeps a second copy of every matrix, in the order that its kernels like best.
             options.add_session_config_entry("session.disable_prepacking", "1")

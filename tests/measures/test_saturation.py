@@ -151,7 +151,7 @@ def test_static_int8_activations_are_run():
         "(int8[N,8] x) => (int8[N,4] y) { y = QLinearMatMul (x, s, z, w, s, z, t, z) }",
         w=np.arange(32, dtype=np.int8).reshape(8, 4),
         s=np.float32(1),
-        t=np.float32(20),
+        t=np.float32(25),
         z=np.zeros((), np.int8),
     )
     x = np.arange(24, dtype=np.int8).reshape(3, 8)
