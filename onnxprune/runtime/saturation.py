@@ -38,6 +38,7 @@ _OVERRIDABLE = 4
 # A dot product of so many pairs fills every vector register; so many columns and rows meet every kernel.
 _DEPTH, _COLUMNS, _ROWS = 64, 32, 4
 
+_Stored = Mapping[str, Array | np.generic]
 Run = Callable[[onnx.ModelProto, Mapping[str, Array]], Array]
 
 
@@ -85,13 +86,13 @@ def _probes() -> Iterator[tuple[onnx.ModelProto, Array, Array]]:
         scale = np.float32(np.abs(y).max() / info.max)
         codes = np.clip(np.rint(y / scale), info.min, info.max).astype(kind)
         one, zero = np.float32(1), np.zeros((), kind)
-        stored = {"w": w.T[:, :, None, None].copy(), "one": one, "wz": np.zeros((), np.int8), "s": scale, "z": zero}
+        stored: _Stored = {"w": w.T[:, :, None, None].copy(), "one": one, "wz": np.int8(0), "s": scale, "z": zero}
         image, answer = x[:, :, None, None].copy(), codes[:, :, None, None]
         node = helper.make_node("QLinearConv", ["x", "one", "z", "w", "one", "wz", "s", "z"], ["y"])
         yield _model([node], image, stored, answer), image, answer
 
 
-def _model(nodes: list[onnx.NodeProto], x: Array, stored: Mapping[str, Array], y: Array) -> onnx.ModelProto:
+def _model(nodes: list[onnx.NodeProto], x: Array, stored: _Stored, y: Array) -> onnx.ModelProto:
     x_port, y_port = (
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for n, v in (("x", x), ("y", y))

@@ -33,9 +33,9 @@ from tests.random_graphs import (
     sampling,
 )
 from tests.random_graphs.build import SIZES, Array, Build, Live, feeds
-from tests.random_graphs.maker import Maker, defined_from
+from tests.random_graphs.maker import Maker, defined_from, is_unknown
 
-__all__ = ["FAMILIES", "MAKERS", "OPSETS", "SIZES", "WITHOUT_MAKER", "Case", "graphs"]
+__all__ = ["FAMILIES", "MAKERS", "OPSETS", "SIZES", "WITHOUT_MAKER", "Case", "graphs", "is_unknown"]
 
 # Family → its makers, and how often it is chosen.
 FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
