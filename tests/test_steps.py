@@ -13,6 +13,30 @@ from tests.topologies.text import Topology
 # Measured are lengths of at most a dozen; the steps lie beyond.
 LENGTHS = (1, 3, 8, 31, 32, 33, 49, 50, 51, 63, 64, 65, 99, 100, 128)
 CUT = "y = Slice (x, from{0}, %s, along{1})"
+# At most fifty positions, and the rest filled up again.
+LIMITS = {
+    "from_the_start": "cut = Slice(x, from{0}, to{50}, along{1})",
+    "from_the_end": "cut = Slice(x, from{-50}, to{9223372036854775807}, along{1})",
+    "of_a_condition": f"""first = Cast <to=9> (ones{{{",".join(["1"] * 50)}}})
+        cut = Compress <axis=1> (x, first)""",
+    "of_a_sequence": """parts = SplitToSequence <axis=1> (x, fifty{:50})
+        cut = SequenceAt(parts, first{:0})""",
+    "in_a_branch": """top = ReduceMax <keepdims=0> (x)
+        yes = Greater(top, low{:-100.0})
+        cut = If (yes) <
+            then_branch = short () => (float[N,A,4] a) { a = Slice(x, from{0}, to{50}, along{1}) },
+            else_branch = all () => (float[N,B,4] b) { b = Identity(x) }
+        >""",
+    "of_a_loop": """up = Squeeze(l)
+        yes = Cast <to=9> (one{:1})
+        rows = Loop (up, yes) <
+            body = row (int64 i, bool c) => (bool go, float[N,4] r) {
+                go = Less(i, last{:49})
+                r = Gather <axis=1> (x, i)
+            }
+        >
+        cut = Transpose <perm=[1,0,2]> (rows)""",
+}
 STEPS = {
     "vector_min": """
         s = Shape(x)
@@ -93,6 +117,53 @@ STEPS = {
         k = Shape <start=1, end=2> (cut)
         e = Add(k, k)
         y = Slice(x, from2{0}, e, along2{1})""",
+    **{
+        f"limit_{k}": f"""
+        l = Shape <start=1, end=2> (x)
+        {cut}
+        kept = Shape <start=1, end=2> (cut)
+        gone = Sub(l, kept)
+        pads = Concat <axis=0> (none{{0,0,0,0}}, gone, no{{0}})
+        y = Pad(cut, pads)"""
+        for k, cut in LIMITS.items()
+    },
+    "nothing_left": """
+        rest = Slice(x, from{50}, end{9223372036854775807}, along{1})
+        k = Shape <start=1, end=2> (rest)
+        y = Slice(x, k, end2{1000}, along2{1})""",
+    "blocks_of_a_range": """
+        l = Shape <start=1, end=2> (x)
+        up = Squeeze(l)
+        starts = Range(zero{:0}, up, fifty{:50})
+        k = Shape(starts)
+        y = Slice(x, k, end{1000}, along{1})""",
+    "sum_of_a_range": """
+        l = Shape <start=1, end=2> (x)
+        up = Squeeze(l)
+        starts = Range(zero{:0}, up, fifty{:50})
+        k = ReduceSum <keepdims=1> (starts)
+        y = Slice(x, k, end{1000}, along{1})""",
+    "far_from_the_diagonal": """
+        l = Shape <start=1, end=2> (x)
+        square = Concat <axis=0> (l, l)
+        ones = ConstantOfShape <value=int64[1] {1}> (square)
+        part = Trilu(ones, far{:50})
+        k = ReduceSum <keepdims=0> (part)
+        from = Unsqueeze(k, first{0})
+        y = Slice(x, from, end{1000}, along{1})""",
+    "bytes": """
+        l = Shape <start=1, end=2> (x)
+        wrapped = Cast <to=3> (l)
+        back = Cast <to=7> (wrapped)
+        gone = Sub(l, back)
+        y = Slice(x, gone, end{1000}, along{1})""",
+    "broken_numbers": """
+        l = Shape <start=1, end=2> (x)
+        f = Cast <to=1> (l)
+        up = Add(f, large{.,536870912.0})
+        down = Sub(up, large2{.,536870912.0})
+        w = Cast <to=7> (down)
+        y = Slice(x, w, end{1000}, along{1})""",
     "step_behind_a_step": """
         s = Shape(x)
         long = Greater(s, limits{1000,50,1000})

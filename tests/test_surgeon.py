@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from onnxprune.graph import surgeon
+from onnxprune.normalise import normalise
+from onnxprune.runtime.session import Session
 
 _INPUTS = 50
 
@@ -39,3 +42,20 @@ def test_unused_nodes_go_and_inputs_stay(monkeypatch: pytest.MonkeyPatch):
     found = surgeon.from_gs(graph, model)
     assert [n.op_type for n in found.graph.node] == ["Sum"]
     assert [v.name for v in found.graph.input] == [f"i{k}" for k in range(_INPUTS)]
+
+
+@pytest.mark.parametrize("kind", ["value_strings", "folded"])
+def test_constant_texts(kind: str):
+    """Fails where names of classes that a node holds, or that are joined of constants, cannot be written."""
+    names = ["Käfer", "", "dog"]
+    parts = [names] if kind == "value_strings" else [names[:1], names[1:]]
+    nodes = [helper.make_node("Constant", [], [f"p{k}"], value_strings=part) for k, part in enumerate(parts)]
+    nodes.append(helper.make_node("Concat", [f"p{k}" for k in range(len(parts))], ["names"], axis=0))
+    nodes.append(helper.make_node("ArgMax", ["x"], ["best"], axis=1, keepdims=0))
+    nodes.append(helper.make_node("Gather", ["names", "best"], ["y"]))
+    x = helper.make_tensor_value_info("x", 1, ["N", 3])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.STRING, ["N"])
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    feeds = {"x": np.eye(3, dtype=np.float32)[[2, 0, 1]]}
+    assert Session(normalise(model, feeds).proto).run(feeds)["y"].tolist() == ["dog", "Käfer", ""]

@@ -394,7 +394,7 @@ def _halved(a: Array, s: InputSpec, where: str) -> Array:
 
 
 def _check_shape(a: Array | Rows, s: InputSpec, where: str) -> None:
-    wanted = tuple("N" if d is None else d for d in s.dims)
+    wanted = tuple(("?" if k else "N") if d is None else d for k, d in enumerate(s.dims))
     shown = "x".join(str(d) for d in wanted)
     first = 1 if s.batched else 0
     if a.ndim != len(s.dims) or any(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import helper
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
@@ -74,6 +76,14 @@ def _leave_in_file(constant: Any) -> None:
         constant.data_location = None
 
 
+def _store_text(constant: Any) -> None:
+    """onnx-graphsurgeon writes all that it has read or computed as raw bytes, which texts cannot be."""
+    values = constant._values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "OSU":
+        texts = helper.make_tensor(constant.name, onnx.TensorProto.STRING, values.shape, values.ravel().tolist())
+        constant._values = LazyValues(texts)
+
+
 def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
     """Back to protobuf, with everything that onnx-graphsurgeon drops restored from `like`.
 
@@ -81,6 +91,9 @@ def from_gs(graph: Any, like: onnx.ModelProto) -> onnx.ModelProto:
     wrongly), the exact input and output declarations, model metadata, and of each node whose first output still exists
     the bodies, attributes that hold types, documentation, metadata and overload.
     """
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Constant):
+            _store_text(tensor)
     proto: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     bodies.refilled(proto, like)
     stored = {t.name: t for t in like.graph.initializer}

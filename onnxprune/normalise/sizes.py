@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars, returns_weight
 from onnxprune.normalise.data_sizes import other_ways, sizes_by_data
+from onnxprune.normalise.limits import limited
 from onnxprune.normalise.measured import Measured, Shapes, by_name, shapes_in, with_lengths
 from onnxprune.normalise.steps import Clamp, Sliced, behind, clamps_of, moved_runs, slices
 from onnxprune.normalise.windows import Window, ports, reach, standing, widened, windows
@@ -137,8 +138,8 @@ def _measured(
     """
     cut, before = slices(proto), [*names, *_sized_inside(proto)]
     static = {*names, *given}
-    by_data = sizes_by_data(proto, before, static)
-    rounding = [*windows(proto, before), *by_data]
+    decided = [*sizes_by_data(proto, before, static), *limited(proto, before)]
+    rounding = [*windows(proto, before), *decided]
     if not names and not rounding:
         return [], None
     probe, probes = with_lengths(proto, [*(t for c in cut for t in (c.data, c.output)), *ports(rounding)])
@@ -161,7 +162,7 @@ def _measured(
         if seen is None:
             return found, None
         shapes.append(seen)
-    rounding = [*windows(proto, before, _still_values(found)), *by_data]
+    rounding = [*windows(proto, before, _still_values(found)), *decided]
     if not inside:
         reach(proto, rounding, feeds, shapes, measure)
         kept = {id(f) for f in feeds}
@@ -178,17 +179,20 @@ def _measured(
 
 @dataclass(frozen=True)
 class _Limits:
-    """The Slices and windows that may hold an axis at one size; tensors; and their shapes, run by run."""
+    """The Slices and windows that may hold an axis at one size; tensors; their shapes, run by run; and the bounds that
+    were seen to hold one: where they are moved, they do not."""
 
     cut: Sequence[Sliced]
     rounding: Sequence[Window]
     tensors: Sequence[str]
     shapes: list[Shapes]
+    clamps: dict[Clamp, None] = field(default_factory=dict)
 
     def met(self) -> tuple[dict[str, frozenset[int]], list[Clamp]]:
         """The axes that stand still at a window, and the bounds that hold one."""
         shapes = {t: [s[t] for s in self.shapes if t in s] for t in self.tensors}
-        return standing(self.rounding, self.shapes), clamps_of(self.cut, shapes)
+        self.clamps.update(dict.fromkeys(clamps_of(self.cut, shapes)))
+        return standing(self.rounding, self.shapes), list(self.clamps)
 
 
 def _beyond_limits(

@@ -25,9 +25,9 @@ from onnxprune.numerics.arrays import Array, Mask
 from onnxprune.runtime.session import Feeds, Session
 
 _EXACT = {
-    *("Add", "Sub", "Mul", "Neg", "Sum", "Identity", "ReduceSum", "ReduceProd", "CumSum", "Range"),
+    *("Add", "Sub", "Mul", "Neg", "Sum", "Identity", "ReduceSum", "ReduceProd", "CumSum"),
     *("Concat", "Split", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Expand", "Tile"),
-    *("ConstantOfShape", "Shape", "Size", "NonZero", "EyeLike", "Trilu"),
+    *("ConstantOfShape", "Shape", "Size", "NonZero"),
     *("Exp", "Log", "Pow", "Reciprocal", "Sqrt"),
 }
 # An entry of the output comes from those at its place alone.
@@ -38,6 +38,8 @@ _ENTRYWISE = {
 # The inputs that choose; what they choose from may change where it is not chosen.
 _CHOOSING = {"Gather": (1,), "GatherElements": (1,), "GatherND": (1,), "Slice": (1, 2, 3, 4), "Where": (0,)}
 _MOST_ROUNDS = 4
+# Bytes of a number that holds every size.
+_WIDE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +57,24 @@ class Moved:
 
 @dataclass(frozen=True)
 class Sliced:
-    """A Slice with stored bounds: what it reads and gives, and (axis, start) of every row of bounds."""
+    """A Slice with stored bounds: what it reads and gives, and (axis, start, end) of every row of bounds."""
 
     data: str
     output: str
-    bounds: Sequence[tuple[int, int]]
+    bounds: Sequence[tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """The k-th bounds of the Slice that gives `output`: they cut an axis that changes to the same size each time."""
+    """The k-th bounds of the Slice that gives `output`: they cut an axis that changes to the same size each time.
+
+    empty: the size of that axis in the first run, where they leave nothing of it.
+    """
 
     output: str
     k: int
     from_the_end: bool
+    empty: int | None = None
 
 
 def moved_runs(
@@ -166,10 +172,10 @@ def clamps_of(cut: Sequence[Sliced], shapes: Mapping[str, Sequence[Sequence[int]
     """
     found: list[Clamp] = []
     for c in cut:
-        for k, (axis, start) in enumerate(c.bounds):
-            sizes, left = ({s[axis] for s in shapes[t] if -len(s) <= axis < len(s)} for t in (c.data, c.output))
-            if len(sizes) > 1 and len(left) == 1 and min(left) > 1:
-                found.append(Clamp(c.output, k, start < 0))
+        for k, (axis, start, _) in enumerate(c.bounds):
+            sizes, left = ([s[axis] for s in shapes[t] if -len(s) <= axis < len(s)] for t in (c.data, c.output))
+            if len(set(sizes)) > 1 and len(set(left)) == 1 and left[0] != 1:
+                found.append(Clamp(c.output, k, start < 0, None if left[0] else sizes[0]))
     return found
 
 
@@ -181,18 +187,18 @@ def slices(proto: onnx.ModelProto) -> list[Sliced]:
     return [c for c in found if c.bounds]
 
 
-def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[tuple[int, int]]:
-    """(axis, start) of every stored row of bounds."""
+def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[tuple[int, int, int]]:
+    """(axis, start, end) of every stored row of bounds."""
     if len(n.input) == 1:
         attributes = {a.name: list(a.ints) for a in n.attribute}
-        starts = attributes.get("starts", [])
-        return list(zip(attributes.get("axes", range(len(starts))), starts, strict=False))
+        starts, ends = attributes.get("starts", []), attributes.get("ends", [])
+        return list(zip(attributes.get("axes", range(len(starts))), starts, ends, strict=False))
     if any(i and i not in weights for i in n.input[1:]):
         return []
     values = [external.array_of(weights[i]).ravel().tolist() if i else None for i in n.input[1:4]]
-    starts = values[0] or []
+    starts, ends = values[0] or [], values[1] or []
     axes = values[2] if len(values) > 2 and values[2] is not None else range(len(starts))
-    return list(zip(axes, starts, strict=False))
+    return list(zip(axes, starts, ends, strict=False))
 
 
 def _steps(
@@ -222,7 +228,7 @@ def _steps(
 
     for n in proto.graph.node:
         outputs = [o for o in n.output if o in plain and _numbers(plain[o][0])]
-        if not outputs or n.op_type in _EXACT or _keeps_apart(n, plain):
+        if not outputs or _keeps_apart(n, constants, plain):
             continue
         read = [i for k, i in enumerate(n.input) if i and k in _CHOOSING.get(n.op_type, (k,))]
         if not any(changes(i).any() for i in read) or _never(n, constants, plain, still):
@@ -272,8 +278,14 @@ def _reached(n: onnx.NodeProto, changes: Sequence[Mask], shape: tuple[int, ...])
     return reached
 
 
-def _keeps_apart(n: onnx.NodeProto, values: Mapping[str, Sequence[Array]]) -> bool:
-    """Whether this is a Cast or a quotient that keeps sizes apart, as whole or as broken numbers."""
+def _keeps_apart(
+    n: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], values: Mapping[str, Sequence[Array]]
+) -> bool:
+    """Whether what this gives stays the same for different sizes only where they cancel out, or are not chosen."""
+    if n.op_type == "Range":
+        return n.input[2] in constants and bool((np.abs(external.array_of(constants[n.input[2]])) == 1).all())
+    if n.op_type in _EXACT:
+        return not any(_rounded(v) for o in n.output for v in values.get(o, ()))
     if n.op_type == "Div":
         return values[n.output[0]][0].dtype.kind == "f"
     if n.op_type != "Cast":
@@ -281,7 +293,17 @@ def _keeps_apart(n: onnx.NodeProto, values: Mapping[str, Sequence[Array]]) -> bo
     to = protobuf.int_attribute(n, "to", 1)
     source = values.get(n.input[0])
     whole = source is not None and source[0].dtype.kind in "iu"
-    return to != onnx.TensorProto.BOOL and (whole or helper.tensor_dtype_to_np_dtype(to).kind not in "iu")
+    into = helper.tensor_dtype_to_np_dtype(to)
+    if whole and into.kind in "iu":
+        return into.itemsize >= _WIDE  # no size is so large that it wraps round there
+    return to != onnx.TensorProto.BOOL and into.kind not in "iu"
+
+
+def _rounded(value: Array) -> bool:
+    """Whether numbers are so large that some next to each other are the same."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not value.size:
+        return False
+    return bool((np.abs(value[np.isfinite(value)]) >= 1 / np.finfo(value.dtype).eps).any())
 
 
 def _never(
@@ -399,7 +421,11 @@ def _instead(name: str, value: Array, mask: Mask, by: int, graph: onnx.GraphProt
 
     Not the sum of both: a step behind a step would undo it.
     """
-    moved = ~value if value.dtype == np.bool_ else np.where(value > by, value - by, value + by).astype(value.dtype)
+    if value.dtype == np.bool_:
+        moved = ~value
+    else:
+        amount = by * np.maximum(2 * np.spacing(np.abs(value)), 1) if value.dtype.kind == "f" else by
+        moved = np.where(value > amount, value - amount, value + amount).astype(value.dtype)
     source, chosen, there = f"{name}__still", f"{name}__moved", f"{name}__there"
     graph.initializer.append(numpy_helper.from_array(np.asarray(moved), chosen))
     if mask.all():
@@ -416,18 +442,35 @@ def _instead(name: str, value: Array, mask: Mask, by: int, graph: onnx.GraphProt
 
 
 def _tighten(node: onnx.NodeProto, clamp: Clamp, graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]) -> None:
-    """Let a Slice leave one position less: the last one, or of those that are counted from the end the first.
+    """Let a Slice leave one position less: the last one, or of those that are counted from the end the first; where it
+    leaves none, the last one.
 
     stored: the weights of the graph, by name; those that are added are added here too.
     """
-    step = 1 if clamp.from_the_end else -1
-    if len(node.input) == 1:
-        bounds = next(a for a in node.attribute if a.name == ("starts" if clamp.from_the_end else "ends"))
-        bounds.ints[clamp.k] += step
+    if clamp.empty is not None:
+        _set_bound(node, 1, clamp.k, clamp.empty - 1, graph, stored)
+        _set_bound(node, 2, clamp.k, clamp.empty, graph, stored)
         return
-    slot = 1 if clamp.from_the_end else 2
+    slot, by = (1, 1) if clamp.from_the_end else (2, -1)
+    _set_bound(node, slot, clamp.k, _bound(node, slot, clamp.k, stored) + by, graph, stored)
+
+
+def _bound(node: onnx.NodeProto, slot: int, k: int, stored: Mapping[str, onnx.TensorProto]) -> int:
+    """The k-th start (slot 1) or end (slot 2) of a Slice."""
+    if len(node.input) == 1:
+        return int(next(a for a in node.attribute if a.name == ("starts", "ends")[slot - 1]).ints[k])
+    return int(external.array_of(stored[node.input[slot]]).ravel()[k])
+
+
+def _set_bound(
+    node: onnx.NodeProto, slot: int, k: int, to: int, graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]
+) -> None:
+    """Let it be another one. What is stored for it is added to the graph, and to `stored`."""
+    if len(node.input) == 1:
+        next(a for a in node.attribute if a.name == ("starts", "ends")[slot - 1]).ints[k] = to
+        return
     values = external.array_of(stored[node.input[slot]]).copy()
-    values.ravel()[clamp.k] += step
-    node.input[slot] = f"{node.output[0]}__bounds{slot}_{clamp.k}"
+    values.ravel()[k] = to
+    node.input[slot] = f"{node.output[0]}__bounds{slot}_{k}"
     stored[node.input[slot]] = numpy_helper.from_array(values, node.input[slot])
     graph.initializer.append(stored[node.input[slot]])

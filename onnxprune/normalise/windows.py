@@ -36,12 +36,14 @@ class Window:
     """An operator whose output's axes are as long as its input's, rounded: those of `axes`, or all (None).
 
     by_data: data decide how long they are, whatever `source` is; where it has a name, of those that differ from its.
+    limit: they may be held back at sizes that were not measured, those that change (None), or that `source` has change.
     """
 
     source: str
     output: str
     axes: frozenset[int] | None = None
     by_data: bool = False
+    limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _strided(n: onnx.NodeProto, value: Callable[[str], Array | None]) -> frozens
 def standing(found: Sequence[Window], shapes: Sequence[Shapes]) -> dict[str, frozenset[int]]:
     """The axes of outputs of windows that have the same size in all runs, though those of their inputs do not.
 
-    Where data decide, they need not.
+    Where data decide, theirs need not; and where these, or a limit, decide, what differs in these runs tells nothing.
     """
     standing: dict[str, frozenset[int]] = {}
     for w in found:
@@ -134,14 +136,15 @@ def standing(found: Sequence[Window], shapes: Sequence[Shapes]) -> dict[str, fro
         axes = set(range(rank)) if w.axes is None else {a % rank for a in w.axes if -rank <= a < rank}
         if w.source:
             axes = {a for a in axes if a < len(before[0])}
+        changing = {a for a in axes if len({s[a] for s in (before if w.source else after)}) > 1}
         if not w.by_data:
-            axes = {a for a in axes if len({s[a] for s in before}) > 1}
+            axes = axes if w.limit and not w.source and w.axes is not None else changing
         elif w.source:
             pairs = [(s[w.source], s[w.output]) for s in shapes if w.source in s and w.output in s]
             axes = {a for a in axes if any(was[a] != is_[a] for was, is_ in pairs)}
-        still = {a for a in axes if len({s[a] for s in after}) == 1}
+        still = axes if w.by_data or w.limit else {a for a in axes if len({s[a] for s in after}) == 1}
         if still:
-            standing[w.output] = frozenset(still)
+            standing[w.output] = standing.get(w.output, frozenset()) | still
     return standing
 
 
@@ -159,7 +162,7 @@ def reach(
     end all at once. measure: the shapes at a size; None where the model does not take it.
     """
     inputs = symbols(runs[0], proto)
-    rounding = [w for w in found if not w.by_data]
+    rounding = [w for w in found if not (w.by_data or w.limit)]
     sizes: list[tuple[Symbol, int]] = []
 
     def added(variant: Feeds) -> bool:

@@ -434,7 +434,7 @@ def _bench_facts(b: Bench) -> list[tuple[str, str]]:
 
 
 def _spread(ratio: float, interval: Sequence[float] | None) -> str:
-    bounds = f" (95% interval: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    bounds = f" (95% interval in this run: {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
     return f"{ratio:.3f} ×{bounds}"
 
 

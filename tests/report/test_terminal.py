@@ -174,7 +174,7 @@ def test_benchmark_shows_two_models_beside_each_other():
     flat = " ".join(text.split())
     for part in (
         *("[1] a.onnx", "[2] b.onnx", "median 2 ms 1 ms", "samples per second 500 1000", "4.0 KiB 2.0 KiB"),
-        *("0.500 × (95% interval: 0.490 to 0.520) that of [1]", "half of the rounds: 0.480 to 0.530"),
+        *("0.500 × (95% interval in this run: 0.490 to 0.520) that of [1]", "half of the rounds: 0.480 to 0.530"),
         *("100 rounds, in turns, after 10 to warm up", "x 4x3 (batch 4; data.npz)", "note: a note"),
         *("Conv 3 ms 75.0% 1 1 ms 100.0% 1", "Relu 1 ms 25.0% 2", "c1 Conv 3 ms 1 ms"),
     ):
@@ -217,7 +217,7 @@ def test_width_of_a_benchmark(width: int):
 def test_latency_of_a_pruned_model(report: Report):
     text = " ".join(terminal.prune_report(replace(report, latency=BENCH.as_dict()), Screen()).split())
     assert "latency, CPU 2 ms 1 ms 50.0%" in text
-    assert "0.500 × (95% interval: 0.490 to 0.520) of the original's, median of 100 rounds in turns" in text
+    assert "0.500 × (95% interval in this run: 0.490 to 0.520) of the original's, median of 100 rounds in turns" in text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(2.51e-5, "0.0251 ms"), (0.01234, "12.3 ms"), (1.25, "1250 ms")])
