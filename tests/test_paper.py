@@ -10,12 +10,15 @@ import pytest
 from onnx import parser
 
 from benchmarks.fits import exponent, fitted
-from experiments.paper import algebra, alone, convergence, scaling
+from experiments.paper import algebra, alone, convergence, scaling, text_global, text_theorem
+from experiments.paper.__main__ import OF_BUNDLED, SECTIONS, main
 from experiments.paper.ablation import Run
 from experiments.paper.batchnorm import reestimated
 from experiments.paper.comparisons import against, bar
+from experiments.paper.document import TITLES, points, render, write
+from experiments.paper.figures import draw, names
 from experiments.paper.markup import number, table, wrapped
-from experiments.paper.networks import Network, Prepared
+from experiments.paper.networks import Bundled, Network, Prepared
 from experiments.paper.records import Records
 from onnxprune.runtime.session import Session
 from onnxprune.selection.quadratic import Quadratic
@@ -171,7 +174,8 @@ def test_cheap_sections(network: Network, group: str):
     assert_same(np.array(signs["feasible"]), np.array([-3 / 7, 1.0]), rtol=0.0, atol=2e-4)
     assert signs["losses"]["as implemented"]["d"][-1] < signs["losses"]["other sign"]["d"][-1]
     cuts = alone.measure(small, group, 64)["cuts"]
-    assert {(c["method"], c["removed"]) for c in cuts} == {(m, s) for m in ("local", "global") for s in alone.SHARES}
+    methods = ("local", "global", "exact")
+    assert {(c["method"], c["removed"]) for c in cuts} == {(m, s) for m in methods for s in alone.SHARES}
     assert all(c["least-squares"]["output_error"] < 1.0 for c in cuts)
 
 
@@ -182,20 +186,114 @@ def test_costs_are_measured():
 
 def test_the_document(tmp_path: Path, network: Network, group: str):
     """From results of a few sections: figures, tables and text; what was not measured is named with its command."""
-    pytest.importorskip("matplotlib")
-    from experiments.paper.document import TITLES, points, write
-
     records = Records(tmp_path / "paper" / "results.json")
     records.add("convergence", f"digits, {group}", lambda: convergence.measure(network.few(50), group, 48, points=6))
     records.add("equivalence", "digits", lambda: algebra.equivalence(network.few(50)))
     write(records, tmp_path)
     text = (tmp_path / "paper.md").read_text(encoding="utf-8")
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {k}. {t}" for k, t in TITLES.items()]
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads == ["## Start here", *(f"## {k}. {t}" for k, t in TITLES.items())]
     assert "--only ablation" in text
     assert len(points(records)) == text.split("\n## ")[0].count("\n|") - 2
-    for name in (part.split(")")[0] for part in text.split("](paper/")[1:]):
-        assert (tmp_path / "paper" / name).read_text(encoding="utf-8").startswith("<?xml")
-    first = {p.name: p.read_bytes() for p in (tmp_path / "paper").iterdir()}
-    write(Records(records.path), tmp_path)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "paper").iterdir()} == first
+    assert {part.split(")")[0] for part in text.split("](paper/")[1:]} == {*names(records).values(), "results.json"}
     assert str(tmp_path) not in text
+
+
+def test_the_figures(tmp_path: Path, network: Network, group: str):
+    """Equal results give equal files, and those that the text names."""
+    pytest.importorskip("matplotlib")
+    records = Records(tmp_path / "results.json")
+    records.add("convergence", f"digits, {group}", lambda: convergence.measure(network.few(50), group, 48, points=6))
+    for folder in ("a", "b"):
+        draw(Records(records.path), tmp_path / folder)
+    found, again = ({p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in ("a", "b"))
+    assert found == again
+    assert set(found) == set(names(records).values())
+    assert all(text.startswith(b"<?xml") for text in found.values())
+
+
+# the page
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "paper.md"
+
+
+@pytest.fixture(scope="module")
+def results() -> Records:
+    return Records(PAGE.parent / "paper" / "results.json")
+
+
+def test_the_page_is_what_its_results_say(results: Records):
+    """Fails where a figure, or a sentence, was changed on the page alone, and where results changed without it."""
+    assert PAGE.read_text(encoding="utf-8") == render(results)
+    drawn = {p.name for p in (PAGE.parent / "paper").iterdir()} - {"results.json"}
+    assert drawn == set(names(results).values())
+
+
+def test_the_page_from_a_clone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where a section asks for a folder of models, or its text for results that the bundled ones do not give."""
+    some = ["equivalence", "constants", "interval", "convergence", "ablation"]
+    main(["--bundled", "--quick", "--only", *some, "--output", str(tmp_path)])
+    records = Records(tmp_path / "paper" / "results.json")
+    assert set(records.data) == set(some)
+    assert "**This page is reduced**" in (tmp_path / "paper.md").read_text(encoding="utf-8")
+    assert {k.split(":")[0] for k in capsys.readouterr().out.splitlines()} == set(some)
+    with pytest.raises(SystemExit):
+        main(["somewhere", "--bundled", "--output", str(tmp_path)])
+
+
+def test_every_section_says_whether_the_bundled_models_have_it():
+    """Fails where a section that needs other models is offered with these."""
+    assert set(OF_BUNDLED) <= set(SECTIONS)
+    assert not {"batchnorm", "start"} & {k for k, f in {**SECTIONS, **OF_BUNDLED}.items() if f is not None}
+    for quick in (False, True):
+        scope = Bundled().scope(quick)
+        used = {p.network for p in (*scope.places, *scope.mixed, *scope.folded, scope.interval)}
+        for name in {*used, *scope.equal, scope.timed[0], scope.kept[0]}:
+            assert Bundled().network(name).path.exists()
+
+
+# what the text counts
+
+
+def test_steps_against_log_1_over_epsilon():
+    """Fails where a power of n passes for a logarithm."""
+    n = np.arange(1, 20001)
+    assert text_theorem.decades(np.exp(-0.3 * n).tolist()) == [8, 16, 24, 31]
+    logarithm, square, line = (
+        text_theorem.growth(text_theorem.decades(d.tolist())) for d in (np.exp(-0.03 * n), 1.0 / n**2, 1.0 / n)
+    )
+    assert logarithm is not None and logarithm < 1.05 < text_theorem.LIKE_A_LOGARITHM
+    assert square is not None and square > text_theorem.LIKE_A_LOGARITHM
+    assert_same(np.array([square, line]), np.array([10**0.5, 10.0]), rtol=0.1, atol=0.0)
+    assert text_theorem.growth([3, 9, None, None]) is None
+    assert text_theorem.fewest({"n": [1, 2, 3], "d": [0.5, 0.1, 0.01]}, 0.1, 4) == 2
+    assert text_theorem.fewest({"n": [1, 2, 3], "d": [0.5, 0.1, 0.01]}, 0.001, 4) == 4
+
+
+def test_who_wins_a_cut(tmp_path: Path):
+    """Fails where a loss is counted as a win, a layer twice, or a constant above another as the better one."""
+
+    def cut(method: str, removed: float, output: float) -> dict[str, Any]:
+        error = {"output_error": output, "agreement": 1.0, "top1": 1.0}
+        values = {"local": 0.1, "output": output, "gauss_newton": output}
+        return {"method": method, "removed": removed, **values, **dict.fromkeys(alone.REFITS, error)}
+
+    def curve(constant: float, exponent: float) -> dict[str, Any]:
+        return {"fit": {"exp(-cn)": {"constant": constant, "exponent": exponent}}}
+
+    records = Records(tmp_path / "results.json")
+    cuts = [cut("local", 0.5, 0.2), cut("global", 0.5, 0.1), cut("local", 0.25, 0.1), cut("global", 0.25, 0.3)]
+    row = {"cuts": cuts, "curves": {"local": curve(0.0, 0.2), "global": curve(-0.1, 0.1)}, "exact": {}}
+    records.add("alone", "x", lambda: row)
+    found = text_global.cuts_of(records)
+    assert text_global.lower(found, "global", "output") == (1, 2)
+    assert text_global.lower(found, "global", "greedy", 0.5) == (1, 1)
+    assert text_global.lower(found, "global", "local") == (0, 2)
+    assert text_global.lower(found, "exact", "output") == (0, 0)
+    assert text_global.factors(found, "global", 0.5) == [0.5]
+    assert text_global.median_of(found, "global", "none") == 1.75
+    fits = text_global.fits(records)
+    assert text_global.better(fits, "global", "constant") == (1, 1)
+    assert text_global.better(fits, "global", "exponent") == (0, 1)
+    assert "1 of 2 cuts" in text_global.alone(records)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from benchmarks.accuracy.kits import answers
-from experiments.paper.networks import MNIST_MLP, RESNET56, Alone, Kit, Network, Prepared, Recorder
+from experiments.paper.networks import Alone, Kit, Network, Prepared, Recorder
 from experiments.paper.records import Records, Row
 from onnxprune import prune
 from onnxprune.channels.gates import units_of
@@ -25,7 +25,6 @@ from onnxprune.verification.oracle import masked_model
 
 Floats = NDArray[np.float64]
 PARAMETERS, EQUIVALENCE, INTERVAL = "parameters", "equivalence", "interval"
-RESNET56_BN = "cifar10_resnet56_legacy_bn"
 
 
 def largest(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -37,36 +36,19 @@ def largest(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 
 def parameters(network: Network, group: str, samples: int, seed: int = 0) -> Row:
-    """One group cut by local imitation with its coefficients folded: the written graph, against the gated network."""
+    """One group cut by local imitation with its coefficients folded: the written graph, against the gated network.
+
+    Coefficients as the paper has them (convex); `free` says what the program's own class gives.
+    """
     prepared = Prepared.of(network, samples, seed, method="local")
     g = prepared.named(group)
-    channels = prepared.coupled.taken.channels
-    pattern = channels.groups[g].name
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.onnx"
-        result = prune(
-            network.path,
-            out,
-            network.samples(samples, seed),
-            method="local",
-            refit="greedy",
-            uniform=0.5,
-            round_to=1,
-            seed=seed,
-            include=(pattern,),
-        )
-        before, after = onnx.load(network.path), onnx.load(out)
-        written = answers(out, network.test)
-    a = result.plan.coefficients(channels)[g]
-    recorder = Recorder([o.name for o in prepared.coupled.taken.proto.graph.output], len(network.test))
-    gated = Alone(prepared, g, prepared.test).gated(recorder)  # type: ignore[arg-type]
-    gated.at(a)
-    expected = recorder.answers()
+    found = {c: folded(prepared, g, samples, seed, c) for c in ("convex", "free")}
+    a, before, after, difference = found["convex"]
+    free = found["free"][0]
     shapes = [{t.name: list(t.dims) for t in p.graph.initializer} for p in (before, after)]
     changed = {k: [shapes[0][k], v] for k, v in shapes[1].items() if k in shapes[0] and shapes[0][k] != v}
     return {
-        "group": pattern,
-        "groups_cut": len(result.plan.masks(channels)),
+        "group": prepared.coupled.taken.channels.groups[g].name,
         "kept": int((a != 0).sum()),
         "units": a.size,
         "coefficients": [float(x) for x in np.sort(a[a != 0])],
@@ -76,10 +58,41 @@ def parameters(network: Network, group: str, samples: int, seed: int = 0) -> Row
         "were_constants": sum(o in set(shapes[1]) for n in before.graph.node for o in n.output),
         "lost_initializers": sorted(set(shapes[0]) - set(shapes[1])),
         "changed": changed,
-        "difference": largest(written, expected.reshape(written.shape)),
+        "difference": difference,
+        "free": {"coefficients": [float(x) for x in np.sort(free[free != 0])], "difference": found["free"][3]},
         "tolerance": 1e-4,
         "bias": folded_bias(prepared, g, seed),
     }
+
+
+def folded(
+    prepared: Prepared, g: int, samples: int, seed: int, coefficients: str
+) -> tuple[Floats, onnx.ModelProto, onnx.ModelProto, float]:
+    """The coefficients of a group cut to half, the model before and after, and how far the written one is from the
+    gated network on the test split."""
+    network, channels = prepared.network, prepared.coupled.taken.channels
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.onnx"
+        result = prune(
+            network.path,
+            out,
+            network.samples(samples, seed),
+            method="local",
+            refit="greedy",
+            coefficients=coefficients,
+            uniform=0.5,
+            round_to=1,
+            seed=seed,
+            include=(channels.groups[g].name,),
+        )
+        before, after = onnx.load(network.path), onnx.load(out)
+        written = answers(out, network.test)
+    a = result.plan.coefficients(channels)[g]
+    recorder = Recorder([o.name for o in prepared.coupled.taken.proto.graph.output], len(network.test))
+    gated = Alone(prepared, g, prepared.test).gated(recorder)  # type: ignore[arg-type]
+    gated.at(a)
+    expected = recorder.answers()
+    return a, before, after, largest(written, expected.reshape(written.shape))
 
 
 def folded_bias(prepared: Prepared, group: int, seed: int) -> Row:
@@ -228,17 +241,17 @@ def _losses(q: Quadratic, steps: int, sign: float) -> Row:
 
 def measure_parameters(kit: Kit, records: Records, quick: bool) -> None:
     """Section 4."""
-    for name, group in ((RESNET56, "layer2.4/conv1"), (MNIST_MLP, "b.1"))[: 1 if quick else 2]:
-        records.add(PARAMETERS, name, partial(lambda n, g: parameters(kit.network(n), g, 256), name, group))
+    for p in kit.scope(quick).folded:
+        records.add(PARAMETERS, p.network, partial(lambda p: parameters(kit.network(p.network), p.group, p.samples), p))
 
 
 def measure_equivalence(kit: Kit, records: Records, quick: bool) -> None:
     """Section 7."""
-    for name in (RESNET56, RESNET56_BN)[: 1 if quick else 2]:
+    for name in kit.scope(quick).equal:
         records.add(EQUIVALENCE, name, partial(lambda n: equivalence(kit.network(n)), name))
 
 
 def measure_interval(kit: Kit, records: Records, quick: bool) -> None:
     """Section 8."""
-    del quick
-    records.add(INTERVAL, RESNET56, lambda: interval(kit.network(RESNET56), "layer3.7/conv1", 256))
+    p = kit.scope(quick).interval
+    records.add(INTERVAL, p.network, lambda: interval(kit.network(p.network), p.group, p.samples))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fits import fitted
-from experiments.paper.hull import hull_of
-from experiments.paper.networks import MNIST_MLP, MNIST_VGG, MOBILENET, RESNET56, Alone, Kit, Network, Prepared
+from experiments.paper.hull import hull_of, least_of_fixed_steps, most_of_fixed_steps
+from experiments.paper.networks import Alone, Kit, Network, Prepared
 from experiments.paper.records import Records, Row
+from experiments.paper.scope import Place
 from onnxprune.calibration import regressions
 from onnxprune.selection import Path, baselines, gfs, imitation, obs
 from onnxprune.selection.exact import ExactWalk
 from onnxprune.selection.imitation import SLACK, QuadraticWalk
 from onnxprune.selection.quadratic import Quadratic
-from onnxprune.selection.steps import Step
+from onnxprune.selection.steps import Step, settle
 
 Floats = NDArray[np.float64]
 SECTION, CONSTANTS, COMBINED = "convergence", "constants", "combining"
@@ -28,30 +27,6 @@ SECTION, CONSTANTS, COMBINED = "convergence", "constants", "combining"
 _POINTS = 14
 # Relative to the empty layer: between two discrepancies of a network in float32 this close neither is better.
 _ROUNDING = 1e-7
-
-
-@dataclass(frozen=True)
-class Place:
-    """A group of a network, by a part of its name."""
-
-    network: str
-    group: str
-    samples: int
-
-    @property
-    def key(self) -> str:
-        """Of its row."""
-        return f"{self.network}, {self.group}"
-
-
-PLACES = (
-    Place(RESNET56, "layer1.4/conv1", 256),
-    Place(RESNET56, "layer2.4/conv1", 256),
-    Place(RESNET56, "layer3.7/conv1", 256),
-    Place(MOBILENET, "op17.0/Conv", 64),
-    Place(MNIST_VGG, "f.8.0/Conv", 256),
-    Place(MNIST_MLP, "b.1", 256),
-)
 
 
 def widths(units: int, points: int = _POINTS) -> list[int]:
@@ -109,14 +84,21 @@ def mixed(
         yield Step(step.unit, step.gamma, value, step.coefficients)
 
 
-def visited(steps: Sequence[Step], local: Quadratic) -> Callable[[int], list[Floats]]:
-    """By a number of units: the coefficients of the best step that held no more, and these times the layer's factor."""
+def visited(steps: Sequence[Step], local: Quadratic, output: Quadratic) -> Callable[[int], list[Floats]]:
+    """By a number of units: the coefficients of the best step that held no more, settled as those of every path are,
+    on the layer's discrepancy and on that of the outputs."""
     held = np.array([np.count_nonzero(s.coefficients) for s in steps])
     losses = np.array([s.loss for s in steps])
 
     def of(n: int) -> list[Floats]:
         a = steps[int(np.argmin(np.where(held <= n, losses, np.inf)))].coefficients
-        return [a, a * max(float(local.t @ a) / max(float(a @ local.k @ a), 1e-300), 0.0)]
+        found = [a]
+        for q in (local, output):
+            walk = QuadraticWalk(q)
+            walk.jump(a)
+            settle(walk, a != 0)
+            found.append(walk.a)
+        return found
 
     return of
 
@@ -153,8 +135,10 @@ def by_steps(steps: Iterator[Step], local: Quadratic, limit: int) -> Row:
     return {"n": n, "d": d, "held": held, "removals": sum(s.gamma < 0 for s in found), "fit": fitted(n, d)}
 
 
-def measure(network: Network, name: str, samples: int, seed: int = 0, points: int = _POINTS) -> Row:
-    """One group: a curve of every method, and the steps of gfs and local."""
+def measure(
+    network: Network, name: str, samples: int, seed: int = 0, points: int = _POINTS, *, by_network: bool = True
+) -> Row:
+    """One group: a curve of every method, and the steps of gfs and local. by_network: of `combined` as well."""
     prepared = Prepared.of(network, samples, seed)
     group = prepared.named(name)
     alone = Alone(prepared, group, prepared.loaded.fit)
@@ -167,8 +151,9 @@ def measure(network: Network, name: str, samples: int, seed: int = 0, points: in
         for k, p in paths_of(prepared, group, local, output, seed).items()
     }
     taken: list[str] = []
-    steps = list(islice(mixed(local, output, at, taken), limit))
-    curves["combined"] = curve(visited(steps, local), local, at, sizes, every=False)
+    if by_network:
+        steps = list(islice(mixed(local, output, at, taken), limit))
+        curves["combined"] = curve(visited(steps, local, output), local, at, sizes, every=False)
     return {
         "group": prepared.coupled.taken.channels.groups[group].name,
         "units": local.units,
@@ -182,7 +167,6 @@ def measure(network: Network, name: str, samples: int, seed: int = 0, points: in
         },
         "taken": {k: taken.count(k) for k in ("local", "global")},
         "spectrum": spectrum(local),
-        "sensitivity": sensitivity(curves),
     }
 
 
@@ -193,13 +177,29 @@ def spectrum(q: Quadratic) -> Row:
 
 
 def constants(network: Network, name: str, samples: int, seed: int = 0) -> Row:
-    """c of the bound D(n) ≤ D(1) exp(-c (n - 1)), c = -log(1 - r²/R²), and c of the steps as they are."""
+    """c of the bound D(n) ≤ D(1) exp(-c (n - 1)), c = -log(1 - r²/R²), and c of the steps as they are; what is proved
+    of fixed steps, and theirs.
+
+    All discrepancies over that of the empty layer. `fixed`: D after N/2, 3N/2 and 5N/2 steps, where no mean of corners
+    is the full layer, and its bounds from below and above.
+    """
     prepared = Prepared.of(network, samples, seed, method="local")
     q = prepared.local(prepared.named(name))
     hull = hull_of(q)
     walked = by_steps(imitation.greedy(q), q, SLACK * q.units)
+    fixed = [s.loss / q.c for s in islice(gfs.forward(q), SLACK * q.units)]
+    at = [q.units // 2 + k * q.units for k in range(SLACK)]
     return {
         "units": q.units,
+        "diameter": hull.diameter**2 / q.c,
+        "first": walked["d"][0],
+        "least_ratio": least_ratio(walked["d"], hull.factor),
+        "fixed": {
+            "n": at,
+            "d": [fixed[k - 1] for k in at],
+            "least": [least_of_fixed_steps(q, k) / q.c for k in at],
+            "most": [most_of_fixed_steps(hull, k) / q.c for k in at],
+        },
         "dead": hull.dead,
         "ratio": hull.radius / hull.diameter,
         "bound": hull.rate,
@@ -209,15 +209,9 @@ def constants(network: Network, name: str, samples: int, seed: int = 0) -> Row:
     }
 
 
-def sensitivity(curves: Mapping[str, Any]) -> Row:
-    """Output discrepancy over local discrepancy along the path of each method: least, median and most."""
-    found: Row = {}
-    for name, c in curves.items():
-        own = dict(zip(c["local"]["n"], c["local"]["d"], strict=True))
-        pairs = zip(c["output"]["n"], c["output"]["d"], strict=True)
-        ratios = [d / own[n] for n, d in pairs if own[n] > 1e-9]
-        found[name] = {"least": min(ratios), "median": float(np.median(ratios)), "most": max(ratios)} if ratios else {}
-    return found
+def least_ratio(d: Sequence[float], factor: float) -> float:
+    """The least of the bound D(1) qⁿ⁻¹ over D(n): at or above 1 where theorem 1 holds."""
+    return min(d[0] * factor**k / max(v, 1e-300) for k, v in enumerate(d))
 
 
 def combining(network: Network, name: str, samples: int, seed: int = 0) -> Row:
@@ -255,26 +249,22 @@ def combining(network: Network, name: str, samples: int, seed: int = 0) -> Row:
     return {"units": local.units, "samples": len(prepared.loaded.fit), "seed": seed, "kinds": found}
 
 
-def places(quick: bool) -> Sequence[Place]:
-    """What is measured."""
-    return (PLACES[1], PLACES[-1]) if quick else PLACES
-
-
 def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """Section 1."""
-    for p in places(quick):
-        records.add(SECTION, p.key, partial(_of, measure, kit, p))
+    scope = kit.scope(quick)
+    for p in scope.places:
+        records.add(SECTION, p.key, partial(_of, partial(measure, by_network=p in scope.mixed), kit, p))
 
 
 def constants_all(kit: Kit, records: Records, quick: bool) -> None:
     """The bound of section 1."""
-    for p in places(quick):
+    for p in kit.scope(quick).places:
         records.add(CONSTANTS, p.key, partial(_of, constants, kit, p))
 
 
 def combining_all(kit: Kit, records: Records, quick: bool) -> None:
-    """Section 3: not MobileNetV2, where the exact steps alone would take longer than all other sections."""
-    for p in places(quick)[:1] if quick else [p for p in PLACES if p.network != MOBILENET]:
+    """Section 3."""
+    for p in kit.scope(quick).mixed:
         records.add(COMBINED, p.key, partial(_of, combining, kit, p))
 
 

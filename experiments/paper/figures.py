@@ -1,25 +1,23 @@
-"""The figures of the document, as SVG, from the results alone. Needs matplotlib."""
+"""The figures of the document, as SVG, from the results alone. Drawing needs matplotlib, naming does not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.paper.markup import called, short
 from experiments.paper.records import Records, Row
 
-# Equal results give equal files: names in an SVG are random otherwise.
-mpl.rcParams["svg.hashsalt"] = "onnxprune"
-mpl.rcParams["font.size"] = 8
-# Text as text, not as outlines of its letters.
-mpl.rcParams["svg.fonttype"] = "none"
+SETTINGS = {
+    # Equal results give equal files: names in an SVG are random otherwise.
+    "svg.hashsalt": "onnxprune",
+    "font.size": 8,
+    # Text as text, not as outlines of its letters.
+    "svg.fonttype": "none",
+}
 COLOURS = {
     "gfs": "tab:orange",
     "local": "tab:blue",
@@ -31,6 +29,17 @@ COLOURS = {
     "local, no removal": "tab:cyan",
 }
 FLOOR = 1e-7
+
+
+def _canvas() -> Any:
+    """matplotlib's pyplot, without a screen. Raises ImportError where it is missing."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams.update(SETTINGS)
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def slug(key: str) -> str:
@@ -48,7 +57,7 @@ def _legend(figure: Any) -> None:
 
 def _saved(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    _canvas().close(figure)
 
 
 def _line(axes: Any, name: str, n: list[float], d: list[float | None], **style: Any) -> None:
@@ -58,7 +67,7 @@ def _line(axes: Any, name: str, n: list[float], d: list[float | None], **style: 
 
 def convergence(key: str, row: Row, path: Path) -> None:
     """Three panels: by steps, by units for the layer, by units for the network."""
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
+    figure, panels = _canvas().subplots(1, 3, figsize=(10, 3.6), layout="constrained")
     for name, s in row["steps"].items():
         _line(panels[0], name, s["n"], s["d"])
     _rates(panels[0], row["steps"])
@@ -89,7 +98,7 @@ def _rates(axes: Any, steps: Mapping[str, Row]) -> None:
 
 def combining(key: str, row: Row, path: Path) -> None:
     """The true discrepancy by steps and by units held."""
-    figure, panels = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
+    figure, panels = _canvas().subplots(1, 2, figsize=(7, 3.4), layout="constrained")
     for name, k in row["kinds"].items():
         _line(panels[0], name, k["n"], k["output"])
         _line(panels[1], name, k["held"], k["output"], marker=".", linestyle="none", markersize=3)
@@ -104,7 +113,7 @@ def combining(key: str, row: Row, path: Path) -> None:
 
 def scaling(row: Row, path: Path) -> None:
     """Processor time against units."""
-    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    figure, axes = _canvas().subplots(figsize=(5, 3.6), layout="constrained")
     for name, m in row["methods"].items():
         axes.loglog(row["units"], m["seconds"], marker=".", label=f"{name}: N^{m['time_exponent']:.1f}")
     axes.set(xlabel="units N (4 N columns)", ylabel="processor time, s")
@@ -112,16 +121,21 @@ def scaling(row: Row, path: Path) -> None:
     _saved(figure, path)
 
 
-def draw(records: Records, folder: Path) -> dict[str, str]:
-    """All figures that there are results for: name → file name."""
+_PLOTS: Mapping[str, Callable[[str, Row, Path], None]] = {"convergence": convergence, "combining": combining}
+
+
+def names(records: Records) -> dict[str, str]:
+    """The files of all figures that there are results for, by what they show."""
+    found = {f"{s} {k}": f"{s}-{slug(k)}.svg" for s in _PLOTS for k, _ in records.rows(s)}
+    return found | ({"scaling": "scaling-units.svg"} if "units" in records.section("scaling") else {})
+
+
+def draw(records: Records, folder: Path) -> None:
+    """All of them. Raises ImportError where matplotlib is missing."""
+    _canvas()
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, str] = {}
-    for section, plot in (("convergence", convergence), ("combining", combining)):
+    for section, plot in _PLOTS.items():
         for key, row in records.rows(section):
-            name = f"{section}-{slug(key)}.svg"
-            plot(key, row, folder / name)
-            found[f"{section} {key}"] = name
+            plot(key, row, folder / names(records)[f"{section} {key}"])
     if "units" in records.section("scaling"):
-        scaling(records.section("scaling")["units"], folder / "scaling-units.svg")
-        found["scaling"] = "scaling-units.svg"
-    return found
+        scaling(records.section("scaling")["units"], folder / names(records)["scaling"])

@@ -83,3 +83,12 @@ def least_of_fixed_steps(q: Quadratic, k: int) -> float:
     away = abs(k / n - round(k / n))
     least = max(float(np.linalg.eigvalsh(n**2 * q.k)[0]), 0.0)
     return least * n * (away / k) ** 2
+
+
+def most_of_fixed_steps(hull: Hull, k: int) -> float:
+    """What D of GFS is at most after k steps: (R² / 2r)² / k², infinite where no ball is known.
+
+    h = k (f_A - f) becomes h + s_i - f, with the i for which that is shortest. Some <h, s_i - f> ≤ -r ||h||, so
+    ||h + s_i - f||² ≤ ||h||² - 2r ||h|| + R²: at or below R⁴/4r² where ||h|| is, as R ≥ 2r.
+    """
+    return (hull.diameter**2 / (2 * hull.radius * k)) ** 2 if hull.radius else np.inf

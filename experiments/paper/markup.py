@@ -20,6 +20,8 @@ NAMES = {
     "mnist_mobilenetv2_legacy": "MNIST MobileNetV2",
     "mobilenetv3_small": "MobileNetV3-Small",
     "dgcnn": "DGCNN",
+    "digits_resnet": "digits ResNet",
+    "digits_mobilenet": "digits MobileNet",
 }
 _WRAP = {"break_long_words": False, "break_on_hyphens": False}
 
@@ -42,6 +44,12 @@ def number(x: object) -> str:
     if x == 0:
         return "0"
     return f"{x:.3g}" if 1e-3 <= abs(x) < 1e4 else f"{x:.1e}"
+
+
+def span(values: Sequence[float]) -> str:
+    """The least to the most; one where they are equal."""
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def percent(x: float | None) -> str:

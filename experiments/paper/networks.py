@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.accuracy import kits
 from benchmarks.accuracy.kits import load_kit
+from experiments.paper.scope import BUNDLED, BUNDLED_QUICK, FULL, MOBILENET, QUICK, RESNET20, RESNET56, Scope
 from onnxprune.calibration import regressions
 from onnxprune.calibration.gated_network import GatedNetwork
 from onnxprune.calibration.layers import Layer
@@ -35,14 +36,10 @@ from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 from onnxprune.surgery import set_initializers
 
+__all__ = ["MOBILENET", "RESNET20", "RESNET56", "Alone", "Bundled", "Kit", "Network", "Prepared", "Recorder", "scores"]
+
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-RESNET56 = "cifar10_resnet56_legacy_folded"
-RESNET20 = "cifar10_resnet20_legacy_folded"
-MOBILENET = "imagenet_mobilenet_v2_1.0_224"
-MNIST_MLP = "mnist_mlp_legacy"
-MNIST_VGG = "mnist_vggbn_legacy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,20 +74,48 @@ class Network:
 
 
 class Kit:
-    """A folder of trained models with data: `kit.py` with `for_model(path, split)`, and `models/*.onnx`."""
+    """A folder of trained models with data, `kit.py` with `for_model(path, split)` and `models/*.onnx`, and the bundled
+    ones."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._module = folder, load_kit(folder)
+        self.folder = folder
         self._known: dict[str, Network] = {}
 
     def network(self, name: str) -> Network:
         """One of the models, with its data."""
         if name not in self._known:
-            path = self.folder / "models" / f"{name}.onnx"
-            calib, _ = self._module.for_model(path, "calib")
-            test, labels = self._module.for_model(path, "test")
-            self._known = {name: Network(path, calib, test, labels)}  # one at a time: ImageNet's take half a gigabyte
+            reader = Bundled() if name.startswith("digits_") else self
+            self._known = {name: reader._read(name)}  # one at a time: ImageNet's take half a gigabyte
         return self._known[name]
+
+    def scope(self, quick: bool) -> Scope:
+        """What of it is measured."""
+        return QUICK if quick else FULL
+
+    def _read(self, name: str) -> Network:
+        path = self.folder / "models" / f"{name}.onnx"
+        calib, _ = self._module.for_model(path, "calib")
+        test, labels = self._module.for_model(path, "test")
+        return Network(path, calib, test, labels)
+
+    @cached_property
+    def _module(self) -> Any:
+        return load_kit(self.folder)
+
+
+class Bundled(Kit):
+    """The digit classifiers that come with the source alone: no other folder is needed."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(__file__).resolve().parents[2] / "models")
+
+    def scope(self, quick: bool) -> Scope:
+        """Groups of these."""
+        return BUNDLED_QUICK if quick else BUNDLED
+
+    def _read(self, name: str) -> Network:
+        calib, test = (np.load(self.folder / f"digits_{split}.npz") for split in ("calib", "test"))
+        return Network(self.folder / f"{name}.onnx", calib["input"], test["input"], test["label"])
 
 
 def scores(before: Array, after: Array, labels: Array) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fits import exponent
-from experiments.paper.networks import MNIST_VGG, Kit, Network, Prepared
+from experiments.paper.networks import Kit, Network, Prepared
 from experiments.paper.records import Records, Row
 from onnxprune.calibration.gate_moments import collect
 from onnxprune.calibration.probe import Probe, batches_of
@@ -23,7 +23,6 @@ from onnxprune.selection import Regression, baselines, gfs, imitation, obs
 from onnxprune.selection.quadratic import Quadratic
 
 SECTION = "scaling"
-UNITS = (64, 128, 256, 512)
 KERNEL = 4
 
 
@@ -149,10 +148,8 @@ def gradients(network: Network, sizes: tuple[int, ...]) -> Row:
 
 def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """Three sweeps."""
-    records.add(SECTION, "units", partial(selection, UNITS[:3] if quick else UNITS))
-    records.add(SECTION, "columns", partial(columns, (128, 256, 512) if quick else (128, 256, 512, 1024)))
-    records.add(
-        SECTION,
-        "samples",
-        lambda: gradients(kit.network(MNIST_VGG), (64, 128, 256) if quick else (128, 256, 512, 1024)),
-    )
+    scope = kit.scope(quick)
+    records.add(SECTION, "units", partial(selection, scope.units))
+    records.add(SECTION, "columns", partial(columns, scope.columns))
+    name, counts = scope.timed
+    records.add(SECTION, "samples", lambda: gradients(kit.network(name), counts))

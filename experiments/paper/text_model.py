@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.paper.markup import missing, number, percent, short, table
-from experiments.paper.records import Records
+from experiments.paper.markup import count, missing, number, percent, short, table
+from experiments.paper.records import Records, Row
 
 
 def parameters(records: Records) -> str:
@@ -12,12 +12,20 @@ def parameters(records: Records) -> str:
     if not rows:
         return missing("parameters")
     found = [
-        "`a` is one scalar per unit. It multiplies what the readers of the unit see, so it folds into the columns of "
-        "their weights: `W[:, i] ← a_i W[:, i]` (`refit.layerwise.scaled`). A unit with a_i = 0 is removed. Nothing of "
-        "`a` is left in the written model: no operator, no initializer. `b`, one scalar per unit added to its "
-        "activation, folds into the bias of each reader as `Σ_i W[:, i] b_i`. So `a` is no parameter that networks "
-        "have of their own, and needs none: it exists between the choice and the folding.",
-        "Measured: one group cut to half by `prune(method='local', refit='greedy', uniform=0.5, include=GROUP)`. The "
+        "**In short** (review 2g): `a` and `b` are two numbers per unit that exist between the choice and the "
+        "folding. Neither is a parameter that networks have of their own, and neither is left in the written model: no "
+        "operator, no initializer.",
+        "- `a` scales what the readers of the unit see, so it folds into the columns of their weights: `W[:, i] ← a_i "
+        "W[:, i]` (`refit.layerwise.scaled`), exactly, wherever all readers are layers; a_i = 0 removes the unit. "
+        "Behind BatchNormalization or another affine map per channel it is that map's scale, but only if what stands "
+        "between it and the readers passes a factor on, as a ReLU does for a_i ≥ 0; folding into the readers needs no "
+        "such condition.\n"
+        "- `b`, one number per unit added to its activation, folds into the bias of each reader as `Σ_i W[:, i] b_i`. "
+        "That is exact where the reader does not pad, and wrong at the border where it pads with zeros, which see no "
+        "b. The program has no `b`: least squares and lockstep fit the reader's bias itself, which covers every b at "
+        "once; greedy coefficients alone leave the mean of what was removed uncorrected.",
+        "Measured: one group cut to half by `prune(method='local', refit='greedy', coefficients='convex', "
+        "uniform=0.5, include=GROUP)`. The "
         "written model is run on the whole test split and compared with `gated_network.GatedNetwork`, which runs the "
         "*original* graph with `a` multiplied in front of the readers and shares no code with the rewriting.",
         table(
@@ -62,22 +70,36 @@ def parameters(records: Records) -> str:
         if new:
             text += f" New initializers: {new}, of which {were} are outputs of nodes of the original that were folded."
         a = r["coefficients"]
-        text += f" Coefficients: {number(a[0])} to {number(a[-2])}, and one of {number(a[-1])}."
+        text += f" Coefficients: {number(a[0])} to {number(a[-2])}, and one of {number(a[-1])}"
+        free = r["free"]["coefficients"]
+        text += (
+            f"; `free`: {number(free[0])} to {number(free[-1])} (largest difference {number(r['free']['difference'])})."
+        )
         b = r["bias"]
         pads = "pads its input" if b["padded"] else "does not pad"
         text += f" `b` drawn at random and folded into the bias of the reader ({b['reader']}, which {pads}): "
         text += f"largest difference {number(b['difference'])}."
         found.append(text)
+    convex, free = (sum(outlier(c) for c in cs) for cs in coefficients(rows))
     found.append(
-        "So `a` folds exactly into every reader that is a layer. `b` folds exactly into a reader that does not pad; "
-        "where zeros are padded, the border sees no b, and the folded bias is wrong there. The refits do not need `b`: "
-        "least squares and lockstep fit the reader's bias itself, which covers every b at once. The single large "
-        "coefficient is an artefact of Σα = 1: the first step, γ = 1, takes the unit with the least damage, which is "
-        "one that hardly fires, and this unit then holds the weight that the others do not need. It does no harm on "
-        "the data that it was chosen on, and may do on others (section 2, column *greedy*). `coefficients='free'` "
-        "gives up Σα = 1, which the paper does not; section 9 has rows with it."
+        "**Unfavourable.** The first step, γ = 1, takes the unit with the least damage, which is one that hardly "
+        "fires; where Σα = 1 is kept (`convex`) this unit then holds the weight that the others do not need. It does "
+        "no harm on the data that it was chosen on, and may do on others. A coefficient of more than five times the "
+        f"next is left in {count(convex, len(rows), 'networks')} with `convex` and in "
+        f"{count(free, len(rows), 'networks')} with `free`, the program's default, which asks for Σα ≤ 1 alone: the "
+        "hull with the origin as one more corner."
     )
     return "\n\n".join(found)
+
+
+def coefficients(rows: list[tuple[str, Row]]) -> tuple[list[list[float]], list[list[float]]]:
+    """Of each network: convex ones, and free ones; ascending."""
+    return [r["coefficients"] for _, r in rows], [r["free"]["coefficients"] for _, r in rows]
+
+
+def outlier(coefficients: list[float]) -> bool:
+    """Whether the largest, of ascending ones, is more than five times the next."""
+    return len(coefficients) > 1 and coefficients[-1] > 5 * coefficients[-2]
 
 
 def equivalence(records: Records) -> str:
