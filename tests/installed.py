@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
@@ -59,6 +60,14 @@ def check(model: onnx.ModelProto) -> None:
     opset = next(o.version for o in model.opset_import if not o.domain)
     if opset <= onnx.defs.onnx_opset_version():
         protobuf.check(model)
+
+
+def needs_reference(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> None:
+    """Skip the test where the reference evaluator of the installed onnx has not what a model asks for."""
+    try:
+        ReferenceEvaluator(model).run(None, dict(feeds))
+    except NotImplementedError as e:
+        pytest.skip(f"the reference evaluator of onnx {onnx.__version__} cannot run it: {e}")
 
 
 def needs_run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], what: str) -> None:

@@ -14,6 +14,9 @@ from onnxprune.channels.rules.refusals import REFUSALS, refusal
 from onnxprune.channels.trace import Trace, walk
 from onnxprune.graph.view import Graph, Node
 
+# The newest operator set that the table has rows of.
+NEWEST = 28
+
 
 def _standard() -> set[str]:
     return {s.name for s in onnx.defs.get_all_schemas_with_history() if s.domain == ""}
@@ -26,7 +29,10 @@ def test_every_standard_operator_is_treated_or_refused():
 
 
 def test_no_row_is_about_an_operator_that_does_not_exist():
-    """Fails for a misspelt row."""
+    """Fails for a misspelt row; an onnx that is older than the table does not tell."""
+    known = onnx.defs.onnx_opset_version()
+    if known < NEWEST:
+        pytest.skip(f"onnx {onnx.__version__} knows opset {known} alone, and some rows are of opset {NEWEST}")
     assert {op for op in TABLE if "." not in op} - _standard() == set()  # rows of another domain name it
 
 

@@ -12,6 +12,7 @@ from onnxprune.channels.trace import RuleError, Trace
 from onnxprune.graph import protobuf
 from onnxprune.graph.view import Graph
 from tests.compare import assert_same
+from tests.installed import needs_reference
 from tests.stages import Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
 
@@ -37,6 +38,7 @@ def test_batch_first(state: str, seed: int):
         (),
     )
     feeds = row.feeds(2, seed)
+    needs_reference(row.model(), feeds)
     p = prepare(row.model(), feeds)
     assert sorted(g.size for g in p.channels.groups) == [4, 12]
     keep = random_keep(p.channels, seed)
