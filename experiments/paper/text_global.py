@@ -221,7 +221,7 @@ def _premise(records: Records, cuts: Cuts) -> str:
         if m == "global" and (k, s, "exact") in cuts
     ]
     stand_in = (
-        f"The network itself leaves less than the gates do in {count(sum(a < b for a, b in both), len(both), 'cuts')}: "
+        f"The network itself leaves less than the gates do in {count(sum(a < b for a, b in both), len(both), 'cuts')}; "
         "its walk ends where no single step gains more than float32 shows, and settles each size in two steps, where "
         "the quadratics are settled in 32 or more. "
         if both
