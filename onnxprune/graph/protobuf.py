@@ -178,6 +178,13 @@ def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str,
     return shapes, types
 
 
+def no_tensors(proto: onnx.ModelProto) -> set[str]:
+    """What ONNX shape inference finds to be a sequence, a map or optional."""
+    proto = inferred(proto)
+    every = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
+    return {v.name for v in every if v.type.WhichOneof("value") not in (None, "tensor_type")}
+
+
 def inferred_ranks(proto: onnx.ModelProto) -> dict[str, int]:
     """The number of axes of every tensor for which ONNX shape inference finds it."""
     proto = inferred(proto)

@@ -7,7 +7,7 @@ condition is computed from data is run the other way round as well (`other_ways`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import onnx
@@ -33,6 +33,12 @@ _SIZED_BY = {
 }
 # Those that pass a sequence on.
 _SEQUENCES = {"Identity", "SequenceErase", "SequenceInsert"}
+# Those that make a tensor longer or shorter, and those that give one as long as they get.
+_LENGTHENING = {"Compress", "Concat", "Expand", "Pad", "Slice", "Tile"}
+_KEEPING = {
+    *("Abs", "Add", "Cast", "Clip", "Div", "Identity", "LeakyRelu", "Max", "Min", "Mul", "Neg", "Relu"),
+    *("ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Sub", "Tanh", "Where"),
+}
 # More such conditions are turned at once only.
 _MOST_ALONE = 8
 
@@ -68,6 +74,9 @@ def _windows_of(n: onnx.NodeProto, known: Collection[str], producer: Mapping[str
     counted = _counted(n)
     if counted is not None:
         return [Window("", o, frozenset({a}), by_data=True) for o, a in zip(n.output, counted, strict=False) if o]
+    split = producer.get(n.input[0]) if n.op_type == "SequenceAt" else None
+    if split is not None and split.op_type == "SplitToSequence" and not all(i in known for i in split.input[1:]):
+        return [Window("", outputs[0], frozenset({protobuf.int_attribute(split, "axis", 0)}), by_data=True)]
     if n.op_type == "ConcatFromSequence" and _grown(n.input[0], producer):
         return [Window("", o, frozenset({protobuf.int_attribute(n, "axis", 0)}), by_data=True) for o in outputs]
     return []
@@ -107,18 +116,66 @@ def _counted(n: onnx.NodeProto) -> tuple[int, ...] | None:
 
 
 def _turned(n: onnx.NodeProto, known: Collection[str]) -> list[Window]:
-    """What a Loop gives, where data decide how often it turns: along its turns, and where a state has grown."""
+    """What a Loop gives, where data decide how often it turns: along its turns, and where a state has grown; and a
+    state that may grow in later turns, however often it turns."""
     ((_, body),) = bodies.bodies_of(n)
-    if all(i in known for i in n.input[:2] if i) and _goes_on(body, known):
-        return []
+    as_often = all(i in known for i in n.input[:2] if i) and _goes_on(body, known)
+    grown = growing_states(body)
     states = len(body.input) - 2
     windows: list[Window] = []
     for k, o in enumerate(n.output):
-        if o and k < states:
+        if o and k in grown:
+            windows.append(Window("", o, grown[k], by_data=True))
+        elif o and k < states and not as_often:
             windows.append(Window(n.input[2 + k], o, by_data=True))
-        elif o:
+        elif o and k >= states and not as_often:
             windows.append(Window("", o, frozenset({0}), by_data=True))
     return windows
+
+
+def growing_states(body: onnx.GraphProto) -> dict[int, frozenset[int] | None]:
+    """The states of a Loop that a turn may give back at another length, by place, with the axes; None for any."""
+    found: dict[int, frozenset[int] | None] = {}
+    for k in range(len(body.input) - 2):
+        ends = list(_lengthened((body.output[1 + k].name, False, None), body.input[2 + k].name, body, {}))
+        if ends:
+            found[k] = None if None in ends else frozenset(a for a in ends if a is not None)
+    return found
+
+
+# A tensor, whether it may be longer on its way from here on, and along which axis: None for any.
+_Way = tuple[str, bool, int | None]
+
+
+def _lengthened(
+    end: _Way, state: str, body: onnx.GraphProto, outer: Mapping[str, onnx.NodeProto]
+) -> Iterator[int | None]:
+    """The axes of the operators that make the state longer on its way to `end`; None for one that names none."""
+    producer = {**outer, **{o: n for n in body.node for o in n.output}}
+    left, seen = [end], set[_Way]()
+    while left:
+        here = left.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        tensor, longer, axis = here
+        if tensor == state:
+            if longer:
+                yield axis
+            continue
+        n = producer.get(tensor)
+        if n is None:
+            continue
+        if n.op_type == "If":
+            for _, branch in bodies.bodies_of(n):
+                at = branch.output[list(n.output).index(tensor)].name
+                yield from _lengthened((at, longer, axis), state, branch, producer)
+        elif n.op_type in _LENGTHENING:
+            concatenated = n.op_type == "Concat"
+            to = protobuf.int_attribute(n, "axis", 0) if concatenated else None
+            left += [(i, True, to) for i in (n.input if concatenated else n.input[:1])]
+        elif n.op_type in _KEEPING:
+            left += [(i, longer, axis) for i in n.input if i]
 
 
 def _goes_on(body: onnx.GraphProto, known: Collection[str]) -> bool:

@@ -40,6 +40,7 @@ from onnxprune.graph.view import Shape
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
 from onnxprune.normalise.data_sizes import sizes_by_data
+from onnxprune.normalise.limits import limited
 from onnxprune.normalise.measured import Shapes
 from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
@@ -170,7 +171,7 @@ def free_axes(
             runs.append(feeds)
             seen.append(sizes)
     computed = [o for n in proto.graph.node for o in n.output if o]
-    rounding = [*windows(proto), *sizes_by_data(proto, computed, shape_only(proto))]
+    rounding = [*windows(proto), *sizes_by_data(proto, computed, shape_only(proto)), *limited(proto, computed)]
     tried = len(runs)
     reach(proto, rounding, runs, seen, at)
     found: dict[str, frozenset[int]] = {}

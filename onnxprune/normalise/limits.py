@@ -12,13 +12,15 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 import onnx
 
-from onnxprune.graph import bodies, external
+from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise.steps import in_front_of, slices
 from onnxprune.normalise.windows import Window
 from onnxprune.numerics.arrays import Array
 
 # From here on an end means "to the end", as exporters write it.
 _ENDLESS = 1 << 30
+# A start this far from the front may leave nothing at the sizes that are measured.
+_FAR = 16
 # What has a limit in a body shows in what comes out of it.
 _INSIDE = {"Compress", "SequenceAt", "Slice"}
 
@@ -26,17 +28,23 @@ _INSIDE = {"Compress", "SequenceAt", "Slice"}
 def limited(proto: onnx.ModelProto, before: Collection[str]) -> list[Window]:
     """The limits of what the tensors `before` are computed from."""
     stored = {t.name: t for t in proto.graph.initializer}
+    producer = {o: n for n in proto.graph.node for o in n.output}
     cut = {c.output: c for c in slices(proto)}
     found: list[Window] = []
     for n in in_front_of(proto, before):
         if n.op_type == "Slice" and n.output[0] in cut:
-            axes = {a for a, start, end in cut[n.output[0]].bounds if 0 < end < _ENDLESS or -_ENDLESS < start < -1}
+            bounds = cut[n.output[0]].bounds
+            axes = {a for a, start, end in bounds if 0 < end < _ENDLESS or -_ENDLESS < start < -1 or start > _FAR}
             found += [Window(n.input[0], n.output[0], frozenset(axes), limit=True)] if axes else []
         elif n.op_type == "Range" and _leaves_a_rest(n, stored):
             found.append(Window("", n.output[0], frozenset({0}), limit=True))
+        elif n.op_type == "ConcatFromSequence" and n.input[0] in producer:
+            if producer[n.input[0]].op_type == "SplitToSequence":  # into so many parts
+                found.append(Window("", n.output[0], frozenset({protobuf.int_attribute(n, "axis", 0)}), limit=True))
         elif n.op_type == "SequenceAt" or any(i.op_type in _INSIDE for i in _within(n)):
             found += [Window("", o, limit=True) for o in n.output if o]
-    return found[::-1]
+    others = protobuf.no_tensors(proto) if found else set()
+    return [w for w in found[::-1] if w.output not in others]
 
 
 def _within(n: onnx.NodeProto) -> Iterator[onnx.NodeProto]:

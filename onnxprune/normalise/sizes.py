@@ -14,10 +14,11 @@ from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars, returns_weight
-from onnxprune.normalise.data_sizes import other_ways, sizes_by_data
+from onnxprune.normalise.data_sizes import growing_states, other_ways, sizes_by_data
 from onnxprune.normalise.limits import limited
 from onnxprune.normalise.measured import Measured, Shapes, by_name, shapes_in, with_lengths
 from onnxprune.normalise.steps import Clamp, Sliced, behind, clamps_of, moved_runs, slices
+from onnxprune.normalise.unknowns import loose
 from onnxprune.normalise.windows import Window, ports, reach, standing, widened, windows
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds, Session
@@ -67,6 +68,8 @@ def fold_shapes(
             part = None if read is None else body_values.inside(proto, node, body, stored, read)
             if part is None or not part.iterates:
                 continue
+            if node.op_type == "Loop":
+                open_.update(body.input[2 + k].name for k in growing_states(body))
             found: dict[str, tuple[int | None, ...]] = {}
             shaped = static & {v.name for v in part.model.graph.input}
             try:
@@ -98,8 +101,11 @@ def _fold_shape_arithmetic(
     measured, stuck = _measured(proto, produced, feeds, given, open_, inside=inside)
     if stuck is None:
         return {}
+    free = loose(proto, measured)
+    stuck = stuck | free.untold
+    open_.update(free.untold, free.entries)
     zeros = {name for name in states & set(produced) if not any(r.values[name].any() for r in measured)}
-    _drop_zero_states(proto, zeros - stuck)
+    _drop_zero_states(proto, zeros - stuck - free.entries.keys())
     _see_through_strides(proto, measured)
     known: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
@@ -108,13 +114,13 @@ def _fold_shape_arithmetic(
         first = values[0]
         if name in stuck or not all(isinstance(v, np.ndarray) for v in values):
             continue
-        if all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
+        if name not in free.entries and all(v.shape == first.shape and np.array_equal(v, first) for v in values[1:]):
             if first.nbytes <= _FOLD_LIMIT_BYTES:
                 constant[name] = first
             continue
         vector = first.ndim == 1 and np.issubdtype(first.dtype, np.integer)
         if vector and all(v.shape == first.shape for v in values):
-            same = np.all(np.stack(values) == first, axis=0)
+            same = np.all(np.stack(values) == first, axis=0) & ~free.entries.get(name, np.False_)
             known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
     _replace_by_constants(proto, constant)
     _fold_reshape_targets(proto, known, measured)

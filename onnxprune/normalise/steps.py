@@ -315,6 +315,9 @@ def _never(
     """Whether sizes are compared with a number below zero, which none of them is ("-1: keep it")."""
     if n.op_type != "Equal":
         return False
+    changing = [i for i in n.input if i in values and not still[i].all()]
+    if any((np.where(still[i], 0, v) < 0).any() for i in changing for v in values[i] if v.shape == still[i].shape):
+        return False
     stored = [external.array_of(constants[i]) for i in n.input if i in constants]
     stored += [values[i][0] for i in n.input if i in values and still[i].all()]
     return len(stored) == 1 and bool((stored[0] < 0).all())
@@ -349,12 +352,12 @@ def _moved(
 ) -> tuple[onnx.ModelProto, Feeds]:
     """The model of a run with these entries and bounds moved by one, and its inputs.
 
-    apart: each tensor by one more than the one before it.
+    apart: each tensor by an amount of its own.
     """
     copy = copied(proto)
     graph = copy.graph
     feeds = dict(run.feeds)
-    amounts = {name: k + 1 if apart else 1 for k, name in enumerate(sites)}
+    amounts = {name: _amount(k) if apart else 1 for k, name in enumerate(sites)}
     stored = {t.name: t for t in graph.initializer} if clamps else {}
     tightened: dict[str, list[Clamp]] = {}
     for c in clamps:
@@ -378,6 +381,11 @@ def _moved(
     del graph.node[:]
     graph.node.extend(nodes)
     return copy, feeds
+
+
+def _amount(k: int) -> int:
+    """From 1 to 97, in no order in which sums of a few could cancel out."""
+    return 1 + (2654435761 * (k + 1) >> 16) % 97
 
 
 def _run(proto: onnx.ModelProto, feeds: Feeds, names: Iterable[str]) -> Measured | None:

@@ -81,6 +81,8 @@ def _axes(n: onnx.NodeProto, value: Callable[[str], Array | None], may_be: bool)
     may_be: a factor without a value may be the same at every size.
     """
     op = n.op_type
+    if any(a.name == "keep_aspect_ratio_policy" and a.s != b"stretch" for a in n.attribute):
+        return None
     if op in ("Resize", "Upsample"):
         slot = 1 if op == "Upsample" or len(n.input) == 2 else 2
         if len(n.input) <= slot:
