@@ -432,8 +432,11 @@ def _instead(name: str, value: Array, mask: Mask, by: int, graph: onnx.GraphProt
     if value.dtype == np.bool_:
         moved = ~value
     else:
-        amount = by * np.maximum(2 * np.spacing(np.abs(value)), 1) if value.dtype.kind == "f" else by
-        moved = np.where(value > amount, value - amount, value + amount).astype(value.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            amount = by * np.maximum(2 * np.spacing(np.abs(value)), 1) if value.dtype.kind == "f" else by
+            moved = np.where(value > amount, value - amount, value + amount).astype(value.dtype)
+        if value.dtype.kind == "f":
+            moved[~np.isfinite(moved)] = value[~np.isfinite(moved)]  # the largest number stays
     source, chosen, there = f"{name}__still", f"{name}__moved", f"{name}__there"
     graph.initializer.append(numpy_helper.from_array(np.asarray(moved), chosen))
     if mask.all():
