@@ -8,7 +8,7 @@ inference gives one name are one unknown; of others it is not assumed that they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -27,8 +27,9 @@ from onnxprune.runtime.session import Feeds, Session
 _FACTORS = (4, 5, 6, 7, 9, 12, 17, 25, 51, 250, 1009)
 _ADDED = range(1, 33)
 _TAKEN = (1, 2, 3, 5, 11)
+_DRAWN = 24
 # Bytes that the next run may come to, if what grew grows as a square does.
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 32 << 20
 # Stands for a size that shape inference knows.
 _NUMBER = "#"
 # Unknowns that grow one by one; where there are more, all of them at once only.
@@ -80,12 +81,12 @@ def loose(proto: onnx.ModelProto, runs: Sequence[Measured]) -> Loose:
     still = {k: unchanged(plain[k]) for k in names if len({v.shape for v in plain[k]}) == 1}
     uniform = {k: plain[k][0].flat[0] for k in names if k not in still and _alike(plain[k])}
     found: dict[str, Mask] = {k: r.open for k, r in reads.items() if r.open.any()}
-    missing: set[str] = set()
-    every = list(base)
-    for grown in [*([u] for u in every if 1 < len(every) <= _MOST_ALONE), every]:
-        told: set[str] = set()
+
+    def told(grown: Sequence[Unknown]) -> set[str]:
+        """What runs with these unknowns larger tell of; what they change is added to `found`."""
+        names: set[str] = set()
         for values in _values(session, part, reads, base, grown, plain):
-            told |= values.keys()
+            names |= values.keys()
             for k in still.keys() & values.keys():
                 changed = still[k] & ~unchanged([plain[k][0], values[k]])
                 if changed.any() or values[k].shape != still[k].shape:  # of what is empty no entry changes
@@ -93,9 +94,20 @@ def loose(proto: onnx.ModelProto, runs: Sequence[Measured]) -> Loose:
             for k in uniform.keys() & values.keys():
                 if (values[k] != uniform[k]).any():
                     found[k] = np.zeros(plain[k][0].shape, bool)
-        after = behind(proto, [k for k, r in reads.items() if any(set(grown) & set(of) for _, of in r.entries)])
-        missing |= (after & still.keys()) - told
-    return Loose(found, frozenset(missing))
+        return names
+
+    def behind_any(grown: Set[Unknown]) -> set[str]:
+        """What is computed from these unknowns and stood still."""
+        return (
+            behind(proto, [k for k, r in reads.items() if any(grown & set(of) for _, of in r.entries)]) & still.keys()
+        )
+
+    untold = behind_any(base.keys()) - told(list(base))
+    if untold and len(base) > 1:
+        # All at once they do not go together: one by one, where they are not too many.
+        alone = [(behind_any({u}) & untold) - told([u]) for u in base] if len(base) <= _MOST_ALONE else [untold]
+        untold = set().union(*alone)
+    return Loose(found, frozenset(untold))
 
 
 def _alike(values: Sequence[Array]) -> bool:
@@ -111,33 +123,41 @@ def _values(
     grown: Sequence[Unknown],
     plain: Mapping[str, Sequence[Array]],
 ) -> Iterator[dict[str, Array]]:
-    """The values with these unknowns larger and larger; where they do not go together, as far as they can be had."""
+    """The values with these unknowns larger and larger, and at random; where they do not go together, as far as they
+    can be had."""
     names = [k for k in plain if k not in reads]
-    failed: Feeds = {}
-    ran = False
+
+    def feeds(sizes: Mapping[Unknown, int]) -> Feeds:
+        return {name: r.at({**base, **sizes}) for name, r in reads.items()}
+
+    def values(sizes: Mapping[Unknown, int]) -> dict[str, Array]:
+        """None where the arithmetic does not take these."""
+        try:
+            found = session.run(feeds(sizes))
+        except RunError:
+            return {}
+        return {n: found[n] for n in names if isinstance(found[n], np.ndarray)}
+
     tried = [*((1, k) for k in _ADDED), *((f, 0) for f in _FACTORS)]
+    most, now = 0, {}
     for k, (factor, more) in enumerate(tried):
-        sizes = {**base, **{u: max(base[u], 1) * (factor + i) + more for i, u in enumerate(grown)}}
-        failed = {name: r.at(sizes) for name, r in reads.items()}
-        try:
-            values = session.run(failed)
-        except RunError:
-            continue
-        ran = True
-        yield {n: values[n] for n in names if isinstance(values[n], np.ndarray)}
-        larger = sum(v.nbytes for n, v in values.items() if v.nbytes > plain[n][0].nbytes)
-        if k + 1 < len(tried) and larger * (tried[k + 1][0] / factor) ** 2 > _MOST_BYTES:
-            return
-    for less in _TAKEN if not ran else ():  # a model may take no more than what was measured
-        sizes = {**base, **{u: max(base[u] - less, 1) for u in grown}}
-        try:
-            values = session.run({name: r.at(sizes) for name, r in reads.items()})
-        except RunError:
-            continue
-        ran = True
-        yield {n: values[n] for n in names if isinstance(values[n], np.ndarray)}
-    if not ran:
-        yield as_far_as_it_runs(part, names, failed)
+        now = {u: max(base[u], 1) * (factor + i) + more for i, u in enumerate(grown)}
+        found = values(now)
+        if found:
+            most = factor
+            yield found
+            larger = sum(v.nbytes for n, v in found.items() if v.nbytes > plain[n][0].nbytes)
+            if k + 1 < len(tried) and larger * (tried[k + 1][0] / factor) ** 2 > _MOST_BYTES:
+                break
+    if most:
+        rng = np.random.default_rng(0)
+        for _ in range(_DRAWN):
+            draws = {u: int(np.exp(rng.uniform(0, np.log(max(base[u], 1) * most + 1)))) for u in grown}
+            yield values(draws)
+        return
+    # A model may take no more than what was measured.
+    fewer = [found for less in _TAKEN if (found := values({u: max(base[u] - less, 1) for u in grown}))]
+    yield from fewer or [as_far_as_it_runs(part, names, feeds(now))]
 
 
 def _reads(
