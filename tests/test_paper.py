@@ -292,7 +292,7 @@ def test_who_wins_a_cut(tmp_path: Path):
     assert text_global.lower(found, "global", "local") == (0, 2)
     assert text_global.lower(found, "exact", "output") == (0, 0)
     assert text_global.factors(found, "global", 0.5) == [0.5]
-    assert text_global.median_of(found, "global", "none") == 1.75
+    assert text_global.median_of(found, "global", "none") == pytest.approx(1.75)
     fits = text_global.fits(records)
     assert text_global.better(fits, "global", "constant") == (1, 1)
     assert text_global.better(fits, "global", "exponent") == (0, 1)
