@@ -259,7 +259,7 @@ def test_labels_say_that_there_are_classes():
     """Fails where the largest score decides without labels, or does not with them."""
     model = network([], {"y": (TensorProto.FLOAT, ["N", 6])})
     truth = Session(model).run({"x": X})["y"].argmax(axis=1)
-    options = {"method": "global", "refit": "none", "round_to": 1, "ratio": 0.9}
+    options = {"method": "global", "coefficients": "convex", "refit": "none", "round_to": 1, "ratio": 0.9}
     texts = []
     for labels in (None, "c"):
         found = prune(model, None, {"x": X, "c": truth}, labels=labels, **options).report
