@@ -117,6 +117,9 @@ def ablation(records: Records) -> str:
     if not rows:
         return missing("ablation")
     found = [
+        "**These rows are of an earlier version**: coefficients are convex unless a row says *free*, those of *gfs* "
+        "are of a larger class (Σ a ≤ N) than those of *local*, and *gfs* selects once, on the uncut network, where "
+        "it now selects in sequence as *local* does. They are to be measured anew.",
         "Each row is a full run of `prune`: allocation over the layers, selection and refit, `round_to=1`. *local*, "
         "*global* and *combined* select layer by layer on the inputs that the cuts before have left; the others "
         "select once, on the unpruned network. *combined* takes by layer whichever leaves the smaller error, and of "
