@@ -47,8 +47,7 @@ class PruneConfig:
     would cause.
     method: selection: "obs" (block OBS); greedy imitation (Ye, Wu & Liu 2020) of the layer's output ("local"), of the
     network's ("global"), or by layer the better of both ("combined"); the same by fixed steps ("gfs", "gfs-outputs":
-    Ye et al. 2020); "taylor" (Molchanov et
-    al. 2019); "magnitude", "random".
+    Ye et al. 2020); "taylor" (Molchanov et al. 2019); "magnitude", "random".
     metric: how "global" and "combined" measure the outputs: Gauss-Newton in the channels ("gates"), Kronecker-factored
     ("kronecker"), or the network itself for the best few candidates of each step ("exact").
     coefficients: those of "local", "global" and "combined" sum up to whatever serves best, up to the number of channels

@@ -25,12 +25,12 @@ class Looks(Enum):
 class Method:
     """A way to select channels.
 
-    function: "file.function" in `onnxprune.selection`, which makes a path of what is `Known` of a group.
-    looks: what it judges by. scales: whether it gives every kept channel a coefficient. sequential: whether groups are
-    selected one by one, on the inputs that the cuts before them left. fixed: whether its steps have a fixed size, else
-    each has the best one. stand_in: the method for groups of which nothing
-    is known that it could judge by. tries: the methods of which, group by group, the better is taken; it then has no
-    function of its own. inverses: whether it reads inverses of the moments.
+    function: "file.function" in `onnxprune.selection`, which makes a path of what is `Known` of a group. looks: what it
+    judges by. scales: whether it gives every kept channel a coefficient. sequential: whether groups are selected one by
+    one, on the inputs that the cuts before them left. fixed: whether its steps have a fixed size, else each has the
+    best one. stand_in: the method for groups of which nothing is known that it could judge by. tries: the methods of
+    which, group by group, the better is taken; it then has no function of its own. inverses: whether it reads inverses
+    of the moments.
     """
 
     looks: Looks

@@ -33,14 +33,13 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance layer_tolerance method metric coefficients probes labels round_to attention "
     "min_channels drop_branches untried_branches include exclude".split()
 )
+_SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
+_ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 
 
 def _flag(name: str) -> str:
+    """The option of a field of PruneConfig."""
     return f"--{name.replace('_', '-')}"
-
-
-_SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
-_ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 
 
 @click.command(
@@ -122,8 +121,7 @@ _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items
     **with_default(DEFAULTS.method),
     help="How channels are selected: by block OBS; by greedy imitation of each layer's output (local), of the "
     "network's (global), or of the better of both (combined); by greedy forward selection towards the former (gfs) or "
-    "the latter (gfs-outputs); by Taylor score, "
-    "magnitude, or at random.",
+    "the latter (gfs-outputs); by Taylor score, magnitude, or at random.",
 )
 @click.option(
     "--metric",

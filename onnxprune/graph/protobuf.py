@@ -179,8 +179,7 @@ def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str,
 
 
 def no_tensors(proto: onnx.ModelProto) -> set[str]:
-    """What ONNX shape inference finds to be a sequence, a map or optional."""
-    proto = inferred(proto)
+    """What a model says to be a sequence, a map or optional; of all its tensors where it is `inferred`."""
     every = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     return {v.name for v in every if v.type.WhichOneof("value") not in (None, "tensor_type")}
 

@@ -208,7 +208,7 @@ def _inferred(proto: onnx.ModelProto) -> _Inferred:
         if t.HasField("shape"):
             dims = enumerate(t.shape.dim)
             found[v.name] = frozenset(a for a, d in dims if not d.HasField("dim_value") and d.dim_param not in named)
-    return _Inferred(found, {v.name for v in every if v.type.WhichOneof("value") not in (None, "tensor_type")})
+    return _Inferred(found, protobuf.no_tensors(proto))
 
 
 def other_ways(

@@ -43,7 +43,7 @@ def limited(proto: onnx.ModelProto, before: Collection[str]) -> list[Window]:
                 found.append(Window("", n.output[0], frozenset({protobuf.int_attribute(n, "axis", 0)}), limit=True))
         elif n.op_type == "SequenceAt" or any(i.op_type in _INSIDE for i in _within(n)):
             found += [Window("", o, limit=True) for o in n.output if o]
-    others = protobuf.no_tensors(proto) if found else set()
+    others = protobuf.no_tensors(protobuf.inferred(proto)) if found else set()
     return [w for w in found[::-1] if w.output not in others]
 
 
