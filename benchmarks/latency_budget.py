@@ -55,20 +55,20 @@ def error_of_prediction(watch: Stopwatch, cuts: int, seed: int) -> float:
         at = [np.clip(rng.normal(centre, 0.2), 0.0, 0.999) for _ in watch.widths]
         kept = tuple(w[int(a * len(w))] for w, a in zip(watch.widths, at, strict=True))
         if watch.cut(kept) is not None:
-            errors.append(watch.price.at(kept) / watch.share(kept) - 1.0)
+            errors.append(watch.cost.at(kept) / watch.share(kept) - 1.0)
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def met(watch: Stopwatch, ratio: float) -> tuple[float, float, int] | None:
     """(share of the time after the first allocation, after the last in new sessions, rounds); None if unreachable."""
     curves = [np.linspace(1.0, 0.0, w[-1] + 1) ** 2 * w[-1] for w in watch.widths]
-    least = budget.smallest(watch.price, watch.widths)
+    least = budget.smallest(watch.cost, watch.widths)
     if least > 1.0 - ratio:
         return None
     first: list[float] = []
 
     def decide(limit: float) -> KeptUnits:
-        return budget.allocate(curves, watch.price, budget.Budget(limit, watch.widths)).kept
+        return budget.allocate(curves, watch.cost, budget.Budget(limit, watch.widths)).kept
 
     def measure(kept: KeptUnits) -> float:
         first.append(watch.share(kept))

@@ -25,9 +25,9 @@ def chain(widths: tuple[int, ...], inputs: int = 3, outputs: int = 5) -> Cost:
     return Cost.of([Term(2.0, pair) for pair in pairwise(ends)], n)
 
 
-def separate(prices: tuple[float, ...]) -> Cost:
+def separate(costs: tuple[float, ...]) -> Cost:
     """Every unit of a group costs the same, whatever the others keep."""
-    return Cost.of([Term(c, (Length(0, ((g, 1),)),)) for g, c in enumerate(prices)], len(prices))
+    return Cost.of([Term(c, (Length(0, ((g, 1),)),)) for g, c in enumerate(costs)], len(costs))
 
 
 def convex_curve(units: int, rng: np.random.Generator) -> Array:
@@ -70,7 +70,7 @@ INSTANCES = [
 
 
 @pytest.mark.parametrize("i", INSTANCES, ids=str)
-def test_convex_curves_at_equal_prices_are_allocated_exactly(i: Instance) -> None:
+def test_convex_curves_at_equal_costs_are_allocated_exactly(i: Instance) -> None:
     """Fails where greedy takes anything but the cheapest removal: it is exact here, up to 1e-12 of rounding."""
     rng = np.random.default_rng(i.seed)
     curves = [convex_curve(n, rng) for n in i.units]
@@ -106,21 +106,21 @@ def test_a_branch_goes_as_a_whole_where_that_is_cheaper() -> None:
     """Fails where the last step to nothing is not seen from afar, or what dies with a group still counts."""
     curves = [np.linspace(1.0, 0.0, 31), np.linspace(1.0, 0.0, 31)]
     cheap = np.r_[0.3, np.linspace(0.3, 0.0, 30)]
-    price = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
+    cost = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
     widths = [*every((30, 30)), (0, *every((30,))[0])]
-    found = allocate([*curves, cheap], price, Budget(31.0, widths, {2: frozenset({0})}))
+    found = allocate([*curves, cheap], cost, Budget(31.0, widths, {2: frozenset({0})}))
     assert found.kept[1:] == (30, 0)
     assert found.reached
-    assert allocate([*curves, cheap], price, Budget(31.0, every((30, 30, 30)))).kept[2] == 30
+    assert allocate([*curves, cheap], cost, Budget(31.0, every((30, 30, 30)))).kept[2] == 30
 
 
 def test_what_is_lost_with_a_branch_no_longer_counts() -> None:
     """Fails where a group that was narrowed dearly is not given up for a branch that costs little more."""
     narrow, other, whole = np.array([9.0, 4.0, 0.0]), np.array([9.0, 6.0, 0.0]), np.array([9.0, 0.0])
-    price = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
+    cost = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
     widths = [(1, 2), (1, 2), (0, 1)]
-    assert allocate([narrow, other, whole], price, Budget(2.0, widths, {2: {0}})).kept[1:] == (2, 0)
-    assert allocate([narrow, other, whole], price, Budget(2.0, widths)).kept[1:] == (1, 1)
+    assert allocate([narrow, other, whole], cost, Budget(2.0, widths, {2: {0}})).kept[1:] == (2, 0)
+    assert allocate([narrow, other, whole], cost, Budget(2.0, widths)).kept[1:] == (1, 1)
 
 
 def test_one_group_is_allocated_exactly_whatever_its_curve() -> None:
@@ -171,7 +171,7 @@ def test_a_budget_that_everything_meets_keeps_everything() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_more_budget_never_does_worse_at_equal_prices(seed: int) -> None:
+def test_more_budget_never_does_worse_at_equal_costs(seed: int) -> None:
     """Fails where the discrepancy grows with the budget."""
     rng = np.random.default_rng(seed)
     curves = [convex_curve(n, rng) for n in (6, 5, 7)]

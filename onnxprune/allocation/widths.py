@@ -85,7 +85,7 @@ class Widths:
         frozen: Mapping[int, Frozen],
         drops: Mapping[int, Drop],
         wanted: Wanted,
-        price: budget.CostModel,
+        cost: budget.CostModel,
         limit: float,
     ) -> Widths:
         """The coarsest with which what remains can cost as little as `limit`, where the alignment is a free choice.
@@ -93,7 +93,7 @@ class Widths:
         Where none does, those of single channels.
         """
         found = cls.of(channels, frozen, drops, wanted)
-        while wanted.free and found.alignment > 1 and budget.smallest(price, found.allowed) > limit:
+        while wanted.free and found.alignment > 1 and budget.smallest(cost, found.allowed) > limit:
             found = cls.of(channels, frozen, drops, wanted, 2 * found.relaxed)
         return found
 

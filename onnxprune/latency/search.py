@@ -1,6 +1,6 @@
 """Meet a measured time: allocate for a limit, measure what comes of it, and correct the limit.
 
-A price that is composed of layers is off by a few percent for a whole model. So the limit that is handed to the
+A cost that is composed of layers is off by a few percent for a whole model. So the limit that is handed to the
 allocation is not the time that is wanted, but whatever has the wanted time measured.
 """
 

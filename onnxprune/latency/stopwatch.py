@@ -20,9 +20,9 @@ from onnxprune.channels.branches import Drop
 from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.latency.cache import Cache
+from onnxprune.latency.latency_cost import LatencyCost, LayerCost
 from onnxprune.latency.layers import Layers, TimedLayer, layers_of, marked
 from onnxprune.latency.machine import Machine
-from onnxprune.latency.price import LatencyCost, Priced
 from onnxprune.latency.search import KeptUnits
 from onnxprune.latency.table import Sample, fit
 from onnxprune.numerics.arrays import Array
@@ -72,7 +72,7 @@ class Stopwatch:
     batch: int = 1
     alignment: int = 1
     drops: Mapping[int, Drop] = field(default_factory=dict)
-    _price: LatencyCost | None = None
+    _cost: LatencyCost | None = None
     counts: tuple[int, int, int] = (0, 0, 0)
 
     @property
@@ -81,15 +81,15 @@ class Stopwatch:
         return tuple(g.size for g in self.channels.groups)
 
     @property
-    def price(self) -> LatencyCost:
+    def cost(self) -> LatencyCost:
         """The predicted share of the original's time; measures the layers on first use. Raises RunError."""
-        if self._price is None:
-            self._price = self._measured()
-        return self._price
+        if self._cost is None:
+            self._cost = self._measured()
+        return self._cost
 
     def measure(self) -> None:
         """Measure the layers now. Raises RunError."""
-        _ = self.price
+        _ = self.cost
 
     def cut(self, kept: Sequence[int]) -> onnx.ModelProto | None:
         """The model at these widths, nothing fitted; which units stay is arbitrary. None where a part would vanish."""
@@ -130,7 +130,7 @@ class Stopwatch:
             before,
             after,
             share,
-            None if self._price is None else self._price.at(kept),
+            None if self._cost is None else self._cost.at(kept),
             layers,
             kinds,
             cached,
@@ -155,7 +155,7 @@ class Stopwatch:
         few = self._fewest()
         tables = {x.signature: fit(known[x.signature], tuple(n.at(self.full) for n in x.lengths)) for x in found.layers}
         return LatencyCost.between(
-            [Priced(x.lengths, tables[x.signature], self._needed(x)) for x in found.layers],
+            [LayerCost(x.lengths, tables[x.signature], self._needed(x)) for x in found.layers],
             len(self._groups),
             (self.full, self.share(self.full)),
             (few, self.share(few)),

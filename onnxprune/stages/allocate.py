@@ -99,11 +99,11 @@ def within_budget(
     A latency budget is met by what is measured, in rounds. Raises BudgetUnreachable.
     """
     channels = coupled.channels
-    price = price_of(coupled, settings, stopwatch)
+    cost = cost_of(coupled, settings, stopwatch)
     # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
     full = coupled.whole(settings.budget) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
-    least = budget.smallest(price, widths)
+    least = budget.smallest(cost, widths)
     if least > limit:
         rounds = isinstance(settings.round_to, int) and settings.round_to > 1
         hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
@@ -118,7 +118,7 @@ def within_budget(
     known = [(p, curves_of(p, t, coupled)) for p, t in tried]
 
     def decide(limit: float) -> tuple[KeptUnits, Sequence[Path]]:
-        found = [(kept_of(curves, price, limit, widths, coupled), p) for p, curves in known]
+        found = [(kept_of(curves, cost, limit, widths, coupled), p) for p, curves in known]
         if len(found) == 1:
             return found[0]
         # Trials of single groups do not tell which of several allocations is best; one run of each does.
@@ -153,16 +153,16 @@ def _measured(
     return best.kept, paths[best.kept]
 
 
-def price_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | None) -> budget.CostModel:
+def cost_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | None) -> budget.CostModel:
     """What the budget counts, against the units kept."""
     if stopwatch is not None:
-        return stopwatch.price
-    return coupled.prices[settings.budget]
+        return stopwatch.cost
+    return coupled.costs[settings.budget]
 
 
 def kept_of(
     curves: Sequence[Doubles],
-    price: budget.CostModel,
+    cost: budget.CostModel,
     limit: float,
     widths: Sequence[tuple[int, ...]],
     coupled: Coupled,
@@ -170,13 +170,13 @@ def kept_of(
     """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
     dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
     while True:
-        found = budget.allocate(curves, price, budget.Budget(limit, widths, dies))
+        found = budget.allocate(curves, cost, budget.Budget(limit, widths, dies))
         empty = [g for g, n in enumerate(found.kept) if n == 0]
         stay = set(empty) - set(together(coupled.channels, sorted(empty, key=lambda g: float(curves[g][0]))))
         if not stay:
             return found.kept
         widths = [w[1:] if g in stay else w for g, w in enumerate(widths)]
-        if budget.smallest(price, widths) > limit:
+        if budget.smallest(cost, widths) > limit:
             raise BudgetUnreachable("branches whose sum nothing else joins cannot all go; lower --ratio")
 
 

@@ -42,7 +42,7 @@ class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
     observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
-    widths: what each group may keep. drops: by index, the groups that could go as a whole branch. prices: "macs" and
+    widths: what each group may keep. drops: by index, the groups that could go as a whole branch. costs: "macs" and
     "params" of the result against the units that are kept, and "stored", its parameters without those that a refit may
     add; stored_parameters: those of the original. untried: the branches that no sample takes.
     """
@@ -54,7 +54,7 @@ class Coupled:
     seen: TakenBranches
     widths: Widths
     drops: Mapping[int, Drop] = field(default_factory=dict)
-    prices: Mapping[str, Cost] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
     stored_parameters: int = 0
     untried: tuple[Untried, ...] = ()
 
@@ -62,7 +62,7 @@ class Coupled:
         """What the original has of what a budget counts."""
         if budget == "params":
             return float(self.stored_parameters)
-        return self.prices[budget].at([g.size for g in self.channels.groups])
+        return self.costs[budget].at([g.size for g in self.channels.groups])
 
 
 def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
@@ -88,7 +88,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     more = {*n.added_biases, *n.clones, *kept.parted}
     own = channels.graph.constants.keys() - more - kept.whole
     fixed = {k: t.bytes for k, t in n.tables.items() if t.fixed}
-    prices = {
+    costs = {
         "macs": cost.macs(channels, drops),
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
@@ -96,10 +96,12 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
     widths = Widths.of(channels, frozen, drops, wanted_widths(settings))
     if settings.ratio is not None:
         # Of a latency nothing is measured yet; MACs stand in.
-        price, full = prices["macs"], prices["macs"].at([g.size for g in channels.groups])
+        width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
         if settings.budget == "params":
-            price, full = prices["params"], float(stored)
-        widths = Widths.within(channels, frozen, drops, wanted_widths(settings), price, (1.0 - settings.ratio) * full)
+            width_cost, full = costs["params"], float(stored)
+        widths = Widths.within(
+            channels, frozen, drops, wanted_widths(settings), width_cost, (1.0 - settings.ratio) * full
+        )
     observed = observed_of(taken, n)
     coupled = Coupled(
         channels=channels,
@@ -109,7 +111,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         seen=seen(taken, observed, n, labelled=settings.labels is not None),
         widths=widths,
         drops=drops,
-        prices=prices,
+        costs=costs,
         stored_parameters=stored,
         untried=untried,
     )
@@ -141,8 +143,8 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     """Describe the channel graph."""
     n, source = loaded.normalised, loaded.source
     channels = trace(loaded, settings)
-    price, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
-    macs = price.at(sizes) / batch, price.at([0 if size > 1 else 1 for size in sizes]) / batch
+    macs_cost, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
+    macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*filter(None, [source.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *not_counted(channels))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)

@@ -53,11 +53,11 @@ def report_of(
     full = [g.size for g in channels.groups]
     dead = dead_groups(coupled.drops, masks)
     kept = [0 if g.index in dead else int(masks.get(g.index, np.ones(g.size)).sum()) for g in channels.groups]
-    macs, batch = coupled.prices["macs"], channels.graph.batch
+    macs, batch = coupled.costs["macs"], channels.graph.batch
     before = Size(round(macs.at(full) / batch), coupled.stored_parameters, loaded.source.size)
     after = Size(
         round(macs.at(kept) / batch),
-        protobuf.parameters(checked.model) if checked else round(coupled.prices["stored"].at(kept)),
+        protobuf.parameters(checked.model) if checked else round(coupled.costs["stored"].at(kept)),
         _bytes_of_result(checked.model, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None

@@ -93,7 +93,7 @@ def test_either_of_two_branches_may_go_and_not_both(prepared: Lookup):
 
 
 def test_what_disappears(prepared: Lookup):
-    """Fails where a node that only fed the branch is priced although it goes, or one that others read is not."""
+    """Fails where a node that only fed the branch is counted although it goes, or one that others read is not."""
     channels = prepared("bottleneck").channels
     (drop,) = branches.drops(channels).values()
     ops = {n.outputs[0] for n in channels.graph.nodes if n.index in drop.nodes}

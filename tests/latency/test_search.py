@@ -12,7 +12,7 @@ UNITS = 1000
 
 
 def units(limit: float) -> KeptUnits:
-    """A price in proportion to the units."""
+    """A cost in proportion to the units."""
     return (max(min(int(limit * UNITS), UNITS), 100),)
 
 

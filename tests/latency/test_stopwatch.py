@@ -39,7 +39,7 @@ def stopwatch(loaded: Loaded, machine: Synthetic, folder: Path, **options: objec
     return Stopwatch(loaded.original, n.proto, coupled.channels, widths, feeds, machine, cache, alignment=ROUND_TO)
 
 
-def test_the_price_is_the_time_of_the_cut_model(loaded: Loaded, tmp_path: Path):
+def test_the_cost_is_the_time_of_the_cut_model(loaded: Loaded, tmp_path: Path):
     """Fails where a layer is forgotten, counted twice, or read at the width of another group."""
     machine = Synthetic()
     watch = stopwatch(loaded, machine, tmp_path)
@@ -49,7 +49,7 @@ def test_the_price_is_the_time_of_the_cut_model(loaded: Loaded, tmp_path: Path):
         kept = tuple(int(rng.choice(w)) for w in watch.widths)
         model = watch.cut(kept)
         assert model is not None
-        assert watch.price.at(kept) == pytest.approx(machine.seconds(model, watch.feeds) / before, rel=1e-3)
+        assert watch.cost.at(kept) == pytest.approx(machine.seconds(model, watch.feeds) / before, rel=1e-3)
 
 
 def test_one_width_too_few_is_seen(loaded: Loaded, tmp_path: Path):
@@ -61,7 +61,7 @@ def test_one_width_too_few_is_seen(loaded: Loaded, tmp_path: Path):
     assert model is not None
     kept[0] -= BLOCK
     share = machine.seconds(model, watch.feeds) / machine.seconds(loaded.original, watch.feeds)
-    assert abs(watch.price.at(kept) / share - 1.0) > 5e-3
+    assert abs(watch.cost.at(kept) / share - 1.0) > 5e-3
 
 
 def test_measured_layers_are_not_measured_again(loaded: Loaded, tmp_path: Path):
@@ -75,7 +75,7 @@ def test_measured_layers_are_not_measured_again(loaded: Loaded, tmp_path: Path):
     layers, kinds, known = again.counts
     assert 0 < kinds == known <= layers
     kept = tuple(w[0] for w in watch.widths)
-    assert again.price.at(kept) == watch.price.at(kept)
+    assert again.cost.at(kept) == watch.cost.at(kept)
     for path in tmp_path.rglob("*.json"):
         path.write_text("{", encoding="utf-8")
     third = Synthetic()
@@ -102,11 +102,11 @@ def test_the_measured_time_is_met_though_the_prediction_is_off(
     machine = Synthetic(drag=drag, block=1)
     watch = stopwatch(loaded, machine, tmp_path)
     curves = [np.linspace(1.0, 0.0, w[-1] + 1) ** 2 * w[-1] for w in watch.widths]
-    least = budget.smallest(watch.price, watch.widths)
+    least = budget.smallest(watch.cost, watch.widths)
     assert least < wanted
 
     def decide(limit: float) -> tuple[int, ...]:
-        return budget.allocate(curves, watch.price, budget.Budget(limit, watch.widths)).kept
+        return budget.allocate(curves, watch.cost, budget.Budget(limit, watch.widths)).kept
 
     best = meet(decide, watch.share, wanted, least)[0]
     model = watch.cut(best.kept)
@@ -218,7 +218,7 @@ def test_a_time_that_is_missed_when_measured_is_no_success(machine: Synthetic, m
     asked: list[tuple[int, ...]] = []
 
     def stubborn(watch: Stopwatch, kept: tuple[int, ...]) -> float:
-        """The two models that set the price keep what they promise; no later one is quicker than the original."""
+        """The two models that set the cost keep what they promise; no later one is quicker than the original."""
         asked.append(kept)
         return share(watch, kept) if len(asked) <= 2 else 1.0
 

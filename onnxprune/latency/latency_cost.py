@@ -19,7 +19,7 @@ Counts = Ints
 
 
 @dataclass(frozen=True, eq=False)
-class Priced:
+class LayerCost:
     """A layer: its lengths, and what it takes at them; nothing where a group that it `needs` keeps no unit."""
 
     lengths: tuple[Length, ...]
@@ -37,7 +37,7 @@ class Priced:
 class LatencyCost:
     """T above, over a sequence of layers; satisfies `budget.CostModel`."""
 
-    layers: tuple[Priced, ...]
+    layers: tuple[LayerCost, ...]
     constant: float
     scale: float
     touching: tuple[tuple[int, ...], ...]
@@ -45,14 +45,14 @@ class LatencyCost:
     @classmethod
     def between(
         cls,
-        layers: Sequence[Priced],
+        layers: Sequence[LayerCost],
         groups: int,
         full: tuple[Sequence[int], float],
         few: tuple[Sequence[int], float],
     ) -> LatencyCost:
         """Through two whole models, each as (units kept, measured share of the original's time).
 
-        Where fewer units are not quicker, the price is the same at all widths, and no cut saves anything.
+        Where fewer units are not quicker, the cost is the same at all widths, and no cut saves anything.
         """
         touching: list[list[int]] = [[] for _ in range(groups)]
         for i, layer in enumerate(layers):
