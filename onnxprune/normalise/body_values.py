@@ -43,13 +43,13 @@ def read_by_bodies(proto: onnx.ModelProto, runs: Sequence[Feeds]) -> list[dict[s
         if bodies.bodies_of(node):
             names.update((i, None) for i in (*node.input, *bodies.captured_names(node)) if i)
     weights = {t.name: external.array_of(t) for t in proto.graph.initializer if t.name in names}
-    found: list[dict[str, Array]] = []
+    values_by_run: list[dict[str, Array]] = []
     for feeds in runs:
         values = _values(proto, [i for i in names if i not in weights], feeds)
         if values is None:
             return None
-        found.append({**weights, **values})
-    return found
+        values_by_run.append({**weights, **values})
+    return values_by_run
 
 
 def inside(
@@ -59,32 +59,32 @@ def inside(
     stored: Mapping[str, onnx.TensorProto],
     values: Sequence[Mapping[str, Array]],
 ) -> Inside | None:
-    """The inputs of `body` of `node`, given what `read_by_bodies` found; None where that cannot be told.
+    """The inputs of `body` of `node`, given what `read_by_bodies` gives; None where they cannot be told.
 
-    stored: the `bodies.weights_of` the model.
+    stored: the `bodies.weights_of` the model. values: of outer tensors, run by run.
     """
     alone = onnx.NodeProto()
     alone.attribute.append(helper.make_attribute("body", body))
     captured = [c for c in bodies.captured_names(alone) if c not in stored]
-    found: list[dict[str, Array]] = []
+    runs: list[dict[str, Array]] = []
     model: onnx.ModelProto | None = None
-    for known in values:
-        first = _first_inputs(node, body, known)
+    for outer in values:
+        first = _first_inputs(node, body, outer)
         if first is None:
             return None
-        inputs = {c: known[c] for c in captured} | first
+        inputs = {c: outer[c] for c in captured} | first
         if not all(isinstance(v, np.ndarray) for v in inputs.values()):
             return None
         if model is None:
             types = {k: helper.make_tensor_type_proto(_type(v), None) for k, v in inputs.items()}
             model = bodies.as_model(proto, body, stored, types)
-        found.append(inputs)
+        runs.append(inputs)
         if node.op_type in ("Loop", "Scan"):
-            more = _next_inputs(node, body, model, inputs, known)
+            more = _next_inputs(node, body, model, inputs, outer)
             if more is None:
-                return Inside(model, found, False)
-            found.append(more)
-    return None if model is None else Inside(model, found, True)
+                return Inside(model, runs, False)
+            runs.append(more)
+    return None if model is None else Inside(model, runs, True)
 
 
 def _type(value: Array) -> int:
@@ -92,13 +92,13 @@ def _type(value: Array) -> int:
 
 
 def _values(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, Array] | None:
-    """Tensors of a model; None where it does not run."""
+    """The values of the tensors `names` of a model that reads `feeds`; None where it does not run."""
     computed = [n for n in names if n not in feeds]
-    found = {n: feeds[n] for n in names if n in feeds}
+    fed = {n: feeds[n] for n in names if n in feeds}
     if not computed:
-        return found
+        return fed
     try:
-        return found | Session(protobuf.submodel(proto, {}, computed), optimize=False).run(feeds)
+        return fed | Session(protobuf.submodel(proto, {}, computed), optimize=False).run(feeds)
     except RunError:
         return None
 
@@ -109,19 +109,22 @@ def scan_axes(node: onnx.NodeProto, count: int) -> list[int]:
     return [int(a) for a in given] or [0] * count
 
 
-def _first_inputs(node: onnx.NodeProto, body: onnx.GraphProto, known: Mapping[str, Array]) -> dict[str, Array] | None:
-    """The body's own inputs at the first iteration; None for a node whose bodies run otherwise."""
+def _first_inputs(node: onnx.NodeProto, body: onnx.GraphProto, outer: Mapping[str, Array]) -> dict[str, Array] | None:
+    """The body's own inputs at the first iteration; None for a node whose bodies run otherwise.
+
+    outer: values of the tensors that the node reads and its bodies capture.
+    """
     names = [v.name for v in body.input]
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type == "If":
         return {}
     if node.op_type == "Loop":
-        going = known[node.input[1]] if node.input[1] else np.array(True)
-        values = [np.array(0, np.int64), going.reshape(()), *(known[i] for i in node.input[2:])]
+        going = outer[node.input[1]] if node.input[1] else np.array(True)
+        values = [np.array(0, np.int64), going.reshape(()), *(outer[i] for i in node.input[2:])]
         return dict(zip(names, _as_declared(body, values), strict=True))
     if node.op_type == "Scan":
-        return _scanned(node, names, [known[i] if i else None for i in node.input], 0)
+        return _scanned(node, names, [outer[i] if i else None for i in node.input], 0)
     return None
 
 
@@ -152,26 +155,29 @@ def _scanned(
 
 
 def _next_inputs(
-    node: onnx.NodeProto, body: onnx.GraphProto, model: onnx.ModelProto, inputs: Feeds, known: Mapping[str, Array]
+    node: onnx.NodeProto, body: onnx.GraphProto, model: onnx.ModelProto, inputs: Feeds, outer: Mapping[str, Array]
 ) -> dict[str, Array] | None:
-    """The inputs of the iteration behind the one with `inputs`; None where that one does not run."""
+    """The inputs of the iteration behind the one with `inputs`; None where that one does not run.
+
+    outer: as in `_first_inputs`.
+    """
     names, results = [v.name for v in body.input], [v.name for v in body.output]
-    found: dict[str, Array] | None
+    following: dict[str, Array] | None
     if node.op_type == "Loop":
         carried = dict(zip(names[1:], results, strict=False))
-        found = {names[0]: np.asarray(inputs[names[0]] + 1)}
+        following = {names[0]: np.asarray(inputs[names[0]] + 1)}
     else:
         states = len(names) - protobuf.int_attribute(node, "num_scan_inputs", len(names))
         carried = dict(zip(names[:states], results, strict=False))
-        found = _scanned(node, names, [known[i] for i in node.input], _ITERATIONS - 1)
+        following = _scanned(node, names, [outer[i] for i in node.input], _ITERATIONS - 1)
     # Nothing else of the body: it need not run at a size that only its shape arithmetic is asked about.
     outputs = _values(model, list(carried.values()), inputs)
-    if found is None or outputs is None:
+    if following is None or outputs is None:
         return None
-    found |= {i: outputs[o] for i, o in carried.items()}
-    if not all(isinstance(v, np.ndarray) for v in found.values()):
+    following |= {i: outputs[o] for i, o in carried.items()}
+    if not all(isinstance(v, np.ndarray) for v in following.values()):
         return None
-    return {**inputs, **found}
+    return {**inputs, **following}
 
 
 def add_shapes(values: Mapping[str, Any], shapes: dict[str, Shape], types: dict[str, int]) -> None:

@@ -56,17 +56,19 @@ def carried(made: onnx.TensorProto, nodes: Sequence[onnx.NodeProto], leaves: Seq
         return every_lost
     says = [n.input[1] for n in nodes if n.op_type == "Reshape"]
     reshaped = {n.input[1]: n.output[0] for n in nodes if n.op_type == "Reshape"}
-    found: list[dict[str, int | None] | None] = []
+    places: list[dict[str, int | None] | None] = []
     for axis in range(len(made.dims)):
         try:
-            found.append(_places(made.name, axis, nodes, shapes))
+            places.append(_places(made.name, axis, nodes, shapes))
         except _Lost:
-            found.append(None)
+            places.append(None)
     if len(says) > len(set(says)):  # one constant is the shape of several tensors
-        found = [None] * len(found)
-    axes = tuple(None if p is None else {k: at for k, at in p.items() if at is not None and k in stored} for p in found)
+        places = [None] * len(places)
+    axes = tuple(
+        None if p is None else {k: own for k, own in p.items() if own is not None and k in stored} for p in places
+    )
     where = {
-        leaf: (shapes[t], tuple(-1 if p is None or p.get(t) is None else int(p[t] or 0) for p in found))
+        leaf: (shapes[t], tuple(-1 if p is None or p.get(t) is None else int(p[t] or 0) for p in places))
         for leaf, t in reshaped.items()
     }
     return Carried(axes, where)
@@ -105,11 +107,11 @@ def _of_other_rank(op: str, shape: Shape, said: Sequence[int]) -> Shape:
         rest = prod(s for s in sizes if s >= 0)
         return tuple(prod(shape) // max(rest, 1) if s < 0 else s for s in sizes)
     rank = len(shape) + (len(said) if op == "Unsqueeze" else 0)
-    at = {a % max(rank, 1) for a in said}
+    axes = {a % max(rank, 1) for a in said}
     if op == "Squeeze":
-        return tuple(s for a, s in enumerate(shape) if a not in at)
+        return tuple(s for a, s in enumerate(shape) if a not in axes)
     others = iter(shape)
-    return tuple(1 if a in at else next(others) for a in range(rank))
+    return tuple(1 if a in axes else next(others) for a in range(rank))
 
 
 def _places(
@@ -121,29 +123,29 @@ def _places(
     """
     places: dict[str, int | None] = {made: axis if shapes[made][axis] > 1 else None}
     for n in reversed(nodes):
-        at = places[n.output[0]]
+        output_axis = places[n.output[0]]
         for i, name in enumerate(n.input):
             if not name:
                 continue
-            own = None if at is None else _behind(n, i, at, shapes)
+            own = None if output_axis is None else _behind(n, i, output_axis, shapes)
             if places.setdefault(name, own) != own:
                 raise _Lost
     return places
 
 
-def _behind(n: onnx.NodeProto, position: int, at: int, shapes: Mapping[str, Shape]) -> int | None:
-    """Which axis of a node's input is axis `at` of what it gives."""
+def _behind(n: onnx.NodeProto, position: int, output_axis: int, shapes: Mapping[str, Shape]) -> int | None:
+    """Which axis of a node's input is `output_axis` of what it gives."""
     shape, made = shapes[n.input[position]], shapes[n.output[0]]
     if n.op_type in _ENTRYWISE:
-        own = at - (len(made) - len(shape))
+        own = output_axis - (len(made) - len(shape))
         return own if own >= 0 and shape[own] > 1 else None
     if position:  # what a Reshape, say, is told
         return None
     if n.op_type == "Transpose":
         order = next((list(a.ints) for a in n.attribute if a.name == "perm"), [*range(len(shape))[::-1]])
-        return int(order[at])
-    before = prod(made[:at])
+        return int(order[output_axis])
+    before = prod(made[:output_axis])
     for own, size in enumerate(shape):
-        if size == made[at] and prod(shape[:own]) == before:
+        if size == made[output_axis] and prod(shape[:own]) == before:
             return own
     raise _Lost

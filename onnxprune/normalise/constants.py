@@ -121,13 +121,13 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
         skipped = n.op_type in {*QUANTIZED, *PRODUCTS} or n.op_type in RANDOM or outputs & set(n.output)
         if skipped or not apart & sources.keys() or bodies.bodies_of(n):
             continue
-        known = [t for t in sources.values() if t is not None]
+        constants = [t for t in sources.values() if t is not None]
         names = [o for o in n.output if o]
-        if len(known) < len(sources) or not names:
+        if len(constants) < len(sources) or not names:
             continue
         ports = [helper.make_empty_tensor_value_info(o) for o in names]
         part = helper.make_model(
-            helper.make_graph([n], "part", [], ports, known),
+            helper.make_graph([n], "part", [], ports, constants),
             opset_imports=proto.opset_import,
             ir_version=max(proto.ir_version, 4),
         )
@@ -135,7 +135,7 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
             values = Session(part, optimize=False).run({})
         except RunError:
             continue
-        outside = any(external.is_external(t) for t in known)
+        outside = any(external.is_external(t) for t in constants)
         for o in names:
             weights[o] = spill.tensor_of(values[o], o, outside=outside)
             proto.graph.initializer.append(weights[o])

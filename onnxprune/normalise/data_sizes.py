@@ -46,51 +46,56 @@ _MOST_ALONE = 8
 def sizes_by_data(proto: onnx.ModelProto, before: Collection[str], static: Collection[str]) -> list[Window]:
     """The tensors with axes whose size data may decide, as windows that stand whatever they read.
 
-    before: tensors; those that they are computed from are looked at. static: what is known to follow from sizes alone.
+    before: tensors; those that they are computed from are looked at. static: what follows from sizes alone.
     """
-    known = {*static, *(t.name for t in proto.graph.initializer)}
-    found: list[Window] = []
+    independent = {*static, *(t.name for t in proto.graph.initializer)}
+    decided: list[Window] = []
     producer = {o: n for n in proto.graph.node for o in n.output}
     axes_of: _Inferred | None = None
     for n in in_front_of(proto, before):
-        windows = _windows_of(n, known, producer)
+        windows = _windows_of(n, independent, producer)
         if windows and axes_of is None:
             axes_of = _inferred(proto)
         for w in windows:
             assert axes_of is not None
             if w.output not in axes_of.others:
                 free = axes_of.open.get(w.output)
-                found.append(w if w.axes is not None or w.source else replace(w, axes=free))
-    return found[::-1]
+                decided.append(w if w.axes is not None or w.source else replace(w, axes=free))
+    return decided[::-1]
 
 
-def _windows_of(n: onnx.NodeProto, known: Collection[str], producer: Mapping[str, onnx.NodeProto]) -> list[Window]:
-    """The outputs of one node whose size data may decide; without axes where shape inference has to say which."""
+def _windows_of(
+    n: onnx.NodeProto, independent: Collection[str], producer: Mapping[str, onnx.NodeProto]
+) -> list[Window]:
+    """The outputs of one node whose size data may decide; without axes where shape inference has to say which.
+
+    independent (here and below): the tensors whose values do not depend on data.
+    """
     outputs = [o for o in n.output if o]
-    if _decides(n, known):
+    if _decides(n, independent):
         return [Window("", o, by_data=True) for o in outputs]
     if n.op_type == "Loop" and n.domain in _STANDARD:
-        return _turned(n, known)
+        return _turned(n, independent)
     counted = _counted(n)
     if counted is not None:
         return [Window("", o, frozenset({a}), by_data=True) for o, a in zip(n.output, counted, strict=False) if o]
     split = producer.get(n.input[0]) if n.op_type == "SequenceAt" else None
-    if split is not None and split.op_type == "SplitToSequence" and not all(i in known for i in split.input[1:]):
+    if split is not None and split.op_type == "SplitToSequence" and not all(i in independent for i in split.input[1:]):
         return [Window("", outputs[0], frozenset({protobuf.int_attribute(split, "axis", 0)}), by_data=True)]
     if n.op_type == "ConcatFromSequence" and _grown(n.input[0], producer):
         return [Window("", o, frozenset({protobuf.int_attribute(n, "axis", 0)}), by_data=True) for o in outputs]
     return []
 
 
-def _decides(n: onnx.NodeProto, known: Collection[str]) -> bool:
-    """Whether values that are not known say how large what a node gives is, or how large a tensor in its bodies is."""
-    if any(k < len(n.input) and n.input[k] and n.input[k] not in known for k in _SIZED_BY.get(n.op_type, ())):
+def _decides(n: onnx.NodeProto, independent: Collection[str]) -> bool:
+    """Whether values that depend on data say how large what a node gives is, or how large a tensor in its bodies is."""
+    if any(k < len(n.input) and n.input[k] and n.input[k] not in independent for k in _SIZED_BY.get(n.op_type, ())):
         return True
-    return any(_decides_inside(body, known, turns=n.op_type == "Loop") for _, body in bodies.bodies_of(n))
+    return any(_decides_inside(body, independent, turns=n.op_type == "Loop") for _, body in bodies.bodies_of(n))
 
 
-def _decides_inside(body: onnx.GraphProto, known: Collection[str], *, turns: bool) -> bool:
-    inner = {*known, *(t.name for t in body.initializer), *(v.name for v in body.input[: int(turns)])}
+def _decides_inside(body: onnx.GraphProto, independent: Collection[str], *, turns: bool) -> bool:
+    inner = {*independent, *(t.name for t in body.initializer), *(v.name for v in body.input[: int(turns)])}
     for n in body.node:
         turned = n.op_type == "Loop" and bool(_turned(n, inner))
         if turned or _counted(n) is not None or _decides(n, inner) or (n.op_type == "If" and n.input[0] not in inner):
@@ -115,11 +120,11 @@ def _counted(n: onnx.NodeProto) -> tuple[int, ...] | None:
     return counted.get(n.op_type)
 
 
-def _turned(n: onnx.NodeProto, known: Collection[str]) -> list[Window]:
+def _turned(n: onnx.NodeProto, independent: Collection[str]) -> list[Window]:
     """What a Loop gives, where data decide how often it turns: along its turns, and where a state has grown; and a
     state that may grow in later turns, however often it turns."""
     ((_, body),) = bodies.bodies_of(n)
-    as_often = all(i in known for i in n.input[:2] if i) and _goes_on(body, known)
+    as_often = all(i in independent for i in n.input[:2] if i) and _goes_on(body, independent)
     grown = growing_states(body)
     states = len(body.input) - 2
     windows: list[Window] = []
@@ -135,12 +140,12 @@ def _turned(n: onnx.NodeProto, known: Collection[str]) -> list[Window]:
 
 def growing_states(body: onnx.GraphProto) -> dict[int, frozenset[int] | None]:
     """The states of a Loop that a turn may give back at another length, by place, with the axes; None for any."""
-    found: dict[int, frozenset[int] | None] = {}
+    grown: dict[int, frozenset[int] | None] = {}
     for k in range(len(body.input) - 2):
         ends = list(_lengthened((body.output[1 + k].name, False, None), body.input[2 + k].name, body, {}))
         if ends:
-            found[k] = None if None in ends else frozenset(a for a in ends if a is not None)
-    return found
+            grown[k] = None if None in ends else frozenset(a for a in ends if a is not None)
+    return grown
 
 
 # A tensor, whether it may be longer on its way from here on, and along which axis: None for any.
@@ -168,8 +173,8 @@ def _lengthened(
             continue
         if n.op_type == "If":
             for _, branch in bodies.bodies_of(n):
-                at = branch.output[list(n.output).index(tensor)].name
-                yield from _lengthened((at, longer, axis), state, branch, producer)
+                branch_end = branch.output[list(n.output).index(tensor)].name
+                yield from _lengthened((branch_end, longer, axis), state, branch, producer)
         elif n.op_type in _LENGTHENING:
             concatenated = n.op_type == "Concat"
             to = protobuf.int_attribute(n, "axis", 0) if concatenated else None
@@ -178,7 +183,7 @@ def _lengthened(
             left += [(i, longer, axis) for i in n.input if i]
 
 
-def _goes_on(body: onnx.GraphProto, known: Collection[str]) -> bool:
+def _goes_on(body: onnx.GraphProto, independent: Collection[str]) -> bool:
     """Whether the condition that a body gives is the one that it gets, or does not depend on data."""
     producer = {o: n for n in body.node for o in n.output}
     name = body.output[0].name
@@ -186,7 +191,7 @@ def _goes_on(body: onnx.GraphProto, known: Collection[str]) -> bool:
         name = producer[name].input[0]
     by = producer.get(name)
     constant = name in {t.name for t in body.initializer} or (by is not None and by.op_type == "Constant")
-    return constant or name == body.input[1].name or name in known
+    return constant or name == body.input[1].name or name in independent
 
 
 @dataclass(frozen=True)
@@ -202,13 +207,15 @@ def _inferred(proto: onnx.ModelProto) -> _Inferred:
     proto = protobuf.inferred(proto)
     named = {d.dim_param for v in proto.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
     every = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
-    found: dict[str, frozenset[int]] = {}
+    open_axes: dict[str, frozenset[int]] = {}
     for v in every:
         t = v.type.tensor_type
         if t.HasField("shape"):
             dims = enumerate(t.shape.dim)
-            found[v.name] = frozenset(a for a, d in dims if not d.HasField("dim_value") and d.dim_param not in named)
-    return _Inferred(found, protobuf.no_tensors(proto))
+            open_axes[v.name] = frozenset(
+                a for a, d in dims if not d.HasField("dim_value") and d.dim_param not in named
+            )
+    return _Inferred(open_axes, protobuf.no_tensors(proto))
 
 
 def other_ways(
@@ -216,9 +223,9 @@ def other_ways(
 ) -> tuple[list[Measured], set[str]]:
     """Runs like `run` in which Ifs whose conditions data decide go the other way: all at once, and each alone; and the
     names that cannot be computed so."""
-    known = {*static, *(t.name for t in proto.graph.initializer)}
+    independent = {*static, *(t.name for t in proto.graph.initializer)}
     ifs = (n for n in in_front_of(proto, before) if n.op_type == "If" and n.domain in _STANDARD)
-    turned = [bodies.main_output(n) for n in ifs if n.input[0] not in known]
+    turned = [bodies.main_output(n) for n in ifs if n.input[0] not in independent]
     ways = [turned, *([t] for t in turned if 1 < len(turned) <= _MOST_ALONE)] if turned else []
     after = behind(proto, turned)
     asked = [n for n in names if n in after]

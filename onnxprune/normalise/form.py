@@ -104,8 +104,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     at_once = together(example, proto, runner)
     runs: list[Feeds] = [*distinct([dict(example), *resized(example, proto, runner), *at_once])]
     tried = len(runs)
-    known: dict[str, tuple[int | None, ...]] = {}
-    fold_shapes(proto, runs, frozenset(), known, set())
+    known_values: dict[str, tuple[int | None, ...]] = {}
+    fold_shapes(proto, runs, frozenset(), known_values, set())
     if bodies.replace_ifs(proto.graph, constant_condition(bodies.weights_of(proto))):
         proto = fold_constants(proto)
     clones = clone_shared_vectors(proto)
@@ -121,7 +121,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
         proto = _clean(proto)
     tables = tables_of(unfolded, proto)
     return Normalised(
-        proto, shapes, types, known, binding, tuple(notes), added, clones, outside, free, tables, tuple(reached)
+        proto, shapes, types, known_values, binding, tuple(notes), added, clones, outside, free, tables, tuple(reached)
     )
 
 
@@ -157,7 +157,7 @@ def free_axes(
     inputs are made at which they do not; else what would follow if they did not counts too.
     """
 
-    def at(feeds: Feeds) -> Shapes | None:
+    def shapes_at(feeds: Feeds) -> Shapes | None:
         try:
             return all_shapes(proto, _binding(feeds), feeds)[0]
         except RunError:
@@ -166,23 +166,23 @@ def free_axes(
     runs: list[Feeds] = [example]
     seen: list[Shapes] = [shapes]
     for feeds in others:
-        sizes = at(feeds)
+        sizes = shapes_at(feeds)
         if sizes is not None:
             runs.append(feeds)
             seen.append(sizes)
     computed = [o for n in proto.graph.node for o in n.output if o]
     rounding = [*windows(proto), *sizes_by_data(proto, computed, shape_only(proto)), *limited(proto, computed)]
     tried = len(runs)
-    reach(proto, rounding, runs, seen, at)
-    found: dict[str, frozenset[int]] = {}
+    reach(proto, rounding, runs, seen, shapes_at)
+    free: dict[str, frozenset[int]] = {}
     for now in (*seen[1:], *longer_shapes(proto, _binding(example), rounding, seen)):
         for name, shape in shapes.items():
             new = now.get(name, shape)
             axes = {a for a, (was, is_) in enumerate(zip(shape, new, strict=False)) if was != is_}
             if axes or len(new) != len(shape):
                 every = range(len(shape)) if len(new) != len(shape) else axes
-                found[name] = found.get(name, frozenset()) | frozenset(every)
-    return found, runs[tried:]
+                free[name] = free.get(name, frozenset()) | frozenset(every)
+    return free, runs[tried:]
 
 
 def _binding(feeds: Feeds) -> dict[str, Shape]:

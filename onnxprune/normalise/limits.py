@@ -30,21 +30,21 @@ def limited(proto: onnx.ModelProto, before: Collection[str]) -> list[Window]:
     stored = {t.name: t for t in proto.graph.initializer}
     producer = {o: n for n in proto.graph.node for o in n.output}
     cut = {c.output: c for c in slices(proto)}
-    found: list[Window] = []
+    limits: list[Window] = []
     for n in in_front_of(proto, before):
         if n.op_type == "Slice" and n.output[0] in cut:
             bounds = cut[n.output[0]].bounds
             axes = {a for a, start, end in bounds if 0 < end < _ENDLESS or -_ENDLESS < start < -1 or start > _FAR}
-            found += [Window(n.input[0], n.output[0], frozenset(axes), limit=True)] if axes else []
+            limits += [Window(n.input[0], n.output[0], frozenset(axes), limit=True)] if axes else []
         elif n.op_type == "Range" and _leaves_a_rest(n, stored):
-            found.append(Window("", n.output[0], frozenset({0}), limit=True))
+            limits.append(Window("", n.output[0], frozenset({0}), limit=True))
         elif n.op_type == "ConcatFromSequence" and n.input[0] in producer:
             if producer[n.input[0]].op_type == "SplitToSequence":  # into so many parts
-                found.append(Window("", n.output[0], frozenset({protobuf.int_attribute(n, "axis", 0)}), limit=True))
+                limits.append(Window("", n.output[0], frozenset({protobuf.int_attribute(n, "axis", 0)}), limit=True))
         elif n.op_type == "SequenceAt" or any(i.op_type in _INSIDE for i in _within(n)):
-            found += [Window("", o, limit=True) for o in n.output if o]
-    others = protobuf.no_tensors(protobuf.inferred(proto)) if found else set()
-    return [w for w in found[::-1] if w.output not in others]
+            limits += [Window("", o, limit=True) for o in n.output if o]
+    others = protobuf.no_tensors(protobuf.inferred(proto)) if limits else set()
+    return [w for w in limits[::-1] if w.output not in others]
 
 
 def _within(n: onnx.NodeProto) -> Iterator[onnx.NodeProto]:

@@ -33,34 +33,34 @@ class Measured:
 
 def by_name(runs: Iterable[Measured]) -> dict[str, list[Array]]:
     """The values of each tensor, run by run; sequences are left out."""
-    found: dict[str, list[Array]] = {}
+    values_by_name: dict[str, list[Array]] = {}
     for r in runs:
         for name, v in r.values.items():
             if isinstance(v, np.ndarray):
-                found.setdefault(name, []).append(v)
-    return found
+                values_by_name.setdefault(name, []).append(v)
+    return values_by_name
 
 
 def as_far_as_it_runs(proto: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
     """The values of those of `names` that can be computed: where all of them cannot, halves are tried."""
-    found: dict[str, Array] = {}
+    values: dict[str, Array] = {}
     left = [list(names)] if names else []
     for _ in range(_MOST_PARTS):
         if not left:
             break
         part = left.pop(0)
         try:
-            found |= Session(protobuf.submodel(proto, {}, part), optimize=False).run(feeds)
+            values |= Session(protobuf.submodel(proto, {}, part), optimize=False).run(feeds)
         except RunError:
             half = len(part) // 2
             left += [p for p in (part[:half], part[half:]) if half]
-    return found
+    return values
 
 
 def untold(missing: Sequence[set[str]]) -> set[str]:
     """The names of which runs tell nothing, given those that each lacks: of changes all at once, then of each alone.
 
-    None where there are no runs; one is told by the first, or by all of the others.
+    Without runs there are no such names. The first run alone tells a name, or all of the others together do.
     """
     if not missing:
         return set()

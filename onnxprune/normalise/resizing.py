@@ -33,14 +33,14 @@ class Symbol:
 
 def symbols(example: Feeds, proto: onnx.ModelProto) -> list[Symbol]:
     """The symbolic dimensions of the inputs; one without a name stands for itself alone."""
-    found: dict[str, list[tuple[str, int]]] = {}
+    places_by_symbol: dict[str, list[tuple[str, int]]] = {}
     for v in proto.graph.input:
         if not v.type.HasField("tensor_type") or v.name not in example:
             continue
         for axis, d in enumerate(v.type.tensor_type.shape.dim):
             if not d.HasField("dim_value"):
-                found.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
-    return [Symbol(tuple(places), example[places[0][0]].shape[places[0][1]]) for places in found.values()]
+                places_by_symbol.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
+    return [Symbol(tuple(places), example[places[0][0]].shape[places[0][1]]) for places in places_by_symbol.values()]
 
 
 def resized(
@@ -72,33 +72,33 @@ def together(
     former; what is filled up to a least size, and where fewer positions are left than are asked for, at the latter.
     more: also with three samples and larger odd sizes, and with one sample and nothing else changed.
     """
-    found = symbols(example, proto)
-    kinds = [_sized(example, found, 1, ((2, 1, 2), (2, 1, 0), (4, 0, 0), (1, 0, 0)))]
-    if any(not s.first for s in found):
-        kinds.append(_sized(example, found, 2, ((0, 1, 0), (0, 3, 0), (0, 5, 0), (1, 1, 0))))
+    dimensions = symbols(example, proto)
+    kinds = [_sized(example, dimensions, 1, ((2, 1, 2), (2, 1, 0), (4, 0, 0), (1, 0, 0)))]
+    if any(not s.first for s in dimensions):
+        kinds.append(_sized(example, dimensions, 2, ((0, 1, 0), (0, 3, 0), (0, 5, 0), (1, 1, 0))))
     if more:
-        kinds += [_sized(example, found, 3, ((3, 4, 2), (3, 4, 0))), _sized(example, found, 1, ((2, 0, 0),))]
+        kinds += [_sized(example, dimensions, 3, ((3, 4, 2), (3, 4, 0))), _sized(example, dimensions, 1, ((2, 0, 0),))]
     taken = [next((v for v in variants if runs(v)), None) for variants in kinds]
     return [v for v in taken if v is not None]
 
 
 def distinct(variants: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
     """The first of the inputs of each size."""
-    found = {
+    by_size = {
         tuple(sorted((k, np.shape(a)) for k, a in v.items() if isinstance(a, np.ndarray))): v
         for v in reversed(list(variants))
     }
-    return list(reversed(found.values()))
+    return list(reversed(by_size.values()))
 
 
 def _sized(
-    example: Feeds, found: Sequence[Symbol], first: int, ways: Sequence[tuple[int, int, int]]
+    example: Feeds, dimensions: Sequence[Symbol], first: int, ways: Sequence[tuple[int, int, int]]
 ) -> Iterator[dict[str, Array]]:
     """Variants by (halves, more, apart): first axes of size `first`, the k-th other symbol of halves · size / 2 + more
     + k · apart, made odd where anything was added."""
-    others = [s for s in found if not s.first]
+    others = [s for s in dimensions if not s.first]
     for halves, more, apart in ways:
-        sizes = [(s, first) for s in found if s.first]
+        sizes = [(s, first) for s in dimensions if s.first]
         for k, s in enumerate(others):
             new = halves * s.size // 2 + more + k * apart
             sizes.append((s, new | 1 if more else max(new, 1)))
@@ -116,11 +116,11 @@ def with_sizes(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str,
 
 def shapes_with(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, tuple[int, ...]]:
     """The shapes that `with_sizes` gives the tensors of `example`."""
-    found = {k: list(np.shape(v)) for k, v in example.items() if isinstance(v, np.ndarray)}
+    shapes = {k: list(np.shape(v)) for k, v in example.items() if isinstance(v, np.ndarray)}
     for s, size in sizes:
         for name, axis in s.places:
-            found[name][axis] = size
-    return {k: tuple(v) for k, v in found.items()}
+            shapes[name][axis] = size
+    return {k: tuple(v) for k, v in shapes.items()}
 
 
 class Runner:

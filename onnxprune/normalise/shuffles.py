@@ -36,12 +36,12 @@ def _shuffles_to_gathers(
         if chain is None:
             continue
         first, middle = chain
-        found = _axis_permutation(
+        permutation = _axis_permutation(
             shapes.get(first.input[0]), shapes.get(first.output[0]), _permutation(middle), shapes.get(last.output[0])
         )
-        if found is None or found[0] in free.get(first.input[0], ()):
+        if permutation is None or permutation[0] in free.get(first.input[0], ()):
             continue
-        axis, order = found
+        axis, order = permutation
         name = f"{last.output[0]}__order"
         proto.graph.initializer.append(onnx.numpy_helper.from_array(order.astype(np.int64), name))
         gather = helper.make_node("Gather", [first.input[0], name], [last.output[0]], name=last.name, axis=axis)

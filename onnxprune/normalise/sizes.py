@@ -30,34 +30,34 @@ _MOST_ROUNDS = 4
 
 def shape_only(proto: onnx.ModelProto, given: Collection[str] = ()) -> set[str]:
     """Tensors that depend on constants, on shapes, and on what of the inputs is `given` to be so, alone."""
-    found = {t.name for t in proto.graph.initializer} | set(given)
+    static = {t.name for t in proto.graph.initializer} | set(given)
     for n in proto.graph.node:
         if n.op_type in RANDOM or n.op_type in QUANTIZED:
             continue
         if bodies.bodies_of(n):
             continue
-        if n.op_type in _SHAPE_OPS or all(i in found for i in n.input if i):
-            found.update(o for o in n.output if o)
-    return found
+        if n.op_type in _SHAPE_OPS or all(i in static for i in n.input if i):
+            static.update(o for o in n.output if o)
+    return static
 
 
 def fold_shapes(
     proto: onnx.ModelProto,
     runs: list[Feeds],
     given: Collection[str],
-    known: dict[str, tuple[int | None, ...]],
+    known_values: dict[str, tuple[int | None, ...]],
     open_: set[str],
     *,
     inside: bool = False,
 ) -> None:
-    """Fold shape arithmetic, in place, in a model and its bodies; what stays but is known goes to `known`.
+    """Fold shape arithmetic, in place, in a model and its bodies; what stays but is known goes to `known_values`.
 
     runs: inputs at several sizes; those that it takes to see more change are added. given: the inputs that depend on
     shapes alone. open_: decisions on changing sizes. inside: the model is a body, whose inputs have no sizes to choose.
     """
     static = shape_only(proto, given)
     tried = len(runs)
-    known.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_, inside=inside))
+    known_values.update(_fold_shape_arithmetic(proto, runs, static - set(given), given, open_, inside=inside))
     holders = [n for n in proto.graph.node if bodies.bodies_of(n)]
     read = body_values.read_by_bodies(proto, runs[:tried]) if holders else None
     if read:  # the rest of the model may not take a size that its shapes take
@@ -70,14 +70,14 @@ def fold_shapes(
                 continue
             if node.op_type == "Loop":
                 open_.update(body.input[2 + k].name for k in growing_states(body))
-            found: dict[str, tuple[int | None, ...]] = {}
+            inner_values: dict[str, tuple[int | None, ...]] = {}
             shaped = static & {v.name for v in part.model.graph.input}
             try:
-                fold_shapes(part.model, list(part.runs), shaped, found, open_, inside=True)
+                fold_shapes(part.model, list(part.runs), shaped, inner_values, open_, inside=True)
             except RunError:
                 continue  # a branch that does not fit these inputs stays as it is
             bodies.put_back(proto, body, part.model, stored)
-            known.update(found)
+            known_values.update(inner_values)
 
 
 def _fold_shape_arithmetic(
@@ -107,7 +107,7 @@ def _fold_shape_arithmetic(
     zeros = {name for name in states & set(produced) if not any(r.values[name].any() for r in measured)}
     _drop_zero_states(proto, zeros - stuck - free.entries.keys())
     _see_through_strides(proto, measured)
-    known: dict[str, tuple[int | None, ...]] = {}
+    known_values: dict[str, tuple[int | None, ...]] = {}
     constant: dict[str, Array] = {}
     for name in produced:
         values = [r.values[name] for r in measured]
@@ -121,11 +121,11 @@ def _fold_shape_arithmetic(
         vector = first.ndim == 1 and np.issubdtype(first.dtype, np.integer)
         if vector and all(v.shape == first.shape for v in values):
             same = np.all(np.stack(values) == first, axis=0) & ~free.entries.get(name, np.False_)
-            known[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
+            known_values[name] = tuple(int(x) if s else None for x, s in zip(first, same, strict=True))
     _replace_by_constants(proto, constant)
-    _fold_reshape_targets(proto, known, measured)
-    _bake_shapes(proto, known)
-    return known
+    _fold_reshape_targets(proto, known_values, measured)
+    _bake_shapes(proto, known_values)
+    return known_values
 
 
 def _measured(
@@ -139,7 +139,7 @@ def _measured(
 ) -> tuple[list[Measured], set[str] | None]:
     """Values of `names` for each of several inputs, and with steps moved; and the names of which that tells nothing.
 
-    None of which it tells anything, where an input behind the first does not run: the model does not in fact accept
+    None in place of those names where an input behind the first does not run: the model does not in fact accept
     another size there. Inputs at which more of the model changes are added to `feeds`.
     """
     cut, before = slices(proto), [*names, *_sized_inside(proto)]
@@ -150,36 +150,36 @@ def _measured(
         return [], None
     probe, probes = with_lengths(proto, [*(t for c in cut for t in (c.data, c.output)), *ports(rounding)])
     session = Session(protobuf.submodel(probe, {}, [*names, *probes.values()]), optimize=False)
-    found: list[Measured] = []
+    measured: list[Measured] = []
     shapes: list[Shapes] = []
 
     def measure(f: Feeds) -> Shapes | None:
         try:
             values = session.run(f)
         except RunError:
-            if not found:
+            if not measured:
                 raise
             return None
-        found.append(Measured(proto, f, {k: values[k] for k in names}))
+        measured.append(Measured(proto, f, {k: values[k] for k in names}))
         return {k: tuple(values[v].tolist()) for k, v in probes.items()}
 
     for f in feeds:
         seen = measure(f)
         if seen is None:
-            return found, None
+            return measured, None
         shapes.append(seen)
-    rounding = [*windows(proto, before, _still_values(found)), *decided]
+    rounding = [*windows(proto, before, _still_values(measured)), *decided]
     if not inside:
         reach(proto, rounding, feeds, shapes, measure)
         kept = {id(f) for f in feeds}
-        found = [r for r in found if id(r.feeds) in kept]
+        measured = [r for r in measured if id(r.feeds) in kept]
     # What a body reads of axes that are longer elsewhere is not measured at any other length.
     lost = behind(proto, open_ & (feeds[0].keys() - set(given))) if inside else set()
-    turned, untold = other_ways(proto, found[0], names, before, static)
+    turned, untold = other_ways(proto, measured[0], names, before, static)
     open_.update(lost, untold)
     inputs = {k: [f[k] for f in feeds] for k in feeds[0] if k in given}
     limits = _Limits(cut, rounding, list(probes), shapes)
-    every, untold_there = _beyond_limits(proto, found, turned, inputs, limits, open_)
+    every, untold_there = _beyond_limits(proto, measured, turned, inputs, limits, open_)
     return every, untold | untold_there | (lost & set(names))
 
 
@@ -203,38 +203,38 @@ class _Limits:
 
 def _beyond_limits(
     proto: onnx.ModelProto,
-    found: Sequence[Measured],
+    measured: Sequence[Measured],
     turned: Sequence[Measured],
     inputs: Mapping[str, Sequence[Array]],
     limits: _Limits,
     open_: set[str],
 ) -> tuple[list[Measured], set[str]]:
-    """The runs `found` and `turned`, those with windows longer and steps moved, and the names of which they tell
+    """The runs `measured` and `turned`, those with windows longer and steps moved, and the names of which they tell
     nothing."""
-    names = list(found[0].values)
-    plain = _still_values(found)
+    names = list(measured[0].values)
+    plain = _still_values(measured)
     for _ in range(_MOST_ROUNDS):
         met = limits.met()
-        longer = widened(proto, found[0], names, limits.rounding, limits.shapes)
+        longer = widened(proto, measured[0], names, limits.rounding, limits.shapes)
         further = [*turned, *longer.runs]
         changed = {k for r in further for k, v in plain.items() if not np.array_equal(v, r.values[k])}
         open_.update(longer.untold, changed, longer.behind - set(names))
-        moved = moved_runs(proto, [*found, *further], inputs, met[1], open_)
+        moved = moved_runs(proto, [*measured, *further], inputs, met[1], open_)
         # Behind a step that stands still, what cuts or rounds an axis stands still with it.
         if not behind(proto, moved.names).isdisjoint(limits.tensors):
             limits.shapes.extend(shapes_in(m, f, limits.tensors) for m, f in moved.models)
         if limits.met() == met:
-            return [*found, *further, *moved.runs], moved.stuck | longer.untold
-    return list(found), set(names)
+            return [*measured, *further, *moved.runs], moved.stuck | longer.untold
+    return list(measured), set(names)
 
 
 def _sized_inside(proto: onnx.ModelProto) -> list[str]:
     """The tensors that are read by bodies in which the size of something is."""
-    found: dict[str, None] = {}
+    read: dict[str, None] = {}
     for n in proto.graph.node:
         if any(i.op_type in _SHAPE_OPS for _, body in bodies.bodies_of(n) for i in bodies.every_node(body)):
-            found.update(dict.fromkeys((*n.input, *bodies.captured_names(n))))
-    return [name for name in found if name]
+            read.update(dict.fromkeys((*n.input, *bodies.captured_names(n))))
+    return [name for name in read if name]
 
 
 def _still_values(runs: Sequence[Measured]) -> dict[str, Array]:
@@ -258,17 +258,17 @@ def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -
 
 def _fold_reshape_targets(
     proto: onnx.ModelProto,
-    known: Mapping[str, tuple[int | None, ...]],
+    known_values: Mapping[str, tuple[int | None, ...]],
     measured: Sequence[Measured],
 ) -> None:
     """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
-    targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known]
+    targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known_values]
     targets = [n for n in targets if not protobuf.int_attribute(n, "allowzero", 0)]
     if not targets:
         return
     shapes = _shapes_of(measured, [n.input[0] for n in targets])
     for n in targets:
-        values = known[n.input[1]]
+        values = known_values[n.input[1]]
         sizes = shapes[n.input[0]]
         entries: list[int] = []
         for i, v in enumerate(values):
@@ -296,7 +296,7 @@ def _shapes_of(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, 
     """The shape of each tensor in every run; none where the model, with steps moved, does not run so far."""
     sessions: dict[int, Session] = {}
     lengths: dict[str, str] = {}
-    found: dict[str, list[Array]] = {n: [] for n in names}
+    shapes: dict[str, list[Array]] = {n: [] for n in names}
     for r in measured:
         if id(r.proto) not in sessions:
             probe, lengths = with_lengths(r.proto, names)
@@ -307,9 +307,9 @@ def _shapes_of(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, 
             if r is measured[0]:
                 raise
             sizes = {}
-        for n, seen in found.items():
+        for n, seen in shapes.items():
             seen.append(sizes.get(lengths[n], np.zeros(0, np.int64)))
-    return found
+    return shapes
 
 
 def _see_through_strides(proto: onnx.ModelProto, measured: Sequence[Measured]) -> None:
@@ -337,11 +337,11 @@ def _see_through_strides(proto: onnx.ModelProto, measured: Sequence[Measured]) -
             n.CopyFrom(helper.make_node("Identity", [flat.input[0]], [n.output[0]], name=n.name))
 
 
-def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]]) -> None:
+def _bake_shapes(proto: onnx.ModelProto, known_values: dict[str, tuple[int | None, ...]]) -> None:
     """Each remaining Shape reads the original size of every fixed axis: Where(fixed, original sizes, Shape(x))."""
     nodes: list[onnx.NodeProto] = []
     for n in proto.graph.node:
-        values = known.get(n.output[0]) if n.op_type == "Shape" else None
+        values = known_values.get(n.output[0]) if n.op_type == "Shape" else None
         if values is None or all(v is None for v in values):
             nodes.append(copy_node(n))
             continue
@@ -356,7 +356,7 @@ def _bake_shapes(proto: onnx.ModelProto, known: dict[str, tuple[int | None, ...]
         where = helper.make_node(
             "Where", [f"{out}__fixed", f"{out}__sizes", raw.output[0]], [out], name=f"{out}__original_sizes"
         )
-        known[raw.output[0]] = values
+        known_values[raw.output[0]] = values
         nodes += [raw, where]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)

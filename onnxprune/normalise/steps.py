@@ -89,7 +89,7 @@ def moved_runs(
     given: values of the inputs in each run, those that depend on sizes alone. open_: the names that follow from steps
     and yet stood still, of outer graphs; those of this one are added.
     """
-    found: list[Measured] = []
+    variants: list[Measured] = []
     models: list[tuple[onnx.ModelProto, Feeds]] = []
     stuck: set[str] = set()
     plain = by_name(runs)
@@ -97,8 +97,8 @@ def moved_runs(
     still = {name: unchanged(values) for name, values in every.items()}
     sites: dict[str, Mask] = {name: np.ones(v[0].shape, bool) for name, v in given.items() if name in open_}
     for _ in range(_MOST_ROUNDS):
-        new = _steps(proto, every, still, by_name(found), sites)
-        if not new and (found or not (sites or clamps)):
+        new = _steps(proto, every, still, by_name(variants), sites)
+        if not new and (variants or not (sites or clamps)):
             break
         sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
         still_ones = {k for k in sites if k in given or still[k].any()}
@@ -107,11 +107,11 @@ def moved_runs(
         if not further:
             stuck |= behind(proto, sites.keys())
             break
-        found += further
-    moved = by_name(found)
+        variants += further
+    moved = by_name(variants)
     open_.update(k for k in moved if (still[k] & ~unchanged([plain[k][0], *moved[k]])).any())
     open_.update(stuck)
-    return Moved(found, stuck, sites.keys() | {c.output for c in clamps}, models)
+    return Moved(variants, stuck, sites.keys() | {c.output for c in clamps}, models)
 
 
 def _runs_with(
@@ -149,11 +149,11 @@ def _runs_with(
 
 def behind(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
     """The names, and all that is computed from them."""
-    found = set(names)
+    affected = set(names)
     for n in proto.graph.node:
-        if found & {*n.input, *bodies.captured_names(n)}:
-            found.update(o for o in n.output if o)
-    return found
+        if affected & {*n.input, *bodies.captured_names(n)}:
+            affected.update(o for o in n.output if o)
+    return affected
 
 
 def in_front_of(proto: onnx.ModelProto, names: Iterable[str]) -> Iterator[onnx.NodeProto]:
@@ -170,21 +170,21 @@ def clamps_of(cut: Sequence[Sliced], shapes: Mapping[str, Sequence[Sequence[int]
 
     shapes: of what each Slice reads and gives, in every run. A single position is one at every size.
     """
-    found: list[Clamp] = []
+    clamps: list[Clamp] = []
     for c in cut:
         for k, (axis, start, _) in enumerate(c.bounds):
             sizes, left = ([s[axis] for s in shapes[t] if -len(s) <= axis < len(s)] for t in (c.data, c.output))
             if len(set(sizes)) > 1 and len(set(left)) == 1 and left[0] != 1:
-                found.append(Clamp(c.output, k, start < 0, None if left[0] else sizes[0]))
-    return found
+                clamps.append(Clamp(c.output, k, start < 0, None if left[0] else sizes[0]))
+    return clamps
 
 
 def slices(proto: onnx.ModelProto) -> list[Sliced]:
     """The Slices of the main graph whose bounds are stored."""
     weights = {t.name: t for t in proto.graph.initializer}
     every = (n for n in proto.graph.node if n.op_type == "Slice" and n.input[0] not in weights)
-    found = [Sliced(n.input[0], n.output[0], _bounds(n, weights)) for n in every]
-    return [c for c in found if c.bounds]
+    cut = [Sliced(n.input[0], n.output[0], _bounds(n, weights)) for n in every]
+    return [c for c in cut if c.bounds]
 
 
 def _bounds(n: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> list[tuple[int, int, int]]:
@@ -206,21 +206,21 @@ def _steps(
     plain: Mapping[str, Sequence[Array]],
     still: Mapping[str, Mask],
     moved: Mapping[str, Sequence[Array]],
-    known: Mapping[str, Mask],
+    sites: Mapping[str, Mask],
 ) -> dict[str, Mask]:
-    """Which entries of which tensors are steps, but for those that are known to be.
+    """Which entries of which tensors are steps, but for those of `sites`, which are known to be.
 
-    plain, moved: the values in the runs as the model is, and in those with the known steps moved. still: which entries
-    are the same in all of `plain`.
+    plain, moved: the values in the runs as the model is, and in those with the steps of `sites` moved. still: which
+    entries are the same in all of `plain`.
     """
-    found: dict[str, Mask] = {}
+    steps: dict[str, Mask] = {}
     constants = {t.name: t for t in proto.graph.initializer}
 
     def follows(name: str) -> Mask:
         if name not in plain:
             return np.zeros((), bool)
         return (
-            ~unchanged([plain[name][0], *moved.get(name, ())]) | found.get(name, np.False_) | known.get(name, np.False_)
+            ~unchanged([plain[name][0], *moved.get(name, ())]) | steps.get(name, np.False_) | sites.get(name, np.False_)
         )
 
     def changes(name: str) -> Mask:
@@ -235,7 +235,7 @@ def _steps(
             continue
         for o in outputs:
             shape = plain[o][0].shape
-            mask = _reached(n, [changes(i) for i in read], shape) & ~known.get(o, np.False_)
+            mask = _reached(n, [changes(i) for i in read], shape) & ~sites.get(o, np.False_)
             if n.op_type == "Div" and all(i in plain for i in read):
                 above, below = read
                 both = ~(still[above] | follows(above)) & ~(still[below] | follows(below))
@@ -243,8 +243,8 @@ def _steps(
             elif n.op_type == "Div" and read[1] in constants:
                 mask = mask & (external.array_of(constants[read[1]]) != 1)
             if mask.any():
-                found[o] = mask
-    return found
+                steps[o] = mask
+    return steps
 
 
 def _numbers(value: object) -> bool:
@@ -253,10 +253,10 @@ def _numbers(value: object) -> bool:
 
 def _whole(above: Sequence[Array], below: Sequence[Array], shape: tuple[int, ...]) -> Mask:
     """Which quotients leave no remainder in any run: those of sizes that both change cancel out."""
-    found: Mask = np.ones(shape, bool)
+    whole: Mask = np.ones(shape, bool)
     for a, b in zip(above, below, strict=True):
-        found &= np.remainder(a, np.where(b == 0, 1, b)) == 0
-    return found
+        whole &= np.remainder(a, np.where(b == 0, 1, b)) == 0
+    return whole
 
 
 def unchanged(values: Sequence[Array]) -> Mask:
@@ -326,7 +326,7 @@ def _never(
 def _following(
     proto: onnx.ModelProto, run: Measured, sites: Mapping[str, Mask], clamps: Sequence[Clamp], *, apart: bool
 ) -> tuple[onnx.ModelProto, Feeds]:
-    """`_moved`, where what is put in place of a step is as long as the steps in front of it make that."""
+    """`_moved`, with each tensor that stands in for a step as long as the steps in front of it make that step."""
     behind_others = behind(proto, [o for n in proto.graph.node if set(n.input) & sites.keys() for o in n.output])
     may_grow = [o for o in sites if o in behind_others and np.ndim(run.values.get(o, 0))]
     there, where = dict(run.values), dict(sites)
@@ -476,7 +476,7 @@ def _bound(node: onnx.NodeProto, slot: int, k: int, stored: Mapping[str, onnx.Te
 def _set_bound(
     node: onnx.NodeProto, slot: int, k: int, to: int, graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]
 ) -> None:
-    """Let it be another one. What is stored for it is added to the graph, and to `stored`."""
+    """Let that bound be `to`. What is stored for it is added to the graph, and to `stored`."""
     if len(node.input) == 1:
         next(a for a in node.attribute if a.name == ("starts", "ends")[slot - 1]).ints[k] = to
         return

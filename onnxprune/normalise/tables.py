@@ -65,15 +65,15 @@ def tables_of(source: onnx.ModelProto, folded: onnx.ModelProto) -> dict[str, Tab
     producer = {o: n for n in bodies.every_node(source.graph) for o in n.output if o}
     stored = {t.name: t for t in source.graph.initializer}
     inputs = {v.name for v in source.graph.input} - stored.keys()
-    found: dict[str, Table] = {}
+    tables: dict[str, Table] = {}
     for t in folded.graph.initializer:
         size = external.bytes_of(t)
         if size < _LEAST_BYTES or t.name not in producer or t.name in stored:
             continue
         table = _made(t, producer, stored, inputs)
         if table is not None and table.bytes < size:
-            found[t.name] = table
-    return found
+            tables[t.name] = table
+    return tables
 
 
 def _made(

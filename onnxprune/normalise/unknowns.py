@@ -63,7 +63,7 @@ class _Read:
         return np.array([bool(of) for _, of in self.entries], bool).reshape(self.value.shape)
 
     def at(self, sizes: Mapping[Unknown, int]) -> Array:
-        """With these sizes."""
+        """The tensor with these sizes in place of its unknowns."""
         flat = [factor * prod(sizes[u] for u in unknowns) for factor, unknowns in self.entries]
         return np.array(flat, self.value.dtype).reshape(self.value.shape)
 
@@ -80,20 +80,20 @@ def loose(proto: onnx.ModelProto, runs: Sequence[Measured]) -> Loose:
     session = Session(part, optimize=False)
     still = {k: unchanged(plain[k]) for k in names if len({v.shape for v in plain[k]}) == 1}
     uniform = {k: plain[k][0].flat[0] for k in names if k not in still and _alike(plain[k])}
-    found: dict[str, Mask] = {k: r.open for k, r in reads.items() if r.open.any()}
+    entries: dict[str, Mask] = {k: r.open for k, r in reads.items() if r.open.any()}
 
     def told(grown: Sequence[Unknown]) -> set[str]:
-        """What runs with these unknowns larger tell of; what they change is added to `found`."""
+        """What runs with these unknowns larger tell of; what they change is added to `entries`."""
         names: set[str] = set()
         for values in _values(session, part, reads, base, grown, plain):
             names |= values.keys()
             for k in still.keys() & values.keys():
                 changed = still[k] & ~unchanged([plain[k][0], values[k]])
                 if changed.any() or values[k].shape != still[k].shape:  # of what is empty no entry changes
-                    found[k] = changed | found.get(k, np.False_)
+                    entries[k] = changed | entries.get(k, np.False_)
             for k in uniform.keys() & values.keys():
                 if (values[k] != uniform[k]).any():
-                    found[k] = np.zeros(plain[k][0].shape, bool)
+                    entries[k] = np.zeros(plain[k][0].shape, bool)
         return names
 
     def behind_any(grown: Set[Unknown]) -> set[str]:
@@ -107,7 +107,7 @@ def loose(proto: onnx.ModelProto, runs: Sequence[Measured]) -> Loose:
         # All at once they do not go together: one by one, where they are not too many.
         alone = [(behind_any({u}) & untold) - told([u]) for u in base] if len(base) <= _MOST_ALONE else [untold]
         untold = set().union(*alone)
-    return Loose(found, frozenset(untold))
+    return Loose(entries, frozenset(untold))
 
 
 def _alike(values: Sequence[Array]) -> bool:
@@ -131,22 +131,22 @@ def _values(
         return {name: r.at({**base, **sizes}) for name, r in reads.items()}
 
     def values(sizes: Mapping[Unknown, int]) -> dict[str, Array]:
-        """None where the arithmetic does not take these."""
+        """The values of `names` at these sizes; none where the arithmetic does not take them."""
         try:
-            found = session.run(feeds(sizes))
+            outputs = session.run(feeds(sizes))
         except RunError:
             return {}
-        return {n: found[n] for n in names if isinstance(found[n], np.ndarray)}
+        return {n: outputs[n] for n in names if isinstance(outputs[n], np.ndarray)}
 
     tried = [*((1, k) for k in _ADDED), *((f, 0) for f in _FACTORS)]
     most, now = 0, {}
     for k, (factor, more) in enumerate(tried):
         now = {u: max(base[u], 1) * (factor + i) + more for i, u in enumerate(grown)}
-        found = values(now)
-        if found:
+        computed = values(now)
+        if computed:
             most = factor
-            yield found
-            larger = sum(v.nbytes for n, v in found.items() if v.nbytes > plain[n][0].nbytes)
+            yield computed
+            larger = sum(v.nbytes for n, v in computed.items() if v.nbytes > plain[n][0].nbytes)
             if k + 1 < len(tried) and larger * (tried[k + 1][0] / factor) ** 2 > _MOST_BYTES:
                 break
     if most:
@@ -156,7 +156,7 @@ def _values(
             yield values(draws)
         return
     # A model may take no more than what was measured.
-    fewer = [found for less in _TAKEN if (found := values({u: max(base[u] - less, 1) for u in grown}))]
+    fewer = [computed for less in _TAKEN if (computed := values({u: max(base[u] - less, 1) for u in grown}))]
     yield from fewer or [as_far_as_it_runs(part, names, feeds(now))]
 
 
@@ -202,9 +202,11 @@ def _reads(
 def _axes(proto: onnx.ModelProto) -> dict[str, dict[int, str]]:
     """By tensor and axis the name that shape inference finds for its size, `_NUMBER` for a number, "" for nothing."""
     proto = protobuf.inferred(proto)
-    found: dict[str, dict[int, str]] = {}
+    axis_names: dict[str, dict[int, str]] = {}
     for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output):
         shape = v.type.tensor_type.shape
         if v.type.tensor_type.HasField("shape"):
-            found[v.name] = {a: _NUMBER if d.HasField("dim_value") else d.dim_param for a, d in enumerate(shape.dim)}
-    return found
+            axis_names[v.name] = {
+                a: _NUMBER if d.HasField("dim_value") else d.dim_param for a, d in enumerate(shape.dim)
+            }
+    return axis_names

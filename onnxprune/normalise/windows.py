@@ -1,7 +1,7 @@
 """Windows: sizes that an operator rounds, and that stand still at every size that was measured though they need not.
 
 A strided convolution, a pooling, a Resize by factors or a Slice with a step gives one position for a whole range of
-sizes. Where such an axis came out the same at every size, larger ones are measured at which it does not (`reached`).
+sizes. Where such an axis came out the same at every size, larger ones are measured at which it does not (`reach`).
 Where none is within reach, each of them is made longer by hand and what follows from it is measured (`widened`); what
 does not run so is not told to be constant.
 """
@@ -67,12 +67,12 @@ def windows(
     def value(name: str) -> Array | None:
         return external.array_of(weights[name]) if name in weights else (still or {}).get(name)
 
-    found: list[Window] = []
+    rounding: list[Window] = []
     for n in reversed(list(bodies.every_node(proto.graph))) if before is None else in_front_of(proto, before):
         axes = _axes(n, value, still is None)
         if n.input and n.input[0] not in weights and (axes is None or axes):
-            found += [Window(n.input[0], o, axes) for o in n.output if o]
-    return found[::-1]
+            rounding += [Window(n.input[0], o, axes) for o in n.output if o]
+    return rounding[::-1]
 
 
 def _axes(n: onnx.NodeProto, value: Callable[[str], Array | None], may_be: bool) -> frozenset[int] | None:
@@ -113,24 +113,24 @@ def _strided(n: onnx.NodeProto, value: Callable[[str], Array | None]) -> frozens
         axes = np.arange(steps.size)
     if axes is None:
         return None if (np.abs(steps) > 1).any() else frozenset()
-    found: set[int] = set()
+    strided: set[int] = set()
     for k, (axis, step) in enumerate(zip(axes.ravel().tolist(), steps.ravel().tolist(), strict=True)):
         if abs(step) <= 1:
             continue
         bounds = None if starts is None or ends is None else (int(starts.ravel()[k]), int(ends.ravel()[k]))
         one = bounds and (bounds[0] < 0) == (bounds[1] < 0) and len(range(*bounds, step)) <= 1
         if not one:
-            found.add(int(axis))
-    return frozenset(found)
+            strided.add(int(axis))
+    return frozenset(strided)
 
 
-def standing(found: Sequence[Window], shapes: Sequence[Shapes]) -> dict[str, frozenset[int]]:
+def standing(rounding: Sequence[Window], shapes: Sequence[Shapes]) -> dict[str, frozenset[int]]:
     """The axes of outputs of windows that have the same size in all runs, though those of their inputs do not.
 
     Where data decide, theirs need not; and where these, or a limit, decide, what differs in these runs tells nothing.
     """
     standing: dict[str, frozenset[int]] = {}
-    for w in found:
+    for w in rounding:
         before, after = ([tuple(s[t]) for s in shapes if t in s] for t in (w.source, w.output))
         if not after or len({len(s) for s in after}) > 1 or (w.source and len({len(s) for s in before}) != 1):
             continue
@@ -152,7 +152,7 @@ def standing(found: Sequence[Window], shapes: Sequence[Shapes]) -> dict[str, fro
 
 def reach(
     proto: onnx.ModelProto,
-    found: Sequence[Window],
+    rounding: Sequence[Window],
     runs: list[Feeds],
     shapes: list[Shapes],
     measure: Callable[[Feeds], Shapes | None],
@@ -164,7 +164,7 @@ def reach(
     end all at once. measure: the shapes at a size; None where the model does not take it.
     """
     inputs = symbols(runs[0], proto)
-    rounding = [w for w in found if not (w.by_data or w.limit)]
+    reachable = [w for w in rounding if not (w.by_data or w.limit)]
     sizes: list[tuple[Symbol, int]] = []
 
     def added(variant: Feeds) -> bool:
@@ -176,15 +176,15 @@ def reach(
 
     for k, s in enumerate(inputs):
         factor, refused, told, last = 2, 0, len(runs), s.size
-        while refused < _MOST_REFUSED and _reads(rounding, inputs, s, runs, shapes):
+        while refused < _MOST_REFUSED and _reads(reachable, inputs, s, runs, shapes):
             # Some models take multiples of a size alone.
             tried = [s.size * factor + 1 + 2 * k, s.size * factor]
             if not _fits(proto, runs[0], [(s, tried[0])]):
                 break
-            stood = standing(rounding, shapes)
+            stood = standing(reachable, shapes)
             size = next((t for t in tried if added(with_sizes(runs[0], [(s, t)]))), None)
             refused += size is None
-            if size is not None and standing(rounding, shapes) != stood:
+            if size is not None and standing(reachable, shapes) != stood:
                 told, last = len(runs), size
             factor *= 2
         # What no size changed stands at every size for a reason, or out of reach: those sizes told nothing.
@@ -196,13 +196,17 @@ def reach(
 
 
 def _reads(
-    found: Sequence[Window], inputs: Sequence[Symbol], symbol: Symbol, runs: Sequence[Feeds], shapes: Sequence[Shapes]
+    rounding: Sequence[Window],
+    inputs: Sequence[Symbol],
+    symbol: Symbol,
+    runs: Sequence[Feeds],
+    shapes: Sequence[Shapes],
 ) -> bool:
     """Whether a window that stands still reads an axis that changes with this symbolic dimension.
 
     Seen where it changes alone, or with others where it never does.
     """
-    still = standing(found, shapes)
+    still = standing(rounding, shapes)
     if not still:
         return False
     changed = [[s for s in inputs if s.in_(feeds) != s.size] for feeds in runs]
@@ -210,7 +214,7 @@ def _reads(
     read = alone or [seen for c, seen in zip(changed, shapes, strict=True) if symbol in c]
     return any(
         seen[w.source][a] != shapes[0][w.source][a]
-        for w in found
+        for w in rounding
         for a in still.get(w.output, ())
         for seen in read
         if w.source in seen and w.source in shapes[0]
@@ -225,7 +229,7 @@ def _fits(proto: onnx.ModelProto, example: Feeds, sizes: Sequence[tuple[Symbol, 
 
 
 def widened(
-    proto: onnx.ModelProto, run: Measured, names: Sequence[str], found: Sequence[Window], shapes: Sequence[Shapes]
+    proto: onnx.ModelProto, run: Measured, names: Sequence[str], rounding: Sequence[Window], shapes: Sequence[Shapes]
 ) -> Widened:
     """Runs like `run` in which windows that stand still give more positions.
 
@@ -236,11 +240,11 @@ def widened(
     runs: list[Measured] = []
     untold: set[str] = set()
     for _ in range(_MOST_ROUNDS):
-        now = {o: axes - sites.get(o, frozenset()) for o, axes in standing(found, seen).items()}
+        now = {o: axes - sites.get(o, frozenset()) for o, axes in standing(rounding, seen).items()}
         if not any(now.values()):
             return Widened(runs, untold, behind(proto, sites))
         sites |= {o: axes | sites.get(o, frozenset()) for o, axes in now.items() if axes}
-        runs, more, untold = _longer_runs(proto, run, names, found, sites)
+        runs, more, untold = _longer_runs(proto, run, names, rounding, sites)
         seen += more
     after = behind(proto, sites)
     return Widened(runs, after & set(names), after)
@@ -250,7 +254,7 @@ def _longer_runs(
     proto: onnx.ModelProto,
     run: Measured,
     names: Sequence[str],
-    found: Sequence[Window],
+    rounding: Sequence[Window],
     sites: Mapping[str, frozenset[int]],
 ) -> tuple[list[Measured], list[Shapes], set[str]]:
     """Runs with the axes of `sites` longer, all at once by amounts of their own and each alone; the shapes of what
@@ -261,7 +265,7 @@ def _longer_runs(
     shapes: list[Shapes] = []
     missing: list[set[str]] = []
     for copy in _ways(proto, sites):
-        probes = probed(copy, [t for t in ports(found) if t in after])
+        probes = probed(copy, [t for t in ports(rounding) if t in after])
         values = as_far_as_it_runs(copy, [*probes.values(), *computed], run.feeds)
         shapes.append({t: tuple(values[p].tolist()) for t, p in probes.items() if p in values})
         missing.append({n for n in computed if n not in values})
@@ -269,19 +273,19 @@ def _longer_runs(
     return runs, shapes, untold(missing)
 
 
-def ports(found: Sequence[Window]) -> list[str]:
-    """What windows read and give."""
-    return list(dict.fromkeys(t for w in found for t in (w.source, w.output) if t))
+def ports(rounding: Sequence[Window]) -> list[str]:
+    """The tensors that windows read and give, each once."""
+    return list(dict.fromkeys(t for w in rounding for t in (w.source, w.output) if t))
 
 
 def longer_shapes(
-    proto: onnx.ModelProto, binding: Shapes, found: Sequence[Window], shapes: Sequence[Shapes]
+    proto: onnx.ModelProto, binding: Shapes, rounding: Sequence[Window], shapes: Sequence[Shapes]
 ) -> list[Shapes]:
     """What shape inference finds at `binding` where windows that stand still in `shapes` give more positions."""
     seen = list(shapes)
     sites: dict[str, frozenset[int]] = {}
     for _ in range(_MOST_ROUNDS):
-        now = standing(found, seen)
+        now = standing(rounding, seen)
         if all(axes <= sites.get(o, frozenset()) for o, axes in now.items()):
             break
         sites |= {o: axes | sites.get(o, frozenset()) for o, axes in now.items()}
