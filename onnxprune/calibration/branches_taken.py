@@ -51,10 +51,10 @@ def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Sam
     squeezed = _squeezes(normalised)
     proto = _replaced(normalised.proto, branches, squeezed) if squeezed else normalised.proto
     while True:
-        found = _branches(proto, parts)
-        if not found:
+        taken = _branches(proto, parts)
+        if not taken:
             break
-        branches |= found
+        branches |= taken
         proto = _replaced(normalised.proto, branches, squeezed)
     if not branches:
         return TakenBranches({}, proto, channels, frozenset(), squeezed)

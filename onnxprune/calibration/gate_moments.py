@@ -31,7 +31,7 @@ from onnxprune.threads import prefetched
 
 @dataclass(eq=False)
 class GateMoments:
-    """Of one group's gates, sums over samples.
+    """Sums over samples for the gates of one group.
 
     gram: Σ E[d dᵀ], (U, U), half of the Gauss-Newton Hessian of the discrepancy. slope: its gradient at gates of 1,
     (U,). absolute, square: Σ |d| and Σ d², (U,), with d of the single samples: of the task loss where there are labels,
@@ -131,15 +131,15 @@ class GateSums(Work[GateShard, OutputMoments]):
     @cached_property
     def missing(self) -> dict[int, str]:
         """Group index → why there are no gradients."""
-        known = self.probe.missing
-        return {g: known[i] for g, own in self.groups.items() for i in own if i in known}
+        reasons = self.probe.missing
+        return {g: reasons[i] for g, own in self.groups.items() for i in own if i in reasons}
 
     def zeros(self) -> dict[int, GateMoments]:
         """Empty sums of the groups with gradients."""
         return {g: GateMoments.zeros(self.channels.groups[g].size) for g in self.groups if g not in self.missing}
 
     def portable(self) -> GateSums:
-        """With the weights in it."""
+        """The same work with the weights inside, as another machine needs it."""
         return replace(self, probe=replace(self.probe, proto=external.sendable(self.probe.proto)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,11 +149,11 @@ class GateSums(Work[GateShard, OutputMoments]):
     def __call__(self, item: GateShard) -> OutputMoments:
         """The sums over the batches of a shard."""
         probe, channels = self.probe, self.channels
-        found, metrics = self.zeros(), dict[str, Doubles]()
+        gate_moments, metrics = self.zeros(), dict[str, Doubles]()
         mixed = {g for g, own in self.groups.items() if any(probe.gates[i].batch is None for i in own)}
         probes = item.number < self.probes
         for batch, values in prefetched(probe.run(item.batches, self.objective, self._draws(item))):
-            for g, moments in found.items():
+            for g, moments in gate_moments.items():
                 d = np.zeros((batch.count, channels.groups[g].size))
                 for i in self.groups[g]:
                     if i in probe.gradients:
@@ -170,7 +170,7 @@ class GateSums(Work[GateShard, OutputMoments]):
             if probes:
                 for weight, name in probe.metrics.items():
                     metrics[weight] = metrics.get(weight, 0.0) + values[name].astype(np.float64) / self.probes
-        return OutputMoments(found, metrics)
+        return OutputMoments(gate_moments, metrics)
 
     def _draws(self, item: GateShard) -> list[np.random.Generator | None]:
         """The random numbers of each batch: they depend on the pass and the batch, not on who runs it."""

@@ -45,14 +45,14 @@ class GatedNetwork:
         gates = located(gates, graph)
         gated = copied(proto)
         del gated.graph.node[:]
-        shapes, known = dict(graph.shapes), dict(types)
+        shapes, element_types = dict(graph.shapes), dict(types)
         self._gates = {f"gate:{i}": gate for i, gate in enumerate(gates)}
         fronts: dict[int, list[tuple[str, Gate]]] = {}
         for name, gate in self._gates.items():
             fronts.setdefault(gate.node.index, []).append((name, gate))
-            known[name] = known[gate.data]
+            element_types[name] = element_types[gate.data]
             shapes[name] = gate.classes.shape
-            gated.graph.input.append(helper.make_tensor_value_info(name, known[name], gate.classes.shape))
+            gated.graph.input.append(helper.make_tensor_value_info(name, element_types[name], gate.classes.shape))
         for n, node in zip(proto.graph.node, graph.nodes, strict=True):
             copy = onnx.NodeProto()
             copy.CopyFrom(n)
@@ -60,14 +60,14 @@ class GatedNetwork:
                 factor = f"{name}:product"
                 # A tensor may carry two factors: their gates multiply.
                 gated.graph.node.append(helper.make_node("Mul", [copy.input[gate.slot], name], [factor]))
-                known[factor], shapes[factor] = known[gate.data], graph.shapes[gate.data]
+                element_types[factor], shapes[factor] = element_types[gate.data], graph.shapes[gate.data]
                 copy.input[gate.slot] = factor
             gated.graph.node.append(copy)
         view = protobuf.view(gated, shapes, graph.known_values, graph.binding)
-        back = backward(gated, view, known, tensors=list(self._gates))
+        back = backward(gated, view, element_types, tensors=list(self._gates))
         if back.missing:
             raise ValueError(next(iter(back.missing.values())))
-        self._dtypes = {name: helper.tensor_dtype_to_np_dtype(known[name]) for name in self._gates}
+        self._dtypes = {name: helper.tensor_dtype_to_np_dtype(element_types[name]) for name in self._gates}
         self._seeds, self._gradients = back.seeds, back.of_tensor
         self._value = Session(
             protobuf.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]), single=True
@@ -84,7 +84,7 @@ class GatedNetwork:
     def gradient(self, a: Doubles) -> Doubles:
         """The gradient of the discrepancy at these coefficients, (units,)."""
         fed = self._fed(a)
-        found = np.zeros(a.size)
+        gradient = np.zeros(a.size)
         for x in self._batches:
             outputs = self._outputs(x, fed)
             wanted = self._objective.gradient(outputs, x.index)
@@ -92,8 +92,8 @@ class GatedNetwork:
             values = self._slope.run({**x.feeds, **fed, **seeds})
             for name, tensor in self._gradients.items():
                 gate = self._gates[name]
-                found += sums_of(self._channels, self._group, gate, values[tensor].astype(np.float64)[None])[0]
-        return found
+                gradient += sums_of(self._channels, self._group, gate, values[tensor].astype(np.float64)[None])[0]
+        return gradient
 
     def _outputs(self, x: Batch, fed: Mapping[str, Array]) -> dict[str, Array]:
         return {**x.outputs, **self._value.run({**x.feeds, **fed})}

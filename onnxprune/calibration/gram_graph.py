@@ -63,32 +63,32 @@ class GramGraph:
 
     def feeds(self, positions: Mapping[str, Ints], inputs: Inputs) -> dict[str, Array]:
         """What to feed beside a batch: positions by weight."""
-        found: dict[str, Array] = {}
+        feeds: dict[str, Array] = {}
         for i, layer in enumerate(self.layers):
-            at, (x, _) = positions[layer.weight], inputs[layer.data]
+            sampled, (x, _) = positions[layer.weight], inputs[layer.data]
             if layer.window is not None:
-                sources = layer.window.sources(x[2:], at)
+                sources = layer.window.sources(x[2:], sampled)
                 size = int(np.prod(x[2:]))
                 inside = sources < size
-                found[f"gram:{i}:at"] = np.where(inside, sources, 0).ravel()
+                feeds[f"gram:{i}:at"] = np.where(inside, sources, 0).ravel()
                 if layer.window.reads_padding:
-                    found[f"gram:{i}:inside"] = inside.reshape(1, -1, 1)
+                    feeds[f"gram:{i}:inside"] = inside.reshape(1, -1, 1)
             else:
-                found[f"gram:{i}:at"] = at
+                feeds[f"gram:{i}:at"] = sampled
             if layer.bias:
                 dtype = np.float64 if layer.weight in self.double else np.float32
-                found[f"gram:{i}:ones"] = np.ones((layer.groups, rows_of(layer, x, at), 1), dtype)
-        return found
+                feeds[f"gram:{i}:ones"] = np.ones((layer.groups, rows_of(layer, x, sampled), 1), dtype)
+        return feeds
 
     def sums(self, values: Feeds, positions: Mapping[str, Ints], inputs: Inputs) -> dict[str, Gram] | None:
         """The Grams by weight, with the numbers of their rows; None where the layers' inputs had other shapes."""
         if any(tuple(values[name]) != inputs[t][0] for t, name in self.shapes.items()):
             return None
-        found: dict[str, Gram] = {}
+        grams: dict[str, Gram] = {}
         for x in self.layers:
             rows = rows_of(x, inputs[x.data][0], positions[x.weight])
-            found[x.weight] = Gram(values[self.grams[x.weight]].astype(np.float64), rows)
-        return found
+            grams[x.weight] = Gram(values[self.grams[x.weight]].astype(np.float64), rows)
+        return grams
 
 
 def rows_of(layer: Layer, x: Shape, positions: Ints) -> int:
@@ -112,14 +112,14 @@ class _Writer:
     def rows(self, layer: Layer, rank: int) -> str:
         """X (g, R, D) of the tensor that the layer reads, which has so many axes."""
         x = self.op("Cast", layer.data, to=self.element)
-        at = self.port("at", onnx.TensorProto.INT64, 1)
+        positions = self.port("at", onnx.TensorProto.INT64, 1)
         if isinstance(layer, StateGates):  # (T, D, B, H)
-            x = self.op("Gather", self.op("Transpose", x, perm=[1, 2, 0, 3]), at, axis=2)
+            x = self.op("Gather", self.op("Transpose", x, perm=[1, 2, 0, 3]), positions, axis=2)
             return self.reshaped(x, layer.groups, -1, layer.channels // layer.groups)
         if layer.window is not None:
             g, k, c = layer.groups, layer.kernel_size, layer.channels
             x = self.op("Transpose", self.reshaped(x, 0, c, -1), perm=[0, 2, 1])
-            x = self.op("Gather", x, at, axis=1)
+            x = self.op("Gather", x, positions, axis=1)
             if layer.window.reads_padding:
                 x = self.op("Where", self.port("inside", onnx.TensorProto.BOOL, 3), x, self.zero())
             x = self.op("Transpose", self.reshaped(x, -1, k, g, c // g), perm=[2, 0, 1, 3])
@@ -128,7 +128,7 @@ class _Writer:
             if isinstance(layer, InputGates):  # (T, B, I)
                 x = self.op("Transpose", x, perm=[1, 0, 2])
             by_sample = (0, -1) if rank > 2 else (-1, 1)
-            x = self.op("Gather", self.reshaped(x, *by_sample, layer.channels), at, axis=1)
+            x = self.op("Gather", self.reshaped(x, *by_sample, layer.channels), positions, axis=1)
             x = self.reshaped(x, 1, -1, layer.channels)
         return self.op("Concat", x, self.port("ones", self.element, 3), axis=2) if layer.bias else x
 
@@ -140,9 +140,9 @@ class _Writer:
 
     def port(self, name: str, element: int, rank: int) -> str:
         """An input of the graph, of any size."""
-        found = f"{self.prefix}:{name}"
-        self.graph.input.append(helper.make_tensor_value_info(found, element, [None] * rank))
-        return found
+        full_name = f"{self.prefix}:{name}"
+        self.graph.input.append(helper.make_tensor_value_info(full_name, element, [None] * rank))
+        return full_name
 
     def constant(self, values: Array) -> str:
         name = f"{self.prefix}:{self.count}"

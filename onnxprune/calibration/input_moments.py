@@ -61,20 +61,20 @@ class InputMoments:
         """The moments, read anew each time where they lie in a file, then in the precision that they lie there in."""
         return self.moments.load() if isinstance(self.moments, spill.Spilled) else self.moments
 
-    def block(self, at: Ints) -> Doubles:
-        """p[0] at some columns alone, (k, k)."""
-        rows = self.moments.rows(at) if isinstance(self.moments, spill.Spilled) else self.moments[:, at]
-        found: Doubles = rows[0][:, at].astype(np.float64)
-        return found
+    def block(self, columns: Ints) -> Doubles:
+        """p[0] at these columns alone, (k, k)."""
+        rows = self.moments.rows(columns) if isinstance(self.moments, spill.Spilled) else self.moments[:, columns]
+        block: Doubles = rows[0][:, columns].astype(np.float64)
+        return block
 
-    def inverse(self, at: Ints, ridge: float) -> Doubles:
-        """Rows `at` of (p[0] + Λ)⁻¹ with Λ = (JITTER + ridge) diag(p[0]), (k, D); computed once for every ridge.
+    def inverse(self, columns: Ints, ridge: float) -> Doubles:
+        """Rows `columns` of (p[0] + Λ)⁻¹ with Λ = (JITTER + ridge) diag(p[0]), (k, D); computed once for every ridge.
 
         For layers that many groups share: each asks for the rows of its own columns.
         """
         if ridge not in self._inverses:
             self._inverses[ridge] = spill.Spilled(inverse_spd(self.p[0], ridge).T)
-        return self._inverses[ridge].rows(at)
+        return self._inverses[ridge].rows(columns)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_inverses": {}}  # as large as the moments, and computed as fast as they are sent
@@ -104,8 +104,8 @@ def collect(
     parts = shards(samples, work.batch, _shards_for(layers) if scheduler.workers else 1)
     total: dict[str, tuple[Gram, ...]] = {}
     for sums in scheduler.map(work, parts, len(parts)):
-        for name, found in sums.items():
-            for old, new in zip(total.setdefault(name, found), found, strict=True):
+        for name, layer_sums in sums.items():
+            for old, new in zip(total.setdefault(name, layer_sums), layer_sums, strict=True):
                 if old is not new:
                     old.merge(new)
     weights = external.Weights(proto.graph.initializer)
@@ -219,16 +219,16 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         if self.inputs is None:
             self.on_host(item, lambda layer, rows, held: accumulators[layer.weight].update(rows, held=held))
             return {name: a.sums for name, a in accumulators.items()}
-        for layer, found, held in self.on_device(item, self.inputs):
+        for layer, rows_or_gram, held in self.on_device(item, self.inputs):
             a = accumulators[layer.weight]
-            if isinstance(found, Gram):
-                a.add(found, held=held)
+            if isinstance(rows_or_gram, Gram):
+                a.add(rows_or_gram, held=held)
             else:
-                a.update(found, held=held)
+                a.update(rows_or_gram, held=held)
         return {name: a.sums for name, a in accumulators.items()}
 
     def portable(self) -> InputSums:
-        """With the weights in it."""
+        """The same work with the weights inside, as another machine needs it."""
         weights = {k: np.array(v) for k, v in self.weights.items()}
         return replace(self, proto=external.sendable(self.proto), weights=weights)
 
@@ -244,26 +244,26 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         """
         widest = sorted(self.layers, key=lambda layer: -len(layer.columns(0)))
         for index, values in enumerate(prefetched(self.session.run(f) for f in self._batches(shard)), shard.first):
-            at = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
-            one = partial(self._taken, values, at, self.is_held(index), take)
+            positions = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
+            one = partial(self._taken, values, positions, self.is_held(index), take)
             deque(mapped(one, widest), maxlen=0)
 
     @staticmethod
     def _taken(
         values: Mapping[str, Array],
-        at: Mapping[str, Ints],
+        positions: Mapping[str, Ints],
         held: bool,
         take: Callable[[Layer, Floats, bool], None],
         layer: Layer,
     ) -> None:
-        take(layer, layer.rows(_single(values[layer.data]), at[layer.weight]), held)
+        take(layer, layer.rows(_single(values[layer.data]), positions[layer.weight]), held)
 
     @cached_property
     def _appended(self) -> tuple[GramGraph, Session]:
         """The model with the Grams of all layers but the wide ones, whose inputs it gives out."""
-        known = next(iter((self.inputs or {}).values()))
+        batch_inputs = next(iter((self.inputs or {}).values()))
         wide = sorted({x.data for x in self.layers if is_wide(x)})
-        graph = GramGraph.of(self.proto, [x for x in self.layers if not is_wide(x)], known, wide)
+        graph = GramGraph.of(self.proto, [x for x in self.layers if not is_wide(x)], batch_inputs, wide)
         return graph, Session(graph.proto, providers=PROVIDERS[self.provider])
 
     def on_device(self, shard: Shard, inputs: Mapping[int, Inputs]) -> Iterator[tuple[Layer, Floats | Gram, bool]]:
@@ -271,19 +271,19 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         graph, session = self._appended
 
         def run(index: int, feeds: Mapping[str, Array]) -> _Computed:
-            known = inputs[shard.samples.count(feeds)]
-            at = self.positions(index, {t: shape for t, (shape, _) in known.items()})
-            values = session.run({**feeds, **graph.feeds(at, known)})
-            sums = graph.sums(values, at, known)
+            batch_inputs = inputs[shard.samples.count(feeds)]
+            positions = self.positions(index, {t: shape for t, (shape, _) in batch_inputs.items()})
+            values = session.run({**feeds, **graph.feeds(positions, batch_inputs)})
+            sums = graph.sums(values, positions, batch_inputs)
             if sums is None:  # sizes that depend on the data were not known in time
                 values = self.session.run(feeds)
-                at = self.positions(index, {t: v.shape for t, v in values.items()})
-            return index, at, values, sums or {}
+                positions = self.positions(index, {t: v.shape for t, v in values.items()})
+            return index, positions, values, sums or {}
 
-        for index, at, values, sums in prefetched(starmap(run, enumerate(self._batches(shard), shard.first))):
+        for index, positions, values, sums in prefetched(starmap(run, enumerate(self._batches(shard), shard.first))):
             for layer in self.layers:
-                found = sums.get(layer.weight)
-                rows = layer.rows(_single(values[layer.data]), at[layer.weight]) if found is None else found
+                gram = sums.get(layer.weight)
+                rows = layer.rows(_single(values[layer.data]), positions[layer.weight]) if gram is None else gram
                 yield layer, rows, self.is_held(index)
 
     def _batches(self, shard: Shard) -> Iterator[dict[str, Array]]:
@@ -295,11 +295,11 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         They depend on the seed and the number of the batch, not on who runs it.
         """
         rng = np.random.default_rng((self.seed, index))
-        found: dict[str, Ints] = {}
+        positions: dict[str, Ints] = {}
         for layer in self.layers:
             limit = positions_for(len(layer.columns(0)), self.total)
-            found[layer.weight] = layer.positions(layer.output_shape(shapes[layer.data]), limit, rng)
-        return found
+            positions[layer.weight] = layer.positions(layer.output_shape(shapes[layer.data]), limit, rng)
+        return positions
 
     @staticmethod
     def is_held(index: int) -> bool:
@@ -360,9 +360,9 @@ class _Contributions:
 
     @cached_property
     def w(self) -> NDArray[np.float32]:
-        """(D, M), once rows come."""
-        found: NDArray[np.float32] = self.layer.matrix(self.weights, np.float32)[0]
-        return found
+        """The weight matrix, (D, M); it is read once rows come."""
+        matrix: NDArray[np.float32] = self.layer.matrix(self.weights, np.float32)[0]
+        return matrix
 
     def update(self, rows: Floats, *, held: bool) -> None:
         x = rows[0].astype(np.float32)

@@ -101,14 +101,14 @@ class Layer:
         m = (w.T if self.transposed else w)[None] if self.window is None else self.window.to_matrix(w)
         groups, rows, outputs = m.shape
         # One array, written once: the largest layers of a network may be half of it.
-        found = np.empty((groups, rows + bool(self.bias), outputs), dtype)
-        found[:, :rows] = m
+        matrix = np.empty((groups, rows + bool(self.bias), outputs), dtype)
+        matrix[:, :rows] = m
         if self.alpha != 1.0:
-            found[:, :rows] *= self.alpha
+            matrix[:, :rows] *= self.alpha
         if self.bias:
             b = _read(self.bias, self.stored_bias, weights).astype(np.float64)
-            found[:, rows] = self.beta * b.reshape(groups, outputs)
-        return found
+            matrix[:, rows] = self.beta * b.reshape(groups, outputs)
+        return matrix
 
     def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`, as arrays by initializer name; `present` holds the present ones.
@@ -122,20 +122,20 @@ class Layer:
             w = body[0] / self.alpha if self.alpha != 1.0 else body[0]
             w = w.T if self.transposed else w
         b = matrix[:, -1].ravel() / self.beta if self.bias else np.zeros(0)
-        found = {self.weight: w}
+        arrays = {self.weight: w}
         scale: Array | None = None
         if self.stored_weight is not None:
             old = present[self.stored_weight.scales[0]]
             least = least_scale(b, self.step, old) if self.step is not None and self.bias else 0.0
-            found = self.stored_weight.write(w, present, least=least)
-            scale = found[self.stored_weight.scales[0]]
+            arrays = self.stored_weight.write(w, present, least=least)
+            scale = arrays[self.stored_weight.scales[0]]
         if self.stored_bias is not None:
             old = present[self.stored_bias.scales[0]]
             wanted = bias_scale(scale, self.step, old) if self.step is not None and scale is not None else None
-            found |= self.stored_bias.write(b.reshape(present[self.stored_bias.values].shape), present, scale=wanted)
+            arrays |= self.stored_bias.write(b.reshape(present[self.stored_bias.values].shape), present, scale=wanted)
         elif self.bias:
-            found[self.bias] = b
-        return found
+            arrays[self.bias] = b
+        return arrays
 
     def keeps(self, keep: Mask) -> bool:
         """Whether its weights are sliced and not fitted, where these classes stay."""
@@ -279,11 +279,11 @@ class InputGates(Layer):
     def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`; the state's half of the bias as it was."""
         body = matrix[0, : self.channels].T
-        found: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
+        arrays: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
         if self.recurrent_bias is not None:
             own = matrix[0, -1].reshape(self.recurrent_bias.shape)
-            found[self.bias] = np.concatenate([own, self.recurrent_bias], axis=1)
-        return found
+            arrays[self.bias] = np.concatenate([own, self.recurrent_bias], axis=1)
+        return arrays
 
     def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of what is sampled, (B, T, 0): steps in place of positions."""
@@ -342,16 +342,16 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
             uses[i] = uses.get(i, 0) + 1
     for o in graph.outputs:
         uses[o] = uses.get(o, 0) + 1
-    found: list[Layer | None] = []
+    layers: list[Layer | None] = []
     for linear in channels.linears:
         if linear.node.index in graph.inside:
             continue
         if linear.node.op in GATE_COUNT:
-            found += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
+            layers += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
         else:
-            found.append(_layer(linear, graph, uses))
+            layers.append(_layer(linear, graph, uses))
     limits = limited_by(graph)
-    return tuple(replace(x, limited=limits.get(x.node.outputs[0], "")) for x in found if x is not None)
+    return tuple(replace(x, limited=limits.get(x.node.outputs[0], "")) for x in layers if x is not None)
 
 
 def _own_weight(name: str, graph: Graph, uses: Mapping[str, int]) -> Array | None:

@@ -87,8 +87,8 @@ def with_samples(
 
     if not all(by_sample(o) for o in outputs if isinstance(both[o], np.ndarray) and both[o].ndim):
         return tuple(gates)  # a step of a sequence, say, passes for a sample: what is before it reaches it
-    found = {x.data: next((a for a in range(both[x.data].ndim) if is_axis(x.data, a)), None) for x in gates}
-    return tuple(replace(x, batch=found[x.data]) for x in gates)
+    batch_axes = {x.data: next((a for a in range(both[x.data].ndim) if is_axis(x.data, a)), None) for x in gates}
+    return tuple(replace(x, batch=batch_axes[x.data]) for x in gates)
 
 
 def _shows_halves(both: Array, without_first: Array, without_second: Array, axis: int) -> bool:
@@ -170,8 +170,8 @@ class Probe:
         if not (self.gradients or self.metrics):
             return
         for x, rng in zip(batches, draws, strict=True):
-            at = x.outputs, x.index
-            seeds = objective.gradient(*at) if rng is None else objective.probe(*at, rng)
+            point = x.outputs, x.index
+            seeds = objective.gradient(*point) if rng is None else objective.probe(*point, rng)
             seeds = {o: seeds[o] if o in seeds else np.zeros_like(x.outputs[o]) for o in self.seeds}
             seeds = {o: self.layouts[o].back(v) if o in self.layouts else v for o, v in seeds.items()}
             yield x, self.session.run({**x.feeds, **{self.seeds[o]: v for o, v in seeds.items()}})
@@ -184,18 +184,18 @@ def differentiable(
 
     A quantized model is differentiated without the rounding of its activations, the usual straight-through estimate.
     """
-    shapes, known = dict(graph.shapes), dict(types)
+    shapes, element_types = dict(graph.shapes), dict(types)
     if unrounded.is_quantized(proto):
         proto = unrounded.without_rounding(proto)
-    if any(o and o not in known for n in proto.graph.node for o in n.output):
+    if any(o and o not in element_types for n in proto.graph.node for o in n.output):
         bound = protobuf.bind_inputs(proto, {v.name: shapes[v.name] for v in proto.graph.input if v.name in shapes})
-        foreign = {o for n in proto.graph.node if n.domain for o in n.output} & shapes.keys() & known.keys()
+        foreign = {o for n in proto.graph.node if n.domain for o in n.output} & shapes.keys() & element_types.keys()
         for o in sorted(foreign - set(graph.outputs)):  # inference stops at operators that it does not know
-            bound.graph.value_info.append(helper.make_tensor_value_info(o, known[o], shapes[o]))
+            bound.graph.value_info.append(helper.make_tensor_value_info(o, element_types[o], shapes[o]))
         more, further = protobuf.inferred_shapes(bound)
         # What was a code is a real number where the rounding is gone, so the new types count.
-        shapes, known = {**more, **shapes}, {**known, **further}
-    return proto, protobuf.view(proto, shapes, graph.known_values, graph.binding), known
+        shapes, element_types = {**more, **shapes}, {**element_types, **further}
+    return proto, protobuf.view(proto, shapes, graph.known_values, graph.binding), element_types
 
 
 def located(gates: Sequence[Gate], graph: Graph) -> tuple[Gate, ...]:

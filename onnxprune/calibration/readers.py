@@ -24,12 +24,12 @@ def read_by_layers_alone(
 
 def readers_of(channels: ChannelGraph, consumers: Sequence[Sequence[Layer]]) -> list[set[int]]:
     """By group, the nodes of the main graph that read it across its channels, in themselves or in their bodies."""
-    found = [{x.node.index for x in c} for c in consumers]
+    readers = [{x.node.index for x in c} for c in consumers]
     for r in channels.reads:
         for g in channels.groups_in(r.node.inputs[r.slot]):
-            found[g].add(r.node.index)
+            readers[g].add(r.node.index)
     main = np.array([n.index for n in channels.graph.nodes])
-    return [set(main[np.searchsorted(main, sorted(f), side="right") - 1].tolist()) for f in found]
+    return [set(main[np.searchsorted(main, sorted(f), side="right") - 1].tolist()) for f in readers]
 
 
 def first_input(channels: ChannelGraph, readers: Set[int]) -> str:

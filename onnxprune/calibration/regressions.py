@@ -24,15 +24,15 @@ def consumers_of(channels: ChannelGraph, layers: Sequence[Layer]) -> list[list[L
 
     A layer whose own groups are the units passes them on; it consumes nothing.
     """
-    found: list[list[Layer]] = [[] for _ in channels.groups]
+    consumers: list[list[Layer]] = [[] for _ in channels.groups]
     for layer in layers:
         reads = layer.inputs[layer.inputs >= 0]
         if not reads.size or layer.groups_are_units:
             continue
         for index in np.unique(channels.group_of[reads]).tolist():
             if index >= 0:
-                found[index].append(layer)
-    return found
+                consumers[index].append(layer)
+    return consumers
 
 
 def regressions_of(
@@ -51,31 +51,33 @@ def regressions_of(
     """
     unit = np.full(channels.classes.pinned.size + 1, -1, np.int64)
     unit[g.units] = np.arange(g.size)
-    found: list[Regression] = []
+    regressions: list[Regression] = []
     for layer in layers:
-        known = moments[layer.weight]
+        layer_moments = moments[layer.weight]
         if layer.weight not in powers:
-            powers[layer.weight] = [p.power() for p in _whole(layer, known, unit, channels)]
+            powers[layer.weight] = [p.power() for p in _whole(layer, layer_moments, unit, channels)]
         weight = 1.0 / max(sum(powers[layer.weight]), 1e-30)
         own = np.flatnonzero(unit[layer.columns(0)] >= 0)
-        if known.classes is None and layer.groups == 1 and own.size * _SHARED <= len(layer.columns(0)):
+        if layer_moments.classes is None and layer.groups == 1 and own.size * _SHARED <= len(layer.columns(0)):
             w = layer.matrix(channels.graph.constants)[0]
-            inverse = known.inverse(own, OF_SELECTION)[:, own] if inverses else None
-            found.append(
-                Regression(known.block(own), w[own], unit[layer.columns(0)[own]], weight, False, inverse=inverse)
+            inverse = layer_moments.inverse(own, OF_SELECTION)[:, own] if inverses else None
+            regressions.append(
+                Regression(
+                    layer_moments.block(own), w[own], unit[layer.columns(0)[own]], weight, False, inverse=inverse
+                )
             )
             continue
-        parts = _whole(layer, known, unit, channels)
-        found += [replace(p, weight=weight) for p in parts if (p.unit >= 0).any()]
-    return found
+        parts = _whole(layer, layer_moments, unit, channels)
+        regressions += [replace(p, weight=weight) for p in parts if (p.unit >= 0).any()]
+    return regressions
 
 
-def _whole(layer: Layer, known: InputMoments, unit: Ints, channels: ChannelGraph) -> list[Regression]:
+def _whole(layer: Layer, moments: InputMoments, unit: Ints, channels: ChannelGraph) -> list[Regression]:
     """A regression per group of a layer's convolution, with all of its columns. unit: of every class, -1 for others."""
-    p = known.p
-    if known.classes is not None:
-        ones = np.ones((known.classes.size, 1))
-        return [Regression(p[0], ones, unit[known.classes], centred=False)]
+    p = moments.p
+    if moments.classes is not None:
+        ones = np.ones((moments.classes.size, 1))
+        return [Regression(p[0], ones, unit[moments.classes], centred=False)]
     w = layer.matrix(channels.graph.constants)
     return [Regression(p[i], w[i], unit[layer.columns(i)], centred=bool(layer.bias)) for i in range(layer.groups)]
 
@@ -96,7 +98,7 @@ def _norms(g: Group, ref: AxisRef, values: Array, channels: ChannelGraph) -> Dou
     power = (values.astype(np.float64) ** 2).sum(axis=untracked).ravel()
     place = np.full(channels.classes.pinned.size, -1, np.int64)
     place[g.units] = np.arange(g.size)
-    at = place[classes.ravel()]
-    norms = np.sqrt(np.bincount(at[at >= 0], power[at >= 0], minlength=g.size))
+    unit = place[classes.ravel()]
+    norms = np.sqrt(np.bincount(unit[unit >= 0], power[unit >= 0], minlength=g.size))
     mean = float(norms.mean())
     return norms / mean if mean > 0 else norms

@@ -52,12 +52,12 @@ class _Flag:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Of the body."""
+        """What names the body: the main output of its node, and its attribute."""
         return self.main, self.body
 
 
 def turns_of(proto: onnx.ModelProto, parts: Sequence[Samples]) -> Turns:
-    """Of all bodies of a model, over all samples, or as many as it takes to see every branch taken."""
+    """Watch all bodies of a model over all samples, or over as many as it takes to see every branch taken."""
     holders = frozenset(bodies.main_output(n) for n in proto.graph.node if bodies.bodies_of(n))
     if not holders:
         return Turns({}, frozenset())
@@ -97,13 +97,13 @@ def _fresh(proto: onnx.ModelProto) -> Iterator[str]:
 
 def _watch(graph: onnx.GraphProto, within: tuple[str, str] | None, opset: int, fresh: Iterator[str]) -> list[_Flag]:
     """Have a graph compute, in place, a flag for each body of its nodes and of the nodes inside these."""
-    found: list[_Flag] = []
+    flags: list[_Flag] = []
     for node in list(graph.node):
         if node.domain in ("", "ai.onnx") and node.op_type == "If":
-            found += _watch_if(graph, node, within, opset, fresh)
+            flags += _watch_if(graph, node, within, opset, fresh)
         elif node.domain in ("", "ai.onnx") and (node.op_type == "Loop" or (node.op_type == "Scan" and opset >= 9)):
-            found += _watch_turns(graph, node, within, opset, fresh)
-    return found
+            flags += _watch_turns(graph, node, within, opset, fresh)
+    return flags
 
 
 def _watch_if(
@@ -114,7 +114,7 @@ def _watch_if(
     then, other = next(fresh), next(fresh)
     graph.node.append(helper.make_node("Squeeze", [node.input[0]], [then]))
     graph.node.append(helper.make_node("Not", [then], [other]))
-    found = [_Flag(main, _THEN, then, within), _Flag(main, _ELSE, other, within)]
+    flags = [_Flag(main, _THEN, then, within), _Flag(main, _ELSE, other, within)]
     _name_all(node.output, len(branch[_THEN].output), fresh)
     for way, opposite in ((_THEN, _ELSE), (_ELSE, _THEN)):
         for f in _watch(branch[way], (main, way), opset, fresh):
@@ -123,8 +123,8 @@ def _watch_if(
             branch[opposite].node.append(_constant(never, value=False))
             branch[opposite].output.append(helper.make_tensor_value_info(never, _BOOL, None))
             node.output.append(outside)
-            found.append(_Flag(f.main, f.body, outside, f.within))
-    return found
+            flags.append(_Flag(f.main, f.body, outside, f.within))
+    return flags
 
 
 def _watch_turns(
@@ -141,7 +141,7 @@ def _watch_turns(
     graph.node.insert(0, _constant(never, value=False))
     _name_all(node.output, len(body.output) - bool(loop), fresh)
     node.input.extend([""] * (loop + states - len(node.input)))
-    found: list[_Flag] = []
+    flags: list[_Flag] = []
     for f in (_Flag(main, _BODY, ran, within), *inner):
         before, after, outside = next(fresh), next(fresh), next(fresh)
         body.node.append(helper.make_node("Or", [before, f.name], [after]))
@@ -150,8 +150,8 @@ def _watch_turns(
         node.input.insert(loop + states, never)
         node.output.insert(states, outside)
         states += 1
-        found.append(_Flag(f.main, f.body, outside, f.within))
-    return found
+        flags.append(_Flag(f.main, f.body, outside, f.within))
+    return flags
 
 
 def _constant(name: str, *, value: bool) -> onnx.NodeProto:
