@@ -37,13 +37,13 @@ class Adam:
         self.steps += 1
         scale = 1 / (1 - self.first**self.steps)
         root = math.sqrt(1 - self.second**self.steps)
-        found: dict[str, Floats] = {}
+        directions: dict[str, Floats] = {}
         for k, (m, v) in self._moments.items():
             g = gradients[k]
             m += (1 - self.first) * (g - m)
             v += (1 - self.second) * (g * g - v)
-            found[k] = scale * m / (np.sqrt(v) / root + self.epsilon)
-        return found
+            directions[k] = scale * m / (np.sqrt(v) / root + self.epsilon)
+        return directions
 
 
 def one_cycle(step: int, steps: int, *, warm_up: float = 0.1) -> float:

@@ -28,8 +28,8 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 def cast(values: Array, dtype: np.dtype[Any]) -> Array:
     """`values` in another type; what is beyond its range becomes infinite."""
     with np.errstate(over="ignore"):
-        found: Array = np.asarray(values).astype(dtype, order="C")
-    return found
+        converted: Array = np.asarray(values).astype(dtype, order="C")
+    return converted
 
 
 def in_rows(y: Array) -> Array:

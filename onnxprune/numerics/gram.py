@@ -49,10 +49,10 @@ def product(x: Floats) -> Floats:
     if x.shape[2] < _TRIANGULAR:
         small: Floats = x.transpose(0, 2, 1) @ x
         return small
-    found: Floats = np.zeros((len(x), x.shape[2], x.shape[2]), x.dtype)
-    for rows, out in zip(x, found, strict=True):
+    triangles: Floats = np.zeros((len(x), x.shape[2], x.shape[2]), x.dtype)
+    for rows, out in zip(x, triangles, strict=True):
         lapack.add_products(np.ascontiguousarray(rows), out, beta=0.0)
-    return found
+    return triangles
 
 
 @dataclass
@@ -126,19 +126,19 @@ class Gram:
 
     def means(self) -> Floats:
         """E[x xᵀ], (g, D, D), in the precision of the total."""
-        found = self.sums()
-        result: Floats = np.divide(found, found.dtype.type(max(self.rows, 1)), out=found)
-        return result
+        sums = self.sums()
+        means: Floats = np.divide(sums, sums.dtype.type(max(self.rows, 1)), out=sums)
+        return means
 
     def result(self) -> Doubles:
         """E[x xᵀ], (g, D, D), in float64."""
-        found: Doubles = np.asarray(self.sums(), np.float64) / max(self.rows, 1)
-        return found
+        means: Doubles = np.asarray(self.sums(), np.float64) / max(self.rows, 1)
+        return means
 
     def first(self) -> Floats:
         """E[x xᵀ] of the first group alone, (D, D), in the precision of the total."""
-        found: Floats = Gram(self.total[:1], self.rows).means()[0]
-        return found
+        mean: Floats = Gram(self.total[:1], self.rows).means()[0]
+        return mean
 
 
 class NormalEquations:
@@ -200,8 +200,8 @@ class NormalEquations:
         """Xᵀ(Y - XW) of weights w (g, D, M), of the same shape."""
         if len(w) > 1:
             return self.xy - self.xx @ w
-        found: Doubles = self.xy - by_columns(partial(np.matmul, self.xx[0]), w[0])
-        return found
+        gaps: Doubles = self.xy - by_columns(partial(np.matmul, self.xx[0]), w[0])
+        return gaps
 
     def error(self, w: Doubles, gaps: Doubles | None = None) -> Doubles:
         """Σ ||y - wᵀx||² per group and target, (g, M), of weights w (g, D, M); gaps: those of `gaps`, if known."""

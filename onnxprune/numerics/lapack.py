@@ -88,10 +88,10 @@ def unpacked(packed: Floats, columns: int) -> Floats:
     """The lower triangle (D, D), in Fortran's order, of what `add_packed_products` adds to; above it are zeros."""
     if packed.shape != (columns * (columns + 1) // 2,) or not packed.flags.c_contiguous:
         raise ValueError(f"{columns} columns have {columns * (columns + 1) // 2} packed entries")
-    found: Floats = np.zeros((columns, columns), packed.dtype, order="F")
+    triangle: Floats = np.zeros((columns, columns), packed.dtype, order="F")
     if columns:
-        _call("tfttr", packed, "N", "L", columns, packed, found, columns, 0)
-    return found
+        _call("tfttr", packed, "N", "L", columns, packed, triangle, columns, 0)
+    return triangle
 
 
 def cholesky(a: Floats) -> bool:

@@ -97,13 +97,17 @@ class Window:
     def patches(self, x: Floats, positions: Ints) -> Floats:
         """X (g, N·P, k·C/g) of the input x (N, C, *S) at flat output positions (P,)."""
         n, c, *size = x.shape
-        at = self.sources(size, positions)
-        needed, at = (at[:, 0], np.arange(at.size)[:, None]) if self._pointwise else _needed(at, int(np.prod(size)))
+        sources = self.sources(size, positions)
+        needed, indices = (
+            (sources[:, 0], np.arange(sources.size)[:, None])
+            if self._pointwise
+            else _needed(sources, int(np.prod(size)))
+        )
         # Channels last, so that a gather copies whole runs of them; the last row is the zero of the padding.
         rows = np.zeros((n, needed.size + 1, c), x.dtype)
         rows[:, :-1] = x.reshape(n, c, int(np.prod(size))).take(needed, axis=2).transpose(0, 2, 1)
-        g, k = self.groups, at.shape[1]
-        by_group = rows.take(at, axis=1).reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
+        g, k = self.groups, indices.shape[1]
+        by_group = rows.take(indices, axis=1).reshape(n * positions.size, k, g, c // g).transpose(2, 0, 1, 3)
         patches: Floats = by_group.reshape(g, n * positions.size, k * (c // g))
         return patches
 
@@ -166,15 +170,15 @@ class Window:
         return rows
 
 
-def _needed(at: Ints, inside: int) -> tuple[Ints, Ints]:
-    """(the input positions that are read, where each entry of `at` stands among them): few of a large map's are.
+def _needed(sources: Ints, inside: int) -> tuple[Ints, Ints]:
+    """(the input positions that are read, where each entry of `sources` stands among them): few of a large map's are.
 
     inside: the number of input positions, which stands for padding.
     """
     read = np.zeros(inside + 1, bool)
-    read[at] = True
+    read[sources] = True
     read[inside] = False
     places = np.cumsum(read) - 1
-    found = np.flatnonzero(read)
-    places[inside] = found.size
-    return found, places[at]
+    needed = np.flatnonzero(read)
+    places[inside] = needed.size
+    return needed, places[sources]

@@ -55,11 +55,11 @@ def until_it_rises(error: Callable[[float], float], ridges: Sequence[float]) -> 
     """
     last = float("inf")
     for pair in (ridges[:2], ridges[2:]):
-        for ridge, found in zip(pair, mapped(error, pair), strict=True):
-            yield ridge, found
-            if found > last:
+        for ridge, current in zip(pair, mapped(error, pair), strict=True):
+            yield ridge, current
+            if current > last:
                 return
-            last = found
+            last = current
 
 
 def random_sums(outputs: int, most: int = JUDGED_OUTPUTS) -> Doubles | None:

@@ -23,7 +23,7 @@ def whitening(p: Doubles, damping: float) -> NDArray[np.float32]:
 
     Equal to the transposed inverse of `numpy.linalg.cholesky` of the damped P.
     """
-    found = np.empty(p.shape, np.float32)
+    inverses = np.empty(p.shape, np.float32)
     for g, gram in enumerate(p):
         mean = float(np.trace(gram)) / max(len(gram), 1)
         if not np.isfinite(mean) or mean < 0.0:
@@ -36,8 +36,8 @@ def whitening(p: Doubles, damping: float) -> NDArray[np.float32]:
         inverse, failed = linalg.lapack.dtrtri(factor, lower=1, overwrite_c=1)
         if failed or not np.isfinite(inverse).all():
             raise SolveFailed("a Gram matrix is not positive semi-definite")
-        found[g] = inverse.T
-    return found
+        inverses[g] = inverse.T
+    return inverses
 
 
 def output_spread(p: Doubles, w: Doubles, *, constant: bool) -> Doubles:
@@ -49,5 +49,5 @@ def output_spread(p: Doubles, w: Doubles, *, constant: bool) -> Doubles:
     if constant:
         power = power - np.einsum("gd,gdm->gm", p[:, -1], w) ** 2
     spread: Doubles = np.sqrt(np.maximum(power, 0.0))
-    found: Doubles = np.maximum(spread, 0.01 * spread.mean())
-    return found
+    floored: Doubles = np.maximum(spread, 0.01 * spread.mean())
+    return floored
