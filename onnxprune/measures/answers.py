@@ -93,7 +93,7 @@ def parts_in(
 
     joined: (tensors, outputs, whether single channels may have a scale of their own), as in `observed.Whole`.
     """
-    found: list[Part] = []
+    parts: list[Part] = []
     for tensors, outputs, columns in joined:
         pieces: list[Piece] = []
         for t in tensors:
@@ -103,8 +103,8 @@ def parts_in(
         alike = _alike(pieces, values)
         roots = [sum(_entries(p, values) for p in same) ** 0.5 for same in alike]
         shares = [r / max(sum(roots), 1e-300) for r in roots]
-        found += [Part(tuple(same), tuple(outputs), s) for same, s in zip(alike, shares, strict=True)]
-    return tuple(found)
+        parts += [Part(tuple(same), tuple(outputs), s) for same, s in zip(alike, shares, strict=True)]
+    return tuple(parts)
 
 
 def _alike(pieces: Sequence[Piece], values: Mapping[str, Array]) -> list[list[Piece]]:
@@ -131,8 +131,8 @@ def _scale(piece: Piece, values: Mapping[str, Array]) -> float:
     if y is None or not is_float(y.dtype) or not y.size or np.isnan(y).any():
         return 0.0
     own = piece.of(y)
-    found = spread(own)
-    return found / max(int(counting(own).sum()), 1) if found > _LEAST_SPREAD * _squares_of(own) else 0.0
+    own_spread = spread(own)
+    return own_spread / max(int(counting(own).sum()), 1) if own_spread > _LEAST_SPREAD * _squares_of(own) else 0.0
 
 
 def _runs(y: Array) -> list[Columns]:
@@ -162,11 +162,11 @@ def _cuts(variances: Wide) -> tuple[list[int], float]:
     clearest = 1.0
     while len(edges) + 1 < _MOST_RUNS:
         bounds = [0, *edges, len(variances)]
-        ratio, at = max(_clearest(variances[a:b], a) for a, b in pairwise(bounds))
+        ratio, cut = max(_clearest(variances[a:b], a) for a, b in pairwise(bounds))
         if ratio < _OTHER_SCALE:
             break
         clearest = max(clearest, ratio)
-        edges = sorted([*edges, at])
+        edges = sorted([*edges, cut])
     return edges, clearest
 
 
@@ -181,11 +181,11 @@ def _mixed(variances: Wide) -> tuple[list[int], float]:
     if not len(low):
         return [], 1.0
     ratios = high / low
-    at = int(np.argmax(ratios))
-    if ratios[at] < _OTHER_SCALE:
+    gap = int(np.argmax(ratios))
+    if ratios[gap] < _OTHER_SCALE:
         return [], 1.0
-    above = variances >= high[at]
-    return [int(c) for c in np.flatnonzero(above[1:] != above[:-1]) + 1], float(ratios[at])
+    above = variances >= high[gap]
+    return [int(c) for c in np.flatnonzero(above[1:] != above[:-1]) + 1], float(ratios[gap])
 
 
 def _clearest(variances: Wide, start: int) -> tuple[float, int]:
@@ -200,8 +200,8 @@ def _clearest(variances: Wide, start: int) -> tuple[float, int]:
         return 1.0, 0
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(both, np.maximum(before[0] / behind[1], behind[0] / before[1]), 1.0)
-    at = int(np.argmax(ratios))
-    return float(ratios[at]), start + at + 1
+    gap = int(np.argmax(ratios))
+    return float(ratios[gap]), start + gap + 1
 
 
 # spreads
@@ -243,8 +243,8 @@ def _squares_of(y: Array) -> float:
 
 def _sum_of_squares(d: Wide) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        found = float(np.square(d).sum())
-    return found if np.isfinite(found) else float("inf")
+        total = float(np.square(d).sum())
+    return total if np.isfinite(total) else float("inf")
 
 
 # answers
@@ -320,19 +320,19 @@ class Answers:
     @cached_property
     def weights(self) -> dict[str, Wide]:
         """By tensor, what its squared errors count for: one number, or one along an axis of channels."""
-        found: dict[str, Wide] = {}
+        weights: dict[str, Wide] = {}
         for p, s, share in zip(self.parts, self.spreads, self.shares, strict=True):
             for x in p.pieces:
                 weight = share / s
                 if x.columns is None:
-                    found[x.tensor] = np.asarray(weight)
+                    weights[x.tensor] = np.asarray(weight)
                     continue
                 y = self.values[x.tensor]
                 axis, start, stop = x.columns
                 shape = [1] * y.ndim
                 shape[axis] = y.shape[axis]
-                found.setdefault(x.tensor, np.zeros(shape))[(slice(None),) * axis + (slice(start, stop),)] = weight
-        return found
+                weights.setdefault(x.tensor, np.zeros(shape))[(slice(None),) * axis + (slice(start, stop),)] = weight
+        return weights
 
     @cached_property
     def shares(self) -> tuple[float, ...]:

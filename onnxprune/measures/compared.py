@@ -57,8 +57,8 @@ def watched(model: onnx.ModelProto, observed: Observed, types: Mapping[str, int]
     """The model with what stands for its outputs as further outputs, of that what it has."""
     if observed.plain:
         return model
-    known = tensors_of(model)
-    return observing(model, dict.fromkeys((*observed.outputs, *(t for t in observed.tensors if t in known))), types)
+    available = tensors_of(model)
+    return observing(model, dict.fromkeys((*observed.outputs, *(t for t in observed.tensors if t in available))), types)
 
 
 def compared(

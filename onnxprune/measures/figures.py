@@ -135,17 +135,17 @@ def figures_of(
 
 
 def _of_part(part: Part, answers: Answers, outputs: Mapping[str, Array], *, held_out: bool) -> Figure:
-    at = _place(part)
+    place = _place(part)
     lost = next((x.tensor for x in part.pieces if x.tensor not in outputs), None)
     if lost is not None:
-        return Figure(part.outputs, at, NOT_MEASURED, None, why=f"the model has no tensor {lost!r}")
-    found = answers.error_of(part, outputs)
-    if not np.isfinite(found):
-        return Figure(part.outputs, at, NOT_MEASURED, None, why=_why_infinite(part, answers, outputs))
+        return Figure(part.outputs, place, NOT_MEASURED, None, why=f"the model has no tensor {lost!r}")
+    error = answers.error_of(part, outputs)
+    if not np.isfinite(error):
+        return Figure(part.outputs, place, NOT_MEASURED, None, why=_why_infinite(part, answers, outputs))
     if answers.samples < 2:
-        return Figure(part.outputs, at, NOT_MEASURED, None, why=ALONE)
+        return Figure(part.outputs, place, NOT_MEASURED, None, why=ALONE)
     interval = interval_of([answers.per_sample(part, outputs)], [1.0]) if held_out else None
-    return Figure(part.outputs, at, ERROR, found, interval)
+    return Figure(part.outputs, place, ERROR, error, interval)
 
 
 def _place(part: Part) -> str:
@@ -175,14 +175,14 @@ def _mask_of(y0: Array, d: Wide) -> float:
 
 
 def _left_out(part: Part, why: str, answers: Answers, outputs: Mapping[str, Array]) -> Figure:
-    at = _place(part)
+    place = _place(part)
     alike = _unchanged if why == STILL else np.array_equal
     same = all(
         x.tensor in outputs and alike(x.of(outputs[x.tensor]), x.of(answers.values[x.tensor])) for x in part.pieces
     )
     if why == STILL and not same:
         why += ", and it is not the original's"
-    return Figure(part.outputs, at, NOT_MEASURED, None, why=why, counts=not same)
+    return Figure(part.outputs, place, NOT_MEASURED, None, why=why, counts=not same)
 
 
 def _unchanged(y: Array, y0: Array) -> bool:
@@ -306,19 +306,19 @@ def interval_of(parts: Sequence[tuple[Wide, Wide] | None], shares: Sequence[floa
 
     None where a part has none, or where there are fewer than two samples or no error at all.
     """
-    known = [p for p in parts if p is not None]
-    if not known or len(known) < len(parts) or len(known[0][0]) < 2:
+    pairs = [p for p in parts if p is not None]
+    if not pairs or len(pairs) < len(parts) or len(pairs[0][0]) < 2:
         return None
-    count = len(known[0][0])
-    whole = float(sum(w * e.sum() / s.sum() for w, (e, s) in zip(shares, known, strict=True)))
+    count = len(pairs[0][0])
+    whole = float(sum(w * e.sum() / s.sum() for w, (e, s) in zip(shares, pairs, strict=True)))
     with np.errstate(divide="ignore", invalid="ignore"):
-        each = [w * (e.sum() - e) / (s.sum() - s) for w, (e, s) in zip(shares, known, strict=True)]
+        each = [w * (e.sum() - e) / (s.sum() - s) for w, (e, s) in zip(shares, pairs, strict=True)]
         without = np.sum(each, axis=0)
     if not (whole > 0.0 and np.isfinite(without).all()):
         return None
     logs = np.log(np.maximum(without, 1e-6 * whole))
     error = float(np.sqrt((count - 1) / count * ((logs - logs.mean()) ** 2).sum()))
-    single = sum(w * count * e / s.sum() for w, (e, s) in zip(shares, known, strict=True))
+    single = sum(w * count * e / s.sum() for w, (e, s) in zip(shares, pairs, strict=True))
     variance = float(np.log(np.maximum(single, 1e-6 * whole)).var(ddof=1))
     error = max(error, float(np.sqrt(variance / count + variance**2 / (2 * (count - 1)))))
     factor = float(np.exp(min(stdtrit(count - 1, 0.5 + _CONFIDENCE / 2) * error, 50.0)))

@@ -33,15 +33,15 @@ class _Masks:
 def counting(y: Array) -> Mask:
     """Where the entries of `y`, first axis = samples, are finite and not masked."""
     fine: Mask = np.isfinite(y)
-    found = _masks(y, fine)
-    return fine if found is None else fine & ~found.far
+    masks = _masks(y, fine)
+    return fine if masks is None else fine & ~masks.far
 
 
 def near(y: Array) -> Mask:
     """Where the entries of `y` are finite and not far below all others, as masks are, whether these vary or not."""
     fine: Mask = np.isfinite(y)
-    found = _far(y, fine)
-    return fine if found is None else fine & ~_but_for_offsets(y, found.far)
+    candidates = _far(y, fine)
+    return fine if candidates is None else fine & ~_but_for_offsets(y, candidates.far)
 
 
 def masked(y: Array, y0: Array) -> tuple[Mask, Mask]:
@@ -49,24 +49,24 @@ def masked(y: Array, y0: Array) -> tuple[Mask, Mask]:
     fine: Mask = np.isfinite(y0)
     none = np.zeros_like(fine)
     both = none if fine.all() else (y == y0) & np.isinf(y0)
-    found = _masks(y0, fine)
-    if found is None:
+    masks = _masks(y0, fine)
+    if masks is None:
         return both, none
     with np.errstate(invalid="ignore", over="ignore"):
-        alike = np.abs(y.astype(np.float64) - np.where(found.far, y0, 0.0)) <= 2.0 * found.moves
+        alike = np.abs(y.astype(np.float64) - np.where(masks.far, y0, 0.0)) <= 2.0 * masks.moves
     alike |= np.isneginf(y)
-    return both | (found.far & alike), found.far & ~alike
+    return both | (masks.far & alike), masks.far & ~alike
 
 
 def _masks(y: Array, fine: Mask) -> _Masks | None:
     """The masks; None where there are none."""
-    found = _far(y, fine)
-    if found is None:
+    candidates = _far(y, fine)
+    if candidates is None:
         return None
-    own = y[found.far].astype(np.float64)
-    if own.size < 2 or float(np.abs(own - np.median(own)).max()) > found.moves:
+    own = y[candidates.far].astype(np.float64)
+    if own.size < 2 or float(np.abs(own - np.median(own)).max()) > candidates.moves:
         return None
-    return _Masks(_but_for_offsets(y, found.far), found.moves)
+    return _Masks(_but_for_offsets(y, candidates.far), candidates.moves)
 
 
 def _far(y: Array, fine: Mask) -> _Masks | None:

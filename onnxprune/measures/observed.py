@@ -100,27 +100,27 @@ def observed_in(graph: Graph, types: Mapping[str, int], free: Callable[[str], bo
     types: ONNX element type by tensor; shapes may be missing. free: whether channels of a tensor may go, so that it
     cannot be compared.
     """
-    found = _Found()
+    draft = _Draft()
     layers = {n.index for n in graph.nodes if _is_layer(n, graph)}
     for o in graph.outputs:
-        _Tail(graph, types, free, layers, o).judge(found)
+        _Tail(graph, types, free, layers, o).judge(draft)
     wholes: list[Whole] = []
     taken: set[str] = set()
-    for tensors, columns in found.wholes.items():
+    for tensors, columns in draft.wholes.items():
         rest = tuple(t for t in tensors if t not in taken)
         taken.update(rest)
         if rest:
-            spoken_for = tuple(o for o in graph.outputs if tensors in found.by_output.get(o, ()))
+            spoken_for = tuple(o for o in graph.outputs if tensors in draft.by_output.get(o, ()))
             wholes.append(Whole(rest, spoken_for, columns))
     return Observed(
         graph.outputs,
         tuple(wholes),
-        still=frozenset(found.still),
-        missing=frozenset(found.missing),
-        ranked=frozenset(found.ranked),
-        sized_by_values=frozenset(found.sized),
-        random=frozenset(found.random),
-        choices=frozenset(found.choices),
+        still=frozenset(draft.still),
+        missing=frozenset(draft.missing),
+        ranked=frozenset(draft.ranked),
+        sized_by_values=frozenset(draft.sized),
+        random=frozenset(draft.random),
+        choices=frozenset(draft.choices),
     )
 
 
@@ -145,7 +145,7 @@ def observing(proto: onnx.ModelProto, outputs: Iterable[str], types: Mapping[str
 
 
 @dataclass
-class _Found:
+class _Draft:
     wholes: dict[tuple[str, ...], bool] = field(default_factory=dict)
     by_output: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
     still: set[str] = field(default_factory=set)
@@ -170,41 +170,41 @@ class _Tail:
         for n in self.nodes:
             self._visit(n)
 
-    def judge(self, found: _Found) -> None:
+    def judge(self, draft: _Draft) -> None:
         """Note what stands for the output."""
         o = self.output
         if o in self.random:
-            found.random.add(o)
+            draft.random.add(o)
         if o in self.sized:
-            found.sized.add(o)
+            draft.sized.add(o)
         if o not in self.moving:
-            found.still.add(o)
+            draft.still.add(o)
             return
         if self._is_float(o) and o not in self.jumping and o not in self.random:
             fronts = [o]
         else:
             fronts = self._fronts()
-            (found.ranked if fronts else found.missing).add(o)
+            (draft.ranked if fronts else draft.missing).add(o)
             if self._chooses():
-                found.choices.add(o)
+                draft.choices.add(o)
         for t in fronts:
             tensors = self._joined(t)
-            found.wholes.setdefault(tensors, not self._normalised(t))
-            found.by_output.setdefault(o, set()).add(tensors)
+            draft.wholes.setdefault(tensors, not self._normalised(t))
+            draft.by_output.setdefault(o, set()).add(tensors)
 
     # the walk
 
     def _between(self, layers: Set[int]) -> list[Node]:
         graph = self.graph
-        found: dict[int, Node] = {}
+        nodes: dict[int, Node] = {}
         stack = [self.output]
         while stack:
             n = graph.producer.get(stack.pop())
-            if n is None or n.index in found or n.index in layers or n.index in graph.inside:
+            if n is None or n.index in nodes or n.index in layers or n.index in graph.inside:
                 continue
-            found[n.index] = n
+            nodes[n.index] = n
             stack += [i for i in (*n.inputs, *n.captures) if i]
-        return [n for n in graph.nodes if n.index in found]
+        return [n for n in graph.nodes if n.index in nodes]
 
     def _visit(self, n: Node) -> None:
         read = [i for i in (*n.inputs, *n.captures) if i]
@@ -275,25 +275,25 @@ class _Tail:
     # what is joined
 
     def _joined(self, tensor: str) -> tuple[str, ...]:
-        found = self._operands(tensor)
-        known = all(self._is_float(t) and self._has_rows(t) for t in found)
-        return tuple(dict.fromkeys(found)) if known and 0 < len(found) <= _MOST_JOINED else (tensor,)
+        operands = self._operands(tensor)
+        usable = all(self._is_float(t) and self._has_rows(t) for t in operands)
+        return tuple(dict.fromkeys(operands)) if usable and 0 < len(operands) <= _MOST_JOINED else (tensor,)
 
     def _operands(self, tensor: str) -> list[str]:
         """The tensors that are joined in one; itself where none are."""
-        at = tensor
+        upstream = tensor
         while True:
-            n = self._source(at)
+            n = self._source(upstream)
             if n is None:
                 return [tensor]
             if n.op == "Concat":
-                rank = len(self.graph.shape(at) or ())
+                rank = len(self.graph.shape(upstream) or ())
                 axis = int(n.attrs.get("axis", 1))
                 if axis in (0, -rank):
                     return [tensor]
                 own = [i for i in n.inputs if i in self.moving]
                 return [t for i in own for t in self._operands(i)]
-            at = next(i for i in n.inputs if i in self.moving)
+            upstream = next(i for i in n.inputs if i in self.moving)
 
     def _source(self, tensor: str) -> Node | None:
         """What made a tensor, where that is a Concat, or leaves its numbers as they are but for place and scale."""
@@ -359,5 +359,5 @@ def observed_of_model(proto: onnx.ModelProto, other: onnx.ModelProto, lost: Set[
     lost: those that it has with other shapes.
     """
     shapes, types = protobuf.inferred_shapes(proto)
-    known = tensors_of(other) - lost
-    return observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t not in known)
+    shared = tensors_of(other) - lost
+    return observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t not in shared)

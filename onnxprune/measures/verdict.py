@@ -46,9 +46,9 @@ def _judged(figures: Figures) -> tuple[str, str]:
         return UNKNOWN, f"nothing was measured ({figures.why})"
     what = _told(worst, several=len(figures.measured) > 1)
     judged = [(_level(worst.value >= DOUBTFUL_ERROR, worst.value >= BAD_ERROR), what), _by_agreement(figures)]
-    level = max((found for found, _ in judged), key=_LEVELS.index)
+    level = max((own_level for own_level, _ in judged), key=_LEVELS.index)
     if level != GOOD:
-        return level, ", and ".join(why for found, why in judged if found == level)
+        return level, ", and ".join(why for own_level, why in judged if own_level == level)
     if figures.unmeasured:
         lost = figures.unmeasured[0]
         return DOUBTFUL, f"{what}, but {lost.name} was not measured ({lost.why})"
