@@ -83,8 +83,8 @@ class Rows:
     def at(self, indices: Sequence[int] | Ints | slice) -> Rows:
         """A subset of the samples, not read yet."""
         rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
-        at = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)
-        return Rows(self.path, self.offset, self.dtype, self.stored, rows[at])
+        subset = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)
+        return Rows(self.path, self.offset, self.dtype, self.stored, rows[subset])
 
 
 def chunks(a: Array | Rows) -> Iterator[Array]:
@@ -101,10 +101,10 @@ def listed(path: Path) -> list[Path]:
     """The files of a data set: the path itself, or those in a folder, in order. Raises CalibrationError."""
     try:
         if path.is_dir():
-            found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
-            if not found:
+            files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
+            if not files:
                 raise CalibrationError(f"{path} holds no .npz or .npy file")
-            return found
+            return files
         if path.suffix not in SUFFIXES and path.is_file():
             raise CalibrationError(f"{path} is neither a .npz, a .npy nor a folder of them")
     except (OSError, ValueError) as e:
@@ -139,14 +139,14 @@ def _array(f: BinaryIO, path: Path, length: int) -> Array | Rows:
 
 
 def _archive(f: BinaryIO, path: Path) -> dict[str, Array | Rows]:
-    found: dict[str, Array | Rows] = {}
+    arrays: dict[str, Array | Rows] = {}
     held = 0
     with zipfile.ZipFile(cast(BinaryIO, _Bounded(f))) as z:
         if len(z.infolist()) > _MOST_MEMBERS:
             raise ValueError(f"it has {len(z.infolist())} members; at most {_MOST_MEMBERS} are read")
         for info in z.infolist():
             name = info.filename.removesuffix(".npy")
-            if name in found:
+            if name in arrays:
                 raise ValueError(f"it holds {name!r} twice")
             if info.compress_type not in _PACKED or info.flag_bits & 1:
                 raise ValueError(f"its member {name!r} is packed in a way that numpy does not write")
@@ -160,14 +160,14 @@ def _archive(f: BinaryIO, path: Path) -> dict[str, Array | Rows]:
             if start is not None and info.file_size >= LARGE_BYTES and header.by_rows:
                 if start + info.file_size > os.fstat(f.fileno()).st_size:
                     raise ValueError(f"its member {name!r} ends behind the file: it is cut short")
-                found[name] = Rows(path, start + header.offset, header.dtype, header.shape)
+                arrays[name] = Rows(path, start + header.offset, header.dtype, header.shape)
                 continue
             held += info.file_size
             if held > (_BOMB_BYTES if held > _BOMB_FACTOR * os.fstat(f.fileno()).st_size else INFLATED_BYTES):
                 raise ValueError(f"it expands to {shown(held)} or more; save it uncompressed, with np.savez")
             with z.open(info) as member:
-                found[name] = _checked(member)
-    return found
+                arrays[name] = _checked(member)
+    return arrays
 
 
 class _Bounded:
@@ -185,8 +185,8 @@ class _Bounded:
 
 
 def _checked(f: IO[bytes]) -> Array:
-    found: Array = np.lib.format.read_array(f, allow_pickle=False)
-    return found
+    array: Array = np.lib.format.read_array(f, allow_pickle=False)
+    return array
 
 
 def _start(f: BinaryIO, info: zipfile.ZipInfo) -> int:

@@ -19,8 +19,8 @@ def of(samples: Samples, key: str) -> Array:
     Raises CalibrationError where there are none, or not one per sample.
     """
     if key not in samples.extras:
-        found = ", ".join(repr(k) for k in samples.extras) or "no other keys"
-        raise CalibrationError(f"{samples.origin}: no labels under {key!r}; beside the inputs it holds {found}")
+        others = ", ".join(repr(k) for k in samples.extras) or "no other keys"
+        raise CalibrationError(f"{samples.origin}: no labels under {key!r}; beside the inputs it holds {others}")
     labels = samples.extras[key]
     where = f"{samples.origin}: labels {key!r}"
     classes = bool(np.issubdtype(labels.dtype, np.integer))

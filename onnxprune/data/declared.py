@@ -28,8 +28,8 @@ def dtype_of(v: onnx.ValueInfoProto) -> np.dtype[np.generic]:
     element = v.type.tensor_type.elem_type
     if element not in onnx.TensorProto.DataType.values() or element == onnx.TensorProto.UNDEFINED:
         raise ModelError(f"input {v.name!r} is declared with the unknown element type {element}")
-    found: np.dtype[np.generic] = helper.tensor_dtype_to_np_dtype(element)
-    return found
+    dtype: np.dtype[np.generic] = helper.tensor_dtype_to_np_dtype(element)
+    return dtype
 
 
 def dims_of(v: onnx.ValueInfoProto, dtype: DTypeLike) -> tuple[int | None, ...]:

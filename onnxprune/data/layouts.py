@@ -116,8 +116,8 @@ def _by_rows(layout: Layout, both: Array, exchanged: tuple[Array, Array]) -> Lay
 
     both: of two samples; exchanged: with the second for the first, and with the first for the second.
     """
-    known = is_float(both.dtype) or np.issubdtype(both.dtype, np.number) or both.dtype == np.bool_
-    if not known or any(e.shape != both.shape for e in exchanged):
+    comparable = is_float(both.dtype) or np.issubdtype(both.dtype, np.number) or both.dtype == np.bool_
+    if not comparable or any(e.shape != both.shape for e in exchanged):
         return Layout(why=NO_ROWS)
     of_first, of_second = (_changes(both, e, layout.axis or 0) for e in exchanged)
     total = float(of_first.sum() + of_second.sum())
@@ -137,5 +137,5 @@ def _changes(a: Array, b: Array, axis: int) -> Doubles:
     scale = max(float(np.abs(np.where(sound, x, 0.0)).max(initial=0.0)), 1e-300)
     with np.errstate(invalid="ignore", over="ignore"):
         changes: Doubles = np.where(sound, (x - y) / scale, (np.isfinite(x) != np.isfinite(y)) * 1.0)
-    found: Doubles = np.square(changes).sum(axis=1)
-    return found
+    totals: Doubles = np.square(changes).sum(axis=1)
+    return totals

@@ -182,8 +182,8 @@ class Samples:
 
     def part(self, start: int, stop: int) -> Samples:
         """The samples start..stop, without extra keys; what lies in a file stays there."""
-        at = slice(start, stop)
-        arrays = {s.name: _picked(self.arrays[s.name], at) if s.batched else self.arrays[s.name] for s in self.specs}
+        rows = slice(start, stop)
+        arrays = {s.name: _picked(self.arrays[s.name], rows) if s.batched else self.arrays[s.name] for s in self.specs}
         return replace(self, arrays=arrays, extras={})
 
     def example(self) -> dict[str, Array]:
@@ -221,8 +221,8 @@ def _sliced(a: Array | Rows, part: slice | None) -> Array:
 def _picked(a: Array | Rows, indices: Sequence[int] | Ints | slice) -> Array | Rows:
     if isinstance(a, Rows):
         return a.at(indices)
-    found: Array = a[indices]
-    return found
+    picked: Array = a[indices]
+    return picked
 
 
 def load(path: str | Path, specs: tuple[InputSpec, ...]) -> Samples:
@@ -307,13 +307,13 @@ def _as_array(name: object, value: object) -> Array:
 
 
 def _read(path: Path, specs: tuple[InputSpec, ...]) -> Mapping[str, Array | Rows]:
-    found = read(path)
-    if isinstance(found, dict):
-        return found
+    stored = read(path)
+    if isinstance(stored, dict):
+        return stored
     if len(specs) != 1:
         names = ", ".join(repr(s.name) for s in specs)
         raise CalibrationError(f"{path}: the model has several inputs ({names}); use a .npz keyed by their names")
-    return {specs[0].name: found}
+    return {specs[0].name: stored}
 
 
 def _checked(
@@ -324,9 +324,9 @@ def _checked(
     for s in specs:
         if s.name not in data:
             wanted = ", ".join(repr(x.name) for x in specs)
-            found = ", ".join(repr(k) for k in data) or "nothing"
+            keys = ", ".join(repr(k) for k in data) or "nothing"
             raise CalibrationError(
-                f"{path}: no data for input {s.name!r}: the model wants {wanted}, the file has {found}"
+                f"{path}: no data for input {s.name!r}: the model wants {wanted}, the file has {keys}"
             )
         a = data[s.name]
         where = f"{path}: input {s.name!r}"
@@ -362,9 +362,9 @@ def _check_counts(arrays: Mapping[str, Array | Rows], specs: tuple[InputSpec, ..
     """Raises CalibrationError unless all inputs have as many samples, those aside that have one for all of them."""
     counts = {s.name: len(arrays[s.name]) for s in specs if s.batched and not _same_for_all(s, arrays, specs)}
     name, count = next(iter(counts.items()), ("", 0))
-    for other, found in counts.items():
-        if found != count:
-            raise CalibrationError(f"{path}: input {other!r} has {found} samples, input {name!r} has {count}")
+    for other, other_count in counts.items():
+        if other_count != count:
+            raise CalibrationError(f"{path}: input {other!r} has {other_count} samples, input {name!r} has {count}")
 
 
 def _same_for_all(s: InputSpec, arrays: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...]) -> bool:

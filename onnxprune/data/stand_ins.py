@@ -103,10 +103,10 @@ def _values(
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Normal numbers of a type, piece by piece, as they are drawn in 64 bits."""
-    found = np.empty(shape, dtype)
-    for part in chunks(found):
+    noise = np.empty(shape, dtype)
+    for part in chunks(noise):
         part[...] = np.asarray(rng.standard_normal(part.shape)).astype(dtype)
-    return found
+    return noise
 
 
 def _other(name: str, kind: onnx.TypeProto, size: int, rng: np.random.Generator) -> Any:
@@ -277,7 +277,7 @@ def _readers(proto: onnx.ModelProto) -> dict[str, Callable[[tuple[int, ...]], An
         v.name: {**_FITTING, **_FITTING_INTEGERS} if v.type.tensor_type.elem_type in _INTEGERS else _FITTING
         for v in proto.graph.input
     }
-    found: dict[str, Callable[[tuple[int, ...]], Any]] = {}
+    readers: dict[str, Callable[[tuple[int, ...]], Any]] = {}
     reading = [
         (name, n, tables[name][n.op_type, place])
         for n in proto.graph.node
@@ -286,8 +286,8 @@ def _readers(proto: onnx.ModelProto) -> dict[str, Callable[[tuple[int, ...]], An
     ]
     shapes = inferred_shapes(proto)[0] if reading else {}
     for name, node, fitting in reading:
-        found.setdefault(name, partial(_fitted, fitting, _Reader(node, shapes)))
-    return found
+        readers.setdefault(name, partial(_fitted, fitting, _Reader(node, shapes)))
+    return readers
 
 
 def _fitted(fitting: Fitting, reader: _Reader, shape: tuple[int, ...]) -> Any:
