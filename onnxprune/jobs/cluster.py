@@ -103,19 +103,19 @@ class Cluster:
         deadline = time.monotonic() + _ABOUT_SECONDS
         while True:
             try:
-                found = _timely(lambda: self._client.run(about, on_error="return"), deadline - time.monotonic())
+                answers = _timely(lambda: self._client.run(about, on_error="return"), deadline - time.monotonic())
             except Exception as e:
                 raise RunError(f"the workers of {self.address} do not answer: {type(e).__name__}: {e}") from e
-            if found and all(isinstance(x, (dict, ImportError, AttributeError)) for x in found.values()):
+            if answers and all(isinstance(x, (dict, ImportError, AttributeError)) for x in answers.values()):
                 break
             if time.monotonic() > deadline:
                 lost = next(
-                    (f"{w}: {x}" for w, x in sorted(found.items()) if not isinstance(x, dict)), "there are none"
+                    (f"{w}: {x}" for w, x in sorted(answers.items()) if not isinstance(x, dict)), "there are none"
                 )
                 raise RunError(f"workers of {self.address} are lost as soon as they are asked ({lost})")
             time.sleep(min(_ASK_SECONDS, 1.0))
         ours = about()
-        for worker, theirs in sorted(found.items()):
+        for worker, theirs in sorted(answers.items()):
             if not isinstance(theirs, dict):
                 raise RunError(f"worker {worker} has no onnxprune {__version__}: install it there, and what it needs")
             differing = [f"{k} {v} instead of {ours[k]}" for k, v in theirs.items() if ours.get(k) != v]
@@ -125,7 +125,7 @@ class Cluster:
     def _threads(self) -> dict[str, int]:
         """Threads of every worker. Raises RunError where the scheduler does not say."""
         try:
-            found = self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWER_SECONDS)
+            threads = self._client.sync(self._client.scheduler.ncores, callback_timeout=_ANSWER_SECONDS)
         except TimeoutError as e:
             raise RunError(
                 f"the Dask scheduler at {self.address} does not answer any more ({_ANSWER_SECONDS:.0f} s); nothing was "
@@ -133,7 +133,7 @@ class Cluster:
             ) from e
         except OSError as e:
             raise RunError(f"the Dask scheduler at {self.address} was lost: {e}; nothing was written") from e
-        return {str(k): int(v) for k, v in found.items()}
+        return {str(k): int(v) for k, v in threads.items()}
 
     def _next(self, finished: Any) -> tuple[Any, Any]:
         """The next future that is done, and its result. Raises what the work raised, RunError where none will be."""
@@ -165,7 +165,7 @@ class Cluster:
         check_own(work)
         content = pickle.dumps(work.portable(), protocol=pickle.HIGHEST_PROTOCOL)
         source = enumerate(items)
-        found: dict[int, Result] = {}
+        waiting: dict[int, Result] = {}
         places: dict[Any, int] = {}
         sent = done = given = 0
         with _plainly(self.address):
@@ -182,12 +182,12 @@ class Cluster:
                     finished.add(future)
                     sent += 1
                 future, result = self._next(finished)
-                found[places.pop(future)] = result
+                waiting[places.pop(future)] = result
                 done += 1
                 self._progress(done, count)
-                while given in found:
+                while given in waiting:
                     given += 1
-                    yield found.pop(given - 1)
+                    yield waiting.pop(given - 1)
 
 
 def _libraries() -> tuple[ModuleType, ModuleType]:

@@ -93,7 +93,7 @@ class Processes:
         content = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
         self._works += 1
         source = enumerate(items)
-        found: dict[int, Result] = {}
+        waiting: dict[int, Result] = {}
         sent = done = given = 0
         try:
             while given < count:
@@ -103,12 +103,12 @@ class Processes:
                         self._send(w, *next(source), content)
                         sent += 1
                 for index, value in self._replies():
-                    found[index] = value
+                    waiting[index] = value
                     done += 1
                     self._progress(done, count)
-                while given in found:
+                while given in waiting:
                     given += 1
-                    yield found.pop(given - 1)
+                    yield waiting.pop(given - 1)
         finally:
             if given < count:
                 self._end()

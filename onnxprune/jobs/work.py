@@ -79,9 +79,9 @@ class Here:
 
         sized = ((item, work.size(item)) for item in items)
         results = mapped(one, sized, itemgetter(1)) if work.side_by_side else map(work, items)
-        for done, found in enumerate(results, start=1):
+        for done, result in enumerate(results, start=1):
             self._progress(done, count)
-            yield found
+            yield result
 
 
 def check_own(work: object) -> None:
