@@ -186,8 +186,8 @@ def patience() -> float:
     """What the variable ONNXPRUNE_PATIENCE multiplies limits of time by. Raises UsageError where it is none."""
     given = os.environ.get(PATIENCE, "").strip() or "1"
     with contextlib.suppress(ValueError):
-        if (found := float(given)) > 0.0:  # no NaN is
-            return min(found, _MOST_PATIENCE)
+        if (factor := float(given)) > 0.0:  # no NaN is
+            return min(factor, _MOST_PATIENCE)
     raise UsageError(f"{PATIENCE} is {given!r}; it is a number above 0, which limits of time are multiplied by")
 
 

@@ -34,10 +34,10 @@ def with_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the slots of zero points named, if as left out; itself where they all are."""
     if not any(True for _ in _short(model)):
         return model
-    found = copied(model)
-    for node in _short(found):
+    mended = copied(model)
+    for node in _short(mended):
         node.input.extend([""] * (_ZERO_POINT[node.op_type] + 1 - len(node.input)))
-    return found
+    return mended
 
 
 def _short(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

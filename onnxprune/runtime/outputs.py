@@ -32,13 +32,13 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLA
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
     while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
         batch -= 1
-    found: list[Mapping[str, Array]] = []
+    parts: list[Mapping[str, Array]] = []
     for feeds in samples.batches(batch):
         outputs, count = session.run(feeds), samples.count(feeds)
-        if not found:  # before there are more
+        if not parts:  # before there are more
             extent.check_all(outputs, proto, feeds, len(samples) / count)
-        found.append(samples_first(outputs, count, layouts))
-    return concatenated(found, strict=False)
+        parts.append(samples_first(outputs, count, layouts))
+    return concatenated(parts, strict=False)
 
 
 def runs_on(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:

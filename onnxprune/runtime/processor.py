@@ -40,10 +40,10 @@ def processor() -> Processor:
     """The one that this process runs on."""
     with suppress(OSError):
         lines = _PROC.read_text(encoding="utf-8", errors="replace").split("\n\n", maxsplit=1)[0].splitlines()
-        known = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-        name = known.get("model name") or known.get("CPU part") or platform.processor() or platform.machine()
-        able = " ".join(known.get(k, "") for k in _ABLE)
-        flags = {*known.get("flags", "").split(), *known.get("Features", "").split()}
-        found = tuple(k for k, names in _INSTRUCTIONS.items() if not flags.isdisjoint(names))
-        return Processor(f"{name} {hashlib.sha256(able.encode()).hexdigest()[:8]}", found)
+        fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+        name = fields.get("model name") or fields.get("CPU part") or platform.processor() or platform.machine()
+        able = " ".join(fields.get(k, "") for k in _ABLE)
+        flags = {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
+        instructions = tuple(k for k, names in _INSTRUCTIONS.items() if not flags.isdisjoint(names))
+        return Processor(f"{name} {hashlib.sha256(able.encode()).hexdigest()[:8]}", instructions)
     return Processor(platform.processor() or platform.machine() or "unknown")

@@ -56,8 +56,8 @@ class Kernels:
     @property
     def entries(self) -> Mapping[str, str]:
         """The entries of onnxruntime's session configuration that choose these kernels."""
-        found = {} if self.fused else {"session.disable_quant_qdq": "1"}
-        return found | ({"session.x64quantprecision": "1"} if self.exact else {})
+        entries = {} if self.fused else {"session.disable_quant_qdq": "1"}
+        return entries | ({"session.x64quantprecision": "1"} if self.exact else {})
 
 
 DEPLOYED = Kernels(fused=True, exact=False)
@@ -132,11 +132,11 @@ def _saturating(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], remedie
     given = {i.name for i in proto.graph.input} if proto.ir_version >= _OVERRIDABLE else set()
     constants = {t.name for t in stored} - given | {n.output[0] for n in nodes if n.op_type == "Constant"}
     signed, unsigned = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
-    found: dict[str, bool] = {}
+    all_constant: dict[str, bool] = {}
     for n in products:
         x, w = (n.input[slot] for slot in PRODUCTS[n.op_type])
         if types.get(x) == signed:
             remedied = remedied and n.op_type not in _STATIC
         elif types.get(w) != unsigned:
-            found[n.op_type] = found.get(n.op_type, True) and w in constants
-    return sorted(op for op, stays in found.items() if not (stays and remedied))
+            all_constant[n.op_type] = all_constant.get(n.op_type, True) and w in constants
+    return sorted(op for op, stays in all_constant.items() if not (stays and remedied))

@@ -191,14 +191,14 @@ class Session:
             if options.terminate:
                 raise RunError(overdue.why(seconds)) from e
             raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
-        found = dict(zip(names, values, strict=True))
-        for k in self._declared.keys() & found.keys():
-            found[k] = cast(found[k], self._declared[k])
-        return found
+        values_by_name = dict(zip(names, values, strict=True))
+        for k in self._declared.keys() & values_by_name.keys():
+            values_by_name[k] = cast(values_by_name[k], self._declared[k])
+        return values_by_name
 
     def _fed(self, feeds: Feeds) -> dict[str, Array]:
-        known = set(self.inputs)
-        fed = {k: v for k, v in feeds.items() if k in known or k in self.overridable}
+        inputs = set(self.inputs)
+        fed = {k: v for k, v in feeds.items() if k in inputs or k in self.overridable}
         if self._twin:
             fed = {k: v.astype(np.float32) if is_float(v.dtype) and k in self._singles else v for k, v in fed.items()}
         return fed
@@ -218,10 +218,10 @@ class Session:
             parts = self._session.get_provider_graph_assignment_info()
         except Exception:  # noqa: BLE001  it is new, and says nothing of a session on the CPU alone
             return {}
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for part in parts:
-            found[part.ep_name] += len(part.get_nodes())
-        return dict(found)
+            counts[part.ep_name] += len(part.get_nodes())
+        return dict(counts)
 
     def end_profile(self) -> list[dict[str, Any]]:
         """The events since the start. Raises RunError where they cannot be read."""
@@ -394,8 +394,8 @@ def _reason(log: Sequence[str]) -> str:
     errors = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in log if "[E:onnxruntime" in line]
     if not errors:
         return ""
-    _, found, library = errors[0].partition("with error: ")
-    text = library if found else re.sub(r"^.*?\[E:onnxruntime[^\]]*\]\s*", "", errors[0])
+    _, separator, library = errors[0].partition("with error: ")
+    text = library if separator else re.sub(r"^.*?\[E:onnxruntime[^\]]*\]\s*", "", errors[0])
     return " ".join(text.split())[:_LINE]
 
 
@@ -510,14 +510,14 @@ def concatenated(parts: Sequence[Mapping[str, Any]], *, strict: bool = True) -> 
     strict: raise RunError where an output cannot be joined; else it is left out.
     """
     arrays = [k for k in parts[0] if all(isinstance(p[k], np.ndarray) for p in parts)]
-    found: dict[str, Array] = {}
+    joined: dict[str, Array] = {}
     for k in arrays:
         try:
-            found[k] = _joined(k, [np.atleast_1d(p[k]) for p in parts])
+            joined[k] = _joined(k, [np.atleast_1d(p[k]) for p in parts])
         except RunError:
             if strict:
                 raise
-    return found
+    return joined
 
 
 def _joined(name: str, values: Sequence[Array]) -> Array:
@@ -527,8 +527,8 @@ def _joined(name: str, values: Sequence[Array]) -> Array:
     varying = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1] or [0]
     if len(varying) > 1:
         raise RunError(f"output {name!r} has sizes that depend on the samples; its batches cannot be joined")
-    found: Array = np.concatenate(values, axis=varying[0])
-    return found
+    joined: Array = np.concatenate(values, axis=varying[0])
+    return joined
 
 
 def version() -> str:

@@ -37,8 +37,8 @@ class Tap:
 
     def values(self, given: Mapping[str, Array]) -> Array:
         """(rows, channels), the positions of one sample after the other."""
-        found = given[self.name]
-        rows = found if self.channels_last else found.transpose(0, 2, 1)
+        tapped = given[self.name]
+        rows = tapped if self.channels_last else tapped.transpose(0, 2, 1)
         return rows.reshape(-1, rows.shape[-1])
 
 

@@ -48,7 +48,7 @@ def paired(
     for _ in range(warmup):
         for action in actions:
             action()
-    found: list[list[float]] = [[] for _ in actions]
+    seconds: list[list[float]] = [[] for _ in actions]
     order = list(range(len(actions)))
     start = time.perf_counter()
     for done in range(most_runs):
@@ -57,9 +57,9 @@ def paired(
         for i in order:
             before = now()
             actions[i]()
-            found[i].append(now() - before)
+            seconds[i].append(now() - before)
         order.reverse()
-    return tuple(Times(np.array(s)) for s in found)
+    return tuple(Times(np.array(s)) for s in seconds)
 
 
 def quick_ratio(new: Times, old: Times) -> float:

@@ -146,12 +146,12 @@ class Walker:
         unexpected: list[int] = []
 
         def run(index: int, before: Mapping[str, Array]) -> dict[str, Array]:
-            at = positions(index)
+            chosen = positions(index)
             values: dict[str, Array] = {}
             if len(unexpected) < _UNEXPECTED:  # sizes that follow the batch are never as expected
                 # A position that a smaller tensor does not have is an error; the other session tells if it is another.
                 with suppress(RunError):
-                    values = session.run({**{t: before[t] for t in session.inputs if t not in at}, **at})
+                    values = session.run({**{t: before[t] for t in session.inputs if t not in chosen}, **chosen})
             if values and as_expected(taps, values):
                 return values
             unexpected.append(index)
@@ -160,16 +160,16 @@ class Walker:
         return run
 
     def _needed(self, names: Sequence[str]) -> set[int]:
-        found: set[int] = set()
+        needed: set[int] = set()
         stack = [n for n in names if n not in self._available]
         while stack:
             i = self._producer.get(stack.pop())
-            if i is None or i in found or i in self._done:
+            if i is None or i in needed or i in self._done:
                 continue
-            found.add(i)
+            needed.add(i)
             node = self.proto.graph.node[i]
             stack.extend(x for x in (*node.input, *captured_names(node)) if x and x not in self._available)
-        return found
+        return needed
 
     def _in_memory(self, names: AbstractSet[str]) -> int:
         """How many of the first batches stay in memory."""
@@ -235,12 +235,12 @@ class _Kept(Mapping[str, Array]):
     @classmethod
     def of(cls, before: Mapping[str, Array], values: Mapping[str, Array], names: set[str], *, spill: bool) -> _Kept:
         """The tensors `names`: new `values`, or what was kept `before`; spill: in files, where they are not yet."""
-        found: dict[str, Array | Spilled] = {}
+        kept: dict[str, Array | Spilled] = {}
         for t in names:
             old = before.stored.get(t) if isinstance(before, _Kept) else before.get(t)
             value = old if old is not None else values[t]
-            found[t] = Spilled(value, briefly=True) if spill and not isinstance(value, Spilled) else value
-        return cls(found)
+            kept[t] = Spilled(value, briefly=True) if spill and not isinstance(value, Spilled) else value
+        return cls(kept)
 
     def __getitem__(self, name: str) -> Array:
         value = self.stored[name]
