@@ -37,12 +37,12 @@ def images(*, shifts: bool = True, flips: bool = False, blends: bool = False) ->
 
 
 def _augmented(feeds: Feeds, rng: np.random.Generator, *, shifts: bool, flips: bool, blends: bool) -> Feeds:
-    found = dict(feeds)
+    augmented = dict(feeds)
     for k, x in feeds.items():
         if _is_images(x):
             moved = _changed(x, rng, shifts=shifts, flips=flips)
-            found[k] = _blended(moved, rng) if blends else moved
-    return found
+            augmented[k] = _blended(moved, rng) if blends else moved
+    return augmented
 
 
 def _rows_axis(x: Array) -> int:
@@ -60,19 +60,19 @@ def _is_images(x: Array) -> bool:
 def _changed(x: Array, rng: np.random.Generator, *, shifts: bool, flips: bool) -> Array:
     axis = _rows_axis(x)
     height, width = x.shape[axis : axis + 2]
-    found = np.empty_like(x)
+    changed = np.empty_like(x)
     for i, image in enumerate(x):
         dy, dx = (int(rng.integers(-(n // _REACH), n // _REACH + 1)) if shifts else 0 for n in (height, width))
         rows = np.clip(np.arange(height) + dy, 0, height - 1)
         columns = np.clip(np.arange(width) + dx, 0, width - 1)
         if flips and rng.random() < 0.5:
             columns = columns[::-1]
-        found[i] = np.take(np.take(image, rows, axis=axis - 1), columns, axis=axis)
-    return found
+        changed[i] = np.take(np.take(image, rows, axis=axis - 1), columns, axis=axis)
+    return changed
 
 
 def _blended(x: Array, rng: np.random.Generator) -> Array:
     own = np.where(rng.random(len(x)) < _BLENDED, rng.random(len(x)), 1.0).astype(x.dtype)[:, None, None, None]
     other = x[rng.permutation(len(x))]
-    found: Array = own * x + (1 - own) * other
-    return found
+    blended: Array = own * x + (1 - own) * other
+    return blended

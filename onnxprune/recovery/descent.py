@@ -84,5 +84,5 @@ def _white(layer: Layer, weights: Mapping[str, Array], gram: Doubles) -> _White:
 
 def _turned(white: _White, gradients: Mapping[str, Array]) -> NDArray[np.float32]:
     matrix = white.layer.matrix(gradients).astype(np.float32)
-    found: NDArray[np.float32] = white.basis.transpose(0, 2, 1) @ matrix
-    return found
+    turned: NDArray[np.float32] = white.basis.transpose(0, 2, 1) @ matrix
+    return turned

@@ -186,15 +186,15 @@ def _goals(
     for feeds in some.batches(_part_size(student, batch, samples)):
         count = samples.count(feeds)
         spread.update(samples_first(teacher(feeds), count, material.reference.layouts), count)
-    found: dict[str, Wide] = {}
+    weights: dict[str, Wide] = {}
     for t, s in spread.per_sample().items():
         share = material.reference.weights_of_spreads[t] if t in outputs else np.asarray(schedule.feature_weight)
         if t in material.reference.layouts:  # the loss sees it as the model gives it
             share = np.asarray(share.mean())
-        found[t] = share / (s * batch)
-    if not any(t in outputs for t in found):
+        weights[t] = share / (s * batch)
+    if not any(t in outputs for t in weights):
         return teacher, {}, set()
-    return teacher, found, spread.masked
+    return teacher, weights, spread.masked
 
 
 def _grams(student: Student, samples: Samples, seed: int) -> dict[str, Doubles]:
@@ -220,11 +220,11 @@ def _epochs(
         order = rng.permutation(len(samples))
         for step in range(steps):
             own = order[step * batch : (step + 1) * batch]
-            for at in range(0, batch, size):
-                taken = samples.take(own[at : at + size])
+            for start in range(0, batch, size):
+                taken = samples.take(own[start : start + size])
                 feeds = schedule.augment(taken.slice(0, len(taken)), rng)
                 targets = teacher(feeds)
-                yield _Part(feeds, {t: targets[t] for t in student.goals}, at + size >= batch)
+                yield _Part(feeds, {t: targets[t] for t in student.goals}, start + size >= batch)
 
     for epoch in range(schedule.epochs):
         total: dict[str, Array] = {}

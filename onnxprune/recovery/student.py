@@ -61,7 +61,7 @@ def trainable(graph: Graph, channels: ChannelGraph, layers: Sequence[Layer]) -> 
     own = {name for x in layers for name in x.stored}
     own |= {r.tensor for g in channels.groups for r in g.parameters}
     limits = limited_by(graph)
-    found = []
+    parameters = []
     for name, readers in graph.readers.items():
         values = graph.constants.get(name)
         if values is None or values.size < 2 or not is_float(values.dtype) or name in graph.captured:
@@ -73,8 +73,8 @@ def trainable(graph: Graph, channels: ChannelGraph, layers: Sequence[Layer]) -> 
             and (slot in _PARAMETERS.get(n.op, ()) or (name in own and slot in _OWN.get(n.op, ())))
             for n, slot in readers
         ):
-            found.append(name)
-    return tuple(found)
+            parameters.append(name)
+    return tuple(parameters)
 
 
 def features_of(graph: Graph, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -96,21 +96,23 @@ class Teacher:
         self._names: dict[str, str] = {}
         proto = copied(original)
         for t in tensors:
-            at = t
+            gathered = t
             for f in channels.factors.get(t, ()):
                 mask, axes = keep[f], tracked_axes(f)
                 if mask.all():
                     continue
                 if len(axes) > 1:  # rows with channels of their own: no one index holds for all of them
-                    at = ""
+                    gathered = ""
                     break
                 indices = f"kept:{t}:{axes[0]}"
                 places = np.flatnonzero(mask.ravel())
                 proto.graph.initializer.append(onnx.numpy_helper.from_array(places.astype(np.int64), indices))
-                proto.graph.node.append(helper.make_node("Gather", [at, indices], [f"{indices}:value"], axis=axes[0]))
-                at = f"{indices}:value"
-            if at:
-                self._names[t] = at
+                proto.graph.node.append(
+                    helper.make_node("Gather", [gathered, indices], [f"{indices}:value"], axis=axes[0])
+                )
+                gathered = f"{indices}:value"
+            if gathered:
+                self._names[t] = gathered
         self._session = Session(protobuf.submodel(proto, {}, self._names.values()), single=True)
 
     @property
@@ -121,7 +123,7 @@ class Teacher:
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         """What it makes of a batch."""
         values = self._session.run(feeds)
-        return {t: values[at] for t, at in self._names.items()}
+        return {t: values[gathered] for t, gathered in self._names.items()}
 
 
 class Spread:
@@ -156,15 +158,15 @@ class Spread:
 
     def per_sample(self) -> dict[str, float]:
         """Those that vary, and are finite."""
-        found = {}
+        spreads = {}
         for k, square in self._squares.items():
             total, rows = self._sums[k], self._rows[k]
             rest = square
             if rows.max() > 1:
                 rest -= float(np.divide(np.square(total), rows, out=np.zeros(total.shape), where=rows > 0).sum())
             if np.isfinite(rest) and rest > 1e-9 * square:
-                found[k] = rest / self._count
-        return found
+                spreads[k] = rest / self._count
+        return spreads
 
 
 def bytes_of_a_sample(graph: Graph) -> int:
@@ -220,8 +222,8 @@ class Student:
     def has(self, tensor: str) -> bool:
         """Whether it computes this tensor from its inputs, as one of floating-point numbers."""
         kind = self._types.get(tensor)
-        known = tensor in self._computed and self._graph.producer[tensor].index not in self._graph.inside
-        return known and kind is not None and is_float(helper.tensor_dtype_to_np_dtype(kind))
+        computed = tensor in self._computed and self._graph.producer[tensor].index not in self._graph.inside
+        return computed and kind is not None and is_float(helper.tensor_dtype_to_np_dtype(kind))
 
     def follow(self, goals: Mapping[str, Wide], masked: Collection[str] = ()) -> None:
         """Build the graph that computes the loss, goals being tensors and their weights in it, and its gradients.
@@ -230,15 +232,16 @@ class Student:
         """
         given = [k for k in self._candidates if k not in self.missing]
         while True:
-            found, missing, losses, proto = self._built(goals, given, masked)
+            gradients, missing, losses, proto = self._built(goals, given, masked)
             if not missing:
                 break
             self.missing.update(missing)
             given = [k for k in given if k not in missing]
-        found = {k: found[k] for k in given}  # in their order: that of names in a set is another in each process
-        self._gradients, self._losses, self.goals, self._masked = found, losses, tuple(goals), frozenset(masked)
-        self.weights = {k: _wide(self._graph.constants[k]) for k in found}
-        self._session = Session(protobuf.submodel(proto, {}, [*losses, *found.values()]), single=True)
+        # In their order: that of names in a set is another in each process.
+        gradients = {k: gradients[k] for k in given}
+        self._gradients, self._losses, self.goals, self._masked = gradients, losses, tuple(goals), frozenset(masked)
+        self.weights = {k: _wide(self._graph.constants[k]) for k in gradients}
+        self._session = Session(protobuf.submodel(proto, {}, [*losses, *gradients.values()]), single=True)
 
     def _built(
         self, goals: Mapping[str, Wide], given: Sequence[str], masked: Collection[str]
@@ -281,21 +284,21 @@ class Student:
 def _sliced(layers: Sequence[Layer], graph: Graph, keep: Mask) -> tuple[Layer, ...]:
     """These layers as they are in the cut model, without those that read their own state, or nothing any more."""
     nodes = {n.outputs[0]: n for n in graph.nodes}
-    found = (
+    sliced = (
         x.sliced(keep, int(nodes[x.node.outputs[0]].attrs.get("group", 1)))
         for x in layers
         if x.output and x.node.outputs[0] in nodes
     )
-    return tuple(x for x in found if x.data)
+    return tuple(x for x in sliced if x.data)
 
 
 def _depending(graph: Graph) -> set[str]:
     """The tensors that depend on the inputs."""
-    found = set(graph.inputs)
+    depending = set(graph.inputs)
     for n in graph.every_node:
-        if n.bodies or any(i in found for i in (*n.inputs, *n.captures)):
-            found.update(n.outputs)
-    return found
+        if n.bodies or any(i in depending for i in (*n.inputs, *n.captures)):
+            depending.update(n.outputs)
+    return depending
 
 
 def _without_masks(values: Array) -> Array:
