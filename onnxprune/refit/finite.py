@@ -72,8 +72,8 @@ def _first_spoilt(session: Session, candidate: Model, original: Model, feeds: Fe
     wrong = [k for k in wrong if _finite(expected[k])]
     if not wrong:
         return ""
-    known = {o for n in original.graph.node for o in n.output if o}
-    names = [o for n in candidate.graph.node for o in n.output if o in known]
+    in_original = {o for n in original.graph.node for o in n.output if o}
+    names = [o for n in candidate.graph.node for o in n.output if o in in_original]
     values = Session(protobuf.submodel(candidate, {}, names), optimize=False).run(feeds)
     spoilt = [k for k in names if not _finite(values[k])]
     reference = Session(protobuf.submodel(original, {}, spoilt), optimize=False).run(feeds)
@@ -87,7 +87,7 @@ def _finite(value: object) -> bool:
 def _in_front_of(tensor: str, proto: Model, layers: Mapping[str, Layer]) -> list[Layer]:
     """The nearest layers, of those by their first output, that a tensor depends on."""
     producer = {o: n for n in proto.graph.node for o in n.output if o}
-    found: list[Layer] = []
+    nearest: list[Layer] = []
     seen: set[str] = set()
     stack = [tensor]
     while stack:
@@ -96,10 +96,10 @@ def _in_front_of(tensor: str, proto: Model, layers: Mapping[str, Layer]) -> list
             continue
         seen.add(node.output[0])
         if node.output[0] in layers:
-            found.append(layers[node.output[0]])
+            nearest.append(layers[node.output[0]])
         else:
             stack.extend(i for i in (*node.input, *captured_names(node)) if i)
-    return found
+    return nearest
 
 
 def _take_back(layer: Layer, candidate: Model, before: Model) -> bool:

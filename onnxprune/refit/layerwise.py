@@ -47,15 +47,15 @@ def in_place(
     """
     if level == "none":
         return scaled(layers, weights, keep, np.ones(keep.size))
-    found: dict[str, Array] = {}
+    refitted: dict[str, Array] = {}
     for layer in layers:
         columns = layer.kept_columns(keep)
         if layer.keeps(keep):
-            found.update(scaled((layer,), weights, keep, np.ones(keep.size)))
+            refitted.update(scaled((layer,), weights, keep, np.ones(keep.size)))
         elif not columns.all() and layer.weight in moments:
             w = layer.matrix(weights)
-            found.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
-    return found
+            refitted.update(layer.weights(_refitted(layer, w, moments[layer.weight], columns, keep, level), weights))
+    return refitted
 
 
 def memory_of(layers: Sequence[Layer]) -> int:
@@ -70,40 +70,40 @@ def scaled(layers: Sequence[Layer], weights: Mapping[str, Array], keep: Mask, fa
 
     Layers of which no column changes are left out. The factors of those that are never fitted are 1.
     """
-    found: dict[str, Array] = {}
+    changed: dict[str, Array] = {}
     for layer in layers:
         own = np.ones_like(factors) if layer.keeps(keep) else factors
         classes = np.stack([layer.columns(g) for g in range(layer.groups)])
         of_column = np.where(classes < 0, 1.0, np.where(keep, own, 0.0)[np.maximum(classes, 0)])
         if (of_column != 1.0).any():
-            found.update(layer.weights(layer.matrix(weights) * of_column[:, :, None], weights))
-    return found
+            changed.update(layer.weights(layer.matrix(weights) * of_column[:, :, None], weights))
+    return changed
 
 
-def beyond(found: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]) -> bool:
+def beyond(fitted: Mapping[str, Array], types: Mapping[str, np.dtype[np.generic]]) -> bool:
     """Whether any of the fitted weights is beyond the range of the type that stores it."""
-    return not all(np.isfinite(cast(w, types[name])).all() for name, w in found.items())
+    return not all(np.isfinite(cast(w, types[name])).all() for name, w in fitted.items())
 
 
-def _refitted(layer: Layer, w: Doubles, known: InputMoments, columns: Mask, keep: Mask, level: str) -> Doubles:
+def _refitted(layer: Layer, w: Doubles, moments: InputMoments, columns: Mask, keep: Mask, level: str) -> Doubles:
     """The weights refitted; scales are put into `w` itself, which may be half of the model."""
-    if level == "scale" or known.classes is not None:
-        p = known.p
+    if level == "scale" or moments.classes is not None:
+        p = moments.p
         for g in range(layer.groups):
-            contributions = known.classes is not None
+            contributions = moments.classes is not None
             w[g] *= _column_scales(layer.columns(g), w[g], p[g], keep, contributions=contributions)[:, None]
         return w
     gone = np.flatnonzero(~columns[0])
     if layer.groups == 1 and gone.size * _FEW <= columns.size:
-        return restricted_by_inverse(known.inverse(gone, known.ridge), w[0], gone)[None]
-    result = np.zeros_like(w)
-    p = known.p
+        return restricted_by_inverse(moments.inverse(gone, moments.ridge), w[0], gone)[None]
+    refitted = np.zeros_like(w)
+    p = moments.p
     for g in range(layer.groups):
         if columns[g].any():
             # A mean needs no prior, however few the samples.
-            ridge = 0.0 if columns[g].sum() == 1 and layer.bias else known.ridge
-            result[g][columns[g]] = restricted(p[g], w[g], columns[g], ridge)
-    return result
+            ridge = 0.0 if columns[g].sum() == 1 and layer.bias else moments.ridge
+            refitted[g][columns[g]] = restricted(p[g], w[g], columns[g], ridge)
+    return refitted
 
 
 def _column_scales(column_classes: Ints, w: Doubles, p: Doubles, keep: Mask, *, contributions: bool) -> Doubles:

@@ -92,11 +92,11 @@ def lockstep(
                 fits.append(Fit(layer.node.name, float("inf"), float("inf"), float("inf")))
                 continue
             matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
-            found = cut_layer.weights(matrix, weights)
-            if np.isfinite(fit.ridge) and beyond(found, {k: w.dtype for k, w in weights.items()}):
+            refitted = cut_layer.weights(matrix, weights)
+            if np.isfinite(fit.ridge) and beyond(refitted, {k: w.dtype for k, w in weights.items()}):
                 fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
             if np.isfinite(fit.ridge):
-                set_initializers(pruned, found)
+                set_initializers(pruned, refitted)
             fits.append(fit)
     return fits
 
@@ -142,9 +142,9 @@ class Staying:
     def places(self, positions: Ints, shape: Shape) -> tuple[Ints, Ints]:
         """Of flat positions of an input of this shape those that stay, and where these are once the others are gone."""
         kept = np.broadcast_to(self.mask[:1], (1, *shape[1:-1])).ravel()
-        at = positions[kept[positions]]
-        at = at if at.size else np.flatnonzero(kept)[:1]
-        return at, np.cumsum(kept)[at] - 1
+        staying = positions[kept[positions]]
+        staying = staying if staying.size else np.flatnonzero(kept)[:1]
+        return staying, np.cumsum(kept)[staying] - 1
 
 
 def reference_points(
@@ -166,30 +166,30 @@ def reference_points(
     outputs = [layer.kept_outputs(keep) for layer in part]
     computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
     taps = {i: tap for i, t in enumerate(targets) if (tap := _tap(i, part[i], t, graph, reference)) is not None}
-    known: list[dict[int, tuple[Ints, Ints]]] = []
+    tap_positions: list[dict[int, tuple[Ints, Ints]]] = []
 
     def sampled(i: int, batch: int, shape: Shape) -> tuple[Ints, Ints]:
         rng = np.random.default_rng((seed, part[i].node.index, batch))
-        at = part[i].positions(shape, limits[i], rng)
+        chosen = part[i].positions(shape, limits[i], rng)
         staying = stays[i] if stays else None
-        return (at, at) if staying is None else staying.places(at, shape)
+        return (chosen, chosen) if staying is None else staying.places(chosen, shape)
 
     def positions(batch: int) -> dict[str, Array]:
-        known.append({i: sampled(i, batch, tap.shape) for i, tap in taps.items()})
-        return {tap.at: known[-1][i][0] for i, tap in taps.items()}
+        tap_positions.append({i: sampled(i, batch, tap.shape) for i, tap in taps.items()})
+        return {tap.at: tap_positions[-1][i][0] for i, tap in taps.items()}
 
     whole = [t.source for i, t in enumerate(targets) if i not in taps]
     walk = reference.advance(whole, stay=stay, taps=[*taps.values()], positions=positions)
     points: list[Points] = [[] for _ in part]
-    for index, found in enumerate(prefetched(walk)):
+    for index, tensors in enumerate(prefetched(walk)):
         for i, layer in enumerate(part):
             w = computed[i]
-            if i in taps and taps[i].name in found:
-                there, values = known[index][i][1], taps[i].values(found)
+            if i in taps and taps[i].name in tensors:
+                there, values = tap_positions[index][i][1], taps[i].values(tensors)
             else:
-                y = found[targets[i].source]
-                at, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
-                values = layer.values_at(y, at) if w is None else (layer.rows(_floats(y), at) @ w)[0]
+                y = tensors[targets[i].source]
+                chosen, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
+                values = layer.values_at(y, chosen) if w is None else (layer.rows(_floats(y), chosen) @ w)[0]
             points[i].append((there, spill.Spilled(_floats(values[:, outputs[i]]), briefly=True)))
     return points
 
@@ -225,25 +225,25 @@ def _regressions(
 ) -> Iterator[tuple[Floats, Floats]]:
     """Rows X (g, R, D) and targets Y (g, R, M) of every batch."""
     wanted = [t for t in (cut_layer.data, target.other) if t]
-    for (at, values), small in zip(points, slim.advance(wanted, stay=stay), strict=True):
+    for (positions, values), small in zip(points, slim.advance(wanted, stay=stay), strict=True):
         y = values.load()
         if target.other:
-            y = y - _rows_of(cut_layer, small[target.other], at, len(y))
+            y = y - _rows_of(cut_layer, small[target.other], positions, len(y))
         if target.gain is not None and target.shift is not None:
             gain = target.gain[outputs]
             # A channel that BatchNormalization has switched off has no target to recover.
             dead = np.abs(gain) < 1e-6 * max(float(np.abs(gain).max(initial=0.0)), 1e-30)
             y = _floats((y - target.shift[outputs]) / np.where(dead, np.inf, gain))
         x = _floats(small[cut_layer.data] if cut_layer.data else np.zeros((len(y), 0)))
-        yield cut_layer.rows(x, at), cut_layer.by_group(y)
+        yield cut_layer.rows(x, positions), cut_layer.by_group(y)
 
 
-def _rows_of(layer: Layer, values: Array, at: Ints, rows: int) -> Floats:
+def _rows_of(layer: Layer, values: Array, positions: Ints, rows: int) -> Floats:
     """(rows or 1, channels) of a tensor shaped like the layer's output, or of what a branch that is gone left of it."""
     if values.size == values.shape[layer.channel_axis]:
         return _floats(values.reshape(1, -1))
-    found = _floats(layer.values_at(values, at))
-    return np.tile(found, (rows // len(found), 1))
+    sampled = _floats(layer.values_at(values, positions))
+    return np.tile(sampled, (rows // len(sampled), 1))
 
 
 def on_present_inputs(
@@ -259,30 +259,30 @@ def on_present_inputs(
     usable = not layer.keeps(keep) and all(s.finite for s in sums)
     if (counts != counts[0]).any() or not counts[0] or not usable:
         return {}
-    at = np.stack([np.flatnonzero(c) for c in columns])
-    train, held = (_columns_of(s, at) for s in sums)
+    kept = np.stack([np.flatnonzero(c) for c in columns])
+    train, held = (_columns_of(s, kept) for s in sums)
     whole = layer.matrix(weights)
 
     def full(matrix: Doubles) -> Doubles:
-        found = np.zeros_like(whole)
-        np.put_along_axis(found, at[:, :, None], matrix, axis=1)
-        return found
+        padded = np.zeros_like(whole)
+        np.put_along_axis(padded, kept[:, :, None], matrix, axis=1)
+        return padded
 
     def stored(matrix: Doubles) -> Doubles:
-        return np.take_along_axis(layer.rounded(full(matrix), weights), at[:, :, None], axis=1)
+        return np.take_along_axis(layer.rounded(full(matrix), weights), kept[:, :, None], axis=1)
 
-    prior = np.take_along_axis(whole, at[:, :, None], axis=1)
+    prior = np.take_along_axis(whole, kept[:, :, None], axis=1)
     matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored if layer.quantized else None)
-    found = layer.weights(full(matrix), weights)
-    if not np.isfinite(fit.ridge) or beyond(found, {k: weights[k].dtype for k in found}):
+    fitted = layer.weights(full(matrix), weights)
+    if not np.isfinite(fit.ridge) or beyond(fitted, {k: weights[k].dtype for k in fitted}):
         return {}
-    return found
+    return fitted
 
 
-def _columns_of(sums: NormalEquations, at: Ints) -> NormalEquations:
+def _columns_of(sums: NormalEquations, kept: Ints) -> NormalEquations:
     """The equations of some columns, (groups, kept); a copy."""
-    xx = np.take_along_axis(np.take_along_axis(sums.xx, at[:, :, None], axis=1), at[:, None, :], axis=2)
-    return NormalEquations(Gram(xx, sums.rows), np.take_along_axis(sums.xy, at[:, :, None], axis=1), sums.yy.copy())
+    xx = np.take_along_axis(np.take_along_axis(sums.xx, kept[:, :, None], axis=1), kept[:, None, :], axis=2)
+    return NormalEquations(Gram(xx, sums.rows), np.take_along_axis(sums.xy, kept[:, :, None], axis=1), sums.yy.copy())
 
 
 def _floats(x: Array) -> Floats:
@@ -318,9 +318,9 @@ def fit_matrix(
         return max(before + float(np.sum(step * (held.xx @ step - 2.0 * judged))), 0.0)
 
     best, ridge = before, float("inf")
-    for s, found in until_it_rises(error, RIDGES):
-        if found < best:
-            best, ridge = found, s
+    for s, current in until_it_rises(error, RIDGES):
+        if current < best:
+            best, ridge = current, s
     if not np.isfinite(ridge):
         return prior, Fit(name, ridge, before, before)
     of_all = left if sums is None else train.gaps(prior)
