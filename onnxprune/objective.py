@@ -104,17 +104,17 @@ class SquaredError:
 
     def value(self, outputs: Mapping[str, Array], index: Index) -> float:
         """The share of these samples."""
-        found = -self.before[index]
+        by_sample = -self.before[index]
         with np.errstate(over="ignore"):
             for k, w in self.weight.items():
-                found = found + _squares(self._errors(k, outputs, index), len(found), w)
-        return _comparable(float(found.sum()))
+                by_sample = by_sample + _squares(self._errors(k, outputs, index), len(by_sample), w)
+        return _comparable(float(by_sample.sum()))
 
     def gradient(self, outputs: Mapping[str, Array], index: Index, *, scale: float = 1.0) -> dict[str, Array]:
         """2 · weight · (y - target)."""
         with np.errstate(over="ignore"):
-            found = {k: scale * 2.0 * w * self._errors(k, outputs, index) for k, w in self.weight.items()}
-        return {k: _seed(v, outputs[k]) for k, v in found.items()}
+            gradients = {k: scale * 2.0 * w * self._errors(k, outputs, index) for k, w in self.weight.items()}
+        return {k: _seed(v, outputs[k]) for k, v in gradients.items()}
 
     def probe(
         self, outputs: Mapping[str, Array], index: Index, rng: np.random.Generator, *, scale: float = 1.0
@@ -294,13 +294,13 @@ class _Answer:
         """d loss / d output, (samples, classes): p - onehot(label); where p is the output, -onehot(label) / p_label."""
         rows = np.arange(len(labels))
         if self.log_floor is None:
-            found = np.exp(self.log_p)
-            found[rows, labels] -= 1.0
+            slopes = np.exp(self.log_p)
+            slopes[rows, labels] -= 1.0
         else:
             chosen = self.log_p[rows, labels]
-            found = np.zeros_like(self.log_p)
-            found[rows, labels] = np.where(chosen > self.log_floor, -np.exp(-chosen), 0.0)
-        return np.where(self.sound[:, None], found, 0.0)
+            slopes = np.zeros_like(self.log_p)
+            slopes[rows, labels] = np.where(chosen > self.log_floor, -np.exp(-chosen), 0.0)
+        return np.where(self.sound[:, None], slopes, 0.0)
 
     def draw(self, rng: np.random.Generator) -> Ints:
         """A class of each sample, with its probability."""
@@ -318,8 +318,8 @@ class _Answer:
 def _squares(errors: Wide, samples: int, weight: Wide) -> Wide:
     """The weighted sum of squares of each sample, (samples,)."""
     if weight.ndim:
-        found: Wide = (weight * errors**2).reshape(samples, -1).sum(axis=1)
-        return found
+        weighted: Wide = (weight * errors**2).reshape(samples, -1).sum(axis=1)
+        return weighted
     plain: Wide = weight * (errors.reshape(samples, -1) ** 2).sum(axis=1)
     return plain
 
@@ -337,7 +337,7 @@ def _comparable(value: float) -> float:
     return float(value) if np.isfinite(value) else float("inf")
 
 
-def _check_shape(name: str, found: Shape, expected: Shape) -> None:
-    if found != expected:
-        shapes = ("x".join(map(str, s)) for s in (found, expected))
+def _check_shape(name: str, shape: Shape, expected: Shape) -> None:
+    if shape != expected:
+        shapes = ("x".join(map(str, s)) for s in (shape, expected))
         raise ModelError("output {!r} has shape {} where the original model gives {}".format(name, *shapes))

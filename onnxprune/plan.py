@@ -74,7 +74,7 @@ class Plan:
     def masks(self, channels: ChannelGraph) -> dict[int, Mask]:
         """Mask over the units of each planned group, by group index. Raises UsageError where a group does not fit."""
         by_name = {g.name: g for g in channels.groups}
-        found: dict[int, Mask] = {}
+        masks: dict[int, Mask] = {}
         for p in self.groups:
             g = by_name.get(p.name)
             if g is None or g.size != p.units:
@@ -85,18 +85,18 @@ class Plan:
                 raise UsageError(
                     f"the plan keeps unequal parts of {p.name!r}, whose sets are balanced; make a new plan"
                 )
-            found[g.index] = mask
-        return found
+            masks[g.index] = mask
+        return masks
 
     def coefficients(self, channels: ChannelGraph) -> dict[int, Doubles]:
         """Coefficients over the units of each planned group that has any, by group index; 0 where a unit goes."""
         by_name = {g.name: g for g in channels.groups}
-        found: dict[int, Doubles] = {}
+        coefficients: dict[int, Doubles] = {}
         for p in self.groups:
             if p.coefficients is not None:
-                found[by_name[p.name].index] = a = np.zeros(p.units)
+                coefficients[by_name[p.name].index] = a = np.zeros(p.units)
                 a[list(p.kept)] = p.coefficients
-        return found
+        return coefficients
 
     def to_json(self) -> str:
         """As text; equal plans give equal text."""
@@ -151,14 +151,14 @@ def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic
     if chosen.data_sha256 is None and not synthetic:
         return ("the plan is of a format that does not say which data it was made with; that was not compared",)
     if synthetic and chosen.data_sha256 is None:
-        found = "the plan does not say which data it was made with, and none is given"
+        doubt = "the plan does not say which data it was made with, and none is given"
     elif synthetic:
-        found = "the plan was made with other data than the random inputs of this run"
+        doubt = "the plan was made with other data than the random inputs of this run"
     else:
-        found = "the plan was made with other data (its checksum differs; --samples and --seed choose from it)"
+        doubt = "the plan was made with other data (its checksum differs; --samples and --seed choose from it)"
     if not force:
-        raise UsageError(f"{found}: give the same data with --calib, make a new plan, or add --force to replay it here")
-    return (f"--force: {found}; whether that has seen what is held out here is not known",)
+        raise UsageError(f"{doubt}: give the same data with --calib, make a new plan, or add --force to replay it here")
+    return (f"--force: {doubt}; whether that has seen what is held out here is not known",)
 
 
 def load(path: str | Path) -> Plan:
@@ -177,11 +177,11 @@ def load(path: str | Path) -> Plan:
         if len({g.name for g in groups}) < len(groups):
             raise ValueError("a group is named twice")
         checksum, config = _of(str, data["model_sha256"], "the checksum"), _of(dict, data["config"], "the config")
-        known = data.get("data_sha256")
+        data_checksum = data.get("data_sha256")
         seed = data.get("split_seed")
         if seed is not None and not 0 <= _of(int, seed, "the seed of the split") <= _MOST_SEED:
             raise ValueError(f"the seed of the split must be from 0 to {_MOST_SEED}")
-        data_sha256 = None if known is None else _of(str, known, "the checksum of the data")
+        data_sha256 = None if data_checksum is None else _of(str, data_checksum, "the checksum of the data")
         return Plan(checksum, config, groups, data_sha256, seed)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
@@ -189,11 +189,11 @@ def load(path: str | Path) -> Plan:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The members of an object. Raises ValueError for a key that stands there twice: readers differ in which counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object")
-    return found
+    return members
 
 
 def _of(kind: type[T], value: Any, what: str) -> T:

@@ -37,8 +37,8 @@ def opened(path: str | os.PathLike[str], error: type[InputError], *, most: int |
     most: None for a file that is mapped, or read in parts. Raises `error` with one line that says what it is instead.
     """
     try:
-        found = Path(path).stat()  # a device may do something on being opened
-        _check(path, found, error, most)
+        status = Path(path).stat()  # a device may do something on being opened
+        _check(path, status, error, most)
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         raise error(f"{os.fspath(path)} does not exist") from None
@@ -63,20 +63,20 @@ def content(path: str | os.PathLike[str], error: type[InputError], most: int) ->
 
 def check_not_hollow(f: BinaryIO, path: str | os.PathLike[str], error: type[InputError]) -> None:
     """Refuse a large file of which nearly nothing is on the disk: to go through its zeros would take for ever."""
-    found = os.fstat(f.fileno())
-    blocks = getattr(found, "st_blocks", None)
-    if blocks is not None and found.st_size >= _HOLLOW_BYTES and blocks * 512 < found.st_size // 8:
+    status = os.fstat(f.fileno())
+    blocks = getattr(status, "st_blocks", None)
+    if blocks is not None and status.st_size >= _HOLLOW_BYTES and blocks * 512 < status.st_size // 8:
         raise error(
-            f"{path} has {shown(found.st_size)}, of which the disk holds {shown(blocks * 512)}: it is an empty file"
+            f"{path} has {shown(status.st_size)}, of which the disk holds {shown(blocks * 512)}: it is an empty file"
         )
 
 
-def _check(path: str | os.PathLike[str], found: os.stat_result, error: type[InputError], most: int | None) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "no ordinary file")
+def _check(path: str | os.PathLike[str], status: os.stat_result, error: type[InputError], most: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "no ordinary file")
         raise error(f"{os.fspath(path)} is {kind}; give a regular file")
-    if most is not None and found.st_size > most:
-        raise error(f"{os.fspath(path)} has {shown(found.st_size)}; at most {shown(most)} are read")
+    if most is not None and status.st_size > most:
+        raise error(f"{os.fspath(path)} has {shown(status.st_size)}; at most {shown(most)} are read")
 
 
 def reason(e: Exception) -> str:

@@ -71,8 +71,8 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 def blas() -> str:
     """The linear algebra libraries that are loaded, numpy's and scipy's: name, version and kernels of each."""
-    known = [i for i in threadpool_info() if i["user_api"] == "blas"]
-    parts = [(i["internal_api"], i.get("version"), i.get("architecture")) for i in known]
+    libraries = [i for i in threadpool_info() if i["user_api"] == "blas"]
+    parts = [(i["internal_api"], i.get("version"), i.get("architecture")) for i in libraries]
     return ", ".join(sorted({" ".join(str(x) for x in p if x) for p in parts})) or "unknown"
 
 
