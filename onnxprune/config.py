@@ -186,12 +186,12 @@ class PruneConfig:
 
     @property
     def goal(self) -> str:
-        """The one of `GOALS` that was chosen."""
+        """The name of the goal, of `GOALS`, that was chosen."""
         return next(name for name in GOALS if getattr(self, name) is not None)
 
     @property
     def option(self) -> str:
-        """The option of the command line that stands for it."""
+        """The option of the command line that stands for the goal."""
         return f"--{self.goal.replace('_', '-')}"
 
     @property
@@ -248,7 +248,7 @@ class PruneConfig:
         return replace(self, **options)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for plans and reports."""
+        """The settings as plain data, for plans and reports."""
         return asdict(self)
 
 

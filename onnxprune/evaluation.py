@@ -68,7 +68,7 @@ class Evaluation:
         return 100.0 * (self.original_accuracy - self.accuracy)
 
     def to_json(self) -> str:
-        """As text; a number that is not finite becomes null."""
+        """The evaluation as JSON text; a number that is not finite becomes null."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"} | {"drop": self.drop}
         if self.figures is not None:
             values |= {

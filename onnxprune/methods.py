@@ -44,12 +44,12 @@ class Method:
 
     @property
     def gradients(self) -> bool:
-        """Whether it needs gradients of the outputs, and so can read labels."""
+        """Whether the method needs gradients of the outputs, and so can read labels."""
         return self.looks is Looks.OUTPUTS
 
     @property
     def statistics(self) -> bool:
-        """Whether it needs statistics of the inputs of layers."""
+        """Whether the method needs statistics of the inputs of layers."""
         return self.looks is Looks.LAYERS or self.sequential
 
 

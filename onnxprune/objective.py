@@ -325,7 +325,7 @@ def _squares(errors: Wide, samples: int, weight: Wide) -> Wide:
 
 
 def _seed(values: Wide, output: Array) -> Array:
-    """In the shape and type of the output, 0 where that is not finite, and within the range of the type."""
+    """The seed in the shape and type of the output, 0 where that is not finite, and within the range of the type."""
     if output.dtype != np.float64:
         most = 2.0**15 if output.dtype == np.float16 else 2.0**127
         values = np.clip(values, -most, most)

@@ -99,7 +99,7 @@ class Plan:
         return coefficients
 
     def to_json(self) -> str:
-        """As text; equal plans give equal text."""
+        """The plan as JSON text; equal plans give equal text."""
         data = {
             "format": FORMAT,
             "model_sha256": self.model_sha256,

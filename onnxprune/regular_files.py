@@ -80,7 +80,7 @@ def _check(path: str | os.PathLike[str], status: os.stat_result, error: type[Inp
 
 
 def reason(e: Exception) -> str:
-    """Of an error of the system, without the path that it repeats."""
+    """What an error of the system says, without the path that it repeats."""
     return (isinstance(e, OSError) and e.strerror) or str(e)
 
 

@@ -88,7 +88,7 @@ class Rows:
 
 
 def chunks(a: Array | Rows) -> Iterator[Array]:
-    """An array in pieces of some megabytes, along its first axis."""
+    """Yield an array in pieces of some megabytes, along its first axis."""
     if isinstance(a, np.ndarray) and not a.ndim:
         yield a
         return
@@ -207,7 +207,7 @@ class _Header:
 
     @classmethod
     def of(cls, f: IO[bytes]) -> _Header:
-        """Raises what numpy raises for a header that is none."""
+        """Read the header of an array in numpy's format. Raises what numpy raises where there is none."""
         version = np.lib.format.read_magic(f)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"it has version {version[0]}.{version[1]} of the format; at most 3.0 is read")

@@ -97,7 +97,7 @@ def found(run: Callable[[Sequence[int]], Mapping[str, Array]], other: int) -> di
 
 
 def _by_sizes(two: Array, three: Array) -> Layout:
-    """By the sizes with two and with three samples."""
+    """The layout that the sizes with two and with three samples tell."""
     if not (isinstance(two, np.ndarray) and isinstance(three, np.ndarray) and two.ndim == three.ndim > 0):
         return Layout()
     axes = [a for a in range(two.ndim) if two.shape[a] != three.shape[a]]

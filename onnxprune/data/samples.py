@@ -80,7 +80,7 @@ def with_others(samples: Samples, proto: onnx.ModelProto) -> Samples:
 
 
 def _is_tensor(v: onnx.ValueInfoProto) -> bool:
-    """Whether it is declared as one, or as nothing, which is refused."""
+    """Whether an input is declared as a tensor, or as nothing, which is refused."""
     return v.type.WhichOneof("value") in (None, "tensor_type")
 
 
@@ -162,7 +162,7 @@ class Samples:
         return feeds | {k: v for k, v in self.fixed.items() if names is None or k in names}
 
     def count(self, feeds: Mapping[str, Array]) -> int:
-        """Samples in the feeds of one batch."""
+        """The number of samples in the feeds of one batch."""
         return next((len(feeds[s.name]) for s in self.specs if s.batched), 1)
 
     def take(self, indices: Sequence[int] | Ints) -> Samples:
@@ -195,7 +195,7 @@ class Samples:
         return feeds
 
     def sha256(self, *extras: str) -> str:
-        """Over names, shapes and values of the inputs, and of these extra keys."""
+        """The checksum of names, shapes and values of the inputs, and of these extra keys."""
         digest = hashlib.sha256()
         for name, a in self._hashed(extras):
             # An array without an axis counts as one with a single entry.
@@ -284,7 +284,7 @@ def given(source: object, specs: tuple[InputSpec, ...]) -> Samples:
 
 
 def checked(arrays: Mapping[str, Any], specs: tuple[InputSpec, ...]) -> Samples:
-    """Arrays in memory, checked in the same way."""
+    """Check arrays in memory, as `load` does those of files. Raises CalibrationError."""
     inputs, extras = _checked({_key(k): _as_array(k, v) for k, v in arrays.items()}, specs, "the data")
     specs = tuple(replace(s, whole=True) if _same_for_all(s, inputs, specs) else s for s in specs)
     return Samples(specs, inputs, extras, "arrays in memory")

@@ -110,7 +110,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any
 
 
 def _other(name: str, kind: onnx.TypeProto, size: int, rng: np.random.Generator) -> Any:
-    """A sequence of two random entries; a present optional value."""
+    """Random values of any type of input: a sequence gets two entries, an optional value is present."""
     if kind.HasField("sequence_type"):
         return [_other(name, kind.sequence_type.elem_type, size, rng) for _ in range(_SEQUENCE_LENGTH)]
     if kind.HasField("optional_type"):

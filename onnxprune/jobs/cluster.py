@@ -252,7 +252,7 @@ def _close(client: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the log of lost connections: what matters of it is raised."""
+    """Silence the log of lost connections: what matters of it is raised."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [x.level for x in loggers]
     for x in loggers:
@@ -266,7 +266,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _plainly(address: str) -> Iterator[None]:
-    """Dask's own errors as one line; what the work raises passes."""
+    """Raise Dask's own errors as RunError, in one line; what the work raises passes."""
     _, distributed = _libraries()
     try:
         yield

@@ -57,7 +57,7 @@ class Processes:
         self._works = 0
 
     def __enter__(self) -> Processes:
-        """Start them; they load while this process goes on. Raises RunError."""
+        """Start the workers, which load while this process goes on. Raises RunError."""
         try:
             # What a worker leaves behind when it is ended goes with this folder.
             self._folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)

@@ -38,7 +38,7 @@ class Work(ABC, Generic[Item, Result]):
         return 0
 
     def portable(self) -> Work[Item, Result]:
-        """The same for another machine, which cannot read the files of this one. Raises RunError."""
+        """The same work for another machine, which cannot read the files of this one. Raises RunError."""
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class Scheduler(Protocol):
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """The name of the scheduler in a report."""
 
     @property
     def workers(self) -> int:
-        """How many there are; 0 where this process does the work itself."""
+        """How many workers there are; 0 where this process does the work itself."""
 
     def map(self, work: Work[Item, Result], items: Iterable[Item], count: int) -> Iterator[Result]:
         """The results of `count` items, in their order. Raises what the work raises, and RunError."""

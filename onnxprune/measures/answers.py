@@ -41,13 +41,13 @@ _LEAST_ENTRIES = 16
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor, or some of its channels: axis, first, and behind the last."""
+    """A tensor, or some of its channels: `columns` gives the axis, the first, and the one behind the last."""
 
     tensor: str
     columns: Columns | None = None
 
     def of(self, values: Array) -> Array:
-        """Its entries of the tensor's values."""
+        """The entries that belong to the piece, given the tensor's values."""
         if self.columns is None:
             return values
         axis, start, stop = self.columns
@@ -55,7 +55,7 @@ class Piece:
 
     @property
     def channels(self) -> str:
-        """Which of its channels, "" where all."""
+        """Which channels of the tensor the piece takes, in words; "" for all."""
         if self.columns is None:
             return ""
         axis, start, stop = self.columns
@@ -76,13 +76,13 @@ class Part:
 
     @property
     def name(self) -> str:
-        """For a table: its first pieces."""
+        """The first pieces, which name the part in a table."""
         more = len(self.pieces) - 2
         return ", ".join(map(str, self.pieces[:2])) + (f" and {more} more" if more > 0 else "")
 
 
 def plain_parts(names: Iterable[str]) -> tuple[Part, ...]:
-    """Each of these outputs as a part."""
+    """A part for each of these outputs, which stands for itself."""
     return tuple(Part((Piece(k),), (k,)) for k in names)
 
 
@@ -296,7 +296,7 @@ class Answers:
         return cls(values, samples, tuple(spreads), tuple(spreads.values()), left_out, layouts)
 
     def counting(self, keeps: Callable[[str, Array], bool]) -> Answers:
-        """Without the parts in which a tensor has values that `keeps` refuses."""
+        """The answers without the parts in which a tensor has values that `keeps` refuses."""
         pairs = [
             (p, s)
             for p, s in zip(self.parts, self.spreads, strict=True)
@@ -305,11 +305,11 @@ class Answers:
         return replace(self, parts=tuple(p for p, _ in pairs), spreads=tuple(s for _, s in pairs))
 
     def bare(self) -> Answers:
-        """With the values of what counts alone."""
+        """The answers with the values of the tensors that count alone."""
         return replace(self, values={k: self.values[k] for k in self.tensors}, left_out={})
 
     def first(self, count: int) -> Answers:
-        """What counts, of the first samples, where each has a row of its own."""
+        """The answers of the first `count` samples, where each has a row of its own."""
         return Answers.of({k: self.values[k][:count] for k in self.tensors}, count, self.parts, self.layouts)
 
     @cached_property

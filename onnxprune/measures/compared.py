@@ -54,7 +54,7 @@ def _other_than_first(samples: Samples) -> int:
 
 
 def watched(model: onnx.ModelProto, observed: Observed, types: Mapping[str, int]) -> onnx.ModelProto:
-    """The model with what stands for its outputs as further outputs, of that what it has."""
+    """The model with the tensors that stand for its outputs, as far as it has them, as further outputs."""
     if observed.plain:
         return model
     available = tensors_of(model)
@@ -89,7 +89,7 @@ def _side_by_side(
 
 
 def _with_still(observed: Observed, outputs: Mapping[str, Array], values: Mapping[str, Array]) -> Observed:
-    """With the outputs that no layer stands before, where they differ all the same, or where there are no others."""
+    """Add the outputs that no layer stands before, where they differ all the same, or where there are no others."""
     loose = [
         o
         for o in observed.outputs

@@ -54,7 +54,7 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """What it is of, for a table."""
+        """The outputs that the figure speaks of, and where it was measured, for a table."""
         return ", ".join(self.outputs) + (f" at {self.at}" if self.at else "")
 
 
@@ -80,21 +80,21 @@ class Figures:
 
     @property
     def measured(self) -> tuple[Figure, ...]:
-        """Those with a number by which the model is judged."""
+        """The figures with a number by which the model is judged."""
         return tuple(f for f in self.each if f.value is not None and f.counts)
 
     @property
     def unmeasured(self) -> tuple[Figure, ...]:
-        """Those without one that should have it."""
+        """The figures that should have such a number, and have none."""
         return tuple(f for f in self.each if f.value is None and f.counts)
 
     @property
     def worst(self) -> Figure | None:
-        """The one with the largest number."""
+        """The measured figure with the largest number."""
         return max(self.measured, key=lambda f: f.value or 0.0, default=None)
 
     def summary(self) -> dict[str, Any]:
-        """Of the one number, for a report."""
+        """What a report says of the mean error, beside its number."""
         names = ("interval", "why", "samples", "held_out")
         return {k: getattr(self, k) for k in names}
 
@@ -192,7 +192,7 @@ def _unchanged(y: Array, y0: Array) -> bool:
 
 
 def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> Figure | None:
-    """Of an output as it is; None where its parts say all, or where nothing that is pruned stands before it."""
+    """The figure of an output as it is; None where its parts say all, or where nothing pruned stands before it."""
     behind = o in observed.ranked
     if o in observed.still or not (behind or o in observed.missing):
         return None
@@ -294,7 +294,7 @@ def share_of(a: Ints | None, b: Ints | None) -> float | None:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A share for a reader; beyond what says anything, only that."""
+    """A share for a reader; of one too large to say anything, only that it is."""
     return f"{share:.{digits}%}" if share < _MOST_SHOWN else f"more than {_MOST_SHOWN:.0%}"
 
 

@@ -59,7 +59,7 @@ def masked(y: Array, y0: Array) -> tuple[Mask, Mask]:
 
 
 def _masks(y: Array, fine: Mask) -> _Masks | None:
-    """The masks; None where there are none."""
+    """What is far below all others and repeats one number, as masks do; None where nothing does."""
     candidates = _far(y, fine)
     if candidates is None:
         return None
@@ -87,7 +87,7 @@ def _far(y: Array, fine: Mask) -> _Masks | None:
 
 
 def _but_for_offsets(y: Array, far: Mask) -> Mask:
-    """Without entries that always lie there and vary: quantities with an offset."""
+    """`far` without the entries that always lie there and vary, which are quantities with an offset."""
     if not (y.ndim and len(y) > 1):
         return far
     rows = in_rows(far)

@@ -85,7 +85,7 @@ class Observed:
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
-        """All that stand for something, each once."""
+        """All tensors that stand for outputs, each once."""
         return tuple(dict.fromkeys(t for w in self.wholes for t in w.tensors))
 
     @property
@@ -171,7 +171,7 @@ class _Tail:
             self._visit(n)
 
     def judge(self, draft: _Draft) -> None:
-        """Note what stands for the output."""
+        """Note in the draft what stands for the output, and what kind of output it is."""
         o = self.output
         if o in self.random:
             draft.random.add(o)

@@ -31,7 +31,7 @@ class Verdict:
 
 
 def verdict_of(figures: Figures, option: str = "") -> Verdict:
-    """By the worst figure and the agreement of classes; never good where what was measured says too little.
+    """The verdict by the worst figure and the agreement of classes; never good where what was measured says too little.
 
     option: what says how much is removed, "" where the models are given, and there is nothing to advise.
     """

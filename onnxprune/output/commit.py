@@ -30,7 +30,7 @@ _APPEARED = "{} has appeared during the run, so it stays as it is; use --overwri
 
 
 class Stage:
-    """What shall appear: stored by `put` under a temporary name, and given its own by `commit`.
+    """Files that shall appear: each is stored by `put` under a temporary name, and given its own by `commit`.
 
     On exit what is temporary is removed.
     """
@@ -45,7 +45,7 @@ class Stage:
         self._loose: list[Path] = []
 
     def __enter__(self) -> Stage:
-        """Nothing is stored yet."""
+        """Enter with nothing stored yet."""
         return self
 
     def __exit__(
@@ -175,7 +175,7 @@ class Stage:
 
 
 class _Watched(io.BufferedWriter):
-    """A file, and what sees every byte on its way there."""
+    """A file that shows `seen` every byte on its way there."""
 
     def __init__(self, raw: io.FileIO, seen: Callable[[Any], object]) -> None:
         super().__init__(raw)

@@ -17,14 +17,14 @@ class Scratch:
         self._before: str | None = None
 
     def make(self) -> None:
-        """Where that is impossible, whoever needs a temporary file says so."""
+        """Make the folder. Where that is impossible, whoever needs a temporary file says so."""
         before = tempfile.tempdir
         with contextlib.suppress(OSError):
             self._folder = tempfile.mkdtemp(prefix=PREFIX)
             self._before, tempfile.tempdir = before, self._folder
 
     def remove(self) -> None:
-        """With all that is in it."""
+        """Remove the folder with all that is in it."""
         if self._folder is not None:
             tempfile.tempdir = self._before
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -71,7 +71,7 @@ class Interrupts:
             signal.signal(number, self._comes_again if name == "SIGALRM" else self._comes)
 
     def unlisten(self) -> None:
-        """Give the signals back."""
+        """Give the signals back to the handlers that they had before."""
         if self._hook is not None:
             sys.unraisablehook, self._hook = self._hook, None
         self._later(0.0)
@@ -80,7 +80,10 @@ class Interrupts:
         self._before = {}
 
     def ignore(self) -> None:
-        """For the very end: Python gives up its own handlers before it unloads compiled code, which takes a while."""
+        """Ignore the signals, at the very end.
+
+        Python gives up its own handlers before it unloads compiled code, which takes a while.
+        """
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
@@ -90,7 +93,7 @@ class Interrupts:
             raise Interruption(self._first)
 
     def hold(self) -> None:
-        """From here on nothing is interrupted any more; raises what was before."""
+        """Let nothing interrupt from here on. Raises the interruption that came before, if any."""
         self.held = True
         if self._first is not None:
             raise Interruption(self._first)
@@ -141,7 +144,7 @@ def _indivisible(frame: FrameType | None) -> bool:
 
 
 def _under_way(error: BaseException | None) -> bool:
-    """Whether this, or what it came up in, is an interruption."""
+    """Whether an exception, or one in whose handling it came up, is an interruption."""
     while error is not None and not isinstance(error, Interruption):
         error = error.__context__
     return error is not None

@@ -87,12 +87,12 @@ class _Unbreakable(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, text: str, /) -> int:
-        """Write what can be."""
+        """Write what the stream takes."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be."""
+        """Flush what the stream takes."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()

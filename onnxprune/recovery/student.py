@@ -117,11 +117,11 @@ class Teacher:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Those that it can tell."""
+        """The tensors whose values the teacher can give."""
         return tuple(self._names)
 
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        """What it makes of a batch."""
+        """The teacher's values of its tensors on a batch, with the channels that stay."""
         values = self._session.run(feeds)
         return {t: values[gathered] for t, gathered in self._names.items()}
 
@@ -140,7 +140,7 @@ class Spread:
         self._squares: dict[str, float] = {}
 
     def update(self, targets: Mapping[str, Array], count: int) -> None:
-        """One more batch of `count` samples; where shapes differ between batches no mean is taken off."""
+        """Add a batch of `count` samples; where shapes differ between batches no mean is taken off."""
         self._count += count
         for k, t in targets.items():
             values = np.atleast_1d(t)
@@ -157,7 +157,7 @@ class Spread:
                 self._sums[k], self._rows[k] = np.full((0,), np.nan), np.zeros(())
 
     def per_sample(self) -> dict[str, float]:
-        """Those that vary, and are finite."""
+        """The spread per sample of each tensor that varies and is finite."""
         spreads = {}
         for k, square in self._squares.items():
             total, rows = self._sums[k], self._rows[k]
@@ -211,7 +211,7 @@ class Student:
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
-        """Of its tensors, at the example's batch."""
+        """The shapes of the student's tensors, at the example's batch."""
         return self._graph.shapes
 
     @property
@@ -220,7 +220,7 @@ class Student:
         return bytes_of_a_sample(self._graph)
 
     def has(self, tensor: str) -> bool:
-        """Whether it computes this tensor from its inputs, as one of floating-point numbers."""
+        """Whether the student computes this tensor from its inputs, as one of floating-point numbers."""
         kind = self._types.get(tensor)
         computed = tensor in self._computed and self._graph.producer[tensor].index not in self._graph.inside
         return computed and kind is not None and is_float(helper.tensor_dtype_to_np_dtype(kind))
@@ -302,7 +302,7 @@ def _depending(graph: Graph) -> set[str]:
 
 
 def _without_masks(values: Array) -> Array:
-    """With infinity where an entry is masked, by which the loss knows it."""
+    """The values with minus infinity where an entry is masked, by which the loss knows it."""
     return np.where(counting(values) | ~np.isfinite(values), values, cast(np.array(-np.inf), values.dtype))
 
 

@@ -132,7 +132,7 @@ class Staying:
 
     @classmethod
     def of(cls, layer: Layer, channels: ChannelGraph, keep: Mask) -> Staying | None:
-        """None where all of them stay."""
+        """The positions of a layer's input that stay; None where all do."""
         rank = len(channels.graph.shape(layer.data) or ())
         if layer.window is not None or rank < 3:
             return None

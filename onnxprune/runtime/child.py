@@ -64,7 +64,7 @@ class Stopped(RunError):
 
 
 class Late(Stopped):
-    """It did not end in time."""
+    """The child did not end its work in time."""
 
 
 class _Elsewhere(Exception):
@@ -75,7 +75,7 @@ class _Elsewhere(Exception):
 
 
 class _Child:
-    """The process, and the pipes to it."""
+    """A child process, and the pipes to it."""
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parents[2])
@@ -96,11 +96,11 @@ class _Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked, by the process that started it."""
+        """Whether the child lives, and this is the process that started it and may ask it."""
         return self.parent == os.getpid() and self._process.poll() is None
 
     def send(self, message: object) -> None:
-        """Raises OSError where it has ended."""
+        """Send the child a message. Raises OSError where it has ended."""
         content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         pipe = self._pipe(self._process.stdin)
         pipe.write(_LENGTH.pack(len(content)))
@@ -108,7 +108,7 @@ class _Child:
         pipe.flush()
 
     def receive(self) -> Any:
-        """Raises EOFError where it has ended."""
+        """Receive the child's answer. Raises EOFError where it has ended."""
         pipe = self._pipe(self._process.stdout)
         head = pipe.read(_LENGTH.size)
         content = pipe.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
@@ -122,12 +122,12 @@ class _Child:
         return pipe
 
     def kill(self) -> None:
-        """At once, whatever it does; also from another thread."""
+        """Kill the child at once, whatever it does; also from another thread."""
         with contextlib.suppress(OSError):
             self._process.kill()
 
     def end(self) -> int | None:
-        """Have it gone; its exit code, or minus the signal that ended it by itself."""
+        """End the child; the exit code, or minus the signal, with which it ended by itself; None where it did not."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             # Where it has closed its pipe it is about to end, with a code that says why.
             self._process.wait(0 if self._process.stdin is None or self._process.stdin.closed else 1.0)

@@ -45,7 +45,7 @@ class _Watch:
         return patience() * ((_SECONDS if honest else _SECONDS_UNKNOWN) + _TIMES_AN_HONEST_RUN * honest)
 
     def add(self, options: Any, seconds: float) -> int:
-        """Watch a run; its number."""
+        """Watch a run, and return the number under which it is watched."""
         number = next(self._numbers)
         self._runs[number] = (time.monotonic() + seconds, options)
         if self._process != os.getpid():  # a fork takes no threads along
@@ -84,7 +84,7 @@ def ended_after(options: Any, seconds: float) -> Iterator[None]:
 
 
 def why(seconds: float) -> str:
-    """What is said of such a run."""
+    """The message for a run that was stopped after so many seconds."""
     return (
         f"a run of the model with this data does not end: it was stopped after {seconds:.0f} seconds; its first run "
         f"took far less; if model and data are to be trusted, set {PATIENCE}=10 to wait ten times as long"

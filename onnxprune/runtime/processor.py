@@ -37,7 +37,7 @@ class Processor:
 
 
 def processor() -> Processor:
-    """The one that this process runs on."""
+    """The processor that this process runs on."""
     with suppress(OSError):
         lines = _PROC.read_text(encoding="utf-8", errors="replace").split("\n\n", maxsplit=1)[0].splitlines()
         fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
