@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.groups import INDEX_TYPES
 from onnxprune.channels.rules import TABLE
+from tests.prepared import prepare
 from tests.random_graphs import MAKERS, Case, graphs, is_unknown
 from tests.random_graphs.motifs import MAKERS as CONSTRUCTS
-from tests.stages import prepare
 from tests.test_random_graphs import EXAMPLES, EXAMPLES_OF_A_CONSTRUCT
 
 

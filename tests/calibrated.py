@@ -14,7 +14,7 @@ from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.data.samples import Samples, input_specs
 from onnxprune.graph import protobuf
 from onnxprune.runtime.session import Session
-from tests.stages import Prepared, prepare
+from tests.prepared import Prepared, prepare
 from tests.topologies.text import Topology
 
 Array = NDArray[Any]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from tests.stages import Prepared, prepare_row
+from tests.prepared import Prepared, prepare_row
 
 # An example may take long on a busy machine, and nothing is written into a project that may belong to someone else.
 settings.register_profile("anywhere", deadline=None, database=None)

@@ -14,7 +14,7 @@ from onnxprune.channels.gates import Gate, by_group, gates_of, values_of
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.session import Session
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Floats = NDArray[np.float64]
 # Small beside the distance to the kinks of most rectifiers, large beside the rounding of float32.

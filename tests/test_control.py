@@ -12,7 +12,7 @@ from onnxprune.normalise import normalise
 from onnxprune.runtime.session import Session
 from onnxprune.verification.checks import flat
 from tests.compare import assert_same
-from tests.stages import Array, masked, prepare, random_keep, sliced
+from tests.prepared import Array, masked, prepare, random_keep, sliced
 from tests.topologies import control
 from tests.topologies.text import Topology
 

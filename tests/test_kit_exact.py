@@ -15,7 +15,7 @@ from onnxprune.runtime.session import Session
 from onnxprune.surgery import settle
 from tests.compare import assert_same
 from tests.kit import has_batch, kit_feeds, kit_models
-from tests.stages import Prepared, masked, prepare, random_keep, sliced
+from tests.prepared import Prepared, masked, prepare, random_keep, sliced
 
 
 @pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))

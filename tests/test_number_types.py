@@ -24,7 +24,7 @@ from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.kit import kit_models
 from tests.number_types import TOLERANCE, TYPES, converted, data_of
-from tests.stages import masked, prepare, random_keep, sliced
+from tests.prepared import masked, prepare, random_keep, sliced
 
 ROWS = (
     "residual",

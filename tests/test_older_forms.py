@@ -18,8 +18,8 @@ from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.kit import kit_folder
 from tests.older import OPSET, at_opset_9
+from tests.prepared import masked, prepare, random_keep, sliced
 from tests.sharing import with_shared_weights
-from tests.stages import masked, prepare, random_keep, sliced
 
 FORMS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "opset-9": at_opset_9,

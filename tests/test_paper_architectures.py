@@ -14,7 +14,7 @@ from onnxprune.methods import METHODS, with_scales
 from onnxprune.numerics.arrays import Array
 from tests.calibrated import samples_of
 from tests.kit import NO_KIT, kit_folder
-from tests.stages import prepare
+from tests.prepared import prepare
 from tests.topologies.text import Topology
 
 GREEDY = with_scales()

@@ -40,7 +40,7 @@ from tests.calibrated import samples_of
 from tests.compare import assert_same
 from tests.digits import pruned
 from tests.graphs import TABLE
-from tests.stages import prepare_row
+from tests.prepared import prepare_row
 from tests.topologies.text import Topology
 
 # Points of top-1 that half of the MACs may cost; the measured drop is below half of this.

@@ -16,7 +16,7 @@ from onnxprune.cli.program import main
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 from tests import digits
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 

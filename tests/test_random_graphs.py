@@ -22,9 +22,9 @@ from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import accepts
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same, relative_error
+from tests.prepared import Array, masked, prepare, random_keep, sliced
 from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs, is_unknown
 from tests.random_graphs.motifs import MAKERS as CONSTRUCTS
-from tests.stages import Array, masked, prepare, random_keep, sliced
 
 EXAMPLES = 18
 EXAMPLES_OF_A_CONSTRUCT = 60  # several operators at once: there is more to find

@@ -16,7 +16,7 @@ from onnxprune.surgery import cut
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
 from tests.installed import check
-from tests.stages import Array, Prepared, comparable, least_removals, masked, prepare_row, random_keep, sliced
+from tests.prepared import Array, Prepared, comparable, least_removals, masked, prepare_row, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 SEEDS = range(5)

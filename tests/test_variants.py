@@ -18,7 +18,7 @@ from onnxprune.runtime.session import Session
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import Array, Prepared, masked, prepare, random_keep, sliced
+from tests.prepared import Array, Prepared, masked, prepare, random_keep, sliced
 from tests.variants import VARIANTS, in_branches
 
 NETS = ("resnet", "mobilenet", "squeeze_excite", "shuffle_dynamic", "dense_concat", "layer_norm_convolution")

@@ -18,7 +18,7 @@ from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 # Products in float32, added up in another order.

@@ -12,7 +12,7 @@ from onnxprune.calibration.layers import Layer, StateGates, layers_of
 from tests.calibrated import every_position, prepare_text, values
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Array, Prepared, random_keep, sliced
+from tests.prepared import Array, Prepared, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 # float32 activations against their product in float64.
@@ -128,7 +128,7 @@ def test_weights_invert_matrix(name: str, prepared: Lookup) -> None:
     constants = p.channels.graph.constants
     for layer in layers_of(p.channels):
         if layer.quantized:
-            continue  # rounded anew: tests/test_quantized.py
+            continue  # rounded anew: tests/graph/test_quantized.py
         for tensor, back in layer.weights(layer.matrix(constants), constants).items():
             stored = constants[tensor].astype(np.float64)
             assert_same(back.reshape(stored.shape), stored, rtol=1e-12, atol=0.0)

@@ -25,7 +25,7 @@ from tests.compare import assert_same
 from tests.gating import STEP, Floats, Gated
 from tests.graphs import PRUNABLE, TABLE
 from tests.number_types import converted
-from tests.stages import Prepared, prepare
+from tests.prepared import Prepared, prepare
 
 Lookup = Callable[[str], Prepared]
 # Differences in float32 across a few kinks; sums over samples and outputs are smooth.

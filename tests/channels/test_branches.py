@@ -12,7 +12,7 @@ from onnxprune.graph import protobuf
 from onnxprune.surgery import settle
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import Keep, Prepared, comparable, masked, random_keep, sliced
+from tests.prepared import Keep, Prepared, comparable, masked, random_keep, sliced
 from tests.topologies.branches import ROWS
 
 Lookup = Callable[[str], Prepared]

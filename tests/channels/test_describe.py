@@ -15,7 +15,7 @@ from onnxprune.channels.remedies import Remedy
 from onnxprune.graph import protobuf
 from tests import digits
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Prepared, prepare_row
+from tests.prepared import Prepared, prepare_row
 
 Lookup = Callable[[str], Prepared]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.graphs import PRUNABLE
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 

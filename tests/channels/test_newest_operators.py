@@ -11,7 +11,7 @@ import pytest
 
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same
-from tests.stages import Array, masked, prepare, random_keep, sliced
+from tests.prepared import Array, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
 
 _SWIGLU = Topology(

@@ -13,7 +13,7 @@ from onnxprune.graph import protobuf
 from onnxprune.graph.view import Graph
 from tests.compare import assert_same
 from tests.installed import needs_reference
-from tests.stages import Prepared, masked, prepare, random_keep, sliced
+from tests.prepared import Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
 
 Lookup = Callable[[str], Prepared]

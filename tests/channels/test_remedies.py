@@ -11,7 +11,7 @@ import onnxprune.channels
 from onnxprune.channels.remedies import Remedy
 from onnxprune.channels.rules.refusals import REFUSALS
 from tests.graphs import TABLE
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 SOURCES = sorted(Path(onnxprune.channels.__file__).parent.rglob("*.py"))

@@ -29,7 +29,7 @@ from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime.session import Session
 from tests.graphs import TABLE as TOPOLOGIES
 from tests.kit import has_batch, kit_feeds, kit_models
-from tests.stages import Array, Prepared
+from tests.prepared import Array, Prepared
 
 Feeds = Mapping[str, Array]
 

@@ -12,7 +12,7 @@ from onnxprune.graph import protobuf
 from onnxprune.graph.view import Graph
 from tests.calibrated import prepare_text
 from tests.gradients.differences import run
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 

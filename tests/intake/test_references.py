@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from onnxprune.errors import ModelError
 from onnxprune.graph import external
 from onnxprune.intake.model_file import load
-from tests.intake.test_child import graph_of
+from tests.runtime.test_child import graph_of
 
 
 def outside(location: str = "../secret") -> onnx.TensorProto:

@@ -12,7 +12,7 @@ from onnxprune.data.samples import tensor_specs
 from onnxprune.errors import InputError, ModelError
 from onnxprune.intake import wellformed
 from tests.installed import needs_run
-from tests.intake.test_child import graph_of
+from tests.runtime.test_child import graph_of
 
 
 def linear(**change):

@@ -10,7 +10,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.latency.kernels import Kernel, kernel_times
 from onnxprune.latency.layers import Layers, layers_of, marked, owners_of
 from onnxprune.surgery import cut
-from tests.stages import Prepared, prepare, prepare_row, random_keep
+from tests.prepared import Prepared, prepare, prepare_row, random_keep
 
 MICRO = 1e-6
 

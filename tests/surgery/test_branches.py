@@ -11,7 +11,7 @@ import pytest
 from onnxprune.channels import branches
 from onnxprune.surgery import drop_zero_biases, replace_initializers, settle
 from tests.channels.test_branches import DROPS, without
-from tests.stages import Prepared, comparable, sliced
+from tests.prepared import Prepared, comparable, sliced
 
 Lookup = Callable[[str], Prepared]
 

@@ -12,7 +12,7 @@ from onnxprune.runtime.session import Session
 from onnxprune.surgery import cut, replace_initializers
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import Prepared, least_removals, masked, random_keep, sliced
+from tests.prepared import Prepared, least_removals, masked, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 

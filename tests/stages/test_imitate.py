@@ -34,7 +34,7 @@ from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import every_position, samples_of, values
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import prepare, prepare_row
+from tests.prepared import prepare, prepare_row
 from tests.topologies.text import Topology
 
 RTOL = 1e-3

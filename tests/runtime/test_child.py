@@ -173,7 +173,7 @@ def test_it_dies_with_its_parent(tmp_path: Path):
     code = (
         "import threading, time, os\n"
         "from onnxprune.intake import first_run\nfrom onnxprune.runtime import child\n"
-        "from tests.intake.test_child import FEEDS, endless, relu\n"
+        "from tests.runtime.test_child import FEEDS, endless, relu\n"
         "first_run.run(relu(), FEEDS)\n"
         "print(child._PLACE.child._process.pid, flush=True)\n"
         "first_run.run(endless(), FEEDS)\n"

@@ -30,7 +30,7 @@ from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
 from onnxprune.runtime.session import CPU, Session
 from onnxprune.runtime.timing import Times
 from tests import digits
-from tests.latency.test_timing import Machine
+from tests.runtime.test_timing import Machine
 
 QUICK: dict[str, Any] = {"runs": 2, "warmup": 0}
 

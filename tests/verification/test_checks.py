@@ -15,7 +15,7 @@ from onnxprune.surgery import replace_initializers
 from onnxprune.verification import checks
 from tests import digits
 from tests.graphs import TABLE
-from tests.stages import Prepared, masked, prepare, random_keep, sliced
+from tests.prepared import Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.sizes import THERE_AND_BACK
 from tests.topologies.text import Topology
 

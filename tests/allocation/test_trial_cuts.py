@@ -26,7 +26,7 @@ from onnxprune.threads import limited
 from onnxprune.verification.oracle import masked_model
 from tests.calibrated import moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 # Relative errors of float32 outputs, accumulated in float64 by other batches.

@@ -16,7 +16,7 @@ from onnxprune.runtime.session import Session
 from tests.compare import assert_same, relative_error
 from tests.external import refer
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Array, Prepared, masked, prepare, random_keep, sliced
+from tests.prepared import Array, Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
 
 Lookup = Callable[[str], Prepared]

@@ -31,7 +31,7 @@ from onnxprune.runtime.walker import Walker
 from onnxprune.surgery import cut, replace_initializers
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
-from tests.stages import Keep, Prepared, random_keep
+from tests.prepared import Keep, Prepared, random_keep
 
 Array = NDArray[Any]
 Lookup = Callable[[str], Prepared]

@@ -424,7 +424,7 @@ def test_a_script_without_a_guard_is_told_about_it(tmp_path: Path) -> None:
     path = tmp_path / "unguarded.py"
     path.write_text(
         "from onnxprune.errors import RunError\nfrom onnxprune.jobs.processes import Processes\n"
-        "from tests.test_jobs import SELECTION, known, nothing\n"
+        "from tests.jobs.test_jobs import SELECTION, known, nothing\n"
         "with Processes(2, nothing) as pool:\n"
         " try:\n  list(pool.map(SELECTION, [known(0)], 1))\n"
         " except RunError as e:\n  print(e)\n"

@@ -14,7 +14,7 @@ from onnxprune.verification.oracle import mask_of
 from tests.compare import assert_same
 from tests.gating import factors, gated
 from tests.graphs import PRUNABLE
-from tests.stages import Keep, Prepared, comparable, masked, random_keep
+from tests.prepared import Keep, Prepared, comparable, masked, random_keep
 
 Lookup = Callable[[str], Prepared]
 RTOL = 1e-4

@@ -14,7 +14,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.selection import Path
 from tests.graphs import TABLE
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 

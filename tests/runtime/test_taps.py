@@ -15,7 +15,7 @@ from onnxprune.runtime.taps import Tap, as_expected, with_taps
 from onnxprune.runtime.walker import Walker
 from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Array = NDArray[Any]
 

@@ -16,7 +16,7 @@ from onnxprune.runtime.walker import Walker
 from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import prepare_text, samples_of, values
 from tests.compare import assert_same
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 # The same operators in smaller sessions: onnxruntime may fuse other pairs.

@@ -15,7 +15,7 @@ from onnxprune.verification import checks
 from tests import digits
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import Prepared, masked, prepare, random_keep, sliced
+from tests.prepared import Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
 
 Lookup = Callable[[str], Prepared]

@@ -27,7 +27,7 @@ from tests import digits
 from tests.graphs import PRUNABLE
 from tests.graphs import TABLE as TOPOLOGIES
 from tests.kit import has_batch, kit_feeds, kit_models
-from tests.stages import Prepared, prepare, random_keep, sliced
+from tests.prepared import Prepared, prepare, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 FAST: dict[str, Any] = {"method": "magnitude", "refit": "none", "target": "tensorrt-fp16"}

@@ -15,7 +15,7 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import constants, form, normalise, resized
 from onnxprune.runtime.session import Session
 from tests.graphs import TABLE
-from tests.stages import Prepared
+from tests.prepared import Prepared
 from tests.topologies.text import Topology
 
 Lookup = Callable[[str], Prepared]

@@ -20,7 +20,7 @@ from onnxprune.stages.select import paths
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE
-from tests.stages import Prepared
+from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
 # Moments are float32 products over batches.

@@ -29,7 +29,7 @@ from tests import digits
 from tests.compare import assert_same
 from tests.external import WAYS, refer, sparse_table, stored, t_values, weights_of
 from tests.graphs import TABLE
-from tests.stages import masked, prepare, random_keep, sliced
+from tests.prepared import masked, prepare, random_keep, sliced
 
 GIB = 1 << 30
 

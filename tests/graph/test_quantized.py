@@ -21,7 +21,7 @@ from onnxprune.graph.view import Graph
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.stages import Prepared, prepare
+from tests.prepared import Prepared, prepare
 from tests.topologies.convolution import PLAIN
 from tests.topologies.quantization import BRANCHES, ROWS, Quantizer
 from tests.topologies.text import Topology

@@ -18,7 +18,7 @@ from onnxprune.surgery import drop_zero_biases
 from tests.calibrated import prepare_text
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
-from tests.stages import Keep, Prepared, random_keep, sliced
+from tests.prepared import Keep, Prepared, random_keep, sliced
 
 Lookup = Callable[[str], Prepared]
 # Counts are whole numbers in float64.

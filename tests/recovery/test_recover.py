@@ -25,7 +25,7 @@ from onnxprune.surgery import replace_initializers
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.number_types import converted
-from tests.stages import Prepared, random_keep, sliced
+from tests.prepared import Prepared, random_keep, sliced
 
 Keep = Any
 ROWS = (

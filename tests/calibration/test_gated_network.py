@@ -16,7 +16,7 @@ from onnxprune.objective import output_imitation
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.gating import STEP
-from tests.stages import Prepared, comparable, masked, random_keep
+from tests.prepared import Prepared, comparable, masked, random_keep
 
 Lookup = Callable[[str], Prepared]
 ROWS = (
