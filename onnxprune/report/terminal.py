@@ -133,12 +133,12 @@ def _sizes(report: Report, screen: Screen) -> Table:
     return table
 
 
-def _where(found: Mapping[str, Any]) -> str:
-    return str(found["provider"]).removesuffix("ExecutionProvider")
+def _where(bench: Mapping[str, Any]) -> str:
+    return str(bench["provider"]).removesuffix("ExecutionProvider")
 
 
-def _ratio(found: Mapping[str, Any]) -> float:
-    return float(found["comparison"]["ratio"])
+def _ratio(bench: Mapping[str, Any]) -> float:
+    return float(bench["comparison"]["ratio"])
 
 
 def _channels(report: Report, screen: Screen) -> Table:
@@ -273,18 +273,18 @@ def _threads(n: int) -> str:
 
 
 def _timing_facts(report: Report) -> list[tuple[str, str]]:
-    found = report.timing
-    if found is None:
+    timing = report.timing
+    if timing is None:
         return []
-    machine = found["machine"]
-    per = _samples(found["batch"])
+    machine = timing["machine"]
+    per = _samples(timing["batch"])
     threads = _threads(int(machine.get("threads", "0")))
-    change = f"{latency(found['before_seconds'])} → {latency(found['after_seconds'])}"
+    change = f"{latency(timing['before_seconds'])} → {latency(timing['after_seconds'])}"
     facts = [("time of a run", f"{change} ({per}, {machine.get('providers')}{threads}, {machine.get('processor')})")]
-    if found["predicted"] is not None:
-        ratios = f"{found['predicted']:.1%} of the original predicted, {found['measured']:.1%} measured"
-        known = f"{found['kinds_from_cache']} of {found['kinds']} from earlier runs"
-        facts.append(("", f"{ratios} (kinds of layers: {known})"))
+    if timing["predicted"] is not None:
+        ratios = f"{timing['predicted']:.1%} of the original predicted, {timing['measured']:.1%} measured"
+        from_cache = f"{timing['kinds_from_cache']} of {timing['kinds']} from earlier runs"
+        facts.append(("", f"{ratios} (kinds of layers: {from_cache})"))
     return facts
 
 
@@ -293,7 +293,7 @@ def _by_whom(e: Effort) -> str:
 
 
 def _check_facts(report: Report) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+    facts: list[tuple[str, str]] = []
     checks = report.checks
     tolerance = checks.get("tolerance")
     for key, name in (
@@ -302,30 +302,30 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
     ):
         if checks.get(key) is not None:
             sizes = checks.get("input_sizes_compared") or 1
-            at = f", at {sizes} sizes of the inputs" if sizes > 1 else ""
-            found.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}{at}"))
+            at_sizes = f", at {sizes} sizes of the inputs" if sizes > 1 else ""
+            facts.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}{at_sizes}"))
     if checks.get("input_sizes_run"):
-        found.append(("input sizes run", str(checks["input_sizes_run"])))
+        facts.append(("input sizes run", str(checks["input_sizes_run"])))
     limit, labelled = report.config.get("tolerance"), report.config.get("labels") is not None
     if checks.get("chosen") is not None and limit is not None:
         of = "loss added" if labelled else "error of all outputs"
         count = report.calibration.get("chosen_by")
         where = "on the samples of the figures" if count is None else f"on {count} samples that only chose"
-        found.append(("tolerance", f"{of} {checks['chosen']:.4g} ≤ {limit:g}, {where}"))
+        facts.append(("tolerance", f"{of} {checks['chosen']:.4g} ≤ {limit:g}, {where}"))
     if checks.get("discrepancy") is not None and labelled:
-        found.append(("loss added", f"{checks['discrepancy']:.4g}, against the labels of the judging samples"))
+        facts.append(("loss added", f"{checks['discrepancy']:.4g}, against the labels of the judging samples"))
     if checks.get("refit"):
         errors = checks.get("held_out_error", {})
         finite = {k: v for k, v in errors.items() if v is not None and isfinite(v)}
         measured = len(finite) > 1 and report.output_error is not None
         others = " · ".join(f"{k} {v:.2%}" for k, v in finite.items()) if measured else ""
-        found.append(("refit", checks["refit"] + (f" (output error: {others})" if others else "")))
+        facts.append(("refit", checks["refit"] + (f" (output error: {others})" if others else "")))
     if checks.get("recovery"):
         r = checks["recovery"]
         kept = f"epoch {r['epoch']}" if r["epoch"] else "the start"
         change = f": {r['before']:.2%} → {r['after']:.2%}" if report.output_error is not None else ""
-        found.append(("recovery", f"{r['steps']} steps; {kept} kept{change}"))
-    return found
+        facts.append(("recovery", f"{r['steps']} steps; {kept} kept{change}"))
+    return facts
 
 
 # inspect
@@ -383,9 +383,9 @@ def evaluation(e: Evaluation, screen: Screen) -> str:
     if e.agreement is not None:
         facts.append(("agreement", f"{e.agreement:.2%} get the same class"))
     if e.figures is not None:
-        known = e.figures
-        facts += _figures(known.error, known.summary() | {"held_out": None}, known.as_dicts())
-        facts.append(("verdict", verdict_of(known).text))
+        figures = e.figures
+        facts += _figures(figures.error, figures.summary() | {"held_out": None}, figures.as_dicts())
+        facts.append(("verdict", verdict_of(figures).text))
     title = e.model if e.against is None else f"{e.model} against {e.against}"
     return screen.render([Text(title, "bold"), _facts(facts, screen), *(_note(n) for n in e.notes)])
 
@@ -442,10 +442,10 @@ def _operators(models: Sequence[Latency], names: Sequence[str], screen: Screen) 
     """Time per operator, that of the models beside each other."""
     columns = [f"{c} {n}".rstrip() for n in names for c in ("time", "share", "calls")]
     table = screen.table("operator", *columns, title="operators")
-    found = [{o.operator: o for o in by_operator(x.nodes)} for x in models]
-    for op in _slowest_first([{k: o.seconds for k, o in x.items()} for x in found]):
+    times = [{o.operator: o for o in by_operator(x.nodes)} for x in models]
+    for op in _slowest_first([{k: o.seconds for k, o in x.items()} for x in times]):
         row: list[str] = []
-        for x in found:
+        for x in times:
             o = x.get(op)
             row += [latency(o.seconds), f"{o.share:.1%}", f"{o.calls:.4g}"] if o else ["", "", ""]
         table.add_row(op, *row)
@@ -455,19 +455,19 @@ def _operators(models: Sequence[Latency], names: Sequence[str], screen: Screen) 
 def _slowest(models: Sequence[Latency], names: Sequence[str], screen: Screen) -> list[RenderableType]:
     """The nodes that take longest; of two models those with the same name in one row."""
     table = screen.table("node", " operator", *(f"time {n}".rstrip() for n in names), title="slowest nodes")
-    found: list[dict[str, NodeTime]] = [{n.name: n for n in x.nodes} for x in models]
-    order = _slowest_first([{k: n.seconds for k, n in x.items()} for x in found])
+    times: list[dict[str, NodeTime]] = [{n.name: n for n in x.nodes} for x in models]
+    order = _slowest_first([{k: n.seconds for k, n in x.items()} for x in times])
     for name in order[:_SHOWN_NODES]:
-        rows = [x.get(name) for x in found]
+        rows = [x.get(name) for x in times]
         operator = next(n.operator for n in rows if n is not None)
         table.add_row(name, operator, *(latency(n.seconds) if n else "" for n in rows))
     more = len(order) - _SHOWN_NODES
     return [table, *([Text(f"and {more} more\n")] if more > 0 else [])]
 
 
-def _slowest_first(found: Sequence[Mapping[str, float]]) -> list[str]:
-    names = dict.fromkeys(k for x in found for k in x)
-    return sorted(names, key=lambda k: -max(x.get(k, 0.0) for x in found))
+def _slowest_first(seconds: Sequence[Mapping[str, float]]) -> list[str]:
+    names = dict.fromkeys(k for x in seconds for k in x)
+    return sorted(names, key=lambda k: -max(x.get(k, 0.0) for x in seconds))
 
 
 # shared
