@@ -20,18 +20,18 @@ from onnxprune.selection.quadratic import Quadratic
 from onnxprune.selection.steps import Step, best_within, path_of
 
 
-def path_of_layers(known: Known, choice: Choice) -> Path:
+def path_of_layers(group: Known, choice: Choice) -> Path:
     """Forward selection towards the outputs of the layers."""
     del choice
-    return select(known.layers, rows=known.rows)
+    return select(group.layers, rows=group.rows)
 
 
-def path_of_outputs(known: Known, choice: Choice) -> Path:
+def path_of_outputs(group: Known, choice: Choice) -> Path:
     """Forward selection towards the outputs of the network. Raises TypeError where nothing is known of these."""
     del choice
-    if known.outputs is None:
+    if group.outputs is None:
         raise TypeError("forward selection by the outputs of a group without gradients")
-    return select(known.outputs, rows=known.rows)
+    return select(group.outputs, rows=group.rows)
 
 
 def forward(q: Quadratic) -> Iterator[Step]:

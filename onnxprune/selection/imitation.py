@@ -39,16 +39,16 @@ _PATIENCE = (32, 1 << 11)
 SLACK = 3
 
 
-def path_of_layers(known: Known, choice: Choice) -> Path:
+def path_of_layers(group: Known, choice: Choice) -> Path:
     """Local imitation: of the outputs of the layers that read the group."""
-    return imitate(known.layers, rows=known.rows, free=choice.free)
+    return imitate(group.layers, rows=group.rows, free=choice.free)
 
 
-def path_of_outputs(known: Known, choice: Choice) -> Path:
+def path_of_outputs(group: Known, choice: Choice) -> Path:
     """Global imitation: of the outputs of the network. Raises TypeError where nothing is known of these."""
-    if known.outputs is None:
+    if group.outputs is None:
         raise TypeError("global imitation of a group without gradients")
-    return imitate(known.outputs, rows=known.rows, free=choice.free)
+    return imitate(group.outputs, rows=group.rows, free=choice.free)
 
 
 class QuadraticWalk:

@@ -51,5 +51,5 @@ class Choice:
 def function_of(method: str) -> Callable[[Known, Choice], Path]:
     """What a row of METHODS names."""
     file, _, function = METHODS[method].function.partition(".")
-    found: Callable[[Known, Choice], Path] = getattr(import_module(f"onnxprune.selection.{file}"), function)
-    return found
+    path_function: Callable[[Known, Choice], Path] = getattr(import_module(f"onnxprune.selection.{file}"), function)
+    return path_function

@@ -28,10 +28,10 @@ EXACT_COLUMNS = 1024
 STEPS_PER_HALVING = 24
 
 
-def path(known: Known, choice: Choice) -> Path:
+def path(group: Known, choice: Choice) -> Path:
     """Elimination, refitted after every step."""
     del choice
-    return eliminate(known.regressions, known.size, rows=known.rows)
+    return eliminate(group.regressions, group.size, rows=group.rows)
 
 
 class _State:
@@ -68,19 +68,22 @@ class _State:
 
     def costs(self, alive: Ints) -> Doubles:
         """Cost of removing each unit of `alive`, (n,)."""
-        found = np.zeros(self.alive.size)
+        by_unit = np.zeros(self.alive.size)
         if self.uniform == 1:
             least = np.finfo(self.w.dtype).tiny
-            found[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(self.inverse.diagonal(), least)
+            by_unit[self.sizes > 0] = np.einsum("cm,cm->c", self.w, self.w) / np.maximum(self.inverse.diagonal(), least)
         elif self.uniform:
-            at = np.arange(len(self.w)).reshape(-1, self.uniform)
-            lower = np.maximum(at[:, :, None], at[:, None, :]), np.minimum(at[:, :, None], at[:, None, :])
-            w = self.w.reshape(*at.shape, -1)
+            columns = np.arange(len(self.w)).reshape(-1, self.uniform)
+            lower = (
+                np.maximum(columns[:, :, None], columns[:, None, :]),
+                np.minimum(columns[:, :, None], columns[:, None, :]),
+            )
+            w = self.w.reshape(*columns.shape, -1)
             powers = w @ w.transpose(0, 2, 1)
-            found[self.sizes > 0] = np.einsum("ubc,ubc->u", np.linalg.inv(self.inverse[lower]), powers)
+            by_unit[self.sizes > 0] = np.einsum("ubc,ubc->u", np.linalg.inv(self.inverse[lower]), powers)
         else:
-            found[alive] = [self._cost(int(u)) for u in alive]
-        costs: Doubles = found[alive]
+            by_unit[alive] = [self._cost(int(u)) for u in alive]
+        costs: Doubles = by_unit[alive]
         return costs
 
     def _cost(self, u: int) -> float:
@@ -123,10 +126,10 @@ class _State:
         self._place()
 
 
-def _block(a: Floats, at: Ints) -> Floats:
-    """Rows and columns `at` of a, in Fortran order, which the rank-k update of BLAS changes in place."""
-    found: Floats = a.T[at[:, None], at].T
-    return found
+def _block(a: Floats, indices: Ints) -> Floats:
+    """Rows and columns `indices` of a, in Fortran order, which the rank-k update of BLAS changes in place."""
+    block: Floats = a.T[indices[:, None], indices].T
+    return block
 
 
 def eliminate(

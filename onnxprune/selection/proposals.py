@@ -24,8 +24,8 @@ def of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool, fixed: bool = F
     those of `gfs`."""
 
     def best(n: int) -> tuple[Mask, Doubles | None]:
-        found = gfs.best_of_size(q, n, rows) if fixed else best_of_size(q, n, rows, free=free)
-        return found[0], found[1]
+        selected = gfs.best_of_size(q, n, rows) if fixed else best_of_size(q, n, rows, free=free)
+        return selected[0], selected[1]
 
     return best
 
