@@ -33,10 +33,10 @@ def slice_positions(node: Any, view: Node, cut: Cut) -> None:
             continue  # "all of it" says so of fewer as well
         positions = as_array(kept)
         remaining = (np.cumsum(mask) - 1)[positions[mask[positions]]]
-        found = _progression(remaining)
-        if found is None:
+        progression = _progression(remaining)
+        if progression is None:
             _insert_gather(node, cut, b.axis, remaining)
-        new[place] = found or (0, _TO_THE_END, 1)
+        new[place] = progression or (0, _TO_THE_END, 1)
     if not new:
         return
     if "starts" in view.attrs:

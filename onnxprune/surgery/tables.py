@@ -52,7 +52,7 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
         if kept and not (table.generated or table.carried.lost & kept.keys()):  # else those that went would stay
             restored.append((table, _cut_leaves(table, kept)))
             continue
-        indices = sum(8 * at.size for at in kept.values())
+        indices = sum(8 * positions.size for positions in kept.values())
         if table.bytes + indices < external.bytes_of(now[name]):
             chosen.append((table, kept))
     if chosen or restored:
@@ -62,21 +62,21 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
 
 def _cut_leaves(table: Table, kept: KeptIndices) -> dict[str, Array]:
     """The constants of a packed table, those that lose positions as they are then, and sizes as they become."""
-    found: dict[str, Array] = {}
-    places = {axis: table.carried.axes[axis] or {} for axis in kept}
+    cut: dict[str, Array] = {}
+    leaf_axes = {axis: table.carried.axes[axis] or {} for axis in kept}
     for leaf in table.leaves:
-        own = {at[leaf.name]: kept[axis] for axis, at in places.items() if leaf.name in at}
+        own = {axis_of[leaf.name]: kept[axis] for axis, axis_of in leaf_axes.items() if leaf.name in axis_of}
         if own:
             values = external.array_of(leaf)
-            for axis, at in own.items():
-                values = np.take(values, at, axis=axis)
-            found[leaf.name] = values
+            for axis, positions in own.items():
+                values = np.take(values, positions, axis=axis)
+            cut[leaf.name] = values
         elif leaf.name in table.carried.sizes:
             shape, axes = table.carried.sizes[leaf.name]
-            now = {axes[axis]: at.size for axis, at in kept.items() if axes[axis] >= 0}
+            now = {axes[axis]: positions.size for axis, positions in kept.items() if axes[axis] >= 0}
             if now:
-                found[leaf.name] = np.array([now.get(a, n) for a, n in enumerate(shape)], np.int64)
-    return found
+                cut[leaf.name] = np.array([now.get(a, n) for a, n in enumerate(shape)], np.int64)
+    return cut
 
 
 def _narrowed(table: Table, now: Array) -> Array | None:
@@ -93,21 +93,21 @@ def _narrowed(table: Table, now: Array) -> Array | None:
 
 def _kept(channels: ChannelGraph, name: str, keep: Mask) -> KeptIndices | None:
     """Axis → the positions that stay, of the axes that lose any; None where rows lose different ones."""
-    found: KeptIndices = {}
+    kept: KeptIndices = {}
     for f in channels.factors.get(name, ()):
         mask = keep[f]
         if mask.all():
             continue
         if len(tracked_axes(f)) > 1:
             return None
-        found[tracked_axes(f)[0]] = np.flatnonzero(mask.ravel())
-    return found
+        kept[tracked_axes(f)[0]] = np.flatnonzero(mask.ravel())
+    return kept
 
 
 def _only_cut(now: Array, whole: Array, kept: KeptIndices) -> bool:
     """Whether a constant holds just what is left of the table."""
-    for axis, at in kept.items():
-        whole = np.take(whole, at, axis=axis)
+    for axis, positions in kept.items():
+        whole = np.take(whole, positions, axis=axis)
     return now.dtype == whole.dtype and now.shape == whole.shape and now.tobytes() == whole.tobytes()
 
 
@@ -205,17 +205,17 @@ class _Made:
         self._nodes[node.output[0]] = copy
 
     def _renamed(self, name: str) -> str:
-        found = self._names[name] = self._free(name)
-        return found
+        renamed = self._names[name] = self._free(name)
+        return renamed
 
     def _gathers(self, name: str, kept: KeptIndices) -> Iterator[onnx.NodeProto]:
         """One for each cut axis; the last gives the table its name."""
-        at = self._names[name]
+        source = self._names[name]
         for i, (axis, places) in enumerate(kept.items(), start=1):
             index = self._index(f"{name}__kept{axis}", places)
             out = name if i == len(kept) else self._free(f"{name}__cut{axis}")
-            yield helper.make_node("Gather", [at, index], [out], name=f"{out}__gather", axis=axis)
-            at = out
+            yield helper.make_node("Gather", [source, index], [out], name=f"{out}__gather", axis=axis)
+            source = out
 
     def _index(self, name: str, places: Ints) -> str:
         """The constant of these positions; tables that lose the same ones share it."""
@@ -227,11 +227,11 @@ class _Made:
 
     def _free(self, name: str) -> str:
         """The name, or one like it that nothing has yet."""
-        found, i = name, 0
-        while found in self._taken:
-            found, i = f"{name}__table{i or ''}", i + 1
-        self._taken.add(found)
-        return found
+        candidate, i = name, 0
+        while candidate in self._taken:
+            candidate, i = f"{name}__table{i or ''}", i + 1
+        self._taken.add(candidate)
+        return candidate
 
 
 def _equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
