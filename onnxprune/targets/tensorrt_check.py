@@ -74,20 +74,20 @@ class _Scope:
 def problems(proto: onnx.ModelProto) -> tuple[Problem, ...]:
     """Everything that speaks against a model, operators in order of their first appearance."""
     proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
-    found: dict[tuple[str, str], list[str]] = {}
+    nodes_by_problem: dict[tuple[str, str], list[str]] = {}
     opset = protobuf.opset_of(proto)
     if not OLDEST <= opset <= NEWEST:
-        found["", f"opset {opset} is not among those that it supports, {OLDEST} to {NEWEST}"] = []
+        nodes_by_problem["", f"opset {opset} is not among those that it supports, {OLDEST} to {NEWEST}"] = []
     for v in (*proto.graph.input, *proto.graph.output):
         if v.type.WhichOneof("value") not in (None, "tensor_type"):
-            found["", "inputs and outputs must be tensors"] = []
+            nodes_by_problem["", "inputs and outputs must be tensors"] = []
     for use in _uses(_inferred(proto).graph, _Scope({}, {}, {})):
         for reason in (refused(use), _open_channels(use)):
             if reason:
-                found.setdefault((use.node.op_type, reason), []).append(use.node.name)
+                nodes_by_problem.setdefault((use.node.op_type, reason), []).append(use.node.name)
         if onnx.TensorProto.DOUBLE in (use.types.get(o) for o in use.node.output):
-            found.setdefault(("", "float64 is computed in float32"), [])
-    return tuple(Problem(op, reason, tuple(nodes)) for (op, reason), nodes in found.items())
+            nodes_by_problem.setdefault(("", "float64 is computed in float32"), [])
+    return tuple(Problem(op, reason, tuple(nodes)) for (op, reason), nodes in nodes_by_problem.items())
 
 
 def warnings(proto: onnx.ModelProto) -> list[str]:
@@ -97,8 +97,8 @@ def warnings(proto: onnx.ModelProto) -> list[str]:
 
 def introduced(original: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[Problem, ...]:
     """What speaks against the pruned model, and not against its original."""
-    known = {(p.operator, p.reason) for p in problems(original)}
-    return tuple(p for p in problems(pruned) if (p.operator, p.reason) not in known)
+    original_problems = {(p.operator, p.reason) for p in problems(original)}
+    return tuple(p for p in problems(pruned) if (p.operator, p.reason) not in original_problems)
 
 
 def check(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:

@@ -116,8 +116,8 @@ class Use:
 
     def value(self, slot: int) -> Array | None:
         """Of an input that is a weight."""
-        found = self.constants.get(self.input(slot))
-        return None if found is None else found()
+        load = self.constants.get(self.input(slot))
+        return None if load is None else load()
 
 
 Condition = Callable[[Use], str]
@@ -231,7 +231,7 @@ def _layer_normalization(u: Use) -> str:
 
 
 def _resize(u: Use) -> str:
-    for name, default, known in (
+    for name, default, supported in (
         ("mode", "nearest", ("nearest", "linear")),
         (
             "coordinate_transformation_mode",
@@ -242,7 +242,7 @@ def _resize(u: Use) -> str:
         ("keep_aspect_ratio_policy", "stretch", ("stretch",)),
     ):
         value = u.attribute(name, default)
-        if value not in known:
+        if value not in supported:
             return f"{name} {value!r} is not supported"
     if u.attribute("antialias", 0):
         return "antialias is not supported"
