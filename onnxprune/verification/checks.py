@@ -104,8 +104,8 @@ def other_sizes(
     runs(example)
     alone = [v for v in resized(example, original, runs, _MOST_ALONE) if runs(v)]
     alone += [dict(v) for v in reached if runs(v)]
-    found = distinct([dict(example), *alone, *together(example, original, runs, more=True)])[1:]
-    return [dict(tried[_sizes(v)] or v) for v in found]
+    others = distinct([dict(example), *alone, *together(example, original, runs, more=True)])[1:]
+    return [dict(tried[_sizes(v)] or v) for v in others]
 
 
 def varied(feeds: Feeds, seed: int) -> dict[str, Array]:
@@ -114,13 +114,13 @@ def varied(feeds: Feeds, seed: int) -> dict[str, Array]:
     A repeated sample has ties that rounding breaks in any way, which no real one has.
     """
     rng = np.random.default_rng(seed)
-    found: dict[str, Array] = {}
+    noisy: dict[str, Array] = {}
     for name, v in feeds.items():
-        found[name] = v
+        noisy[name] = v
         if _varies(v) and v.size > 1:
             x = v.astype(np.float64)
-            found[name] = cast(np.clip(x + _NOISE * x.std() * rng.standard_normal(x.shape), x.min(), x.max()), v.dtype)
-    return found
+            noisy[name] = cast(np.clip(x + _NOISE * x.std() * rng.standard_normal(x.shape), x.min(), x.max()), v.dtype)
+    return noisy
 
 
 def _varies(value: object) -> bool:
@@ -168,7 +168,7 @@ def exactness(
 
 
 def _compared(
-    found: Mapping[str, Session], reference: Session, name: str, sizes: Sequence[Feeds], tolerance: float
+    sessions: Mapping[str, Session], reference: Session, name: str, sizes: Sequence[Feeds], tolerance: float
 ) -> tuple[float, int]:
     """(largest difference from the reference, sizes at which it was measured). Raises CheckFailed beyond the tolerance.
 
@@ -180,7 +180,7 @@ def _compared(
         for draw in range(_DRAWS):
             fed = varied(feeds, _DRAWS * k + draw) if draw else feeds
             expected = _run(reference, fed, name)
-            differences = {what: largest_difference(_run(s, fed, what), expected) for what, s in found.items()}
+            differences = {what: largest_difference(_run(s, fed, what), expected) for what, s in sessions.items()}
             what = max(differences, key=lambda d: differences[d])
             if differences[what] <= tolerance:
                 worst, count = max(worst, differences[what]), count + 1
@@ -234,11 +234,11 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
     Values that are not finite must be the same on both sides; masked ones (-1e9) are no measure for the others.
     """
     worst = 0.0
-    found, expected = flat(outputs), flat(reference)
-    if set(found) != set(expected):
+    actual, expected = flat(outputs), flat(reference)
+    if set(actual) != set(expected):
         return float("inf")
     for name, b in expected.items():
-        a = found[name]
+        a = actual[name]
         if isinstance(a, np.ndarray) != isinstance(b, np.ndarray):
             return float("inf")
         if not isinstance(b, np.ndarray):
@@ -263,10 +263,10 @@ def largest_difference(outputs: Mapping[str, Any], reference: Mapping[str, Any])
 
 def flat(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The outputs with the entries of sequences each by itself; an optional output without a value is None."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, v in outputs.items():
-        found.update(flat({f"{name}[{i}]": x for i, x in enumerate(v)}) if isinstance(v, list) else {name: v})
-    return found
+        entries.update(flat({f"{name}[{i}]": x for i, x in enumerate(v)}) if isinstance(v, list) else {name: v})
+    return entries
 
 
 def runs_at_other_sizes(
