@@ -116,10 +116,10 @@ class Bench:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; of nodes also their sums per operator."""
-        found = asdict(self)
-        for row, x in zip(found["models"], self.models, strict=True):
+        plain = asdict(self)
+        for row, x in zip(plain["models"], self.models, strict=True):
             row["operators"] = [asdict(o) for o in profile.by_operator(x.nodes)]
-        return found
+        return plain
 
     def to_json(self) -> str:
         """The result as JSON text."""
@@ -195,25 +195,25 @@ def bench(
     """
     settings = Settings(provider_named(provider), precision, threads, seconds, runs, warmup, profile)
     with spill.spilling():
-        found = [candidate(x) for x in (model, other) if x is not None]
-        fed = feeds_for([c.proto for c in found], data, batch, shapes or {})
+        candidates = [candidate(x) for x in (model, other) if x is not None]
+        fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {})
         if settings.provider == CPU:  # another one may know operators that the CPU does not
-            for x in found:
+            for x in candidates:
                 first_run.run(x.proto, fed.arrays)
-        return measure(found, fed, settings, watch)
+        return measure(candidates, fed, settings, watch)
 
 
 def provider_named(name: str) -> str:
     """The provider that a user means. Raises UsageError, with those that there are, and RunError without tensorrt."""
-    known = available_providers()
+    available = available_providers()
     wanted = str(typed("provider", name, "str")).strip().lower()
     if wanted == tensorrt_engine.NAME:
         tensorrt_engine.library()
         return tensorrt_engine.NAME
-    for full in known:
+    for full in available:
         if wanted in (full.lower(), full.lower().removesuffix(_SHORT)):
             return full
-    shown = [p if p.lower().removesuffix(_SHORT) == tensorrt_engine.NAME else _short(p) for p in known]
+    shown = [p if p.lower().removesuffix(_SHORT) == tensorrt_engine.NAME else _short(p) for p in available]
     raise UsageError(f"provider {name!r} is not among those of this onnxruntime: {', '.join(shown)}; or tensorrt")
 
 
@@ -264,17 +264,17 @@ def feeds_for(
 def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
     """The inputs that all models read, each axis as fixed as the strictest of them wants it. Raises ModelError."""
     every = [input_specs(p) for p in models]
-    found = every[0]
+    common = every[0]
     for other in every[1:]:
         by_name = {s.name: s for s in other}
-        if by_name.keys() != {s.name for s in found} or any(not _fits(s, by_name[s.name]) for s in found):
-            first, second = ("; ".join(_shown(s) for s in specs) for specs in (found, other))
+        if by_name.keys() != {s.name for s in common} or any(not _fits(s, by_name[s.name]) for s in common):
+            first, second = ("; ".join(_shown(s) for s in specs) for specs in (common, other))
             raise ModelError(f"the two models read different inputs: {first} against {second}")
-        found = tuple(
+        common = tuple(
             replace(s, dims=tuple(b if a is None else a for a, b in zip(s.dims, by_name[s.name].dims, strict=True)))
-            for s in found
+            for s in common
         )
-    return found
+    return common
 
 
 def _fits(a: InputSpec, b: InputSpec) -> bool:
@@ -287,14 +287,14 @@ def _shown(s: InputSpec) -> str:
 
 
 def _from_data(specs: tuple[InputSpec, ...], data: Data, batch: int | None) -> Feeds:
-    found = given(data, specs)
+    samples = given(data, specs)
     wanted = _batch_of(specs, batch)
     if any(s.batched for s in specs):
         notes: tuple[str, ...] = ()
-        if wanted > len(found):
-            notes = (f"the data holds {len(found)} samples, and they are repeated for a batch of {wanted}",)
-        return Feeds(found.repeated(wanted), wanted, found.origin, notes)
-    return Feeds(found.slice(0, wanted), wanted, found.origin)
+        if wanted > len(samples):
+            notes = (f"the data holds {len(samples)} samples, and they are repeated for a batch of {wanted}",)
+        return Feeds(samples.repeated(wanted), wanted, samples.origin, notes)
+    return Feeds(samples.slice(0, wanted), wanted, samples.origin)
 
 
 def _batch_of(specs: Sequence[InputSpec], batch: int | None) -> int:
@@ -328,8 +328,8 @@ def _random(
     count = _batch_of(specs, batch)
     bound = tuple(replace(s, dims=shapes.get(s.name, s.dims)) for s in specs)
     advice = "name their sizes with --shape, or give --data"
-    found = stand_ins.random(model, bound, count, _SEED, first_run.Trial(model), advice)
-    return Feeds(found.slice(0, count), count, found.origin)
+    samples = stand_ins.random(model, bound, count, _SEED, first_run.Trial(model), advice)
+    return Feeds(samples.slice(0, count), count, samples.origin)
 
 
 # measuring

@@ -77,7 +77,7 @@ def parse(events: Iterable[Mapping[str, Any]], warmup: int = 0) -> tuple[NodeTim
             key = (event["name"].removesuffix(_SUFFIX), about.get("op_name", "?"), about.get("provider", ""))
             runs[key][run].append(own)
     return tuple(
-        NodeTime(*key, typical([sum(found) for found in by_run.values()]), float(np.mean([*map(len, by_run.values())])))
+        NodeTime(*key, typical([sum(times) for times in by_run.values()]), float(np.mean([*map(len, by_run.values())])))
         for key, by_run in runs.items()
     )
 
