@@ -45,5 +45,5 @@ def inspect_command(model: str, calib: str | None, attention: str, target: str, 
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
-    found = inspect(model, calib, attention=attention, target=target)
-    streams.show(found.to_json() if as_json else terminal.inspection(found, screen_of()))
+    description = inspect(model, calib, attention=attention, target=target)
+    streams.show(description.to_json() if as_json else terminal.inspection(description, screen_of()))

@@ -95,10 +95,10 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
 
 def _printing(error: BaseException) -> bool:
     """Whether this is of click's help or version, on a stdout that takes no more; reports say so themselves."""
-    at = error.__traceback__
-    while at is not None and at.tb_frame.f_globals.get("__name__") != click.echo.__module__:
-        at = at.tb_next
-    return at is not None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") != click.echo.__module__:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def _unexpected(error: BaseException, message: str) -> int:

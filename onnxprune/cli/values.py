@@ -22,13 +22,13 @@ def parse_size(text: str) -> int:
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     """An input's name and shape: x:1,3,224,224, x:[1,3,224,224] or x:1x3x224x224. Raises click.BadParameter."""
-    name, found, dims = text.rpartition(":")  # a name may hold colons itself
+    name, colon, dims = text.rpartition(":")  # a name may hold colons itself
     inner = dims.strip().removeprefix("[").removesuffix("]").strip()
     try:
         shape = tuple(int(d) for d in inner.replace("x", ",").split(",")) if inner else ()
     except ValueError:
         shape = (0,)
-    if not (found and name and dims.strip()) or any(d < 1 for d in shape):
+    if not (colon and name and dims.strip()) or any(d < 1 for d in shape):
         raise click.BadParameter(f"{text!r} is not a name and a shape; write x:1,3,224,224 or x:1x3x224x224")
     return name, shape
 
