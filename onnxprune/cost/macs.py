@@ -33,9 +33,9 @@ def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> Cos
     for node in channels.graph.every_node:
         linear = by_node.get(node.index)
         layer = None if linear is None else _layer(node, linear, channels)
-        found = layer if layer is not None else terms_of(node, channels) or ()
+        products = layer if layer is not None else terms_of(node, channels) or ()
         needs = tuple(d.group for d in (drops or {}).values() if node.index in d.nodes)
-        terms += [replace(t, needs=needs) for t in found]
+        terms += [replace(t, needs=needs) for t in products]
     return Cost.of(terms, len(channels.groups))
 
 

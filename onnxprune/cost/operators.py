@@ -80,17 +80,17 @@ def _einsum(node: Node, channels: ChannelGraph) -> list[Term]:
     lengths: dict[str, Length] = {}
     for name, indices, shape in zip(node.inputs, terms, shapes, strict=True):
         for axis, index in enumerate(indices):
-            found = _axis(name, axis, channels)
+            length = _axis(name, axis, channels)
             # An axis of size 1 broadcasts, and one without channels of its own may meet one that has them.
-            if index not in lengths or lengths[index].constant == 1 or (found.groups and shape[axis] > 1):
-                lengths[index] = found
-    found_terms: list[Term] = []
+            if index not in lengths or lengths[index].constant == 1 or (length.groups and shape[axis] > 1):
+                lengths[index] = length
+    products: list[Term] = []
     left = set(terms[0])
     for k in range(1, len(terms)):
         together = left | set(terms[k])
-        found_terms.append(Term(1.0, tuple(lengths[i] for i in sorted(together))))
+        products.append(Term(1.0, tuple(lengths[i] for i in sorted(together))))
         left = together & {*output, *(i for t in terms[k + 1 :] for i in t)}
-    return found_terms
+    return products
 
 
 def _recurrent(node: Node, channels: ChannelGraph) -> list[Term]:
@@ -279,13 +279,13 @@ def repeated(channels: ChannelGraph) -> tuple[str, ...]:
 
 def _is_foreign(node: Node) -> bool:
     """Whether nothing here says if the operator multiplies."""
-    known = key_of(node) in TABLE or (node.domain == MICROSOFT and node.op in _LOOK_UP)
-    return bool(node.domain) and node.domain != "ai.onnx.ml" and not known
+    listed = key_of(node) in TABLE or (node.domain == MICROSOFT and node.op in _LOOK_UP)
+    return bool(node.domain) and node.domain != "ai.onnx.ml" and not listed
 
 
 def uncounted(channels: ChannelGraph) -> tuple[Uncounted, ...]:
     """Every node whose products are not in `macs`."""
-    found: list[Uncounted] = []
+    missing: list[Uncounted] = []
     for n in channels.graph.every_node:
         constants = [channels.graph.constants[i] for i in n.inputs if i in channels.graph.constants]
         weights = sum(c.size for c in constants if c.ndim > 1)
@@ -297,5 +297,5 @@ def uncounted(channels: ChannelGraph) -> tuple[Uncounted, ...]:
         elif weights >= _LARGE and _is_foreign(n):
             why = "it is an operator that onnxprune does not know"
         if why:
-            found.append(Uncounted(n.name, key_of(n), why, weights, n.domain == MICROSOFT and n.op in UNCOUNTED))
-    return tuple(found)
+            missing.append(Uncounted(n.name, key_of(n), why, weights, n.domain == MICROSOFT and n.op in UNCOUNTED))
+    return tuple(missing)

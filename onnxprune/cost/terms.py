@@ -93,10 +93,10 @@ def length_of(channels: ChannelGraph, factor: Labels | None, size: int) -> Lengt
     groups = channels.group_of[factor]
     rows = 1 if factor.ndim == 1 else len(rows_of(factor))
     constant = int((groups < 0).sum()) / rows
-    found, counts = np.unique(groups[groups >= 0], return_counts=True)
+    group_indices, counts = np.unique(groups[groups >= 0], return_counts=True)
     return Length(
         constant,
-        tuple((int(g), int(c) / rows / channels.groups[g].size) for g, c in zip(found, counts, strict=True)),
+        tuple((int(g), int(c) / rows / channels.groups[g].size) for g, c in zip(group_indices, counts, strict=True)),
     )
 
 

@@ -60,9 +60,9 @@ def parameters_of_result(
 def _only_read_by(channels: ChannelGraph, drops: Mapping[int, Drop]) -> dict[str, list[int]]:
     """By weight, the groups with which all nodes disappear that read it."""
     graph = channels.graph
-    found: dict[str, list[int]] = {}
+    owners: dict[str, list[int]] = {}
     for name, readers in graph.readers.items():
         if name in graph.constants and name not in graph.captured:
             reading = {n.index for n, _ in readers}
-            found[name] = [d.group for d in drops.values() if reading <= d.nodes]
-    return found
+            owners[name] = [d.group for d in drops.values() if reading <= d.nodes]
+    return owners
