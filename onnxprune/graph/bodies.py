@@ -46,16 +46,16 @@ def every_body(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def captured_names(node: onnx.NodeProto) -> tuple[str, ...]:
     """Outer tensors that the bodies of `node` read, in order of appearance."""
-    found: dict[str, None] = {}
+    captured: dict[str, None] = {}
     for _, body in bodies_of(node):
         local = {i.name for i in body.input} | {i.name for i in body.initializer}
         for inner in body.node:
             for name in (*inner.input, *captured_names(inner)):
                 if name and name not in local:
-                    found[name] = None
+                    captured[name] = None
             local.update(inner.output)
-        found.update((o.name, None) for o in body.output if o.name not in local)
-    return tuple(found)
+        captured.update((o.name, None) for o in body.output if o.name not in local)
+    return tuple(captured)
 
 
 def main_output(node: onnx.NodeProto) -> str:
@@ -266,7 +266,7 @@ def as_model(
     stored: the `weights_of` the model. types: of inputs, where they are known from elsewhere than the body's own
     declarations.
     """
-    known = types or {}
+    input_types = types or {}
     holder = helper.make_node("If", [], [])
     holder.attribute.append(helper.make_attribute("body", body))
     captured = captured_names(holder)
@@ -274,7 +274,7 @@ def as_model(
     ports = [v.name for v in body.input] + [c for c in captured if c not in weights]
     declared = {v.name: v for v in body.input}
     inputs = [
-        helper.make_value_info(p, known[p]) if p in known else declared.get(p, onnx.ValueInfoProto(name=p))
+        helper.make_value_info(p, input_types[p]) if p in input_types else declared.get(p, onnx.ValueInfoProto(name=p))
         for p in ports
     ]
     graph = helper.make_graph(body.node, body.name or "body", inputs, body.output, list(weights.values()))

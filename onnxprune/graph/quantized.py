@@ -59,12 +59,12 @@ def is_dequantize(node: Node | None) -> bool:
 
 def stored(graph: Graph, name: str) -> str:
     """The constant that a weight is made from by QuantizeLinear and DequantizeLinear; else `name` itself."""
-    at = name
-    node = graph.producer.get(at)
+    source = name
+    node = graph.producer.get(source)
     while node is not None and (is_dequantize(node) or is_quantize(node)):
-        at = node.inputs[0]
-        node = graph.producer.get(at)
-    return at if at in graph.constants else name
+        source = node.inputs[0]
+        node = graph.producer.get(source)
+    return source if source in graph.constants else name
 
 
 def real_values(graph: Graph, name: str) -> Array:
@@ -177,13 +177,13 @@ class Quantized:
             return None
         block = int(last.attrs.get("block_size", 0))
         axis = int(last.attrs.get("axis", 1)) % max(values.ndim, 1)
-        found = cls(nodes[-1].inputs[0], scales, zeros, axis, block, low, high, kind, rounds, symmetric)
+        quantized = cls(nodes[-1].inputs[0], scales, zeros, axis, block, low, high, kind, rounds, symmetric)
         if kind in _SEVEN_BITS:
-            codes, (least, most) = found.codes(graph.constants) if rounds else values, _SEVEN_BITS[kind]
+            codes, (least, most) = quantized.codes(graph.constants) if rounds else values, _SEVEN_BITS[kind]
             held = least <= zero.min() and zero.max() <= most
             if held and codes.min(initial=0) >= least and codes.max(initial=0) <= most:
-                return replace(found, low=least, high=most)
-        return found
+                return replace(quantized, low=least, high=most)
+        return quantized
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ class Quantized:
         return (self.values, *self.scales, *self.zero_points)
 
     def codes(self, constants: Mapping[str, Array]) -> Doubles:
-        """q, as float64."""
+        """The codes q that the weight is stored as, or is rounded to, as float64."""
         values = constants[self.values].astype(np.float64)
         if not self.rounds:
             return values
@@ -203,7 +203,7 @@ class Quantized:
         return result
 
     def read(self, constants: Mapping[str, Array]) -> Doubles:
-        """(q - z) · s, as float64."""
+        """The numbers that the codes stand for, (q - z) · s, as float64."""
         scale, zero = self._parts(constants)
         result: Doubles = (self.codes(constants) - zero) * scale
         return result
@@ -237,16 +237,16 @@ class Quantized:
         s = np.where((s > _TINY) & (s.astype(old.dtype) > 0), s, old).astype(old.dtype)
         if not self.symmetric:
             middle = np.clip(np.rint(self.low - bottom / s.astype(np.float64)), self.low, self.high)
-        found = dict.fromkeys(self.scales, s)
+        written = dict.fromkeys(self.scales, s)
         if zeros is not None:
-            found |= dict.fromkeys(self.zero_points, middle.reshape(zeros.shape).astype(zeros.dtype))
+            written |= dict.fromkeys(self.zero_points, middle.reshape(zeros.shape).astype(zeros.dtype))
         if self.rounds:
-            found[self.values] = w.astype(constants[self.values].dtype)
-            return found
+            written[self.values] = w.astype(constants[self.values].dtype)
+            return written
         codes = w / self._spread(s.astype(np.float64), w.shape)
         codes = (np.rint(codes) if _is_integer(self.kind) else codes) + self._spread(middle, w.shape)
-        found[self.values] = np.clip(codes, self.low, self.high).astype(constants[self.values].dtype)
-        return found
+        written[self.values] = np.clip(codes, self.low, self.high).astype(constants[self.values].dtype)
+        return written
 
     def _parts(self, constants: Mapping[str, Array]) -> tuple[Doubles, Doubles]:
         shape = constants[self.values].shape

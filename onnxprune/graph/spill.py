@@ -38,7 +38,7 @@ class _Folder:
 
     @cached_property
     def slots(self) -> _Slots:
-        """For arrays that soon go again. Raises OSError."""
+        """The file that holds arrays which soon go again, made at its first use. Raises OSError."""
         return _Slots(self.path)
 
 
@@ -61,7 +61,7 @@ def spilling() -> Iterator[None]:
 
 @contextmanager
 def spilling_in(path: str | os.PathLike[str]) -> Iterator[None]:
-    """The same in a folder that somebody else removes."""
+    """As `spilling`, in a folder that exists and that somebody else removes."""
     token = _SPILL.set(_Folder(Path(path)))
     try:
         yield
@@ -90,7 +90,7 @@ class _Slots:
         self._new = count()
 
     def write(self, values: memoryview) -> list[int]:
-        """The slots of some bytes. Raises OSError."""
+        """Write some bytes; the slots that hold them, in order. Raises OSError."""
         taken: list[int] = []
         with self._lock:
             for start in range(0, len(values), _SLOT_BYTES):
@@ -103,7 +103,7 @@ class _Slots:
         return taken
 
     def read(self, slots: Sequence[int], into: memoryview) -> None:
-        """The bytes of these slots."""
+        """Read the bytes of these slots into a buffer, whose length says how many there are."""
         with self._lock:
             for i, slot in enumerate(slots):
                 self._file.seek(slot * _SLOT_BYTES)
@@ -155,17 +155,17 @@ class Spilled:
         if self._array is not None:
             return self._array
         if self._slots is not None:
-            found = np.empty(self._shape, self._dtype)
-            self._slots.read(self._at, _bytes(found))
-            return found
+            array = np.empty(self._shape, self._dtype)
+            self._slots.read(self._at, _bytes(array))
+            return array
         return np.fromfile(self._path, np.uint8).view(self._dtype).reshape(self._shape)
 
-    def rows(self, at: Array) -> Array:
-        """Some rows (..., at, :) of a matrix or a stack of them."""
+    def rows(self, indices: Array) -> Array:
+        """The rows (..., indices, :) of a matrix or a stack of them."""
         if self._array is not None or self._slots is not None:
-            return self.load()[..., at, :]
+            return self.load()[..., indices, :]
         # Mapped for the moment only.
-        return np.array(np.memmap(self._path, self._dtype, "r", shape=self._shape)[..., at, :])
+        return np.array(np.memmap(self._path, self._dtype, "r", shape=self._shape)[..., indices, :])
 
     def __reduce__(self) -> tuple[type[Spilled], tuple[Array]]:
         return Spilled, (self.load(),)

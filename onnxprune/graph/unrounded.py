@@ -110,7 +110,7 @@ class _Reader:
         return True
 
     def quantize(self, n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-        """x / s + z, saturated."""
+        """Nodes that compute x / s + z, saturated, in place of a QuantizeLinear."""
         kind = protobuf.int_attribute(n, "output_dtype", 0) or onnx.TensorProto.UINT8
         if len(n.input) > 2 and n.input[2]:
             kind = self.constants[n.input[2]].data_type
@@ -128,7 +128,7 @@ class _Reader:
         return [helper.make_node(op, i, [o]) for (op, i), o in zip(steps, [*names, out], strict=True)]
 
     def dequantize(self, n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-        """(q - z) · s."""
+        """Nodes that compute (q - z) · s in place of a DequantizeLinear."""
         out = n.output[0]
         zero = self._constant(f"{out}__zero", self.numbers(n, 2), n, graph)
         scale = self._constant(f"{out}__scale", self.numbers(n, 1), n, graph)

@@ -125,18 +125,18 @@ class Graph:
     @cached_property
     def producer(self) -> Mapping[str, Node]:
         """The node that computes each tensor; the inputs of a body are given by the node that holds it."""
-        found = {i: n for n in self.every_node for body in n.bodies for i in body.inputs}
-        return found | {o: n for n in self.every_node for o in n.outputs if o}
+        holders = {i: n for n in self.every_node for body in n.bodies for i in body.inputs}
+        return holders | {o: n for n in self.every_node for o in n.outputs if o}
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[tuple[Node, int], ...]]:
         """(node, input slot) of every use of each tensor, also inside bodies."""
-        found: dict[str, list[tuple[Node, int]]] = {}
+        uses: dict[str, list[tuple[Node, int]]] = {}
         for n in self.every_node:
             for slot, name in enumerate(n.inputs):
                 if name:
-                    found.setdefault(name, []).append((n, slot))
-        return {k: tuple(v) for k, v in found.items()}
+                    uses.setdefault(name, []).append((n, slot))
+        return {k: tuple(v) for k, v in uses.items()}
 
     @cached_property
     def captured(self) -> frozenset[str]:
@@ -170,10 +170,10 @@ class Graph:
         Of a constant, of what is computed from shapes, and of what joins such vectors and others.
         """
         constant = self.ints(name)
-        found: tuple[int | None, ...] | None = self.known_values.get(name) if constant is None else constant
+        values: tuple[int | None, ...] | None = self.known_values.get(name) if constant is None else constant
         by = self.producer.get(name)
-        if found is not None or by is None or by.domain != "":
-            return found
+        if values is not None or by is None or by.domain != "":
+            return values
         if by.op in ("Cast", "Identity"):
             return self.entries(by.inputs[0])
         if by.op != "Concat":
