@@ -140,7 +140,7 @@ class FileRange:
 
     @classmethod
     def of(cls, tensor: onnx.TensorProto) -> FileRange:
-        """Of an external tensor. Raises ModelError for numbers that are none."""
+        """The range that an external tensor refers to. Raises ModelError where offset or length is no such number."""
         entries = {e.key: e.value for e in tensor.external_data}
         given = [entries.get(key) or None for key in ("offset", "length")]
         if not all(text is None or _NUMBER.fullmatch(text) for text in given):
@@ -154,7 +154,7 @@ class FileRange:
         return cls(entries.get("location", ""), offset, length)
 
     def put(self, tensor: onnx.TensorProto) -> None:
-        """Make `tensor` refer here; values that it held are dropped."""
+        """Make `tensor` refer to this range; values that it held are dropped."""
         for name in _VALUES:
             tensor.ClearField(name)
         tensor.data_location = onnx.TensorProto.EXTERNAL

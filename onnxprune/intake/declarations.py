@@ -47,18 +47,18 @@ def _dimensions_of(declared: onnx.TypeProto) -> Iterator[Any]:
 
 def false_outputs(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[str]:
     """What is declared of the outputs and is not so with these shapes, in words, one for each."""
-    found: list[str] = []
+    faults: list[str] = []
     for v in proto.graph.output:
         real = shapes.get(v.name)
         if v.type.HasField("tensor_type") and v.type.tensor_type.HasField("shape") and real is not None:
             declared = v.type.tensor_type.shape
             if len(declared.dim) != len(real) or any(map(_differs, declared.dim, real)):
                 names = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in declared.dim]
-                found.append(
+                faults.append(
                     f"output {v.name!r} is declared as {'×'.join(names) or 'a scalar'} and is "
                     f"{'×'.join(map(str, real)) or 'a scalar'}: what is wrong of the declaration was left out"
                 )
-    return found
+    return faults
 
 
 def with_true_outputs(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> onnx.ModelProto:

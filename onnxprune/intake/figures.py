@@ -82,39 +82,39 @@ def doubts(samples: Samples, figures: tuple[InputFigures, ...], checksums: Seque
 
     checksums: of each sample (`digests`).
     """
-    found: list[str] = []
+    said: list[str] = []
     total = len(samples)
     numbers = [f for f in figures if f.std is not None]
     zero = bool(numbers) and all(f.least == f.most == 0.0 for f in numbers)
     different = total if total < 2 else len(set(checksums))
     if zero:
-        found.append(
+        said.append(
             "the calibration data is zero throughout, so the fits and every figure of the report are about that one "
             "input; give data as the model sees it in use"
         )
     elif total > 1 and different == 1:
-        found.append(
+        said.append(
             f"all {total} calibration samples are the same, so the fits and every figure of the report are about that "
             "one input; give data as the model sees it in use"
         )
     elif total > 1 and _nearly_same(samples):
-        found.append(
+        said.append(
             f"all {total} calibration samples are nearly the same, so the fits and every figure of the report are "
             "about that one input; give data as the model sees it in use"
         )
     else:
         if total - different > _COPIES * total:
-            found.append(
+            said.append(
                 f"{total - different} of {total} calibration samples are copies of others: they add nothing, and "
                 "copies of what is held out are left out of the fits; give each sample once"
             )
-        found += _alike(samples, figures)
-    found += [
+        said += _alike(samples, figures)
+    said += [
         f"in input {f.name!r} every calibration sample is a single value throughout: is it what the model sees in use?"
         for f in figures
         if f.flat
     ]
-    return found
+    return said
 
 
 def _nearly_same(samples: Samples) -> bool:
@@ -214,7 +214,7 @@ def _rows(part: Array) -> Iterator[bytes]:
 
 
 def text_of(figures: InputFigures) -> str:
-    """One line for the report."""
+    """The figures of an input as one line for the report."""
     head = f"{figures.name}: {figures.dtype} {'x'.join(map(str, figures.shape)) or 'scalar'}"
     numbers = (("min", figures.least), ("max", figures.most), ("mean", figures.mean), ("std", figures.std))
     return ", ".join([head, *(f"{k} {v:.4g}" for k, v in numbers if v is not None and isfinite(v))])

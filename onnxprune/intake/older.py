@@ -34,10 +34,10 @@ def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[on
     if not is_older(proto):
         return proto, ""
     try:
-        found = converted(proto, example)
+        newer = converted(proto, example)
     except ModelError as e:
         return proto, str(e)
-    return found, (
+    return newer, (
         f"the model is in opset {protobuf.opset_of(proto)}; onnx's converter brought it to opset {OLDEST}, in which "
         "the result is written"
     )
@@ -68,10 +68,10 @@ def converted(proto: onnx.ModelProto, example: Mapping[str, Array]) -> onnx.Mode
     before = Session(proto, optimize=False)
     expected = before.run(example)
     try:
-        found = Session(result, optimize=False).run(example)
+        outputs = Session(result, optimize=False).run(example)
     except RunError as e:
         raise ModelError(f"{refused}: what onnx's converter makes of it does not run ({e}); {advice}") from e
-    differing = [k for k, y in expected.items() if not _same(y, found.get(k))]
+    differing = [k for k, y in expected.items() if not _same(y, outputs.get(k))]
     if differing:
         again = before.run(example)  # what draws random numbers differs from itself
         differing = [k for k in differing if _same(expected[k], again[k])]

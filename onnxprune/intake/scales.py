@@ -45,7 +45,7 @@ class _Reached:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FirstLayers:
     """By input: tensors behind the first layer (with its node's name), and normalizations with stored statistics."""
 
     behind: Mapping[str, Sequence[tuple[str, str]]]
@@ -56,9 +56,9 @@ class _Found:
 def doubts(proto: onnx.ModelProto, samples: Samples, figures: Sequence[InputFigures]) -> list[str]:
     """Warnings of inputs whose scale is not the one that the (normalised) model was trained on."""
     specs = {s.name for s in samples.specs if s.batched and is_float(s.dtype)}
-    found = _first_layers(proto, specs)
-    wanted = {n.input[0] for nodes in found.normalised.values() for n in nodes[:1]}
-    wanted |= {tensors[0][0] for tensors in found.behind.values()}
+    first_layers = _first_layers(proto, specs)
+    wanted = {n.input[0] for nodes in first_layers.normalised.values() for n in nodes[:1]}
+    wanted |= {tensors[0][0] for tensors in first_layers.behind.values()}
     computed = sorted(wanted - {v.name for v in proto.graph.input})
     values: dict[str, Array] = {}
     some = samples.part(0, min(len(samples), _SAMPLES))
@@ -72,18 +72,18 @@ def doubts(proto: onnx.ModelProto, samples: Samples, figures: Sequence[InputFigu
     said: list[str] = []
     alone = len(figures) > 1 and not all(f.least == f.most == 0.0 for f in figures)
     for f in figures:
-        norms = found.normalised.get(f.name, ())
-        if alone and f.name in found.behind and f.least == f.most == 0.0:
+        norms = first_layers.normalised.get(f.name, ())
+        if alone and f.name in first_layers.behind and f.least == f.most == 0.0:
             said.append(f"input {f.name!r} is zero in every calibration sample; is it what the model sees in use?")
         elif norms:
             said += _against_statistics(f, norms[0], values[norms[0].input[0]], proto)
-        elif f.name in found.behind and f.name not in found.scale_free and _like_raw_pixels(f):
-            tensor, node = found.behind[f.name][0]
+        elif f.name in first_layers.behind and f.name not in first_layers.scale_free and _like_raw_pixels(f):
+            tensor, node = first_layers.behind[f.name][0]
             said += _behind_the_first_layer(f, node, values[tensor])
     return said
 
 
-def _first_layers(proto: onnx.ModelProto, inputs: set[str]) -> _Found:
+def _first_layers(proto: onnx.ModelProto, inputs: set[str]) -> _FirstLayers:
     constants = {t.name for t in proto.graph.initializer}
     reached: dict[str, _Reached] = {name: _Reached(name, linear=False) for name in inputs}
     behind: dict[str, list[tuple[str, str]]] = {}
@@ -93,23 +93,23 @@ def _first_layers(proto: onnx.ModelProto, inputs: set[str]) -> _Found:
         read = {i for i in n.input if i and i not in constants}
         if len(read) != 1 or n.domain not in ("", "ai.onnx"):
             continue
-        at = reached.get(next(iter(read)))
-        if at is None:
+        origin = reached.get(next(iter(read)))
+        if origin is None:
             continue
         if n.op_type in _OF_THE_DATA:
-            scale_free.add(at.source)
+            scale_free.add(origin.source)
         elif n.op_type == "BatchNormalization":
-            normalised.setdefault(at.source, []).append(n)
+            normalised.setdefault(origin.source, []).append(n)
         elif n.op_type in _PLAIN:
-            reached[n.output[0]] = at
-        elif n.op_type in _LINEAR and not at.linear:
-            reached[n.output[0]] = _Reached(at.source, linear=True)
-            behind.setdefault(at.source, []).append((n.output[0], n.name or n.op_type))
-    return _Found(behind, normalised, frozenset(scale_free))
+            reached[n.output[0]] = origin
+        elif n.op_type in _LINEAR and not origin.linear:
+            reached[n.output[0]] = _Reached(origin.source, linear=True)
+            behind.setdefault(origin.source, []).append((n.output[0], n.name or n.op_type))
+    return _FirstLayers(behind, normalised, frozenset(scale_free))
 
 
 def _by_channel(values: Array) -> Array:
-    """(channels, entries); channels lie on axis 1."""
+    """The values of each channel in a row, (channels, entries); channels lie on axis 1."""
     return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1) if values.ndim > 1 else values.reshape(1, -1)
 
 
@@ -136,8 +136,8 @@ def _against_statistics(f: InputFigures, norm: onnx.NodeProto, values: Array, pr
 
 
 def _like_raw_pixels(f: InputFigures) -> bool:
-    known = f.least is not None and f.most is not None and len(f.shape) > 2
-    return known and f.least >= 0.0 and _RAW_MOST < f.most <= 255.0  # type: ignore[operator]  # known
+    image = f.least is not None and f.most is not None and len(f.shape) > 2
+    return image and f.least >= 0.0 and _RAW_MOST < f.most <= 255.0  # type: ignore[operator]  # an image has them
 
 
 def _behind_the_first_layer(f: InputFigures, node: str, values: Array) -> list[str]:

@@ -31,7 +31,7 @@ _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer questions of the parent process until it asks no more."""
     incoming, outgoing = _wires()
     _die_with_parent()
     requests: queue.Queue[Any] = queue.Queue()
@@ -72,7 +72,7 @@ def _die_with_parent() -> None:
 
 
 def _listen(incoming: IO[bytes], requests: queue.Queue[Any]) -> None:
-    """Take questions; where the pipe ends the parent has, and so does this, whatever it is at."""
+    """Queue the questions that arrive. Where the pipe ends the parent has, and this process ends at once."""
     while True:
         head = incoming.read(_LENGTH.size)
         content = incoming.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
@@ -91,7 +91,7 @@ def _send(outgoing: IO[bytes], message: object) -> None:
 def _answered(
     answer: Callable[..., Any], given: tuple[Any, ...], most: int, folder: str
 ) -> tuple[Any, Exception | None, str]:
-    """(value, error, traceback)."""
+    """Answer one question: (value, None, no text), or (None, error, traceback)."""
     with _within(most), spill.spilling_in(folder):
         try:
             value = answer(*given)
@@ -149,8 +149,8 @@ def _bytes_now() -> int:
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:  # it is not mounted
         return _peak_now()
-    found = re.search(r"VmData:\s*(\d+) kB", status)
-    return int(found[1]) << 10 if found else 0
+    match = re.search(r"VmData:\s*(\d+) kB", status)
+    return int(match[1]) << 10 if match else 0
 
 
 def _peak_now() -> int:
@@ -174,7 +174,7 @@ def _watch(most: int, done: threading.Event) -> None:
 
 
 def _answers() -> Mapping[str, Callable[..., Any]]:
-    """What can be asked; loading all of it is the cost of a start."""
+    """The function that answers each question; loading all that they need is the cost of a start."""
     from onnxprune.intake import trials
 
     return {

@@ -87,14 +87,14 @@ def _dense_bytes(s: onnx.SparseTensorProto) -> int:
 
 def _dense(s: onnx.SparseTensorProto, *, outside: bool) -> onnx.TensorProto:
     """The tensor that a sparse one stands for; outside: as in `spill.tensor_of`."""
-    values, at = external.array_of(s.values), _positions(s)
+    values, positions = external.array_of(s.values), _positions(s)
     dense = np.zeros(math.prod(s.dims), values.dtype)
-    dense[at] = values
+    dense[positions] = values
     return spill.tensor_of(dense.reshape(tuple(s.dims)), s.values.name, outside=outside)
 
 
 def _positions(s: onnx.SparseTensorProto) -> Array:
-    """Places in the flattened tensor, of each value."""
+    """The position of each value in the flattened tensor."""
     indices, dims = external.array_of(s.indices), np.array(s.dims, np.int64)
     most = dims if indices.ndim == 2 else dims.prod()
     if (indices < 0).any() or (indices >= most).any():

@@ -24,7 +24,7 @@ def check_file(path: str) -> None:
 
 
 def infer(content: bytes) -> None:
-    """Shape inference; what it refuses is no matter here."""
+    """Run shape inference to see whether the process outlives it; what it refuses is no matter here."""
     with contextlib.suppress(Exception):
         onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(content), data_prop=True)
 
@@ -54,7 +54,7 @@ def run_again(content: bytes, feeds: Feeds) -> None:
 
 @lru_cache(maxsize=1)
 def _sessions(content: bytes) -> tuple[Session, Session, int]:
-    """(optimized, as written, bytes of the model)."""
+    """Load a model: (its session optimized, its session as written, bytes of the model)."""
     proto = onnx.ModelProto.FromString(content)
     if single_precision.uses(proto, single_precision.BFLOAT16 | single_precision.DOUBLE):
         check_types(single_precision.with_distinct_types(proto))
@@ -65,5 +65,5 @@ def normalised(content: bytes, example: Feeds) -> Normalised:
     """The normal form; in a newer opset, where that can be had, for a model of an old one."""
     proto = onnx.ModelProto.FromString(content)
     newer, note = older.brought_up(proto, example)
-    found = normalise(newer, example)
-    return replace(found, notes=(note, *found.notes)) if note else found
+    normal_form = normalise(newer, example)
+    return replace(normal_form, notes=(note, *normal_form.notes)) if note else normal_form

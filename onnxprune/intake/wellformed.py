@@ -183,9 +183,9 @@ def _check_tensor(t: onnx.TensorProto) -> None:
     if t.data_type in external.PACKED:
         return
     field, each = _FIELDS.get(t.data_type, ("int32_data", 1))
-    found = len(getattr(t, field))
-    if found != elements * each:
-        raise ModelError(f"{where} holds {found} values, its shape needs {elements * each}")
+    held = len(getattr(t, field))
+    if held != elements * each:
+        raise ModelError(f"{where} holds {held} values, its shape needs {elements * each}")
 
 
 # functions
@@ -228,12 +228,12 @@ def _in_bodies(
     within: Mapping[tuple[str, str, str], int],
 ) -> int:
     """Nodes inside bodies once functions are inlined; sizes: of each function; within: those inside its bodies."""
-    found = 0
+    count = 0
     for n in nodes:
-        found += within.get((n.domain, n.op_type, n.overload), 0)
+        count += within.get((n.domain, n.op_type, n.overload), 0)
         inner = (i for a in n.attribute for body in _bodies(a) for i in every_node(body))
-        found += sum(sizes.get((i.domain, i.op_type, i.overload), 1) for i in inner)
-    return found
+        count += sum(sizes.get((i.domain, i.op_type, i.overload), 1) for i in inner)
+    return count
 
 
 def _size_of(
@@ -245,16 +245,16 @@ def _size_of(
     stack = [(key, False)]
     open_: set[tuple[str, str, str]] = set()
     while stack:
-        at, done = stack.pop()
-        if at in sizes:
+        caller, done = stack.pop()
+        if caller in sizes:
             continue
-        calls = [(n.domain, n.op_type, n.overload) for n in every_node(functions[at])]
+        calls = [(n.domain, n.op_type, n.overload) for n in every_node(functions[caller])]
         if done:
-            open_.discard(at)
-            sizes[at] = 1 + sum(sizes.get(c, 1) for c in calls)
+            open_.discard(caller)
+            sizes[caller] = 1 + sum(sizes.get(c, 1) for c in calls)
             continue
-        open_.add(at)
-        stack.append((at, True))
+        open_.add(caller)
+        stack.append((caller, True))
         inner = {c for c in calls if c in functions}
         if inner & open_:
             raise ModelError(f"the model's function {min(inner & open_)[1]!r} calls itself")

@@ -26,7 +26,7 @@ class Symbol:
         return self.places[0][1] == 0
 
     def in_(self, feeds: Feeds) -> int:
-        """Its size in other inputs."""
+        """The size of the dimension in other inputs."""
         name, axis = self.places[0]
         return int(np.shape(feeds[name])[axis])
 

@@ -384,7 +384,7 @@ def _moved(
 
 
 def _amount(k: int) -> int:
-    """From 1 to 97, in no order in which sums of a few could cancel out."""
+    """The amount that moves the k-th tensor: from 1 to 97, in no order in which sums of a few could cancel out."""
     return 1 + (2654435761 * (k + 1) >> 16) % 97
 
 
