@@ -179,11 +179,11 @@ def _run(
         with stage("select"):
             candidates = select(coupled, calibrated, settings, place)
         tried = mixtures(candidates, settings)
-        found = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch, place) for c in tried]
-        masks, coefficients = found[0]
-        if len(found) > 1:
+        cuts = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch, place) for c in tried]
+        masks, coefficients = cuts[0]
+        if len(cuts) > 1:
             with stage("compare"):
-                masks, coefficients = best_of(found, loaded, coupled, calibrated, settings)
+                masks, coefficients = best_of(cuts, loaded, coupled, calibrated, settings)
         checksums = (loaded.source.sha256, loaded.inputs_sha256)
         chosen = plan.make(coupled.channels, masks, *checksums, settings.as_dict(), coefficients)
     else:

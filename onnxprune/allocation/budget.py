@@ -119,29 +119,29 @@ def within_each(widths: Sequence[tuple[int, ...]], curves: Sequence[Doubles], to
 def allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allocation:
     """The allocation. curves[g] (N_g + 1,): discrepancy of group g with n units kept, falling with n."""
     kept = np.array([w[-1] for w in budget.widths], np.int64)
-    at = [len(w) - 1 for w in budget.widths]
+    positions = [len(w) - 1 for w in budget.widths]
     current = cost.at(kept)
     heap: list[tuple[float, int, int, int]] = []
     stamp = [0] * len(curves)
     owners = {d: [g for g, dying in budget.dies.items() if d in dying] for d in set().union(*budget.dies.values())}
 
     def best_cut(g: int) -> tuple[float, int] | None:
-        found: tuple[float, int] | None = None
+        best: tuple[float, int] | None = None
         present = _discrepancy(curves, budget, kept, g, int(kept[g]))
         looked = 0
-        for to in range(at[g] - 1, -1, -1):
+        for to in range(positions[g] - 1, -1, -1):
             if looked >= _LOOK_AHEAD and budget.widths[g][to] > 0:  # an empty group is always in view
                 continue
-            fewer = budget.widths[g][at[g]] - budget.widths[g][to]
+            fewer = budget.widths[g][positions[g]] - budget.widths[g][to]
             saved = cost.saving(kept, g, fewer)
             # Time goes in steps, which may be wider than any look ahead: what saves nothing does not count.
             if saved <= 0:
                 continue
             looked += 1
             score = (_discrepancy(curves, budget, kept, g, budget.widths[g][to]) - present) / saved
-            if found is None or score < found[0]:
-                found = (score, to)
-        return found
+            if best is None or score < best[0]:
+                best = (score, to)
+        return best
 
     def push(g: int) -> None:
         cut = best_cut(g)
@@ -162,7 +162,7 @@ def allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allo
             continue
         to = fresh[1]
         kept[g] = budget.widths[g][to]
-        at[g] = to
+        positions[g] = to
         stamp[g] += 1
         current = cost.at(kept)
         push(g)
@@ -171,7 +171,7 @@ def allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allo
             push(owner)
     reached = current <= budget.limit
     if reached:
-        _give_back(curves, cost, budget, kept, at)
+        _give_back(curves, cost, budget, kept, positions)
     return Allocation(tuple(int(k) for k in kept), cost.at(kept), reached)
 
 
@@ -181,7 +181,7 @@ def _discrepancy(curves: Sequence[Doubles], budget: Budget, kept: Counts, g: int
     return float(curves[g][width] + sum(curves[d][kept[d]] for d in others))
 
 
-def _give_back(curves: Sequence[Doubles], cost: CostModel, budget: Budget, kept: Counts, at: list[int]) -> None:
+def _give_back(curves: Sequence[Doubles], cost: CostModel, budget: Budget, kept: Counts, positions: list[int]) -> None:
     """Widen groups while the budget has room, where that lowers the discrepancy most."""
     while True:
         room = budget.limit - cost.at(kept)
@@ -190,20 +190,20 @@ def _give_back(curves: Sequence[Doubles], cost: CostModel, budget: Budget, kept:
         for g, widths in enumerate(budget.widths):
             if g in dead:
                 continue
-            for to in range(at[g] + 1, min(at[g] + 1 + _LOOK_AHEAD, len(widths))):
+            for to in range(positions[g] + 1, min(positions[g] + 1 + _LOOK_AHEAD, len(widths))):
                 wider = kept.copy()
                 wider[g] = widths[to]
-                added = cost.saving(wider, g, widths[to] - widths[at[g]])
+                added = cost.saving(wider, g, widths[to] - widths[positions[g]])
                 if added > room:
                     break
-                now, then = (_discrepancy(curves, budget, kept, g, n) for n in (widths[at[g]], widths[to]))
+                now, then = (_discrepancy(curves, budget, kept, g, n) for n in (widths[positions[g]], widths[to]))
                 gain = now - then
                 if gain > 0 and (best is None or gain > best[0]):
                     best = (gain, g, to)
         if best is None:
             return
         _, g, to = best
-        at[g] = to
+        positions[g] = to
         kept[g] = budget.widths[g][to]
 
 
@@ -229,12 +229,12 @@ def measured_curve(loss: Doubles, trials: Mapping[int, float]) -> Doubles:
     """
     n = np.arange(loss.size)
     # Below this share a local discrepancy is rounding, and its ratio to a measured one means nothing.
-    known = np.array([k for k in sorted(trials) if loss[k] > _ROUNDING * loss.max()], np.int64)
-    if known.size:
-        curve = loss * np.interp(n, known, [trials[k] / loss[k] for k in known.tolist()])
+    usable = np.array([k for k in sorted(trials) if loss[k] > _ROUNDING * loss.max()], np.int64)
+    if usable.size:
+        curve = loss * np.interp(n, usable, [trials[k] / loss[k] for k in usable.tolist()])
     else:
-        at = sorted(trials)
-        curve = np.interp(n, [*at, loss.size - 1], [*(trials[k] for k in at), 0.0])
+        tried = sorted(trials)
+        curve = np.interp(n, [*tried, loss.size - 1], [*(trials[k] for k in tried), 0.0])
     # Keeping fewer is never better: enforce what noise in the trials may break.
     monotone: Doubles = np.maximum.accumulate(curve[::-1])[::-1].copy()
     return monotone

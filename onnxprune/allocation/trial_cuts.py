@@ -78,17 +78,17 @@ def measure(
     stops = tuple(first_input(channels, nodes[g]) for g in order)
 
     def trial(place: int, g: int) -> Trial:
-        known = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
+        own_moments = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
         widths = [0] * (g in whole) + trial_widths(channels.groups[g].size, channels.groups[g].step, levels)
-        return Trial(g, widths, place, tuple(consumers[g]), known, paths[g], frozenset(nodes[g]), g in masked)
+        return Trial(g, widths, place, tuple(consumers[g]), own_moments, paths[g], frozenset(nodes[g]), g in masked)
 
     plain = samples.part(0, len(samples))  # without labels and the like
     work = Trials(proto, channels, plain, reference.bare(), dict(types), memory, level, stops)
-    found: list[dict[int, float]] = [{} for _ in channels.groups]
+    errors_by_group: list[dict[int, float]] = [{} for _ in channels.groups]
     trials = (trial(place, g) for place, g in enumerate(order))
     for g, errors in zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True):
-        found[g] = errors
-    return found
+        errors_by_group[g] = errors
+    return errors_by_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,14 +167,14 @@ class Trials(Work[Trial, dict[int, float]]):
 
     def _walked(self, stop: int) -> Walker:
         """The model up to a stop."""
-        at: int = getattr(self._walks, "at", len(self.stops))
-        if at > stop:  # what an ended worker left undone lies further back
+        reached: int = getattr(self._walks, "reached", len(self.stops))
+        if reached > stop:  # what an ended worker left undone lies further back
             shapes = self.channels.graph.shapes
             self._walks.walker = Walker(self.proto, self.samples, self.types, shapes, self.memory, hold_out=False)
-            at = -1
-        for name in filter(None, self.stops[at + 1 : stop + 1]):
+            reached = -1
+        for name in filter(None, self.stops[reached + 1 : stop + 1]):
             self._walks.walker.move_to((name,))
-        self._walks.at = stop
+        self._walks.reached = stop
         walker: Walker = self._walks.walker
         return walker
 
@@ -256,7 +256,7 @@ def cut_session(
 
 
 def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
-    def found(width: int) -> dict[str, Array]:
+    def answers_at(width: int) -> dict[str, Array]:
         session = cut_session(
             {item.group: width},
             {item.group: item.path},
@@ -270,7 +270,7 @@ def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequenc
         )
         return _joined(trials, walker, map(session.run, walker.batches))
 
-    return _errors(item, trials, map(found, item.widths))
+    return _errors(item, trials, map(answers_at, item.widths))
 
 
 def _joined(trials: Trials, walker: Walker, runs: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
@@ -279,10 +279,10 @@ def _joined(trials: Trials, walker: Walker, runs: Iterable[Mapping[str, Array]])
     return concatenated([samples_first(y, n, layouts) for y, n in zip(runs, walker.counts, strict=True)])
 
 
-def _errors(item: Trial, trials: Trials, found: Iterable[Mapping[str, Array]]) -> dict[int, float]:
-    """By width, the error of what a trial `found` of the outputs, over all outputs; where it is finite."""
+def _errors(item: Trial, trials: Trials, answers: Iterable[Mapping[str, Array]]) -> dict[int, float]:
+    """By width, the error of what a trial answers, over all outputs; where it is finite."""
     errors: dict[int, float] = {}
-    for width, outputs in zip(item.widths, found, strict=True):
+    for width, outputs in zip(item.widths, answers, strict=True):
         error = trials.reference.error(outputs, partial=True)
         if np.isfinite(error):
             errors[width] = error
@@ -312,11 +312,11 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
 
     session = Session(part, pooled=True)
 
-    def found(width: int) -> dict[str, Array]:
+    def answers_at(width: int) -> dict[str, Array]:
         feeds = fed(width)
         return _joined(trials, walker, (session.run({**b, **feeds}) for b in walker.batches))
 
-    return _errors(item, trials, map(found, item.widths))
+    return _errors(item, trials, map(answers_at, item.widths))
 
 
 def _refitted(

@@ -92,10 +92,10 @@ class Widths:
 
         Where none does, those of single channels.
         """
-        found = cls.of(channels, frozen, drops, wanted)
-        while wanted.free and found.alignment > 1 and budget.smallest(cost, found.allowed) > limit:
-            found = cls.of(channels, frozen, drops, wanted, 2 * found.relaxed)
-        return found
+        widths = cls.of(channels, frozen, drops, wanted)
+        while wanted.free and widths.alignment > 1 and budget.smallest(cost, widths.allowed) > limit:
+            widths = cls.of(channels, frozen, drops, wanted, 2 * widths.relaxed)
+        return widths
 
 
 def _multiple(g: Group, least: int, aligned: int, wanted: Wanted) -> int:

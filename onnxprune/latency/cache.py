@@ -67,10 +67,10 @@ class Cache:
             data = json.loads(content(path, InputError, _MOST_BYTES))
             if (data["format"], data["machine"], data["signature"]) != (_FORMAT, dict(self.machine), signature):
                 raise ValueError("it is about something else")
-            found = tuple(Sample(tuple(map(float, x)), float(t)) for x, t in data["samples"])
-            if any(not (isfinite(v) and v >= 0.0) for s in found for v in (*s.lengths, s.seconds)):
+            samples = tuple(Sample(tuple(map(float, x)), float(t)) for x, t in data["samples"])
+            if any(not (isfinite(v) and v >= 0.0) for s in samples for v in (*s.lengths, s.seconds)):
                 raise ValueError("it holds what is no time")
-            if any(len(s.lengths) != axes for s in found):
+            if any(len(s.lengths) != axes for s in samples):
                 raise ValueError("its lengths do not fit")
         except (
             OSError,
@@ -84,7 +84,7 @@ class Cache:
         ) as e:
             self._note(f"the measurements in {path} cannot be read and are made again ({type(e).__name__})")
             return ()
-        return found
+        return samples
 
     def store(self, signature: str, samples: Sequence[Sample]) -> None:
         """Keep these, in place of what is there."""

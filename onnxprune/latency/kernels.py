@@ -81,13 +81,13 @@ def kernels_of(events: Sequence[Mapping[str, Any]], warmup: int) -> tuple[Kernel
                 name = e["name"].removesuffix(_KERNEL)
                 seconds[name] = seconds.get(name, 0.0) + int(e["dur"]) / 1e6
         runs.append(seconds)
-    known = {e["name"].removesuffix(_KERNEL): e["args"] for e in reversed(ran)}
+    arguments = {e["name"].removesuffix(_KERNEL): e["args"] for e in reversed(ran)}
     return tuple(
         Kernel(
             name,
-            known[name]["op_name"],
+            arguments[name]["op_name"],
             _quicker_half([r[name] for r in runs if name in r]),
-            json.dumps([known[name].get(k) for k in ("input_type_shape", "output_type_shape")]),
+            json.dumps([arguments[name].get(k) for k in ("input_type_shape", "output_type_shape")]),
         )
         for name in (runs[0] if runs else ())
     )

@@ -54,21 +54,21 @@ class Layers:
 
     def seconds(self, kernels: Sequence[Kernel]) -> list[float]:
         """What each layer took in a run of a cut model whose nodes are `marked`."""
-        found = [0.0] * len(self.layers)
+        totals = [0.0] * len(self.layers)
         owners = owners_of(kernels, self.producers, self.layer_of)
         for kernel, owner in zip(kernels, owners, strict=True):
             layer = None if owner is None else self.layer_of[owner]
             if layer is not None:
-                found[layer] += kernel.seconds
-        return found
+                totals[layer] += kernel.seconds
+        return totals
 
 
 def marked(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose nodes are called by their index (see `graph.view.Node`), which survives cutting and onnxruntime."""
-    found = copied(proto)
-    for i, node in enumerate(bodies.every_node(found.graph)):
+    renamed = copied(proto)
+    for i, node in enumerate(bodies.every_node(renamed.graph)):
         node.name = f"@{i}@"
-    return found
+    return renamed
 
 
 def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence[int], alignment: int) -> Layers:
@@ -96,10 +96,10 @@ def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence
 
 
 def owners_of(
-    kernels: Sequence[Kernel], producers: Mapping[str, int], known: Mapping[int, int | None]
+    kernels: Sequence[Kernel], producers: Mapping[str, int], layer_of: Mapping[int, int | None]
 ) -> list[int | None]:
     """The node that each kernel belongs to; of one that no node gave its name, the node of the kernel beside it."""
-    own = [i if i is not None and i in known else None for i in (_named(k.name, producers) for k in kernels)]
+    own = [i if i is not None and i in layer_of else None for i in (_named(k.name, producers) for k in kernels)]
     before: list[int | None] = []
     for i in own:
         before.append(i if i is not None else before[-1] if before else None)
@@ -147,11 +147,11 @@ def _nearest(channels: ChannelGraph, node: Node, ran: set[int], *, behind: bool)
     graph = channels.graph
     queue, seen = [node], {node.index}
     while queue:
-        at = queue.pop(0)
+        current = queue.pop(0)
         if behind:
-            beside = [reader for name in at.outputs for reader, _ in graph.readers.get(name, ())]
+            beside = [reader for name in current.outputs for reader, _ in graph.readers.get(name, ())]
         else:
-            beside = [graph.producer[name] for name in at.inputs if name in graph.producer]
+            beside = [graph.producer[name] for name in current.inputs if name in graph.producer]
         for n in beside:
             if n.index in ran:
                 return n.index
@@ -167,12 +167,12 @@ def lengths_of(channels: ChannelGraph, node: Node, least: Sequence[int]) -> tupl
     What only moves or maps values takes time by what it writes; where that is fixed, by what it reads.
     """
     if any(x.node.index == node.index for x in channels.linears):
-        found = _changing(channels, (node.inputs[0], node.outputs[0]), least)
+        lengths = _changing(channels, (node.inputs[0], node.outputs[0]), least)
     elif node.op in _PRODUCTS:
-        found = _changing(channels, (*node.inputs, node.outputs[0]), least)
+        lengths = _changing(channels, (*node.inputs, node.outputs[0]), least)
     else:
-        found = _changing(channels, node.outputs, least) or _changing(channels, node.inputs, least)
-    return found[:_MOST_LENGTHS]
+        lengths = _changing(channels, node.outputs, least) or _changing(channels, node.inputs, least)
+    return lengths[:_MOST_LENGTHS]
 
 
 def _changing(channels: ChannelGraph, names: Sequence[str], least: Sequence[int]) -> tuple[Length, ...]:

@@ -48,14 +48,14 @@ class OnnxRuntime:
 
     def identity(self) -> Mapping[str, str]:
         """Processor (and GPU), cores, threads, providers and onnxruntime's version."""
-        found = {
+        facts = {
             "processor": processor().name,
             "cores": str(cores()),
             "threads": str(self.threads),
             "providers": " ".join(self.providers),
             "onnxruntime": version(),
         }
-        return found if self.providers == (CPU,) else {**found, "gpu": gpu()}
+        return facts if self.providers == (CPU,) else {**facts, "gpu": gpu()}
 
     def kernels(self, model: onnx.ModelProto, feeds: Feeds) -> tuple[Kernel, ...]:
         """The kernels of one run and their times, as onnxruntime's profiler tells them."""

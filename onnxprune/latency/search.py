@@ -40,41 +40,41 @@ def meet(
     Ends where a measured share is within a percent of the wanted one, or a second measurement confirms the first. The
     best is the nearest, where being slower than wanted counts twice.
     """
-    found: list[Round] = []
+    tried: list[Round] = []
     limit = max(wanted, least)
     for _ in range(rounds):
         kept = decide(limit)
-        again = next((r for r in found if kept == r.kept), None)
+        again = next((r for r in tried if kept == r.kept), None)
         share = measure(kept)
         if again is None:
-            found.append(Round(limit, kept, share))
+            tried.append(Round(limit, kept, share))
         else:
-            found.remove(again)
-            found.append(replace(again, limit=limit, measured=(again.measured + share) / 2))
+            tried.remove(again)
+            tried.append(replace(again, limit=limit, measured=(again.measured + share) / 2))
         confirmed = again is not None and abs(share / again.measured - 1.0) <= _CLOSE
-        if confirmed or abs(found[-1].measured / wanted - 1.0) <= _CLOSE:
+        if confirmed or abs(tried[-1].measured / wanted - 1.0) <= _CLOSE:
             break
-        limit = max(next_limit(found, wanted), least)
-    return tuple(sorted(found, key=lambda r: max(wanted - r.measured, _SLOWER * (r.measured - wanted))))
+        limit = max(next_limit(tried, wanted), least)
+    return tuple(sorted(tried, key=lambda r: max(wanted - r.measured, _SLOWER * (r.measured - wanted))))
 
 
-def next_limit(found: Sequence[Round], wanted: float) -> float:
+def next_limit(tried: Sequence[Round], wanted: float) -> float:
     """Between the nearest rounds on either side; else on the line through the last two, or in proportion to one."""
-    quicker = max((r for r in found if r.measured <= wanted), key=lambda r: r.measured, default=None)
-    slower = min((r for r in found if r.measured > wanted), key=lambda r: r.measured, default=None)
+    quicker = max((r for r in tried if r.measured <= wanted), key=lambda r: r.measured, default=None)
+    slower = min((r for r in tried if r.measured > wanted), key=lambda r: r.measured, default=None)
     if quicker is None or slower is None:
-        return _beyond(found, wanted)
+        return _beyond(tried, wanted)
     share = (wanted - quicker.measured) / (slower.measured - quicker.measured)
     # At an end of the interval the same units would come out again.
     return quicker.limit + min(max(share, _INSIDE), 1.0 - _INSIDE) * (slower.limit - quicker.limit)
 
 
-def _beyond(found: Sequence[Round], wanted: float) -> float:
-    last = found[-1]
+def _beyond(tried: Sequence[Round], wanted: float) -> float:
+    last = tried[-1]
     proportional = last.limit * wanted / last.measured
-    if len(found) < 2 or (last.measured - found[-2].measured) * (last.limit - found[-2].limit) <= 0.0:
+    if len(tried) < 2 or (last.measured - tried[-2].measured) * (last.limit - tried[-2].limit) <= 0.0:
         return proportional
-    slope = (last.measured - found[-2].measured) / (last.limit - found[-2].limit)
+    slope = (last.measured - tried[-2].measured) / (last.limit - tried[-2].limit)
     # Two close measurements say little of their slope.
     step = _FARTHEST * abs(proportional - last.limit)
     return last.limit + min(max((wanted - last.measured) / slope, -step), step)

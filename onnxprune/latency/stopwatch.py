@@ -143,33 +143,36 @@ class Stopwatch:
 
     def _measured(self) -> LatencyCost:
         least = [w[0] for w in self._positive()]
-        found = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), least, self.alignment)
-        kinds = {layer.signature: len(layer.lengths) for layer in found.layers}
-        known = {s: samples for s, axes in kinds.items() if (samples := self.cache.load(s, axes))}
-        self.counts = len(found.layers), len(kinds), len(known)
-        if len(known) < len(kinds):
-            for signature, samples in self._sampled(found).items():
-                if signature not in known:
-                    known[signature] = samples
+        layers = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), least, self.alignment)
+        kinds = {layer.signature: len(layer.lengths) for layer in layers.layers}
+        samples_by_kind = {s: samples for s, axes in kinds.items() if (samples := self.cache.load(s, axes))}
+        self.counts = len(layers.layers), len(kinds), len(samples_by_kind)
+        if len(samples_by_kind) < len(kinds):
+            for signature, samples in self._sampled(layers).items():
+                if signature not in samples_by_kind:
+                    samples_by_kind[signature] = samples
                     self.cache.store(signature, samples)
         few = self._fewest()
-        tables = {x.signature: fit(known[x.signature], tuple(n.at(self.full) for n in x.lengths)) for x in found.layers}
+        tables = {
+            x.signature: fit(samples_by_kind[x.signature], tuple(n.at(self.full) for n in x.lengths))
+            for x in layers.layers
+        }
         return LatencyCost.between(
-            [LayerCost(x.lengths, tables[x.signature], self._needed(x)) for x in found.layers],
+            [LayerCost(x.lengths, tables[x.signature], self._needed(x)) for x in layers.layers],
             len(self._groups),
             (self.full, self.share(self.full)),
             (few, self.share(few)),
         )
 
-    def _sampled(self, found: Layers) -> dict[str, tuple[Sample, ...]]:
+    def _sampled(self, layers: Layers) -> dict[str, tuple[Sample, ...]]:
         """What each kind of layer took in every cut of the grid."""
-        samples: dict[str, list[Sample]] = {x.signature: [] for x in found.layers}
+        samples: dict[str, list[Sample]] = {x.signature: [] for x in layers.layers}
         for kept in grid(self._positive(), GRID):
             model = self.cut(kept)
             if model is None:
                 continue
-            seconds = found.seconds(self.machine.kernels(model, self.feeds))
-            for layer, s in zip(found.layers, seconds, strict=True):
+            seconds = layers.seconds(self.machine.kernels(model, self.feeds))
+            for layer, s in zip(layers.layers, seconds, strict=True):
                 samples[layer.signature].append(Sample(tuple(n.at(kept) for n in layer.lengths), s))
         return {signature: tuple(s) for signature, s in samples.items()}
 
@@ -195,8 +198,8 @@ def grid(widths: Sequence[tuple[int, ...]], points: int) -> list[KeptUnits]:
     rng = np.random.default_rng(0)
     columns = []
     for w in widths:
-        at = (rng.permutation(points) + rng.random(points)) / points
-        columns.append([w[int(a * len(w))] for a in at])
+        positions = (rng.permutation(points) + rng.random(points)) / points
+        columns.append([w[int(a * len(w))] for a in positions])
     rows = [tuple(int(c[i]) for c in columns) for i in range(points)]
     return [tuple(w[-1] for w in widths), tuple(w[0] for w in widths), *rows]
 

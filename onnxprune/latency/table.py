@@ -39,15 +39,15 @@ class Table:
     full: tuple[float, ...]
     block: int
     weights: Doubles
-    _known: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False)
+    _cached: dict[tuple[float, ...], float] = field(default_factory=dict, repr=False)
 
     def at(self, lengths: tuple[float, ...]) -> float:
         """The seconds of the layer at these lengths."""
-        found = self._known.get(lengths)
-        if found is None:
-            found = 0.0 if min(lengths) <= 0 else float(_terms(lengths, self.full, self.block) @ self.weights)
-            self._known[lengths] = found
-        return found
+        seconds = self._cached.get(lengths)
+        if seconds is None:
+            seconds = 0.0 if min(lengths) <= 0 else float(_terms(lengths, self.full, self.block) @ self.weights)
+            self._cached[lengths] = seconds
+        return seconds
 
 
 def fit(samples: Sequence[Sample], full: tuple[float, ...]) -> Table:

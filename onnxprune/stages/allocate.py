@@ -78,8 +78,10 @@ def within_each(
     idle = coupled.taken.idle  # of which nothing is known
     widths = [w[-1:] if g in idle else w for g, w in enumerate(coupled.widths.allowed)]
     tolerance = settings.layer_tolerance or 0.0
-    found = [(budget.within_each(widths, [p.loss for p in paths], tolerance), paths) for paths in candidates.values()]
-    fewest = [min(found, key=lambda f, g=g: f[0][g]) for g in range(len(widths))]  # type: ignore[misc]
+    by_method = [
+        (budget.within_each(widths, [p.loss for p in paths], tolerance), paths) for paths in candidates.values()
+    ]
+    fewest = [min(by_method, key=lambda f, g=g: f[0][g]) for g in range(len(widths))]  # type: ignore[misc]
     return tuple(kept[g] for g, (kept, _) in enumerate(fewest)), [paths[g] for g, (_, paths) in enumerate(fewest)]
 
 
@@ -115,14 +117,14 @@ def within_budget(
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
-    known = [(p, curves_of(p, t, coupled)) for p, t in tried]
+    with_curves = [(p, curves_of(p, t, coupled)) for p, t in tried]
 
     def decide(limit: float) -> tuple[KeptUnits, Sequence[Path]]:
-        found = [(kept_of(curves, cost, limit, widths, coupled), p) for p, curves in known]
-        if len(found) == 1:
-            return found[0]
+        allocations = [(kept_of(curves, cost, limit, widths, coupled), p) for p, curves in with_curves]
+        if len(allocations) == 1:
+            return allocations[0]
         # Trials of single groups do not tell which of several allocations is best; one run of each does.
-        return min(found, key=lambda f: error_of(loaded, coupled, calibrated, f[0], f[1], settings))
+        return min(allocations, key=lambda f: error_of(loaded, coupled, calibrated, f[0], f[1], settings))
 
     return decide(limit) if stopwatch is None else _measured(decide, stopwatch, limit, least)
 
@@ -138,11 +140,11 @@ def _measured(
         paths.setdefault(kept, path)
         return kept
 
-    found = meet(units, stopwatch.share, wanted, least)
-    best = next((r for r in found if r.kept != stopwatch.full), None)
+    rounds = meet(units, stopwatch.share, wanted, least)
+    best = next((r for r in rounds if r.kept != stopwatch.full), None)
     if best is None:
         raise NothingPrunable(
-            f"no channel has to go: the rewritten graph takes {found[0].measured:.1%} of the time as it is; "
+            f"no channel has to go: the rewritten graph takes {rounds[0].measured:.1%} of the time as it is; "
             "give a larger --ratio"
         )
     if best.measured > (1.0 + LATENCY_MISSED) * wanted:
@@ -170,11 +172,11 @@ def kept_of(
     """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
     dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
     while True:
-        found = budget.allocate(curves, cost, budget.Budget(limit, widths, dies))
-        empty = [g for g, n in enumerate(found.kept) if n == 0]
+        allocation = budget.allocate(curves, cost, budget.Budget(limit, widths, dies))
+        empty = [g for g, n in enumerate(allocation.kept) if n == 0]
         stay = set(empty) - set(together(coupled.channels, sorted(empty, key=lambda g: float(curves[g][0]))))
         if not stay:
-            return found.kept
+            return allocation.kept
         widths = [w[1:] if g in stay else w for g, w in enumerate(widths)]
         if budget.smallest(cost, widths) > limit:
             raise BudgetUnreachable("branches whose sum nothing else joins cannot all go; lower --ratio")
@@ -186,8 +188,8 @@ def curves_of(paths: Sequence[Path], trials: Sequence[Mapping[int, float]], coup
     curves = [budget.measured_curve(p.loss, t) if t else p.loss for p, t in zip(paths, trials, strict=True)]
     for g in coupled.taken.idle:
         # Nothing is known of what they do to the answer, so they go as if each were the most sensitive group.
-        known = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
-        curves[g] = budget.worst_curve(known, channels.groups[g].size)
+        measured = [c for i, c in enumerate(curves) if i not in coupled.taken.idle]
+        curves[g] = budget.worst_curve(measured, channels.groups[g].size)
     return curves
 
 
@@ -254,10 +256,10 @@ def trials_of(
 
 def coefficients_of(masks: Masks, paths: Sequence[Path]) -> dict[int, Coefficients]:
     """The coefficients that belong to these masks, by group index, where the method gives any."""
-    found: dict[int, Coefficients] = {}
+    coefficients: dict[int, Coefficients] = {}
     for g, mask in masks.items():
         width = int(mask.sum())
         a = every_part.exchanged(paths[g].coefficients_of(width), paths[g].kept(width), mask)
         if a is not None:
-            found[g] = a
-    return found
+            coefficients[g] = a
+    return coefficients

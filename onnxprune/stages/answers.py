@@ -48,8 +48,8 @@ def judged_by(loaded: Loaded, coupled: Coupled, reference: Answers, masks: Masks
     if observed == replace(coupled.observed, layouts={}):
         return Judged(coupled, reference)
     watched = seen(taken, observed, n, labelled=loaded.labels is not None)
-    found = with_layouts(replace(coupled, observed=observed, seen=watched), loaded)
-    return Judged(found, answers_of(loaded, found, loaded.held))
+    recoupled = with_layouts(replace(coupled, observed=observed, seen=watched), loaded)
+    return Judged(recoupled, answers_of(loaded, recoupled, loaded.held))
 
 
 def outputs_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:

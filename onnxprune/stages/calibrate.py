@@ -63,9 +63,9 @@ def calibrate(
     goals = goals_of(loaded, coupled, reference, settings)
     layouts = coupled.observed.layouts
     gates = probe.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
-    known = OutputMoments()
+    output_moments = OutputMoments()
     if settings.reads_gradients:
-        known = probed(loaded, coupled, consumers, gates, goals, settings, place)
+        output_moments = probed(loaded, coupled, consumers, gates, goals, settings, place)
     return Calibrated(
         consumers=consumers,
         moments=moments,
@@ -73,7 +73,7 @@ def calibrate(
         reference=reference,
         goals=goals,
         gates=gates,
-        outputs=known,
+        outputs=output_moments,
     )
 
 

@@ -211,10 +211,10 @@ def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> s
                 tensors.update(i for i in n.inputs if i)
     if not matched:
         raise UsageError(f"the pattern {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
-    found: set[int] = set()
+    groups: set[int] = set()
     for t in tensors:
-        found |= channels.groups_in(t)
-    return found
+        groups |= channels.groups_in(t)
+    return groups
 
 
 def check_counted(coupled: Coupled, settings: PruneConfig) -> None:
@@ -234,13 +234,13 @@ def check_counted(coupled: Coupled, settings: PruneConfig) -> None:
 
 def not_counted(channels: ChannelGraph) -> tuple[str, ...]:
     """For the report: what is missing in the MACs."""
-    found: list[str] = []
+    notes: list[str] = []
     if missing := cost.uncounted(channels):
-        found.append(f"the MACs leave out what these operators multiply, or may: {_listed(missing)}")
+        notes.append(f"the MACs leave out what these operators multiply, or may: {_listed(missing)}")
     if loops := cost.repeated(channels):
         named = ", ".join(loops[:_SHOWN]) + (f" and {len(loops) - _SHOWN} more" if len(loops) > _SHOWN else "")
-        found.append(f"in the MACs the bodies of {named} count once, however often they run")
-    return tuple(found)
+        notes.append(f"in the MACs the bodies of {named} count once, however often they run")
+    return tuple(notes)
 
 
 def _listed(missing: Sequence[cost.Uncounted]) -> str:
@@ -252,8 +252,8 @@ def _listed(missing: Sequence[cost.Uncounted]) -> str:
 def with_layouts(coupled: Coupled, loaded: Loaded) -> Coupled:
     """With the places of the samples in what the original gives."""
     observed, original = coupled.observed, original_of(loaded, coupled)
-    found = layouts_of(watched_of(original, coupled, loaded), loaded.fit, observed.sized_by_values)
-    return replace(coupled, observed=replace(observed, layouts=found))
+    layouts = layouts_of(watched_of(original, coupled, loaded), loaded.fit, observed.sized_by_values)
+    return replace(coupled, observed=replace(observed, layouts=layouts))
 
 
 def original_of(loaded: Loaded, coupled: Coupled) -> onnx.ModelProto:

@@ -54,14 +54,14 @@ def cut_with(
 
 
 def best_of(
-    found: Sequence[Cut], loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
+    cuts: Sequence[Cut], loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
 ) -> Cut:
     """The cut whose refitted model comes closest to what its outputs shall imitate, on all samples.
 
     Those for fitting count as well: all cuts are fitted on them alike, and the others alone are too few to tell.
     """
     if calibrated.goals is None:
-        return found[0]
+        return cuts[0]
     parts = ((loaded.fit, calibrated.goals.fit), (loaded.deciding, calibrated.goals.deciding))
 
     def error(cut: Cut) -> float:
@@ -72,7 +72,7 @@ def best_of(
             for p in models
         )
 
-    return min(found, key=error)
+    return min(cuts, key=error)
 
 
 def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:

@@ -44,13 +44,13 @@ def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: Pru
     """What the network's outputs shall imitate: those of the original, or the labels."""
     on_held = _single(reference)
 
-    def known(samples: Samples) -> Answers:
+    def answers_on(samples: Samples) -> Answers:
         if samples is loaded.held:
             return on_held
         parts = (*reference.parts, *reference.left_out)
         return _single(answers_of(loaded, coupled, samples, tuple(dict.fromkeys(parts))))
 
-    on_fit, on_deciding = known(loaded.fit), known(loaded.deciding)
+    on_fit, on_deciding = answers_on(loaded.fit), answers_on(loaded.deciding)
 
     def objective(samples: Samples, answers: Answers) -> Objective:
         if settings.labels is None:

@@ -198,8 +198,8 @@ class _Run:
     def cut(self, g: int, widths: Sequence[int], limit: float | None) -> None:
         """Cut one group and leave the network so."""
         step: _Step = _Layers(self, g) if g in self.by_layers else _Masked(self, g)
-        found = [self._narrowest(step, name, p, widths, limit) for name, p in step.proposals().items()]
-        tried = [f for f in found if f is not None]
+        attempts = [self._narrowest(step, name, p, widths, limit) for name, p in step.proposals().items()]
+        tried = [f for f in attempts if f is not None]
         if tried:
             narrowest = min(int(choice.kept.sum()) for choice, _ in tried)
             equal = [f for f in tried if int(f[0].kept.sum()) == narrowest]
@@ -212,17 +212,17 @@ class _Run:
     ) -> tuple[Choice, Weights] | None:
         """The cut to the only width, or to the narrowest within the limit; None where the group stays whole."""
         if limit is None:
-            found = self._attempt(step, name, propose, widths[0])
-            if found is None:
+            attempt = self._attempt(step, name, propose, widths[0])
+            if attempt is None:
                 raise BudgetUnreachable("some tensor would keep no channel at all; remove less")
-            return found
+            return attempt
         best: tuple[Choice, Weights] | None = None
         low, high = 0, len(widths) - 1
         while low < high:
             middle = (low + high) // 2
-            found = self._attempt(step, name, propose, widths[middle])
-            if found is not None and found[0].error <= limit:
-                best, high = found, middle
+            attempt = self._attempt(step, name, propose, widths[middle])
+            if attempt is not None and attempt[0].error <= limit:
+                best, high = attempt, middle
             else:
                 low = middle + 1
         return best
@@ -312,10 +312,10 @@ class _Masked:
         keep = run.channels.keep_classes({**run.masked, self.group: mask})
         with spill.spilling():  # the trial's weights go with it
             plain = replace_initializers(run.plain, weights)
-            found = outputs.outputs_of(
+            answers = outputs.outputs_of(
                 masked_model(plain, run.channels, keep, run.loaded.normalised.types), run.loaded.deciding, run.layouts
             )
-        return run.goals.deciding.value(found, slice(0, len(run.loaded.deciding)))
+        return run.goals.deciding.value(answers, slice(0, len(run.loaded.deciding)))
 
     def compared(self, choice: Choice, weights: Weights) -> float:
         """The discrepancy on the deciding samples."""
@@ -351,18 +351,18 @@ class _Layers:
         if not METHODS[run.settings.method].sequential:
             return {name: run.path(self.group, name) for name in run.candidates}
         rows = run.channels.groups[self.group].rows
-        found: dict[str, Proposal] = {}
+        proposals: dict[str, Proposal] = {}
         for name in run.candidates:
             imitated = self._global() if METHODS[name].gradients else None
             if callable(imitated):
-                found[name] = imitated
+                proposals[name] = imitated
                 continue
             # Nothing is known of the outputs behind this group: the method that looks at its layers stands in.
             kind = METHODS[name].stand_in if imitated is None and METHODS[name].gradients else name
             q = self.local if imitated is None else imitated
             free, fixed = run.settings.coefficients == "free", METHODS[name].fixed
-            found[kind] = of_quadratic(q, rows, free=free, fixed=fixed)
-        return found
+            proposals[kind] = of_quadratic(q, rows, free=free, fixed=fixed)
+        return proposals
 
     @cached_property
     def equations(self) -> dict[str, tuple[NormalEquations, NormalEquations]]:
@@ -375,8 +375,8 @@ class _Layers:
             usable, targets, run.channels.graph, run.reference, whole, run.settings.seed, stay=True
         )
         return {
-            x.weight: lockstep.accumulate(x, Target(x.data), at, run.state, x.kept_outputs(whole), stay=True)
-            for x, at in zip(usable, points, strict=True)
+            x.weight: lockstep.accumulate(x, Target(x.data), layer_points, run.state, x.kept_outputs(whole), stay=True)
+            for x, layer_points in zip(usable, points, strict=True)
         }
 
     @cached_property
@@ -424,10 +424,10 @@ class _Layers:
             g = run.channels.groups[self.group]
             return of_network(network, g.size, g.rows, free=settings.coefficients == "free")
         probe = Probe.of(part, run.channels, gates, (), types, layouts=run.layouts)
-        found = gate_moments.collect(
+        output_moments = gate_moments.collect(
             probe, run.channels, batches, run.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
         )
-        moments = found.gates.get(self.group)
+        moments = output_moments.gates.get(self.group)
         if moments is None:
             return None
         value = sum(run.goals.fit.value(b.outputs, b.index) for b in batches)
@@ -443,17 +443,17 @@ class _Layers:
         part = self._part(state)
         set_initializers(part, weights or {})
         session = Session(part, single=True)
-        found: list[Batch] = []
+        batches: list[Batch] = []
         start = 0
         for feeds, count in zip(state.batches, state.counts, strict=True):
             index = slice(start, start + count)
             before = part_of(self.run.fit_outputs, index, len(state.samples))
             present = samples_first(session.run(feeds), count, self.run.layouts)
-            found.append(Batch(feeds, {**before, **present}, index, count))
+            batches.append(Batch(feeds, {**before, **present}, index, count))
             start += count
             if start >= samples:
                 break
-        return found
+        return batches
 
     # what is tried
 
@@ -467,12 +467,12 @@ class _Layers:
         if not run.settings.walks:  # the last refit starts from the original's weights too
             return layerwise.in_place(self.consumers, run.calibrated.moments, run.channels.graph.constants, keep, level)
         weights = layerwise.in_place(self.consumers, run.calibrated.moments, current, keep, level)
-        found = dict(weights)
+        refitted = dict(weights)
         for layer in self.consumers:
             if layer.weight in self.equations:
                 sums = self.equations[layer.weight]
-                found.update(lockstep.on_present_inputs(layer, sums, {**current, **weights}, keep))
-        return found
+                refitted.update(lockstep.on_present_inputs(layer, sums, {**current, **weights}, keep))
+        return refitted
 
     def _by_class(self, coefficients: Doubles | None) -> Doubles:
         """Factors by class, 1 outside the group."""

@@ -83,8 +83,8 @@ def opened(model: ModelLike, calibration: Calibration, settings: PruneConfig, re
         return load(model, calibration, settings)
     # A plan has decided all that labels decide, so a replay needs none.
     loaded = load(model, calibration, settings.with_options(labels=None), replayed.divided_by)
-    known = (loaded.source.sha256, loaded.inputs_sha256)
-    said = plan.check_origin(replayed, *known, synthetic=loaded.fit.synthetic, force=settings.force)
+    checksums = (loaded.source.sha256, loaded.inputs_sha256)
+    said = plan.check_origin(replayed, *checksums, synthetic=loaded.fit.synthetic, force=settings.force)
     return replace(loaded, notes=(*loaded.notes, *said))
 
 
@@ -158,24 +158,26 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, trial)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    found = with_others(given(calibration, specs), proto)
+    samples = with_others(given(calibration, specs), proto)
     if settings.labels is not None:
-        class_labels.of(found, settings.labels)  # before a choice is made, which keeps only what is one per sample
-    if settings.samples is not None and settings.samples < len(found):
-        found = found.take(np.sort(np.random.default_rng(settings.seed).permutation(len(found))[: settings.samples]))
-    return found
+        class_labels.of(samples, settings.labels)  # before a choice is made, which keeps only what is one per sample
+    if settings.samples is not None and settings.samples < len(samples):
+        samples = samples.take(
+            np.sort(np.random.default_rng(settings.seed).permutation(len(samples))[: settings.samples])
+        )
+    return samples
 
 
 def check_labels(n: Normalised, samples: Samples, key: str) -> None:
     """Raises CalibrationError where the labels do not fit the first output that is a tensor."""
-    found = class_labels.of(samples, key)
+    labels = class_labels.of(samples, key)
     tensors = [o for o in n.proto.graph.output if o.type.HasField("tensor_type")]
     shape = n.shapes.get(tensors[0].name) if tensors else None
     if shape is not None:
         example = samples.example()
         batch = next((len(example[s.name]) for s in samples.specs if s.batched), 1)
         shape = (len(samples) * shape[0] // batch, *shape[1:]) if shape else ()
-        fitted_labels(found, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
+        fitted_labels(labels, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
 
 
 def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple[Samples, Samples | None]:

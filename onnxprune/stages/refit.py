@@ -93,8 +93,8 @@ def _fitted(
         return layerwise.in_place((layer,), calibrated.moments, constants, keep, level)
 
     # One by one: all fitted weights in float64 would be twice the model.
-    found = mapped(weights_of, calibrated.consumers, lambda layer: layerwise.memory_of([layer]))
-    for layer, weights in zip(calibrated.consumers, found, strict=True):
+    weights_by_layer = mapped(weights_of, calibrated.consumers, lambda layer: layerwise.memory_of([layer]))
+    for layer, weights in zip(calibrated.consumers, weights_by_layer, strict=True):
         if layerwise.beyond(weights, {k: constants[k].dtype for k in weights}):
             notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
         else:

@@ -147,10 +147,10 @@ def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str
     )
     feeds = loaded.fit.slice(0, 1)
     try:
-        found = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
+        latency = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
     except OnnxPruneError as e:
         return replace(report, notes=(*report.notes, f"the latency was not measured: {e}"))
-    return replace(report, latency=found.as_dict(), notes=(*report.notes, *found.notes))
+    return replace(report, latency=latency.as_dict(), notes=(*report.notes, *latency.notes))
 
 
 def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> tuple[str, ...]:
@@ -158,11 +158,11 @@ def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneCo
     if not settings.reads_gradients or calibrated.goals is None:
         return ()
     free = [g for g, why in enumerate(coupled.widths.whole) if not why]
-    known = calibrated.outputs
-    left = [g for g in free if g not in known.gates]
+    outputs = calibrated.outputs
+    left = [g for g in free if g not in outputs.gates]
     if not left:
         return ()
-    why = next((known.missing[g] for g in left if g in known.missing), "nothing that reads them can take a gate")
+    why = next((outputs.missing[g] for g in left if g in outputs.missing), "nothing that reads them can take a gate")
     stand_in = METHODS[tried(settings.method)[-1]].stand_in
     instead = "local imitation" if stand_in == "local" else stand_in
     return (f"{len(left)} of {len(free)} groups have no gradient, and {instead} stands in for them: {why}",)
@@ -210,11 +210,11 @@ def less_aligned(coupled: Coupled, settings: PruneConfig) -> tuple[str, ...]:
     """That the budget is out of reach with the alignment of the target, and which one has taken its place."""
     if coupled.widths.relaxed == 1:
         return ()
-    wanted, found = TARGETS[settings.target].alignment, coupled.widths.alignment
+    wanted, taken = TARGETS[settings.target].alignment, coupled.widths.alignment
     share = exact_percent(settings.ratio or 0.0)
     return (
         f"with widths in multiples of {wanted}, as {settings.target} has them best, {share} of the {settings.counted} "
-        f"cannot go; --round-to auto took multiples of {found}",
+        f"cannot go; --round-to auto took multiples of {taken}",
     )
 
 

@@ -33,9 +33,9 @@ def select(
 ) -> dict[str, list[Path]]:
     """By the method that is run, the paths of all groups; several where the chosen one takes the better of them."""
     choice = Choice(settings.seed, settings.coefficients == "free")
-    known = coupled.taken.channels, coupled.layers, calibrated.moments
+    statistics = coupled.taken.channels, coupled.layers, calibrated.moments
     return {
-        name: paths(*known, name, choice, calibrated.outputs, settings.metric, place.scheduler)
+        name: paths(*statistics, name, choice, calibrated.outputs, settings.metric, place.scheduler)
         for name in tried(settings.method)
     }
 
@@ -59,7 +59,7 @@ def paths(
     consumers = consumers_of(channels, layers)
     powers: dict[str, list[float]] = {}
 
-    def known(g: Group) -> Known:
+    def known_of(g: Group) -> Known:
         readers = [x for x in consumers[g.index] if x.weight in moments]
         regressions = regressions_of(g, readers, channels, moments, powers, inverses=METHODS[method].inverses)
         globally = _global(g, readers, channels, moments, outputs, metric) if METHODS[method].gradients else None
@@ -70,7 +70,7 @@ def paths(
         return Known(run, g.index, g.size, g.rows, tuple(regressions), globally, scores)
 
     # One by one, so that not all of them are in memory at once.
-    return list((scheduler or Here()).map(Selection(choice), map(known, channels.groups), len(channels.groups)))
+    return list((scheduler or Here()).map(Selection(choice), map(known_of, channels.groups), len(channels.groups)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,19 +107,19 @@ def _global(
     metric: str,
 ) -> Quadratic | None:
     """The discrepancy of the network's outputs, to second order; None where there are no gradients."""
-    known = outputs.gates.get(g.index)
-    if known is None:
+    gate_moments = outputs.gates.get(g.index)
+    if gate_moments is None:
         return None
     factored = all(x.weight in outputs.metrics and moments[x.weight].classes is None for x in readers)
     if metric != "kronecker" or not factored:
-        return Quadratic.around(known.gram, known.slope, 0.0)
+        return Quadratic.around(gate_moments.gram, gate_moments.slope, 0.0)
     unit = units_of(channels, g.index)
     total: Doubles = np.zeros((g.size, g.size))
     for x in readers:
         w, h, p = x.matrix(channels.graph.constants), outputs.metrics[x.weight], moments[x.weight].p
         for i in range(x.groups):
             total += Regression(p[i], w[i] @ square_root(h[i]), unit[x.columns(i)]).contributions(g.size)
-    return Quadratic.around(total, known.slope, 0.0)
+    return Quadratic.around(total, gate_moments.slope, 0.0)
 
 
 def square_root(h: Doubles) -> Doubles:

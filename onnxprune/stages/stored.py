@@ -50,9 +50,9 @@ def _free(channels: ChannelGraph, name: str) -> list[Factor]:
 def _codes(table: Table, channels: ChannelGraph) -> tuple[str, object]:
     """(the largest constant of a table, which of its axes loses which classes)."""
     leaf = max(table.leaves, key=lambda t: prod(t.dims)).name
-    found = []
+    lost = []
     for f in _free(channels, table.name):
         axes = tracked_axes(f)
         places = (table.carried.axes[axes[0]] or {}) if len(axes) == 1 else {}
-        found.append((places.get(leaf), f.ravel().tobytes()))
-    return leaf, frozenset(found)
+        lost.append((places.get(leaf), f.ravel().tobytes()))
+    return leaf, frozenset(lost)

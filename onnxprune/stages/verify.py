@@ -116,10 +116,10 @@ def outputs_of_result(
     finished: Finished, coupled: Coupled, loaded: Loaded, answers: Answers, samples: Samples
 ) -> dict[str, Array]:
     """Of the model that will be written; what stands for its outputs from what it was made of, where that is folded."""
-    found = runs_on(finished.model, coupled, loaded, samples)
-    if all(t in found for t in answers.tensors):
-        return found
-    return {**runs_on(finished.candidate, coupled, loaded, samples), **found}
+    outputs = runs_on(finished.model, coupled, loaded, samples)
+    if all(t in outputs for t in answers.tensors):
+        return outputs
+    return {**runs_on(finished.candidate, coupled, loaded, samples), **outputs}
 
 
 def figures_of_result(outputs: Mapping[str, Array], coupled: Coupled, loaded: Loaded, answers: Answers) -> Figures:
