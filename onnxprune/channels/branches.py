@@ -96,8 +96,8 @@ def _around(graph: Graph, tensor: str) -> list[Node]:
 
 def _readers(graph: Graph, tensor: str) -> list[Node]:
     """The nodes of the main graph that read a tensor, themselves or in a body."""
-    found = [n for n, _ in graph.readers.get(tensor, ()) if n.index not in graph.inside]
-    return found + ([n for n in graph.nodes if tensor in n.captures] if tensor in graph.captured else [])
+    readers = [n for n, _ in graph.readers.get(tensor, ()) if n.index not in graph.inside]
+    return readers + ([n for n in graph.nodes if tensor in n.captures] if tensor in graph.captured else [])
 
 
 def _left_of(
@@ -138,8 +138,8 @@ def _gone(graph: Graph, lost: Collection[str], alone: Mapping[str, Linear]) -> f
 def _width(layer: Linear, graph: Graph) -> Shape | None:
     """The shape of a layer's output when its bias alone is left; None where that cannot be said."""
     shape = graph.shape(layer.node.outputs[0])
-    known = stored(graph, layer.weight) in graph.constants
-    if shape is None or len(shape) < 2 or not known:
+    fixed = stored(graph, layer.weight) in graph.constants
+    if shape is None or len(shape) < 2 or not fixed:
         return None
     axis = channel_axis(layer, len(shape))
     if bias_of(layer):
@@ -169,8 +169,8 @@ def _passed(n: Node, constant: Mapping[str, Shape], graph: Graph) -> Shape | Non
     shapes = {i: constant.get(i, graph.shape(i)) for i in n.inputs if i}
     x = n.input(0)
     if n.op in _BROADCASTING:
-        known = [s for s in shapes.values() if s is not None]
-        return np.broadcast_shapes(*known) if len(known) == len(shapes) else None
+        known_shapes = [s for s in shapes.values() if s is not None]
+        return np.broadcast_shapes(*known_shapes) if len(known_shapes) == len(shapes) else None
     fixed = all(stored(graph, i) in graph.constants for i in shapes if i != x)
     if n.op not in _PASSING or x not in constant or not fixed:
         return None
@@ -194,12 +194,12 @@ def drops(channels: ChannelGraph) -> dict[int, Drop]:
         owners = np.unique(channels.group_of[f])
         if owners.size == 1 and owners[0] >= 0:
             alone.setdefault(int(owners[0]), set()).add(tensor)
-    found: dict[int, Drop] = {}
+    drop_by_group: dict[int, Drop] = {}
     for g in channels.groups:
         left = None if g.mixing or not alone.get(g.index) else remains(channels, alone[g.index])
         if left is not None:
-            found[g.index] = Drop(g.index, left.gone, _dead(channels, g, left))
-    return found
+            drop_by_group[g.index] = Drop(g.index, left.gone, _dead(channels, g, left))
+    return drop_by_group
 
 
 def _dead(channels: ChannelGraph, group: Group, left: Remains) -> frozenset[int]:
@@ -217,9 +217,11 @@ def _dead(channels: ChannelGraph, group: Group, left: Remains) -> frozenset[int]
     )
 
 
-def dead_groups(found: Mapping[int, Drop], kept: Mapping[int, Mask]) -> frozenset[int]:
+def dead_groups(drop_by_group: Mapping[int, Drop], kept: Mapping[int, Mask]) -> frozenset[int]:
     """The groups that disappear with those of which `kept`, masks over units, leaves nothing."""
-    return frozenset(d for g, mask in kept.items() if not mask.any() and g in found for d in found[g].groups)
+    return frozenset(
+        d for g, mask in kept.items() if not mask.any() and g in drop_by_group for d in drop_by_group[g].groups
+    )
 
 
 def together(channels: ChannelGraph, groups: Sequence[int]) -> tuple[int, ...]:

@@ -114,36 +114,36 @@ _UNKNOWN = (Flow.PASSES, None)
 # What ends at which kind of result.
 _ENDS_AT = {Flow.PASSES: (), Flow.POSITIVE: (Limit.SIGN,), Flow.BOUNDED: (Limit.SIZE,), Flow.ENDS: tuple(Limit)}
 
-_Found = dict[tuple[str, Limit], str]
+_Asked = dict[tuple[str, Limit], str]
 
 
 def limited_by(graph: Graph) -> dict[str, str]:
     """Tensor → the operator behind it that is only defined for some numbers, in words."""
-    found: _Found = {}
-    _walk(graph.nodes, graph, found)
-    return {name: why for (name, _), why in reversed(found.items())}
+    asked: _Asked = {}
+    _walk(graph.nodes, graph, asked)
+    return {name: why for (name, _), why in reversed(asked.items())}
 
 
-def _walk(nodes: Sequence[Node], graph: Graph, found: _Found) -> None:
+def _walk(nodes: Sequence[Node], graph: Graph, asked: _Asked) -> None:
     """Add what these nodes and their bodies ask of tensors, given what is asked behind them."""
 
     def ask(name: str, limit: Limit, why: str) -> None:
         if name and name not in graph.constants:
-            found.setdefault((name, limit), why)
+            asked.setdefault((name, limit), why)
 
     for node in reversed(nodes):
         for slot, limit in _limits(node, graph):
             ask(node.input(slot), limit, f"{node.op} {node.name}".strip())
         before = -1
-        while node.bodies and before != len(found):  # what one iteration asks is asked of the one before
-            before = len(found)
-            _cross(_borders(node), found, ask)
+        while node.bodies and before != len(asked):  # what one iteration asks is asked of the one before
+            before = len(asked)
+            _cross(_borders(node), asked, ask)
             for body in node.bodies:
-                _walk(body.nodes, graph, found)
+                _walk(body.nodes, graph, asked)
         if node.bodies:
             continue
         for limit in Limit:
-            behind = next((found[o, limit] for o in node.outputs if (o, limit) in found), None)
+            behind = next((asked[o, limit] for o in node.outputs if (o, limit) in asked), None)
             if behind is not None:
                 for name in _passed(node, limit, graph):
                     ask(name, limit, behind)
@@ -191,11 +191,11 @@ def _borders(node: Node) -> list[tuple[str, str]]:
     return pairs
 
 
-def _cross(pairs: Sequence[tuple[str, str]], found: _Found, ask: Callable[[str, Limit, str], None]) -> None:
+def _cross(pairs: Sequence[tuple[str, str]], asked: _Asked, ask: Callable[[str, Limit, str], None]) -> None:
     for behind, front in pairs:
         for limit in Limit:
-            if (behind, limit) in found:
-                ask(front, limit, found[behind, limit])
+            if (behind, limit) in asked:
+                ask(front, limit, asked[behind, limit])
 
 
 def _exponents(node: Node, graph: Graph) -> list[float] | None:

@@ -47,7 +47,7 @@ class Gate:
 def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
     """Every gate of the main graph, in topological order, without the axis of its samples."""
     graph = channels.graph
-    found: list[Gate] = []
+    gates: list[Gate] = []
     seen: dict[int, set[int]] = {}
     passing = {x.node.index for x in channels.linears if x.groups_are_units}
     reads = (r for r in channels.reads if r.kind == "contraction" and r.node.index not in graph.inside)
@@ -55,25 +55,25 @@ def gates_of(channels: ChannelGraph) -> tuple[Gate, ...]:
         data = r.node.inputs[r.slot]
         if data in graph.constants or graph.shape(data) is None or r.node.index in passing:
             continue
-        known = seen.setdefault(r.node.index, set())
+        carried = seen.setdefault(r.node.index, set())
         for f in channels.factors.get(data, ()):
             if all(f.shape[a] == 1 for a in r.axes):
                 continue
-            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(known)), f, -1)
+            classes = np.where((channels.group_of[f] >= 0) & ~np.isin(f, sorted(carried)), f, -1)
             if (classes >= 0).any():
-                found.append(Gate(r.node, r.slot, data, classes))
+                gates.append(Gate(r.node, r.slot, data, classes))
         # The other operand of a product carries the same channels; one factor for each is enough.
-        known.update(int(c) for f in channels.factors.get(data, ()) for c in np.unique(f))
-    return tuple(found)
+        carried.update(int(c) for f in channels.factors.get(data, ()) for c in np.unique(f))
+    return tuple(gates)
 
 
 def by_group(channels: ChannelGraph, gates: Sequence[Gate]) -> dict[int, list[int]]:
     """Group index → places in `gates` of those that serve it; a gate may serve several groups."""
-    found: dict[int, list[int]] = {}
+    places: dict[int, list[int]] = {}
     for i, gate in enumerate(gates):
         for g in np.unique(channels.group_of[gate.classes[gate.classes >= 0]]).tolist():
-            found.setdefault(g, []).append(i)
-    return found
+            places.setdefault(g, []).append(i)
+    return places
 
 
 def units_of(channels: ChannelGraph, group: int) -> Labels:
@@ -97,5 +97,5 @@ def sums_of(channels: ChannelGraph, group: int, gate: Gate, values: Doubles) -> 
     inside = np.flatnonzero(unit >= 0)
     # Several positions may belong to one unit.
     owner = csr_array((np.ones(inside.size), (unit[inside], inside)), shape=(channels.groups[group].size, unit.size))
-    found: Doubles = (owner @ values.reshape(-1, unit.size).T).T
-    return found
+    sums: Doubles = (owner @ values.reshape(-1, unit.size).T).T
+    return sums

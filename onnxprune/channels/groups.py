@@ -110,15 +110,15 @@ class ChannelGraph:
     @cached_property
     def group_of(self) -> Labels:
         """Group index of each class, -1 where it is in none."""
-        found = np.full(self.classes.pinned.size, -1, np.int64)
+        indices = np.full(self.classes.pinned.size, -1, np.int64)
         for g in self.groups:
-            found[g.units] = g.index
-        return found
+            indices[g.units] = g.index
+        return indices
 
     def groups_in(self, tensor: str) -> set[int]:
         """The groups that a tensor carries."""
-        found = {g for f in self.factors.get(tensor, ()) for g in np.unique(self.group_of[f]).tolist()}
-        return found - {-1}
+        indices = {g for f in self.factors.get(tensor, ()) for g in np.unique(self.group_of[f]).tolist()}
+        return indices - {-1}
 
     def keep_classes(self, kept: Mapping[int, Mask]) -> Mask:
         """Which classes stay, given a mask over the units of some groups (by group index)."""
@@ -130,14 +130,14 @@ class ChannelGraph:
     @cached_property
     def least_units(self) -> tuple[int, ...]:
         """How many units of each group must stay at least: one of every part that shares no unit with another."""
-        found = np.zeros(len(self.groups), np.int64)
+        least = np.zeros(len(self.groups), np.int64)
         taken = np.zeros(self.classes.pinned.size, bool)
         for units in self.needed:
             g = self.group_of[units]
             if not taken[units].any() and (g == g[0]).all():
                 taken[units] = True
-                found[g[0]] += 1
-        return tuple(max(int(n), 1) for n in found)
+                least[g[0]] += 1
+        return tuple(max(int(n), 1) for n in least)
 
     @cached_property
     def needed(self) -> tuple[Labels, ...]:
@@ -234,13 +234,13 @@ def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Se
 
 def _carrying(incidence: Any, signature: Labels, units: Sequence[int]) -> dict[int, tuple[int, int]]:
     """Axis → (positions of a unit on it, how many of the units are on it), in the order of the axes."""
-    found: dict[int, tuple[int, int]] = {}
+    by_axis: dict[int, tuple[int, int]] = {}
     kinds, first, counts = np.unique(signature[units], return_index=True, return_counts=True)
-    for _, at, carried in zip(kinds, first.tolist(), counts.tolist(), strict=True):
-        lo, hi = incidence.indptr[units[at]], incidence.indptr[units[at] + 1]
+    for _, index, carried in zip(kinds, first.tolist(), counts.tolist(), strict=True):
+        lo, hi = incidence.indptr[units[index]], incidence.indptr[units[index] + 1]
         for i, n in zip(incidence.indices[lo:hi].tolist(), incidence.data[lo:hi].tolist(), strict=True):
-            found[i] = (int(n), found.get(i, (0, 0))[1] + carried)
-    return dict(sorted(found.items()))
+            by_axis[i] = (int(n), by_axis.get(i, (0, 0))[1] + carried)
+    return dict(sorted(by_axis.items()))
 
 
 def _rows(cells: Labels) -> Labels | None:
@@ -270,13 +270,13 @@ def _producer_names(graph: Graph) -> dict[str, str]:
 
 def first_readers(graph: Graph) -> dict[str, Node]:
     """The first node that reads each constant; of a quantized weight, the first that reads it dequantized."""
-    found: dict[str, Node] = {}
+    readers: dict[str, Node] = {}
     for n in sorted(graph.every_node, key=lambda n: is_quantize(n) or is_dequantize(n)):
         for i in n.inputs:
             weight = stored(graph, i)
             if weight in graph.constants:
-                found.setdefault(weight, n)
-    return found
+                readers.setdefault(weight, n)
+    return readers
 
 
 def weight_axes(linear: Linear) -> tuple[int, int]:
@@ -326,7 +326,7 @@ def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Fac
 
 
 def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
-    found: list[PinnedAxis] = []
+    pinned_axes: list[PinnedAxis] = []
     weights = [(n, f) for n, fs in trace.factors.items() if n in trace.graph.constants for f in fs]
     for tensor, f in weights:
         if trace.graph.constants[tensor].dtype in INDEX_TYPES:
@@ -337,10 +337,12 @@ def _pinned_axes(trace: Trace, classes: Classes) -> tuple[PinnedAxis, ...]:
         why = classes.reasons[int(stuck[0])] if stuck.size else None
         if why is not None and not why.structural:
             rows = np.moveaxis(classes.pinned[members], axis, 0).reshape(f.shape[axis], -1)
-            found.append(PinnedAxis(tensor, axis, int(rows.any(axis=1).sum()), why))
+            pinned_axes.append(PinnedAxis(tensor, axis, int(rows.any(axis=1).sum()), why))
     readers = first_readers(trace.graph) if trace.unlabelled else {}
     for tensor in sorted(trace.unlabelled):
         by = readers[tensor]
         why = Pinned(tensor, 0, by.name, by.op, Reason(f"{by.op} {TOO_MANY}", Remedy.TOO_MANY))
-        found += [PinnedAxis(tensor, a, s, why) for a, s in enumerate(trace.graph.constants[tensor].shape) if s > 1]
-    return tuple(found)
+        pinned_axes += [
+            PinnedAxis(tensor, a, s, why) for a, s in enumerate(trace.graph.constants[tensor].shape) if s > 1
+        ]
+    return tuple(pinned_axes)

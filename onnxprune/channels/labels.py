@@ -175,7 +175,7 @@ def take(factors: Factors, axis: int, positions: range) -> Factors:
 
 
 def as_array(positions: range) -> Labels:
-    """The positions one by one."""
+    """List the positions of a range one by one, (n,)."""
     return np.arange(positions.start, positions.stop, positions.step, dtype=np.int64)
 
 

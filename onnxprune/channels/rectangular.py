@@ -126,8 +126,8 @@ def _demand(now: _Pass, rows: Labels, give_up: Callable[[], None]) -> _Constrain
     rank = np.empty(rows.shape[0], np.int64)
     rank[row[np.sort(first)]] = np.arange(rows.shape[0])
     content = members.tobytes() + rank[row].tobytes() + times.tobytes()
-    found = now.constraints.setdefault(content, _Constraint(members, rank[row], times, rows.shape[0], give_up))
-    return found
+    constraint = now.constraints.setdefault(content, _Constraint(members, rank[row], times, rows.shape[0], give_up))
+    return constraint
 
 
 def _factors(now: _Pass, factors: dict[str, Factors]) -> None:
@@ -253,9 +253,9 @@ def _cells(now: _Pass, factors: dict[str, Factors]) -> tuple[Labels, Labels]:
         balances = tuple((k, t) for k, _, t in rows)
         alike.setdefault(balances, {}).setdefault(tuple(r for _, r, _ in rows), []).append(m)
     blocks = cells = 0
-    for balances, found in alike.items():
+    for balances, members_by_cell in alike.items():
         involved = [k for k, _ in balances]
-        parts = _parts(found, signature, [constraints[k].rows for k in involved])
+        parts = _parts(members_by_cell, signature, [constraints[k].rows for k in involved])
         if not parts:
             widest = max(involved, key=lambda k: constraints[k].rows)
             now.give_up(constraints[widest].members, constraints[widest].give_up)
@@ -267,20 +267,20 @@ def _cells(now: _Pass, factors: dict[str, Factors]) -> tuple[Labels, Labels]:
     return block, cell
 
 
-def _parts(found: _Members, signature: Labels, rows: Sequence[int]) -> list[_Members]:
+def _parts(cells: _Members, signature: Labels, rows: Sequence[int]) -> list[_Members]:
     """The cells of some balances as blocks of even cells: one for each set of weights that carries such classes.
 
     Where rows lie on weights of their own (the branches that a Concat brings under one normalization), the weights
     share one block, as long as each cell lies on one set of weights. Empty where the cells are not even.
     """
     by_weights: dict[int, _Members] = {}
-    for key, members in found.items():
+    for key, members in cells.items():
         for m in members:
             by_weights.setdefault(int(signature[m]), {}).setdefault(key, []).append(m)
     if all(_even(part, rows) for part in by_weights.values()):
         return list(by_weights.values())
-    apart = all(len({int(signature[m]) for m in members}) == 1 for members in found.values())
-    return [found] if apart and _even(found, rows) else []
+    apart = all(len({int(signature[m]) for m in members}) == 1 for members in cells.values())
+    return [cells] if apart and _even(cells, rows) else []
 
 
 def _even(cells: _Members, rows: Sequence[int]) -> bool:
@@ -300,13 +300,13 @@ Axes = list[tuple[str, int, int, Labels]]
 
 def weight_axes_of(graph: Graph, factors: dict[str, Factors]) -> Axes:
     """(weight, axis, rows, classes) of every factor of a weight: its last tracked axis, and how many rows that has."""
-    found: Axes = []
+    axes: Axes = []
     for name, fs in factors.items():
         if name in graph.constants:
             for f in fs:
                 *rows, axis = tracked_axes(f)
-                found.append((name, axis, int(np.prod([f.shape[a] for a in rows], dtype=np.int64)), f.ravel()))
-    return found
+                axes.append((name, axis, int(np.prod([f.shape[a] for a in rows], dtype=np.int64)), f.ravel()))
+    return axes
 
 
 def signatures(axes: Axes, count: int) -> tuple[coo_array, Labels]:
@@ -320,17 +320,17 @@ def signatures(axes: Axes, count: int) -> tuple[coo_array, Labels]:
     incidence.sum_duplicates()
     incidence.sort_indices()
     seen: dict[bytes, int] = {}
-    found = np.full(count, -1, np.int64)
+    signature = np.full(count, -1, np.int64)
     for c in np.unique(rows).tolist():
         lo, hi = incidence.indptr[c], incidence.indptr[c + 1]
         content = incidence.indices[lo:hi].astype(np.int64).tobytes() + incidence.data[lo:hi].tobytes()
-        found[c] = seen.setdefault(content, len(seen))
-    return incidence, found
+        signature[c] = seen.setdefault(content, len(seen))
+    return incidence, signature
 
 
 def _pin_whole_axes(trace: Trace, classes: Classes) -> bool:
     """Pin a class that is all there is of some tensor's axis; whether there is any."""
-    found = False
+    any_pinned = False
     for name, factors in trace.factors.items():
         for f in factors:
             members = classes.of_label[f]
@@ -341,5 +341,5 @@ def _pin_whole_axes(trace: Trace, classes: Classes) -> bool:
             node, op = (by.name, by.op) if by is not None else ("", "")
             why = Pinned(name, tracked_axes(f)[0], node, op, Reason(text, Remedy.COUPLED))
             trace.labels.pin(f, why)
-            found = True
-    return found
+            any_pinned = True
+    return any_pinned

@@ -114,17 +114,17 @@ class Trace:
     def of(self, name: str) -> Factors:
         """Factors of a tensor; a constant starts with fresh labels on each axis above 1. Raises TooMany."""
         self.consulted.add(name)
-        known = self.factors.get(name)
-        if known is None:
-            known = ()
+        factors = self.factors.get(name)
+        if factors is None:
+            factors = ()
             c = self.graph.constants.get(name)
             if c is not None:
                 if not self.labels.has_room(sum(c.shape)):
                     self.unlabelled.add(name)
                     raise TooMany
-                known = tuple(along(self.labels.fresh(s), a, c.ndim) for a, s in enumerate(c.shape) if s > 1)
-            self.factors[name] = known
-        return known
+                factors = tuple(along(self.labels.fresh(s), a, c.ndim) for a, s in enumerate(c.shape) if s > 1)
+            self.factors[name] = factors
+        return factors
 
     def free_axes(self, shape: Shape, axes: Iterable[int]) -> list[Factor]:
         """Fresh labels for axes that a tensor of that shape gets; one with too many positions stays untracked."""
@@ -132,7 +132,7 @@ class Trace:
         return [along(self.labels.fresh(shape[a]), a, len(shape)) for a in few]
 
     def to_pin(self, name: str) -> Factors:
-        """As `of`; none of a constant that has too many: whatever reads it pins all else that it reads."""
+        """What `of` gives; nothing for a constant that has too many: whatever reads it pins all else that it reads."""
         try:
             return self.of(name)
         except TooMany:
@@ -195,8 +195,8 @@ class Trace:
         """Never remove the channels that these factors track."""
         for f in factors:
             tracked = tracked_axes(f)
-            at = axis if axis >= 0 or not tracked else tracked[0]
-            self.labels.pin(f, Pinned(name, at, node.name, node.op, reason, structural))
+            pinned_axis = axis if axis >= 0 or not tracked else tracked[0]
+            self.labels.pin(f, Pinned(name, pinned_axis, node.name, node.op, reason, structural))
             if not structural:
                 self._stopped.setdefault(node.index, reason.remedy)
 
@@ -231,7 +231,7 @@ class Trace:
 
     def on_axis(self, name: str, factors: Factors, axis: int, node: Node) -> Labels | None:
         """The labels along one axis, (n,), with factors that span more axes tied along those; None if untracked."""
-        found: Labels | None = None
+        labels: Labels | None = None
         for f in factors:
             if f.shape[axis] == 1:
                 continue
@@ -239,11 +239,11 @@ class Trace:
                 if a != axis:
                     f = self.labels.tie(f, a)
             flat = f.ravel()
-            if found is None:
-                found = flat
+            if labels is None:
+                labels = flat
             else:
-                self.labels.unify(found, flat)
-        return found
+                self.labels.unify(labels, flat)
+        return labels
 
     def agree(self, operands: Sequence[tuple[str, Labels | None, int]], node: Node) -> Labels | None:
         """Unify the labels of (name, labels, axis); where an operand is untracked, the others are pinned: then None."""

@@ -42,7 +42,7 @@ class Untried:
 
     @property
     def text(self) -> str:
-        """What is known of it, as half a sentence."""
+        """Says that no sample runs it, or that this cannot be seen, as a clause."""
         if not self.seen:
             return f"it cannot be seen what the samples do inside {self.node}"
         return f"no sample takes the {self.branch}{'' if self.branch == _BODY else ' branch'} of {self.node}"
@@ -60,7 +60,7 @@ def untried_branches(
     taken: main output of an If that always takes the same branch → whether that is the first. types: of tensors. idle:
     main outputs of the Loops and Scans that no sample turns. unseen: of the nodes in which nothing could be seen.
     """
-    found: list[Untried] = []
+    untried: list[Untried] = []
     for node in channels.graph.every_node:
         main = next((o for o in node.outputs if o), "")
         if main in unseen or main in idle:
@@ -73,8 +73,8 @@ def untried_branches(
             inside = tuple(depth_first(body.nodes))
             if body.attribute in names and not all(_passes_on(n, types) for n in inside):
                 touched, nodes = _touched(node, body, channels), frozenset(n.index for n in inside)
-                found.append(Untried(node.name, names[body.attribute], touched, nodes, main not in unseen))
-    return tuple(found)
+                untried.append(Untried(node.name, names[body.attribute], touched, nodes, main not in unseen))
+    return tuple(untried)
 
 
 def unread(channels: ChannelGraph, untried: Iterable[Untried]) -> frozenset[int]:

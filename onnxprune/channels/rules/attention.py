@@ -40,8 +40,8 @@ def pairs(node: Node, size: int) -> Labels:
     """
     turned = rotated(node, size)
     first = np.arange(turned)
-    found = first.reshape(-1, 2) if node.attrs.get("interleaved", 0) else first.reshape(2, -1).T
-    return np.concatenate([found, np.arange(turned, size // 2 * 2).reshape(-1, 2)])
+    combined = first.reshape(-1, 2) if node.attrs.get("interleaved", 0) else first.reshape(2, -1).T
+    return np.concatenate([combined, np.arange(turned, size // 2 * 2).reshape(-1, 2)])
 
 
 def _by_head(name: str, heads: int, node: Node, t: Trace) -> Factors:
@@ -53,16 +53,16 @@ def _by_head(name: str, heads: int, node: Node, t: Trace) -> Factors:
 
 def _along(name: str, factors: Factors, axis: int, node: Node, t: Trace) -> Labels | None:
     """Labels of the heads (axis 0) or of the positions in each (axis 1), (n,); None where untracked."""
-    found: Labels | None = None
+    labels: Labels | None = None
     for f in factors:
         if f.shape[axis] == 1:
             t.pin(name, [f], node, _SAME if axis else _WHOLE)
             continue
         flat = t.labels.tie(f, 1 - axis).ravel()
-        if found is None:
-            found = flat
-        t.labels.unify(found, flat)
-    return found
+        if labels is None:
+            labels = flat
+        t.labels.unify(labels, flat)
+    return labels
 
 
 def attention(node: Node, t: Trace) -> None:

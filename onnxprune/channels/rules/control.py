@@ -88,11 +88,11 @@ def _iterate(
     """Walk a body once with its states, and unify what each state is before, inside and behind it."""
     reason = _changes(node)
     for before, inner, after in zip(initial, inputs, outputs, strict=True):
-        known: Factors = t.of(before)
+        factors: Factors = t.of(before)
         if t.graph.shape(before) != t.graph.shape(inner) or t.graph.shape(inner) != t.graph.shape(after):
-            t.pin(before, known, node, reason)
-            known = ()
-        t.factors[inner] = known
+            t.pin(before, factors, node, reason)
+            factors = ()
+        t.factors[inner] = factors
     t.visit(body.nodes, inside=True)
     for k, names in enumerate(zip(initial, inputs, outputs, strict=True)):
         _join(names, final[k] if k < len(final) else "", reason, node, t)

@@ -82,9 +82,9 @@ def scatter_nd(node: Node, t: Trace) -> None:
     x, i, u = node.inputs[:3]
     shape, picked = t.shape(x), t.shape(i)
     depth, rows = picked[-1], len(picked) - 1
-    known = i in t.graph.constants
+    constant = i in t.graph.constants
     why = Reason("ScatterND writes to the positions that this lists", Remedy.MEANING)
-    t.pin(i, t.of(i), node, why, structural=known)
+    t.pin(i, t.of(i), node, why, structural=constant)
     operands = [
         (n, tuple(f.reshape(f.shape[lead:]) for f in _without(n, range(lead), node, t)), t.shape(n)[lead:])
         for n, lead in ((x, depth), (u, rows))
@@ -110,8 +110,8 @@ def tensor_scatter(node: Node, t: Trace) -> None:
 def one_hot(node: Node, t: Trace) -> None:
     """OneHot: an axis of `depth` classes is put in; the others are those of the indices."""
     i, out = node.inputs[0], node.outputs[0]
-    at = axis_in(node.attrs.get("axis", -1), len(t.shape(out)))
-    t.set(out, [f.reshape((*f.shape[:at], 1, *f.shape[at:])) for f in t.of(i)])
+    axis = axis_in(node.attrs.get("axis", -1), len(t.shape(out)))
+    t.set(out, [f.reshape((*f.shape[:axis], 1, *f.shape[axis:])) for f in t.of(i)])
 
 
 def compress(node: Node, t: Trace) -> None:
@@ -129,9 +129,9 @@ def fixed_axes(reason: str, axes: Callable[[Node, int, Trace], Sequence[int] | N
     def rule(node: Node, t: Trace) -> None:
         x = node.inputs[0]
         rank = len(t.shape(x))
-        found = axes(node, rank, t)
+        fixed = axes(node, rank, t)
         why = Reason(f"{node.op} {reason}", Remedy.POSITIONS)
-        stay = range(rank) if found is None else sorted({axis_in(a, rank) for a in found})
+        stay = range(rank) if fixed is None else sorted({axis_in(a, rank) for a in fixed})
         t.set(node.outputs[0], t.untrack(x, t.of(x), list(stay), node, why))
 
     return rule
@@ -145,8 +145,8 @@ def _transformed_axes(node: Node, rank: int, t: Trace) -> Sequence[int] | None:
     """DFT: the axis that is transformed, an attribute before opset 20, and that of real and imaginary part."""
     if t.graph.opset < 20:
         return int(node.attrs.get("axis", 1)), rank - 1
-    found: Labels | tuple[int, ...] | None = t.graph.ints(node.input(2)) if node.input(2) else (-2,)
-    return None if found is None else (int(found[0]), rank - 1)
+    written: Labels | tuple[int, ...] | None = t.graph.ints(node.input(2)) if node.input(2) else (-2,)
+    return None if written is None else (int(written[0]), rank - 1)
 
 
 TABLE: dict[str, Rule] = {

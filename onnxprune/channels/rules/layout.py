@@ -86,11 +86,11 @@ def _apart(x: str, before: Factors, after: Factors, node: Node, t: Trace) -> Fac
 
 def _known_target(node: Node, t: Trace, before: Shape, after: Shape) -> bool:
     """Whether every entry of a run-time target that a tracked axis lands on is known."""
-    known = t.graph.known_values.get(node.input(1))
-    if known is None:
+    target = t.graph.known_values.get(node.input(1))
+    if target is None:
         return not any(tracked_axes(f) for f in t.of(node.input(0)))
     moved = [compress(reshape_factor(f, before, after)) for f in t.of(node.input(0))]
-    return all(known[a] is not None for f in moved for a in tracked_axes(f))
+    return all(target[a] is not None for f in moved for a in tracked_axes(f))
 
 
 _EMPTY = 2**89 - 1  # a prime
@@ -258,12 +258,12 @@ def expand(node: Node, t: Trace) -> None:
 def _widened(sizes: str, before: Shape, after: Shape, t: Trace) -> list[Factor]:
     """Fresh labels for axes that grow from 1 to a size written in the constant (or known) tensor `sizes`."""
     written = t.graph.ints(sizes)
-    known: Sequence[int | None] | None = written if written is not None else t.graph.known_values.get(sizes)
-    if known is None:
+    entries: Sequence[int | None] | None = written if written is not None else t.graph.known_values.get(sizes)
+    if entries is None:
         return []
-    offset = len(after) - len(known)
+    offset = len(after) - len(entries)
     grown = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b == 1 and s > 1 and a >= offset]
-    return t.free_axes(after, [a for a in grown if known[a - offset] is not None])
+    return t.free_axes(after, [a for a in grown if entries[a - offset] is not None])
 
 
 def tile(node: Node, t: Trace) -> None:
@@ -310,17 +310,17 @@ def pad(node: Node, t: Trace) -> None:
     open_ = range(rank) if amounts is None else [a for a, both in amounts.items() if None in both]
     why = Reason("the amounts of Pad are computed at run time", Remedy.RUN_TIME)
     factors = t.untrack(x, t.of(x), list(open_), node, why)
-    known = {a: (b, e) for a, (b, e) in (amounts or {}).items() if b is not None and e is not None and (b or e)}
-    factors = t.untrack_free(x, factors, list(known), node)
+    padded = {a: (b, e) for a, (b, e) in (amounts or {}).items() if b is not None and e is not None and (b or e)}
+    factors = t.untrack_free(x, factors, list(padded), node)
     fresh = node.attrs.get("mode", "constant") == "constant"
     result: list[Factor] = []
     for f in factors:
-        axes = [a for a in tracked_axes(f) if a in known]
-        if axes and (not fresh or len(tracked_axes(f)) > 1 or min(known[axes[0]]) < 0):
+        axes = [a for a in tracked_axes(f) if a in padded]
+        if axes and (not fresh or len(tracked_axes(f)) > 1 or min(padded[axes[0]]) < 0):
             why = Reason("Pad changes this axis in a way that labels cannot follow", Remedy.PADDING)
             result.extend(t.untrack(x, (f,), axes, node, why))
         elif axes:
-            before, behind = known[axes[0]]
+            before, behind = padded[axes[0]]
             parts = (t.labels.fresh(before), f.ravel(), t.labels.fresh(behind))
             result.append(along(np.concatenate(parts), axes[0], rank))
         else:
@@ -362,12 +362,12 @@ def shape_of(node: Node, t: Trace) -> None:
     """Shape and Size: the sizes that depend on tracked axes were folded before; what is left pins the axes it reads."""
     x = node.input(0)
     axes = range(len(t.shape(x)))
-    known: Sequence[int | None] | None = None
+    entries: Sequence[int | None] | None = None
     if node.op == "Shape":
         # From opset 15 on it may read a run of the axes only; bounds are clamped as those of Python's slices.
         axes = axes[node.attrs.get("start", 0) : node.attrs.get("end")]
-        known = t.graph.known_values.get(node.outputs[0])
-    open_ = {a for i, a in enumerate(axes) if known is None or known[i] is None}
+        entries = t.graph.known_values.get(node.outputs[0])
+    open_ = {a for i, a in enumerate(axes) if entries is None or entries[i] is None}
     loose = tuple(f for f in t.of(x) if open_ & set(tracked_axes(f)))
     t.pin(x, loose, node, Reason(f"{node.op} reads this size at run time", Remedy.RUN_TIME))
     t.factors[node.outputs[0]] = ()

@@ -41,10 +41,10 @@ def last_axes_norm(node: Node, t: Trace) -> None:
     rank = len(t.shape(x))
     axis = axis_in(node.attrs.get("axis", -1), rank)
     axes = tuple(range(axis, rank))
-    found = t.of(x)
+    factors_of_x = t.of(x)
     if t.attention == "head-dim":  # a normalization inside each head
-        found = same_inside(found, range(axis), t)
-    factors = mix(node, t, x, found, axes)
+        factors_of_x = same_inside(factors_of_x, range(axis), t)
+    factors = mix(node, t, x, factors_of_x, axes)
     operands = [(x, factors, t.shape(x))]
     operands += [(i, t.of(i), t.shape(i)) for i in node.inputs[1:] if i]
     t.set(node.outputs[0], t.merge(operands, node))

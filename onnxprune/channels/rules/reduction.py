@@ -69,8 +69,8 @@ def rank_axis(node: Node, t: Trace) -> None:
     old = t.graph.opset < 13 and node.op in ("Softmax", "LogSoftmax", "Hardmax")
     axis = node.attrs.get("axis", 1 if old else (0 if node.op.startswith("Arg") else -1))
     if node.op.startswith("Cum"):
-        found = t.graph.ints(node.input(1))
-        axes = range(rank) if found is None else [axis_in(found[0], rank)]
+        written = t.graph.ints(node.input(1))
+        axes = range(rank) if written is None else [axis_in(written[0], rank)]
     else:
         axes = range(axis_in(axis, rank), rank) if old else [axis_in(axis, rank)]
     why = Reason(f"{node.op} compares all entries of this axis", Remedy.COMPARED)

@@ -14,8 +14,8 @@ def sample(node: Node, t: Trace) -> None:
     given = Reason(f"{node.op} takes positions from it", Remedy.MEANING)
     for places in node.inputs[1:]:
         if places:
-            known = places in t.graph.constants
-            t.pin(places, t.of(places), node, given, structural=known)
+            constant = places in t.graph.constants
+            t.pin(places, t.of(places), node, given, structural=constant)
     rank = len(t.shape(x))
     others = [0, *range(2, rank)]
     why = Reason(f"{node.op} needs every position and sample", Remedy.POSITIONS)
@@ -55,9 +55,9 @@ def resize(node: Node, t: Trace) -> None:
     factors = t.untrack(x, t.of(x), sorted(axes), node, why)
     sizes = node.input(3)
     if sizes and sizes not in t.graph.constants:
-        known = t.graph.known_values.get(sizes)
+        known_sizes = t.graph.known_values.get(sizes)
         tracked = {a for f in factors for a in tracked_axes(f)} & set(named)
-        if known is None or any(known[named.index(a)] is None for a in tracked):
+        if known_sizes is None or any(known_sizes[named.index(a)] is None for a in tracked):
             why = Reason("the sizes of Resize are computed at run time", Remedy.RUN_TIME)
             factors = t.untrack(x, factors, sorted(tracked), node, why)
     t.set(out, factors)

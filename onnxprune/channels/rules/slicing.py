@@ -57,10 +57,10 @@ def slice_bounds(node: Node, graph: Graph) -> tuple[Bounds, ...] | None:
             axes = graph.ints(node.input(3))
             if axes is None:
                 return None
-    known = next((v for v in (axes, starts, ends, steps) if v is not None), None)
-    if known is None:
+    listed = next((v for v in (axes, starts, ends, steps) if v is not None), None)
+    if listed is None:
         return None
-    count = len(known)
+    count = len(listed)
     axes = tuple(range(count)) if axes is None else axes
     loose: tuple[int | None, ...] = (None,) * count
     if steps is None:
@@ -74,9 +74,9 @@ def slice_bounds(node: Node, graph: Graph) -> tuple[Bounds, ...] | None:
 
 def _entries(name: str, graph: Graph) -> tuple[int | None, ...] | None:
     """What is known of a vector of bounds; where only its length is, an entry None for each."""
-    found = graph.entries(name)
+    entries = graph.entries(name)
     shape = graph.shape(name)
-    return (None,) * shape[0] if found is None and shape else found
+    return (None,) * shape[0] if entries is None and shape else entries
 
 
 def kept_positions(node: Node, graph: Graph) -> Mapping[int, range | None] | None:
