@@ -234,7 +234,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
 
     @cached_property
     def session(self) -> Session:
-        """Of the part of the model that computes the layers' inputs."""
+        """Runs the part of the model that computes the layers' inputs."""
         return Session(self.proto, providers=PROVIDERS[self.provider])
 
     def on_host(self, shard: Shard, take: Callable[[Layer, Floats, bool], None]) -> None:
@@ -267,7 +267,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         return graph, Session(graph.proto, providers=PROVIDERS[self.provider])
 
     def on_device(self, shard: Shard, inputs: Mapping[int, Inputs]) -> Iterator[tuple[Layer, Floats | Gram, bool]]:
-        """The same with the Grams of those rows in their place, where the model computes them."""
+        """Yield what `on_host` passes on, with the Gram of the rows in their place where the model computes it."""
         graph, session = self._appended
 
         def run(index: int, feeds: Mapping[str, Array]) -> _Computed:

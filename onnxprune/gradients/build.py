@@ -95,10 +95,10 @@ class Builder:
 
     def shape(self, name: str) -> Shape:
         """Sizes at the model's binding. Raises NoGradient where they are not known."""
-        found = self.graph.shape(name)
-        if found is None:
+        shape = self.graph.shape(name)
+        if shape is None:
             raise NoGradient(f"the shape of {name!r} is not known")
-        return found
+        return shape
 
     def rank(self, name: str) -> int:
         """Number of axes. Raises NoGradient where it is not known."""
@@ -202,7 +202,7 @@ class Builder:
             [helper.make_tensor_value_info(i, kind, None) for i in given],
             [helper.make_tensor_value_info(o, kind, (None, None)) for o in (*after, *steps)],
         )
-        found = self.ops(
+        outputs = self.ops(
             "Scan",
             (*states, *sequences),
             len(after) + len(steps),
@@ -211,7 +211,7 @@ class Builder:
             scan_input_directions=[int(reverse)] * len(sequences),
             scan_output_directions=[int(reverse)] * len(steps),
         )
-        return found[: len(after)], found[len(after) :]
+        return outputs[: len(after)], outputs[len(after) :]
 
     # sizes at run time: int64 tensors of one axis
 
@@ -286,7 +286,7 @@ class Builder:
         return self.op("Where", mask, grad, self.number(0.0, like))
 
     def gated(self, grad: str, mask: str, like: str) -> str:
-        """As `masked`, of a finite gradient and by a product: onnxruntime's Where takes twice as long."""
+        """Mask a finite gradient by a product: the Where of `masked` takes onnxruntime twice as long."""
         return self.op("Mul", grad, self.cast(mask, like))
 
     def product(self, grad: str, factor: str) -> str:

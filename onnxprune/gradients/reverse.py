@@ -104,7 +104,7 @@ class _Walk:
         return tensor in self._leads or self.b.is_float(tensor)
 
     def add(self, tensor: str, gradient: str) -> None:
-        """One more term of a tensor's gradient."""
+        """Add one more term to a tensor's gradient."""
         self._terms.setdefault(tensor, []).append(gradient)
 
     def _gradient(self, tensor: str) -> str | None:
@@ -123,24 +123,24 @@ class _Walk:
         broken = next((self._broken[o] for o in node.outputs if o in self._broken), None)
         if not (slots or captured) or (broken is None and not any(grads)):
             return
-        found: Mapping[int, str] = {}
+        input_grads: Mapping[int, str] = {}
         why = broken
         if why is None:
             try:
-                found = self._differentiate(node, grads, slots, bool(captured))
+                input_grads = self._differentiate(node, grads, slots, bool(captured))
             except NoGradient as e:
                 why = f"{node.name} ({node.op}): {e}"
         for s in slots:
             if s in wanted:
                 if why is not None:
                     self.missing[node.index, s] = why
-                elif s in found:
-                    self.of_use[node.index, s] = found[s]
+                elif s in input_grads:
+                    self.of_use[node.index, s] = input_grads[s]
             if node.inputs[s] in self._leads:
                 if why is not None:
                     self._broken.setdefault(node.inputs[s], why)
-                elif s in found:
-                    self.add(node.inputs[s], found[s])
+                elif s in input_grads:
+                    self.add(node.inputs[s], input_grads[s])
         if why is not None:
             for c in captured:
                 self._broken.setdefault(c, why)
@@ -156,8 +156,8 @@ class _Walk:
         for s in slots:
             if not self.b.is_float(node.inputs[s]):
                 raise NoGradient(f"{node.inputs[s]!r} is no tensor of floating-point numbers")
-        found = rule(self.b, node, grads, slots)
-        return {s: g for s, g in found.items() if s in slots}
+        input_grads = rule(self.b, node, grads, slots)
+        return {s: g for s, g in input_grads.items() if s in slots}
 
     def finish(self) -> None:
         """Gather the whole gradients of the tensors that were asked for; name the uses that nothing could reach."""

@@ -213,13 +213,13 @@ def _places(b: Builder, x: str, geo: Geometry, first: int) -> list[str]:
     """x[s·o + d·t] of the padded x for every t, its spatial axes beginning at `first`."""
     if max(*geo.kernel, *geo.strides) == 1:
         return [x]
-    found = []
+    places = []
     for t in product(*(range(k) for k in geo.kernel)):
         starts = [d * i for d, i in zip(geo.dilations, t, strict=True)]
         ends = [n + s * (o - 1) + 1 for n, s, o in zip(starts, geo.strides, geo.outputs, strict=True)]
         axes = range(first, first + len(t))
-        found.append(b.slice(x, b.ints(*starts), b.ints(*ends), axes, None if max(geo.strides) == 1 else geo.strides))
-    return found
+        places.append(b.slice(x, b.ints(*starts), b.ints(*ends), axes, None if max(geo.strides) == 1 else geo.strides))
+    return places
 
 
 def _over_all_samples(
@@ -244,12 +244,12 @@ def _by_sample(
         return [b.total(b.op("Mul", dy, part), axes, keepdims=False) for part in parts]
     lead = (0,) if groups == 1 else (0, groups)
     left = b.op("Reshape", dy, b.ints(*lead, m // groups, -1))
-    found = []
+    products = []
     for part in parts:
         rows = b.op("Reshape", part, b.ints(*lead, c // groups, -1))
         perm = [*range(len(lead)), len(lead) + 1, len(lead)]
-        found.append(b.total(b.op("MatMul", left, b.op("Transpose", rows, perm=perm)), [0], keepdims=False))
-    return found
+        products.append(b.total(b.op("MatMul", left, b.op("Transpose", rows, perm=perm)), [0], keepdims=False))
+    return products
 
 
 def _cropped(b: Builder, x: str, before: Sequence[int], after: Sequence[int], like: str) -> tuple[str, list[int]]:

@@ -97,21 +97,21 @@ def attention(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequen
             scores = b.op("Mul", b.op("MatMul", rows, _swapped(b, k)), scale)
             t = b.op("Tanh", b.op("Div", scores, b.number(cap, q)))
             ds = b.op("Mul", ds, b.op("Sub", b.number(1.0, q), b.op("Mul", t, t)))
-        found = {0: heads.back(b.op("Reshape", b.op("MatMul", ds, k), b.shape_of(query)), q)}
+        input_grads = {0: heads.back(b.op("Reshape", b.op("MatMul", ds, k), b.shape_of(query)), q)}
         own = b.op("MatMul", _swapped(b, ds), rows), b.op("MatMul", _swapped(b, p), g)
         of_keys = [o if f is None else b.op("Add", o, f) for o, f in zip(own, of_keys, strict=True)]
     else:
-        found = {}
+        input_grads = {}
     for slot, past, whole in zip((1, 2), (4, 5), of_keys, strict=True):
         if whole is None:
             continue
         name, before = node.inputs[slot], b.ints(0)
         if node.input(past):
             before = b.size(node.inputs[past], 2)
-            found[past] = b.part(whole, 2, b.ints(0), before)
+            input_grads[past] = b.part(whole, 2, b.ints(0), before)
             whole = b.part(whole, 2, before, b.size(name, heads.positions))
-        found[slot] = heads.back(whole, name)
-    return found
+        input_grads[slot] = heads.back(whole, name)
+    return input_grads
 
 
 def _swapped(b: Builder, x: str) -> str:

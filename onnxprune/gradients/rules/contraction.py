@@ -21,29 +21,29 @@ def conv(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[in
     """Conv of any rank: data, weight and bias."""
     x, w = node.inputs[:2]
     g, groups = given(grads), int(node.attrs.get("group", 1))
-    found = _bias(b, node, g) if 2 in slots else {}
+    input_grads = _bias(b, node, g) if 2 in slots else {}
     if 0 in slots or 1 in slots:
         geo = geometry(b, node, b.shape(w)[2:])
     if 0 in slots:
         weight = b.array(w)
-        found[0] = spread(b, g, w if weight is None else weight, geo, groups, x)
+        input_grads[0] = spread(b, g, w if weight is None else weight, geo, groups, x)
     if 1 in slots:
-        found[1] = correlated(b, g, x, (b.shape(w)[0], b.shape(x)[1]), geo, groups, x)
-    return found
+        input_grads[1] = correlated(b, g, x, (b.shape(w)[0], b.shape(x)[1]), geo, groups, x)
+    return input_grads
 
 
 def conv_transpose(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
     """ConvTranspose of any rank: data, weight and bias. Its weight is that of the Conv which is its transpose."""
     x, w = node.inputs[:2]
     g, groups = given(grads), int(node.attrs.get("group", 1))
-    found = _bias(b, node, g) if 2 in slots else {}
+    input_grads = _bias(b, node, g) if 2 in slots else {}
     if 0 in slots or 1 in slots:
         geo = geometry(b, node, b.shape(w)[2:])
     if 0 in slots:
-        found[0] = gathered(b, g, w, geo, groups, x)
+        input_grads[0] = gathered(b, g, w, geo, groups, x)
     if 1 in slots:
-        found[1] = correlated(b, x, g, (b.shape(x)[1], b.shape(w)[1] * groups), geo, groups, x)
-    return found
+        input_grads[1] = correlated(b, x, g, (b.shape(x)[1], b.shape(w)[1] * groups), geo, groups, x)
+    return input_grads
 
 
 def _bias(b: Builder, node: Node, g: str) -> dict[int, str]:
@@ -64,16 +64,16 @@ def gemm(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[in
         alpha = float(attrs.get("alpha", 1.0))
         return b.op("Gemm", left, right, *rest, alpha=alpha, transA=trans_left, transB=trans_right)
 
-    found = {}
+    input_grads = {}
     if 0 in slots:
-        found[0] = product(w, g, tb, 1) if ta else product(g, w, 0, 1 - tb)
+        input_grads[0] = product(w, g, tb, 1) if ta else product(g, w, 0, 1 - tb)
     if 1 in slots:
-        found[1] = product(g, x, 1, ta) if tb else product(x, g, 1 - ta, 0)
+        input_grads[1] = product(g, x, 1, ta) if tb else product(x, g, 1 - ta, 0)
     if 2 in slots:
         beta = float(attrs.get("beta", 1.0))
         scaled = g if beta == 1.0 else b.op("Mul", g, b.number(beta, x))
-        found[2] = b.sum_to(scaled, node.outputs[0], node.inputs[2])
-    return found
+        input_grads[2] = b.sum_to(scaled, node.outputs[0], node.inputs[2])
+    return input_grads
 
 
 def matmul(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
@@ -90,11 +90,11 @@ def matmul(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[
         g = b.unsqueeze(g, [rank - 1 if row else rank])
     matrices = [(1, *shapes[0]) if row else shapes[0], (*shapes[1], 1) if column else shapes[1]]
     batch = np.broadcast_shapes(*(s[:-2] for s in matrices))
-    found = {}
+    input_grads = {}
     if 0 in slots:
         other = b.unsqueeze(right, [1]) if column else right
         full = b.op("MatMul", g, _transposed(b, other, len(matrices[1])))
-        found[0] = b.squeeze(_summed(b, full, batch, matrices[0][:-2]), [0] if row else [])
+        input_grads[0] = b.squeeze(_summed(b, full, batch, matrices[0][:-2]), [0] if row else [])
     if 1 in slots:
         other = b.unsqueeze(left, [0]) if row else left
         if len(matrices[1]) == 2 and len(matrices[0]) > 2:  # one product over all rows rather than a sum of products
@@ -103,8 +103,8 @@ def matmul(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[
         else:
             full = b.op("MatMul", _transposed(b, other, len(matrices[0])), g)
             full = _summed(b, full, batch, matrices[1][:-2])
-        found[1] = b.squeeze(full, [1] if column else [])
-    return found
+        input_grads[1] = b.squeeze(full, [1] if column else [])
+    return input_grads
 
 
 def _transposed(b: Builder, x: str, rank: int) -> str:
@@ -127,20 +127,20 @@ def einsum(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[
     for term, name in zip(terms, node.inputs, strict=True):
         for letter, n in zip(term, b.shape(name), strict=True):
             sizes[letter] = max(sizes.get(letter, 1), n)
-    found = {}
+    input_grads = {}
     for slot in slots:
         name, term = node.inputs[slot], terms[slot]
         others = [(t, i) for k, (t, i) in enumerate(zip(terms, node.inputs, strict=True)) if k != slot]
-        known = set(result).union(*(t for t, _ in others))
-        kept = "".join(c for c in term if c in known)
+        shared = set(result).union(*(t for t, _ in others))
+        kept = "".join(c for c in term if c in shared)
         equation = f"{','.join([result, *(t for t, _ in others)])}->{kept}"
         full = b.op("Einsum", given(grads), *(i for _, i in others), equation=equation)
         own = dict(zip(term, b.shape(name), strict=True))
         full = b.total(full, [a for a, c in enumerate(kept) if own[c] == 1 and sizes[c] != 1], keepdims=True)
         if kept != term:  # letters that it alone has are summed over: each entry gets the same
-            full = b.expand_as(b.unsqueeze(full, [a for a, c in enumerate(term) if c not in known]), name)
-        found[slot] = full
-    return found
+            full = b.expand_as(b.unsqueeze(full, [a for a, c in enumerate(term) if c not in shared]), name)
+        input_grads[slot] = full
+    return input_grads
 
 
 def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:

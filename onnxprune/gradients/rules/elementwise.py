@@ -263,38 +263,38 @@ def divide(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[
     """y = p / q: dp = dy / q and dq = -dy y / q."""
     (p, q), y = node.inputs, node.outputs[0]
     scaled = b.op("Div", given(grads), q)
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     if 0 in slots:
-        found[0] = b.sum_to(scaled, y, p)
+        input_grads[0] = b.sum_to(scaled, y, p)
     if 1 in slots:
-        found[1] = b.sum_to(b.op("Neg", b.product(scaled, y)), y, q)
-    return found
+        input_grads[1] = b.sum_to(b.op("Neg", b.product(scaled, y)), y, q)
+    return input_grads
 
 
 def remainder(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
     """Mod: y = p - q n with an integer n, so dp = dy and dq = -n dy."""
     (p, q), y = node.inputs, node.outputs[0]
     g = given(grads)
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     if 0 in slots:
-        found[0] = b.sum_to(g, y, p)
+        input_grads[0] = b.sum_to(g, y, p)
     if 1 in slots:
-        found[1] = b.sum_to(b.product(g, b.op("Div", b.op("Sub", y, p), q)), y, q)
-    return found
+        input_grads[1] = b.sum_to(b.product(g, b.op("Div", b.op("Sub", y, p), q)), y, q)
+    return input_grads
 
 
 def power(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
     """y = x^e: dx = e x^(e - 1) dy and, where x > 0, de = y log(x) dy. The exponent may have another type."""
     (x, e), y = node.inputs, node.outputs[0]
     g = given(grads)
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     if 0 in slots:
-        found[0] = b.sum_to(b.product(g, _power_slope(b, x, e)), y, x)
+        input_grads[0] = b.sum_to(b.product(g, _power_slope(b, x, e)), y, x)
     if 1 in slots:
         positive = b.op("Greater", x, b.number(0.0, x))
         log = b.op("Log", b.op("Where", positive, x, b.number(1.0, x)))
-        found[1] = b.sum_to(b.cast(b.product(g, b.op("Mul", y, log)), e), y, e)
-    return found
+        input_grads[1] = b.sum_to(b.cast(b.product(g, b.op("Mul", y, log)), e), y, e)
+    return input_grads
 
 
 def _power_slope(b: Builder, x: str, e: str) -> str:
@@ -325,7 +325,7 @@ def clip(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[in
     Told from y, so that x need not be kept: onnxruntime can then compute a Clip inside the convolution before it.
     """
     x, y, g = node.inputs[0], node.outputs[0], given(grads)
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     inside: list[str] = []
     for slot, bound, within, beyond in ((1, "min", "Greater", "Less"), (2, "max", "Less", "Greater")):
         if bound in node.attrs:
@@ -337,23 +337,23 @@ def clip(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[in
         inside.append(b.op(within, y, limit))
         if slot in slots:
             total = b.total(b.masked(g, b.op(beyond, x, limit), x), range(b.rank(x)), keepdims=False)
-            found[slot] = b.reshape_as(total, limit)
+            input_grads[slot] = b.reshape_as(total, limit)
     if 0 in slots:
         mask = b.op("And", *inside) if len(inside) == 2 else "".join(inside)
-        found[0] = b.gated(g, mask, x) if mask else g
-    return found
+        input_grads[0] = b.gated(g, mask, x) if mask else g
+    return input_grads
 
 
 def prelu(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
     """x, or slope · x where x < 0."""
     (x, slope), y = node.inputs, node.outputs[0]
     g, below = given(grads), b.op("Less", x, b.number(0.0, x))
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     if 0 in slots:
-        found[0] = b.product(g, b.op("Where", below, slope, b.number(1.0, x)))
+        input_grads[0] = b.product(g, b.op("Where", below, slope, b.number(1.0, x)))
     if 1 in slots:
-        found[1] = b.sum_to(b.masked(b.product(g, x), below, x), y, slope)
-    return found
+        input_grads[1] = b.sum_to(b.masked(b.product(g, x), below, x), y, slope)
+    return input_grads
 
 
 def where(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:

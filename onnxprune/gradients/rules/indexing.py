@@ -105,12 +105,12 @@ def scatter_elements(b: Builder, node: Node, grads: Sequence[str | None], slots:
     x, i, u = node.inputs
     g, axis = given(grads), axis_of(node, b.rank(x), 0)
     added = _is_added(node)
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     if 0 in slots:
-        found[0] = g if added else b.op(node.op, g, i, b.zeros(b.shape_of(u), u), axis=axis)
+        input_grads[0] = g if added else b.op(node.op, g, i, b.zeros(b.shape_of(u), u), axis=axis)
     if 2 in slots:
-        found[2] = _picked(b, g, i, axis, x, u)
-    return found
+        input_grads[2] = _picked(b, g, i, axis, x, u)
+    return input_grads
 
 
 def _picked(b: Builder, g: str, i: str, axis: int, x: str, u: str) -> str:
@@ -127,15 +127,15 @@ def _picked(b: Builder, g: str, i: str, axis: int, x: str, u: str) -> str:
 
 
 def scatter_nd(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """ScatterND: as ScatterElements."""
+    """ScatterND: updates and data share the gradient as in ScatterElements."""
     _, i, u = node.inputs
     g = given(grads)
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     if 0 in slots:
-        found[0] = g if _is_added(node) else b.op("ScatterND", g, i, b.zeros(b.shape_of(u), u))
+        input_grads[0] = g if _is_added(node) else b.op("ScatterND", g, i, b.zeros(b.shape_of(u), u))
     if 2 in slots:
-        found[2] = b.op("GatherND", g, i)
-    return found
+        input_grads[2] = b.op("GatherND", g, i)
+    return input_grads
 
 
 def _is_added(node: Node) -> bool:
@@ -168,13 +168,13 @@ def compress(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequenc
 
 
 def cum_sum(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """CumSum: the same from the other end."""
+    """CumSum: the gradient is summed up from the other end."""
     exclusive, reverse = int(node.attrs.get("exclusive", 0)), int(node.attrs.get("reverse", 0))
     return {0: b.op("CumSum", given(grads), node.inputs[1], exclusive=exclusive, reverse=1 - reverse)}
 
 
 def trilu(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """Trilu: the same triangle."""
+    """Trilu: the gradient keeps the same triangle."""
     k = [node.inputs[1]] if node.input(1) else []
     return {0: b.op("Trilu", given(grads), *k, upper=int(node.attrs.get("upper", 1)))}
 

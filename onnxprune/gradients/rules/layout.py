@@ -37,13 +37,13 @@ def concat(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[
     if b.graph.opset >= 13:
         parts = b.ops("Split", (g, b.joined(sizes)), len(sizes), axis=axis)
         return dict(enumerate(parts))
-    found: dict[int, str] = {}
+    input_grads: dict[int, str] = {}
     start = b.ints(0)
     for s, size in enumerate(sizes):
         if s in slots:
-            found[s] = b.part(g, axis, start, size)
+            input_grads[s] = b.part(g, axis, start, size)
         start = b.op("Add", start, size)
-    return found
+    return input_grads
 
 
 def split(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
@@ -86,7 +86,7 @@ def _steps(b: Builder, node: Node, rank: int) -> list[tuple[int, int]]:
         return [(int(a) % rank, 1) for a in axes]
     count = b.shape(node.inputs[1])[0]
     named = [b.graph.ints(node.input(k)) if node.input(k) else None for k in (3, 4)]
-    if any(found is None and node.input(k) for k, found in zip((3, 4), named, strict=True)):
+    if any(entries is None and node.input(k) for k, entries in zip((3, 4), named, strict=True)):
         raise NoGradient("the axes or steps of Slice are computed at run time")
     axes, steps = named[0] or range(count), named[1] or (1,) * count
     return [(a % rank, s) for a, s in zip(axes, steps, strict=True)]
@@ -115,11 +115,11 @@ def pad(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int
     """Pad: zeros are cut off again and what was cut gets zeros; other modes add the copies to what they copied."""
     x, g, mode = node.inputs[0], given(grads), node.attrs.get("mode", "constant")
     if mode == "constant":
-        found = {0: _unpadded(b, node, g, x)}
+        input_grads = {0: _unpadded(b, node, g, x)}
         if 2 in slots:
-            sums = [b.total(t, range(b.rank(x)), keepdims=False) for t in (g, found[0])]
-            found[2] = b.reshape_as(b.op("Sub", *sums), node.inputs[2])
-        return found
+            sums = [b.total(t, range(b.rank(x)), keepdims=False) for t in (g, input_grads[0])]
+            input_grads[2] = b.reshape_as(b.op("Sub", *sums), node.inputs[2])
+        return input_grads
     for axis, (before, after) in sorted((pad_amounts(node, b.graph) or {-1: (None, None)}).items()):
         if before is None or after is None:
             raise NoGradient(f"the amounts of Pad with mode {mode} are computed at run time")

@@ -28,21 +28,21 @@ def batch_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Seque
     g = given(grads)
     rank, epsilon = b.rank(x), float(node.attrs.get("epsilon", 1e-5))
     rest = [a for a in range(rank) if a != 1]
-    found = {}
+    input_grads = {}
     if 0 in slots:
         gamma, var = b.array(scale), b.array(variance)
         if gamma is None or var is None:
             factor = b.op("Mul", scale, _inverse_root(b, variance, epsilon))
         else:
             factor = b.number(gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon), x)
-        found[0] = b.op("Mul", g, _along_channels(b, factor, rank))
+        input_grads[0] = b.op("Mul", g, _along_channels(b, factor, rank))
     if 1 in slots:
         centred = b.op("Sub", x, _along_channels(b, mean, rank))
         total = b.total(b.op("Mul", g, centred), rest, keepdims=False)
-        found[1] = b.op("Mul", total, _inverse_root(b, variance, epsilon))
+        input_grads[1] = b.op("Mul", total, _inverse_root(b, variance, epsilon))
     if 2 in slots:
-        found[2] = b.total(g, rest, keepdims=False)
-    return found
+        input_grads[2] = b.total(g, rest, keepdims=False)
+    return input_grads
 
 
 def _inverse_root(b: Builder, variance: str, epsilon: float) -> str:
@@ -86,14 +86,14 @@ def last_axes_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: S
     axes = range(axis_of(node, rank, -1), rank)
     epsilon = float(node.attrs.get("epsilon", 1e-5))
     standard = _Standard(b, x, axes, epsilon, x, centre=node.op == "LayerNormalization")
-    found = {}
+    input_grads = {}
     if 0 in slots:
-        found[0] = standard.back(b.op("Mul", g, scale))
+        input_grads[0] = standard.back(b.op("Mul", g, scale))
     if 1 in slots:
-        found[1] = b.sum_to(b.op("Mul", g, standard.values), y, scale)
+        input_grads[1] = b.sum_to(b.op("Mul", g, standard.values), y, scale)
     if 2 in slots:
-        found[2] = b.sum_to(g, y, node.inputs[2])
-    return found
+        input_grads[2] = b.sum_to(g, y, node.inputs[2])
+    return input_grads
 
 
 def instance_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
@@ -102,14 +102,14 @@ def instance_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Se
     g, rank = given(grads), b.rank(x)
     rest = [a for a in range(rank) if a != 1]
     standard = _Standard(b, x, range(2, rank), float(node.attrs.get("epsilon", 1e-5)), x, centre=True)
-    found = {}
+    input_grads = {}
     if 0 in slots:
-        found[0] = standard.back(b.op("Mul", g, _along_channels(b, scale, rank)))
+        input_grads[0] = standard.back(b.op("Mul", g, _along_channels(b, scale, rank)))
     if 1 in slots:
-        found[1] = b.total(b.op("Mul", g, standard.values), rest, keepdims=False)
+        input_grads[1] = b.total(b.op("Mul", g, standard.values), rest, keepdims=False)
     if 2 in slots:
-        found[2] = b.total(g, rest, keepdims=False)
-    return found
+        input_grads[2] = b.total(g, rest, keepdims=False)
+    return input_grads
 
 
 def group_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
@@ -123,16 +123,16 @@ def group_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Seque
     per_group = b.graph.opset < 21
     own = parted if per_group else b.ints(0, b.shape(x)[1], -1)
     g = b.op("Reshape", g, own)
-    found = {}
+    input_grads = {}
     if 0 in slots:
         scaled = b.op("Mul", g, _along_channels(b, scale, 3))
-        found[0] = b.reshape_as(standard.back(scaled if per_group else b.op("Reshape", scaled, parted)), x)
+        input_grads[0] = b.reshape_as(standard.back(scaled if per_group else b.op("Reshape", scaled, parted)), x)
     if 1 in slots:
         values = standard.values if per_group else b.op("Reshape", standard.values, own)
-        found[1] = b.total(b.op("Mul", g, values), [0, 2], keepdims=False)
+        input_grads[1] = b.total(b.op("Mul", g, values), [0, 2], keepdims=False)
     if 2 in slots:
-        found[2] = b.total(g, [0, 2], keepdims=False)
-    return found
+        input_grads[2] = b.total(g, [0, 2], keepdims=False)
+    return input_grads
 
 
 def mean_variance_norm(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:

@@ -102,7 +102,7 @@ def lp_pool(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence
 
 
 def global_lp_pool(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """As `lp_pool`, with one window."""
+    """GlobalLpPool: `lp_pool` with one window over all positions."""
     return _norm(b, node, grads, lambda g: g)
 
 

@@ -48,15 +48,15 @@ Back = Callable[[Builder, _Cell, Names, Names], tuple[Names, str]]
 
 
 def recurrent(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """X (T, B, I) and the initial states (D, B, H)."""
+    """LSTM, GRU and RNN: the sequence X (T, B, I) and the initial states (D, B, H)."""
     _refuse(node, slots)
-    found = [_direction(b, node, grads, d) for d in range(b.shape(node.inputs[2])[0])]
-    of_x = [x for x, _ in found]
-    result = {0: b.op("Sum", *of_x) if len(of_x) > 1 else of_x[0]}
+    directions = [_direction(b, node, grads, d) for d in range(b.shape(node.inputs[2])[0])]
+    of_x = [x for x, _ in directions]
+    input_grads = {0: b.op("Sum", *of_x) if len(of_x) > 1 else of_x[0]}
     for k, slot in enumerate(STATES[node.op]):
         if slot in slots:
-            result[slot] = b.op("Concat", *(b.unsqueeze(states[k], [0]) for _, states in found), axis=0)
-    return result
+            input_grads[slot] = b.op("Concat", *(b.unsqueeze(states[k], [0]) for _, states in directions), axis=0)
+    return input_grads
 
 
 def _refuse(node: Node, slots: Sequence[int]) -> None:
@@ -105,7 +105,7 @@ def _direction(b: Builder, node: Node, grads: Sequence[str | None], d: int) -> t
 
 
 def _of(b: Builder, stacked: str, d: int, axis: int = 0) -> str:
-    """What belongs to direction `d`."""
+    """Pick the part of a stacked tensor that belongs to direction `d`."""
     return b.op("Gather", stacked, b.scalar(d), axis=axis)
 
 

@@ -117,7 +117,7 @@ def depth_to_space(b: Builder, node: Node, grads: Sequence[str | None], slots: S
 
 
 def space_to_depth(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """DepthToSpace undoes it."""
+    """SpaceToDepth: DepthToSpace undoes it."""
     return {0: b.op("DepthToSpace", given(grads), blocksize=int(node.attrs["blocksize"]))}
 
 
