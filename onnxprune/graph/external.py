@@ -140,7 +140,7 @@ class FileRange:
 
     @classmethod
     def of(cls, tensor: onnx.TensorProto) -> FileRange:
-        """The range that an external tensor refers to. Raises ModelError where offset or length is no such number."""
+        """The range that an external tensor refers to. Raises ModelError where no file has such an offset or length."""
         entries = {e.key: e.value for e in tensor.external_data}
         given = [entries.get(key) or None for key in ("offset", "length")]
         if not all(text is None or _NUMBER.fullmatch(text) for text in given):
