@@ -38,7 +38,7 @@ class Gpu:
 
     @property
     def name(self) -> str:
-        """What the driver calls it."""
+        """The name that the driver gives the GPU."""
         text = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", text, len(text), self._device)
         return text.value.decode("utf-8", "replace")
@@ -51,7 +51,7 @@ class Gpu:
         return int(address.value)
 
     def upload(self, values: Array) -> int:
-        """The address of a copy."""
+        """The address of a copy of `values` on the GPU, freed by `close`."""
         values = np.ascontiguousarray(values)
         address = self.allocate(values.nbytes)
         if values.nbytes:

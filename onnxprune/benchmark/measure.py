@@ -76,7 +76,7 @@ class Comparison:
 
     @classmethod
     def of(cls, first: Times, second: Times) -> Comparison:
-        """From one call of `timing.paired`."""
+        """Compare the rounds of two models from one call of `timing.paired`."""
         ratios: Doubles = second.seconds / first.seconds
         low, high = (float(q) for q in np.quantile(ratios, (0.25, 0.75)))
         return cls(float(np.median(ratios)), (low, high), median_interval(ratios))
@@ -115,7 +115,7 @@ class Bench:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; of nodes also their sums per operator."""
+        """The measurement as plain data, with the sums of the nodes' times per operator."""
         plain = asdict(self)
         for row, x in zip(plain["models"], self.models, strict=True):
             row["operators"] = [asdict(o) for o in profile.by_operator(x.nodes)]

@@ -33,7 +33,7 @@ _LINE = 300
 
 
 def library() -> Any:
-    """The package. Raises RunError where it is missing or does not load."""
+    """The package tensorrt. Raises RunError where it is missing or does not load."""
     try:
         import tensorrt
     except ModuleNotFoundError as e:
@@ -194,7 +194,7 @@ def _log(trt: Any) -> Any:
 
 
 def _profiler(trt: Any) -> Any:
-    """Milliseconds of every layer, run by run."""
+    """A profiler that collects the milliseconds of every layer, run by run."""
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:

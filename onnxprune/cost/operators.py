@@ -104,7 +104,7 @@ def _recurrent(node: Node, channels: ChannelGraph) -> list[Term]:
 
 
 def _quantized_recurrent(node: Node, channels: ChannelGraph) -> list[Term]:
-    """The same with W (D, I, G H) and R (D, H, G H)."""
+    """As `_recurrent`, with W (D, I, G H) and R (D, H, G H)."""
     steps, sequences, _ = _shape(node.inputs[0], channels)
     return [Term(float(steps * sequences * prod(_shape(name, channels))), ()) for name in node.inputs[1:3]]
 

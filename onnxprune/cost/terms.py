@@ -82,7 +82,7 @@ class Cost:
 
 
 def _numbers(kept: Counts | Sequence[int]) -> list[int]:
-    """Plain numbers: an entry of an array takes several times as long to read."""
+    """The counts as plain numbers: an entry of an array takes several times as long to read."""
     return kept.tolist() if isinstance(kept, np.ndarray) else list(kept)
 
 

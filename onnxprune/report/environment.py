@@ -33,7 +33,10 @@ def peak_memory() -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """Of onnxprune and what its numbers depend on: bytes differ between processors, and between kernels of BLAS."""
+    """The versions of onnxprune and of what its numbers depend on.
+
+    Bytes differ between processors, and between kernels of BLAS.
+    """
     return {
         "onnxprune": __version__,
         "onnx": onnx.__version__,

@@ -98,7 +98,7 @@ def status(enabled: bool) -> Iterator[Callable[[str], None]]:
 
 
 def prune_report(report: Report, screen: Screen) -> str:
-    """What a run did."""
+    """The report of a pruning run, as text."""
     report = made_visible(report)
     parts: list[RenderableType] = [_sizes(report, screen), _channels(report, screen)]
     parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items()]
@@ -268,7 +268,7 @@ def _samples(n: int) -> str:
 
 
 def _threads(n: int) -> str:
-    """Empty for onnxruntime's own choice."""
+    """The number of threads as the end of a list of facts; empty for onnxruntime's own choice."""
     return "" if n == 0 else ", 1 thread" if n == 1 else f", {n} threads"
 
 
@@ -332,7 +332,7 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
 
 
 def inspection(d: Description, screen: Screen) -> str:
-    """What can be pruned, and why the rest cannot."""
+    """The description of a model, as text: what can be pruned, and why the rest cannot."""
     d = made_visible(d)
     share = min(d.share, 0.999) if d.prunable < d.parameters else 1.0
     groups = "1 group" if len(d.groups) == 1 else f"{len(d.groups)} groups"
@@ -373,7 +373,7 @@ def _nodes(places: Sequence[AxisUse]) -> str:
 
 
 def evaluation(e: Evaluation, screen: Screen) -> str:
-    """What was measured."""
+    """The figures of an evaluation, as text."""
     e = made_visible(e)
     facts = [("data", f"{e.data}, {_samples(e.samples)}")]
     if e.accuracy is not None:
@@ -394,7 +394,7 @@ def evaluation(e: Evaluation, screen: Screen) -> str:
 
 
 def benchmark(b: Bench, screen: Screen) -> str:
-    """How long the models take, and where the time goes."""
+    """The timings of one model or two, as text: how long they take, and where the time goes."""
     b = made_visible(b)
     names = [f"[{i}]" for i in range(1, len(b.models) + 1)] if len(b.models) > 1 else [""]
     parts: list[RenderableType] = [

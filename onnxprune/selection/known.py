@@ -49,7 +49,7 @@ class Choice:
 
 
 def function_of(method: str) -> Callable[[Known, Choice], Path]:
-    """What a row of METHODS names."""
+    """The function that computes the path of a method, as its row of METHODS names it."""
     file, _, function = METHODS[method].function.partition(".")
     path_function: Callable[[Known, Choice], Path] = getattr(import_module(f"onnxprune.selection.{file}"), function)
     return path_function

@@ -20,8 +20,10 @@ _EXACT_ROUNDING = 1e-6
 
 
 def of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool, fixed: bool = False) -> Proposal:
-    """By greedy steps on a quadratic. rows: the balanced sets, (N,). free: see `PruneConfig.coefficients`. fixed: by
-    those of `gfs`."""
+    """Propose by greedy steps on a quadratic. rows: the balanced sets, (N,). free: see `PruneConfig.coefficients`.
+
+    fixed: take the steps of `gfs`.
+    """
 
     def best(n: int) -> tuple[Mask, Doubles | None]:
         selected = gfs.best_of_size(q, n, rows) if fixed else best_of_size(q, n, rows, free=free)
@@ -31,7 +33,7 @@ def of_quadratic(q: Quadratic, rows: Ints | None, *, free: bool, fixed: bool = F
 
 
 def of_network(d: Discrepancy, units: int, rows: Ints | None, *, free: bool) -> Proposal:
-    """By the true network, for the best few candidates of each step."""
+    """Propose by the true network, run for the best few candidates of each step."""
     walk = ExactWalk(d, units, candidates=_EXACT_CANDIDATES, rounding=_EXACT_ROUNDING)
 
     def best(n: int) -> tuple[Mask, Doubles | None]:

@@ -135,7 +135,7 @@ def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> Non
 
 
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
-    """As `set_initializers`, on a copy."""
+    """A copy of the model with initializers replaced as `set_initializers` does."""
     result = copied(proto)
     set_initializers(result, values)
     return result

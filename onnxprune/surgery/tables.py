@@ -209,7 +209,7 @@ class _Made:
         return renamed
 
     def _gathers(self, name: str, kept: KeptIndices) -> Iterator[onnx.NodeProto]:
-        """One for each cut axis; the last gives the table its name."""
+        """One Gather for each cut axis; the output of the last has the name of the table."""
         source = self._names[name]
         for i, (axis, places) in enumerate(kept.items(), start=1):
             index = self._index(f"{name}__kept{axis}", places)

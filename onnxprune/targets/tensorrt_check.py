@@ -91,7 +91,7 @@ def problems(proto: onnx.ModelProto) -> tuple[Problem, ...]:
 
 
 def warnings(proto: onnx.ModelProto) -> list[str]:
-    """What of `problems` a report says."""
+    """The `problems` of a model as lines of a report."""
     return [f"TensorRT (by its documentation): {p}" for p in problems(proto)]
 
 

@@ -107,7 +107,7 @@ class Use:
         return self.node.output[slot] if slot < len(self.node.output) else ""
 
     def shape(self, slot: int) -> tuple[int | None, ...] | None:
-        """Of an input; None where its rank is unknown."""
+        """The shape of an input; None where its rank is unknown."""
         return self.shapes.get(self.input(slot))
 
     def computed(self, slot: int) -> bool:
@@ -115,7 +115,7 @@ class Use:
         return bool(self.input(slot)) and self.input(slot) not in self.constants
 
     def value(self, slot: int) -> Array | None:
-        """Of an input that is a weight."""
+        """The entries of an input that is a weight; None of any other."""
         load = self.constants.get(self.input(slot))
         return None if load is None else load()
 

@@ -64,7 +64,7 @@ class _Builder:
         return self.op("Where", self._masks[key], x, self.constant(otherwise))
 
     def mask(self, mask: Mask, x: str) -> str:
-        """`mask` at the sizes of the run.
+        """The name of a tensor that holds `mask` at the sizes that `x` has in the run.
 
         Where every channel fills as many places of an axis as the next (a feature map behind Reshape), it is stored
         once per channel and spread over the places that there are.
