@@ -44,7 +44,9 @@ _LEAST_PROBABILITY, _LEAST_HALF_PROBABILITY = 1e-7, 2.0**-14
 
 
 class Objective(Protocol):
-    """outputs: of the model, by name, for some samples (further ones are ignored). index: which samples these are.
+    """A discrepancy of the outputs over the samples, with its gradients.
+
+    outputs: of the model, by name, for some samples (further ones are ignored). index: which samples these are.
 
     scale: factor on the seeds, against underflow in half precision; what is linear in them takes it along.
     Raises ModelError where an output has another shape than the original's.

@@ -178,7 +178,7 @@ class _Bounded:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """Raises ValueError where more is asked for; without a size it is the end of the file."""
+        """Read some bytes; without a size, the end of the file. Raises ValueError where too many are asked for."""
         if size > _MOST_AT_ONCE:
             raise ValueError(f"its directory has {shown(size)}; data have a few members")
         return self._file.read(_MOST_AT_ONCE if size < 0 else size)

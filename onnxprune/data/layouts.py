@@ -25,7 +25,9 @@ NO_ROWS = "its rows do not follow single samples"
 
 @dataclass(frozen=True)
 class Layout:
-    """axis: along which the samples lie, None where each run gives those of one sample alone, without such an axis.
+    """How the samples lie in an output.
+
+    axis: along which the samples lie, None where each run gives those of one sample alone, without such an axis.
 
     rows: entries along it for each sample. strided: whether those of one sample lie apart, by the number of samples.
     why: why no axis can be told, "" where it can.
@@ -76,7 +78,7 @@ def samples_first(outputs: Mapping[str, Array], count: int, layouts: Layouts) ->
 
 
 def of_single_samples(outputs: Mapping[str, Array]) -> dict[str, Layout]:
-    """Of a model that takes one sample at a time: what has an axis of size 1 in front has the samples there."""
+    """Layouts of a model that takes one sample at a time: what has an axis of size 1 in front has the samples there."""
     arrays = {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and v.ndim}
     return {k: Layout(None) for k, v in arrays.items() if v.shape[0] != 1}
 

@@ -199,7 +199,7 @@ def _single_axes(r: _Reader, n: int) -> Any:
 
 
 def _blocks(r: _Reader, n: int) -> Any:
-    """Of Col2Im: blocks with as many entries as the columns have for one channel, at as many places as there are."""
+    """Blocks for Col2Im, with as many entries as the columns have for one channel, at as many places as there are."""
     columns, images = r.of(0), r.out
     if columns is None or images is None or not images[1]:
         return [1] * n

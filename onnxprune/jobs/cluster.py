@@ -200,8 +200,11 @@ def _libraries() -> tuple[ModuleType, ModuleType]:
 
 
 def _check_answers(address: str, distributed: ModuleType, unreachable: str) -> None:
-    """A client takes long to give up, and may leave a traceback. Raises UsageError for an address that is none, and
-    RunError where nothing answers, or something that is no Dask (its own dashboard, say)."""
+    """Check that a Dask scheduler answers: a client takes long to give up, and may leave a traceback.
+
+    Raises UsageError for an address that is none, and RunError where nothing answers, or something that is no Dask (its
+    own dashboard, say).
+    """
 
     async def shake_hands() -> None:
         secured = distributed.security.Security().get_connection_args("client")

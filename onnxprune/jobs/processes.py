@@ -30,7 +30,10 @@ _LAST_SECONDS = 5.0
 
 @dataclass(eq=False)
 class _Worker:
-    """item: the place of the item that it is at. work: the number of the work that it knows."""
+    """A process that works, and the pipe to it.
+
+    item: the place of the item that it is at. work: the number of the work that it knows.
+    """
 
     process: BaseProcess
     pipe: Connection
@@ -124,7 +127,7 @@ class Processes:
         w.item = index
 
     def _replies(self) -> Iterator[tuple[int, Any]]:
-        """What is there by now, once something is. Raises what the work raised, and RunError where a worker ended."""
+        """The results that are there, once one is. Raises what the work raised, and RunError where a worker ended."""
         busy = {w.pipe: w for w in self._pool if w.item is not None}
         # A pipe whose other end is gone counts as ready.
         for pipe in wait(list(busy)):

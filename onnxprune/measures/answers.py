@@ -282,7 +282,10 @@ class Answers:
         parts: Sequence[Part] | None = None,
         layouts: Layouts | None = None,
     ) -> Answers:
-        """parts: of the floating-point tensors in `values`; each of them is one where that is None."""
+        """The answers in `values` (by tensor), with what each part counts for.
+
+        parts: of the floating-point tensors in `values`; each of them is one where that is None.
+        """
         layouts = layouts or {}
         parts = plain_parts(k for k, v in values.items() if is_float(v.dtype)) if parts is None else parts
         told = {p: _told(p, values, samples, layouts) for p in parts}

@@ -23,8 +23,10 @@ _LOOKED_AT = 64
 
 
 def layouts_of(model: onnx.ModelProto, samples: Samples, without: Set[str] = frozenset()) -> dict[str, Layout]:
-    """Of a model's outputs with other layouts than the samples along axis 0, `without` these; none where it does not
-    run on two and three samples."""
+    """The layouts of a model's outputs, `without` these, where they are others than the samples along axis 0.
+
+    Empty where the model does not run on two and three samples.
+    """
     if not any(s.batched for s in samples.specs):
         return {}
     try:

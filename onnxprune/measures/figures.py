@@ -37,7 +37,9 @@ _LENGTH = 1e-3
 
 @dataclass(frozen=True)
 class Figure:
-    """outputs: which it speaks of. at: where it was measured, where that is not the output itself.
+    """What was measured of some outputs.
+
+    outputs: which it speaks of. at: where it was measured, where that is not the output itself.
 
     kind: `ERROR`, `DIFFER` or `NOT_MEASURED`. value: None where it was not measured, and `why`. counts: whether the
     verdict, and a limit on the error, go by it: not by how many numbers of a ranking or of an image were rounded
@@ -113,8 +115,10 @@ def figures_of(
     synthetic: bool = False,
     labelled: bool = False,
 ) -> Figures:
-    """outputs: of a model on the samples of the answers, with the tensors that stand for them. labelled: whether
-    classes were given, so that the first output holds their scores.
+    """The figures of a model, given its outputs and the original's answers.
+
+    outputs: of the model on the samples of the answers, with the tensors that stand for them. labelled: whether classes
+    were given, so that the first output holds their scores.
     """
     pairs = [(p, s) for p, s in zip(answers.parts, answers.shares, strict=True) if p not in answers.left_out]
     parts, shares = [p for p, _ in pairs], [s for _, s in pairs]

@@ -65,7 +65,9 @@ class Whole:
 
 @dataclass(frozen=True)
 class Observed:
-    """outputs: of the model, in their order. wholes: what stands for them.
+    """What stands for each output of a model.
+
+    outputs: of the model, in their order. wholes: what stands for them.
 
     still: outputs that do not depend on any layer. missing: those that depend on layers and have no floating-point
     tensor in front. ranked: those that others stand for because they jump. sized_by_values: those whose sizes depend on

@@ -24,7 +24,10 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """level: good, doubtful, bad or unknown. text: that with the reason and what to do."""
+    """What a user may think of a pruned model.
+
+    level: good, doubtful, bad or unknown. text: that with the reason and what to do.
+    """
 
     level: str
     text: str

@@ -15,9 +15,9 @@ from onnxprune.numerics.arrays import Floats
 
 
 class Adam:
-    """shapes: of each array that is to be moved, by name. It moves against its direction, times a rate.
+    """Adam's directions, against which arrays are to be moved, times a rate.
 
-    steps: so far.
+    shapes: of each array, by name. steps: how many were taken so far.
     """
 
     def __init__(

@@ -129,7 +129,7 @@ class Interrupts:
 
 
 def _indivisible(frame: FrameType | None) -> bool:
-    """Whether this happens while a module is loaded, a process of multiprocessing's started, or a lock taken."""
+    """Whether a frame runs while a module is loaded, a process of multiprocessing's started, or a lock taken."""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         locks = module == "threading" and frame.f_code.co_name in _LOCKING

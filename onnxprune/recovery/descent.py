@@ -34,7 +34,9 @@ class _White:
 
 
 class Descent:
-    """weights: by name, in floating point; `step` changes them in place.
+    """Gradient descent on the weights of a network.
+
+    weights: by name, in floating point; `step` changes them in place.
 
     layers: those of the network that holds the weights. grams: E[x xᵀ] (g, D, D) of a layer's input, by weight name.
     Raises SolveFailed where a Gram matrix is none.

@@ -44,7 +44,9 @@ _EVALUATIONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step.
+    """How to train.
+
+    epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step.
 
     feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
     see it. seed: of the order, and of what `augment` draws. fixed: weights that are not trained.
@@ -61,7 +63,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recovery:
-    """steps: of Adam. weights: how many arrays it trained. before, after: held-out error of the outputs.
+    """What training did.
+
+    steps: of Adam. weights: how many arrays it trained. before, after: held-out error of the outputs.
 
     epoch: the one whose state was kept, 0 for the start. errors: what was measured after which epochs. why: what kept
     all or some of it from being done, else "".

@@ -166,7 +166,7 @@ _PLACE = _Place()
 
 
 def _at_the_end() -> None:
-    """Nothing stays behind; first of all nothing that another thread may be waiting for."""
+    """Leave nothing behind; first of all nothing that another thread may be waiting for."""
     if _PLACE.child is not None and _PLACE.child.parent == os.getpid():
         _PLACE.child.kill()
     if _PLACE.lock.acquire(timeout=_LAST_SECONDS):
@@ -251,7 +251,7 @@ def _stop(child: _Child, late: threading.Event) -> None:
 
 
 def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, seconds: float) -> _Child:
-    """A child that is at the question: one that ended meanwhile, for want of questions, is replaced.
+    """A child that has begun with the question: one that ended meanwhile, for want of questions, is replaced.
 
     seconds: how long it may take to start and to take the question. Raises RunError.
     """

@@ -26,7 +26,10 @@ _INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class Processor:
-    """name: with a checksum of all that it can do. instructions: those sets that matter; empty where unknown."""
+    """A processor, as far as what a model gives depends on it.
+
+    name: with a checksum of all that it can do. instructions: those sets that matter; empty where unknown.
+    """
 
     name: str
     instructions: tuple[str, ...] = ()

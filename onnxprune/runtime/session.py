@@ -282,7 +282,7 @@ def check_types(model: onnx.ModelProto) -> None:
 
 
 def timing_on(provider: str | None, otherwise: str) -> tuple[str, ...]:
-    """What times models: what a user named of PROVIDERS, or else this one of onnxruntime's; with its `fallbacks`."""
+    """The providers that time a model: what a user named of PROVIDERS, else `otherwise`, each with its `fallbacks`."""
     return fallbacks(otherwise if provider is None else _name(PROVIDERS[provider][0]))
 
 
