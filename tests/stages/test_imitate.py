@@ -22,7 +22,7 @@ from onnxprune.runtime import outputs, session
 from onnxprune.selection import gfs, imitation
 from onnxprune.selection.imitation import best_of_size
 from onnxprune.selection.quadratic import Quadratic
-from onnxprune.stages import calibrate, couple, imitate, load, rewrite, select
+from onnxprune.stages import calibrate, couple, imitate, imitate_group, load, rewrite, select
 from onnxprune.stages.allocate import allocate
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated
@@ -187,15 +187,15 @@ def test_local_discrepancy_is_that_of_the_consumers_outputs(name: str, refit: st
     for module in ("refit.lockstep", "calibration.input_moments"):
         monkeypatch.setattr(f"onnxprune.{module}.positions_for", lambda *_: 1 << 20)
     seen: list[tuple[int, Any, Any, onnx.ModelProto]] = []
-    leave = imitate._Layers.leave
+    leave = imitate_group.LayersGroup.leave
 
     def watch(step: Any, choice: Any, weights: Any) -> None:
         before = onnx.ModelProto()
-        before.CopyFrom(step.run.proto)
+        before.CopyFrom(step.network.proto)
         seen.append((choice.group, step.local, choice, before))
         leave(step, choice, weights)
 
-    monkeypatch.setattr(imitate._Layers, "leave", watch)
+    monkeypatch.setattr(imitate_group.LayersGroup, "leave", watch)
     r = run_row(name, method="local", refit=refit)
     channels, layers = r.coupled.taken.channels, r.coupled.layers
     feeds = r.loaded.fit.arrays
@@ -223,14 +223,14 @@ def test_local_discrepancy_is_that_of_the_consumers_outputs(name: str, refit: st
 def test_combined_takes_the_smaller_discrepancy(name: str, monkeypatch: Any) -> None:
     """Fails where the worse of both candidates is taken, or one of them never tried."""
     tried: dict[int, dict[str, float]] = {}
-    attempt = imitate._Run._attempt
+    cut_to = imitate.cut_to
 
-    def watch(self: Any, step: Any, name: str, propose: Any, width: int) -> Any:
-        found = attempt(self, step, name, propose, width)
+    def watch(network: Any, step: Any, name: str, propose: Any, width: int) -> Any:
+        found = cut_to(network, step, name, propose, width)
         tried.setdefault(step.group, {})[name] = step.compared(*found)  # on the samples for fitting too
         return found
 
-    monkeypatch.setattr(imitate._Run, "_attempt", watch)
+    monkeypatch.setattr(imitate, "cut_to", watch)
     r = run_row(name, method="combined", refit="none")
     for c in r.chosen.choices:
         assert set(tried[c.group]) == {"local", "global"}
