@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxprune.allocation.trial_cuts import TrialNetwork
 from onnxprune.calibration.input_moments import InputMoments, collect
 from onnxprune.calibration.layers import Layer, layers_of
 from onnxprune.data.samples import Samples, input_specs
@@ -60,3 +61,10 @@ def moments_of(p: Prepared, samples: Samples, seed: int = 0) -> tuple[tuple[Laye
     """The layers, and the input moments of each."""
     layers = layers_of(p.channels)
     return layers, collect(p.normalised.proto, layers, samples, p.normalised.shapes, seed)
+
+
+def trial_network(p: Prepared, layers: Sequence[Layer], moments: Mapping[str, InputMoments]) -> TrialNetwork:
+    """The network as trials cut it."""
+    return TrialNetwork(
+        proto=p.normalised.proto, channels=p.channels, layers=layers, moments=moments, types=p.normalised.types
+    )

@@ -44,33 +44,44 @@ FEW_LEVELS = (0.5,)
 LEAST_TRIED = 8
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrialNetwork:
+    """The network that is cut on trial, and how the layers that read a cut group are refitted.
+
+    layers: the linear layers that are refitted. moments: of what these read, by weight. types: element types of the
+    tensors. level: of the refit, as in `layerwise.in_place`, or "greedy" with the coefficients of the paths.
+    """
+
+    proto: Model
+    channels: ChannelGraph
+    layers: Sequence[Layer]
+    moments: Mapping[str, InputMoments]
+    types: Mapping[str, int]
+    level: str = "least-squares"
+
+
 def measure(
-    proto: Model,
-    channels: ChannelGraph,
-    layers: Sequence[Layer],
-    moments: Mapping[str, InputMoments],
+    network: TrialNetwork,
     samples: Samples,
     reference: Answers,
     paths: Sequence[Path],
     *,
     only: Set[int],
-    types: Mapping[str, int],
     memory: int,
-    level: str = "least-squares",
     levels: Sequence[float] = LEVELS,
     whole: Set[int] = frozenset(),
     scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
-    reference: what the uncut model answers on the same samples. levels: shares of its units to remove. level:
-    how the consumers are refitted, as in `layerwise.in_place`, or "greedy" with the coefficients of the paths. whole:
-    groups that are tried with no unit too.
+    reference: what the uncut model answers on the same samples. levels: shares of its units to remove. whole: groups
+    that are tried with no unit too.
 
     Groups are visited in topological order, so that what lies before a group's first reader runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
     tried on the masked oracle instead.
     """
+    channels, layers, moments = network.channels, network.layers, network.moments
     consumers = consumers_of(channels, layers)
     masked = only - read_by_layers_alone(channels, layers, consumers)
     nodes = readers_of(channels, consumers)
@@ -83,7 +94,8 @@ def measure(
         return Trial(g, widths, place, tuple(consumers[g]), own_moments, paths[g], frozenset(nodes[g]), g in masked)
 
     plain = samples.part(0, len(samples))  # without labels and the like
-    work = Trials(proto, channels, plain, reference.bare(), dict(types), memory, level, stops)
+    types, level = dict(network.types), network.level
+    work = Trials(network.proto, channels, plain, reference.bare(), types, memory, level, stops)
     errors_by_group: list[dict[int, float]] = [{} for _ in channels.groups]
     trials = (trial(place, g) for place, g in enumerate(order))
     for g, errors in zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True):
@@ -136,6 +148,17 @@ class Trials(Work[Trial, dict[int, float]]):
             return {}
         walker = self._walked(item.stop)
         return (_masked_trials if item.masked else _plain_trials)(item, self, walker, outputs)
+
+    def network(self, item: Trial) -> TrialNetwork:
+        """The network, with the readers of one group as its layers."""
+        return TrialNetwork(
+            proto=self.proto,
+            channels=self.channels,
+            layers=item.consumers,
+            moments=item.moments,
+            types=self.types,
+            level=self.level,
+        )
 
     def size(self, item: Trial) -> int:
         """What the refit of its readers takes, and a run."""
@@ -232,14 +255,9 @@ def trial_widths(units: int, step: int, levels: Sequence[float] = LEVELS) -> lis
 
 
 def cut_session(
+    network: TrialNetwork,
     widths: Mapping[int, int],
     paths: Mapping[int, Path] | Sequence[Path],
-    proto: Model,
-    channels: ChannelGraph,
-    layers: Sequence[Layer],
-    moments: Mapping[str, InputMoments],
-    types: Mapping[str, int],
-    level: str,
     *,
     behind: tuple[Mapping[str, int], Sequence[str]] | None = None,
 ) -> Session:
@@ -248,26 +266,19 @@ def cut_session(
     behind: the part of it that computes these outputs from these tensors alone, with their element types; nothing that
     reads the groups lies before them.
     """
+    channels = network.channels
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
-    weights = _refitted(widths, layers, paths, channels, moments, keep, level)
+    weights = _refitted(network, widths, paths, keep)
     with spill.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
-        masked = masked_model(replace_initializers(proto, weights), channels, keep, types)
+        masked = masked_model(replace_initializers(network.proto, weights), channels, keep, network.types)
         return Session(masked if behind is None else protobuf.submodel(masked, *behind), pooled=behind is not None)
 
 
 def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
+    network = trials.network(item)
+
     def answers_at(width: int) -> dict[str, Array]:
-        session = cut_session(
-            {item.group: width},
-            {item.group: item.path},
-            trials.proto,
-            trials.channels,
-            item.consumers,
-            item.moments,
-            trials.types,
-            trials.level,
-            behind=(walker.frontier, outputs),
-        )
+        session = cut_session(network, {item.group: width}, {item.group: item.path}, behind=(walker.frontier, outputs))
         return _joined(trials, walker, map(session.run, walker.batches))
 
     return _errors(item, trials, map(answers_at, item.widths))
@@ -290,7 +301,7 @@ def _errors(item: Trial, trials: Trials, answers: Iterable[Mapping[str, Array]])
 
 
 def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
-    g, channels, consumers = item.group, trials.channels, item.consumers
+    g, channels, consumers, network = item.group, trials.channels, item.consumers, trials.network(item)
     constants = channels.graph.constants
     replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
@@ -299,7 +310,7 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
 
     def fed(width: int) -> dict[str, Array]:
         keep = channels.keep_classes({g: item.path.kept(width)})
-        weights = _refitted({g: width}, consumers, {g: item.path}, channels, item.moments, keep, trials.level)
+        weights = _refitted(network, {g: width}, {g: item.path}, keep)
         feeds = {
             k: np.ascontiguousarray(cast(v.reshape(constants[k].shape), constants[k].dtype))
             for k, v in weights.items()
@@ -320,20 +331,14 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
 
 
 def _refitted(
-    widths: Mapping[int, int],
-    consumers: Sequence[Layer],
-    paths: Mapping[int, Path] | Sequence[Path],
-    channels: ChannelGraph,
-    moments: Mapping[str, InputMoments],
-    keep: Mask,
-    level: str,
+    network: TrialNetwork, widths: Mapping[int, int], paths: Mapping[int, Path] | Sequence[Path], keep: Mask
 ) -> dict[str, Array]:
-    constants = channels.graph.constants
-    if level != "greedy":
-        return in_place(consumers, moments, constants, keep, level)
+    constants = network.channels.graph.constants
+    if network.level != "greedy":
+        return in_place(network.layers, network.moments, constants, keep, network.level)
     factors = np.ones(keep.size)
     for g, width in widths.items():
         coefficients = paths[g].coefficients_of(width)
         if coefficients is not None:
-            factors[channels.groups[g].units] = coefficients
-    return scaled(consumers, constants, keep, factors)
+            factors[network.channels.groups[g].units] = coefficients
+    return scaled(network.layers, constants, keep, factors)

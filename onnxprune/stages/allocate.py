@@ -49,10 +49,7 @@ def allocate(
     if settings.tolerance is not None:
         return {}, paths
     if settings.ratio is not None:
-        share = settings.ratio
-        kept, paths = within_budget(
-            loaded, coupled, calibrated, candidates, widths, share, settings, stopwatch, scheduler
-        )
+        kept, paths = within_budget(loaded, coupled, calibrated, candidates, settings, stopwatch, scheduler)
     elif settings.uniform is not None:
         kept = budget.uniform(widths, settings.uniform)
     else:
@@ -90,8 +87,6 @@ def within_budget(
     coupled: Coupled,
     calibrated: Calibrated,
     candidates: Mapping[str, Sequence[Path]],
-    widths: Sequence[tuple[int, ...]],
-    share: float,
     settings: PruneConfig,
     stopwatch: Stopwatch | None = None,
     scheduler: Scheduler | None = None,
@@ -100,7 +95,7 @@ def within_budget(
 
     A latency budget is met by what is measured, in rounds. Raises BudgetUnreachable.
     """
-    channels = coupled.channels
+    channels, widths, share = coupled.channels, coupled.widths.allowed, settings.ratio or 0.0
     cost = cost_of(coupled, settings, stopwatch)
     # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
     full = coupled.whole(settings.budget) if stopwatch is None else 1.0
@@ -113,7 +108,7 @@ def within_budget(
             f"{exact_percent(share)} of the {settings.counted} cannot go: at most {at_most(1 - least / full)} can; "
             f"{hint}"
         )
-    tried = [(p, trials_of(loaded, coupled, calibrated, p, widths, settings, scheduler)) for p in candidates.values()]
+    tried = [(p, trials_of(loaded, coupled, calibrated, p, settings, scheduler)) for p in candidates.values()]
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
         tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
@@ -202,21 +197,25 @@ def error_of(
     settings: PruneConfig,
 ) -> float:
     """The error of the outputs, on held-out samples, with all groups cut to these widths along their paths."""
-    taken = coupled.seen
-    widths = {g.index: k for g, k in zip(taken.channels.groups, kept, strict=True) if k < g.size}
-    session = trial_cuts.cut_session(
-        widths,
-        paths,
-        taken.proto,
-        taken.channels,
-        coupled.layers,
-        calibrated.moments,
-        loaded.normalised.types,
-        settings.level,
-    )
+    widths = {g.index: k for g, k in zip(coupled.seen.channels.groups, kept, strict=True) if k < g.size}
+    session = trial_cuts.cut_session(trial_network(loaded, coupled, calibrated, settings), widths, paths)
     reference, held = calibrated.reference, loaded.held
     runs = [samples_first(session.run(b), held.count(b), reference.layouts) for b in held.batches(BATCH)]
     return reference.error(concatenated(runs))
+
+
+def trial_network(
+    loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
+) -> trial_cuts.TrialNetwork:
+    """What the samples run, as trials cut it."""
+    return trial_cuts.TrialNetwork(
+        proto=coupled.seen.proto,
+        channels=coupled.seen.channels,
+        layers=coupled.layers,
+        moments=calibrated.moments,
+        types=loaded.normalised.types,
+        level=settings.level,
+    )
 
 
 def trials_of(
@@ -224,12 +223,11 @@ def trials_of(
     coupled: Coupled,
     calibrated: Calibrated,
     paths: Sequence[Path],
-    widths: Sequence[tuple[int, ...]],
     settings: PruneConfig,
     scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
-    taken = coupled.seen
+    taken, widths = coupled.seen, coupled.widths.allowed
     only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
     most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
     passes = most * loaded.count / len(loaded.held)
@@ -237,19 +235,14 @@ def trials_of(
         taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
     )
     return trial_cuts.measure(
-        taken.proto,
-        taken.channels,
-        coupled.layers,
-        calibrated.moments,
+        trial_network(loaded, coupled, calibrated, settings),
         samples,
         reference,
         paths,
         only=only,
         levels=levels,
         whole={i for i, w in enumerate(widths) if w[0] == 0},
-        types=loaded.normalised.types,
         memory=settings.memory,
-        level=settings.level,
         scheduler=scheduler,
     )
 

@@ -24,7 +24,7 @@ from onnxprune.stages.select import paths
 from onnxprune.surgery import cut, replace_initializers
 from onnxprune.threads import limited
 from onnxprune.verification.oracle import masked_model
-from tests.calibrated import moments_of, prepare_text, samples_of, values
+from tests.calibrated import moments_of, prepare_text, samples_of, trial_network, values
 from tests.compare import assert_same
 from tests.prepared import Prepared
 
@@ -73,15 +73,11 @@ def test_a_trial_without_the_whole_branch(row: str, prepared: Lookup):
     gone = set(branches.drops(p.channels))
     found, narrowed = (
         measure(
-            p.normalised.proto,
-            p.channels,
-            layers,
-            moments,
+            trial_network(p, layers, moments),
             samples,
             reference,
             chosen,
             only=gone,
-            types=p.normalised.types,
             memory=1 << 40,
             whole=whole,
         )
@@ -105,10 +101,10 @@ def expected_trials(p: Prepared, count: int, method: str) -> tuple[list[dict[int
     graph = p.channels.graph
     original = values(p.normalised.proto, graph.outputs, samples.arrays)
     answers = Answers.of(original, count)
-    arguments = (p.normalised.proto, p.channels, layers, moments, samples, answers, chosen)
+    arguments = (trial_network(p, layers, moments), samples, answers, chosen)
     every = set(range(len(p.channels.groups)))
-    found = measure(*arguments, only=every, types=p.normalised.types, memory=1 << 40)
-    again = measure(*arguments, only=every, types=p.normalised.types, memory=0)
+    found = measure(*arguments, only=every, memory=1 << 40)
+    again = measure(*arguments, only=every, memory=0)
     for a, b in zip(found, again, strict=True):
         assert a.keys() == b.keys()
         assert_same(np.array([*a.values()]), np.array([*b.values()]), rtol=RTOL, atol=0.0)
@@ -152,15 +148,11 @@ def test_groups_without_a_consumer_that_can_be_refitted_are_masked_instead(prepa
     layers, moments = moments_of(p, samples)
     consumers = consumers_of(p.channels, layers)
     found = measure(
-        p.normalised.proto,
-        p.channels,
-        layers,
-        moments,
+        trial_network(p, layers, moments),
         samples,
         Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), 40),
         paths(p.channels, layers, moments, "magnitude", Choice()),
         only=set(range(len(consumers))),
-        types=p.normalised.types,
         memory=0,
     )
     for g, trials in zip(p.channels.groups, found, strict=True):
@@ -289,9 +281,9 @@ def test_trials_do_not_depend_on_the_others_nor_on_their_order(
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
     chosen = paths(p.channels, layers, moments, "obs", Choice())
     every, here = set(range(len(p.channels.groups))), Heard()
-    arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
+    arguments = (trial_network(p, layers, moments), samples, reference, chosen)
     with spill.spilling():
-        measured = measure(*arguments, only=every, types=p.normalised.types, memory=memory, scheduler=here)
+        measured = measure(*arguments, only=every, memory=memory, scheduler=here)
         assert isinstance(here.work, trial_cuts.Trials) and here.work.side_by_side
         assert [i.stop for i in here.items] == [*range(len(here.items))] and len(here.items) > 1
         items = [replace(item, masked=item.masked or masked) for item in here.items]
@@ -314,8 +306,8 @@ def test_only_the_groups_asked_for_have_trials(prepared: Lookup) -> None:
     layers, moments = moments_of(p, samples)
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), len(samples))
     chosen = paths(p.channels, layers, moments, "obs", Choice())
-    arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
-    both, last = (measure(*arguments, only=only, types=p.normalised.types, memory=1 << 40) for only in ({0, 1}, {1}))
+    arguments = (trial_network(p, layers, moments), samples, reference, chosen)
+    both, last = (measure(*arguments, only=only, memory=1 << 40) for only in ({0, 1}, {1}))
     assert last[0] == {}
     assert_same(np.array([*last[1].values()]), np.array([*both[1].values()]), rtol=RTOL, atol=0.0)
 

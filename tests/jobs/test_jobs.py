@@ -43,7 +43,7 @@ from onnxprune.stages.clock import Clock
 from onnxprune.stages.select import Selection, paths
 from onnxprune.threads import AT_ONCE_BYTES, limit, limited
 from tests import digits
-from tests.calibrated import moments_of, prepare_text, samples_of, values
+from tests.calibrated import moments_of, prepare_text, samples_of, trial_network, values
 from tests.compare import assert_same
 from tests.external import stored
 
@@ -192,11 +192,9 @@ def test_trials_from_processes(memory: int, two: Processes) -> None:
     layers, moments = moments_of(p, samples)
     reference = Answers.of(values(p.normalised.proto, p.channels.graph.outputs, samples.arrays), 100)
     chosen = paths(p.channels, layers, moments, "obs", Choice())
-    arguments = (p.normalised.proto, p.channels, layers, moments, samples, reference, chosen)
+    arguments = (trial_network(p, layers, moments), samples, reference, chosen)
     only = set(range(len(p.channels.groups)))
-    here, there = (
-        measure(*arguments, only=only, types=p.normalised.types, memory=memory, scheduler=s) for s in (Here(), two)
-    )
+    here, there = (measure(*arguments, only=only, memory=memory, scheduler=s) for s in (Here(), two))
     assert sum(bool(x) for x in here) > 1
     for a, b in zip(here, there, strict=True):
         assert a.keys() == b.keys()
