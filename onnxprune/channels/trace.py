@@ -259,17 +259,20 @@ class Trace:
     def merge(self, operands: Sequence[tuple[str, Factors, Shape]], node: Node) -> Factors:
         """Element-wise with broadcasting: unify the operands' labels place by place; the output's factors.
 
-        Where a tracked axis meets an untracked one of size above 1 it is untracked (pinned); where it meets size 1 it
-        is free.
+        Where a tracked axis meets an untracked one of size above 1, or one of size 1 that may be more for other inputs,
+        it is untracked (pinned); where it meets a size that is always 1 it is free.
         """
         ndim = max(len(s) for _, _, s in operands)
         lifted = [(n, tuple(lift(f, ndim) for f in fs), (1,) * (ndim - len(s)) + tuple(s)) for n, fs, s in operands]
         for axis in range(ndim):
-            wide = [o for o in lifted if o[2][axis] > 1]
-            loose = next((o for o in wide if not any(f.shape[axis] > 1 for f in o[1])), None)
-            if loose is None:
+            carried = [any(f.shape[axis] > 1 for f in o[1]) for o in lifted]
+            loose = next(
+                (n for (n, _, s), has in zip(lifted, carried, strict=True) if not has and self._may_meet(n, s, axis)),
+                None,
+            )
+            if loose is None or not any(carried):
                 continue
-            reason = self.untracked_reason(loose[0], axis - (ndim - len(self.graph.shape(loose[0]) or loose[2])))
+            reason = self.untracked_reason(loose, axis - (ndim - len(self.graph.shape(loose) or range(ndim))))
             lifted = [
                 (n, self.untrack(n, fs, [axis], node, reason) if any(f.shape[axis] > 1 for f in fs) else fs, s)
                 for n, fs, s in lifted
@@ -279,6 +282,15 @@ class Trace:
             for f in factors:
                 merged = self._absorb(merged, (n, f), node)
         return tuple(f for _, f in merged)
+
+    def _may_meet(self, name: str, lifted: Shape, axis: int) -> bool:
+        """Whether an operand, of that shape with ones put in front, has more than one position on an axis, or may have
+        with other inputs."""
+        own = self.graph.shape(name) or ()
+        place = axis - (len(lifted) - len(own))
+        return lifted[axis] > 1 or (
+            place >= 0 and lifted[len(lifted) - len(own) :] == own and self.graph.is_free(name, place)
+        )
 
     def _absorb(self, merged: _Named, operand: tuple[str, Factor], node: Node) -> _Named:
         """Add a factor, unified with those it overlaps; a factor that another one spans is dropped."""

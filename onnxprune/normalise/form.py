@@ -57,7 +57,7 @@ class Normalised:
 
     added_biases: zero biases that the original does not have. clones: copy → the shared weight that it was.
     outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
-    free: the axes of each tensor whose size changes with the symbolic dimensions.
+    free: the axes of each tensor whose size changes with the symbolic dimensions, or may at sizes that were not tried.
     tables: constants that the original computes from fewer bytes, by name.
     reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
     """
@@ -182,7 +182,43 @@ def free_axes(
             if axes or len(new) != len(shape):
                 every = range(len(shape)) if len(new) != len(shape) else axes
                 free[name] = free.get(name, frozenset()) | frozenset(every)
+    for name, single in _single(proto, shapes, _binding(example), free).items():
+        free[name] = free.get(name, frozenset()) | single
     return free, runs[tried:]
+
+
+def _single(
+    proto: onnx.ModelProto,
+    shapes: Mapping[str, Shape],
+    binding: Mapping[str, Shape],
+    free: Mapping[str, frozenset[int]],
+) -> dict[str, frozenset[int]]:
+    """Axes of one position, by tensor, that follow from symbolic axes of inputs which are 1 at every size that runs.
+
+    1 fits any size that it meets, and what it meets is the one other size that the model takes there: a gate for all
+    channels together, or for each. Found by inference with these axes unknown.
+    """
+    open_ = protobuf.bind_inputs(proto, binding)
+    declared = {v.name: v.type.tensor_type.shape.dim for v in proto.graph.input}
+    count = 0
+    for v in open_.graph.input:
+        for a, d in enumerate(v.type.tensor_type.shape.dim if v.name in binding else ()):
+            stays = d.dim_value == 1 and a not in free.get(v.name, ())
+            if stays and a < len(declared[v.name]) and not declared[v.name][a].HasField("dim_value"):
+                d.dim_param = f"single_{count}"
+                count += 1
+    if not count:
+        return {}
+    inferred = protobuf.inferred(open_).graph
+    single: dict[str, frozenset[int]] = {}
+    for v in (*inferred.input, *inferred.value_info, *inferred.output):
+        shape = shapes.get(v.name)
+        dims = v.type.tensor_type.shape.dim
+        if shape is not None and len(dims) == len(shape):
+            axes = frozenset(a for a, d in enumerate(dims) if shape[a] == 1 and not d.HasField("dim_value"))
+            if axes:
+                single[v.name] = axes
+    return single
 
 
 def _binding(feeds: Feeds) -> dict[str, Shape]:

@@ -261,7 +261,11 @@ def _fold_reshape_targets(
     known_values: Mapping[str, tuple[int | None, ...]],
     measured: Sequence[Measured],
 ) -> None:
-    """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other."""
+    """A target with changing entries becomes a constant: 0 where the entry copies the input's, -1 for one other.
+
+    Beside a copied axis that is empty ("no objects") -1 says nothing. So a target that copies more than the batch and
+    leaves an axis open stays computed where it has no fixed size, and so no channels.
+    """
     targets = [n for n in proto.graph.node if n.op_type == "Reshape" and n.input[1] in known_values]
     targets = [n for n in targets if not protobuf.int_attribute(n, "allowzero", 0)]
     if not targets:
@@ -281,6 +285,9 @@ def _fold_reshape_targets(
         copies = [i for i, e in enumerate(entries) if e == 0]
         if entries.count(-1) == 0 and copies:
             entries[copies[0]] = -1 if len(copies) == 1 else 0
+        left_open = any(v is None and e == -1 for v, e in zip(values, entries, strict=True))
+        if left_open and any(i > 0 for i in copies) and max(entries) <= 1:
+            continue
         if entries.count(-1) <= 1:
             name = f"{n.output[0]}__target"
             proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(entries, np.int64), name))

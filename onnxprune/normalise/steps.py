@@ -215,6 +215,7 @@ def _steps(
     """
     steps: dict[str, Mask] = {}
     constants = {t.name: t for t in proto.graph.initializer}
+    signed = _signed(proto, constants)
 
     def follows(name: str) -> Mask:
         if name not in plain:
@@ -231,7 +232,7 @@ def _steps(
         if not outputs or _keeps_apart(n, constants, plain):
             continue
         read = [i for k, i in enumerate(n.input) if i and k in _CHOOSING.get(n.op_type, (k,))]
-        if not any(changes(i).any() for i in read) or _never(n, constants, plain, still):
+        if not any(changes(i).any() for i in read) or _never(n, constants, plain, still, signed):
             continue
         for o in outputs:
             shape = plain[o][0].shape
@@ -306,16 +307,35 @@ def _rounded(value: Array) -> bool:
     return bool((np.abs(value[np.isfinite(value)]) >= 1 / np.finfo(value.dtype).eps).any())
 
 
+def _signed(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> set[str]:
+    """What is computed from differences of sizes, or their products or sums with numbers below zero.
+
+    What joins numbers to a vector makes a shape, in which those that a model computes are sizes.
+    """
+    signed: set[str] = set()
+    for n in proto.graph.node:
+        below = n.op_type in ("Sub", "Neg") or (
+            n.op_type in ("Add", "Div", "Mul", "Sum")
+            and any(bool((external.array_of(constants[i]) < 0).any()) for i in n.input if i in constants)
+        )
+        if below or (n.op_type != "Concat" and not signed.isdisjoint(n.input)):
+            signed.update(o for o in n.output if o)
+    return signed
+
+
 def _never(
     n: onnx.NodeProto,
     constants: Mapping[str, onnx.TensorProto],
     values: Mapping[str, Sequence[Array]],
     still: Mapping[str, Mask],
+    signed: Set[str],
 ) -> bool:
-    """Whether sizes are compared with a number below zero, which none of them is ("-1: keep it")."""
+    """Whether sizes (not differences) are compared with a number below zero, which none of them is ("-1: keep it")."""
     if n.op_type != "Equal":
         return False
     changing = [i for i in n.input if i in values and not still[i].all()]
+    if not signed.isdisjoint(changing):
+        return False
     if any((np.where(still[i], 0, v) < 0).any() for i in changing for v in values[i] if v.shape == still[i].shape):
         return False
     stored = [external.array_of(constants[i]) for i in n.input if i in constants]

@@ -293,3 +293,22 @@ def test_free_axes(prepared: Lookup):
     assert (free["a"], free["f"], free["h1"]) == ({0, 2, 3}, {0, 1}, {0, 1})
     assert free["m"] == {0}
     assert "w1" not in free
+
+
+def test_an_axis_that_may_be_empty_is_copied_by_what_was_computed():
+    """Fails where a target copies an axis and leaves another open, which says nothing once the first one is empty."""
+    row = Topology(
+        """(float[N,K,H,W] x) => (float[N,K,P] y) {
+            front = Shape <start=0, end=2> (x)
+            h = Shape <start=2, end=3> (x)
+            w = Shape <start=3, end=4> (x)
+            p = Mul(h, w)
+            t = Concat <axis=0> (front, p)
+            y = Reshape(x, t)
+        }""",
+        (),
+    )
+    proto = normalise(row.model(), {"x": np.ones((2, 3, 4, 5), np.float32)}).proto
+    for shape in ((2, 3, 4, 5), (1, 0, 6, 7), (0, 2, 3, 3)):
+        (y,) = Session(proto).run({"x": np.zeros(shape, np.float32)}).values()
+        assert y.shape == (*shape[:2], shape[2] * shape[3])

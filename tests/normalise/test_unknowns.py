@@ -17,6 +17,7 @@ SIZES = (
     (5, 3),
     (16, 16),
     (23, 9),
+    (31, 1),
     (37, 4),
     (49, 50),
     (51, 50),
@@ -97,6 +98,12 @@ GRAPHS = {
         {CUT % "k2"}""",
     "a_difference_of_minus_one": f"""
         {LENGTH} d = Sub(l, more{{50}})
+        e = Equal(d, minus{{-1}})
+        k = Cast <to=7> (e)
+        {CUT % "k"}""",
+    "widths_less_a_length": f"""
+        {LENGTH} {WIDTH} m = Mul(w, thirty{{30}})
+        d = Sub(m, l)
         e = Equal(d, minus{{-1}})
         k = Cast <to=7> (e)
         {CUT % "k"}""",

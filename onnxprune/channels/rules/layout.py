@@ -248,17 +248,32 @@ def gather(node: Node, t: Trace) -> None:
 
 def expand(node: Node, t: Trace) -> None:
     """Expand: axes of size 1 that it widens to a constant size are free to shrink with what they meet."""
-    x, out = node.input(0), node.outputs[0]
-    before, after = t.shape(x), t.shape(out)
+    out = node.outputs[0]
+    before, after = t.shape(node.input(0)), t.shape(out)
     lead = len(after) - len(before)
-    factors: list[Factor] = [f.reshape((1,) * lead + f.shape) for f in t.of(x)]
+    factors = [f.reshape((1,) * lead + f.shape) for f in _of_known_size(node, t)]
     t.set(out, [*factors, *_widened(node.input(1), (1,) * lead + before, after, t)])
+
+
+def _of_known_size(node: Node, t: Trace) -> Factors:
+    """Factors of input 0, but for axes whose entry in input 1 is not known: data may ask for any size there."""
+    x, entries = node.input(0), _sizes(node.input(1), t)
+    rank = len(t.shape(x))
+    written = [None] * rank if entries is None else [*(1,) * (rank - len(entries)), *entries[-rank:]]
+    unknown = [a for a, entry in enumerate(written) if entry is None]
+    why = Reason(f"what {node.op} makes of this axis is computed at run time", Remedy.RUN_TIME)
+    return t.untrack(x, t.of(x), unknown, node, why)
+
+
+def _sizes(name: str, t: Trace) -> Sequence[int | None] | None:
+    """The entries of a constant or known tensor; None where nothing is known of it."""
+    written = t.graph.ints(name)
+    return written if written is not None else t.graph.known_values.get(name)
 
 
 def _widened(sizes: str, before: Shape, after: Shape, t: Trace) -> list[Factor]:
     """Fresh labels for axes that grow from 1 to a size written in the constant (or known) tensor `sizes`."""
-    written = t.graph.ints(sizes)
-    entries: Sequence[int | None] | None = written if written is not None else t.graph.known_values.get(sizes)
+    entries = _sizes(sizes, t)
     if entries is None:
         return []
     offset = len(after) - len(entries)
@@ -271,7 +286,7 @@ def tile(node: Node, t: Trace) -> None:
     x, out = node.input(0), node.outputs[0]
     before, after = t.shape(x), t.shape(out)
     grown = [a for a, (b, s) in enumerate(zip(before, after, strict=True)) if b > 1 and s != b]
-    factors = t.untrack(x, t.of(x), grown, node, Reason("Tile repeats this axis", Remedy.LAYOUT))
+    factors = t.untrack(x, _of_known_size(node, t), grown, node, Reason("Tile repeats this axis", Remedy.LAYOUT))
     t.set(out, [*factors, *_widened(node.input(1), before, after, t)])
 
 
