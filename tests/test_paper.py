@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from onnx import parser
 from benchmarks.fits import exponent, fitted
 from experiments.paper import algebra, alone, convergence, scaling, text_global, text_theorem
 from experiments.paper.__main__ import OF_BUNDLED, SECTIONS, main
-from experiments.paper.ablation import Run
+from experiments.paper.ablation import Run, packed
 from experiments.paper.batchnorm import reestimated
-from experiments.paper.comparisons import against, bar
+from experiments.paper.comparisons import Cell, against, bar
 from experiments.paper.document import TITLES, points, render, write
 from experiments.paper.figures import draw, names
 from experiments.paper.markup import number, table, wrapped
 from experiments.paper.networks import Bundled, Network, Prepared
 from experiments.paper.records import Records
+from onnxprune import prune
 from onnxprune.runtime.session import Session
 from onnxprune.selection.quadratic import Quadratic
 from tests import digits
@@ -126,19 +128,50 @@ def test_markup():
 def test_the_bar_compares_equal_seeds(tmp_path: Path):
     """Fails where a seed that only one method has decides, or rows with other options are mixed in."""
     records = Records(tmp_path / "results.json")
-    for method, seed, top1 in (("local", 0, 90.0), ("local", 1, 99.0), ("global", 0, 91.0), ("combined", 0, 90.6)):
-        run = Run("net", 0.5, method, "lockstep", seed, 8)
-        row = vars(run) | {"label": run.label, "top1": top1, "output_error": 0.1, "agreement": top1}
-        records.add("ablation", run.key, lambda row=row: row)
-    free = Run("net", 0.5, "combined", "lockstep", 0, 8, coefficients="free")
-    records.add("ablation", free.key, lambda: vars(free) | {"label": free.label, "top1": 0.0})
+    rows = [("local", 0, 90.0, 0.2), ("local", 1, 99.0, 0.01), ("global", 0, 91.0, 0.1), ("combined", 0, 90.6, 0.08)]
+    for label, seed, top1, error in (*rows, ("combined, convex", 0, 0.0, 9.0)):
+        run = Run("net", 0.5, label, "lockstep", seed, 8)
+        records.add("ablation", run.key, lambda r=run, t=top1, e=error: vars(r) | {"top1": t, "output_error": e})
     [found] = bar(records)
-    assert (found.network, found.ratio, found.refit, found.seeds) == ("net", 0.5, "lockstep", 1)
+    assert (found.cell, found.seeds) == (Cell("net", 0.5, "lockstep"), 1)
     assert found.top1 == (90.0, 91.0, 90.6)
     assert abs(found.difference + 0.4) < 1e-9
     assert found.holds
-    [pair] = against(records, "combined", "global")
-    assert abs(pair["top1"] + 0.4) < 1e-9
+    assert abs(found.excess + 0.2) < 1e-9
+
+
+def test_differences_and_their_noise(tmp_path: Path):
+    """Fails where answers to the same image are not paired, or a seed of one selection alone counts."""
+    records = Records(tmp_path / "results.json")
+    rng = np.random.default_rng(0)
+    right = {(label, seed): rng.random(203) < 0.8 for label in ("local", "gfs") for seed in (0, 1, 2)}
+    for (label, seed), bits in right.items():
+        run = Run("net", 0.5, label, "none", seed, 8)
+        error = {"local": 0.1, "gfs": 0.2 if seed else 0.05}[label]
+        row = vars(run) | {"images": 203, "right": packed(bits), "output_error": error}
+        if (label, seed) != ("gfs", 2):
+            records.add("ablation", run.key, lambda row=row: row)
+    [found] = against(records, "local", "gfs")
+    gained = np.array([100.0 * right["local", s] - 100.0 * right["gfs", s] for s in (0, 1)])
+    assert (found.cell, found.seeds, found.lower) == (Cell("net", 0.5, "none"), 2, 1)
+    assert found.top1 == pytest.approx(gained.mean())
+    by_image = float(np.var(gained.mean(axis=0), ddof=1)) / 203
+    assert found.noise == pytest.approx(np.sqrt(by_image + np.var(gained.mean(axis=1), ddof=1) / 2))
+    assert found.error == pytest.approx(1.0)
+    assert against(records, "local", "obs") == []
+
+
+def test_a_method_at_once_sees_no_cut():
+    """Fails where a selection that is called "at once" selects in sequence after all."""
+    options = {"ratio": 0.5, "samples": 64, "fast": True, "round_to": 1}
+    plans = {}
+    for label in ("gfs", "gfs, at once"):
+        run = Run("net", 0.5, label, "none", 0, 64)
+        result = prune(digits.path("resnet"), None, digits.CALIB, config=run.config.with_options(**options))
+        plans[label] = (json.loads(result.plan.to_json()), result.report.effort.stages)
+    assert "imitate" in plans["gfs"][1]
+    assert "imitate" not in plans["gfs, at once"][1]
+    assert plans["gfs"][0]["groups"] != plans["gfs, at once"][0]["groups"]
 
 
 # the sections for real

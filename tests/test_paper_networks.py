@@ -34,9 +34,9 @@ def test_every_method_has_its_runs():
     expected = {(m, f) for m in METHODS for f in ("lockstep", "least-squares")} | {(m, "greedy") for m in with_scales()}
     for a in ARCHITECTURES:
         for ratio in (0.3, 0.5):
-            some = [(r.method, r.refit) for r in runs if (r.network, r.ratio, r.samples) == (a.name, ratio, a.samples)]
+            some = [(r.label, r.refit) for r in runs if (r.network, r.ratio, r.samples) == (a.name, ratio, a.samples)]
             assert sorted(some) == sorted(expected)
-    assert len({(r.network, r.ratio, r.method, r.refit) for r in runs}) == len(runs)
+    assert len({(r.network, r.ratio, r.label, r.refit) for r in runs}) == len(runs)
     assert {r.samples for r in paper_networks.runs(True)} == {32}
 
 
@@ -48,9 +48,9 @@ def test_the_section_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         shutil.copy(digits.path(name), tmp_path / folder / f"{name}.onnx")
     known = (Architecture("resnet", "models", 32), Architecture("mobilenet", "arch", 32))
     chosen = [
-        Run("resnet", 0.3, "local", "greedy", 0, 32, coefficients="free"),
-        Run("mobilenet", 0.3, "magnitude", "least-squares", 0, 32, coefficients="free"),
-        Run("mobilenet", 0.999, "magnitude", "least-squares", 0, 32, coefficients="free"),
+        Run("resnet", 0.3, "local", "greedy", 0, 32),
+        Run("mobilenet", 0.3, "magnitude", "least-squares", 0, 32),
+        Run("mobilenet", 0.999, "magnitude", "least-squares", 0, 32),
     ]
     monkeypatch.setattr(paper_networks, "ARCHITECTURES", known)
     monkeypatch.setattr(paper_networks, "runs", lambda quick: iter(chosen))
@@ -115,7 +115,7 @@ def records(tmp_path: Path) -> Records:
     rows = [row(m, "lockstep", e, network=n, trained=n == "net") for m, e in errors.items() for n in ("net", "other")]
     rows += [row("local", "least-squares", 0.4, top1=50.0), row("obs", "least-squares", 0.05)]
     rows += [row("local", "least-squares", 0.2, network="other", trained=False, refit_kept="none")]
-    found.data[SECTION] = {f"{r['network']} {r['method']} {r['refit']}": r for r in rows}
+    found.data[SECTION] = {f"{r['network']} {r['label']} {r['refit']}": r for r in rows}
     del found.data[SECTION]["other magnitude lockstep"]
     found.data[SECTION]["net gfs lockstep"]["top1"] = 30.0
     found.data[SECTION]["net combined lockstep"]["top1"] = 94.0

@@ -3,44 +3,76 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
 
 from benchmarks.accuracy.kits import answers
-from experiments.paper.networks import MOBILENET, RESNET20, RESNET56, Kit, Network, scores
+from experiments.paper.networks import MOBILENET, RESNET20, RESNET56, Array, Kit, Network, scores
 from experiments.paper.records import Records, Row
 from onnxprune import prune
+from onnxprune.config import PruneConfig
+from onnxprune.methods import METHODS, REFITS
 
 SECTION = "ablation"
-# Every refit that says something of the method: those that find coefficients with them, the scores of units without.
-REFITS = {
-    "gfs": ("greedy", "least-squares", "lockstep"),
-    "local": ("greedy", "least-squares", "lockstep"),
-    "global": ("greedy", "least-squares", "lockstep"),
-    "combined": ("greedy", "least-squares", "lockstep"),
-    "obs": ("least-squares", "lockstep"),
-    "taylor": ("none", "least-squares", "lockstep"),
-    "magnitude": ("none", "least-squares", "lockstep"),
-    "random": ("none", "least-squares", "lockstep"),
-}
-BAR = ("local", "global", "combined")
-ONCE = ("gfs", "obs", "taylor", "magnitude", "random")
+SEEDS = (0, 1, 2)
+# Networks and shares of the MACs that every selection is measured on, with every refit.
+CELLS = ((RESNET20, 0.5), (RESNET56, 0.5), (RESNET20, 0.3))
+
+
+class AtOnce(PruneConfig):
+    """A method that selects in sequence, run on the uncut network alone."""
+
+    @property
+    def sequential(self) -> bool:
+        """No group sees the cuts before it."""
+        return False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A method and how it is run."""
+
+    method: str
+    coefficients: str = "free"
+    at_once: bool = False
+
+
+# By the label of their rows.
+SELECTIONS: Mapping[str, Selection] = MappingProxyType(
+    {
+        "random": Selection("random"),
+        "magnitude": Selection("magnitude"),
+        "taylor": Selection("taylor"),
+        "obs": Selection("obs"),
+        "gfs, at once": Selection("gfs", at_once=True),
+        "gfs": Selection("gfs"),
+        "gfs-outputs, at once": Selection("gfs-outputs", at_once=True),
+        "gfs-outputs": Selection("gfs-outputs"),
+        "local, convex": Selection("local", "convex"),
+        "local": Selection("local"),
+        "global, convex": Selection("global", "convex"),
+        "global": Selection("global"),
+        "combined, convex": Selection("combined", "convex"),
+        "combined": Selection("combined"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of `prune`."""
+    """One run of `prune`. label: of `SELECTIONS`."""
 
     network: str
     ratio: float
-    method: str
+    label: str
     refit: str
     seed: int
     samples: int
-    metric: str = "gates"
-    coefficients: str = "convex"
 
     @property
     def key(self) -> str:
@@ -48,69 +80,49 @@ class Run:
         return f"{self.network} {self.ratio:g} {self.label} {self.refit} seed {self.seed}"
 
     @property
-    def label(self) -> str:
-        """The method, and what of it is not as usual."""
-        metric = "" if self.metric == "gates" else f", {self.metric}"
-        return f"{self.method}{metric}{'' if self.coefficients == 'convex' else ', free'}"
+    def config(self) -> PruneConfig:
+        """What `prune` is told."""
+        selection = SELECTIONS[self.label]
+        kind = AtOnce if selection.at_once else PruneConfig
+        return kind(
+            ratio=self.ratio,
+            method=selection.method,
+            coefficients=selection.coefficients,
+            refit=self.refit,
+            seed=self.seed,
+            round_to=1,
+            fast=True,
+        )
 
 
 def runs(quick: bool) -> Iterator[Run]:
-    """What is measured, the rows that a claim rests on first."""
+    """What is measured: all of one seed, then the next."""
     if quick:
-        for method in ("gfs", *BAR, "taylor"):
-            yield Run(RESNET20, 0.5, method, "least-squares", 0, 256)
+        for label in ("gfs", "local", "global", "combined", "taylor"):
+            yield Run(RESNET20, 0.5, label, "least-squares", 0, 256)
         return
-    for ratio in (0.5, 0.3):
-        for method in BAR:
-            yield Run(RESNET56, ratio, method, "lockstep", 0, 512)
-    for ratio in (0.5, 0.3):
-        for method in ONCE:
-            for refit in REFITS[method]:
-                yield Run(RESNET56, ratio, method, refit, 0, 512)
-    for refit in ("greedy", "least-squares"):
-        for ratio in (0.5, 0.3):
-            for method in BAR:
-                yield Run(RESNET56, ratio, method, refit, 0, 512)
-    for method in BAR:
-        yield Run(RESNET56, 0.5, method, "greedy", 0, 512, coefficients="free")
-    for ratio in (0.5, 0.3):
-        for method, refits in REFITS.items():
-            for refit in refits:
-                yield Run(RESNET20, ratio, method, refit, 0, 512)
+    for seed in SEEDS:
+        for network, ratio in CELLS:
+            for refit in REFITS:
+                for label, selection in SELECTIONS.items():
+                    if METHODS[selection.method].scales or not REFITS[refit].scales:
+                        yield Run(network, ratio, label, refit, seed, 512)
     for ratio in (0.2, 0.1):
-        for method in ("local", "gfs", "obs", "taylor"):
-            yield Run(MOBILENET, ratio, method, "lockstep", 0, 384)
-    for seed in (1, 2):
-        for ratio in (0.5, 0.3):
-            for method in BAR:
-                yield Run(RESNET56, ratio, method, "lockstep", seed, 512)
-    for ratio in (0.2, 0.1):
-        for method in ("global", "combined"):
-            yield Run(MOBILENET, ratio, method, "lockstep", 0, 384)
+        for label in ("local", "gfs", "obs", "taylor"):
+            yield Run(MOBILENET, ratio, label, "lockstep", 0, 384)
 
 
 def measure(network: Network, run: Run) -> Row:
-    """Prune, then top-1 and agreement on the test split."""
+    """Prune, then top-1 and agreement on the test split. right: a bit for each of its images, in hexadecimal."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
-        report = prune(
-            network.path,
-            out,
-            network.samples(run.samples, run.seed),
-            ratio=run.ratio,
-            method=run.method,
-            refit=run.refit,
-            seed=run.seed,
-            round_to=1,
-            metric=run.metric,
-            coefficients=run.coefficients,
-            fast=True,
-        ).report
+        report = prune(network.path, out, network.samples(run.samples, run.seed), config=run.config).report
         before, after = answers(network.path, network.test), answers(out, network.test)
     return {
         **asdict(run),
-        "label": run.label,
         **scores(before, after, network.labels),
+        "images": len(network.labels),
+        "right": packed(after.argmax(axis=1) == network.labels),
         "macs_left": 1 - report.achieved,
         "parameters_left": report.after.parameters / report.before.parameters,
         "refit_kept": report.checks["refit"],
@@ -119,6 +131,16 @@ def measure(network: Network, run: Run) -> Row:
         "plain_pass_seconds": report.effort.plain_pass_seconds,
         "passes": report.effort.passes,
     }
+
+
+def packed(right: Array) -> str:
+    """Hexadecimal digits of the bits, (N,)."""
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(digits: str, count: int) -> Array:
+    """The bits, (count,), as 0.0 and 1.0."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))[:count].astype(np.float64)
 
 
 def measure_all(kit: Kit, records: Records, quick: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.paper import (
     figures,
+    text_ablation,
     text_global,
     text_model,
     text_networks,
@@ -38,7 +39,7 @@ def points(records: Records) -> list[tuple[str, str, str]]:
     """(reviewer's point, answer in one sentence, section)."""
     parameters = [r["difference"] for _, r in records.rows("parameters")]
     same = [r["cut_against_inputs"] for _, r in records.rows("equivalence")]
-    compared = [c for c in bar(records) if "resnet56" in c.network]
+    compared = [c for c in bar(records) if "resnet56" in c.cell.network]
     held = sum(c.holds for c in compared)
     bound = [r["measured"] / r["bound"] for _, r in records.rows("constants") if r["bound"] and r["measured"]]
     fold = f"; the written model equals the gated one to {number(max(parameters))}" if parameters else ""
@@ -153,7 +154,7 @@ def render(records: Records) -> str:
         6: text_model.batchnorm(records),
         7: text_model.equivalence(records),
         8: text_model.interval(records),
-        9: text_practice.ablation(records),
+        9: text_ablation.ablation(records),
         10: "\n\n".join([text_practice.efficiency(records), text_start.routes(records)]),
         11: text_networks.networks(records),
     }

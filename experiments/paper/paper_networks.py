@@ -53,7 +53,7 @@ def runs(quick: bool) -> Iterator[Run]:
         for refit in ("lockstep", "least-squares", "greedy"):
             for ratio in RATIOS[:1] if quick else RATIOS:
                 for method in with_scales() if REFITS[refit].scales else METHODS:
-                    yield Run(a.name, ratio, method, refit, 0, 32 if quick else a.samples, coefficients="free")
+                    yield Run(a.name, ratio, method, refit, 0, 32 if quick else a.samples)
 
 
 def drawn(path: Path, calib: int, test: int, seed: int = 0) -> Network:
@@ -85,7 +85,7 @@ def measured(network: Network, run: Run, *, trained: bool) -> Row:
 def measure_all(kit: Kit, records: Records, quick: bool) -> None:
     """All runs, but for those that are there."""
     for run in runs(quick):
-        key = f"{run.network} {run.ratio:g} {run.method} {run.refit}"
+        key = f"{run.network} {run.ratio:g} {run.label} {run.refit}"
         records.add(SECTION, key, partial(_of, kit, run))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from experiments.paper.ablation import BAR
+from experiments.paper.comparisons import BAR
 from experiments.paper.markup import count, missing, number, percent, short, table
 from experiments.paper.paper_networks import ARCHITECTURES, SECTION, runs
 from experiments.paper.records import Records, Row
@@ -30,7 +30,7 @@ def cells_of(records: Records) -> Cells:
     found: dict[tuple[str, float, str], dict[str, Row]] = {}
     for _, r in records.rows(SECTION):
         if "refused" not in r:
-            found.setdefault((r["network"], r["ratio"], r["refit"]), {})[r["method"]] = r
+            found.setdefault((r["network"], r["ratio"], r["refit"]), {})[r["label"]] = r
     return found
 
 
@@ -81,7 +81,7 @@ def _pair(of: int, won: int, equal: int) -> str:
 def _results(rows: Sequence[Row], *, trained: bool) -> list[list[object]]:
     """A line per method: for each refit what the run measured, or the reason why there is none."""
     columns = ("top1", "agreement", "output_error") if trained else ("agreement", "output_error")
-    known = {(r["method"], r["refit"]): r for r in rows}
+    known = {(r["label"], r["refit"]): r for r in rows}
     lines: list[list[object]] = []
     for method in METHODS:
         line: list[object] = [method]
@@ -164,7 +164,7 @@ def _refits(records: Records, cells: Cells) -> list[str]:
             f"{short(network)}, -{100 * ratio:.0f} %)."
         )
     every = [r for c in cells.values() for r in c.values()]
-    useless = Counter((r["refit"], r["method"], short(r["network"])) for r in every if r["output_error"] >= 1)
+    useless = Counter((r["refit"], r["label"], short(r["network"])) for r in every if r["output_error"] >= 1)
     if useless:
         which = ", ".join(f"{m} with {refit} on {where} ({n})" for (refit, m, where), n in useless.most_common())
         said.append(
@@ -174,7 +174,7 @@ def _refits(records: Records, cells: Cells) -> list[str]:
     worst = max(every, key=lambda r: r["output_error"], default=None)
     if worst is not None:
         said.append(
-            f"The largest error is {number(worst['output_error'])} ({worst['method']} with {worst['refit']}, "
+            f"The largest error is {number(worst['output_error'])} ({worst['label']} with {worst['refit']}, "
             f"{short(worst['network'])}, -{100 * worst['ratio']:.0f} %)."
         )
     gave_way = sum(r["refit_kept"] != r["refit"] for r in every)
@@ -182,7 +182,7 @@ def _refits(records: Records, cells: Cells) -> list[str]:
         said.append(f"Runs that kept the weights of a simpler refit, which did better on held-out samples: {gave_way}.")
     refused = sum("refused" in r for _, r in records.rows(SECTION))
     said.append(f"Refused runs: {refused}; the reason stands in the cell." if refused else "No run was refused.")
-    absent = sum(f"{r.network} {r.ratio:g} {r.method} {r.refit}" not in records.section(SECTION) for r in runs(False))
+    absent = sum(f"{r.network} {r.ratio:g} {r.label} {r.refit}" not in records.section(SECTION) for r in runs(False))
     return [*said, *([f"Runs that are not measured yet, their cells empty: {absent}."] if absent else [])]
 
 

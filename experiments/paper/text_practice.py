@@ -1,4 +1,4 @@
-"""Sections 5, 9 and 10 of the document."""
+"""Sections 5 and 10 of the document."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from experiments.paper.ablation import BAR
-from experiments.paper.comparisons import ALLOWED, against, averaged, bar
-from experiments.paper.markup import count, missing, number, percent, short, table
+from experiments.paper.markup import missing, number, short, table
 from experiments.paper.records import Records
 from experiments.paper.text_theory import figure
-
-ORDER = ("random", "magnitude", "taylor", "gfs", "obs", "local", "global", "combined")
-REFITS = ("none", "greedy", "least-squares", "lockstep")
 
 FORMULAS = (
     (
@@ -108,127 +103,6 @@ def scaling(records: Records, figures: Mapping[str, str]) -> str:
             )
     if "scaling" in figures:
         found.append(figure(figures, "scaling"))
-    return "\n\n".join(found)
-
-
-def ablation(records: Records) -> str:
-    """Section 9."""
-    rows = averaged([r for _, r in records.rows("ablation")])
-    if not rows:
-        return missing("ablation")
-    found = [
-        "**These rows are of an earlier version**: coefficients are convex unless a row says *free*, those of *gfs* "
-        "are of a larger class (Σ a ≤ N) than those of *local*, and *gfs* selects once, on the uncut network, where "
-        "it now selects in sequence as *local* does. They are to be measured anew.",
-        "Each row is a full run of `prune`: allocation over the layers, selection and refit, `round_to=1`. *local*, "
-        "*global* and *combined* select layer by layer on the inputs that the cuts before have left; the others "
-        "select once, on the unpruned network. *combined* takes by layer whichever leaves the smaller error, and of "
-        "this mixture, all local and all global the network that ends closest to the original on the calibration "
-        "samples. *global* and *combined* use the gate metric. Top-1 and agreement with "
-        "the original on the test split (500 CIFAR-10 or 400 ImageNet images: one standard error of top-1 is about "
-        "1.1 and 2.1 points; agreement is sharper). `error` is the relative squared error of the logits.",
-    ]
-    for network, ratio in sorted({(r["network"], r["ratio"]) for r in rows}, key=lambda x: (x[0], -x[1])):
-        some = [r for r in rows if (r["network"], r["ratio"]) == (network, ratio)]
-        some.sort(key=lambda r: (REFITS.index(r["refit"]), ORDER.index(r["method"]), r["label"]))
-        samples = sorted({r["samples"] for r in some})
-        found += [
-            f"**{short(network)}, -{100 * ratio:.0f} % MACs**, {' or '.join(map(str, samples))} calibration samples, "
-            f"top-1 of the original {percent(some[0]['top1_before'])}:",
-            table(
-                ["refit", "selection", "top-1", "agree", "error", "parameters left", "seeds"],
-                (
-                    [
-                        r["refit"],
-                        r["label"],
-                        percent(r["top1"]),
-                        percent(r["agreement"]),
-                        r["output_error"],
-                        r["parameters_left"],
-                        ", ".join(map(str, r["seeds"])),
-                    ]
-                    for r in some
-                ),
-            ),
-        ]
-    compared = bar(records)
-    if compared:
-        missed = sum(not c.holds for c in compared)
-        found += [
-            f"**The bar: combined within {ALLOWED} points of the better of local and global**, in the same refit "
-            "mode, means over the seeds that all three have. One of 500 images is 0.2 points.",
-            table(
-                [
-                    "network",
-                    "MACs removed",
-                    "refit",
-                    "seeds",
-                    *(f"{m}: top-1" for m in BAR),
-                    "combined - better",
-                    "holds",
-                ]
-                + [f"{m}: error" for m in BAR],
-                (
-                    [
-                        *(short(c.network), f"{100 * c.ratio:.0f} %", c.refit, c.seeds),
-                        *(percent(x) for x in c.top1),
-                        f"{c.difference:+.1f}",
-                        "yes" if c.holds else "**no**",
-                        *c.error,
-                    ]
-                    for c in compared
-                ),
-            ),
-            f"The bar is missed in {count(missed, len(compared), 'comparisons')}. The relative error of the logits, "
-            "which `combined` chooses by (on calibration samples), is within 5 % of the better "
-            "one's, or below it, in "
-            f"{count(sum(c.error[2] <= 1.05 * min(c.error[:2]) for c in compared), len(compared), 'comparisons')}.",
-        ]
-    pairs = [("local", "gfs"), ("combined", "gfs"), ("combined", "taylor"), ("combined", "obs")]
-    rows_of = [(a, b, against(records, a, b)) for a, b in pairs]
-    if any(d for *_, d in rows_of):
-        found += [
-            "**Method against method**, all else equal (network, ratio, refit, seed): mean difference, and in how "
-            "many the first is the better one.",
-            table(
-                ["", "pairs", "top-1, points", "agreement, points", "lower error in"],
-                (
-                    [
-                        f"{a} against {b}",
-                        len(d),
-                        *(f"{np.mean([x[k] for x in d]):+.1f}" for k in ("top1", "agreement")),
-                        f"{sum(x['output_error'] < 0 for x in d)} of {len(d)}",
-                    ]
-                    for a, b, d in rows_of
-                    if d
-                ),
-            ),
-        ]
-    found += [
-        "**Relation to Taylor pruning** (Molchanov et al. 2017, arXiv 1611.06440; 2019, arXiv 1906.10771; review "
-        "2k). Both use gradients of a gate per channel. Molchanov's score is that of the *loss* at the *full* "
-        "network, E[d_j²], one number per channel and no interaction. The diagonal of our gate Gram is that score, "
-        "with random projections of the outputs in place of the loss, as there are no labels (`--labels` puts the "
-        "loss back). Global imitation uses the whole matrix, so it knows that of two channels that say the same "
-        "either may go, but not both. Its Taylor screening (metric `exact`) takes the gradient of the *discrepancy* "
-        "at the *pruned* layer, at every step (at the full layer that gradient is zero), and compares lines, dD/da_i "
-        "- Σ_j α_j dD/da_j, rather than units. The auxiliary variables are the same gates; here they are folded away "
-        "(section 4).",
-        "**Relation to GFS** (Ye et al. 2020, arXiv 2003.01794; reviews 2j, 3, 4). GFS is the same walk with γ = "
-        "1/(k+1) and without removal: A is the mean of the units chosen so far. Its limits, as measured in section "
-        "1: a unit that was chosen once stays, the step shrinks whatever the layer needs, and D need not fall from "
-        "step to step. Theorem 1 cannot be carried over to it: the proof needs the best γ on the line. With γ = "
-        "1/(k+1) A is a mean of k corners, so that D ≥ λ N δ²/k², with δ the distance of k/N from the next integer and "
-        "λ the least eigenvalue of the Gram matrix of the s_i: 1/k² but at multiples of N, where D may be 0, as every "
-        "unit has been taken equally often. What this paper's method relaxes: the step "
-        "is optimised, units are taken back, and coefficients differ by unit.",
-        "**Relation to other methods that match activations** (review 3). ThiNet and channel pruning by lasso (He et "
-        "al. 2017) choose inputs by the error of one layer's output, as local imitation does, the first greedily "
-        "with equal coefficients, the second by a convex relaxation; both refit by least squares, as `--refit "
-        "least-squares` does. Block OBS removes with the refit inside the step. Methods that propagate importance "
-        "from the last layer, and Taylor scores, look at the output, as global imitation does, but score each unit "
-        "by itself.",
-    ]
     return "\n\n".join(found)
 
 
