@@ -224,12 +224,8 @@ def networks(records: Records) -> str:
             ),
         ),
         " ".join(["**What the rows show.**", *_errors(cells), *_refits(records, cells)]),
-        "**What cannot be repeated here.** The paper's tables of top-1 on ImageNet (ResNet, MobileNetV2, MobileNetV3) "
-        "and of DGCNN on ModelNet40 are of networks that were *fine-tuned with labels* behind the cut: their code's "
-        "default is 150 epochs over the training set on GPUs (section 10). Neither training set belongs to what is "
-        "measured here, which is a few hundred samples without labels on a processor; of MobileNetV3 and DGCNN there "
-        "are no trained weights either. A top-1 without fine-tuning beside theirs would compare two different "
-        "things, so none of their figures stands in a table of this page. What can be compared is the selection "
-        "alone, with the same refit behind it: section 9 and the tables above.",
+        "Of MobileNetV3 and DGCNN there are no trained weights here, and none of these networks is fine-tuned behind "
+        "the cut, as those of the paper's tables are (*Start here* says what that needs). So none of its figures "
+        "stands beside these; what can be compared is the selection alone, with the same refit behind it.",
     ]
     return "\n\n".join(found)

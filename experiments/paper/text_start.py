@@ -49,7 +49,7 @@ def start(records: Records) -> str:
             "Its table of point clouds (DGCNN) needs ModelNet40 and training likewise. So no accuracy on this page "
             "can be held against one of the paper's. What can be repeated is everything in front of the fine-tuning: "
             "the steps, their rates, what they choose, and what a network is worth then, with a refit and without "
-            "(sections 1 to 3 and 9).",
+            "(sections 1 to 3, 9 and 11).",
         ]
     )
 
