@@ -17,9 +17,9 @@ def test_a_row_names_a_function_or_others(name: str):
     row = METHODS[name]
     assert bool(row.function) is not bool(row.tries)
     for method in tried(name):
-        found = function_of(method)
-        assert list(inspect.signature(found).parameters) == ["known", "choice"]
-        assert found.__doc__
+        function = function_of(method)
+        assert list(inspect.signature(function).parameters) == ["group", "choice"]
+        assert function.__doc__
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -127,8 +127,9 @@ def _flag(name: str) -> str:
     "--metric",
     type=click.Choice(METRICS),
     **with_default(DEFAULTS.metric),
-    help="How --method global and combined measure the network's outputs: to second order in the channels (gates) or "
-    "in each layer's outputs (kronecker), or by running it for the best few candidates of each step (exact; slow).",
+    help="How --method global, combined and gfs-outputs measure the network's outputs: to second order in the channels "
+    "(gates) or in each layer's outputs (kronecker), or by running it for the best few candidates of each step (exact; "
+    "slow).",
 )
 @click.option(
     "--coefficients",
