@@ -27,6 +27,22 @@ VIEW = """
     l = Mul(h, w)
     t = Concat <axis=0> (n, five{5}, l)
     y = Reshape(q, t)"""
+# The rest of an If, from what its first branch pools on.
+POOLED_OR_ALL = """
+        q = Conv(m, wq[5,8,1,1])
+        s = Shape(q)
+        n = Gather(s, i0{0})
+        h = Gather(s, i2{2})
+        w = Gather(s, i3{3})
+        l = Mul(h, w)
+        t = Concat <axis=0> (n, five{5}, l)
+        ty = Reshape(q, t)
+    },
+    else_branch = all () => (float[N,5,B] ey) {
+        q2 = Conv(r, wq2[5,8,1,1])
+        ey = Reshape(q2, t2{0,5,-1})
+    }
+>"""
 FIRST = """
     a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3])
     r = Relu(a)"""
@@ -198,20 +214,7 @@ GRAPHS = {
         y = If (yes) <
             then_branch = pooled () => (float[N,5,A] ty) {{
                 m = MaxPool <kernel_shape=[3,3], strides=[60,60], pads=[1,1,1,1]> (r)
-                q = Conv(m, wq[5,8,1,1])
-                s = Shape(q)
-                n = Gather(s, i0{{0}})
-                h = Gather(s, i2{{2}})
-                w = Gather(s, i3{{3}})
-                l = Mul(h, w)
-                t = Concat <axis=0> (n, five{{5}}, l)
-                ty = Reshape(q, t)
-            }},
-            else_branch = all () => (float[N,5,B] ey) {{
-                q2 = Conv(r, wq2[5,8,1,1])
-                ey = Reshape(q2, t2{{0,5,-1}})
-            }}
-        >""",
+                {POOLED_OR_ALL}""",
     ),
     "read_by_a_branch": (
         IMAGE,
@@ -221,20 +224,7 @@ GRAPHS = {
         yes = Greater(top, low{{:-100.0}})
         y = If (yes) <
             then_branch = pooled () => (float[N,5,A] ty) {{
-                q = Conv(m, wq[5,8,1,1])
-                s = Shape(q)
-                n = Gather(s, i0{{0}})
-                h = Gather(s, i2{{2}})
-                w = Gather(s, i3{{3}})
-                l = Mul(h, w)
-                t = Concat <axis=0> (n, five{{5}}, l)
-                ty = Reshape(q, t)
-            }},
-            else_branch = all () => (float[N,5,B] ey) {{
-                q2 = Conv(r, wq2[5,8,1,1])
-                ey = Reshape(q2, t2{{0,5,-1}})
-            }}
-        >""",
+                {POOLED_OR_ALL}""",
     ),
 }
 LENGTHS = (1, 9, 16, 41, 64, 65, 121, 128, 150, 200)
