@@ -60,10 +60,10 @@ RELATIONS = (
 
 def ablation(records: Records) -> str:
     """Section 9."""
-    rows = [r for _, r in records.rows(SECTION)]
+    rows = dict(records.rows(SECTION))
     if not rows:
         return missing(SECTION)
-    means = averaged(rows)
+    means = averaged(list(rows.values()))
     found = [
         "Each cell is a full run of `prune`: allocation over the layers, selection and refit, `round_to=1`. Methods "
         "select layer by layer on the inputs that the cuts before have left, but for *taylor*, *obs*, *magnitude*, "
@@ -78,7 +78,7 @@ def ablation(records: Records) -> str:
         "relative squared error of the logits there.",
     ]
     wanted = {run.key for run in runs(quick=False)}
-    measured = wanted & {key for key, _ in records.rows(SECTION)}
+    measured = wanted & rows.keys()
     if measured and measured != wanted:
         found.append(
             f"{len(measured)} of {len(wanted)} runs are measured. What is not leaves a cell empty, or has fewer seeds; "
