@@ -95,9 +95,10 @@ def moved_runs(
     plain = by_name(runs)
     every = {**given, **plain}
     still = {name: unchanged(values) for name, values in every.items()}
+    signed = _signed(proto, every.keys())
     sites: dict[str, Mask] = {name: np.ones(v[0].shape, bool) for name, v in given.items() if name in open_}
     for _ in range(_MOST_ROUNDS):
-        new = _steps(proto, every, still, by_name(variants), sites)
+        new = _steps(proto, every, still, by_name(variants), sites, signed)
         if not new and (variants or not (sites or clamps)):
             break
         sites |= {k: v | sites.get(k, np.False_) for k, v in new.items()}
@@ -207,15 +208,15 @@ def _steps(
     still: Mapping[str, Mask],
     moved: Mapping[str, Sequence[Array]],
     sites: Mapping[str, Mask],
+    signed: Set[str],
 ) -> dict[str, Mask]:
     """Which entries of which tensors are steps, but for those of `sites`, which are known to be.
 
     plain, moved: the values in the runs as the model is, and in those with the steps of `sites` moved. still: which
-    entries are the same in all of `plain`.
+    entries are the same in all of `plain`. signed: as of `_signed`.
     """
     steps: dict[str, Mask] = {}
     constants = {t.name: t for t in proto.graph.initializer}
-    signed = _signed(proto, constants)
 
     def follows(name: str) -> Mask:
         if name not in plain:
@@ -307,13 +308,16 @@ def _rounded(value: Array) -> bool:
     return bool((np.abs(value[np.isfinite(value)]) >= 1 / np.finfo(value.dtype).eps).any())
 
 
-def _signed(proto: onnx.ModelProto, constants: Mapping[str, onnx.TensorProto]) -> set[str]:
-    """What is computed from differences of sizes, or their products or sums with numbers below zero.
+def _signed(proto: onnx.ModelProto, sizes: Set[str]) -> set[str]:
+    """Which of the names `sizes` are computed from differences of sizes, or products or sums with numbers below zero.
 
     What joins numbers to a vector makes a shape, in which those that a model computes are sizes.
     """
+    constants = {t.name: t for t in proto.graph.initializer}
     signed: set[str] = set()
     for n in proto.graph.node:
+        if sizes.isdisjoint(n.output):
+            continue
         below = n.op_type in ("Sub", "Neg") or (
             n.op_type in ("Add", "Div", "Mul", "Sum")
             and any(bool((external.array_of(constants[i]) < 0).any()) for i in n.input if i in constants)
