@@ -17,31 +17,27 @@ from tests.topologies.text import Topology
 
 IMAGE = "(float[N,3,H,W] x) => (float[N,5,P] y)"
 ROWS = "(float[N,T,12] x) => (float[N,P,5] y)"
-# The head of a detector: the positions of an image in a row, by sizes that are read at run time.
-VIEW = """
-    q = Conv(p, wq[5,8,1,1])
-    s = Shape(q)
-    n = Gather(s, i0{0})
-    h = Gather(s, i2{2})
-    w = Gather(s, i3{3})
-    l = Mul(h, w)
-    t = Concat <axis=0> (n, five{5}, l)
-    y = Reshape(q, t)"""
-# The rest of an If, from what its first branch pools on.
-POOLED_OR_ALL = """
-        q = Conv(m, wq[5,8,1,1])
+# The positions of an image q in a row, by sizes that are read at run time.
+IN_A_ROW = """
         s = Shape(q)
         n = Gather(s, i0{0})
         h = Gather(s, i2{2})
         w = Gather(s, i3{3})
         l = Mul(h, w)
-        t = Concat <axis=0> (n, five{5}, l)
+        t = Concat <axis=0> (n, five{5}, l)"""
+# The head of a detector.
+VIEW = f"""
+        q = Conv(p, wq[5,8,1,1]){IN_A_ROW}
+        y = Reshape(q, t)"""
+# The rest of an If, from what its first branch pools on.
+POOLED_OR_ALL = f"""
+        q = Conv(m, wq[5,8,1,1]){IN_A_ROW}
         ty = Reshape(q, t)
-    },
-    else_branch = all () => (float[N,5,B] ey) {
+    }},
+    else_branch = all () => (float[N,5,B] ey) {{
         q2 = Conv(r, wq2[5,8,1,1])
-        ey = Reshape(q2, t2{0,5,-1})
-    }
+        ey = Reshape(q2, t2{{0,5,-1}})
+    }}
 >"""
 FIRST = """
     a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3])
