@@ -252,6 +252,7 @@ _FITTING: Mapping[tuple[str, int], Fitting] = {
     ("Col2Im", 1): _like_output,
     ("Col2Im", 2): _blocks,
     ("AffineGrid", 1): _grid,
+    ("Dropout", 1): _fixed(0.5),
     ("Range", 1): _fixed(4),
     ("Range", 2): _fixed(1),
     ("STFT", 1): _fixed(4),

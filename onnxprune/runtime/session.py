@@ -24,7 +24,7 @@ import onnx
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
-from onnxprune.runtime import faults, overdue, saturation, single_precision
+from onnxprune.runtime import faults, few_bits, overdue, saturation, single_precision
 from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
 
@@ -87,7 +87,8 @@ class Session:
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
     are neither read nor copied here. A ModelProto with bfloat16 is run as its twin in float32 (`single_precision`), and
     so is one in float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any
-    floating-point type, and outputs have the type of the model, with `single` float32. optimize=False keeps every
+    floating-point type, and outputs have the type of the model, with `single` float32. Inputs and outputs in float8 or
+    of fewer than 8 bits are converted at the ports (`few_bits`). optimize=False keeps every
     intermediate tensor as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the
     cores from numpy's BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow
     down the others. pooled: its activations share one memory with those of other such sessions, which the next one
@@ -145,13 +146,16 @@ class Session:
 
         self._declared: dict[str, np.dtype[Any]] = {}
         self._twin = False
+        narrow = few_bits.carried(model) if isinstance(model, onnx.ModelProto) else None
         if isinstance(model, onnx.ModelProto):
-            self._session = self._started(model, start, single=single)
+            self._session = self._started(model if narrow is None else narrow.proto, start, single=single)
         else:
             self._session = start(model)
         self.overridable = frozenset(i.name for i in self._session.get_overridable_initializers())
-        self.inputs = tuple(i.name for i in self._session.get_inputs())
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self._narrow_inputs = {} if narrow is None else narrow.inputs
+        self._narrow_outputs = {} if narrow is None else narrow.outputs
+        self.inputs = _as_named(self._session.get_inputs(), self._narrow_inputs)
+        self.outputs = _as_named(self._session.get_outputs(), self._narrow_outputs)
         ports = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self._singles = frozenset(i.name for i in ports if i.type == "tensor(float)")
         self.device = _DEVICES.get(_name(providers[0]), "cpu")
@@ -186,26 +190,34 @@ class Session:
         seconds = overdue.allowed(sum(v.nbytes for v in fed.values() if isinstance(v, np.ndarray)))
         try:
             with overdue.ended_after(options, seconds):
-                values = self._session.run(names, fed, options)
+                values = self._session.run(self._ports(names), fed, options)
         except Exception as e:  # as above
             if options.terminate:
                 raise RunError(overdue.why(seconds)) from e
             raise RunError(f"onnxruntime cannot run the model: {_one_line(e)}") from e
         values_by_name = dict(zip(names, values, strict=True))
-        for k in self._declared.keys() & values_by_name.keys():
-            values_by_name[k] = cast(values_by_name[k], self._declared[k])
+        types = self._declared | {k: dtype for k, (_, dtype) in self._narrow_outputs.items()}
+        for k in types.keys() & values_by_name.keys():
+            values_by_name[k] = cast(values_by_name[k], types[k])
         return values_by_name
+
+    def _ports(self, outputs: Sequence[str]) -> list[str]:
+        """The names that onnxruntime knows these outputs by."""
+        return [self._narrow_outputs[k][0] if k in self._narrow_outputs else k for k in outputs]
 
     def _fed(self, feeds: Feeds) -> dict[str, Array]:
         inputs = set(self.inputs)
         fed = {k: v for k, v in feeds.items() if k in inputs or k in self.overridable}
         if self._twin:
             fed = {k: v.astype(np.float32) if is_float(v.dtype) and k in self._singles else v for k, v in fed.items()}
+        for name in self._narrow_inputs.keys() & fed.keys():
+            port, dtype = self._narrow_inputs[name]
+            fed[port] = fed.pop(name).astype(dtype)
         return fed
 
     def bound(self, feeds: Feeds) -> Bound:
         """The model on these feeds, ready to be run again and again."""
-        return Bound(self._session, self._fed(feeds), self.outputs, self.device)
+        return Bound(self._session, self._fed(feeds), self._ports(self.outputs), self.device)
 
     @property
     def stands_in(self) -> bool:
@@ -264,6 +276,12 @@ class Bound:
     def outputs(self) -> list[Array]:
         """What the last run gave, in the order of the model's outputs."""
         return list(self._binding.copy_outputs_to_cpu())
+
+
+def _as_named(ports: Sequence[Any], narrow: Mapping[str, tuple[str, Any]]) -> tuple[str, ...]:
+    """The names that the model gives these ports."""
+    names = {port: name for name, (port, _) in narrow.items()}
+    return tuple(names.get(p.name, p.name) for p in ports)
 
 
 def check_types(model: onnx.ModelProto) -> None:
