@@ -17,6 +17,8 @@ def read_by_layers_alone(
     own = {x.node.index for x in layers}
     other: set[int] = set()
     for r in channels.reads:
+        if r.kind == "range":  # 0 is in it, whoever goes
+            continue
         if r.kind != "contraction" or r.node.index not in own:
             other |= channels.groups_in(r.node.inputs[r.slot])
     return {g for g, c in enumerate(consumers) if c} - other

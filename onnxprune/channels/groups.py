@@ -18,7 +18,7 @@ from onnxprune.channels.rectangular import Settled, settle, signatures, weight_a
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
 from onnxprune.channels.trace import TOO_MANY, AttentionUnits, Linear, Read, Trace, walk
-from onnxprune.graph.operators import GATE_COUNT
+from onnxprune.graph.operators import GATE_COUNT, QUANTIZED_LSTM
 from onnxprune.graph.quantized import is_dequantize, is_quantize, stored
 from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Mask
@@ -288,7 +288,14 @@ def weight_axes(linear: Linear) -> tuple[int, int]:
         return 0, 1
     if node.op == "Gemm" and node.attrs.get("transB", 0):
         return 1, 0
+    if node.op == QUANTIZED_LSTM:
+        return 1, 2
     return (2, 1) if node.op in GATE_COUNT else (0, 1)
+
+
+def is_recurrent(node: Node) -> bool:
+    """Whether a layer is a recurrent net, which has a second weight, that of its state, on the axes of the first."""
+    return node.op in GATE_COUNT or node.op == QUANTIZED_LSTM
 
 
 def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str]:
@@ -301,17 +308,21 @@ def _roles(graph: Graph, linears: Sequence[Linear]) -> dict[tuple[str, int], str
             continue
         roles.setdefault((weight, writes), "producer")
         roles.setdefault((weight, reads), "consumer")
-        if linear.node.op in GATE_COUNT:
+        if is_recurrent(linear.node):
             # The recurrent weights: rows make the gates, columns read the state.
-            roles.setdefault((linear.node.inputs[2], 1), "producer")
-            roles.setdefault((linear.node.inputs[2], 2), "consumer")
+            roles.setdefault((linear.node.inputs[2], writes), "producer")
+            roles.setdefault((linear.node.inputs[2], reads), "consumer")
     return roles
 
 
 def _gates(linears: Sequence[Linear]) -> dict[tuple[str, int], int]:
     """Positions that a hidden unit takes on the rows of the weights of recurrent nets."""
-    recurrent = [x.node for x in linears if x.node.op in GATE_COUNT]
-    return {(name, 1): GATE_COUNT[n.op] for n in recurrent for name in n.inputs[1:3]}
+    return {
+        (name, weight_axes(x)[1]): GATE_COUNT.get(x.node.op, GATE_COUNT["LSTM"])
+        for x in linears
+        if is_recurrent(x.node)
+        for name in x.node.inputs[1:3]
+    }
 
 
 def _mixing_classes(count: int, reads: Sequence[Read], factors: Mapping[str, Factors]) -> Mask:

@@ -31,7 +31,7 @@ from onnxprune.graph.quantized import is_dequantize, is_quantize
 from onnxprune.graph.view import Graph, Node, Shape
 
 Rule = Callable[[Node, "Trace"], None]
-Role = str  # "contraction", "inner" or "mixing"
+Role = str  # "contraction", "inner", "range", "state" or "mixing"
 AttentionUnits = str  # "heads" or "head-dim"
 _Named = list[tuple[str, Factor]]
 TOO_MANY = "reads or makes too many positions to follow"
@@ -42,7 +42,9 @@ class Read:
     """Input `slot` of `node` is read across a tracked axis: removing a channel changes what is read.
 
     kind: "contraction": a removed channel contributes zero; "inner": the same of a contraction inside the operator,
-    with the weights in `slot`; "mixing": statistics are taken over the kept channels.
+    with the weights in `slot`; "range": least and greatest number are taken, and 0 is always among them; "state": of an
+    operand of a recurrent net that computes with codes, so that a removed unit has to be 0 all the way; "mixing":
+    statistics are taken over the kept channels.
     axes: the axes that are read across, for inner contractions and mixing operators.
     """
 

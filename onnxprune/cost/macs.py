@@ -12,11 +12,10 @@ from math import prod
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
-from onnxprune.channels.groups import weight_axes
+from onnxprune.channels.groups import is_recurrent, weight_axes
 from onnxprune.channels.trace import Linear
 from onnxprune.cost.operators import terms_of
 from onnxprune.cost.terms import Cost, Length, Term, length_of, length_of_axis
-from onnxprune.graph.operators import GATE_COUNT
 from onnxprune.graph.view import Node
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
@@ -29,7 +28,7 @@ def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> Cos
     what disappears with a group, as `channels.branches` finds it.
     """
     terms: list[Term] = []
-    by_node = {linear.node.index: linear for linear in channels.linears if linear.node.op not in GATE_COUNT}
+    by_node = {linear.node.index: linear for linear in channels.linears if not is_recurrent(linear.node)}
     for node in channels.graph.every_node:
         linear = by_node.get(node.index)
         layer = None if linear is None else _layer(node, linear, channels)

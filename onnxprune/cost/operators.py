@@ -106,7 +106,10 @@ def _recurrent(node: Node, channels: ChannelGraph) -> list[Term]:
 def _quantized_recurrent(node: Node, channels: ChannelGraph) -> list[Term]:
     """As `_recurrent`, with W (D, I, G H) and R (D, H, G H)."""
     steps, sequences, _ = _shape(node.inputs[0], channels)
-    return [Term(float(steps * sequences * prod(_shape(name, channels))), ()) for name in node.inputs[1:3]]
+    w, r = node.inputs[1:3]
+    hidden = _axis(r, 1, channels)
+    each = float(steps * sequences * _shape(w, channels)[0] * GATE_COUNT["LSTM"])
+    return [Term(each, (hidden, _axis(w, 1, channels))), Term(each, (hidden, hidden))]
 
 
 def _attention(node: Node, channels: ChannelGraph) -> list[Term]:

@@ -21,3 +21,5 @@ NARY = (
 FIRST_ONLY = ["Clip"]
 # How many gates each operator has: W is (directions, gates * hidden units, inputs).
 GATE_COUNT: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
+# Of onnxruntime: LSTM with codes for weights, (directions, inputs, gates * hidden units).
+QUANTIZED_LSTM = "DynamicQuantizeLSTM"

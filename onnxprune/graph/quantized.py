@@ -18,7 +18,7 @@ import numpy as np
 from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Array, Doubles
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+QUANTIZE, DEQUANTIZE, DYNAMIC = "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"
 DOMAINS = ("", "com.microsoft")
 
 # Least and greatest code of each type that stores quantized numbers; those of the small floats are values.

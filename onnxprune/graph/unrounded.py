@@ -1,6 +1,8 @@
 """A quantized model without the rounding of its activations: the same scales, zero points and saturation, no steps.
 
     QuantizeLinear    clip(x / s + z, least code, greatest code)      DequantizeLinear    (q - z) · s
+    DynamicQuantizeLinear, whose scale leaves nothing out, and the DequantizeLinear behind it    x
+    DynamicQuantizeLSTM    LSTM, with the weights that its codes stand for
 
 Two models that sum the same terms in another order differ by 1e-7. Where an activation lies that close to the middle
 between two codes, rounding makes a whole step of it, 1/255 of the range of the tensor, and what follows differs by far
@@ -11,14 +13,16 @@ exact. Removing channels does not touch the rounding, which works on each elemen
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.operators import QUANTIZED_LSTM
 from onnxprune.graph.protobuf import copied
-from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, QUANTIZE, code_range
+from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, DYNAMIC, QUANTIZE, code_range
 from onnxprune.numerics.arrays import Array
 
 # Between QuantizeLinear and DequantizeLinear these only move codes, of whatever type.
@@ -29,8 +33,8 @@ _MOVES = (
 
 
 def is_quantized(proto: onnx.ModelProto) -> bool:
-    """Whether a model quantizes activations or stores quantized weights in the way of QuantizeLinear."""
-    return any(n.op_type in (QUANTIZE, DEQUANTIZE) for n in proto.graph.node)
+    """Whether a model quantizes activations or stores quantized weights in a way that is known here."""
+    return any(n.op_type in (QUANTIZE, DEQUANTIZE, DYNAMIC, QUANTIZED_LSTM) for n in proto.graph.node)
 
 
 def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -45,19 +49,62 @@ def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
         for n in proto.graph.node
         if n.op_type == QUANTIZE and n.domain in DOMAINS and reader.is_activation(n) and reader.may_be_real(n.output[0])
     }
+    plain = {
+        n.output[0]: n.output
+        for n in proto.graph.node
+        if n.op_type == DYNAMIC and reader.may_be_real(n.output[0], list(n.output[1:]))
+    }
+    free.update(plain)
     result = copied(proto)
     del result.graph.node[:]
     del result.graph.value_info[:]
     for n in proto.graph.node:
         if n.op_type == QUANTIZE and n.output[0] in free:
             result.graph.node.extend(reader.quantize(n, result.graph))
+        elif n.op_type == DYNAMIC and n.output[0] in free:
+            result.graph.node.extend(reader.passed(n, n.output[0]))
+        elif n.op_type == DEQUANTIZE and n.input[0] in plain:
+            result.graph.node.append(helper.make_node("Identity", [n.input[0]], [n.output[0]]))
+        elif n.op_type == QUANTIZED_LSTM:
+            result.graph.node.extend(_lstm(n, result.graph))
         elif n.op_type == DEQUANTIZE and n.input[0] in free:
             result.graph.node.extend(reader.dequantize(n, result.graph))
         else:
             result.graph.node.add().CopyFrom(n)
             if n.op_type in _MOVES and n.input[0] in free:
                 free.update(n.output)
+                if n.input[0] in plain:
+                    plain.update(dict.fromkeys(n.output, plain[n.input[0]]))
     return result
+
+
+def _lstm(n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """An LSTM that reads the numbers that the codes W (D, I, G H) and R (D, H, G H) of a DynamicQuantizeLSTM stand for.
+
+    Scales and zero points are (D) or (D, G H). The constants that it needs are added to `graph`.
+    """
+    given = [*n.input, *[""] * 12][:12]
+    out = next(o for o in n.output if o)
+    by_gate = f"{out}__by_gate"
+    graph.initializer.append(numpy_helper.from_array(np.array([0, 1, -1], np.int64), by_gate))
+    nodes: list[onnx.NodeProto] = []
+
+    def op(kind: str, name: str, *inputs: str, **attrs: Any) -> str:
+        nodes.append(helper.make_node(kind, list(inputs), [f"{out}__{name}"], **attrs))
+        return f"{out}__{name}"
+
+    weights: list[str] = []
+    for what, slot in (("w", 1), ("r", 2)):
+        codes, scale, zero = given[slot], given[6 + 2 * slot], given[7 + 2 * slot]
+        x = op("Cast", f"{what}_codes", codes, to=onnx.TensorProto.FLOAT)
+        if zero:
+            zero = op("Reshape", f"{what}_zero", op("Cast", f"{what}_z", zero, to=onnx.TensorProto.FLOAT), by_gate)
+            x = op("Sub", f"{what}_centred", x, zero)
+        x = op("Mul", f"{what}_real", x, op("Reshape", f"{what}_scale", scale, by_gate))
+        weights.append(op("Transpose", what, x, perm=[0, 2, 1]))
+    lstm = helper.make_node("LSTM", [given[0], *weights, *given[3:8]], list(n.output), n.name)
+    lstm.attribute.extend(n.attribute)
+    return [*nodes, lstm]
 
 
 class _Reader:
@@ -95,19 +142,30 @@ class _Reader:
         """Whether scale and zero point can be written out."""
         return self.numbers(n, 1) is not None and self.numbers(n, 2) is not None
 
-    def may_be_real(self, name: str) -> bool:
-        """Whether all that reads these codes moves or dequantizes them."""
+    def may_be_real(self, name: str, by: list[str] | None = None) -> bool:
+        """Whether all that reads these codes moves or dequantizes them.
+
+        by: the scale and zero point that all have to use, where these are computed.
+        """
         if name in self.fixed:
             return False
         for n in self.readers.get(name, ()):
             if n.input[0] != name or name in n.input[1:]:
                 return False
             if n.op_type == DEQUANTIZE and n.domain in DOMAINS:
-                if not self.is_known(n):
+                if not (self.is_known(n) if by is None else list(n.input[1:]) == by):
                     return False
-            elif n.op_type not in _MOVES or not all(self.may_be_real(o) for o in n.output if o):
+            elif n.op_type not in _MOVES or not all(self.may_be_real(o, by) for o in n.output if o):
                 return False
         return True
+
+    def passed(self, n: onnx.NodeProto, codes: str) -> list[onnx.NodeProto]:
+        """Nodes that give what a DynamicQuantizeLinear reads as its codes; scale and zero point where they are read."""
+        nodes = [helper.make_node("Identity", [n.input[0]], [codes])]
+        read = {o for o in n.output[1:] for r in self.readers.get(o, ()) if r.op_type != DEQUANTIZE}
+        if read or not self.fixed.isdisjoint(n.output[1:]):
+            nodes.append(helper.make_node(DYNAMIC, [n.input[0]], [f"{codes}__rounded", *n.output[1:]], n.name))
+        return nodes
 
     def quantize(self, n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         """Nodes that compute x / s + z, saturated, in place of a QuantizeLinear."""

@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
 from onnxprune.channels.rules.layout import pad_amounts, padded_axes
 from onnxprune.channels.rules.sampling import resized_axes
-from onnxprune.graph.operators import GATE_COUNT
+from onnxprune.graph.operators import GATE_COUNT, QUANTIZED_LSTM
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
 from onnxprune.surgery.bounds import slice_positions
@@ -49,7 +49,7 @@ def group_norm(node: Any, view: Node, cut: Cut) -> None:
 
 def hidden_size(node: Any, view: Node, cut: Cut) -> None:
     """Recurrent nets: as many hidden units as the recurrent weights have columns left."""
-    kept = cut.sizes(view.inputs[2]).get(2)
+    kept = cut.sizes(view.inputs[2]).get(1 if view.op == QUANTIZED_LSTM else 2)
     if kept is not None:
         node.attrs["hidden_size"] = kept
 
@@ -231,7 +231,7 @@ REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {
     "Conv": convolution,
     "ConvTranspose": convolution,
     "GroupNormalization": group_norm,
-    **dict.fromkeys(GATE_COUNT, hidden_size),
+    **dict.fromkeys((*GATE_COUNT, f"com.microsoft.{QUANTIZED_LSTM}"), hidden_size),
     "Reshape": reshape_target,
     "Expand": sizes_at(1),
     "Tile": sizes_at(1),

@@ -78,7 +78,7 @@ def _repaired(
     names.update(graph.tensors())
     context = Cut(channels, keep, graph, names)
     for node, view in zip(list(graph.nodes), nodes, strict=True):
-        repair = REPAIRS.get(view.op) if view is not None and view.domain == "" else None
+        repair = None if view is None else REPAIRS.get(f"{view.domain}.{view.op}" if view.domain else view.op)
         if view is not None and repair is not None:
             repair(node, view, context)
     surgeon.remove_unused(graph).toposort()

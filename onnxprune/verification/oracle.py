@@ -141,13 +141,15 @@ def _mask_nodes(
             stored = channels.graph.constants.get(name)
             if stored is not None and _masked_elsewhere(r, reads, channels):
                 continue
-            of_weights = stored is not None and r.kind != "mixing"
+            of_weights = stored is not None and r.kind not in ("mixing", "state")
             mask = mask_of(channels, name, keep, r.axes if of_weights else None)
             if mask is None:
                 continue
             element = helper.tensor_dtype_to_np_dtype(types.get(name, onnx.TensorProto.FLOAT))
             b = _Builder(element if stored is None else stored.dtype, f"__oracle{index}_{r.slot}")
-            if r.kind != "mixing":
+            if r.kind == "state":
+                node.input[r.slot] = _without_unit(b, r, mask)
+            elif r.kind != "mixing":
                 node.input[r.slot] = b.where(mask, name, 0.0)
             else:
                 MIXING[r.node.op](b, r, mask, channels)
@@ -156,6 +158,18 @@ def _mask_nodes(
             main.initializer.extend(b.constants)
         if not replaced:
             target.node.append(node)
+
+
+def _without_unit(b: _Builder, r: Read, mask: Mask) -> str:
+    """What an LSTM on codes reads at a slot, with zero for all that belongs to units that are removed.
+
+    Of weights that is their zero point. With all of a unit's weights zero its state is 0 from the first step on.
+    """
+    zero = r.node.input(_ZERO_POINTS[r.slot]) if r.slot in _ZERO_POINTS else ""
+    if not zero:
+        return b.where(mask, r.node.inputs[r.slot], 0.0)
+    by_gate = b.op("Reshape", zero, b.constant([0, 1, -1], np.int64))
+    return b.op("Where", b.constant(mask, np.bool_), r.node.inputs[r.slot], by_gate)
 
 
 def _masked_elsewhere(read: Read, reads: Sequence[Read], channels: ChannelGraph) -> bool:
@@ -297,6 +311,9 @@ def _reduction(neutral: float, *, mean: bool = False) -> Callable[[_Builder, Rea
 
 
 _LOWEST = float(np.finfo(np.float32).min)
+
+# Of DynamicQuantizeLSTM: the slot of a weight and that of its zero point.
+_ZERO_POINTS = {1: 9, 2: 11}
 
 MIXING: dict[str, Callable[[_Builder, Read, Mask, ChannelGraph], None]] = {
     "LayerNormalization": _layer_norm,

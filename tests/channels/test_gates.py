@@ -28,11 +28,12 @@ def why_without(p: Prepared) -> dict[int, str]:
     graph = p.channels.graph
     found: dict[int, str] = {}
     for r in p.channels.reads:
-        why = {"contraction": "", "inner": "its own state", "mixing": "statistics"}[r.kind]
+        own = "its own state"
+        why = {"contraction": "", "range": "", "inner": own, "state": own, "mixing": "statistics"}[r.kind]
         if r.node.index in graph.inside:
             why = "inside a body"
         name = r.node.inputs[r.slot]
-        if not why or (name in graph.constants and r.kind != "inner"):
+        if not why or (name in graph.constants and r.kind not in ("inner", "state")):
             continue
         for f in p.channels.factors.get(name, ()):
             if r.kind == "contraction" or any(f.shape[a] > 1 for a in r.axes):

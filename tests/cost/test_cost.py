@@ -133,7 +133,7 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
             depth = shapes[node.input[0]][0 if transposed else -1]
             count += np.prod(shapes[node.output[0]], dtype=float) * depth
-        elif node.op_type in ("LSTM", "GRU", "RNN"):
+        elif node.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
             # Every entry of both matrices is used once for each step of each sequence.
             steps = np.prod(shapes[node.input[0]][:2], dtype=float)
             count += steps * sum(np.prod(shapes[i], dtype=float) for i in node.input[1:3])

@@ -155,6 +155,38 @@ def _with_codes(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zw"))
 
 
+@dataclass(frozen=True)
+class QuantizedLstm:
+    """Makes every LSTM of a model, in place, one that onnxruntime computes with codes.
+
+    per_channel: a scale for each row of every gate. kind: of the codes.
+    """
+
+    per_channel: bool = False
+    kind: DTypeLike = np.int8
+
+    def __call__(self, model: onnx.ModelProto) -> None:
+        stored = {t.name: t for t in model.graph.initializer}
+        model.opset_import.add(domain="com.microsoft", version=1)
+        for n in model.graph.node:
+            if n.op_type != "LSTM":
+                continue
+            n.op_type, n.domain = "DynamicQuantizeLSTM", "com.microsoft"
+            n.input.extend([""] * (8 - len(n.input)))
+            for name in n.input[1:3]:
+                w = numpy_helper.to_array(stored[name]).transpose(0, 2, 1)
+                info = np.iinfo(self.kind)
+                most = np.abs(w).max(axis=1 if self.per_channel else (1, 2))
+                # Off the middle, so that a code of 0 is not the number 0.
+                scale, zero = (most / 120).astype(np.float32), np.full(most.shape, (info.max + info.min + 1) // 2 + 3)
+                spread = [np.asarray(v)[:, None, :] if self.per_channel else v[:, None, None] for v in (scale, zero)]
+                q = np.clip(np.rint(w / spread[0]) + spread[1], info.min, info.max).astype(self.kind)
+                stored[name].CopyFrom(numpy_helper.from_array(q, name))
+                made = {f"{name}_scale": scale, f"{name}_zero": zero.astype(self.kind)}
+                model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in made.items())
+                n.input.extend(made)
+
+
 BRANCHES = """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
     a = Conv <pads=[1,1,1,1]> (x, w1[8,3,3,3], b1[8])
     r = Relu(a)
@@ -253,6 +285,43 @@ ROWS: Mapping[str, Topology] = {
         (8, 6),
         edit=_with_signed_zero_points,
     ),
+    "lstm_on_codes": Topology(
+        # Products in front that round alike however many columns they have, so that codes can be compared too.
+        """(float[L,N,1] x) => (float[L,N,5] y) {
+            e = Mul (x, w0[4])
+            a = Add (e, b0[4])
+            m = ReduceMean <keepdims=0> (x, first{0})
+            g = Mul (m, w3[6])
+            h0 = Unsqueeze (g, first{0})
+            s, h, c = LSTM <hidden_size=6> (a, w1[1,24,4], r1[1,24,6], b1[1,48], , h0, h0)
+            t = Squeeze (s, ax{1})
+            y = MatMul (t, w2[6,5])
+        }""",
+        (6, 4),
+        edit=QuantizedLstm(kind=np.uint8),
+    ),
+    "lstm_on_codes_bidirectional": Topology(
+        """(float[L,N,1] x) => (float[L,N,5] y) {
+            e = Mul (x, w0[4])
+            s = LSTM <hidden_size=6, direction="bidirectional", clip=3.0> (e, w1[2,24,4], r1[2,24,6])
+            t = Transpose <perm=[0,2,1,3]> (s)
+            f = Reshape (t, to{0,0,-1})
+            y = MatMul (f, w2[12,5])
+        }""",
+        (12, 4),
+        edit=QuantizedLstm(per_channel=True, kind=np.uint8),
+    ),
+    "lstm_on_codes_never_zero": Topology(
+        """(float[L,N,1] x) => (float[L,N,5] y) {
+            e = Mul (x, w0[4])
+            s = LSTM <hidden_size=6, activations=["Sigmoid","Tanh","HardSigmoid"]> (e, w1[1,24,4], r1[1,24,6])
+            t = Squeeze (s, ax{1})
+            y = MatMul (t, w2[6,5])
+        }""",
+        (4,),
+        pins=("with an activation that is not 0 at 0",),
+        edit=QuantizedLstm(),
+    ),
     "codes_by_dynamic_range": Topology(
         """(float[N,7] x) => (float[N,5] y) {
             a = MatMul (x, w1[7,8])
@@ -267,7 +336,6 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (8,),
         pins=(
-            "DynamicQuantizeLinear takes its scale from all channels",
             "MatMulInteger computes with integers",
             "meets axis 1 of 'k'",
         ),

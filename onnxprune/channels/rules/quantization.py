@@ -1,4 +1,4 @@
-"""Quantization. QuantizeLinear and DequantizeLinear pass labels; operators that compute with integers pin.
+"""Quantization. QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear pass labels; what computes with codes pins.
 
 In a graph of Quantize and Dequantize pairs every layer computes in floating point on real numbers, so removal means
 what it means elsewhere. An operator that multiplies the codes themselves folds scales and zero points of its inputs,
@@ -18,7 +18,7 @@ from onnxprune.graph.view import Node, Shape
 INTEGER = "ConvInteger MatMulInteger QLinearConv QLinearMatMul".split()
 # Of onnxruntime's own domain.
 INTEGER_MICROSOFT = (
-    "DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits QAttention "
+    "DynamicQuantizeMatMul MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits QAttention "
     "QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
     "QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QMoE "
     "QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul"
@@ -62,12 +62,18 @@ def _spread(name: str, shape: Shape, axis: int, block: int, t: Trace) -> tuple[F
 
 
 def dynamic_quantize(node: Node, t: Trace) -> None:
-    """DynamicQuantizeLinear: the scale of the whole tensor comes from its extremes, at run time."""
+    """DynamicQuantizeLinear: one scale and zero point for the whole tensor, from its extremes, at run time.
+
+    0 is always between them. So a channel that is zero, as what is removed counts, moves neither, and its codes are the
+    zero point.
+    """
     x = node.input(0)
-    why = Reason("DynamicQuantizeLinear takes its scale from all channels", Remedy.QUANTIZE_LATER)
-    t.pin(x, t.of(x), node, why)
-    for out in node.outputs:
+    factors = t.of(x)
+    t.set(node.outputs[0], factors)
+    for out in node.outputs[1:]:
         t.set(out, ())
+    if factors:
+        t.read(node, 0, "range", range(len(t.shape(x))))
 
 
 def integer(node: Node, t: Trace) -> None:

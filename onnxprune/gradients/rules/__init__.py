@@ -45,7 +45,7 @@ _TEXT = "it works on text or files"
 
 # Operators without a rule → why.
 WITHOUT: Mapping[str, str] = {
-    **dict.fromkeys(QUANTIZED, _CODES),
+    **dict.fromkeys((*QUANTIZED, "com.microsoft.DynamicQuantizeLSTM"), _CODES),
     **dict.fromkeys("If Loop Scan SequenceMap".split(), _BODY),
     **dict.fromkeys(
         "ConcatFromSequence Optional OptionalGetElement SequenceAt SequenceConstruct SequenceEmpty SequenceErase "
