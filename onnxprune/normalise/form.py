@@ -1,6 +1,8 @@
 """Bring any ONNX graph into the one form that the other stages read.
 
-- Local functions are inlined; initializers that are also graph inputs become plain weights.
+- Local functions are inlined. Operators that onnxruntime fuses are written in standard ones (`unfused/`), also in the
+  result.
+- Initializers that are also graph inputs become plain weights.
 - Constants are folded, `Identity` of a weight is looked through.
 - A tensor that is computed from shapes alone and does not change with the symbolic dimensions becomes a constant;
   a Reshape target with one changing entry becomes a constant with -1 (or 0 where the entry is copied). What remains
@@ -46,6 +48,7 @@ from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
+from onnxprune.normalise.unfused import unfuse
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.normalise.windows import longer_shapes, reach, windows
 from onnxprune.runtime.session import Feeds, Session
@@ -84,6 +87,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     notes: list[str] = []
     proto = copied(onnx.inliner.inline_local_functions(original) if original.functions else original)
     weights = {t.name for t in proto.graph.initializer}
+    replaceable = weights & {v.name for v in proto.graph.input}
     listed = [v for v in proto.graph.input if v.name in weights]
     if listed:
         notes.append(f"{len(listed)} initializers were also listed as graph inputs; they are treated as weights")
@@ -95,6 +99,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     bodies.name_uniquely(proto)
     outside = frozenset(t.name for t in proto.graph.initializer) | {o for n in proto.graph.node for o in n.output}
     bodies.hoist(proto)
+    unfused = unfuse(proto, example, replaceable)
+    notes += unfused.notes
     # Bodies that never run first: what follows looks at each that is left as at a model of its own.
     bodies.replace_ifs(proto.graph, constant_condition(bodies.weights_of(proto)))
     see_through_identities(proto)

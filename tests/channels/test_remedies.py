@@ -46,11 +46,11 @@ def test_a_refusal_says_it_once():
 @pytest.mark.parametrize(
     ("row", "reason", "remedy"),
     [
-        ("unknown_operator", "com.microsoft.QuickGelu has no channel rule", Remedy.FUSED),
+        ("unknown_operator", "com.microsoft.SampleOp has no channel rule", Remedy.FUSED),
         ("unknown_operator", "the graph output 'y'", Remedy.OUTPUT),
         ("unknown_operator", "meets axis 1 of the graph input 'x'", Remedy.INPUT),
         # What stopped the channels of the other operand is what has to change.
-        ("unknown_operator", "meets axis 1 of 'g' (QuickGelu", Remedy.FUSED),
+        ("unknown_operator", "meets axis 1 of 'g' (SampleOp", Remedy.FUSED),
         ("softmax_channels", "meets axis 1 of 's' (Softmax", Remedy.COMPARED),
         ("noise", "meets axis 1 of 'm' (Mul", Remedy.INFERENCE),
         ("lstm_encoder_decoder", "meets axis 2 of 'z' (Neg", Remedy.INPUT),

@@ -279,13 +279,13 @@ ROWS: Mapping[str, Topology] = {
             a = Gemm (x, w1[6,8], b1[8])
             c = Gemm (a, w2[8,7])
             d = If (flag) <
-                then_branch = yes () => (float[N,7] t) { t = com.microsoft.QuickGelu (c) },
+                then_branch = yes () => (float[N,7] t) { t = com.microsoft.SampleOp (c) },
                 else_branch = no () => (float[N,7] e) { e = Relu(c) }
             >
             y = Gemm (d, w3[7,5])
         }""",
         (8,),
-        pins=("com.microsoft.QuickGelu has no channel rule", "meets axis 1 of 'd' (If"),
+        pins=("com.microsoft.SampleOp has no channel rule", "meets axis 1 of 'd' (If"),
         domains=("com.microsoft",),
     ),
     "if_constant_condition": Topology(

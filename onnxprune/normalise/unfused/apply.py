@@ -1,0 +1,144 @@
+"""The walk that writes fused operators in standard ones, through the main graph and all bodies.
+
+A fused node is replaced where its row in the table gives standard nodes that compute the same, at every size and for
+every value that callers may give; else it stays, and what it reads and gives keeps its channels. The whole is held
+against the original like the rest of the normal form, at several sizes, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune.graph import bodies
+from onnxprune.graph.protobuf import opset_of
+from onnxprune.normalise.constants import copy_node
+from onnxprune.normalise.unfused.facts import Measured
+from onnxprune.normalise.unfused.site import Refusal, Row, Site, Unknown
+from onnxprune.normalise.unfused.table import TABLE
+from onnxprune.runtime.session import Feeds
+
+# For a model that imports no standard operators: the newest in which all that is written exists as it is written.
+_OPSET = 17
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """A fused node as it was, and the nodes and weights that stand for it."""
+
+    node: onnx.NodeProto
+    nodes: tuple[onnx.NodeProto, ...]
+    weights: tuple[onnx.TensorProto, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Unfused:
+    """What was written anew, and what is to be said of it, of nodes that stay as well."""
+
+    fused: tuple[Fused, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def operator_of(node: onnx.NodeProto) -> str:
+    """The name of an operator with its domain, as the tables have it."""
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def unfuse(
+    proto: onnx.ModelProto,
+    example: Feeds,
+    replaceable: Collection[str] = (),
+    table: Mapping[str, Row] = TABLE,
+) -> Unfused:
+    """Replace, in place, every fused node that can be written in standard operators.
+
+    The model has no functions, its names are unique and bodies hold no weights. replaceable: weights that callers may
+    override: nothing is written anew by their values.
+    """
+    there = [n for n in bodies.every_node(proto.graph) if operator_of(n) in table]
+    if not there:
+        return Unfused()
+    asked = dict.fromkeys(i for n in there for i in n.input if i)
+    facts = Measured(proto, example, asked, replaceable)
+    if not any(o.domain in ("", "ai.onnx") for o in proto.opset_import):
+        proto.opset_import.add().version = _OPSET
+    opset, unused = opset_of(proto), _not_in(_tensors(proto))
+    unused_by_nodes = _not_in({n.name for n in bodies.every_node(proto.graph)})
+    done: list[Fused] = []
+    stays: Counter[tuple[str, str]] = Counter()
+
+    def replaced(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        row = table.get(operator_of(node))
+        if row is None:
+            return [copy_node(node)]
+        site = Site(node, facts, opset, unused)
+        try:
+            refusal = row(site)
+        except Unknown as e:
+            refusal = Refusal(str(e))
+        if refusal is not None:
+            stays[node.op_type, refusal.why] += 1
+            return [copy_node(node)]
+        nodes = site.named(unused_by_nodes)
+        done.append(Fused(copy_node(node), tuple(copy_node(n) for n in nodes), tuple(site.weights)))
+        return nodes
+
+    _rewrite(proto.graph, replaced)
+    for f in done:
+        proto.graph.initializer.extend(f.weights)
+    _drop_domains(proto, {f.node.domain for f in done})
+    return Unfused(tuple(done), _notes(done, stays))
+
+
+def _rewrite(graph: onnx.GraphProto, replaced: Callable[[onnx.NodeProto], list[onnx.NodeProto]]) -> None:
+    """Put, in place, what `replaced` gives into the place of every node, the innermost bodies first."""
+    for node in graph.node:
+        for _, body in bodies.bodies_of(node):
+            _rewrite(body, replaced)
+    nodes = [n for node in graph.node for n in replaced(node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _tensors(proto: onnx.ModelProto) -> set[str]:
+    """The names of all tensors."""
+    taken = {t.name for t in proto.graph.initializer}
+    for graph in (proto.graph, *bodies.every_body(proto.graph)):
+        taken.update(v.name for v in (*graph.input, *graph.output))
+    taken.update(p for n in bodies.every_node(proto.graph) for p in (*n.input, *n.output))
+    return taken
+
+
+def _not_in(taken: set[str]) -> Callable[[str], str]:
+    """What gives a name that is not `taken`, as near to the wanted one as possible, and takes it."""
+
+    def unused(wanted: str) -> str:
+        name, k = wanted, 0
+        while name in taken:
+            k += 1
+            name = f"{wanted}_{k}"
+        taken.add(name)
+        return name
+
+    return unused
+
+
+def _drop_domains(proto: onnx.ModelProto, domains: Collection[str]) -> None:
+    """Import, in place, no longer those of `domains` of which no node is left: runtimes ask for what is imported."""
+    left = {n.domain for n in bodies.every_node(proto.graph)}
+    kept = [o for o in proto.opset_import if o.domain in ("", "ai.onnx") or o.domain not in domains or o.domain in left]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def _notes(done: Collection[Fused], stays: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
+    notes: list[str] = []
+    if done:
+        counted = Counter(f.node.op_type for f in done)
+        what = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
+        notes.append(f"operators that onnxruntime had fused are written in standard ones: {what}")
+    notes += [f"{count} {name} stays fused: {why}" for (name, why), count in sorted(stays.items())]
+    return tuple(notes)
