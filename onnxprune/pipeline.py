@@ -16,7 +16,6 @@ from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import Options, PruneConfig
-from onnxprune.data.declared import check_samples
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import older
@@ -37,7 +36,7 @@ from onnxprune.stages.couple import (
     describe_loaded,
     foreseen,
 )
-from onnxprune.stages.decide import best_of, cut_with, mixtures, replay
+from onnxprune.stages.decide import best_of, cut_with, mixtures, replay, uncut
 from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Calibration, load, opened
 from onnxprune.stages.recover import recover_weights
@@ -166,7 +165,6 @@ def _run(
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
         older.check(loaded.normalised.proto, loaded.normalised.notes)
-        check_samples(loaded.original)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     with stage("calibrate"):
@@ -185,7 +183,8 @@ def _run(
             with stage("compare"):
                 masks, coefficients = best_of(cuts, loaded, coupled, calibrated, settings)
         checksums = (loaded.source.sha256, loaded.inputs_sha256)
-        chosen = plan.make(coupled.channels, masks, *checksums, settings.as_dict(), coefficients)
+        stays = uncut(coupled, masks)
+        chosen = plan.make(coupled.channels, masks, *checksums, settings.as_dict(), coefficients, stays)
     else:
         masks = replay(replayed, coupled, settings)
         chosen = replace(

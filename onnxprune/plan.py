@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -43,7 +43,9 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to keep in the model with this checksum; groups that lose nothing are left out.
+    """What to keep in the model with this checksum: of every group that may lose units, also where all of them stay.
+
+    Groups that may not (a single unit, --exclude, a branch that goes as a whole) are left out.
 
     data_sha256: of the samples that it was made with, labels aside; None where that is not known. split_seed: what
     divided these into those for fitting and those held out; None: the seed of the config.
@@ -72,7 +74,10 @@ class Plan:
             raise InputError(f"the plan's config is not one of onnxprune: {e}") from e
 
     def masks(self, channels: ChannelGraph) -> dict[int, Mask]:
-        """Mask over the units of each planned group, by group index. Raises UsageError where a group does not fit."""
+        """Mask over the units of each planned group that loses any, by group index.
+
+        Raises UsageError where a group does not fit.
+        """
         by_name = {g.name: g for g in channels.groups}
         masks: dict[int, Mask] = {}
         for p in self.groups:
@@ -85,7 +90,8 @@ class Plan:
                 raise UsageError(
                     f"the plan keeps unequal parts of {p.name!r}, whose sets are balanced; make a new plan"
                 )
-            masks[g.index] = mask
+            if not mask.all():
+                masks[g.index] = mask
         return masks
 
     def coefficients(self, channels: ChannelGraph) -> dict[int, Doubles]:
@@ -123,17 +129,21 @@ def make(
     data_sha256: str,
     config: Mapping[str, Any],
     coefficients: Mapping[int, Doubles] | None = None,
+    uncut: Collection[int] = (),
 ) -> Plan:
-    """The plan of keeping `masks`, with `coefficients` over the units (both by group index)."""
+    """The plan of keeping `masks`, with `coefficients` over the units (both by group index).
+
+    uncut: the groups that might have lost units, and stay whole.
+    """
+    every = {i: np.ones(channels.groups[i].size, bool) for i in uncut} | {i: m for i, m in masks.items() if not m.all()}
     groups = tuple(
         GroupPlan(
             channels.groups[i].name,
             channels.groups[i].size,
             tuple(np.flatnonzero(mask).tolist()),
-            tuple(coefficients[i][mask].tolist()) if coefficients and i in coefficients else None,
+            tuple(coefficients[i][mask].tolist()) if coefficients and i in masks and i in coefficients else None,
         )
-        for i, mask in sorted(masks.items())
-        if not mask.all()
+        for i, mask in sorted(every.items())
     )
     return Plan(model_sha256, config, groups, data_sha256)
 

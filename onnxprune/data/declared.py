@@ -11,7 +11,6 @@ from numpy.typing import DTypeLike
 from onnx import helper
 
 from onnxprune.errors import ModelError
-from onnxprune.numerics.arrays import is_float
 from onnxprune.regular_files import shown
 
 # What one sample of one input may take: a volume of 800 x 800 x 800 voxels fits.
@@ -42,22 +41,6 @@ def dims_of(v: onnx.ValueInfoProto, dtype: DTypeLike) -> tuple[int | None, ...]:
     if size > MOST_BYTES:
         raise ModelError(f"input {v.name!r} is declared as {text}, more than {shown(MOST_BYTES)} for one sample")
     return dims
-
-
-def check_samples(proto: onnx.ModelProto) -> None:
-    """Raises ModelError where an input of numbers is declared as a batch of none: there is nothing to learn from.
-
-    A model may read other inputs that are empty, lists of axes say.
-    """
-    for v in proto.graph.input:
-        if not v.type.HasField("tensor_type"):
-            continue
-        dims = dims_of(v, dtype_of(v))
-        if dims and dims[0] == 0 and is_float(dtype_of(v)):
-            raise ModelError(
-                f"input {v.name!r} is declared as {_text(dims)}: a batch of no samples computes nothing; declare its "
-                "first size as 1, or leave it free"
-            )
 
 
 def _text(dims: Sequence[int | None]) -> str:

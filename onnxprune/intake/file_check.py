@@ -1,17 +1,22 @@
-"""ONNX's checker on a file, in the child process."""
+"""ONNX's checker on a file, in the child process, and onnxruntime's word where the checker refuses it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
+
 from onnxprune.errors import ModelError, OnnxPruneError
+from onnxprune.intake import first_run
 from onnxprune.runtime.child import ask
 
 
-def check_file(path: Path, size: int) -> None:
-    """Raises ModelError where onnx's checker refuses the model file, and RunError where it crashes or hangs on it.
+def check_file(path: Path, proto: onnx.ModelProto, size: int) -> str:
+    """What to say of a file that onnx's checker refuses and onnxruntime opens; "" where there is nothing to say.
 
-    size: of the model with all of its weights.
+    proto: the model of the file, as it is used from here on (`intake.loose`); where only the file is refused, the
+    checker has nothing against it. size: of the model with all of its weights. Raises ModelError where neither takes
+    it, and RunError where the checker crashes or hangs on the file.
     """
     try:
         str(path.resolve()).encode()
@@ -21,5 +26,11 @@ def check_file(path: Path, size: int) -> None:
         ask("check file", str(path.resolve()), what="checking this model", size=size)
     except OnnxPruneError:
         raise
-    except Exception as e:
-        raise ModelError(f"{path} is not a valid ONNX model: {' '.join(str(e).split())[:300]}") from e
+    except Exception as e:  # noqa: BLE001  onnx's own errors share no base class
+        refused = ModelError(f"{path} is not a valid ONNX model: {' '.join(str(e).split())[:300]}")
+        try:
+            why = first_run.opens(proto)
+        except OnnxPruneError:
+            raise refused from e
+        return f"onnx's checker refuses the model, and onnxruntime opens it ({why})" if why else ""
+    return ""

@@ -31,6 +31,28 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], *, seconds: float = 
     return taken
 
 
+def opens(proto: onnx.ModelProto) -> str:
+    """What onnx's checker has against a model that onnxruntime opens; "" where that has nothing against it either.
+
+    Raises RunError where onnxruntime does not open it, crashes or hangs.
+    """
+    what = "opening this model"
+    return str(ask("open", _content(proto), what=what, size=external.model_bytes(proto), parts=_parts(proto)))
+
+
+def output_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+    """What onnxruntime says of each output: (its type in its own words, its sizes; none where it does not know them).
+
+    Raises RunError where it does not open the model, crashes or hangs.
+    """
+    what = "opening this model"
+    size, parts = external.model_bytes(proto), _parts(proto)
+    types: dict[str, tuple[str, tuple[int | str | None, ...]]] = ask(
+        "output types", _content(proto), what=what, size=size, parts=parts
+    )
+    return types
+
+
 def run_all(proto: onnx.ModelProto, batches: Iterable[Mapping[str, Array]], *, seconds: float) -> None:
     """Run what the calibration will run: some crash, hang or explode only in a larger batch or at a later sample.
 

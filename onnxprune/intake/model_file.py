@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external, spill
 from onnxprune.graph.protobuf import as_bytes, copied
-from onnxprune.intake import sparse, wellformed
-from onnxprune.intake.declarations import with_free_dimensions
+from onnxprune.intake import first_run, loose, sparse, wellformed
+from onnxprune.intake.declarations import undeclared, with_free_dimensions, with_types
 from onnxprune.intake.file_check import check_file
 from onnxprune.regular_files import MODEL_BYTES, content
 
@@ -26,8 +26,8 @@ class Source:
     """Where a model came from: for the report and for checking that a plan belongs to it.
 
     sha256: of the model file; where weights lie beside it, of the file and their `external.fingerprint`. size: with
-    these, as files are. files: where weights lie beside it. separate: whether those of the output will. note: what is
-    to be said of how it was read.
+    these, as files are. files: where weights lie beside it. separate: whether those of the output will. notes: what
+    is to be said of how it was read.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Source:
     size: int
     files: frozenset[str] = frozenset()
     separate: bool = False
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
@@ -54,11 +54,13 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
         raise ModelError(f"{p} is not an ONNX model: it has no graph")
     wellformed.check(proto)
     external.resolve(proto, p.parent)
-    check_file(p, len(blob) + external.external_bytes(proto))
+    notes = loose.put_right(proto)
+    refused = check_file(p, proto, len(blob) + external.external_bytes(proto))
     source = source_of(str(p), blob, proto)
-    source = replace(source, note=sparse.made_dense(proto))
+    notes = (*notes, refused, sparse.made_dense(proto))
     external.read_small(proto)
-    return with_free_dimensions(proto), source
+    proto, declared = _declared(with_free_dimensions(proto))
+    return proto, replace(source, notes=tuple(filter(None, (*notes, declared))))
 
 
 def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
@@ -67,6 +69,23 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     Raises ModelError where it refers to weights in a folder that is not known.
     """
     wellformed.check(proto)
+    right, notes = loose.with_all_right(proto)
+    mended, declared = _declared(right)
+    adopted, source = _adopted(mended)
+    return adopted, replace(source, notes=(*notes, *filter(None, (declared,)), *source.notes))
+
+
+def _declared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """With what onnxruntime knows of outputs that are not declared, and what to say of that."""
+    if not undeclared(proto):
+        return proto, ""
+    try:
+        return with_types(proto, first_run.output_types(proto))
+    except RunError:  # the first run says why
+        return proto, ""
+
+
+def _adopted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     if any(sparse.sparse_in(proto)):
         return _adopted_dense(proto)
     if not external.has_external(proto):
@@ -89,8 +108,8 @@ def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     external.resolve(copy, None)
     separate = external.has_external(copy)
     note = sparse.made_dense(copy)
-    dense, source = adopt(copy)
-    return dense, replace(source, separate=separate, note=note)
+    dense, source = _adopted(copy)
+    return dense, replace(source, separate=separate, notes=(note,))
 
 
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:

@@ -179,6 +179,8 @@ def _answers() -> Mapping[str, Callable[..., Any]]:
 
     return {
         "check file": trials.check_file,
+        "open": trials.opens,
+        "output types": trials.output_types,
         "infer": trials.infer,
         "run": trials.run,
         "run again": trials.run_again,

@@ -11,16 +11,34 @@ import onnx
 
 from onnxprune.errors import RunError
 from onnxprune.graph import external
-from onnxprune.intake import older
+from onnxprune.intake import declarations, older
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime import extent, single_precision
 from onnxprune.runtime.child import NotLoaded
 from onnxprune.runtime.session import Feeds, Session, check_types
 
+_LINE = 200
+
 
 def check_file(path: str) -> None:
     """ONNX's checker on a file, as a model above 2 GiB cannot be checked in memory. Raises onnx's own errors."""
     onnx.checker.check_model(path)
+
+
+def opens(content: bytes) -> str:
+    """What onnx's checker says against a model that onnxruntime opens, if anything. Raises RunError."""
+    proto = onnx.ModelProto.FromString(content)
+    try:
+        external.check(declarations.with_any_shapes(proto))
+    except Exception as e:  # noqa: BLE001  onnx's own errors share no base class
+        Session(proto, optimize=False)
+        return " ".join(str(e).split())[:_LINE]
+    return ""
+
+
+def output_types(content: bytes) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+    """Type and sizes of each output, in onnxruntime's words. Raises RunError."""
+    return dict(Session(onnx.ModelProto.FromString(content), optimize=False).output_types)
 
 
 def infer(content: bytes) -> None:

@@ -156,6 +156,7 @@ class Session:
         self._narrow_outputs = {} if narrow is None else narrow.outputs
         self.inputs = _as_named(self._session.get_inputs(), self._narrow_inputs)
         self.outputs = _as_named(self._session.get_outputs(), self._narrow_outputs)
+        self.output_types = {o.name: (str(o.type), tuple(o.shape)) for o in self._session.get_outputs()}
         ports = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self._singles = frozenset(i.name for i in ports if i.type == "tensor(float)")
         self.device = _DEVICES.get(_name(providers[0]), "cpu")

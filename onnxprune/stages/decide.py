@@ -75,6 +75,12 @@ def best_of(
     return min(cuts, key=error)
 
 
+def uncut(coupled: Coupled, masks: Mapping[int, Mask]) -> frozenset[int]:
+    """The groups that might have lost units by these options, and are neither cut nor gone with a branch."""
+    may_lose = {g for g, widths in enumerate(coupled.widths.allowed) if len(widths) > 1}
+    return frozenset(may_lose - masks.keys() - branches.dead_groups(coupled.drops, masks))
+
+
 def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[int, Mask]:
     """The masks of a saved plan.
 
@@ -84,7 +90,7 @@ def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[i
     if units != settings.attention:
         raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
     masks = chosen.masks(coupled.channels)
-    if all(mask.all() for mask in masks.values()):
+    if not masks:
         raise NothingPrunable("the plan keeps every channel, so nothing would be removed; make a new plan")
     if branches.left_of(coupled.channels, coupled.channels.keep_classes(masks)) is None:
         raise UsageError("the plan leaves some tensor without a channel; make a new plan")

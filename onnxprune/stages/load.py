@@ -111,7 +111,7 @@ def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divi
         original = declarations.with_true_outputs(original, normalised.shapes)
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
-    notes = [*filter(None, [source.note]), *normalised.notes, *false]
+    notes = [*source.notes, *normalised.notes, *false]
     if not samples.synthetic and len(samples) < _FEW_SAMPLES:
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")

@@ -38,7 +38,7 @@ def _dims(v: onnx.ValueInfoProto) -> list[int | str | None]:
     return [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
 
 
-@pytest.mark.parametrize("free", [-1, -7, "?", None], ids=str)
+@pytest.mark.parametrize("free", [-1, -7, 0, "?", None], ids=str)
 def test_sizes_that_are_none_are_free(free: int | str | None):
     """Fails where such a size is demanded of the data, or two of them are taken for one and the same."""
     proto = with_free_dimensions(_declared([free, 3, free, free]))

@@ -86,7 +86,7 @@ def test_the_same_as_dense(where: str, in_memory: bool, tmp_path: Path):
     needs_run(dense, {"x": x}, "load weights that lie in a branch that is always taken")
     expected = Session(str(path)).run({"x": x})["y"]  # onnxruntime's own reading
     proto, source = model_file.adopt(given) if in_memory else model_file.load(path)
-    assert "made dense" in source.note
+    assert "made dense" in source.notes[0]
     assert_same(Session(proto).run({"x": x})["y"], expected, rtol=1e-6, atol=1e-6)
     result, wanted = (prune(k, None, {"x": x}, **OPTIONS) for k in (given if in_memory else path, dense))
     assert result.model is not None
