@@ -15,7 +15,8 @@ from typing import Any
 
 from onnxprune.normalise.unfused.site import Refusal, Rows, Site
 
-_GELU_OPSET = 20
+# Since when the standard has Gelu, and demands to know into how many parts it splits.
+_GELU_OPSET, _SPLIT_OPSET = 20, 18
 
 
 def gelu(site: Site, x: str, like: str, to: str) -> str:
@@ -49,6 +50,23 @@ def _gelu(site: Site) -> None:
 
 def _bias_gelu(site: Site) -> None:
     gelu(site, site.op("Add", site.input(0), site.input(1)), site.input(0), site.output())
+
+
+def _bias_add(site: Site) -> None:
+    """x + bias + what is skipped."""
+    site.op("Add", site.op("Add", site.input(0), site.input(1)), site.input(2), to=site.output())
+
+
+def _bias_split_gelu(site: Site) -> None:
+    """The first half of x + bias, times Gelu of the second."""
+    x, last = site.input(0), site.rank_of(site.input(0)) - 1
+    biased = site.op("Add", x, site.input(1))
+    if site.opset >= _SPLIT_OPSET:
+        site.op("Split", biased, count=2, axis=last, num_outputs=2)
+    else:
+        site.op("Split", biased, count=2, axis=last)
+    left, right = site.nodes[-1].output
+    site.op("Mul", left, gelu(site, right, x, ""), to=site.output())
 
 
 def _fast_gelu(site: Site) -> None:
@@ -119,7 +137,9 @@ def taken_in(site: Site) -> tuple[Taken, tuple[str, ...]] | Refusal:
 
 TABLE: Rows = {
     "com.microsoft.Gelu": _gelu,
+    "com.microsoft.BiasAdd": _bias_add,
     "com.microsoft.BiasGelu": _bias_gelu,
+    "com.microsoft.BiasSplitGelu": _bias_split_gelu,
     "com.microsoft.FastGelu": _fast_gelu,
     "com.microsoft.QuickGelu": _quick_gelu,
 }

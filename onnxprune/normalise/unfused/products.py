@@ -7,32 +7,37 @@ FusedMatMul   α · A' · B'
 
 from __future__ import annotations
 
-from onnxprune.normalise.unfused.activations import taken_in
+from onnxprune.normalise.unfused.activations import fast_gelu, taken_in
 from onnxprune.normalise.unfused.site import Refusal, Rows, Site
 
 CONVOLUTION = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
-def _fused_conv(site: Site) -> Refusal | None:
-    """The activation comes last, behind the sum with Z."""
-    x, w, bias, other = (site.input(k) for k in range(4))
-    activated = "activation" in site.attributes("activation")
-    given = [float(v) for v in site.attribute("activation_params", ())]
+def convolution(site: Site, x: str, w: str, bias: str, other: str, to: str) -> str | Refusal:
+    """Conv of `x`, the sum with `other` where there is one, and the activation behind it: the name of what they give.
+
+    x, w, bias, other: tensors that may have been built; the type of the whole is that of the second input. to: the
+    name to give, "" for any.
+    """
     build = None
-    if activated:
+    given = [float(v) for v in site.attribute("activation_params", ())]
+    if site.attributes("activation"):
         taken = taken_in(site)
         if isinstance(taken, Refusal):
             return taken
         build, names = taken
-        if len(given) != len(names) and site.attribute("activation") != "HardSwish":
+        if len(given) != len(names):
             return Refusal(f"its activation needs {len(names)} parameters, and has {len(given)}")
-    last = site.output()
-    conv = site.op("Conv", x, w, bias, to="" if other or build else last, main=True, **site.attributes(*CONVOLUTION))
+    last = site.op("Conv", x, w, bias, to="" if other or build else to, main=True, **site.attributes(*CONVOLUTION))
     if other:
-        conv = site.op("Add", conv, other, to="" if build else last)
-    if build is not None:
-        build(site, conv, given, w, last)
-    return None
+        last = site.op("Add", last, other, to="" if build else to)
+    return last if build is None else build(site, last, given, site.input(1), to)
+
+
+def _fused_conv(site: Site) -> Refusal | None:
+    x, w, bias, other = (site.input(k) for k in range(4))
+    result = convolution(site, x, w, bias, other, site.output())
+    return result if isinstance(result, Refusal) else None
 
 
 def _fused_gemm(site: Site) -> Refusal | None:
@@ -83,9 +88,17 @@ def _turned(site: Site, name: str, last: bool, batch: bool) -> str:
     return site.op("Transpose", name, perm=order)
 
 
+def _gemm_fast_gelu(site: Site) -> None:
+    """A matrix product, its bias, and FastGelu."""
+    x, bias = site.input(0), site.input(2)
+    product = site.op("MatMul", x, site.input(1), main=True)
+    fast_gelu(site, site.op("Add", product, bias) if bias else product, x, site.output())
+
+
 TABLE: Rows = {
     "com.microsoft.FusedConv": _fused_conv,
     "com.microsoft.FusedGemm": _fused_gemm,
     "com.microsoft.FusedMatMul": _fused_matmul,
+    "com.microsoft.GemmFastGelu": _gemm_fast_gelu,
     "com.microsoft.TransposeMatMul": _fused_matmul,
 }

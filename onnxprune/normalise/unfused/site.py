@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.graph.protobuf import element_type
 from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 
@@ -86,6 +85,11 @@ class Site:
         """The shape of a tensor of the model at one size of the inputs. Raises Unknown."""
         return self._facts.shape_of(name)
 
+    def numpy_type(self, name: str) -> np.dtype[Any]:
+        """numpy's element type of a tensor of the model. Raises Unknown."""
+        kind: np.dtype[Any] = helper.tensor_dtype_to_np_dtype(self.type_of(name))
+        return kind
+
     def rank_of(self, name: str) -> int:
         """The number of axes of a tensor of the model. Raises Unknown."""
         return len(self._facts.shape_of(name))
@@ -142,8 +146,11 @@ class Site:
 
     def scalar(self, value: float, like: str, what: str = "number") -> str:
         """Add a constant of one number, in the type of the tensor `like` of the model; its name."""
-        kind = helper.tensor_dtype_to_np_dtype(self.type_of(like))
-        return self.weight(np.array(value).astype(kind), what)
+        return self.weight(np.array(value).astype(self.numpy_type(like)), what)
+
+    def number(self, value: int, what: str) -> str:
+        """Add a constant of one int64; its name."""
+        return self.weight(np.array(value, np.int64), what)
 
     def integers(self, values: Sequence[int], what: str) -> str:
         """Add a vector of int64; its name."""
@@ -153,11 +160,11 @@ class Site:
         """A tensor in another element type."""
         return self.node("Cast", [name], [self._unused(f"{self._label}__cast")], to=kind)
 
-    def mean_over(self, name: str, axes: Sequence[int]) -> str:
+    def mean_over(self, name: str, axes: Sequence[int], *, to: str = "") -> str:
         """The mean over these axes, which stay with size 1."""
         if self.opset >= 18:
-            return self.op("ReduceMean", name, self.integers(axes, "axes"), keepdims=1)
-        return self.op("ReduceMean", name, axes=list(axes), keepdims=1)
+            return self.op("ReduceMean", name, self.integers(axes, "axes"), keepdims=1, to=to)
+        return self.op("ReduceMean", name, axes=list(axes), keepdims=1, to=to)
 
     def unsqueezed(self, name: str, axes: Sequence[int]) -> str:
         """The tensor with further axes of size 1 at these places of the result."""
@@ -173,8 +180,3 @@ class Site:
 # What writes one operator in standard ones: builds at the site, and gives a refusal where that would not be the same.
 Row = Callable[[Site], Refusal | None]
 Rows = Mapping[str, Row]
-
-
-def number_of(dtype: Any) -> int:
-    """ONNX's number of a numpy type."""
-    return element_type(np.dtype(dtype))

@@ -5,8 +5,14 @@ A family has a file with a `TABLE` of its own; a new operator is a row there.
 
 from __future__ import annotations
 
-from onnxprune.normalise.unfused import activations, products
+from onnxprune.normalise.unfused import activations, channels_last, normalization, products, rotary
 from onnxprune.normalise.unfused.site import Rows
 
-FAMILIES: tuple[Rows, ...] = (activations.TABLE, products.TABLE)
+FAMILIES: tuple[Rows, ...] = (
+    activations.TABLE,
+    channels_last.TABLE,
+    normalization.TABLE,
+    products.TABLE,
+    rotary.TABLE,
+)
 TABLE: Rows = {name: row for family in FAMILIES for name, row in family.items()}
