@@ -86,14 +86,16 @@ def evaluate(
     *,
     against: ModelLike | None = None,
     labels: str | None = None,
+    allow_links: bool = False,
 ) -> Evaluation:
     """Run `model`, and `against` (the original), over `data` and compare.
 
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
+    allow_links: as for `prune`, of both models.
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
     with spill.spilling():
-        return _evaluated(model, data, against, labels)
+        return _evaluated(model, data, against, labels, allow_links=allow_links)
 
 
 def _evaluated(
@@ -101,8 +103,10 @@ def _evaluated(
     data: str | os.PathLike[str] | Mapping[str, Array],
     against: ModelLike | None,
     labels: str | None,
+    *,
+    allow_links: bool,
 ) -> Evaluation:
-    proto, name = _model(model)
+    proto, name = _model(model, allow_links=allow_links)
     samples = _samples(data, proto)
     first_run.run(proto, samples.example())
     truth = None if labels is None else classes_of(samples, labels)
@@ -114,7 +118,7 @@ def _evaluated(
     if against is None:
         outputs = outputs_of(proto, samples, layouts_of(proto, samples))
     else:
-        original, original_name = _model(against)
+        original, original_name = _model(against, allow_links=allow_links)
         notes += notes_on(original)
         _check_same_inputs(proto, original)
         first_run.run(original, samples.example())
@@ -183,10 +187,8 @@ def gate(
         raise CheckFailed("; ".join(failures))
 
 
-def _model(model: ModelLike) -> tuple[onnx.ModelProto, str]:
-    if isinstance(model, onnx.ModelProto):
-        return model_file.adopt(model)[0], "(in memory)"
-    proto, source = model_file.load(model)
+def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str]:
+    proto, source = model_file.read(model, allow_links=allow_links)
     return proto, source.path
 
 

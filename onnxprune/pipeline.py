@@ -72,6 +72,7 @@ def prune(
     scheduler: str | None = None,
     provider: str | None = None,
     max_error: float | None = None,
+    allow_links: bool = False,
     **options: Unpack[Options],
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -90,7 +91,8 @@ def prune(
     "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
     target. That time aside, none of the three changes the result beyond rounding, and none belongs to the plan.
     max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
-    more, or could not be measured, CheckFailed is raised, also with `force`.
+    more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie wherever links
+    beside the model lead.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
@@ -115,7 +117,17 @@ def prune(
             with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Workplace(workers, provider or "cpu", timed_by)
                 result, separate = _run(
-                    model, files, calibration, settings, chosen, clock, place, timed_on, max_error, dry_run=dry_run
+                    model,
+                    files,
+                    calibration,
+                    settings,
+                    chosen,
+                    clock,
+                    place,
+                    timed_on,
+                    max_error,
+                    dry_run=dry_run,
+                    allow_links=allow_links,
                 )
                 watch("save")
                 result = stored(stage, result, separate, *files)
@@ -128,16 +140,21 @@ def prune(
 
 
 def inspect(
-    model: ModelLike, calibration: Calibration = None, *, attention: str = "heads", target: str = DEFAULT
+    model: ModelLike,
+    calibration: Calibration = None,
+    *,
+    attention: str = "heads",
+    target: str = DEFAULT,
+    allow_links: bool = False,
 ) -> Description:
     """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
 
-    The data only fixes the sizes of symbolic dimensions. attention, target: as in PruneConfig. Raises InputError,
-    RunError and UsageError.
+    The data only fixes the sizes of symbolic dimensions. attention, target: as in PruneConfig. allow_links: as for
+    `prune`. Raises InputError, RunError and UsageError.
     """
     settings = PruneConfig(samples=2, attention=attention, target=target)
     with spill.spilling():
-        return describe_loaded(load(model, calibration, settings), settings)
+        return describe_loaded(load(model, calibration, settings, allow_links=allow_links), settings)
 
 
 def _run(
@@ -152,6 +169,7 @@ def _run(
     max_error: float | None,
     *,
     dry_run: bool,
+    allow_links: bool,
 ) -> tuple[PruneResult, bool]:
     """The sentence, one line per stage, and whether the result's weights go beside it.
 
@@ -160,7 +178,7 @@ def _run(
     """
     output, *others = files
     with stage("load"):
-        loaded = opened(model, calibration, settings, replayed)
+        loaded = opened(model, calibration, settings, replayed, allow_links=allow_links)
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)

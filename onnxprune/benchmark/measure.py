@@ -181,6 +181,7 @@ def bench(
     runs: int | None = None,
     warmup: int = WARMUP,
     profile: bool = False,
+    allow_links: bool = False,
     watch: Callable[[str], None] = lambda _: None,
 ) -> Bench:
     """Time `model`, or `model` and `other` in turns; the ratio is that of `other` to `model`.
@@ -190,12 +191,13 @@ def bench(
     package tensorrt. batch: samples per run, 1 unless `shapes` say otherwise. shapes: of inputs whose dimensions are
     symbolic. precision: "model" for the types that the model has, "fp16" for a copy that computes in float16.
     threads: onnxruntime's, 0 for its own choice. seconds: of rounds; runs: so many rounds instead. warmup: rounds that
-    do not count. profile: also the time of every node, in runs of their own. watch: called with what is being done.
+    do not count. profile: also the time of every node, in runs of their own. allow_links: as for `prune`. watch: called
+    with what is being done.
     Raises InputError for models or data that do not fit each other, UsageError and RunError.
     """
     settings = Settings(provider_named(provider), precision, threads, seconds, runs, warmup, profile)
     with spill.spilling():
-        candidates = [candidate(x) for x in (model, other) if x is not None]
+        candidates = [candidate(x, allow_links=allow_links) for x in (model, other) if x is not None]
         fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {})
         if settings.provider == CPU:  # another one may know operators that the CPU does not
             for x in candidates:
@@ -221,9 +223,9 @@ def _short(provider: str) -> str:
     return provider.lower().removesuffix(_SHORT)
 
 
-def candidate(model: ModelLike) -> Candidate:
+def candidate(model: ModelLike, *, allow_links: bool = False) -> Candidate:
     """Read a model. Raises ModelError, and RunError where onnx crashes on it."""
-    proto, source = model_file.adopt(model) if isinstance(model, onnx.ModelProto) else model_file.load(model)
+    proto, source = model_file.read(model, allow_links=allow_links)
     first_run.infer(proto)
     path = None if isinstance(model, onnx.ModelProto) else source.path
     return Candidate(source.path, proto, source.size, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import JSON
+from onnxprune.cli.group import ALLOW_LINKS, JSON
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import parse_error, parse_share
 from onnxprune.errors import UsageError
@@ -39,6 +39,7 @@ from onnxprune.runtime import child
     help="Fail with exit code 4 where an output, or a part of one, differs from ORIGINAL's by more, or where that "
     "cannot be measured: squared error over spread, 0.05 or 5%.",
 )
+@ALLOW_LINKS
 @JSON
 def eval_command(
     model: str,
@@ -48,6 +49,7 @@ def eval_command(
     min_agreement: float | None,
     max_drop: float | None,
     max_error: float | None,
+    allow_links: bool,
     as_json: bool,
 ) -> None:
     """Measure MODEL on test data: top-1, and agreement and output error against the original.
@@ -69,6 +71,6 @@ def eval_command(
     from onnxprune.evaluation import evaluate, gate
     from onnxprune.report import terminal
 
-    result = evaluate(model, data, against=against, labels=labels)
+    result = evaluate(model, data, against=against, labels=labels, allow_links=allow_links)
     streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
     gate(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)

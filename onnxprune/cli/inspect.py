@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import DEFAULTS, JSON, with_default
+from onnxprune.cli.group import ALLOW_LINKS, DEFAULTS, JSON, with_default
 from onnxprune.cli.screen import screen_of
 from onnxprune.config import (
     ATTENTIONS,
@@ -34,8 +34,11 @@ from onnxprune.targets.alignment import TARGETS
     **with_default(DEFAULTS.target),
     help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
 )
+@ALLOW_LINKS
 @JSON
-def inspect_command(model: str, calib: str | None, attention: str, target: str, as_json: bool) -> None:
+def inspect_command(
+    model: str, calib: str | None, attention: str, target: str, allow_links: bool, as_json: bool
+) -> None:
     """Show what of MODEL can be pruned, and why the rest cannot.
 
     Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
@@ -45,5 +48,5 @@ def inspect_command(model: str, calib: str | None, attention: str, target: str, 
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
-    description = inspect(model, calib, attention=attention, target=target)
+    description = inspect(model, calib, attention=attention, target=target, allow_links=allow_links)
     streams.show(description.to_json() if as_json else terminal.inspection(description, screen_of()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxprune.cli.group import DEFAULTS, Surroundings, WithSubcommands, flag, with_default
+from onnxprune.cli.group import ALLOW_LINKS, DEFAULTS, Surroundings, WithSubcommands, flag, with_default
 from onnxprune.cli.screen import screen_of, warn
 from onnxprune.cli.values import parse_alignment, parse_error, parse_size
 from onnxprune.config import ATTENTIONS, COEFFICIENTS, GOALS, METRICS, PROVIDERS, READ_BY, RECOVER, UNTRIED
@@ -266,6 +266,7 @@ def _flag(name: str) -> str:
     "this on held-out samples, or where that cannot be measured: squared error over spread, and of answers such as a "
     "class map the share that changes; 0.05 or 5%.",
 )
+@ALLOW_LINKS
 @flag("--overwrite", "Replace OUT, --plan and --report files that exist.")
 @flag(
     "--bench",
@@ -318,6 +319,7 @@ class Run:
     quiet: bool
     bench: bool
     max_error: float | None
+    allow_links: bool
     options: dict[str, Any]
 
     @classmethod
@@ -390,6 +392,7 @@ class Run:
                 scheduler=self.scheduler,
                 provider=self.provider,
                 max_error=self.max_error,
+                allow_links=self.allow_links,
                 **self.options,
             )
 

@@ -221,22 +221,22 @@ class Weights(Mapping[str, Array]):
         return name in self._tensors
 
 
-def resolve(proto: onnx.ModelProto, folder: Path | None) -> None:
+def resolve(proto: onnx.ModelProto, model: Path | None, *, allow_links: bool = False) -> None:
     """Check every reference of `proto` to a file, and make it absolute, in place.
 
-    folder: where the model lies; None for a model in memory, whose references must be absolute already.
-    Raises ModelError for data that is missing, too short, or outside the folder.
+    model: the model's file; None for a model in memory, whose references must be absolute already. A link in its folder
+    may lead to the folder in which the model itself lies, where its file is a link too, as in the caches of model hubs;
+    allow_links: and to anywhere else. Raises ModelError for data that is missing, too short, or outside the folder.
     """
-    root = None if folder is None else folder.resolve()
     sizes: dict[Path, int] = {}
     for tensor in stored_tensors(proto):
         if not is_external(tensor):
             continue
         place = FileRange.of(tensor)
-        target = _in_memory(tensor, place) if root is None else _inside(tensor, place, root)
+        target = _in_memory(tensor, place) if model is None else _inside(tensor, place, model, allow_links=allow_links)
         if target not in sizes:
             if not target.exists():
-                beside = "missing" if root is None else "missing beside the model"
+                beside = "missing" if model is None else "missing beside the model"
                 raise ModelError(f"tensor {tensor.name!r} stores its data in {place.location!r}, which is {beside}")
             sizes[target] = _length_of(target, tensor, place)
         size = _checked_size(tensor, place)
@@ -286,16 +286,24 @@ def _in_memory(tensor: onnx.TensorProto, place: FileRange) -> Path:
     return Path(place.location)
 
 
-def _inside(tensor: onnx.TensorProto, place: FileRange, root: Path) -> Path:
-    location = place.location
+def _inside(tensor: onnx.TensorProto, place: FileRange, model: Path, *, allow_links: bool) -> Path:
+    location, root = place.location, model.parent.resolve()
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute()
+    # A link may lead out of the folder, the reference itself may not.
+    within = bool(location) and not absolute and ".." not in PurePosixPath(location.replace("\\", "/")).parts
     try:
         target = (root / location).resolve()
+        allowed = allow_links or target.parent == model.resolve().parent
     except (OSError, ValueError, RuntimeError):  # a NUL, or links in a circle
-        target = Path()
-    if not location or absolute or not target.is_relative_to(root):
-        raise ModelError(f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused")
-    return target
+        target, within, allowed = Path(), False, False
+    if location and not absolute and target.is_relative_to(root):
+        return target
+    if within and allowed:
+        return target
+    advice = f" (a link leads to {target}; --allow-links follows it)" if within else ""
+    raise ModelError(
+        f"tensor {tensor.name!r} stores its data outside the model's folder, at {location!r}: refused{advice}"
+    )
 
 
 def files_of(proto: onnx.ModelProto) -> set[Path]:

@@ -38,10 +38,11 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
+def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> tuple[onnx.ModelProto, Source]:
     """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`graph.external`).
 
-    Raises ModelError for a missing, unreadable, corrupt or invalid file, and for external data outside its folder.
+    allow_links: as for `external.resolve`. Raises ModelError for a missing, unreadable, corrupt or invalid file, and for
+    external data outside its folder.
     """
     p = Path(path)
     blob = content(p, ModelError, MODEL_BYTES)
@@ -53,7 +54,7 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     if not proto.opset_import or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{p} is not an ONNX model: it has no graph")
     wellformed.check(proto)
-    external.resolve(proto, p.parent)
+    external.resolve(proto, p, allow_links=allow_links)
     notes = loose.put_right(proto)
     refused = check_file(p, proto, len(blob) + external.external_bytes(proto))
     source = source_of(str(p), blob, proto)
@@ -61,6 +62,11 @@ def load(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Source]:
     external.read_small(proto)
     proto, declared = _declared(with_free_dimensions(proto))
     return proto, replace(source, notes=tuple(filter(None, (*notes, declared))))
+
+
+def read(model: ModelLike, *, allow_links: bool = False) -> tuple[onnx.ModelProto, Source]:
+    """Load a file, or adopt a model that is in memory already."""
+    return adopt(model) if isinstance(model, onnx.ModelProto) else load(model, allow_links=allow_links)
 
 
 def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:

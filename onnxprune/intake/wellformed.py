@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -128,8 +129,7 @@ def _check_names(proto: onnx.ModelProto) -> None:
 def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
     yield from (proto.domain, proto.producer_name, proto.producer_version, proto.doc_string)
     yield from (o.domain for o in proto.opset_import)
-    for p in proto.metadata_props:
-        yield from (p.key, p.value)
+    yield from _metadata(proto)
     for f in proto.functions:
         yield from (
             f.name,
@@ -141,21 +141,28 @@ def _names(proto: onnx.ModelProto) -> Iterator[str | bytes]:
             *(o.domain for o in f.opset_import),
         )
     for graph in _every_graph(proto):
-        yield from (graph.name, graph.doc_string)
+        yield from (graph.name, graph.doc_string, *_metadata(graph))
+        for q in graph.quantization_annotation:
+            yield from (q.tensor_name, *(text for p in q.quant_parameter_tensor_names for text in (p.key, p.value)))
         for v in (*graph.input, *graph.output, *graph.value_info):
             yield from _names_of_value(v)
     for n in _every_node(proto):
-        yield from (n.name, n.op_type, n.domain, n.doc_string, *n.input, *n.output)
+        yield from (n.name, n.op_type, n.domain, n.doc_string, *n.input, *n.output, *_metadata(n))
         for a in n.attribute:
             yield from (a.name, a.ref_attr_name, a.doc_string)
     for t in external.stored_tensors(proto):
-        yield from (t.name, t.doc_string)
+        yield from (t.name, t.doc_string, *_metadata(t))
         for e in t.external_data:
             yield from (e.key, e.value)
 
 
+def _metadata(part: Any) -> Iterator[str | bytes]:
+    for p in part.metadata_props:
+        yield from (p.key, p.value)
+
+
 def _names_of_value(v: onnx.ValueInfoProto) -> Iterator[str | bytes]:
-    yield from (v.name, v.doc_string)
+    yield from (v.name, v.doc_string, *_metadata(v))
     if v.type.HasField("tensor_type"):
         yield from (d.dim_param for d in v.type.tensor_type.shape.dim)
 

@@ -15,6 +15,7 @@ from onnxprune.stages.answers import Judged
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, held_out_error, nearest, worse
+from onnxprune.surgery import descriptions
 from onnxprune.surgery import finish as in_form
 
 
@@ -56,14 +57,16 @@ def finish(
     if settings.walks and worse(errors[settings.refit], errors[settings.level]):
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     candidate = refitted.candidates[level]
+    model = in_form(candidate, n, channels, keep)
+    left_out = descriptions.put_back(model, loaded.original, channels, keep)
     return Finished(
-        model=in_form(candidate, n, channels, keep),
+        model=model,
         candidate=candidate,
         unfitted=in_form(sliced, n, channels, keep),
         level=level,
         errors=errors,
         fits=refitted.fits,
-        notes=(*notes, *notes_on_bodies(coupled, keep)),
+        notes=(*notes, *notes_on_bodies(coupled, keep), *left_out),
         recovery=refitted.recovery,
         judged=judged,
     )

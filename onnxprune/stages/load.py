@@ -77,23 +77,39 @@ class Loaded:
         return sum(len(p) for p in self.parts)
 
 
-def opened(model: ModelLike, calibration: Calibration, settings: PruneConfig, replayed: plan.Plan | None) -> Loaded:
+def opened(
+    model: ModelLike,
+    calibration: Calibration,
+    settings: PruneConfig,
+    replayed: plan.Plan | None,
+    *,
+    allow_links: bool = False,
+) -> Loaded:
     """Load what a run needs. Raises UsageError where the plan to replay belongs to another model or other data."""
     if replayed is None:
-        return load(model, calibration, settings)
+        return load(model, calibration, settings, allow_links=allow_links)
     # A plan has decided all that labels decide, so a replay needs none.
-    loaded = load(model, calibration, settings.with_options(labels=None), replayed.divided_by)
+    unlabelled = settings.with_options(labels=None)
+    loaded = load(model, calibration, unlabelled, replayed.divided_by, allow_links=allow_links)
     checksums = (loaded.source.sha256, loaded.inputs_sha256)
     said = plan.check_origin(replayed, *checksums, synthetic=loaded.fit.synthetic, force=settings.force)
     return replace(loaded, notes=(*loaded.notes, *said))
 
 
-def load(model: ModelLike, calibration: Calibration, settings: PruneConfig, divided_by: int | None = None) -> Loaded:
+def load(
+    model: ModelLike,
+    calibration: Calibration,
+    settings: PruneConfig,
+    divided_by: int | None = None,
+    *,
+    allow_links: bool = False,
+) -> Loaded:
     """Read and normalise the model, read and split the data, and hold the labels against the first output.
 
-    divided_by: the seed of the split, where that is not the one of the settings.
+    divided_by: the seed of the split, where that is not the one of the settings. allow_links: as for
+    `external.resolve`.
     """
-    original, source = model_file.adopt(model) if isinstance(model, onnx.ModelProto) else model_file.load(model)
+    original, source = model_file.read(model, allow_links=allow_links)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
         original = spill.outside(original)
     first_run.infer(original)

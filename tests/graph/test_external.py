@@ -381,7 +381,7 @@ def test_every_kind_of_reference_is_resolved_and_read(holder: str, tmp_path: Pat
     (tmp_path / "w").write_bytes(b"head" + np.arange(3, dtype=np.float32).tobytes())
     proto = HOLDERS[holder](lonely())
     assert external.has_external(proto) and external.external_bytes(proto) == 12
-    external.resolve(proto, tmp_path)
+    external.resolve(proto, tmp_path / "model.onnx")
     assert external.files_of(proto) == {tmp_path / "w"}
     (before,) = (t for t in external.stored_tensors(proto) if external.is_external(t))
     assert external.FileRange.of(before) == external.FileRange(str(tmp_path / "w"), 4, 12)
@@ -410,7 +410,7 @@ def test_references_of_no_known_size(kind: str, tmp_path: Path):
     (tmp_path / "w").write_bytes(bytes(64))
     tensor, reason = UNFIXED[kind]
     with pytest.raises(ModelError, match=reason):
-        external.resolve(HOLDERS["weight"](tensor), tmp_path)
+        external.resolve(HOLDERS["weight"](tensor), tmp_path / "model.onnx")
 
 
 def test_a_link_within_the_folder_is_followed(tmp_path: Path):
@@ -418,7 +418,7 @@ def test_a_link_within_the_folder_is_followed(tmp_path: Path):
     (tmp_path / "real").write_bytes(bytes(16))
     (tmp_path / "w").symlink_to(tmp_path / "real")
     proto = HOLDERS["weight"](lonely())
-    external.resolve(proto, tmp_path)
+    external.resolve(proto, tmp_path / "model.onnx")
     assert external.files_of(proto) == {tmp_path / "real"}
 
 
@@ -496,7 +496,7 @@ def test_weights_in_files_are_read_when_asked_for_and_not_kept(tmp_path: Path, m
     """Fails where looking at the names reads values, or where values of files pile up in memory."""
     (tmp_path / "w").write_bytes(b"head" + np.arange(3, dtype=np.float32).tobytes())
     proto = HOLDERS["weight"](lonely())
-    external.resolve(proto, tmp_path)
+    external.resolve(proto, tmp_path / "model.onnx")
     inside = np.ones(2, np.float32)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(inside, "inside"))
     asked: list[str] = []

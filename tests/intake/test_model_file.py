@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import protobuf, surgeon
+from onnxprune.graph import external, protobuf, surgeon
 from onnxprune.graph.bodies import captured_names
 from onnxprune.intake import model_file
 from onnxprune.runtime.session import Session
@@ -207,3 +207,45 @@ def test_parameters_do_not_count_indices():
     """Fails where a permutation counts as a weight."""
     model = TABLE["gather_negative"].model()
     assert protobuf.parameters(model) == 8 * 3 + 8 + 5 * 6
+
+
+def _cache(tmp_path: Path, data: str) -> Path:
+    """A model in a cache of blobs: its file and its weights are links; data: where the weights lie."""
+    for name in ("blobs", "snapshot/onnx", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    _external(tmp_path / "blobs/aaa", "model.onnx_data")
+    (tmp_path / data).write_bytes(_weight().tobytes())
+    (tmp_path / "snapshot/onnx/model.onnx").symlink_to("../../blobs/aaa")
+    (tmp_path / "snapshot/onnx/model.onnx_data").symlink_to(f"../../{data}")
+    return tmp_path / "snapshot/onnx/model.onnx"
+
+
+def test_a_cache_of_links_is_read(tmp_path: Path):
+    """Fails where weights beside the model's own file are refused, as they are reached by a link."""
+    path = _cache(tmp_path, "blobs/bbb")
+    proto, source = model_file.load(path)
+    assert source.notes == ()
+    assert source.files == {str((tmp_path / "blobs/bbb").resolve())}
+    assert_same(external.Weights(proto.graph.initializer)["w1"], _weight(), rtol=0, atol=0)
+
+
+def test_other_links_are_followed_where_that_is_asked_for(tmp_path: Path):
+    """Fails where a link out of the tree is followed unasked, or a reference out of it is followed at all."""
+    path = _cache(tmp_path, "elsewhere/bbb")
+    with pytest.raises(ModelError, match="outside the model's folder, at 'model.onnx_data': .*--allow-links"):
+        model_file.load(path)
+    proto, _ = model_file.load(path, allow_links=True)
+    assert_same(external.Weights(proto.graph.initializer)["w1"], _weight(), rtol=0, atol=0)
+    _external(tmp_path / "blobs/aaa", "../../elsewhere/bbb")
+    with pytest.raises(ModelError, match="refused$"):
+        model_file.load(path, allow_links=True)
+
+
+def test_links_to_a_folder_above_the_model_are_refused(tmp_path: Path):
+    """Fails where any file below the one of the model is taken for a part of it."""
+    path = _cache(tmp_path, "elsewhere/bbb")
+    path.unlink()
+    (tmp_path / "blobs/aaa").rename(tmp_path / "aaa")
+    path.symlink_to("../../aaa")
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        model_file.load(path)

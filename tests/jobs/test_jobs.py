@@ -504,7 +504,7 @@ def test_weights_in_files_go_along_to_other_machines(tmp_path: Path, monkeypatch
     """Fails where a machine without these files is sent their names, or more than one message holds."""
     path = stored(onnx.load(digits.path("resnet")), tmp_path, "one file")
     proto = onnx.load(path, load_external_data=False)
-    external.resolve(proto, tmp_path)
+    external.resolve(proto, tmp_path / "model.onnx")
     assert external.has_external(proto)
     assert not external.has_external(external.sendable(proto))
     sent: list[onnx.ModelProto] = []
