@@ -5,9 +5,9 @@
 Each of onnx's node tests is a model of one operator with data. It goes through three commands: `inspect`, the removal
 of 30 % of its parameters, and the same once more with the operator inside a small network: its other inputs are weights
 with the test's values, and a layer of weights stands before and behind it wherever its shapes allow that. The test's
-own data is given to the latter two, and to `inspect` where random data does not run the model, if it is finite and a
-.npz can hold it. Whatever the tool refuses is given to onnxruntime alone. Commands run in a worker process, so that one
-which dies is counted and not the end.
+own data is given to the latter two, if it is finite and a .npz can hold it; `inspect` never gets any. Whatever the
+tool refuses is given to onnxruntime alone. Commands run in a worker process, so that one which dies is counted and not
+the end.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ REFUSED = "refused although onnxruntime runs it"
 FAULT = "killed the process, a defect, a hang or a wrong result"
 OUTCOMES = (DESCRIBED, PRUNED, NOTHING, NEITHER, REFUSED, FAULT)
 VERBS = ("inspect", "prune", "prune in a network")
-# How the refusal of a model begins whose inputs have to fit each other, which random ones do not.
-UNFIT = "random data does not run the model"
 _SECONDS = 60.0
 _SHOWN = 8
 
@@ -97,10 +95,7 @@ def run_case(case: Case, worker: Worker, folder: Path) -> Iterator[Result]:
         if stored:
             np.savez(data, **stored)
         calib = ["--calib", str(data)] if stored else []
-        described = judged(case.name, VERBS[0], ["inspect", str(model)], model, case.feeds, worker, place)
-        if calib and described.why.startswith(UNFIT):
-            described = judged(case.name, VERBS[0], ["inspect", str(model), *calib], model, case.feeds, worker, place)
-        yield described
+        yield judged(case.name, VERBS[0], ["inspect", str(model)], model, case.feeds, worker, place)
         yield pruned(case.name, VERBS[1], model, calib, case.feeds, worker, place)
         whole = in_a_network(case)
         if whole is not None:

@@ -330,7 +330,8 @@ def _random(
     count = _batch_of(specs, batch)
     bound = tuple(replace(s, dims=shapes.get(s.name, s.dims)) for s in specs)
     advice = "name their sizes with --shape, or give --data"
-    samples = stand_ins.random(model, bound, count, _SEED, first_run.Trial(model), advice)
+    trial = first_run.Trial(model)
+    samples = stand_ins.random(model, bound, count, _SEED, trial, advice, trial.shapes)
     return Feeds(samples.slice(0, count), count, samples.origin)
 
 

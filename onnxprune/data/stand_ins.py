@@ -1,33 +1,64 @@
 """Random inputs where the user has no data: normal noise, zeros and ones, and values that operators accept.
 
-An input that says how large something is, or where (the target of a Reshape, the scales of a Resize), takes few values.
-What reads it says which: a table below, by operator and place. What that does not settle is tried.
+Free axes get sizes in turn (`free_sizes`), and an input that says how large something is, or where, gets what its
+readers accept (`followed`, `places`). What neither settles is tried: other values for what is left, a batch of one,
+optional inputs that are absent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxprune.data import forced_sizes, free_sizes
 from onnxprune.data.array_files import chunks
 from onnxprune.data.declared import dims_of, dtype_of
+from onnxprune.data.followed import Place, places
+from onnxprune.data.places import ENTRIES, LISTS, OF_INTEGERS, Reader, Shape
 from onnxprune.data.samples import InputSpec, Samples, other_inputs
 from onnxprune.errors import CalibrationError
+from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.regular_files import shown
 
-_TRIAL_SIZES = (64, 224, 32, 16, 128, 512)
 # Stand-ins are held in memory.
 _MOST_BYTES = 1 << 30
 _SEQUENCE_LENGTH = 2
-_END = 1 << 30
-_LARGEST_BLOCK = 8
+_MOST_NAMED = 4
+# Samples of a trial, and the entries of one of them beyond which rare sizes are not tried.
+_TRIED = 2
+_MOST_ENTRIES = 1 << 22
+
+Runs = Callable[[Mapping[str, Any]], bool]
+# The static shapes of a model whose inputs have these.
+Shapes = Callable[[Mapping[str, Shape]], Mapping[str, Shape]]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one try is made of.
+
+    sizes: of the free axes, by key. style: of the integers that no reader explains. single: a batch of one sample.
+    absent: optional inputs have no value.
+    """
+
+    sizes: Mapping[str, int]
+    style: str
+    single: bool = False
+    absent: bool = False
+
+
+_AS_READ, _ONES, _ZEROS, _SHAPE, _TWOS = "as it is read", "ones", "zeros", "the shape of another input", "twos"
+_MINUS, _RISING = "minus one", "0, 1, 2"
+_FIRST_STYLES = (_AS_READ, _ONES, _ZEROS)
+_MORE_STYLES = (_SHAPE, _TWOS, _RISING, _MINUS)
 
 
 def random(
@@ -35,73 +66,221 @@ def random(
     specs: tuple[InputSpec, ...],
     count: int,
     seed: int,
-    runs: Callable[[Mapping[str, Any]], bool],
+    runs: Runs,
     advice: str = "give real data with --calib",
+    shapes: Shapes | None = None,
 ) -> Samples:
-    """Seeded normal noise (zeros and ones for integers) for `count` samples.
+    """Seeded noise for `count` samples, with which the model runs.
 
-    Symbolic dimensions other than the batch take the first of a few usual sizes with which `runs(feeds)` is true. Only
-    a model whose inputs are all floating-point ones of known sizes is not run. Raises CalibrationError, with the
-    advice, where no size runs or fits into memory.
+    Only a model whose inputs are all floating-point ones of known sizes that no operator limits is not run. shapes:
+    what is known of the tensors inside at given sizes; None: what ONNX infers, in this process. Raises
+    CalibrationError, with the advice and the inputs that may be at fault, where nothing runs or fits into memory.
     """
-    reason = ""
-    readers = _readers(proto)
-    certain = all(None not in s.dims[1:] and is_float(s.dtype) and s.name not in readers for s in specs)
-    symbolic = any(None in s.dims for s in specs)
-    for size in _TRIAL_SIZES if symbolic else _TRIAL_SIZES[:1]:
-        shapes = {s.name: _shape(s, count, size) for s in specs}
-        needs = {s.name: math.prod(shapes[s.name]) * (s.dtype.itemsize if is_float(s.dtype) else 8) for s in specs}
-        if sum(needs.values()) > _MOST_BYTES:
-            name = max(needs, key=lambda k: needs[k])
-            reason = reason or (
-                f"random data of shape {'x'.join(map(str, shapes[name]))} for input {name!r} would take "
-                f"{shown(needs[name])} of memory: {advice}, or ask for fewer samples"
-            )
+    made = _Maker(proto, specs, count, seed, shapes or partial(protobuf.shapes_at, proto))
+    reason, tried = "", 0
+    for attempt in made.attempts():
+        too_large = made.too_large(attempt)
+        if too_large:
+            reason = reason or f"{too_large}: {advice}, or ask for fewer samples"
             continue
-        reason = f"random data does not run the model: {advice}"
-        for style in _STYLES:
-            rng = np.random.default_rng(seed)
-            arrays = {s.name: _values(s, shapes[s.name], style, rng, readers.get(s.name)) for s in specs}
-            fixed = {v.name: _other(v.name, v.type, size, rng) for v in other_inputs(proto)}
-            samples = Samples(specs, arrays, {}, f"random, seed {seed}", True, fixed)
-            if (certain and not fixed) or runs(samples.example()):
-                return samples
-            if all(is_float(s.dtype) for s in specs):
-                break  # the other styles differ in integers alone
+        if made.certain or runs(made.samples(attempt, min(count, _TRIED)).example()):
+            return made.samples(attempt, count)
+        tried += 1
+    if tried:
+        reason = f"random data does not run the model{made.suspects()}: {advice}"
     raise CalibrationError(reason)
 
 
-def _shape(s: InputSpec, count: int, size: int) -> tuple[int, ...]:
-    dims = [size if d is None else d for d in s.dims]
-    if s.batched:
-        dims[0] = count
-    elif len(dims) > 1 and s.dims[1] is None:
-        dims[1] = 1  # a batch that is not on the first axis still is one sample
-    return tuple(dims)
+class _Maker:
+    """Makes the inputs of a model for an attempt."""
+
+    def __init__(
+        self, proto: onnx.ModelProto, specs: tuple[InputSpec, ...], count: int, seed: int, shapes: Shapes
+    ) -> None:
+        self._proto, self._count, self._seed, self._shapes_at = proto, count, seed, shapes
+        self._places = places(proto)
+        self._specs = tuple(replace(s, whole=True) if self._is_list(s) else s for s in specs)
+        self._others = tuple(other_inputs(proto))
+        self._axes = free_sizes.axes_of(proto, self._specs)
+        self._batch = {self._axes[s.name, 0] for s in self._specs if s.batched and s.dims[0] is None}
+        self._forced = forced_sizes.forced(proto, self._axes)
+        self._known: dict[tuple[Any, ...], Mapping[str, Shape]] = {}
+
+    def _is_list(self, s: InputSpec) -> bool:
+        """Whether an input is a list or a number that the whole run reads, and no sample of anything."""
+        found = self._places.get(s.name, [])
+        return len(s.dims) == 1 and bool(found) and found[0].of_list and found[0].whole
+
+    @property
+    def certain(self) -> bool:
+        """Whether noise runs for sure, as far as the declarations tell."""
+        return not self._others and all(
+            None not in s.dims[1:] and is_float(s.dtype) and s.name not in self._places for s in self._specs
+        )
+
+    def suspects(self) -> str:
+        """The inputs that may be at fault, in words: those whose values or sizes had to be guessed."""
+        guessed = [v.name for v in self._others]
+        guessed += [s.name for s in self._specs if not is_float(s.dtype) or None in s.dims[1:]]
+        names = list(dict.fromkeys(guessed)) or [s.name for s in self._specs]
+        if not names:
+            return ""
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        what = "input" if len(names) == 1 else "inputs"
+        return f" (guessed: the {what} {', '.join(map(repr, names[:_MOST_NAMED]))}{more})"
+
+    def attempts(self) -> Iterator[Attempt]:
+        """What is tried, the likeliest first, nothing twice."""
+        fixed = {d for s in self._specs for d in s.dims if d is not None}
+        keys = [k for (name, axis), k in self._axes.items() if k not in self._batch]
+        every = list(free_sizes.assignments(keys, self._forced, fixed)) or [{}]
+        usual = every[: free_sizes.usual(keys, self._forced)]
+        styles = _FIRST_STYLES if self._guesses else _FIRST_STYLES[:1]
+        yield from (Attempt(sizes, style) for sizes in usual for style in styles)
+        alone = bool(self._batch)
+        if alone:
+            yield from (Attempt(sizes, style, single=True) for sizes in usual for style in styles)
+        further = [x for x in islice(every, len(usual), None) if self._entries(x) <= _MOST_ENTRIES]
+        for single in (False, True)[: 1 + alone]:
+            yield from (Attempt(sizes, _AS_READ, single=single) for sizes in further)
+            if self._guesses:
+                yield from (Attempt(usual[0], style, single=single) for style in _MORE_STYLES)
+            if any(v.type.HasField("optional_type") for v in self._others):
+                yield from (Attempt(usual[0], style, single=single, absent=True) for style in styles)
+
+    @property
+    def _guesses(self) -> bool:
+        """Whether some values are guesses: integers, and what is no tensor."""
+        return bool(self._others) or any(not is_float(s.dtype) or s.name in self._places for s in self._specs)
+
+    # one attempt
+
+    def _of(self, attempt: Attempt) -> tuple[InputSpec, ...]:
+        """The inputs as they are declared for it: with a batch of one where that is tried."""
+        if not attempt.single:
+            return self._specs
+        return tuple(replace(s, dims=(1, *s.dims[1:])) if s.batched and s.dims[0] is None else s for s in self._specs)
+
+    def _shape(self, s: InputSpec, attempt: Attempt, count: int) -> Shape:
+        dims = [d if d is not None else self._size(s, axis, attempt) for axis, d in enumerate(s.dims)]
+        if s.batched:
+            dims[0] = count
+        return tuple(dims)
+
+    def _size(self, s: InputSpec, axis: int, attempt: Attempt) -> int:
+        key = self._axes.get((s.name, axis), "")
+        if key in self._batch or (axis == 1 and not s.batched and len(s.dims) > 1 and not s.whole):
+            return 1 if key not in attempt.sizes or key in self._batch else attempt.sizes[key]
+        return attempt.sizes.get(key, free_sizes.USUAL[0])
+
+    def _entries(self, sizes: Mapping[str, int]) -> int:
+        return sum(math.prod(self._shape(s, Attempt(sizes, _AS_READ), 1)) for s in self._specs)
+
+    def too_large(self, attempt: Attempt) -> str:
+        """Why memory does not allow it; empty where it does."""
+        needs = {}
+        for s in self._of(attempt):
+            shape = self._shape(s, attempt, self._count)
+            needs[s.name] = math.prod(shape) * (s.dtype.itemsize if is_float(s.dtype) else 8), shape
+        if sum(n for n, _ in needs.values()) <= _MOST_BYTES:
+            return ""
+        name = max(needs, key=lambda k: needs[k][0])
+        size, shape = needs[name]
+        return f"random data of shape {'x'.join(map(str, shape))} for input {name!r} would take {shown(size)} of memory"
+
+    def samples(self, attempt: Attempt, count: int) -> Samples:
+        """So many samples of an attempt."""
+        rng = np.random.default_rng(self._seed)
+        specs = self._of(attempt)
+        one = {s.name: self._shape(s, attempt, 1) for s in specs}
+        arrays = {}
+        for s in specs:
+            shape = self._shape(s, attempt, count)
+            arrays[s.name] = self._values(s, shape, attempt, rng, one)
+        size = next(iter(attempt.sizes.values()), free_sizes.USUAL[0])
+        fixed = {v.name: _other(v.name, v.type, size, rng, absent=attempt.absent) for v in self._others}
+        return Samples(specs, arrays, {}, f"random, seed {self._seed}", True, fixed)
+
+    def _values(
+        self, s: InputSpec, shape: Shape, attempt: Attempt, rng: np.random.Generator, one: Mapping[str, Shape]
+    ) -> Array:
+        found = self._places.get(s.name, [])
+        drawn = _noise(rng, shape, s.dtype) if is_float(s.dtype) else rng.integers(0, 2, shape)
+        if found and attempt.style == _AS_READ:
+            read = self._as_read(found, shape, rng, one)
+            if read is not None:
+                return np.asarray(read).astype(s.dtype)
+        if s.dtype.kind == "O":
+            return np.asarray(drawn).astype(np.str_).astype(object)
+        if is_float(s.dtype):
+            return drawn
+        return _in_style(attempt.style, shape, s.dtype, np.asarray(drawn), one)
+
+    def _as_read(
+        self, found: Sequence[Place], shape: Shape, rng: np.random.Generator, one: Mapping[str, Shape]
+    ) -> Array | None:
+        """Values that the readers accept; None where they do not say."""
+        known = self._known_at(one)
+        first = found[0]
+        if first.of_list:
+            wanted = np.asarray(_listed(first, shape, known)) - first.offset
+            if wanted.size == math.prod(shape):
+                return wanted.reshape(shape)
+            return np.broadcast_to(wanted.reshape(-1)[:1], shape) if wanted.size else None
+        low: Any = None
+        high: Any = None
+        for p in found:
+            limits = _limits(p, shape, known)
+            if limits is not None:
+                lower, upper = limits[0] - p.offset, limits[1] - p.offset
+                low, high = (lower, upper) if low is None else (np.maximum(low, lower), np.minimum(high, upper))
+        if low is None:
+            return None
+        high = np.maximum(low, high)
+        if isinstance(low, (int, np.integer)) or np.asarray(low).dtype.kind in "iu":
+            return np.broadcast_to(rng.integers(low, high, shape, endpoint=True), shape)
+        return rng.uniform(low, high, shape)
+
+    def _known_at(self, one: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        mark = tuple(one.items())
+        if mark not in self._known:
+            self._known = {mark: self._shapes_at(one)}
+        return self._known[mark]
 
 
-_AS_READ, _ONES, _ZEROS = "as it is read", "ones", "zeros"
-_STYLES = (_AS_READ, _ONES, _ZEROS)
+def _listed(p: Place, shape: Shape, known: Mapping[str, Shape]) -> Any:
+    make = LISTS[p.node.op_type, p.place]
+    reader = Reader(p.node, known)
+    count = math.prod(shape) if p.whole else math.prod(reader.of(p.place) or (1,))
+    return make(reader, count)
 
 
-def _values(
-    s: InputSpec, shape: tuple[int, ...], style: str, rng: np.random.Generator, fitting: Callable[..., Any] | None
-) -> Array:
-    """Values of one input; `fitting` makes those that its reader accepts."""
-    fitted = fitting(shape) if fitting is not None and style == _AS_READ else None
-    drawn = _noise(rng, shape, s.dtype) if is_float(s.dtype) else rng.integers(0, 2, shape)
-    if fitted is not None and math.prod(shape) == np.size(fitted):
-        return np.asarray(fitted).reshape(shape).astype(s.dtype)
-    if s.dtype.kind == "O":
-        return np.asarray(drawn).astype(np.str_).astype(object)
-    if is_float(s.dtype):
-        return drawn
-    if s.dtype == np.bool_ or style == _ONES:
-        return np.ones(shape, s.dtype)
-    return np.zeros(shape, s.dtype) if style == _ZEROS else np.asarray(drawn).astype(s.dtype)
+def _limits(p: Place, shape: Shape, known: Mapping[str, Shape]) -> tuple[Any, Any] | None:
+    spot = p.node.op_type, p.place
+    made = ENTRIES.get(spot) or OF_INTEGERS.get(spot)
+    return None if made is None else made(Reader(p.node, known), shape)
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _in_style(style: str, shape: Shape, dtype: np.dtype[Any], drawn: Array, one: Mapping[str, Shape]) -> Array:
+    """Integers and booleans that no reader explains."""
+    if style == _ZEROS:
+        return np.zeros(shape, dtype)
+    if style == _ONES or dtype == np.bool_:
+        return np.ones(shape, dtype)
+    if style == _TWOS:
+        return np.full(shape, 2).astype(dtype)
+    if style == _MINUS and dtype.kind == "i":
+        return np.full(shape, -1).astype(dtype)
+    if style == _RISING:
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1).reshape(shape[-1:]), shape).astype(dtype)
+    if style == _SHAPE:
+        longest = max(one.values(), key=len, default=())
+        padded = [*longest, *[1] * max(0, (shape[-1] if shape else 1) - len(longest))]
+        return np.broadcast_to(np.array(padded[: shape[-1] if shape else 1]).reshape(shape[-1:]), shape).astype(dtype)
+    return drawn.astype(dtype)
+
+
+def _noise(rng: np.random.Generator, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """Normal numbers of a type, piece by piece, as they are drawn in 64 bits."""
     noise = np.empty(shape, dtype)
     for part in chunks(noise):
@@ -109,187 +288,22 @@ def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any
     return noise
 
 
-def _other(name: str, kind: onnx.TypeProto, size: int, rng: np.random.Generator) -> Any:
-    """Random values of any type of input: a sequence gets two entries, an optional value is present."""
+def _other(name: str, kind: onnx.TypeProto, size: int, rng: np.random.Generator, *, absent: bool) -> Any:
+    """Random values of any type of input: a sequence gets two entries, an optional value is present or absent."""
     if kind.HasField("sequence_type"):
-        return [_other(name, kind.sequence_type.elem_type, size, rng) for _ in range(_SEQUENCE_LENGTH)]
+        inner = kind.sequence_type.elem_type
+        return [_other(name, inner, size, rng, absent=absent) for _ in range(_SEQUENCE_LENGTH)]
     if kind.HasField("optional_type"):
-        return _other(name, kind.optional_type.elem_type, size, rng)
+        return None if absent else _other(name, kind.optional_type.elem_type, size, rng, absent=absent)
     if not kind.HasField("tensor_type"):
         raise CalibrationError("an input is neither a tensor, a sequence nor an optional of them; nothing can be fed")
     declared = onnx.ValueInfoProto(name=name, type=kind)
     dtype = dtype_of(declared)
     dims = tuple(size if d is None else d for d in dims_of(declared, dtype))
-    spec = InputSpec(name, dtype, dims)
     needs = math.prod(dims) * max(dtype.itemsize, 8)
     if needs > _MOST_BYTES:
         raise CalibrationError(f"random data for input {name!r} would take {shown(needs)} of memory: give data instead")
-    return _values(spec, dims, _AS_READ, rng, None)
-
-
-# what operators accept
-
-
-class _Reader:
-    """A node that reads an input at a place where few values fit, and the static shapes around it."""
-
-    def __init__(self, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._node, self._shapes = node, shapes
-
-    def of(self, place: int) -> tuple[int, ...] | None:
-        """The shape of an input, where it is known."""
-        return self._shapes.get(self._node.input[place]) if place < len(self._node.input) else None
-
-    @property
-    def out(self) -> tuple[int, ...] | None:
-        """The shape of the first output, where it is known."""
-        return self._shapes.get(self._node.output[0])
-
-    def attribute(self, name: str, default: int) -> int:
-        """An integer attribute."""
-        return next((int(a.i) for a in self._node.attribute if a.name == name), default)
-
-    def axes(self, rank: int) -> list[int]:
-        """The attribute `axes`, all of them where it is absent."""
-        return [a % rank for a in self.ints("axes") or range(rank)]
-
-    def ints(self, name: str) -> list[int]:
-        """A list of integers; empty where it is absent."""
-        return next((list(a.ints) for a in self._node.attribute if a.name == name), [])
-
-
-Fitting = Callable[[_Reader, int], Any]
-
-
-def _target(r: _Reader, n: int) -> Any:
-    return r.out if r.out is not None and len(r.out) == n else [-1, *[1] * (n - 1)]
-
-
-def _like_output(r: _Reader, n: int) -> Any:
-    return r.out[-n:] if r.out is not None and len(r.out) >= n else np.ones(n)
-
-
-def _axis_sizes(r: _Reader, n: int) -> Any:
-    shape = r.out or r.of(0)
-    return np.ones(n) if shape is None else np.array(shape)[r.axes(len(shape))]
-
-
-def _factors(r: _Reader, n: int) -> Any:
-    before, after = r.of(0), r.out
-    if before is None or after is None or len(before) != len(after) or 0 in before:
-        return np.ones(n)
-    axes = r.axes(len(before))
-    return np.array(after)[axes] / np.array(before)[axes]
-
-
-def _ends(r: _Reader, n: int) -> Any:
-    return r.out if r.out is not None and len(r.out) == n else np.full(n, _END)
-
-
-def _parts(r: _Reader, n: int) -> Any:
-    shape = r.of(0)
-    whole = shape[r.attribute("axis", 0)] if shape else n
-    if n == 1:
-        return [whole]
-    return np.diff(np.linspace(0, whole, n + 1).astype(np.int64))
-
-
-def _single_axes(r: _Reader, n: int) -> Any:
-    return [a for a, d in enumerate(r.of(0) or ()) if d == 1][:n]
-
-
-def _blocks(r: _Reader, n: int) -> Any:
-    """Blocks for Col2Im, with as many entries as the columns have for one channel, at as many places as there are."""
-    columns, images = r.of(0), r.out
-    if columns is None or images is None or not images[1]:
-        return [1] * n
-    sizes = images[2:]
-    strides, dilations = (np.array(r.ints(name) or [1] * n) for name in ("strides", "dilations"))
-    pads = np.array(r.ints("pads") or [0] * 2 * n).reshape(2, n).sum(axis=0)
-    for block in product(*(range(1, min(d, _LARGEST_BLOCK) + 1) for d in sizes)):
-        places = (np.array(sizes) + pads - dilations * (np.array(block) - 1) - 1) // strides + 1
-        if math.prod(block) * images[1] == columns[1] and math.prod(places) == columns[2]:
-            return block
-    return [1] * n
-
-
-def _grid(r: _Reader, n: int) -> Any:
-    theta, out = r.of(0), r.out
-    sizes = out[1:-1] if out is not None else [2] * (n - 2)
-    return [theta[0] if theta else 1, 1, *sizes]
-
-
-def _fixed(value: float) -> Fitting:
-    return lambda _, n: np.full(n, value)
-
-
-_FITTING: Mapping[tuple[str, int], Fitting] = {
-    ("Reshape", 1): _target,
-    ("Expand", 1): _like_output,
-    ("ConstantOfShape", 0): _like_output,
-    ("CenterCropPad", 1): _like_output,
-    ("MaxUnpool", 2): _like_output,
-    ("Tile", 1): _fixed(1),
-    ("Resize", 1): _factors,  # of version 10
-    ("Resize", 2): _factors,
-    ("Resize", 3): _axis_sizes,
-    ("Upsample", 1): _factors,
-    ("Slice", 1): _fixed(0),
-    ("Slice", 2): _ends,
-    ("Slice", 3): lambda _, n: np.arange(n),
-    ("Slice", 4): _fixed(1),
-    ("Split", 1): _parts,
-    ("SplitToSequence", 1): lambda r, n: _fixed(1)(r, n) if r.of(1) == () else _parts(r, n),
-    ("Squeeze", 1): _single_axes,
-    ("Unsqueeze", 1): lambda _, n: np.arange(n),
-    ("Pad", 1): _fixed(0),
-    ("Pad", 3): lambda _, n: np.arange(n),
-    ("TopK", 1): _fixed(1),
-    ("OneHot", 1): _fixed(4),
-    ("NonMaxSuppression", 2): _fixed(2),
-    ("NonMaxSuppression", 3): _fixed(0.5),
-    ("NonMaxSuppression", 4): _fixed(0.0),
-    ("Col2Im", 1): _like_output,
-    ("Col2Im", 2): _blocks,
-    ("AffineGrid", 1): _grid,
-    ("Dropout", 1): _fixed(0.5),
-    ("Range", 1): _fixed(4),
-    ("Range", 2): _fixed(1),
-    ("STFT", 1): _fixed(4),
-    ("STFT", 3): _fixed(8),
-    ("DFT", 1): lambda r, n: [(r.of(0) or (1, 8))[1]],
-    ("MelWeightMatrix", 0): _fixed(4),
-    ("MelWeightMatrix", 1): _fixed(16),
-    ("MelWeightMatrix", 2): _fixed(8192),
-    ("MelWeightMatrix", 3): _fixed(0),
-    ("MelWeightMatrix", 4): _fixed(4096),
-    **{(f"{name}Window", 0): _fixed(8) for name in ("Hann", "Hamming", "Blackman")},
-}
-_INTEGERS = frozenset(getattr(onnx.TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64))
-# Of integers alone: onnxruntime up to 1.24 at least dies of a division by zero (SIGFPE), and this process with it.
-_FITTING_INTEGERS: Mapping[tuple[str, int], Fitting] = {("Div", 1): _fixed(1), ("Mod", 1): _fixed(1)}
-
-
-def _readers(proto: onnx.ModelProto) -> dict[str, Callable[[tuple[int, ...]], Any]]:
-    """What makes fitting values for a shape, of each graph input that a node of the table reads."""
-    from onnxprune.graph.protobuf import inferred_shapes
-
-    tables = {
-        v.name: {**_FITTING, **_FITTING_INTEGERS} if v.type.tensor_type.elem_type in _INTEGERS else _FITTING
-        for v in proto.graph.input
-    }
-    readers: dict[str, Callable[[tuple[int, ...]], Any]] = {}
-    reading = [
-        (name, n, tables[name][n.op_type, place])
-        for n in proto.graph.node
-        for place, name in enumerate(n.input)
-        if (n.op_type, place) in tables.get(name, {})
-    ]
-    shapes = inferred_shapes(proto)[0] if reading else {}
-    for name, node, fitting in reading:
-        readers.setdefault(name, partial(_fitted, fitting, _Reader(node, shapes)))
-    return readers
-
-
-def _fitted(fitting: Fitting, reader: _Reader, shape: tuple[int, ...]) -> Any:
-    return fitting(reader, math.prod(shape))
+    if is_float(dtype):
+        return _noise(rng, dims, dtype)
+    drawn = rng.integers(0, 2, dims)
+    return drawn.astype(np.str_).astype(object) if dtype.kind == "O" else drawn.astype(dtype)

@@ -150,6 +150,17 @@ def bind_inputs(proto: onnx.ModelProto, binding: Mapping[str, Shape]) -> onnx.Mo
     return bound
 
 
+def shapes_at(proto: onnx.ModelProto, sizes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The static shapes where the inputs have these: inferred beside what is declared, and those of the weights."""
+    bound = copied(proto)
+    for v in bound.graph.input:
+        dims = v.type.tensor_type.shape.dim
+        if v.name in sizes and len(dims) == len(sizes[v.name]):
+            for d, size in zip(dims, sizes[v.name], strict=True):
+                d.dim_value = size
+    return {t.name: tuple(t.dims) for t in proto.graph.initializer} | inferred_shapes(bound)[0]
+
+
 def batch_of(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> int:
     """Samples with which the tensors have these shapes, by `view.samples_in`."""
     return samples_in(shapes.get(i.name, ()) for i in proto.graph.input)

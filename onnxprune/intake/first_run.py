@@ -9,6 +9,7 @@ import onnx
 from onnxprune.data.samples import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, spill
+from onnxprune.graph.view import Shape
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import overdue
@@ -91,6 +92,17 @@ class Trial:
             self.why = str(e)
             return False
         return True
+
+    def shapes(self, sizes: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """What inference knows of the tensors inside where the inputs have these sizes; nothing where it crashes."""
+        what, size, parts = "shape inference of this model", external.model_bytes(self._proto), _parts(self._proto)
+        try:
+            found: Mapping[str, Shape] = ask(
+                "shapes", _content(self._proto), dict(sizes), what=what, size=size, parts=parts
+            )
+        except RunError:
+            return {}
+        return found
 
 
 def infer(proto: onnx.ModelProto) -> None:

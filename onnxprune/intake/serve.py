@@ -182,6 +182,7 @@ def _answers() -> Mapping[str, Callable[..., Any]]:
         "open": trials.opens,
         "output types": trials.output_types,
         "infer": trials.infer,
+        "shapes": trials.shapes,
         "run": trials.run,
         "run again": trials.run_again,
         "normalise": trials.normalised,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
@@ -10,7 +11,8 @@ from time import perf_counter
 import onnx
 
 from onnxprune.errors import RunError
-from onnxprune.graph import external
+from onnxprune.graph import external, protobuf
+from onnxprune.graph.view import Shape
 from onnxprune.intake import declarations, older
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime import extent, single_precision
@@ -45,6 +47,11 @@ def infer(content: bytes) -> None:
     """Run shape inference to see whether the process outlives it; what it refuses is no matter here."""
     with contextlib.suppress(Exception):
         onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(content), data_prop=True)
+
+
+def shapes(content: bytes, sizes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The static shapes of the tensors where the inputs have these."""
+    return protobuf.shapes_at(onnx.ModelProto.FromString(content), sizes)
 
 
 def run(content: bytes, feeds: Feeds) -> float:

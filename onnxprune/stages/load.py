@@ -171,7 +171,8 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
 
         trial = first_run.Trial(proto)
         try:
-            return stand_ins.random(proto, specs, settings.samples or _RANDOM_SAMPLES, settings.seed, trial)
+            count = settings.samples or _RANDOM_SAMPLES
+            return stand_ins.random(proto, specs, count, settings.seed, trial, shapes=trial.shapes)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
     samples = with_others(given(calibration, specs), proto)

@@ -61,16 +61,155 @@ SIZED = {
     "sizes of blocks": "(float[1,5,5] x, int64[2] s, int64[2] b) => (float[1,1,5,5] y) { y = Col2Im(x, s, b) }",
     "steps": "(float[1,128,1] x, int64 step, float[16] w) => (float[1,a,9,2] y) { y = STFT(x, step, w) }",
     "divisor": "(int64[4] x, int64[4] d) => (int64[4] y) { y = Div(x, d) }",
+    "indices": "(float[N,5] x, int64[N,3] i) => (float[N,3] y) { y = GatherElements<axis = 1>(x, i) }",
+    "coordinates": "(float[3,2] x, int64[8,2] i, float[8] u) => (float[3,2] y) { y = ScatterND(x, i, u) }",
+    "rows of a table, behind others": """(int32[N,T] i) => (float[N,T,2] y)
+        <float[3,2] t = {1,2,3,4,5,6}, int64 two = {2}> {
+            w = Cast<to = 7>(i)
+            j = Sub(w, two)
+            y = Gather(t, j)
+        }""",
+    "band": "(float[4,4] x, int64 k) => (float[4,4] y) { y = Trilu(x, k) }",
+    "axis": "(float[2,3,4] x, int64[1] a) => (float[2,3,1] y) { y = ReduceSum(x, a) }",
+    "axis of a sum": "(float[2,3] x, int64 a) => (float[2,3] y) { y = CumSum(x, a) }",
+    "length and axis": "(float[1,8,1] x, int64 n, int64 a) => (float[1,b,2] y) { y = DFT<onesided = 1>(x, n, a) }",
+    "turns": """(int64 n, float[2] x) => (float[2] y) {
+        t = Constant<value = bool {1}>()
+        y = Loop(n, t, x) <body = b (int64 i, bool c, float[2] v) => (bool d, float[2] w) {
+            d = Identity(c)
+            w = Add(v, v)
+        }>
+    }""",
+    "position": "(seq(float[2]) s, int64 i) => (float[2] y) { y = SequenceAt(s, i) }",
+    "bounds of an image, as numbers": """(float[1,1,20,30] x, float[2] e) => (float[1,1,a,b] y)
+        <int64[2] s = {0,0}, int64[2] axes = {2,3}> {
+            w = Cast<to = 7>(e)
+            y = Slice(x, s, w, axes)
+        }""",
+    "a size within a list": """(float[N,6] x, int64[1] n) => (float[a,b] y) <int64[1] m = {-1}> {
+        t = Concat<axis = 0>(m, n)
+        y = Reshape(x, t)
+    }""",
+    "in a branch": """(float[N,4] x, int64[2] i, bool c) => (float[N,2] y) {
+        y = If(c) <then_branch = g () => (float[N,2] v) { v = Gather<axis = 1>(x, i) },
+                   else_branch = h () => (float[N,2] w) { w = Gather<axis = 1>(x, i) }>
+    }""",
 }
 
 
 @pytest.mark.parametrize("text", SIZED.values(), ids=SIZED)
 def test_inputs_that_size_things_get_values_that_run(text: str) -> None:
     """Fails where zeros and ones stand in for sizes, with which the operator fails, or kills the process."""
-    proto = parsed(text)
+    proto = parsed(text, 20)
     session = Session(proto)
     found = random_samples(proto, tensor_specs(proto), 2, 0, partial(accepts, session))
     assert session.run(found.example())
+
+
+SIZES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "channels of an image": ("(float[N,C,H,W] x) => (float[N,5,h,w] y) { y = Conv(x, k) }", {"k": (5, 3, 3, 3)}, {}),
+    "columns behind a transposition": (
+        "(float[N,A,B] x) => (float[N,B,4] y) { t = Transpose<perm = [0, 2, 1]>(x)\n y = MatMul(t, k) }",
+        {"k": (7, 4)},
+        {},
+    ),
+    "a past and what it adds up to": (
+        """(float[N,S,4] x, float[N,P,4] past, float[N,M] mask) => (float[N,T,4] y) {
+            c = Concat<axis = 1>(past, x)
+            m = Unsqueeze(mask, k)
+            y = Add(c, m)
+        }""",
+        {},
+        {"k": (2,)},
+    ),
+    "a sum by its name": (
+        """(float[N,S,4] x, float[N,P,4] past, float[N,"S + P",4] m) => (float[N,T,4] y) {
+            c = Concat<axis = 1>(past, x)
+            y = Add(c, m)
+        }""",
+        {},
+        {},
+    ),
+    "a height that fits": (
+        "(float[N,1,H,W] x) => (float[N,a,W] y) { y = Reshape(x, k) }",
+        {},
+        {"k": (0, 48, 64)},
+    ),
+}
+
+
+def sized(name: str) -> onnx.ModelProto:
+    text, weights, lists = SIZES[name]
+    proto = parsed(text)
+    for k, shape in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), k))
+    for k, values in lists.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), k))
+    return proto
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_free_axes_get_sizes_that_run(name: str) -> None:
+    """Fails where all free axes have one size, or a size that a weight contradicts."""
+    proto = sized(name)
+    session = Session(proto)
+    found = random_samples(proto, tensor_specs(proto), 3, 0, partial(accepts, session))
+    assert session.run(found.example())
+    assert len(found) == 3
+
+
+def test_sizes_that_weights_demand_need_no_trial() -> None:
+    """Fails where sizes are tried although the weights say them."""
+    proto = sized("channels of an image")
+    tried: list[tuple[int, ...]] = []
+
+    def runs(feeds: Any) -> bool:
+        tried.append(feeds["x"].shape)
+        return True
+
+    random_samples(proto, tensor_specs(proto), 2, 0, runs)
+    assert tried == [(2, 3, 64, 64)]
+
+
+def test_a_batch_that_runs_at_one_only() -> None:
+    """Fails where a state of a fixed size for one sample keeps a model with a free batch from being run at all."""
+    proto = parsed(
+        "(float[N,T,4] x, float[1,1,4] h) => (float[N,T,4] y) <int64[3] k = {1,-1,4}> {"
+        "f = Reshape(x, k)\n y = Add(f, h) }"
+    )
+    found = random_samples(proto, tensor_specs(proto), 5, 0, lambda f: len(f["x"]) == 1)
+    assert len(found) == 5
+    assert [s.dims[0] for s in found.specs] == [1, 1]
+    assert all(len(b["x"]) == 1 for b in found.batches(4))
+
+
+def test_an_optional_input_may_be_absent() -> None:
+    """Fails where a model that wants no value there is refused."""
+    proto = parsed("(optional(float[2]) o, float[N,2] x) => (float[N,2] y) { y = Identity(x) }")
+    found = random_samples(proto, tensor_specs(proto), 2, 0, lambda f: f["o"] is None)
+    assert found.fixed == {"o": None}
+
+
+def test_lists_and_numbers_are_no_samples() -> None:
+    """Fails where the first axis of a list of sizes counts samples, so that the model runs one at a time."""
+    proto = parsed("(float[N,6] x, int64[1] k) => (float[N,1] v, int64[N,1] i) { v, i = TopK(x, k) }")
+    found = random_samples(proto, tensor_specs(proto), 8, 0, partial(accepts, Session(proto)))
+    assert found.arrays["k"].shape == (1,)
+    assert (len(found), found.fixed_batch) == (8, False)
+
+
+def test_indices_reach_the_whole_axis_and_no_further() -> None:
+    """Fails where ids are zeros and ones alone, or beyond the rows of their table."""
+    proto = parsed("(int64[N,T] i) => (float[N,T,1] y) <float[5,1] t = {1,2,3,4,5}> { y = Gather(t, i) }")
+    found = random_samples(proto, tensor_specs(proto), 8, 0, partial(accepts, Session(proto)))
+    assert set(np.unique(found.arrays["i"])) == set(range(5))
+
+
+def test_the_message_names_what_was_guessed() -> None:
+    """Fails where a refusal does not say which inputs need data, and why onnxruntime refused the last try."""
+    proto = parsed("(float[N,4] x, int64[7] sizes, float[3] w) => (float[N,4] y) { y = Identity(x) }")
+    with pytest.raises(CalibrationError, match=r"\(guessed: the input 'sizes'\): give real data"):
+        random_samples(proto, tensor_specs(proto), 2, 0, lambda _: False)
 
 
 @pytest.mark.parametrize("text", ["int64[64] y) { y = Div(x, d) }", "int64[64] y) { y = Mod(x, d) }"])

@@ -36,6 +36,7 @@ def unlike(original: str, output: str) -> str:
     Empty where nothing is. Weights that are also graph inputs are none of the interface.
     """
     from onnxprune.errors import OnnxPruneError
+    from onnxprune.intake.declarations import with_free_dimensions
     from onnxprune.runtime.session import Session
 
     try:
@@ -46,24 +47,15 @@ def unlike(original: str, output: str) -> str:
         except OnnxPruneError:
             return ""
         return f"the output does not load: {e}"
-    before, after = (onnx.load(p, load_external_data=False) for p in (original, output))
+    # onnxruntime takes a size below 0, and a "?", for a free dimension.
+    before, after = (with_free_dimensions(onnx.load(p, load_external_data=False)) for p in (original, output))
     weights = {t.name for t in before.graph.initializer}
     weights |= {t.values.name for t in before.graph.sparse_initializer}
-    if [_plain(v) for v in before.graph.input if v.name not in weights] != [_plain(v) for v in after.graph.input]:
+    if [v for v in before.graph.input if v.name not in weights] != list(after.graph.input):
         return "the output has other inputs"
     same = len(before.graph.output) == len(after.graph.output)
     same = same and all(map(_fits, before.graph.output, after.graph.output))
     return "" if same else "the output has other outputs"
-
-
-def _plain(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """A declaration without the sizes that are none: onnxruntime takes one below 0 for a free dimension."""
-    plain = onnx.ValueInfoProto()
-    plain.CopyFrom(value)
-    for d in plain.type.tensor_type.shape.dim:
-        if d.HasField("dim_value") and d.dim_value < 0:
-            d.ClearField("dim_value")
-    return plain
 
 
 def _fits(before: onnx.ValueInfoProto, after: onnx.ValueInfoProto) -> bool:
