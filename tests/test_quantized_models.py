@@ -22,7 +22,6 @@ from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what th
 )
 
 from onnxprune import PruneResult, prune
-from onnxprune.errors import NothingPrunable
 from onnxprune.graph import protobuf
 from onnxprune.pipeline import inspect
 from onnxprune.runtime.saturation import DEPLOYED, EXACT
@@ -176,10 +175,21 @@ def test_every_way_to_quantize_is_pruned(row: str):
     assert set(after) - set(before) == ({"y__bias"} if row == "quantized_by_channel" else set())
 
 
-@pytest.mark.parametrize("name", digits.NAMES)
-def test_integer_operators_are_refused_with_advice(name: str):
-    """Fails where a model that computes with codes is refused without a word on what to do."""
-    model = _digits(name, "int8_per_channel", QuantFormat.QOperator)
-    with pytest.raises(NothingPrunable, match="prune the float model first, then quantize the result") as refused:
-        prune(model, None, digits.CALIB, ratio=0.3)
-    assert refused.value.exit_code == 3
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("resnet", "int8_per_channel"), ("resnet", "int8_activations"), ("mobilenet", "uint8_per_tensor")],
+)
+def test_operators_on_codes_are_pruned_as_the_float_model_is(name: str, way: str):
+    """Fails where an operator on codes keeps a channel that one on numbers loses, or computes something else."""
+    model = _digits(name, way, QuantFormat.QOperator)
+    assert any(n.op_type == "QLinearConv" for n in model.graph.node)
+    ours, plain = (inspect(m, digits.CALIB) for m in (model, onnx.load(digits.path(name))))
+    assert [g.units for g in ours.groups] == [g.units for g in plain.groups]
+    assert ours.share_of_macs == pytest.approx(plain.share_of_macs, abs=0.01)
+    result = prune(model, None, digits.CALIB, ratio=0.4, fast=True)
+    assert result.model is not None
+    assert result.report.achieved >= 0.4
+    assert result.report.checks["normalised_against_original"] <= 1e-5
+    assert result.report.checks["slice_against_oracle"] <= 1e-5
+    assert not any(op.startswith("QLinear") or op == "QGemm" for op in _operators(result.model))
+    assert digits.top1(result.model) >= digits.top1(model) - 0.015

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ from onnxprune.normalise import distinct, resized, symbols, together
 from onnxprune.numerics.arrays import Array, cast, is_float
 from onnxprune.runtime import single_precision
 from onnxprune.runtime.session import Feeds, Session
+from onnxprune.verification.stepwise import Stepwise, computes_on_codes
 
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 1e-2
@@ -145,17 +146,20 @@ def exactness(
     finished: the slice as it would be written if nothing were fitted; it must equal the oracle too.
     Slice and oracle of a quantized model are compared without the rounding of activations (`graph.unrounded`); those of
     one in half precision in single, as sums over many channels differ in float16 for reasons of their own; those of one
-    in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32.
+    in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32. An original that
+    computes with codes, and the normalised model, are compared from code to code (`stepwise`).
     """
     half, quantized = single_precision.uses(original, single_precision.HALF), is_quantized(normalised)
     sizes = (feeds, *others)
     # Kernels that compute with integers round at other places, and are fused where they can be: none of them here.
+    normal: Runs
+    if computes_on_codes(original):
+        normal = stepwise = Stepwise(normalised, original)
+        reference = stepwise.reference
+    else:
+        normal, reference = (Session(p, optimize=not quantized) for p in (normalised, original))
     before, first = _compared(
-        {"normalised model": Session(normalised, optimize=not quantized)},
-        Session(original, optimize=not quantized),
-        "original",
-        sizes,
-        HALF_TOLERANCE if half else TOLERANCE,
+        {"normalised model": normal}, reference, "original", sizes, HALF_TOLERANCE if half else TOLERANCE
     )
     plain = not quantized and not single_precision.uses(original, single_precision.DOUBLE)
 
@@ -169,8 +173,15 @@ def exactness(
     return Exactness(before, after, TOLERANCE, min(first, second))
 
 
+class Runs(Protocol):
+    """What gives answers by name, as a session does."""
+
+    def run(self, feeds: Feeds) -> dict[str, Any]:
+        """The answers."""
+
+
 def _compared(
-    sessions: Mapping[str, Session], reference: Session, name: str, sizes: Sequence[Feeds], tolerance: float
+    sessions: Mapping[str, Runs], reference: Runs, name: str, sizes: Sequence[Feeds], tolerance: float
 ) -> tuple[float, int]:
     """(largest difference from the reference, sizes at which it was measured). Raises CheckFailed beyond the tolerance.
 
@@ -205,14 +216,14 @@ def _compared(
     return worst, count
 
 
-def _run(session: Session, feeds: Feeds, what: str) -> dict[str, Array]:
+def _run(session: Runs, feeds: Feeds, what: str) -> dict[str, Array]:
     try:
         return session.run(feeds)
     except RunError as e:
         raise CheckFailed(f"the {what} does not run with inputs of {_sizes(feeds)}: {e}; please report it") from e
 
 
-def _steady(session: Session, feeds: Feeds, expected: Mapping[str, Array], tolerance: float) -> bool:
+def _steady(session: Runs, feeds: Feeds, expected: Mapping[str, Array], tolerance: float) -> bool:
     """Whether rounding noise at the inputs leaves the outputs where they are."""
     rng = np.random.default_rng(0)
     for _ in range(_DRAWS):

@@ -65,7 +65,7 @@ def test_weights_keep_their_rounding(name: str, prepared: Lookup):
 
 def test_codes_that_something_else_reads_stay(prepared: Lookup):
     """Fails where an integer kernel would be handed real numbers."""
-    proto = prepared("codes_in_convolution").normalised.proto
+    proto = prepared("codes_as_numbers").normalised.proto
     assert [n.op_type for n in without_rounding(proto).graph.node] == [n.op_type for n in proto.graph.node]
 
 

@@ -89,6 +89,9 @@ def unfuse(
     _rewrite(proto.graph, replaced)
     for f in done:
         proto.graph.initializer.extend(f.weights)
+    imported = {o.domain for o in proto.opset_import}
+    for domain in sorted({n.domain for f in done for n in f.nodes} - imported):
+        proto.opset_import.add(domain=domain, version=1)
     _drop_domains(proto, {f.node.domain for f in done})
     return Unfused(tuple(done), _notes(done, stays))
 

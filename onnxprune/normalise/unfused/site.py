@@ -131,6 +131,10 @@ class Site:
         self.nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))
         return outputs[0]
 
+    def unused(self, wanted: str) -> str:
+        """A name that no tensor has, as near to the wanted one as possible."""
+        return self._unused(wanted)
+
     def named(self, unused: Callable[[str], str]) -> list[onnx.NodeProto]:
         """The nodes that were added, with names; `unused` makes of a wanted name one that no node has."""
         for k, n in enumerate(self.nodes):

@@ -5,12 +5,13 @@ A family has a file with a `TABLE` of its own; a new operator is a row there.
 
 from __future__ import annotations
 
-from onnxprune.normalise.unfused import activations, channels_last, normalization, products, rotary
+from onnxprune.normalise.unfused import activations, channels_last, codes, normalization, products, rotary
 from onnxprune.normalise.unfused.site import Rows
 
 FAMILIES: tuple[Rows, ...] = (
     activations.TABLE,
     channels_last.TABLE,
+    codes.TABLE,
     normalization.TABLE,
     products.TABLE,
     rotary.TABLE,
