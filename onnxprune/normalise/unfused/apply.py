@@ -8,14 +8,15 @@ against the original like the rest of the normal form, at several sizes, before 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from onnxprune.graph import bodies
-from onnxprune.graph.protobuf import opset_of
+from onnxprune.graph.protobuf import copied, opset_of
 from onnxprune.normalise.constants import copy_node
+from onnxprune.normalise.unfused.blocked import DOMAIN
 from onnxprune.normalise.unfused.facts import Measured
 from onnxprune.normalise.unfused.site import Refusal, Row, Site, Unknown
 from onnxprune.normalise.unfused.table import TABLE
@@ -61,17 +62,46 @@ def unfuse(
     there = [n for n in bodies.every_node(proto.graph) if operator_of(n) in table]
     if not there:
         return Unfused()
+    in_blocks = any(n.domain == DOMAIN for n in there)
+    before = copied(proto) if in_blocks else proto
+    done, stays, anonymous = _replaced(proto, example, replaceable, table, there)
+    if in_blocks and any(domain == DOMAIN for domain, _, _ in stays):
+        # A part of what is computed in blocks is not in the plain layout: then all of it stays.
+        proto.CopyFrom(before)
+        others = {name: row for name, row in table.items() if not name.startswith(f"{DOMAIN}.")}
+        there = [n for n in bodies.every_node(proto.graph) if operator_of(n) in others]
+        done, more, anonymous = _replaced(proto, example, replaceable, others, there)
+        stays = Counter({key: count for key, count in stays.items() if key[0] == DOMAIN}) + more
+    _without_copies(proto, done, anonymous)
+    _drop_domains(proto, {f.node.domain for f in done})
+    return Unfused(tuple(done), _notes(done, stays))
+
+
+def _replaced(
+    proto: onnx.ModelProto,
+    example: Feeds,
+    replaceable: Collection[str],
+    table: Mapping[str, Row],
+    there: Sequence[onnx.NodeProto],
+) -> tuple[list[Fused], Counter[tuple[str, str, str]], Collection[str]]:
+    """What was replaced in place; how many nodes stay, by domain, operator and reason; tensors that were in blocks.
+
+    there: the nodes that may be replaced.
+    """
     asked = dict.fromkeys(i for n in there for i in n.input if i)
     facts = Measured(proto, example, asked, replaceable)
     if not any(o.domain in ("", "ai.onnx") for o in proto.opset_import):
         proto.opset_import.add().version = _OPSET
     opset, unused = opset_of(proto), _not_in(_tensors(proto))
     unused_by_nodes = _not_in({n.name for n in bodies.every_node(proto.graph)})
+    layout = facts.layout if any(n.domain == DOMAIN for n in there) else None
     done: list[Fused] = []
-    stays: Counter[tuple[str, str]] = Counter()
+    stays: Counter[tuple[str, str, str]] = Counter()
 
     def replaced(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         row = table.get(operator_of(node))
+        if layout is not None and node.output and node.output[0] in layout.views:
+            row = _copied
         if row is None:
             return [copy_node(node)]
         site = Site(node, facts, opset, unused)
@@ -80,7 +110,7 @@ def unfuse(
         except Unknown as e:
             refusal = Refusal(str(e))
         if refusal is not None:
-            stays[node.op_type, refusal.why] += 1
+            stays[node.domain, node.op_type, refusal.why] += 1
             return [copy_node(node)]
         nodes = site.named(unused_by_nodes)
         done.append(Fused(copy_node(node), tuple(copy_node(n) for n in nodes), tuple(site.weights)))
@@ -92,8 +122,50 @@ def unfuse(
     imported = {o.domain for o in proto.opset_import}
     for domain in sorted({n.domain for f in done for n in f.nodes} - imported):
         proto.opset_import.add(domain=domain, version=1)
-    _drop_domains(proto, {f.node.domain for f in done})
-    return Unfused(tuple(done), _notes(done, stays))
+    return done, stays, () if layout is None else layout.channels
+
+
+def _copied(site: Site) -> None:
+    site.op("Identity", site.input(0), to=site.output())
+
+
+def _without_copies(proto: onnx.ModelProto, done: Collection[Fused], anonymous: Collection[str]) -> None:
+    """Take out, in place, each Identity that was built: what it reads and what it gives get one name.
+
+    anonymous: tensors with names that onnxruntime made, which give way to others.
+    """
+    built = {n.output[0]: n.input[0] for f in done for n in f.nodes if n.op_type == "Identity"}
+    if not built:
+        return
+    outer = {v.name for g in (proto.graph, *bodies.every_body(proto.graph)) for v in (*g.input, *g.output)}
+    outer |= {t.name for t in proto.graph.initializer}
+    names: dict[str, str] = {}
+
+    def name_of(tensor: str) -> str:
+        while tensor in names:
+            tensor = names[tensor]
+        return tensor
+
+    gone: set[str] = set()
+    for output, source in built.items():
+        a, b = name_of(source), name_of(output)
+        if a == b:
+            gone.add(output)
+        elif a in anonymous and a not in outer:
+            names[a] = b
+            gone.add(output)
+        elif b not in outer:
+            names[b] = a
+            gone.add(output)
+    kept = {k: name_of(k) for k in names}
+
+    def without(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        return [] if node.op_type == "Identity" and node.output[0] in gone else [copy_node(node)]
+
+    _rewrite(proto.graph, without)
+    bodies.rename(proto.graph.node, kept)
+    for f in done:
+        bodies.rename((f.node, *f.nodes), kept)
 
 
 def _rewrite(graph: onnx.GraphProto, replaced: Callable[[onnx.NodeProto], list[onnx.NodeProto]]) -> None:
@@ -137,11 +209,11 @@ def _drop_domains(proto: onnx.ModelProto, domains: Collection[str]) -> None:
     proto.opset_import.extend(kept)
 
 
-def _notes(done: Collection[Fused], stays: Mapping[tuple[str, str], int]) -> tuple[str, ...]:
+def _notes(done: Collection[Fused], stays: Mapping[tuple[str, str, str], int]) -> tuple[str, ...]:
     notes: list[str] = []
     if done:
-        counted = Counter(f.node.op_type for f in done)
+        counted = Counter(f.node.op_type for f in done if operator_of(f.node) in TABLE)
         what = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
         notes.append(f"operators that onnxruntime had fused are written in standard ones: {what}")
-    notes += [f"{count} {name} stays fused: {why}" for (name, why), count in sorted(stays.items())]
+    notes += [f"{count} {name} stays fused: {why}" for (_, name, why), count in sorted(stays.items())]
     return tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -12,7 +13,8 @@ from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied, element_type
 from onnxprune.graph.view import Shape
 from onnxprune.normalise import body_values
-from onnxprune.normalise.unfused.site import Unknown
+from onnxprune.normalise.unfused.blocked import layout_of
+from onnxprune.normalise.unfused.site import Layout, Unknown
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Feeds, Session
 
@@ -37,6 +39,7 @@ class Measured:
                 self._shapes.setdefault(name, tuple(value.shape))
                 self._types.setdefault(name, element_type(value.dtype))
         self._measured = False
+        self._why = ""
 
     def type_of(self, name: str) -> int:
         """ONNX's number of the element type. Raises Unknown."""
@@ -57,6 +60,22 @@ class Measured:
         if name not in self._stored or name in self._replaceable:
             return None
         return external.array_of(self._stored[name])
+
+    @property
+    def blocked(self) -> Layout:
+        """The tensors whose channels lie in blocks. Raises Unknown where they cannot be followed."""
+        if self.layout is None:
+            raise Unknown(self._why)
+        return self.layout
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """The same, None where they cannot be followed."""
+        layout = layout_of(self._proto, self)
+        if isinstance(layout, Layout):
+            return layout
+        self._why = layout.why
+        return None
 
     def _measure(self, name: str, known: Collection[str]) -> None:
         """Run the model once, when something is asked that its weights and inputs do not tell."""

@@ -13,11 +13,11 @@ from onnxprune.normalise.unfused.site import Refusal, Rows, Site
 CONVOLUTION = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 
-def convolution(site: Site, x: str, w: str, bias: str, other: str, to: str) -> str | Refusal:
+def convolution(site: Site, x: str, w: str, bias: str, other: str, to: str, **changed: int) -> str | Refusal:
     """Conv of `x`, the sum with `other` where there is one, and the activation behind it: the name of what they give.
 
     x, w, bias, other: tensors that may have been built; the type of the whole is that of the second input. to: the
-    name to give, "" for any.
+    name to give, "" for any. changed: attributes that the convolution has instead of its own.
     """
     build = None
     given = [float(v) for v in site.attribute("activation_params", ())]
@@ -28,7 +28,9 @@ def convolution(site: Site, x: str, w: str, bias: str, other: str, to: str) -> s
         build, names = taken
         if len(given) != len(names):
             return Refusal(f"its activation needs {len(names)} parameters, and has {len(given)}")
-    last = site.op("Conv", x, w, bias, to="" if other or build else to, main=True, **site.attributes(*CONVOLUTION))
+    last = site.op(
+        "Conv", x, w, bias, to="" if other or build else to, main=True, **{**site.attributes(*CONVOLUTION), **changed}
+    )
     if other:
         last = site.op("Add", last, other, to="" if build else to)
     return last if build is None else build(site, last, given, site.input(1), to)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,21 @@ class Unknown(Exception):  # no error: what a row asks of a tensor cannot be tol
     """A type, a rank or a value that a row needs is not known."""
 
 
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What lies in blocks of channels.
+
+    channels: of each such tensor, those that are more than filling. block: channels in a block of this processor.
+    views: of these tensors, what a Reshape gives that only takes the block apart, or together. kernels: weights in the
+    plain layout that have been written already, by the stored one and the part of it.
+    """
+
+    channels: Mapping[str, int]
+    block: int
+    views: frozenset[str] = frozenset()
+    kernels: dict[tuple[str, int, int], str] = field(default_factory=dict)
+
+
 class Facts(Protocol):
     """What is known of the tensors of a model: asked by name, raises Unknown."""
 
@@ -36,6 +51,10 @@ class Facts(Protocol):
 
     def constant(self, name: str) -> Array | None:
         """The value of a weight that no caller can replace; None of anything else."""
+
+    @property
+    def blocked(self) -> Layout:
+        """The tensors whose channels lie in blocks."""
 
 
 class Site:
@@ -84,6 +103,11 @@ class Site:
     def shape_of(self, name: str) -> Shape:
         """The shape of a tensor of the model at one size of the inputs. Raises Unknown."""
         return self._facts.shape_of(name)
+
+    @property
+    def blocked(self) -> Layout:
+        """The tensors of the model whose channels lie in blocks. Raises Unknown where they cannot be followed."""
+        return self._facts.blocked
 
     def numpy_type(self, name: str) -> np.dtype[Any]:
         """numpy's element type of a tensor of the model. Raises Unknown."""

@@ -5,13 +5,14 @@ A family has a file with a `TABLE` of its own; a new operator is a row there.
 
 from __future__ import annotations
 
-from onnxprune.normalise.unfused import activations, channels_last, codes, normalization, products, rotary
+from onnxprune.normalise.unfused import activations, channels_last, codes, layouts, normalization, products, rotary
 from onnxprune.normalise.unfused.site import Rows
 
 FAMILIES: tuple[Rows, ...] = (
     activations.TABLE,
     channels_last.TABLE,
     codes.TABLE,
+    layouts.TABLE,
     normalization.TABLE,
     products.TABLE,
     rotary.TABLE,
