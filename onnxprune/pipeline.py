@@ -91,7 +91,7 @@ def prune(
     "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
     target. That time aside, none of the three changes the result beyond rounding, and none belongs to the plan.
     max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
-    more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie wherever links
+    more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie where links
     beside the model lead.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """

@@ -84,7 +84,7 @@ def flag(name: str, help_: str, *names: str) -> Callable[[F], F]:
 
 ALLOW_LINKS = flag(
     "--allow-links",
-    "Weights beside a model may be links to anywhere. Without it only to the folder in which the model's own file lies, "
-    "as in the caches of model hubs.",
+    "Weights beside a model may be links to anywhere. Without it only to the folder in which the model's own file "
+    "lies, as in the caches of model hubs.",
 )
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")

@@ -29,6 +29,11 @@ _SIZES: Mapping[str, tuple[int, ...]] = {
 _OF_SIZES = ("Shape", "Size")
 
 
+def reads_as_size(operator: str, place: int) -> bool:
+    """Whether a standard operator reads the input at that place as a size."""
+    return place in _SIZES.get(operator, ())
+
+
 def counts(model: onnx.ModelProto) -> bool:
     """Whether a Loop, another body or a function, or sizes computed from values, can make some samples larger runs.
 

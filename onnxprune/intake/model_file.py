@@ -41,8 +41,8 @@ class Source:
 def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> tuple[onnx.ModelProto, Source]:
     """Read and check an ONNX file. Weights of 1 KiB and more that are stored beside it are not read (`graph.external`).
 
-    allow_links: as for `external.resolve`. Raises ModelError for a missing, unreadable, corrupt or invalid file, and for
-    external data outside its folder.
+    allow_links: as for `external.resolve`. Raises ModelError for a missing, unreadable, corrupt or invalid file, and
+    for external data outside its folder.
     """
     p = Path(path)
     blob = content(p, ModelError, MODEL_BYTES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.config import PruneConfig
+from onnxprune.intake import overridable
 from onnxprune.numerics.arrays import Ints, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import lockstep
@@ -59,6 +60,7 @@ def finish(
     candidate = refitted.candidates[level]
     model = in_form(candidate, n, channels, keep)
     left_out = descriptions.put_back(model, loaded.original, channels, keep)
+    left_out += overridable.put_back(model, loaded.with_defaults)
     return Finished(
         model=model,
         candidate=candidate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -13,13 +13,14 @@ import onnx
 from onnxprune import plan
 from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels, stand_ins
-from onnxprune.data.samples import Samples, given, tensor_specs, with_others
+from onnxprune.data.samples import InputSpec, Samples, given, tensor_specs, with_others
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import external, spill
-from onnxprune.intake import counting, declarations, first_run, model_file, scales
+from onnxprune.intake import counting, declarations, first_run, model_file, overridable, scales
 from onnxprune.intake.figures import InputFigures, digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.model_file import ModelLike, Source
+from onnxprune.intake.overridable import Overridable
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
@@ -40,7 +41,7 @@ class Loaded:
     held_out: None where the samples are too few to hold any out. chosen_by: what a tolerance is held against, neither
     fitted to nor reported on; None without one, or where the samples are too few for that. data_sha256: of all samples,
     and of their labels where the run reads them; inputs_sha256: without these. labels: their key. figures: of every
-    input; doubts: what makes the data doubtful.
+    input; doubts: what makes the data doubtful. with_defaults: the original's inputs that have a default.
     """
 
     original: onnx.ModelProto
@@ -55,6 +56,7 @@ class Loaded:
     labels: str | None = None
     figures: tuple[InputFigures, ...] = ()
     doubts: tuple[str, ...] = ()
+    with_defaults: Overridable = field(default_factory=Overridable)
 
     @property
     def held(self) -> Samples:
@@ -114,6 +116,8 @@ def load(
         original = spill.outside(original)
     first_run.infer(original)
     samples = read_samples(original, calibration, settings)
+    original, with_defaults = overridable.as_inputs(original)
+    samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
     normalised = first_run.normalised(original, samples.example(), seconds=seconds)
     batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto))
@@ -148,6 +152,7 @@ def load(
         doubts = (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
     return Loaded(
         original=original,
+        with_defaults=with_defaults,
         source=source,
         normalised=normalised,
         fit=fit,
@@ -160,6 +165,14 @@ def load(
         figures=figures,
         doubts=doubts,
     )
+
+
+def fed_with(samples: Samples, values: Mapping[str, Array]) -> Samples:
+    """The samples with further inputs, each with one value for all of them."""
+    if not values:
+        return samples
+    specs = tuple(InputSpec(name, v.dtype, v.shape, whole=True) for name, v in values.items())
+    return replace(samples, specs=(*samples.specs, *specs), arrays={**samples.arrays, **values})
 
 
 def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:

@@ -232,12 +232,12 @@ def test_a_cache_of_links_is_read(tmp_path: Path):
 def test_other_links_are_followed_where_that_is_asked_for(tmp_path: Path):
     """Fails where a link out of the tree is followed unasked, or a reference out of it is followed at all."""
     path = _cache(tmp_path, "elsewhere/bbb")
-    with pytest.raises(ModelError, match="outside the model's folder, at 'model.onnx_data': .*--allow-links"):
+    with pytest.raises(ModelError, match=r"outside the model's folder, at 'model.onnx_data': .*--allow-links"):
         model_file.load(path)
     proto, _ = model_file.load(path, allow_links=True)
     assert_same(external.Weights(proto.graph.initializer)["w1"], _weight(), rtol=0, atol=0)
     _external(tmp_path / "blobs/aaa", "../../elsewhere/bbb")
-    with pytest.raises(ModelError, match="refused$"):
+    with pytest.raises(ModelError, match=r"refused$"):
         model_file.load(path, allow_links=True)
 
 
