@@ -49,6 +49,7 @@ from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.unfused import unfuse
+from onnxprune.normalise.unfused.integers import real_products
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.normalise.windows import longer_shapes, reach, windows
 from onnxprune.runtime.session import Feeds, Session
@@ -106,6 +107,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     see_through_identities(proto)
     unfolded = proto
     proto = fold_constants(proto)
+    notes += real_products(proto, replaceable)
     runner = Runner(original)
     at_once = together(example, proto, runner)
     runs: list[Feeds] = [*distinct([dict(example), *resized(example, proto, runner), *at_once])]

@@ -56,7 +56,7 @@ def test_a_refusal_says_it_once():
         ("lstm_encoder_decoder", "meets axis 2 of 'z' (Neg", Remedy.INPUT),
         # Its channels are tracked, its positions are not: no one thing would change that.
         ("layer_norm_statistics_of_positions", "meets axis 2 of 'a' (Conv", Remedy.PARTNER),
-        ("codes_by_dynamic_range", "MatMulInteger computes with integers", Remedy.QUANTIZE_LATER),
+        ("codes_summed", "MatMulInteger computes with integers", Remedy.QUANTIZE_LATER),
         ("attention_one_key_head", "the only key/value head serves every query head", Remedy.HEAD_DIM),
         ("scan_opset_8", "Scan before opset 9", Remedy.OPSET),
         ("reshape_run_time", "the target of Reshape is computed at run time", Remedy.RUN_TIME),

@@ -335,12 +335,40 @@ ROWS: Mapping[str, Topology] = {
             g = Relu (e)
             y = MatMul (g, w4[8,5])
         }""",
-        (8,),
-        pins=(
-            "MatMulInteger computes with integers",
-            "meets axis 1 of 'k'",
-        ),
+        (8, 8, 6),
         edit=integers("w2"),
+    ),
+    "codes_summed": Topology(
+        # Integers are no numbers yet where they are added.
+        """(float[N,7] x) => (float[N,5] y) {
+            a = MatMul (x, w1[7,8])
+            q, s, z = DynamicQuantizeLinear (a)
+            m = MatMulInteger (q, w2[8,6], z)
+            n = Add (m, m)
+            c = Cast <to=1> (n)
+            k = Mul (c, s)
+            e = MatMul (k, w3[6,8])
+            y = MatMul (e, w4[8,5])
+        }""",
+        (8,),
+        pins=("MatMulInteger computes with integers", "meets axis 1 of 'k'"),
+        edit=integers("w2"),
+    ),
+    "codes_by_dynamic_range_in_convolution": Topology(
+        # Products in front that round alike however many there are, so that codes can be compared too.
+        """(float[N,1,6,6] x) => (float[N,5,6,6] y) {
+            a = Mul (x, w1[8,1,1])
+            q, s, z = DynamicQuantizeLinear (a)
+            m = ConvInteger <pads=[1,1,1,1]> (q, w2[6,8,3,3], z)
+            c = Cast <to=1> (m)
+            t = Mul (s, s2{:0.02})
+            k = Mul (t, c)
+            e = Add (k, b2[6,1,1])
+            r = Relu (e)
+            y = Conv (r, w3[5,6,1,1])
+        }""",
+        (8, 6),
+        edit=integers("w2", kind=np.uint8),
     ),
     "codes_as_numbers": Topology(
         # What reads the codes themselves needs their rounding.
