@@ -30,7 +30,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.page import put
-from onnxprune.data.samples import entries_of
+from onnxprune.data.inputs import entries_of
 from tests.fuzz.commands import command, runs_alone, unlike
 from tests.fuzz.workers import Answer, Worker
 

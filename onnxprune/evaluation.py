@@ -18,10 +18,12 @@ import numpy as np
 import onnx
 
 from onnxprune.data.class_labels import classes_of
-from onnxprune.data.samples import Samples, given, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import taken
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import first_run, model_file
+from onnxprune.intake import first_run, model_file, sample_axes
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.class_scores import check_classes
 from onnxprune.measures.compared import compared, layouts_of
@@ -112,7 +114,7 @@ def _evaluated(
     truth = None if labels is None else classes_of(samples, labels)
     figures: Figures | None = None
     original_name: str | None = None
-    notes = [*notes_on(proto)]
+    notes = [*notes_on(proto), *samples.notes]
     original_classes: Ints | None = None
     first = _first_output(proto)
     if against is None:
@@ -193,7 +195,7 @@ def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str
 
 
 def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto) -> Samples:
-    return given(source, input_specs(proto))
+    return sample_axes.read(proto, taken(source, input_specs(proto)))
 
 
 def _first_output(proto: onnx.ModelProto) -> str:

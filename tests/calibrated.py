@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnxprune.allocation.trial_cuts import TrialNetwork
 from onnxprune.calibration.input_moments import InputMoments, collect
 from onnxprune.calibration.layers import Layer, layers_of
-from onnxprune.data.samples import Samples, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
 from onnxprune.graph import protobuf
 from onnxprune.runtime.session import Session
 from tests.prepared import Prepared, prepare

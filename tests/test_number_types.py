@@ -12,7 +12,8 @@ import pytest
 from ml_dtypes import bfloat16
 
 from onnxprune import prune
-from onnxprune.data.samples import checked, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.sources import checked
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import cast, is_float
 from onnxprune.refit import layerwise, lockstep

@@ -15,7 +15,9 @@ import onnx
 import pytest
 
 from onnxprune import PruneConfig, inspect, pipeline, plan, prune
-from onnxprune.data.samples import Samples, checked, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import checked
 from onnxprune.errors import (
     BudgetUnreachable,
     CalibrationError,

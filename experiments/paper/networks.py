@@ -22,7 +22,9 @@ from onnxprune.calibration.probe import Batch
 from onnxprune.calibration.readers import outputs_behind
 from onnxprune.channels.gates import Gate, by_group
 from onnxprune.config import PruneConfig
-from onnxprune.data.samples import Samples, checked, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import checked
 from onnxprune.graph import protobuf
 from onnxprune.objective import Objective, output_imitation
 from onnxprune.runtime.outputs import outputs_of

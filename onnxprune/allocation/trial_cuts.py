@@ -167,7 +167,9 @@ class Trials(Work[Trial, dict[int, float]]):
     @cached_property
     def _run_bytes(self) -> int:
         shapes = self.channels.graph.shapes
-        return min(runtime_batch(shapes, self.proto), len(self.samples)) * runtime_bytes(shapes, self.proto)
+        bound = self.channels.graph.batch
+        most = min(runtime_batch(shapes, self.proto, bound=bound), len(self.samples))
+        return most * runtime_bytes(shapes, self.proto, bound=bound)
 
     def portable(self) -> Trials:
         """With the weights in it."""
@@ -227,7 +229,7 @@ def affordable(
         few = int(count * passes / max(runs, 1e-9))
         if few >= min(LEAST_TRIED, count):
             break
-    few = max(few, min(LEAST_TRIED, count))
+    few = samples.whole_runs(max(few, min(LEAST_TRIED, count)))
     tensors = {x.tensor for p in (*reference.parts, *reference.left_out) for x in p.pieces}
     looked_at = [v for k, v in reference.values.items() if k in tensors]
     if few >= count or any(not v.ndim or len(v) != count for v in looked_at):
@@ -287,7 +289,8 @@ def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequenc
 def _joined(trials: Trials, walker: Walker, runs: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
     """The outputs of all batches of the walker, samples first."""
     layouts = trials.reference.layouts
-    return concatenated([samples_first(y, n, layouts) for y, n in zip(runs, walker.counts, strict=True)])
+    parts = [samples_first(y, n, layouts) for y, n in zip(runs, walker.counts, strict=True)]
+    return concatenated(parts, padded=trials.samples.ragged)
 
 
 def _errors(item: Trial, trials: Trials, answers: Iterable[Mapping[str, Array]]) -> dict[int, float]:

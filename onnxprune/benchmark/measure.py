@@ -24,7 +24,8 @@ from onnxprune.benchmark.cuda import Gpu
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
-from onnxprune.data.samples import InputSpec, given, input_specs
+from onnxprune.data.inputs import InputSpec, input_specs
+from onnxprune.data.sources import given
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import first_run, model_file
@@ -290,8 +291,10 @@ def _shown(s: InputSpec) -> str:
 
 def _from_data(specs: tuple[InputSpec, ...], data: Data, batch: int | None) -> Feeds:
     samples = given(data, specs)
-    wanted = _batch_of(specs, batch)
-    if any(s.batched for s in specs):
+    if samples.per_run is not None and batch not in (None, samples.per_run):
+        raise UsageError(f"the model takes {samples.per_run} samples at a time, not {batch}; leave the batch out")
+    wanted = samples.run_size(batch or 1)
+    if samples.sampled:
         notes: tuple[str, ...] = ()
         if wanted > len(samples):
             notes = (f"the data holds {len(samples)} samples, and they are repeated for a batch of {wanted}",)

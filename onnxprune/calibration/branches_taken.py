@@ -58,7 +58,8 @@ def taken_by(normalised: Normalised, channels: ChannelGraph, parts: Sequence[Sam
         proto = _replaced(normalised.proto, branches, squeezed)
     if not branches:
         return TakenBranches({}, proto, channels, frozenset(), squeezed)
-    graph = protobuf.view(proto, normalised.shapes, normalised.known_values, normalised.binding)
+    n = normalised
+    graph = protobuf.view(proto, n.shapes, n.known_values, n.binding, samples=n.samples)
     node_of = {o: n for n in graph.every_node for o in n.outputs if o}
     linears = [replace(x, node=node_of[x.node.outputs[0]]) for x in channels.linears if x.node.outputs[0] in node_of]
     reads = [

@@ -63,7 +63,7 @@ class GatedNetwork:
                 element_types[factor], shapes[factor] = element_types[gate.data], graph.shapes[gate.data]
                 copy.input[gate.slot] = factor
             gated.graph.node.append(copy)
-        view = protobuf.view(gated, shapes, graph.known_values, graph.binding)
+        view = protobuf.view(gated, shapes, graph.known_values, graph.binding, samples=graph.samples)
         back = backward(gated, view, element_types, tensors=list(self._gates))
         if back.missing:
             raise ValueError(next(iter(back.missing.values())))

@@ -194,9 +194,8 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     ) -> InputSums:
         """For one pass over `samples`. appended: whether the model computes the Grams; so it does but on the CPU."""
         tensors = sorted({layer.data for layer in layers})
-        batch = (
-            1 if samples.fixed_batch else batch_size(shapes, protobuf.batch_of(proto, shapes), tensors, len(samples))
-        )
+        bound = samples.arrangement.samples_in(shapes)
+        batch = samples.run_size(batch_size(shapes, bound, tensors, len(samples)))
         stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
         weights = external.Weights(t for t in proto.graph.initializer if t.name in stored)
         part = protobuf.submodel(proto, {}, tensors)

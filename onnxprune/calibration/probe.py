@@ -65,14 +65,15 @@ def with_samples(
     sequence never pass for samples, in front or merged with them, and nothing does where samples are mixed. layouts: of
     the outputs whose samples do not lie along axis 0.
     """
-    if len(samples) < 2 or samples.fixed_batch or not gates:
+    count = samples.per_run or 2
+    if len(samples) < 2 or count % 2 or not gates:
         return tuple(gates)
     outputs = [o.name for o in proto.graph.output]
     computed = {o for n in proto.graph.node for o in n.output}
     session = Session(protobuf.submodel(proto, {}, sorted(({x.data for x in gates} | set(outputs)) & computed)))
 
     def values(*chosen: int) -> dict[str, Array]:
-        feeds = samples.take(list(chosen)).slice(0, len(chosen))
+        feeds = samples.take([i for i in chosen for _ in range(count // 2)]).slice(0, count)
         return {**feeds, **session.run(feeds)}
 
     both, others = values(0, 1), (values(1, 1), values(0, 0))
@@ -82,7 +83,7 @@ def with_samples(
 
     def by_sample(output: str) -> bool:
         layout = (layouts or {}).get(output, Layout())
-        one, two, three = (layout.first(v[output], 2) for v in (both, *others))
+        one, two, three = (layout.first(v[output], count) for v in (both, *others))
         return _shows_halves(one, two, three, 0)
 
     if not all(by_sample(o) for o in outputs if isinstance(both[o], np.ndarray) and both[o].ndim):
@@ -195,7 +196,7 @@ def differentiable(
         more, further = protobuf.inferred_shapes(bound)
         # What was a code is a real number where the rounding is gone, so the new types count.
         shapes, element_types = {**more, **shapes}, {**element_types, **further}
-    return proto, protobuf.view(proto, shapes, graph.known_values, graph.binding), element_types
+    return proto, protobuf.view(proto, shapes, graph.known_values, graph.binding, samples=graph.samples), element_types
 
 
 def located(gates: Sequence[Gate], graph: Graph) -> tuple[Gate, ...]:

@@ -12,14 +12,16 @@ import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
+from onnxprune.data.ragged import Ragged
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import Array, Ints
+from onnxprune.numerics.arrays import cast as cast_to
 from onnxprune.regular_files import brief, check_not_hollow, opened, reason, shown
 
 # Arrays of this size and more stay in their files.
@@ -39,7 +41,8 @@ _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes; other
 class Rows:
     """An array in a file, of which samples are read when they are asked for.
 
-    offset: of the first byte. chosen: the rows of the file that count, in their order; None for all.
+    offset: of the first byte. dtype: of what is handed out; written: of the file. chosen: the rows of the file that
+    count, in their order; None for all. axis: the one that counts samples in the file, which stands first here.
     """
 
     path: Path
@@ -47,14 +50,16 @@ class Rows:
     dtype: np.dtype[Any]
     stored: tuple[int, ...]
     chosen: Ints | None = None
+    written: np.dtype[Any] | None = None
+    axis: int = 0
 
     def __len__(self) -> int:
-        return self.stored[0] if self.chosen is None else len(self.chosen)
+        return self.stored[self.axis] if self.chosen is None else len(self.chosen)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape, as numpy's arrays have it."""
-        return (len(self), *self.stored[1:])
+        return (len(self), *self.stored[: self.axis], *self.stored[self.axis + 1 :])
 
     @property
     def ndim(self) -> int:
@@ -71,10 +76,12 @@ class Rows:
         try:
             # Mapped for the moment only: pages of a mapped file count as this process's memory.
             with opened(self.path, CalibrationError) as f:
-                whole = np.memmap(f, self.dtype, "r", self.offset, self.stored)
+                mapped = np.memmap(f, self.written or self.dtype, "r", self.offset, self.stored)
+                whole = np.moveaxis(mapped, self.axis, 0)
         except (OSError, ValueError) as e:
             raise CalibrationError(f"{self.path} cannot be read any more: {e}; leave it as it is during a run") from e
-        return np.array(whole[part] if self.chosen is None else whole[self.chosen[part]])
+        rows = np.array(whole[part] if self.chosen is None else whole[self.chosen[part]])
+        return rows if self.written is None else cast_to(rows, self.dtype)
 
     def __reduce__(self) -> tuple[Callable[[Array], Array], tuple[Array]]:
         """Another process, maybe on another machine, gets the values."""
@@ -82,13 +89,24 @@ class Rows:
 
     def at(self, indices: Sequence[int] | Ints | slice) -> Rows:
         """A subset of the samples, not read yet."""
-        rows = np.arange(self.stored[0]) if self.chosen is None else self.chosen
+        rows = np.arange(self.stored[self.axis]) if self.chosen is None else self.chosen
         subset = indices if isinstance(indices, slice) else np.asarray(indices, np.int64)
-        return Rows(self.path, self.offset, self.dtype, self.stored, rows[subset])
+        return replace(self, chosen=rows[subset])
+
+    def moved(self, axis: int) -> Rows:
+        """The array with this axis of the file first."""
+        return replace(self, axis=axis)
+
+    def as_type(self, dtype: np.dtype[Any]) -> Rows:
+        """The same samples, converted as they are read."""
+        return replace(self, dtype=dtype, written=self.written or self.dtype)
 
 
-def chunks(a: Array | Rows) -> Iterator[Array]:
-    """Yield an array in pieces of some megabytes, along its first axis."""
+def chunks(a: Array | Rows | Ragged) -> Iterator[Array]:
+    """Yield an array in pieces of some megabytes, along its first axis; samples of different sizes one by one."""
+    if isinstance(a, Ragged):
+        yield from a
+        return
     if isinstance(a, np.ndarray) and not a.ndim:
         yield a
         return

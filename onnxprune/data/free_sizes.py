@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune.data.samples import InputSpec
+from onnxprune.data.inputs import InputSpec
 
 # Usual sizes of images, frames and sequences, the likeliest first; then those that single architectures ask for.
 USUAL = (64, 224, 32, 16, 128, 512)

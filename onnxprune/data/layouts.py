@@ -13,11 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.data.arrangement import Stored
+from onnxprune.data.samples import Samples
 from onnxprune.numerics.arrays import Array, Doubles, is_float
 
 # The share of a change that lies in the rows of the sample that was exchanged: dynamic quantization moves all others a
 # little, a mean over the batch as much.
 _OWN = 0.9
+# Where it has to be shown that an axis counts samples, others change by no more than this share.
+_LEAK = 1e-3
+# Samples among which one is sought that differs from the first.
+_LOOKED_AT = 64
 NO_AXIS = "no axis of it follows the samples"
 SEVERAL_AXES = "several of its axes follow the samples, so that no entry belongs to one"
 NO_ROWS = "its rows do not follow single samples"
@@ -77,10 +83,123 @@ def samples_first(outputs: Mapping[str, Array], count: int, layouts: Layouts) ->
     }
 
 
-def of_single_samples(outputs: Mapping[str, Array]) -> dict[str, Layout]:
-    """Layouts of a model that takes one sample at a time: what has an axis of size 1 in front has the samples there."""
-    arrays = {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and v.ndim}
-    return {k: Layout(None) for k, v in arrays.items() if v.shape[0] != 1}
+def of_single_samples(outputs: Mapping[str, Array], *, every: bool = False) -> dict[str, Layout]:
+    """Layouts of a model that takes one sample at a time: what has an axis of size 1 in front has the samples there.
+
+    every: unless no input has such an axis, so that no output has.
+    """
+    arrays = {k: v for k, v in outputs.items() if isinstance(v, np.ndarray) and (v.ndim or every)}
+    return {k: Layout(None) for k, v in arrays.items() if every or v.shape[0] != 1}
+
+
+def of_fixed_runs(run: Callable[[Sequence[int]], Mapping[str, Array]], count: int, other: int) -> dict[str, Layout]:
+    """The layouts, where they are not plain, of a model that takes `count` samples in every run, no more and no less.
+
+    run: gives the outputs for these samples. other: one that is not like sample 0.
+    """
+    whole = run((0,) * count)
+    first, last = _exchanged(run, count, other)
+    layouts = {k: _of_run(y, (first[k], last[k]), count) for k, y in whole.items()}
+    return {k: x for k, x in layouts.items() if x != Layout()}
+
+
+def _of_run(y: Array, exchanged: tuple[Array, Array], count: int) -> Layout:
+    """The layout of one output, given it with another sample in the first place, and in the last."""
+    if not _comparable(y):
+        return Layout()
+    if any(e.shape != y.shape for e in exchanged):
+        return Layout(why=NO_ROWS)
+    axes = [a for a in range(y.ndim) if y.shape[a] and y.shape[a] % count == 0]
+    for axis in axes:
+        rows = y.shape[axis] // count
+        changes = [_changes(y, e, axis) for e in exchanged]
+        total = float(sum(c.sum() for c in changes))
+        if total == 0.0:
+            return Layout(axis, rows)
+        side_by_side = float(changes[0][:rows].sum() + changes[1][-rows:].sum())
+        apart = float(changes[0][0::count].sum() + changes[1][count - 1 :: count].sum())
+        if max(side_by_side, apart) >= _OWN * total:
+            return Layout(axis, rows, strided=apart > side_by_side)
+    return Layout(why=NO_ROWS if axes else NO_AXIS)
+
+
+def separate(
+    two: Mapping[str, Array],
+    without_first: Mapping[str, Array],
+    without_second: Mapping[str, Array],
+    three: Mapping[str, Array],
+) -> bool:
+    """Whether all outputs have entries of their own for each sample, and some output changes at all.
+
+    two: the outputs for a sample and another one; without_first, without_second: with the other, and with the one,
+    twice; three: with the other one more time.
+    """
+    moved = False
+    for k, y in two.items():
+        if not _comparable(y):
+            continue
+        layout = _by_sizes(y, three[k])
+        if layout.why:
+            return False
+        if layout.rows > 1:
+            layout = _by_rows(layout, y, (without_first[k], without_second[k]))
+        both, one, other = (layout.first(v[k], 2) for v in (two, without_first, without_second))
+        if layout.why or one.shape != both.shape or other.shape != both.shape:
+            return False
+        for exchanged, own in ((one, 0), (other, 1)):
+            changes = _changes(both, exchanged, 0)
+            if changes[1 - own] > _LEAK * changes[own]:
+                return False
+            moved = moved or changes[own] > 0.0
+    return moved
+
+
+def own_rows(run: Callable[[Sequence[int]], Mapping[str, Array]], count: int, other: int) -> bool:
+    """Whether each sample of a run of `count` has entries of its own in all outputs, and some output changes at all.
+
+    run: gives the outputs for these samples. other: one that is not like sample 0.
+    """
+    whole = run((0,) * count)
+    exchanged = _exchanged(run, count, other)
+    moved = False
+    for k, y in whole.items():
+        if not _comparable(y):
+            continue
+        first, last = (e[k] for e in exchanged)
+        layout = _of_run(y, (first, last), count)
+        if layout.why:
+            return False
+        for new, place in ((first, 0), (last, count - 1)):
+            changes = _changes(layout.first(y, count), layout.first(new, count), 0)
+            if changes.sum() - changes[place] > _LEAK * changes[place]:
+                return False
+            moved = moved or changes[place] > 0.0
+    return moved
+
+
+def _exchanged(
+    run: Callable[[Sequence[int]], Mapping[str, Array]], count: int, other: int
+) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """The outputs for sample 0, so many times, with another one in the first place, and in the last."""
+    return run((other, *(0,) * (count - 1))), run((*(0,) * (count - 1), other))
+
+
+def other_than_first(samples: Samples) -> int:
+    """A sample whose inputs are not those of sample 0; the last one looked at where there is none."""
+    last = min(len(samples), _LOOKED_AT) - 1
+    for i in range(1, last):
+        if any(not _equal(samples.arrays[s.name], i) for s in samples.sampled):
+            return i
+    return last
+
+
+def _equal(a: Stored, i: int) -> bool:
+    return bool(np.array_equal(a[:1], a[i : i + 1]))
+
+
+def _comparable(y: Array) -> bool:
+    numbers = isinstance(y, np.ndarray) and (is_float(y.dtype) or np.issubdtype(y.dtype, np.number))
+    return bool(numbers and y.ndim and y.size)
 
 
 def found(run: Callable[[Sequence[int]], Mapping[str, Array]], other: int) -> dict[str, Layout]:

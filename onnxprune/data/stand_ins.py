@@ -18,11 +18,13 @@ import numpy as np
 import onnx
 
 from onnxprune.data import forced_sizes, free_sizes
+from onnxprune.data.arrangement import Arrangement
 from onnxprune.data.array_files import chunks
 from onnxprune.data.declared import dims_of, dtype_of
 from onnxprune.data.followed import Place, places
+from onnxprune.data.inputs import InputSpec, other_inputs
 from onnxprune.data.places import ENTRIES, LISTS, OF_INTEGERS, Reader, Shape
-from onnxprune.data.samples import InputSpec, Samples, other_inputs
+from onnxprune.data.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
@@ -100,6 +102,7 @@ class _Maker:
         self._proto, self._count, self._seed, self._shapes_at = proto, count, seed, shapes
         self._places = places(proto)
         self._specs = tuple(replace(s, whole=True) if self._is_list(s) else s for s in specs)
+        self._arrangement = Arrangement.declared(self._specs)
         self._others = tuple(other_inputs(proto))
         self._axes = free_sizes.axes_of(proto, self._specs)
         self._batch = {self._axes[s.name, 0] for s in self._specs if s.batched and s.dims[0] is None}
@@ -163,8 +166,9 @@ class _Maker:
 
     def _shape(self, s: InputSpec, attempt: Attempt, count: int) -> Shape:
         dims = [d if d is not None else self._size(s, axis, attempt) for axis, d in enumerate(s.dims)]
-        if s.batched:
-            dims[0] = count
+        axis = self._arrangement.axes.get(s.name)
+        if axis is not None:
+            dims[axis] = count
         return tuple(dims)
 
     def _size(self, s: InputSpec, axis: int, attempt: Attempt) -> int:
@@ -199,7 +203,9 @@ class _Maker:
             arrays[s.name] = self._values(s, shape, attempt, rng, one)
         size = next(iter(attempt.sizes.values()), free_sizes.USUAL[0])
         fixed = {v.name: _other(v.name, v.type, size, rng, absent=attempt.absent) for v in self._others}
-        return Samples(specs, arrays, {}, f"random, seed {self._seed}", True, fixed)
+        arrangement = replace(self._arrangement, per_run=1) if attempt.single else self._arrangement
+        stored = {k: arrangement.first(k, a) for k, a in arrays.items()}
+        return Samples(specs, stored, {}, f"random, seed {self._seed}", True, fixed, arrangement)
 
     def _values(
         self, s: InputSpec, shape: Shape, attempt: Attempt, rng: np.random.Generator, one: Mapping[str, Shape]

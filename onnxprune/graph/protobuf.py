@@ -50,8 +50,9 @@ def view(
     known_values: Mapping[str, tuple[int | None, ...]],
     binding: Mapping[str, Shape],
     free: Mapping[str, frozenset[int]] | None = None,
+    samples: int | None = None,
 ) -> Graph:
-    """The read-only view of a normalised model."""
+    """The read-only view of a normalised model. samples: in inputs of the shapes of `binding`."""
     return Graph(
         _nodes(proto.graph, count()),
         external.Weights(proto.graph.initializer),
@@ -62,6 +63,7 @@ def view(
         dict(known_values),
         dict(binding),
         dict(free or {}),
+        samples,
     )
 
 

@@ -99,7 +99,8 @@ class Graph:
 
     shapes: of every tensor whose shape is known when the symbolic dimensions are bound as in `binding`.
     known_values: integer tensors that the graph computes at run time from shapes only; an entry is None where it
-    changes with a symbolic dimension. free: the axes of each tensor whose size changes with one.
+    changes with a symbolic dimension. free: the axes of each tensor whose size changes with one. samples: in `binding`,
+    where those who know the data have counted them.
     """
 
     nodes: tuple[Node, ...]
@@ -111,6 +112,7 @@ class Graph:
     known_values: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     binding: Mapping[str, Shape] = field(default_factory=dict)
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    samples: int | None = None
 
     @cached_property
     def every_node(self) -> tuple[Node, ...]:
@@ -145,8 +147,8 @@ class Graph:
 
     @property
     def batch(self) -> int:
-        """Samples at `binding`, by `samples_in`."""
-        return samples_in(self.binding.values())
+        """Samples at `binding`: `samples`, where that is known, else by `samples_in`."""
+        return self.samples or samples_in(self.binding.values())
 
     def shape(self, name: str) -> Shape | None:
         """Concrete shape at `binding`, or None where it is not known."""

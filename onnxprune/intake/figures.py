@@ -16,7 +16,8 @@ from math import isfinite, sqrt
 import numpy as np
 
 from onnxprune.data.array_files import chunks
-from onnxprune.data.samples import InputSpec, Samples
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.samples import Samples
 from onnxprune.numerics.arrays import Array, in_rows, is_float
 
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
@@ -62,8 +63,9 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
         return InputFigures(spec.name, str(spec.dtype), shape)
     # Sums of chunks are merged as deviations from their means, so that a large mean costs no digits (Chan et al. 1983).
     count, mean, squares, least, most = 0, 0.0, 0.0, np.inf, -np.inf
-    flat = spec.batched and array.size // max(len(array), 1) >= _ENTRIES
-    same, first = spec.batched and len(array) > 1, np.asarray(array[:1]) if spec.batched else None
+    sampled = spec in samples.sampled
+    flat = sampled and array.size // max(len(array), 1) >= _ENTRIES
+    same, first = sampled and len(array) > 1, np.asarray(array[:1]) if sampled else None
     for part in chunks(array):
         x = np.asarray(part).astype(np.float64)
         own = float(x.mean())
@@ -72,6 +74,7 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
         count += x.size
         least, most = min(least, float(x.min())), max(most, float(x.max()))
         flat = flat and bool((np.ptp(in_rows(x), axis=1) == 0.0).all())
+        same = same and first is not None and (not samples.ragged or part.shape == first.shape)
         same = same and bool((np.asarray(part) == first).all())
     std = 0.0 if least == most else sqrt(squares / count)
     return InputFigures(spec.name, str(spec.dtype), shape, least, most, mean, std, flat and least < most, same)
@@ -120,9 +123,9 @@ def doubts(samples: Samples, figures: tuple[InputFigures, ...], checksums: Seque
 def _nearly_same(samples: Samples) -> bool:
     """Whether hardly an entry of any input moves between the first samples: by noise alone, beside its own size."""
     moved = False
-    for s in samples.specs:
-        if not s.batched:
-            continue
+    if samples.ragged:
+        return False
+    for s in samples.sampled:
         rows = np.asarray(samples.arrays[s.name][:_COMPARED])
         if not is_float(s.dtype):
             if any(a != b for a, b in pairwise(_rows(rows))):
@@ -147,7 +150,10 @@ def _alike(samples: Samples, figures: Sequence[InputFigures]) -> Iterator[str]:
     """Warnings of inputs that say much in every sample, and the same in all: what a loader broken for one gives."""
     for s, f in zip(samples.specs, figures, strict=True):
         array = samples.arrays[s.name]
-        if not s.batched or len(array) < 2 or f.std is None or not _is_dense(first := np.asarray(array[:1])):
+        if samples.ragged or s not in samples.sampled or len(array) < 2 or f.std is None:
+            continue
+        first = np.asarray(array[:1])
+        if not _is_dense(first):
             continue
         how = "is the same"
         if not f.same:
@@ -197,9 +203,7 @@ def digests(samples: Samples) -> tuple[bytes, ...]:
 
 
 def _digests(samples: Samples) -> Iterator[bytes]:
-    streams = [
-        (row for part in chunks(samples.arrays[s.name]) for row in _rows(part)) for s in samples.specs if s.batched
-    ]
+    streams = [(row for part in chunks(samples.arrays[s.name]) for row in _rows(part)) for s in samples.sampled]
     for rows in zip(*streams, strict=True):
         digest = hashlib.blake2b(digest_size=16)
         for row in rows:
@@ -215,6 +219,6 @@ def _rows(part: Array) -> Iterator[bytes]:
 
 def text_of(figures: InputFigures) -> str:
     """The figures of an input as one line for the report."""
-    head = f"{figures.name}: {figures.dtype} {'x'.join(map(str, figures.shape)) or 'scalar'}"
+    head = f"{figures.name}: {figures.dtype} {'x'.join('?' if n < 0 else str(n) for n in figures.shape) or 'scalar'}"
     numbers = (("min", figures.least), ("max", figures.most), ("mean", figures.mean), ("std", figures.std))
     return ", ".join([head, *(f"{k} {v:.4g}" for k, v in numbers if v is not None and isfinite(v))])

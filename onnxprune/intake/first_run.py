@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx
 
-from onnxprune.data.samples import entries_of
+from onnxprune.data.inputs import entries_of
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, spill
 from onnxprune.graph.view import Shape

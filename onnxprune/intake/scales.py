@@ -55,13 +55,13 @@ class _FirstLayers:
 
 def doubts(proto: onnx.ModelProto, samples: Samples, figures: Sequence[InputFigures]) -> list[str]:
     """Warnings of inputs whose scale is not the one that the (normalised) model was trained on."""
-    specs = {s.name for s in samples.specs if s.batched and is_float(s.dtype)}
+    specs = {s.name for s in samples.sampled if is_float(s.dtype)}
     first_layers = _first_layers(proto, specs)
     wanted = {n.input[0] for nodes in first_layers.normalised.values() for n in nodes[:1]}
     wanted |= {tensors[0][0] for tensors in first_layers.behind.values()}
     computed = sorted(wanted - {v.name for v in proto.graph.input})
     values: dict[str, Array] = {}
-    some = samples.part(0, min(len(samples), _SAMPLES))
+    some = samples.part(0, samples.whole_runs(min(len(samples), _SAMPLES)))
     with suppress(RunError):  # the run itself will tell that the model does not run on this data
         session = Session(protobuf.submodel(proto, {}, computed)) if computed else None
         runs = [{**feeds, **(session.run(feeds) if session else {})} for feeds in some.batches(_SAMPLES)]

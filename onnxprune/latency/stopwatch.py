@@ -206,8 +206,9 @@ def grid(widths: Sequence[tuple[int, ...]], points: int) -> list[KeptUnits]:
 
 def feeds_of(samples: Samples, batch: int) -> dict[str, Array]:
     """One run's inputs: `batch` samples, repeated where there are fewer. Raises UsageError for a fixed batch."""
-    if samples.fixed_batch and batch > 1:
-        raise UsageError(f"the model takes one sample at a time, not a --batch of {batch}")
-    if not any(s.batched for s in samples.specs) and batch > 1:
+    if samples.per_run is not None and batch not in (1, samples.per_run):
+        many = "one sample" if samples.per_run == 1 else f"{samples.per_run} samples"
+        raise UsageError(f"the model takes {many} at a time, not a --batch of {batch}")
+    if not samples.sampled and batch > 1:
         raise UsageError(f"the model's inputs have no free batch axis for a --batch of {batch}")
-    return samples.repeated(batch)
+    return samples.repeated(samples.run_size(batch))

@@ -18,41 +18,29 @@ from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
 
-# Samples among which one is sought that differs from the first.
-_LOOKED_AT = 64
-
 
 def layouts_of(model: onnx.ModelProto, samples: Samples, without: Set[str] = frozenset()) -> dict[str, Layout]:
     """The layouts of a model's outputs, `without` these, where they are others than the samples along axis 0.
 
     Empty where the model does not run on two and three samples.
     """
-    if not any(s.batched for s in samples.specs):
+    if not samples.sampled:
         return {}
     try:
         session = Session(model)
         wanted = [o for o in session.outputs if o not in without]
-        if samples.fixed_batch:
-            return layouts.of_single_samples(session.run(samples.slice(0, 1), wanted))
+        if samples.per_run == 1:
+            every = all(a is None for a in samples.arrangement.axes.values())
+            return layouts.of_single_samples(session.run(samples.slice(0, 1), wanted), every=every)
 
         def run(indices: Sequence[int]) -> dict[str, Array]:
             return session.run(samples.take(list(indices)).slice(0, len(indices)), wanted)
 
-        return layouts.found(run, _other_than_first(samples))
+        if samples.per_run is not None:
+            return layouts.of_fixed_runs(run, samples.per_run, layouts.other_than_first(samples))
+        return layouts.found(run, layouts.other_than_first(samples))
     except RunError:
         return {}
-
-
-def _other_than_first(samples: Samples) -> int:
-    """A sample whose inputs are not those of sample 0; the last one looked at where there is none."""
-    last = min(len(samples), _LOOKED_AT) - 1
-    names = [s.name for s in samples.specs if s.batched]
-    first = samples.slice(0, 1, names)
-    for i in range(1, last):
-        other = samples.slice(i, i + 1, names)
-        if any(not np.array_equal(first[k], other[k]) for k in names):
-            return i
-    return last
 
 
 def watched(model: onnx.ModelProto, observed: Observed, types: Mapping[str, int]) -> onnx.ModelProto:

@@ -331,7 +331,7 @@ class _Tail:
             return False
         if shape is None:
             return True
-        return batch == 1 or (len(shape) > 0 and shape[0] % batch == 0)
+        return batch == 1 or any(size % batch == 0 for size in shape)
 
 
 def _is_layer(n: Node, graph: Graph) -> bool:

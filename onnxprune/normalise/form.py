@@ -64,6 +64,7 @@ class Normalised:
     free: the axes of each tensor whose size changes with the symbolic dimensions, or may at sizes that were not tried.
     tables: constants that the original computes from fewer bytes, by name.
     reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
+    samples: in inputs of the shapes of `binding`, once those who know the data have counted them.
     """
 
     proto: onnx.ModelProto
@@ -78,6 +79,7 @@ class Normalised:
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
     reached: Sequence[Feeds] = ()
+    samples: int | None = None
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:

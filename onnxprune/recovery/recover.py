@@ -40,6 +40,7 @@ _PASS_BYTES = 1 << 30
 _SAMPLE_BYTES, _TIMES_THE_MODEL = 4 << 30, 64
 _SPREAD_SAMPLES = _GRAM_SAMPLES = 256
 _EVALUATIONS = 10
+_DIFFERENT = "the samples differ in size, so that their outputs have no mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,8 @@ def recover(
         return error if np.isfinite(error) else float("inf")
 
     before, samples = judge({}), material.fit
+    if samples.ragged:
+        return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {_DIFFERENT}")
     try:
         _check_room(channels, external.model_bytes(original))
         student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed)
@@ -185,8 +188,8 @@ def _goals(
     features = [t for t in features_of(graph, layers) if student.has(t)] if schedule.feature_weight else []
     teacher = Teacher(original, channels, [*outputs, *features], keep)
     spread = Spread()
-    batch = min(schedule.batch, len(samples))
-    some = samples.take(np.arange(min(len(samples), _SPREAD_SAMPLES)))
+    batch = samples.whole_runs(min(schedule.batch, len(samples)))
+    some = samples.take(np.arange(samples.whole_runs(min(len(samples), _SPREAD_SAMPLES))))
     for feeds in some.batches(_part_size(student, batch, samples)):
         count = samples.count(feeds)
         spread.update(samples_first(teacher(feeds), count, material.reference.layouts), count)
@@ -204,12 +207,13 @@ def _goals(
 def _grams(student: Student, samples: Samples, seed: int) -> dict[str, Doubles]:
     """E[x xᵀ] of what each layer of the student reads, from some of the samples."""
     rng = np.random.default_rng(seed)
-    some = samples.take(np.sort(rng.permutation(len(samples))[:_GRAM_SAMPLES]))
+    count = samples.whole_runs(min(len(samples), _GRAM_SAMPLES))
+    some = samples.take(np.sort(rng.permutation(len(samples))[:count]))
     return grams(student.proto, student.layers, some, student.shapes, seed)
 
 
 def _part_size(student: Student, batch: int, samples: Samples) -> int:
-    return 1 if samples.fixed_batch else int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch))
+    return samples.run_size(int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch)))
 
 
 def _epochs(
@@ -217,7 +221,7 @@ def _epochs(
 ) -> Iterator[int]:
     """Train one epoch after the other and tell its number. Raises _NotFinite."""
     rng = np.random.default_rng(schedule.seed)
-    batch = min(schedule.batch, len(samples))
+    batch = samples.whole_runs(min(schedule.batch, len(samples)))
     steps, size = len(samples) // batch, _part_size(student, batch, samples)
 
     def parts() -> Iterator[_Part]:

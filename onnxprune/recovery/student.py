@@ -197,7 +197,7 @@ class Student:
         binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
         shapes, self._types = all_shapes(proto, binding, example)
         self.proto = proto
-        self._graph = protobuf.view(proto, shapes, {}, binding)
+        self._graph = protobuf.view(proto, shapes, {}, binding, samples=channels.graph.samples)
         self.layers = _sliced(layers, self._graph, keep)
         self._computed = _depending(self._graph)
         self._candidates = tuple(w for w in trainable(self._graph, channels, layers) if w not in fixed)
@@ -251,7 +251,7 @@ class Student:
         constants = self._graph.constants
         shapes = {**self._graph.shapes, **{k: constants[k].shape for k in given}}
         types = {**self._types, **{t.name: t.data_type for t in self.proto.graph.initializer if t.name in set(given)}}
-        view = protobuf.view(proto, shapes, {}, self._graph.binding)
+        view = protobuf.view(proto, shapes, {}, self._graph.binding, samples=self._graph.samples)
         back = backward(proto, view, types, tensors=given)
         b = Builder(view, types, "loss")
         losses = []

@@ -41,7 +41,7 @@ def keep_finite(
     left = {x.node.outputs[0]: x for x in layers}
     session: Session | None = None
     for part in parts:
-        for feeds in part.part(0, min(len(part), _SAMPLES)).batches(_BATCH):
+        for feeds in part.part(0, part.whole_runs(min(len(part), _SAMPLES))).batches(_BATCH):
             while left:
                 try:
                     session = session or Session(candidate)

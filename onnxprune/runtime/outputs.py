@@ -22,13 +22,13 @@ _PLAIN: Layouts = {}
 
 def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:
     """Outputs over all samples, concatenated, samples first where `layouts` tells where they lie; those that are no
-    tensors, or have sizes of their own in every batch, are left out. Raises RunError, also where they would take too
-    much.
+    tensors, or have sizes of their own in every batch, are left out; of samples that differ in size they are filled up
+    (`session.concatenated`). Raises RunError, also where they would take too much.
     """
     session = Session(proto)
-    one = sum(
-        v.nbytes for v in samples.slice(0, 1).values() if isinstance(v, np.ndarray)
-    )  # what a model computes grows with what it reads
+    first = samples.slice(0, samples.run_size(1))
+    # what a model computes grows with what it reads
+    one = sum(v.nbytes for v in first.values() if isinstance(v, np.ndarray)) // samples.run_size(1)
     batch = int(np.clip(_BATCH_BYTES // max(one, 1), *_BATCHES))
     while batch > 2 and len(samples) % batch == 1:  # a Squeeze without axes takes that of a single sample too
         batch -= 1
@@ -38,7 +38,7 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLA
         if not parts:  # before there are more
             extent.check_all(outputs, proto, feeds, len(samples) / count)
         parts.append(samples_first(outputs, count, layouts))
-    return concatenated(parts, strict=False)
+    return concatenated(parts, strict=False, padded=samples.ragged)
 
 
 def runs_on(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLAIN) -> dict[str, Array]:

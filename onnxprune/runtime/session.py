@@ -523,20 +523,37 @@ def _content(model: onnx.ModelProto, options: Any) -> bytes:
     return content
 
 
-def concatenated(parts: Sequence[Mapping[str, Any]], *, strict: bool = True) -> dict[str, Array]:
+def concatenated(parts: Sequence[Mapping[str, Any]], *, strict: bool = True, padded: bool = False) -> dict[str, Array]:
     """The outputs that are arrays in each of several runs, joined along the axis in which they differ, or the first.
 
-    strict: raise RunError where an output cannot be joined; else it is left out.
+    strict: raise RunError where an output cannot be joined; else it is left out. padded: each run holds one sample, of
+    a size of its own; those of other sizes than the largest are filled up with infinity, which is no measure of
+    anything (`measures.masked`), so that floating-point outputs can be joined along the samples.
     """
     arrays = [k for k in parts[0] if all(isinstance(p[k], np.ndarray) for p in parts)]
     joined: dict[str, Array] = {}
     for k in arrays:
         try:
-            joined[k] = _joined(k, [np.atleast_1d(p[k]) for p in parts])
+            values = [np.atleast_1d(p[k]) for p in parts]
+            joined[k] = _joined(k, _filled_up(values) if padded else values)
         except RunError:
             if strict:
                 raise
     return joined
+
+
+def _filled_up(values: Sequence[Array]) -> Sequence[Array]:
+    """Arrays of one rank and floating-point type at the size of the largest along all axes but the first."""
+    ranks, types = {v.ndim for v in values}, {v.dtype for v in values}
+    if len(ranks) > 1 or len(types) > 1 or not is_float(values[0].dtype):
+        return values
+    most = tuple(max(sizes) for sizes in zip(*(v.shape[1:] for v in values), strict=True))
+    if all(v.shape[1:] == most for v in values):
+        return values
+    filled = [np.full((len(v), *most), np.inf, v.dtype) for v in values]
+    for whole, v in zip(filled, values, strict=True):
+        whole[tuple(slice(n) for n in v.shape)] = v
+    return filled
 
 
 def _joined(name: str, values: Sequence[Array]) -> Array:

@@ -58,9 +58,8 @@ class Walker:
         """hold_out: make the batches small enough that some can be held out from a fit."""
         self.proto, self.samples, self.memory = proto, samples, memory
         self._types = dict(types)
-        self._shapes, self._bound = shapes, protobuf.batch_of(proto, shapes)
-        size = runtime_batch(shapes, proto, len(samples) if hold_out else None)
-        size = 1 if samples.fixed_batch else size
+        self._shapes, self._bound = shapes, samples.arrangement.samples_in(shapes)
+        size = samples.run_size(runtime_batch(shapes, proto, len(samples) if hold_out else None, bound=self._bound))
         starts = range(0, len(samples), size)
         self._batches: list[Mapping[str, Array]] = [_Inputs(samples, start, start + size) for start in starts]
         self.counts = [min(size, len(samples) - start) for start in starts]
@@ -253,15 +252,20 @@ class _Kept(Mapping[str, Array]):
         return len(self.stored)
 
 
-def runtime_batch(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, samples: int | None = None) -> int:
-    """Samples that a run of the whole model takes at once; samples: as many that some batches can be held out."""
+def runtime_batch(
+    shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, samples: int | None = None, *, bound: int
+) -> int:
+    """Samples that a run of the whole model takes at once; samples: as many that some batches can be held out.
+
+    bound: samples with which the tensors have these shapes.
+    """
     most = BATCH * 2 * HOLD_OUT if samples is None else samples
-    return batch_size(shapes, protobuf.batch_of(proto, shapes), _widest(shapes, proto), most)
+    return batch_size(shapes, bound, _widest(shapes, proto), most)
 
 
-def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> int:
-    """What a run of the whole model holds for each sample, about."""
-    return sample_bytes(shapes, protobuf.batch_of(proto, shapes), _widest(shapes, proto))
+def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto, *, bound: int) -> int:
+    """What a run of the whole model holds for each sample, about. bound: samples with these shapes."""
+    return sample_bytes(shapes, bound, _widest(shapes, proto))
 
 
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:

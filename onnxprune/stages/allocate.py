@@ -201,7 +201,7 @@ def error_of(
     session = trial_cuts.cut_session(trial_network(loaded, coupled, calibrated, settings), widths, paths)
     reference, held = calibrated.reference, loaded.held
     runs = [samples_first(session.run(b), held.count(b), reference.layouts) for b in held.batches(BATCH)]
-    return reference.error(concatenated(runs))
+    return reference.error(concatenated(runs, padded=held.ragged))
 
 
 def trial_network(

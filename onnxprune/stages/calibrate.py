@@ -84,7 +84,8 @@ def plain_pass(loaded: Loaded) -> float:
     """
     session = Session(loaded.original, spin=True, kernels=DEPLOYED)
     session.run(loaded.fit.example())
-    size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto)
+    bound = loaded.fit.count(loaded.fit.example())
+    size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto, bound=bound)
     done, spent = 0, 0.0
     for feeds in loaded.fit.batches(size):
         start = time.perf_counter()

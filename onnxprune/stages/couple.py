@@ -136,7 +136,7 @@ def wanted_widths(settings: PruneConfig) -> Wanted:
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
-    return build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free), settings.attention)
+    return build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples), settings.attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:

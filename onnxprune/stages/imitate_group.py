@@ -381,7 +381,8 @@ class LayersGroup:
         set_initializers(part, weights)
         session = Session(part, single=True)
         runs = zip(walker.batches, walker.counts, strict=True)
-        return concatenated([samples_first(session.run(b), n, self.network.layouts) for b, n in runs])
+        parts = [samples_first(session.run(b), n, self.network.layouts) for b, n in runs]
+        return concatenated(parts, padded=walker.samples.ragged)
 
     def leave(self, choice: Choice, weights: Weights) -> None:
         """Put the weights into the network."""

@@ -12,11 +12,13 @@ import onnx
 
 from onnxprune import plan
 from onnxprune.config import PruneConfig
-from onnxprune.data import class_labels, stand_ins
-from onnxprune.data.samples import InputSpec, Samples, given, tensor_specs, with_others
+from onnxprune.data import class_labels, sources, stand_ins
+from onnxprune.data.inputs import InputSpec, tensor_specs
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import with_others
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import external, spill
-from onnxprune.intake import counting, declarations, first_run, model_file, overridable, scales
+from onnxprune.intake import counting, declarations, first_run, model_file, overridable, sample_axes, scales
 from onnxprune.intake.figures import InputFigures, digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.model_file import ModelLike, Source
@@ -120,7 +122,9 @@ def load(
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
     normalised = first_run.normalised(original, samples.example(), seconds=seconds)
-    batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto))
+    count = samples.count(samples.example())
+    normalised = replace(normalised, samples=count)
+    batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))
     if not (counting.counts(original) and counting.counts(normalised.proto)):
         batches = islice(batches, 1)
     first_run.run_all(original, batches, seconds=seconds)
@@ -131,7 +135,7 @@ def load(
         original = declarations.with_true_outputs(original, normalised.shapes)
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
-    notes = [*source.notes, *normalised.notes, *false]
+    notes = [*source.notes, *normalised.notes, *false, *samples.notes]
     if not samples.synthetic and len(samples) < _FEW_SAMPLES:
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")
@@ -188,13 +192,12 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return stand_ins.random(proto, specs, count, settings.seed, trial, shapes=trial.shapes)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    samples = with_others(given(calibration, specs), proto)
+    samples = with_others(sample_axes.read(proto, sources.taken(calibration, specs)), proto)
     if settings.labels is not None:
         class_labels.of(samples, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(samples):
-        samples = samples.take(
-            np.sort(np.random.default_rng(settings.seed).permutation(len(samples))[: settings.samples])
-        )
+        count = samples.whole_runs(settings.samples)
+        samples = samples.take(np.sort(np.random.default_rng(settings.seed).permutation(len(samples))[:count]))
     return samples
 
 
@@ -204,8 +207,7 @@ def check_labels(n: Normalised, samples: Samples, key: str) -> None:
     tensors = [o for o in n.proto.graph.output if o.type.HasField("tensor_type")]
     shape = n.shapes.get(tensors[0].name) if tensors else None
     if shape is not None:
-        example = samples.example()
-        batch = next((len(example[s.name]) for s in samples.specs if s.batched), 1)
+        batch = samples.count(samples.example())
         shape = (len(samples) * shape[0] // batch, *shape[1:]) if shape else ()
         fitted_labels(labels, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
 
@@ -219,9 +221,11 @@ def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple
     for i, checksum in enumerate(checksums or [i.to_bytes(8, "big") for i in range(len(samples))]):
         copies.setdefault(checksum, []).append(i)
     places = list(copies.values())
-    count = min(len(places) // _HELD_OUT_SHARE, _HELD_OUT_MOST)
+    per_run = samples.per_run or 1
+    count = min(len(places) // _HELD_OUT_SHARE, max(_HELD_OUT_MOST, per_run)) // per_run * per_run
     if count == 0:
         return samples, None
     order = np.random.default_rng(seed).permutation(len(places)).tolist()
     held = [places[i][0] for i in order[:count]]
-    return samples.take([j for i in order[count:] for j in places[i]]), samples.take(held)
+    fit = [j for i in order[count:] for j in places[i]]
+    return samples.take(fit[: samples.whole_runs(len(fit))]), samples.take(held)

@@ -145,7 +145,7 @@ def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str
         Candidate(report.model, loaded.original, loaded.source.size),
         Candidate(report.output or "the result", checked.model, report.after.bytes),
     )
-    feeds = loaded.fit.slice(0, 1)
+    feeds = loaded.fit.slice(0, loaded.fit.run_size(1))
     try:
         latency = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
     except OnnxPruneError as e:

@@ -11,7 +11,8 @@ from onnxprune import RunError, config, prune
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.input_moments import InputSums, Shard
 from onnxprune.calibration.layers import layers_of
-from onnxprune.data.samples import Samples, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.session import PROVIDERS, check_provider
 from tests import digits

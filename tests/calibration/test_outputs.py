@@ -15,7 +15,8 @@ from onnxprune.calibration.gate_moments import OutputMoments, collect
 from onnxprune.calibration.layers import layers_of
 from onnxprune.calibration.probe import Batch, Probe, part_of, with_samples
 from onnxprune.channels.gates import gates_of
-from onnxprune.data.samples import Samples, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import Index, Objective, output_imitation, task_loss

@@ -14,8 +14,10 @@ import pytest
 
 from onnxprune import PruneConfig, methods, plan, prune
 from onnxprune.data import class_labels
-from onnxprune.data.samples import Samples, checked, input_specs
-from onnxprune.data.samples import load as load_samples
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import checked
+from onnxprune.data.sources import load as load_samples
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph.view import Graph
 from onnxprune.numerics.arrays import Array

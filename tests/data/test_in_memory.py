@@ -10,7 +10,9 @@ import pytest
 
 from onnxprune import prune
 from onnxprune.data.class_labels import of as labels_of
-from onnxprune.data.samples import InputSpec, Samples, given
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import given
 from onnxprune.errors import CalibrationError
 from tests import digits
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnxprune import pipeline
-from onnxprune.data.samples import tensor_specs
+from onnxprune.data.inputs import tensor_specs
 from onnxprune.intake import model_file
 from onnxprune.intake.declarations import false_outputs, with_free_dimensions, with_true_outputs
 from tests.topologies.text import Topology

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxprune.data.samples import InputSpec, Samples
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.samples import Samples
 from onnxprune.intake import figures as figures_module
 from onnxprune.intake.figures import digests, doubts, figures_of, text_of
 

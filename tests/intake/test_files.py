@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from onnxprune import plan, regular_files
-from onnxprune.data.samples import InputSpec, load
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.sources import load
 from onnxprune.errors import CalibrationError, InputError, ModelError
 from onnxprune.intake.model_file import load as load_model
 from tests import digits

@@ -11,7 +11,8 @@ import pytest
 
 from onnxprune.benchmark.measure import Settings, bench
 from onnxprune.cli import program
-from onnxprune.data.samples import InputSpec, Samples
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.samples import Samples
 from onnxprune.data.stand_ins import random
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.jobs import check_choice

@@ -10,7 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import prune
-from onnxprune.data.samples import checked, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.sources import checked
 from onnxprune.intake import scales
 from onnxprune.intake.figures import figures_of
 from onnxprune.normalise import normalise

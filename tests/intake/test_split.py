@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import plan, prune
 from onnxprune.config import PruneConfig
-from onnxprune.data.samples import InputSpec, Samples
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.samples import Samples
 from onnxprune.errors import InputError
 from onnxprune.intake.figures import digests
 from onnxprune.numerics.arrays import Array

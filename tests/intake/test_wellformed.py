@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import inspect, prune
-from onnxprune.data.samples import tensor_specs
+from onnxprune.data.inputs import tensor_specs
 from onnxprune.errors import InputError, ModelError
 from onnxprune.intake import wellformed
 from tests.installed import needs_run

@@ -11,7 +11,8 @@ import pytest
 from onnxprune import prune
 from onnxprune.allocation import budget
 from onnxprune.config import PruneConfig
-from onnxprune.data.samples import Samples, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
 from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.latency.cache import Cache
 from onnxprune.latency.search import meet

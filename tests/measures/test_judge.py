@@ -13,7 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import evaluate, prune
-from onnxprune.data.samples import Samples, checked, tensor_specs
+from onnxprune.data.inputs import tensor_specs
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import checked
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.numerics.arrays import Array
 from onnxprune.report.terminal import Screen, prune_report

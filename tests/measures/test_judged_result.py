@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import evaluate, prune
-from onnxprune.data.samples import checked, tensor_specs
+from onnxprune.data.inputs import tensor_specs
+from onnxprune.data.sources import checked
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session
 from onnxprune.stages.load import split

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.cli.program import main
-from onnxprune.data.samples import given, tensor_specs
+from onnxprune.data.inputs import tensor_specs
+from onnxprune.data.sources import given
 from onnxprune.errors import RunError
 from onnxprune.runtime import extent, outputs
 

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.data.samples import Rows, load
+from onnxprune.data.array_files import Rows
+from onnxprune.data.sources import load
 from onnxprune.graph import spill
 from onnxprune.runtime.walker import Walker
 from onnxprune.surgery import replace_initializers, set_initializers

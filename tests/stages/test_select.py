@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.layers import layers_of
 from onnxprune.calibration.regressions import consumers_of, magnitude, regressions_of
-from onnxprune.data.samples import Samples, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.samples import Samples
 from onnxprune.methods import METHODS
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.selection import Regression

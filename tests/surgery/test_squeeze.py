@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from onnxprune import pipeline
-from onnxprune.data.samples import given, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.sources import given
 from onnxprune.errors import NothingPrunable
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session

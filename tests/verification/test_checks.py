@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.data.samples import checked, input_specs
+from onnxprune.data.inputs import input_specs
+from onnxprune.data.sources import checked
 from onnxprune.errors import CheckFailed
 from onnxprune.runtime import outputs
 from onnxprune.surgery import replace_initializers
