@@ -223,7 +223,7 @@ def make(path: Path, folder: Path, count: int, seed: int = 0) -> tuple[Path, dic
         shape = [free.get((p.name, i), d) or 1 for i, d in enumerate(p.dims)]
         one = p.dims[axis] or 1 if axis is not None else 1
         if axis is not None and not (kind.name == "state" and p.dims[axis] is not None):
-            shape[axis] = count * one
+            shape[axis] = -(-count // one) * one
         # Samples are made in front and moved where they belong.
         moved = [shape.pop(axis), *shape] if axis is not None else shape
         made = kind.make(Asked(p, tuple(moved), rng, ids)).astype(p.dtype)

@@ -19,7 +19,7 @@ INPUTS = {
     "float[N,T,512] x": ("features by time", (4, 100, 512)),
     "float[N,64] x": ("embedding or features", (4, 64)),
     "int32[N,2048] x": ("ids", (4, 2048)),
-    "float[10,3,32,32] x": ("picture", (40, 3, 32, 32)),
+    "float[10,3,32,32] x": ("picture", (10, 3, 32, 32)),
     "float fmin": ("number", ()),
 }
 

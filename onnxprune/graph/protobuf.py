@@ -20,6 +20,8 @@ from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples
 # What other rooms call a model, and the element types of sizes and conditions.
 Model = onnx.ModelProto
 SIZE_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
+# Weights of this size and more are no sizes, scales or bounds.
+_LIGHT_BYTES = 1 << 12
 
 
 def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -175,9 +177,18 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
+def _without_values(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the values of weights that no size is computed from: inference copies the model twice."""
+
+    def light(t: onnx.TensorProto) -> onnx.TensorProto:
+        return t if t.data_type in SIZE_TYPES or external.bytes_of(t) < _LIGHT_BYTES else external.described(t)
+
+    return external.rebuilt(proto, light)
+
+
 def inferred_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """(static shapes, element types) that ONNX shape inference finds; models that it refuses yield what is declared."""
-    proto = inferred(proto)
+    proto = inferred(_without_values(proto))
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     declared = [v for g in (proto.graph, *bodies.every_body(proto.graph)) for v in (*g.input, *g.value_info, *g.output)]
@@ -199,7 +210,7 @@ def no_tensors(proto: onnx.ModelProto) -> set[str]:
 
 def inferred_ranks(proto: onnx.ModelProto) -> dict[str, int]:
     """The number of axes of every tensor for which ONNX shape inference finds it."""
-    proto = inferred(proto)
+    proto = inferred(_without_values(proto))
     types = ((v.name, v.type.tensor_type) for v in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output))
     return {name: len(t.shape.dim) for name, t in types if t.HasField("shape")}
 

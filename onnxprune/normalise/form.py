@@ -148,14 +148,32 @@ def all_shapes(
     proto: onnx.ModelProto, binding: Mapping[str, Shape], example: Feeds
 ) -> tuple[dict[str, Shape], dict[str, int]]:
     """(shapes, element types) of every tensor at the sizes of `binding`: inferred, or else measured on `example`."""
-    shapes, types = protobuf.inferred_shapes(protobuf.bind_inputs(proto, binding))
-    missing = [o for n in proto.graph.node for o in n.output if o and o not in shapes]
-    if missing:
-        body_values.add_shapes(
-            Session(protobuf.submodel(proto, {}, missing), optimize=False).run(example), shapes, types
-        )
-    body_values.add_shapes_of_bodies(proto, example, shapes, types)
-    return shapes, types
+    return _EveryShape(proto).at(binding, example)
+
+
+class _EveryShape:
+    """The shapes of every tensor of a model at any sizes of its inputs; what is measured takes one session for all."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._session: Session | None = None
+
+    def at(self, binding: Mapping[str, Shape], feeds: Feeds) -> tuple[dict[str, Shape], dict[str, int]]:
+        """(shapes, element types) at the sizes of `binding`, which are those of `feeds`. Raises RunError."""
+        shapes, types = protobuf.inferred_shapes(protobuf.bind_inputs(self._proto, binding))
+        missing = [o for n in self._proto.graph.node for o in n.output if o and o not in shapes]
+        if missing:
+            body_values.add_shapes(self._measured(missing).run(feeds, missing), shapes, types)
+        body_values.add_shapes_of_bodies(self._proto, feeds, shapes, types)
+        return shapes, types
+
+    def _measured(self, names: Sequence[str]) -> Session:
+        """A session that gives these, and what the last one gave."""
+        before = [] if self._session is None else list(self._session.outputs)
+        if self._session is None or not {*names} <= {*before}:
+            every = list(dict.fromkeys([*before, *names]))
+            self._session = Session(protobuf.submodel(self._proto, {}, every), optimize=False)
+        return self._session
 
 
 def free_axes(
@@ -167,9 +185,11 @@ def free_axes(
     inputs are made at which they do not; else what would follow if they did not counts too.
     """
 
+    known = _EveryShape(proto)
+
     def shapes_at(feeds: Feeds) -> Shapes | None:
         try:
-            return all_shapes(proto, _binding(feeds), feeds)[0]
+            return known.at(_binding(feeds), feeds)[0]
         except RunError:
             return None  # the model does not take that size
 
