@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what these tests are about

@@ -306,9 +306,10 @@ def _errors(item: Trial, trials: Trials, answers: Iterable[Mapping[str, Array]])
 def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:
     g, channels, consumers, network = item.group, trials.channels, item.consumers, trials.network(item)
     constants = channels.graph.constants
-    replaced = [n for x in consumers for n in (x.weight, x.bias) if n]
     # Quantized weights are fed as the numbers that they stand for: onnxruntime takes no codes of four bits.
     real = {n: element_type(v.dtype) for x in consumers for n, v in x.dequantized(constants).items()}
+    codes = {n for x in consumers if x.weight not in real for n in x.stored}
+    replaced = [n for n in dict.fromkeys(n for x in consumers for n in (x.weight, x.bias, *codes)) if n]
     part = protobuf.submodel(trials.proto, {**walker.frontier, **real}, outputs, overridable=replaced)
 
     def fed(width: int) -> dict[str, Array]:

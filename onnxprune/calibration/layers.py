@@ -14,10 +14,10 @@ import numpy as np
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.domains import limited_by
-from onnxprune.channels.groups import weight_axes
+from onnxprune.channels.groups import is_recurrent, weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.trace import Linear, whole
-from onnxprune.graph.operators import GATE_COUNT
+from onnxprune.graph.operators import QUANTIZED_LSTM
 from onnxprune.graph.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
 from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask, is_float
@@ -267,9 +267,15 @@ class InputGates(Layer):
     directions: int = 1
     recurrent_bias: Array | None = None
 
+    def dequantized(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Nothing: where its weights are quantized, the operator reads their codes."""
+        return {}
+
     def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
         """W (1, I, D G H), with the input's half of the bias."""
-        w = weights[self.weight].astype(dtype)
+        w = _read(self.weight, self.stored_weight, weights).astype(dtype)
+        if self.stored_weight is not None:  # codes are stored as (D, I, G H)
+            w = w.swapaxes(1, 2)
         m = w.reshape(-1, w.shape[2]).T[None]
         if self.bias:
             b = weights[self.bias][:, : w.shape[1]].astype(dtype)
@@ -278,8 +284,10 @@ class InputGates(Layer):
 
     def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of `matrix`; the state's half of the bias as it was."""
-        body = matrix[0, : self.channels].T
-        arrays: dict[str, Array] = {self.weight: body.reshape(self.directions, -1, self.channels)}
+        body = matrix[0, : self.channels].T.reshape(self.directions, -1, self.channels)
+        arrays: dict[str, Array] = {self.weight: body}
+        if self.stored_weight is not None:
+            arrays = self.stored_weight.write(body.swapaxes(1, 2), present)
         if self.recurrent_bias is not None:
             own = matrix[0, -1].reshape(self.recurrent_bias.shape)
             arrays[self.bias] = np.concatenate([own, self.recurrent_bias], axis=1)
@@ -315,12 +323,20 @@ class StateGates(Layer):
         """How many directions the recurrent net runs in; they count as groups."""
         return self.directions
 
+    def dequantized(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Nothing: where its weights are quantized, the operator reads their codes."""
+        return {}
+
     def matrix(self, weights: Mapping[str, Array], dtype: type[np.floating] = np.float64) -> Array:
         """R (D, H, G H)."""
+        if self.stored_weight is not None:  # codes are stored in that order
+            return self.stored_weight.read(weights).astype(dtype)
         return np.ascontiguousarray(weights[self.weight].astype(dtype).transpose(0, 2, 1))
 
     def weights(self, matrix: Doubles, present: Mapping[str, Array]) -> dict[str, Array]:
         """The arrays by initializer name that `matrix` would read back from: its inverse."""
+        if self.stored_weight is not None:
+            return self.stored_weight.write(matrix, present)
         return {self.weight: matrix.transpose(0, 2, 1)}
 
     def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
@@ -346,7 +362,7 @@ def layers_of(channels: ChannelGraph) -> tuple[Layer, ...]:
     for linear in channels.linears:
         if linear.node.index in graph.inside:
             continue
-        if linear.node.op in GATE_COUNT:
+        if is_recurrent(linear.node):
             layers += [_input_gates(linear, graph, uses), _state_gates(linear, graph, uses)]
         else:
             layers.append(_layer(linear, graph, uses))
@@ -359,8 +375,15 @@ def _own_weight(name: str, graph: Graph, uses: Mapping[str, int]) -> Array | Non
     return w if w is not None and is_float(w.dtype) and uses[name] == 1 else None
 
 
+def _on_codes(node: Node, slot: int, graph: Graph, uses: Mapping[str, int]) -> Quantized | None:
+    """How a DynamicQuantizeLSTM stores the weight at a slot, where nothing else reads that; else None."""
+    q = Quantized.read_by_lstm(graph, node, slot) if node.op == QUANTIZED_LSTM else None
+    return q if q is not None and all(uses[n] == 1 for n in q.names) else None
+
+
 def _input_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> InputGates | None:
-    w = _own_weight(linear.weight, graph, uses)
+    q = _on_codes(linear.node, 1, graph, uses)
+    w = _own_weight(linear.weight, graph, uses) if q is None else graph.constants[linear.weight].swapaxes(1, 2)
     if w is None or linear.outputs is None or linear.data in graph.constants:
         return None
     b = _own_weight(linear.bias, graph, uses) if linear.bias else None
@@ -375,6 +398,7 @@ def _input_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Input
         np.full(w.shape[2], -1, np.int64) if linear.inputs is None else linear.inputs,
         linear.outputs,
         None,
+        stored_weight=q,
         directions=w.shape[0],
         recurrent_bias=None if b is None else b[:, w.shape[1] :],
     )
@@ -383,7 +407,8 @@ def _input_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Input
 def _state_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> StateGates | None:
     node = linear.node
     r, y = node.inputs[2], node.outputs[0]
-    w = _own_weight(r, graph, uses)
+    q = _on_codes(node, 2, graph, uses)
+    w = _own_weight(r, graph, uses) if q is None else graph.constants[r].swapaxes(1, 2)
     if w is None or linear.outputs is None or not y or node.attrs.get("layout", 0):
         return None
     if node.op == "GRU" and not node.attrs.get("linear_before_reset", 0):
@@ -391,7 +416,7 @@ def _state_gates(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> State
         return None
     directions, _, hidden = w.shape
     units = linear.outputs.reshape(directions, -1)[:, :hidden].ravel()
-    return StateGates(node, y, "", r, "", units, linear.outputs, None, directions=directions)
+    return StateGates(node, y, "", r, "", units, linear.outputs, None, stored_weight=q, directions=directions)
 
 
 def _layer(linear: Linear, graph: Graph, uses: Mapping[str, int]) -> Layer | None:

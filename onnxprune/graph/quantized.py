@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxprune.graph.operators import QUANTIZED_LSTM
 from onnxprune.graph.view import Graph, Node
 from onnxprune.numerics.arrays import Array, Doubles
 
@@ -68,8 +69,11 @@ def stored(graph: Graph, name: str) -> str:
 
 
 def real_values(graph: Graph, name: str) -> Array:
-    """A constant as the numbers that it stands for: dequantized where DequantizeLinear reads it."""
+    """A constant as the numbers that it stands for: dequantized where its scale is known."""
     for node, slot in graph.readers.get(name, ()):
+        if node.op == QUANTIZED_LSTM and slot in (1, 2):
+            q = Quantized.read_by_lstm(graph, node, slot)
+            return graph.constants[name] if q is None else q.read(graph.constants)
         q = Quantized.of(graph, node.outputs[0]) if slot == 0 and is_dequantize(node) else None
         if q is not None:
             return q.read(graph.constants)
@@ -169,21 +173,42 @@ class Quantized:
         kind = (graph.constants[zeros[0]] if zeros else values).dtype.name
         if kind not in _RANGES or len(zeros) not in (0, len(nodes)):
             return None
-        low, high = _RANGES[kind]
-        middle = 0.0 if low < 0 else (low + high + 1) / 2
-        zero = graph.constants[zeros[0]].astype(np.float64) if zeros else np.zeros(1)
-        symmetric = bool((zero == middle).all())
-        if not symmetric and not (zeros and _is_integer(kind)):
-            return None
         block = int(last.attrs.get("block_size", 0))
         axis = int(last.attrs.get("axis", 1)) % max(values.ndim, 1)
-        quantized = cls(nodes[-1].inputs[0], scales, zeros, axis, block, low, high, kind, rounds, symmetric)
-        if kind in _SEVEN_BITS:
-            codes, (least, most) = quantized.codes(graph.constants) if rounds else values, _SEVEN_BITS[kind]
+        found = cls(nodes[-1].inputs[0], scales, zeros, axis, block, *_RANGES[kind], kind, rounds, False)
+        return found._settled(graph.constants)
+
+    @classmethod
+    def read_by_lstm(cls, graph: Graph, node: Node, slot: int) -> Quantized | None:
+        """The weight at slot 1 or 2 of a DynamicQuantizeLSTM; None where each direction has scales for each row.
+
+        The scale is one for each direction, or of the only direction one for each row of its gates.
+        """
+        names = node.input(slot), node.input(6 + 2 * slot), node.input(7 + 2 * slot)
+        values, scale, zero = (graph.constants.get(n) for n in names)
+        if values is None or scale is None or zero is None or scale.shape != zero.shape:
+            return None
+        if scale.ndim == 2 and scale.shape[0] > 1:
+            return None
+        kind = zero.dtype.name
+        axis = 0 if scale.ndim < 2 else 2
+        found = cls(names[0], names[1:2], names[2:], axis, 0, *_RANGES[kind], kind, False, False)
+        return found._settled(graph.constants)
+
+    def _settled(self, constants: Mapping[str, Array]) -> Quantized | None:
+        """The same with the codes that its quantizer kept to; None where it could not be written anew."""
+        middle = 0.0 if self.low < 0 else (self.low + self.high + 1) / 2
+        zero = constants[self.zero_points[0]].astype(np.float64) if self.zero_points else np.zeros(1)
+        symmetric = bool((zero == middle).all())
+        if not symmetric and not (self.zero_points and _is_integer(self.kind)):
+            return None
+        settled = replace(self, symmetric=symmetric)
+        if self.kind in _SEVEN_BITS:
+            codes, (least, most) = settled.codes(constants), _SEVEN_BITS[self.kind]
             held = least <= zero.min() and zero.max() <= most
             if held and codes.min(initial=0) >= least and codes.max(initial=0) <= most:
-                return replace(quantized, low=least, high=most)
-        return quantized
+                return replace(settled, low=least, high=most)
+        return settled
 
     @property
     def names(self) -> tuple[str, ...]:
