@@ -33,6 +33,8 @@ from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.options import error_limit, typed
+from onnxprune.runtime.custom_ops import Libraries, registering
+from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import notes_on
 
@@ -89,14 +91,15 @@ def evaluate(
     against: ModelLike | None = None,
     labels: str | None = None,
     allow_links: bool = False,
+    custom_ops: Libraries = (),
 ) -> Evaluation:
     """Run `model`, and `against` (the original), over `data` and compare.
 
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
-    allow_links: as for `prune`, of both models.
+    allow_links, custom_ops: as for `prune`, of both models.
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
-    with spill.spilling():
+    with spill.spilling(), registering(checked_libraries(custom_ops)):
         return _evaluated(model, data, against, labels, allow_links=allow_links)
 
 

@@ -18,7 +18,7 @@ from onnxprune.channels.untried import warnings_of
 from onnxprune.config import Options, PruneConfig
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import older
+from onnxprune.intake import older, unknown
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.workplace import Workplace
@@ -27,6 +27,8 @@ from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.report.summary import Report
+from onnxprune.runtime.custom_ops import Libraries, registering
+from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.session import check_provider, check_starts, timing_on
 from onnxprune.stages.answers import judged_by
 from onnxprune.stages.calibrate import calibrate
@@ -73,6 +75,7 @@ def prune(
     provider: str | None = None,
     max_error: float | None = None,
     allow_links: bool = False,
+    custom_ops: Libraries = (),
     **options: Unpack[Options],
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -92,7 +95,7 @@ def prune(
     target. That time aside, none of the three changes the result beyond rounding, and none belongs to the plan.
     max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
     more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie where links
-    beside the model lead.
+    beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
     Raises the errors of `onnxprune.errors`; then nothing is written.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
@@ -106,6 +109,9 @@ def prune(
     output = None if dry_run else output
     check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
     check_choice(jobs, scheduler)
+    libraries = checked_libraries(custom_ops)
+    if libraries and scheduler is not None:
+        raise UsageError("custom_ops are libraries of this machine, which the workers of a scheduler do not have")
     check_provider(provider or "cpu")
     timed_by = timing_on(provider, TARGETS[settings.target].provider)
     if settings.budget == "latency":
@@ -113,7 +119,7 @@ def prune(
     clock = Clock(watch, hear=warn)
     files = (output, plan_file, report_file)
     try:
-        with Stage(overwrite=overwrite) as stage:
+        with Stage(overwrite=overwrite) as stage, registering(libraries):
             with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Workplace(workers, provider or "cpu", timed_by)
                 result, separate = _run(
@@ -146,14 +152,15 @@ def inspect(
     attention: str = "heads",
     target: str = DEFAULT,
     allow_links: bool = False,
+    custom_ops: Libraries = (),
 ) -> Description:
     """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
 
-    The data only fixes the sizes of symbolic dimensions. attention, target: as in PruneConfig. allow_links: as for
-    `prune`. Raises InputError, RunError and UsageError.
+    The data only fixes the sizes of symbolic dimensions. attention, target: as in PruneConfig. allow_links,
+    custom_ops: as for `prune`. Raises InputError, RunError and UsageError.
     """
     settings = PruneConfig(samples=2, attention=attention, target=target)
-    with spill.spilling():
+    with spill.spilling(), registering(checked_libraries(custom_ops)):
         return describe_loaded(load(model, calibration, settings, allow_links=allow_links), settings)
 
 
@@ -232,4 +239,4 @@ def _run(
     if timed_on is not None:
         stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)
-    return PruneResult(checked.model, chosen, report), loaded.source.separate
+    return PruneResult(unknown.put_back(checked.model, loaded.tail), chosen, report), loaded.source.separate

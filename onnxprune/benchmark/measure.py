@@ -32,6 +32,8 @@ from onnxprune.intake import first_run, model_file
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.options import MOST, MOST_THREADS, check_most, typed
+from onnxprune.runtime.custom_ops import Libraries, registering
+from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import CPU, Session, available_providers, fallbacks, half_precision, version
 from onnxprune.runtime.timing import Times, paired
@@ -183,6 +185,7 @@ def bench(
     warmup: int = WARMUP,
     profile: bool = False,
     allow_links: bool = False,
+    custom_ops: Libraries = (),
     watch: Callable[[str], None] = lambda _: None,
 ) -> Bench:
     """Time `model`, or `model` and `other` in turns; the ratio is that of `other` to `model`.
@@ -192,12 +195,12 @@ def bench(
     package tensorrt. batch: samples per run, 1 unless `shapes` say otherwise. shapes: of inputs whose dimensions are
     symbolic. precision: "model" for the types that the model has, "fp16" for a copy that computes in float16.
     threads: onnxruntime's, 0 for its own choice. seconds: of rounds; runs: so many rounds instead. warmup: rounds that
-    do not count. profile: also the time of every node, in runs of their own. allow_links: as for `prune`. watch: called
-    with what is being done.
+    do not count. profile: also the time of every node, in runs of their own. allow_links, custom_ops: as for
+    `prune`. watch: called with what is being done.
     Raises InputError for models or data that do not fit each other, UsageError and RunError.
     """
     settings = Settings(provider_named(provider), precision, threads, seconds, runs, warmup, profile)
-    with spill.spilling():
+    with spill.spilling(), registering(checked_libraries(custom_ops)):
         candidates = [candidate(x, allow_links=allow_links) for x in (model, other) if x is not None]
         fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {})
         if settings.provider == CPU:  # another one may know operators that the CPU does not

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
-from onnxprune.cli.group import ALLOW_LINKS, JSON, flag, with_default
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON, flag, with_default
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import parse_shape
 from onnxprune.errors import UsageError
@@ -53,6 +53,7 @@ from onnxprune.runtime import child
 @click.option("--warmup", type=int, metavar="N", **with_default(WARMUP), help="Rounds before those that count.")
 @flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own.")
 @ALLOW_LINKS
+@CUSTOM_OPS
 @JSON
 def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Time MODEL, or MODEL and OTHER in turns, on the same inputs.

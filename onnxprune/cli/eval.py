@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import ALLOW_LINKS, JSON
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import parse_error, parse_share
 from onnxprune.errors import UsageError
@@ -40,6 +40,7 @@ from onnxprune.runtime import child
     "cannot be measured: squared error over spread, 0.05 or 5%.",
 )
 @ALLOW_LINKS
+@CUSTOM_OPS
 @JSON
 def eval_command(
     model: str,
@@ -50,6 +51,7 @@ def eval_command(
     max_drop: float | None,
     max_error: float | None,
     allow_links: bool,
+    custom_ops: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure MODEL on test data: top-1, and agreement and output error against the original.
@@ -71,6 +73,6 @@ def eval_command(
     from onnxprune.evaluation import evaluate, gate
     from onnxprune.report import terminal
 
-    result = evaluate(model, data, against=against, labels=labels, allow_links=allow_links)
+    result = evaluate(model, data, against=against, labels=labels, allow_links=allow_links, custom_ops=custom_ops)
     streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
     gate(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)

@@ -87,4 +87,12 @@ ALLOW_LINKS = flag(
     "Weights beside a model may be links to anywhere. Without it only to the folder in which the model's own file "
     "lies, as in the caches of model hubs.",
 )
+CUSTOM_OPS = click.option(
+    "--custom-ops",
+    multiple=True,
+    metavar="LIBRARY",
+    show_default="none",
+    help="A shared library of operators, which onnxruntime registers in every session; it runs with all of your "
+    "rights. Repeatable.",
+)
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import ALLOW_LINKS, DEFAULTS, JSON, with_default
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, DEFAULTS, JSON, with_default
 from onnxprune.cli.screen import screen_of
 from onnxprune.config import (
     ATTENTIONS,
@@ -35,9 +35,16 @@ from onnxprune.targets.alignment import TARGETS
     help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
 )
 @ALLOW_LINKS
+@CUSTOM_OPS
 @JSON
 def inspect_command(
-    model: str, calib: str | None, attention: str, target: str, allow_links: bool, as_json: bool
+    model: str,
+    calib: str | None,
+    attention: str,
+    target: str,
+    allow_links: bool,
+    custom_ops: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Show what of MODEL can be pruned, and why the rest cannot.
 
@@ -48,5 +55,7 @@ def inspect_command(
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
-    description = inspect(model, calib, attention=attention, target=target, allow_links=allow_links)
+    description = inspect(
+        model, calib, attention=attention, target=target, allow_links=allow_links, custom_ops=custom_ops
+    )
     streams.show(description.to_json() if as_json else terminal.inspection(description, screen_of()))

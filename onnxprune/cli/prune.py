@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxprune.cli.group import ALLOW_LINKS, DEFAULTS, Surroundings, WithSubcommands, flag, with_default
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, DEFAULTS, Surroundings, WithSubcommands, flag, with_default
 from onnxprune.cli.screen import screen_of, warn
 from onnxprune.cli.values import parse_alignment, parse_error, parse_size
 from onnxprune.config import ATTENTIONS, COEFFICIENTS, GOALS, METRICS, PROVIDERS, READ_BY, RECOVER, UNTRIED
@@ -267,6 +267,7 @@ def _flag(name: str) -> str:
     "class map the share that changes; 0.05 or 5%.",
 )
 @ALLOW_LINKS
+@CUSTOM_OPS
 @flag("--overwrite", "Replace OUT, --plan and --report files that exist.")
 @flag(
     "--bench",
@@ -320,6 +321,7 @@ class Run:
     bench: bool
     max_error: float | None
     allow_links: bool
+    custom_ops: tuple[str, ...]
     options: dict[str, Any]
 
     @classmethod
@@ -393,6 +395,7 @@ class Run:
                 provider=self.provider,
                 max_error=self.max_error,
                 allow_links=self.allow_links,
+                custom_ops=self.custom_ops,
                 **self.options,
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune.errors import ModelError, OnnxPruneError
-from onnxprune.intake import first_run
+from onnxprune.intake import first_run, unknown
 from onnxprune.runtime.child import ask
 
 
@@ -29,7 +29,7 @@ def check_file(path: Path, proto: onnx.ModelProto, size: int) -> str:
     except Exception as e:  # noqa: BLE001  onnx's own errors share no base class
         refused = ModelError(f"{path} is not a valid ONNX model: {' '.join(str(e).split())[:300]}")
         try:
-            why = first_run.opens(proto)
+            why = first_run.opens(unknown.cut_off(proto)[0])
         except OnnxPruneError:
             raise refused from e
         return f"onnx's checker refuses the model, and onnxruntime opens it ({why})" if why else ""

@@ -60,8 +60,8 @@ def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> tuple[on
     source = source_of(str(p), blob, proto)
     notes = (*notes, refused, sparse.made_dense(proto))
     external.read_small(proto)
-    proto, declared = _declared(with_free_dimensions(proto))
-    return proto, replace(source, notes=tuple(filter(None, (*notes, declared))))
+    proto, said = declared(with_free_dimensions(proto))
+    return proto, replace(source, notes=tuple(filter(None, (*notes, said))))
 
 
 def read(model: ModelLike, *, allow_links: bool = False) -> tuple[onnx.ModelProto, Source]:
@@ -76,12 +76,12 @@ def adopt(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     """
     wellformed.check(proto)
     right, notes = loose.with_all_right(proto)
-    mended, declared = _declared(right)
+    mended, said = declared(right)
     adopted, source = _adopted(mended)
-    return adopted, replace(source, notes=(*notes, *filter(None, (declared,)), *source.notes))
+    return adopted, replace(source, notes=(*notes, *filter(None, (said,)), *source.notes))
 
 
-def _declared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+def declared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """With what onnxruntime knows of outputs that are not declared, and what to say of that."""
     if not undeclared(proto):
         return proto, ""

@@ -1,9 +1,9 @@
 """Inputs with a default: initializers that are inputs of the graph, too, so that a caller may give other values.
 
-Exporters used to list every weight so, by habit; then, and where one is a parameter of a layer, it is a weight like any
-other, and stays an input where neither its size nor what reads it has changed. What else is listed was listed by choice:
-from here to the end it is an input, which is fed its default, so that nothing can be folded with that value. Before
-version 4 of the format the list was a duty, and onnxruntime takes no other values for such inputs.
+Exporters used to list every weight so, by habit; then, and where one is a parameter of a layer, it is a weight like
+any other, and stays an input where neither its size nor what reads it has changed. What else is listed was listed by
+choice: from here to the end it is an input, which is fed its default, so that nothing can be folded with that value.
+Before version 4 of the format the list was a duty, and onnxruntime takes no other values for such inputs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import spill
+from onnxprune.runtime import custom_ops
 from onnxprune.runtime.child import HUNGRY
 
 _LENGTH = struct.Struct("<Q")
@@ -39,12 +40,13 @@ def main() -> None:
     answers = _answers()
     while True:
         try:
-            question, given, most, folder = requests.get(timeout=_IDLE_SECONDS)
+            question, given, most, folder, libraries = requests.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             os._exit(0)
         _send(outgoing, None)
         tempfile.tempdir = folder
-        _send(outgoing, _answered(answers[question], given, most, folder))
+        with custom_ops.registering(libraries):
+            _send(outgoing, _answered(answers[question], given, most, folder))
         gc.collect()
         if _bytes_now() > _LARGE_BYTES:
             os._exit(0)

@@ -23,6 +23,7 @@ from typing import Any
 
 from onnxprune.errors import RunError
 from onnxprune.jobs.work import Item, Progress, Result, Work, check_own
+from onnxprune.runtime import custom_ops
 from onnxprune.threads import cores, limited, one_blas_thread
 
 _LAST_SECONDS = 5.0
@@ -67,7 +68,7 @@ class Processes:
             threads = max(cores() // self.workers, 1)
             with _deaf():
                 for _ in range(self.workers):
-                    self._pool.append(_started(threads, self._folder.name))
+                    self._pool.append(_started(threads, self._folder.name, custom_ops.libraries()))
         except OSError as e:
             self._end()
             raise RunError(f"{self.workers} worker processes cannot be started: {e.strerror}; use fewer --jobs") from e
@@ -174,10 +175,10 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _started(threads: int, folder: str) -> _Worker:
+def _started(threads: int, folder: str, libraries: tuple[str, ...]) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, threads, folder), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, threads, folder, libraries), daemon=True)
     process.start()
     theirs.close()  # so that the pipe ends with the worker
     return _Worker(process, ours)
@@ -200,15 +201,16 @@ def _why_ended(w: _Worker) -> str:
 # in a worker
 
 
-def _serve(pipe: Connection, threads: int, folder: str) -> None:
-    """Do what comes through the pipe, until it ends."""
+def _serve(pipe: Connection, threads: int, folder: str, libraries: tuple[str, ...]) -> None:
+    """Do what comes through the pipe, until it ends. libraries: of custom operators."""
     for name in ("SIGINT", "SIGHUP"):  # they reach every process of a terminal, and the first one decides
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder
     work: Work[Any, Any] | None = None
-    with one_blas_thread(), limited(threads), contextlib.suppress(EOFError, OSError):
+    registered = custom_ops.registering(libraries)
+    with one_blas_thread(), limited(threads), registered, contextlib.suppress(EOFError, OSError):
         pipe.send(None)
         while True:
             message = pipe.recv()

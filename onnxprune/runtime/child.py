@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onnxprune.errors import OnnxPruneError, RunError, UsageError
+from onnxprune.runtime import custom_ops
 
 _LENGTH = struct.Struct("<Q")
 # What a model without weights may take; both grow with the size of what is tried.
@@ -259,7 +260,7 @@ def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, second
         child = _PLACE.ready()
         with _until(seconds, child) as late:
             try:
-                child.send((question, given, most, folder))
+                child.send((question, given, most, folder, custom_ops.libraries()))
                 child.receive()
                 return child
             except (EOFError, OSError) as e:

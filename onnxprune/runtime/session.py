@@ -24,7 +24,7 @@ import onnx
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
-from onnxprune.runtime import faults, few_bits, overdue, saturation, single_precision
+from onnxprune.runtime import custom_ops, faults, few_bits, overdue, saturation, single_precision
 from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
 
@@ -123,7 +123,7 @@ class Session:
                 return opened(source, replace(chosen, exact=False))
 
         def opened(source: onnx.ModelProto | str | os.PathLike[str], chosen: Kernels) -> Any:
-            options = ort.SessionOptions()
+            options = _options()
             options.log_severity_level = _FATAL
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
             for key, value in chosen.entries.items():
@@ -285,12 +285,32 @@ def _as_named(ports: Sequence[Any], narrow: Mapping[str, tuple[str, Any]]) -> tu
     return tuple(names.get(p.name, p.name) for p in ports)
 
 
+def _options() -> Any:
+    """Options of a session, with the libraries of custom operators. Raises RunError for one that cannot be loaded."""
+    options = ort.SessionOptions()
+    for path in custom_ops.libraries():
+        try:
+            options.register_custom_ops_library(path)
+        except Exception as e:  # onnxruntime's exceptions share no base class below Exception
+            raise RunError(f"onnxruntime cannot register the library {path}: {_one_line(e)}") from e
+    return options
+
+
+@cache
+def known_operators() -> frozenset[tuple[str, str]]:
+    """(domain, operator) of all that onnxruntime has itself, "" for the standard one; empty where it does not tell."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as own
+
+    listed = getattr(own, "get_all_operator_schema", list)  # a build of onnxruntime may leave it out
+    return frozenset((s.domain, s.name) for s in listed())
+
+
 def check_types(model: onnx.ModelProto) -> None:
     """Raises RunError for a model whose types do not fit each other, which a twin would hide.
 
     onnxruntime looks for kernels once it has accepted the model with all of its types.
     """
-    options = ort.SessionOptions()
+    options = _options()
     options.log_severity_level = _FATAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -349,7 +369,8 @@ def _started(
             raise RunError(f"{first} did not start: {why}{_ADVICE}") from failure
         if first != CPU:
             check_starts(providers)  # else the model has the blame for a library that is not there
-        raise RunError(f"onnxruntime cannot load the model: {why}") from failure
+        advice = f"; {custom_ops.ADVICE}" if "is not a registered function/op" in why else ""
+        raise RunError(f"onnxruntime cannot load the model: {why}{advice}") from failure
     if first not in session.get_providers():
         raise RunError(
             f"{first} did not start, and onnxruntime would have used the CPU: {why or 'it gives no reason'}{_ADVICE}"
@@ -359,7 +380,7 @@ def _started(
 
 def check_starts(providers: Sequence[Provider]) -> None:
     """Raises RunError where the first of these does not start, be it on a model that anything runs."""
-    options = ort.SessionOptions()
+    options = _options()
     options.log_severity_level = _FATAL
     _started(_probe(), options, providers, probing=True)
 

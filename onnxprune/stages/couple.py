@@ -145,7 +145,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     channels = trace(loaded, settings)
     macs_cost, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
-    notes = (*source.notes, *n.notes, *foreseen(loaded, settings))
+    notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *not_counted(channels))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
     return describe(

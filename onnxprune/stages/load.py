@@ -18,11 +18,21 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.sources import with_others
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import external, spill
-from onnxprune.intake import counting, declarations, first_run, model_file, overridable, sample_axes, scales
+from onnxprune.intake import (
+    counting,
+    declarations,
+    first_run,
+    model_file,
+    overridable,
+    sample_axes,
+    scales,
+    unknown,
+)
 from onnxprune.intake.figures import InputFigures, digests, figures_of
 from onnxprune.intake.figures import doubts as doubts_of_data
 from onnxprune.intake.model_file import ModelLike, Source
 from onnxprune.intake.overridable import Overridable
+from onnxprune.intake.unknown import Tail
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
@@ -44,6 +54,7 @@ class Loaded:
     fitted to nor reported on; None without one, or where the samples are too few for that. data_sha256: of all samples,
     and of their labels where the run reads them; inputs_sha256: without these. labels: their key. figures: of every
     input; doubts: what makes the data doubtful. with_defaults: the original's inputs that have a default.
+    tail: what lies behind operators that onnxruntime does not know; the original is the part in front.
     """
 
     original: onnx.ModelProto
@@ -59,6 +70,7 @@ class Loaded:
     figures: tuple[InputFigures, ...] = ()
     doubts: tuple[str, ...] = ()
     with_defaults: Overridable = field(default_factory=Overridable)
+    tail: Tail = field(default_factory=Tail)
 
     @property
     def held(self) -> Samples:
@@ -116,6 +128,9 @@ def load(
     original, source = model_file.read(model, allow_links=allow_links)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
         original = spill.outside(original)
+    original, tail = unknown.cut_off(original)
+    if tail:
+        original, _ = model_file.declared(original)
     first_run.infer(original)
     samples = read_samples(original, calibration, settings)
     original, with_defaults = overridable.as_inputs(original)
@@ -135,12 +150,12 @@ def load(
         original = declarations.with_true_outputs(original, normalised.shapes)
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
-    notes = [*source.notes, *normalised.notes, *false, *samples.notes]
+    notes = [*source.notes, *filter(None, [tail.note]), *normalised.notes, *false, *samples.notes]
     if not samples.synthetic and len(samples) < _FEW_SAMPLES:
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")
     notes += notes_on(original)
-    unread = [k for k in samples.extras if k != settings.labels]
+    unread = [k for k in samples.extras if k != settings.labels and k not in {v.name for v in tail.inputs}]
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
     checksums = digests(samples)
@@ -157,6 +172,7 @@ def load(
     return Loaded(
         original=original,
         with_defaults=with_defaults,
+        tail=tail,
         source=source,
         normalised=normalised,
         fit=fit,

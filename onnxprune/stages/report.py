@@ -17,6 +17,7 @@ from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
+from onnxprune.intake import unknown
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.verdict import verdict_of
@@ -124,7 +125,8 @@ def report_of(
 
 
 def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:
-    return written_bytes(model, None if output is None else Path(output), separate=loaded.source.separate)
+    whole = unknown.put_back(model, loaded.tail)
+    return written_bytes(whole, None if output is None else Path(output), separate=loaded.source.separate)
 
 
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:

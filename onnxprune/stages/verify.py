@@ -10,6 +10,7 @@ import onnx
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
 from onnxprune.errors import CheckFailed, RunError
+from onnxprune.intake import unknown
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.figures import Figures, figures_of
 from onnxprune.measures.verdict import demand
@@ -78,6 +79,8 @@ def check(
             notes.append(_ONE_SIZE)
         exact = checks.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
         checks.structure(final, loaded.original)
+        if loaded.tail:
+            checks.structure(unknown.put_back(final, loaded.tail), unknown.put_back(loaded.original, loaded.tail))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, final)
             notes += tensorrt_check.warnings(final)

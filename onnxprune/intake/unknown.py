@@ -1,0 +1,199 @@
+"""Operators that onnxruntime does not know: the part of a model in front of them is what a run works on.
+
+A detector ends in a node of TensorRT, say, that no other runtime has. Such a node, and all that lies behind it, stays
+as it is: what it reads is an output of the part in front, and so keeps its size, is calibrated and compared; at the end
+the nodes and their weights are put behind that part again. What is unknown is what onnxruntime says so of.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune.errors import ModelError, RunError
+from onnxprune.graph import external
+from onnxprune.graph.bodies import bodies_of, captured_names, every_node, rename, weights_of
+from onnxprune.graph.protobuf import copied
+from onnxprune.intake import first_run
+from onnxprune.normalise.constants import copy_node
+from onnxprune.runtime import custom_ops
+from onnxprune.runtime.custom_ops import ADVICE
+from onnxprune.runtime.session import known_operators
+
+_SAID = re.compile(r"Fatal error: (?P<domain>[^\s:]*):(?P<op>[^\s:(]+)\(-?\d+\) is not a registered function/op")
+_STANDARD = ("", "ai.onnx")
+_SHOWN = 3
+Kind = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """What lies behind unknown operators, and these: nodes in their order, and the weights that they read.
+
+    inputs, outputs: of the whole model, as it declares them. kinds: what was unknown, in words.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...] = ()
+    weights: tuple[onnx.TensorProto, ...] = ()
+    inputs: tuple[onnx.ValueInfoProto, ...] = ()
+    outputs: tuple[onnx.ValueInfoProto, ...] = ()
+    value_info: tuple[onnx.ValueInfoProto, ...] = ()
+    note: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.nodes)
+
+
+def cut_off(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Tail]:
+    """(the part of a model in front of unknown operators, the rest); the model itself where there are none.
+
+    Raises RunError where nothing with weights is in front of them, as a run of the model would.
+    """
+    unknown = _unknown_in(proto)
+    return _parted(proto, unknown) if unknown else (proto, Tail())
+
+
+def _parted(proto: onnx.ModelProto, unknown: set[Kind]) -> tuple[onnx.ModelProto, Tail]:
+    behind: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    front: list[onnx.NodeProto] = []
+    for n in proto.graph.node:
+        if unknown & {_kind(n), *(_kind(i) for _, body in bodies_of(n) for i in every_node(body))} or behind & _reads(
+            n
+        ):
+            nodes.append(n)
+            behind.update(o for o in n.output if o)
+        else:
+            front.append(n)
+    made = {o for n in front for o in n.output if o}
+    wanted = [*dict.fromkeys(i for n in nodes for i in (*n.input, *captured_names(n)) if i in made)]
+    named = ", ".join(sorted(f"{d}:{op}" if d else op for d, op in unknown)[:_SHOWN])
+    if not wanted or not {t.name for t in proto.graph.initializer} & {i for n in front for i in n.input}:
+        raise RunError(
+            f"onnxruntime does not know the operator {named}, and no layer is in front of it: nothing can be pruned; "
+            f"{ADVICE}"
+        )
+    whole = copied(proto).graph
+    last = {i for n in nodes for i in _reads(n)} | {v.name for v in whole.output}
+    tail = Tail(
+        tuple(copy_node(n) for n in nodes),
+        tuple(t for t in whole.initializer if t.name in last),
+        tuple(whole.input),
+        tuple(whole.output),
+        tuple(v for v in whole.value_info if v.name in behind),
+        f"onnxruntime does not know the operator {named}: from there on ({len(nodes)} nodes) the model stays as it is, "
+        f"and the part in front is calibrated and checked on what these read ({_listed(wanted)}); {ADVICE}",
+    )
+    return _front(proto, front, [*wanted, *(v.name for v in whole.output if v.name in made)]), tail
+
+
+def _front(proto: onnx.ModelProto, nodes: list[onnx.NodeProto], wanted: list[str]) -> onnx.ModelProto:
+    """The part of a model that these tensors are computed by."""
+    names, kept = set(wanted), []
+    for n in reversed(nodes):
+        if names & set(n.output):
+            names |= _reads(n)
+            kept.append(copy_node(n))
+    part = copied(proto)
+    declared = {v.name: v for v in proto.graph.output}
+    for field, stays in (("initializer", names), ("input", names)):
+        entries = getattr(part.graph, field)
+        for i in reversed(range(len(entries))):
+            if entries[i].name not in stays:
+                del entries[i]
+    del part.graph.node[:], part.graph.output[:]
+    part.graph.node.extend(kept[::-1])
+    part.graph.output.extend(declared.get(k, onnx.ValueInfoProto(name=k)) for k in dict.fromkeys(wanted))
+    return part
+
+
+def _reads(n: onnx.NodeProto) -> set[str]:
+    return {*n.input, *captured_names(n)}
+
+
+def put_back(final: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
+    """A copy of the pruned part with the rest of the model behind it. Raises ModelError where names meet."""
+    if not tail:
+        return final
+    result = copied(final)
+    stored = weights_of(result)
+    taken = {o for n in every_node(result.graph) for o in n.output} | stored.keys() | {v.name for v in tail.inputs}
+    names: dict[str, str] = {}
+    for t in tail.weights:
+        if t.name not in stored:
+            result.graph.initializer.add().CopyFrom(t)
+        elif not _equal(stored[t.name], t):  # the other part reads what was cut, or fitted
+            names[t.name] = _unused(f"{t.name}__whole", taken)
+            whole = result.graph.initializer.add()
+            whole.CopyFrom(t)
+            whole.name = names[t.name]
+    nodes = [copy_node(n) for n in tail.nodes]
+    if twice := taken & {o for n in nodes for o in n.output if o}:
+        raise ModelError(f"the tensor {min(twice)!r} is computed twice once {len(nodes)} nodes are put back")
+    rename(nodes, names)
+    result.graph.node.extend(nodes)
+    own = {v.name: v for v in (*final.graph.input, *final.graph.output)}
+    del result.graph.input[:], result.graph.output[:]
+    names_left = {t.name for t in result.graph.initializer}
+    result.graph.input.extend(own.get(v.name, v) for v in tail.inputs if v.name in own or v.name not in names_left)
+    result.graph.output.extend(own.get(v.name, v) for v in tail.outputs)
+    result.graph.value_info.extend(tail.value_info)
+    return result
+
+
+def _unknown_in(proto: onnx.ModelProto) -> set[Kind]:
+    """The operators of the main graph, its bodies and functions that onnxruntime does not know.
+
+    A function that holds one is unknown, too. Of a registered library only onnxruntime knows what is in it: the model
+    is opened until it no longer names an operator.
+    """
+    known = known_operators()
+    missing = {_kind(n) for part in (proto.graph, *proto.functions) for n in every_node(part)} - known
+    missing -= {(f.domain, f.name) for f in proto.functions}
+    if not known or not missing:
+        return set()
+    if not custom_ops.libraries():
+        return _with_functions(proto, missing)
+    unknown: set[Kind] = set()
+    while missing - unknown:
+        try:
+            first_run.output_types(_parted(proto, unknown)[0] if unknown else proto)
+        except RunError as e:
+            said = _SAID.search(str(e))
+            kind = ("" if said["domain"] in _STANDARD else said["domain"], said["op"]) if said else None
+            if kind is None or kind not in missing - unknown:
+                break  # the first run says what is wrong
+            unknown = _with_functions(proto, unknown | {kind})
+            continue
+        break
+    return unknown
+
+
+def _with_functions(proto: onnx.ModelProto, unknown: set[Kind]) -> set[Kind]:
+    """With the functions that hold such operators, or call those that do."""
+    found = set(unknown)
+    while more := {(f.domain, f.name) for f in proto.functions if found & {_kind(n) for n in every_node(f)}} - found:
+        found |= more
+    return found
+
+
+def _kind(n: onnx.NodeProto) -> Kind:
+    return ("" if n.domain in _STANDARD else n.domain, n.op_type)
+
+
+def _equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
+    x, y = external.array_of(a), external.array_of(b)
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

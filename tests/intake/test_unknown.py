@@ -1,0 +1,162 @@
+"""Operators that onnxruntime does not know: what is in front of them is pruned, and they are there at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from onnxprune import inspect, prune
+from onnxprune.cli.program import main
+from onnxprune.errors import RunError, UsageError
+from onnxprune.graph.protobuf import submodel
+from onnxprune.intake import first_run, unknown
+from onnxprune.runtime.custom_ops import checked, registering
+from onnxprune.runtime.session import Session
+from tests.compare import assert_same
+from tests.topologies.text import Topology
+
+ROW = Topology(
+    """(float[N,6] x) => (float[N,4] y, float[N,8] z) {
+        a = MatMul(x, w1[6,8])
+        b = Relu(a)
+        c = MatMul(b, w2[8,8])
+        d = Relu(c)
+        y = MatMul(d, w3[8,4])
+        e = MatMul(d, w4[8,8])
+        z = Add(e, shift[8])
+    }""",
+    (8, 8),
+)
+FEEDS = ROW.feeds(64)
+
+
+def _with_tail(edit: Callable[[onnx.GraphProto], None] | None = None) -> onnx.ModelProto:
+    """A node that only other runtimes have reads y, and a layer and a sum read what it gives."""
+    proto = ROW.model()
+    g = proto.graph
+    proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    g.node.append(helper.make_node("Boxes", ["y", "limit"], ["boxes", ""], "last", domain="elsewhere"))
+    g.node.append(helper.make_node("MatMul", ["boxes", "w5"], ["behind"]))
+    g.node.append(helper.make_node("Add", ["z", "shift"], ["same"]))  # in front of it, and shares a weight with it
+    g.node.append(helper.make_node("Add", ["behind", "shift"], ["scaled"]))
+    for name, shape in (("w5", (4, 8)), ("limit", (1,))):
+        g.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    del g.output[:]
+    g.output.extend(helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 8]) for n in ("out", "same"))
+    g.input.append(helper.make_tensor_value_info("alone", onnx.TensorProto.FLOAT, [1]))
+    g.node.append(helper.make_node("Mul", ["scaled", "alone"], ["out"]))
+    if edit is not None:
+        edit(g)
+    return proto
+
+
+def _in_body(g: onnx.GraphProto) -> None:
+    """The node stands in a branch of an If."""
+    inner = [helper.make_node("Boxes", ["y", "limit"], ["inside"], domain="elsewhere")]
+    port = [helper.make_tensor_value_info("inside", onnx.TensorProto.FLOAT, None)]
+    branches = {k: helper.make_graph(inner, k, [], port) for k in ("then_branch", "else_branch")}
+    at = next(i for i, n in enumerate(g.node) if n.op_type == "Boxes")
+    g.node[at].CopyFrom(helper.make_node("If", ["yes"], ["boxes"], **branches))
+    g.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+
+
+@pytest.mark.parametrize("edit", [None, _in_body], ids=["plain", "in a body"])
+def test_the_part_in_front_is_pruned_and_the_rest_is_kept(edit: Callable[[onnx.GraphProto], None] | None):
+    """Fails where the rest is lost or reads something else, or the part in front is not the same as without it."""
+    proto = _with_tail(edit)
+    result = prune(proto, None, {**FEEDS, "alone": np.ones(1, np.float32)}, uniform=0.5, round_to=1, fast=True)
+    assert result.model is not None
+    onnx.checker.check_model(result.model)
+    for side in ("input", "output"):
+        assert [*getattr(result.model.graph, side)] == [*getattr(proto.graph, side)]
+    assert {len(g.kept) for g in result.plan.groups} == {4}
+    (note,) = (n for n in result.report.notes if "elsewhere:Boxes" in n)
+    assert "on what these read (y)" in note
+    assert not any("does not read" in n for n in result.report.notes)
+    tail = [
+        n for n in result.model.graph.node if n.op_type in ("Boxes", "If") or n.output[0] in ("behind", "scaled", "out")
+    ]
+    assert [n.output[0] for n in tail] == ["boxes", "behind", "scaled", "out"]
+    before, after = (submodel(p, {"x": 1}, ["y", "same"]) for p in (proto, result.model))
+    reference, got = Session(before).run(FEEDS), Session(after).run(FEEDS)
+    assert {k: v.shape for k, v in got.items()} == {k: v.shape for k, v in reference.items()}
+    again = prune(before, None, FEEDS, uniform=0.5, round_to=1, fast=True).model
+    assert again is not None
+    assert_same(got["y"], Session(again).run(FEEDS)["y"], rtol=1e-5, atol=1e-6)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    new = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    assert_same(new["w5"], stored["w5"], rtol=0, atol=0)
+
+
+def test_a_weight_that_both_parts_read_is_kept_for_the_rest():
+    """Fails where the rest reads what was cut for the part in front."""
+
+    proto = _with_tail(lambda g: g.node.append(helper.make_node("MatMul", ["boxes", "w2"], ["more"])))
+    front, tail = unknown.cut_off(proto)
+    cut = onnx.ModelProto.FromString(front.SerializeToString())
+    next(t for t in cut.graph.initializer if t.name == "w2").CopyFrom(
+        onnx.numpy_helper.from_array(np.zeros((4, 4), np.float32), "w2")
+    )
+    whole = unknown.put_back(cut, tail)
+    shapes = {t.name: list(t.dims) for t in whole.graph.initializer}
+    assert (shapes["w2"], shapes["w2__whole"]) == ([4, 4], [8, 8])
+    assert "w2__whole" in {i for n in whole.graph.node if n.output[0] == "more" for i in n.input}
+    assert [*unknown.put_back(front, tail).graph.output] == [*proto.graph.output]
+
+
+def test_inspect_says_what_is_unknown():
+    """Fails where it runs the node, or hides it."""
+    found = inspect(_with_tail())
+    assert any("elsewhere:Boxes" in n for n in found.notes)
+    assert sorted(g.units for g in found.groups)[-2:] == [8, 8]
+
+
+def test_nothing_in_front():
+    """Fails where the refusal does not name the operator, or what to do."""
+    proto = _with_tail(lambda g: g.node.insert(0, helper.make_node("First", ["x"], ["x2"], domain="elsewhere")))
+    proto.graph.node[1].input[0] = "x2"
+    with pytest.raises(RunError, match=r"elsewhere:First.*--custom-ops LIBRARY"):
+        prune(proto, None, FEEDS, uniform=0.5)
+
+
+def test_known_models_are_not_asked_of():
+    """Fails where onnxruntime's own operators, or functions of the model, are taken for unknown."""
+    proto = ROW.model()
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "Gelu", "com.microsoft"
+    assert unknown.cut_off(proto)[0] is proto
+
+
+def test_libraries_are_named_where_they_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where a library is loaded by this process alone, or what is none ends in a traceback."""
+    fake = tmp_path / "operators.so"
+    with pytest.raises(UsageError, match="is no file"):
+        checked([fake])
+    fake.write_bytes(b"no library")
+    with registering(checked(fake)), pytest.raises(RunError, match="cannot register the library"):
+        first_run.output_types(ROW.model())  # in the child
+    onnx.save(ROW.model(), tmp_path / "model.onnx")
+    for command in ("inspect", "bench"):
+        assert main([command, str(tmp_path / "model.onnx"), "--custom-ops", str(fake)]) == 1
+        assert "cannot register the library" in capsys.readouterr().err
+
+
+def test_a_library_is_registered_everywhere():
+    """Fails where a stage runs the model in a session without it."""
+    extensions = pytest.importorskip("onnxruntime_extensions", reason="no library of operators is installed")
+    proto = ROW.model()
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.contrib", 1))
+    proto.graph.node.append(helper.make_node("NegPos", ["y"], ["below", "above"], domain="ai.onnx.contrib"))
+    del proto.graph.output[:]
+    proto.graph.output.extend(
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 4]) for n in ("below", "above")
+    )
+    library = extensions.get_library_path()
+    for jobs in (1, 2):
+        result = prune(proto, None, FEEDS, ratio=0.3, round_to=1, fast=True, custom_ops=library, jobs=jobs)
+        assert not any("does not know" in n for n in result.report.notes)
+        assert {o.name for o in result.model.graph.output} == {"below", "above"}  # type: ignore[union-attr]
