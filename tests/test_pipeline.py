@@ -423,7 +423,7 @@ def test_nothing_prunable_says_what_would_help():
         y = MatMul(g, w2[16,6])
     }"""
     model = Topology(text, (), domains=("com.microsoft",)).model()
-    with pytest.raises(NothingPrunable, match=r"has no channel rule; .*prune the model before onnxruntime's optimizer"):
+    with pytest.raises(NothingPrunable, match=r"has no channel rule.*prune the model before onnxruntime's optimizer"):
         prune(model, None)
 
 

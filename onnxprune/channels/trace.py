@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from onnxprune.channels.foreign import REASONS
 from onnxprune.channels.labels import (
     MOST_ON_AXIS,
     Factor,
@@ -449,6 +450,9 @@ def _operator(node: Node) -> str:
 
 def _no_rule(node: Node) -> Reason:
     operator = _operator(node)
+    own = REASONS.get(operator)
+    if own is not None:
+        return Reason(f"{operator} {own.text}", own.remedy)
     remedy = Remedy.FUSED if node.domain == "com.microsoft" else Remedy.NO_RULE
     if node.bodies:
         return Reason(f"{operator} reads it from inside its body, which is not traced", remedy)

@@ -588,6 +588,13 @@ def _joined(name: str, values: Sequence[Array]) -> Array:
     return joined
 
 
+def operators(domain: str) -> frozenset[str]:
+    """The operators of a domain that the installed onnxruntime registers, with kernels on this machine or without."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    return frozenset(str(s.name) for s in get_all_operator_schema() if s.domain == domain)
+
+
 def version() -> str:
     """The version of onnxruntime."""
     return str(ort.__version__)

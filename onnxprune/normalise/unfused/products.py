@@ -61,15 +61,32 @@ def _fused_gemm(site: Site) -> Refusal | None:
 
 def _fused_matmul(site: Site) -> Refusal | None:
     """Both operands as they are multiplied, their product, and its scale."""
+    _product(site, site.output())
+    return None
+
+
+def _fused_matmul_activation(site: Site) -> Refusal | None:
+    """The same, and the activation, whose parameters are attributes of their own."""
+    taken = taken_in(site)
+    if isinstance(taken, Refusal):
+        return taken
+    build, names = taken
+    keys = [f"activation_{name}" for name in names]
+    if len(site.attributes(*keys)) < len(keys):
+        return Refusal("its activation lacks parameters")
+    build(site, _product(site, ""), [float(site.attribute(k)) for k in keys], site.input(0), site.output())
+    return None
+
+
+def _product(site: Site, to: str) -> str:
+    """The scaled product of the operands, under the name `to`."""
     alpha = float(site.attribute("alpha", 1.0))
     operands = [
         _turned(site, site.input(slot), bool(site.attribute(f"trans{side}", 0)), bool(site.attribute(batch, 0)))
         for slot, (side, batch) in enumerate((("A", "transBatchA"), ("B", "transBatchB")))
     ]
-    product = site.op("MatMul", *operands, to=site.output() if alpha == 1.0 else "", main=True)
-    if alpha != 1.0:
-        site.op("Mul", product, site.scalar(alpha, site.input(0)), to=site.output())
-    return None
+    product = site.op("MatMul", *operands, to=to if alpha == 1.0 else "", main=True)
+    return product if alpha == 1.0 else site.op("Mul", product, site.scalar(alpha, site.input(0)), to=to)
 
 
 def _turned(site: Site, name: str, last: bool, batch: bool) -> str:
@@ -101,6 +118,7 @@ TABLE: Rows = {
     "com.microsoft.FusedConv": _fused_conv,
     "com.microsoft.FusedGemm": _fused_gemm,
     "com.microsoft.FusedMatMul": _fused_matmul,
+    "com.microsoft.FusedMatMulActivation": _fused_matmul_activation,
     "com.microsoft.GemmFastGelu": _gemm_fast_gelu,
     "com.microsoft.TransposeMatMul": _fused_matmul,
 }

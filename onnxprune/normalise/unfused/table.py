@@ -5,7 +5,16 @@ A family has a file with a `TABLE` of its own; a new operator is a row there.
 
 from __future__ import annotations
 
-from onnxprune.normalise.unfused import activations, channels_last, codes, layouts, normalization, products, rotary
+from onnxprune.normalise.unfused import (
+    activations,
+    channels_last,
+    codes,
+    layouts,
+    namesakes,
+    normalization,
+    products,
+    rotary,
+)
 from onnxprune.normalise.unfused.site import Rows
 
 FAMILIES: tuple[Rows, ...] = (
@@ -13,6 +22,7 @@ FAMILIES: tuple[Rows, ...] = (
     channels_last.TABLE,
     codes.TABLE,
     layouts.TABLE,
+    namesakes.TABLE,
     normalization.TABLE,
     products.TABLE,
     rotary.TABLE,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort  # noqa: TID251  it saves what it has fused
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -81,13 +79,3 @@ def assert_equal(case: Case, *, rtol: float, atol: float) -> onnx.ModelProto:
         assert got[name].dtype == y.dtype, name
         np.testing.assert_allclose(got[name].astype(np.float64), y.astype(np.float64), rtol=rtol, atol=atol)
     return proto
-
-
-def saved(model: onnx.ModelProto, level: str, folder: Path) -> onnx.ModelProto:
-    """The model as onnxruntime itself saves it at a level of optimization: basic, extended or all."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
-    options.optimized_model_filepath = str(folder / "saved.onnx")
-    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return onnx.load(folder / "saved.onnx")

@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from benchmarks.saved_copies import saved
 from onnxprune.graph.protobuf import copied, parameters
 from onnxprune.normalise import normalise
 from onnxprune.normalise.unfused import TABLE, unfuse
 from onnxprune.normalise.unfused.blocked import DOMAIN, block_size, plain
 from onnxprune.normalise.unfused.site import Unknown
 from onnxprune.runtime.session import Session
-from tests.normalise.unfused.fusing import saved
 from tests.topologies.text import Topology
 
 Array = NDArray[Any]
@@ -121,7 +121,7 @@ def _feeds(name: str) -> dict[str, Array]:
 def test_weights_come_back_as_they_were(name: str, tmp_path: Path):
     """Fails where a kernel is not in its plain layout again, keeps its filling, or something else is computed."""
     original, feeds = NETWORKS[name].model(), _feeds(name)
-    model = saved(original, "all", tmp_path)
+    model = saved(original, "all", tmp_path / "saved.onnx")
     there = Counter(n.op_type for n in model.graph.node if n.domain == DOMAIN)
     assert there["Conv"] >= 1
     found = normalise(model, feeds)
@@ -140,7 +140,7 @@ def test_weights_come_back_as_they_were(name: str, tmp_path: Path):
 @needs_blocks
 def test_every_row_of_the_layout_is_met(tmp_path: Path):
     """Fails where an operator of the layout is in no network above."""
-    models = [saved(row.model(), "all", tmp_path) for row in NETWORKS.values()]
+    models = [saved(row.model(), "all", tmp_path / "saved.onnx") for row in NETWORKS.values()]
     assert {f"{DOMAIN}.{n.op_type}" for m in models for n in m.graph.node if n.domain == DOMAIN} == {
         name for name in TABLE if name.startswith(DOMAIN)
     }
@@ -205,7 +205,7 @@ def _read_otherwise(model: onnx.ModelProto) -> None:
 )
 def test_all_of_it_or_nothing(edit: Callable[[onnx.ModelProto], None], why: str, tmp_path: Path):
     """Fails where a part of what lies in blocks is read as if it did not."""
-    model = saved(NETWORKS["filled"].model(), "all", tmp_path)
+    model = saved(NETWORKS["filled"].model(), "all", tmp_path / "saved.onnx")
     edit(model)
     proto = copied(model)
     listed = {v.name for v in proto.graph.input} & {t.name for t in proto.graph.initializer}

@@ -147,6 +147,26 @@ ROTARY = {
         {"num_heads": 4, "rotary_embedding_dim": 4, "interleaved": 1},
     ),
 }
+_PAIRS = np.array([[0, 1], [1, 0]], np.int32)
+NAMESAKES = {
+    "triangle": Case("Trilu", (_M, np.array(1, np.int64)), {"upper": 0}),
+    "triangle above": Case("Trilu", (_M,)),
+    "places": Case("GatherND", (_M, _PAIRS), weights=(1,)),
+    "places of 64 bits": Case("GatherND", (_M, _PAIRS.astype(np.int64)), opset=11),
+    "range": Case("Range", (np.array(1.0, "f"), np.array(9.0, "f"), np.array(2.0, "f"))),
+    "range by one": Case("Range", (np.array(1, np.int64), np.array(5, np.int64))),
+    "pads": Case("Pad", (_M[0], np.array([0, 1, 0, 0, 0, 2], np.int64), np.array(0.5, "f"))),
+    "pads in a row": Case("Pad", (_M[0], np.array([[0, 1, 0, 0, 0, 2]], np.int64)), {"mode": "edge"}, weights=(1,)),
+    "axis": Case("ExpandDims", (_M, np.array(-1, np.int32)), weights=(1,)),
+    **{
+        f"grid, {mode} in opset {opset}": Case(
+            "GridSample", (X, _real(2, 5, 6, 2)), {"mode": mode, "padding_mode": "border"}, opset=opset
+        )
+        for mode in ("bilinear", "nearest", "bicubic")
+        for opset in (16, 20)
+    },
+    "grid": Case("GridSample", (X, _real(2, 5, 6, 2)), {"align_corners": 1}),
+}
 EXACT = {
     f"{family}: {name}": case
     for family, rows in (
@@ -157,6 +177,7 @@ EXACT = {
         ("normalizations", NORMS),
         ("embeddings", EMBEDDINGS),
         ("rotary", ROTARY),
+        ("namesakes", NAMESAKES),
     )
     for name, case in rows.items()
 }
@@ -227,6 +248,14 @@ DOCUMENTED = {
         Case("NhwcFusedConv", (_LAST, W, B, _transposed(Z).copy()), {**_CONV, "activation": "Relu"}),
         lambda *_: _transposed(np.maximum(_CONVOLVED + Z, 0)),
     ),
+    "FusedMatMulActivation": (
+        Case(
+            "FusedMatMulActivation",
+            (_M, _N.swapaxes(2, 3).copy()),
+            {"transB": 1, "alpha": 0.5, "activation": "LeakyRelu", "activation_alpha": 0.2},
+        ),
+        lambda a, b: np.where(a @ b.swapaxes(2, 3) > 0, 0.5, 0.1) * (a @ b.swapaxes(2, 3)),
+    ),
     "GemmFastGelu": (
         Case("GemmFastGelu", (_M, _N[0, 0], B)),
         lambda x, w, b: Session(Case("FastGelu", (x,)).model()).run({"i0": x @ w + b})["o0"],
@@ -270,6 +299,8 @@ def test_every_row_has_a_case():
         (Case("RotaryEmbedding", (_HEADS, _PLACES, *_angles(9, 3)), {"is_packed_batching": 1}), "packs"),
         (Case("RotaryEmbedding", (_FLAT, _PLACES, *_angles(9, 1)), {"rotary_embedding_dim": 2}), "how long a head is"),
         (Case("NhwcConv", (_LAST, W, B), {**_CONV, "kernel_shape": [3, 3]}), "input channels last"),
+        (Case("Trilu", (_M,), opset=13), "from opset 14 on"),
+        (Case("FusedMatMulActivation", (_M, _N), {"activation": "Softmax"}), "Softmax"),
         (Case("FusedGemm", (_M[0, 0], _N[0, 0]), {"activation": "Celu", "activation_alpha": 1.0}, opset=11), "opset"),
     ],
 )
