@@ -65,7 +65,8 @@ class PruneConfig:
     "keep" or "cut".
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
     leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
-    its outputs *and* its inputs. seed: of every random choice. samples: use at most this many calibration samples.
+    its outputs *and* its inputs. state: pairs OUT=IN, an output that is an input of the next step; the samples of one
+    file are then steps of a sequence. seed: of every random choice. samples: use at most this many calibration samples.
     labels: the key of the calibration data that holds the labels, for methods that look at gradients; None without any.
     memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
     failed.
@@ -94,6 +95,7 @@ class PruneConfig:
     drop_branches: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
     seed: int = 0
     samples: int | None = None
     labels: str | None = None
@@ -277,6 +279,7 @@ class Options(TypedDict, total=False):
     drop_branches: bool | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    state: tuple[str, ...]
     seed: int
     samples: int | None
     labels: str | None

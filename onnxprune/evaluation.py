@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,12 +21,13 @@ from onnxprune.data.class_labels import classes_of
 from onnxprune.data.inputs import input_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
+from onnxprune.data.states import State, states_of
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import first_run, model_file, sample_axes
+from onnxprune.intake import fed_back, first_run, model_file, sample_axes
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.class_scores import check_classes
-from onnxprune.measures.compared import compared, layouts_of
+from onnxprune.measures.compared import compared, layouts_of, said_of_states
 from onnxprune.measures.figures import Figures, figures_of, share_of
 from onnxprune.measures.figures import classes_of as classes_in
 from onnxprune.measures.observed import Observed
@@ -90,17 +91,20 @@ def evaluate(
     *,
     against: ModelLike | None = None,
     labels: str | None = None,
+    state: Sequence[str] = (),
     allow_links: bool = False,
     custom_ops: Libraries = (),
 ) -> Evaluation:
     """Run `model`, and `against` (the original), over `data` and compare.
 
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
+    state: pairs OUT=IN as for `prune`; both models get the states of the original, and a note says what comes of it
+    where each gets its own.
     allow_links, custom_ops: as for `prune`, of both models.
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
     with spill.spilling(), registering(checked_libraries(custom_ops)):
-        return _evaluated(model, data, against, labels, allow_links=allow_links)
+        return _evaluated(model, data, against, labels, tuple(state), allow_links=allow_links)
 
 
 def _evaluated(
@@ -108,22 +112,23 @@ def _evaluated(
     data: str | os.PathLike[str] | Mapping[str, Array],
     against: ModelLike | None,
     labels: str | None,
+    state: tuple[str, ...],
     *,
     allow_links: bool,
 ) -> Evaluation:
     proto, name = _model(model, allow_links=allow_links)
-    samples = _samples(data, proto)
+    original, original_name = (proto, None) if against is None else _model(against, allow_links=allow_links)
+    states = states_of(original, state)
+    samples = _samples(data, original, states)
     first_run.run(proto, samples.example())
     truth = None if labels is None else classes_of(samples, labels)
     figures: Figures | None = None
-    original_name: str | None = None
     notes = [*notes_on(proto), *samples.notes]
     original_classes: Ints | None = None
     first = _first_output(proto)
     if against is None:
         outputs = outputs_of(proto, samples, layouts_of(proto, samples))
     else:
-        original, original_name = _model(against, allow_links=allow_links)
         notes += notes_on(original)
         _check_same_inputs(proto, original)
         first_run.run(original, samples.example())
@@ -132,6 +137,7 @@ def _evaluated(
         _check_same_outputs(outputs, answers.values, observed)
         figures = figures_of(observed, answers, outputs, held_out=True, labelled=truth is not None)
         original_classes = _classes(answers.values, first, len(samples))
+        notes += said_of_states(proto, original, samples, states)
     classes = _classes(outputs, first, len(samples))
     agreement = figures.agreement if figures is not None else None
     if classes is None and agreement is None:
@@ -197,7 +203,11 @@ def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str
     return proto, source.path
 
 
-def _samples(source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto) -> Samples:
+def _samples(
+    source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto, states: tuple[State, ...]
+) -> Samples:
+    if states:
+        return fed_back.read(proto, source, states)
     return sample_axes.read(proto, taken(source, input_specs(proto)))
 
 

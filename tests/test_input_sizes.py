@@ -12,6 +12,7 @@ import pytest
 
 from onnxprune import pipeline
 from onnxprune.errors import CheckFailed
+from onnxprune.normalise import resized, together
 from onnxprune.stages import finish, rewrite, save
 from onnxprune.verification import checks
 from tests.topologies.sizes import THERE_AND_BACK
@@ -81,3 +82,15 @@ def test_a_fixed_model_is_told_nothing():
     """Fails where a note warns of sizes that a model does not claim to take."""
     row = Topology("(float[1,5] x) => (float[1,3] y) { a = MatMul(x, w1[5,8]) r = Relu(a) y = MatMul(r, w2[8,3]) }", ())
     assert not any("at one size only" in note for note in _pruned(row, 5).report.notes)
+
+
+def test_a_past_of_length_0_grows():
+    """Fails where a size of 0 stays, so that nothing is measured or checked at any other, or is repeated to nothing."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, T, 4] x, float[N, P, 4] past) => (float[N, Q, 4] y) {
+        y = Concat<axis = 1>(past, x)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    example = {"x": np.ones((2, 3, 4), np.float32), "past": np.zeros((2, 0, 4), np.float32)}
+    found = [f["past"] for f in (*resized(example, proto, lambda _: True), *together(example, proto, lambda _: True))]
+    longer = [f for f in found if f.shape[1] > 0]
+    assert longer and all(f.any() for f in longer)

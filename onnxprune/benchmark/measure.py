@@ -25,10 +25,12 @@ from onnxprune.benchmark.profile import NodeTime
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
 from onnxprune.data.inputs import InputSpec, input_specs
-from onnxprune.data.sources import given
+from onnxprune.data.samples import Samples
+from onnxprune.data.sources import given as read_data
+from onnxprune.data.states import states_of
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import first_run, model_file
+from onnxprune.intake import fed_back, first_run, model_file
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.options import MOST, MOST_THREADS, check_most, typed
@@ -184,6 +186,7 @@ def bench(
     runs: int | None = None,
     warmup: int = WARMUP,
     profile: bool = False,
+    state: Sequence[str] = (),
     allow_links: bool = False,
     custom_ops: Libraries = (),
     watch: Callable[[str], None] = lambda _: None,
@@ -195,14 +198,15 @@ def bench(
     package tensorrt. batch: samples per run, 1 unless `shapes` say otherwise. shapes: of inputs whose dimensions are
     symbolic. precision: "model" for the types that the model has, "fp16" for a copy that computes in float16.
     threads: onnxruntime's, 0 for its own choice. seconds: of rounds; runs: so many rounds instead. warmup: rounds that
-    do not count. profile: also the time of every node, in runs of their own. allow_links, custom_ops: as for
+    do not count. profile: also the time of every node, in runs of their own. state, allow_links, custom_ops: as
+    for
     `prune`. watch: called with what is being done.
     Raises InputError for models or data that do not fit each other, UsageError and RunError.
     """
     settings = Settings(provider_named(provider), precision, threads, seconds, runs, warmup, profile)
     with spill.spilling(), registering(checked_libraries(custom_ops)):
         candidates = [candidate(x, allow_links=allow_links) for x in (model, other) if x is not None]
-        fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {})
+        fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {}, tuple(state))
         if settings.provider == CPU:  # another one may know operators that the CPU does not
             for x in candidates:
                 first_run.run(x.proto, fed.arrays)
@@ -249,7 +253,11 @@ class Feeds:
 
 
 def feeds_for(
-    models: Sequence[onnx.ModelProto], data: Data | None, batch: int | None, shapes: Mapping[str, Sequence[int]]
+    models: Sequence[onnx.ModelProto],
+    data: Data | None,
+    batch: int | None,
+    shapes: Mapping[str, Sequence[int]],
+    state: tuple[str, ...] = (),
 ) -> Feeds:
     """What all of the models are fed. Raises ModelError, CalibrationError and UsageError."""
     batch = typed("batch", batch, "int | None")
@@ -263,7 +271,9 @@ def feeds_for(
     if data is not None:
         if shapes:
             raise UsageError("the data has its own shapes: leave out either it or the shapes")
-        return _from_data(specs, data, batch)
+        states = states_of(models[0], state)
+        samples = fed_back.read(models[0], data, states, batch or 1) if states else read_data(data, specs)
+        return _from_data(samples, batch)
     return _random(models[0], specs, batch, given)
 
 
@@ -292,8 +302,7 @@ def _shown(s: InputSpec) -> str:
     return f"{s.name} {s.dtype} {'x'.join('N' if d is None else str(d) for d in s.dims)}".rstrip()
 
 
-def _from_data(specs: tuple[InputSpec, ...], data: Data, batch: int | None) -> Feeds:
-    samples = given(data, specs)
+def _from_data(samples: Samples, batch: int | None) -> Feeds:
     if samples.per_run is not None and batch not in (None, samples.per_run):
         raise UsageError(f"the model takes {samples.per_run} samples at a time, not {batch}; leave the batch out")
     wanted = samples.run_size(batch or 1)

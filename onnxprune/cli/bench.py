@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON, flag, with_default
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE, flag, with_default
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import parse_shape
 from onnxprune.errors import UsageError
@@ -52,6 +52,7 @@ from onnxprune.runtime import child
 @click.option("--runs", type=int, metavar="N", show_default="what --seconds allows", help="So many rounds instead.")
 @click.option("--warmup", type=int, metavar="N", **with_default(WARMUP), help="Rounds before those that count.")
 @flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own.")
+@STATE
 @ALLOW_LINKS
 @CUSTOM_OPS
 @JSON

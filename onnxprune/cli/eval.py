@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import parse_error, parse_share
 from onnxprune.errors import UsageError
@@ -39,6 +39,7 @@ from onnxprune.runtime import child
     help="Fail with exit code 4 where an output, or a part of one, differs from ORIGINAL's by more, or where that "
     "cannot be measured: squared error over spread, 0.05 or 5%.",
 )
+@STATE
 @ALLOW_LINKS
 @CUSTOM_OPS
 @JSON
@@ -50,6 +51,7 @@ def eval_command(
     min_agreement: float | None,
     max_drop: float | None,
     max_error: float | None,
+    state: tuple[str, ...],
     allow_links: bool,
     custom_ops: tuple[str, ...],
     as_json: bool,
@@ -73,6 +75,8 @@ def eval_command(
     from onnxprune.evaluation import evaluate, gate
     from onnxprune.report import terminal
 
-    result = evaluate(model, data, against=against, labels=labels, allow_links=allow_links, custom_ops=custom_ops)
+    result = evaluate(
+        model, data, against=against, labels=labels, state=state, allow_links=allow_links, custom_ops=custom_ops
+    )
     streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
     gate(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)

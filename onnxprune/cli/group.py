@@ -95,4 +95,12 @@ CUSTOM_OPS = click.option(
     help="A shared library of operators, which onnxruntime registers in every session; it runs with all of your "
     "rights. Repeatable.",
 )
+STATE = click.option(
+    "--state",
+    multiple=True,
+    metavar="OUT=IN",
+    show_default="none",
+    help="The output OUT is the input IN of the next step. Then the samples of one file are steps of a sequence, and "
+    "data for IN, if any, are what it starts with (else zeros). Repeatable.",
+)
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, DEFAULTS, JSON, with_default
+from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, DEFAULTS, JSON, STATE, with_default
 from onnxprune.cli.screen import screen_of
 from onnxprune.config import (
     ATTENTIONS,
@@ -34,6 +34,7 @@ from onnxprune.targets.alignment import TARGETS
     **with_default(DEFAULTS.target),
     help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
 )
+@STATE
 @ALLOW_LINKS
 @CUSTOM_OPS
 @JSON
@@ -42,6 +43,7 @@ def inspect_command(
     calib: str | None,
     attention: str,
     target: str,
+    state: tuple[str, ...],
     allow_links: bool,
     custom_ops: tuple[str, ...],
     as_json: bool,
@@ -56,6 +58,6 @@ def inspect_command(
     from onnxprune.report import terminal
 
     description = inspect(
-        model, calib, attention=attention, target=target, allow_links=allow_links, custom_ops=custom_ops
+        model, calib, attention=attention, target=target, state=state, allow_links=allow_links, custom_ops=custom_ops
     )
     streams.show(description.to_json() if as_json else terminal.inspection(description, screen_of()))

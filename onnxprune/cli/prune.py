@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, DEFAULTS, Surroundings, WithSubcommands, flag, with_default
+from onnxprune.cli.group import (
+    ALLOW_LINKS,
+    CUSTOM_OPS,
+    DEFAULTS,
+    STATE,
+    Surroundings,
+    WithSubcommands,
+    flag,
+    with_default,
+)
 from onnxprune.cli.screen import screen_of, warn
 from onnxprune.cli.values import parse_alignment, parse_error, parse_size
 from onnxprune.config import ATTENTIONS, COEFFICIENTS, GOALS, METRICS, PROVIDERS, READ_BY, RECOVER, UNTRIED
@@ -33,7 +42,7 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance layer_tolerance method metric coefficients probes labels round_to attention "
     "min_channels drop_branches untried_branches include exclude".split()
 )
-_SETTINGS = (*_DECIDED, "target", "batch", "threads", "refit", "recover", "fast", "seed", "samples", "memory", "force")
+_SETTINGS = (*_DECIDED, *"target batch threads refit recover fast state seed samples memory force".split())
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 
 
@@ -209,6 +218,7 @@ def _flag(name: str) -> str:
     help="Leave matching layers whole: an excluded layer keeps its outputs AND its inputs, so what is coupled to "
     "either stays too. Repeatable.",
 )
+@STATE
 @click.option("--seed", type=int, **with_default(DEFAULTS.seed), help="Of every random choice.")
 @flag("--dry-run", "Stop after the plan: no model is written, OUT is optional.")
 @click.option(

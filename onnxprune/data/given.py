@@ -87,7 +87,7 @@ class Given:
                 k: _ragged(a) if k in reading.lying and not isinstance(a, Ragged) else a for k, a in arrays.items()
             }
         notes = [*self.notes, *filter(None, [reading.note])]
-        counts = [self._count(p, reading) for p in self.parts]
+        counts = self.counts(reading)
         samples = Samples(specs, arrays, self._extras(counts), self.origin, arrangement=arrangement)
         per_run = arrangement.per_run or 1
         rest = len(samples) % per_run
@@ -101,12 +101,11 @@ class Given:
         first, *others = (p.inputs[name] for p in self.parts)
         return all(x.shape == first.shape and np.array_equal(_read(x), _read(first)) for x in others)
 
-    @staticmethod
-    def _count(part: Part, reading: Reading) -> int:
-        """The samples of one file."""
-        return next(
-            (len(_samples_first(part.inputs[k], x, reading.arrangement, k)) for k, x in reading.lying.items()), 1
-        )
+    def counts(self, reading: Reading) -> list[int]:
+        """The samples of each file."""
+        lying, arrangement = reading.lying, reading.arrangement
+        sizes = ((len(_samples_first(p.inputs[k], x, arrangement, k)) for k, x in lying.items()) for p in self.parts)
+        return [next(own, 1) for own in sizes]
 
     def _extras(self, counts: Sequence[int]) -> dict[str, Array]:
         if len(self.parts) == 1:

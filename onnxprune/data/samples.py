@@ -32,7 +32,9 @@ class Samples:
 
     origin: what to say of it in the report; sha256: over the values that were used. fixed: the inputs that are no
     tensors, the same for every sample. arrangement: how the samples lie in what the model reads; without one, as the
-    inputs are declared. notes: what to say of how the data were read.
+    inputs are declared. notes: what to say of how the data were read. sequence: where samples are steps in time, which
+    one each belongs to, in the order of the steps. met: the inputs whose values a model has made on the way, which no
+    checksum is of: they differ in their last digits between machines.
     """
 
     specs: tuple[InputSpec, ...]
@@ -43,6 +45,8 @@ class Samples:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     arrangement: Arrangement = _AS_DECLARED
     notes: tuple[str, ...] = ()
+    sequence: Ints | None = None
+    met: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.arrangement is _AS_DECLARED:
@@ -105,7 +109,8 @@ class Samples:
         """A subset of the samples."""
         chosen = np.asarray(indices, np.int64)
         extras = {k: v[chosen] for k, v in self.extras.items() if v.ndim and len(v) == len(self)}
-        return replace(self, arrays=self._picked(chosen), extras=extras)
+        sequence = None if self.sequence is None else self.sequence[chosen]
+        return replace(self, arrays=self._picked(chosen), extras=extras, sequence=sequence)
 
     def _picked(self, indices: Ints | _Range) -> dict[str, Stored]:
         axes = self.arrangement.axes
@@ -120,7 +125,8 @@ class Samples:
 
     def part(self, start: int, stop: int) -> Samples:
         """The samples start..stop, without extra keys; what lies in a file stays there."""
-        return replace(self, arrays=self._picked(slice(start, stop)), extras={})
+        sequence = None if self.sequence is None else self.sequence[start:stop]
+        return replace(self, arrays=self._picked(slice(start, stop)), extras={}, sequence=sequence)
 
     def example(self) -> dict[str, Array]:
         """A small batch: two samples where a run takes any number, else a run."""
@@ -142,7 +148,7 @@ class Samples:
 
     def _hashed(self, extras: Sequence[str]) -> Iterator[tuple[str, Stored]]:
         """Inputs, the entries of those that are sequences, and extra keys, by name."""
-        yield from sorted(self.arrays.items())
+        yield from sorted((k, a) for k, a in self.arrays.items() if k not in self.met)
         for name, value in sorted(self.fixed.items()):
             yield from ((k, np.asarray(v)) for k, v in entries_of(name, value).items())
         yield from ((name, self.extras[name]) for name in extras)

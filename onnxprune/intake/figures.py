@@ -67,6 +67,8 @@ def _figures(spec: InputSpec, samples: Samples) -> InputFigures:
     flat = sampled and array.size // max(len(array), 1) >= _ENTRIES
     same, first = sampled and len(array) > 1, np.asarray(array[:1]) if sampled else None
     for part in chunks(array):
+        if not part.size:  # of samples that differ in size, such as the first step of a past
+            continue
         x = np.asarray(part).astype(np.float64)
         own = float(x.mean())
         squares += float(np.square(x - own).sum()) + (own - mean) ** 2 * count * x.size / (count + x.size)

@@ -11,11 +11,12 @@ import onnx
 from onnxprune.data import layouts
 from onnxprune.data.layouts import Layout
 from onnxprune.data.samples import Samples
+from onnxprune.data.states import State
 from onnxprune.errors import RunError
 from onnxprune.measures.answers import Answers, parts_in
 from onnxprune.measures.observed import Observed, Whole, observed_of_model, observing, tensors_of
 from onnxprune.numerics.arrays import Array, is_float
-from onnxprune.runtime.outputs import outputs_of
+from onnxprune.runtime.outputs import outputs_fed_back, outputs_of
 from onnxprune.runtime.session import Session
 
 
@@ -66,6 +67,24 @@ def compared(
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed
+
+
+def said_of_states(
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, states: Sequence[State]
+) -> tuple[str, ...]:
+    """What comes of errors that a model hands itself: a note, where the samples are steps and have states.
+
+    The samples have the original's own states, so what it gives for them is what it gives by itself.
+    """
+    if samples.sequence is None:
+        return ()
+    layouts = layouts_of(original, samples)
+    reference = Answers.of(outputs_of(original, samples, layouts), len(samples), None, layouts)
+    error = reference.error(outputs_fed_back(model, samples, states, layouts))
+    how = f"over {len(samples)} steps, each model fed its own states"
+    if not reference.parts or not np.isfinite(error):
+        return (f"output error {how}: not measured",)
+    return (f"output error {how}: {error:.2%} (squared error over spread of the outputs)",)
 
 
 def _side_by_side(

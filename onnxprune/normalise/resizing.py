@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune.errors import RunError
-from onnxprune.numerics.arrays import Array
+from onnxprune.numerics.arrays import Array, cast, is_float
 from onnxprune.runtime.session import Feeds, Session
 
 
@@ -53,7 +54,7 @@ def resized(
     """
     variants: list[dict[str, Array]] = []
     for s in symbols(example, proto)[:most]:
-        first, *others = [s.size + 1] if s.first else [2 * s.size, s.size // 2, s.size + 1, s.size - 1]
+        first, *others = [s.size + 1] if s.first else [2 * s.size or 2, s.size // 2, s.size + 1, s.size - 1]
         variant = with_sizes(example, [(s, first)])
         if any(new > 0 for new in others) and not runs(variant):
             smaller = (with_sizes(example, [(s, new)]) for new in others if new > 0)
@@ -106,12 +107,24 @@ def _sized(
 
 
 def with_sizes(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, Array]:
-    """`example` with the axes of these symbols cut or repeated to a size."""
+    """`example` with the axes of these symbols cut or repeated to a size; noise where there is nothing to repeat."""
     feeds = dict(example)
     for s, size in sizes:
         for name, axis in s.places:
-            feeds[name] = np.take(feeds[name], np.arange(size) % max(feeds[name].shape[axis], 1), axis=axis)
+            length = feeds[name].shape[axis]
+            if length or not size:
+                feeds[name] = np.take(feeds[name], np.arange(size) % max(length, 1), axis=axis)
+            else:
+                shape = feeds[name].shape
+                feeds[name] = _noise((*shape[:axis], size, *shape[axis + 1 :]), feeds[name].dtype)
     return feeds
+
+
+def _noise(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Seeded normal numbers; zeros of other types."""
+    if not is_float(dtype):
+        return np.full(shape, "", dtype) if dtype.kind == "O" else np.zeros(shape, dtype)
+    return cast(np.random.default_rng(0).standard_normal(shape), dtype)
 
 
 def shapes_with(example: Feeds, sizes: Sequence[tuple[Symbol, int]]) -> dict[str, tuple[int, ...]]:

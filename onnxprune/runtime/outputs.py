@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
+from onnxprune.data.states import State
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import extent
@@ -38,6 +39,26 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLA
         if not parts:  # before there are more
             extent.check_all(outputs, proto, feeds, len(samples) / count)
         parts.append(samples_first(outputs, count, layouts))
+    return concatenated(parts, strict=False, padded=samples.ragged)
+
+
+def outputs_fed_back(
+    proto: onnx.ModelProto, samples: Samples, states: Sequence[State], layouts: Layouts = _PLAIN
+) -> dict[str, Array]:
+    """As `outputs_of`, of a model that is fed its own states from the first step of each sequence on, where it gets
+    those of the samples."""
+    session, size = Session(proto), samples.run_size(1)
+    parts: list[Mapping[str, Array]] = []
+    state: dict[str, Array] = {}
+    before: int | None = None
+    for place in range(0, len(samples), size):
+        feeds = samples.slice(place, place + size)
+        now = None if samples.sequence is None else int(samples.sequence[place])
+        outputs = session.run({**feeds, **(state if now == before else {})})
+        if not parts:
+            extent.check_all(outputs, proto, feeds, len(samples) / size)
+        before, state = now, {s.input: outputs[s.output] for s in states}
+        parts.append(samples_first(outputs, size, layouts))
     return concatenated(parts, strict=False, padded=samples.ragged)
 
 

@@ -16,11 +16,13 @@ from onnxprune.data import class_labels, sources, stand_ins
 from onnxprune.data.inputs import InputSpec, tensor_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import with_others
+from onnxprune.data.states import states_of
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import external, spill
 from onnxprune.intake import (
     counting,
     declarations,
+    fed_back,
     first_run,
     model_file,
     overridable,
@@ -208,7 +210,11 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return stand_ins.random(proto, specs, count, settings.seed, trial, shapes=trial.shapes)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    samples = with_others(sample_axes.read(proto, sources.taken(calibration, specs)), proto)
+    states = states_of(proto, settings.state)
+    if states:
+        samples = with_others(fed_back.read(proto, calibration, states, settings.samples), proto)
+    else:
+        samples = with_others(sample_axes.read(proto, sources.taken(calibration, specs)), proto)
     if settings.labels is not None:
         class_labels.of(samples, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(samples):
@@ -237,6 +243,8 @@ def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple
     for i, checksum in enumerate(checksums or [i.to_bytes(8, "big") for i in range(len(samples))]):
         copies.setdefault(checksum, []).append(i)
     places = list(copies.values())
+    if samples.sequence is not None:  # neighbours in time are nearly the same
+        return _end_held_out(samples)
     per_run = samples.per_run or 1
     count = min(len(places) // _HELD_OUT_SHARE, max(_HELD_OUT_MOST, per_run)) // per_run * per_run
     if count == 0:
@@ -245,3 +253,13 @@ def split(samples: Samples, seed: int, checksums: Sequence[bytes] = ()) -> tuple
     held = [places[i][0] for i in order[:count]]
     fit = [j for i in order[count:] for j in places[i]]
     return samples.take(fit[: samples.whole_runs(len(fit))]), samples.take(held)
+
+
+def _end_held_out(samples: Samples) -> tuple[Samples, Samples | None]:
+    """As `split`, for steps in time: the last steps judge, in their order."""
+    per_run = samples.per_run or 1
+    count = min(len(samples) // _HELD_OUT_SHARE, max(_HELD_OUT_MOST, per_run)) // per_run * per_run
+    if count == 0:
+        return samples, None
+    first = len(samples) - count
+    return samples.take(range(first)), samples.take(range(first, len(samples)))

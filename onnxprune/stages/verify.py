@@ -9,9 +9,11 @@ import onnx
 
 from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
+from onnxprune.data.states import states_of
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.intake import unknown
 from onnxprune.measures.answers import Answers
+from onnxprune.measures.compared import said_of_states
 from onnxprune.measures.figures import Figures, figures_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import symbols
@@ -88,6 +90,8 @@ def check(
         judged, reference = finished.judged.coupled, finished.judged.reference
         given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
         figures = figures_of_result(given, judged, loaded, reference)
+        states = states_of(loaded.original, settings.state)
+        notes += said_of_states(final, loaded.original, loaded.held, states)
         if judged is not coupled:  # what goals are of was chosen before it was known what goes
             given = {**outputs_of_result(finished, coupled, loaded, calibrated.reference, loaded.held), **given}
         checks.finite(given, {**calibrated.reference.values, **reference.values})

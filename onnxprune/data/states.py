@@ -1,0 +1,47 @@
+"""States that a model is fed back: an output of one step is an input of the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune.errors import UsageError
+
+
+@dataclass(frozen=True)
+class State:
+    """An output, and the input that gets it in the next step."""
+
+    output: str
+    input: str
+
+    def __str__(self) -> str:
+        return f"{self.output}={self.input}"
+
+
+def states_of(proto: onnx.ModelProto, given: Sequence[str]) -> tuple[State, ...]:
+    """What `OUT=IN` names. Raises UsageError for what the model does not have, and for an input that is named twice."""
+    inputs, outputs = ([v.name for v in ports] for ports in (proto.graph.input, proto.graph.output))
+    states = tuple(_state(text, inputs, outputs) for text in given)
+    fed = [s.input for s in states]
+    twice = next((name for name in fed if fed.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"input {twice!r} gets two states; name it once")
+    if states and not set(inputs) - set(fed):
+        raise UsageError("every input is a state, so there is nothing to learn from; leave out one that data are for")
+    return states
+
+
+def _state(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> State:
+    """A name may hold a "=" too: the place counts that leaves names of the model on both sides."""
+    places = [i for i, letter in enumerate(text) if letter == "="]
+    for i in places:
+        if text[:i] in outputs and text[i + 1 :] in inputs:
+            return State(text[:i], text[i + 1 :])
+    if not places:
+        raise UsageError(f"the state {text!r} is no pair; write OUT=IN, an output and the input that gets it")
+    if text[: places[0]] not in outputs:
+        raise UsageError(f"the state {text!r} names no output: the model gives {', '.join(map(repr, outputs))}")
+    raise UsageError(f"the state {text!r} names no input: the model reads {', '.join(map(repr, inputs))}")
