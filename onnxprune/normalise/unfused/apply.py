@@ -24,6 +24,7 @@ from onnxprune.runtime.session import Feeds
 
 # For a model that imports no standard operators: the newest in which all that is written exists as it is written.
 _OPSET = 17
+_OWN = ("com.microsoft", "com.ms.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,8 @@ def unfuse(
         done, more, anonymous = _replaced(proto, example, replaceable, others, there)
         stays = Counter({key: count for key, count in stays.items() if key[0] == DOMAIN}) + more
     _without_copies(proto, done, anonymous)
-    _drop_domains(proto, {f.node.domain for f in done})
+    if done:
+        _drop_domains(proto)
     return Unfused(tuple(done), _notes(done, stays))
 
 
@@ -201,10 +203,10 @@ def _not_in(taken: set[str]) -> Callable[[str], str]:
     return unused
 
 
-def _drop_domains(proto: onnx.ModelProto, domains: Collection[str]) -> None:
-    """Import, in place, no longer those of `domains` of which no node is left: runtimes ask for what is imported."""
+def _drop_domains(proto: onnx.ModelProto) -> None:
+    """Import, in place, no domain of onnxruntime's own of which no node is left: it lists all when it saves one."""
     left = {n.domain for n in bodies.every_node(proto.graph)}
-    kept = [o for o in proto.opset_import if o.domain in ("", "ai.onnx") or o.domain not in domains or o.domain in left]
+    kept = [o for o in proto.opset_import if o.domain in left or not o.domain.startswith(_OWN)]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
 
