@@ -65,7 +65,8 @@ class PruneConfig:
     "keep" or "cut".
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
     leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
-    its outputs *and* its inputs. state: pairs OUT=IN, an output that is an input of the next step; the samples of one
+    its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
+    state: pairs OUT=IN, an output that is an input of the next step; the samples of one
     file are then steps of a sequence. seed: of every random choice. samples: use at most this many calibration samples.
     labels: the key of the calibration data that holds the labels, for methods that look at gradients; None without any.
     memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
@@ -96,6 +97,7 @@ class PruneConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    exclude_after: tuple[str, ...] = ()
     seed: int = 0
     samples: int | None = None
     labels: str | None = None
@@ -155,7 +157,7 @@ class PruneConfig:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         for f in fields(self):
             check_most(f.name, getattr(self, f.name), MOST.get(f.name, MOST_NUMBER))
-        for pattern in (*self.include, *self.exclude):
+        for pattern in (*self.include, *self.exclude, *self.exclude_after):
             if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
                 raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
         if self.drop_branches and self.uniform is not None:
@@ -280,6 +282,7 @@ class Options(TypedDict, total=False):
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     state: tuple[str, ...]
+    exclude_after: tuple[str, ...]
     seed: int
     samples: int | None
     labels: str | None

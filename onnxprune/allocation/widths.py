@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from onnxprune.allocation import budget
 from onnxprune.channels import ChannelGraph, Group
@@ -22,7 +21,7 @@ class Wanted:
 
     alignment: channels that they are multiples of; free: whether that may be less where a group is narrow, or the
     budget could not be met. least: channels that stay at least. share: of its units that each group must be able to
-    lose. drops: whether whole branches may go; stays: shell patterns on names of what may not.
+    lose. drops: whether whole branches may go; stays: names of nodes and tensors that may not.
     """
 
     alignment: int
@@ -30,7 +29,7 @@ class Wanted:
     least: int = 1
     share: float = USEFUL_SHARE
     drops: bool = False
-    stays: tuple[str, ...] = ()
+    stays: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -117,4 +116,4 @@ def _may_go(channels: ChannelGraph, drop: Drop | None, frozen: Mapping[int, Froz
     if any(frozen.get(d, SINGLE).cause is not Cause.SINGLE for d in drop.groups):
         return False
     names = {t for n in channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
-    return not any(fnmatchcase(name, pattern) for name in names for pattern in wanted.stays)
+    return wanted.stays.isdisjoint(names)

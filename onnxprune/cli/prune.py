@@ -40,7 +40,7 @@ _READERS = reading_labels()
 # What a plan has decided already: these have no effect on a replay.
 _DECIDED = tuple(
     "ratio budget uniform tolerance layer_tolerance method metric coefficients probes labels round_to attention "
-    "min_channels drop_branches untried_branches include exclude".split()
+    "min_channels drop_branches untried_branches include exclude exclude_after".split()
 )
 _SETTINGS = (*_DECIDED, *"target batch threads refit recover fast state seed samples memory force".split())
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
@@ -219,6 +219,14 @@ def _flag(name: str) -> str:
     "either stays too. Repeatable.",
 )
 @STATE
+@click.option(
+    "--exclude-after",
+    multiple=True,
+    metavar="TENSOR",
+    show_default="nothing",
+    help="Leave all layers behind this tensor (a name, or a shell pattern) whole, with what they read. Repeatable. The "
+    "report lists what each pattern matched; one that matches nothing is refused.",
+)
 @click.option("--seed", type=int, **with_default(DEFAULTS.seed), help="Of every random choice.")
 @flag("--dry-run", "Stop after the plan: no model is written, OUT is optional.")
 @click.option(

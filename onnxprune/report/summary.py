@@ -63,6 +63,21 @@ class PinnedRow:
 
 
 @dataclass(frozen=True)
+class PatternRow:
+    """What a pattern of --include, --exclude or --exclude-after matched, by name; of the last the nodes behind it.
+
+    layers: those of the nodes that multiply by weights. groups: what the pattern means, by name.
+    """
+
+    option: str
+    pattern: str
+    nodes: tuple[str, ...]
+    tensors: tuple[str, ...]
+    layers: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Effort:
     """Wall-clock seconds per stage, and what one plain onnxruntime pass over the same samples takes.
 
@@ -129,6 +144,7 @@ class Report:
     outputs: tuple[Mapping[str, Any], ...] = ()
     error: Mapping[str, Any] = field(default_factory=dict)
     verdict: Mapping[str, Any] | None = None
+    patterns: tuple[PatternRow, ...] = ()
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
 

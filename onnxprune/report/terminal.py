@@ -30,12 +30,13 @@ from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
 from onnxprune.process.streams import unbreakable
-from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report
+from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report
 from onnxprune.report.visible import made_visible, visible
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
 _SHOWN_NODES = 10
+_SHOWN_LAYERS = 12
 _SHOWN_INPUTS = 8
 _ASCII = str.maketrans({"→": "->", "×": "x", "·": "-", "≤": "<=", "…": "..."})
 
@@ -103,6 +104,8 @@ def prune_report(report: Report, screen: Screen) -> str:
     parts: list[RenderableType] = [_sizes(report, screen), _channels(report, screen)]
     parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items()]
     parts.append(Text())
+    if report.patterns:
+        parts += [_patterns(report.patterns, screen), Text()]
     if report.pinned:
         parts += _pinned(report.pinned, screen)
     parts.append(_facts(_run_facts(report), screen))
@@ -156,6 +159,16 @@ def _channels(report: Report, screen: Screen) -> Table:
 def _why_whole(groups: Sequence[GroupRow]) -> dict[str, int]:
     whole = [g for g in groups if g.channels_after == g.channels_before]
     return dict(Counter(g.note or "a cut here would cost more accuracy than elsewhere" for g in whole).most_common())
+
+
+def _patterns(rows: Sequence[PatternRow], screen: Screen) -> Table:
+    table = screen.table("pattern", "nodes", "tensors", "groups", " layers", title="what the patterns match")
+    for p in rows:
+        shown = ", ".join(p.layers[:_SHOWN_LAYERS]) or "none"
+        more = len(p.layers) - _SHOWN_LAYERS
+        shown += f", and {more} more (--report lists them)" if more > 0 else ""
+        table.add_row(f"{p.option} {p.pattern}", str(len(p.nodes)), str(len(p.tensors)), str(len(p.groups)), shown)
+    return table
 
 
 def _pinned(rows: Sequence[PinnedRow], screen: Screen) -> list[RenderableType]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 import onnx
 
@@ -16,12 +15,12 @@ from onnxprune.calibration.turns import turns_of
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.describe import Description, describe
-from onnxprune.channels.frozen import SINGLE, Cause, Frozen
+from onnxprune.channels.frozen import Cause, Frozen
 from onnxprune.channels.remedies import Reason
 from onnxprune.channels.untried import Untried, unread, untried_branches, why_kept
 from onnxprune.config import PruneConfig
 from onnxprune.cost import Cost
-from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
+from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.graph.protobuf import copied
@@ -29,6 +28,7 @@ from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.patterns import Matched, frozen_groups, kept_nodes, matched
 from onnxprune.stages.stored import stored_of
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
@@ -44,7 +44,8 @@ class Coupled:
     observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
     widths: what each group may keep. drops: by index, the groups that could go as a whole branch. costs: "macs" and
     "params" of the result against the units that are kept, and "stored", its parameters without those that a refit may
-    add; stored_parameters: those of the original. untried: the branches that no sample takes.
+    add; stored_parameters: those of the original. untried: the branches that no sample takes. patterns: what the
+    patterns of the options match.
     """
 
     channels: ChannelGraph
@@ -57,6 +58,7 @@ class Coupled:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     stored_parameters: int = 0
     untried: tuple[Untried, ...] = ()
+    patterns: tuple[Matched, ...] = ()
 
     def whole(self, budget: str) -> float:
         """What the original has of what a budget counts."""
@@ -68,7 +70,8 @@ class Coupled:
 def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
     """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`check_counted`)."""
     channels = trace(loaded, settings)
-    frozen = frozen_groups(channels, settings)
+    patterns = matched(channels, settings, loaded.original)
+    frozen = frozen_groups(channels, patterns)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, loaded.parts)
@@ -93,15 +96,14 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
-    widths = Widths.of(channels, frozen, drops, wanted_widths(settings))
+    wanted = wanted_widths(settings, patterns)
+    widths = Widths.of(channels, frozen, drops, wanted)
     if settings.ratio is not None:
         # Of a latency nothing is measured yet; MACs stand in.
         width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
         if settings.budget == "params":
             width_cost, full = costs["params"], float(stored)
-        widths = Widths.within(
-            channels, frozen, drops, wanted_widths(settings), width_cost, (1.0 - settings.ratio) * full
-        )
+        widths = Widths.within(channels, frozen, drops, wanted, width_cost, (1.0 - settings.ratio) * full)
     observed = observed_of(taken, n)
     coupled = Coupled(
         channels=channels,
@@ -114,13 +116,14 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         costs=costs,
         stored_parameters=stored,
         untried=untried,
+        patterns=patterns,
     )
     if replayed is None:
         check_counted(coupled, settings)
     return with_layouts(coupled, loaded)
 
 
-def wanted_widths(settings: PruneConfig) -> Wanted:
+def wanted_widths(settings: PruneConfig, patterns: Sequence[Matched] = ()) -> Wanted:
     """What the options say of widths."""
     free = settings.round_to == AUTO
     return Wanted(
@@ -129,7 +132,7 @@ def wanted_widths(settings: PruneConfig) -> Wanted:
         least=settings.min_channels,
         share=max(USEFUL_SHARE, settings.uniform or 0.0),
         drops=settings.drops,
-        stays=settings.exclude,
+        stays=kept_nodes(patterns),
     )
 
 
@@ -181,40 +184,6 @@ def why_nothing(channels: ChannelGraph, frozen: Mapping[int, Frozen]) -> str:
     if not most:
         return "the model has no weights with channels"
     return f"{'; '.join(r.text for r in most)} (what would free the first: {most[0].remedy.value})"
-
-
-def frozen_groups(channels: ChannelGraph, settings: PruneConfig) -> dict[int, Frozen]:
-    """Groups that may not be cut, with the reason: a single unit, --exclude, or not in --include."""
-    frozen = {g.index: SINGLE for g in channels.groups if g.size < 2}
-    for pattern in settings.exclude:
-        for index in _groups_matching(channels, pattern, inputs=True):
-            frozen.setdefault(index, Frozen(Cause.EXCLUDED, f"--exclude {pattern}"))
-    if settings.include:
-        chosen: set[int] = set()
-        for pattern in settings.include:
-            chosen |= _groups_matching(channels, pattern, inputs=False)
-        for g in channels.groups:
-            if g.index not in chosen:
-                frozen.setdefault(g.index, Frozen(Cause.NOT_INCLUDED, "not in --include"))
-    return frozen
-
-
-def _groups_matching(channels: ChannelGraph, pattern: str, *, inputs: bool) -> set[int]:
-    """Groups on the outputs (with `inputs` also on the inputs) of nodes, and on tensors, whose names match."""
-    tensors = {t for t in channels.factors if fnmatchcase(t, pattern)}
-    matched = bool(tensors)
-    for n in channels.graph.every_node:
-        if fnmatchcase(n.name, pattern):
-            matched = True
-            tensors.update(o for o in n.outputs if o)
-            if inputs:
-                tensors.update(i for i in n.inputs if i)
-    if not matched:
-        raise UsageError(f"the pattern {pattern!r} matches no node and no tensor; `onnxprune inspect` lists the names")
-    groups: set[int] = set()
-    for t in tensors:
-        groups |= channels.groups_in(t)
-    return groups
 
 
 def check_counted(coupled: Coupled, settings: PruneConfig) -> None:

@@ -27,7 +27,7 @@ from onnxprune.options import exact_percent
 from onnxprune.output.model_files import written_bytes
 from onnxprune.refit.lockstep import Fit
 from onnxprune.report.environment import peak_memory, versions
-from onnxprune.report.summary import Alignment, Effort, GroupRow, PinnedRow, Report, Size
+from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report, Size
 from onnxprune.stages.allocate import LATENCY_MISSED
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
@@ -82,6 +82,7 @@ def report_of(
         groups=rows,
         alignment=alignment_reached(coupled, masks, settings),
         pinned=pinned_rows(channels),
+        patterns=pattern_rows(coupled),
         checks=_checks(checked),
         output_error=figures.error if figures else None,
         calibration={
@@ -251,6 +252,15 @@ def _share_removed(rows: Sequence[GroupRow]) -> float:
     """The share of their channels that the groups which may be cut have lost."""
     free = [r for r in rows if not r.note]
     return 1.0 - sum(r.channels_after for r in free) / sum(r.channels_before for r in free)
+
+
+def pattern_rows(coupled: Coupled) -> tuple[PatternRow, ...]:
+    """What each pattern of the options matched."""
+    names = [g.name for g in coupled.channels.groups]
+    return tuple(
+        PatternRow(m.option, m.pattern, m.nodes, m.tensors, m.layers, tuple(names[g] for g in sorted(m.groups)))
+        for m in coupled.patterns
+    )
 
 
 def pinned_rows(channels: ChannelGraph) -> tuple[PinnedRow, ...]:

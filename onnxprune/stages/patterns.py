@@ -1,0 +1,114 @@
+"""What the patterns of --include, --exclude and --exclude-after match, and which groups that keeps from being cut.
+
+Names are those of the normal form, and of nodes of the model as it came whose tensors are still there: exporters give
+numbers for names, and what is folded or written in other operators has names of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx
+
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.frozen import SINGLE, Cause, Frozen
+from onnxprune.config import PruneConfig
+from onnxprune.errors import UsageError
+from onnxprune.graph.bodies import captured_names, every_node
+from onnxprune.graph.view import Node
+
+INCLUDE, EXCLUDE, EXCLUDE_AFTER = "--include", "--exclude", "--exclude-after"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What one pattern matched, by name: nodes, tensors, the layers among these nodes, and the groups that it means.
+
+    Of --exclude-after the nodes are those behind the tensors.
+    """
+
+    option: str
+    pattern: str
+    nodes: tuple[str, ...]
+    tensors: tuple[str, ...]
+    layers: tuple[str, ...]
+    groups: frozenset[int]
+
+
+def matched(channels: ChannelGraph, settings: PruneConfig, original: onnx.ModelProto) -> tuple[Matched, ...]:
+    """What each pattern of the options matches. Raises UsageError for one that matches nothing."""
+    options = ((EXCLUDE, settings.exclude), (EXCLUDE_AFTER, settings.exclude_after), (INCLUDE, settings.include))
+    return tuple(_matched(channels, original, option, p) for option, patterns in options for p in patterns)
+
+
+def frozen_groups(channels: ChannelGraph, found: Iterable[Matched]) -> dict[int, Frozen]:
+    """Groups that may not be cut, with the reason: a single unit, --exclude, --exclude-after, or not in --include."""
+    frozen = {g.index: SINGLE for g in channels.groups if g.size < 2}
+    included: set[int] | None = None
+    for m in found:
+        if m.option == INCLUDE:
+            included = (included or set()) | m.groups
+            continue
+        for index in sorted(m.groups):
+            frozen.setdefault(index, Frozen(Cause.EXCLUDED, f"{m.option} {m.pattern}"))
+    if included is not None:
+        for g in channels.groups:
+            if g.index not in included:
+                frozen.setdefault(g.index, Frozen(Cause.NOT_INCLUDED, "not in --include"))
+    return frozen
+
+
+def kept_nodes(found: Iterable[Matched]) -> frozenset[str]:
+    """The names of the nodes that --exclude and --exclude-after keep as they are."""
+    return frozenset(name for m in found if m.option != INCLUDE for name in (*m.nodes, *m.tensors))
+
+
+def _matched(channels: ChannelGraph, original: onnx.ModelProto, option: str, pattern: str) -> Matched:
+    graph = channels.graph
+    known = {*channels.factors, *graph.shapes, *(o for n in graph.every_node for o in n.outputs if o), *graph.inputs}
+    old = [*every_node(original.graph)]
+    if option == EXCLUDE_AFTER:
+        names = known | {t for n in old for t in (*n.input, *n.output) if t}
+        tensors = {t for t in names if fnmatchcase(t, pattern)}
+        behind = tensors | _behind(original, tensors)
+        nodes = _reading(graph.every_node, behind, behind - tensors)
+        stays = {t for n in nodes for t in (*n.inputs, *n.outputs) if t} | (tensors & known)
+        hit = bool(tensors)
+    else:
+        tensors = {t for t in channels.factors if fnmatchcase(t, pattern)}
+        meant = {o for n in old if fnmatchcase(n.name, pattern) for o in n.output if o}
+        nodes = [n for n in graph.every_node if fnmatchcase(n.name, pattern) or meant & set(n.outputs)]
+        stays = tensors | {o for n in nodes for o in n.outputs if o}
+        if option == EXCLUDE:
+            stays |= {i for n in nodes for i in n.inputs if i}
+        hit = bool(tensors or nodes)
+    if not hit:
+        what = "tensor" if option == EXCLUDE_AFTER else "node and no tensor"
+        raise UsageError(f"the pattern {pattern!r} matches no {what}; `onnxprune inspect` lists the names")
+    groups = frozenset(g for t in stays for g in channels.groups_in(t))
+    chosen = {n.index for n in nodes}
+    layers = [x.node.name for x in channels.linears if x.node.index in chosen or x.weight in tensors]
+    names_of = tuple(n.name for n in nodes)
+    return Matched(option, pattern, names_of, tuple(sorted(tensors)), tuple(dict.fromkeys(layers)), groups)
+
+
+def _behind(original: onnx.ModelProto, tensors: Iterable[str]) -> set[str]:
+    """The tensors of the main graph that are computed from these in the model as it came."""
+    behind = set(tensors)
+    for n in original.graph.node:
+        if behind & {*n.input, *captured_names(n)}:
+            behind.update(o for o in n.output if o)
+    return behind
+
+
+def _reading(nodes: Iterable[Node], tensors: set[str], computed: set[str]) -> list[Node]:
+    """The nodes that read one of these tensors, or give one that is `computed` from them, and those behind such."""
+    behind = set(tensors)
+    found: list[Node] = []
+    for n in nodes:
+        if behind & {*n.inputs, *n.captures} or computed & set(n.outputs):
+            behind.update(o for o in n.outputs if o)
+            found.append(n)
+    return found

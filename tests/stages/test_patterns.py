@@ -1,0 +1,114 @@
+"""Patterns of --include, --exclude and --exclude-after: what they match, and what stays whole then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from onnxprune import prune
+from onnxprune.cli.program import main
+from onnxprune.errors import NothingPrunable, UsageError
+from tests.topologies.text import Topology
+
+ROW = Topology(
+    """(float[N,6] x) => (float[N,4] y, float[N,4] z) {
+        a = MatMul(x, w1[6,8])
+        b = Relu(a)
+        c = MatMul(b, w2[8,16])
+        d = Identity(c)
+        e = Relu(d)
+        f = MatMul(e, w3[16,32])
+        g = Relu(f)
+        y = MatMul(g, w4[32,4])
+        h = MatMul(b, w5[8,12])
+        i = Relu(h)
+        z = MatMul(i, w6[12,4])
+    }""",
+    (32, 16, 12, 8),
+)
+
+
+def _named() -> onnx.ModelProto:
+    """Layers are called as exporters call them, of the head by numbers alone."""
+    proto = ROW.model()
+    for k, n in enumerate(proto.graph.node):
+        n.name = f"/trunk/{n.op_type}_{k}" if k < 3 else f"/head/{k}"
+    return proto
+
+
+def _whole(**options: Any) -> tuple[set[int], Any]:
+    """(sizes of the groups that the options keep whole, what the patterns matched)."""
+    result = prune(_named(), None, ROW.feeds(64), uniform=0.5, round_to=1, refit="none", **options)
+    option = next(iter(options)).replace("_", "-")
+    kept = {g.channels_before for g in result.report.groups if g.note.startswith(f"--{option}")}
+    assert kept == {g.channels_before for g in result.report.groups if g.channels_after == g.channels_before}
+    return kept, result.report.patterns
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kept", "layers"),
+    [("c", {16, 32}, {"/head/5", "/head/7"}), ("d", {16, 32}, {"/head/5", "/head/7"}), ("i", {12}, {"/head/10"})],
+)
+def test_all_behind_a_tensor_stays(tensor: str, kept: set[int], layers: set[str]):
+    """Fails where a layer behind it is missed, also behind a tensor that the normal form has under another name."""
+    whole, (row,) = _whole(exclude_after=(tensor,))
+    assert whole == kept
+    assert set(row.layers) == layers
+    assert (row.option, row.pattern, row.tensors) == ("--exclude-after", tensor, (tensor,))
+
+
+def test_what_a_pattern_matched_is_listed():
+    """Fails where a pattern that misses some layers looks like one that matches them all."""
+    whole, (row,) = _whole(exclude=("/head/7",))
+    assert whole == {32}
+    assert (row.nodes, row.layers, row.tensors) == (("/head/7",), ("/head/7",), ())
+    assert len(row.groups) == 1
+    whole, rows = _whole(exclude=("w3", "/trunk/MatMul_0"))
+    assert whole == {8, 16, 32}
+    assert [r.tensors for r in rows] == [("w3",), ()]
+    assert [r.layers for r in rows] == [("/head/5",), ("/trunk/MatMul_0",)]
+
+
+def test_a_folded_node_is_found_by_its_name_in_the_original():
+    """Fails where the name that the user sees matches nothing, as the normal form has the node under another."""
+    proto = _named()
+    gelu = helper.make_node("Gelu", ["b"], ["b2"], "/trunk/gelu", domain="com.microsoft")
+    proto.graph.node.insert(2, gelu)
+    for n in proto.graph.node[3:]:
+        n.input[:] = ["b2" if i == "b" else i for i in n.input]
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    result = prune(proto, None, ROW.feeds(64), uniform=0.5, round_to=1, refit="none", exclude=("/trunk/gelu",))
+    assert {g.channels_before for g in result.report.groups if g.channels_after == g.channels_before} == {8}
+
+
+def test_patterns_that_match_nothing_are_refused():
+    for options in ({"exclude_after": ("nothing",)}, {"exclude": ("nothing",)}, {"include": ("nothing",)}):
+        with pytest.raises(UsageError, match="matches no"):
+            prune(_named(), None, ROW.feeds(16), uniform=0.5, **options)
+    with pytest.raises(NothingPrunable, match="--exclude-after x"):
+        prune(_named(), None, ROW.feeds(16), uniform=0.5, exclude_after=("x",))
+
+
+def test_the_command_shows_what_was_matched(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where the terminal or the saved report does not list it, or a plan cannot be replayed."""
+    onnx.save(_named(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "data.npz", **ROW.feeds(64))
+    given = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--calib", str(tmp_path / "data.npz")]
+    plan, report = str(tmp_path / "plan.json"), tmp_path / "report.json"
+    options = ["--uniform", "0.5", "--round-to", "1", "--fast", "--exclude-after", "d", "--exclude", "/trunk/MatMul*"]
+    assert main([*given, *options, "--plan", plan, "--report", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert "what the patterns match" in shown
+    assert "--exclude-after d" in shown
+    rows = json.loads(report.read_text(encoding="utf-8"))["patterns"]
+    assert [(r["option"], len(r["groups"])) for r in rows] == [("--exclude", 2), ("--exclude-after", 2)]
+    first = (tmp_path / "out.onnx").read_bytes()
+    assert main([*given, "--from-plan", plan, "--overwrite"]) == 0
+    assert (tmp_path / "out.onnx").read_bytes() == first
+    assert main([*given, "--from-plan", plan, "--exclude-after", "d"]) == 2
