@@ -70,6 +70,11 @@ def assignments(keys: Iterable[Key], forced: Mapping[Key, int], fixed: Iterable[
             return
 
 
+def distinct(keys: Iterable[Key], forced: Mapping[Key, int]) -> dict[Key, int]:
+    """Another size for each symbol, so that no two are taken for one."""
+    return {k: forced.get(k, _BASE[0] + 8 * i) for i, k in enumerate(dict.fromkeys(keys))}
+
+
 def usual(keys: Iterable[Key], forced: Mapping[Key, int]) -> int:
     """How many of the `assignments` come first as all free symbols have one size."""
     return len(USUAL) if any(k not in forced for k in keys) else 1

@@ -217,12 +217,15 @@ def _below(data: int, axis: int | None = None) -> Range:
 
 
 def _coordinates(r: Reader, shape: Shape) -> tuple[Any, Any] | None:
-    """Indices into several axes of the first input, one column for each."""
+    """Indices into several axes of the first input, one column for each; where columns are not those, into any."""
     data, skipped = r.of(0), r.attribute("batch_dims", 0)
-    if data is None or not shape or len(data) < skipped + shape[-1]:
+    read = r.of(1) or shape
+    if data is None or not read or len(data) < skipped + read[-1]:
         return (0, 0)
-    most = np.array(data[skipped : skipped + shape[-1]]) - 1
-    return np.zeros_like(most), np.maximum(most, 0)
+    most = np.maximum(np.array(data[skipped : skipped + read[-1]]) - 1, 0)
+    if shape[-1:] != read[-1:] or len(most) == 1:
+        return (0, int(most.min(initial=0)))
+    return np.zeros_like(most), most
 
 
 def _lengths(r: Reader, _: Shape) -> tuple[Any, Any] | None:

@@ -90,14 +90,14 @@ class _Readings:
         if not s.dims or s.dims[0] is not None or s.whole:
             return True
         first = {x.symbol(0) for x in self._specs.values() if x.dims and x.dims[0] is None}
-        return len(first) > 1 and not any(_counts_samples(f) or f.startswith(_UNNAMED) for f in first)
+        return len(first) > 1 and not any(counts_samples(f) or f.startswith(_UNNAMED) for f in first)
 
     @cached_property
     def _symbols(self) -> list[str]:
         """The symbols that may be that of the samples, the likeliest first; "" for none."""
         first = [s.symbol(0) for s in self._specs.values() if s.dims and s.dims[0] is None and not s.whole]
         inner = [s.symbol(a) for s in self._specs.values() for a in range(1, len(s.dims)) if s.dims[a] is None]
-        named = [x for x in (*first, *inner) if _counts_samples(x)]
+        named = [x for x in (*first, *inner) if counts_samples(x)]
         # Of several files each is a sample, rather than a row of an axis that says nothing of samples.
         others = [] if self._several or self.forced else inner
         return list(dict.fromkeys((*named, *first, *others))) if first else list(dict.fromkeys((*named, "", *others)))
@@ -117,7 +117,7 @@ class _Readings:
         if not lying:
             return self._fixed()
         counts = self._counts(lying)
-        if counts is None and _counts_samples(symbol):
+        if counts is None and counts_samples(symbol):
             raise CalibrationError(self._refusals[-1])  # one name, several numbers of samples
         if counts is None:
             return None
@@ -176,7 +176,7 @@ class _Readings:
 
     def _may_be_whole(self, s: InputSpec, symbol: str) -> bool:
         """Whether an input whose first size is free may be one value for all samples, as a table is."""
-        return not s.symbol(0).startswith(_UNNAMED) and not _counts_samples(s.symbol(0)) and s.symbol(0) != symbol
+        return not s.symbol(0).startswith(_UNNAMED) and not counts_samples(s.symbol(0)) and s.symbol(0) != symbol
 
     def _refuse_counts(self, s: InputSpec, counts: Sequence[int], other: str) -> None:
         own = [shape[0] for shape in self._shapes[s.name]]
@@ -215,9 +215,9 @@ class _Readings:
         """Whether nothing else may count samples: the symbol says so and stands in front, or there is no other."""
         others = {x.symbol(a) for x in self._specs.values() for a in range(len(x.dims)) if x.dims[a] is None}
         if not symbol or others <= {symbol}:
-            return not self._several or _counts_samples(symbol) or not symbol or symbol.startswith(_UNNAMED)
+            return not self._several or counts_samples(symbol) or not symbol or symbol.startswith(_UNNAMED)
         firsts = {x.symbol(0) for x in self._specs.values() if x.dims and x.dims[0] is None}
-        return _counts_samples(symbol) and symbol in firsts
+        return counts_samples(symbol) and symbol in firsts
 
     def _note(self, lying: Mapping[str, Lying]) -> str:
         turned = [
@@ -241,7 +241,7 @@ class _Readings:
             return Reading({}) if found else None
         firsts = [s.symbol(0) for s in self._specs.values() if s.dims and s.dims[0] is None]
         twice = any(len(s.axes_of(s.symbol(0))) > 1 for s in self._specs.values() if s.dims and s.dims[0] is None)
-        named = not any(_counts_samples(f) or f.startswith(_UNNAMED) for f in firsts)
+        named = not any(counts_samples(f) or f.startswith(_UNNAMED) for f in firsts)
         if not self._several and not twice and not (named and (len(set(firsts)) > 1 or self._reads_integers)):
             return None
         if self._several and not found and not (named or self._free_whole):
@@ -262,7 +262,8 @@ def _named(s: InputSpec) -> InputSpec:
     return replace(s, symbols=tuple(names))
 
 
-def _counts_samples(symbol: str) -> bool:
+def counts_samples(symbol: str) -> bool:
+    """Whether the name of a dimension says that it counts samples."""
     return bool(_SAMPLES.search(symbol)) and not symbol.startswith(_UNNAMED)
 
 

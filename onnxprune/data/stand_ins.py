@@ -18,12 +18,13 @@ import numpy as np
 import onnx
 
 from onnxprune.data import forced_sizes, free_sizes
-from onnxprune.data.arrangement import Arrangement
+from onnxprune.data.arrangement import Arrangement, Stored
 from onnxprune.data.array_files import chunks
 from onnxprune.data.declared import dims_of, dtype_of
 from onnxprune.data.followed import Place, places
 from onnxprune.data.inputs import InputSpec, other_inputs
 from onnxprune.data.places import ENTRIES, LISTS, OF_INTEGERS, Reader, Shape
+from onnxprune.data.readings import counts_samples
 from onnxprune.data.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph import protobuf
@@ -34,6 +35,8 @@ from onnxprune.regular_files import shown
 _MOST_BYTES = 1 << 30
 _SEQUENCE_LENGTH = 2
 _MOST_NAMED = 4
+# Tries in which a run is a sample.
+_LONE = 8
 # Samples of a trial, and the entries of one of them beyond which rare sizes are not tried.
 _TRIED = 2
 _MOST_ENTRIES = 1 << 22
@@ -48,12 +51,14 @@ class Attempt:
     """What one try is made of.
 
     sizes: of the free axes, by key. style: of the integers that no reader explains. single: a batch of one sample.
-    absent: optional inputs have no value.
+    lone: no axis counts samples, and a run is one, as where nodes and edges of a graph stand in front. absent: optional
+    inputs have no value.
     """
 
     sizes: Mapping[str, int]
     style: str
     single: bool = False
+    lone: bool = False
     absent: bool = False
 
 
@@ -139,6 +144,8 @@ class _Maker:
         every = list(free_sizes.assignments(keys, self._forced, fixed)) or [{}]
         usual = every[: free_sizes.usual(keys, self._forced)]
         styles = _FIRST_STYLES if self._guesses else _FIRST_STYLES[:1]
+        graphs = list(islice(self._of_runs(), _LONE))
+        yield from graphs if self._counts_others else ()
         yield from (Attempt(sizes, style) for sizes in usual for style in styles)
         alone = bool(self._batch)
         if alone:
@@ -150,6 +157,23 @@ class _Maker:
                 yield from (Attempt(usual[0], style, single=single) for style in _MORE_STYLES)
             if any(v.type.HasField("optional_type") for v in self._others):
                 yield from (Attempt(usual[0], style, single=single, absent=True) for style in styles)
+        yield from () if self._counts_others else graphs
+
+    @property
+    def _counts_others(self) -> bool:
+        """Whether first axes count nodes and edges, say: by several names, none of which is that of samples."""
+        names = {s.symbol(0) for s in self._specs if s.batched and s.dims[0] is None}
+        named = all(n and not n.startswith("?") and not counts_samples(n) for n in names)
+        return len(names) > 1 and named and any(s.dtype.kind in "iu" for s in self._specs)
+
+    def _of_runs(self) -> Iterator[Attempt]:
+        """Attempts in which a run is a sample, first with another size for each symbol."""
+        every = list(dict.fromkeys(self._axes.values()))
+        if not self._batch:
+            return
+        fixed = {d for s in self._specs for d in s.dims if d is not None}
+        yield Attempt(free_sizes.distinct(every, self._forced), _AS_READ, lone=True)
+        yield from (Attempt(x, _AS_READ, lone=True) for x in free_sizes.assignments(every, self._forced, fixed))
 
     @property
     def _guesses(self) -> bool:
@@ -167,12 +191,19 @@ class _Maker:
     def _shape(self, s: InputSpec, attempt: Attempt, count: int) -> Shape:
         dims = [d if d is not None else self._size(s, axis, attempt) for axis, d in enumerate(s.dims)]
         axis = self._arrangement.axes.get(s.name)
-        if axis is not None:
+        if axis is not None and not attempt.lone:
             dims[axis] = count
         return tuple(dims)
 
+    def _stored(self, s: InputSpec, attempt: Attempt, count: int) -> Shape:
+        """The shape of what is made for so many samples: of the lone ones, which have no axis there, one for each."""
+        shape = self._shape(s, attempt, count)
+        return (count, *shape) if attempt.lone and not s.whole else shape
+
     def _size(self, s: InputSpec, axis: int, attempt: Attempt) -> int:
         key = self._axes.get((s.name, axis), "")
+        if attempt.lone:
+            return attempt.sizes.get(key, free_sizes.USUAL[0])
         if key in self._batch or (axis == 1 and not s.batched and len(s.dims) > 1 and not s.whole):
             return 1 if key not in attempt.sizes or key in self._batch else attempt.sizes[key]
         return attempt.sizes.get(key, free_sizes.USUAL[0])
@@ -184,7 +215,7 @@ class _Maker:
         """Why memory does not allow it; empty where it does."""
         needs = {}
         for s in self._of(attempt):
-            shape = self._shape(s, attempt, self._count)
+            shape = self._stored(s, attempt, self._count)
             needs[s.name] = math.prod(shape) * (s.dtype.itemsize if is_float(s.dtype) else 8), shape
         if sum(n for n, _ in needs.values()) <= _MOST_BYTES:
             return ""
@@ -199,12 +230,14 @@ class _Maker:
         one = {s.name: self._shape(s, attempt, 1) for s in specs}
         arrays = {}
         for s in specs:
-            shape = self._shape(s, attempt, count)
+            shape = self._stored(s, attempt, count)
             arrays[s.name] = self._values(s, shape, attempt, rng, one)
         size = next(iter(attempt.sizes.values()), free_sizes.USUAL[0])
         fixed = {v.name: _other(v.name, v.type, size, rng, absent=attempt.absent) for v in self._others}
         arrangement = replace(self._arrangement, per_run=1) if attempt.single else self._arrangement
-        stored = {k: arrangement.first(k, a) for k, a in arrays.items()}
+        stored: dict[str, Stored] = {k: arrangement.first(k, a) for k, a in arrays.items()}
+        if attempt.lone:
+            arrangement, stored = Arrangement({s.name: None for s in specs if not s.whole}, 1), {**arrays}
         return Samples(specs, stored, {}, f"random, seed {self._seed}", True, fixed, arrangement)
 
     def _values(

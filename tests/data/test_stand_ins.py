@@ -313,3 +313,37 @@ def test_sizes_of_zero_are_kept() -> None:
     assert checked({"x": np.zeros((2, 0), np.float32)}, specs).arrays["x"].shape == (2, 0)
     with pytest.raises(CalibrationError, match="is empty"):
         checked({"x": np.zeros((0, 3), np.float32)}, (InputSpec("x", FLOAT, (None, 3)),))
+
+
+GRAPH = """(float[V,3] x, int64[2,E] pairs, float[E] w) => (float[V,4] y) <int64 zero = {0}, int64 one = {1}> {
+    a = Gather(pairs, zero)
+    b = Gather(pairs, one)
+    h = MatMul(x, k)
+    m = Gather(h, a)
+    l = Constant<value = int64[1] {1}>()
+    u = Unsqueeze(w, l)
+    v = Mul(m, u)
+    t = Unsqueeze(b, l)
+    y = ScatterND<reduction = "add">(h, t, v)
+}"""
+
+
+def test_nodes_and_edges_are_no_samples() -> None:
+    """Fails where rows of a graph are taken for samples, edges for as many as nodes, or edges reach no node."""
+    proto = parsed(GRAPH)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 4), np.float32), "k"))
+    found = random_samples(proto, tensor_specs(proto), 6, 0, partial(accepts, Session(proto)))
+    assert len(found) == 6
+    feeds = found.slice(2, 3)
+    nodes, edges = len(feeds["x"]), len(feeds["w"])
+    assert nodes != edges
+    assert feeds["pairs"].shape == (2, edges)
+    assert 1 < feeds["pairs"].max() < nodes
+    assert not np.array_equal(feeds["x"], found.slice(3, 4)["x"])
+
+
+def test_each_batch_may_have_a_name_of_its_own() -> None:
+    """Fails where names that an exporter made up for one and the same batch count different things."""
+    proto = parsed("(float[first,3] x, float[second,3] w) => (float[third,3] y) { y = Add(x, w) }")
+    found = random_samples(proto, tensor_specs(proto), 6, 0, partial(accepts, Session(proto)))
+    assert (len(found), found.fixed_batch) == (6, False)
