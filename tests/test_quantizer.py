@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime  # noqa: TID251  as below
 import pytest
 from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what these tests are about
     CalibrationDataReader,
@@ -19,6 +22,7 @@ from onnxruntime.quantization import (  # noqa: TID251  the quantizer is what th
 )
 
 from onnxprune import cost, prune
+from onnxprune.runtime.session import Session, saturates
 from onnxprune.verification import checks
 from tests.prepared import Array, Prepared, masked, prepare, random_keep, sliced
 from tests.topologies.text import Topology
@@ -107,6 +111,16 @@ def _dynamic(name: str, kind: Any, channels: bool) -> onnx.ModelProto:
         return onnx.load(path)
 
 
+def _saved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as onnxruntime saves it with all of its optimizations."""
+    with TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(Path(folder) / "saved.onnx")
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath)
+
+
 @cache
 def _plain(name: str) -> Prepared:
     row = NETWORKS[name]
@@ -144,6 +158,36 @@ def test_static(name: str, kind: str, form: Any):
 def test_dynamic(name: str, kind: Any, channels: bool):
     """Fails where a layer whose scale is taken at run time does."""
     _as_prunable_and_exact(name, _dynamic(name, kind, channels))
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("convolutions", lambda: _static("convolutions", "u8s8", QuantFormat.QDQ)),
+        ("convolutions", lambda: _static("convolutions", "s8s8", QuantFormat.QOperator)),
+        ("convolutions", lambda: _dynamic("convolutions", _U8, False)),
+        ("recurrent", lambda: _dynamic("recurrent", _S8, True)),
+    ],
+)
+def test_as_onnxruntime_saves_it(name: str, model: Any):
+    """Fails where what onnxruntime makes of a quantized network when it loads it, with channels last, cannot go."""
+    _as_prunable_and_exact(name, _saved(model()))
+
+
+@pytest.mark.parametrize("kind", ["u8s8", "u8u8"])
+def test_onnxruntime_makes_the_same_kernels_of_it(kind: str):
+    """Fails where the result would take longer than the operators on codes did, or give other codes."""
+    model = _saved(_static("convolutions", kind, QuantFormat.QOperator))
+    feeds = NETWORKS["convolutions"].feeds(16)
+    written = prepare(model, NETWORKS["convolutions"].feeds(2)).normalised.proto
+    assert _operators(_saved(written)) == _operators(_saved(model))
+    got, expected = (Session(m).run(feeds)["y"] for m in (written, model))
+    if not saturates():  # else what is written is computed by other kernels
+        np.testing.assert_array_equal(got, expected)
+
+
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(f"{n.domain}.{n.op_type}" for n in model.graph.node)
 
 
 @pytest.mark.parametrize(

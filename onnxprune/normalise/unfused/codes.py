@@ -23,8 +23,9 @@ from onnxprune.normalise.unfused.site import Refusal, Rows, Site, Unknown
 MICROSOFT = "com.microsoft"
 # From this opset on the standard operators know a scale for each position of an axis.
 _PER_AXIS = 13
+# And from this one on MaxPool takes codes.
+_MAXIMA_OF_CODES = 12
 _POOLING = ("auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides")
-_CHANNELS_LAST = Refusal("its channels stand last")
 
 
 def dequantized(site: Site, codes: str, scale: str, zero: str, axis: int = 0, *, single: bool = False) -> str:
@@ -69,14 +70,33 @@ def _alike(site: Site, scale: str, zero: str) -> tuple[str, str]:
     return names[0], names[1] if zero else ""
 
 
-def quantized(site: Site, x: str, scale: str, zero: str, kind: int) -> None:
-    """The output of the site: `x` as codes of the element type `kind`."""
+def _with_channels_first(site: Site, codes: str) -> str:
+    """Codes (N, *S, C) as (N, C, *S), where a node says that its channels stand last."""
+    if not site.attribute("channels_last", 0):
+        return codes
+    rank = site.rank_of(codes)
+    return site.op("Transpose", codes, perm=[0, rank - 1, *range(1, rank - 1)])
+
+
+def quantized(site: Site, x: str, scale: str, zero: str, kind: int, rank: int = 0) -> None:
+    """The output of the site: `x` as codes of the element type `kind`.
+
+    rank: of x, where its channels have to be turned to the end again.
+    """
     if max(_count(site, scale), _count(site, zero) if zero else 1) > 1:
         raise Unknown("its output has more than one scale")
     if not zero and kind != onnx.TensorProto.UINT8:
         zero = site.weight(np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(kind)), "zero_point")
     domain = "" if site.opset >= _PER_AXIS else MICROSOFT
-    site.node(QUANTIZE, [x, scale, zero], [site.output()], domain=domain)
+    codes = site.unused(f"{site.output()}__turned") if rank else site.output()
+    site.node(QUANTIZE, [x, scale, zero], [codes], domain=domain)
+    if rank:
+        site.op("Transpose", codes, perm=[0, *range(2, rank), 1], to=site.output())
+
+
+def _turned(site: Site) -> int:
+    """The rank of the output where its channels have to stand last again; else 0."""
+    return site.rank_of(site.input(0)) if site.attribute("channels_last", 0) else 0
 
 
 def _bias(site: Site, name: str, x_scale: str, w_scale: str, factor: float = 1.0) -> str:
@@ -88,17 +108,20 @@ def _bias(site: Site, name: str, x_scale: str, w_scale: str, factor: float = 1.0
     return _dequantize(site, name, stored, "", max(rank - 1, 0) if several else None)
 
 
-def _conv(site: Site) -> Refusal | None:
-    """QLinearConv: x, w (M, C / group, *K) and a bias (M), scales of w for all or for each of the M."""
-    if site.attribute("channels_last", 0):
-        return _CHANNELS_LAST
+def _conv(site: Site) -> None:
+    """QLinearConv: x, w (M, C / group, *K) and a bias (M), scales of w for all or for each of the M.
+
+    x and the output of onnxruntime's own may have their channels last; w lies as ever.
+    """
     x, xs, xz, w, ws, wz, ys, yz, bias = (site.input(k) for k in range(9))
-    operands = [dequantized(site, x, xs, xz, single=True), dequantized(site, w, ws, wz)]
+    operands = [
+        dequantized(site, _with_channels_first(site, x), xs, xz, single=True),
+        dequantized(site, w, ws, wz),
+    ]
     if bias:
         operands.append(_bias(site, bias, xs, ws))
     y = site.op("Conv", *operands, main=True, **site.attributes(*CONVOLUTION))
-    quantized(site, y, ys, yz, site.type_of(yz))
-    return None
+    quantized(site, y, ys, yz, site.type_of(yz), _turned(site))
 
 
 def _matmul(site: Site) -> None:
@@ -140,19 +163,29 @@ def _entrywise(operator: str) -> Callable[[Site], None]:
     return row
 
 
-def _of_one(operator: str, *names: str) -> Callable[[Site], Refusal | None]:
+def _of_one(operator: str, *names: str) -> Callable[[Site], None]:
     """One operand; the attributes `names` go on to the operator on numbers."""
 
-    def row(site: Site) -> Refusal | None:
-        if site.attribute("channels_last", 0):
-            return _CHANNELS_LAST
+    def row(site: Site) -> None:
         x, scale, zero, ys, yz = (site.input(k) for k in range(5))
-        real = dequantized(site, x, scale, zero, single=True)
+        real = dequantized(site, _with_channels_first(site, x), scale, zero, single=True)
         y = site.op(operator, real, main=True, **site.attributes(*names))
-        quantized(site, y, ys, yz, site.type_of(x))
-        return None
+        quantized(site, y, ys, yz, site.type_of(x), _turned(site))
 
     return row
+
+
+def _max_pool(site: Site) -> Refusal | None:
+    """NhwcMaxPool: the greatest of codes whose channels stand last."""
+    if site.opset < _MAXIMA_OF_CODES:
+        return Refusal(f"MaxPool of codes has no standard form in opset {site.opset}")
+    x = site.input(0)
+    rank = site.rank_of(x)
+    first = site.op("Transpose", x, perm=[0, rank - 1, *range(1, rank - 1)])
+    names = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
+    y = site.op("MaxPool", first, main=True, **site.attributes(*names))
+    site.op("Transpose", y, perm=[0, *range(2, rank), 1], to=site.output())
+    return None
 
 
 def _softmax(site: Site) -> Refusal | None:
@@ -229,6 +262,7 @@ TABLE: Rows = {
             "QLinearSoftmax": _softmax,
             "QLinearConcat": _concat,
             "QLinearWhere": _where,
+            "NhwcMaxPool": _max_pool,
             "MatMulIntegerToFloat": _to_float,
             "DynamicQuantizeMatMul": _dynamic_matmul,
         }.items()

@@ -31,6 +31,11 @@ def _int32(*shape: int) -> Any:
     return _RNG.integers(-2000, 2000, shape).astype(np.int32)
 
 
+def _last(codes: Any) -> Any:
+    """Codes of images with their channels last."""
+    return np.ascontiguousarray(np.moveaxis(codes, 1, -1))
+
+
 def _layers(x: str, w: str, channels: bool) -> dict[str, Case]:
     """Layers with activations and weights of these types, with one scale of the weights or one for each output."""
     of_x, of_w = _KINDS[x], _KINDS[w]
@@ -48,6 +53,9 @@ def _layers(x: str, w: str, channels: bool) -> dict[str, Case]:
         "QLinearConv": Case("QLinearConv", (*conv, _int32(6)), attrs, (*weights, 8), domain=""),
         "QLinearConv without a bias": Case("QLinearConv", conv, attrs, weights, domain=""),
         "com.microsoft.QLinearConv": Case("QLinearConv", (*conv, _int32(6)), attrs, (*weights, 8)),
+        "QLinearConv with channels last": Case(
+            "QLinearConv", (_last(image), *conv[1:], _int32(6)), {**attrs, "channels_last": 1}, (*weights, 8)
+        ),
         "QLinearMatMul": Case("QLinearMatMul", (*product, _scale(0.4), out), {}, weights, domain=""),
         "QGemm": Case("QGemm", (*product, _int32(6), _scale(0.4), out), {"alpha": 0.5}, tuple(range(1, 9))),
         "QGemm turned": Case(
@@ -86,6 +94,13 @@ def _entries(kind: str) -> dict[str, Case]:
             "QLinearAveragePool", (a, *of_a, *out), {**pool, "pads": [1, 1, 1, 0], "count_include_pad": 1}, one_slots
         ),
         "QLinearGlobalAveragePool": Case("QLinearGlobalAveragePool", (a, *of_a, *out), {}, one_slots),
+        "QLinearAveragePool with channels last": Case(
+            "QLinearAveragePool", (_last(a), *of_a, *out), {**pool, "channels_last": 1}, one_slots
+        ),
+        "QLinearGlobalAveragePool with channels last": Case(
+            "QLinearGlobalAveragePool", (_last(a), *of_a, *out), {"channels_last": 1}, one_slots
+        ),
+        "NhwcMaxPool": Case("NhwcMaxPool", (_last(a),), {**pool, "pads": [1, 0, 1, 0]}),
         "QLinearConcat": Case(
             "QLinearConcat", (*out, a, *of_a, b, *of_b, a, *out), {"axis": 1}, (0, 1, 3, 4, 6, 7, 9, 10)
         ),
