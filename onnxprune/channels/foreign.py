@@ -22,7 +22,7 @@ LANGUAGE: Mapping[str, Reason] = {
     **_rows(
         "is attention with its products inside, whose heads are not followed",
         Remedy.FUSED,
-        "Attention DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention GroupQueryAttention "
+        "DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention GroupQueryAttention "
         "LongformerAttention MultiHeadAttention PackedAttention PackedMultiHeadAttention PagedAttention",
     ),
     **_rows(
@@ -46,7 +46,7 @@ LANGUAGE: Mapping[str, Reason] = {
         Remedy.FUSED,
         "GatedRelativePositionBias RelativePositionBias",
     ),
-    **_rows("sends each position to some of its experts, whose inner units are not followed", Remedy.FUSED, "MoE"),
+    **_rows("sends each position to some of its experts, whose inner units are not followed", Remedy.FUSED, "MoE QMoE"),
     **_rows(
         "is a gate or a mixer of streams of a language model, whose branches are not followed",
         Remedy.FUSED,
@@ -55,8 +55,8 @@ LANGUAGE: Mapping[str, Reason] = {
     **_rows(
         "multiplies with weights in packed codes, which are not read",
         Remedy.QUANTIZE_LATER,
-        "GatherBlockQuantized MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulFpQ4 MatMulNBitsMlp "
-        "MatMulNBitsQkv",
+        "GatherBlockQuantized MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 "
+        "MatMulNBits MatMulNBitsMlp MatMulNBitsQkv",
     ),
     **_rows(
         "packs positions of several samples, or unpacks them, by their lengths",
@@ -93,11 +93,17 @@ REFUSED: Mapping[str, Reason] = {
     **_rows("says of all entries at once whether they are finite", Remedy.COMPARED, "IsAllFinite"),
     **_rows("multiplies with a sparse matrix, whose rows are not followed", Remedy.NO_RULE, "SparseToDenseMatMul"),
     **_rows("looks up rows by its settings", Remedy.NO_RULE, "TorchEmbedding"),
-    **_rows("computes with integers", Remedy.QUANTIZE_LATER, "MulInteger NhwcMaxPool ReduceSumInteger"),
+    **_rows(
+        "gives integers that are no numbers yet, as their scale stands elsewhere",
+        Remedy.QUANTIZE_LATER,
+        "MatMulInteger16 MulInteger ReduceSumInteger",
+    ),
+    **_rows("averages codes, for which no kernel is there to compare with", Remedy.QUANTIZE_LATER, "QLinearReduceMean"),
     **_rows(
         "stores numbers in a layout of the GPU's library, which is not read",
         Remedy.QUANTIZE_LATER,
-        "DequantizeWithOrder QuantizeWithOrder",
+        "DequantizeWithOrder QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention "
+        "QOrderedMatMul QuantizeWithOrder",
     ),
     **_rows("shares an exponent among neighbours", Remedy.QUANTIZE_LATER, "DequantizeBFP QuantizeBFP"),
     **_rows("multiplies in eight bits, with scales of its own", Remedy.QUANTIZE_LATER, "GemmFloat8"),

@@ -16,12 +16,11 @@ from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, QUANTIZE
 from onnxprune.graph.view import Node, Shape
 
 INTEGER = "ConvInteger MatMulInteger QLinearConv QLinearMatMul".split()
-# Of onnxruntime's own domain.
+# Of onnxruntime's own domain, where they are not written in standard operators.
 INTEGER_MICROSOFT = (
-    "DynamicQuantizeMatMul MatMulBnb4 MatMulInteger16 MatMulIntegerToFloat MatMulNBits QAttention "
-    "QEmbedLayerNormalization QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool "
-    "QLinearLeakyRelu QLinearMul QLinearReduceMean QLinearSigmoid QLinearSoftmax QLinearWhere QMoE "
-    "QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul"
+    "DynamicQuantizeMatMul MatMulIntegerToFloat QAttention QEmbedLayerNormalization QGemm QLinearAdd "
+    "QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid "
+    "QLinearSoftmax QLinearWhere"
 ).split()
 
 

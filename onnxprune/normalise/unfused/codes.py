@@ -47,6 +47,11 @@ def _dequantize(site: Site, codes: str, scale: str, zero: str, axis: int | None)
     return site.node(DEQUANTIZE, [codes, scale, zero], [site.unused(f"{codes}__real")], domain=domain, **attrs)
 
 
+def operand(site: Site, codes: str, scale: str, zero: str) -> str:
+    """The numbers of codes that have one scale. Raises Unknown."""
+    return dequantized(site, codes, scale, zero, single=True)
+
+
 def _operand(site: Site, slot: int) -> str:
     """The numbers of the codes at a slot, whose scale and zero point stand at the two next ones."""
     return dequantized(site, site.input(slot), site.input(slot + 1), site.input(slot + 2), single=True)
@@ -127,11 +132,11 @@ def _conv(site: Site) -> None:
 def _matmul(site: Site) -> None:
     """QLinearMatMul: the scales of b for all, or for each of its columns."""
     a, a_scale, a_zero, b, b_scale, b_zero, ys, yz = (site.input(k) for k in range(8))
-    operands = dequantized(site, a, a_scale, a_zero, single=True), _columns(site, b, b_scale, b_zero)
+    operands = dequantized(site, a, a_scale, a_zero, single=True), columns(site, b, b_scale, b_zero)
     quantized(site, site.op("MatMul", *operands, main=True), ys, yz, site.type_of(yz))
 
 
-def _columns(site: Site, b: str, scale: str, zero: str) -> str:
+def columns(site: Site, b: str, scale: str, zero: str) -> str:
     """The numbers of a matrix whose columns may have scales of their own."""
     return dequantized(site, b, scale, zero, site.rank_of(b) - 1)
 
@@ -222,14 +227,14 @@ def _to_float(site: Site) -> None:
     """MatMulIntegerToFloat: two matrices of codes, and a bias of numbers."""
     a, b, a_scale, b_scale, a_zero, b_zero, bias = (site.input(k) for k in range(7))
     real = dequantized(site, a, a_scale, a_zero, single=True)
-    _biased_product(site, real, _columns(site, b, b_scale, b_zero), bias)
+    _biased_product(site, real, columns(site, b, b_scale, b_zero), bias)
 
 
 def _dynamic_matmul(site: Site) -> None:
     """DynamicQuantizeMatMul: a matrix of numbers, whose scale is taken at run time, and one of codes."""
     a, b, b_scale, b_zero, bias = (site.input(k) for k in range(5))
     real = quantized_at_run_time(site, a)
-    _biased_product(site, real, _columns(site, b, b_scale, b_zero), bias)
+    _biased_product(site, real, columns(site, b, b_scale, b_zero), bias)
 
 
 def quantized_at_run_time(site: Site, x: str) -> str:

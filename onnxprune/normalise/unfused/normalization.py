@@ -8,12 +8,13 @@ GroupNorm                      (x - mean) / √(var + ε) · γ + β, mean and v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import TensorProto
 
 from onnxprune.normalise.unfused.activations import quick_gelu
+from onnxprune.normalise.unfused.codes import dequantized
 from onnxprune.normalise.unfused.site import Refusal, Rows, Site
 
 # Since which opset the standard has an operator.
@@ -116,8 +117,26 @@ def _skip_simplified(site: Site) -> Refusal | None:
 
 
 def _embed_layer_norm(site: Site) -> Refusal | None:
-    """The sum of what is looked up, then LayerNormalization; and how many words each sample has, where asked."""
-    ids, segments, words, places, kinds, gamma, beta, mask, positions = (site.input(k) for k in range(9))
+    return _looked_up(site, site.input(0), site.input(1), [site.input(k) for k in range(2, 9)])
+
+
+def _embed_codes(site: Site) -> Refusal | None:
+    """QEmbedLayerNormalization: the tables and parameters as codes, with a scale and a zero point for each."""
+    if site.opset < _LAYER_NORM:
+        return Refusal(f"opset {site.opset} has no LayerNormalization")
+    parts = [
+        dequantized(site, site.input(k), site.input(k + 6), site.input(k + 11), single=True) if site.input(k) else ""
+        for k in range(2, 7)
+    ]
+    return _looked_up(site, site.input(0), site.input(1), [*parts, site.input(7), ""])
+
+
+def _looked_up(site: Site, ids: str, segments: str, parts: Sequence[str]) -> Refusal | None:
+    """The sum of what is looked up, then LayerNormalization; and how many words each sample has, where asked.
+
+    parts: the tables of words, places and segments, scale and bias, the mask, and places other than the first ones.
+    """
+    words, places, kinds, gamma, beta, mask, positions = parts
     if site.opset < 13:
         return Refusal(f"opset {site.opset} takes the axes of what is cut and summed in another way")
     if bool(segments) != bool(kinds):
@@ -195,6 +214,7 @@ TABLE: Rows = {
     "com.microsoft.SkipLayerNormalization": _skip_layer_norm,
     "com.microsoft.SkipSimplifiedLayerNormalization": _skip_simplified,
     "com.microsoft.EmbedLayerNormalization": _embed_layer_norm,
+    "com.microsoft.QEmbedLayerNormalization": _embed_codes,
     "com.microsoft.GroupNorm": _group_norm,
     "com.microsoft.SkipGroupNorm": _skip_group_norm,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from onnxprune.normalise.unfused import (
     activations,
+    attention,
     channels_last,
     codes,
     layouts,
@@ -19,6 +20,7 @@ from onnxprune.normalise.unfused.site import Rows
 
 FAMILIES: tuple[Rows, ...] = (
     activations.TABLE,
+    attention.TABLE,
     channels_last.TABLE,
     codes.TABLE,
     layouts.TABLE,
