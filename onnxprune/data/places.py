@@ -224,7 +224,7 @@ def _coordinates(r: Reader, shape: Shape) -> tuple[Any, Any] | None:
         return (0, 0)
     most = np.maximum(np.array(data[skipped : skipped + read[-1]]) - 1, 0)
     if shape[-1:] != read[-1:] or len(most) == 1:
-        return (0, int(most.min(initial=0)))
+        return (0, int(most.min()) if most.size else 0)
     return np.zeros_like(most), most
 
 
