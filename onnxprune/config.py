@@ -64,7 +64,8 @@ class PruneConfig:
     untried_branches: what is done with the channels that a branch of an If reads or writes which no sample takes:
     "keep" or "cut".
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
-    leaves that to the budget. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
+    leaves that to the budget. keep_fused: operators that onnxruntime had fused are written as they were, where what
+    stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
     state: pairs OUT=IN, an output that is an input of the next step; the samples of one
     file are then steps of a sequence. seed: of every random choice. samples: use at most this many calibration samples.
@@ -94,6 +95,7 @@ class PruneConfig:
     untried_branches: str = "keep"
     min_channels: int = 1
     drop_branches: bool | None = None
+    keep_fused: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
@@ -279,6 +281,7 @@ class Options(TypedDict, total=False):
     untried_branches: str
     min_channels: int
     drop_branches: bool | None
+    keep_fused: bool
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     state: tuple[str, ...]

@@ -438,7 +438,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     monkeypatch.setattr(methods, "reading_labels", lambda: ("random",))
     np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
-    args += ["--recover", "7", "--untried-branches", "cut"]
+    args += ["--recover", "7", "--untried-branches", "cut", "--keep-fused"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
     args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8", "--drop-branches"]
     args += ["--seed", "9", "--memory", "64M", "--force", "--dry-run", "--report", "r.json", "--calib", "labelled.npz"]
@@ -471,6 +471,8 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         },
         **{"coefficients": "free", "target": "tensorrt-int8", "drop_branches": True},
         "untried_branches": "cut",
+        "keep_fused": True,
+        "state": [],
     }
 
 

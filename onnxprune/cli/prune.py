@@ -42,7 +42,7 @@ _DECIDED = tuple(
     "ratio budget uniform tolerance layer_tolerance method metric coefficients probes labels round_to attention "
     "min_channels drop_branches untried_branches include exclude exclude_after".split()
 )
-_SETTINGS = (*_DECIDED, *"target batch threads refit recover fast state seed samples memory force".split())
+_SETTINGS = (*_DECIDED, *"target batch threads refit recover fast state keep_fused seed samples memory force".split())
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
 
 
@@ -195,6 +195,11 @@ def _flag(name: str) -> str:
     default=None,
     show_default="keep; drop with --budget latency",
     help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
+)
+@flag(
+    "--keep-fused",
+    "Operators that onnxruntime had fused are written as they were, where nothing stands in the way. Without it they "
+    "are written in standard ones, which onnxruntime fuses again when it loads the result.",
 )
 @click.option(
     "--untried-branches",

@@ -48,7 +48,7 @@ from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
-from onnxprune.normalise.unfused import unfuse
+from onnxprune.normalise.unfused import RESTORED, Fused, operator_of, unfuse
 from onnxprune.normalise.unfused.integers import real_products
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.normalise.windows import longer_shapes, reach, windows
@@ -63,6 +63,7 @@ class Normalised:
     outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
     free: the axes of each tensor whose size changes with the symbolic dimensions, or may at sizes that were not tried.
     tables: constants that the original computes from fewer bytes, by name.
+    fused: operators that are written in standard ones and can be put back.
     reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
     samples: in inputs of the shapes of `binding`, once those who know the data have counted them.
     """
@@ -79,6 +80,7 @@ class Normalised:
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     tables: Mapping[str, Table] = field(default_factory=dict)
     reached: Sequence[Feeds] = ()
+    fused: Sequence[Fused] = ()
     samples: int | None = None
 
 
@@ -130,8 +132,21 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     if replaced["shuffles"]:
         proto = _clean(proto)
     tables = tables_of(unfolded, proto)
+    restored = tuple(f for f in unfused.fused if operator_of(f.node) in RESTORED)
     return Normalised(
-        proto, shapes, types, known_values, binding, tuple(notes), added, clones, outside, free, tables, tuple(reached)
+        proto,
+        shapes,
+        types,
+        known_values,
+        binding,
+        tuple(notes),
+        added,
+        clones,
+        outside,
+        free,
+        tables,
+        tuple(reached),
+        restored,
     )
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune.config import PruneConfig
+from onnxprune.graph import bodies
 from onnxprune.intake import overridable
+from onnxprune.normalise import Normalised
+from onnxprune.normalise.unfused import RESTORED, operator_of
 from onnxprune.numerics.arrays import Ints, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import lockstep
@@ -58,13 +61,15 @@ def finish(
     if settings.walks and worse(errors[settings.refit], errors[settings.level]):
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     candidate = refitted.candidates[level]
-    model = in_form(candidate, n, channels, keep)
+    model = in_form(candidate, n, channels, keep, keep_fused=settings.keep_fused)
     left_out = descriptions.put_back(model, loaded.original, channels, keep)
     left_out += overridable.put_back(model, loaded.with_defaults)
+    if settings.keep_fused and n.fused:
+        notes.append(_said_of_fused(model, n))
     return Finished(
         model=model,
         candidate=candidate,
-        unfitted=in_form(sliced, n, channels, keep),
+        unfitted=in_form(sliced, n, channels, keep, keep_fused=settings.keep_fused),
         level=level,
         errors=errors,
         fits=refitted.fits,
@@ -72,6 +77,13 @@ def finish(
         recovery=refitted.recovery,
         judged=judged,
     )
+
+
+def _said_of_fused(model: onnx.ModelProto, n: Normalised) -> str:
+    """How many fused operators stand in the result again."""
+    outputs = {o for node in bodies.every_node(model.graph) if operator_of(node) in RESTORED for o in node.output}
+    count = sum(f.node.output[0] in outputs for f in n.fused)
+    return f"--keep-fused: {count} of {len(n.fused)} fused operators are in the result; the others are in standard ones"
 
 
 def notes_on_bodies(coupled: Coupled, keep: Mask) -> list[str]:

@@ -30,3 +30,5 @@ FAMILIES: tuple[Rows, ...] = (
     rotary.TABLE,
 )
 TABLE: Rows = {name: row for family in FAMILIES for name, row in family.items()}
+# What can be put back at the end: not codes, which fits change, and not blocks, which are one processor's.
+RESTORED = frozenset(TABLE) - codes.TABLE.keys() - layouts.TABLE.keys()

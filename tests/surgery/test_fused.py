@@ -1,0 +1,112 @@
+"""Fused operators in the result: put back where what stands for them is whole, and nowhere else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from benchmarks.saved_copies import saved
+from onnxprune import prune
+from onnxprune.graph.protobuf import copied
+from onnxprune.normalise.unfused import unfuse
+from onnxprune.runtime.session import Session
+from onnxprune.surgery.fused import put_back
+from tests.test_saved_copies import NETWORKS
+from tests.topologies.text import Topology
+
+TEXT = """(float[N,4,9,9] x, float[N,4] z) => (float[N,6,9,9] y, float[N,6] u) {
+    a = com.microsoft.FusedConv <activation="Relu", group=2, pads=[1,1,1,1]> (x, w1[8,2,3,3])
+    b = com.microsoft.FusedConv <activation="LeakyRelu", activation_params=[0.1]> (a, w2[6,8,1,1], b2[6])
+    y = com.microsoft.FusedConv (b, w3[6,6,1,1], b3[6], b)
+    p = com.microsoft.FusedGemm <activation="Elu", activation_alpha=0.5> (z, w4[4,8])
+    g = com.microsoft.QuickGelu (p)
+    q = com.microsoft.FusedMatMul <transA=1, transB=1, alpha=0.5> (g, g)
+    v = com.microsoft.FusedMatMul (g, q)
+    f = com.microsoft.BiasGelu (v, b5[8])
+    s, , , t = com.microsoft.SkipLayerNormalization (f, p, g6[8], h6[8])
+    r = Add (s, t)
+    u = MatMul (r, w7[8,6])
+}"""
+ROW = Topology(TEXT, (), domains=("com.microsoft",), opset=17)
+
+
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(n.op_type for n in model.graph.node)
+
+
+def test_what_nothing_has_touched_is_as_it_was():
+    """Fails where a fused node does not come back, or with other attributes or inputs, or computes something else."""
+    model, feeds = ROW.model(), ROW.feeds(8)
+    proto = copied(model)
+    unfused = unfuse(proto, feeds)
+    assert put_back(proto, unfused.fused) == len(unfused.fused) == 9
+    assert [n.op_type for n in proto.graph.node] == [n.op_type for n in model.graph.node]
+    for was, now in zip(model.graph.node, proto.graph.node, strict=True):
+        assert sorted(a.SerializeToString() for a in was.attribute) == sorted(
+            a.SerializeToString() for a in now.attribute
+        )
+        assert list(was.input) == list(now.input)
+    assert {t.name for t in proto.graph.initializer} == {t.name for t in model.graph.initializer}
+    expected, got = Session(model).run(feeds), Session(proto).run(feeds)
+    for k, y in expected.items():
+        np.testing.assert_array_equal(got[k], y)
+
+
+def _bias(proto: onnx.ModelProto) -> None:
+    conv = next(n for n in proto.graph.node if n.op_type == "Conv")
+    conv.input.append("new")
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "new"))
+
+
+def _read_inside(proto: onnx.ModelProto) -> None:
+    relu = next(n for n in proto.graph.node if n.op_type == "Relu")
+    proto.graph.node.append(helper.make_node("ReduceSum", [relu.input[0]], ["other"], keepdims=0))
+    proto.graph.output.append(helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, []))
+
+
+def _another_number(proto: onnx.ModelProto) -> None:
+    half = next(n for n in proto.graph.node if n.op_type == "Mul" and n.output[0] == "q")
+    stored = next(t for t in proto.graph.initializer if t.name == half.input[1])
+    stored.CopyFrom(numpy_helper.from_array(np.array(0.25, np.float32), stored.name))
+
+
+def _another_setting(proto: onnx.ModelProto) -> None:
+    next(n for n in proto.graph.node if n.op_type == "Elu").attribute[0].f = 0.7
+
+
+@pytest.mark.parametrize(
+    ("edit", "gone"),
+    [(_bias, ""), (_read_inside, "FusedConv"), (_another_number, "FusedMatMul"), (_another_setting, "FusedGemm")],
+)
+def test_what_was_changed_is_not_undone(edit: Callable[[onnx.ModelProto], None], gone: str):
+    """Fails where a fused node takes the place of nodes that compute something else, or that others read."""
+    model, feeds = ROW.model(), ROW.feeds(8)
+    proto = copied(model)
+    unfused = unfuse(proto, feeds)
+    edit(proto)
+    expected = Session(proto).run(feeds)
+    assert put_back(proto, unfused.fused) == 9 - bool(gone)
+    before, after = _operators(model), _operators(proto)
+    assert {k: n - after[k] for k, n in before.items() if after[k] < n} == ({gone: 1} if gone else {})
+    got = Session(proto).run(feeds)
+    for k, y in expected.items():
+        np.testing.assert_allclose(got[k], y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pruned_copy_is_fused_as_it_was(name: str, tmp_path: Path):
+    """Fails where --keep-fused leaves an operator in standard ones though nothing stands in the way."""
+    copy = saved(NETWORKS[name].model(), "extended", tmp_path / "copy.onnx")
+    out = tmp_path / "out.onnx"
+    result = prune(copy, out, None, ratio=0.4, refit="least-squares", samples=8, round_to=1, keep_fused=True)
+    written = onnx.load(out)
+    fused = {k: n for k, n in _operators(copy).items() if k.startswith(("Fused", "Quick", "Bias", "Skip"))}
+    assert fused
+    assert {k: _operators(written)[k] for k in fused} == fused
+    assert any(note.startswith("--keep-fused") for note in result.report.notes)
