@@ -473,6 +473,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         "untried_branches": "cut",
         "keep_fused": True,
         "state": [],
+        "exclude_after": [],
     }
 
 
