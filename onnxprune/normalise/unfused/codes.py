@@ -137,7 +137,9 @@ def _matmul(site: Site) -> None:
 
 
 def columns(site: Site, b: str, scale: str, zero: str) -> str:
-    """The numbers of a matrix whose columns may have scales of their own."""
+    """The numbers of a matrix whose columns may have scales of their own. Raises Unknown."""
+    if site.rank_of(b) < 2:
+        return operand(site, b, scale, zero)
     return dequantized(site, b, scale, zero, site.rank_of(b) - 1)
 
 

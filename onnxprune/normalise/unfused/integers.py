@@ -134,7 +134,8 @@ class _Writer:
         by = self._producer.get(codes)
         if by is not None and by.op_type == DYNAMIC:
             return str(by.output[1])
-        return str(by.input[1]) if by is not None and by.op_type == QUANTIZE else ""
+        known = by is not None and by.op_type == QUANTIZE and by.input[1] in self._stored
+        return str(by.input[1]) if by is not None and known else ""
 
     def _behind(self, node: onnx.NodeProto, scales: list[str]) -> _Behind | None:
         """The Cast to single precision behind a sum, and the Muls by its scales behind that."""
@@ -164,16 +165,21 @@ class _Writer:
         return list(by.input) if by is not None and by.op_type == "Mul" else [name]
 
     def _fits(self, name: str, node: onnx.NodeProto) -> bool:
-        """Whether a constant is a scale for all that a layer computes, or one for each of its outputs."""
+        """Whether a constant is a scale for all that a layer computes, or one for each of its outputs.
+
+        One that might give the result another axis is none: a product with a vector has fewer than its matrix.
+        """
         weight, t = self._stored.get(node.input[1]), self._stored[name]
         if weight is None or t.data_type != onnx.TensorProto.FLOAT:
             return False
         v = external.array_of(t)
         if not (np.isfinite(v).all() and (v > 0).all()):
             return False
-        if v.size == 1:
-            return v.ndim <= 1
         rank = len(weight.dims)
+        if v.size == 1:
+            return v.ndim < min(rank, 2)
+        if rank < 2 or (node.op_type != "ConvInteger" and v.ndim >= rank):
+            return False
         shape = (1,) * (rank - v.ndim) + v.shape
         axis, width = (1, weight.dims[0]) if node.op_type == "ConvInteger" else (rank - 1, weight.dims[-1])
         return v.ndim <= rank and all(s == (width if a == axis else 1) for a, s in enumerate(shape))
@@ -209,7 +215,7 @@ class _Writer:
             if len(behind.numbers) == 1 and factor == 1.0:
                 return behind.numbers[0], zero, False
             return self._constant(scale.reshape(()), f"{behind.end}__scale"), zero, False
-        if scale.size not in (1, width) or z.size not in (0, 1, width):
+        if scale.size not in (1, width) or z.size not in (0, 1, width) or len(self._stored[node.input[1]].dims) < 2:
             return None
         kept = behind.numbers[0] if len(behind.numbers) == 1 and factor == 1.0 else ""
         if not kept or self._stored[kept].dims != [width]:

@@ -34,6 +34,9 @@ STORED: Mapping[str, Array] = {
     "t1": np.array([0.02], np.float32),
     "ts": _RNG.uniform(0.01, 0.03, 6).astype(np.float32),
     "ts3": _RNG.uniform(0.01, 0.03, (1, 1, 6)).astype(np.float32),
+    "column": _codes(np.uint8, 8),
+    "five": _RNG.uniform(0.01, 0.03, 5).astype(np.float32),
+    "ts2": _RNG.uniform(0.01, 0.03, (1, 6)).astype(np.float32),
     "rows": _RNG.uniform(0.01, 0.03, (5, 1)).astype(np.float32),
     "g": np.array(-0.5, np.float32),
     "kernel": _codes(np.uint8, 6, 2, 3, 3),
@@ -61,6 +64,11 @@ LAYERS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "without zero points": ((_DYNAMIC, "m = MatMulInteger(q, w)", _CAST, "k = Mul(s, t)", "y = Mul(c, k)"), ()),
     "no scale of the weight": ((_DYNAMIC, _SUM, _CAST, "y = Mul(c, s)"), ()),
     "no scale": ((_DYNAMIC, _SUM, "y = Cast <to=1> (m)"), ()),
+    "a vector": (
+        (_DYNAMIC, "m = MatMulInteger(q, column, z, v)", _CAST, "k = Mul(s, five)", "y = Mul(c, k)"),
+        ("Mul", "Mul"),
+    ),
+    "a scale of two axes": ((_DYNAMIC, _SUM, _CAST, "k = Mul(s, ts2)", "y = Mul(c, k)"), ("Mul", "Mul")),
     "a given scale": (
         ("q = QuantizeLinear(x, xs, xz)", "m = MatMulInteger(q, w, xz, v)", _CAST, "y = Mul(c, xst)"),
         (),
@@ -104,7 +112,9 @@ def _model(lines: Sequence[str], opset: int = 17) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text + "\n".join(lines) + "}")
     read = {i for n in model.graph.node for i in n.input}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in STORED.items() if k in read)
-    for d in model.graph.output[0].type.tensor_type.shape.dim:
+    dims = model.graph.output[0].type.tensor_type.shape.dim
+    del dims[2 if "column" in read else len(dims) :]  # a product with a vector has an axis less
+    for d in dims:
         d.dim_param = f"{d.dim_param}_out"
     return model
 
