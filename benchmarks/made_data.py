@@ -256,6 +256,16 @@ def _graph(ports: tuple[Port, ...], rng: np.random.Generator) -> dict[str, Array
     return feeds
 
 
+def entries(path: Path) -> int:
+    """Entries of the largest input in one sample; its free axes have the sizes that data are made with."""
+    proto = onnx.load(path)
+    ports = ports_of(proto)
+    free = sizes(proto, ports)
+    return max(
+        int(np.prod([free.get((p.name, i), d) or 1 for i, d in enumerate(p.dims)][1:], initial=1)) for p in ports
+    )
+
+
 def described(path: Path) -> Mapping[str, str]:
     """The kind of every input of a model file, by name."""
     return {p.name: next(k.name for k in KINDS if k.fits(p)) for p in ports_of(onnx.load(path))}

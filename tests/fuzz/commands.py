@@ -49,13 +49,18 @@ def unlike(original: str, output: str) -> str:
         return f"the output does not load: {e}"
     # onnxruntime takes a size below 0, and a "?", for a free dimension.
     before, after = (with_free_dimensions(onnx.load(p, load_external_data=False)) for p in (original, output))
-    weights = {t.name for t in before.graph.initializer}
-    weights |= {t.values.name for t in before.graph.sparse_initializer}
-    if [v for v in before.graph.input if v.name not in weights] != list(after.graph.input):
+    if _asked(before) != _asked(after):
         return "the output has other inputs"
     same = len(before.graph.output) == len(after.graph.output)
     same = same and all(map(_fits, before.graph.output, after.graph.output))
     return "" if same else "the output has other outputs"
+
+
+def _asked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs without those that have a default."""
+    weights = {t.name for t in model.graph.initializer}
+    weights |= {t.values.name for t in model.graph.sparse_initializer}
+    return [v for v in model.graph.input if v.name not in weights]
 
 
 def _fits(before: onnx.ValueInfoProto, after: onnx.ValueInfoProto) -> bool:
