@@ -118,6 +118,8 @@ def _evaluated(
 ) -> Evaluation:
     proto, name = _model(model, allow_links=allow_links)
     original, original_name = (proto, None) if against is None else _model(against, allow_links=allow_links)
+    if against is not None:
+        _check_same_inputs(proto, original)
     states = states_of(original, state)
     samples = _samples(data, original, states)
     first_run.run(proto, samples.example())
@@ -130,7 +132,6 @@ def _evaluated(
         outputs = outputs_of(proto, samples, layouts_of(proto, samples))
     else:
         notes += notes_on(original)
-        _check_same_inputs(proto, original)
         first_run.run(original, samples.example())
         first = _first_output(original)
         outputs, answers, observed = compared(proto, original, samples)

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     good = np.load(digits.CALIB)["input"]
     np.savez(tmp_path / "names.npz", image=good)
     np.savez(tmp_path / "shapes.npz", input=good[:, :, 1:])
-    np.savez(tmp_path / "dtypes.npz", input=good.astype(np.float64))
+    np.savez(tmp_path / "dtypes.npz", input=good.astype(np.int64))
     np.savez(tmp_path / "nan.npz", input=np.where(good > 1, np.float32(np.nan), good))
     np.savez(tmp_path / "none.npz", input=good[:0])
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}], object), allow_pickle=True)
@@ -109,7 +109,7 @@ def test_models(folder: Path, capsys: Capture, model: str, code: int, match: str
         ("missing.npz", "does not exist"),
         ("names.npz", "no data for input 'input': the model wants 'input', the file has 'image'"),
         ("shapes.npz", "has shape 256x1x7x8, the model wants Nx1x8x8"),
-        ("dtypes.npz", "is float64, the model wants float32"),
+        ("dtypes.npz", "is int64, the model wants float32"),
         ("nan.npz", "NaN"),
         ("none.npz", "empty"),
         ("pickled.npy", "cannot be read"),

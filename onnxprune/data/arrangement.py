@@ -49,8 +49,7 @@ class Arrangement:
         """Some samples of one input, samples first, as a run reads them."""
         axis = self.axes[name]
         if axis is None:
-            whole: Array = rows[0]
-            return whole
+            return np.asarray(rows[0])
         return np.ascontiguousarray(np.moveaxis(rows, 0, axis)) if axis else rows
 
     def first(self, name: str, a: Array | Rows) -> Array | Rows:

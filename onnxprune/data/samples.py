@@ -134,6 +134,17 @@ class Samples:
             return self.take([0, 0]).slice(0, 2)
         return self.slice(0, self.run_size(2))
 
+    def doubled(self) -> dict[str, Array] | None:
+        """The example with the first sample twice, where runs take one for another reason than a fixed size of an axis.
+
+        None where there is no such axis. On an axis of size 1 nobody can tell what is repeated along it.
+        """
+        axes = {s.name: a for s in self.sampled if (a := self.arrangement.axes[s.name]) is not None}
+        free = [s.name for s in self.sampled if s.name in axes and s.dims[axes[s.name]] is None]
+        if self.per_run != 1 or not free:
+            return None
+        return {k: np.repeat(v, 2, axis=axes[k]) if k in free else v for k, v in self.example().items()}
+
     def sha256(self, *extras: str) -> str:
         """The checksum of names, shapes and values of the inputs, and of these extra keys."""
         digest = hashlib.sha256()

@@ -84,8 +84,8 @@ def plain_pass(loaded: Loaded) -> float:
     """
     session = Session(loaded.original, spin=True, kernels=DEPLOYED)
     session.run(loaded.fit.example())
-    bound = loaded.fit.count(loaded.fit.example())
-    size = runtime_batch(loaded.normalised.shapes, loaded.normalised.proto, bound=bound)
+    n = loaded.normalised
+    size = runtime_batch(n.shapes, n.proto, bound=loaded.fit.arrangement.samples_in(n.shapes))
     done, spent = 0, 0.0
     for feeds in loaded.fit.batches(size):
         start = time.perf_counter()

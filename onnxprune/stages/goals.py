@@ -42,6 +42,11 @@ class Goals:
 
 def goals_of(loaded: Loaded, coupled: Coupled, reference: Answers, settings: PruneConfig) -> Goals:
     """What the network's outputs shall imitate: those of the original, or the labels."""
+    if loaded.fit.ragged and settings.reads_gradients:
+        raise UsageError(
+            "the samples differ in size, so that gradients of their outputs have no common shape: use --method obs, "
+            "gfs, local, magnitude or random, or give samples of one size"
+        )
     on_held = _single(reference)
 
     def answers_on(samples: Samples) -> Answers:

@@ -138,8 +138,11 @@ def load(
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
-    normalised = first_run.normalised(original, samples.example(), seconds=seconds)
-    count = samples.count(samples.example())
+    example, wider = samples.example(), samples.doubled()
+    if wider is not None and first_run.Trial(original)(wider):
+        example = wider
+    normalised = first_run.normalised(original, example, seconds=seconds)
+    count = samples.count(example)
     normalised = replace(normalised, samples=count)
     batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))
     if not (counting.counts(original) and counting.counts(normalised.proto)):
@@ -229,7 +232,7 @@ def check_labels(n: Normalised, samples: Samples, key: str) -> None:
     tensors = [o for o in n.proto.graph.output if o.type.HasField("tensor_type")]
     shape = n.shapes.get(tensors[0].name) if tensors else None
     if shape is not None:
-        batch = samples.count(samples.example())
+        batch = n.samples or samples.count(samples.example())
         shape = (len(samples) * shape[0] // batch, *shape[1:]) if shape else ()
         fitted_labels(labels, shape, onnx.helper.tensor_dtype_to_np_dtype(tensors[0].type.tensor_type.elem_type))
 

@@ -14,7 +14,7 @@ from onnxprune import prune
 from onnxprune.data.inputs import tensor_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.intake import sample_axes
 from onnxprune.measures.compared import layouts_of
 from onnxprune.runtime.outputs import outputs_of
@@ -144,3 +144,32 @@ def test_pruned_with_states_on_another_axis(tmp_path: Path):
     result = prune(proto, tmp_path / "out.onnx", data, ratio=0.3, recover=0)
     assert result.report.before.macs == 4 * 8 + 8 * 32 + 32 * 3
     assert result.report.calibration["samples"] == 64 and result.report.calibration["held_out"] == 8
+
+
+def test_pruned_with_a_scalar_for_each_sample(tmp_path: Path):
+    """Fails where one sample in a run makes its axis, of size 1, pin all channels that it might be repeated along."""
+    text = """g (float[N, 4] x, float s) => (float[N, 3] y) {
+        a = MatMul(x, w0)  b = Relu(a)  c = MatMul(b, w1)  y = Mul(c, s)
+    }"""
+    proto = model(text, w0=normal(4, 32), w1=normal(32, 3))
+    result = prune(proto, tmp_path / "out.onnx", {"x": normal(64, 4), "s": normal(64)}, ratio=0.3, fast=True)
+    assert result.report.before.macs == 4 * 32 + 32 * 3
+    assert result.report.calibration["samples"] == 64
+
+
+@pytest.mark.parametrize(("method", "ends"), [("obs", False), ("taylor", True)])
+def test_pruned_with_samples_of_different_sizes(method: str, ends: bool, tmp_path: Path):
+    """Fails where outputs of two sizes are not judged, or a method that reads gradients ends in onnxruntime's error."""
+    text = """g (float[N, 3, H, W] x) => (float[N, 4, H, W] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, k0)  b = Relu(a)  y = Conv<pads = [1, 1, 1, 1]>(b, k1)
+    }"""
+    proto = model(text, k0=normal(16, 3, 3, 3), k1=normal(4, 16, 3, 3))
+    for k in range(16):
+        np.savez(tmp_path / f"{k:02}.npz", x=normal(1, 3, 6 + 2 * (k % 2), 8))
+    if ends:
+        with pytest.raises(UsageError, match="the samples differ in size"):
+            prune(proto, None, tmp_path, ratio=0.3, method=method)
+        return
+    result = prune(proto, None, tmp_path, ratio=0.3)
+    assert result.report.output_error is not None and 0.0 < result.report.output_error < 1.0
+    assert any("recovery was left out: the samples differ in size" in n for n in result.report.notes)
