@@ -60,7 +60,8 @@ WITHOUT_MAKER: Mapping[str, str] = {
         ("CausalConvWithState", "LinearAttention", "SwiGLU"), "onnxruntime runs no operator set that defines it"
     ),
     **{op: f"it {reason.text}: always refused" for op, reason in REFUSALS.items()},
-    **dict.fromkeys(_INTEGER, "computes with codes, or their scale, from all channels: always refused"),
+    **dict.fromkeys(_INTEGER, "computes with codes, whose rounding no tolerance allows for: tests/test_quantizer.py"),
+    "com.microsoft.DynamicQuantizeLSTM": "rounds its state at every step: tests/verification/test_rounded.py",
     **{f"com.microsoft.{op}": f"the same rule as {op}" for op in quantization.MAKERS},
 }
 """Operators of the rule table that no maker makes, and why."""
