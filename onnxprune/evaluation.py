@@ -24,7 +24,7 @@ from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import fed_back, first_run, model_file, sample_axes
+from onnxprune.intake import fed_back, first_run, model_file, sample_axes, unknown
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.class_scores import check_classes
 from onnxprune.measures.compared import compared, layouts_of, said_of_states
@@ -116,16 +116,17 @@ def _evaluated(
     *,
     allow_links: bool,
 ) -> Evaluation:
-    proto, name = _model(model, allow_links=allow_links)
-    original, original_name = (proto, None) if against is None else _model(against, allow_links=allow_links)
+    proto, name, unknowns = _model(model, allow_links=allow_links)
+    original, original_name = proto, None
     if against is not None:
+        original, original_name, unknowns = _model(against, allow_links=allow_links)
         _check_same_inputs(proto, original)
     states = states_of(original, state)
     samples = _samples(data, original, states)
     first_run.run(proto, samples.example())
     truth = None if labels is None else classes_of(samples, labels)
     figures: Figures | None = None
-    notes = [*notes_on(proto), *samples.notes]
+    notes = [*unknowns, *notes_on(proto), *samples.notes]
     original_classes: Ints | None = None
     first = _first_output(proto)
     if against is None:
@@ -199,9 +200,17 @@ def gate(
         raise CheckFailed("; ".join(failures))
 
 
-def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str]:
+def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
+    """(what of a model onnxruntime can run, its path, what to say of the rest)."""
     proto, source = model_file.read(model, allow_links=allow_links)
-    return proto, source.path
+    front, tail = unknown.cut_off(proto)
+    if not tail:
+        return proto, source.path, ()
+    return (
+        model_file.declared(front)[0],
+        source.path,
+        (f"{tail.named}: what it and what lies behind read ({tail.read}) was evaluated",),
+    )
 
 
 def _samples(

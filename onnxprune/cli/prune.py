@@ -249,7 +249,7 @@ def _flag(name: str) -> str:
     "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided "
     f"what stays, so {', '.join(map(_flag, _DECIDED[:-1]))} and {_flag(_DECIDED[-1])} are refused beside it. --target, "
     "--refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given here; --calib, "
-    "--force, --jobs, --scheduler and --provider never do.",
+    "--force, --jobs, --scheduler, --provider, --allow-links and --custom-ops never do.",
 )
 @click.option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON.")
 @click.option(

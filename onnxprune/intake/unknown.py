@@ -32,7 +32,8 @@ Kind = tuple[str, str]
 class Tail:
     """What lies behind unknown operators, and these: nodes in their order, and the weights that they read.
 
-    inputs, outputs: of the whole model, as it declares them. kinds: what was unknown, in words.
+    inputs, outputs: of the whole model, as it declares them. named: the unknown operators, in words; read: the tensors
+    that all this reads.
     """
 
     nodes: tuple[onnx.NodeProto, ...] = ()
@@ -40,10 +41,21 @@ class Tail:
     inputs: tuple[onnx.ValueInfoProto, ...] = ()
     outputs: tuple[onnx.ValueInfoProto, ...] = ()
     value_info: tuple[onnx.ValueInfoProto, ...] = ()
-    note: str = ""
+    named: str = ""
+    read: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.nodes)
+
+    @property
+    def note(self) -> str:
+        """What to say of it in a report; "" where there is nothing."""
+        if not self:
+            return ""
+        return (
+            f"{self.named}: from there on ({len(self.nodes)} nodes) the model stays as it is, and the part in front is "
+            f"calibrated and checked on what these read ({self.read}); {ADVICE}"
+        )
 
 
 def cut_off(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Tail]:
@@ -83,8 +95,8 @@ def _parted(proto: onnx.ModelProto, unknown: set[Kind]) -> tuple[onnx.ModelProto
         tuple(whole.input),
         tuple(whole.output),
         tuple(v for v in whole.value_info if v.name in behind),
-        f"onnxruntime does not know the operator {named}: from there on ({len(nodes)} nodes) the model stays as it is, "
-        f"and the part in front is calibrated and checked on what these read ({_listed(wanted)}); {ADVICE}",
+        f"onnxruntime does not know the operator {named}",
+        _listed(wanted),
     )
     return _front(proto, front, [*wanted, *(v.name for v in whole.output if v.name in made)]), tail
 

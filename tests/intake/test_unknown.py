@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from onnxprune import inspect, prune
+from onnxprune import evaluate, inspect, prune
 from onnxprune.cli.program import main
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph.protobuf import submodel
@@ -91,6 +91,17 @@ def test_the_part_in_front_is_pruned_and_the_rest_is_kept(edit: Callable[[onnx.G
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     new = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
     assert_same(new["w5"], stored["w5"], rtol=0, atol=0)
+
+
+def test_results_are_evaluated_in_front():
+    """Fails where a result that was written cannot be held against its original."""
+    proto = _with_tail()
+    result = prune(proto, None, {**FEEDS, "alone": np.ones(1, np.float32)}, uniform=0.5, round_to=1, fast=True)
+    assert result.model is not None
+    found = evaluate(result.model, FEEDS, against=proto)
+    assert found.output_error is not None
+    assert found.output_error == pytest.approx(result.report.output_error, rel=0.9)
+    assert any("elsewhere:Boxes" in n for n in found.notes)
 
 
 def test_a_weight_that_both_parts_read_is_kept_for_the_rest():
