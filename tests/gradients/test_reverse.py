@@ -68,7 +68,8 @@ def test_a_missing_term_makes_the_sum_missing():
         ("if_weights_outside", "bodies"),
         ("quantized", "without rounding"),
         ("quantized_float_weights", "without rounding"),
-        ("codes_by_dynamic_range", "no tensor of floating-point numbers"),
+        ("codes_by_dynamic_range", "without rounding"),
+        ("codes_summed", "without rounding"),
     ],
 )
 def test_what_passes_no_gradient_says_so(row: str, why: str, prepared: Callable[[str], Prepared]):
