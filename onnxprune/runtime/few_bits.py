@@ -54,7 +54,8 @@ def carried(proto: onnx.ModelProto) -> Carried | None:
     if not any(_narrow(v) and v.name not in weights for v in (*proto.graph.input, *proto.graph.output)):
         return None
     wide = copied(proto)
-    taken = {k for n in bodies.every_node(wide.graph) for k in (*n.input, *n.output)} | weights
+    ports = {v.name for v in (*wide.graph.input, *wide.graph.output)}
+    taken = {k for n in bodies.every_node(wide.graph) for k in (*n.input, *n.output)} | weights | ports
     inputs, outputs = {}, {}
     before, behind = [], []
     for v in wide.graph.input:

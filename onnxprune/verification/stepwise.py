@@ -25,7 +25,8 @@ _GIVES = (QUANTIZE, DYNAMIC, "QGemm")
 _READS = ("DynamicQuantizeMatMul", QUANTIZED_LSTM)
 # Of operators that are written anew: on codes themselves, not on what stands for them.
 _REWRITTEN = ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm")
-# The share of codes that may be those beside, and how many of a tensor with a few.
+# The share of codes that may be those beside: a mean of four codes lies in the middle between two in a quarter of all
+# cases. And how many of a tensor with a few.
 _SHARE, _FEW = 0.25, 8
 
 
