@@ -144,7 +144,8 @@ def _one_standard_domain(proto: onnx.ModelProto) -> None:
     """Spell the standard domain in nodes as the model's own list of versions does, where only "" stands there."""
     if {o.domain for o in proto.opset_import if o.domain in _STANDARD} == {""}:
         for n in every_node(proto.graph):
-            n.domain = "" if n.domain in _STANDARD else n.domain
+            if n.domain in _STANDARD and n.domain:
+                n.ClearField("domain")
 
 
 def _domains_imported(proto: onnx.ModelProto) -> None:

@@ -382,7 +382,7 @@ def test_a_lost_interrupt_is_found_before_the_commit(
 def test_an_interrupt_that_became_another_error(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a signal that came while a module was loaded is called a defect."""
 
-    def loading(*_: Any) -> None:
+    def loading(*_: Any, **__: Any) -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except Interruption as e:
