@@ -37,8 +37,8 @@ def _pruned(row: Topology, *shape: int, **options: Any) -> save.PruneResult:
 def _baking(step: Any) -> Any:
     """`step` of the run, after which the size between the two Resizes is that of the calibration data."""
 
-    def baked(*given: Any) -> onnx.ModelProto:
-        result: onnx.ModelProto = step(*given)
+    def baked(*given: Any, **options: Any) -> onnx.ModelProto:
+        result: onnx.ModelProto = step(*given, **options)
         first = next(n for n in result.graph.node if n.op_type == "Resize")
         width = next(t.dims[0] for t in result.graph.initializer if t.name == "w1")
         result.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, width, 4, 4]), "baked"))

@@ -84,7 +84,7 @@ def check(
         if loaded.tail:
             checks.structure(unknown.put_back(final, loaded.tail), unknown.put_back(loaded.original, loaded.tail))
         if TARGETS[settings.target].tensorrt:
-            tensorrt_check.check(loaded.original, final)
+            tensorrt_check.check(loaded.original, final, n.proto)
             notes += tensorrt_check.warnings(final)
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
         judged, reference = finished.judged.coupled, finished.judged.reference

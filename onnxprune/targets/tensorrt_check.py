@@ -95,17 +95,31 @@ def warnings(proto: onnx.ModelProto) -> list[str]:
     return [f"TensorRT (by its documentation): {p}" for p in problems(proto)]
 
 
-def introduced(original: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[Problem, ...]:
-    """What speaks against the pruned model, and not against its original."""
-    original_problems = {(p.operator, p.reason) for p in problems(original)}
-    return tuple(p for p in problems(pruned) if (p.operator, p.reason) not in original_problems)
+def introduced(
+    original: onnx.ModelProto, pruned: onnx.ModelProto, written: onnx.ModelProto | None = None
+) -> tuple[Problem, ...]:
+    """What speaks against the pruned model, and not against its original.
+
+    written: the original in standard operators. Where the parser refuses an operator that others stand for there, what
+    speaks against those is nothing new either.
+    """
+    known = {(p.operator, p.reason) for p in problems(original)}
+    if written is not None:
+        replaced = _operators(original) - _operators(written)
+        if any(operator in replaced for operator, _ in known):
+            known |= {(p.operator, p.reason) for p in problems(written)}
+    return tuple(p for p in problems(pruned) if (p.operator, p.reason) not in known)
 
 
-def check(original: onnx.ModelProto, pruned: onnx.ModelProto) -> None:
-    """Raises CheckFailed where pruning has brought in what the parser refuses."""
-    new = introduced(original, pruned)
+def check(original: onnx.ModelProto, pruned: onnx.ModelProto, written: onnx.ModelProto) -> None:
+    """Raises CheckFailed where pruning has brought in what the parser refuses; `written` as for `introduced`."""
+    new = introduced(original, pruned, written)
     if new:
         raise CheckFailed(f"TensorRT would refuse what the original does not have: {'; '.join(map(str, new))}")
+
+
+def _operators(proto: onnx.ModelProto) -> set[str]:
+    return {n.op_type for n in bodies.every_node(proto.graph)}
 
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:

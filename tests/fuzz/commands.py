@@ -40,7 +40,7 @@ def unlike(original: str, output: str) -> str:
     from onnxprune.runtime.session import Session
 
     try:
-        Session(output)
+        said = Session(output).output_types
     except OnnxPruneError as e:
         try:
             Session(original)
@@ -51,9 +51,27 @@ def unlike(original: str, output: str) -> str:
     before, after = (with_free_dimensions(onnx.load(p, load_external_data=False)) for p in (original, output))
     if _asked(before) != _asked(after):
         return "the output has other inputs"
-    same = len(before.graph.output) == len(after.graph.output)
-    same = same and all(map(_fits, before.graph.output, after.graph.output))
+    outputs = [*zip(before.graph.output, after.graph.output, strict=False)]
+    same = len(before.graph.output) == len(after.graph.output) and all(_fits(b, a) for b, a in outputs if _declares(b))
+    if same and not all(_declares(b) for b, _ in outputs):  # then onnxruntime says the same of both
+        known = Session(original).output_types
+        same = all(b.name == a.name and _alike(known[b.name], said[b.name]) for b, a in outputs if not _declares(b))
     return "" if same else "the output has other outputs"
+
+
+def _declares(v: onnx.ValueInfoProto) -> bool:
+    """Whether a type is declared, and of a tensor its shape."""
+    kind = v.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or v.type.tensor_type.HasField("shape"))
+
+
+def _alike(before: tuple[str, Any], after: tuple[str, Any]) -> bool:
+    """Whether two outputs have one type, and no sizes that contradict each other."""
+    (kind, old), (same_kind, new) = before, after
+    sizes = not old or (
+        len(old) == len(new) and all(a == b for a, b in zip(old, new, strict=True) if {type(a), type(b)} == {int})
+    )
+    return kind == same_kind and sizes
 
 
 def _asked(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -70,8 +88,8 @@ def _fits(before: onnx.ValueInfoProto, after: onnx.ValueInfoProto) -> bool:
     old, new = before.type.tensor_type, after.type.tensor_type
     if old.elem_type != new.elem_type:
         return False
-    if not new.HasField("shape") or not old.HasField("shape"):
-        return not new.HasField("shape")
+    if not new.HasField("shape"):
+        return True
     free = onnx.TensorShapeProto.Dimension()
     if len(old.shape.dim) != len(new.shape.dim):  # the number of axes was false
         return all(d == free for d in new.shape.dim)
