@@ -390,7 +390,7 @@ def test_one_sample():
     [
         ({"image": np.zeros((4, 1, 8, 8), np.float32)}, "no data for input 'input'"),
         ({"input": np.zeros((4, 1, 9, 8), np.float32)}, "has shape 4x1x9x8"),
-        ({"input": np.zeros((4, 1, 8, 8))}, "is float64, the model wants float32"),
+        ({"input": np.zeros((4, 1, 8, 8), np.uint8)}, "is uint8, the model wants float32"),
         ({"input": np.full((4, 1, 8, 8), np.nan, np.float32)}, "NaN"),
         ({"input": np.zeros((0, 1, 8, 8), np.float32)}, "is empty"),
     ],
@@ -514,7 +514,7 @@ def test_report_as_json(folder: Path):
             "latency",
             "notes",
         ),
-        *("alignment", "timing", "warnings"),
+        *("alignment", "patterns", "timing", "warnings"),
     }
     assert data["output"] == str(out)
     assert data["after"]["bytes"] == out.stat().st_size
@@ -760,7 +760,7 @@ def test_a_plain_pass_is_timed_or_extrapolated(kind: str, monkeypatch: pytest.Mo
     timed = Timed(seconds)
     monkeypatch.setattr(calibrate, "time", timed)
     monkeypatch.setattr(calibrate, "Session", timed)
-    monkeypatch.setattr(calibrate, "runtime_batch", lambda *_: 4)
+    monkeypatch.setattr(calibrate, "runtime_batch", lambda *_, **__: 4)
     assert calibrate.plain_pass(loaded) == expected
     assert timed.sizes == [2, *sizes]
     assert timed.seconds == []

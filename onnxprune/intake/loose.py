@@ -141,9 +141,14 @@ def _named(proto: onnx.ModelProto) -> None:
 
 
 def _one_standard_domain(proto: onnx.ModelProto) -> None:
-    """Spell the standard domain in nodes as the model's own list of versions does, where only "" stands there."""
-    if {o.domain for o in proto.opset_import if o.domain in _STANDARD} == {""}:
-        for n in every_node(proto.graph):
+    """Spell the standard domain as "" in lists of versions and in nodes, where it is not spelled in both ways."""
+    if {o.domain for o in proto.opset_import if o.domain in _STANDARD} == set(_STANDARD):
+        return
+    for part in (proto, *proto.functions):
+        for o in part.opset_import:
+            if o.domain in _STANDARD and o.domain:
+                o.ClearField("domain")
+        for n in every_node(proto.graph if part is proto else part):
             if n.domain in _STANDARD and n.domain:
                 n.ClearField("domain")
 

@@ -58,8 +58,9 @@ def as_inputs(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Overridable]:
     if not listed or proto.ir_version < _SINCE:
         return proto, Overridable()
     readers = _readers(proto)
-    by_habit = len(listed) == len(stored)
-    weights = {name for name in listed if by_habit or _is_parameter(stored[name], readers.get(name, Counter()))}
+    parameters = {name for name in listed if _is_parameter(stored[name], readers.get(name, Counter()))}
+    by_habit = len(listed) == len(stored) and parameters  # without any, weights are stored as constants in nodes
+    weights = set(listed) if by_habit else parameters
     defaults = {name: onnx.TensorProto.FromString(stored[name].SerializeToString()) for name in listed}
     found = Overridable(
         tuple(onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in proto.graph.input),

@@ -32,8 +32,8 @@ Kind = tuple[str, str]
 class Tail:
     """What lies behind unknown operators, and these: nodes in their order, and the weights that they read.
 
-    inputs, outputs: of the whole model, as it declares them. named: the unknown operators, in words; read: the tensors
-    that all this reads.
+    inputs, outputs, imports: of the whole model, as it declares them. functions: those that the nodes call. named: the
+    unknown operators, in words; read: the tensors that they read, in words.
     """
 
     nodes: tuple[onnx.NodeProto, ...] = ()
@@ -41,6 +41,8 @@ class Tail:
     inputs: tuple[onnx.ValueInfoProto, ...] = ()
     outputs: tuple[onnx.ValueInfoProto, ...] = ()
     value_info: tuple[onnx.ValueInfoProto, ...] = ()
+    imports: tuple[onnx.OperatorSetIdProto, ...] = ()
+    functions: tuple[onnx.FunctionProto, ...] = ()
     named: str = ""
     read: str = ""
 
@@ -82,12 +84,14 @@ def _parted(proto: onnx.ModelProto, unknown: set[Kind]) -> tuple[onnx.ModelProto
     made = {o for n in front for o in n.output if o}
     wanted = [*dict.fromkeys(i for n in nodes for i in (*n.input, *captured_names(n)) if i in made)]
     named = ", ".join(sorted(f"{d}:{op}" if d else op for d, op in unknown)[:_SHOWN])
-    if not wanted or not {t.name for t in proto.graph.initializer} & {i for n in front for i in n.input}:
+    layers = {t.name for t in proto.graph.initializer} | {o for n in front if n.op_type == "Constant" for o in n.output}
+    if not wanted or not layers & {i for n in front for i in n.input}:
         raise RunError(
             f"onnxruntime does not know the operator {named}, and no layer is in front of it: nothing can be pruned; "
             f"{ADVICE}"
         )
-    whole = copied(proto).graph
+    copy = copied(proto)
+    whole = copy.graph
     last = {i for n in nodes for i in _reads(n)} | {v.name for v in whole.output}
     tail = Tail(
         tuple(copy_node(n) for n in nodes),
@@ -95,6 +99,8 @@ def _parted(proto: onnx.ModelProto, unknown: set[Kind]) -> tuple[onnx.ModelProto
         tuple(whole.input),
         tuple(whole.output),
         tuple(v for v in whole.value_info if v.name in behind),
+        tuple(copy.opset_import),
+        tuple(_called(copy, nodes)),
         f"onnxruntime does not know the operator {named}",
         _listed(wanted),
     )
@@ -148,11 +154,39 @@ def put_back(final: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
     result.graph.node.extend(nodes)
     own = {v.name: v for v in (*final.graph.input, *final.graph.output)}
     del result.graph.input[:], result.graph.output[:]
-    names_left = {t.name for t in result.graph.initializer}
-    result.graph.input.extend(own.get(v.name, v) for v in tail.inputs if v.name in own or v.name not in names_left)
+    result.graph.input.extend(own.get(v.name, v) for v in tail.inputs if v.name in own or v.name not in stored)
     result.graph.output.extend(own.get(v.name, v) for v in tail.outputs)
     result.graph.value_info.extend(tail.value_info)
+    there = {(f.domain, f.name) for f in result.functions}
+    result.functions.extend(f for f in tail.functions if (f.domain, f.name) not in there)
+    imported = {o.domain for o in result.opset_import}
+    result.opset_import.extend(o for o in tail.imports if o.domain not in imported)
     return result
+
+
+def check_versions(front: onnx.ModelProto, tail: Tail) -> None:
+    """Raises ModelError where the part in front had to be written in another version of operators than the rest is."""
+    now = {o.domain: o.version for o in front.opset_import}
+    used = {i.domain for n in tail.nodes for i in (n, *(k for _, body in bodies_of(n) for k in every_node(body)))}
+    for o in tail.imports:
+        if o.domain in used and now.get(o.domain, o.version) != o.version:
+            raise ModelError(
+                f"the part in front of unknown operators had to be raised from opset {o.version} to {now[o.domain]}, "
+                f"and the nodes behind it cannot be; export the model with opset {now[o.domain]}"
+            )
+
+
+def _called(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[onnx.FunctionProto]:
+    """The functions of the model that nodes call, in their bodies or through other functions, too."""
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    found: dict[tuple[str, str], onnx.FunctionProto] = {}
+    todo = [_kind(i) for n in nodes for i in (n, *(k for _, body in bodies_of(n) for k in every_node(body)))]
+    while todo:
+        kind = todo.pop()
+        if kind in functions and kind not in found:
+            found[kind] = functions[kind]
+            todo += [_kind(n) for n in every_node(functions[kind])]
+    return [f for key, f in functions.items() if key in found]
 
 
 def _unknown_in(proto: onnx.ModelProto) -> set[Kind]:

@@ -142,6 +142,7 @@ def load(
     if wider is not None and first_run.Trial(original)(wider):
         example = wider
     normalised = first_run.normalised(original, example, seconds=seconds)
+    unknown.check_versions(normalised.proto, tail)
     count = samples.count(example)
     normalised = replace(normalised, samples=count)
     batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))

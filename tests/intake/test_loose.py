@@ -67,6 +67,15 @@ def _other_domain(m: onnx.ModelProto) -> None:
     m.graph.node[0].domain = "ai.onnx"
 
 
+def _all_in_other_domain(m: onnx.ModelProto) -> None:
+    """The long name of the standard domain everywhere, beside a fused operator."""
+    m.opset_import[0].domain = "ai.onnx"
+    m.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    for n in m.graph.node:
+        n.domain = "ai.onnx"
+    m.graph.node[1].op_type, m.graph.node[1].domain = "Gelu", "com.microsoft"
+
+
 def _of_version_3(m: onnx.ModelProto) -> None:
     m.ir_version = 3
 
@@ -94,6 +103,7 @@ LOOSE: dict[str, tuple[Topology, Callable[[onnx.ModelProto], None], str]] = {
     "output without a type": (ROW, _untyped, "(y) are declared"),
     "stored twice": (ROW, _doubled, "'w1' is stored more than once"),
     "domain": (ROW, _other_domain, ""),
+    "domain everywhere": (ROW, _all_in_other_domain, ""),
     "version": (ROW, _of_version_3, ""),
     "operators in the standard domain": (ROW, _normalized_early, "checker refuses the model"),
     "operators of no version": (ROW, _of_microsoft, ""),

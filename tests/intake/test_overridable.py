@@ -92,6 +92,22 @@ def test_weights_stay_inputs_where_they_are_as_they_were():
     assert _inputs(_pruned(first)) == ["x"]
 
 
+def test_inputs_beside_weights_in_nodes_are_no_habit():
+    """Fails where all initializers are inputs, as weights are stored in nodes, and are taken for weights."""
+    proto = _listing(("gain", "target"))
+    stored = {t.name: t for t in proto.graph.initializer}
+    inside = [n for n in stored if n not in ("gain", "target")]
+    nodes = [onnx.helper.make_node("Constant", [], [n], value=stored[n]) for n in inside]
+    nodes += [onnx.NodeProto.FromString(n.SerializeToString()) for n in proto.graph.node]
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(stored[n] for n in ("gain", "target"))
+    pruned = _pruned(proto)
+    assert _inputs(pruned) == ["gain", "x", "target"]
+    feeds = {**ROW.feeds(4), "gain": np.array([-2.0], np.float32), "target": np.array([-1, 2], np.int64)}
+    assert Session(pruned).run(feeds)["y"].shape == (8, 2)
+
+
 def test_before_version_4_the_list_says_nothing():
     """Fails where what onnxruntime does not take from callers keeps anything from being cut."""
     assert _inputs(_pruned(_listing(NAMES, version=3))) == ["x"]

@@ -12,7 +12,7 @@ from onnx import helper
 
 from onnxprune import evaluate, inspect, prune
 from onnxprune.cli.program import main
-from onnxprune.errors import RunError, UsageError
+from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph.protobuf import submodel
 from onnxprune.intake import first_run, unknown
 from onnxprune.runtime.custom_ops import checked, registering
@@ -140,6 +140,71 @@ def test_known_models_are_not_asked_of():
     proto = ROW.model()
     proto.graph.node[1].op_type, proto.graph.node[1].domain = "Gelu", "com.microsoft"
     assert unknown.cut_off(proto)[0] is proto
+
+
+def _pruned(proto: onnx.ModelProto) -> onnx.ModelProto:
+    result = prune(proto, None, {**FEEDS, "alone": np.ones(1, np.float32)}, uniform=0.5, round_to=1, fast=True)
+    assert result.model is not None
+    onnx.checker.check_model(result.model)
+    return result.model
+
+
+@pytest.mark.parametrize("holds", [True, False], ids=["holds the operator", "behind it"])
+def test_functions_of_the_rest_are_kept(holds: bool):
+    """Fails where a node behind the operator, or around it, calls a function that is gone."""
+    proto = _with_tail()
+    at = next(i for i, n in enumerate(proto.graph.node) if n.op_type == ("Boxes" if holds else "Mul"))
+    node = proto.graph.node[at]
+    inner = helper.make_node(node.op_type, ["a", "b"], ["c"], domain=node.domain)
+    outer = helper.make_node("Inner", ["a", "b"], ["c"], domain="own")
+    opsets = [*proto.opset_import, helper.make_opsetid("own", 1)]
+    for name, body in (("Inner", inner), ("Outer", outer)):
+        proto.functions.append(helper.make_function("own", name, ["a", "b"], ["c"], [body], opsets))
+    del node.output[1:]
+    node.op_type, node.domain = "Outer", "own"
+    proto.opset_import.append(helper.make_opsetid("own", 1))
+    pruned = _pruned(proto)
+    assert {f.name for f in pruned.functions} == {"Inner", "Outer"}
+    assert "own" in {o.domain for o in pruned.opset_import}
+
+
+def test_domains_of_the_rest_stay_imported():
+    """Fails where the only node of a domain in front is written in standard operators, and one behind is of it, too."""
+    proto = _with_tail()
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    for op in ("Relu", "Mul"):
+        node = next(n for n in proto.graph.node if n.op_type == op)
+        node.op_type, node.domain = "Gelu", "com.microsoft"
+        del node.input[1:]
+    pruned = _pruned(proto)
+    assert [n.output[0] for n in pruned.graph.node if n.op_type == "Gelu" and n.domain] == ["out"]
+    assert "com.microsoft" in {o.domain for o in pruned.opset_import}
+
+
+def test_a_default_that_the_rest_alone_reads_stays_an_input():
+    proto = _with_tail()
+    proto.graph.input.append(helper.make_tensor_value_info("limit", onnx.TensorProto.FLOAT, [1]))
+    pruned = _pruned(proto)
+    assert [v.name for v in pruned.graph.input] == ["x", "alone", "limit"]
+    assert "limit" in {t.name for t in pruned.graph.initializer}
+
+
+def test_weights_in_nodes_are_layers_in_front():
+    """Fails where a model whose weights are constants in nodes is said to have no layer."""
+    proto = _with_tail()
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+    nodes += [onnx.NodeProto.FromString(n.SerializeToString()) for n in proto.graph.node]
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.extend(nodes)
+    assert next(t.dims[1] for t in _pruned(proto).graph.initializer if t.name == "w1") == 4
+
+
+def test_a_rest_of_an_older_opset_is_refused():
+    """Fails where nodes that mean something else in the newer opset of the part in front stand behind it."""
+    proto = _with_tail()
+    proto.opset_import[0].version = 8
+    with pytest.raises(ModelError, match="export the model with opset 9"):
+        _pruned(proto)
 
 
 def test_libraries_are_named_where_they_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

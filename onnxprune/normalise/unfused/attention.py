@@ -102,7 +102,7 @@ def _mask(site: Site, mask: str) -> str | Refusal:
         counts = site.cast(site.op("Unsqueeze", mask, site.integers([1], "axes")), TensorProto.INT64)
         counted = site.op("Less", keys, counts)
     elif len(shape) in (2, 3) and shape[0] == batch and shape[-1] == length:
-        counted = site.cast(mask, TensorProto.BOOL)
+        counted = site.op("Greater", mask, site.scalar(0, mask))
     else:
         return Refusal(f"a mask of the shape {shape} is not understood")
     between = [1, 2] if len(shape) < 3 else [1]

@@ -21,8 +21,9 @@ def _real(*shape: int) -> Any:
 
 
 _X, _W, _BIAS = _real(_B, _S, _I), _real(_I, 36), _real(36)
-_COUNTS, _RAW = np.array([3, 5], np.int32), _RNG.integers(0, 2, (_B, _S)).astype(np.int32)
-_EACH = _RNG.integers(0, 2, (_B, _S, _S)).astype(np.int32)
+# Of every key: above 0 it counts.
+_COUNTS, _RAW = np.array([3, 5], np.int32), _RNG.integers(-1, 3, (_B, _S)).astype(np.int32)
+_EACH = _RNG.integers(-1, 3, (_B, _S, _S)).astype(np.int32)
 _HEADS = {"num_heads": _H}
 NUMBERS: Mapping[str, Case] = {
     "plain": Case("Attention", (_X, _W, _BIAS), _HEADS, (1, 2)),
