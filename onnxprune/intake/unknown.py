@@ -22,7 +22,10 @@ from onnxprune.runtime import custom_ops
 from onnxprune.runtime.custom_ops import ADVICE
 from onnxprune.runtime.session import known_operators
 
-_SAID = re.compile(r"Fatal error: (?P<domain>[^\s:]*):(?P<op>[^\s:(]+)\(-?\d+\) is not a registered function/op")
+_SAID = (
+    re.compile(r"Fatal error: (?P<domain>[^\s:]*):(?P<op>[^\s:(]+)\(-?\d+\) is not a registered function/op"),
+    re.compile(r"Could not find an implementation for (?P<domain>)(?P<op>[^\s(]+)\(\d+\) node"),
+)
 _STANDARD = ("", "ai.onnx")
 _SHOWN = 3
 Kind = tuple[str, str]
@@ -192,29 +195,34 @@ def _called(proto: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> list[onnx.Fu
 def _unknown_in(proto: onnx.ModelProto) -> set[Kind]:
     """The operators of the main graph, its bodies and functions that onnxruntime does not know.
 
-    A function that holds one is unknown, too. Of a registered library only onnxruntime knows what is in it: the model
-    is opened until it no longer names an operator.
+    A function that holds one is unknown, too. Of a registered library only onnxruntime knows what is in it, and so it
+    does of operators that it adds to the standard domain for TensorRT alone: the model is opened until it no longer
+    names an operator.
     """
     known = known_operators()
-    missing = {_kind(n) for part in (proto.graph, *proto.functions) for n in every_node(part)} - known
-    missing -= {(f.domain, f.name) for f in proto.functions}
-    if not known or not missing:
+    kinds = {_kind(n) for part in (proto.graph, *proto.functions) for n in every_node(part)}
+    missing = kinds - known - {(f.domain, f.name) for f in proto.functions}
+    added = {(domain, op) for domain, op in kinds & known if not domain and not onnx.defs.has(op)}
+    if not known or not (missing or added):
         return set()
-    if not custom_ops.libraries():
-        return _with_functions(proto, missing)
-    unknown: set[Kind] = set()
-    while missing - unknown:
+    unknown = set() if custom_ops.libraries() else _with_functions(proto, missing)
+    while open_ := (missing | added) - unknown:
         try:
             first_run.output_types(_parted(proto, unknown)[0] if unknown else proto)
         except RunError as e:
-            said = _SAID.search(str(e))
-            kind = ("" if said["domain"] in _STANDARD else said["domain"], said["op"]) if said else None
-            if kind is None or kind not in missing - unknown:
+            named = _named(str(e))
+            if named not in open_:
                 break  # the first run says what is wrong
-            unknown = _with_functions(proto, unknown | {kind})
+            unknown = _with_functions(proto, unknown | {named})
             continue
         break
     return unknown
+
+
+def _named(why: str) -> Kind | None:
+    """The operator of which onnxruntime says that it has none."""
+    said = next(filter(None, (pattern.search(why) for pattern in _SAID)), None)
+    return None if said is None else ("" if said["domain"] in _STANDARD else said["domain"], said["op"])
 
 
 def _with_functions(proto: onnx.ModelProto, unknown: set[Kind]) -> set[Kind]:

@@ -168,6 +168,29 @@ def test_functions_of_the_rest_are_kept(holds: bool):
     assert "own" in {o.domain for o in pruned.opset_import}
 
 
+def test_what_onnxruntime_has_for_tensorrt_alone_is_unknown(tmp_path: Path):
+    """Fails where a node in the standard domain that no other runtime has kernels for ends the run."""
+    proto = ROW.model()
+    g = proto.graph
+    for name, width in (("y", 4), ("z", 8)):
+        g.initializer.append(onnx.numpy_helper.from_array(np.array([0, -1, width]), f"by_{name}"))
+        g.node.append(helper.make_node("Reshape", [name, f"by_{name}"], [f"{name}_boxes"]))
+    options = {"background_class": -1, "box_coding": 0, "iou_threshold": 0.5, "max_output_boxes": 10}
+    options |= {"plugin_version": "1", "score_activation": 0, "score_threshold": 0.2}
+    kinds = {"count": onnx.TensorProto.INT32, "boxes": onnx.TensorProto.FLOAT, "scores": onnx.TensorProto.FLOAT}
+    ports = {**kinds, "classes": onnx.TensorProto.INT32}
+    g.node.append(helper.make_node("EfficientNMS_TRT", ["y_boxes", "z_boxes"], [*ports], "nms", **options))
+    del g.output[:]
+    g.output.extend(helper.make_tensor_value_info(n, kind, None) for n, kind in ports.items())
+    onnx.save(proto, tmp_path / "in.onnx")
+    result = prune(tmp_path / "in.onnx", tmp_path / "out.onnx", FEEDS, uniform=0.5, round_to=1, fast=True)
+    assert any("does not know the operator EfficientNMS_TRT" in n for n in result.report.notes)
+    written = onnx.load(tmp_path / "out.onnx").graph
+    assert written.node[-1] == g.node[-1]
+    assert [v.name for v in written.output] == [*ports]
+    assert next(t.dims[1] for t in written.initializer if t.name == "w1") == 4
+
+
 def test_domains_of_the_rest_stay_imported():
     """Fails where the only node of a domain in front is written in standard operators, and one behind is of it, too."""
     proto = _with_tail()
