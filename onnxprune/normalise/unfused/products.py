@@ -7,6 +7,8 @@ FusedMatMul   α · A' · B'
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnxprune.normalise.unfused.activations import fast_gelu, taken_in
 from onnxprune.normalise.unfused.site import Refusal, Rows, Site
 
@@ -43,7 +45,18 @@ def _fused_conv(site: Site) -> Refusal | None:
 
 
 def _fused_gemm(site: Site) -> Refusal | None:
-    """Gemm, then the activation, whose parameters are attributes of their own."""
+    return _activated(site, _gemm)
+
+
+def _gemm(site: Site) -> str:
+    a, b, c = (site.input(k) for k in range(3))
+    if not c and site.opset < 11:
+        c = site.scalar(0.0, a)
+    return site.op("Gemm", a, b, c, main=True, **site.attributes("alpha", "beta", "transA", "transB"))
+
+
+def _activated(site: Site, product: Callable[[Site], str]) -> Refusal | None:
+    """A product, then the activation, whose parameters are attributes of their own."""
     taken = taken_in(site)
     if isinstance(taken, Refusal):
         return taken
@@ -51,11 +64,7 @@ def _fused_gemm(site: Site) -> Refusal | None:
     keys = [f"activation_{name}" for name in names]
     if len(site.attributes(*keys)) < len(keys):
         return Refusal("its activation lacks parameters")
-    a, b, c = (site.input(k) for k in range(3))
-    if not c and site.opset < 11:
-        c = site.scalar(0.0, a)
-    product = site.op("Gemm", a, b, c, main=True, **site.attributes("alpha", "beta", "transA", "transB"))
-    build(site, product, [float(site.attribute(k)) for k in keys], a, site.output())
+    build(site, product(site), [float(site.attribute(k)) for k in keys], site.input(0), site.output())
     return None
 
 
@@ -66,19 +75,10 @@ def _fused_matmul(site: Site) -> Refusal | None:
 
 
 def _fused_matmul_activation(site: Site) -> Refusal | None:
-    """The same, and the activation, whose parameters are attributes of their own."""
-    taken = taken_in(site)
-    if isinstance(taken, Refusal):
-        return taken
-    build, names = taken
-    keys = [f"activation_{name}" for name in names]
-    if len(site.attributes(*keys)) < len(keys):
-        return Refusal("its activation lacks parameters")
-    build(site, _product(site, ""), [float(site.attribute(k)) for k in keys], site.input(0), site.output())
-    return None
+    return _activated(site, _product)
 
 
-def _product(site: Site, to: str) -> str:
+def _product(site: Site, to: str = "") -> str:
     """The scaled product of the operands, under the name `to`."""
     alpha = float(site.attribute("alpha", 1.0))
     operands = [
