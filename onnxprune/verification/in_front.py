@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx
 
@@ -44,45 +44,35 @@ def cut_in_front(
 def _read_by_lists(proto: onnx.ModelProto) -> list[str]:
     """The tensors of floating-point numbers that lists are made of, those that they read through masks included."""
     types = protobuf.inferred_shapes(proto)[1]
-    weights = {t.name for t in proto.graph.initializer}
+    return sorted(_up_to(proto, lambda name: types.get(name) in _FLOATS)[0])
+
+
+def _up_to(proto: onnx.ModelProto, stops: Callable[[str], bool]) -> tuple[set[str], set[str]]:
+    """What nodes compute for lists, followed from these towards the inputs: (where that stops, what lies between)."""
     producer = {o: n for n in proto.graph.node for o in n.output if o}
     stack = [i for n in proto.graph.node if n.op_type in LISTS for i in n.input if i]
-    front: dict[str, None] = {}
-    seen: set[str] = set()
+    stopped: set[str] = set()
+    between: set[str] = set()
     while stack:
         name = stack.pop()
-        if name in seen or name in weights or name not in producer:
+        if name in stopped or name in between or name not in producer:
             continue
-        seen.add(name)
-        if types.get(name) in _FLOATS:
-            front[name] = None
+        if stops(name):
+            stopped.add(name)
         else:
+            between.add(name)
             stack.extend(i for i in producer[name].input if i)
-    return sorted(front)
+    return stopped, between
 
 
 def _behind(proto: onnx.ModelProto, front: list[str]) -> set[str]:
     """What is computed from lists: all that follows from an operator that makes one, or from masks in front of it."""
     behind: set[str] = set()
-    masks = _masks(proto, front)
+    masks = _up_to(proto, lambda name: name in front)[1]
     for n in proto.graph.node:
         if n.op_type in LISTS or masks & set(n.output) or behind & {*n.input, *captured_names(n)}:
             behind.update(o for o in n.output if o)
     return behind
-
-
-def _masks(proto: onnx.ModelProto, front: list[str]) -> set[str]:
-    """The tensors between those in front and the lists."""
-    producer = {o: n for n in proto.graph.node for o in n.output if o}
-    stack = [i for n in proto.graph.node if n.op_type in LISTS for i in n.input if i]
-    masks: set[str] = set()
-    while stack:
-        name = stack.pop()
-        if name in masks or name in front or name not in producer:
-            continue
-        masks.add(name)
-        stack.extend(i for i in producer[name].input if i)
-    return masks
 
 
 def _computed(proto: onnx.ModelProto, behind: set[str]) -> Counter[bytes]:
