@@ -166,6 +166,12 @@ class FileRange:
 _VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
+def equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
+    """Whether two tensors hold the same values, bit for bit, in the same type and shape."""
+    x, y = array_of(a), array_of(b)
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
 def array_of(tensor: onnx.TensorProto) -> Array:
     """The values of a tensor: read-only and mapped where they lie in a file. Raises ModelError where they cannot be."""
     if not is_external(tensor):

@@ -118,18 +118,13 @@ def _without_doubles(proto: onnx.ModelProto) -> list[str]:
         extra: list[int] = []
         for i, t in enumerate(graph.initializer):
             if count[t.name] > 1 and first.setdefault(t.name, t) is not t:
-                if not _equal(t, first[t.name]):
+                if not external.equal(t, first[t.name]):
                     raise ModelError(f"initializer {t.name!r} is stored twice, with other values; rename one of them")
                 extra.append(i)
                 doubled.append(t.name)
         for i in reversed(extra):
             del graph.initializer[i]
     return [f"initializer {name!r} is stored more than once, with the same values" for name in dict.fromkeys(doubled)]
-
-
-def _equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
-    x, y = external.array_of(a), external.array_of(b)
-    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
 # names and versions

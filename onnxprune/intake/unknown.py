@@ -145,7 +145,7 @@ def put_back(final: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
     for t in tail.weights:
         if t.name not in stored:
             result.graph.initializer.add().CopyFrom(t)
-        elif not _equal(stored[t.name], t):  # the other part reads what was cut, or fitted
+        elif not external.equal(stored[t.name], t):  # the other part reads what was cut, or fitted
             names[t.name] = _unused(f"{t.name}__whole", taken)
             whole = result.graph.initializer.add()
             whole.CopyFrom(t)
@@ -235,11 +235,6 @@ def _with_functions(proto: onnx.ModelProto, unknown: set[Kind]) -> set[Kind]:
 
 def _kind(n: onnx.NodeProto) -> Kind:
     return ("" if n.domain in _STANDARD else n.domain, n.op_type)
-
-
-def _equal(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
-    x, y = external.array_of(a), external.array_of(b)
-    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
 def _unused(name: str, taken: set[str]) -> str:
