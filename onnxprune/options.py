@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
@@ -67,6 +68,13 @@ def exact_percent(share: float) -> str:
 def at_most(share: float) -> str:
     """A share that is the most there is: rounded down."""
     return f"{math.floor(1000.0 * max(share, 0.0)) / 10.0:.1f}%"
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The names among `known` that `name` is most likely a slip of, as "a or b"; empty where none is near."""
+    lower = {k.lower(): k for k in known}
+    found = get_close_matches(name.lower(), lower, n=most)
+    return " or ".join(lower[k] for k in found)
 
 
 def shown(value: Any) -> str:

@@ -8,54 +8,77 @@ from typing import Any
 import click
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE, flag, with_default
+from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
+from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
-from onnxprune.cli.values import parse_shape
+from onnxprune.cli.values import Choice, parse_shape
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
 from onnxprune.runtime import child
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    cls=Grouped,
+    sections=(
+        Section(
+            "What is timed",
+            option(
+                "--data",
+                metavar="PATH",
+                show_default="seeded random inputs",
+                help="Inputs: a .npz keyed by input names, a .npy, or a folder; the first samples are used.",
+            ),
+            option(
+                "--batch", type=int, metavar="N", show_default="1, or what --shape says", help="Samples in each run."
+            ),
+            option(
+                "--shape",
+                "shapes",
+                multiple=True,
+                metavar="NAME:DIMS",
+                show_default="sizes that run",
+                help="Shape of an input with symbolic dimensions: x:1,3,224,224, x:[1,3,224,224] or x:1x3x224x224. "
+                "Repeatable.",
+            ),
+            STATE,
+            ALLOW_LINKS,
+        ),
+        Section(
+            "Where it runs",
+            option(
+                "--provider",
+                metavar="NAME",
+                **with_default("cpu"),
+                help="cpu, cuda, or any other execution provider of the installed onnxruntime, by its name or the part "
+                "before ExecutionProvider. tensorrt builds an engine with the package tensorrt, without onnxruntime.",
+            ),
+            option(
+                "--precision",
+                type=Choice(PRECISIONS),
+                **with_default(PRECISIONS[0]),
+                help="The types that the model has (quantized ones too), or a copy that computes in float16.",
+            ),
+            option("--threads", type=int, metavar="N", **with_default(0), help="Of onnxruntime; 0 leaves them to it."),
+            CUSTOM_OPS,
+        ),
+        Section(
+            "How long",
+            option("--seconds", type=float, metavar="S", **with_default(SECONDS), help="Run rounds for so long."),
+            option(
+                "--runs", type=int, metavar="N", show_default="what --seconds allows", help="So many rounds instead."
+            ),
+            option("--warmup", type=int, metavar="N", **with_default(WARMUP), help="Rounds before those that count."),
+        ),
+        Section(
+            "Output",
+            flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own."),
+            JSON,
+        ),
+    ),
+)
 @click.argument("model", metavar="MODEL")
 @click.argument("other", metavar="[OTHER]", required=False)
-@click.option(
-    "--data",
-    metavar="PATH",
-    show_default="seeded random inputs",
-    help="Inputs: a .npz keyed by input names, a .npy, or a folder; the first samples are used.",
-)
-@click.option(
-    "--provider",
-    metavar="NAME",
-    **with_default("cpu"),
-    help="cpu, cuda, or any other execution provider of the installed onnxruntime, by its name or the part before "
-    "ExecutionProvider. tensorrt builds an engine with the package tensorrt, without onnxruntime.",
-)
-@click.option("--batch", type=int, metavar="N", show_default="1, or what --shape says", help="Samples in each run.")
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME:DIMS",
-    show_default="sizes that run",
-    help="Shape of an input with symbolic dimensions: x:1,3,224,224, x:[1,3,224,224] or x:1x3x224x224. Repeatable.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    **with_default(PRECISIONS[0]),
-    help="The types that the model has (quantized ones too), or a copy that computes in float16.",
-)
-@click.option("--threads", type=int, metavar="N", **with_default(0), help="Of onnxruntime; 0 leaves them to it.")
-@click.option("--seconds", type=float, metavar="S", **with_default(SECONDS), help="Run rounds for so long.")
-@click.option("--runs", type=int, metavar="N", show_default="what --seconds allows", help="So many rounds instead.")
-@click.option("--warmup", type=int, metavar="N", **with_default(WARMUP), help="Rounds before those that count.")
-@flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own.")
-@STATE
-@ALLOW_LINKS
-@CUSTOM_OPS
-@JSON
 def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Time MODEL, or MODEL and OTHER in turns, on the same inputs.
 

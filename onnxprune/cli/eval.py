@@ -4,45 +4,56 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
+from onnxprune.cli.options.section import Grouped, Section, option
+from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
-from onnxprune.cli.values import parse_error, parse_share
+from onnxprune.cli.values import ERROR, SHARE
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
 from onnxprune.runtime import child
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    cls=Grouped,
+    sections=(
+        Section(
+            "Data",
+            option("--data", metavar="PATH", required=True, help="Test data: a .npz, a .npy, or a folder of these."),
+            option("--labels", metavar="KEY", show_default="none", help="Key of the samples' classes in the data."),
+            STATE,
+        ),
+        Section(
+            "Comparison, and gates: exit code 4 where one does not hold",
+            option("--against", metavar="ORIGINAL", show_default="none", help="The original model to compare with."),
+            option(
+                "--min-agreement",
+                type=SHARE,
+                metavar="SHARE",
+                show_default="no limit",
+                help="Fail where fewer samples get ORIGINAL's class: 0.99 or 99%.",
+            ),
+            option(
+                "--max-drop",
+                type=float,
+                metavar="POINTS",
+                show_default="no limit",
+                help="Fail where top-1 is more percentage points below ORIGINAL's. Needs --labels.",
+            ),
+            option(
+                "--max-error",
+                type=ERROR,
+                metavar="ERROR",
+                show_default="no limit",
+                help="Fail where an output, or a part of one, differs from ORIGINAL's by more, or where that cannot be "
+                "measured: squared error over spread, 0.05 or 5%.",
+            ),
+        ),
+        Section("Where it runs", CUSTOM_OPS, ALLOW_LINKS),
+        Section("Output", JSON),
+    ),
+)
 @click.argument("model", metavar="MODEL")
-@click.option("--data", metavar="PATH", required=True, help="Test data: a .npz, a .npy, or a folder of these.")
-@click.option("--against", metavar="ORIGINAL", show_default="none", help="The original model to compare with.")
-@click.option("--labels", metavar="KEY", show_default="none", help="Key of the samples' classes in the data.")
-@click.option(
-    "--min-agreement",
-    type=parse_share,
-    metavar="SHARE",
-    show_default="no limit",
-    help="Fail with exit code 4 where fewer samples get ORIGINAL's class: 0.99, 99 or 99%.",
-)
-@click.option(
-    "--max-drop",
-    type=float,
-    metavar="POINTS",
-    show_default="no limit",
-    help="Fail with exit code 4 where top-1 is more percentage points below ORIGINAL's. Needs --labels.",
-)
-@click.option(
-    "--max-error",
-    type=parse_error,
-    metavar="ERROR",
-    show_default="no limit",
-    help="Fail with exit code 4 where an output, or a part of one, differs from ORIGINAL's by more, or where that "
-    "cannot be measured: squared error over spread, 0.05 or 5%.",
-)
-@STATE
-@ALLOW_LINKS
-@CUSTOM_OPS
-@JSON
 def eval_command(
     model: str,
     data: str,

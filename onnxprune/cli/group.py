@@ -1,21 +1,29 @@
-"""The group of commands, of which the main one needs no name, and what their options share."""
+"""The group of commands, of which the main one needs no name, and what they run in."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+from click.exceptions import Exit
 
-from onnxprune.config import PruneConfig
-from onnxprune.errors import RunError
+from onnxprune.cli.options.section import Grouped
+from onnxprune.cli.screen import say
+from onnxprune.errors import RunError, UsageError
 from onnxprune.process.scratch import Scratch
 from onnxprune.process.signals import Interruption, Interrupts
+from onnxprune.version import __version__
 
-F = TypeVar("F", bound=Callable[..., Any])
-DEFAULTS = PruneConfig()
+_SHORT = f"""\
+onnxprune {__version__} makes an ONNX model slimmer by removing whole channels.
+
+  onnxprune inspect in.onnx                                   what can go, and why the rest cannot
+  onnxprune in.onnx out.onnx --calib data.npz --ratio 50%     half of the work goes, the rest is refitted
+  onnxprune bench in.onnx out.onnx                            what that is worth in time
+
+onnxprune --help shows all commands and options, onnxprune COMMAND --help those of one."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,12 @@ class Main(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """The main command's context unless the first word is a subcommand."""
-        if args and args[0] in self.commands:
+        """The main command's context unless the first word is a subcommand; without any word a short help."""
+        if not args:
+            for line in _SHORT.splitlines():
+                say(line)
+            raise Exit(UsageError.exit_code)  # an empty variable of a script is no success
+        if args[0] in self.commands:
             return super().make_context(info_name, args, parent, **extra)
         return self.main_command.make_context(info_name, args, parent, **extra)
 
@@ -57,50 +69,16 @@ class Main(click.Group):
             raise RunError(f"a process or a machine that worked for this one has gone: {e.strerror}") from e
 
 
-class WithSubcommands(click.Command):
+class WithSubcommands(Grouped):
     """The main command: its help lists the subcommands too."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The subcommands, then the epilog."""
         with formatter.section("Subcommands"):
-            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in cli.commands.items()])
+            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in cli.commands.items() if c is not self])
         super().format_epilog(ctx, formatter)
 
 
 @click.group(cls=Main)
 def cli() -> None:
     """Make an ONNX model slimmer by removing whole channels."""
-
-
-def with_default(default: Any) -> dict[str, Any]:
-    """The default of an option, which `--help` shows."""
-    return {"default": default, "show_default": True}
-
-
-def flag(name: str, help_: str, *names: str) -> Callable[[F], F]:
-    """A switch that is off unless it is given."""
-    return click.option(name, *names, is_flag=True, default=False, show_default="off", help=help_)
-
-
-ALLOW_LINKS = flag(
-    "--allow-links",
-    "Weights beside a model may be links to anywhere. Without it only to the folder in which the model's own file "
-    "lies, as in the caches of model hubs.",
-)
-CUSTOM_OPS = click.option(
-    "--custom-ops",
-    multiple=True,
-    metavar="LIBRARY",
-    show_default="none",
-    help="A shared library of operators, which onnxruntime registers in every session; it runs with all of your "
-    "rights. Repeatable.",
-)
-STATE = click.option(
-    "--state",
-    multiple=True,
-    metavar="OUT=IN",
-    show_default="none",
-    help="The output OUT is the input IN of the next step. Then the samples of one file are steps of a sequence, and "
-    "data for IN, if any, are what it starts with (else zeros). Repeatable.",
-)
-JSON = flag("--json", "Print JSON instead of tables.", "as_json")

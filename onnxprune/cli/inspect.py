@@ -4,40 +4,55 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.group import ALLOW_LINKS, CUSTOM_OPS, DEFAULTS, JSON, STATE, with_default
+from onnxprune.cli.options.names import DEFAULTS
+from onnxprune.cli.options.section import Grouped, Section, option, with_default
+from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
-from onnxprune.config import (
-    ATTENTIONS,
-)
+from onnxprune.cli.values import Choice
+from onnxprune.config import ATTENTIONS
 from onnxprune.process import streams
 from onnxprune.runtime import child
 from onnxprune.targets.alignment import TARGETS
 
 
-@click.command("inspect")
+@click.command(
+    "inspect",
+    cls=Grouped,
+    sections=(
+        Section(
+            "Data",
+            option(
+                "--calib",
+                metavar="PATH",
+                show_default="random inputs",
+                help="Data that fixes the sizes of symbolic dimensions, where random inputs do not fit.",
+            ),
+            STATE,
+        ),
+        Section(
+            "What could go",
+            option(
+                "--attention",
+                type=Choice(ATTENTIONS),
+                **with_default(DEFAULTS.attention),
+                help="What would go in attention: whole heads, or the same positions of every head.",
+            ),
+        ),
+        Section(
+            "Where it runs",
+            option(
+                "--target",
+                type=Choice(tuple(TARGETS)),
+                **with_default(DEFAULTS.target),
+                help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
+            ),
+            CUSTOM_OPS,
+            ALLOW_LINKS,
+        ),
+        Section("Output", JSON),
+    ),
+)
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--calib",
-    metavar="PATH",
-    show_default="random inputs",
-    help="Data that fixes the sizes of symbolic dimensions, where random inputs do not fit.",
-)
-@click.option(
-    "--attention",
-    type=click.Choice(ATTENTIONS),
-    **with_default(DEFAULTS.attention),
-    help="What would go in attention: whole heads, or the same positions of every head.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(tuple(TARGETS)),
-    **with_default(DEFAULTS.target),
-    help="For tensorrt-*: also say what TensorRT's ONNX parser refuses.",
-)
-@STATE
-@ALLOW_LINKS
-@CUSTOM_OPS
-@JSON
 def inspect_command(
     model: str,
     calib: str | None,

@@ -1,7 +1,8 @@
 """The commands put together, and what becomes of their errors.
 
-`onnxprune IN OUT --ratio 0.5` is the main command; `inspect`, `eval` and `bench` are subcommands beside it. Reports go
-to stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are those of `errors`.
+`onnxprune IN OUT --ratio 0.5` is the main command, with or without its name `prune`; `inspect`, `eval` and `bench`
+stand beside it. Reports go to stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are
+those of `errors`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 
 
 cli.main_command = prune_command
-for _command in (inspect_command, eval_command, bench_command):
+for _command in (prune_command, inspect_command, eval_command, bench_command):
     cli.add_command(_command)
 
 

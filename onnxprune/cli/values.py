@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from onnxprune.options import nearest
 from onnxprune.targets.alignment import AUTO
+
+if TYPE_CHECKING:  # generic for a type checker alone, as they are from click 8.2 on
+    _Number = click.ParamType[float]
+    _Names = click.Choice[str]
+else:
+    _Number, _Names = click.ParamType, click.Choice
 
 
 def parse_size(text: str) -> int:
@@ -33,31 +43,50 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
-def parse_share(text: str) -> float:
-    """A share as 0.99, 99 or 99%; a bare number above 1 is percent. Raises click.BadParameter."""
-    try:
-        number = float(text.strip().removesuffix("%"))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a share; write 0.99 or 99%") from None
-    share = number / 100.0 if text.strip().endswith("%") or number > 1.0 else number
-    if not 0.0 <= share <= 1.0:
-        raise click.BadParameter(f"{text!r} is not between 0 and 100%")
-    return share
+class Share(_Number):
+    """A share as 0.4 or 40%: one rule for ratios, errors and agreement.
+
+    A bare number above 1 is refused, as 40 may be a slip for 0.4 as well as 40%. beyond: whether more than 100% makes
+    sense, as of an error, which may be larger than what it is relative to.
+    """
+
+    name = "share"
+
+    def __init__(self, *, beyond: bool = False) -> None:
+        self.beyond = beyond
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Raises click.BadParameter."""
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            self.fail(f"{value!r} is not a share; write 0.4 or 40%", param, ctx)
+        share = number / 100.0 if text.endswith("%") else number
+        if not 0.0 <= share < math.inf:
+            self.fail(f"{value!r} is not a share; write 0.4 or 40%", param, ctx)
+        if text.endswith("%") or share <= 1.0:
+            if share > 1.0 and not self.beyond:
+                self.fail(f"{value!r} is more than 100%", param, ctx)
+            return share
+        meant = f", or {number:.0%} if that is meant" if self.beyond else ""
+        self.fail(f"{value!r} is {number:.0%}; write {number:g}%{meant}", param, ctx)
 
 
-def parse_error(text: str) -> float:
-    """An error relative to a spread, as 0.05 or 5%. Raises click.BadParameter."""
-    try:
-        number = float(text.strip().removesuffix("%"))
-    except ValueError:
-        number = -1.0
-    if not 0.0 <= number < float("inf"):
-        raise click.BadParameter(f"{text!r} is not an error; write 0.05 or 5%")
-    if text.strip().endswith("%"):
-        return number / 100.0
-    if number > 1.0:  # a limit that limits nothing, where a few percent were meant
-        raise click.BadParameter(f"{text!r} is {number:.0%}; write {number:g}%, or {number:.0%} if that is meant")
-    return number
+class Choice(_Names):
+    """One of several names; for another one the nearest is named."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name. Raises click.BadParameter."""
+        try:
+            return str(super().convert(value, param, ctx))
+        except click.BadParameter as e:
+            near = nearest(str(value), self.choices)
+            self.fail(e.message + (f" Did you mean {near}?" if near else ""), param, ctx)
+
+
+SHARE = Share()
+ERROR = Share(beyond=True)
 
 
 def parse_alignment(text: str) -> int | str:

@@ -1,0 +1,61 @@
+"""How much goes, and what that may cost."""
+
+from __future__ import annotations
+
+from onnxprune.cli.options.names import DEFAULTS
+from onnxprune.cli.options.section import Section, flag, option, with_default
+from onnxprune.cli.values import ERROR, SHARE, Choice
+from onnxprune.methods import BUDGETS
+
+BUDGET = Section(
+    "Budget",
+    option(
+        "--ratio",
+        type=SHARE,
+        metavar="SHARE",
+        help="Share of the budget to remove: 0.4 or 40%. Required without --uniform, --tolerance, --layer-tolerance "
+        "and --from-plan.",
+    ),
+    option(
+        "--budget",
+        type=Choice(tuple(BUDGETS)),
+        **with_default(DEFAULTS.budget),
+        help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency): "
+        "on the CPU, on a GPU for --target ort-cuda, with TensorRT for tensorrt-*, or where --provider says.",
+    ),
+    option(
+        "--uniform",
+        type=SHARE,
+        metavar="SHARE",
+        show_default="none",
+        help="Instead of a budget: every group that can be cut loses this share of its channels, in (0, 1). Widths are "
+        "rounded down to what --round-to allows; a group too narrow for that keeps its least width.",
+    ),
+    option(
+        "--tolerance",
+        type=ERROR,
+        metavar="ERROR",
+        show_default="none",
+        help="Instead of a budget: remove what can go until the outputs, on held-out samples, differ from the "
+        "original's by this much: squared error over spread, 0.01 or 1%; with --labels the loss that is added.",
+    ),
+    option(
+        "--layer-tolerance",
+        type=SHARE,
+        metavar="SHARE",
+        show_default="none",
+        help="Instead of a budget: of every group the fewest channels stay with which the outputs of the layers that "
+        "read it, or what --method looks at, differ by at most this share of what removing all of them would do, in "
+        "(0, 1).",
+    ),
+    option(
+        "--max-error",
+        type=ERROR,
+        metavar="ERROR",
+        show_default="no limit",
+        help="Write nothing, and exit with 4, where an output, or a part of one, differs from the original's by more "
+        "than this on held-out samples, or where that cannot be measured: squared error over spread, and of answers "
+        "such as a class map the share that changes; 0.05 or 5%.",
+    ),
+    flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy."),
+)

@@ -1,0 +1,35 @@
+"""The samples that channels are chosen and weights fitted by."""
+
+from __future__ import annotations
+
+from onnxprune.cli.options.section import Section, option
+from onnxprune.cli.options.shared import STATE
+from onnxprune.methods import reading_labels
+
+_READERS = reading_labels()
+
+DATA = Section(
+    "Data",
+    option(
+        "--calib",
+        type=str,
+        metavar="PATH",
+        show_default="seeded random inputs",
+        help="Calibration data, a few hundred samples: a .npz keyed by input names, a .npy, or a folder.",
+    ),
+    option(
+        "--samples",
+        type=int,
+        show_default="all; 64 random ones without --calib",
+        help="Use at most this many samples.",
+    ),
+    option(
+        "--labels",
+        metavar="KEY",
+        show_default="none",
+        help="Key of the samples' labels in the calibration data: integer classes, or floating-point targets of the "
+        f"first output. Then --method {', '.join(_READERS[:-1])} and {_READERS[-1]} measure the loss instead of the "
+        "change of the outputs.",
+    ),
+    STATE,
+)

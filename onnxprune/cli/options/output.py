@@ -1,0 +1,36 @@
+"""What is written and shown."""
+
+from __future__ import annotations
+
+from onnxprune.cli.options.names import DECIDED, flag_of
+from onnxprune.cli.options.section import Section, flag, option
+
+OUTPUT = Section(
+    "Output",
+    flag("--dry-run", "Stop after the plan: no model is written, OUT is optional."),
+    option(
+        "--plan",
+        "plan_file",
+        metavar="FILE",
+        show_default="not saved",
+        help="Save the plan (which channels stay) as JSON; also with --dry-run.",
+    ),
+    option(
+        "--from-plan",
+        metavar="FILE",
+        show_default="none",
+        help="Replay a saved plan: same model, data and seed give the same bytes, on the same processor, with the same "
+        "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided "
+        f"what stays, so {', '.join(map(flag_of, DECIDED[:-1]))} and {flag_of(DECIDED[-1])} are refused beside it. "
+        "--target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given here; "
+        "--calib, --force, --jobs, --scheduler, --provider, --allow-links and --custom-ops never do.",
+    ),
+    option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON."),
+    flag(
+        "--bench",
+        "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything "
+        "else.",
+    ),
+    flag("--overwrite", "Replace OUT, --plan and --report files that exist."),
+    flag("--quiet", "No report, no status; warnings and errors stay."),
+)

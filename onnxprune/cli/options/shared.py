@@ -1,0 +1,28 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from onnxprune.cli.options.section import flag, option
+
+ALLOW_LINKS = flag(
+    "--allow-links",
+    "Weights beside a model may be links to anywhere. Without it only to the folder in which the model's own file "
+    "lies, as in the caches of model hubs.",
+)
+CUSTOM_OPS = option(
+    "--custom-ops",
+    multiple=True,
+    metavar="LIBRARY",
+    show_default="none",
+    help="A shared library of operators, which onnxruntime registers in every session; it runs with all of your "
+    "rights. Repeatable.",
+)
+STATE = option(
+    "--state",
+    multiple=True,
+    metavar="OUT=IN",
+    show_default="none",
+    help="The output OUT is the input IN of the next step. Then the samples of one file are steps of a sequence, and "
+    "data for IN, if any, are what it starts with (else zeros). Repeatable.",
+)
+JSON = flag("--json", "Print JSON instead of tables.", "as_json")

@@ -1,0 +1,71 @@
+"""What stays whole, and which widths the rest may get."""
+
+from __future__ import annotations
+
+from onnxprune.cli.options.names import DEFAULTS
+from onnxprune.cli.options.section import Section, flag, option, with_default
+from onnxprune.cli.values import Choice, parse_alignment
+from onnxprune.config import ATTENTIONS, UNTRIED
+from onnxprune.targets.alignment import TARGETS
+
+_ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
+
+STAYS = Section(
+    "What stays",
+    option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        show_default="everything",
+        help="Cut only the outputs of nodes, and tensors, whose name matches this shell pattern. Repeatable.",
+    ),
+    option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        show_default="nothing",
+        help="Leave matching layers whole: an excluded layer keeps its outputs AND its inputs, so what is coupled to "
+        "either stays too. Repeatable.",
+    ),
+    option(
+        "--exclude-after",
+        multiple=True,
+        metavar="TENSOR",
+        show_default="nothing",
+        help="Leave all layers behind this tensor (a name, or a shell pattern) whole, with what they read. Repeatable. "
+        "The report lists what each pattern matched; one that matches nothing is refused.",
+    ),
+    option(
+        "--round-to",
+        type=parse_alignment,
+        metavar="auto|N",
+        **with_default(DEFAULTS.round_to),
+        help=f"New widths are multiples of this. auto: of {_ALIGNMENTS}; less where a group is too narrow for it, or "
+        "the budget cannot be met with it.",
+    ),
+    option("--min-channels", type=int, **with_default(DEFAULTS.min_channels), help="No width goes below this."),
+    option(
+        "--drop-branches/--keep-branches",
+        default=None,
+        show_default="keep; drop with --budget latency",
+        help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
+    ),
+    option(
+        "--attention",
+        type=Choice(ATTENTIONS),
+        **with_default(DEFAULTS.attention),
+        help="What goes in attention: whole heads, or the same positions of every head.",
+    ),
+    option(
+        "--untried-branches",
+        type=Choice(UNTRIED),
+        **with_default(DEFAULTS.untried_branches),
+        help="What is done with the channels that a branch of an If reads or writes which no sample takes: nothing "
+        "measures what a cut does there.",
+    ),
+    flag(
+        "--keep-fused",
+        "Operators that onnxruntime had fused are written as they were, where nothing stands in the way. Without it "
+        "they are written in standard ones, which onnxruntime fuses again when it loads the result.",
+    ),
+)
