@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from onnxprune import methods
 from onnxprune.errors import UsageError
 from onnxprune.methods import BUDGETS, METHODS, REFITS
-from onnxprune.options import MOST, MOST_NUMBER, check_most, shown, typed
+from onnxprune.options import MOST, MOST_NUMBER, check_most, shares_by_pattern, shown, typed
 from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
 
 # Options that other methods never look at.
@@ -63,6 +63,10 @@ class PruneConfig:
     the model applies to its scores stays as it is.
     untried_branches: what is done with the channels that a branch of an If reads or writes which no sample takes:
     "keep" or "cut".
+    ratio_of: pairs PATTERN=SHARE: groups whose producers match lose that share of their channels, the nearest width to
+    it that the alignment allows, whatever the goal says of the others; the last pattern that matches counts. max_ratio:
+    the share of its channels, in (0, 1), that any other group loses at most. same_widths: patterns; the groups that one
+    matches, which have equally many channels, keep equally many.
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
     leaves that to the budget. keep_fused: operators that onnxruntime had fused are written as they were, where what
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
@@ -93,6 +97,9 @@ class PruneConfig:
     target: str = DEFAULT
     attention: str = "heads"
     untried_branches: str = "keep"
+    ratio_of: tuple[str, ...] = ()
+    max_ratio: float | None = None
+    same_widths: tuple[str, ...] = ()
     min_channels: int = 1
     drop_branches: bool | None = None
     keep_fused: bool = False
@@ -130,6 +137,7 @@ class PruneConfig:
                 self.layer_tolerance,
                 "the error of each layer's own output that its cut may cause, over that of removing all",
             ),
+            ("max_ratio", self.max_ratio, "the share of its channels that a group may lose"),
         ):
             if share is not None and not 0.0 < share < 1.0:
                 raise UsageError(f"{name} {share} is outside (0, 1): it is {meaning}")
@@ -159,7 +167,17 @@ class PruneConfig:
                 raise UsageError(f"{name} is {number}; it must be at least 1")
         for f in fields(self):
             check_most(f.name, getattr(self, f.name), MOST.get(f.name, MOST_NUMBER))
-        for pattern in (*self.include, *self.exclude, *self.exclude_after):
+        shares = self.shares_of
+        if self.max_ratio is not None and any(share > self.max_ratio for _, share in shares):
+            raise UsageError(
+                f"ratio_of asks for more than max_ratio {self.max_ratio:g} allows; raise that, or lower it"
+            )
+        if self.tolerance is not None and (shares or self.same_widths):
+            raise UsageError(
+                "tolerance decides each width by itself: leave out ratio_of and same_widths, or give ratio"
+            )
+        patterns = (*self.include, *self.exclude, *self.exclude_after, *self.same_widths, *(p for p, _ in shares))
+        for pattern in patterns:
             if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
                 raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
         if self.drop_branches and self.uniform is not None:
@@ -204,6 +222,11 @@ class PruneConfig:
     def share(self) -> float | None:
         """`ratio` or `uniform`, whichever was chosen; None with either tolerance."""
         return self.ratio if self.uniform is None else self.uniform
+
+    @property
+    def shares_of(self) -> tuple[tuple[str, float], ...]:
+        """The pairs of `ratio_of`, taken apart. Raises UsageError for one that is none."""
+        return shares_by_pattern("ratio_of", self.ratio_of)
 
     @property
     def epochs(self) -> int:
@@ -279,6 +302,9 @@ class Options(TypedDict, total=False):
     target: str
     attention: str
     untried_branches: str
+    ratio_of: tuple[str, ...]
+    max_ratio: float | None
+    same_widths: tuple[str, ...]
     min_channels: int
     drop_branches: bool | None
     keep_fused: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -51,6 +51,22 @@ def error_limit(value: Any) -> float | None:
     if limit is not None and not 0.0 <= limit < math.inf:
         raise UsageError(f"max_error is {limit}; give a share such as 0.05")
     return limit
+
+
+def shares_by_pattern(name: str, pairs: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Pairs PATTERN=SHARE taken apart, shares as 0.2 or 20%. Raises UsageError for one that is none."""
+    parted: list[tuple[str, float]] = []
+    for pair in pairs:
+        pattern, _, text = pair.rpartition("=")
+        percent = text.strip().endswith("%")
+        try:
+            share = float(text.strip().removesuffix("%")) / (100.0 if percent else 1.0)
+        except ValueError:
+            share = math.nan
+        if not pattern or not 0.0 <= share < 1.0:
+            raise UsageError(f"{name} {shown(pair)} is no pattern with a share in [0, 1); write 'PATTERN=0.2'")
+        parted.append((pattern, share))
+    return tuple(parted)
 
 
 def check_most(name: str, value: Any, most: int) -> None:

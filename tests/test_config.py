@@ -241,3 +241,17 @@ def test_options_are_the_fields():
     """Fails where an option is added that editors and type checkers do not know."""
     assert Options.__annotations__.keys() == {f.name for f in fields(PruneConfig)}
     assert [f.type for f in fields(PruneConfig)] == [t.__forward_arg__ for t in Options.__annotations__.values()]
+
+
+@pytest.mark.parametrize("pair", ["a", "=0.5", "a=", "a=1", "a=100%", "a=-0.1", "a=nan", "a=x", "a=2"])
+def test_shares_of_patterns_that_are_none(pair: str):
+    with pytest.raises(UsageError, match="no pattern with a share"):
+        PruneConfig(ratio_of=(pair,))
+
+
+def test_shares_of_patterns():
+    assert PruneConfig(ratio_of=("a=b=0.2", "*=30%", "c=0")).shares_of == (("a=b", 0.2), ("*", 0.3), ("c", 0.0))
+    with pytest.raises(UsageError, match="more than max_ratio"):
+        PruneConfig(ratio_of=("a=0.5",), max_ratio=0.4)
+    with pytest.raises(UsageError, match="tolerance decides each width"):
+        PruneConfig(tolerance=0.1, same_widths=("a",))

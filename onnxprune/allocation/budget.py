@@ -36,14 +36,17 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """limit: the cost that may remain. widths: allowed numbers of kept units per group, ascending, the last = all.
+    """limit: the cost that may remain. widths: allowed numbers of kept units per group, ascending, the last = all, or
+    as many as are left to choose from.
 
     dies: group → the other groups that disappear with its last unit, and whose discrepancy then no longer counts.
+    alike: groups of the same widths that keep equally many units; none of them disappears with another.
     """
 
     limit: float
     widths: Sequence[tuple[int, ...]]
     dies: Mapping[int, Collection[int]] = field(default_factory=dict)
+    alike: Sequence[tuple[int, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ def uniform(widths: Sequence[tuple[int, ...]], share: float) -> tuple[int, ...]:
     return tuple(max((n for n in w if n <= (1.0 - share) * w[-1] + _ROUNDING), default=w[0]) for w in widths)
 
 
+def nearest(widths: Sequence[int], wanted: float) -> int:
+    """The width that is nearest to what is wanted, of two the wider."""
+    return min(reversed(widths), key=lambda n: abs(n - wanted))
+
+
 def within_each(widths: Sequence[tuple[int, ...]], curves: Sequence[Doubles], tolerance: float) -> tuple[int, ...]:
     """The fewest units that each group may keep with a discrepancy of at most `tolerance` times that of keeping none.
 
@@ -116,8 +124,48 @@ def within_each(widths: Sequence[tuple[int, ...]], curves: Sequence[Doubles], to
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Alike:
+    """A cost in which the first group of every set stands for all of them."""
+
+    cost: CostModel
+    followers: Mapping[int, tuple[int, ...]]
+
+    def whole(self, kept: Counts | Sequence[int]) -> Counts:
+        """The units of all groups, those of the followers as of their first one."""
+        counts = np.array(kept, np.int64)
+        for first, others in self.followers.items():
+            counts[[*others]] = counts[first]
+        return counts
+
+    def at(self, kept: Counts | Sequence[int]) -> float:
+        """The cost of the whole model."""
+        return self.cost.at(self.whole(kept))
+
+    def saving(self, kept: Counts, group: int, fewer: int) -> float:
+        """What keeping `fewer` units less of a group, and of those that follow it, saves."""
+        counts, saved = self.whole(kept), 0.0
+        for g in (group, *self.followers.get(group, ())):
+            saved += self.cost.saving(counts, g, fewer)
+            counts[g] -= fewer
+        return saved
+
+
 def allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allocation:
     """The allocation. curves[g] (N_g + 1,): discrepancy of group g with n units kept, falling with n."""
+    if not budget.alike:
+        return _allocate(curves, cost, budget)
+    followers = {first: others for first, *others in map(tuple, budget.alike)}
+    together, own, widths = _Alike(cost, {k: tuple(v) for k, v in followers.items()}), [*curves], [*budget.widths]
+    for first, others in followers.items():
+        own[first] = np.sum([curves[g] for g in (first, *others)], axis=0)
+        for g in others:
+            own[g], widths[g] = np.zeros_like(curves[g]), widths[g][-1:]
+    found = _allocate(own, together, Budget(budget.limit, widths, budget.dies))
+    return Allocation(tuple(together.whole(found.kept).tolist()), found.cost, found.reached)
+
+
+def _allocate(curves: Sequence[Doubles], cost: CostModel, budget: Budget) -> Allocation:
     kept = np.array([w[-1] for w in budget.widths], np.int64)
     positions = [len(w) - 1 for w in budget.widths]
     current = cost.at(kept)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
 
 from onnxprune.allocation import budget
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
+from onnxprune.errors import UsageError
 
 # The share of its units that a group must be able to lose: that of the default ratio.
 USEFUL_SHARE = 0.5
 _TOO_NARROW = "too narrow for --round-to and --min-channels"
+_CAPPED = "too narrow for --max-ratio, with --round-to and --min-channels"
+# How far from a share that was asked for the alignment may take a group, as a share of its units.
+_NEAR = 0.05
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +27,9 @@ class Wanted:
 
     alignment: channels that they are multiples of; free: whether that may be less where a group is narrow, or the
     budget could not be met. least: channels that stay at least. share: of its units that each group must be able to
-    lose. drops: whether whole branches may go; stays: names of nodes and tensors that may not.
+    lose. drops: whether whole branches may go; stays: names of nodes and tensors that may not. shares: by group index,
+    what these lose, neither more nor less; most_share: what any other one loses at most. alike: sets of groups that
+    keep equally many units.
     """
 
     alignment: int
@@ -30,13 +38,17 @@ class Wanted:
     share: float = USEFUL_SHARE
     drops: bool = False
     stays: frozenset[str] = frozenset()
+    shares: Mapping[int, float] = field(default_factory=dict)
+    most_share: float | None = None
+    alike: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Widths:
     """What each group may keep, by group index.
 
-    allowed: numbers of units, ascending, the last all of them; 0 is among them where a whole branch may go. multiples:
+    allowed: numbers of units, ascending, the last all of them, but for a group that has a share of its own: one
+    number; 0 is among them where a whole branch may go. multiples:
     the channels that these are multiples of. whole: why a group stays whole, "" where it may be cut. alignment: the
     channels that widths are multiples of, narrow groups aside; relaxed: what `--round-to auto` divided that of the
     target by, as the budget could not be met with it.
@@ -47,6 +59,7 @@ class Widths:
     whole: tuple[str, ...]
     alignment: int
     relaxed: int = 1
+    alike: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(
@@ -57,25 +70,35 @@ class Widths:
         wanted: Wanted,
         relaxed: int = 1,
     ) -> Widths:
-        """Decide. frozen: groups that may not be cut. drops: by index, the groups that could go as a whole branch."""
+        """Decide. frozen: groups that may not be cut. drops: by index, the groups that could go as a whole branch.
+
+        Raises UsageError where groups cannot be alike.
+        """
         aligned = max(wanted.alignment // relaxed, 1)
         allowed: list[tuple[int, ...]] = []
         multiples: list[int] = []
         whole: list[str] = []
         for g in channels.groups:
-            least = channels.least_units[g.index]
+            least = _least(g, channels.least_units[g.index], wanted)
             multiple = _multiple(g, least, aligned, wanted)
-            widths = budget.allowed_widths(g.size, g.channels_per_unit, multiple, wanted.least, g.step)
-            widths = tuple(w for w in widths if w >= least)
+            widths = _from(least, g, multiple, wanted)
             if g.index in frozen:
                 widths = (g.size,)
+            elif g.index in wanted.shares:
+                multiple, width = _of_share(g, wanted.shares[g.index], least, aligned, wanted)
+                widths = (width,)
             elif _may_go(channels, drops.get(g.index), frozen, wanted):
                 widths = (0, *widths)
             allowed.append(widths)
             multiples.append(multiple)
-            why = "" if len(widths) > 1 else _TOO_NARROW
+            narrow = _TOO_NARROW if wanted.most_share is None else _CAPPED
+            why = narrow if widths == (g.size,) and g.index not in wanted.shares else ""
             whole.append(frozen[g.index].text if g.index in frozen else why)
-        return cls(tuple(allowed), tuple(multiples), tuple(whole), aligned, relaxed)
+        for groups in wanted.alike:
+            common = _common(channels, groups, allowed, frozen)
+            for index in groups:
+                allowed[index] = common
+        return cls(tuple(allowed), tuple(multiples), tuple(whole), aligned, relaxed, wanted.alike)
 
     @classmethod
     def within(
@@ -97,6 +120,56 @@ class Widths:
         return widths
 
 
+def _least(g: Group, least: int, wanted: Wanted) -> int:
+    """The units that stay at least: those that the graph needs, and those that a cap on the share leaves."""
+    share = 0.0 if g.index in wanted.shares else wanted.most_share or 0.0
+    return max(least, ceil((1.0 - share) * g.size - _ROUNDING)) if share else least
+
+
+def _from(least: int, g: Group, multiple: int, wanted: Wanted) -> tuple[int, ...]:
+    widths = budget.allowed_widths(g.size, g.channels_per_unit, multiple, wanted.least, g.step)
+    return tuple(w for w in widths if w >= least)
+
+
+def _of_share(g: Group, share: float, least: int, aligned: int, wanted: Wanted) -> tuple[int, int]:
+    """(channels that the width is a multiple of, the units that stay) of a group that loses a share of its own.
+
+    The alignment is halved, where it is a free choice, until a width is near what was asked for.
+    """
+    asked = (1.0 - share) * g.size
+    multiple = aligned
+    while True:
+        width = budget.nearest(_from(least, g, multiple, wanted), asked)
+        if not wanted.free or multiple == 1 or abs(width - asked) <= _NEAR * g.size:
+            return multiple, width
+        multiple //= 2
+
+
+def _common(
+    channels: ChannelGraph, groups: Sequence[int], allowed: Sequence[tuple[int, ...]], frozen: Mapping[int, Frozen]
+) -> tuple[int, ...]:
+    """The widths that groups have in common, of which nothing may go as a whole. Raises UsageError."""
+    members = [channels.groups[g] for g in groups]
+    first = members[0]
+    other = next((g for g in members if (g.size, g.channels_per_unit) != (first.size, first.channels_per_unit)), None)
+    if other is not None:
+        a, b = (f"{g.name!r} {g.size * g.channels_per_unit} channels" for g in (first, other))
+        raise UsageError(f"--same-widths: {a} and {b} have no width in common; give patterns that tell them apart")
+    stays = next((g for g in members if g.index in frozen), None)
+    if stays is not None:
+        raise UsageError(
+            f"--same-widths: {stays.name!r} stays whole ({frozen[stays.index].text}), and the others with it; leave it "
+            "out of the pattern"
+        )
+    common = set(allowed[first.index]).intersection(*(allowed[g] for g in groups)) - {0}
+    if not common:
+        raise UsageError(
+            f"--same-widths: {', '.join(repr(g.name) for g in members[:3])} have no width in common; give them one "
+            "share (--ratio-of), and less of --round-to"
+        )
+    return tuple(sorted(common))
+
+
 def _multiple(g: Group, least: int, aligned: int, wanted: Wanted) -> int:
     """Channels that the widths of a group, of which `least` units must stay, are multiples of.
 
@@ -111,7 +184,9 @@ def _multiple(g: Group, least: int, aligned: int, wanted: Wanted) -> int:
 
 def _may_go(channels: ChannelGraph, drop: Drop | None, frozen: Mapping[int, Frozen], wanted: Wanted) -> bool:
     """Whether all units of a group may go, with the branch that they are; nothing in that is excluded."""
-    if drop is None or not wanted.drops:
+    if drop is None or not wanted.drops or wanted.most_share is not None:
+        return False
+    if not {*wanted.shares, *(g for groups in wanted.alike for g in groups)}.isdisjoint(drop.groups):
         return False
     if any(frozen.get(d, SINGLE).cause is not Cause.SINGLE for d in drop.groups):
         return False

@@ -64,7 +64,7 @@ class PinnedRow:
 
 @dataclass(frozen=True)
 class PatternRow:
-    """What a pattern of --include, --exclude or --exclude-after matched, by name; of the last the nodes behind it.
+    """What a pattern of an option matched, by name; of --exclude-after the nodes behind it.
 
     layers: those of the nodes that multiply by weights. groups: what the pattern means, by name.
     """

@@ -44,8 +44,9 @@ def allocate(
     channels = coupled.channels
     widths = coupled.widths.allowed
     paths = next(iter(candidates.values()))
-    if all(len(w) < 2 for w in widths):
-        raise NothingPrunable("every group is too narrow for --round-to and --min-channels; give smaller ones")
+    if all(w == (g.size,) for w, g in zip(widths, channels.groups, strict=True)):
+        capped = " with --max-ratio" if settings.max_ratio is not None else ""
+        raise NothingPrunable(f"every group is too narrow for --round-to and --min-channels{capped}; ask less of these")
     if settings.tolerance is not None:
         return {}, paths
     if settings.ratio is not None:
@@ -79,7 +80,11 @@ def within_each(
         (budget.within_each(widths, [p.loss for p in paths], tolerance), paths) for paths in candidates.values()
     ]
     fewest = [min(by_method, key=lambda f, g=g: f[0][g]) for g in range(len(widths))]  # type: ignore[misc]
-    return tuple(kept[g] for g, (kept, _) in enumerate(fewest)), [paths[g] for g, (_, paths) in enumerate(fewest)]
+    kept = [fewest_of[g] for g, (fewest_of, _) in enumerate(fewest)]
+    for groups in coupled.widths.alike:  # what the most sensitive of them needs
+        for g in groups:
+            kept[g] = max(fewest[i][0][i] for i in groups)
+    return tuple(kept), [paths[g] for g, (_, paths) in enumerate(fewest)]
 
 
 def within_budget(
@@ -104,6 +109,7 @@ def within_budget(
     if least > limit:
         rounds = isinstance(settings.round_to, int) and settings.round_to > 1
         hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
+        hint += ", or ask less of --ratio-of and --max-ratio" if settings.ratio_of or settings.max_ratio else ""
         raise BudgetUnreachable(
             f"{exact_percent(share)} of the {settings.counted} cannot go: at most {at_most(1 - least / full)} can; "
             f"{hint}"
@@ -167,7 +173,7 @@ def kept_of(
     """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
     dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
     while True:
-        allocation = budget.allocate(curves, cost, budget.Budget(limit, widths, dies))
+        allocation = budget.allocate(curves, cost, budget.Budget(limit, widths, dies, coupled.widths.alike))
         empty = [g for g, n in enumerate(allocation.kept) if n == 0]
         stay = set(empty) - set(together(coupled.channels, sorted(empty, key=lambda g: float(curves[g][0]))))
         if not stay:
@@ -228,7 +234,7 @@ def trials_of(
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
     taken, widths = coupled.seen, coupled.widths.allowed
-    only = {i for i, w in enumerate(widths) if len(w) > 1} - taken.idle
+    only = {g.index for g, w in zip(coupled.channels.groups, widths, strict=True) if w != (g.size,)} - taken.idle
     most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
     passes = most * loaded.count / len(loaded.held)
     samples, reference, levels = trial_cuts.affordable(

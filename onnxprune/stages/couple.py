@@ -28,7 +28,7 @@ from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.patterns import Matched, frozen_groups, kept_nodes, matched
+from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, shares_of
 from onnxprune.stages.stored import stored_of
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
@@ -96,7 +96,7 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
-    wanted = wanted_widths(settings, patterns)
+    wanted = replace(wanted_widths(settings, patterns), shares=shares_of(patterns, frozen), alike=alike_in(patterns))
     widths = Widths.of(channels, frozen, drops, wanted)
     if settings.ratio is not None:
         # Of a latency nothing is measured yet; MACs stand in.
@@ -133,6 +133,7 @@ def wanted_widths(settings: PruneConfig, patterns: Sequence[Matched] = ()) -> Wa
         share=max(USEFUL_SHARE, settings.uniform or 0.0),
         drops=settings.drops,
         stays=kept_nodes(patterns),
+        most_share=settings.max_ratio,
     )
 
 

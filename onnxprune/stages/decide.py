@@ -77,7 +77,8 @@ def best_of(
 
 def uncut(coupled: Coupled, masks: Mapping[int, Mask]) -> frozenset[int]:
     """The groups that might have lost units by these options, and are neither cut nor gone with a branch."""
-    may_lose = {g for g, widths in enumerate(coupled.widths.allowed) if len(widths) > 1}
+    groups = zip(coupled.channels.groups, coupled.widths.allowed, strict=True)
+    may_lose = {g.index for g, widths in groups if widths != (g.size,)}
     return frozenset(may_lose - masks.keys() - branches.dead_groups(coupled.drops, masks))
 
 

@@ -1,4 +1,4 @@
-"""What the patterns of --include, --exclude and --exclude-after match, and which groups that keeps from being cut.
+"""What the patterns of options match: which groups they keep from being cut, or give a width of their own.
 
 Names are those of the normal form, and of nodes of the model as it came whose tensors are still there: exporters give
 numbers for names, and what is folded or written in other operators has names of its own.
@@ -6,8 +6,8 @@ numbers for names, and what is folded or written in other operators has names of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import onnx
@@ -20,13 +20,15 @@ from onnxprune.graph.bodies import captured_names, every_node
 from onnxprune.graph.view import Node
 
 INCLUDE, EXCLUDE, EXCLUDE_AFTER = "--include", "--exclude", "--exclude-after"
+RATIO_OF, SAME_WIDTHS = "--ratio-of", "--same-widths"
+_KEEPING = (EXCLUDE, EXCLUDE_AFTER)
 
 
 @dataclass(frozen=True)
 class Matched:
     """What one pattern matched, by name: nodes, tensors, the layers among these nodes, and the groups that it means.
 
-    Of --exclude-after the nodes are those behind the tensors.
+    Of --exclude-after the nodes are those behind the tensors. share: what --ratio-of says of them.
     """
 
     option: str
@@ -35,12 +37,56 @@ class Matched:
     tensors: tuple[str, ...]
     layers: tuple[str, ...]
     groups: frozenset[int]
+    share: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The pattern as it was given."""
+        return self.pattern if self.share is None else f"{self.pattern}={self.share:g}"
 
 
 def matched(channels: ChannelGraph, settings: PruneConfig, original: onnx.ModelProto) -> tuple[Matched, ...]:
     """What each pattern of the options matches. Raises UsageError for one that matches nothing."""
     options = ((EXCLUDE, settings.exclude), (EXCLUDE_AFTER, settings.exclude_after), (INCLUDE, settings.include))
-    return tuple(_matched(channels, original, option, p) for option, patterns in options for p in patterns)
+    alone = [_matched(channels, original, option, p) for option, patterns in options for p in patterns]
+    shares = [replace(_matched(channels, original, RATIO_OF, p), share=share) for p, share in settings.shares_of]
+    alike = [_matched(channels, original, SAME_WIDTHS, p) for p in settings.same_widths]
+    return (*alone, *shares, *alike)
+
+
+def shares_of(found: Iterable[Matched], frozen: Mapping[int, Frozen]) -> dict[int, float]:
+    """The share of its units that --ratio-of has each group lose, by index; of several the last counts.
+
+    Raises UsageError for a pattern of which nothing may be cut.
+    """
+    shares: dict[int, float] = {}
+    for m in found:
+        if m.share is not None:
+            _check_cut(m, m.groups - frozen.keys(), 1)
+            shares.update(dict.fromkeys(m.groups - frozen.keys(), m.share))
+    return shares
+
+
+def alike_in(found: Iterable[Matched]) -> tuple[tuple[int, ...], ...]:
+    """The sets of groups that --same-widths gives one width; those of patterns that meet are one set.
+
+    Raises UsageError for a pattern that matches less than two groups.
+    """
+    sets: list[set[int]] = []
+    for m in found:
+        if m.option == SAME_WIDTHS:
+            _check_cut(m, m.groups, 2)
+            met = [s for s in sets if s & m.groups]
+            sets = [s for s in sets if not s & m.groups] + [set(m.groups).union(*met)]
+    return tuple(tuple(sorted(s)) for s in sets)
+
+
+def _check_cut(m: Matched, groups: Collection[int], least: int) -> None:
+    if len(groups) < least:
+        few = "one group" if groups else "no group that can be cut"
+        raise UsageError(
+            f"{m.option} {m.pattern} matches {few}, so it does nothing; `onnxprune inspect` lists the names"
+        )
 
 
 def frozen_groups(channels: ChannelGraph, found: Iterable[Matched]) -> dict[int, Frozen]:
@@ -50,6 +96,7 @@ def frozen_groups(channels: ChannelGraph, found: Iterable[Matched]) -> dict[int,
     for m in found:
         if m.option == INCLUDE:
             included = (included or set()) | m.groups
+        if m.option not in _KEEPING:
             continue
         for index in sorted(m.groups):
             frozen.setdefault(index, Frozen(Cause.EXCLUDED, f"{m.option} {m.pattern}"))
@@ -62,7 +109,7 @@ def frozen_groups(channels: ChannelGraph, found: Iterable[Matched]) -> dict[int,
 
 def kept_nodes(found: Iterable[Matched]) -> frozenset[str]:
     """The names of the nodes that --exclude and --exclude-after keep as they are."""
-    return frozenset(name for m in found if m.option != INCLUDE for name in (*m.nodes, *m.tensors))
+    return frozenset(name for m in found if m.option in _KEEPING for name in (*m.nodes, *m.tensors))
 
 
 def _matched(channels: ChannelGraph, original: onnx.ModelProto, option: str, pattern: str) -> Matched:

@@ -258,7 +258,7 @@ def pattern_rows(coupled: Coupled) -> tuple[PatternRow, ...]:
     """What each pattern of the options matched."""
     names = [g.name for g in coupled.channels.groups]
     return tuple(
-        PatternRow(m.option, m.pattern, m.nodes, m.tensors, m.layers, tuple(names[g] for g in sorted(m.groups)))
+        PatternRow(m.option, m.text, m.nodes, m.tensors, m.layers, tuple(names[g] for g in sorted(m.groups)))
         for m in coupled.patterns
     )
 

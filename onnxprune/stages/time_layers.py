@@ -19,12 +19,14 @@ from onnxprune.stages.load import Loaded
 
 def stopwatch_of(loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Workplace) -> Stopwatch:
     """What times cuts of the model on this machine. Raises UsageError where the batch does not fit the model."""
+    groups = coupled.channels.groups
     machine = OnnxRuntime(threads=settings.threads, providers=place.timing)
     return Stopwatch(
         loaded.original,
         loaded.normalised.proto,
         coupled.channels,
-        coupled.widths.allowed,
+        # Also of groups that get one width: what the original takes is of all units.
+        [w if w[-1] == g.size else (*w, g.size) for w, g in zip(coupled.widths.allowed, groups, strict=True)],
         feeds_of(loaded.fit, settings.batch),
         machine,
         Cache(default_folder(), machine.identity()),

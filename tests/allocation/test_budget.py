@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxprune.allocation.budget import Budget, allocate, allowed_widths, measured_curve, smallest, uniform, within_each
+from onnxprune.allocation.budget import (
+    Budget,
+    allocate,
+    allowed_widths,
+    measured_curve,
+    nearest,
+    smallest,
+    uniform,
+    within_each,
+)
 from onnxprune.cost import Cost, Length, Term
 from tests.compare import assert_same
 
@@ -342,3 +351,24 @@ def test_a_tolerance_of_each_group_keeps_the_fewest_units(tolerance: float) -> N
         enough = [k for k in w if curve[0] and curve[k] / curve[0] <= tolerance]
         assert n == (min(enough) if enough else w[-1])
     assert found[3] == 4
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("alike", [((0, 2),), ((1, 3), (0, 2)), ((0, 1, 2, 3),)])
+def test_groups_that_are_alike_keep_as_many(seed: int, alike: tuple[tuple[int, ...], ...]) -> None:
+    """Fails where a group goes its own way, or where those that move together are counted as one: it is what comes of
+    a problem that has them as one group, whose curve and cost are the sums."""
+    rng = np.random.default_rng(seed)
+    curves, prices = [convex_curve(6, rng) for _ in range(4)], (1.0, 2.0, 3.0, 1.0)
+    limit = rng.uniform(0.3, 0.8) * 6 * sum(prices)
+    found = allocate(curves, separate(prices), Budget(limit, every((6,) * 4), alike=alike))
+    sets = [*alike, *((g,) for g in range(4) if all(g not in groups for groups in alike))]
+    sums = [np.sum([curves[g] for g in groups], axis=0) for groups in sets]
+    merged = separate(tuple(sum(prices[g] for g in groups) for groups in sets))
+    expected = allocate(sums, merged, Budget(limit, every((6,) * len(sets))))
+    assert {g: k for groups, k in zip(sets, expected.kept, strict=True) for g in groups} == dict(enumerate(found.kept))
+    assert found.reached and found.cost == separate(prices).at(found.kept) <= limit
+
+
+def test_the_nearest_width_is_taken_and_of_two_the_wider() -> None:
+    assert [nearest((8, 16, 24), wanted) for wanted in (3.0, 11.9, 12.0, 30.0)] == [8, 8, 16, 24]

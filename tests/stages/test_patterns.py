@@ -13,7 +13,7 @@ from onnx import helper
 
 from onnxprune import prune
 from onnxprune.cli.program import main
-from onnxprune.errors import NothingPrunable, UsageError
+from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
 from tests.topologies.text import Topology
 
 ROW = Topology(
@@ -112,3 +112,74 @@ def test_the_command_shows_what_was_matched(tmp_path: Path, capsys: pytest.Captu
     assert main([*given, "--from-plan", plan, "--overwrite"]) == 0
     assert (tmp_path / "out.onnx").read_bytes() == first
     assert main([*given, "--from-plan", plan, "--exclude-after", "d"]) == 2
+
+
+def _widths(**options: Any) -> dict[int, int]:
+    """What the groups keep, by what they had, with the cheapest of everything else."""
+    result = prune(_named(), None, ROW.feeds(64), **{"round_to": 1, "refit": "none", "method": "magnitude"} | options)
+    return {g.channels_before: g.channels_after for g in result.report.groups}
+
+
+def test_a_share_of_its_own():
+    """Fails where a group with a share of its own loses more or less, or the others are left as they are; of two
+    patterns that match the last counts."""
+    uniform = _widths(uniform=0.5, ratio_of=("a=0.25", "/head/5=25%", "g=0", "c=0.5"))
+    assert uniform == {8: 6, 16: 8, 32: 32, 12: 6}
+    budget = _widths(ratio=0.7, ratio_of=("/head/5=0.75",))
+    assert budget[32] == 8 and sum(budget.values()) < 8 + 16 + 8 + 12
+
+
+def test_the_alignment_bends_for_a_share():
+    """Fails where `auto` keeps a group whole, or takes half, when a quarter was asked for; a number insists."""
+    assert _widths(uniform=0.5, round_to="auto", ratio_of=("c=0.25",))[16] == 12
+    assert _widths(uniform=0.5, round_to=8, ratio_of=("c=0.25",))[16] == 16
+
+
+def test_no_group_loses_more_than_the_cap():
+    free, capped = _widths(ratio=0.6), _widths(ratio=0.6, max_ratio=0.65)
+    assert any(after < 0.35 * before for before, after in free.items())
+    assert all(after >= 0.35 * before for before, after in capped.items())
+    with pytest.raises(BudgetUnreachable, match=r"ask less of --ratio-of and --max-ratio"):
+        _widths(ratio=0.6, max_ratio=0.2)
+
+
+TWINS = Topology(
+    """(float[N,6] x) => (float[N,4] y) {
+        a = MatMul(x, w1[6,16])
+        b = Relu(a)
+        c = MatMul(b, w2[16,16])
+        d = Relu(c)
+        e = MatMul(d, w3[16,8])
+        f = Relu(e)
+        y = MatMul(f, w4[8,4])
+    }""",
+    (16, 16, 8),
+)
+
+
+@pytest.mark.parametrize("goal", [{"ratio": 0.3}, {"ratio": 0.5}, {"ratio": 0.7}, {"layer_tolerance": 0.3}])
+def test_groups_of_one_pattern_have_one_width(goal: dict[str, Any]):
+    """Fails where they differ, which they do without the option."""
+
+    def kept(**options: Any) -> list[int]:
+        result = prune(TWINS.model(), None, TWINS.feeds(64), **{"round_to": 1, "refit": "none", **goal, **options})
+        return [g.channels_after for g in result.report.groups if g.channels_before == 16]
+
+    free, tied = kept(), kept(same_widths=("[ac]",))
+    assert free[0] != free[1]
+    assert tied[0] == tied[1] < 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"same_widths": ("a",)}, "matches one group, so it does nothing"),
+        ({"same_widths": ("[ac]",), "exclude": ("d",)}, "stays whole"),
+        ({"same_widths": ("[ae]",)}, "no width in common"),
+        ({"same_widths": ("[ac]",), "ratio_of": ("a=0.5", "c=0.25")}, "no width in common"),
+        ({"ratio_of": ("y=0.5",)}, "no group that can be cut"),
+    ],
+)
+def test_what_cannot_be_alike_or_cut_is_refused(options: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=message):
+        prune(TWINS.model(), None, TWINS.feeds(16), round_to=1, refit="none", **options)

@@ -49,6 +49,29 @@ BUDGET = Section(
         "(0, 1).",
     ),
     option(
+        "--ratio-of",
+        multiple=True,
+        metavar="PATTERN=SHARE",
+        show_default="none",
+        help="Groups whose producers match this shell pattern lose that share of their channels, 0.2 or 20%, whatever "
+        "--ratio or --uniform say of the others; 0 keeps them whole. Repeatable; the last that matches counts.",
+    ),
+    option(
+        "--max-ratio",
+        type=SHARE,
+        metavar="SHARE",
+        show_default="no cap",
+        help="No other group loses more than this share of its channels, 0.8 or 80%, and no branch goes as a whole.",
+    ),
+    option(
+        "--same-widths",
+        multiple=True,
+        metavar="PATTERN",
+        show_default="none",
+        help="The groups that this shell pattern matches, equally wide in IN, stay equally wide. Repeatable: each "
+        "pattern is a width of its own.",
+    ),
+    option(
         "--max-error",
         type=ERROR,
         metavar="ERROR",
