@@ -13,7 +13,7 @@ import pytest
 from scripts.house import ROOT
 
 PACKAGE = ROOT / "onnxprune"
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 # Files of other projects, of the user, and of folders that a command is given; members of other packages.
 FOREIGN = {
     *("main.py", "mobile2_finetune.py", "kit.py", "models/*.onnx", "arch/", "wild/", "before.json"),
