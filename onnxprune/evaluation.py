@@ -9,7 +9,6 @@ whose scores hold a NaN is wrong, and agrees with nothing. Of a class map every 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.data.accepted import Data, Wanted
 from onnxprune.data.class_labels import classes_of
 from onnxprune.data.inputs import input_specs
 from onnxprune.data.samples import Samples
@@ -41,6 +41,8 @@ from onnxprune.runtime.session import notes_on
 
 # Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
 _SLACK = 1e-9
+# Of the choice among more samples than are asked for.
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -87,32 +89,38 @@ class Evaluation:
 
 def evaluate(
     model: ModelLike,
-    data: str | os.PathLike[str] | Mapping[str, Array],
+    data: Data,
     *,
     against: ModelLike | None = None,
     labels: str | None = None,
     state: Sequence[str] = (),
+    samples: int | None = None,
     allow_links: bool = False,
     custom_ops: Libraries = (),
 ) -> Evaluation:
     """Run `model`, and `against` (the original), over `data` and compare.
 
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
+    samples: use at most this many, a seeded choice, or the first ones of batches.
     state: pairs OUT=IN as for `prune`; both models get the states of the original, and a note says what comes of it
     where each gets its own.
     allow_links, custom_ops: as for `prune`, of both models.
     Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
     """
+    most = typed("samples", samples, "int | None")
+    if most is not None and most < 1:
+        raise UsageError(f"samples is {most}; it must be at least 1")
     with spill.spilling(), registering(checked_libraries(custom_ops)):
-        return _evaluated(model, data, against, labels, tuple(state), allow_links=allow_links)
+        return _evaluated(model, data, against, labels, tuple(state), most, allow_links=allow_links)
 
 
 def _evaluated(
     model: ModelLike,
-    data: str | os.PathLike[str] | Mapping[str, Array],
+    data: Data,
     against: ModelLike | None,
     labels: str | None,
     state: tuple[str, ...],
+    most: int | None,
     *,
     allow_links: bool,
 ) -> Evaluation:
@@ -122,7 +130,7 @@ def _evaluated(
         original, original_name, unknowns = _model(against, allow_links=allow_links)
         _check_same_inputs(proto, original)
     states = states_of(original, state)
-    samples = _samples(data, original, states)
+    samples = _samples(data, original, states, most)
     first_run.run(proto, samples.example())
     truth = None if labels is None else classes_of(samples, labels)
     figures: Figures | None = None
@@ -213,12 +221,13 @@ def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str
     )
 
 
-def _samples(
-    source: str | os.PathLike[str] | Mapping[str, Array], proto: onnx.ModelProto, states: tuple[State, ...]
-) -> Samples:
+def _samples(source: Data, proto: onnx.ModelProto, states: tuple[State, ...], most: int | None) -> Samples:
     if states:
-        return fed_back.read(proto, source, states)
-    return sample_axes.read(proto, taken(source, input_specs(proto)))
+        return fed_back.read(proto, source, states, most)
+    samples = sample_axes.read(proto, taken(source, input_specs(proto), Wanted(most, _SEED)))
+    if most is None or most >= len(samples):
+        return samples
+    return samples.take(np.sort(np.random.default_rng(_SEED).permutation(len(samples))[: samples.whole_runs(most)]))
 
 
 def _first_output(proto: onnx.ModelProto) -> str:

@@ -16,6 +16,7 @@ from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import Options, PruneConfig
+from onnxprune.data.sources import files_of
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import older, unknown
@@ -81,9 +82,12 @@ def prune(
     """Prune `model` and, unless `output` is None, write the result there.
 
     model: a path or a ModelProto, which is not changed. calibration: a `.npz` keyed by input names, a `.npy`, a folder
-    of either, or arrays by input name; None means seeded random inputs. options: fields of PruneConfig. from_plan:
-    replay a plan instead of selecting, with the data that it was made with (or `force`); its own config then stands for
-    `config`, and options replace single fields.
+    of either, arrays by input name, or batches, each a dict by input name, an array or tensor, or a tuple of these
+    (labels behind the inputs get the key "label"): any iterable, such as a DataLoader, a function that yields them, a
+    CalibrationDataReader of onnxruntime, a tf.data set. Batches are read once, up to `samples` samples; more than
+    memory should hold goes to temporary files. None means seeded random inputs. options: fields of PruneConfig.
+    from_plan: replay a plan instead of selecting, with the data that it was made with (or `force`); its own config then
+    stands for `config`, and options replace single fields.
     dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
     existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
     CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage, and with its
@@ -107,7 +111,7 @@ def prune(
         raise UsageError("a dry run makes no model whose error could be measured: leave out max_error, or the dry run")
     timed_on = provider_named("cpu" if bench is True else bench) if bench else None
     output = None if dry_run else output
-    check_outputs((output, plan_file, report_file), (model, calibration, from_plan), overwrite)
+    check_outputs((output, plan_file, report_file), (model, *files_of(calibration), from_plan), overwrite)
     check_choice(jobs, scheduler)
     libraries = checked_libraries(custom_ops)
     if libraries and scheduler is not None:

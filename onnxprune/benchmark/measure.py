@@ -24,6 +24,7 @@ from onnxprune.benchmark.cuda import Gpu
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
+from onnxprune.data.accepted import Data, Wanted
 from onnxprune.data.inputs import InputSpec, input_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import given as read_data
@@ -39,8 +40,6 @@ from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import CPU, Session, available_providers, fallbacks, half_precision, version
 from onnxprune.runtime.timing import Times, paired
-
-Data = str | os.PathLike[str] | Mapping[str, Array]
 
 _LEAST_RUNS, _MOST_RUNS = 20, 20_000
 _MOST_GIVEN, _MOST_SECONDS = 1_000_000, 86_400
@@ -272,7 +271,9 @@ def feeds_for(
         if shapes:
             raise UsageError("the data has its own shapes: leave out either it or the shapes")
         states = states_of(models[0], state)
-        samples = fed_back.read(models[0], data, states, batch or 1) if states else read_data(data, specs)
+        samples = (
+            fed_back.read(models[0], data, states, batch or 1) if states else read_data(data, specs, Wanted(batch or 1))
+        )
         return _from_data(samples, batch)
     return _random(models[0], specs, batch, given)
 

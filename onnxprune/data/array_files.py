@@ -102,6 +102,55 @@ class Rows:
         return replace(self, dtype=dtype, written=self.written or self.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One sample of an array in a file, read whenever it is asked for."""
+
+    rows: Rows
+    index: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, as numpy's arrays have it."""
+        return self.rows.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the entries."""
+        return self.rows.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return self.size * self.dtype.itemsize
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> Array:
+        value: Array = self.rows[self.index : self.index + 1][0]
+        return value if dtype is None else value.astype(dtype)
+
+    def __reduce__(self) -> tuple[Callable[[Array], Array], tuple[Array]]:
+        """Another process, maybe on another machine, gets the values."""
+        return np.asarray, (np.asarray(self),)
+
+
+def entries(a: Array | Rows) -> Iterator[Array | Row]:
+    """The samples of an array one by one; those in a file are not read yet."""
+    if isinstance(a, Rows):
+        yield from (Row(a, i) for i in range(len(a)))
+    else:
+        yield from (np.ascontiguousarray(x) for x in a)
+
+
 def chunks(a: Array | Rows | Ragged) -> Iterator[Array]:
     """Yield an array in pieces of some megabytes, along its first axis; samples of different sizes one by one."""
     if isinstance(a, Ragged):

@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.data.arrangement import Arrangement, Stored
-from onnxprune.data.array_files import Rows
+from onnxprune.data.array_files import Rows, entries
 from onnxprune.data.inputs import InputSpec
 from onnxprune.data.ragged import Ragged
 from onnxprune.data.samples import Samples
+from onnxprune.data.spool import joined
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import Array
-from onnxprune.regular_files import shown
-
-# The files of a folder are held in memory.
-FOLDER_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +59,18 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Checked data before it is known which axes count samples. notes: what to say of how they were read."""
+    """Checked data before it is known which axes count samples.
+
+    notes: what to say of how they were read. prepared: what was done to files that hold no arrays, in words. offered:
+    extra keys that come with the data, asked for or not, such as the labels of a folder of images.
+    """
 
     specs: tuple[InputSpec, ...]
     parts: tuple[Part, ...]
     origin: str
     notes: tuple[str, ...] = ()
+    prepared: str = ""
+    offered: frozenset[str] = frozenset()
 
     def read(self, reading: Reading) -> Samples:
         """The samples. Raises CalibrationError where the files do not fit each other."""
@@ -79,7 +82,7 @@ class Given:
             if own is None:
                 arrays[s.name] = _read(pieces[0])
             else:
-                arrays[s.name] = _joined([_samples_first(x, own, arrangement, s.name) for x in pieces])
+                arrays[s.name] = _joined([_samples_first(x, own, arrangement, s.name) for x in pieces], self.origin)
         specs = tuple(s if s.name in reading.lying or not s.batched else replace(s, whole=True) for s in self.specs)
         if any(isinstance(a, Ragged) for a in arrays.values()):
             arrangement = replace(arrangement, per_run=1)
@@ -89,6 +92,7 @@ class Given:
         notes = [*self.notes, *filter(None, [reading.note])]
         counts = self.counts(reading)
         samples = Samples(specs, arrays, self._extras(counts), self.origin, arrangement=arrangement)
+        samples = replace(samples, prepared=self.prepared, offered=self.offered)
         per_run = arrangement.per_run or 1
         rest = len(samples) % per_run
         if rest:
@@ -141,23 +145,12 @@ def _samples_first(a: Array | Rows, lying: Lying, arrangement: Arrangement, name
     return stacked
 
 
-def _joined(pieces: Sequence[Array | Rows]) -> Stored:
+def _joined(pieces: Sequence[Array | Rows], where: str) -> Stored:
     """The samples of all files, one after the other."""
-    if len(pieces) == 1:
-        return pieces[0]
     if len({p.shape[1:] for p in pieces}) == 1:
-        return np.concatenate([p[:] for p in pieces])
-    return Ragged(tuple(np.ascontiguousarray(x) for p in pieces for x in p[:]))
+        return joined(pieces, where)
+    return Ragged(tuple(x for p in pieces for x in entries(p)))
 
 
 def _ragged(a: Stored) -> Ragged:
-    return a if isinstance(a, Ragged) else Ragged(tuple(a[:]))
-
-
-def check_held(total: int, path: object, name: str) -> None:
-    """Raises CalibrationError where the files of a folder take more memory than they may."""
-    if total > FOLDER_BYTES:
-        raise CalibrationError(
-            f"{path}: the files up to {name} hold {shown(total)}, which would be held in memory; save all as one "
-            ".npy or uncompressed .npz, whose samples are read one by one"
-        )
+    return a if isinstance(a, Ragged) else Ragged(tuple(entries(a)))

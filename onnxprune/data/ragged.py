@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from onnxprune.numerics.arrays import Array, Ints
 
 
+class Entry(Protocol):
+    """One sample: an array, or what reads one from its file whenever it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the entries."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+
+    def __array__(self) -> Array: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Ragged:
     """Samples that have as many axes, but not the same sizes along all of them. They are run one at a time."""
 
-    entries: tuple[Array, ...]
+    entries: tuple[Entry, ...]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -48,11 +74,11 @@ class Ragged:
 
     def __getitem__(self, part: slice) -> Array:
         """Some samples, which have to be alike: one, or neighbours of one size."""
-        return np.stack(self.entries[part])
+        return np.stack([np.asarray(e) for e in self.entries[part]])
 
     def __iter__(self) -> Iterator[Array]:
         """The samples one by one, each as an array of one."""
-        return (e[None] for e in self.entries)
+        return (np.asarray(e)[None] for e in self.entries)
 
     def at(self, indices: Sequence[int] | Ints | slice) -> Ragged:
         """A subset of the samples."""

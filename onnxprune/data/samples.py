@@ -34,7 +34,7 @@ class Samples:
     tensors, the same for every sample. arrangement: how the samples lie in what the model reads; without one, as the
     inputs are declared. notes: what to say of how the data were read. sequence: where samples are steps in time, which
     one each belongs to, in the order of the steps. met: the inputs whose values a model has made on the way, which no
-    checksum is of: they differ in their last digits between machines.
+    checksum is of: they differ in their last digits between machines. prepared, offered: as in `given.Given`.
     """
 
     specs: tuple[InputSpec, ...]
@@ -47,6 +47,8 @@ class Samples:
     notes: tuple[str, ...] = ()
     sequence: Ints | None = None
     met: frozenset[str] = frozenset()
+    prepared: str = ""
+    offered: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.arrangement is _AS_DECLARED:

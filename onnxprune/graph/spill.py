@@ -75,6 +75,12 @@ def spill_folder() -> Path | None:
     return None if folder is None else folder.path
 
 
+def new_spill_file() -> Path | None:
+    """The path of a file that does not exist yet, in the folder of the innermost `spilling()`; None outside of any."""
+    folder = _SPILL.get()
+    return None if folder is None else folder.path / str(next(folder.numbers))
+
+
 class _Slots:
     """A file of equal slots for arrays that soon go again: a slot that is free is used before the file grows.
 

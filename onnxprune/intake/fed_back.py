@@ -13,14 +13,16 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+from onnxprune.data.accepted import Wanted
 from onnxprune.data.arrangement import Arrangement, Stored
 from onnxprune.data.element_types import converted
-from onnxprune.data.given import FOLDER_BYTES, Given
+from onnxprune.data.given import Given
 from onnxprune.data.inputs import InputSpec, tensor_specs
 from onnxprune.data.ragged import Ragged
 from onnxprune.data.readings import readings
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
+from onnxprune.data.spool import FOLDER_BYTES
 from onnxprune.data.states import State
 from onnxprune.errors import CalibrationError
 from onnxprune.intake.first_run import Trial
@@ -39,7 +41,7 @@ def read(proto: onnx.ModelProto, source: object, states: Sequence[State], steps:
     """
     specs = tensor_specs(proto)
     fed = {s.input for s in states}
-    data = taken(source, tuple(s for s in specs if s.name not in fed))
+    data = taken(source, tuple(s for s in specs if s.name not in fed), Wanted(steps))
     reading = next(iter(readings(data)))
     samples = data.read(replace(reading, per_run=reading.per_run or 1))
     lengths = data.counts(reading)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,6 +12,7 @@ import onnx
 from onnxprune import plan
 from onnxprune.config import PruneConfig
 from onnxprune.data import class_labels, sources, stand_ins
+from onnxprune.data.accepted import Data, Wanted
 from onnxprune.data.inputs import InputSpec, tensor_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import with_others
@@ -41,7 +41,7 @@ from onnxprune.objective import fitted_labels
 from onnxprune.runtime.session import notes_on
 from onnxprune.runtime.walker import runtime_batch
 
-Calibration = str | os.PathLike[str] | Mapping[str, Array] | None
+Calibration = Data | None
 _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
@@ -161,7 +161,8 @@ def load(
         few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
         notes.append(f"only {few}: the refit has little to go by; use a few hundred")
     notes += notes_on(original)
-    unread = [k for k in samples.extras if k != settings.labels and k not in {v.name for v in tail.inputs}]
+    known = {settings.labels, *(v.name for v in tail.inputs), *samples.offered}
+    unread = [k for k in samples.extras if k not in known]
     if unread:
         notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
     checksums = digests(samples)
@@ -215,10 +216,11 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
     states = states_of(proto, settings.state)
+    wanted = Wanted(settings.samples, settings.seed)
     if states:
         samples = with_others(fed_back.read(proto, calibration, states, settings.samples), proto)
     else:
-        samples = with_others(sample_axes.read(proto, sources.taken(calibration, specs)), proto)
+        samples = with_others(sample_axes.read(proto, sources.taken(calibration, specs, wanted)), proto)
     if settings.labels is not None:
         class_labels.of(samples, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(samples):

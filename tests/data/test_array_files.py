@@ -130,13 +130,13 @@ def test_member_names_are_names_and_nothing_else(tmp_path: Path):
 def test_a_folder_of_files_has_a_limit_together(large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where many files, each within its limit, fill the memory together; one file may be of any size."""
     monkeypatch.setattr(array_files, "LARGE_BYTES", large)
-    monkeypatch.setattr("onnxprune.data.given.FOLDER_BYTES", 3000)
+    monkeypatch.setattr("onnxprune.data.spool.FOLDER_BYTES", 3000)
     specs = (InputSpec("x", np.dtype(np.float32), (None, 10)),)
     for i in range(3):
         np.save(tmp_path / f"{i}.npy", np.ones((25, 10), np.float32))
         assert len(load(tmp_path, specs)) == 25 * (i + 1)
     with pytest.raises(CalibrationError, match=r"the files up to 2\.npy hold 2\.9 KiB"):
-        monkeypatch.setattr("onnxprune.data.given.FOLDER_BYTES", 2999)
+        monkeypatch.setattr("onnxprune.data.spool.FOLDER_BYTES", 2999)
         load(tmp_path, specs)
     np.save(tmp_path / "one.npy", np.ones((1000, 10), np.float32))
     assert len(load(tmp_path / "one.npy", specs)) == 1000

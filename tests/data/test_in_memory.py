@@ -55,10 +55,11 @@ REFUSED: dict[str, tuple[tuple[InputSpec, ...], Any, str]] = {
     "a name that is no text": (FLOAT, {1: GOOD}, "has the key 1; keys are names of inputs"),
     "other things than text": (TEXT, {"x": np.array([["a", 1, None]], object)}, "holds other things than text"),
     "numbers for text": (TEXT, {"x": GOOD}, "is float32, the model wants text"),
-    "an array without a name": (FLOAT, GOOD, "the data is a ndarray; give a path, or arrays by input name"),
-    "a list": (FLOAT, [GOOD], "the data is a list"),
+    "an array of several inputs": (FLOAT * 2, GOOD, "the data is one array, and the model has several inputs"),
     "an empty path": (FLOAT, "", "the path of the data is empty"),
-    "a number": (FLOAT, 3, "the data is a int"),
+    "a number": (FLOAT, 3, "the data is a int; give the path of a file or folder, arrays by input name, an array or"),
+    "bytes alone": (FLOAT, b"12", "the data is a bytes; give"),
+    "a class": (FLOAT, dict, "the data is a type; give"),
 }
 
 
