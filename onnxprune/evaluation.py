@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,15 @@ from onnxprune.data.inputs import input_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
-from onnxprune.errors import CheckFailed, ModelError, UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import fed_back, first_run, model_file, sample_axes, unknown
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.class_scores import check_classes
 from onnxprune.measures.compared import compared, layouts_of, said_of_states
-from onnxprune.measures.figures import Figures, figures_of, share_of
+from onnxprune.measures.figures import Figures, figures_of, percent, share_of
 from onnxprune.measures.figures import classes_of as classes_in
+from onnxprune.measures.gates import Gate, demand_all, gate_of
 from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import demand, verdict_of
 from onnxprune.numerics.arrays import Array, Ints
@@ -74,8 +76,8 @@ class Evaluation:
             return None
         return 100.0 * (self.original_accuracy - self.accuracy)
 
-    def to_json(self) -> str:
-        """The evaluation as JSON text; a number that is not finite becomes null."""
+    def as_dict(self) -> dict[str, Any]:
+        """The evaluation as plain data; a number that is not finite becomes None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"} | {"drop": self.drop}
         if self.figures is not None:
             values |= {
@@ -83,8 +85,11 @@ class Evaluation:
                 "error": self.figures.summary(),
                 "verdict": asdict(verdict_of(self.figures)),
             }
-        finite = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
-        return json.dumps(finite, indent=1) + "\n"
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+    def to_json(self) -> str:
+        """The evaluation as JSON text."""
+        return json.dumps(self.as_dict(), indent=1) + "\n"
 
 
 def evaluate(
@@ -169,6 +174,44 @@ def _evaluated(
     )
 
 
+def gates_of(
+    result: Evaluation,
+    *,
+    min_agreement: float | None = None,
+    max_drop: float | None = None,
+    max_error: float | None = None,
+) -> tuple[Gate, ...]:
+    """What came of each limit: a share of agreement, points of top-1 lost, the error of any output.
+
+    Raises UsageError where what a limit is of was not measured, or for one that limits nothing.
+    """
+    for name, limit, most in (("min_agreement", min_agreement, 1.0), ("max_drop", max_drop, 100.0)):
+        number = typed(name, limit, "float | None")
+        if number is not None and not 0.0 <= number <= most:  # nothing is below a NaN
+            raise UsageError(f"{name} is {limit}; it is from 0 to {most:g}")
+    max_error = error_limit(max_error)
+    gates: list[Gate] = []
+    if min_agreement is not None:
+        if result.agreement is None:
+            raise UsageError("agreement was not measured: it needs the original, and class scores as the first output")
+        held = result.agreement >= min_agreement - _SLACK
+        text = f"is at least the demanded {min_agreement:.2%}" if held else f"is below the demanded {min_agreement:.2%}"
+        gates.append(Gate("--min-agreement", min_agreement, held, f"agreement {result.agreement:.2%} {text}"))
+    if max_drop is not None:
+        if result.drop is None:
+            raise UsageError("the drop was not measured: it needs labels, the original, and class scores")
+        held = result.drop <= max_drop + _SLACK
+        text = f"within the allowed {max_drop:.2f}" if held else f"more than the allowed {max_drop:.2f}"
+        gates.append(Gate("--max-drop", max_drop, held, f"top-1 dropped by {result.drop:.2f} points, {text}"))
+    if max_error is not None:
+        if result.figures is None:
+            raise UsageError("the output error was not measured: it needs the original (--against)")
+        worst = result.figures.worst
+        told = "" if worst is None or worst.value is None else f"{worst.name}: {percent(worst.value)}"
+        gates.append(gate_of("--max-error", max_error, told, partial(demand, result.figures, max_error)))
+    return tuple(gates)
+
+
 def gate(
     result: Evaluation,
     *,
@@ -178,34 +221,9 @@ def gate(
 ) -> None:
     """Demand a share of agreement, at most so many points of top-1 lost, and at most such an error of any output.
 
-    Raises CheckFailed where a limit is not kept, UsageError where what it limits was not measured, or for one that
-    limits nothing.
+    Raises CheckFailed where a limit is not kept, and UsageError as `gates_of`.
     """
-    for name, limit, most in (("min_agreement", min_agreement, 1.0), ("max_drop", max_drop, 100.0)):
-        number = typed(name, limit, "float | None")
-        if number is not None and not 0.0 <= number <= most:  # nothing is below a NaN
-            raise UsageError(f"{name} is {limit}; it is from 0 to {most:g}")
-    max_error = error_limit(max_error)
-    failures: list[str] = []
-    if min_agreement is not None:
-        if result.agreement is None:
-            raise UsageError("agreement was not measured: it needs the original, and class scores as the first output")
-        if result.agreement < min_agreement - _SLACK:
-            failures.append(f"agreement {result.agreement:.2%} is below the demanded {min_agreement:.2%}")
-    if max_drop is not None:
-        if result.drop is None:
-            raise UsageError("the drop was not measured: it needs labels, the original, and class scores")
-        if result.drop > max_drop + _SLACK:
-            failures.append(f"top-1 dropped by {result.drop:.2f} points, more than the allowed {max_drop:.2f}")
-    if max_error is not None:
-        if result.figures is None:
-            raise UsageError("the output error was not measured: it needs the original (--against)")
-        try:
-            demand(result.figures, max_error)
-        except CheckFailed as e:
-            failures.append(str(e))
-    if failures:
-        raise CheckFailed("; ".join(failures))
+    demand_all(gates_of(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error))
 
 
 def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:

@@ -20,13 +20,14 @@ from onnxprune.data.sources import files_of
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import older, unknown
-from onnxprune.intake.model_file import ModelLike
+from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.workplace import Workplace
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
+from onnxprune.report.files import ReportFiles, Reports
 from onnxprune.report.summary import Report
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
@@ -44,14 +45,13 @@ from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Calibration, load, opened
 from onnxprune.stages.recover import recover_weights
 from onnxprune.stages.refit import refit_weights
+from onnxprune.stages.refuse import SoFar, refusing
 from onnxprune.stages.report import report_of, with_latency
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.save import PruneResult, named, stored
 from onnxprune.stages.select import select
 from onnxprune.stages.time_layers import stopwatch_of, timed_with
-from onnxprune.stages.verify import (
-    check,
-)
+from onnxprune.stages.verify import check, error_gate
 from onnxprune.targets.alignment import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread
 
@@ -66,7 +66,7 @@ def prune(
     dry_run: bool = False,
     overwrite: bool = False,
     plan_file: str | os.PathLike[str] | None = None,
-    report_file: str | os.PathLike[str] | None = None,
+    report_file: ReportFiles = None,
     bench: bool | str = False,
     watch: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -77,6 +77,7 @@ def prune(
     max_error: float | None = None,
     allow_links: bool = False,
     custom_ops: Libraries = (),
+    command: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -88,11 +89,13 @@ def prune(
     memory should hold goes to temporary files. None means seeded random inputs. options: fields of PruneConfig.
     from_plan: replay a plan instead of selecting, with the data that it was made with (or `force`); its own config then
     stands for `config`, and options replace single fields.
-    dry_run: stop after the plan; no model is written. plan_file, report_file: save these too, as JSON. overwrite:
-    existing files may be replaced. bench: also time the original and the result in turns, one sample at a time, on the
-    CPU or on the provider that it names (as for `bench`). watch: called with the name of every stage, and with its
-    progress ("select 3/8"). warn: called with what makes the result doubtful, as soon as it is known. ready: called
-    with the report when all files are stored under temporary names; where it raises anything, nothing is written.
+    dry_run: stop after the plan; no model is written. plan_file: save the plan too, as JSON. report_file: save the
+    report, in one file or several, each in the form of its suffix (`report.files.FORMS`); of a run that is refused
+    too, with the reason. overwrite: existing files may be replaced. bench: also time the original and the result in
+    turns, one sample at a time, on the CPU or on the provider that it names (as for `bench`). watch: called with the
+    name of every stage, and with its progress ("select 3/8"). warn: called with what makes the result doubtful, as soon
+    as it is known. ready: called with the report when all files are stored under temporary names; where it raises
+    anything, nothing is written.
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
     "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
@@ -100,7 +103,8 @@ def prune(
     max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
     more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie where links
     beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
-    Raises the errors of `onnxprune.errors`; then nothing is written.
+    command: what was typed, for the report. Raises the errors of `onnxprune.errors`; then nothing is written but
+    `report_file`.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
@@ -111,7 +115,8 @@ def prune(
         raise UsageError("a dry run makes no model whose error could be measured: leave out max_error, or the dry run")
     timed_on = provider_named("cpu" if bench is True else bench) if bench else None
     output = None if dry_run else output
-    check_outputs((output, plan_file, report_file), (model, *files_of(calibration), from_plan), overwrite)
+    reports = Reports.of(report_file, overwrite=overwrite)
+    check_outputs((output, plan_file, *reports.paths), (model, *files_of(calibration), from_plan), overwrite)
     check_choice(jobs, scheduler)
     libraries = checked_libraries(custom_ops)
     if libraries and scheduler is not None:
@@ -121,26 +126,29 @@ def prune(
     if settings.budget == "latency":
         check_starts(timed_by)  # before hours of calibration
     clock = Clock(watch, hear=warn)
-    files = (output, plan_file, report_file)
+    files = (output, plan_file, *reports.paths)
+    so_far = SoFar(called(model), settings, tuple(command), clock)
     try:
         with Stage(overwrite=overwrite) as stage, registering(libraries):
             with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
                 place = Workplace(workers, provider or "cpu", timed_by)
-                result, separate = _run(
-                    model,
-                    files,
-                    calibration,
-                    settings,
-                    chosen,
-                    clock,
-                    place,
-                    timed_on,
-                    max_error,
-                    dry_run=dry_run,
-                    allow_links=allow_links,
-                )
+                with refusing(so_far, reports, warn):
+                    result, separate = _run(
+                        model,
+                        files,
+                        calibration,
+                        settings,
+                        chosen,
+                        clock,
+                        place,
+                        timed_on,
+                        max_error,
+                        so_far,
+                        dry_run=dry_run,
+                        allow_links=allow_links,
+                    )
                 watch("save")
-                result = stored(stage, result, separate, *files)
+                result = stored(stage, result, separate, output, plan_file, reports)
             # The workers and the temporary files are gone: what is left to do is to rename.
             ready(result.report)
             named(stage, output)
@@ -179,18 +187,19 @@ def _run(
     place: Workplace,
     timed_on: str | None,
     max_error: float | None,
+    so_far: SoFar,
     *,
     dry_run: bool,
     allow_links: bool,
 ) -> tuple[PruneResult, bool]:
     """The sentence, one line per stage, and whether the result's weights go beside it.
 
-    files: output, plan, report. timed_on: the provider that times the models, None to leave that out. max_error: of
-    the result, None for no limit.
+    files: output, plan, reports. timed_on: the provider that times the models, None to leave that out. max_error: of
+    the result, None for no limit. so_far: is told what is known, for the report of a run that is refused.
     """
     output, *others = files
     with stage("load"):
-        loaded = opened(model, calibration, settings, replayed, allow_links=allow_links)
+        so_far.loaded = loaded = opened(model, calibration, settings, replayed, allow_links=allow_links)
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
@@ -226,7 +235,9 @@ def _run(
         coefficients = chosen.coefficients(coupled.channels)
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
-        report = report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed, place)
+        report = so_far.settled(
+            report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed, place)
+        )
         return PruneResult(None, chosen, replace(report, notes=(*report.notes, *foreseen(loaded, settings)))), False
     with stage("rewrite"):
         sliced = rewrite(loaded, coupled, masks)
@@ -238,9 +249,12 @@ def _run(
             refitted = recover_weights(loaded, judged, masks, refitted, settings)
     with stage("verify"):
         finished = finish(loaded, judged, masks, sliced, refitted, settings)
-        checked = check(loaded, coupled, calibrated, masks, sliced, finished, settings, max_error)
+        checked = check(loaded, coupled, calibrated, masks, sliced, finished, settings)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
-    report = report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed, place)
+    report = so_far.settled(
+        report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed, place),
+        error_gate(checked.figures, max_error),
+    )
     if timed_on is not None:
         stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)

@@ -25,6 +25,7 @@ OWNERS = {
     "tensorrt": "benchmark.tensorrt_engine",
     "click": "cli",
     "rich": "report.terminal",
+    "jinja2": "report.templates",
     "dask": "jobs.cluster",
     "distributed": "jobs.cluster",
     "multiprocessing": "jobs.processes",
@@ -144,7 +145,7 @@ def test_the_picture_is_that_of_the_code():
 
 def test_importing_the_package_is_light():
     """Fails where `import onnxprune` alone loads the command line or a runtime."""
-    heavy = {"click", "dask", "distributed", "onnxruntime", "rich"}
+    heavy = {"click", "dask", "distributed", "jinja2", "onnxruntime", "rich"}
     code = f"import sys, onnxprune; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

@@ -68,9 +68,13 @@ def run(capsys: Capture, *args: str) -> tuple[int, str, str]:
 
 
 def refused(folder: Path, capsys: Capture, code: int, match: str, *args: str) -> None:
-    """One line on stderr that says `match`, the exit code, and the folder as it was."""
+    """One line on stderr that says `match`, the exit code, and the folder as it was but for a report that says so."""
     before = listing(folder)
     found, out, err = run(capsys, *args)
+    report = folder / "report.json"
+    if "report.json" not in before and report.exists():
+        assert match in json.loads(report.read_text(encoding="utf-8"))["reason"]
+        report.unlink()
     assert (found, out) == (code, "")
     assert err.startswith("onnxprune: error: ")
     assert err.count("\n") == 1
@@ -177,9 +181,9 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["old.onnx/out.onnx", "--ratio", "0.5"], 1, "there is no folder"),
         (["none/out.onnx", "--ratio", "0.5"], 1, "there is no folder"),
         (["out.onnx", "--ratio", "0.5", "--report", "none/r.json"], 1, "there is no folder"),
-        (["out.onnx", "--ratio", "0.5", "--report", "old.onnx"], 2, "use --overwrite"),
+        (["out.onnx", "--ratio", "0.5", "--report", "old.onnx"], 2, "a report is called by its form"),
         (["out.onnx", "--ratio", "0.5", "--plan", "text.onnx"], 2, "use --overwrite"),
-        (["out.onnx", "--ratio", "0.5", "--plan", "a", "--report", "a"], 2, "used twice"),
+        (["out.onnx", "--ratio", "0.5", "--plan", "a.md", "--report", "a.md"], 2, "used twice"),
         (["--ratio", "0.5", "--dry-run", "--bench"], 2, "leave out one of them"),
         (["out.onnx", "--ratio", "0.5", "--provider", "abacus"], 2, "'abacus' is not one of"),
         (["out.onnx", "--from-plan", "missing.json"], 1, "does not exist"),

@@ -567,11 +567,14 @@ def largest_changed(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
 
 
 def expect_failure(folder: Path, match: str, **options: Any) -> None:
-    """CheckFailed, and the folder as before; with `force` the model is written and the report says why."""
+    """CheckFailed, its report, and beside that the folder as before."""
     before = listing(folder)
-    files = {"plan_file": folder / "plan.json", "report_file": folder / "report.json"}
+    report = folder / "report.json"
+    files = {"plan_file": folder / "plan.json", "report_file": report}
     with pytest.raises(CheckFailed, match=match):
         prune(digits.path("resnet"), folder / "out.onnx", digits.CALIB, **files, **(FAST | options))
+    assert re.search(match, json.loads(report.read_text(encoding="utf-8"))["reason"])
+    report.unlink()
     assert listing(folder) == before
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
+from onnxprune.cli.group import Surroundings
 from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
-from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
+from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import Choice, parse_shape
 from onnxprune.errors import UsageError
@@ -74,12 +75,25 @@ from onnxprune.runtime import child
             "Output",
             flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own."),
             JSON,
+            REPORT,
+            OVERWRITE,
         ),
     ),
 )
 @click.argument("model", metavar="MODEL")
 @click.argument("other", metavar="[OTHER]", required=False)
-def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+@click.pass_obj
+def bench_command(
+    surroundings: Surroundings,
+    /,
+    model: str,
+    other: str | None,
+    shapes: tuple[str, ...],
+    report_files: tuple[str, ...],
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Time MODEL, or MODEL and OTHER in turns, on the same inputs.
 
     Of two models the ratio is that of OTHER's time to MODEL's in the same round, so that a busy machine slows both. On
@@ -90,8 +104,15 @@ def bench_command(model: str, other: str | None, shapes: tuple[str, ...], as_jso
         raise UsageError("--shape is given twice for one input")
     child.warm()
     from onnxprune.benchmark.measure import bench
+    from onnxprune.output.destination import check_outputs
     from onnxprune.report import terminal
+    from onnxprune.report.environment import versions
+    from onnxprune.report.files import Reports, keeping
 
-    with terminal.status(sys.stderr.isatty()) as show:
-        result = bench(model, other, shapes=dict(given), watch=show, **options)
-    streams.show(result.to_json() if as_json else terminal.benchmark(result, screen_of()))
+    reports = Reports.of(report_files, overwrite=overwrite)
+    check_outputs((None, *reports.paths), (model, other, options["data"]), overwrite)
+    with keeping(reports, "bench", {"versions": versions()}, surroundings.command) as tell:
+        with terminal.status(sys.stderr.isatty()) as show:
+            result = bench(model, other, shapes=dict(given), watch=show, **options)
+        tell(result.as_dict())
+        streams.show(result.to_json() if as_json else terminal.benchmark(result, screen_of()))

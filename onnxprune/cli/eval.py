@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
+from onnxprune.cli.group import Surroundings
 from onnxprune.cli.options.section import Grouped, Section, option
-from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
+from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import ERROR, SHARE
 from onnxprune.errors import UsageError
@@ -50,11 +53,14 @@ from onnxprune.runtime import child
             ),
         ),
         Section("Where it runs", CUSTOM_OPS, ALLOW_LINKS),
-        Section("Output", JSON),
+        Section("Output", JSON, REPORT, OVERWRITE),
     ),
 )
 @click.argument("model", metavar="MODEL")
+@click.pass_obj
 def eval_command(
+    surroundings: Surroundings,
+    /,
     model: str,
     data: str,
     against: str | None,
@@ -65,6 +71,8 @@ def eval_command(
     state: tuple[str, ...],
     allow_links: bool,
     custom_ops: tuple[str, ...],
+    report_files: tuple[str, ...],
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Measure MODEL on test data: top-1, and agreement and output error against the original.
@@ -83,11 +91,22 @@ def eval_command(
     if max_drop is not None and not 0.0 <= max_drop <= 100.0:
         raise UsageError(f"--max-drop is {max_drop}; it is a number of points, from 0 to 100")
     child.warm()
-    from onnxprune.evaluation import evaluate, gate
+    from onnxprune.evaluation import evaluate, gates_of
+    from onnxprune.measures.gates import demand_all
+    from onnxprune.output.destination import check_outputs
     from onnxprune.report import terminal
+    from onnxprune.report.environment import versions
+    from onnxprune.report.files import Reports, keeping
 
-    result = evaluate(
-        model, data, against=against, labels=labels, state=state, allow_links=allow_links, custom_ops=custom_ops
-    )
-    streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
-    gate(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)
+    reports = Reports.of(report_files, overwrite=overwrite)
+    check_outputs((None, *reports.paths), (model, data, against), overwrite)
+    subject = {"model": model, "against": against, "versions": versions()}
+    with keeping(reports, "eval", subject, surroundings.command) as tell:
+        result = evaluate(
+            model, data, against=against, labels=labels, state=state, allow_links=allow_links, custom_ops=custom_ops
+        )
+        tell(result.as_dict())
+        streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
+        gates = gates_of(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)
+        tell({"gates": [asdict(g) for g in gates]})
+        demand_all(gates)

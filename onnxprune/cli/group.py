@@ -28,10 +28,11 @@ onnxprune --help shows all commands and options, onnxprune COMMAND --help those 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a command has of the process that it runs in: click's `obj`."""
+    """What a command has of the process that it runs in: click's `obj`. command: what was typed."""
 
     interrupts: Interrupts
     scratch: Scratch
+    command: tuple[str, ...] = ()
 
     def begin(self) -> None:
         """Make the folder for temporary files, uninterrupted: half made, it would stay."""

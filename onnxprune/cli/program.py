@@ -38,7 +38,8 @@ for _command in (prune_command, inspect_command, eval_command, bench_command):
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. An error is one line on stderr."""
     streams.open_closed()
-    surroundings = Surroundings(Interrupts(), Scratch())
+    typed = sys.argv[1:] if args is None else args
+    surroundings = Surroundings(Interrupts(), Scratch(), ("onnxprune", *typed))
     interrupts = surroundings.interrupts
     try:
         try:

@@ -133,7 +133,7 @@ def _run(
                 streams.show(terminal.prune_report(report, screen))
             interrupts.hold()
 
-        prune(model, output, watch=watch, warn=warn, ready=ready, **arguments)
+        prune(model, output, watch=watch, warn=warn, ready=ready, command=surroundings.command, **arguments)
 
 
 def _check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:

@@ -27,15 +27,21 @@ def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> Cos
     Of an If both branches count, of a Loop or Scan one iteration. Those of `operators.uncounted` are missing. drops:
     what disappears with a group, as `channels.branches` finds it.
     """
-    terms: list[Term] = []
+    return Cost.of((t for terms in macs_by_node(channels, drops).values() for t in terms), len(channels.groups))
+
+
+def macs_by_node(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> dict[int, tuple[Term, ...]]:
+    """The terms of `macs` by the index of the node that multiplies; nodes that do not are missing."""
+    found: dict[int, tuple[Term, ...]] = {}
     by_node = {linear.node.index: linear for linear in channels.linears if not is_recurrent(linear.node)}
     for node in channels.graph.every_node:
         linear = by_node.get(node.index)
         layer = None if linear is None else _layer(node, linear, channels)
         products = layer if layer is not None else terms_of(node, channels) or ()
         needs = tuple(d.group for d in (drops or {}).values() if node.index in d.nodes)
-        terms += [replace(t, needs=needs) for t in products]
-    return Cost.of(terms, len(channels.groups))
+        if products:
+            found[node.index] = tuple(replace(t, needs=needs) for t in products)
+    return found
 
 
 def _layer(node: Node, linear: Linear, channels: ChannelGraph) -> list[Term] | None:

@@ -17,6 +17,7 @@ from onnxprune.intake.declarations import undeclared, with_free_dimensions, with
 from onnxprune.intake.file_check import check_file
 from onnxprune.regular_files import MODEL_BYTES, content
 
+IN_MEMORY = "(in memory)"
 # A file, or a model in memory.
 ModelLike = str | os.PathLike[str] | onnx.ModelProto
 
@@ -64,6 +65,11 @@ def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> tuple[on
     return proto, replace(source, notes=tuple(filter(None, (*notes, said))))
 
 
+def called(model: ModelLike) -> str:
+    """What a model is called before anything of it is read."""
+    return IN_MEMORY if isinstance(model, onnx.ModelProto) else os.fspath(model)
+
+
 def read(model: ModelLike, *, allow_links: bool = False) -> tuple[onnx.ModelProto, Source]:
     """Load a file, or adopt a model that is in memory already."""
     return adopt(model) if isinstance(model, onnx.ModelProto) else load(model, allow_links=allow_links)
@@ -96,7 +102,7 @@ def _adopted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
         return _adopted_dense(proto)
     if not external.has_external(proto):
         if external.embedded_bytes(proto) < external.MOST_BYTES:
-            return with_free_dimensions(proto), source_of("(in memory)", as_bytes(proto), proto)
+            return with_free_dimensions(proto), source_of(IN_MEMORY, as_bytes(proto), proto)
         # Too large for one message: what is kept of it takes the checksum tensor by tensor.
         proto = spill.outside(proto)
     else:
@@ -104,7 +110,7 @@ def _adopted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
         proto = copy
         external.resolve(proto, None)
     shell, _ = external.separated(proto, "data")
-    source = source_of("(in memory)", as_bytes(shell), proto)
+    source = source_of(IN_MEMORY, as_bytes(shell), proto)
     external.read_small(proto)
     return with_free_dimensions(proto), source
 

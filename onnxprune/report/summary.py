@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from typing import Any
+
+from onnxprune.measures.gates import Gate
+from onnxprune.report.document import Outcome, document_of, to_json
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,27 @@ class GroupRow:
     mixing: bool
     note: str = ""
     alignment: int = 1
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A row of the drawing of the network, from input to output.
+
+    kind: "input", "layer", "join" (reads several others) or "output". operators: its own first, then those behind it.
+    sources: rows that it reads, by their number. inputs, outputs: channels before and after, None where they are not
+    known. macs: per sample, before and after. group: of its outputs, by its number among the groups, None where they
+    belong to none. stays: why its outputs kept their width; "" where they did not, or have none.
+    """
+
+    kind: str
+    name: str
+    operators: tuple[str, ...]
+    sources: tuple[int, ...]
+    inputs: tuple[int, int] | None = None
+    outputs: tuple[int, int] | None = None
+    macs: tuple[int, int] = (0, 0)
+    group: int | None = None
+    stays: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,9 @@ class Report:
     (`measures.figures.Figure`). agreement: the share of those samples, or entries, that keep their class. verdict:
     level ("good", "doubtful", "bad" or "unknown") and text.
     calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file.
-    warnings: what makes the result doubtful; notes: what else there is to say.
+    gates: limits that the run was held to. layers: the network in outline. warnings: what makes the result doubtful;
+    notes: what else there is to say.
+    outcome: how it ended. command: what was typed, () for a call from Python.
     """
 
     model: str
@@ -147,20 +171,47 @@ class Report:
     patterns: tuple[PatternRow, ...] = ()
     notes: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
+    gates: tuple[Gate, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    outcome: Outcome = field(default_factory=Outcome)
+    command: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain data, by `docs/report-schema.json`."""
+        data = asdict(self)
+        outcome, command = data.pop("outcome"), data.pop("command")
+        data["effort"] |= {"seconds": self.effort.seconds, "passes": self.effort.passes}
+        return document_of("prune", data, Outcome(**outcome), command)
 
     def to_json(self) -> str:
         """The report as JSON text."""
+        return to_json(self.document())
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is left to say of a run that ended before there was a report.
+
+    error: the class of the error, of `onnxprune.errors`. model_sha256, calibration, pinned: as in `Report`; None or
+    empty where the run did not come that far. seconds: by stage, of those that ended.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    error: str
+    outcome: Outcome
+    versions: Mapping[str, str]
+    stages: Mapping[str, float]
+    command: tuple[str, ...] = ()
+    model_sha256: str | None = None
+    calibration: Mapping[str, Any] | None = None
+    pinned: tuple[PinnedRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As plain data, by `docs/report-schema.json`."""
         data = asdict(self)
-        data["effort"] |= {"seconds": self.effort.seconds, "passes": self.effort.passes}
-        return json.dumps(_plain(data), indent=1) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity: it becomes null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not isfinite(value):
-        return None
-    return value
+        outcome, command, stages = data.pop("outcome"), data.pop("command"), data.pop("stages")
+        data |= {"output": None, "effort": {"stages": stages, "seconds": sum(stages.values())}}
+        return document_of("prune", data, Outcome(**outcome), command)

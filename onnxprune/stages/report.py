@@ -32,6 +32,7 @@ from onnxprune.stages.allocate import LATENCY_MISSED
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import Coupled, not_counted
+from onnxprune.stages.draw import layer_rows
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.verify import Checked
 from onnxprune.targets.alignment import TARGETS
@@ -85,16 +86,7 @@ def report_of(
         patterns=pattern_rows(coupled),
         checks=_checks(checked),
         output_error=figures.error if figures else None,
-        calibration={
-            "origin": loaded.fit.origin,
-            "synthetic": loaded.fit.synthetic,
-            "samples": loaded.count,
-            "held_out": 0 if loaded.held_out is None else len(loaded.held_out),
-            **({} if loaded.chosen_by is None else {"chosen_by": len(loaded.chosen_by)}),
-            "sha256": loaded.data_sha256,
-            "labels": loaded.labels,
-            "inputs": [asdict(f) | {"shape": list(f.shape)} for f in loaded.figures],
-        },
+        calibration=calibration_of(loaded),
         effort=Effort(
             dict(stage.seconds),
             calibrated.plain_seconds,
@@ -122,7 +114,22 @@ def report_of(
         error=figures.summary() if figures else {},
         verdict=asdict(verdict_of(figures, settings.option)) if figures else None,
         warnings=tuple(stage.warnings),
+        layers=layer_rows(coupled, masks, kept),
     )
+
+
+def calibration_of(loaded: Loaded) -> dict[str, Any]:
+    """What there is to say of the data."""
+    return {
+        "origin": loaded.fit.origin,
+        "synthetic": loaded.fit.synthetic,
+        "samples": loaded.count,
+        "held_out": 0 if loaded.held_out is None else len(loaded.held_out),
+        **({} if loaded.chosen_by is None else {"chosen_by": len(loaded.chosen_by)}),
+        "sha256": loaded.data_sha256,
+        "labels": loaded.labels,
+        "inputs": [asdict(f) | {"shape": list(f.shape)} for f in loaded.figures],
+    }
 
 
 def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:

@@ -12,6 +12,7 @@ from onnxprune import plan
 from onnxprune.graph import external
 from onnxprune.output.commit import Stage
 from onnxprune.output.model_files import commit, put_model
+from onnxprune.report.files import Reports
 from onnxprune.report.summary import Report
 
 
@@ -30,7 +31,7 @@ def stored(
     separate: bool,
     output: str | os.PathLike[str] | None,
     plan_file: str | os.PathLike[str] | None,
-    report_file: str | os.PathLike[str] | None,
+    reports: Reports,
 ) -> PruneResult:
     """Store what was asked for, the model last: where it is, all is. The result without references to temporary files.
 
@@ -38,8 +39,8 @@ def stored(
     """
     if plan_file is not None:
         stage.put(Path(plan_file), result.plan.to_json().encode())
-    if report_file is not None:
-        stage.put(Path(report_file), result.report.to_json().encode())
+    if reports.paths:
+        reports.put(stage, result.report.document())
     if result.model is None:
         return result
     if output is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 
@@ -14,7 +15,8 @@ from onnxprune.errors import CheckFailed, RunError
 from onnxprune.intake import unknown
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.compared import said_of_states
-from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.figures import Figures, figures_of, percent
+from onnxprune.measures.gates import Gate, demand_all, gate_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import symbols
 from onnxprune.numerics.arrays import Array, Masks, is_float
@@ -64,9 +66,8 @@ def check(
     sliced: onnx.ModelProto,
     finished: Finished,
     settings: PruneConfig,
-    max_error: float | None = None,
 ) -> Checked:
-    """All checks. Raises CheckFailed unless `force`, and where figures exceed `max_error` always."""
+    """All checks. Raises CheckFailed unless `force`."""
     notes = list(finished.notes)
     n, final = loaded.normalised, finished.model
     example = loaded.fit.example()
@@ -107,7 +108,6 @@ def check(
         if not settings.force:
             raise CheckFailed(f"{e}; nothing was written") from e
         notes.append(f"--force: {e}")
-    within(figures, max_error)
     return Checked(
         finished=finished,
         exactness=exact,
@@ -151,13 +151,21 @@ def within_tolerance(discrepancy: float, settings: PruneConfig) -> None:
     )
 
 
-def within(figures: Figures | None, most: float | None) -> None:
-    """Raises CheckFailed where a figure exceeds the limit, or could not be had."""
+def error_gate(figures: Figures | None, most: float | None) -> tuple[Gate, ...]:
+    """The limit on what a figure may be, and whether all keep it; () for no limit."""
     if most is None:
-        return
+        return ()
+    wanted = f"an error of at most {most:.2%} was demanded"
     if figures is None:
-        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but the result does not run")
+        return (Gate("--max-error", most, False, f"{wanted}, but the result does not run"),)
+    worst = figures.worst
+    told = "" if worst is None or worst.value is None else f"{worst.name}: {percent(worst.value)}"
+    return (gate_of("--max-error", most, told, partial(demand, figures, most)),)
+
+
+def within(gates: Sequence[Gate]) -> None:
+    """Raises CheckFailed where a gate is not kept, also with --force."""
     try:
-        demand(figures, most)
+        demand_all(gates)
     except CheckFailed as e:
         raise CheckFailed(f"{e}; nothing was written") from e

@@ -97,10 +97,10 @@ def test_evaluation_says_the_same(classes: Any):
 
 def test_a_limit_on_the_error(classes: Any, tmp_path: Path):
     """Fails where a result beyond the limit is written, with --force or where only the labels are beyond it."""
-    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    out = tmp_path / "out.onnx"
     for force in (False, True):
         with pytest.raises(CheckFailed, match="more than the allowed"):
-            prune(CLASSES, out, {"x": X}, max_error=0.001, report_file=report, force=force, **FAST)
+            prune(CLASSES, out, {"x": X}, max_error=0.001, plan_file=tmp_path / "plan.json", force=force, **FAST)
     changed = max(f["value"] for f in classes.report.outputs if f["value"] is not None)
     assert changed > classes.report.output_error
     with pytest.raises(CheckFailed, match="entries differ"):

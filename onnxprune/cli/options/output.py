@@ -25,7 +25,15 @@ OUTPUT = Section(
         "--target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given here; "
         "--calib, --force, --jobs, --scheduler, --provider, --allow-links and --custom-ops never do.",
     ),
-    option("--report", "report_file", metavar="FILE", show_default="not saved", help="Save the report as JSON."),
+    option(
+        "--report",
+        "report_file",
+        multiple=True,
+        metavar="FILE",
+        show_default="not saved",
+        help="Save the report, of a run that is refused too: by the suffix as .json (everything), .md (a summary) or "
+        ".xml (JUnit). Repeatable.",
+    ),
     flag(
         "--bench",
         "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything "

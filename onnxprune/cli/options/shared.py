@@ -26,3 +26,13 @@ STATE = option(
     "data for IN, if any, are what it starts with (else zeros). Repeatable.",
 )
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")
+REPORT = option(
+    "--report",
+    "report_files",
+    multiple=True,
+    metavar="FILE",
+    show_default="not saved",
+    help="Save the result, also where a gate fails: by the suffix as .json (everything), .md (a summary) or .xml "
+    "(JUnit, a case for each gate). Repeatable.",
+)
+OVERWRITE = flag("--overwrite", "Replace --report files that exist.")

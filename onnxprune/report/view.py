@@ -1,0 +1,271 @@
+"""What people are shown of a report: the numbers of its document, sorted and worded for a page.
+
+Nothing is computed here that the document does not hold, so that a page made of the JSON file says the same.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from onnxprune.measures.figures import ERROR, percent
+from onnxprune.report.document import DONE, Document
+from onnxprune.report.units import count, duration, latency, size
+
+NOT_MEASURED = "not measured"
+NOT_CUT = "a cut here would cost more accuracy than elsewhere"
+Rows = list[tuple[str, ...]]
+_LISTED = 12
+
+
+def headline(document: Document) -> tuple[str, str]:
+    """(level, text) of what comes first: why the run was refused, else the verdict.
+
+    level: "good", "doubtful", "bad", "unknown", "refused", "failed", or "plan" for a dry run.
+    """
+    if document["status"] != DONE:
+        return str(document["status"]), str(document.get("reason") or "")
+    if document.get("dry_run"):
+        return "plan", "dry run: a plan was made, and no model was written"
+    verdict = document.get("verdict")
+    if verdict:
+        level, text = str(verdict["level"]), str(verdict["text"])
+        return level, text.removeprefix(f"{level}: ")
+    return "unknown", "nothing was compared"
+
+
+def size_rows(document: Document) -> Rows:
+    """(what, before, after, removed) for MACs, parameters, file size and time; () where nothing was counted."""
+    before, after = document.get("before"), document.get("after")
+    if not before or not after:
+        return []
+    rows: Rows = [
+        _row("MACs per sample", before["macs"], after["macs"], count),
+        _row("parameters", before["parameters"], after["parameters"], count),
+    ]
+    if after["bytes"]:
+        rows.append(_row("file size", before["bytes"], after["bytes"], size))
+    else:
+        rows.append(("file size", size(before["bytes"]), "not written", ""))
+    return [*rows, time_row(document)]
+
+
+def _row(name: str, before: float, after: float, text: Any) -> tuple[str, ...]:
+    return name, text(before), text(after), f"{1.0 - after / before:.1%}" if before else ""
+
+
+def time_row(document: Document) -> tuple[str, ...]:
+    """The measured time of a run, of `--bench` or of a budget of latency; else that it was not measured."""
+    bench, timing = document.get("latency"), document.get("timing")
+    if bench and bench.get("comparison"):
+        first, second = (latency(m["median"]) for m in bench["models"])
+        where = str(bench["provider"]).removesuffix("ExecutionProvider")
+        return f"time of a run, {where}", first, second, f"{1.0 - bench['comparison']['ratio']:.1%}"
+    if timing:
+        seconds = timing["before_seconds"], timing["after_seconds"]
+        return "time of a run", latency(seconds[0]), latency(seconds[1]), f"{1.0 - timing['measured']:.1%}"
+    return "time of a run", NOT_MEASURED, NOT_MEASURED, ""
+
+
+def quality_rows(document: Document) -> Rows:
+    """(what, value) of everything that compares the result's outputs with the original's."""
+    rows: Rows = []
+    summary: Mapping[str, Any] = document.get("error") or {}
+    error = document.get("output_error")
+    where = ""
+    if document["kind"] != "eval" and "held_out" in summary:
+        where = ", held out" if summary["held_out"] else ", on the calibration samples"
+    if document.get("accuracy") is not None:
+        rows.append(("top-1", f"{document['accuracy']:.2%}"))
+    if document.get("original_accuracy") is not None:
+        drop = document.get("drop")
+        rows.append(("top-1 of the original", f"{document['original_accuracy']:.2%}"))
+        rows += [] if drop is None else [("drop of top-1", f"{drop:.2f} points")]
+    if error is not None:
+        bounds = summary.get("interval")
+        interval = f", 95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
+        rows.append((f"output error{where}", f"{percent(error)}{interval}, {samples(summary.get('samples', 0))}"))
+    elif document.get("verdict"):
+        rows.append((f"output error{where}", f"{NOT_MEASURED}: {summary.get('why') or 'no reason was given'}"))
+    rows += [(f"  {name}", text) for name, text in _outputs(document.get("outputs") or ())]
+    if document.get("agreement") is not None:
+        rows.append(("agreement", f"{document['agreement']:.2%} get the same class"))
+    return rows
+
+
+def _outputs(figures: Sequence[Mapping[str, Any]]) -> Rows:
+    """Each output's own figure, where there are several, or one is not the output itself."""
+    if len(figures) == 1 and not figures[0]["at"] and figures[0]["value"] is not None:
+        return []
+    rows: Rows = []
+    for f in figures:
+        name = ", ".join(f["outputs"]) + (f" at {f['at']}" if f["at"] else "")
+        if f["value"] is None:
+            rows += [(name, f"{NOT_MEASURED}: {f['why']}")] if f["counts"] else []
+        else:
+            rows.append((name, percent(f["value"]) + ("" if f["kind"] == ERROR else " of the entries differ")))
+    return rows
+
+
+def gate_rows(document: Document) -> list[tuple[bool, str, str]]:
+    """(held, name with limit, text) of every gate."""
+    return [(bool(g["held"]), f"{g['name']} {g['limit']:g}", str(g["text"])) for g in document.get("gates") or ()]
+
+
+def check_rows(document: Document) -> Rows:
+    """(what, value) of the checks that hold the result against the original."""
+    checks: Mapping[str, Any] = document.get("checks") or {}
+    rows: Rows = []
+    for key, name in (
+        ("normalised_against_original", "normalised against original"),
+        ("slice_against_oracle", "slice against masked original"),
+    ):
+        if checks.get(key) is not None:
+            rows.append((name, f"{checks[key]:.1e}, at most {checks['tolerance']:.0e}"))
+    if checks.get("input_sizes_run"):
+        rows.append(("input sizes run", str(checks["input_sizes_run"])))
+    if checks.get("refit"):
+        rows.append(("refit", str(checks["refit"])))
+    return rows
+
+
+def group_rows(document: Document) -> Rows:
+    """(group, channels before, after, producers, consumers, remark) of the groups that are cut."""
+    rows: Rows = []
+    for g in document.get("groups") or ():
+        if g["channels_after"] != g["channels_before"]:
+            remarks = ["branch removed"] * (not g["channels_after"]) + ["mixing"] * bool(g["mixing"])
+            numbers = (g["channels_before"], g["channels_after"], g["producers"], g["consumers"])
+            rows.append((str(g["name"]), *map(str, numbers), ", ".join(remarks)))
+    return rows
+
+
+def whole_rows(document: Document) -> list[tuple[str, list[str]]]:
+    """(why, names) of the groups that stay as they were."""
+    found: dict[str, list[str]] = {}
+    for g in document.get("groups") or ():
+        if g["channels_after"] == g["channels_before"]:
+            found.setdefault(g["note"] or NOT_CUT, []).append(str(g["name"]))
+    return sorted(found.items(), key=lambda row: -len(row[1]))
+
+
+def pinned_by_remedy(document: Document) -> list[dict[str, Any]]:
+    """The axes that stay, by what would free them: {remedy, axes, channels, reasons: [{reason, operator, axes,
+    channels, tensors}]}, the most frequent first; of tensors the first few, and `more`."""
+    by_remedy: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
+    for p in document.get("pinned") or ():
+        by_remedy.setdefault(p["remedy"], {}).setdefault((p["reason"], p["operator"]), []).append(p)
+    blocks = []
+    for remedy, reasons in by_remedy.items():
+        rows = [_reason(reason, operator, own) for (reason, operator), own in reasons.items()]
+        rows.sort(key=lambda r: -r["axes"])
+        totals = {k: sum(r[k] for r in rows) for k in ("axes", "channels")}
+        blocks.append({"remedy": remedy, "reasons": rows} | totals)
+    return sorted(blocks, key=lambda b: -b["axes"])
+
+
+def _reason(reason: str, operator: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tensors = list(dict.fromkeys(str(p["tensor"]) for p in rows))
+    return {
+        "reason": reason,
+        "operator": operator,
+        "axes": len(rows),
+        "channels": sum(p["channels"] for p in rows),
+        "tensors": tensors[:_LISTED],
+        "more": max(len(tensors) - _LISTED, 0),
+    }
+
+
+def data_rows(document: Document) -> Rows:
+    """(input, type, shape, least, most, mean, standard deviation) of the calibration data."""
+    data: Mapping[str, Any] = document.get("calibration") or {}
+    return [
+        (
+            str(f["name"]),
+            str(f["dtype"]),
+            _shape(f["shape"]),
+            *(_number(f[k]) for k in ("least", "most", "mean", "std")),
+        )
+        for f in data.get("inputs") or ()
+    ]
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return " × ".join("?" if n < 0 else str(n) for n in shape) or "scalar"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def data_line(document: Document) -> str:
+    """Where the samples are from, how many, and how many of them judge; of `eval` too."""
+    data = document.get("calibration")
+    if isinstance(data, Mapping):
+        labels = f", with the labels {data['labels']!r}" if data.get("labels") is not None else ""
+        return f"{data['origin']}: {samples(data['samples'])}{labels}, {data['held_out']} of them held out"
+    if document.get("data") is not None and document["kind"] == "eval":
+        return f"{document['data']}: {samples(document.get('samples', 0))}"
+    return ""
+
+
+def repeat_rows(document: Document) -> Rows:
+    """(what, value) of what a repetition needs: files and their checksums, seed, versions, processor."""
+    rows: Rows = [("model", str(document.get("model") or ""))] if document["kind"] != "bench" else []
+    rows += [("sha256 of the model", str(document["model_sha256"]))] if document.get("model_sha256") else []
+    rows += [("result", str(document["output"]))] if document.get("output") else []
+    data = document.get("calibration") or {}
+    digest = data.get("sha256") or document.get("data_sha256")
+    rows += [("sha256 of the samples", str(digest))] if digest else []
+    config: Mapping[str, Any] = document.get("config") or {}
+    rows += [("seed", str(config["seed"]))] if config.get("seed") is not None else []
+    rows += [(str(k), str(v)) for k, v in (document.get("versions") or {}).items()]
+    effort: Mapping[str, Any] = document.get("effort") or {}
+    if effort.get("stages"):
+        stages = " · ".join(f"{name} {duration(s)}" for name, s in effort["stages"].items())
+        rows.append(("time", f"{duration(effort['seconds'])} ({stages})"))
+    if effort.get("peak_memory_bytes"):
+        rows.append(("peak memory", size(effort["peak_memory_bytes"])))
+    return [*rows, ("written", str(document.get("created") or ""))]
+
+
+def command_line(document: Document) -> str:
+    """What was typed, quoted for a POSIX shell; "" for a call from Python."""
+    return shlex.join(map(str, document.get("command") or ()))
+
+
+def settings_rows(document: Document) -> Rows:
+    """(option, value) of all that decided how the run went."""
+    return [(str(k), _setting(v)) for k, v in (document.get("config") or {}).items() if v not in (None, [], ())]
+
+
+def _setting(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def bench_rows(document: Document) -> Rows:
+    """(model, median, p90, samples per second, file size) of each model that was timed."""
+    return [
+        (str(m["model"]), latency(m["median"]), latency(m["p90"]), count(m["throughput"]), size(m["bytes"]))
+        for m in document["models"]
+    ]
+
+
+def bench_facts(document: Document) -> Rows:
+    """(what, value) of how models were timed, and of how they compare."""
+    rows: Rows = []
+    compared = document.get("comparison")
+    if compared:
+        bounds = compared["interval"]
+        interval = f" (95% interval in this run: {bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else ""
+        rows.append(("time of the second", f"{compared['ratio']:.3f} × that of the first{interval}"))
+    rows.append(("measured", f"{document['rounds']} rounds, after {document['warmup']} to warm up"))
+    inputs = ", ".join(f"{k} {_shape(v)}" for k, v in document["inputs"].items())
+    rows.append(("inputs", f"{inputs} (batch {document['batch']}; {document['data']})"))
+    return [*rows, ("run by", f"{document['library']}, {document['provider']}")]
+
+
+def samples(n: int) -> str:
+    """A number of samples in words."""
+    return "1 sample" if n == 1 else f"{n} samples"
