@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import ast
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -50,18 +51,21 @@ def modules(package: str = "onnxprune") -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Absolute names that a file imports anywhere, inside functions too; `from a import b` gives a.b.
 
-    Raises ValueError for a relative import.
+    Raises ValueError for a relative import. A file is read once.
     """
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
+            found += (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module is None:
                 raise ValueError(f"{path} imports relatively")
-            yield from (f"{node.module}.{a.name}" for a in node.names)
+            found += (f"{node.module}.{a.name}" for a in node.names)
+    return tuple(found)
 
 
 def needs(known: Mapping[str, Path]) -> dict[str, set[str]]:

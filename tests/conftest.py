@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
+from onnxprune.runtime import session
+from onnxprune.threads import limit, one_blas_thread
 from tests.prepared import Prepared, prepare_row
 
 # An example may take long on a busy machine, and nothing is written into a project that may belong to someone else.
 settings.register_profile("anywhere", deadline=None, database=None)
 settings.load_profile("anywhere")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Processes that tests start find onnxprune compiled, also where PYTHONDONTWRITEBYTECODE keeps the checkout clean.
+
+    Else each of them compiles all of it anew, which takes longer than what most of them are started for.
+    """
+    if sys.dont_write_bytecode:
+        own = tmp_path_factory.getbasetemp()
+        shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # by all workers of this run
+        os.environ["PYTHONPYCACHEPREFIX"] = str(shared / "bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Linear algebra, and each session that does not say how many, computes in one thread; runs stay as they are.
+
+    The workers of pytest-xdist take all cores, and what is computed here is small: further threads wait for each other,
+    spinning. What a run does itself at the same time (`threads.mapped`) is done so here too.
+    """
+    with one_blas_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "limit", lambda: limit() or 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,13 @@ class Prepared:
 
 def prepare(original: onnx.ModelProto, example: Mapping[str, Array], attention: str = "heads") -> Prepared:
     """Normalise and trace."""
-    n = normalise(original, example)
+    return traced(original, example, normalise(original, example), attention)
+
+
+def traced(
+    original: onnx.ModelProto, example: Mapping[str, Array], n: Normalised, attention: str = "heads"
+) -> Prepared:
+    """Trace what is normalised already."""
     return Prepared(
         original, example, n, build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free), attention)
     )

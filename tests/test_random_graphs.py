@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -71,8 +71,7 @@ def check(case: Case) -> None:
     p = prepare(case.model, example, case.attention)
     # A graph may ask for the second sample by its number.
     taken = (0, 1) if not accepts(Session(case.model, optimize=False), case.feeds(2)) else (0, 1, 2)
-    for which in taken:
-        assert_equal(case, p.normalised.proto, case.model, which)
+    assert_equal(case, p.normalised.proto, case.model, taken)
     assert all(v.why.reason for v in p.channels.pinned)
     if not p.channels.groups:
         assert p.channels.pinned or not protobuf.parameters(p.normalised.proto)
@@ -83,36 +82,36 @@ def check(case: Case) -> None:
         keep = random_keep(p.channels, plan, shares)
         small, oracle = sliced(p, keep), masked(p, keep)
         protobuf.check(small)
-        for which in sizes:
-            assert_equal(case, small, oracle, which)
+        assert_equal(case, small, oracle, sizes)
         assert list(small.graph.input) == [v for v in case.model.graph.input if v.name not in weights]
         assert list(small.graph.output) == list(case.model.graph.output)
         assert (protobuf.parameters(small) < protobuf.parameters(p.normalised.proto)) == (not keep.all())
     for g in branches.drops(p.channels):
         keep = random_keep(p.channels, plan)
         keep[p.channels.groups[g].units] = False
-        assert_equal(case, sliced(p, keep), masked(p, keep), 1)
+        assert_equal(case, sliced(p, keep), masked(p, keep), (1,))
 
 
-def assert_equal(case: Case, found: onnx.ModelProto, reference: onnx.ModelProto, which: int) -> None:
-    """Both models compute the same at these sizes.
+def assert_equal(case: Case, found: onnx.ModelProto, reference: onnx.ModelProto, sizes: Sequence[int]) -> None:
+    """Both models compute the same at each of these sizes.
 
     Where they do not, and noise at the inputs moves the answer of the reference itself by more than the tolerance (it
     compares nearly equal numbers, or a sum cancels), the graph is drawn anew.
     """
-    feeds = case.feeds(which, seed=which)
-    oracle = _session(reference)
-    expected = oracle.run(feeds)
-    values = _session(found).run(feeds)
-    assert list(values) == list(expected)
-    assert all(np.isfinite(v).all() for v in expected.values()), "the graph is ill-posed"
-    if _differs(values, expected):
-        rng = np.random.default_rng(0)
-        for _ in range(4):
-            noisy = {k: v * (1 + NOISE * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in feeds.items()}
-            assume(not _differs(oracle.run(noisy), expected))
-    for name, value in expected.items():
-        assert_same(values[name], value, rtol=RTOL, atol=0.0)
+    session, oracle = _session(found), _session(reference)
+    for which in sizes:
+        feeds = case.feeds(which, seed=which)
+        expected = oracle.run(feeds)
+        values = session.run(feeds)
+        assert list(values) == list(expected)
+        assert all(np.isfinite(v).all() for v in expected.values()), "the graph is ill-posed"
+        if _differs(values, expected):
+            rng = np.random.default_rng(0)
+            for _ in range(4):
+                noisy = {k: v * (1 + NOISE * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in feeds.items()}
+                assume(not _differs(oracle.run(noisy), expected))
+        for name, value in expected.items():
+            assert_same(values[name], value, rtol=RTOL, atol=0.0)
 
 
 def _session(model: onnx.ModelProto) -> Session:

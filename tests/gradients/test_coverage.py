@@ -124,12 +124,11 @@ def _check_differences(t: Taken, feeds: Feeds, directions: tuple[str, ...]) -> i
         g = gradients[use]
         x = _run(t.normalised.proto, [t.tensor(use)], feeds)[t.tensor(use)]
         value = _value(t, use, feeds, seeds, x)
+        spread = _spread(value, x)
         for kind in directions:
-            v = _direction(kind, g, x)
-            allowed = [_error(value, g, x, v, step) for step in STEPS]
-            clear = [error - 2 * noise for error, noise in allowed if noise <= TOLERANCE]
-            said += bool(clear)
-            assert not clear or min(clear) <= TOLERANCE, (t.node(use).name, kind, allowed)
+            clear, agrees, seen = _compared(value, g, x, _direction(kind, g, x), spread)
+            said += clear
+            assert agrees or not clear, (t.node(use).name, kind, seen)
     return said
 
 
@@ -167,15 +166,33 @@ def _direction(kind: str, g: Array, x: Array) -> Array:
     return g / max(float(np.linalg.norm(g)), 1e-30) * size * 3.0
 
 
-def _error(value: Callable[[Array], float], g: Array, x: Array, v: Array, step: float) -> tuple[float, float]:
-    """(error of <g, v>, noise of the difference), both relative to what <g, v> is of the order of."""
-    up, down = (value(x + sign * step * v) for sign in (1, -1))
-    expected, got = (up - down) / (2 * step), float((g * v).sum())
-    scale = max(float(np.linalg.norm(g)) * float(np.linalg.norm(v)) / np.sqrt(g.size), abs(expected), abs(got), 1e-9)
+def _spread(value: Callable[[Array], float], x: Array) -> float:
+    """How far L moves with the last digits of x: the noise of two values that are subtracted."""
     rng = np.random.default_rng(2)
     # By a few of the last digits: one is too little where a normalization rounds it away, and L seems to have no noise.
     near = [value(x * (1 + 8 * np.finfo(np.float32).eps * rng.uniform(-1, 1, x.shape))) for _ in range(5)]
-    return abs(got - expected) / scale, (max(near) - min(near)) / (2 * step) / scale
+    return max(near) - min(near)
+
+
+def _compared(
+    value: Callable[[Array], float], g: Array, x: Array, v: Array, spread: float
+) -> tuple[bool, bool, list[tuple[float, float]]]:
+    """(whether any step says something, whether one agrees, what was seen); no further step is taken behind that one.
+
+    What is seen at a step is the error of <g, v> and the noise of the difference, both relative to what <g, v> is of
+    the order of.
+    """
+    seen: list[tuple[float, float]] = []
+    for step in STEPS:
+        up, down = (value(x + sign * step * v) for sign in (1, -1))
+        expected, got = (up - down) / (2 * step), float((g * v).sum())
+        norms = float(np.linalg.norm(g)) * float(np.linalg.norm(v))
+        scale = max(norms / np.sqrt(g.size), abs(expected), abs(got), 1e-9)
+        error, noise = abs(got - expected) / scale, spread / (2 * step) / scale
+        seen.append((error, noise))
+        if noise <= TOLERANCE and error - 2 * noise <= TOLERANCE:
+            return True, True, seen
+    return any(noise <= TOLERANCE for _, noise in seen), False, seen
 
 
 @pytest.mark.parametrize("name", sorted(TOPOLOGIES))

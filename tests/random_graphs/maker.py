@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,8 +35,16 @@ def is_unknown(op: str) -> bool:
     return op in TABLE and not defined_from(op)
 
 
-@cache
 def defined_from(op: str) -> int:
     """The operator set that introduced a standard operator; 0 for the name of a construct."""
-    versions = [s.since_version for s in onnx.defs.get_all_schemas_with_history() if s.name == op and s.domain == ""]
-    return min(versions, default=0)
+    return _introductions().get(op, 0)
+
+
+@cache
+def _introductions() -> Mapping[str, int]:
+    """Each standard operator, and the operator set that introduced it; the list of all is long, and read once."""
+    first: dict[str, int] = {}
+    for s in onnx.defs.get_all_schemas_with_history():
+        if s.domain == "":
+            first[s.name] = min(s.since_version, first.get(s.name, s.since_version))
+    return first

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxprune import threads
 from onnxprune.errors import RunError
 from onnxprune.runtime.session import (
     CPU,
@@ -188,8 +189,11 @@ def threads_of(session: Session) -> int:
     return int(session._session.get_session_options().intra_op_num_threads)
 
 
-def test_sessions_use_as_many_threads_as_they_may() -> None:
+def test_sessions_use_as_many_threads_as_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a limit on threads does not reach onnxruntime, from the caller or from work ahead of its use."""
+    monkeypatch.setattr(
+        "onnxprune.runtime.session.limit", threads.limit
+    )  # as outside of tests, where 0 leaves it to onnxruntime
 
     def opened(_: object) -> int:
         return threads_of(Session(RELU))
