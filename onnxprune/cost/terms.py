@@ -28,7 +28,10 @@ class Length:
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The length with `kept[g]` units of each group."""
-        return self.constant + sum(p * kept[g] for g, p in self.groups)
+        total: float = 0
+        for g, positions in self.groups:
+            total += positions * kept[g]
+        return self.constant + total
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,15 @@ class Term:
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The value with `kept[g]` units of each group."""
-        if any(kept[g] == 0 for g in self.needs):
-            return 0.0
+        for g in self.needs:
+            if kept[g] == 0:
+                return 0.0
         value = self.coefficient
-        for length in self.lengths:
-            value *= length.at(kept)
+        for length in self.lengths:  # as in `Length.at`: allocation asks this hundreds of thousands of times
+            total: float = 0
+            for g, positions in length.groups:
+                total += positions * kept[g]
+            value *= length.constant + total
         return value
 
 
@@ -75,14 +82,14 @@ class Cost:
     def saving(self, kept: Counts, group: int, fewer: int) -> float:
         """What keeping `fewer` units less of one group saves."""
         terms = [self.terms[i] for i in self._touching[group]]
-        less = _numbers(kept).copy()
+        less = _numbers(kept)
         before = sum(t.at(less) for t in terms)
         less[group] -= fewer
         return before - sum(t.at(less) for t in terms)
 
 
 def _numbers(kept: Counts | Sequence[int]) -> list[int]:
-    """The counts as plain numbers: an entry of an array takes several times as long to read."""
+    """The counts as plain numbers, in a new list: an entry of an array takes several times as long to read."""
     return kept.tolist() if isinstance(kept, np.ndarray) else list(kept)
 
 

@@ -38,6 +38,7 @@ def main() -> None:
     requests: queue.Queue[Any] = queue.Queue()
     threading.Thread(target=_listen, args=(incoming, requests), daemon=True).start()
     answers = _answers()
+    gc.freeze()  # what has been loaded stays: a collection behind each question need not look at it
     while True:
         try:
             question, given, most, folder, libraries = requests.get(timeout=_IDLE_SECONDS)
