@@ -201,8 +201,26 @@ def is_graph(ports: tuple[Port, ...]) -> bool:
     return any(KINDS[2].fits(p) for p in ports)
 
 
+def states_of(path: Path) -> list[tuple[str, str]]:
+    """(output, input) of each state: where as many outputs are declared as the inputs of that kind are, in order."""
+    proto = onnx.load(path)
+    asked = {p.name for p in ports_of(proto) if next(k for k in KINDS if k.fits(p)).name == "state"}
+    inputs = [v for v in proto.graph.input if v.name in asked]
+    pairs: list[tuple[str, str]] = []
+    for declared in dict.fromkeys(v.type.SerializeToString(deterministic=True) for v in inputs):
+        own, given = (
+            [v.name for v in side if v.type.SerializeToString(deterministic=True) == declared]
+            for side in (inputs, proto.graph.output)
+        )
+        pairs += zip(given, own, strict=True) if len(given) == len(own) else ()
+    return pairs
+
+
 def make(path: Path, folder: Path, count: int, seed: int = 0) -> tuple[Path, dict[str, Array]]:
-    """Write data for a model file: (a .npz or a folder of them, the feeds of one run)."""
+    """Write data for a model file: (a .npz or a folder of them, the feeds of one run).
+
+    States that the model hands itself are none of the data, but among the feeds.
+    """
     proto = onnx.load(path)
     ports = ports_of(proto)
     ids = min([t.dims[0] for t in proto.graph.initializer if len(t.dims) == 2 and t.dims[0] > 1] or [256])
@@ -230,7 +248,8 @@ def make(path: Path, folder: Path, count: int, seed: int = 0) -> tuple[Path, dic
         arrays[p.name] = np.moveaxis(made, 0, axis) if axis is not None else made
         first[p.name] = arrays[p.name] if axis is None else np.take(arrays[p.name], range(one), axis)
     target = folder / f"{path.stem}_data.npz"
-    np.savez(target, **arrays)
+    fed = {i for _, i in states_of(path)}
+    np.savez(target, **{k: v for k, v in arrays.items() if k not in fed})
     return target, first
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.production FOLDER [--only PATTERN] [--samples 64] [--output docs/reach.md] [--details FILE]
 
 FOLDER holds ONNX files. Their data are made from their inputs by the table in `benchmarks/made_data.py`. Each model is
-inspected without data (timed), pruned with `--ratio 0.3 --fast`, and the result is held against the file that was
-given: the same interface, ONNX's checker with all shapes, and the same values in onnxruntime and in OpenVINO
-(`pip install openvino`). Exits with 1 where a model fails.
+inspected without data (timed) and pruned with `--ratio 0.3 --fast`, both with `--state` where it has states; the result
+is held against the file that was given: the same interface, ONNX's checker with all shapes, and the same values in
+onnxruntime and in OpenVINO (`pip install openvino`). Exits with 1 where a model fails.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def row_of(path: Path, samples: int) -> Row:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start, before = time.perf_counter(), _computed()
-        done = _tool("inspect", str(path), "--json")
+        states = [x for o, i in made_data.states_of(path) for x in ("--state", f"{o}={i}")]
+        done = _tool("inspect", str(path), "--json", *states)
         row.inspect_seconds, row.inspect_cpu_seconds = time.perf_counter() - start, _computed() - before
         if done.returncode:
             row.failures.append(f"inspect: {_last_line(done)}")
@@ -79,9 +80,8 @@ def row_of(path: Path, samples: int) -> Row:
         count = samples * (_MORE if made_data.entries(path) < _SMALL else 1)
         data, feeds = made_data.make(path, folder, count)
         out, report = folder / "out.onnx", folder / "report.json"
-        done = _tool(
-            str(path), str(out), "--calib", str(data), "--ratio", RATIO, "--fast", "--quiet", "--report", str(report)
-        )
+        given = ("--calib", str(data), "--ratio", RATIO, "--fast", "--quiet", "--report", str(report))
+        done = _tool(str(path), str(out), *given, *states)
         row.code = done.returncode
         if done.returncode:
             row.error = _last_line(done)

@@ -71,8 +71,9 @@ class PruneConfig:
     leaves that to the budget. keep_fused: operators that onnxruntime had fused are written as they were, where what
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
-    state: pairs OUT=IN, an output that is an input of the next step; the samples of one
-    file are then steps of a sequence. seed: of every random choice. samples: use at most this many calibration samples.
+    state: pairs OUT=IN, an output that is an input of the next step; the samples of one file are then steps of a
+    sequence, and units behind it may go. seed: of every random choice. samples: use at most this many calibration
+    samples.
     labels: the key of the calibration data that holds the labels, for methods that look at gradients; None without any.
     memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
     failed.

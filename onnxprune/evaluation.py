@@ -148,7 +148,7 @@ def _evaluated(
         notes += notes_on(original)
         first_run.run(original, samples.example())
         first = _first_output(original)
-        outputs, answers, observed = compared(proto, original, samples)
+        outputs, answers, observed = compared(proto, original, samples, states)
         _check_same_outputs(outputs, answers.values, observed)
         figures = figures_of(observed, answers, outputs, held_out=True, labelled=truth is not None)
         original_classes = _classes(answers.values, first, len(samples))

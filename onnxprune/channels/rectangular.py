@@ -132,6 +132,7 @@ def _demand(now: _Pass, rows: Labels, give_up: Callable[[], None]) -> _Constrain
 
 def _factors(now: _Pass, factors: dict[str, Factors]) -> None:
     """Every factor over several axes is balanced, or tied to the axis that leaves more units."""
+    states = {s.units for s in now.trace.graph.states.values()}
     for name, raws in now.trace.factors.items():
         if all(f.ndim - f.shape.count(1) < 2 for f in factors[name]):
             continue
@@ -147,7 +148,8 @@ def _factors(now: _Pass, factors: dict[str, Factors]) -> None:
                 _tie_to_one_axis(now.trace, raw, f, axes)
 
             rows = np.moveaxis(f, column, -1).reshape(-1, f.shape[column])
-            if not now.balanced[f].all() and _best_axis(f, axes) != column:
+            # What is kept of a state is listed axis by axis, the same for all rows.
+            if name in states or (not now.balanced[f].all() and _best_axis(f, axes) != column):
                 now.give_up(f, tie)
                 continue
             demanded = _demand(now, rows, tie)

@@ -16,7 +16,7 @@ class Remedy(Enum):
 
     # The model's outside.
     OUTPUT = "nothing in the model can: the size of an output is part of its interface"
-    INPUT = "nothing in the model can: the size of an input is part of its interface"
+    INPUT = "nothing in the model can: the size of an input is part of its interface (name a state with --state)"
     OUTSIDE = "prune the network without this step (pre- or post-processing, a loss), and put it back afterwards"
     # What is only known when the model runs.
     RUN_TIME = "make the value constant: export with fixed sizes, or fold constants with a simplifier first"

@@ -29,7 +29,7 @@ from onnxprune.channels.labels import (
 )
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.graph.quantized import is_dequantize, is_quantize
-from onnxprune.graph.view import Graph, Node, Shape
+from onnxprune.graph.view import Graph, Node, Shape, StateGather
 
 Rule = Callable[[Node, "Trace"], None]
 Role = str  # "contraction", "inner", "range", "state" or "mixing"
@@ -109,6 +109,7 @@ class Trace:
     table: Mapping[str, Rule] = field(default_factory=dict)
     _nested: list[tuple[Factor, Factor, Pinned]] = field(default_factory=list)
     _stopped: dict[int, Remedy] = field(default_factory=dict)
+    _states: dict[str, Factor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         stored = sum(prod(self.graph.shape(name) or ()) for name in self.graph.constants)
@@ -133,6 +134,16 @@ class Trace:
         """Fresh labels for axes that a tensor of that shape gets; one with too many positions stays untracked."""
         few = [a for a in axes if shape[a] <= MOST_ON_AXIS and self.labels.has_room(shape[a])]
         return [along(self.labels.fresh(shape[a]), a, len(shape)) for a in few]
+
+    def state_units(self, state: StateGather) -> Factor:
+        """The labels of the places of a state that is read, one for each place. Raises TooMany."""
+        name = state.units
+        if name not in self._states:
+            shape = [s if a in state.axes else 1 for a, s in enumerate(self.shape(name))]
+            if not self.labels.has_room(prod(shape)):
+                raise TooMany
+            self._states[name] = self.labels.fresh(prod(shape)).reshape(shape)
+        return self._states[name]
 
     def to_pin(self, name: str) -> Factors:
         """What `of` gives; nothing for a constant that has too many: whatever reads it pins all else that it reads."""

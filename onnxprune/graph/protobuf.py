@@ -15,7 +15,7 @@ import onnx
 
 from onnxprune.graph import bodies, external
 from onnxprune.graph.bodies import captured_names, subgraphs
-from onnxprune.graph.view import Body, Graph, Node, Shape, is_parameter, samples_in
+from onnxprune.graph.view import Body, Graph, Node, Shape, StateGather, is_parameter, samples_in
 
 # What other rooms call a model, and the element types of sizes and conditions.
 Model = onnx.ModelProto
@@ -53,8 +53,12 @@ def view(
     binding: Mapping[str, Shape],
     free: Mapping[str, frozenset[int]] | None = None,
     samples: int | None = None,
+    states: Iterable[StateGather] = (),
 ) -> Graph:
-    """The read-only view of a normalised model. samples: in inputs of the shapes of `binding`."""
+    """The read-only view of a normalised model. samples: in inputs of the shapes of `binding`.
+
+    states: the Gathers between states and nodes.
+    """
     return Graph(
         _nodes(proto.graph, count()),
         external.Weights(proto.graph.initializer),
@@ -66,6 +70,7 @@ def view(
         dict(binding),
         dict(free or {}),
         samples,
+        {s.tensor: s for s in states},
     )
 
 

@@ -90,6 +90,29 @@ def depth_first(nodes: Iterable[Node]) -> Iterator[Node]:
             yield from depth_first(body.nodes)
 
 
+@dataclass(frozen=True)
+class StateGather:
+    """A Gather of all positions of an axis in their order, put between a state and the nodes that read or write it.
+
+    A state is an output of one step that is an input of the next. `tensor` is the output of the Gather, `source` what
+    it picks from along `axis`, and `indices` the constant that lists all `positions` of it, which no other node reads.
+    state: the output and the input. units: the tensor that has the units of the state, on `axes`: of several such
+    Gathers in a row the last output where a state is read, the first source where it is written. read_as: of one that
+    is written, the `units` of those that read the same entries.
+    """
+
+    tensor: str
+    source: str
+    indices: str
+    axis: int
+    positions: int
+    state: tuple[str, str]
+    units: str
+    axes: tuple[int, ...]
+    written: bool = False
+    read_as: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """Nodes in topological order, constants, and concrete shapes.
@@ -100,7 +123,7 @@ class Graph:
     shapes: of every tensor whose shape is known when the symbolic dimensions are bound as in `binding`.
     known_values: integer tensors that the graph computes at run time from shapes only; an entry is None where it
     changes with a symbolic dimension. free: the axes of each tensor whose size changes with one. samples: in `binding`,
-    where those who know the data have counted them.
+    where those who know the data have counted them. states: the Gathers between states and nodes, by their outputs.
     """
 
     nodes: tuple[Node, ...]
@@ -113,6 +136,7 @@ class Graph:
     binding: Mapping[str, Shape] = field(default_factory=dict)
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     samples: int | None = None
+    states: Mapping[str, StateGather] = field(default_factory=dict)
 
     @cached_property
     def every_node(self) -> tuple[Node, ...]:

@@ -53,20 +53,31 @@ def watched(model: onnx.ModelProto, observed: Observed, types: Mapping[str, int]
 
 
 def compared(
-    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, states: Sequence[State] = ()
 ) -> tuple[dict[str, Array], Answers, Observed]:
-    """Two models as they lie in their files: outputs of the first, answers of the second, and what stands for these."""
+    """Two models as they lie in their files: outputs of the first, answers of the second, and what stands for these.
+
+    states: those that lost units stand for nothing.
+    """
     observed = observed_of_model(original, model)
     outputs, values, observed = _side_by_side(model, original, samples, observed)
     lost = {
         t for t in {*observed.tensors} - {*observed.outputs} if t in outputs and outputs[t].shape != values[t].shape
     }
-    if lost:  # channels of them went, so others have to do
-        observed = observed_of_model(original, model, lost)
+    cut = {s.output for s in states if _lost_entries(outputs.get(s.output), values.get(s.output))}
+    if lost or cut:  # channels of them went, so others have to do
+        observed = observed_of_model(original, model, lost, cut)
         outputs, values, observed = _side_by_side(model, original, samples, observed)
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed
+
+
+def _lost_entries(y: Array | None, y0: Array | None) -> bool:
+    """Whether some entries are zero in all samples, (samples, ...), that are not in those of the original."""
+    if y is None or y0 is None or y.shape != y0.shape or not y.ndim:
+        return False
+    return bool((y0.any(axis=0) & ~y.any(axis=0)).any())
 
 
 def said_of_states(
@@ -74,12 +85,16 @@ def said_of_states(
 ) -> tuple[str, ...]:
     """What comes of errors that a model hands itself: a note, where the samples are steps and have states.
 
-    The samples have the original's own states, so what it gives for them is what it gives by itself.
+    The samples have the original's own states, so what it gives for them is what it gives by itself. Of the states
+    only what comes of them is compared, where there are other outputs.
     """
     if samples.sequence is None:
         return ()
     layouts = layouts_of(original, samples)
-    reference = Answers.of(outputs_of(original, samples, layouts), len(samples), None, layouts)
+    values = outputs_of(original, samples, layouts)
+    fed = {s.output for s in states}
+    values = {k: v for k, v in values.items() if k not in fed} or values
+    reference = Answers.of(values, len(samples), None, layouts)
     error = reference.error(outputs_fed_back(model, samples, states, layouts))
     how = f"over {len(samples)} steps, each model fed its own states"
     if not reference.parts or not np.isfinite(error):

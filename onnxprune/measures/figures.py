@@ -29,6 +29,7 @@ _CONFIDENCE = 0.95
 # What does not vary counts as unchanged up to this share of its squares.
 _UNCHANGED = 1e-6
 _MOST_SHOWN = 100.0
+_STATE = "a state, with zeros for the units that went: what comes of it in the next steps counts"
 # Probabilities in half precision, or of quantized models, add up to 1 as nearly as this.
 _SUM = 1e-2
 # Normalised vectors are of one length as nearly as this.
@@ -198,6 +199,8 @@ def _unchanged(y: Array, y0: Array) -> bool:
 def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[str, Array]) -> Figure | None:
     """The figure of an output as it is; None where its parts say all, or where nothing pruned stands before it."""
     behind = o in observed.ranked
+    if o in observed.states:
+        return Figure((o,), "", NOT_MEASURED, None, why=_STATE, counts=False)
     if o in observed.still or not (behind or o in observed.missing):
         return None
     y0, y = answers.values.get(o), outputs.get(o)

@@ -73,6 +73,7 @@ class Observed:
     tensor in front. ranked: those that others stand for because they jump. sized_by_values: those whose sizes depend on
     what the model computes. random: those that differ from run to run. layouts: of the tensors whose samples do not lie
     along axis 0, once that is measured. choices: those of the jumping ones that are a choice among classes, no count.
+    states: those that stand for nothing, as entries of them are zero that were not, and only the next step reads them.
     """
 
     outputs: tuple[str, ...]
@@ -83,6 +84,7 @@ class Observed:
     sized_by_values: frozenset[str] = frozenset()
     random: frozenset[str] = frozenset()
     choices: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
     layouts: Layouts = field(default_factory=dict)
 
     @cached_property
@@ -96,16 +98,24 @@ class Observed:
         return set(self.tensors) <= set(self.outputs)
 
 
-def observed_in(graph: Graph, types: Mapping[str, int], free: Callable[[str], bool] = lambda _: False) -> Observed:
+def observed_in(
+    graph: Graph,
+    types: Mapping[str, int],
+    free: Callable[[str], bool] = lambda _: False,
+    states: Set[str] = frozenset(),
+) -> Observed:
     """What stands for the outputs of a model.
 
     types: ONNX element type by tensor; shapes may be missing. free: whether channels of a tensor may go, so that it
-    cannot be compared.
+    cannot be compared. states: outputs that are left out where there are others.
     """
     draft = _Draft()
     layers = {n.index for n in graph.nodes if _is_layer(n, graph)}
     for o in graph.outputs:
-        _Tail(graph, types, free, layers, o).judge(draft)
+        if o not in states:
+            _Tail(graph, types, free, layers, o).judge(draft)
+    if states and not draft.wholes:
+        return observed_in(graph, types, free)
     wholes: list[Whole] = []
     taken: set[str] = set()
     for tensors, columns in draft.wholes.items():
@@ -123,6 +133,7 @@ def observed_in(graph: Graph, types: Mapping[str, int], free: Callable[[str], bo
         sized_by_values=frozenset(draft.sized),
         random=frozenset(draft.random),
         choices=frozenset(draft.choices),
+        states=frozenset(states & {*graph.outputs}),
     )
 
 
@@ -355,11 +366,13 @@ def _within(n: Node) -> Iterator[Node]:
     return depth_first((n,))
 
 
-def observed_of_model(proto: onnx.ModelProto, other: onnx.ModelProto, lost: Set[str] = frozenset()) -> Observed:
+def observed_of_model(
+    proto: onnx.ModelProto, other: onnx.ModelProto, lost: Set[str] = frozenset(), states: Set[str] = frozenset()
+) -> Observed:
     """What stands for the outputs of a model as it lies in its file, where another model has these tensors too.
 
-    lost: those that it has with other shapes.
+    lost: those that it has with other shapes. states: as for `observed_in`.
     """
     shapes, types = protobuf.inferred_shapes(proto)
     shared = tensors_of(other) - lost
-    return observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t not in shared)
+    return observed_in(protobuf.view(proto, shapes, {}, {}), types, lambda t: t not in shared, states)

@@ -38,7 +38,7 @@ import onnx.inliner
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, protobuf, surgeon
 from onnxprune.graph.protobuf import copied
-from onnxprune.graph.view import Shape
+from onnxprune.graph.view import Shape, StateGather
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
 from onnxprune.normalise.data_sizes import sizes_by_data
@@ -66,6 +66,7 @@ class Normalised:
     fused: operators that are written in standard ones and can be put back.
     reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
     samples: in inputs of the shapes of `binding`, once those who know the data have counted them.
+    states: the Gathers between states and nodes, where it is said which outputs are states (`states.py`).
     """
 
     proto: onnx.ModelProto
@@ -82,6 +83,7 @@ class Normalised:
     reached: Sequence[Feeds] = ()
     fused: Sequence[Fused] = ()
     samples: int | None = None
+    states: Sequence[StateGather] = ()
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:

@@ -44,7 +44,8 @@ def judged_by(loaded: Loaded, coupled: Coupled, reference: Answers, masks: Masks
     def went(tensor: str) -> bool:
         return any(not keep[f].all() for f in taken.channels.factors.get(tensor, ()))
 
-    observed = observed_in(taken.channels.graph, n.types, went)
+    states = {s.state[0] for s in n.states if s.written and went(s.units)}
+    observed = observed_in(taken.channels.graph, n.types, went, states)
     if observed == replace(coupled.observed, layouts={}):
         return Judged(coupled, reference)
     watched = seen(taken, observed, n, labelled=loaded.labels is not None)

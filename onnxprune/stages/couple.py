@@ -140,7 +140,8 @@ def wanted_widths(settings: PruneConfig, patterns: Sequence[Matched] = ()) -> Wa
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
-    return build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples), settings.attention)
+    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states)
+    return build(view, settings.attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:

@@ -73,7 +73,7 @@ def finish(
         level=level,
         errors=errors,
         fits=refitted.fits,
-        notes=(*notes, *notes_on_bodies(coupled, keep), *left_out),
+        notes=(*notes, *notes_on_bodies(coupled, keep), *notes_on_states(coupled, n, keep), *left_out),
         recovery=refitted.recovery,
         judged=judged,
     )
@@ -84,6 +84,18 @@ def _said_of_fused(model: onnx.ModelProto, n: Normalised) -> str:
     outputs = {o for node in bodies.every_node(model.graph) if operator_of(node) in RESTORED for o in node.output}
     count = sum(f.node.output[0] in outputs for f in n.fused)
     return f"--keep-fused: {count} of {len(n.fused)} fused operators are in the result; the others are in standard ones"
+
+
+def notes_on_states(coupled: Coupled, n: Normalised, keep: Mask) -> list[str]:
+    """For the report: the states that lost entries, given the classes that stay."""
+    factors = coupled.channels.factors
+    cut = dict.fromkeys(
+        "=".join(s.state) for s in n.states if s.written and any(not keep[f].all() for f in factors.get(s.units, ()))
+    )
+    if not cut:
+        return []
+    named = ("states " if len(cut) > 1 else "state ") + ", ".join(cut)
+    return [f"the entries of removed units in {named} are zeros: they are written so, and not read"]
 
 
 def notes_on_bodies(coupled: Coupled, keep: Mask) -> list[str]:

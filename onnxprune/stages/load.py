@@ -36,6 +36,7 @@ from onnxprune.intake.model_file import ModelLike, Source
 from onnxprune.intake.overridable import Overridable
 from onnxprune.intake.unknown import Tail
 from onnxprune.normalise import Normalised
+from onnxprune.normalise.states import with_gathers
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
 from onnxprune.runtime.session import notes_on
@@ -144,7 +145,8 @@ def load(
     normalised = first_run.normalised(original, example, seconds=seconds)
     unknown.check_versions(normalised.proto, tail)
     count = samples.count(example)
-    normalised = replace(normalised, samples=count)
+    fed = [(s.output, s.input) for s in states_of(original, settings.state)]
+    normalised = with_gathers(replace(normalised, samples=count), fed)
     batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))
     if not (counting.counts(original) and counting.counts(normalised.proto)):
         batches = islice(batches, 1)
@@ -157,14 +159,7 @@ def load(
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
     notes = [*source.notes, *filter(None, [tail.note]), *normalised.notes, *false, *samples.notes]
-    if not samples.synthetic and len(samples) < _FEW_SAMPLES:
-        few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
-        notes.append(f"only {few}: the refit has little to go by; use a few hundred")
-    notes += notes_on(original)
-    known = {settings.labels, *(v.name for v in tail.inputs), *samples.offered}
-    unread = [k for k in samples.extras if k not in known]
-    if unread:
-        notes.append(f"the calibration data holds keys that the model does not read: {', '.join(unread)}")
+    notes += [*_notes_on_few(samples), *notes_on(original), *_notes_on_unread(samples, settings, tail)]
     checksums = digests(samples)
     seed, chosen_by = settings.seed if divided_by is None else divided_by, None
     fit, held_out = split(samples, seed, checksums)
@@ -192,6 +187,19 @@ def load(
         figures=figures,
         doubts=doubts,
     )
+
+
+def _notes_on_few(samples: Samples) -> list[str]:
+    if samples.synthetic or len(samples) >= _FEW_SAMPLES:
+        return []
+    few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
+    return [f"only {few}: the refit has little to go by; use a few hundred"]
+
+
+def _notes_on_unread(samples: Samples, settings: PruneConfig, tail: Tail) -> list[str]:
+    known = {settings.labels, *(v.name for v in tail.inputs), *samples.offered}
+    unread = [k for k in samples.extras if k not in known]
+    return [f"the calibration data holds keys that the model does not read: {', '.join(unread)}"] if unread else []
 
 
 def fed_with(samples: Samples, values: Mapping[str, Array]) -> Samples:

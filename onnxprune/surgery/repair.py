@@ -16,6 +16,7 @@ from onnxprune.channels.rules.sampling import resized_axes
 from onnxprune.graph.operators import GATE_COUNT, QUANTIZED_LSTM
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
+from onnxprune.surgery import states
 from onnxprune.surgery.bounds import slice_positions
 from onnxprune.surgery.editing import Cut
 
@@ -193,6 +194,10 @@ def split_sizes(node: Any, view: Node, cut: Cut) -> None:
 def gather_indices(node: Any, view: Node, cut: Cut) -> None:
     """Gather: constant indices in the numbering of what is left."""
     graph = cut.channels.graph
+    state = graph.states.get(view.outputs[0])
+    if state is not None:
+        states.repair(node, state, cut)
+        return
     indices = graph.constants.get(view.inputs[1])
     shape = graph.shape(view.inputs[0]) or ()
     axis = int(view.attrs.get("axis", 0)) % len(shape)

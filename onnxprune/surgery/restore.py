@@ -11,7 +11,7 @@ from onnxprune.channels.branches import left_of
 from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import Normalised
-from onnxprune.surgery import fused
+from onnxprune.surgery import fused, states
 from onnxprune.surgery.branches import settle
 from onnxprune.surgery.slice import drop_zero_biases, merge_equal_clones
 from onnxprune.surgery.tables import put_back
@@ -35,6 +35,7 @@ def finish(
     if left is not None and left.alone:
         final = settle(final, channels, left)
     put_back(final, normalised, channels, keep)
+    states.take_out(final, normalised.states)
     if keep_fused:
         fused.put_back(final, normalised.fused)
     return_to_bodies(final, normalised.outside)

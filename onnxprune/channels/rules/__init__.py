@@ -21,6 +21,7 @@ from onnxprune.channels.rules import (
     refusals,
     sampling,
     slicing,
+    states,
 )
 from onnxprune.channels.trace import Rule
 
@@ -31,6 +32,7 @@ TABLE: Mapping[str, Rule] = {
     **layout.TABLE,
     **slicing.TABLE,
     **indexing.TABLE,
+    **states.TABLE,
     **sampling.TABLE,
     **normalization.TABLE,
     **recurrent.TABLE,

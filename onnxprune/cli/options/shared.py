@@ -23,7 +23,8 @@ STATE = option(
     metavar="OUT=IN",
     show_default="none",
     help="The output OUT is the input IN of the next step. Then the samples of one file are steps of a sequence, and "
-    "data for IN, if any, are what it starts with (else zeros). Repeatable.",
+    "data for IN, if any, are what it starts with (else zeros). Units behind it may go; their entries are zeros. "
+    "Repeatable.",
 )
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")
 REPORT = option(
