@@ -14,7 +14,7 @@ from experiments.paper import paper_networks, text_networks
 from experiments.paper.ablation import Run
 from experiments.paper.markup import wrapped
 from experiments.paper.networks import Kit
-from experiments.paper.paper_networks import ARCHITECTURES, SECTION, Architecture
+from experiments.paper.paper_networks import ARCHITECTURES, EVERY_REFIT, SECTION, Architecture
 from experiments.paper.records import Records
 from onnxprune.methods import METHODS, with_scales
 from tests import digits
@@ -31,8 +31,10 @@ def for_model(path, split):
 def test_every_method_has_its_runs():
     """Fails where a method of the table of methods, or a refit that it has, is left out on one of the networks."""
     runs = list(paper_networks.runs(False))
-    expected = {(m, f) for m in METHODS for f in ("lockstep", "least-squares")} | {(m, "greedy") for m in with_scales()}
+    every = {(m, f) for m in METHODS for f in ("lockstep", "least-squares")} | {(m, "greedy") for m in with_scales()}
     for a in ARCHITECTURES:
+        assert a.refits[0] == "lockstep"
+        expected = {(m, f) for m, f in every if f in a.refits}
         for ratio in (0.3, 0.5):
             some = [(r.label, r.refit) for r in runs if (r.network, r.ratio, r.samples) == (a.name, ratio, a.samples)]
             assert sorted(some) == sorted(expected)
@@ -155,7 +157,17 @@ def test_untrained_networks_have_no_top1(records: Records):
     assert "random weights" in tables[second]
     assert "top-1" not in tables[second] + tables[second + 1]
     assert "| obs | 90.0 | 0.1 |" in tables[second + 1]
-    assert "| magnitude |  |  |  |  | - |  |" in tables[second + 1]
+    assert "| magnitude |  |  |  |  |\n" in tables[second + 1]
+
+
+def test_a_table_has_the_refits_of_its_network(records: Records):
+    """A method that finds no coefficients has a dash for greedy, not an empty cell."""
+    records.data[SECTION]["net local greedy"] = row("local", "greedy", 0.3)
+    tables = text_networks.networks(records).split("\n\n")
+    first, second = (block for block in tables if block.startswith("|  | lockstep: "))
+    assert [r in first for r in EVERY_REFIT] == [True, True, True]
+    assert [r in second for r in EVERY_REFIT] == [True, True, False]
+    assert "| magnitude | 95.0 | 90.0 | 0.7 |  |  |  | - |  |  |" in first
 
 
 def test_the_page_follows_from_its_results():

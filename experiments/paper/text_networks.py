@@ -8,12 +8,10 @@ from itertools import groupby
 
 from experiments.paper.comparisons import BAR
 from experiments.paper.markup import count, missing, number, percent, short, table
-from experiments.paper.paper_networks import ARCHITECTURES, SECTION, runs
+from experiments.paper.paper_networks import ARCHITECTURES, EVERY_REFIT, SECTION, runs
 from experiments.paper.records import Records, Row
-from onnxprune.methods import METHODS, with_scales
-from onnxprune.methods import REFITS as METHOD_REFITS
+from onnxprune.methods import METHODS, REFITS, with_scales
 
-REFITS = ("lockstep", "least-squares", "greedy")
 PAIRS = (
     ("local", "gfs"),
     ("global", "gfs-outputs"),
@@ -43,7 +41,7 @@ def lower(cells: Cells, first: str, second: str, refit: str, *, trained: bool) -
 
 def best(cells: Cells, refit: str, *, trained: bool) -> Counter[str]:
     """Which methods leave the least error, and in how many tables that have all of them; equal ones count all."""
-    every = with_scales() if METHOD_REFITS[refit].scales else tuple(METHODS)
+    every = with_scales() if REFITS[refit].scales else tuple(METHODS)
     found: Counter[str] = Counter()
     for (*_, r), c in cells.items():
         errors = {m: row["output_error"] for m, row in c.items() if r == refit and row["trained"] == trained}
@@ -78,14 +76,21 @@ def _pair(of: int, won: int, equal: int) -> str:
     return f"{won} of {of}" + (f", {equal} equal" if equal else "") if of else "none"
 
 
+def _refits_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those of the rows, in the order in which they are listed."""
+    some = {r["refit"] for r in rows}
+    return tuple(f for f in EVERY_REFIT if f in some)
+
+
 def _results(rows: Sequence[Row], *, trained: bool) -> list[list[object]]:
     """A line per method: for each refit what the run measured, or the reason why there is none."""
     columns = ("top1", "agreement", "output_error") if trained else ("agreement", "output_error")
     known = {(r["label"], r["refit"]): r for r in rows}
+    refits = _refits_of(rows)
     lines: list[list[object]] = []
     for method in METHODS:
         line: list[object] = [method]
-        for refit in REFITS:
+        for refit in refits:
             r = known.get((method, refit))
             if r is None or "refused" in r:
                 impossible = refit == "greedy" and method not in with_scales()
@@ -108,7 +113,10 @@ def _table(rows: Sequence[Row]) -> list[str]:
         said += f"original gives most often), {' to '.join(dict.fromkeys((left[0], left[-1])))} of the MACs left"
         said += f", top-1 of the original {percent(done[0]['top1_before'])}" if trained else ""
     heads = ("top-1", "agree", "error") if trained else ("agree", "error")
-    return [said + ":", table(["", *(f"{f}: {h}" for f in REFITS for h in heads)], _results(rows, trained=trained))]
+    return [
+        said + ":",
+        table(["", *(f"{f}: {h}" for f in _refits_of(rows) for h in heads)], _results(rows, trained=trained)),
+    ]
 
 
 def _order(r: Row) -> tuple[int, str, float]:
@@ -120,7 +128,7 @@ def _order(r: Row) -> tuple[int, str, float]:
 def _errors(cells: Cells) -> list[str]:
     """Which method leaves the least error, and whether a mixture or chance does as well as the paper's choice."""
     said = []
-    for refit in REFITS:
+    for refit in EVERY_REFIT:
         first = {
             what: ", ".join(f"{m} {n}" for m, n in best(cells, refit, trained=trained).most_common())
             for trained, what in ((True, "trained"), (False, "random"))
@@ -129,12 +137,12 @@ def _errors(cells: Cells) -> list[str]:
         said += (
             [f"The least error with {refit}, by the number of tables that have all methods: {names}."] if names else []
         )
-    parts = {refit: not_above_parts(cells, refit) for refit in REFITS}
+    parts = {refit: not_above_parts(cells, refit) for refit in EVERY_REFIT}
     named = ", ".join(f"{_share(n)} tables with {refit}" for refit, n in parts.items() if n[1])
     if named:
         said.append(f"`combined` leaves no more error than the better of local and global in {named}.")
     for trained, what in ((True, "trained"), (False, "random")):
-        pairs = [lower(cells, m, "random", refit, trained=trained) for m in BAR for refit in REFITS]
+        pairs = [lower(cells, m, "random", refit, trained=trained) for m in BAR for refit in EVERY_REFIT]
         won, of = sum(w for _, w, _ in pairs), sum(n for n, *_ in pairs)
         if of:
             said.append(
@@ -203,7 +211,8 @@ def networks(records: Records) -> str:
         "MobileNetV2 that was trained on ImageNet stands in section 9, with the methods that were run there.",
         "Each cell is a full run of `prune` (`round_to=1`, `fast=True`, seed 0, free coefficients). `error` is the "
         "squared error of the outputs over their spread. One standard error of top-1 is about 0.5 points at 97 % of "
-        "1,000 images. Methods that find no coefficients have no greedy refit.",
+        "1,000 images. Methods that find no coefficients have no greedy refit. The MobileNets have the refit that "
+        "users get alone, as a run of them takes minutes.",
     ]
     for _, same in groupby(rows, key=_order):
         found += _table(list(same))
@@ -211,13 +220,13 @@ def networks(records: Records) -> str:
         "Method against method, all else equal: in how many tables the first leaves the lower error, on trained "
         "weights / on random ones.",
         table(
-            ["", *REFITS],
+            ["", *EVERY_REFIT],
             (
                 [
                     f"{a} against {b}",
                     *(
                         " / ".join(_pair(*lower(cells, a, b, refit, trained=trained)) for trained in (True, False))
-                        for refit in REFITS
+                        for refit in EVERY_REFIT
                     ),
                 ]
                 for a, b in PAIRS
