@@ -1,25 +1,26 @@
-"""Judge a model on test data: top-1 against labels, and agreement and output error against the original.
+"""Judge a model on test data: every output against the original's, and by what its task is.
 
-Top-1 and agreement read the first output, where that holds class scores: floating point, (samples, classes) with
-nothing but axes of size 1 behind. Against an original it is the original's first one, by its name in both. A sample
-whose scores hold a NaN is wrong, and agrees with nothing. Of a class map every entry counts. The error is that of
-`measures.figures`, as `prune` reports it.
+The error is that of `measures.figures`, as `prune` reports it. What the outputs mean is a row of `tasks.known`, which
+is given or chosen by what they look like; or a function of the user's. Metrics read the first output: against an
+original it is the original's first one, by its name in both. A sample whose scores hold a NaN is wrong, and agrees with
+nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune.data.accepted import Data, Wanted
-from onnxprune.data.class_labels import classes_of
+from onnxprune.data.class_labels import classes_of, labels_of
 from onnxprune.data.inputs import input_specs
+from onnxprune.data.ragged import Ragged
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
@@ -27,34 +28,42 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import fed_back, first_run, model_file, sample_axes, unknown
 from onnxprune.intake.model_file import ModelLike
-from onnxprune.measures.class_scores import check_classes
+from onnxprune.measures.by_output import OutputFigures, by_output
+from onnxprune.measures.causal import is_causal
 from onnxprune.measures.compared import compared, layouts_of, said_of_states
-from onnxprune.measures.figures import Figures, figures_of, percent, share_of
-from onnxprune.measures.figures import classes_of as classes_in
-from onnxprune.measures.gates import Gate, demand_all, gate_of
+from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.gates import SLACK, Gate, at_least, checked_limits, demand_all, error_gates
 from onnxprune.measures.observed import Observed
-from onnxprune.measures.verdict import demand, verdict_of
-from onnxprune.numerics.arrays import Array, Ints
-from onnxprune.options import error_limit, typed
+from onnxprune.measures.verdict import verdict_of
+from onnxprune.numerics.arrays import Array, is_float
+from onnxprune.options import shown, typed
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import notes_on
+from onnxprune.tasks import custom
+from onnxprune.tasks.answered import Answered, Score
+from onnxprune.tasks.gates import score_gates
+from onnxprune.tasks.known import ASKED, BY_NAME, guessed
+from onnxprune.tasks.names import CLASSIFICATION, NAMES
+from onnxprune.tasks.sequence import tokens_in
 
-# Shares are ratios of small integers: a limit that is met exactly must not fail by a rounding error.
-_SLACK = 1e-9
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
+
 # Of the choice among more samples than are asked for.
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; None where it was not asked for, or where the first output holds no class scores.
+    """What was measured; None where it was not asked for, or where the task has no such thing.
 
     accuracy, original_accuracy: top-1, shares in [0, 1]. agreement: share of samples to which both models give the same
-    class. output_error: the mean over the outputs' parts of the squared error relative to the original's spread.
-    data_sha256: of the samples as they were read (names, shapes, types and values), not of a file's bytes, so the same
-    samples have the same in any form. figures: that of every part and output.
+    class, or what the task has for that: of positions, neighbours or boxes. output_error: the mean over the outputs'
+    parts of the squared error relative to the original's spread. data_sha256: of the samples as they were read (names,
+    shapes, types and values), not of a file's bytes, so the same samples have the same in any form. figures: that of
+    every part and output. by_output: each output of the original beside the model's. task: by whose metric, None where
+    the outputs look like none, and task_why. scores: the numbers of the metric.
     """
 
     model: str
@@ -68,17 +77,29 @@ class Evaluation:
     output_error: float | None
     notes: tuple[str, ...] = ()
     figures: Figures | None = None
+    by_output: tuple[OutputFigures, ...] = ()
+    task: str | None = None
+    task_why: str = ""
+    scores: tuple[Score, ...] = ()
+
+    @property
+    def quality(self) -> Score:
+        """What the task measures by labels: top-1 for class scores, mIoU for class maps, and so on."""
+        if self.task is None or self.task == CLASSIFICATION:
+            return Score("top-1", "get their label", self.accuracy, self.original_accuracy)
+        name = BY_NAME[self.task].quality
+        return next((s for s in self.scores if s.name == name), Score(name, "", None))
 
     @property
     def drop(self) -> float | None:
-        """Points of top-1 that the model lost against the original; negative where it gained."""
-        if self.accuracy is None or self.original_accuracy is None:
-            return None
-        return 100.0 * (self.original_accuracy - self.accuracy)
+        """Points of top-1, or of what the task has for that, that were lost; negative where the model gained."""
+        q = self.quality
+        return None if q.value is None or q.original is None else 100.0 * (q.original - q.value)
 
     def as_dict(self) -> dict[str, Any]:
         """The evaluation as plain data; a number that is not finite becomes None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "figures"} | {"drop": self.drop}
+        values |= {"scores": [asdict(s) for s in self.scores], "by_output": [asdict(o) for o in self.by_output]}
         if self.figures is not None:
             values |= {
                 "outputs": self.figures.as_dicts(),
@@ -87,9 +108,9 @@ class Evaluation:
             }
         return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
 
-    def to_json(self) -> str:
-        """The evaluation as JSON text."""
-        return json.dumps(self.as_dict(), indent=1) + "\n"
+    def to_json(self, gates: Sequence[Gate] = ()) -> str:
+        """The evaluation as JSON text, with what came of limits."""
+        return json.dumps(self.as_dict() | {"gates": [asdict(g) for g in gates]}, indent=1) + "\n"
 
 
 def evaluate(
@@ -98,6 +119,8 @@ def evaluate(
     *,
     against: ModelLike | None = None,
     labels: str | None = None,
+    task: str | None = None,
+    metric: str | Callable[..., Any] | None = None,
     state: Sequence[str] = (),
     samples: int | None = None,
     allow_links: bool = False,
@@ -105,18 +128,29 @@ def evaluate(
 ) -> Evaluation:
     """Run `model`, and `against` (the original), over `data` and compare.
 
-    data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,).
+    data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,), or of
+    what else the task reads. task: one of `tasks.known`; None for the one that the outputs look like. metric: in place
+    of a task, a function of (outputs, the original's outputs, labels) that gives a number, or numbers by name; or
+    file.py:function.
     samples: use at most this many, a seeded choice, or the first ones of batches.
     state: pairs OUT=IN as for `prune`; both models get the states of the original, and a note says what comes of it
     where each gets its own.
     allow_links, custom_ops: as for `prune`, of both models.
-    Raises InputError for models or data that cannot be read or do not fit each other, and RunError.
+    Raises InputError for models or data that cannot be read or do not fit each other, RunError, and UsageError where
+    there is nothing to compare with.
     """
     most = typed("samples", samples, "int | None")
     if most is not None and most < 1:
         raise UsageError(f"samples is {most}; it must be at least 1")
+    if task is not None and task not in BY_NAME:
+        raise UsageError(f"task is {shown(task)}; choose one of {', '.join(NAMES)}")
+    if task is not None and metric is not None:
+        raise UsageError("task and metric both say what is measured; leave out one of them")
+    if against is None and labels is None and metric is None and task != "sequence":
+        raise UsageError("there is nothing to compare with: give the original (--against), or labels (--labels)")
+    own = None if metric is None else custom.of(metric)
     with spill.spilling(), registering(checked_libraries(custom_ops)):
-        return _evaluated(model, data, against, labels, tuple(state), most, allow_links=allow_links)
+        return _evaluated(model, data, against, labels, tuple(state), most, task, own, allow_links=allow_links)
 
 
 def _evaluated(
@@ -126,6 +160,8 @@ def _evaluated(
     labels: str | None,
     state: tuple[str, ...],
     most: int | None,
+    task: str | None,
+    metric: custom.Metric | None,
     *,
     allow_links: bool,
 ) -> Evaluation:
@@ -137,41 +173,81 @@ def _evaluated(
     states = states_of(original, state)
     samples = _samples(data, original, states, most)
     first_run.run(proto, samples.example())
-    truth = None if labels is None else classes_of(samples, labels)
-    figures: Figures | None = None
+    truth = None if labels is None else labels_of(samples, labels)
     notes = [*unknowns, *notes_on(proto), *samples.notes]
-    original_classes: Ints | None = None
-    first = _first_output(proto)
+    answers, observed = None, None
     if against is None:
         outputs = outputs_of(proto, samples, layouts_of(proto, samples))
     else:
         notes += notes_on(original)
         first_run.run(original, samples.example())
-        first = _first_output(original)
         outputs, answers, observed = compared(proto, original, samples, states)
         _check_same_outputs(outputs, answers.values, observed)
-        figures = figures_of(observed, answers, outputs, held_out=True, labelled=truth is not None)
-        original_classes = _classes(answers.values, first, len(samples))
         notes += said_of_states(proto, original, samples, states)
-    classes = _classes(outputs, first, len(samples))
-    agreement = figures.agreement if figures is not None else None
-    if classes is None and agreement is None:
+    a = _answered(original, samples, outputs, None if answers is None else answers.values, truth)
+    row, why = (BY_NAME[task], ASKED) if task is not None else (None, "")
+    if row is None and metric is None:
+        row, why = guessed(a)
+    classes = row is not None and row.name == CLASSIFICATION
+    if classes and labels is not None:
+        a = replace(a, labels=classes_of(samples, labels))
+    scores = row.measured(a) if row is not None else () if metric is None else custom.measured(metric, a)
+    figures: Figures | None = None
+    each: tuple[OutputFigures, ...] = ()
+    if answers is not None and observed is not None:
+        figures = figures_of(observed, answers, outputs, held_out=True, labelled=classes and labels is not None)
+        if row is not None and not row.ranks:  # the largest entry of an embedding says nothing
+            figures = replace(figures, agreement=None)
+        each = by_output(observed.outputs, outputs, answers.values, figures, len(samples))
+    elif not scores:
+        raise UsageError(f"nothing was compared: {why} (--task names one), and there is no original")
+    if classes and figures is not None and figures.agreement is not None:
+        scores = (*scores, Score("agreement", "get the same class", figures.agreement))
+    agreement = None if figures is None else figures.agreement
+    if row is not None and not classes:
+        agreement = next((s.value for s in scores if s.name == row.agreement), None)
+    elif not classes and agreement is None and metric is None:
         notes.insert(0, "the first output holds no class scores; top-1 and agreement do not apply")
-    if truth is not None and classes is not None:
-        check_classes(truth, outputs[first].shape[1])
+    top_1 = next((s for s in scores if classes and s.name == row.quality), None) if row is not None else None
     return Evaluation(
         name,
         original_name,
         samples.origin,
         samples.sha256(),
         len(samples),
-        share_of(classes, truth),
-        share_of(original_classes, truth),
+        None if top_1 is None else top_1.value,
+        None if top_1 is None else top_1.original,
         agreement,
         None if figures is None else figures.error,
         tuple(dict.fromkeys(notes)),
         figures,
+        each,
+        None if row is None else row.name,
+        why,
+        scores,
     )
+
+
+def _answered(
+    original: onnx.ModelProto,
+    samples: Samples,
+    outputs: Mapping[str, Array],
+    originals: Mapping[str, Array] | None,
+    labels: Array | None,
+) -> Answered:
+    """What metrics read, given the tensors that were looked at: the outputs of the original alone, in its order."""
+    names = [o.name for o in original.graph.output]
+    inputs = {k: v[:] for k, v in samples.arrays.items() if len(v.shape) == 2 and not isinstance(v, Ragged)}
+    a = Answered(
+        {k: outputs[k] for k in names if k in outputs},
+        len(samples),
+        None if originals is None else {k: originals[k] for k in names if k in originals},
+        labels,
+        {k: v for k, v in inputs.items() if len(v) == len(samples) and (not is_float(v.dtype) or "mask" in k.lower())},
+        {k: tuple(v.shape[1:]) for k, v in samples.arrays.items()},
+    )
+    ids = tokens_in(a)
+    return replace(a, causal=lambda: ids is not None and is_causal(original, samples, ids, a.first))
 
 
 def gates_of(
@@ -179,51 +255,50 @@ def gates_of(
     *,
     min_agreement: float | None = None,
     max_drop: float | None = None,
-    max_error: float | None = None,
+    max_error: float | Mapping[str, float] | None = None,
+    min_metric: Mapping[str, float] = NO_LIMITS,
+    max_metric: Mapping[str, float] = NO_LIMITS,
 ) -> tuple[Gate, ...]:
-    """What came of each limit: a share of agreement, points of top-1 lost, the error of any output.
+    """Limits on a share of agreement, on the points of top-1 lost, on the error of outputs and on scores, as gates.
 
-    Raises UsageError where what a limit is of was not measured, or for one that limits nothing.
+    max_error: one for all outputs, or by output, "" for those that are not named. min_metric, max_metric: by the name
+    of a score, also cosine and largest-difference of the worst output, or OUT:cosine of one. Raises UsageError where
+    what is limited was not measured, or for a limit that limits nothing.
     """
     for name, limit, most in (("min_agreement", min_agreement, 1.0), ("max_drop", max_drop, 100.0)):
         number = typed(name, limit, "float | None")
         if number is not None and not 0.0 <= number <= most:  # nothing is below a NaN
             raise UsageError(f"{name} is {limit}; it is from 0 to {most:g}")
-    max_error = error_limit(max_error)
-    gates: list[Gate] = []
+    limits = checked_limits(max_error)
+    found: list[Gate] = []
     if min_agreement is not None:
         if result.agreement is None:
-            raise UsageError("agreement was not measured: it needs the original, and class scores as the first output")
-        held = result.agreement >= min_agreement - _SLACK
-        text = f"is at least the demanded {min_agreement:.2%}" if held else f"is below the demanded {min_agreement:.2%}"
-        gates.append(Gate("--min-agreement", min_agreement, held, f"agreement {result.agreement:.2%} {text}"))
+            raise UsageError("agreement was not measured: it needs the original, and class scores, or another --task")
+        name = BY_NAME[result.task].agreement if result.task is not None else "agreement"
+        found.append(at_least("--min-agreement", min_agreement, result.agreement, name, "{:.2%}"))
     if max_drop is not None:
         if result.drop is None:
-            raise UsageError("the drop was not measured: it needs labels, the original, and class scores")
-        held = result.drop <= max_drop + _SLACK
-        text = f"within the allowed {max_drop:.2f}" if held else f"more than the allowed {max_drop:.2f}"
-        gates.append(Gate("--max-drop", max_drop, held, f"top-1 dropped by {result.drop:.2f} points, {text}"))
-    if max_error is not None:
+            raise UsageError(
+                "the drop was not measured: it needs labels, the original, and class scores, or another --task"
+            )
+        found.append(_drop_gate(result.quality.name, result.drop, max_drop))
+    if limits:
         if result.figures is None:
             raise UsageError("the output error was not measured: it needs the original (--against)")
-        worst = result.figures.worst
-        told = "" if worst is None or worst.value is None else f"{worst.name}: {percent(worst.value)}"
-        gates.append(gate_of("--max-error", max_error, told, partial(demand, result.figures, max_error)))
-    return tuple(gates)
+        found += error_gates(result.figures, limits, (o.output for o in result.by_output))
+    found += score_gates(result.scores, result.by_output, min_metric, max_metric)
+    return tuple(found)
 
 
-def gate(
-    result: Evaluation,
-    *,
-    min_agreement: float | None = None,
-    max_drop: float | None = None,
-    max_error: float | None = None,
-) -> None:
-    """Demand a share of agreement, at most so many points of top-1 lost, and at most such an error of any output.
+def _drop_gate(name: str, drop: float, most: float) -> Gate:
+    held = drop <= most + SLACK
+    than = "within" if held else "more than"
+    return Gate("--max-drop", most, held, f"{name} dropped by {drop:.2f} points, {than} the allowed {most:.2f}")
 
-    Raises CheckFailed where a limit is not kept, and UsageError as `gates_of`.
-    """
-    demand_all(gates_of(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error))
+
+def gate(result: Evaluation, **limits: Any) -> None:
+    """Demand what `gates_of` says. Raises CheckFailed where a limit is not kept, and UsageError as `gates_of` does."""
+    demand_all(gates_of(result, **limits))
 
 
 def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
@@ -246,16 +321,6 @@ def _samples(source: Data, proto: onnx.ModelProto, states: tuple[State, ...], mo
     if most is None or most >= len(samples):
         return samples
     return samples.take(np.sort(np.random.default_rng(_SEED).permutation(len(samples))[: samples.whole_runs(most)]))
-
-
-def _first_output(proto: onnx.ModelProto) -> str:
-    return next((o.name for o in proto.graph.output), "")
-
-
-def _classes(outputs: Mapping[str, Array], first: str, samples: int) -> Ints | None:
-    """Predicted class per sample by an output; None where that holds no class scores."""
-    scores = outputs.get(first)
-    return None if scores is None else classes_in(scores, samples)
 
 
 def _check_same_inputs(a: onnx.ModelProto, b: onnx.ModelProto) -> None:

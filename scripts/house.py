@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("allocation",),
     ("refit", "recovery", "report"),
     ("calibration", "verification", "benchmark", "evaluation", "output"),
-    ("objective", "surgery", "intake"),
+    ("objective", "surgery", "intake", "tasks"),
     ("gradients", "normalise", "measures", "jobs", "plan"),
     ("runtime", "cost", "config"),
     ("channels", "data", "targets"),

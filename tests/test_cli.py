@@ -716,6 +716,8 @@ def test_eval(slim: str, capsys: Capture):
         (["--min-agreement", "1", "--max-drop", "0"], 4, "; top-1 dropped by"),
         (["--max-error", "900%"], 0, ""),
         (["--max-error", "0.001"], 4, "more than the allowed 0.10%"),
+        (["--max-error", "0.001", "--max-error", "logits:900%"], 0, ""),
+        (["--max-error", "900%", "--max-error", "logits:0.1%"], 4, "more than the allowed 0.10%"),
     ],
 )
 def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: str):
@@ -729,8 +731,8 @@ def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: s
 @pytest.mark.parametrize(
     ("args", "code", "match"),
     [
-        (["--data", "names.npz"], 1, "no data for input"),
-        (["--data", "pickled.npy"], 1, "cannot be read"),
+        (["--data", "names.npz", "--labels", "label"], 1, "no data for input"),
+        (["--data", "pickled.npy", "--labels", "label"], 1, "cannot be read"),
         (["--data", str(digits.TEST), "--labels", "class"], 1, "no labels under 'class'"),
         (["--data", str(digits.TEST), "--against", "missing.onnx"], 1, "does not exist"),
         (["--data", str(digits.TEST), "--against", "relu.onnx"], 1, "read different inputs"),
@@ -743,11 +745,21 @@ def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: s
         ([*EVAL, "--max-drop", "-1"], 2, "from 0 to 100"),
         ([*EVAL, "--max-drop", "nan"], 2, "from 0 to 100"),
         ([*EVAL, "--min-agreement", "200"], 2, "'200' is 20000%; write 200%"),
+        ([*EVAL, "--max-error", "5%", "--max-error", "1%"], 2, "--max-error is given twice"),
+        ([*EVAL, "--max-error", ":5%"], 2, "names no output in front of the colon"),
+        (["--data", str(digits.TEST)], 2, "nothing to compare with"),
         ([], 2, "Missing option '--data'"),
     ],
 )
 def test_eval_refuses(folder: Path, capsys: Capture, args: list[str], code: int, match: str):
     refused(folder, capsys, code, match, "eval", RESNET, *args)
+
+
+def test_a_limit_on_an_output_that_is_not_there(capsys: Capture):
+    code, out, err = run(capsys, "eval", RESNET, *EVAL, "--max-error", "logit:5%")
+    assert code == 2
+    assert "100.00% get the same class" in out  # what was measured is shown all the same
+    assert "did you mean 'logits'" in err
 
 
 TWICE = ["--runs", "2", "--warmup", "0"]
@@ -759,6 +771,21 @@ def test_bench(slim: str, capsys: Capture):
     for text in ("time of [2]", "input 3x1x8x8 (batch 3; random, seed 0)", "2 rounds, in turns", "1 thread\n", "Conv"):
         assert text in out
     assert max(map(len, out.splitlines())) <= PLAIN_WIDTH
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "match"),
+    [
+        (["--max-ratio", "900%", "--min-speedup", "0.01"], 0, ""),
+        (["--max-ratio", "0.1%"], 4, "upper end is above the demanded 0.001"),
+        (["--min-speedup", "900"], 4, "lower end is below the demanded 900"),
+    ],
+)
+def test_bench_as_a_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: str):
+    found, out, err = run(capsys, "bench", RESNET, slim, "--runs", "6", "--json", *limits)
+    assert found == code
+    assert [g["held"] for g in json.loads(out)["gates"]] == [code == 0] * (len(limits) // 2)
+    assert match in err
 
 
 def test_bench_of_one_model(capsys: Capture):

@@ -13,7 +13,7 @@ import pytest
 
 from onnxprune import evaluate
 from onnxprune.errors import CalibrationError, CheckFailed, ModelError, UsageError
-from onnxprune.evaluation import Evaluation, gate
+from onnxprune.evaluation import Evaluation, gate, gates_of
 from onnxprune.numerics.arrays import Array
 from tests import digits
 from tests.digits import pruned
@@ -73,8 +73,12 @@ def test_pruned_model():
 
 
 def test_without_labels_or_original():
-    e = evaluate(SAME, {"x": X})
-    assert (e.accuracy, e.original_accuracy, e.agreement, e.output_error, e.drop) == (None,) * 5
+    """Fails where a gate passes in CI because it was given nothing to compare with."""
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        evaluate(SAME, {"x": X})
+    model = _model("y = ReduceMax <axes=[1], keepdims=0> (x)", "float[N]")
+    with pytest.raises(UsageError, match="nothing was compared"):
+        evaluate(model, {"x": X, "label": np.zeros(4, np.int64)}, labels="label")
 
 
 def test_trailing_axes_of_size_one():
@@ -189,3 +193,22 @@ def test_gate_with_a_limit_that_limits_nothing(name: str, limit: Any):
 def test_gate_on_what_was_not_measured():
     with pytest.raises(UsageError, match="drop was not measured"):
         gate(replace(RESULT, accuracy=None), max_drop=1.0)
+
+
+def test_limits_on_single_outputs():
+    text = '<ir_version: 8, opset_import: ["" : 13]> main (float[N,3] x) => (float[N,3] a, float[N,3] b) {{ {} }}'
+    original = onnx.parser.parse_model(text.format("a = Identity (x)  b = Identity (x)"))
+    other = onnx.parser.parse_model(text.format("a = Identity (x)  b = Neg (x)"))
+    e = evaluate(other, {"x": X}, against=original)
+    assert [(o.output, o.largest, o.cosine, o.agreement) for o in e.by_output] == [
+        ("a", 0.0, pytest.approx(1.0, abs=1e-12), 1.0),
+        ("b", 6.0, pytest.approx(-1.0, abs=1e-12), 0.0),
+    ]
+    gate(e, max_error={"a": 0.0})
+    with pytest.raises(CheckFailed, match=r"\(b\): more than the allowed"):
+        gate(e, max_error={"": 0.01, "a": 1.0})
+    with pytest.raises(UsageError, match="did you mean"):
+        gate(e, max_error={"aa": 0.01})
+    shown = json.loads(e.to_json(gates_of(e, max_error={"b": 0.5})))
+    assert [o["output"] for o in shown["by_output"]] == ["a", "b"]
+    assert [g["held"] for g in shown["gates"]] == [False]

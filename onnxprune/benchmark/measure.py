@@ -33,6 +33,7 @@ from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake import fed_back, first_run, model_file
 from onnxprune.intake.model_file import ModelLike
+from onnxprune.measures.gates import Gate
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.options import MOST, MOST_THREADS, check_most, typed
 from onnxprune.runtime.custom_ops import Libraries, registering
@@ -125,9 +126,9 @@ class Bench:
             row["operators"] = [asdict(o) for o in profile.by_operator(x.nodes)]
         return plain
 
-    def to_json(self) -> str:
-        """The result as JSON text."""
-        return json.dumps(self.as_dict(), indent=1) + "\n"
+    def to_json(self, gates: Sequence[Gate] = ()) -> str:
+        """The result as JSON text, with what became of limits."""
+        return json.dumps(self.as_dict() | {"gates": [asdict(g) for g in gates]}, indent=1) + "\n"
 
 
 @dataclass(frozen=True, eq=False)

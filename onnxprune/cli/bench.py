@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from onnxprune.cli.group import Surroundings
 from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
-from onnxprune.cli.values import Choice, parse_shape
+from onnxprune.cli.values import ERROR, Choice, parse_shape
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
 from onnxprune.runtime import child
@@ -72,6 +73,23 @@ from onnxprune.runtime import child
             option("--warmup", type=int, metavar="N", **with_default(WARMUP), help="Rounds before those that count."),
         ),
         Section(
+            "Gates on OTHER: exit code 4 where one does not hold",
+            option(
+                "--max-ratio",
+                type=ERROR,
+                metavar="SHARE",
+                show_default="no limit",
+                help="Of OTHER's time to MODEL's: 0.8 or 80%. The upper end of the interval must not exceed it.",
+            ),
+            option(
+                "--min-speedup",
+                type=float,
+                metavar="FACTOR",
+                show_default="no limit",
+                help="The same the other way round: 1.2 is a ratio of 0.833.",
+            ),
+        ),
+        Section(
             "Output",
             flag("--profile", "Also the time of every operator and of the slowest nodes, in runs of their own."),
             JSON,
@@ -89,6 +107,8 @@ def bench_command(
     model: str,
     other: str | None,
     shapes: tuple[str, ...],
+    max_ratio: float | None,
+    min_speedup: float | None,
     report_files: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
@@ -98,21 +118,28 @@ def bench_command(
 
     Of two models the ratio is that of OTHER's time to MODEL's in the same round, so that a busy machine slows both. On
     a GPU the inputs and outputs stay there: copies are not timed.
+
+    With --max-ratio or --min-speedup this is a gate for CI, which goes by the unfavourable end of the interval.
     """
     given = [parse_shape(s) for s in shapes]
     if len(dict(given)) < len(given):
         raise UsageError("--shape is given twice for one input")
     child.warm()
+    from onnxprune.benchmark import gates
     from onnxprune.benchmark.measure import bench
+    from onnxprune.measures.gates import demand_all
     from onnxprune.output.destination import check_outputs
     from onnxprune.report import terminal
     from onnxprune.report.environment import versions
     from onnxprune.report.files import Reports, keeping
 
+    gates.check(max_ratio=max_ratio, min_speedup=min_speedup, two=other is not None)
     reports = Reports.of(report_files, overwrite=overwrite)
     check_outputs((None, *reports.paths), (model, other, options["data"]), overwrite)
     with keeping(reports, "bench", {"versions": versions()}, surroundings.command) as tell:
         with terminal.status(sys.stderr.isatty()) as show:
             result = bench(model, other, shapes=dict(given), watch=show, **options)
-        tell(result.as_dict())
-        streams.show(result.to_json() if as_json else terminal.benchmark(result, screen_of()))
+        found = gates.gates(result, max_ratio=max_ratio, min_speedup=min_speedup)
+        tell(result.as_dict() | {"gates": [asdict(g) for g in found]})
+        streams.show(result.to_json(found) if as_json else terminal.benchmark(result, screen_of(), found))
+        demand_all(found)

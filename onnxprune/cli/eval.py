@@ -10,10 +10,11 @@ from onnxprune.cli.group import Surroundings
 from onnxprune.cli.options.section import Grouped, Section, option
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
-from onnxprune.cli.values import ERROR, SHARE
+from onnxprune.cli.values import ERROR_LIMIT, METRIC_LIMIT, SHARE, Choice, parse_once
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
 from onnxprune.runtime import child
+from onnxprune.tasks.names import NAMES
 
 
 @click.command(
@@ -23,8 +24,24 @@ from onnxprune.runtime import child
         Section(
             "Data",
             option("--data", metavar="PATH", required=True, help="Test data: a .npz, a .npy, or a folder of these."),
-            option("--labels", metavar="KEY", show_default="none", help="Key of the samples' classes in the data."),
+            option("--labels", metavar="KEY", show_default="none", help="Key of the labels in the data."),
             STATE,
+        ),
+        Section(
+            "What the outputs mean",
+            option(
+                "--task",
+                type=Choice(NAMES),
+                show_default="what the outputs look like",
+                help="Whose metric is taken, by labels and against ORIGINAL.",
+            ),
+            option(
+                "--metric",
+                metavar="FILE.py:FUNCTION",
+                show_default="none",
+                help="In place of a task a function of yours, of (outputs, ORIGINAL's outputs, labels), which are "
+                "arrays by name, that gives a number, or numbers by name. It runs with all of your rights.",
+            ),
         ),
         Section(
             "Comparison, and gates: exit code 4 where one does not hold",
@@ -34,22 +51,42 @@ from onnxprune.runtime import child
                 type=SHARE,
                 metavar="SHARE",
                 show_default="no limit",
-                help="Fail where fewer samples get ORIGINAL's class: 0.99 or 99%.",
+                help="Fail where fewer samples get ORIGINAL's class, or fewer of what the task has for these: 0.99 or "
+                "99%.",
             ),
             option(
                 "--max-drop",
                 type=float,
                 metavar="POINTS",
                 show_default="no limit",
-                help="Fail where top-1 is more percentage points below ORIGINAL's. Needs --labels.",
+                help="Fail where top-1, or what the task has for it, is more percentage points below ORIGINAL's. Needs "
+                "--labels.",
             ),
             option(
                 "--max-error",
-                type=ERROR,
-                metavar="ERROR",
+                type=ERROR_LIMIT,
+                multiple=True,
+                metavar="[OUT:]ERROR",
                 show_default="no limit",
                 help="Fail where an output, or a part of one, differs from ORIGINAL's by more, or where that cannot be "
-                "measured: squared error over spread, 0.05 or 5%.",
+                "measured: squared error over spread, 0.05 or 5%; of the output OUT alone boxes:5%, which holds in "
+                "place of the one for all. Repeatable.",
+            ),
+            option(
+                "--min-metric",
+                type=METRIC_LIMIT,
+                multiple=True,
+                metavar="NAME=X",
+                show_default="no limit",
+                help="Fail where a score that eval shows is below X: miou=70%, OUT:cosine=0.99. Repeatable.",
+            ),
+            option(
+                "--max-metric",
+                type=METRIC_LIMIT,
+                multiple=True,
+                metavar="NAME=X",
+                show_default="no limit",
+                help="Fail where one is above X: perplexity-ratio=1.05, largest-difference=0.1. Repeatable.",
             ),
         ),
         Section("Where it runs", CUSTOM_OPS, ALLOW_LINKS),
@@ -67,7 +104,11 @@ def eval_command(
     labels: str | None,
     min_agreement: float | None,
     max_drop: float | None,
-    max_error: float | None,
+    max_error: tuple[tuple[str, float], ...],
+    min_metric: tuple[tuple[str, float], ...],
+    max_metric: tuple[tuple[str, float], ...],
+    task: str | None,
+    metric: str | None,
     state: tuple[str, ...],
     allow_links: bool,
     custom_ops: tuple[str, ...],
@@ -75,24 +116,34 @@ def eval_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Measure MODEL on test data: top-1, and agreement and output error against the original.
+    """Measure MODEL on test data: top-1 with labels, and every output against the original's.
+
+    Each output gets its error, its largest difference, the cosine of what both models give for a sample, and, where it
+    holds classes, how many stay the same. What the outputs mean is said by --task, or told by what they look like, and
+    has scores of its own, by labels and against ORIGINAL.
 
     The verdict follows the worse of the two: doubtful from an error of 20% on or where fewer than 90% keep their class,
     bad from 50% on or where fewer than half do.
 
-    With --min-agreement, --max-drop or --max-error this is a gate for CI.
+    With --min-agreement, --max-drop, --max-error, --min-metric or --max-metric this is a gate for CI.
     """
     if min_agreement is not None and against is None:
         raise UsageError("--min-agreement needs --against")
-    if max_error is not None and against is None:
+    if max_error and against is None:
         raise UsageError("--max-error needs --against")
     if max_drop is not None and (against is None or labels is None):
         raise UsageError("--max-drop needs --against and --labels")
     if max_drop is not None and not 0.0 <= max_drop <= 100.0:
         raise UsageError(f"--max-drop is {max_drop}; it is a number of points, from 0 to 100")
+    if task is not None and metric is not None:
+        raise UsageError("--task and --metric both say what is measured; leave out one of them")
+    if against is None and labels is None and metric is None and task != "sequence":
+        raise UsageError("there is nothing to compare with: give --against ORIGINAL, or --labels KEY")
+    limits = parse_once(max_error, "--max-error")
+    least, most = parse_once(min_metric, "--min-metric"), parse_once(max_metric, "--max-metric")
     child.warm()
     from onnxprune.evaluation import evaluate, gates_of
-    from onnxprune.measures.gates import demand_all
+    from onnxprune.measures.gates import Gate, demand_all
     from onnxprune.output.destination import check_outputs
     from onnxprune.report import terminal
     from onnxprune.report.environment import versions
@@ -103,10 +154,28 @@ def eval_command(
     subject = {"model": model, "against": against, "versions": versions()}
     with keeping(reports, "eval", subject, surroundings.command) as tell:
         result = evaluate(
-            model, data, against=against, labels=labels, state=state, allow_links=allow_links, custom_ops=custom_ops
+            model,
+            data,
+            against=against,
+            labels=labels,
+            task=task,
+            metric=metric,
+            state=state,
+            allow_links=allow_links,
+            custom_ops=custom_ops,
         )
         tell(result.as_dict())
-        streams.show(result.to_json() if as_json else terminal.evaluation(result, screen_of()))
-        gates = gates_of(result, min_agreement=min_agreement, max_drop=max_drop, max_error=max_error)
+        gates: tuple[Gate, ...] = ()
+        try:
+            gates = gates_of(
+                result,
+                min_agreement=min_agreement,
+                max_drop=max_drop,
+                max_error=limits,
+                min_metric=least,
+                max_metric=most,
+            )
+        finally:  # what was measured is shown also where a limit is of something else
+            streams.show(result.to_json(gates) if as_json else terminal.evaluation(result, screen_of(), gates))
         tell({"gates": [asdict(g) for g in gates]})
         demand_all(gates)

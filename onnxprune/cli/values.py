@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,9 +13,10 @@ from onnxprune.targets.alignment import AUTO
 
 if TYPE_CHECKING:  # generic for a type checker alone, as they are from click 8.2 on
     _Number = click.ParamType[float]
+    _Named = click.ParamType[tuple[str, float]]
     _Names = click.Choice[str]
 else:
-    _Number, _Names = click.ParamType, click.Choice
+    _Number, _Named, _Names = click.ParamType, click.ParamType, click.Choice
 
 
 def parse_size(text: str) -> int:
@@ -73,6 +75,46 @@ class Share(_Number):
         self.fail(f"{value!r} is {number:.0%}; write {number:g}%{meant}", param, ctx)
 
 
+class ErrorLimit(_Named):
+    """A limit on the error of outputs: 0.05 or 5%, of one output alone boxes:5%."""
+
+    name = "error"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """(the output, "" for all, the limit). Raises click.BadParameter."""
+        output, colon, share = str(value).rpartition(":")  # a name may hold colons itself
+        if colon and not output.strip():
+            self.fail(f"{value!r} names no output in front of the colon; write boxes:5%", param, ctx)
+        return output.strip(), ERROR.convert(share, param, ctx)
+
+
+class MetricLimit(_Named):
+    """A limit on a score by its name: miou=0.7, miou=70%, perplexity=20."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """(the score, the limit). Raises click.BadParameter."""
+        score, equals, text = str(value).rpartition("=")
+        try:
+            number = float(text.strip().removesuffix("%"))
+        except ValueError:
+            number = math.nan
+        if not (equals and score.strip()) or not math.isfinite(number):
+            self.fail(f"{value!r} is not a score and a number; write miou=0.7 or perplexity=20", param, ctx)
+        return score.strip(), number / 100.0 if text.strip().endswith("%") else number
+
+
+def parse_once(pairs: Iterable[tuple[str, float]], option: str) -> dict[str, float]:
+    """The pairs of an option that is repeated. Raises click.BadParameter where a name comes twice."""
+    found: dict[str, float] = {}
+    for name, value in pairs:
+        if name in found:
+            raise click.BadParameter(f"{option} is given twice" + (f" for {name!r}" if name else ""))
+        found[name] = value
+    return found
+
+
 class Choice(_Names):
     """One of several names; for another one the nearest is named."""
 
@@ -87,6 +129,8 @@ class Choice(_Names):
 
 SHARE = Share()
 ERROR = Share(beyond=True)
+ERROR_LIMIT = ErrorLimit()
+METRIC_LIMIT = MetricLimit()
 
 
 def parse_alignment(text: str) -> int | str:

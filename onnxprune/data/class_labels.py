@@ -33,6 +33,19 @@ def of(samples: Samples, key: str) -> Array:
     return labels.reshape(-1).astype(np.int64) if classes else labels
 
 
+def labels_of(samples: Samples, key: str) -> Array:
+    """The labels as they are: numbers, first axis = samples. Raises CalibrationError where they are none."""
+    if key not in samples.extras:
+        return of(samples, key)  # which says what there is
+    labels = samples.extras[key]
+    where = f"{samples.origin}: labels {key!r}"
+    if not (is_float(labels.dtype) or np.issubdtype(labels.dtype, np.number) or labels.dtype == np.bool_):
+        raise CalibrationError(f"{where} are {labels.dtype}; they must be integers, or other numbers")
+    if labels.ndim == 0 or len(labels) != len(samples):
+        raise CalibrationError(f"{where} have shape {labels.shape}; there are {len(samples)} samples")
+    return labels
+
+
 def classes_of(samples: Samples, key: str) -> Ints:
     """The labels as classes, (samples,). Raises CalibrationError unless they are one integer per sample."""
     if key in samples.extras and not np.issubdtype(samples.extras[key].dtype, np.integer):

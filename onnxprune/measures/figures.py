@@ -9,8 +9,8 @@ nothing of samples of another kind, or of what the judging samples have chosen t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,10 @@ class Figures:
     def worst(self) -> Figure | None:
         """The measured figure with the largest number."""
         return max(self.measured, key=lambda f: f.value or 0.0, default=None)
+
+    def only(self, wanted: Callable[[Figure], bool]) -> Figures:
+        """The same with these figures alone."""
+        return replace(self, each=tuple(f for f in self.each if wanted(f)))
 
     def summary(self) -> dict[str, Any]:
         """What a report says of the mean error, beside its number."""
@@ -249,11 +253,11 @@ def agreement_of(
     whole = len(own) == 1 and own[0].pieces == (Piece(first),)  # not boxes and scores, say
     if not whole or answers.left_out.get(own[0]) in UNSPREAD:
         return None, False
-    surely = True if _probabilities(y0) else False if _of_one_length(y0) else None
+    surely = True if probabilities(y0) else False if of_one_length(y0) else None
     return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), surely
 
 
-def _of_one_length(y: Array) -> bool:
+def of_one_length(y: Array) -> bool:
     """Whether the entries of every sample are a vector of the same length, as embeddings are that were normalised."""
     if not is_float(y.dtype) or not y.ndim or len(y) < 2:
         return False
@@ -261,7 +265,7 @@ def _of_one_length(y: Array) -> bool:
     return bool(np.ptp(lengths) <= _LENGTH * lengths.max())
 
 
-def _probabilities(y: Array) -> bool:
+def probabilities(y: Array) -> bool:
     """Whether the entries of every sample are probabilities that add up to 1, or the logarithms of such."""
     if not is_float(y.dtype) or not y.ndim:
         return False

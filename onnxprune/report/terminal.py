@@ -25,7 +25,9 @@ from onnxprune.benchmark.profile import NodeTime, by_operator
 from onnxprune.channels.describe import AxisUse, Description, GroupDescription
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
+from onnxprune.measures.by_output import OutputFigures
 from onnxprune.measures.figures import ERROR, percent
+from onnxprune.measures.gates import Gate
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
@@ -33,6 +35,9 @@ from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report
 from onnxprune.report.units import count, duration, latency, size
 from onnxprune.report.visible import made_visible, visible
+from onnxprune.tasks.answered import SHARE, Score
+from onnxprune.tasks.known import ASKED
+from onnxprune.tasks.names import CLASSIFICATION
 
 PLAIN_WIDTH = 100
 _SHOWN_PLACES = 3
@@ -386,30 +391,71 @@ def _nodes(places: Sequence[AxisUse]) -> str:
 # eval
 
 
-def evaluation(e: Evaluation, screen: Screen) -> str:
-    """The figures of an evaluation, as text."""
-    e = made_visible(e)
+def evaluation(e: Evaluation, screen: Screen, gates: Sequence[Gate] = ()) -> str:
+    """The figures of an evaluation, and what became of limits, as text."""
+    e, gates = made_visible(e), made_visible(gates)
     facts = [("data", f"{e.data}, {_samples(e.samples)}")]
+    if e.task is not None:
+        facts.append(("task", f"{e.task} ({e.task_why}" + (")" if e.task_why == ASKED else "; --task says otherwise)")))
     if e.accuracy is not None:
         facts.append(("top-1", f"{e.accuracy:.2%}"))
     if e.original_accuracy is not None and e.drop is not None:
         facts.append(("top-1 of the original", f"{e.original_accuracy:.2%} (drop: {e.drop:.2f} points)"))
-    if e.agreement is not None:
+    facts += [_score(x) for x in e.scores if x.name not in ("top-1", "agreement")]
+    if e.agreement is not None and (e.task in (None, CLASSIFICATION)):
         facts.append(("agreement", f"{e.agreement:.2%} get the same class"))
     if e.figures is not None:
         figures = e.figures
         facts += _figures(figures.error, figures.summary() | {"held_out": None}, figures.as_dicts())
+        facts += _output_facts(e.by_output)
         facts.append(("verdict", verdict_of(figures).text))
+    facts += _gate_facts(gates)
     title = e.model if e.against is None else f"{e.model} against {e.against}"
-    return screen.render([Text(title, "bold"), _facts(facts, screen), *(_note(n) for n in e.notes)])
+    table = [_by_output(e.by_output, screen)] if len(e.by_output) > 1 else []
+    return screen.render([Text(title, "bold"), _facts(facts, screen), *table, *(_note(n) for n in e.notes)])
+
+
+def _score(score: Score) -> tuple[str, str]:
+    """A score and what it is, beside the original's by the same labels."""
+    if score.value is None:
+        return score.name, f"not measured ({score.why})"
+    shown = "{:.2%}" if score.unit == SHARE else "{:.5g}"
+    original = "" if score.original is None else f" (original: {shown.format(score.original)})"
+    return score.name, f"{shown.format(score.value)} {score.about}{original}"
+
+
+def _output_facts(outputs: Sequence[OutputFigures]) -> list[tuple[str, str]]:
+    """What else is told of a single output; several have a table."""
+    if len(outputs) != 1 or outputs[0].largest is None:
+        return []
+    facts = [("largest difference", f"{outputs[0].largest:.3g}")]
+    return facts + ([] if outputs[0].cosine is None else [("cosine", f"{outputs[0].cosine:.4f}, a mean over samples")])
+
+
+def _by_output(outputs: Sequence[OutputFigures], screen: Screen) -> Table:
+    table = screen.table("output", "error", "largest difference", "cosine", "agreement", title="outputs")
+    for o in outputs:
+        table.add_row(
+            Text(o.output),
+            "-" if o.error is None else percent(o.error),
+            "-" if o.largest is None else f"{o.largest:.3g}",
+            "-" if o.cosine is None else f"{o.cosine:.4f}",
+            "-" if o.agreement is None else f"{o.agreement:.2%}",
+        )
+    return table
+
+
+def _gate_facts(gates: Sequence[Gate]) -> list[tuple[str, str]]:
+    told = [f"{'held' if g.held else 'FAILED'}: {g.text}" for g in gates]
+    return [("gate" if len(told) == 1 else "gates" if i == 0 else "", t) for i, t in enumerate(told)]
 
 
 # bench
 
 
-def benchmark(b: Bench, screen: Screen) -> str:
-    """The timings of one model or two, as text: how long they take, and where the time goes."""
-    b = made_visible(b)
+def benchmark(b: Bench, screen: Screen, gates: Sequence[Gate] = ()) -> str:
+    """The timings of one model or two, as text: how long they take, where the time goes, what became of limits."""
+    b, gates = made_visible(b), made_visible(gates)
     names = [f"[{i}]" for i in range(1, len(b.models) + 1)] if len(b.models) > 1 else [""]
     parts: list[RenderableType] = [
         Text(f"{n} {x.model}".lstrip(), "bold") for n, x in zip(names, b.models, strict=True)
@@ -424,7 +470,7 @@ def benchmark(b: Bench, screen: Screen) -> str:
     ]
     for name, text in rows:
         table.add_row(name, *map(text, b.models))
-    parts += [table, _facts(_bench_facts(b), screen)]
+    parts += [table, _facts(_bench_facts(b) + _gate_facts(gates), screen)]
     if any(x.nodes for x in b.models):
         parts += [_operators(b.models, names, screen), *_slowest(b.models, names, screen)]
     return screen.render([*parts, *(_note(n) for n in b.notes)])
