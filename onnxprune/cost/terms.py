@@ -62,16 +62,16 @@ class Cost:
 
     terms: tuple[Term, ...]
     groups: int
-    _touching: tuple[tuple[int, ...], ...] = field(default=())
+    _touching: tuple[tuple[Term, ...], ...] = field(default=())
 
     @classmethod
     def of(cls, terms: Iterable[Term], groups: int) -> Cost:
         """Index the terms by the groups that they depend on."""
         kept = tuple(terms)
-        touching: list[list[int]] = [[] for _ in range(groups)]
-        for i, t in enumerate(kept):
+        touching: list[list[Term]] = [[] for _ in range(groups)]
+        for t in kept:
             for g in sorted({g for length in t.lengths for g, _ in length.groups}.union(t.needs)):
-                touching[g].append(i)
+                touching[g].append(t)
         return cls(kept, groups, tuple(tuple(t) for t in touching))
 
     def at(self, kept: Counts | Sequence[int]) -> float:
@@ -81,11 +81,11 @@ class Cost:
 
     def saving(self, kept: Counts, group: int, fewer: int) -> float:
         """What keeping `fewer` units less of one group saves."""
-        terms = [self.terms[i] for i in self._touching[group]]
+        terms = self._touching[group]
         less = _numbers(kept)
-        before = sum(t.at(less) for t in terms)
+        before = sum([t.at(less) for t in terms])
         less[group] -= fewer
-        return before - sum(t.at(less) for t in terms)
+        return before - sum([t.at(less) for t in terms])
 
 
 def _numbers(kept: Counts | Sequence[int]) -> list[int]:

@@ -25,7 +25,7 @@ def subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
 
 def bodies_of(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
     """(attribute name, body) of each body of a node."""
-    return [(a.name, body) for a in node.attribute for body in subgraphs(a)]
+    return [(a.name, body) for a in node.attribute if a.type in _KINDS for body in subgraphs(a)]
 
 
 def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

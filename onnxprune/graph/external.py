@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
@@ -37,6 +38,11 @@ _PAGE = 4096
 _ALIGN = 64
 _LARGE_TENSOR = 1 << 20
 _CHUNK = 8 << 20
+# Numbers of the fields of an attribute in which tensors may lie.
+_HOLDING_TENSORS = frozenset(
+    onnx.AttributeProto.DESCRIPTOR.fields_by_name[name].number
+    for name in ("t", "g", "tensors", "graphs", "sparse_tensor", "sparse_tensors")
+)
 # Of the checksum in the name of a file of weights.
 _DIGITS = 16
 
@@ -74,6 +80,11 @@ def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
 def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
     """Whatever type an attribute claims: a reference to a file is one also where nothing should read it."""
     for a in attributes:
+        for field, _ in a.ListFields():
+            if field.number in _HOLDING_TENSORS:
+                break
+        else:  # nearly always: one question in place of six
+            continue
         if a.HasField("t"):
             yield a.t
         yield from a.tensors
@@ -108,7 +119,12 @@ def bytes_of(tensor: onnx.TensorProto) -> int:
     elements = math.prod(int(d) for d in tensor.dims)
     if tensor.data_type in BITS:
         return -(-elements * BITS[tensor.data_type] // 8)
-    return elements * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return elements * _item_bytes(tensor.data_type)
+
+
+@cache
+def _item_bytes(data_type: int) -> int:
+    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize)
 
 
 def external_bytes(proto: onnx.ModelProto) -> int:
