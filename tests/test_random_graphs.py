@@ -1,11 +1,13 @@
 """The core over random graphs: each is traced, then cut exactly or refused with a reason.
 
 Every row of the table of makers has its own test, so that workers share them and a failure names its operator. What is
-drawn depends on the row alone: every run draws the same graphs.
+drawn depends on the row alone: every run draws the same graphs. The variable ONNXPRUNE_EXAMPLES multiplies their number
+(`.github/workflows/weekly.yml`).
 """
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,8 +28,9 @@ from tests.prepared import Array, masked, prepare, random_keep, sliced
 from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs, is_unknown
 from tests.random_graphs.motifs import MAKERS as CONSTRUCTS
 
-EXAMPLES = 18
-EXAMPLES_OF_A_CONSTRUCT = 60  # several operators at once: there is more to find
+_TIMES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "1"))
+EXAMPLES = 12 * _TIMES
+EXAMPLES_OF_A_CONSTRUCT = 40 * _TIMES  # several operators at once: there is more to find
 RTOL = 1e-4
 NOISE = 3e-6  # a thirtieth of the tolerance; rounding in a few layers is less
 
