@@ -19,7 +19,7 @@ from onnxprune.config import Options, PruneConfig
 from onnxprune.data.sources import files_of
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import older, unknown
+from onnxprune.intake import unknown
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.workplace import Workplace
@@ -40,7 +40,7 @@ from onnxprune.stages.couple import (
     describe_loaded,
     foreseen,
 )
-from onnxprune.stages.decide import best_of, cut_with, mixtures, replay, uncut
+from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, replay, uncut
 from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Calibration, load, opened
 from onnxprune.stages.recover import recover_weights
@@ -203,7 +203,7 @@ def _run(
         check_data(output, others, loaded.source)
     with stage("couple"):
         coupled = couple(loaded, settings, replayed)
-        older.check(loaded.normalised.proto, loaded.normalised.notes)
+        check_before(loaded, coupled, settings, replayed)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     with stage("calibrate"):

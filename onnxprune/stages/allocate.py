@@ -39,14 +39,11 @@ def allocate(
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
     With a tolerance of the outputs nothing is cut here. stopwatch: for a latency budget. Raises BudgetUnreachable and
-    NothingPrunable.
+    NothingPrunable, where `check_reachable` could not tell before.
     """
     channels = coupled.channels
     widths = coupled.widths.allowed
     paths = next(iter(candidates.values()))
-    if all(w == (g.size,) for w, g in zip(widths, channels.groups, strict=True)):
-        capped = " with --max-ratio" if settings.max_ratio is not None else ""
-        raise NothingPrunable(f"every group is too narrow for --round-to and --min-channels{capped}; ask less of these")
     if settings.tolerance is not None:
         return {}, paths
     if settings.ratio is not None:
@@ -67,6 +64,36 @@ def allocate(
     if whole is None:
         raise BudgetUnreachable(f"at {wanted} some tensor would keep no channel at all; lower {option}")
     return whole, paths
+
+
+def check_reachable(coupled: Coupled, settings: PruneConfig) -> None:
+    """Raises BudgetUnreachable and NothingPrunable where the widths alone say that the goal cannot be met.
+
+    Of a latency nothing is measured yet, and of tolerances nothing can be said beforehand.
+    """
+    widths = coupled.widths.allowed
+    if all(w == (g.size,) for w, g in zip(widths, coupled.channels.groups, strict=True)):
+        capped = " with --max-ratio" if settings.max_ratio is not None else ""
+        raise NothingPrunable(f"every group is too narrow for --round-to and --min-channels{capped}; ask less of these")
+    if settings.ratio is not None and settings.budget in coupled.costs:
+        within_reach(coupled.costs[settings.budget], widths, coupled.whole(settings.budget), settings)
+
+
+def within_reach(
+    cost: budget.CostModel, widths: Sequence[tuple[int, ...]], full: float, settings: PruneConfig
+) -> float:
+    """The least that any widths cost. Raises BudgetUnreachable where that is above what `ratio` leaves of `full`."""
+    share = settings.ratio or 0.0
+    least = budget.smallest(cost, widths)
+    if least > (1.0 - share) * full:
+        rounds = isinstance(settings.round_to, int) and settings.round_to > 1
+        hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
+        hint += ", or ask less of --ratio-of and --max-ratio" if settings.ratio_of or settings.max_ratio else ""
+        raise BudgetUnreachable(
+            f"{exact_percent(share)} of the {settings.counted} cannot go: at most {at_most(1 - least / full)} can; "
+            f"{hint}"
+        )
+    return least
 
 
 def within_each(
@@ -105,15 +132,7 @@ def within_budget(
     # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
     full = coupled.whole(settings.budget) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
-    least = budget.smallest(cost, widths)
-    if least > limit:
-        rounds = isinstance(settings.round_to, int) and settings.round_to > 1
-        hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
-        hint += ", or ask less of --ratio-of and --max-ratio" if settings.ratio_of or settings.max_ratio else ""
-        raise BudgetUnreachable(
-            f"{exact_percent(share)} of the {settings.counted} cannot go: at most {at_most(1 - least / full)} can; "
-            f"{hint}"
-        )
+    least = within_reach(cost, widths, full, settings)
     tried = [(p, trials_of(loaded, coupled, calibrated, p, settings, scheduler)) for p in candidates.values()]
     if len(tried) > 1:
         better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]

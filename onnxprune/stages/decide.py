@@ -8,11 +8,12 @@ from onnxprune import plan
 from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable, UsageError
+from onnxprune.intake import older
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Mask
 from onnxprune.selection import Path
-from onnxprune.stages.allocate import allocate, coefficients_of
+from onnxprune.stages.allocate import allocate, check_reachable, coefficients_of
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
@@ -32,6 +33,13 @@ def mixtures(candidates: Mapping[str, Sequence[Path]], settings: PruneConfig) ->
     """
     alone = [{name: paths} for name, paths in candidates.items()]
     return [candidates, *alone] if len(alone) > 1 and settings.share is not None else [candidates]
+
+
+def check_before(loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: plan.Plan | None) -> None:
+    """Raises what can be told before anything is calibrated: of old forms of operators, and of a goal out of reach."""
+    older.check(loaded.normalised.proto, loaded.normalised.notes)
+    if replayed is None:
+        check_reachable(coupled, settings)
 
 
 def cut_with(

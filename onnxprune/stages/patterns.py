@@ -18,7 +18,9 @@ from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.graph.bodies import captured_names, every_node
 from onnxprune.graph.view import Node
+from onnxprune.options import nearest
 
+_NEAREST = 3
 INCLUDE, EXCLUDE, EXCLUDE_AFTER = "--include", "--exclude", "--exclude-after"
 RATIO_OF, SAME_WIDTHS = "--ratio-of", "--same-widths"
 _KEEPING = (EXCLUDE, EXCLUDE_AFTER)
@@ -133,7 +135,10 @@ def _matched(channels: ChannelGraph, original: onnx.ModelProto, option: str, pat
         hit = bool(tensors or nodes)
     if not hit:
         what = "tensor" if option == EXCLUDE_AFTER else "node and no tensor"
-        raise UsageError(f"the pattern {pattern!r} matches no {what}; `onnxprune inspect` lists the names")
+        possible = names if option == EXCLUDE_AFTER else {n.name for n in old} | channels.factors.keys()
+        near = nearest(pattern.strip("*"), possible, _NEAREST)
+        hint = f"did you mean {near}?" if near else "`onnxprune inspect` lists the names"
+        raise UsageError(f"the pattern {pattern!r} matches no {what}; {hint}")
     groups = frozenset(g for t in stays for g in channels.groups_in(t))
     chosen = {n.index for n in nodes}
     layers = [x.node.name for x in channels.linears if x.node.index in chosen or x.weight in tensors]

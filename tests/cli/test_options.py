@@ -118,3 +118,20 @@ def test_prune_is_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_version(capsys: Capture, option: str):
     code, out, _ = run(capsys, option)
     assert (code, out.startswith("onnxprune, version ")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--ratio", "99.9%"], 3, "of the MACs cannot go: at most"),
+        (["--uniform", "0.5", "--round-to", "64"], 3, "every group is too narrow"),
+        (["--ratio", "0.5", "--exclude", "/3/conv1/Cov"], 2, "did you mean /3/conv1/Conv or "),
+        (["--ratio", "0.5", "--exclude-after", "/3/conv1/Conv_output"], 2, "did you mean /3/conv1/Conv_output_0"),
+        (["--ratio", "0.5", "--include", "nobody*"], 2, "`onnxprune inspect` lists the names"),
+    ],
+)
+def test_errors_about_options_come_before_warnings(capsys: Capture, args: list[str], code: int, said: str):
+    """Fails where a warning of missing data stands before an error that ends the run anyway, or no name is near."""
+    found, out, err = run(capsys, str(digits.path("resnet")), "--dry-run", *args)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert said in err
