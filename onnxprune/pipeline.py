@@ -6,9 +6,10 @@ Each word is a file of `stages`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Unpack
 
 from onnxprune import plan
@@ -78,6 +79,7 @@ def prune(
     allow_links: bool = False,
     custom_ops: Libraries = (),
     command: Sequence[str] = (),
+    sources: Mapping[str, str] = MappingProxyType({}),
     **options: Unpack[Options],
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -103,8 +105,8 @@ def prune(
     max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
     more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie where links
     beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
-    command: what was typed, for the report. Raises the errors of `onnxprune.errors`; then nothing is written but
-    `report_file`.
+    command: what was typed, for the report. sources: where options were found that were not typed, and which these
+    are. Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
@@ -147,6 +149,7 @@ def prune(
                         dry_run=dry_run,
                         allow_links=allow_links,
                     )
+                result = replace(result, report=replace(result.report, sources=dict(sources)))
                 watch("save")
                 result = stored(stage, result, separate, output, plan_file, reports)
             # The workers and the temporary files are gone: what is left to do is to rename.

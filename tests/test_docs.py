@@ -16,7 +16,8 @@ PACKAGE = ROOT / "onnxprune"
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 # Files of other projects, of the user, and of folders that a command is given; members of other packages.
 FOREIGN = {
-    *("main.py", "mobile2_finetune.py", "kit.py", "models/*.onnx", "arch/", "wild/", "before.json", "build/site/"),
+    *("main.py", "mobile2_finetune.py", "kit.py", "onnxprune.toml", "models/*.onnx", "arch/", "wild/", "before.json"),
+    "build/site/",
     *("onnx.backend.test.case.node", "torch.onnx.export"),
 }
 A_PATH = re.compile(r"\.?[A-Za-z_][\w.\-]*(?:/[\w.\-]+)*(?:/|\.(?:py|md|json|jsonl|svg|onnx|npz|toml|yml))")

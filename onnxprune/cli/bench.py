@@ -10,7 +10,7 @@ import click
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.cli.group import Surroundings
-from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
+from onnxprune.cli.options.section import Grouped, Section, files, flag, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import ERROR, Choice, parse_shape
@@ -98,8 +98,8 @@ from onnxprune.runtime import child
         ),
     ),
 )
-@click.argument("model", metavar="MODEL")
-@click.argument("other", metavar="[OTHER]", required=False)
+@click.argument("model", metavar="MODEL", shell_complete=files)
+@click.argument("other", metavar="[OTHER]", required=False, shell_complete=files)
 @click.pass_obj
 def bench_command(
     surroundings: Surroundings,

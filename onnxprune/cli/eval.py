@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from onnxprune.cli.group import Surroundings
-from onnxprune.cli.options.section import Grouped, Section, option
+from onnxprune.cli.options.section import Grouped, Section, files, option
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import ERROR_LIMIT, METRIC_LIMIT, SHARE, Choice, parse_once
@@ -93,7 +93,7 @@ from onnxprune.tasks.names import NAMES
         Section("Output", JSON, REPORT, OVERWRITE),
     ),
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=files)
 @click.pass_obj
 def eval_command(
     surroundings: Surroundings,

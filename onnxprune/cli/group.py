@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import click
 from click.exceptions import Exit
+from click.shell_completion import CompletionItem
 
-from onnxprune.cli.options.section import Grouped
+from onnxprune.cli.configuration import Configuration, configuration
+from onnxprune.cli.options.section import PREFIX, Grouped
+from onnxprune.cli.origins import PLACES
 from onnxprune.cli.screen import say
 from onnxprune.errors import RunError, UsageError
 from onnxprune.process.scratch import Scratch
@@ -51,13 +56,29 @@ class Main(click.Group):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """The main command's context unless the first word is a subcommand; without any word a short help."""
+        if extra.get("resilient_parsing"):  # a shell asks how a line may go on
+            if not args or args[0] in self.commands:
+                return super().make_context(info_name, args, parent, **extra)
+            return self.main_command.make_context(info_name, args, parent, **extra)
         if not args:
             for line in _SHORT.splitlines():
                 say(line)
             raise Exit(UsageError.exit_code)  # an empty variable of a script is no success
-        if args[0] in self.commands:
-            return super().make_context(info_name, args, parent, **extra)
-        return self.main_command.make_context(info_name, args, parent, **extra)
+        named = args[0] in self.commands
+        command = self.commands[args[0]] if named else self.main_command
+        found = _configured(command, self.commands, args[named:])
+        if named:
+            ctx = super().make_context(info_name, args, parent, default_map={args[0]: found.values}, **extra)
+        else:
+            ctx = command.make_context(info_name, args, parent, default_map=found.values, **extra)
+        ctx.meta[PLACES] = found.places
+        return ctx
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands, and files, as the main command needs no name."""
+        files = [] if incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
+        options = self.main_command.shell_complete(ctx, incomplete) if incomplete.startswith("-") else []
+        return [*super().shell_complete(ctx, incomplete), *options, *files]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run whatever the context is for."""
@@ -68,6 +89,20 @@ class Main(click.Group):
             raise Interruption(signal.SIGINT) from None
         except BrokenPipeError as e:  # of which click would say nothing; that of stdout does not come here
             raise RunError(f"a process or a machine that worked for this one has gone: {e.strerror}") from e
+
+
+def _configured(command: click.Command, commands: Mapping[str, click.Command], args: list[str]) -> Configuration:
+    """What files say of a command's options. Raises UsageError."""
+    ctx = click.Context(command, **command.context_settings)
+    try:
+        options, _, _ = command.make_parser(ctx).parse_args(list(args))
+    except click.UsageError:  # said again when the command reads its words
+        return Configuration({}, {})
+    asked = command.get_help_option(ctx)
+    if options.get("version") or (asked is not None and options.get(str(asked.name))):
+        return Configuration({}, {})
+    file, chosen = (options.get(k) or os.environ.get(f"{PREFIX}_{k.upper()}") or None for k in ("config", "settings"))
+    return configuration(command, commands, file, chosen)
 
 
 class WithSubcommands(Grouped):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnxprune.cli.options.names import DEFAULTS
-from onnxprune.cli.options.section import Grouped, Section, option, with_default
+from onnxprune.cli.options.section import Grouped, Section, files, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.values import Choice
@@ -52,7 +52,7 @@ from onnxprune.targets.alignment import TARGETS
         Section("Output", JSON),
     ),
 )
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=files)
 def inspect_command(
     model: str,
     calib: str | None,

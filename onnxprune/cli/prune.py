@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from onnxprune.cli.group import Surroundings, WithSubcommands, cli
 from onnxprune.cli.options.budget import BUDGET
@@ -18,7 +17,9 @@ from onnxprune.cli.options.experts import EXPERTS
 from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import DECIDED, SETTINGS, flag_of
 from onnxprune.cli.options.output import OUTPUT
+from onnxprune.cli.options.section import files
 from onnxprune.cli.options.stays import STAYS
+from onnxprune.cli.origins import Origins
 from onnxprune.cli.screen import screen_of, warn
 from onnxprune.config import GOALS, PROVIDERS, READ_BY
 from onnxprune.errors import UsageError
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
     "cannot be met; 4 a check failed; 130 interrupted (128 and the signal's number). After anything but 0, nothing was "
     "written. A model whose file is called like a subcommand is given as ./inspect.",
 )
-@click.argument("model", metavar="IN")
-@click.argument("output", metavar="OUT", required=False)
+@click.argument("model", metavar="IN", shell_complete=files)
+@click.argument("output", metavar="OUT", required=False, shell_complete=files)
 @click.argument("more", nargs=-1, metavar="")
-@click.version_option(__version__, "-V", "--version", prog_name="onnxprune")
+@click.version_option(__version__, "-V", "--version", prog_name="onnxprune", allow_from_autoenv=False)
 @click.pass_context
 def prune_command(
     ctx: click.Context, /, model: str, output: str | None, more: Sequence[str], *, quiet: bool, **given: Any
@@ -72,7 +73,8 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
 
     Raises UsageError for options that are missing or contradict each other.
     """
-    explicit = {k for k in given if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
+    origins = Origins.of(ctx).settle(given)
+    explicit = origins.explicit()
     if given["from_plan"] is not None:
         refused = [flag_of(k) for k in DECIDED if k in explicit]
         if refused:
@@ -99,6 +101,7 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
         raise UsageError("--dry-run makes no model whose error --max-error could limit: leave out one of them")
     arguments = {k: v for k, v in given.items() if k in explicit or k not in SETTINGS}
     arguments["calibration"] = arguments.pop("calib")
+    arguments["sources"] = origins.told()
     arguments["bench"] = given["bench"] and (given["provider"] or PROVIDERS[0])
     return arguments
 

@@ -142,6 +142,7 @@ class Report:
     gates: limits that the run was held to. layers: the network in outline. warnings: what makes the result doubtful;
     notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.
+    sources: where options come from that were not on the command line, and which these are.
     """
 
     model: str
@@ -175,6 +176,7 @@ class Report:
     layers: tuple[LayerRow, ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
     command: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The report as plain data, by `docs/report-schema.json`."""

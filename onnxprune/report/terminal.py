@@ -237,6 +237,7 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
     facts.append(("calibration", f"{c['origin']}: {_samples(c['samples'])}{labels}, {c['held_out']} of them held out"))
     facts += _input_facts(c)
+    facts += [("options from" if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(report.sources.items())]
     facts.append(("seed", f"{report.config.get('seed')}"))
     e = report.effort
     stages = " · ".join(f"{name} {duration(s)}" for name, s in e.stages.items())

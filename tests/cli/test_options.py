@@ -34,7 +34,7 @@ def test_every_option_stands_under_a_heading(name: str, capsys: Capture):
     grouped = [p for s in command.sections for p in s.options]
     assert len({id(p) for p in grouped}) == len(grouped)
     rest = [p.name for p in command.params if isinstance(p, click.Option) and p not in grouped]
-    assert set(rest) <= {"version"}
+    assert set(rest) <= {"version", "config", "settings"}
     code, out, _ = run(capsys, name, "-h")
     assert code == 0
     at = [out.index(f"\n{s.title}:\n") for s in command.sections]

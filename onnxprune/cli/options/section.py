@@ -9,10 +9,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+MAIN = "prune"
+PREFIX = "ONNXPRUNE"
+
+_FILES = ("PATH", "FILE", "LIBRARY", "ORIGINAL")
+
+
+def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Leave the completion of a file's name to the shell."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def option(*names: str, **attributes: Any) -> click.Option:
-    """An option, with the arguments of `click.option`."""
+    """An option, with the arguments of `click.option`; a shell completes what is a file."""
+    if attributes.get("metavar") in _FILES:
+        attributes.setdefault("shell_complete", files)
     return click.Option(names, **attributes)
 
 
@@ -24,6 +37,28 @@ def flag(name: str, help_: str, *names: str) -> click.Option:
 def with_default(default: Any) -> dict[str, Any]:
     """The default of an option, which `--help` shows."""
     return {"default": default, "show_default": True}
+
+
+def _configuration() -> list[click.Option]:
+    """The options that say which file options come from; `group` reads them before all others."""
+    return [
+        option(
+            "--config",
+            metavar="FILE",
+            envvar=f"{PREFIX}_CONFIG",
+            expose_value=False,
+            show_default="onnxprune.toml here, else [tool.onnxprune] in pyproject.toml",
+            help="A file with options. The command line goes before the environment, that before the file.",
+        ),
+        option(
+            "--settings",
+            metavar="NAME",
+            envvar=f"{PREFIX}_SETTINGS",
+            expose_value=False,
+            show_default="none",
+            help="Options under [settings.NAME] of that file, over the rest of it.",
+        ),
+    ]
 
 
 class Section:
@@ -45,9 +80,19 @@ class Grouped(click.Command):
         params: Sequence[click.Parameter] = (),
         **extra: Any,
     ) -> None:
-        extra["context_settings"] = {"help_option_names": ["-h", "--help"]} | (extra.get("context_settings") or {})
-        super().__init__(name, params=[*params, *(p for s in sections for p in s.options)], **extra)
+        prefix = PREFIX if name == MAIN else f"{PREFIX}_{str(name).upper()}"
+        own = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": prefix}
+        extra["context_settings"] = own | (extra.get("context_settings") or {})
+        params = [*params, *(p for s in sections for p in s.options), *_configuration()]
+        super().__init__(name, params=params, **extra)
         self.sections = tuple(sections)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """That of click, which no variable of the environment sets."""
+        found = super().get_help_option(ctx)
+        if found is not None:
+            found.allow_from_autoenv = False
+        return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Each section under its heading."""
