@@ -26,8 +26,9 @@ from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import fed_back, first_run, model_file, sample_axes, unknown
+from onnxprune.intake import fed_back, first_run, model_file, ranks, sample_axes, unknown
 from onnxprune.intake.model_file import ModelLike
+from onnxprune.intake.unknown import Tail
 from onnxprune.measures.by_output import OutputFigures, by_output
 from onnxprune.measures.causal import is_causal
 from onnxprune.measures.compared import compared, layouts_of, said_of_states
@@ -165,16 +166,17 @@ def _evaluated(
     *,
     allow_links: bool,
 ) -> Evaluation:
-    proto, name, unknowns = _model(model, allow_links=allow_links)
+    proto, name, tail = _model(model, allow_links=allow_links)
     original, original_name = proto, None
     if against is not None:
-        original, original_name, unknowns = _model(against, allow_links=allow_links)
-        _check_same_inputs(proto, original)
-    states = states_of(original, state)
+        original, original_name, tail = _model(against, allow_links=allow_links)
+    states = states_of(original, state, tail.holds)
+    proto, original = (ranks.declared(p, data, states) for p in (proto, original))
+    _check_same_inputs(proto, original)
     samples = _samples(data, original, states, most)
     first_run.run(proto, samples.example())
     truth = None if labels is None else labels_of(samples, labels)
-    notes = [*unknowns, *notes_on(proto), *samples.notes]
+    notes = [*_said_of(tail), *notes_on(proto), *samples.notes]
     answers, observed = None, None
     if against is None:
         outputs = outputs_of(proto, samples, layouts_of(proto, samples))
@@ -301,17 +303,17 @@ def gate(result: Evaluation, **limits: Any) -> None:
     demand_all(gates_of(result, **limits))
 
 
-def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
-    """(what of a model onnxruntime can run, its path, what to say of the rest)."""
+def _model(model: ModelLike, *, allow_links: bool) -> tuple[onnx.ModelProto, str, Tail]:
+    """(what of a model onnxruntime can run, its path, the rest)."""
     proto, source = model_file.read(model, allow_links=allow_links)
     front, tail = unknown.cut_off(proto)
+    return (model_file.declared(front)[0] if tail else proto), source.path, tail
+
+
+def _said_of(tail: Tail) -> tuple[str, ...]:
     if not tail:
-        return proto, source.path, ()
-    return (
-        model_file.declared(front)[0],
-        source.path,
-        (f"{tail.named}: what it and what lies behind read ({tail.read}) was evaluated",),
-    )
+        return ()
+    return (f"{tail.named}: what it and what lies behind read ({tail.read}) was evaluated",)
 
 
 def _samples(source: Data, proto: onnx.ModelProto, states: tuple[State, ...], most: int | None) -> Samples:

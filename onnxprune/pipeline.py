@@ -20,7 +20,6 @@ from onnxprune.config import Options, PruneConfig
 from onnxprune.data.sources import files_of
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import unknown
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.workplace import Workplace
@@ -261,4 +260,4 @@ def _run(
     if timed_on is not None:
         stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)
-    return PruneResult(unknown.put_back(checked.model, loaded.tail), chosen, report), loaded.source.separate
+    return PruneResult(checked.whole, chosen, report), loaded.source.separate

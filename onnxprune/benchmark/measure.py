@@ -31,7 +31,7 @@ from onnxprune.data.sources import given as read_data
 from onnxprune.data.states import states_of
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import fed_back, first_run, model_file
+from onnxprune.intake import fed_back, first_run, model_file, ranks
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.gates import Gate
 from onnxprune.numerics.arrays import Array, Doubles
@@ -267,11 +267,13 @@ def feeds_for(
     given = {k: tuple(typed(f"a size of {k!r}", d, "int") for d in v) for k, v in shapes.items()}
     if any(d < 1 for v in given.values() for d in v):
         raise UsageError("a shape holds a size below 1")
+    states = states_of(models[0], state) if data is not None else ()
+    if not shapes:
+        models = [ranks.declared(m, data, states) for m in models]
     specs = common_inputs(models)
     if data is not None:
         if shapes:
             raise UsageError("the data has its own shapes: leave out either it or the shapes")
-        states = states_of(models[0], state)
         samples = (
             fed_back.read(models[0], data, states, batch or 1) if states else read_data(data, specs, Wanted(batch or 1))
         )

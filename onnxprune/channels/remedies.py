@@ -57,6 +57,7 @@ class Remedy(Enum):
     AXIS = "quantize again with an axis that the tensor has"
     QUANTIZE_LATER = "prune the float model first, then quantize the result"
     FUSED = "prune the model before onnxruntime's optimizer fuses operators, or export it with standard ones"
+    UNKNOWN = "nothing: what onnxruntime does not know may do anything with it, so it gets what it got"
     NO_RULE = "export with standard operators in its place, or ask for a rule for it"
 
 

@@ -7,7 +7,7 @@ pins everything that it touches, with a reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -448,8 +448,12 @@ def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "h
     trace.visit(graph.nodes)
     end = Node(len(graph.every_node), "graph output", "output", "", tuple(graph.outputs), (), {})
     for name in graph.outputs:
-        why = Reason(f"the graph output {name!r} keeps its shape", Remedy.OUTPUT)
-        trace.pin(name, trace.to_pin(name), end, why)
+        why, reader = Reason(f"the graph output {name!r} keeps its shape", Remedy.OUTPUT), end
+        if name in graph.read_by:
+            op, called = graph.read_by[name]
+            why = Reason(f"{op} reads {name!r}, and is not followed, so that keeps its shape", Remedy.UNKNOWN)
+            reader = replace(end, name=called or op, op=op)
+        trace.pin(name, trace.to_pin(name), reader, why)
     trace.labels.lift_limit()
     trace.settle()
     return trace

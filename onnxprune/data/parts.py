@@ -71,8 +71,10 @@ def _of_torch(value: object) -> object:
 
 
 def _with_axis(a: Array | Rows, s: InputSpec) -> Array | Rows:
-    """A single sample gets the axis that it was stored without."""
-    return a[:][None] if s.batched and a.ndim == len(s.dims) - 1 else a
+    """A single sample gets the axis that it was stored without; what is none stays, so that a message has its shape."""
+    single = s.batched and a.ndim == len(s.dims) - 1
+    fits = single and all(d in (None, n) for d, n in zip(s.dims[1:], a.shape, strict=True))
+    return a[:][None] if fits else a
 
 
 def _check_entries(arrays: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...], path: Path | str) -> None:

@@ -61,7 +61,7 @@ class _Readings:
         for shape, part in zip(self._shapes[s.name], self._given.parts, strict=True):
             lying = self._forced_by(s, shape)
             if lying is None:
-                text = "x".join(map(str, shape))
+                text = "x".join(map(str, shape)) or "scalar"
                 raise CalibrationError(f"{part.where}: input {s.name!r} has shape {text}, the model wants {s}")
             if lying.stacked or lying.axis is not None:
                 if self.forced.setdefault(s.name, lying) != lying:

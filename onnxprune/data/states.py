@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from onnxprune.errors import UsageError
+
+_NOWHERE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,15 @@ class State:
         return f"{self.output}={self.input}"
 
 
-def states_of(proto: onnx.ModelProto, given: Sequence[str]) -> tuple[State, ...]:
-    """What `OUT=IN` names. Raises UsageError for what the model does not have, and for an input that is named twice."""
+def states_of(
+    proto: onnx.ModelProto, given: Sequence[str], elsewhere: Mapping[str, str] = _NOWHERE
+) -> tuple[State, ...]:
+    """What `OUT=IN` names. Raises UsageError for what the model does not have, and for an input that is named twice.
+
+    elsewhere: of names that lie outside the part of a model which is run, what they are.
+    """
     inputs, outputs = ([v.name for v in ports] for ports in (proto.graph.input, proto.graph.output))
-    states = tuple(_state(text, inputs, outputs) for text in given)
+    states = tuple(_state(text, inputs, outputs, elsewhere) for text in given)
     fed = [s.input for s in states]
     twice = next((name for name in fed if fed.count(name) > 1), None)
     if twice is not None:
@@ -34,7 +41,7 @@ def states_of(proto: onnx.ModelProto, given: Sequence[str]) -> tuple[State, ...]
     return states
 
 
-def _state(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> State:
+def _state(text: str, inputs: Sequence[str], outputs: Sequence[str], elsewhere: Mapping[str, str]) -> State:
     """A name may hold a "=" too: the place counts that leaves names of the model on both sides."""
     places = [i for i, letter in enumerate(text) if letter == "="]
     for i in places:
@@ -42,6 +49,9 @@ def _state(text: str, inputs: Sequence[str], outputs: Sequence[str]) -> State:
             return State(text[:i], text[i + 1 :])
     if not places:
         raise UsageError(f"the state {text!r} is no pair; write OUT=IN, an output and the input that gets it")
+    for name in (x for i in places for x in (text[:i], text[i + 1 :])):
+        if name in elsewhere and name not in (*inputs, *outputs):
+            raise UsageError(f"the state {text!r} cannot be fed back: {name!r} is {elsewhere[name]}")
     if text[: places[0]] not in outputs:
         raise UsageError(f"the state {text!r} names no output: the model gives {', '.join(map(repr, outputs))}")
     raise UsageError(f"the state {text!r} names no input: the model reads {', '.join(map(repr, inputs))}")

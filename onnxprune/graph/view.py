@@ -124,6 +124,8 @@ class Graph:
     known_values: integer tensors that the graph computes at run time from shapes only; an entry is None where it
     changes with a symbolic dimension. free: the axes of each tensor whose size changes with one. samples: in `binding`,
     where those who know the data have counted them. states: the Gathers between states and nodes, by their outputs.
+    read_by: of outputs that are none of the model's, but read by operators outside the graph, the first of these (its
+    type and name).
     """
 
     nodes: tuple[Node, ...]
@@ -137,6 +139,7 @@ class Graph:
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     samples: int | None = None
     states: Mapping[str, StateGather] = field(default_factory=dict)
+    read_by: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @cached_property
     def every_node(self) -> tuple[Node, ...]:

@@ -28,6 +28,11 @@ _LAYERS = {
     *("GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization", "MatMul", "PRelu"),
     *("QLinearConv", "QLinearMatMul", "QuantizeLinear", "RNN", "SimplifiedLayerNormalization"),
 }
+# Where operators on codes read a scale that the nodes written for them read too.
+_SCALES = {
+    **{(operator, place): "scale" for operator in ("QLinearConv", "QLinearMatMul") for place in (1, 4, 6)},
+    **{(operator, 1): "scale" for operator in ("QuantizeLinear", "DequantizeLinear")},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +100,7 @@ def put_back(final: onnx.ModelProto, found: Overridable) -> list[str]:
             inputs.append(v)
         elif v.name not in found.weights:
             inputs.append(own.get(v.name, v))
-        elif v.name in stored and _is_whole(v, stored[v.name], found.weights[v.name], readers.get(v.name)):
+        elif v.name in stored and _is_whole(v, stored[v.name], found.weights[v.name], readers.get(v.name, Counter())):
             inputs.append(v)
         else:
             gone.append(v.name)
@@ -109,7 +114,10 @@ def put_back(final: onnx.ModelProto, found: Overridable) -> list[str]:
 
 
 def _is_whole(
-    declared: onnx.ValueInfoProto, now: onnx.TensorProto, before: Counter[tuple[str, int]], readers: object
+    declared: onnx.ValueInfoProto,
+    now: onnx.TensorProto,
+    before: Counter[tuple[str, int]],
+    readers: Counter[tuple[str, int]],
 ) -> bool:
     """Whether a weight has the size that was declared, and whatever read it still does, and nothing else."""
     kind = declared.type.tensor_type
@@ -117,7 +125,20 @@ def _is_whole(
     same = not kind.HasField("shape") or (len(kind.shape.dim) == len(now.dims) and sizes == list(now.dims))
     element = onnx.helper.tensor_dtype_to_np_dtype(now.data_type)
     sized = any(reads_as_size(operator, place) for operator, place in before)
-    return same and kind.elem_type == now.data_type and before == readers and is_float(element) and not sized
+    return same and kind.elem_type == now.data_type and _alike(before, readers) and is_float(element) and not sized
+
+
+def _alike(before: Counter[tuple[str, int]], now: Counter[tuple[str, int]]) -> bool:
+    """Whether a tensor is read in the same places, those of a scale taken for one."""
+    first, second = (
+        Counter({k: sum(n for place, n in x.items() if _SCALES.get(place, place) == k) for k in map(_meaning, x)})
+        for x in (before, now)
+    )
+    return first == second
+
+
+def _meaning(place: tuple[str, int]) -> tuple[str, int] | str:
+    return _SCALES.get(place, place)
 
 
 def _is_parameter(t: onnx.TensorProto, readers: Counter[tuple[str, int]]) -> bool:

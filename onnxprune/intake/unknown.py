@@ -8,7 +8,9 @@ the nodes and their weights are put behind that part again. What is unknown is w
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
@@ -35,8 +37,8 @@ Kind = tuple[str, str]
 class Tail:
     """What lies behind unknown operators, and these: nodes in their order, and the weights that they read.
 
-    inputs, outputs, imports: of the whole model, as it declares them. functions: those that the nodes call. named: the
-    unknown operators, in words; read: the tensors that they read, in words.
+    inputs, outputs, imports: of the whole model, as it declares them. functions: those that the nodes call. operators:
+    the unknown ones; named: that they are, in words; read: the tensors that they read, in words.
     """
 
     nodes: tuple[onnx.NodeProto, ...] = ()
@@ -47,10 +49,29 @@ class Tail:
     imports: tuple[onnx.OperatorSetIdProto, ...] = ()
     functions: tuple[onnx.FunctionProto, ...] = ()
     named: str = ""
+    operators: str = ""
     read: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.nodes)
+
+    @cached_property
+    def holds(self) -> Mapping[str, str]:
+        """By name of a node, tensor or input that is here alone, what it is, in words."""
+        if not self:
+            return {}
+        where = f"behind operators that onnxruntime does not know ({self.operators}), which stays as it is"
+        inputs = {v.name for v in self.inputs}
+        nodes = {n.name: f"a node {where}" for n in self.nodes if n.name}
+        read = {i: f"an input read {where}" for n in self.nodes for i in n.input if i in inputs}
+        return {**read, **nodes, **{o: f"a tensor {where}" for n in self.nodes for o in n.output if o}}
+
+    @cached_property
+    def readers(self) -> Mapping[str, onnx.NodeProto]:
+        """By tensor that is no output of the whole model, the first of these nodes that reads it."""
+        own = {v.name for v in self.outputs}
+        read = {i: n for n in reversed(self.nodes) for i in (*n.input, *captured_names(n)) if i}
+        return {i: n for i, n in read.items() if i not in own}
 
     @property
     def note(self) -> str:
@@ -105,6 +126,7 @@ def _parted(proto: onnx.ModelProto, unknown: set[Kind]) -> tuple[onnx.ModelProto
         tuple(copy.opset_import),
         tuple(_called(copy, nodes)),
         f"onnxruntime does not know the operator {named}",
+        named,
         _listed(wanted),
     )
     return _front(proto, front, [*wanted, *(v.name for v in whole.output if v.name in made)]), tail

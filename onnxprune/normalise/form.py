@@ -63,7 +63,7 @@ class Normalised:
     outside: weights that the original stores in its main graph; the others belong into the bodies that use them.
     free: the axes of each tensor whose size changes with the symbolic dimensions, or may at sizes that were not tried.
     tables: constants that the original computes from fewer bytes, by name.
-    fused: operators that are written in standard ones and can be put back.
+    fused: operators that are written in standard ones and can be put back; for_good: whether others cannot.
     reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
     samples: in inputs of the shapes of `binding`, once those who know the data have counted them.
     states: the Gathers between states and nodes, where it is said which outputs are states (`states.py`).
@@ -82,6 +82,7 @@ class Normalised:
     tables: Mapping[str, Table] = field(default_factory=dict)
     reached: Sequence[Feeds] = ()
     fused: Sequence[Fused] = ()
+    for_good: bool = False
     samples: int | None = None
     states: Sequence[StateGather] = ()
 
@@ -113,7 +114,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     see_through_identities(proto)
     unfolded = proto
     proto = fold_constants(proto)
-    notes += real_products(proto, replaceable)
+    products = real_products(proto, replaceable)
+    notes += products
     runner = Runner(original)
     at_once = together(example, proto, runner)
     runs: list[Feeds] = [*distinct([dict(example), *resized(example, proto, runner), *at_once])]
@@ -149,6 +151,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
         tables,
         tuple(reached),
         restored,
+        len(unfused.fused) > len(restored) or bool(products),
     )
 
 

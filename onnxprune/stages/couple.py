@@ -70,7 +70,7 @@ class Coupled:
 def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
     """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`check_counted`)."""
     channels = trace(loaded, settings)
-    patterns = matched(channels, settings, loaded.original)
+    patterns = matched(channels, settings, loaded.original, loaded.tail.holds)
     frozen = frozen_groups(channels, patterns)
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
@@ -140,8 +140,9 @@ def wanted_widths(settings: PruneConfig, patterns: Sequence[Matched] = ()) -> Wa
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
+    read_by = {k: (x.op_type, x.name) for k, x in loaded.tail.readers.items()}
     view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states)
-    return build(view, settings.attention)
+    return build(replace(view, read_by=read_by), settings.attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:

@@ -64,7 +64,7 @@ def finish(
     model = in_form(candidate, n, channels, keep, keep_fused=settings.keep_fused)
     left_out = descriptions.put_back(model, loaded.original, channels, keep)
     left_out += overridable.put_back(model, loaded.with_defaults)
-    if settings.keep_fused and n.fused:
+    if settings.keep_fused:
         notes.append(_said_of_fused(model, n))
     return Finished(
         model=model,
@@ -80,7 +80,12 @@ def finish(
 
 
 def _said_of_fused(model: onnx.ModelProto, n: Normalised) -> str:
-    """How many fused operators stand in the result again."""
+    """How many fused operators stand in the result again, or why none does."""
+    if not n.fused:
+        why = "the model has no operator that onnxruntime had fused and that was written in standard ones"
+        if n.for_good:
+            why = "operators on codes, and layouts in blocks, stay in the form that is pruned"
+        return f"--keep-fused: nothing was put back: {why}"
     outputs = {o for node in bodies.every_node(model.graph) if operator_of(node) in RESTORED for o in node.output}
     count = sum(f.node.output[0] in outputs for f in n.fused)
     return f"--keep-fused: {count} of {len(n.fused)} fused operators are in the result; the others are in standard ones"

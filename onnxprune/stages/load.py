@@ -16,7 +16,7 @@ from onnxprune.data.accepted import Data, Wanted
 from onnxprune.data.inputs import InputSpec, tensor_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import with_others
-from onnxprune.data.states import states_of
+from onnxprune.data.states import State, states_of
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.graph import external, spill
 from onnxprune.intake import (
@@ -26,6 +26,7 @@ from onnxprune.intake import (
     first_run,
     model_file,
     overridable,
+    ranks,
     sample_axes,
     scales,
     unknown,
@@ -57,7 +58,8 @@ class Loaded:
     fitted to nor reported on; None without one, or where the samples are too few for that. data_sha256: of all samples,
     and of their labels where the run reads them; inputs_sha256: without these. labels: their key. figures: of every
     input; doubts: what makes the data doubtful. with_defaults: the original's inputs that have a default.
-    tail: what lies behind operators that onnxruntime does not know; the original is the part in front.
+    tail: what lies behind operators that onnxruntime does not know; the original is the part in front. shapeless: the
+    inputs that are declared without a shape in the file.
     """
 
     original: onnx.ModelProto
@@ -74,6 +76,7 @@ class Loaded:
     doubts: tuple[str, ...] = ()
     with_defaults: Overridable = field(default_factory=Overridable)
     tail: Tail = field(default_factory=Tail)
+    shapeless: tuple[str, ...] = ()
 
     @property
     def held(self) -> Samples:
@@ -135,7 +138,10 @@ def load(
     if tail:
         original, _ = model_file.declared(original)
     first_run.infer(original)
-    samples = read_samples(original, calibration, settings)
+    states = states_of(original, settings.state, tail.holds)
+    shapeless = ranks.without_shape(original)
+    original = ranks.declared(original, calibration, () if calibration is None else states)
+    samples = read_samples(original, calibration, settings, states)
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
@@ -145,7 +151,7 @@ def load(
     normalised = first_run.normalised(original, example, seconds=seconds)
     unknown.check_versions(normalised.proto, tail)
     count = samples.count(example)
-    fed = [(s.output, s.input) for s in states_of(original, settings.state)]
+    fed = [(s.output, s.input) for s in states]
     normalised = with_gathers(replace(normalised, samples=count), fed)
     batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))
     if not (counting.counts(original) and counting.counts(normalised.proto)):
@@ -174,6 +180,7 @@ def load(
     return Loaded(
         original=original,
         with_defaults=with_defaults,
+        shapeless=shapeless,
         tail=tail,
         source=source,
         normalised=normalised,
@@ -210,8 +217,11 @@ def fed_with(samples: Samples, values: Mapping[str, Array]) -> Samples:
     return replace(samples, specs=(*samples.specs, *specs), arrays={**samples.arrays, **values})
 
 
-def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig) -> Samples:
-    """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice."""
+def read_samples(
+    proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig, states: Sequence[State] = ()
+) -> Samples:
+    """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice. states: what the
+    model is fed back."""
     specs = tensor_specs(proto)
     if calibration is None:
         if settings.labels is not None:
@@ -223,7 +233,6 @@ def read_samples(proto: onnx.ModelProto, calibration: Calibration, settings: Pru
             return stand_ins.random(proto, specs, count, settings.seed, trial, shapes=trial.shapes)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    states = states_of(proto, settings.state)
     wanted = Wanted(settings.samples, settings.seed)
     if states:
         samples = with_others(fed_back.read(proto, calibration, states, settings.samples), proto)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import onnx
 
@@ -24,6 +25,7 @@ _NEAREST = 3
 INCLUDE, EXCLUDE, EXCLUDE_AFTER = "--include", "--exclude", "--exclude-after"
 RATIO_OF, SAME_WIDTHS = "--ratio-of", "--same-widths"
 _KEEPING = (EXCLUDE, EXCLUDE_AFTER)
+_NOWHERE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,18 @@ class Matched:
         return self.pattern if self.share is None else f"{self.pattern}={self.share:g}"
 
 
-def matched(channels: ChannelGraph, settings: PruneConfig, original: onnx.ModelProto) -> tuple[Matched, ...]:
-    """What each pattern of the options matches. Raises UsageError for one that matches nothing."""
+def matched(
+    channels: ChannelGraph, settings: PruneConfig, original: onnx.ModelProto, elsewhere: Mapping[str, str] = _NOWHERE
+) -> tuple[Matched, ...]:
+    """What each pattern of the options matches. Raises UsageError for one that matches nothing.
+
+    elsewhere: of names that lie outside the part of a model that is pruned, what they are.
+    """
+    one = partial(_matched, channels, original, elsewhere)
     options = ((EXCLUDE, settings.exclude), (EXCLUDE_AFTER, settings.exclude_after), (INCLUDE, settings.include))
-    alone = [_matched(channels, original, option, p) for option, patterns in options for p in patterns]
-    shares = [replace(_matched(channels, original, RATIO_OF, p), share=share) for p, share in settings.shares_of]
-    alike = [_matched(channels, original, SAME_WIDTHS, p) for p in settings.same_widths]
+    alone = [one(option, p) for option, patterns in options for p in patterns]
+    shares = [replace(one(RATIO_OF, p), share=share) for p, share in settings.shares_of]
+    alike = [one(SAME_WIDTHS, p) for p in settings.same_widths]
     return (*alone, *shares, *alike)
 
 
@@ -114,7 +122,9 @@ def kept_nodes(found: Iterable[Matched]) -> frozenset[str]:
     return frozenset(name for m in found if m.option in _KEEPING for name in (*m.nodes, *m.tensors))
 
 
-def _matched(channels: ChannelGraph, original: onnx.ModelProto, option: str, pattern: str) -> Matched:
+def _matched(
+    channels: ChannelGraph, original: onnx.ModelProto, elsewhere: Mapping[str, str], option: str, pattern: str
+) -> Matched:
     graph = channels.graph
     known = {*channels.factors, *graph.shapes, *(o for n in graph.every_node for o in n.outputs if o), *graph.inputs}
     old = [*every_node(original.graph)]
@@ -134,6 +144,10 @@ def _matched(channels: ChannelGraph, original: onnx.ModelProto, option: str, pat
             stays |= {i for n in nodes for i in n.inputs if i}
         hit = bool(tensors or nodes)
     if not hit:
+        name = next((k for k in elsewhere if fnmatchcase(k, pattern)), None)
+        if name is not None:
+            where = f"{name!r} is {elsewhere[name]}"
+            raise UsageError(f"the pattern {pattern!r} matches nothing that can be pruned: {where}; leave it out")
         what = "tensor" if option == EXCLUDE_AFTER else "node and no tensor"
         possible = names if option == EXCLUDE_AFTER else {n.name for n in old} | channels.factors.keys()
         near = nearest(pattern.strip("*"), possible, _NEAREST)

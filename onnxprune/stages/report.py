@@ -17,7 +17,6 @@ from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
-from onnxprune.intake import unknown
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.verdict import verdict_of
@@ -60,7 +59,7 @@ def report_of(
     after = Size(
         round(macs.at(kept) / batch),
         protobuf.parameters(checked.model) if checked else round(coupled.costs["stored"].at(kept)),
-        _bytes_of_result(checked.model, loaded, output) if checked else 0,
+        _bytes_of_result(checked.whole, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None
     rows = tuple(_row(g, k, coupled) for g, k in zip(channels.groups, kept, strict=True))
@@ -133,8 +132,7 @@ def calibration_of(loaded: Loaded) -> dict[str, Any]:
 
 
 def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:
-    whole = unknown.put_back(model, loaded.tail)
-    return written_bytes(whole, None if output is None else Path(output), separate=loaded.source.separate)
+    return written_bytes(model, None if output is None else Path(output), separate=loaded.source.separate)
 
 
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
 from onnxprune.data.states import states_of
 from onnxprune.errors import CheckFailed, RunError
-from onnxprune.intake import unknown
+from onnxprune.intake import ranks, unknown
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.compared import said_of_states
 from onnxprune.measures.figures import Figures, figures_of, percent
@@ -42,9 +42,12 @@ class Checked:
     exactness: None where --force has it written though that could not be told. sizes: how many sizes of the inputs it
     ran at. figures: how far its outputs are from the original's; None where it does not run. discrepancy: what a
     tolerance is of, on the samples of the figures; chosen: the same on those that the tolerance was held against.
+    whole: the model to write with what the checks leave aside: what lies behind unknown operators, and inputs that have
+    no shape in the file.
     """
 
     finished: Finished
+    whole: onnx.ModelProto
     exactness: checks.Exactness | None
     sizes: int
     figures: Figures | None
@@ -75,6 +78,7 @@ def check(
     figures: Figures | None = None
     discrepancy = chosen = None
     sizes = 0
+    whole = unknown.put_back(final, loaded.tail)
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
         others = checks.other_sizes(loaded.original, example, n.shapes, n.reached)
@@ -83,7 +87,7 @@ def check(
         exact = checks.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
         checks.structure(final, loaded.original)
         if loaded.tail:
-            checks.structure(unknown.put_back(final, loaded.tail), unknown.put_back(loaded.original, loaded.tail))
+            checks.structure(whole, unknown.put_back(loaded.original, loaded.tail))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, final, n.proto)
             notes += tensorrt_check.warnings(final)
@@ -110,6 +114,7 @@ def check(
         notes.append(f"--force: {e}")
     return Checked(
         finished=finished,
+        whole=ranks.put_back(whole, loaded.shapeless),
         exactness=exact,
         sizes=sizes,
         figures=figures,

@@ -45,7 +45,7 @@ REFUSED: dict[str, tuple[tuple[InputSpec, ...], Any, str]] = {
     "beyond half precision": (HALF, {"x": np.full((4, 3), 1e6, np.float32)}, "has values beyond float16"),
     "values that are masked out": (FLOAT, {"x": np.ma.masked_equal(GOOD, 1.0)}, "'x' has values that are masked out"),
     "no samples": (FLOAT, {"x": GOOD[:0]}, "is empty"),
-    "a single number": (FLOAT, {"x": np.float32(1)}, "has shape , the model wants Nx3"),
+    "a single number": (FLOAT, {"x": np.float32(1)}, "has shape scalar, the model wants Nx3"),
     "another width": (FLOAT, {"x": GOOD[:, :2]}, "has shape 4x2, the model wants Nx3"),
     "one axis more": (FLOAT, {"x": GOOD[None]}, "has shape 1x4x3, the model wants Nx3"),
     "not a number": (FLOAT, {"x": GOOD * np.float32(np.nan)}, "NaN or infinite"),

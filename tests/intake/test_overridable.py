@@ -111,3 +111,30 @@ def test_inputs_beside_weights_in_nodes_are_no_habit():
 def test_before_version_4_the_list_says_nothing():
     """Fails where what onnxruntime does not take from callers keeps anything from being cut."""
     assert _inputs(_pruned(_listing(NAMES, version=3))) == ["x"]
+
+
+@pytest.mark.parametrize("names", [("sx",), ("sh", "sy"), ("sw", "sx")], ids="+".join)
+def test_scales_of_operators_on_codes_stay_inputs(names: tuple[str, ...]):
+    """Fails where a scale is lost, as the nodes that stand for such an operator read it, or where it counts no more."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 6] x) => (float[N, 4] y) {
+        c = QuantizeLinear(x, sx, z)  h = QLinearMatMul(c, sx, z, w1, sw, zw, sh, z)
+        q = QLinearMatMul(h, sh, z, w2, sw, zw, sy, z)  y = DequantizeLinear(q, sy, z)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    values = {
+        **{k: np.array(v, np.float32) for k, v in {"sx": 0.03, "sw": 0.01, "sh": 0.05, "sy": 0.1}.items()},
+        **{"z": np.array(128, np.uint8), "zw": np.array(0, np.int8)},
+        **{k: rng.integers(-90, 90, s).astype(np.int8) for k, s in {"w1": (6, 8), "w2": (8, 4)}.items()},
+    }
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
+    proto.graph.input.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, []) for n in names)
+    x = {"x": rng.standard_normal((64, 6)).astype(np.float32)}
+    result = prune(proto, None, x, uniform=0.5, round_to=1, refit="none")
+    assert result.model is not None
+    assert _inputs(result.model) == ["x", *names]
+    assert {len(g.kept) for g in result.plan.groups} == {4}
+    session = Session(result.model)
+    base = session.run(x)["y"]
+    for n in names:
+        assert np.abs(session.run({**x, n: np.array(2 * values[n], np.float32)})["y"] - base).max() > 0.05

@@ -102,6 +102,13 @@ def test_a_multiple_of_a_size_that_is_no_batch_is_refused():
         read(over("Unsqueeze(x, zero)", "3", "H", "W"), {"x": normal(6, 8, 8)})
 
 
+@pytest.mark.parametrize(("given", "said"), [((32,), "32"), ((), "scalar"), ((7, 32), "7x32")])
+def test_a_sample_that_does_not_fit_is_called_what_it_is(given: tuple[int, ...], said: str):
+    """Fails where the message has the axis that a sample of the right size would have got."""
+    with pytest.raises(CalibrationError, match=f"has shape {said}, the model wants Nx6"):
+        read(over("Identity(x)", "N", "6"), {"x": normal(*given)})
+
+
 def test_points_of_which_each_moves_the_others(tmp_path: Path):
     """Fails where the points of several clouds are put together as if they were samples."""
     text = """g (float[points, 3] x) => (float[points, 4] y) {

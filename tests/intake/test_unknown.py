@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -259,3 +260,41 @@ def test_a_library_is_registered_everywhere():
         result = prune(proto, None, FEEDS, ratio=0.3, round_to=1, fast=True, custom_ops=library, jobs=jobs)
         assert not any("does not know" in n for n in result.report.notes)
         assert {o.name for o in result.model.graph.output} == {"below", "above"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"exclude": ("last",)}, "the pattern 'last' matches nothing that can be pruned: 'last' is a node behind"),
+        ({"include": ("beh*",)}, "'behind' is a tensor behind operators that onnxruntime does not know"),
+        ({"exclude_after": ("scaled",)}, "'scaled' is a tensor behind .*elsewhere:Boxes"),
+        ({"state": ("out=x",)}, "the state 'out=x' cannot be fed back: 'out' is a tensor behind"),
+        ({"state": ("same=alone",)}, "cannot be fed back: 'alone' is an input read behind"),
+    ],
+)
+def test_names_behind_such_operators_are_told_from_those_that_nothing_has(option: dict[str, Any], said: str):
+    """Fails where a name that is in the file is said not to be there."""
+    with pytest.raises(UsageError, match=said):
+        prune(_with_tail(), None, {**FEEDS, "alone": np.ones(1, np.float32)}, ratio=0.3, **option)
+
+
+def test_what_they_read_is_no_output_of_the_model():
+    """Fails where the reason names an output that the file does not have."""
+    reasons = {p.reason: p.operator for p in inspect(_with_tail()).pinned}
+    assert reasons.pop("Boxes reads 'y', and is not followed, so that keeps its shape") == "Boxes"
+    assert any(r == "the graph output 'same' keeps its shape" for r in reasons)
+    assert not any("graph output 'y'" in r for r in reasons)
+
+
+def test_the_whole_is_put_together_once(monkeypatch: pytest.MonkeyPatch):
+    """Fails where the rest of a large model is copied for every stage that needs it. The other one is the original."""
+    calls: list[onnx.ModelProto] = []
+    put_back = unknown.put_back
+
+    def counted(final: onnx.ModelProto, tail: unknown.Tail) -> onnx.ModelProto:
+        calls.append(final)
+        return put_back(final, tail)
+
+    monkeypatch.setattr(unknown, "put_back", counted)
+    prune(_with_tail(), None, {**FEEDS, "alone": np.ones(1, np.float32)}, uniform=0.5, round_to=1, fast=True)
+    assert len(calls) == 2

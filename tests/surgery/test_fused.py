@@ -110,3 +110,29 @@ def test_a_pruned_copy_is_fused_as_it_was(name: str, tmp_path: Path):
     assert fused
     assert {k: _operators(written)[k] for k in fused} == fused
     assert any(note.startswith("--keep-fused") for note in result.report.notes)
+
+
+PLAIN = Topology(
+    "(float[N,6] x) => (float[N,4] y) { a = MatMul(x, w1[6,8])  b = Relu(a)  y = MatMul(b, w2[8,4]) }", (8,)
+)
+
+
+def _on_codes() -> onnx.ModelProto:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 6] x) => (float[N, 4] y) {
+        c = QuantizeLinear(x, s, z)  d = QLinearMatMul(c, s, z, w1, s, zw, s, z)
+        q = QLinearMatMul(d, s, z, w2, s, zw, s, z)  y = DequantizeLinear(q, s, z)
+    }""")
+    rng = np.random.default_rng(0)
+    values = {"s": np.array(0.05, np.float32), "z": np.array(128, np.uint8), "zw": np.array(0, np.int8)}
+    values |= {k: rng.integers(-20, 20, s).astype(np.int8) for k, s in {"w1": (6, 8), "w2": (8, 4)}.items()}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
+    return proto
+
+
+@pytest.mark.parametrize(("codes", "why"), [(False, "the model has no operator"), (True, "operators on codes, and")])
+def test_that_nothing_was_put_back_is_said(codes: bool, why: str):
+    """Fails where --keep-fused is silent."""
+    model = _on_codes() if codes else PLAIN.model()
+    result = prune(model, None, PLAIN.feeds(64), uniform=0.5, round_to=1, refit="none", keep_fused=True)
+    (note,) = (n for n in result.report.notes if n.startswith("--keep-fused"))
+    assert note.startswith(f"--keep-fused: nothing was put back: {why}")
