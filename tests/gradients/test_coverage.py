@@ -9,8 +9,9 @@ small graphs, and in real ones whose kinks are smoothed, along a random directio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,13 @@ def test_each_operator_stands_in_one_place():
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A graph and its reverse pass to the data of all linear layers."""
+    """A graph and its reverse pass to the data of all linear layers. sessions: by what they compute, opened once."""
 
     normalised: Normalised
     graph: Graph
     uses: tuple[Use, ...]
     back: Backward
+    sessions: dict[tuple[str, ...], Session] = field(default_factory=dict)
 
     def tensor(self, use: Use) -> str:
         """What a use reads."""
@@ -69,6 +71,21 @@ class Taken:
         """The node of a use."""
         place = next(k for k, n in enumerate(self.graph.nodes) if n.index == use[0])
         return self.normalised.proto.graph.node[place]
+
+    def run(self, names: Iterable[str], feeds: Feeds) -> dict[str, Array]:
+        """Tensors of the graph, those that are fed included."""
+        computed = tuple(dict.fromkeys(n for n in names if n not in feeds))
+        if computed and computed not in self.sessions:
+            part = protobuf.submodel(self.normalised.proto, {}, list(computed))
+            self.sessions[computed] = Session(part, single=True, optimize=False)
+        found = self.sessions[computed].run(feeds) if computed else {}
+        return {n: feeds[n] if n in feeds else found[n] for n in names}
+
+    @cached_property
+    def reverse(self) -> Session:
+        """The reverse pass."""
+        names = list(dict.fromkeys(self.back.of_use.values()))
+        return Session(protobuf.submodel(self.back.proto, {}, names), single=True)
 
 
 def taken(normalised: Normalised) -> Taken:
@@ -90,39 +107,31 @@ def _linear_uses(graph: Graph) -> list[Use]:
     return found
 
 
-def _run(proto: onnx.ModelProto, names: list[str], feeds: Feeds) -> dict[str, Array]:
-    computed = list(dict.fromkeys(n for n in names if n not in feeds))
-    found = Session(protobuf.submodel(proto, {}, computed), single=True, optimize=False).run(feeds) if computed else {}
-    return {n: feeds[n] if n in feeds else found[n] for n in names}
-
-
 def _seeded(back: Backward, outputs: Feeds) -> dict[str, Array]:
     rng = np.random.default_rng(0)
     return {s: rng.standard_normal(outputs[o].shape).astype(outputs[o].dtype) for o, s in back.seeds.items()}
 
 
-def gradients_at(t: Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Array]]:
-    """(the gradients of all uses, seeds): finite, in the shape of what is read."""
-    outputs = _run(t.normalised.proto, list(t.back.seeds), feeds)
-    seeds = _seeded(t.back, outputs)
-    names = list(dict.fromkeys(t.back.of_use.values()))
-    found = Session(protobuf.submodel(t.back.proto, {}, names), single=True).run({**feeds, **seeds}) if names else {}
-    data = _run(t.normalised.proto, [t.tensor(u) for u in t.back.of_use], feeds)
+def gradients_at(t: Taken, feeds: Feeds) -> tuple[dict[Use, Array], dict[str, Array], dict[str, Array]]:
+    """(the gradients of all uses, seeds, what the uses read): finite, in the shape of what is read."""
+    seeds = _seeded(t.back, t.run(list(t.back.seeds), feeds))
+    found = t.reverse.run({**feeds, **seeds}) if t.back.of_use else {}
+    data = t.run([t.tensor(u) for u in t.uses], feeds)
     for use, name in t.back.of_use.items():
         assert found[name].shape == data[t.tensor(use)].shape, t.node(use).name
         assert np.isfinite(found[name]).all(), t.node(use).name
-    return {u: found[name].astype(np.float64) for u, name in t.back.of_use.items()}, seeds
+    return {u: found[name].astype(np.float64) for u, name in t.back.of_use.items()}, seeds, data
 
 
 def _check_differences(t: Taken, feeds: Feeds, directions: tuple[str, ...]) -> int:
     """Compare a sample of uses with differences; how many comparisons said something."""
-    gradients, seeds = gradients_at(t, feeds)
+    gradients, seeds, data = gradients_at(t, feeds)
     found = list(gradients)
     sample = sorted({0, len(found) // 2, len(found) - 1})[:CHECKED] if found else []
     said = 0
     for use in (found[k] for k in sample):
         g = gradients[use]
-        x = _run(t.normalised.proto, [t.tensor(use)], feeds)[t.tensor(use)]
+        x = data[t.tensor(use)]
         value = _value(t, use, feeds, seeds, x)
         spread = _spread(value, x)
         for kind in directions:
@@ -134,9 +143,9 @@ def _check_differences(t: Taken, feeds: Feeds, directions: tuple[str, ...]) -> i
 
 def _check_constant(t: Taken, feeds: Feeds) -> None:
     """Outputs must stand still where a use has neither a gradient nor a reason to have none."""
-    _, seeds = gradients_at(t, feeds)
+    _, seeds, data = gradients_at(t, feeds)
     for use in set(t.uses) - set(t.back.of_use) - set(t.back.missing):
-        x = _run(t.normalised.proto, [t.tensor(use)], feeds)[t.tensor(use)]
+        x = data[t.tensor(use)]
         value = _value(t, use, feeds, seeds, x)
         assert value(x + 1e-4 * np.random.default_rng(1).standard_normal(x.shape)) == value(x), t.node(use).name
 
