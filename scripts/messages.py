@@ -83,6 +83,8 @@ ADVICE: dict[tuple[str, str], str] = {
     ): "Nothing was written. After a gate (`--max-error`, `--max-drop`, `--min-agreement`): remove less, "
     "give more samples, or leave `--fast` out. After a check on the slice: please report it, with the model.",
 }
+# What holds statements.
+_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 @dataclass(frozen=True, order=True)
@@ -123,7 +125,8 @@ def _raises(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
         inner = node if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             yield inner, node.exc
-        around.extend((inner, child) for child in reversed(list(ast.iter_child_nodes(node))))
+        parts = [c for c in ast.iter_child_nodes(node) if isinstance(c, _STATEMENTS)]
+        around.extend((inner, child) for child in reversed(parts))
 
 
 def _named(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:

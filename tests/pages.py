@@ -10,6 +10,9 @@ the lines in front of it say more:
     <!-- before                    not shown: commands that make what the reader has already
     cp models/digits_resnet.onnx model.onnx
     -->
+    <!-- stand-in: detector yolo.onnx yolo.npz -->    a network of that kind, and data: tests/stand_ins.py
+
+The last two stand apart from blocks; `before python` holds Python.
 """
 
 from __future__ import annotations
@@ -31,14 +34,16 @@ GUIDES = (
     *sorted(p for part in ("how-to", "reference") for p in (DOCS / part).glob("*.md")),
     *sorted(DOCS.glob("tutorial*.md")),
 )
-RUN = ("sh", "python")
+STAND_IN = "stand-in"
+RUN = ("sh", "python", STAND_IN)
 # Blocks that are read by a machine: their form is checked. Others are output, or hold the text of a file.
 FORMS = ("yaml", "json", "toml")
 # Needs that are no modules: the command that has to be there.
 COMMANDS = {"gpu": "nvidia-smi"}
 _BLOCK = re.compile(
-    r"(?P<marks>(?:^<!--[^\n]*-->\n)*)^```(?P<language>[\w{}-]*)\n(?P<body>.*?)^```$"
-    r"|^<!-- before\n(?P<before>.*?)^-->$",
+    r"(?P<marks>(?:^<!-- (?:needs|shown|run|exit):[^\n]*-->\n)*)^```(?P<language>[\w{}-]*)\n(?P<body>.*?)^```$"
+    r"|^<!-- before(?P<python> python)?\n(?P<before>.*?)^-->$"
+    r"|^<!-- stand-in: (?P<stand_in>.*?) -->$",
     re.MULTILINE | re.DOTALL,
 )
 _MARK = re.compile(r"^<!-- (\w+)(?:: (.*))? -->$", re.MULTILINE)
@@ -81,7 +86,10 @@ def blocks(page: Path) -> Iterator[Block]:
     for match in _BLOCK.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
         if match["before"] is not None:
-            yield Block(page, line, "sh", match["before"])
+            yield Block(page, line, "python" if match["python"] else "sh", match["before"])
+            continue
+        if match["stand_in"] is not None:
+            yield Block(page, line, STAND_IN, match["stand_in"])
             continue
         marks = dict(_MARK.findall(match["marks"]))
         needs = tuple(n.strip() for n in marks.get("needs", "").split(",") if n.strip())
