@@ -67,7 +67,13 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
             with warnings.catch_warnings():
                 if not sys.warnoptions:  # a library's warnings are for developers, who ask for them with -W
                     warnings.simplefilter("ignore")
-                code = cli.main(given, prog_name="onnxprune", standalone_mode=False, obj=surroundings)
+                code = cli.main(
+                    given,
+                    prog_name="onnxprune",
+                    standalone_mode=False,
+                    windows_expand_args=False,  # click would take patterns of layers for files of the folder
+                    obj=surroundings,
+                )
             return code if isinstance(code, int) else EXIT_OK
         except Exception:
             surroundings.interrupts.check()  # an ImportError, say, may be what an interrupt became on its way

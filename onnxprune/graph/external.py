@@ -524,36 +524,42 @@ def stream(tensor: onnx.TensorProto, f: IO[bytes]) -> None:
 def below(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     """(a copy whose references are relative to one folder, that folder): what onnxruntime accepts.
 
-    The folder is the root of the file system. Raises RunError where the weights lie on several drives.
+    The folder is the root of the file system, or of the drive with most of the weights; those of others, as a model's
+    own and temporary files may lie on two, are in the copy. Raises RunError where it would be too large for that.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    roots: set[str] = set()
+    by_root: dict[str, list[onnx.TensorProto]] = {}
     for t in stored_tensors(result):
         if is_external(t):
-            place = FileRange.of(t)
-            root = os.path.splitdrive(place.location)[0] + os.sep
-            roots.add(root)
-            FileRange(place.location[len(root) :], place.offset, place.length).put(t)
-    if len(roots) > 1:
-        raise RunError(f"the weights lie on several drives ({', '.join(sorted(roots))}); set TMPDIR to a folder of one")
-    return result, min(roots)
+            by_root.setdefault(os.path.splitdrive(FileRange.of(t).location)[0] + os.sep, []).append(t)
+    root = max(sorted(by_root), key=lambda r: sum(map(bytes_of, by_root[r])))
+    others = [t for r in by_root if r != root for t in by_root[r]]
+    if embedded_bytes(result) + sum(map(bytes_of, others)) >= MOST_BYTES:
+        raise RunError(
+            f"the weights lie on several drives ({', '.join(sorted(by_root))}); set TMPDIR to a folder of one"
+        )
+    for t in others:
+        _embed(t)
+    for t in by_root[root]:
+        place = FileRange.of(t)
+        FileRange(place.location[len(root) :], place.offset, place.length).put(t)
+    return result, root
 
 
 def check(proto: onnx.ModelProto) -> None:
     """ONNX's checker on a model of any size; raises onnx's own errors.
 
     It refuses absolute references, and resolves others beside a model's file: so weights in files are stood in for by
-    an empty file of the same size, which takes no room.
+    an empty file. It does not look how long that is; one of their size would take their room on NTFS.
     """
     if not has_external(proto):
         onnx.checker.check_model(proto, full_check=False)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         data = path.with_name("weights")
         shell, _ = separated(proto, data.name)
-        with data.open("wb") as f:
-            f.truncate(end_of_data(shell))
+        data.touch()
         path.write_bytes(shell.SerializeToString())
         onnx.checker.check_model(str(path), full_check=False)

@@ -9,7 +9,7 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from itertools import count
@@ -131,6 +131,12 @@ class _Slots:
             return next(self._new)
 
 
+def _removed(path: Path) -> None:
+    """Remove a file that nobody needs; what Windows keeps, as somebody has it mapped, goes with the folder."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
 class Spilled:
     """An array that lies in a file while nothing reads it; in memory where `spilling()` has no folder.
 
@@ -153,7 +159,7 @@ class Spilled:
         else:
             path = self._path = folder.path / str(next(folder.numbers))
             _write(path, lambda f: _write_array(array, f))
-            weakref.finalize(self, path.unlink, missing_ok=True)
+            weakref.finalize(self, _removed, path)
         self._array = None
 
     def load(self) -> Array:

@@ -49,7 +49,7 @@ def kernel_times(
     finer than the profiler's microseconds. Runs go on until `budget` seconds have passed, within `least_runs` and
     `most_runs`. A loop's kernels count all their iterations. Raises RunError.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
         profile = str(Path(folder) / "profile")
         session = Session(model, spin=True, threads=threads, providers=providers, kernels=DEPLOYED, profile=profile)
         start = time.perf_counter()

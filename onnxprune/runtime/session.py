@@ -469,7 +469,7 @@ def profile_events(
     providers: Sequence[str] = (CPU,),
 ) -> list[dict[str, Any]]:
     """What onnxruntime's profiler says of so many runs, in Chrome's trace format. Raises RunError."""
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
         start = str(Path(folder) / "profile")
         session = Session(
             model,
