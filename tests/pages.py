@@ -28,8 +28,9 @@ from pathlib import Path
 from scripts.house import ROOT
 
 DOCS = ROOT / "docs"
-# What runs: the pages that tell a reader to do something. README's blocks have tests of their own.
+# What runs: the pages that tell a reader to do something.
 GUIDES = (
+    ROOT / "README.md",
     DOCS / "index.md",
     *sorted(p for part in ("how-to", "reference") for p in (DOCS / part).glob("*.md")),
     *sorted(DOCS.glob("tutorial*.md")),
