@@ -27,8 +27,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # Anchors as GitHub makes them, down to the third level.
 myst_heading_anchors = 3
-# The list of how-tos ends with those that it does not name yet, if there are any.
-suppress_warnings = ["toc.empty_glob"]
 # Docstrings quote code in single backticks.
 default_role = "literal"
 autodoc_member_order = "bysource"
