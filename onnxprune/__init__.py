@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from onnxprune.benchmark.measure import Bench, bench
     from onnxprune.channels.describe import Description
     from onnxprune.config import PruneConfig
+    from onnxprune.data.images import Images
+    from onnxprune.data.scripts import Script
+    from onnxprune.data.texts import Texts
     from onnxprune.errors import (
         BudgetUnreachable,
         CalibrationError,
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from onnxprune.evaluation import Evaluation, evaluate
-    from onnxprune.pipeline import inspect, prune
+    from onnxprune.intake.preview import Preview
+    from onnxprune.pipeline import inspect, preview, prune
     from onnxprune.stages.save import PruneResult
 
 __all__ = [
@@ -39,18 +43,23 @@ __all__ = [
     "CheckFailed",
     "Description",
     "Evaluation",
+    "Images",
     "InputError",
     "ModelError",
     "NothingPrunable",
     "OnnxPruneError",
+    "Preview",
     "PruneConfig",
     "PruneResult",
     "RunError",
+    "Script",
+    "Texts",
     "UsageError",
     "__version__",
     "bench",
     "evaluate",
     "inspect",
+    "preview",
     "prune",
 ]
 
@@ -58,11 +67,16 @@ _HOMES = {
     "Bench": "onnxprune.benchmark.measure",
     "Description": "onnxprune.channels.describe",
     "Evaluation": "onnxprune.evaluation",
+    "Images": "onnxprune.data.images",
+    "Script": "onnxprune.data.scripts",
+    "Texts": "onnxprune.data.texts",
+    "Preview": "onnxprune.intake.preview",
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.stages.save",
     "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
     "inspect": "onnxprune.pipeline",
+    "preview": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
 }
 

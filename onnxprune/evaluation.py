@@ -64,7 +64,8 @@ class Evaluation:
     parts of the squared error relative to the original's spread. data_sha256: of the samples as they were read (names,
     shapes, types and values), not of a file's bytes, so the same samples have the same in any form. figures: that of
     every part and output. by_output: each output of the original beside the model's. task: by whose metric, None where
-    the outputs look like none, and task_why. scores: the numbers of the metric.
+    the outputs look like none, and task_why. scores: the numbers of the metric. prepared: what was
+    done to files that hold no arrays.
     """
 
     model: str
@@ -82,6 +83,7 @@ class Evaluation:
     task: str | None = None
     task_why: str = ""
     scores: tuple[Score, ...] = ()
+    prepared: str = ""
 
     @property
     def quality(self) -> Score:
@@ -227,6 +229,7 @@ def _evaluated(
         None if row is None else row.name,
         why,
         scores,
+        samples.prepared,
     )
 
 

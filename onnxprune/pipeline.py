@@ -17,10 +17,12 @@ from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import Options, PruneConfig
+from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import spill
 from onnxprune.intake.model_file import ModelLike, called
+from onnxprune.intake.preview import Preview
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.workplace import Workplace
 from onnxprune.numerics.least_squares import SolveFailed
@@ -43,6 +45,7 @@ from onnxprune.stages.couple import (
 from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, replay, uncut
 from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Calibration, load, opened
+from onnxprune.stages.look import looked_at
 from onnxprune.stages.recover import recover_weights
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.refuse import SoFar, refusing
@@ -179,6 +182,34 @@ def inspect(
         return describe_loaded(load(model, calibration, settings, allow_links=allow_links), settings)
 
 
+def preview(
+    model: ModelLike,
+    data: Data,
+    *,
+    samples: int | None = None,
+    state: Sequence[str] = (),
+    sheet: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    allow_links: bool = False,
+    custom_ops: Libraries = (),
+) -> Preview:
+    """What `model` would be calibrated on; `model` and `data` as for `prune`.
+
+    samples, state: as in PruneConfig. sheet: a PNG to save, with some of the images side by side as the model reads
+    them; overwrite: it may replace a file. allow_links, custom_ops: as for `prune`. Raises InputError, RunError and
+    UsageError.
+    """
+    settings = PruneConfig(samples=samples, state=tuple(state))
+    check_outputs((sheet,), (model, *files_of(data)), overwrite)
+    with Stage(overwrite=overwrite) as stage, spill.spilling(), registering(checked_libraries(custom_ops)):
+        loaded = load(model, data, settings, allow_links=allow_links)
+        seen, picture = looked_at(loaded, pictures=sheet is not None)
+        if sheet is not None:
+            stage.put(Path(sheet), picture)
+            stage.commit()
+        return seen
+
+
 def _run(
     model: ModelLike,
     files: Sequence[str | os.PathLike[str] | None],
@@ -225,7 +256,9 @@ def _run(
                 masks, coefficients = best_of(cuts, loaded, coupled, calibrated, settings)
         checksums = (loaded.source.sha256, loaded.inputs_sha256)
         stays = uncut(coupled, masks)
-        chosen = plan.make(coupled.channels, masks, *checksums, settings.as_dict(), coefficients, stays)
+        chosen = plan.make(
+            coupled.channels, masks, *checksums, settings.as_dict(), coefficients, stays, loaded.said_of_data
+        )
     else:
         masks = replay(replayed, coupled, settings)
         chosen = replace(

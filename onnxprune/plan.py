@@ -48,7 +48,8 @@ class Plan:
     Groups that may not (a single unit, --exclude, a branch that goes as a whole) are left out.
 
     data_sha256: of the samples that it was made with, labels aside; None where that is not known. split_seed: what
-    divided these into those for fitting and those held out; None: the seed of the config.
+    divided these into those for fitting and those held out; None: the seed of the config. data: where data that were
+    prepared came from, and how, for people to read.
     """
 
     model_sha256: str
@@ -56,6 +57,7 @@ class Plan:
     groups: tuple[GroupPlan, ...]
     data_sha256: str | None = None
     split_seed: int | None = None
+    data: str = ""
 
     @property
     def divided_by(self) -> int:
@@ -119,6 +121,8 @@ class Plan:
         }
         if self.split_seed is not None:
             data["split_seed"] = self.split_seed
+        if self.data:
+            data["data"] = self.data
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
@@ -130,10 +134,11 @@ def make(
     config: Mapping[str, Any],
     coefficients: Mapping[int, Doubles] | None = None,
     uncut: Collection[int] = (),
+    data: str = "",
 ) -> Plan:
     """The plan of keeping `masks`, with `coefficients` over the units (both by group index).
 
-    uncut: the groups that might have lost units, and stay whole.
+    uncut: the groups that might have lost units, and stay whole. data: as in `Plan`.
     """
     every = {i: np.ones(channels.groups[i].size, bool) for i in uncut} | {i: m for i, m in masks.items() if not m.all()}
     groups = tuple(
@@ -145,7 +150,7 @@ def make(
         )
         for i, mask in sorted(every.items())
     )
-    return Plan(model_sha256, config, groups, data_sha256)
+    return Plan(model_sha256, config, groups, data_sha256, data=data)
 
 
 def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic: bool, force: bool) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ def load(path: str | Path) -> Plan:
         if seed is not None and not 0 <= _of(int, seed, "the seed of the split") <= _MOST_SEED:
             raise ValueError(f"the seed of the split must be from 0 to {_MOST_SEED}")
         data_sha256 = None if data_checksum is None else _of(str, data_checksum, "the checksum of the data")
-        return Plan(checksum, config, groups, data_sha256, seed)
+        return Plan(checksum, config, groups, data_sha256, seed, _of(str, data.get("data", ""), "the data"))
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 

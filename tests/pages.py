@@ -32,6 +32,7 @@ DOCS = ROOT / "docs"
 GUIDES = (
     ROOT / "README.md",
     DOCS / "index.md",
+    DOCS / "data.md",
     *sorted(p for part in ("how-to", "reference") for p in (DOCS / part).glob("*.md")),
     *sorted(DOCS.glob("tutorial*.md")),
 )

@@ -31,6 +31,8 @@ OWNERS = {
     "multiprocessing": "jobs.processes",
     "onnx_graphsurgeon": "graph.surgeon",
     "threadpoolctl": "threads",
+    "PIL": "data.image_files",
+    "tokenizers": "data.tokenizer",
 }
 MOST_AT_THE_ROOT = 14
 

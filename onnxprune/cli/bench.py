@@ -10,6 +10,7 @@ import click
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.cli.group import Surroundings
+from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, flag, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
@@ -29,8 +30,9 @@ from onnxprune.runtime import child
                 "--data",
                 metavar="PATH",
                 show_default="seeded random inputs",
-                help="Inputs: a .npz keyed by input names, a .npy, or a folder; the first samples are used.",
+                help="Inputs, as --calib of prune; the first samples are used.",
             ),
+            SCRIPT,
             option(
                 "--batch", type=int, metavar="N", show_default="1, or what --shape says", help="Samples in each run."
             ),
@@ -46,6 +48,7 @@ from onnxprune.runtime import child
             STATE,
             ALLOW_LINKS,
         ),
+        *PREPARED,
         Section(
             "Where it runs",
             option(
@@ -124,9 +127,11 @@ def bench_command(
     given = [parse_shape(s) for s in shapes]
     if len(dict(given)) < len(given):
         raise UsageError("--shape is given twice for one input")
+    options["data"] = data_of(options["data"], "--data", options)
     child.warm()
     from onnxprune.benchmark import gates
     from onnxprune.benchmark.measure import bench
+    from onnxprune.data.sources import files_of
     from onnxprune.measures.gates import demand_all
     from onnxprune.output.destination import check_outputs
     from onnxprune.report import terminal
@@ -135,7 +140,7 @@ def bench_command(
 
     gates.check(max_ratio=max_ratio, min_speedup=min_speedup, two=other is not None)
     reports = Reports.of(report_files, overwrite=overwrite)
-    check_outputs((None, *reports.paths), (model, other, options["data"]), overwrite)
+    check_outputs((None, *reports.paths), (model, other, *files_of(options["data"])), overwrite)
     with keeping(reports, "bench", {"versions": versions()}, surroundings.command) as tell:
         with terminal.status(sys.stderr.isatty()) as show:
             result = bench(model, other, shapes=dict(given), watch=show, **options)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from onnxprune.cli.group import Surroundings
+from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, option
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
@@ -23,10 +25,13 @@ from onnxprune.tasks.names import NAMES
     sections=(
         Section(
             "Data",
-            option("--data", metavar="PATH", required=True, help="Test data: a .npz, a .npy, or a folder of these."),
+            option("--data", metavar="PATH", help="Test data, as --calib of prune."),
+            SCRIPT,
             option("--labels", metavar="KEY", show_default="none", help="Key of the labels in the data."),
+            option("--samples", type=int, show_default="all", help="Use at most this many, a seeded choice."),
             STATE,
         ),
+        *PREPARED,
         Section(
             "What the outputs mean",
             option(
@@ -99,7 +104,7 @@ def eval_command(
     surroundings: Surroundings,
     /,
     model: str,
-    data: str,
+    data: str | None,
     against: str | None,
     labels: str | None,
     min_agreement: float | None,
@@ -115,6 +120,8 @@ def eval_command(
     report_files: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
+    samples: int | None,
+    **prepared: Any,
 ) -> None:
     """Measure MODEL on test data: top-1 with labels, and every output against the original's.
 
@@ -141,7 +148,11 @@ def eval_command(
         raise UsageError("there is nothing to compare with: give --against ORIGINAL, or --labels KEY")
     limits = parse_once(max_error, "--max-error")
     least, most = parse_once(min_metric, "--min-metric"), parse_once(max_metric, "--max-metric")
+    source = data_of(data, "--data", prepared)
+    if source is None:
+        raise UsageError("--data is missing: the samples to judge by, as a path (or --data-script)")
     child.warm()
+    from onnxprune.data.sources import files_of
     from onnxprune.evaluation import evaluate, gates_of
     from onnxprune.measures.gates import Gate, demand_all
     from onnxprune.output.destination import check_outputs
@@ -150,17 +161,18 @@ def eval_command(
     from onnxprune.report.files import Reports, keeping
 
     reports = Reports.of(report_files, overwrite=overwrite)
-    check_outputs((None, *reports.paths), (model, data, against), overwrite)
+    check_outputs((None, *reports.paths), (model, *files_of(source), against), overwrite)
     subject = {"model": model, "against": against, "versions": versions()}
     with keeping(reports, "eval", subject, surroundings.command) as tell:
         result = evaluate(
             model,
-            data,
+            source,
             against=against,
             labels=labels,
             task=task,
             metric=metric,
             state=state,
+            samples=samples,
             allow_links=allow_links,
             custom_ops=custom_ops,
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from onnxprune.cli.options.names import DEFAULTS
+from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
@@ -27,8 +30,10 @@ from onnxprune.targets.alignment import TARGETS
                 show_default="random inputs",
                 help="Data that fixes the sizes of symbolic dimensions, where random inputs do not fit.",
             ),
+            SCRIPT,
             STATE,
         ),
+        *PREPARED,
         Section(
             "What could go",
             option(
@@ -62,17 +67,19 @@ def inspect_command(
     allow_links: bool,
     custom_ops: tuple[str, ...],
     as_json: bool,
+    **prepared: Any,
 ) -> None:
     """Show what of MODEL can be pruned, and why the rest cannot.
 
     Groups of channels that stand or fall together, with the layers that produce and read them, and every axis of a
     weight that stays, with the operator and the reason.
     """
+    source = data_of(calib, "--calib", prepared)
     child.warm()
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 
     description = inspect(
-        model, calib, attention=attention, target=target, state=state, allow_links=allow_links, custom_ops=custom_ops
+        model, source, attention=attention, target=target, state=state, allow_links=allow_links, custom_ops=custom_ops
     )
     streams.show(description.to_json() if as_json else terminal.inspection(description, screen_of()))

@@ -21,7 +21,13 @@ PLACES = "onnxprune.places"  # the key of `Context.meta` under which a command f
 _RANKS = {ParameterSource.DEFAULT_MAP: 1, ParameterSource.ENVIRONMENT: 2, ParameterSource.COMMANDLINE: 3}
 _COMMAND_LINE = 3
 # Of each row one counts.
-_ALTERNATIVES = (GOALS, ("fast", "recover"), ("jobs", "scheduler"), ("dry_run", "bench", "max_error"))
+_ALTERNATIVES = (
+    GOALS,
+    ("calib", "data_script"),
+    ("fast", "recover"),
+    ("jobs", "scheduler"),
+    ("dry_run", "bench", "max_error"),
+)
 _OFF = {"jobs": 1, "fast": False, "bench": False, "budget": "macs"}
 
 

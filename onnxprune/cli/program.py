@@ -1,8 +1,8 @@
 """The commands put together, and what becomes of their errors.
 
-`onnxprune IN OUT --ratio 0.5` is the main command, with or without its name `prune`; `inspect`, `eval` and `bench`
-stand beside it. Reports go to stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are
-those of `errors`.
+`onnxprune IN OUT --ratio 0.5` is the main command, with or without its name `prune`; `inspect`, `data`, `eval` and
+`bench` stand beside it. Reports go to stdout; warnings, errors and the status of the current stage go to stderr. Exit
+codes are those of `errors`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from onnxprune.cli.bench import bench_command
+from onnxprune.cli.data import data_command
 from onnxprune.cli.eval import eval_command
 from onnxprune.cli.group import Surroundings, cli
 from onnxprune.cli.inspect import inspect_command
@@ -31,7 +32,7 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 
 
 cli.main_command = prune_command
-for _command in (prune_command, inspect_command, eval_command, bench_command):
+for _command in (prune_command, inspect_command, data_command, eval_command, bench_command):
     cli.add_command(_command)
 
 

@@ -17,6 +17,7 @@ from onnxprune.cli.options.experts import EXPERTS
 from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import DECIDED, SETTINGS, flag_of
 from onnxprune.cli.options.output import OUTPUT
+from onnxprune.cli.options.prepared import PREPARED, data_of
 from onnxprune.cli.options.section import files
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.origins import Origins
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.command(
     "prune",
     cls=WithSubcommands,
-    sections=(BUDGET, DATA, STAYS, MACHINE, OUTPUT, EXPERTS),
+    sections=(BUDGET, DATA, *PREPARED, STAYS, MACHINE, OUTPUT, EXPERTS),
     epilog="Exit codes: 0 done and verified; 1 cannot read, run or write; 2 usage; 3 nothing prunable, or the budget "
     "cannot be met; 4 a check failed; 130 interrupted (128 and the signal's number). After anything but 0, nothing was "
     "written. A model whose file is called like a subcommand is given as ./inspect.",
@@ -74,6 +75,7 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
     Raises UsageError for options that are missing or contradict each other.
     """
     origins = Origins.of(ctx).settle(given)
+    given["calib"] = data_of(given["calib"], "--calib", given)
     explicit = origins.explicit()
     if given["from_plan"] is not None:
         refused = [flag_of(k) for k in DECIDED if k in explicit]

@@ -43,7 +43,7 @@ class Source(Protocol):
     """Data that are made for the model as they are read, such as images and texts."""
 
     @property
-    def path(self) -> str:
+    def path(self) -> str | os.PathLike[str]:
         """The file or folder that is read."""
 
     def given(self, specs: tuple[InputSpec, ...], wanted: Wanted) -> Given:

@@ -7,6 +7,7 @@ when they are run.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
@@ -194,6 +195,25 @@ def read(path: Path) -> dict[str, Array | Rows] | Array | Rows:
         raise
     except Exception as e:  # numpy, zipfile, zlib and tokenize share no base class, and a header may nest without end
         raise CalibrationError(f"{path} cannot be read as numpy data: {' '.join(reason(e).split())[:200]}") from e
+
+
+def from_bytes(data: bytes) -> Array:
+    """The array of a `.npy`, or the first one of a `.npz`, held in memory. Raises what numpy and zipfile raise."""
+    f = io.BytesIO(data)
+    if not data.startswith(b"PK"):
+        _Header.of(f).check(len(data))
+        f.seek(0)
+        return _checked(f)
+    with zipfile.ZipFile(f) as z:
+        info = z.infolist()[0]
+        if info.compress_type not in _PACKED or info.flag_bits & 1:
+            raise ValueError("it is packed in a way that numpy does not write")
+        if info.file_size > max(_BOMB_BYTES, min(_BOMB_FACTOR * len(data), INFLATED_BYTES)):
+            raise ValueError(f"it expands to {shown(info.file_size)}")
+        with z.open(info) as member:
+            _Header.of(member).check(info.file_size)
+        with z.open(info) as member:
+            return _checked(member)
 
 
 def _array(f: BinaryIO, path: Path, length: int) -> Array | Rows:

@@ -11,12 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from onnxprune.data import parts
-from onnxprune.data.array_files import Rows, listed, read
+from onnxprune.data.array_files import SUFFIXES, Rows, listed, read
 from onnxprune.data.given import Given, Part
 from onnxprune.data.inputs import InputSpec
 from onnxprune.data.spool import check_held
 from onnxprune.errors import CalibrationError
 from onnxprune.numerics.arrays import Array
+
+
+def any_in(path: Path) -> bool:
+    """Whether a path is a file of arrays, or a folder that holds one."""
+    try:
+        return path.suffix in SUFFIXES or (path.is_dir() and any(f.suffix in SUFFIXES for f in path.iterdir()))
+    except (OSError, ValueError):  # what it is, reading it says
+        return True
 
 
 def opened(path: Path, specs: tuple[InputSpec, ...]) -> Given:

@@ -1,7 +1,8 @@
 """Data as users give them, read and checked against the model's inputs: what is accepted, a row for each kind.
 
-Data lie in files and folders (`files.py`), are arrays in memory (`in_memory.py`), or come batch by batch from a program
-(`streams.py`). Each kind has a row of `KINDS`: what tells it, and what reads it. Everything is hostile until checked.
+Data lie in files and folders as arrays (`files.py`, `polygraphy_json.py`), images (`images.py`) or texts
+(`texts.py`), are arrays in memory (`in_memory.py`), or come batch by batch from a program (`streams.py`, `scripts.py`).
+Each kind has a row of `KINDS`: what tells it, and what reads it. Everything is hostile until checked.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 import onnx
 
-from onnxprune.data import files, in_memory, streams
+from onnxprune.data import files, image_files, in_memory, polygraphy_json, streams, text_files
 from onnxprune.data.accepted import ALL, BatchReader, Indexed, NumpyIterable, Source, Wanted
 from onnxprune.data.given import Given
+from onnxprune.data.images import Images
 from onnxprune.data.inputs import InputSpec, is_sequence, other_inputs
 from onnxprune.data.readings import readings
 from onnxprune.data.samples import Samples
@@ -32,10 +34,24 @@ class Kind:
     read: Callable[[Any, tuple[InputSpec, ...], Wanted], Given]
 
 
+def _at(path: str | os.PathLike[str], specs: tuple[InputSpec, ...], wanted: Wanted) -> Given:
+    """What lies at a path. Raises CalibrationError."""
+    if not os.fspath(path):  # Path would take it for the present folder
+        raise CalibrationError("the path of the data is empty")
+    p = Path(path)
+    if polygraphy_json.any_in(p) and not files.any_in(p):
+        return polygraphy_json.opened(p, specs, wanted)
+    if p.suffix in text_files.SUFFIXES and p.is_file():
+        raise CalibrationError(f"{p} holds texts: give the model's tokenizer.json too (--tokenizer; onnxprune.Texts)")
+    if not files.any_in(p) and image_files.any_in(p):
+        return Images(p).given(specs, wanted)
+    return opened(p, specs)
+
+
 # The first row that tells what it is given reads it.
 KINDS = (
     Kind("", lambda x: isinstance(x, Source), lambda x, specs, wanted: x.given(specs, wanted)),
-    Kind("the path of a file or folder", lambda x: isinstance(x, (str, os.PathLike)), lambda x, s, _: _at(x, s)),
+    Kind("the path of a file or folder", lambda x: isinstance(x, (str, os.PathLike)), _at),
     Kind("arrays by input name", lambda x: isinstance(x, Mapping), lambda x, s, _: in_memory.by_name(x, s)),
     Kind("an array or a tensor", lambda x: hasattr(x, "shape"), lambda x, s, _: in_memory.alone(x, s)),
     Kind("a CalibrationDataReader", lambda x: isinstance(x, BatchReader), streams.by_reader),
@@ -92,12 +108,6 @@ def files_of(source: object) -> tuple[Path, ...]:
     """The file or folder that data are read from, which nothing may be written over; () for what is in memory."""
     path = source.path if isinstance(source, Source) else source
     return (Path(path),) if isinstance(path, (str, os.PathLike)) and os.fspath(path) else ()
-
-
-def _at(path: str | os.PathLike[str], specs: tuple[InputSpec, ...]) -> Given:
-    if not os.fspath(path):  # Path would take it for the present folder
-        raise CalibrationError("the path of the data is empty")
-    return opened(Path(path), specs)
 
 
 def with_others(samples: Samples, proto: onnx.ModelProto) -> Samples:

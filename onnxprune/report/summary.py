@@ -138,7 +138,8 @@ class Report:
     many samples, whether these were held out, and why it was not measured. outputs: the figure of each part and output
     (`measures.figures.Figure`). agreement: the share of those samples, or entries, that keep their class. verdict:
     level ("good", "doubtful", "bad" or "unknown") and text.
-    calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file.
+    calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file;
+    prepared: what was done to files that hold no arrays.
     gates: limits that the run was held to. layers: the network in outline. warnings: what makes the result doubtful;
     notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.

@@ -25,6 +25,7 @@ from onnxprune.benchmark.profile import NodeTime, by_operator
 from onnxprune.channels.describe import AxisUse, Description, GroupDescription
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.figures import InputFigures, text_of
+from onnxprune.intake.preview import Preview
 from onnxprune.measures.by_output import OutputFigures
 from onnxprune.measures.figures import ERROR, percent
 from onnxprune.measures.gates import Gate
@@ -236,6 +237,7 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     c = report.calibration
     labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
     facts.append(("calibration", f"{c['origin']}: {_samples(c['samples'])}{labels}, {c['held_out']} of them held out"))
+    facts += [("prepared", c["prepared"])] if c.get("prepared") else []
     facts += _input_facts(c)
     facts += [("options from" if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(report.sources.items())]
     facts.append(("seed", f"{report.config.get('seed')}"))
@@ -389,6 +391,29 @@ def _nodes(places: Sequence[AxisUse]) -> str:
     return ", ".join(names[:_SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
 
 
+# data
+
+
+def preview(p: Preview, screen: Screen) -> str:
+    """What a model would be calibrated on, as text."""
+    p = made_visible(p)
+    facts = [("data", f"{p.origin}, {_samples(p.samples)}")]
+    facts += [("prepared", p.prepared)] if p.prepared else []
+    facts += [("also", text) for text in p.labels]
+    table = screen.table("input", " type", " shape", "min", "max", "mean", "std", " looks like")
+    for v in p.inputs:
+        f = v.figures
+        shape = "x".join("?" if n < 0 else str(n) for n in f.shape) or "scalar"
+        table.add_row(f.name, f.dtype, shape, *map(_number, (f.least, f.most, f.mean, f.std)), v.looks)
+        for i, c in enumerate(v.channels if len(v.channels) > 1 else ()):
+            table.add_row(f"  channel {i}", "", "", *map(_number, (c.least, c.most, c.mean, c.std)), "")
+    return screen.render([Text(p.model, "bold"), _facts(facts, screen), table, *(_note(n) for n in p.notes)])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 # eval
 
 
@@ -396,6 +421,7 @@ def evaluation(e: Evaluation, screen: Screen, gates: Sequence[Gate] = ()) -> str
     """The figures of an evaluation, and what became of limits, as text."""
     e, gates = made_visible(e), made_visible(gates)
     facts = [("data", f"{e.data}, {_samples(e.samples)}")]
+    facts += [("prepared", e.prepared)] if e.prepared else []
     if e.task is not None:
         facts.append(("task", f"{e.task} ({e.task_why}" + (")" if e.task_why == ASKED else "; --task says otherwise)")))
     if e.accuracy is not None:

@@ -204,9 +204,12 @@ def data_line(document: Document) -> str:
     data = document.get("calibration")
     if isinstance(data, Mapping):
         labels = f", with the labels {data['labels']!r}" if data.get("labels") is not None else ""
-        return f"{data['origin']}: {samples(data['samples'])}{labels}, {data['held_out']} of them held out"
+        return f"{data['origin']}: {samples(data['samples'])}{labels}, {data['held_out']} of them held out" + (
+            f"; {data['prepared']}" if data.get("prepared") else ""
+        )
     if document.get("data") is not None and document["kind"] == "eval":
-        return f"{document['data']}: {samples(document.get('samples', 0))}"
+        prepared = f"; {document['prepared']}" if document.get("prepared") else ""
+        return f"{document['data']}: {samples(document.get('samples', 0))}{prepared}"
     return ""
 
 

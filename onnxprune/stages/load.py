@@ -94,6 +94,11 @@ class Loaded:
         return tuple(p for p in (self.held_out, self.chosen_by, self.fit) if p is not None)
 
     @property
+    def said_of_data(self) -> str:
+        """Where data that hold no arrays came from, and how they were prepared; empty for others."""
+        return f"{self.fit.origin}: {self.fit.prepared}" if self.fit.prepared else ""
+
+    @property
     def count(self) -> int:
         """How many samples there are, those held out among them."""
         return sum(len(p) for p in self.parts)

@@ -121,6 +121,7 @@ def calibration_of(loaded: Loaded) -> dict[str, Any]:
     """What there is to say of the data."""
     return {
         "origin": loaded.fit.origin,
+        "prepared": loaded.fit.prepared,
         "synthetic": loaded.fit.synthetic,
         "samples": loaded.count,
         "held_out": 0 if loaded.held_out is None else len(loaded.held_out),

@@ -45,7 +45,16 @@ def test_every_option_stands_under_a_heading(name: str, capsys: Capture):
 
 def test_the_sections_of_prune(capsys: Capture):
     titles = [s.title for s in prune.prune_command.sections]  # type: ignore[attr-defined]
-    assert titles == ["Budget", "Data", "What stays", "Where it runs", "Output", "Experts"]
+    assert titles == [
+        "Budget",
+        "Data",
+        "Data: images",
+        "Data: texts",
+        "What stays",
+        "Where it runs",
+        "Output",
+        "Experts",
+    ]
 
 
 def test_every_setting_is_an_option():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.cli.options.prepared import SCRIPT
 from onnxprune.cli.options.section import Section, option
 from onnxprune.cli.options.shared import STATE
 from onnxprune.methods import reading_labels
@@ -15,8 +16,10 @@ DATA = Section(
         type=str,
         metavar="PATH",
         show_default="seeded random inputs",
-        help="Calibration data, a few hundred samples: a .npz keyed by input names, a .npy, or a folder.",
+        help="Calibration data, a few hundred samples: a .npz keyed by input names, a .npy, a folder of "
+        "these, images, texts, or what `polygraphy run --save-inputs` wrote.",
     ),
+    SCRIPT,
     option(
         "--samples",
         type=int,

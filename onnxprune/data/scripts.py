@@ -1,0 +1,89 @@
+"""A Python file with a function that yields the samples, as polygraphy's `--data-loader-script` has it.
+
+The file runs in this process, with all rights of whoever started it; it is never found, only named.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from onnxprune.data import streams
+from onnxprune.data.accepted import Wanted
+from onnxprune.data.given import Given
+from onnxprune.data.inputs import InputSpec
+from onnxprune.errors import CalibrationError, OnnxPruneError
+from onnxprune.regular_files import content
+
+FUNCTION = "load_data"
+_MODULE = "onnxprune_data_script"
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Python file, and the name of the function in it that takes nothing and yields batches (`streams`)."""
+
+    path: str | os.PathLike[str]
+    function: str = FUNCTION
+
+    def given(self, specs: tuple[InputSpec, ...], wanted: Wanted) -> Given:
+        """The batches that the function yields. Raises CalibrationError, with the line that failed."""
+        path = Path(self.path)
+        with _running(path) as module:
+            own = getattr(module, self.function, None)
+            if not callable(own):
+                names = ", ".join(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")) or "none"
+                raise CalibrationError(
+                    f"{path} has no function {self.function}(); name another one: {path}:NAME (it has {names})"
+                )
+            made = streams.by_function(own, specs, wanted)
+        return Given(specs, made.parts, f"{path}:{self.function}", made.notes, made.prepared, made.offered)
+
+
+@contextmanager
+def _running(path: Path) -> Iterator[ModuleType]:
+    """The file as a module, and while this lasts its folder on the path, and what it prints on stderr.
+
+    Raises CalibrationError for whatever it raises.
+    """
+    source = content(path, CalibrationError, _MOST_BYTES)
+    module = ModuleType(_MODULE)
+    module.__file__ = str(path)
+    paths, known = list(sys.path), sys.modules.get(_MODULE)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[_MODULE] = module  # where pickles and dataclasses look it up
+    try:
+        with redirect_stdout(sys.stderr):
+            exec(compile(source, str(path), "exec"), vars(module))
+            yield module
+    except CalibrationError as e:
+        line = _line(e.__cause__, path)
+        if not line or str(e).startswith(str(path)):
+            raise
+        raise CalibrationError(f"{path}, line {line}: {str(e).removeprefix('the data: ')}") from e
+    except OnnxPruneError:
+        raise
+    except SyntaxError as e:
+        raise CalibrationError(f"{path}, line {e.lineno or 0}: {e.msg}") from e
+    except (Exception, SystemExit) as e:
+        text = " ".join(str(e).split())[:200]
+        raise CalibrationError(f"{path}, line {_line(e, path) or 0}: {type(e).__name__}: {text}") from e
+    finally:
+        sys.path[:] = paths
+        if known is None:
+            sys.modules.pop(_MODULE, None)
+        else:
+            sys.modules[_MODULE] = known
+
+
+def _line(e: BaseException | None, path: Path) -> int:
+    """The last line of the file that an error came through; 0 where none did."""
+    frames = traceback.extract_tb(e.__traceback__) if e is not None else []
+    return next((f.lineno or 0 for f in reversed(frames) if f.filename == str(path)), 0)
