@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")
 # Of a file, and of an image: larger ones are no photographs but bombs, or maps.
 _MOST_BYTES, _MOST_PIXELS = 256 << 20, 120_000_000
 _MOST_FILES, _MOST_DEPTH = 5_000_000, 32
+# Folders that are looked into for a first image.
+_LOOKED_INTO = 10_000
 # Decoded at once: Pillow lets other threads run meanwhile.
 _AT_ONCE = 32
 _SHORT = 16  # bits, of which 8 are kept
@@ -43,8 +46,15 @@ def listed(folder: Path) -> list[Path]:
 
     Hidden files are passed over, and links to folders followed once. Raises CalibrationError.
     """
-    if folder.is_file():
-        return [folder] if folder.suffix.lower() in SUFFIXES else []
+    try:
+        if folder.is_file():
+            return [folder] if folder.suffix.lower() in SUFFIXES else []
+        return _walked(folder)
+    except (OSError, ValueError) as e:  # a ValueError for a NUL in the name
+        raise CalibrationError(f"{brief(folder)} cannot be read: {reason(e)}") from e
+
+
+def _walked(folder: Path) -> list[Path]:
     found: list[Path] = []
     seen: set[str] = set()
 
@@ -65,16 +75,16 @@ def listed(folder: Path) -> list[Path]:
 
 
 def any_in(folder: Path) -> bool:
-    """Whether a path is an image, or a folder that holds one somewhere."""
-    if folder.is_file():
-        return folder.suffix.lower() in SUFFIXES
-    walk = os.walk(folder, followlinks=False)
-    for i, (_, folders, files) in enumerate(walk):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        if any(Path(f).suffix.lower() in SUFFIXES and not f.startswith(".") for f in files):
-            return True
-        if i > 10_000:
-            return False
+    """Whether a path is an image, or a folder that holds one somewhere; what cannot be read is neither."""
+    try:
+        if folder.is_file():
+            return folder.suffix.lower() in SUFFIXES
+        for _, folders, files in islice(os.walk(folder, followlinks=True), _LOOKED_INTO):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            if any(Path(f).suffix.lower() in SUFFIXES and not f.startswith(".") for f in files):
+                return True
+    except (OSError, ValueError):  # a name that no file can have
+        return False
     return False
 
 

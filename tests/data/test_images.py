@@ -228,7 +228,7 @@ def test_what_becomes_eight_bits(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be seen, it is turned clockwise
     Image.fromarray(pixels).save(tmp_path / "d_turned.png", exif=exif)
-    Image.fromarray(gray, "L").convert("P").save(tmp_path / "e_palette.png")
+    Image.fromarray(gray).convert("P").save(tmp_path / "e_palette.png")
     got = fed(Images(tmp_path, preset="raw"), spec(None, 8, 8, 3)).astype(np.int64)
     assert np.abs(got[0] - np.floor(deep[..., None] / 257 + 0.5)).max() == 0
     assert np.array_equal(got[1], np.dstack([gray] * 3))
@@ -358,7 +358,10 @@ def test_links_are_followed_once(tmp_path: Path):
     """Fails where a link back leads round and round, or a linked folder is not read."""
     saved(tmp_path / "real" / "a", "1.png")
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a").symlink_to(tmp_path / "real" / "a")
+    try:
+        (tmp_path / "images" / "a").symlink_to(tmp_path / "real" / "a")
+    except OSError as e:
+        pytest.skip(f"no links here: {e}")
     (tmp_path / "real" / "a" / "up").symlink_to(tmp_path / "images")
     assert len(given(Images(tmp_path / "images", preset="raw"), spec(None, 3, 8, 8))) == 1
 
@@ -465,3 +468,11 @@ def test_many_images_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         samples = given(Images(tmp_path, preset="raw"), spec(None, 3, 8, 8))
         assert isinstance(samples.arrays["x"], Rows)
         assert len(samples) == 5
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "no/such/folder", "no.jpg"])
+def test_paths_that_are_none(path: str):
+    """Fails where looking for images in a path that cannot be ends in an error of the system."""
+    for source in (path, Images(path, preset="raw")):
+        with pytest.raises(CalibrationError):
+            given(source, spec(None, 3, 8, 8))

@@ -147,10 +147,10 @@ def data_of(path: str | None, name: str, given: dict[str, Any]) -> Data | None:
             raise UsageError(f"{option_} is about texts, which need a tokenizer.json: give it with --tokenizer")
         return Texts(path, **texts)
     if images:
-        from onnxprune.data import image_files
+        from onnxprune.data import files, image_files
         from onnxprune.data.images import Images
 
-        if Path(path).exists() and not image_files.any_in(Path(path)):
+        if files.any_in(Path(path)) and not image_files.any_in(Path(path)):
             raise UsageError(f"--{next(iter(images))} is about images, and {path} holds none: leave it out")
         return Images(path, **images)
     return path
