@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onnxprune.evaluation import Evaluation, evaluate
     from onnxprune.intake.preview import Preview
     from onnxprune.pipeline import inspect, preview, prune
+    from onnxprune.report.progress import Progress
     from onnxprune.stages.save import PruneResult
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "NothingPrunable",
     "OnnxPruneError",
     "Preview",
+    "Progress",
     "PruneConfig",
     "PruneResult",
     "RunError",
@@ -71,6 +73,7 @@ _HOMES = {
     "Script": "onnxprune.data.scripts",
     "Texts": "onnxprune.data.texts",
     "Preview": "onnxprune.intake.preview",
+    "Progress": "onnxprune.report.progress",
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.stages.save",
     "bench": "onnxprune.benchmark.measure",

@@ -30,6 +30,7 @@ from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.report.files import ReportFiles, Reports
+from onnxprune.report.progress import Progress
 from onnxprune.report.summary import Report
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
@@ -71,7 +72,7 @@ def prune(
     plan_file: str | os.PathLike[str] | None = None,
     report_file: ReportFiles = None,
     bench: bool | str = False,
-    watch: Callable[[str], None] = lambda _: None,
+    watch: Callable[[Progress], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
     ready: Callable[[Report], None] = lambda _: None,
     jobs: int = 1,
@@ -82,6 +83,7 @@ def prune(
     custom_ops: Libraries = (),
     command: Sequence[str] = (),
     sources: Mapping[str, str] = MappingProxyType({}),
+    stop: Callable[[], bool] = lambda: False,
     **options: Unpack[Options],
 ) -> PruneResult:
     """Prune `model` and, unless `output` is None, write the result there.
@@ -96,9 +98,9 @@ def prune(
     dry_run: stop after the plan; no model is written. plan_file: save the plan too, as JSON. report_file: save the
     report, in one file or several, each in the form of its suffix (`report.files.FORMS`); of a run that is refused
     too, with the reason. overwrite: existing files may be replaced. bench: also time the original and the result in
-    turns, one sample at a time, on the CPU or on the provider that it names (as for `bench`). watch: called with the
-    name of every stage, and with its progress ("select 3/8"). warn: called with what makes the result doubtful, as soon
-    as it is known. ready: called with the report when all files are stored under temporary names; where it raises
+    turns, one sample at a time, on the CPU or on the provider that it names (as for `bench`). watch: told of every
+    stage, and how far it is (`Progress`; its `str` is a line). warn: called with what makes the result doubtful, as
+    soon as it is known. ready: called with the report when all files are stored under temporary names; where it raises
     anything, nothing is written.
     jobs: processes that calibrate, select and try cuts; above 1, a script calls this under `if __name__ == "__main__"`.
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
@@ -108,7 +110,8 @@ def prune(
     more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie where links
     beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
     command: what was typed, for the report. sources: where options were found that were not typed, and which these
-    are. Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
+    are. stop: asked between the steps of recovery; where it says so, that ends with the best state so far.
+    Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
@@ -129,7 +132,7 @@ def prune(
     timed_by = timing_on(provider, TARGETS[settings.target].provider)
     if settings.budget == "latency":
         check_starts(timed_by)  # before hours of calibration
-    clock = Clock(watch, hear=warn)
+    clock = Clock(watch, hear=warn, stop=stop)
     files = (output, plan_file, *reports.paths)
     so_far = SoFar(called(model), settings, tuple(command), clock)
     try:
@@ -152,7 +155,7 @@ def prune(
                         allow_links=allow_links,
                     )
                 result = replace(result, report=replace(result.report, sources=dict(sources)))
-                watch("save")
+                clock.begin("save")
                 result = stored(stage, result, separate, output, plan_file, reports)
             # The workers and the temporary files are gone: what is left to do is to rename.
             ready(result.report)
@@ -281,7 +284,7 @@ def _run(
         refitted = refit_weights(loaded, coupled, calibrated, masks, coefficients, sliced, settings)
     if settings.epochs:
         with stage("recover"):
-            refitted = recover_weights(loaded, judged, masks, refitted, settings)
+            refitted = recover_weights(loaded, judged, masks, refitted, settings, stage.judged, stage.stop)
     with stage("verify"):
         finished = finish(loaded, judged, masks, sliced, refitted, settings)
         checked = check(loaded, coupled, calibrated, masks, sliced, finished, settings)
@@ -291,6 +294,6 @@ def _run(
         error_gate(checked.figures, max_error),
     )
     if timed_on is not None:
-        stage.watch("bench")  # no stage of its own: the effort of a run is that of pruning
+        stage.begin("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)
     return PruneResult(checked.whole, chosen, report), loaded.source.separate

@@ -17,6 +17,9 @@ from tests.prepared import Prepared, prepare_row
 settings.register_profile("anywhere", deadline=None, database=None)
 settings.load_profile("anywhere")
 
+# What stderr shows has tests of its own; elsewhere a line on it is a warning or an error.
+os.environ["ONNXPRUNE_PROGRESS"] = "none"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def bytecode(tmp_path_factory: pytest.TempPathFactory) -> None:

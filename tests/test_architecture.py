@@ -24,7 +24,7 @@ OWNERS = {
     "onnxruntime": "runtime.session",
     "tensorrt": "benchmark.tensorrt_engine",
     "click": "cli",
-    "rich": "report.terminal",
+    "rich": "report",
     "jinja2": "report.templates",
     "dask": "jobs.cluster",
     "distributed": "jobs.cluster",

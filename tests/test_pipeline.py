@@ -461,7 +461,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 def test_refused_paths(folder: Path, place: str, name: str, error: type[Exception], match: str):
     """Fails where a path that cannot be written is found only after the work."""
     before = listing(folder)
-    stages: list[str] = []
+    stages: list[object] = []
     with pytest.raises(error, match=match):
         prune(digits.path("resnet"), **{place: folder / name}, watch=stages.append)
     assert stages == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,12 @@ def test_the_heading_that_the_guide_shows_is_one_that_a_release_reads() -> None:
     pattern = re.search(r"sed -nE '/(\^## [^/]+)/\{s//", _read(".github/workflows/release.yml"))
     assert pattern
     assert re.fullmatch(pattern[1], shown[1])
+
+
+def test_the_requirements_without_cuda_are_those_of_the_package() -> None:
+    """Fails where a dependency of the package is missing from what `pip install --no-deps` relies on."""
+    project = tomllib.loads(_read("pyproject.toml"))["project"]
+    wanted = {d.partition(";")[0].replace("onnxruntime-gpu", "onnxruntime").strip() for d in project["dependencies"]}
+    found = [line for line in _read("requirements-cpu.txt").splitlines() if not line.startswith("#")]
+    assert set(found) == wanted
+    assert len(found) == len(wanted)

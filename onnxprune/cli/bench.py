@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +15,10 @@ from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, flag, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
+from onnxprune.cli.start import start
 from onnxprune.cli.values import ERROR, Choice, parse_shape
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
-from onnxprune.runtime import child
 
 
 @click.command(
@@ -128,7 +129,7 @@ def bench_command(
     if len(dict(given)) < len(given):
         raise UsageError("--shape is given twice for one input")
     options["data"] = data_of(options["data"], "--data", options)
-    child.warm()
+    start()
     from onnxprune.benchmark import gates
     from onnxprune.benchmark.measure import bench
     from onnxprune.data.sources import files_of
@@ -137,13 +138,15 @@ def bench_command(
     from onnxprune.report import terminal
     from onnxprune.report.environment import versions
     from onnxprune.report.files import Reports, keeping
+    from onnxprune.report.live import bars, silent
+    from onnxprune.report.progress import Progress
 
     gates.check(max_ratio=max_ratio, min_speedup=min_speedup, two=other is not None)
     reports = Reports.of(report_files, overwrite=overwrite)
     check_outputs((None, *reports.paths), (model, other, *files_of(options["data"])), overwrite)
     with keeping(reports, "bench", {"versions": versions()}, surroundings.command) as tell:
-        with terminal.status(sys.stderr.isatty()) as show:
-            result = bench(model, other, shapes=dict(given), watch=show, **options)
+        with bars() if sys.stderr.isatty() else nullcontext(silent) as show:
+            result = bench(model, other, shapes=dict(given), watch=lambda name: show(Progress(name)), **options)
         found = gates.gates(result, max_ratio=max_ratio, min_speedup=min_speedup)
         tell(result.as_dict() | {"gates": [asdict(g) for g in found]})
         streams.show(result.to_json(found) if as_json else terminal.benchmark(result, screen_of(), found))

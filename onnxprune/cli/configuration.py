@@ -33,6 +33,7 @@ FILE, PROJECT = "onnxprune.toml", "pyproject.toml"
 NAMED = "settings"
 # Options that run what they name, or follow it anywhere: a file that merely lies there may not choose that.
 TRUSTED = frozenset(("custom_ops", "data_script", "allow_links"))
+_TRUSTED_OF = frozenset((("eval", "metric"),))
 _BYTES = 1 << 20
 
 
@@ -72,7 +73,8 @@ def configuration(
         for owner, key, value in _entries(part, commands, place):
             option = _option(commands[owner], owner, key, place)
             taken = _value(option, key, value, place)
-            if option.name in TRUSTED and file is None:
+            trusted = option.name in TRUSTED or (owner, option.name) in _TRUSTED_OF
+            if trusted and file is None:
                 raise UsageError(
                     f"{place}: {key} is taken of a file that --config names alone, as it says what may run"
                 )

@@ -10,9 +10,9 @@ from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, flag, option
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of, warn
+from onnxprune.cli.start import start
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
-from onnxprune.runtime import child
 
 
 @click.command(
@@ -50,7 +50,7 @@ def data_command(model: str, calib: str | None, as_json: bool, **options: Any) -
     source = data_of(calib, "--calib", options)
     if source is None:
         raise UsageError("--calib is missing: the data to look at, as a path (or --data-script)")
-    child.warm()
+    start()
     from onnxprune.pipeline import preview
     from onnxprune.report import terminal
 

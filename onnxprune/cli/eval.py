@@ -12,10 +12,10 @@ from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, option
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
+from onnxprune.cli.start import start
 from onnxprune.cli.values import ERROR_LIMIT, METRIC_LIMIT, SHARE, Choice, parse_once
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
-from onnxprune.runtime import child
 from onnxprune.tasks.names import NAMES
 
 
@@ -151,7 +151,7 @@ def eval_command(
     source = data_of(data, "--data", prepared)
     if source is None:
         raise UsageError("--data is missing: the samples to judge by, as a path (or --data-script)")
-    child.warm()
+    start()
     from onnxprune.data.sources import files_of
     from onnxprune.evaluation import evaluate, gates_of
     from onnxprune.measures.gates import Gate, demand_all

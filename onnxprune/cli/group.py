@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ from click.exceptions import Exit
 from click.shell_completion import CompletionItem
 
 from onnxprune.cli.configuration import Configuration, configuration
+from onnxprune.cli.log import Log
 from onnxprune.cli.options.section import PREFIX, Grouped
 from onnxprune.cli.origins import PLACES
 from onnxprune.cli.screen import say
@@ -38,6 +39,7 @@ class Surroundings:
     interrupts: Interrupts
     scratch: Scratch
     command: tuple[str, ...] = ()
+    log: Log = field(default_factory=Log)
 
     def begin(self) -> None:
         """Make the folder for temporary files, uninterrupted: half made, it would stay."""

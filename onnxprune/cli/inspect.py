@@ -11,10 +11,10 @@ from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
 from onnxprune.cli.screen import screen_of
+from onnxprune.cli.start import start
 from onnxprune.cli.values import Choice
 from onnxprune.config import ATTENTIONS
 from onnxprune.process import streams
-from onnxprune.runtime import child
 from onnxprune.targets.alignment import TARGETS
 
 
@@ -75,7 +75,7 @@ def inspect_command(
     weight that stays, with the operator and the reason.
     """
     source = data_of(calib, "--calib", prepared)
-    child.warm()
+    start()
     from onnxprune.pipeline import inspect
     from onnxprune.report import terminal
 

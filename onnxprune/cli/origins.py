@@ -75,7 +75,7 @@ class Origins:
         for k in idle:
             if 0 < ranks[k] < _COMMAND_LINE:
                 drop(k)
-        return Origins(ranks, {k: v for k, v in self.places.items() if ranks[k]})
+        return Origins(ranks, {k: v for k, v in self.places.items() if ranks[k] and k in given})
 
     def explicit(self) -> set[str]:
         """The options that were given anywhere."""

@@ -20,6 +20,7 @@ from onnxprune.cli.data import data_command
 from onnxprune.cli.eval import eval_command
 from onnxprune.cli.group import Surroundings, cli
 from onnxprune.cli.inspect import inspect_command
+from onnxprune.cli.log import Log
 from onnxprune.cli.prune import prune_command
 from onnxprune.cli.screen import say
 from onnxprune.errors import EXIT_OK, OnnxPruneError, UsageError
@@ -51,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> int:
             interrupts.held = True  # first of all, so that nothing comes between the end and cleaning up
             surroundings.scratch.remove()
     except Interruption as e:
-        code = _fail(str(e), e.exit_code)
+        code = _fail(surroundings.log, str(e), e.exit_code)
+    surroundings.log.close()
     streams.settle()
     interrupts.exit_code = code
     if args is None:  # the process ends with this
@@ -80,26 +82,28 @@ def _outcome(args: Sequence[str] | None, surroundings: Surroundings) -> int:
             surroundings.interrupts.check()  # an ImportError, say, may be what an interrupt became on its way
             raise
     except OnnxPruneError as e:
-        return _fail(str(e), e.exit_code)
+        return _fail(surroundings.log, str(e), e.exit_code)
     except click.ClickException as e:
         context = e.ctx if isinstance(e, click.UsageError) else None
         command = context.command_path if context is not None else "onnxprune"
-        return _fail(f"{e.format_message()} ({command} --help shows the options)", UsageError.exit_code)
+        return _fail(
+            surroundings.log, f"{e.format_message()} ({command} --help shows the options)", UsageError.exit_code
+        )
     except SystemExit:  # click's, where nobody reads its help
         return EXIT_OK
     except MemoryError as e:
-        return _unexpected(e, "out of memory: use a smaller --memory or fewer --samples")
+        return _unexpected(surroundings.log, e, "out of memory: use a smaller --memory or fewer --samples")
     except OSError as e:
         if _printing(e):
             streams.give_up(sys.stdout)
-            return _fail(f"the output cannot be printed: {e.strerror or e}", 1)
+            return _fail(surroundings.log, f"the output cannot be printed: {e.strerror or e}", 1)
         from onnxprune.output.destination import GONE, folder_is_gone
 
         if folder_is_gone():
-            return _fail(GONE, 1)
-        return _unexpected(e, f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
+            return _fail(surroundings.log, GONE, 1)
+        return _unexpected(surroundings.log, e, f"{e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
     except Exception as e:  # noqa: BLE001  whatever it is, the user gets one line
-        return _unexpected(e, f"{type(e).__name__}: {e}: this is a defect, please report it")
+        return _unexpected(surroundings.log, e, f"{type(e).__name__}: {e}: this is a defect, please report it")
 
 
 def _printing(error: BaseException) -> bool:
@@ -110,15 +114,16 @@ def _printing(error: BaseException) -> bool:
     return trace is not None
 
 
-def _unexpected(error: BaseException, message: str) -> int:
+def _unexpected(log: Log, error: BaseException, message: str) -> int:
     if os.environ.get(TRACEBACK):
         import traceback
 
         for line in "".join(traceback.format_exception(error)).splitlines():
             click.echo(visible(line), err=True)
-    return _fail(f"{message}; set {TRACEBACK}=1 for the traceback", 1)
+    return _fail(log, f"{message}; set {TRACEBACK}=1 for the traceback", 1)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(log: Log, message: str, code: int) -> int:
     say(f"onnxprune: error: {one_line(message)}")
+    log.write(f"error: {one_line(message)}")
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,21 @@ from onnxprune.cli.options.prepared import PREPARED, data_of
 from onnxprune.cli.options.section import files
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.origins import Origins
-from onnxprune.cli.screen import screen_of, warn
+from onnxprune.cli.screen import screen_of, tell, warn
+from onnxprune.cli.start import start
 from onnxprune.config import GOALS, PROVIDERS, READ_BY
 from onnxprune.errors import UsageError
 from onnxprune.options import nearest
 from onnxprune.process import streams
-from onnxprune.runtime import child
 from onnxprune.version import __version__
 
 if TYPE_CHECKING:
+    from onnxprune.report.live import Show
+    from onnxprune.report.progress import Progress
     from onnxprune.report.summary import Report
-    from onnxprune.report.terminal import Screen
+
+_KEPT = "recovery ends here, with the best state so far; Ctrl-C again ends the run"
+_HINT = " (--on-interrupt keep would have gone on with the best state so far)"
 
 
 @click.command(
@@ -48,7 +53,18 @@ if TYPE_CHECKING:
 @click.version_option(__version__, "-V", "--version", prog_name="onnxprune", allow_from_autoenv=False)
 @click.pass_context
 def prune_command(
-    ctx: click.Context, /, model: str, output: str | None, more: Sequence[str], *, quiet: bool, **given: Any
+    ctx: click.Context,
+    /,
+    model: str,
+    output: str | None,
+    more: Sequence[str],
+    *,
+    quiet: bool,
+    verbose: bool,
+    progress: str,
+    log_file: str | None,
+    on_interrupt: str,
+    **given: Any,
 ) -> None:
     """Make the ONNX model IN slimmer by removing whole channels, and write it to OUT.
 
@@ -57,8 +73,15 @@ def prune_command(
     """
     _check_files(model, more)
     arguments = _arguments(ctx, output, given)
-    child.warm()
-    _run(model, output, arguments, ctx.obj, None if quiet else screen_of(), quiet=quiet)
+    start()
+    ctx.obj.log.open(log_file)
+    _run(
+        model,
+        output,
+        arguments,
+        ctx.obj,
+        Shown(quiet, verbose, not quiet and progress != "none", on_interrupt == "keep"),
+    )
 
 
 def _check_files(model: str, more: Sequence[str]) -> None:
@@ -108,37 +131,71 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
     return arguments
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What of a run is shown, and whether Ctrl-C during recovery keeps what there is."""
+
+    quiet: bool
+    verbose: bool
+    progress: bool
+    keeps: bool
+
+
 def _run(
-    model: str,
-    output: str | None,
-    arguments: Mapping[str, Any],
-    surroundings: Surroundings,
-    screen: Screen | None,
-    *,
-    quiet: bool,
+    model: str, output: str | None, arguments: Mapping[str, Any], surroundings: Surroundings, shown: Shown
 ) -> None:
-    """Run the pipeline with a status on a terminal, and show the report before anything appears.
+    """Run the pipeline with its progress on stderr, and show the report before anything appears.
 
     What cannot be shown ends the run, and what interrupts it comes before: from there on it goes through.
     """
     from onnxprune.pipeline import prune
     from onnxprune.report import terminal
+    from onnxprune.report.live import bars, lines, silent
 
-    interrupts = surroundings.interrupts
+    interrupts, log = surroundings.interrupts, surroundings.log
     with ExitStack() as stack:
-        spin = stack.enter_context(terminal.status(not quiet and sys.stderr.isatty()))
+        show: Show = silent
+        if shown.progress:
+            show = stack.enter_context(bars()) if sys.stderr.isatty() else lines(tell, parts=shown.verbose)
+        told: list[str] = []
+        write = lines(log.write, parts=shown.verbose)
 
-        def watch(stage: str) -> None:
+        def watch(progress: Progress) -> None:
             interrupts.check()
-            spin(stage)
+            recovers = progress.stage == "recover"
+            interrupts.soft = recovers and shown.keeps
+            interrupts.hint = _HINT if recovers and not shown.keeps else ""
+            show(progress)
+            write(progress)
+
+        def stop() -> bool:
+            if interrupts.asked and not told:
+                told.append(_KEPT)
+                tell(_KEPT)
+            return interrupts.asked
+
+        def doubt(text: str) -> None:
+            warn(text)
+            log.write(f"warning: {text}")
 
         def ready(report: Report) -> None:
             stack.close()
-            if screen is not None:
-                streams.show(terminal.prune_report(report, screen))
+            text = terminal.prune_report(report, terminal.Screen(), verbose=shown.verbose)
+            if not shown.quiet:
+                streams.show(terminal.prune_report(report, screen_of(), verbose=shown.verbose))
+            log.write(text)
             interrupts.hold()
 
-        prune(model, output, watch=watch, warn=warn, ready=ready, command=surroundings.command, **arguments)
+        prune(
+            model,
+            output,
+            watch=watch,
+            warn=doubt,
+            ready=ready,
+            stop=stop,
+            command=surroundings.command,
+            **arguments,
+        )
 
 
 def _check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:

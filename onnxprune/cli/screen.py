@@ -30,6 +30,11 @@ def warn(text: str) -> None:
     say(f"onnxprune: warning: {one_line(text)}", bold=True, fg="yellow")
 
 
+def tell(text: str) -> None:
+    """One line of progress on stderr."""
+    say(f"onnxprune: {one_line(text)}")
+
+
 def say(line: str, **style: Any) -> None:
     """A line on stderr; where nobody reads that, nothing."""
     try:

@@ -33,9 +33,10 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 class Interruption(BaseException):
     """A signal asked for the end. Not a KeyboardInterrupt: click has its own way with those."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+    def __init__(self, number: int, hint: str = "") -> None:
+        super().__init__(number, hint)
         self.number = number
+        self.hint = hint
 
     @property
     def exit_code(self) -> int:
@@ -44,14 +45,20 @@ class Interruption(BaseException):
 
     def __str__(self) -> str:
         by = "" if self.number == signal.SIGINT else f" by {signal.Signals(self.number).name}"
-        return f"interrupted{by}; nothing was written"
+        return f"interrupted{by}; nothing was written{self.hint}"
 
 
 class Interrupts:
-    """The signals that came since `listen`. held: they are noted and nothing else; set it where nothing may be cut."""
+    """The signals that came since `listen`. held: they are noted and nothing else; set it where nothing may be cut.
+
+    soft: the first Ctrl-C is a wish (`asked`), which whoever set this asks for, and the next one an interruption. hint:
+    what the message of an interruption adds.
+    """
 
     def __init__(self) -> None:
         self.held = False
+        self.soft = self.asked = False
+        self.hint = ""
         self.exit_code: int | None = None
         self._first: int | None = None
         self._at = 0.0
@@ -90,15 +97,21 @@ class Interrupts:
     def check(self) -> None:
         """Raises the interruption that was lost on the way, if any."""
         if self._first is not None and not self.held:
-            raise Interruption(self._first)
+            raise Interruption(self._first, self.hint)
 
     def hold(self) -> None:
         """Let nothing interrupt from here on. Raises the interruption that came before, if any."""
         self.held = True
         if self._first is not None:
-            raise Interruption(self._first)
+            raise Interruption(self._first, self.hint)
 
     def _comes(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._first is None and (self.soft or self.asked):
+            if not self.asked:
+                self.asked, self._at = True, time.monotonic()
+                return
+            if time.monotonic() - self._at <= _ONE_SECONDS:
+                return
         if self._first is None:
             self._first, self._at = number, time.monotonic()
             self._check_in(frame)

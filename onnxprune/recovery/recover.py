@@ -10,7 +10,7 @@ Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,8 @@ _PASS_BYTES = 1 << 30
 _SAMPLE_BYTES, _TIMES_THE_MODEL = 4 << 30, 64
 _SPREAD_SAMPLES = _GRAM_SAMPLES = 256
 _EVALUATIONS = 10
+# (epoch, epochs, error at the start, least error so far)
+Tell = Callable[[int, int, float, float], None]
 _DIFFERENT = "the samples differ in size, so that their outputs have no mean"
 
 
@@ -107,10 +109,14 @@ def recover(
     material: Material,
     keep: Mask,
     schedule: Schedule,
+    tell: Tell = lambda epoch, epochs, before, least: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Array], Recovery]:
     """(new weights of `pruned`, what was done); no weights where nothing was better than the start.
 
-    original: the normalised model, of which `channels` and `layers` are; pruned: cut to the classes `keep`.
+    original: the normalised model, of which `channels` and `layers` are; pruned: cut to the classes `keep`. tell: hears
+    after each epoch its number, how many there are, and the held-out error at the start and of the best state so far.
+    stop: asked between steps; where it says so, training ends there, and the best state so far stays.
     """
 
     layouts = material.reference.layouts
@@ -137,13 +143,17 @@ def recover(
     steps, least, kept, errors, why = 0, before, 0, [(0, before)], ""
     try:
         descent = Descent(student.weights, student.layers, _grams(student, samples, schedule.seed))
-        for epoch in _epochs(student, teacher, samples, descent, schedule):
+        tell(0, schedule.epochs, before, least)
+        for epoch in _epochs(student, teacher, samples, descent, schedule, stop):
             steps = descent.steps
             if epoch in wanted:
                 errors.append((epoch, judge(student.weights)))
                 if errors[-1][1] < least:
                     least, kept = errors[-1][1], epoch
                     best = {k: w.copy() for k, w in student.weights.items()}
+            tell(epoch, schedule.epochs, before, least)
+    except _Stopped:
+        why = f"recovery was interrupted after {steps} steps; the best state until then stays"
     except (RunError, SolveFailed, _NotFinite) as e:
         why = f"recovery stopped after {steps} steps: {e}"
     return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
@@ -156,6 +166,10 @@ def _check_room(channels: ChannelGraph, model_bytes: int) -> None:
         raise RunError(
             f"one sample and its gradients would hold {room / 2**30:.1f} GiB, which the model's size does not explain"
         )
+
+
+class _Stopped(Exception):  # no error: somebody asked for the end
+    """The caller wants no further step."""
 
 
 class _NotFinite(Exception):  # no error: training stops there
@@ -217,9 +231,14 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
 
 
 def _epochs(
-    student: Student, teacher: Teacher, samples: Samples, descent: Descent, schedule: Schedule
+    student: Student,
+    teacher: Teacher,
+    samples: Samples,
+    descent: Descent,
+    schedule: Schedule,
+    stop: Callable[[], bool],
 ) -> Iterator[int]:
-    """Train one epoch after the other and tell its number. Raises _NotFinite."""
+    """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped."""
     rng = np.random.default_rng(schedule.seed)
     batch = samples.whole_runs(min(schedule.batch, len(samples)))
     steps, size = len(samples) // batch, _part_size(student, batch, samples)
@@ -237,6 +256,8 @@ def _epochs(
     for epoch in range(schedule.epochs):
         total: dict[str, Array] = {}
         for part in prefetched(parts()):
+            if stop():
+                raise _Stopped
             loss, gradients = student.step(part.feeds, part.targets)
             total = {k: total[k] + g for k, g in gradients.items()} if total else gradients
             if not np.isfinite(loss):

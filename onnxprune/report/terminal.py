@@ -6,10 +6,8 @@ Everything is rendered to a string, so that the caller decides where it goes and
 from __future__ import annotations
 
 import io
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -32,15 +30,15 @@ from onnxprune.measures.gates import Gate
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
-from onnxprune.process.streams import unbreakable
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report
 from onnxprune.report.units import count, duration, latency, size
-from onnxprune.report.visible import made_visible, visible
+from onnxprune.report.visible import made_visible
 from onnxprune.tasks.answered import SHARE, Score
 from onnxprune.tasks.known import ASKED
 from onnxprune.tasks.names import CLASSIFICATION
 
 PLAIN_WIDTH = 100
+_COSTS_MORE = "a cut here would cost more accuracy than elsewhere"
 _SHOWN_PLACES = 3
 _SHOWN_NODES = 10
 _SHOWN_LAYERS = 12
@@ -92,24 +90,15 @@ class Screen:
         return table
 
 
-@contextmanager
-def status(enabled: bool) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr with the name of the current stage; nothing unless `enabled`."""
-    if not enabled:
-        yield lambda _: None
-        return
-    with Console(file=unbreakable(sys.stderr)).status("starting") as spinner:
-        yield lambda stage: spinner.update(Text(f"{visible(stage)} …"))
-
-
 # prune
 
 
-def prune_report(report: Report, screen: Screen) -> str:
-    """The report of a pruning run, as text."""
+def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> str:
+    """The report of a pruning run, as text. verbose: with every group that stays whole."""
     report = made_visible(report)
     parts: list[RenderableType] = [_sizes(report, screen), _channels(report, screen)]
-    parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items()]
+    parts += [_unchanged(report.groups, screen)] if verbose else []
+    parts += [Text(f"{n} unchanged: {reason}") for reason, n in _why_whole(report.groups).items() if not verbose]
     parts.append(Text())
     if report.patterns:
         parts += [_patterns(report.patterns, screen), Text()]
@@ -165,7 +154,16 @@ def _channels(report: Report, screen: Screen) -> Table:
 
 def _why_whole(groups: Sequence[GroupRow]) -> dict[str, int]:
     whole = [g for g in groups if g.channels_after == g.channels_before]
-    return dict(Counter(g.note or "a cut here would cost more accuracy than elsewhere" for g in whole).most_common())
+    return dict(Counter(g.note or _COSTS_MORE for g in whole).most_common())
+
+
+def _unchanged(groups: Sequence[GroupRow], screen: Screen) -> Table:
+    """The groups that stay whole, each with its reason."""
+    table = screen.table("group", "channels", " reason", title="unchanged")
+    for g in groups:
+        if g.channels_after == g.channels_before:
+            table.add_row(g.name, str(g.channels_before), g.note or _COSTS_MORE)
+    return table
 
 
 def _patterns(rows: Sequence[PatternRow], screen: Screen) -> Table:

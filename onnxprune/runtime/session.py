@@ -25,16 +25,18 @@ from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
 from onnxprune.runtime import custom_ops, faults, few_bits, overdue, saturation, single_precision
+from onnxprune.runtime.builds import Builds
 from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
 from onnxprune.threads import limit
 
 # Releases from 1.29 on send names and hashes of the models that they load to their maker, keep files in the user's
 # folder, and complain where there is none. What this says when they are loaded decides; the user may say otherwise.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort
+Builds.found().check()  # an import of what another build has left behind gives a module without anything in it
+import onnxruntime as ort  # noqa: E402
 
-from onnxprune.graph import spill
-from onnxprune.numerics.arrays import Array, cast, is_float
+from onnxprune.graph import spill  # noqa: E402
+from onnxprune.numerics.arrays import Array, cast, is_float  # noqa: E402
 
 Feeds = Mapping[str, Array]
 

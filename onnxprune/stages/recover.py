@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import onnx
@@ -14,7 +14,7 @@ from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
 from onnxprune.recovery.augment import images
-from onnxprune.recovery.recover import Material, Schedule, recover
+from onnxprune.recovery.recover import Material, Schedule, Tell, recover
 from onnxprune.refit.finite import keep_finite
 from onnxprune.stages.answers import Judged
 from onnxprune.stages.load import Loaded
@@ -30,8 +30,13 @@ def recover_weights(
     masks: Masks,
     refitted: Refitted,
     settings: PruneConfig,
+    tell: Tell = lambda epoch, epochs, before, least: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Refitted:
-    """One more candidate: the best so far after learning from the original, where that did it good."""
+    """One more candidate: the best so far after learning from the original, where that did it good.
+
+    tell, stop: as for `recovery.recover.recover`.
+    """
     candidates, coupled = refitted.candidates, judged.coupled
     unfit = ""
     if loaded.fit.synthetic:
@@ -55,6 +60,8 @@ def recover_weights(
             augment=images(flips=True, blends=True),
             fixed=_generated(model, loaded.normalised.tables),
         ),
+        tell,
+        stop,
     )
     notes = [recovery.why] if recovery.why else []
     if not weights:

@@ -99,6 +99,7 @@ def test_which_file():
         ("ratio = ", "is no TOML"),
         ("custom-ops = ['./evil.so']", "is taken of a file that --config names alone"),
         ("[settings.x.bench]\ncustom_ops = './evil.so'", "is taken of a file that --config names alone"),
+        ("[eval]\nmetric = 'own.py:f'", "is taken of a file that --config names alone"),
         ("allow-links = true", "is taken of a file that --config names alone"),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_run_leaves_its_data_as_they_were(tmp_path: Path, place: str):
     before = data.read_bytes()
     link = tmp_path / "link.npz"
     os.link(data, link)
-    stages: list[str] = []
+    stages: list[object] = []
     with pytest.raises(UsageError, match="used twice"):
         prune(digits.path("resnet"), calibration=data, overwrite=True, watch=stages.append, **{place: link})
     assert stages == []

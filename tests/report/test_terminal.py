@@ -225,12 +225,6 @@ def test_latency(seconds: float, text: str):
     assert terminal.latency(seconds) == text
 
 
-def test_no_status_unless_enabled(capsys: pytest.CaptureFixture[str]):
-    with terminal.status(False) as watch:
-        watch("load")
-    assert capsys.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize(
     ("n", "text"),
     [

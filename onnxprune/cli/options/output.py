@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from onnxprune.cli.options.names import DECIDED, flag_of
-from onnxprune.cli.options.section import Section, flag, option
+from onnxprune.cli.options.section import Section, flag, option, with_default
+from onnxprune.cli.values import Choice
 
 OUTPUT = Section(
     "Output",
@@ -40,5 +41,26 @@ OUTPUT = Section(
         "else.",
     ),
     flag("--overwrite", "Replace OUT, --plan and --report files that exist."),
-    flag("--quiet", "No report, no status; warnings and errors stay."),
+    flag("--quiet", "No report, no progress; warnings and errors stay.", "-q"),
+    flag("--verbose", "Also every part of a stage, and the groups that stay whole.", "-v"),
+    option(
+        "--progress",
+        type=Choice(("auto", "none")),
+        **with_default("auto"),
+        help="What stderr shows while the command runs: a bar on a terminal and a line for each stage elsewhere, or "
+        "nothing.",
+    ),
+    option(
+        "--log-file",
+        metavar="FILE",
+        show_default="none",
+        help="Append to this file what is shown, line by line with the time; also with --quiet.",
+    ),
+    option(
+        "--on-interrupt",
+        type=Choice(("discard", "keep")),
+        **with_default("discard"),
+        help="What Ctrl-C does during recovery: end the run, with exit code 130 and nothing written, or go on with the "
+        "best state so far, which is checked like any other. A second Ctrl-C ends the run.",
+    ),
 )
