@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,19 +17,6 @@ settings.load_profile("anywhere")
 
 # What stderr shows has tests of its own; elsewhere a line on it is a warning or an error.
 os.environ["ONNXPRUNE_PROGRESS"] = "none"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def bytecode(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Processes that tests start find onnxprune compiled, also where PYTHONDONTWRITEBYTECODE keeps the checkout clean.
-
-    Else each of them compiles all of it anew, which takes longer than what most of them are started for.
-    """
-    if sys.dont_write_bytecode:
-        own = tmp_path_factory.getbasetemp()
-        shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # by all workers of this run
-        os.environ["PYTHONPYCACHEPREFIX"] = str(shared / "bytecode")
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
