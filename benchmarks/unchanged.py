@@ -58,7 +58,7 @@ TRAINED = (
 # With random inputs.
 UNTRAINED = ("bert_tiny", "llama_tiny_dynamo", "lstm_bi", "shufflenetv2_x", "unet_convt_bn", "vit_tiny_d64")
 # Of a report, what differs between two runs of the same code, and what names a file.
-VOLATILE = frozenset({"effort", "versions", "timing", "latency", "output", "model"})
+VOLATILE = frozenset({"effort", "versions", "timing", "latency", "output", "model", "created"})
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from onnxprune.cli.group import Surroundings, cli
 from onnxprune.cli.inspect import inspect_command
 from onnxprune.cli.log import Log
 from onnxprune.cli.prune import prune_command
+from onnxprune.cli.report import report_command
 from onnxprune.cli.screen import say
 from onnxprune.errors import EXIT_OK, OnnxPruneError, UsageError
 from onnxprune.process import streams
@@ -33,7 +34,7 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 
 
 cli.main_command = prune_command
-for _command in (prune_command, inspect_command, data_command, eval_command, bench_command):
+for _command in (prune_command, inspect_command, data_command, eval_command, bench_command, report_command):
     cli.add_command(_command)
 
 

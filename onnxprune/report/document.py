@@ -20,6 +20,7 @@ SCHEMA = "onnxprune-report"
 # Fields are added within a first number; it changes where one goes, or means something else.
 SCHEMA_VERSION = "1.0"
 DONE, REFUSED, FAILED = "done", "refused", "failed"
+MOST_BYTES = 64 << 20  # of a file that is read
 _REFUSALS = (3, 4)
 
 
@@ -76,7 +77,7 @@ def to_json(document: Document) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
-def read(text: str, name: str) -> dict[str, Any]:
+def read(text: str | bytes, name: str) -> dict[str, Any]:
     """The document in a JSON file called `name`. Raises InputError where it is none, or of another first number."""
     try:
         document = json.loads(text)

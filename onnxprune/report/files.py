@@ -14,10 +14,13 @@ from onnxprune.output.commit import Stage
 from onnxprune.report.document import Document, Outcome, document_of, to_json
 from onnxprune.report.junit import junit
 from onnxprune.report.markdown import markdown
+from onnxprune.report.page import html
 
 ReportFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 FORMS: Mapping[str, tuple[str, Callable[[Document], str]]] = {
     ".json": ("everything, as JSON", to_json),
+    ".html": ("a page to look at and to show around", html),
+    ".htm": ("the same", html),
     ".md": ("a summary in Markdown", markdown),
     ".xml": ("JUnit XML, a case for each check and gate", junit),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxprune.measures.gates import Gate
 from onnxprune.report.document import Outcome, document_of, to_json
+from onnxprune.report.notebook import line, notebook
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Effort:
         return self.seconds / self.plain_pass_seconds if self.plain_pass_seconds else float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Everything that a run has to say.
 
@@ -189,6 +190,14 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON text."""
         return to_json(self.document())
+
+    def __repr__(self) -> str:
+        """What matters most, in a line."""
+        return line(self.document())
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return notebook(self.document())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Nothing is computed here that the document does not hold, so that a page made of
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from onnxprune.measures.figures import ERROR, percent
@@ -15,6 +15,8 @@ from onnxprune.report.units import count, duration, latency, size
 
 NOT_MEASURED = "not measured"
 NOT_CUT = "a cut here would cost more accuracy than elsewhere"
+# What a level of the verdict, or an outcome, is called.
+LABELS = {"unknown": "not measured", "plan": "plan only"}
 Rows = list[tuple[str, ...]]
 _LISTED = 12
 
@@ -28,6 +30,9 @@ def headline(document: Document) -> tuple[str, str]:
         return str(document["status"]), str(document.get("reason") or "")
     if document.get("dry_run"):
         return "plan", "dry run: a plan was made, and no model was written"
+    if document.get("points"):
+        best = next((p for p in document["points"] if p.get("best")), None)
+        return ("good", f"the largest cut that holds: ratio {best['ratio']:.3g}") if best else ("bad", "no cut holds")
     verdict = document.get("verdict")
     if verdict:
         level, text = str(verdict["level"]), str(verdict["text"])
@@ -68,6 +73,53 @@ def time_row(document: Document) -> tuple[str, ...]:
     return "time of a run", NOT_MEASURED, NOT_MEASURED, ""
 
 
+def tiles(document: Document) -> list[tuple[str, str, str]]:
+    """(number, what it is, from what to what) of the few figures that are shown large."""
+    found = [
+        (removed, f"{name} removed", f"{before} → {after}") for name, before, after, removed in size_rows(document)
+    ]
+    found = [row for row in found if row[0]]
+    if document.get("output_error") is not None:
+        bounds = (document.get("error") or {}).get("interval")
+        interval = f"95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
+        found.append((percent(document["output_error"]), "output error", interval))
+    if document.get("agreement") is not None:
+        found.append((f"{document['agreement']:.2%}", "agreement", "get the same class"))
+    return found
+
+
+def front_rows(document: Document) -> list[dict[str, Any]]:
+    """The points of a sweep, in the order of their ratios: what each is called, its texts, and numbers for the chart.
+
+    A point is {ratio, size: {macs, parameters, bytes} or null, error, agreement, top1, seconds, front, why}; what it
+    does not have was not measured.
+    """
+    rows = []
+    for p in document.get("points") or ():
+        known: Mapping[str, Any] = {**p, **(p.get("size") or {})}
+        texts = [(name, NOT_MEASURED if known.get(key) is None else text(known[key])) for key, name, text in _POINT]
+        texts += [("remark", str(p["why"]))] if p.get("why") else []
+        numbers = {key: known.get(key) for key in ("ratio", "macs", "error")}
+        rows.append({"label": f"{p['ratio']:.3g}", "texts": texts, "front": bool(p.get("front"))} | numbers)
+    return rows
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}"
+
+
+# What is told of a point of a sweep: key, name, how.
+_POINT: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("macs", "MACs per sample", count),
+    ("parameters", "parameters", count),
+    ("bytes", "file size", size),
+    ("seconds", "time of a run", latency),
+    ("error", "output error", percent),
+    ("agreement", "agreement", _share),
+    ("top1", "top-1", _share),
+)
+
+
 def quality_rows(document: Document) -> Rows:
     """(what, value) of everything that compares the result's outputs with the original's."""
     rows: Rows = []
@@ -91,7 +143,15 @@ def quality_rows(document: Document) -> Rows:
     rows += [(f"  {name}", text) for name, text in _outputs(document.get("outputs") or ())]
     if document.get("agreement") is not None:
         rows.append(("agreement", f"{document['agreement']:.2%} get the same class"))
-    return rows
+    return rows + [(str(s["name"]), _score(s)) for s in document.get("scores") or ()]
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    """A number of a task's metric, and the original's where it has one."""
+    if score["value"] is None:
+        return f"{NOT_MEASURED}: {score['why']}"
+    before = "" if score["original"] is None else f", the original's {score['original']:.4g}"
+    return f"{score['value']:.4g}{before} ({score['about']})"
 
 
 def _outputs(figures: Sequence[Mapping[str, Any]]) -> Rows:
@@ -230,6 +290,7 @@ def repeat_rows(document: Document) -> Rows:
         rows.append(("time", f"{duration(effort['seconds'])} ({stages})"))
     if effort.get("peak_memory_bytes"):
         rows.append(("peak memory", size(effort["peak_memory_bytes"])))
+    rows += [(f"options from {where}", str(names)) for where, names in (document.get("sources") or {}).items()]
     return [*rows, ("written", str(document.get("created") or ""))]
 
 

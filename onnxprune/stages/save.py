@@ -16,13 +16,21 @@ from onnxprune.report.files import Reports
 from onnxprune.report.summary import Report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneResult:
-    """The pruned model (None after a dry run), the plan and the report."""
+    """The pruned model (None after a dry run), the plan and the report, as which a notebook shows it."""
 
     model: onnx.ModelProto | None
     plan: plan.Plan
     report: Report
+
+    def __repr__(self) -> str:
+        """In a line: a model in words fills screens."""
+        return f"PruneResult(report={self.report!r})"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return self.report._repr_html_()
 
 
 def stored(

@@ -32,8 +32,8 @@ OUTPUT = Section(
         multiple=True,
         metavar="FILE",
         show_default="not saved",
-        help="Save the report, of a run that is refused too: by the suffix as .json (everything), .md (a summary) or "
-        ".xml (JUnit). Repeatable.",
+        help="Save the report, of a run that is refused too: by the suffix as .json (everything), .html (a page), "
+        ".md (a summary) or .xml (JUnit). Repeatable.",
     ),
     flag(
         "--bench",

@@ -33,7 +33,7 @@ REPORT = option(
     multiple=True,
     metavar="FILE",
     show_default="not saved",
-    help="Save the result, also where a gate fails: by the suffix as .json (everything), .md (a summary) or .xml "
-    "(JUnit, a case for each gate). Repeatable.",
+    help="Save the result, also where a gate fails: by the suffix as .json (everything), .html (a page), .md "
+    "(a summary) or .xml (JUnit, a case for each gate). Repeatable.",
 )
 OVERWRITE = flag("--overwrite", "Replace --report files that exist.")

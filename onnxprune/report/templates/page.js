@@ -1,0 +1,112 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const percent = (v) => `${Number((100 * v).toPrecision(3))}%`;
+  const common = { style: { background: "transparent", color: "inherit" } };
+
+  // The network by arrow keys: one row is in the order of Tab, the others are reached from it.
+  const rows = [...document.querySelectorAll(".net li")];
+  const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity };
+  rows.forEach((row, i) => {
+    row.addEventListener("keydown", (event) => {
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      const next = rows[Math.min(Math.max(i + steps[event.key], 0), rows.length - 1)];
+      row.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
+  });
+
+  // A chart is drawn once it comes near the window, and all of them before they are printed.
+  const pending = new Map();
+  const draw = (place) => {
+    const make = pending.get(place);
+    if (!make) return;
+    pending.delete(place);
+    const chart = make(Math.max(place.clientWidth, 200));
+    // One picture with one description: its parts have labels on elements that may not have any.
+    chart.setAttribute("role", "img");
+    chart.querySelectorAll("[aria-label]").forEach((part) => part.removeAttribute("aria-label"));
+    place.replaceChildren(chart);
+  };
+  const near = new IntersectionObserver(
+    (entries) => entries.forEach((e) => e.isIntersecting && (near.unobserve(e.target), draw(e.target))),
+    { rootMargin: "400px" },
+  );
+  const later = (place, make) => {
+    pending.set(place, make);
+    near.observe(place);
+  };
+  addEventListener("beforeprint", () => [...pending.keys()].forEach(draw));
+
+  const curve = (c) => (width) =>
+    Plot.plot({
+      ...common,
+      width,
+      height: 150,
+      marginLeft: 46,
+      ariaLabel: `Error of the outputs against channels kept of ${c.name}`,
+      ariaDescription: c.said,
+      x: { label: "channels kept", ticks: 4, tickFormat: "d" },
+      y: { label: "error", ticks: 4, tickFormat: percent, zero: true, grid: true },
+      marks: [
+        Plot.lineY(c.points, { x: "channels", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
+        Plot.dot(c.points.filter((p) => p.tried), { x: "channels", y: "error", fill: "var(--slim)" }),
+        Plot.ruleX([c.after], { stroke: "currentColor", strokeDasharray: "4 3" }),
+        Plot.tip(
+          c.points,
+          Plot.pointerX({
+            x: "channels",
+            y: "error",
+            title: (p) => `${p.channels} channels: ${percent(p.error)}${p.tried ? ", tried" : ", estimated"}`,
+          }),
+        ),
+      ],
+    });
+  document.querySelectorAll("[data-curve]").forEach((place) => later(place, curve(data.curves[Number(place.dataset.curve)])));
+
+  // The front of a sweep, with the chosen ratio in words beside it.
+  const place = document.querySelector("[data-front]");
+  if (!place) return;
+  const known = data.front.filter((p) => p.macs !== null && p.error !== null);
+  const front = known.filter((p) => p.front).sort((a, b) => a.macs - b.macs);
+  const chart = (chosen) => (width) =>
+    Plot.plot({
+      ...common,
+      width,
+      height: 300,
+      marginLeft: 52,
+      ariaLabel: "Output error against MACs for each ratio that was tried",
+      x: { label: "MACs per sample", tickFormat: "~s", nice: true },
+      y: { label: "output error", tickFormat: percent, zero: true, grid: true },
+      marks: [
+        Plot.line(front, { x: "macs", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
+        Plot.dot(known, { x: "macs", y: "error", r: 4, fill: (p) => (p.front ? "var(--slim)" : "var(--quiet)") }),
+        Plot.dot([chosen].filter((p) => known.includes(p)), { x: "macs", y: "error", r: 9, stroke: "var(--accent)", strokeWidth: 3 }),
+        Plot.tip(known, Plot.pointer({ x: "macs", y: "error", title: (p) => `ratio ${p.label}: ${percent(p.error)}` })),
+      ],
+    });
+  const slider = document.getElementById("ratio");
+  const point = document.getElementById("point");
+  const choose = () => {
+    const chosen = data.front[Number(slider.value)];
+    document.getElementById("chosen").textContent = chosen.label;
+    slider.setAttribute("aria-valuetext", `ratio ${chosen.label}`);
+    const table = document.createElement("table");
+    for (const [name, value] of chosen.texts) {
+      const row = table.insertRow();
+      const head = document.createElement("th");
+      head.scope = "row";
+      head.textContent = name;
+      row.append(head);
+      row.insertCell().textContent = value;
+    }
+    point.replaceChildren(table);
+    pending.set(place, chart(chosen));
+    draw(place);
+  };
+  slider.parentElement.hidden = false;
+  slider.addEventListener("input", choose);
+  choose();
+})();

@@ -1,0 +1,75 @@
+"""Documents of reports for tests: of a run, with everything that a page can show, and with hostile names."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+from tests.digits import pruned
+
+# What a model may be called to break out of whatever a report is written in.
+HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[a](http://b)\n\x1b[31m\x00]]>&amp;\u202e@me #1 www.c.d :tada:"
+GATE = {"name": "--max-error", "limit": 0.1, "held": False, "text": "logits"}
+QUICK: dict[str, Any] = {"ratio": 0.5, "method": "magnitude", "refit": "none"}
+
+
+@cache
+def _text() -> str:
+    return pruned("resnet", **QUICK).report.to_json()
+
+
+def done() -> dict[str, Any]:
+    """The document of a run on the bundled network."""
+    document: dict[str, Any] = json.loads(_text())
+    return document
+
+
+def charted() -> dict[str, Any]:
+    """The same with a curve for every group, and with a sweep's front."""
+    document = done()
+    document["curves"] = [
+        {
+            "group": i,
+            "channels": list(range(2, g["channels_before"] + 1, 2)),
+            "errors": [0.3 * (1 - n / g["channels_before"]) ** 2 for n in range(2, g["channels_before"] + 1, 2)],
+            "tried": [g["channels_before"] // 2],
+        }
+        for i, g in enumerate(document["groups"])
+    ]
+    document["points"] = [
+        {"ratio": r / 10, "size": {"macs": 1_000_000 - 100_000 * r}, "error": 0.005 * r * r, "front": r != 4, "why": ""}
+        for r in range(1, 8)
+    ]
+    return document
+
+
+def hostile(value: Any) -> Any:
+    """The document with every text that may come from outside replaced."""
+    if isinstance(value, dict):
+        return {k: hostile(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile(v) for v in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def evil(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with hostile texts where texts are not fixed by the schema, and with all that may stand in one."""
+    keep = ("schema", "schema_version", "kind", "status", "created")
+    made = hostile(deepcopy(document)) | {k: document[k] for k in keep}
+    for row, own in zip(made["layers"], document["layers"], strict=True):
+        row["kind"] = own["kind"]
+    return made | {"gates": hostile([GATE]), "warnings": [HOSTILE], "notes": [HOSTILE]}
+
+
+def large(rows: int) -> dict[str, Any]:
+    """The document of a network of so many layers, each with a group, a curve and a link past it."""
+    document = charted()
+    layer = next(x for x in document["layers"] if x["group"] is not None)
+    names = [f"/backbone/stage/block.{i}/conv/Conv" for i in range(rows)]
+    sources = [[s for s in (i - 1, i - 9) if s >= 0] for i in range(rows)]
+    document["layers"] = [layer | {"name": n, "group": i, "sources": sources[i]} for i, n in enumerate(names)]
+    document["groups"] = [document["groups"][0] | {"name": n} for n in names]
+    document["curves"] = [document["curves"][0] | {"group": i} for i in range(rows)]
+    return document
