@@ -28,6 +28,7 @@ from onnxprune.config import GOALS, PROVIDERS, READ_BY
 from onnxprune.errors import UsageError
 from onnxprune.options import nearest
 from onnxprune.process import streams
+from onnxprune.report.visible import visible
 from onnxprune.version import __version__
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def _run(
         if shown.progress:
             show = stack.enter_context(bars()) if sys.stderr.isatty() else lines(tell, parts=shown.verbose)
         told: list[str] = []
+        files = (arguments["plan_file"], *arguments["report_file"])
+        also = [visible(f) for f in files if f is not None]
         write = lines(log.write, parts=shown.verbose)
 
         def watch(progress: Progress) -> None:
@@ -180,9 +183,9 @@ def _run(
 
         def ready(report: Report) -> None:
             stack.close()
-            text = terminal.prune_report(report, terminal.Screen(), verbose=shown.verbose)
+            text = terminal.prune_report(report, terminal.Screen(piped=True), verbose=shown.verbose, also=also)
             if not shown.quiet:
-                streams.show(terminal.prune_report(report, screen_of(), verbose=shown.verbose))
+                streams.show(terminal.prune_report(report, screen_of(), verbose=shown.verbose, also=also))
             log.write(text)
             interrupts.hold()
 

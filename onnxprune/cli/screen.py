@@ -22,7 +22,8 @@ def screen_of() -> Screen:
 
     tty = sys.stdout.isatty()
     width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns if tty else PLAIN_WIDTH
-    return Screen(width, tty, (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf"))
+    unicode = (getattr(sys.stdout, "encoding", None) or "ascii").lower().startswith("utf")
+    return Screen(width, tty, unicode, piped=not tty)
 
 
 def warn(text: str) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -39,6 +39,9 @@ from onnxprune.tasks.names import CLASSIFICATION
 
 PLAIN_WIDTH = 100
 _COSTS_MORE = "a cut here would cost more accuracy than elsewhere"
+_PROSE = "reason"
+_SHORTEST = 12
+_UNLIMITED = 100_000
 _SHOWN_PLACES = 3
 _SHOWN_NODES = 10
 _SHOWN_LAYERS = 12
@@ -48,17 +51,21 @@ _ASCII = str.maketrans({"→": "->", "×": "x", "·": "-", "≤": "<=", "…": "
 
 @dataclass(frozen=True)
 class Screen:
-    """Where text goes: columns, whether colours are wanted, and whether the encoding knows more than ASCII."""
+    """Where text goes: columns, whether colours are wanted, and whether the encoding knows more than ASCII.
+
+    piped: nobody's window limits it, so tables are as wide as their names; else names are shortened to the width.
+    """
 
     width: int = PLAIN_WIDTH
     colour: bool = False
     unicode: bool = True
+    piped: bool = False
 
     def render(self, parts: Iterable[RenderableType]) -> str:
         """The parts as text, without trailing spaces; control codes only with `colour`."""
         console = Console(
             file=io.StringIO(),
-            width=self.width,
+            width=_UNLIMITED if self.piped else self.width,
             force_terminal=self.colour,
             force_interactive=False,
             legacy_windows=False,
@@ -69,32 +76,78 @@ class Screen:
         )
         with console.capture() as capture:
             for part in parts:
-                console.print(part)
+                console.print(part, width=None if isinstance(part, Grid) else self.width)
         text = capture.get() if self.unicode else capture.get().translate(_ASCII)
         return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
-    def table(self, *columns: str, title: str = "") -> Table:
+    def table(self, *columns: str, title: str = "") -> Grid:
         """An empty table whose columns after the first are numbers, aligned right, unless they start with a space."""
+        return Grid(self, columns, title)
+
+
+class Grid:
+    """A table with a line for each row: where the screen is too narrow, names lose their middle and reasons fold."""
+
+    def __init__(self, screen: Screen, columns: Sequence[str], title: str) -> None:
+        self._screen, self._columns, self._title = screen, columns, title
+        self._rows: list[tuple[str, ...]] = []
+
+    def add_row(self, *cells: str) -> None:
+        """One cell for each column."""
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """rich's way to ask for what is drawn."""
+        rows, widest = self._rows, self._built(self._rows)
+        named = [i for i in range(len(self._columns)) if self._named(i)]
+        least = {i: max(_SHORTEST, len(self._columns[i].strip())) for i in named}
+        while (over := widest.__rich_measure__(console, options).maximum - options.max_width) > 0:
+            lengths = {i: max((len(r[i]) for r in rows), default=0) for i in named}
+            lengths = {i: n for i, n in lengths.items() if n > least[i]}
+            if not lengths:
+                break
+            longest = max(lengths, key=lengths.__getitem__)
+            others = [n for i, n in lengths.items() if i != longest]
+            most = max(lengths[longest] - over, max(others, default=0) - 1, least[longest])
+            rows = [tuple(_shortened(c, most) if i == longest else c for i, c in enumerate(r)) for r in rows]
+            widest = self._built(rows)
+        yield widest
+
+    def _named(self, column: int) -> bool:
+        """Whether a column holds names, and neither numbers nor prose."""
+        name = self._columns[column]
+        return (column == 0 or name.startswith(" ")) and name.strip() != _PROSE
+
+    def _built(self, rows: Sequence[Sequence[str]]) -> Table:
         table = Table(
-            box=box.SIMPLE_HEAD if self.unicode else box.ASCII_DOUBLE_HEAD,
-            title=title or None,
+            box=box.SIMPLE_HEAD if self._screen.unicode else box.ASCII_DOUBLE_HEAD,
+            title=self._title or None,
             title_justify="left",
             title_style="bold",
             header_style="bold",
-            show_header=any(c.strip() for c in columns),
+            show_header=any(c.strip() for c in self._columns),
             pad_edge=False,
         )
-        for i, name in enumerate(columns):
+        for i, name in enumerate(self._columns):
             left = i == 0 or name.startswith(" ")
             table.add_column(name.strip(), justify="left" if left else "right", overflow="fold")
+        for r in rows:
+            table.add_row(*r)
         return table
+
+
+def _shortened(name: str, most: int) -> str:
+    """A name without its middle, where it has more letters: its ends tell names apart."""
+    front = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:front]}…{name[len(name) - (most - 1 - front) :]}"
 
 
 # prune
 
 
-def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> str:
-    """The report of a pruning run, as text. verbose: with every group that stays whole."""
+def prune_report(report: Report, screen: Screen, *, verbose: bool = False, also: Sequence[str] = ()) -> str:
+    """The report of a pruning run, as text. verbose: with every group that stays whole. also: files beside the model
+    that are written."""
     report = made_visible(report)
     parts: list[RenderableType] = [_sizes(report, screen), _channels(report, screen)]
     parts += [_unchanged(report.groups, screen)] if verbose else []
@@ -110,11 +163,11 @@ def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> st
     if report.dry_run:
         parts.append(Text("dry run: no model was written", "bold"))
     elif report.output:
-        parts.append(Text(f"written: {report.output}", "bold green"))
+        parts.append(Text(f"written: {', '.join((report.output, *also))}", "bold green"))
     return screen.render(parts)
 
 
-def _sizes(report: Report, screen: Screen) -> Table:
+def _sizes(report: Report, screen: Screen) -> Grid:
     before, after = report.before, report.after
     table = screen.table("", "before", "after", "removed", title=report.model)
     rows: list[tuple[str, ...]] = [
@@ -140,7 +193,7 @@ def _ratio(bench: Mapping[str, Any]) -> float:
     return float(bench["comparison"]["ratio"])
 
 
-def _channels(report: Report, screen: Screen) -> Table:
+def _channels(report: Report, screen: Screen) -> Grid:
     changed = [g for g in report.groups if g.channels_after != g.channels_before]
     table = screen.table("group", "channels", "producers", "consumers", " ", title="channels")
     for g in changed:
@@ -157,7 +210,7 @@ def _why_whole(groups: Sequence[GroupRow]) -> dict[str, int]:
     return dict(Counter(g.note or _COSTS_MORE for g in whole).most_common())
 
 
-def _unchanged(groups: Sequence[GroupRow], screen: Screen) -> Table:
+def _unchanged(groups: Sequence[GroupRow], screen: Screen) -> Grid:
     """The groups that stay whole, each with its reason."""
     table = screen.table("group", "channels", " reason", title="unchanged")
     for g in groups:
@@ -166,7 +219,7 @@ def _unchanged(groups: Sequence[GroupRow], screen: Screen) -> Table:
     return table
 
 
-def _patterns(rows: Sequence[PatternRow], screen: Screen) -> Table:
+def _patterns(rows: Sequence[PatternRow], screen: Screen) -> Grid:
     table = screen.table("pattern", "nodes", "tensors", "groups", " layers", title="what the patterns match")
     for p in rows:
         shown = ", ".join(p.layers[:_SHOWN_LAYERS]) or "none"
@@ -457,11 +510,11 @@ def _output_facts(outputs: Sequence[OutputFigures]) -> list[tuple[str, str]]:
     return facts + ([] if outputs[0].cosine is None else [("cosine", f"{outputs[0].cosine:.4f}, a mean over samples")])
 
 
-def _by_output(outputs: Sequence[OutputFigures], screen: Screen) -> Table:
+def _by_output(outputs: Sequence[OutputFigures], screen: Screen) -> Grid:
     table = screen.table("output", "error", "largest difference", "cosine", "agreement", title="outputs")
     for o in outputs:
         table.add_row(
-            Text(o.output),
+            o.output,
             "-" if o.error is None else percent(o.error),
             "-" if o.largest is None else f"{o.largest:.3g}",
             "-" if o.cosine is None else f"{o.cosine:.4f}",
@@ -523,7 +576,7 @@ def _spread(ratio: float, interval: Sequence[float] | None) -> str:
     return f"{ratio:.3f} ×{bounds}"
 
 
-def _operators(models: Sequence[Latency], names: Sequence[str], screen: Screen) -> Table:
+def _operators(models: Sequence[Latency], names: Sequence[str], screen: Screen) -> Grid:
     """Time per operator, that of the models beside each other."""
     columns = [f"{c} {n}".rstrip() for n in names for c in ("time", "share", "calls")]
     table = screen.table("operator", *columns, title="operators")

@@ -114,11 +114,22 @@ def test_names_are_not_markup(report: Report):
     assert "note: [red] :+1:" in text
 
 
-def test_long_names_are_whole(report: Report):
-    name = "x" * 150
-    groups = (replace(report.groups[1], name=name, channels_before=16, channels_after=8),)
+def test_long_names_are_whole_where_no_window_limits_them(report: Report):
+    """Fails where a name is folded or cut in a log, or a row takes more than a line anywhere."""
+    names = ["front" + "x" * 150 + f"/back{i}" for i in range(3)]
+    groups = tuple(replace(report.groups[1], name=n, channels_before=16, channels_after=8) for n in names)
+    text = terminal.prune_report(replace(report, groups=groups), Screen(60, piped=True))
+    assert all(any(line.split()[:1] == [n] for line in text.splitlines()) for n in names)
     text = terminal.prune_report(replace(report, groups=groups), Screen(60))
-    assert text.count("x") >= 150
+    rows = [x for x in text.splitlines() if "front" in x]
+    assert len(rows) == 3
+    assert all(len(x) <= 60 and "…" in x and f"/back{i}" in x and "16 → 8" in x for i, x in enumerate(rows))
+
+
+def test_what_is_written_is_named(report: Report):
+    assert "written: out.onnx, plan.json, r.json\n" in terminal.prune_report(
+        report, Screen(), also=["plan.json", "r.json"]
+    )
 
 
 def test_nothing_prunable_and_everything_prunable():
