@@ -748,7 +748,7 @@ def test_gate(slim: str, capsys: Capture, limits: list[str], code: int, match: s
         ([*EVAL, "--max-error", "5%", "--max-error", "1%"], 2, "--max-error is given twice"),
         ([*EVAL, "--max-error", ":5%"], 2, "names no output in front of the colon"),
         (["--data", str(digits.TEST)], 2, "nothing to compare with"),
-        ([], 2, "Missing option '--data'"),
+        ([], 2, "--data is missing"),
     ],
 )
 def test_eval_refuses(folder: Path, capsys: Capture, args: list[str], code: int, match: str):

@@ -134,6 +134,9 @@ def eval_command(
 
     With --min-agreement, --max-drop, --max-error, --min-metric or --max-metric this is a gate for CI.
     """
+    source = data_of(data, "--data", prepared)
+    if source is None:
+        raise UsageError("--data is missing: the samples to judge by, as a path (or --data-script)")
     if min_agreement is not None and against is None:
         raise UsageError("--min-agreement needs --against")
     if max_error and against is None:
@@ -148,9 +151,6 @@ def eval_command(
         raise UsageError("there is nothing to compare with: give --against ORIGINAL, or --labels KEY")
     limits = parse_once(max_error, "--max-error")
     least, most = parse_once(min_metric, "--min-metric"), parse_once(max_metric, "--max-metric")
-    source = data_of(data, "--data", prepared)
-    if source is None:
-        raise UsageError("--data is missing: the samples to judge by, as a path (or --data-script)")
     start()
     from onnxprune.data.sources import files_of
     from onnxprune.evaluation import evaluate, gates_of
