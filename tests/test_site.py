@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import onnxprune
 from scripts import commands, messages
 from scripts.house import ROOT
 from tests.pages import DOCS, page_id
@@ -96,3 +97,16 @@ def test_messages_are_found_in_every_form(tmp_path: Path) -> None:
 def test_advice_is_of_rooms_that_there_are() -> None:
     assert all(room == "" or (messages.PACKAGE / room).exists() for _, room in messages.ADVICE)
     assert {error for error, room in messages.ADVICE if room == ""} == set(messages.CLASSES)
+
+
+def test_what_can_be_imported_is_on_the_page() -> None:
+    """Fails where the package has a public name that the reference of the API leaves out."""
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\.\. auto(?:function|class):: (\w+)$", page, re.MULTILINE))
+    errors = {name for name in onnxprune.__all__ if _is_an_error(name)}
+    assert shown == set(onnxprune.__all__) - errors - {"__version__"}
+
+
+def _is_an_error(name: str) -> bool:
+    value = getattr(onnxprune, name)
+    return isinstance(value, type) and issubclass(value, onnxprune.OnnxPruneError)
