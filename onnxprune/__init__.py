@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from onnxprune.intake.preview import Preview
     from onnxprune.pipeline import inspect, preview, prune
     from onnxprune.report.progress import Progress
+    from onnxprune.report.sweep import Sweep
+    from onnxprune.sentence.sweep import sweep
     from onnxprune.stages.save import PruneResult
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "PruneResult",
     "RunError",
     "Script",
+    "Sweep",
     "Texts",
     "UsageError",
     "__version__",
@@ -63,6 +66,7 @@ __all__ = [
     "inspect",
     "preview",
     "prune",
+    "sweep",
 ]
 
 _HOMES = {
@@ -76,11 +80,13 @@ _HOMES = {
     "Progress": "onnxprune.report.progress",
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.stages.save",
+    "Sweep": "onnxprune.report.sweep",
     "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
     "inspect": "onnxprune.pipeline",
     "preview": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
+    "sweep": "onnxprune.sentence.sweep",
 }
 
 

@@ -118,7 +118,7 @@ class Evaluation:
 
 def evaluate(
     model: ModelLike,
-    data: Data,
+    data: Data | Samples,
     *,
     against: ModelLike | None = None,
     labels: str | None = None,
@@ -158,7 +158,7 @@ def evaluate(
 
 def _evaluated(
     model: ModelLike,
-    data: Data,
+    data: Data | Samples,
     against: ModelLike | None,
     labels: str | None,
     state: tuple[str, ...],
@@ -319,7 +319,14 @@ def _said_of(tail: Tail) -> tuple[str, ...]:
     return (f"{tail.named}: what it and what lies behind read ({tail.read}) was evaluated",)
 
 
-def _samples(source: Data, proto: onnx.ModelProto, states: tuple[State, ...], most: int | None) -> Samples:
+def samples_for(original: onnx.ModelProto, data: Data, state: Sequence[str] = ()) -> Samples:
+    """Test data as read for a model, for `evaluate` of several that came from it. Raises InputError."""
+    return _samples(data, original, states_of(original, tuple(state)), None)
+
+
+def _samples(source: Data | Samples, proto: onnx.ModelProto, states: tuple[State, ...], most: int | None) -> Samples:
+    if isinstance(source, Samples):
+        return source
     if states:
         return fed_back.read(proto, source, states, most)
     samples = sample_axes.read(proto, taken(source, input_specs(proto), Wanted(most, _SEED)))

@@ -45,11 +45,11 @@ def _as_float(value: Real) -> float:
         return math.inf
 
 
-def error_limit(value: Any) -> float | None:
+def error_limit(value: Any, name: str = "max_error", such_as: str = "a share such as 0.05") -> float | None:
     """What an error may be at most, as a share; None for no limit. Raises UsageError for what limits nothing."""
-    limit: float | None = typed("max_error", value, "float | None")
+    limit: float | None = typed(name, value, "float | None")
     if limit is not None and not 0.0 <= limit < math.inf:
-        raise UsageError(f"max_error is {limit}; give a share such as 0.05")
+        raise UsageError(f"{name} is {limit}; give {such_as}")
     return limit
 
 

@@ -1,13 +1,10 @@
-"""The main job: load → couple → calibrate → select → allocate → rewrite → refit → recover → finish → verify → report.
-
-Each word is a file of `stages`.
-"""
+"""The main job: the words of `sentence.halves`, from a model to a report and files that appear at once."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
@@ -15,7 +12,6 @@ from typing import Unpack
 from onnxprune import plan
 from onnxprune.benchmark.measure import provider_named
 from onnxprune.channels.describe import Description
-from onnxprune.channels.untried import warnings_of
 from onnxprune.config import Options, PruneConfig
 from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
@@ -35,27 +31,17 @@ from onnxprune.report.summary import Report
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.session import check_provider, check_starts, timing_on
-from onnxprune.stages.answers import judged_by
-from onnxprune.stages.calibrate import calibrate
+from onnxprune.sentence.exam import Exam, Limits, TestData
+from onnxprune.sentence.halves import choose, make, prepare, replayed_from
+from onnxprune.sentence.largest import STEP, Found, largest_cut
 from onnxprune.stages.clock import Clock
-from onnxprune.stages.couple import (
-    couple,
-    describe_loaded,
-    foreseen,
-)
-from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, replay, uncut
-from onnxprune.stages.finish import finish
+from onnxprune.stages.couple import describe_loaded, foreseen
 from onnxprune.stages.load import Calibration, load, opened
 from onnxprune.stages.look import looked_at
-from onnxprune.stages.recover import recover_weights
-from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.refuse import SoFar, refusing
-from onnxprune.stages.report import report_of, with_latency
-from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.report import estimated, report_of, speed_gates, with_latency
 from onnxprune.stages.save import PruneResult, named, stored
-from onnxprune.stages.select import select
-from onnxprune.stages.time_layers import stopwatch_of, timed_with
-from onnxprune.stages.verify import check, error_gate
+from onnxprune.stages.time_layers import timed_with
 from onnxprune.targets.alignment import DEFAULT, TARGETS
 from onnxprune.threads import one_blas_thread
 
@@ -78,7 +64,13 @@ def prune(
     jobs: int = 1,
     scheduler: str | None = None,
     provider: str | None = None,
+    test: TestData = None,
+    test_labels: str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
     max_error: float | None = None,
+    min_speedup: float | None = None,
+    largest: bool = False,
     allow_links: bool = False,
     custom_ops: Libraries = (),
     command: Sequence[str] = (),
@@ -106,9 +98,14 @@ def prune(
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
     "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
     target. That time aside, none of the three changes the result beyond rounding, and none belongs to the plan.
-    max_error: what the error of any output, or the share of answers that change, may be at most (0.05); where it is
-    more, or could not be measured, CheckFailed is raised, also with `force`. allow_links: weights may lie where links
-    beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
+    max_drop: points of top-1 that may be lost at most; min_agreement: the share of samples that keep their class at
+    least; max_error: what the error of any output, or the share of answers that change, may be at most (0.05). Where
+    one does not hold, or could not be measured, CheckFailed is raised, also with `force`. test: data that these are
+    asked of, as the calibration data, instead of samples held out from that; test_labels: the key of the classes in it,
+    None for its only key of integers. largest: instead of a ratio, the largest cut that holds these limits;
+    BudgetUnreachable where none does. min_speedup: how many times as fast as the original the result has to be, by the
+    lower end of the 95 % interval of runs in turns (see `bench`); else CheckFailed. allow_links: weights may lie where
+    links beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
     command: what was typed, for the report. sources: where options were found that were not typed, and which these
     are. stop: asked between the steps of recovery; where it says so, that ends with the best state so far.
     Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
@@ -117,13 +114,17 @@ def prune(
     settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
     if dry_run and bench:
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
-    max_error = error_limit(max_error)
-    if dry_run and max_error is not None:
-        raise UsageError("a dry run makes no model whose error could be measured: leave out max_error, or the dry run")
-    timed_on = provider_named("cpu" if bench is True else bench) if bench else None
+    least = error_limit(min_speedup, "min_speedup", "a factor such as 1.2")
+    asked = Asked(Limits(max_drop, min_agreement, max_error), test, test_labels, least, largest)
+    asked.check(settings, dry_run=dry_run, replays=chosen is not None)
+    timed_on = None
+    if bench or least is not None:
+        timed_on = provider_named(bench if isinstance(bench, str) and bench else provider or "cpu")
     output = None if dry_run else output
     reports = Reports.of(report_file, overwrite=overwrite)
-    check_outputs((output, plan_file, *reports.paths), (model, *files_of(calibration), from_plan), overwrite)
+    check_outputs(
+        (output, plan_file, *reports.paths), (model, *files_of(calibration), *files_of(test), from_plan), overwrite
+    )
     check_choice(jobs, scheduler)
     libraries = checked_libraries(custom_ops)
     if libraries and scheduler is not None:
@@ -149,7 +150,7 @@ def prune(
                         clock,
                         place,
                         timed_on,
-                        max_error,
+                        asked,
                         so_far,
                         dry_run=dry_run,
                         allow_links=allow_links,
@@ -213,6 +214,26 @@ def preview(
         return seen
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the result has to hold, and the data that tells. largest: as large a cut as that allows."""
+
+    limits: Limits
+    test: TestData
+    test_labels: str | None
+    min_speedup: float | None
+    largest: bool
+
+    def check(self, settings: PruneConfig, *, dry_run: bool, replays: bool) -> None:
+        """Raises UsageError for what does not go together."""
+        if dry_run and (self.limits or self.min_speedup is not None):
+            raise UsageError("a dry run makes no model that could be judged: leave out its limits, or the dry run")
+        if self.largest and not self.limits:
+            raise UsageError("the largest cut needs a limit that it has to hold: max_drop, min_agreement or max_error")
+        if self.largest and (replays or settings.ratio is None):
+            raise UsageError("the largest cut is one of ratios: leave out the plan, uniform and tolerances")
+
+
 def _run(
     model: ModelLike,
     files: Sequence[str | os.PathLike[str] | None],
@@ -222,78 +243,46 @@ def _run(
     stage: Clock,
     place: Workplace,
     timed_on: str | None,
-    max_error: float | None,
+    asked: Asked,
     so_far: SoFar,
     *,
     dry_run: bool,
     allow_links: bool,
 ) -> tuple[PruneResult, bool]:
-    """The sentence, one line per stage, and whether the result's weights go beside it.
+    """The sentence, and whether the result's weights go beside it.
 
-    files: output, plan, reports. timed_on: the provider that times the models, None to leave that out. max_error: of
-    the result, None for no limit. so_far: is told what is known, for the report of a run that is refused.
+    files: output, plan, reports. timed_on: the provider that times the models, None to leave that out. so_far: is told
+    what is known, for the report of a run that is refused.
     """
     output, *others = files
     with stage("load"):
         so_far.loaded = loaded = opened(model, calibration, settings, replayed, allow_links=allow_links)
         check_data(output, others, loaded.source)
-    with stage("couple"):
-        coupled = couple(loaded, settings, replayed)
-        check_before(loaded, coupled, settings, replayed)
-    # Not before: where nothing can be pruned, one line says so.
-    stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
-    with stage("calibrate"):
-        calibrated = calibrate(loaded, coupled, settings, place, selects=replayed is None)
-    stopwatch = stopwatch_of(loaded, coupled, settings, place) if settings.budget == "latency" else None
-    if replayed is None:
-        if stopwatch is not None:
-            with stage("time layers"):
-                stopwatch.measure()
-        with stage("select"):
-            candidates = select(coupled, calibrated, settings, place)
-        tried = mixtures(candidates, settings)
-        cuts = [cut_with(c, loaded, coupled, calibrated, settings, stage, stopwatch, place) for c in tried]
-        masks, coefficients = cuts[0]
-        if len(cuts) > 1:
-            with stage("compare"):
-                masks, coefficients = best_of(cuts, loaded, coupled, calibrated, settings)
-        checksums = (loaded.source.sha256, loaded.inputs_sha256)
-        stays = uncut(coupled, masks)
-        chosen = plan.make(
-            coupled.channels, masks, *checksums, settings.as_dict(), coefficients, stays, loaded.said_of_data
-        )
+        state = settings.state
+        exam = Exam.of(model, loaded, asked.test, asked.test_labels, asked.limits, state=state, allow_links=allow_links)
+    first = settings.with_options(ratio=STEP) if asked.largest else settings
+    prepared = prepare(loaded, first, stage, place, replays=replayed)
+    if asked.largest:
+        found = largest_cut(prepared, settings, stage, exam)
+    elif replayed is None:
+        found = Found(prepared, settings, choose(prepared, settings, stage))
     else:
-        masks = replay(replayed, coupled, settings)
-        chosen = replace(
-            replayed,
-            data_sha256=loaded.inputs_sha256,
-            config=settings.as_dict(),
-            split_seed=None if replayed.divided_by == settings.seed else replayed.divided_by,
-        )
-        coefficients = chosen.coefficients(coupled.channels)
+        found = Found(prepared, settings, replayed_from(prepared, replayed, settings))
+    prepared, settings, chosen = found.prepared, found.settings, found.chosen
+    about = loaded, prepared.coupled, prepared.calibrated, chosen.masks, settings, stage
+    coupled, masks, stopwatch = prepared.coupled, chosen.masks, prepared.stopwatch
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
-        report = so_far.settled(
-            report_of(loaded, coupled, calibrated, masks, settings, stage, None, None, timed, place)
-        )
-        return PruneResult(None, chosen, replace(report, notes=(*report.notes, *foreseen(loaded, settings)))), False
-    with stage("rewrite"):
-        sliced = rewrite(loaded, coupled, masks)
-        judged = judged_by(loaded, coupled, calibrated.reference, masks)
-    with stage("refit"):
-        refitted = refit_weights(loaded, coupled, calibrated, masks, coefficients, sliced, settings)
-    if settings.epochs:
-        with stage("recover"):
-            refitted = recover_weights(loaded, judged, masks, refitted, settings, stage.judged, stage.stop)
-    with stage("verify"):
-        finished = finish(loaded, judged, masks, sliced, refitted, settings)
-        checked = check(loaded, coupled, calibrated, masks, sliced, finished, settings)
+        report = estimated(report_of(*about, None, None, timed, place), coupled, prepared.tried, masks)
+        report = replace(report, notes=(*report.notes, *foreseen(loaded, settings)))
+        return PruneResult(None, chosen.plan, so_far.settled(report)), False
+    checked = found.checked or make(prepared, chosen, settings, stage)
+    gates, said = exam.asked_of(checked, loaded, stage)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
-    report = so_far.settled(
-        report_of(loaded, coupled, calibrated, masks, settings, stage, checked, output, timed, place),
-        error_gate(checked.figures, max_error),
-    )
+    report = report_of(*about, checked, output, timed, place)
+    report = so_far.settled(replace(report, notes=(*report.notes, *said, *found.notes)), gates)
     if timed_on is not None:
         stage.begin("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)
-    return PruneResult(checked.whole, chosen, report), loaded.source.separate
+        report = so_far.settled(report, (*gates, *speed_gates(report, asked.min_speedup)))
+    return PruneResult(checked.whole, chosen.plan, report), loaded.source.separate

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli", "__init__"),
     ("pipeline",),
+    ("sentence",),
     ("stages",),
     ("latency",),
     ("allocation",),

@@ -110,7 +110,7 @@ def test_arithmetic_knows_no_model(room: str):
 
 def test_stages_alone_see_options():
     """Fails where an engine is given the options of a run, or what stages hand to each other."""
-    above = ("cli", "pipeline", "stages", "plan", "config", "__main__")
+    above = ("cli", "pipeline", "sentence", "stages", "plan", "config", "__main__")
     for module, own in NEEDS.items():
         if module == "onnxprune" or house.room_of(module) in above:
             continue

@@ -18,7 +18,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FOREIGN = {
     *("main.py", "mobile2_finetune.py", "kit.py", "onnxprune.toml", "models/*.onnx", "arch/", "wild/", "before.json"),
     "build/site/",
-    *("onnx.backend.test.case.node", "torch.onnx.export"),
+    *("sweep.md", "onnx.backend.test.case.node", "torch.onnx.export"),
 }
 A_PATH = re.compile(r"\.?[A-Za-z_][\w.\-]*(?:/[\w.\-]+)*(?:/|\.(?:py|md|json|jsonl|svg|onnx|npz|toml|yml))")
 A_MEMBER = re.compile(r"[a-z_][a-z_0-9]*(?:\.[A-Za-z_]\w*)+")

@@ -100,24 +100,34 @@ class Widths:
                 allowed[index] = common
         return cls(tuple(allowed), tuple(multiples), tuple(whole), aligned, relaxed, wanted.alike)
 
-    @classmethod
-    def within(
-        cls,
-        channels: ChannelGraph,
-        frozen: Mapping[int, Frozen],
-        drops: Mapping[int, Drop],
-        wanted: Wanted,
-        cost: budget.CostModel,
-        limit: float,
-    ) -> Widths:
-        """The coarsest with which what remains can cost as little as `limit`, where the alignment is a free choice.
 
-        Where none does, those of single channels.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Choices:
+    """What widths follow from, whatever the budget is. frozen, drops: as for `Widths.of`.
+
+    cost: against the units kept, and that of the original, `full`: what a budget is met by.
+    """
+
+    channels: ChannelGraph
+    frozen: Mapping[int, Frozen]
+    drops: Mapping[int, Drop]
+    wanted: Wanted
+    cost: budget.CostModel
+    full: float
+
+    def at(self, ratio: float | None) -> Widths:
+        """The coarsest with which so much of the cost can go, where the alignment is a free choice.
+
+        Where none does, those of single channels. Without a ratio, those of the alignment. Raises UsageError.
         """
-        widths = cls.of(channels, frozen, drops, wanted)
-        while wanted.free and widths.alignment > 1 and budget.smallest(cost, widths.allowed) > limit:
-            widths = cls.of(channels, frozen, drops, wanted, 2 * widths.relaxed)
+        widths = self._of(1)
+        limit = float("inf") if ratio is None else (1.0 - ratio) * self.full
+        while self.wanted.free and widths.alignment > 1 and budget.smallest(self.cost, widths.allowed) > limit:
+            widths = self._of(2 * widths.relaxed)
         return widths
+
+    def _of(self, relaxed: int) -> Widths:
+        return Widths.of(self.channels, self.frozen, self.drops, self.wanted, relaxed)
 
 
 def _least(g: Group, least: int, wanted: Wanted) -> int:

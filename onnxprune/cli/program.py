@@ -24,6 +24,7 @@ from onnxprune.cli.log import Log
 from onnxprune.cli.prune import prune_command
 from onnxprune.cli.report import report_command
 from onnxprune.cli.screen import say
+from onnxprune.cli.sweep import sweep_command
 from onnxprune.errors import EXIT_OK, OnnxPruneError, UsageError
 from onnxprune.process import streams
 from onnxprune.process.scratch import Scratch
@@ -34,7 +35,8 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 
 
 cli.main_command = prune_command
-for _command in (prune_command, inspect_command, data_command, eval_command, bench_command, report_command):
+_COMMANDS = (prune_command, sweep_command, inspect_command, data_command, eval_command, bench_command, report_command)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -26,10 +26,14 @@ from onnxprune.cli.screen import screen_of, tell, warn
 from onnxprune.cli.start import start
 from onnxprune.config import GOALS, PROVIDERS, READ_BY
 from onnxprune.errors import UsageError
+from onnxprune.methods import reading_labels
 from onnxprune.options import nearest
 from onnxprune.process import streams
 from onnxprune.report.visible import visible
+from onnxprune.targets.alignment import AUTO
 from onnxprune.version import __version__
+
+LIMITS = ("max_drop", "min_agreement", "max_error")
 
 if TYPE_CHECKING:
     from onnxprune.report.live import Show
@@ -99,8 +103,17 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
     Raises UsageError for options that are missing or contradict each other.
     """
     origins = Origins.of(ctx).settle(given)
-    given["calib"] = data_of(given["calib"], "--calib", given)
+    read_data(given)
     explicit = origins.explicit()
+    labels_of(explicit, given)
+    limited = any(given[k] is not None for k in LIMITS)
+    largest = given["ratio"] == AUTO or (limited and not explicit & {*GOALS, "from_plan"})
+    if largest and not limited:
+        raise UsageError(
+            f"--ratio auto is the largest that holds a limit: give one of {', '.join(map(flag_of, LIMITS))}"
+        )
+    if largest:
+        explicit.discard("ratio")
     if given["from_plan"] is not None:
         refused = [flag_of(k) for k in DECIDED if k in explicit]
         if refused:
@@ -109,12 +122,12 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
         refused = [flag_of(k) for k in ("ratio", "budget") if k in explicit]
         if refused:
             raise UsageError(f"{flag_of(instead)} takes the place of a budget: leave out {', '.join(refused)}")
-    elif given["ratio"] is None:
+    elif given["ratio"] is None and not largest:
         raise UsageError(
             "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance, "
-            "--layer-tolerance)"
+            "--layer-tolerance, or a limit such as --max-error 5%, for the largest cut that holds it)"
         )
-    _check_effect(explicit, given)
+    check_effect(explicit, given)
     if given["jobs"] > 1 and given["scheduler"] is not None:
         raise UsageError("--jobs are processes of this machine, --scheduler has workers of its own: leave out one")
     if given["labels"] is not None and given["calib"] is None:
@@ -123,10 +136,12 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
         raise UsageError("OUT is missing: name the file to write, or use --dry-run")
     if given["bench"] and given["dry_run"]:
         raise UsageError("--dry-run makes no model that --bench could time: leave out one of them")
-    if given["max_error"] is not None and given["dry_run"]:
-        raise UsageError("--dry-run makes no model whose error --max-error could limit: leave out one of them")
+    judging = next((k for k in (*LIMITS, "min_speedup") if given[k] is not None), None)
+    if judging is not None and given["dry_run"]:
+        raise UsageError(f"--dry-run makes no model that {flag_of(judging)} could judge: leave out one of them")
     arguments = {k: v for k, v in given.items() if k in explicit or k not in SETTINGS}
     arguments["calibration"] = arguments.pop("calib")
+    arguments["largest"] = largest
     arguments["sources"] = origins.told()
     arguments["bench"] = given["bench"] and (given["provider"] or PROVIDERS[0])
     return arguments
@@ -201,7 +216,7 @@ def _run(
         )
 
 
-def _check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:
+def check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:
     """Raises UsageError for an option that was given and would do nothing."""
     for name, methods in READ_BY.items():
         if name in explicit and given["method"] not in methods:
@@ -212,3 +227,18 @@ def _check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:
     for name in ("batch", "threads"):
         if name in explicit and given["from_plan"] is None and given["budget"] != "latency":
             raise UsageError(f"--{name} says what --budget latency times: leave it out, or choose that budget")
+
+
+def labels_of(explicit: set[str], given: dict[str, Any]) -> None:
+    """Sort --labels: beside --test they are those of the test data too, or alone where the method reads none."""
+    given["test_labels"] = None if given["test"] is None else given["labels"]
+    if given["test"] is not None and given["method"] not in reading_labels():
+        given["labels"] = None
+        explicit.discard("labels")
+
+
+def read_data(given: dict[str, Any]) -> None:
+    """The data of --calib and of --test, as the options of images and texts say of both."""
+    if given["test"] is not None:
+        given["test"] = data_of(given["test"], "--test", {**given, "data_script": None})
+    given["calib"] = data_of(given["calib"], "--calib", given)

@@ -115,6 +115,14 @@ def parse_once(pairs: Iterable[tuple[str, float]], option: str) -> dict[str, flo
     return found
 
 
+class Ratio(Share):
+    """A share, or the word for the largest that some limits allow."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:  # type: ignore[override]
+        """The number, or the word. Raises click.BadParameter."""
+        return AUTO if str(value).strip().lower() == AUTO else super().convert(value, param, ctx)
+
+
 class Choice(_Names):
     """One of several names; for another one the nearest is named."""
 

@@ -31,6 +31,7 @@ from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report
+from onnxprune.report.sweep import Sweep, said_of, table_of
 from onnxprune.report.units import count, duration, latency, size
 from onnxprune.report.visible import made_visible
 from onnxprune.tasks.answered import SHARE, Score
@@ -399,6 +400,30 @@ def _check_facts(report: Report) -> list[tuple[str, str]]:
         change = f": {r['before']:.2%} → {r['after']:.2%}" if report.output_error is not None else ""
         facts.append(("recovery", f"{r['steps']} steps; {kept} kept{change}"))
     return facts
+
+
+# sweep
+
+
+def sweep(s: Sweep, screen: Screen) -> str:
+    """The points of a sweep, as text."""
+    s = made_visible(s)
+    heads, rows = table_of(s)
+    table = screen.table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    parts: list[RenderableType] = [
+        Text(s.model),
+        Text(),
+        table,
+        Text(f"* on the Pareto front; judged on {s.judged}"),
+        Text(),
+    ]
+    parts += [_note(text) for text in (*said_of(s), *s.notes)]
+    written = [p.output for p in s.points if p.output]
+    if written:
+        parts += [Text(), Text(f"written: {', '.join(written)}")]
+    return screen.render(parts)
 
 
 # inspect

@@ -1,4 +1,4 @@
-"""From paths to masks: how many units of every group stay, by trial cuts, and which path they are from."""
+"""From curves to masks: how many units of every group stay, and which path they are from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from onnxprune.config import PruneConfig
 from onnxprune.data.batches import BATCH
 from onnxprune.data.layouts import samples_first
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
-from onnxprune.jobs.work import Scheduler
 from onnxprune.latency.search import KeptUnits, meet
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
@@ -20,21 +19,19 @@ from onnxprune.selection import Path
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.try_cuts import Tried, trial_network
 
 # How far from the wanted share of the time a measured one may be.
 LATENCY_MISSED = 0.1
-# Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
-TRIAL_PASSES, FAST_TRIAL_PASSES = 2.0, 0.5
 
 
 def allocate(
     loaded: Loaded,
     coupled: Coupled,
     calibrated: Calibrated,
-    candidates: Mapping[str, Sequence[Path]],
+    tried: Tried,
     settings: PruneConfig,
     stopwatch: Stopwatch | None = None,
-    scheduler: Scheduler | None = None,
 ) -> tuple[dict[int, Mask], Sequence[Path]]:
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
@@ -43,15 +40,15 @@ def allocate(
     """
     channels = coupled.channels
     widths = coupled.widths.allowed
-    paths = next(iter(candidates.values()))
+    paths = next(iter(tried.paths.values()))
     if settings.tolerance is not None:
         return {}, paths
     if settings.ratio is not None:
-        kept, paths = within_budget(loaded, coupled, calibrated, candidates, settings, stopwatch, scheduler)
+        kept, paths = within_budget(loaded, coupled, calibrated, tried, settings, stopwatch)
     elif settings.uniform is not None:
         kept = budget.uniform(widths, settings.uniform)
     else:
-        kept, paths = within_each(coupled, candidates, settings)
+        kept, paths = within_each(coupled, tried.paths, settings)
     masks = {g.index: paths[g.index].kept(kept[g.index]) for g in channels.groups if kept[g.index] < g.size}
     masks = {g: mask for g, mask in masks.items() if g not in dead_groups(coupled.drops, masks)}
     option, wanted = settings.option, exact_percent(getattr(settings, settings.goal))
@@ -118,10 +115,9 @@ def within_budget(
     loaded: Loaded,
     coupled: Coupled,
     calibrated: Calibrated,
-    candidates: Mapping[str, Sequence[Path]],
+    tried: Tried,
     settings: PruneConfig,
     stopwatch: Stopwatch | None = None,
-    scheduler: Scheduler | None = None,
 ) -> tuple[KeptUnits, Sequence[Path]]:
     """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
 
@@ -133,11 +129,11 @@ def within_budget(
     full = coupled.whole(settings.budget) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
     least = within_reach(cost, widths, full, settings)
-    tried = [(p, trials_of(loaded, coupled, calibrated, p, settings, scheduler)) for p in candidates.values()]
-    if len(tried) > 1:
-        better = [min(tried, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
-        tried.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
-    with_curves = [(p, curves_of(p, t, coupled)) for p, t in tried]
+    by_method = [(p, tried.errors[k]) for k, p in tried.paths.items()]
+    if len(by_method) > 1:
+        better = [min(by_method, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
+        by_method.append(([p[g] for g, (p, _) in enumerate(better)], [t[g] for g, (_, t) in enumerate(better)]))
+    with_curves = [(p, curves_of(p, t, coupled)) for p, t in by_method]
 
     def decide(limit: float) -> tuple[KeptUnits, Sequence[Path]]:
         allocations = [(kept_of(curves, cost, limit, widths, coupled), p) for p, curves in with_curves]
@@ -213,6 +209,16 @@ def curves_of(paths: Sequence[Path], trials: Sequence[Mapping[int, float]], coup
     return curves
 
 
+def estimate_of(tried: Tried, coupled: Coupled, kept: Sequence[int]) -> float | None:
+    """The error of the outputs by the curves: a sum over the groups; None where these are of several methods, or of
+    none."""
+    if len(tried.errors) != 1:
+        return None
+    (name,) = tried.errors
+    curves = curves_of(tried.paths[name], tried.errors[name], coupled)
+    return float(sum(c[k] for c, k in zip(curves, kept, strict=True)))
+
+
 def error_of(
     loaded: Loaded,
     coupled: Coupled,
@@ -227,49 +233,6 @@ def error_of(
     reference, held = calibrated.reference, loaded.held
     runs = [samples_first(session.run(b), held.count(b), reference.layouts) for b in held.batches(BATCH)]
     return reference.error(concatenated(runs, padded=held.ragged))
-
-
-def trial_network(
-    loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
-) -> trial_cuts.TrialNetwork:
-    """What the samples run, as trials cut it."""
-    return trial_cuts.TrialNetwork(
-        proto=coupled.seen.proto,
-        channels=coupled.seen.channels,
-        layers=coupled.layers,
-        moments=calibrated.moments,
-        types=loaded.normalised.types,
-        level=settings.level,
-    )
-
-
-def trials_of(
-    loaded: Loaded,
-    coupled: Coupled,
-    calibrated: Calibrated,
-    paths: Sequence[Path],
-    settings: PruneConfig,
-    scheduler: Scheduler | None = None,
-) -> list[dict[int, float]]:
-    """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
-    taken, widths = coupled.seen, coupled.widths.allowed
-    only = {g.index for g, w in zip(coupled.channels.groups, widths, strict=True) if w != (g.size,)} - taken.idle
-    most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
-    passes = most * loaded.count / len(loaded.held)
-    samples, reference, levels = trial_cuts.affordable(
-        taken.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
-    )
-    return trial_cuts.measure(
-        trial_network(loaded, coupled, calibrated, settings),
-        samples,
-        reference,
-        paths,
-        only=only,
-        levels=levels,
-        whole={i for i, w in enumerate(widths) if w[0] == 0},
-        memory=settings.memory,
-        scheduler=scheduler,
-    )
 
 
 def coefficients_of(masks: Masks, paths: Sequence[Path]) -> dict[int, Coefficients]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from onnxprune import cost, plan
-from onnxprune.allocation.widths import USEFUL_SHARE, Wanted, Widths
+from onnxprune.allocation.widths import USEFUL_SHARE, Choices, Wanted, Widths
 from onnxprune.calibration.branches_taken import TakenBranches, layers_taken, taken_by
 from onnxprune.calibration.layers import Layer
 from onnxprune.calibration.turns import turns_of
@@ -42,10 +42,10 @@ class Coupled:
     """The channel graph, what of it the samples run, the linear layers of that, and what may not be cut.
 
     observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
-    widths: what each group may keep. drops: by index, the groups that could go as a whole branch. costs: "macs" and
-    "params" of the result against the units that are kept, and "stored", its parameters without those that a refit may
-    add; stored_parameters: those of the original. untried: the branches that no sample takes. patterns: what the
-    patterns of the options match.
+    choices: what widths follow from; widths: what each group may keep, at the ratio of the options. drops: by index,
+    the groups that could go as a whole branch. costs: "macs" and "params" of the result against the units that are
+    kept, and "stored", its parameters without those that a refit may add; stored_parameters: those of the original.
+    untried: the branches that no sample takes. patterns: what the patterns of the options match.
     """
 
     channels: ChannelGraph
@@ -53,12 +53,17 @@ class Coupled:
     layers: tuple[Layer, ...]
     observed: Observed
     seen: TakenBranches
+    choices: Choices
     widths: Widths
     drops: Mapping[int, Drop] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     stored_parameters: int = 0
     untried: tuple[Untried, ...] = ()
     patterns: tuple[Matched, ...] = ()
+
+    def at(self, ratio: float | None) -> Coupled:
+        """The same with the widths of another ratio."""
+        return replace(self, widths=self.choices.at(ratio))
 
     def whole(self, budget: str) -> float:
         """What the original has of what a budget counts."""
@@ -97,13 +102,11 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
     wanted = replace(wanted_widths(settings, patterns), shares=shares_of(patterns, frozen), alike=alike_in(patterns))
-    widths = Widths.of(channels, frozen, drops, wanted)
-    if settings.ratio is not None:
-        # Of a latency nothing is measured yet; MACs stand in.
-        width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
-        if settings.budget == "params":
-            width_cost, full = costs["params"], float(stored)
-        widths = Widths.within(channels, frozen, drops, wanted, width_cost, (1.0 - settings.ratio) * full)
+    # Of a latency nothing is measured yet; MACs stand in.
+    width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
+    if settings.budget == "params":
+        width_cost, full = costs["params"], float(stored)
+    choices = Choices(channels=channels, frozen=frozen, drops=drops, wanted=wanted, cost=width_cost, full=full)
     observed = observed_of(taken, n)
     coupled = Coupled(
         channels=channels,
@@ -111,7 +114,8 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         layers=tuple(replace(x, made=fixed.get(x.weight, 0)) for x in layers_taken(taken, channels)),
         observed=observed,
         seen=seen(taken, observed, n, labelled=settings.labels is not None),
-        widths=widths,
+        choices=choices,
+        widths=choices.at(settings.ratio),
         drops=drops,
         costs=costs,
         stored_parameters=stored,

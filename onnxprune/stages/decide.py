@@ -9,10 +9,8 @@ from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable, UsageError
 from onnxprune.intake import older
-from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Mask
-from onnxprune.selection import Path
 from onnxprune.stages.allocate import allocate, check_reachable, coefficients_of
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated
@@ -24,15 +22,16 @@ from onnxprune.stages.imitate import Cut, imitate
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.try_cuts import Tried
 
 
-def mixtures(candidates: Mapping[str, Sequence[Path]], settings: PruneConfig) -> list[Mapping[str, Sequence[Path]]]:
+def mixtures(tried: Tried, settings: PruneConfig) -> list[Tried]:
     """What is tried to the end: all candidates group by group and, where there are several, each of them alone.
 
     With a tolerance, of the outputs or of layers, the first only, since the others would remove something else.
     """
-    alone = [{name: paths} for name, paths in candidates.items()]
-    return [candidates, *alone] if len(alone) > 1 and settings.share is not None else [candidates]
+    alone = tried.alone
+    return [tried, *alone] if len(alone) > 1 and settings.share is not None else [tried]
 
 
 def check_before(loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: plan.Plan | None) -> None:
@@ -43,22 +42,21 @@ def check_before(loaded: Loaded, coupled: Coupled, settings: PruneConfig, replay
 
 
 def cut_with(
-    candidates: Mapping[str, Sequence[Path]],
+    tried: Tried,
     loaded: Loaded,
     coupled: Coupled,
     calibrated: Calibrated,
     settings: PruneConfig,
     stage: Clock,
     stopwatch: Stopwatch | None = None,
-    place: Workplace = HERE,
 ) -> Cut:
-    """Masks and coefficients by these candidates. Raises BudgetUnreachable and NothingPrunable."""
+    """Masks and coefficients by these paths and curves. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):
-        masks, paths = allocate(loaded, coupled, calibrated, candidates, settings, stopwatch, place.scheduler)
+        masks, paths = allocate(loaded, coupled, calibrated, tried, settings, stopwatch)
     if not settings.sequential:
         return masks, coefficients_of(masks, paths)
     with stage("imitate"):
-        return imitate(loaded, coupled, calibrated, candidates, masks, settings)
+        return imitate(loaded, coupled, calibrated, tried.paths, masks, settings)
 
 
 def best_of(

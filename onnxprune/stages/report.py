@@ -19,6 +19,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Latency
+from onnxprune.measures.gates import Gate
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.methods import METHODS, tried
 from onnxprune.numerics.arrays import Masks
@@ -27,12 +28,13 @@ from onnxprune.output.model_files import written_bytes
 from onnxprune.refit.lockstep import Fit
 from onnxprune.report.environment import peak_memory, versions
 from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report, Size
-from onnxprune.stages.allocate import LATENCY_MISSED
+from onnxprune.stages.allocate import LATENCY_MISSED, estimate_of
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import Coupled, not_counted
 from onnxprune.stages.draw import layer_rows
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.try_cuts import Tried
 from onnxprune.stages.verify import Checked
 from onnxprune.targets.alignment import TARGETS
 
@@ -160,6 +162,35 @@ def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str
     except OnnxPruneError as e:
         return replace(report, notes=(*report.notes, f"the latency was not measured: {e}"))
     return replace(report, latency=latency.as_dict(), notes=(*report.notes, *latency.notes))
+
+
+def estimated(report: Report, coupled: Coupled, tried: Tried | None, masks: Masks) -> Report:
+    """The report of a dry run with what the curves say of the error, where trial cuts were made: an estimate."""
+    kept = [int(masks[g.index].sum()) if g.index in masks else g.size for g in coupled.channels.groups]
+    error = None if tried is None else estimate_of(tried, coupled, kept)
+    if error is None:
+        return report
+    note = (
+        f"estimated output error: {error:.1%} before lockstep and recovery, which lower it: the sum of what the cuts "
+        "of single groups did in trials, an estimate and no measurement"
+    )
+    return replace(report, error={**report.error, "estimated": error}, notes=(*report.notes, note))
+
+
+def speed_gates(report: Report, least: float | None) -> tuple[Gate, ...]:
+    """The limit on how many times as fast the result is, by the lower end of the interval that was measured."""
+    if least is None:
+        return ()
+    measured = (report.latency or {}).get("comparison")
+    if measured is None or measured["interval"] is None:
+        why = next((n for n in report.notes if "latency" in n), "too few rounds")
+        text = f"a speedup of {least:g} was demanded, but it was not measured ({why})"
+        return (Gate("--min-speedup", least, False, text),)
+    low, high = (1.0 / measured["interval"][i] for i in (1, 0))
+    found = f"{1.0 / measured['ratio']:.3f} times as fast (95% interval: {low:.3f} to {high:.3f})"
+    if low >= least:
+        return (Gate("--min-speedup", least, True, found),)
+    return (Gate("--min-speedup", least, False, f"the result is {found}, not surely {least:g} times; remove more"),)
 
 
 def without_gradient(coupled: Coupled, calibrated: Calibrated, settings: PruneConfig) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import goals_of
 from onnxprune.stages.imitate import Selected
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.try_cuts import try_cuts
 from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import every_position, samples_of, values
 from tests.compare import assert_same
@@ -102,7 +103,8 @@ def run(model: onnx.ModelProto, data: Mapping[str, Array], **options: Any) -> Ru
         goals = goals_of(loaded, coupled, calibrated.reference, settings)
         calibrated = replace(calibrated, goals=goals)
     candidates = select.select(coupled, calibrated, settings)
-    masks, _ = allocate(loaded, coupled, calibrated, candidates, settings)
+    tried = try_cuts(loaded, coupled, calibrated, candidates, settings)
+    masks, _ = allocate(loaded, coupled, calibrated, tried, settings)
     widths: dict[int, Sequence[int]] = {g: (int(mask.sum()),) for g, mask in masks.items()}
     chosen = imitate.in_sequence(loaded, coupled, calibrated, candidates, widths, settings)
     return Run(settings, loaded, coupled, calibrated, chosen, {**masks, **chosen.masks})

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from onnxprune.cli.options.names import DEFAULTS
 from onnxprune.cli.options.section import Section, flag, option, with_default
-from onnxprune.cli.values import ERROR, SHARE, Choice
+from onnxprune.cli.values import ERROR, SHARE, Choice, Ratio
 from onnxprune.methods import BUDGETS
 
-BUDGET = Section(
-    "Budget",
-    option(
-        "--ratio",
-        type=SHARE,
-        metavar="SHARE",
-        help="Share of the budget to remove: 0.4 or 40%. Required without --uniform, --tolerance, --layer-tolerance "
-        "and --from-plan.",
-    ),
+# What several commands have: what a ratio counts, what single groups lose, and what may be lost in all.
+COUNTED = (
     option(
         "--budget",
         type=Choice(tuple(BUDGETS)),
@@ -23,6 +16,71 @@ BUDGET = Section(
         help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency): "
         "on the CPU, on a GPU for --target ort-cuda, with TensorRT for tensorrt-*, or where --provider says.",
     ),
+)
+GROUPS = (
+    option(
+        "--ratio-of",
+        multiple=True,
+        metavar="PATTERN=SHARE",
+        show_default="none",
+        help="Groups whose producers match this shell pattern lose that share of their channels, 0.2 or 20%, whatever "
+        "--ratio or --uniform say of the others; 0 keeps them whole. Repeatable; the last that matches counts.",
+    ),
+    option(
+        "--max-ratio",
+        type=SHARE,
+        metavar="SHARE",
+        show_default="no cap",
+        help="No other group loses more than this share of its channels, 0.8 or 80%, and no branch goes as a whole.",
+    ),
+    option(
+        "--same-widths",
+        multiple=True,
+        metavar="PATTERN",
+        show_default="none",
+        help="The groups that this shell pattern matches, equally wide in IN, stay equally wide. Repeatable: each "
+        "pattern is a width of its own.",
+    ),
+)
+LIMITS = (
+    option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        show_default="no limit",
+        help="Top-1 on --test may be so many percentage points below IN's at most. A limit: without --ratio the "
+        "largest cut that holds it is made (exit 3 where none does), beside one nothing is written where it does not "
+        "hold (exit 4).",
+    ),
+    option(
+        "--min-agreement",
+        type=SHARE,
+        metavar="SHARE",
+        show_default="no limit",
+        help="A limit too: so many samples get IN's class at least, of --test or of those held out: 0.99 or 99%.",
+    ),
+    option(
+        "--max-error",
+        type=ERROR,
+        metavar="ERROR",
+        show_default="no limit",
+        help="Write nothing, and exit with 4, where an output, or a part of one, differs from the original's by more "
+        "than this on held-out samples, or where that cannot be measured: squared error over spread, and of answers "
+        "such as a class map the share that changes; 0.05 or 5%.",
+    ),
+    flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy."),
+)
+BUDGET = Section(
+    "Budget",
+    option(
+        "--ratio",
+        type=Ratio(),
+        metavar="SHARE|auto",
+        help="Share of the budget to remove: 0.4 or 40%. auto, or left out beside --max-drop, --min-agreement or "
+        "--max-error: the largest that holds these. Required without them, --uniform, --tolerance, --layer-tolerance "
+        "and --from-plan.",
+    ),
+    *COUNTED,
     option(
         "--uniform",
         type=SHARE,
@@ -48,37 +106,14 @@ BUDGET = Section(
         "read it, or what --method looks at, differ by at most this share of what removing all of them would do, in "
         "(0, 1).",
     ),
+    *GROUPS,
+    *LIMITS,
     option(
-        "--ratio-of",
-        multiple=True,
-        metavar="PATTERN=SHARE",
-        show_default="none",
-        help="Groups whose producers match this shell pattern lose that share of their channels, 0.2 or 20%, whatever "
-        "--ratio or --uniform say of the others; 0 keeps them whole. Repeatable; the last that matches counts.",
-    ),
-    option(
-        "--max-ratio",
-        type=SHARE,
-        metavar="SHARE",
-        show_default="no cap",
-        help="No other group loses more than this share of its channels, 0.8 or 80%, and no branch goes as a whole.",
-    ),
-    option(
-        "--same-widths",
-        multiple=True,
-        metavar="PATTERN",
-        show_default="none",
-        help="The groups that this shell pattern matches, equally wide in IN, stay equally wide. Repeatable: each "
-        "pattern is a width of its own.",
-    ),
-    option(
-        "--max-error",
-        type=ERROR,
-        metavar="ERROR",
+        "--min-speedup",
+        type=float,
+        metavar="FACTOR",
         show_default="no limit",
-        help="Write nothing, and exit with 4, where an output, or a part of one, differs from the original's by more "
-        "than this on held-out samples, or where that cannot be measured: squared error over spread, and of answers "
-        "such as a class map the share that changes; 0.05 or 5%.",
+        help="Write nothing, and exit with 4, where OUT is not surely so many times as fast as IN, such as 1.2: both "
+        "are timed in turns, as by --bench, and the lower end of the 95% interval counts.",
     ),
-    flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy."),
 )

@@ -9,6 +9,14 @@ from onnxprune.methods import reading_labels
 
 _READERS = reading_labels()
 
+# What judges what comes of a run.
+TEST = option(
+    "--test",
+    metavar="PATH",
+    show_default="samples held out from --calib",
+    help="Test data that limits are asked of, as --calib takes it. Top-1 needs classes in it: --labels names their "
+    "key, where there is more than one key of integers.",
+)
 DATA = Section(
     "Data",
     option(
@@ -32,7 +40,8 @@ DATA = Section(
         show_default="none",
         help="Key of the samples' labels in the calibration data: integer classes, or floating-point targets of the "
         f"first output. Then --method {', '.join(_READERS[:-1])} and {_READERS[-1]} measure the loss instead of the "
-        "change of the outputs.",
+        "change of the outputs. With --test: the key of the classes in that.",
     ),
     STATE,
+    TEST,
 )

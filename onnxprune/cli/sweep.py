@@ -1,0 +1,103 @@
+"""`onnxprune sweep`: what several ratios save and lose."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from onnxprune.cli.options.budget import COUNTED, GROUPS, LIMITS
+from onnxprune.cli.options.data import DATA
+from onnxprune.cli.options.experts import EXPERTS
+from onnxprune.cli.options.machine import MACHINE
+from onnxprune.cli.options.names import SETTINGS
+from onnxprune.cli.options.prepared import PREPARED
+from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
+from onnxprune.cli.options.shared import JSON
+from onnxprune.cli.options.stays import STAYS
+from onnxprune.cli.prune import check_effect, labels_of, read_data
+from onnxprune.cli.screen import screen_of, tell, warn
+from onnxprune.cli.start import start
+from onnxprune.process import streams
+
+if TYPE_CHECKING:
+    from onnxprune.report.live import Show
+    from onnxprune.report.progress import Progress
+    from onnxprune.report.sweep import Sweep
+
+# As `onnxprune.sentence.sweep` has them, which is loaded on first use.
+_KEEP, _RATIOS = ("all", "best", "none"), "0.1:0.7:0.1"
+OUTPUT = Section(
+    "Output",
+    option(
+        "--keep",
+        type=click.Choice(_KEEP),
+        **with_default(_KEEP[0]),
+        help="Which models FOLDER gets: all, the best (the largest cut that holds --max-drop, --min-agreement and "
+        "--max-error, or without any has a good verdict), or none. sweep.json and sweep.md it gets always.",
+    ),
+    flag("--bench", "Also time each model against IN in turns, one sample at a time."),
+    JSON,
+    flag("--overwrite", "Replace files of FOLDER that exist."),
+    flag("--quiet", "No table, no status; warnings and errors stay."),
+)
+RATIOS = Section(
+    "Budget",
+    option(
+        "--ratios",
+        metavar="RATIOS",
+        **with_default(_RATIOS),
+        help="Shares of the budget to remove: FIRST:LAST:STEP, or a list such as 0.2,0.4 or 20%,40%.",
+    ),
+    *COUNTED,
+    *GROUPS,
+    *LIMITS,
+)
+
+
+@click.command(
+    "sweep",
+    cls=Grouped,
+    sections=(RATIOS, DATA, *PREPARED, STAYS, MACHINE, OUTPUT, EXPERTS),
+)
+@click.argument("model", metavar="IN")
+@click.argument("folder", metavar="FOLDER")
+@click.pass_context
+def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool, as_json: bool, **given: Any) -> None:
+    """Prune IN by several ratios, and say what each saves and loses.
+
+    The data is run, channels are selected and cuts are tried once; each ratio then has a cut, a refit, a recovery (not
+    with --fast) and checks of its own. Every model in FOLDER is what `onnxprune IN OUT --ratio` makes of its ratio.
+    """
+    explicit = {k for k in given if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
+    read_data(given)
+    labels_of(explicit, given)
+    check_effect(explicit, {**given, "from_plan": None})
+    arguments = {k: v for k, v in given.items() if k in explicit or k not in SETTINGS}
+    arguments["calibration"] = arguments.pop("calib")
+    arguments["bench"] = given["bench"] and (given["provider"] or "cpu")
+    start()
+    from onnxprune.report import terminal
+    from onnxprune.report.live import bars, lines, silent
+    from onnxprune.sentence.sweep import sweep
+
+    interrupts = ctx.obj.interrupts
+    with ExitStack() as stack:
+        show: Show = silent
+        if not quiet:
+            show = stack.enter_context(bars()) if sys.stderr.isatty() else lines(tell)
+
+        def watch(progress: Progress) -> None:
+            interrupts.check()
+            show(progress)
+
+        def ready(result: Sweep) -> None:
+            stack.close()
+            if as_json or not quiet:
+                streams.show(result.to_json() if as_json else terminal.sweep(result, screen_of()))
+            interrupts.hold()
+
+        sweep(model, folder, watch=watch, warn=warn, ready=ready, **arguments)

@@ -1,0 +1,145 @@
+"""The sentence: load → couple → calibrate → select → allocate → rewrite → refit → recover → finish → verify → report.
+
+Each word is a file of `stages`. From couple to verify it is in two halves: `prepare` is what is known before a budget
+is spent; for every ratio `choose` and `make` are what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxprune import plan
+from onnxprune.channels.untried import warnings_of
+from onnxprune.config import PruneConfig
+from onnxprune.jobs.workplace import Workplace
+from onnxprune.latency.stopwatch import Stopwatch
+from onnxprune.numerics.arrays import Coefficients, Masks
+from onnxprune.stages.answers import judged_by
+from onnxprune.stages.calibrate import Calibrated, calibrate
+from onnxprune.stages.clock import Clock
+from onnxprune.stages.couple import Coupled, couple
+from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, replay, uncut
+from onnxprune.stages.finish import finish
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.recover import recover_weights
+from onnxprune.stages.refit import refit_weights
+from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.select import select
+from onnxprune.stages.time_layers import stopwatch_of
+from onnxprune.stages.try_cuts import Tried, try_cuts
+from onnxprune.stages.verify import Checked, check
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prepared:
+    """All that is known before a budget is spent: one calibration serves cuts of any ratio.
+
+    tried: None where a plan is replayed. stopwatch: with a budget of latency.
+    """
+
+    loaded: Loaded
+    coupled: Coupled
+    calibrated: Calibrated
+    tried: Tried | None
+    stopwatch: Stopwatch | None
+    place: Workplace
+
+    def at(self, settings: PruneConfig) -> Prepared:
+        """The same for another ratio, by the same curves: cuts are tried anew where other groups may be cut then."""
+        coupled, tried = self.coupled.at(settings.ratio), self.tried
+        if tried is not None and settings.ratio is not None and not tried.serves(coupled):
+            scheduler = self.place.scheduler
+            tried = try_cuts(self.loaded, coupled, self.calibrated, tried.paths, settings, scheduler)
+        return replace(self, coupled=coupled, tried=tried)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chosen:
+    """A cut: the units that stay, by group index, the coefficients of greedy methods, and both as a plan."""
+
+    masks: Masks
+    coefficients: Mapping[int, Coefficients]
+    plan: plan.Plan
+
+    @property
+    def key(self) -> bytes:
+        """Equal cuts of one model have equal keys."""
+        given = ((g, m, self.coefficients.get(g)) for g, m in sorted(self.masks.items()))
+        parts = ((str(g).encode(), np.packbits(m).tobytes(), b"" if a is None else a.tobytes()) for g, m, a in given)
+        return b"|".join(b":".join(p) for p in parts)
+
+
+def prepare(
+    loaded: Loaded, settings: PruneConfig, stage: Clock, place: Workplace, *, replays: plan.Plan | None = None
+) -> Prepared:
+    """The first half, after load: from the channel graph to the curves; of a replay what its refit needs."""
+    with stage("couple"):
+        coupled = couple(loaded, settings, replays)
+        check_before(loaded, coupled, settings, replays)
+    # Not before: where nothing can be pruned, one line says so.
+    stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
+    with stage("calibrate"):
+        calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)
+    stopwatch = stopwatch_of(loaded, coupled, settings, place) if settings.budget == "latency" else None
+    tried = None
+    if replays is None:
+        if stopwatch is not None:
+            with stage("time layers"):
+                stopwatch.measure()
+        with stage("select"):
+            candidates = select(coupled, calibrated, settings, place)
+        with stage("allocate"):
+            tried = try_cuts(loaded, coupled, calibrated, candidates, settings, place.scheduler)
+    return Prepared(
+        loaded=loaded, coupled=coupled, calibrated=calibrated, tried=tried, stopwatch=stopwatch, place=place
+    )
+
+
+def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
+    """The cut that meets the budget. Raises BudgetUnreachable and NothingPrunable."""
+    loaded, coupled, calibrated = prepared.loaded, prepared.coupled, prepared.calibrated
+    assert prepared.tried is not None
+    tried = mixtures(prepared.tried, settings)
+    cuts = [cut_with(t, loaded, coupled, calibrated, settings, stage, prepared.stopwatch) for t in tried]
+    masks, coefficients = cuts[0]
+    if len(cuts) > 1:
+        with stage("compare"):
+            masks, coefficients = best_of(cuts, loaded, coupled, calibrated, settings)
+    checksums = (loaded.source.sha256, loaded.inputs_sha256)
+    stays = uncut(coupled, masks)
+    chosen = plan.make(
+        coupled.channels, masks, *checksums, settings.as_dict(), coefficients, stays, loaded.said_of_data
+    )
+    return Chosen(masks=masks, coefficients=coefficients, plan=chosen)
+
+
+def replayed_from(prepared: Prepared, given: plan.Plan, settings: PruneConfig) -> Chosen:
+    """The cut of a saved plan."""
+    masks = replay(given, prepared.coupled, settings)
+    chosen = replace(
+        given,
+        data_sha256=prepared.loaded.inputs_sha256,
+        config=settings.as_dict(),
+        split_seed=None if given.divided_by == settings.seed else given.divided_by,
+    )
+    return Chosen(masks=masks, coefficients=chosen.coefficients(prepared.coupled.channels), plan=chosen)
+
+
+def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock) -> Checked:
+    """The second half: the cut made, refitted and checked. Raises CheckFailed."""
+    loaded, coupled, calibrated = prepared.loaded, prepared.coupled, prepared.calibrated
+    masks = chosen.masks
+    with stage("rewrite"):
+        sliced = rewrite(loaded, coupled, masks)
+        judged = judged_by(loaded, coupled, calibrated.reference, masks)
+    with stage("refit"):
+        refitted = refit_weights(loaded, coupled, calibrated, masks, chosen.coefficients, sliced, settings)
+    if settings.epochs:
+        with stage("recover"):
+            refitted = recover_weights(loaded, judged, masks, refitted, settings, stage.judged, stage.stop)
+    with stage("verify"):
+        finished = finish(loaded, judged, masks, sliced, refitted, settings)
+        return check(loaded, coupled, calibrated, masks, sliced, finished, settings)

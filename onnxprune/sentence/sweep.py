@@ -1,0 +1,366 @@
+"""Several cuts of one network: calibrated, selected and tried once, then cut, refitted and judged at each ratio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import onnx
+
+from onnxprune.benchmark.measure import Candidate, Feeds, Settings, measure, provider_named
+from onnxprune.config import Options, PruneConfig
+from onnxprune.data.sources import files_of
+from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, OnnxPruneError, RunError, UsageError
+from onnxprune.evaluation import Evaluation
+from onnxprune.graph import spill
+from onnxprune.intake.model_file import ModelLike
+from onnxprune.jobs import check_choice, scheduling
+from onnxprune.jobs.workplace import Workplace
+from onnxprune.measures.verdict import GOOD, verdict_of
+from onnxprune.numerics.least_squares import SolveFailed
+from onnxprune.options import shown, typed
+from onnxprune.output.commit import Stage
+from onnxprune.output.destination import check_data, check_outputs
+from onnxprune.output.model_files import put_model
+from onnxprune.report.environment import versions
+from onnxprune.report.progress import Progress
+from onnxprune.report.summary import Report
+from onnxprune.report.sweep import Point, Sweep, with_front
+from onnxprune.runtime.custom_ops import Libraries, registering
+from onnxprune.runtime.custom_ops import checked as checked_libraries
+from onnxprune.runtime.session import check_provider, check_starts, timing_on
+from onnxprune.sentence.exam import Exam, Limits, TestData
+from onnxprune.sentence.halves import Chosen, Prepared, choose, make, prepare
+from onnxprune.stages.clock import Clock
+from onnxprune.stages.load import Calibration, opened
+from onnxprune.stages.report import report_of
+from onnxprune.stages.time_layers import timed_with
+from onnxprune.stages.verify import Checked
+from onnxprune.targets.alignment import TARGETS
+from onnxprune.threads import one_blas_thread
+
+KEEP = ("all", "best", "none")
+RATIOS = "0.1:0.7:0.1"
+_MOST_POINTS = 99
+_ROUNDING = 1e-9
+
+
+def ratios_of(text: str) -> tuple[float, ...]:
+    """Ratios as FIRST:LAST:STEP or a list with commas, each as 0.1 or 10%. Raises UsageError."""
+
+    def share(part: str) -> float:
+        try:
+            number = float(part.strip().removesuffix("%"))
+        except ValueError:
+            raise UsageError(f"{shown(part)} is no ratio; write 0.1:0.7:0.1, or 0.2,0.4") from None
+        return number / 100.0 if part.strip().endswith("%") else number
+
+    if ":" not in text:
+        return checked_ratios([share(part) for part in text.split(",")])
+    parts = [share(part) for part in text.split(":")]
+    if len(parts) != 3 or not parts[2] > 0.0 or not parts[1] >= parts[0]:
+        raise UsageError(f"{shown(text)} is no range of ratios; write FIRST:LAST:STEP, such as 0.1:0.7:0.1")
+    first, last, step = parts
+    if not last - first < _MOST_POINTS * step:
+        raise UsageError(f"{shown(text)} has more than {_MOST_POINTS} ratios; give a larger step")
+    return checked_ratios([round(first + i * step, 9) for i in range(int((last - first) / step + 1.0 + _ROUNDING))])
+
+
+def checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
+    """Ascending, each once. Raises UsageError for what is none."""
+    numbers: list[float] = [typed("a ratio", r, "float") for r in ratios]
+    if not numbers:
+        raise UsageError("there is no ratio to try")
+    wrong = next((r for r in numbers if not 0.0 < r < 1.0), None)
+    if wrong is not None:
+        raise UsageError(f"ratio {wrong:g} is outside (0, 1)")
+    found = tuple(sorted(set(numbers)))
+    if len(found) > _MOST_POINTS:
+        raise UsageError(f"{len(found)} ratios are too many; at most {_MOST_POINTS}")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """Where models and tables go; nowhere without a folder."""
+
+    folder: Path | None
+    stem: str
+
+    def model(self, ratio: float) -> Path | None:
+        return None if self.folder is None else self.folder / f"{self.stem}-{ratio:g}.onnx"
+
+    def table(self, suffix: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"sweep.{suffix}"
+
+
+def sweep(
+    model: ModelLike,
+    folder: str | os.PathLike[str] | None = None,
+    calibration: Calibration = None,
+    *,
+    ratios: Sequence[float] | str = RATIOS,
+    test: TestData = None,
+    test_labels: str | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    max_error: float | None = None,
+    keep: str = "all",
+    config: PruneConfig | None = None,
+    overwrite: bool = False,
+    bench: bool | str = False,
+    watch: Callable[[Progress], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+    ready: Callable[[Sweep], None] = lambda _: None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    provider: str | None = None,
+    allow_links: bool = False,
+    custom_ops: Libraries = (),
+    **options: Unpack[Options],
+) -> Sweep:
+    """Prune `model` by several ratios, and say what each saves and loses.
+
+    The data is run, channels are selected and cuts are tried once; every ratio then has its own cut, refit, recovery
+    (not with `fast`) and checks, so that each model is what `prune` makes of that ratio. folder: where models,
+    sweep.json and sweep.md go, made where it is missing; None to write nothing. ratios: of the budget, as numbers or as
+    text (`ratios_of`). test: data to judge on, as the calibration data, instead of samples held out from that;
+    test_labels: the key of the classes in it, None for the only key of integers. max_drop, min_agreement, max_error:
+    limits as for `prune`; the best is the largest cut that holds them, or without any has a good verdict. keep: which
+    models are written: "all", "best" or "none". bench: also time each against the original. The others are as for
+    `prune`.
+    A ratio that cannot be met, or whose model fails a check, is a point without a model that says why; where none can,
+    the first reason is raised. Raises the errors of `onnxprune.errors`; then nothing is written.
+    """
+    wanted = ratios_of(ratios) if isinstance(ratios, str) else checked_ratios([*ratios])
+    if keep not in KEEP:
+        raise UsageError(f"keep {keep!r} is unknown; choose one of {', '.join(KEEP)}")
+    settings = (config or PruneConfig()).with_options(**options)
+    if settings.ratio is None or options.keys() & {"ratio"}:
+        raise UsageError("a sweep goes over ratios: leave out ratio, uniform and tolerances, and give ratios")
+    settings = settings.with_options(ratio=wanted[0])
+    limits = Limits(max_drop, min_agreement, max_error)
+    timed_on = provider_named("cpu" if bench is True else bench) if bench else None
+    stem = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
+    files = _Files(None if folder is None else Path(folder), stem)
+    made_folder = _checked_folder(
+        files, wanted, keep, (model, *files_of(calibration), *files_of(test)), overwrite=overwrite
+    )
+    check_choice(jobs, scheduler)
+    libraries = checked_libraries(custom_ops)
+    if libraries and scheduler is not None:
+        raise UsageError("custom_ops are libraries of this machine, which the workers of a scheduler do not have")
+    check_provider(provider or "cpu")
+    timed_by = timing_on(provider, TARGETS[settings.target].provider)
+    if settings.budget == "latency":
+        check_starts(timed_by)
+    clock = Clock(watch, hear=warn)
+    try:
+        with Stage(overwrite=overwrite) as stage, registering(libraries):
+            with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
+                place = Workplace(workers, provider or "cpu", timed_by)
+                with clock("load"):
+                    loaded = opened(model, calibration, settings, None, allow_links=allow_links)
+                    for ratio in wanted:
+                        check_data(files.model(ratio), (files.table("json"), files.table("md")), loaded.source)
+                    exam = Exam.of(
+                        model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links
+                    )
+                prepared = prepare(loaded, settings, clock, place)
+                run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
+                result = run.over(wanted)
+            ready(result)
+            stage.commit()
+            made_folder = False
+            return result
+    except SolveFailed as e:
+        raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
+    finally:
+        if made_folder and files.folder is not None and not any(files.folder.iterdir()):
+            files.folder.rmdir()
+
+
+def _checked_folder(
+    files: _Files, ratios: Sequence[float], keep: str, inputs: Sequence[object], *, overwrite: bool
+) -> bool:
+    """Make the folder where it is missing, and refuse what could not be written in it; whether it was made."""
+    folder = files.folder
+    if folder is None:
+        return False
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the models")
+    new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as e:
+        raise RunError(f"{folder} cannot be made: {e.strerror or e}") from e
+    models = [files.model(r) for r in ratios] if keep != "none" else []
+    try:
+        check_outputs((None, *models, files.table("json"), files.table("md")), inputs, overwrite)
+    except OnnxPruneError:
+        if new:
+            folder.rmdir()
+        raise
+    return new
+
+
+class _Run:
+    """The second half of a sweep: one point after the other; of equal cuts the second is not made again."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        settings: PruneConfig,
+        clock: Clock,
+        exam: Exam,
+        files: _Files,
+        stage: Stage,
+        keep: str,
+        timed_on: str | None,
+    ) -> None:
+        self.prepared, self.settings, self.clock, self.exam = prepared, settings, clock, exam
+        self.files, self.stage, self.keep, self.timed_on = files, stage, keep, timed_on
+        self._known: dict[bytes, tuple[Point, onnx.ModelProto, Report]] = {}
+        self._errors: list[OnnxPruneError] = []
+        self._last: Report | None = None
+        self._top1: float | None = None
+        self._seconds: float | None = None
+
+    def over(self, ratios: Sequence[float]) -> Sweep:
+        """All points. Raises the first error where none can be made."""
+        points: list[Point] = []
+        best: tuple[int, onnx.ModelProto] | None = None
+        for i, ratio in enumerate(ratios):
+            self.clock.begin(f"ratio {ratio:g} ({i + 1} of {len(ratios)})")
+            point, model = self._point(ratio)
+            if model is not None and self._good(point):
+                best = i, model
+            if model is not None and self.keep == "all":
+                point = self._written(point, model)
+            points.append(point)
+        if self._last is None:
+            raise self._errors[0]
+        if best is not None:
+            points[best[0]] = replace(points[best[0]], best=True)
+            if self.keep == "best":
+                points[best[0]] = self._written(points[best[0]], best[1])
+        return self._stored(with_front(points), self._last)
+
+    def _point(self, ratio: float) -> tuple[Point, onnx.ModelProto | None]:
+        settings = self.settings.with_options(ratio=ratio)
+        try:
+            self.prepared = prepared = self.prepared.at(settings)
+            chosen = choose(prepared, settings, self.clock)
+            key = chosen.key
+            if key not in self._known:
+                self._known = {key: self._made(prepared, chosen, settings)}  # equal ones are neighbours
+        except (BudgetUnreachable, NothingPrunable, CheckFailed) as e:
+            self._errors.append(e)
+            return Point(ratio=ratio, why=str(e)), None
+        point, model, self._last = self._known[key]
+        return replace(point, ratio=ratio), model
+
+    def _made(self, prepared: Prepared, chosen: Chosen, settings: PruneConfig) -> tuple[Point, onnx.ModelProto, Report]:
+        loaded, coupled = prepared.loaded, prepared.coupled
+        checked = make(prepared, chosen, settings, self.clock)
+        timed = timed_with(prepared.stopwatch, checked.model, coupled, chosen.masks, self.clock)
+        report = report_of(
+            loaded,
+            coupled,
+            prepared.calibrated,
+            chosen.masks,
+            settings,
+            self.clock,
+            checked,
+            None,
+            timed,
+            prepared.place,
+        )
+        with self.clock("judge"):
+            result = self.exam.result_of(checked, loaded)
+        self._top1 = result.original_accuracy
+        point = _measured(report, result, self.exam.limits)
+        if self.timed_on is not None:
+            point = self._timed(point, checked, report, self.timed_on)
+        return point, checked.whole, report
+
+    def _timed(self, point: Point, checked: Checked, report: Report, provider: str) -> Point:
+        loaded = self.prepared.loaded
+        feeds = loaded.fit.slice(0, loaded.fit.run_size(1))
+        models = (
+            Candidate(report.model, loaded.original, loaded.source.size),
+            Candidate("the result", checked.model, report.after.bytes),
+        )
+        self.clock.begin("bench")
+        bench = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
+        assert bench.comparison is not None
+        self._seconds = bench.models[0].median
+        return replace(
+            point,
+            seconds=bench.models[1].median,
+            time_ratio=bench.comparison.ratio,
+            time_interval=bench.comparison.interval,
+        )
+
+    def _good(self, point: Point) -> bool:
+        return not point.why if self.exam.limits else point.verdict == GOOD
+
+    def _written(self, point: Point, model: onnx.ModelProto) -> Point:
+        path = self.files.model(point.ratio)
+        if path is None:
+            return point
+        put_model(self.stage, model, path, separate=self.prepared.loaded.source.separate)
+        return replace(point, output=str(path))
+
+    def _stored(self, points: tuple[Point, ...], last: Report) -> Sweep:
+        limits = self.exam.limits
+        result = Sweep(
+            model=last.model,
+            model_sha256=last.model_sha256,
+            counted=self.settings.counted,
+            original=last.before,
+            points=points,
+            judged=self.exam.where,
+            config={k: v for k, v in self.settings.as_dict().items() if k != "ratio"},
+            limits={k: getattr(limits, k) for k in ("max_drop", "min_agreement", "max_error")},
+            calibration=last.calibration,
+            seconds=dict(self.clock.seconds),
+            versions=versions(),
+            original_top1=self._top1,
+            original_seconds=self._seconds,
+            notes=(),
+            warnings=tuple(self.clock.warnings),
+        )
+        for suffix, text in (("md", result.to_markdown()), ("json", result.to_json())):
+            path = self.files.table(suffix)
+            if path is not None:
+                self.stage.put(path, text.encode())
+        return result
+
+
+def _measured(report: Report, result: Evaluation, limits: Limits) -> Point:
+    """What there is to say of a model that was made."""
+    broken = limits.broken_by(result)
+    figures = result.figures
+    verdict = "" if figures is None else verdict_of(figures).level
+    return Point(
+        ratio=0.0,
+        achieved=report.achieved,
+        size=report.after,
+        error=_finite(result.output_error),
+        interval=None if figures is None else figures.interval,
+        agreement=result.agreement,
+        top1=result.accuracy,
+        drop=result.drop,
+        verdict=verdict,
+        widths={g.name: g.channels_after for g in report.groups if g.channels_after != g.channels_before},
+        why=broken,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None

@@ -1,0 +1,106 @@
+"""From paths to curves: every group cut alone, and what that does to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxprune.allocation import trial_cuts
+from onnxprune.config import PruneConfig
+from onnxprune.jobs.work import Scheduler
+from onnxprune.selection import Path
+from onnxprune.stages.calibrate import Calibrated
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
+
+# Trial cuts run the original's size again and again; together they may cost so many runs over all samples.
+TRIAL_PASSES, FAST_TRIAL_PASSES = 2.0, 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """By selection method: the paths of all groups and, of each group, units kept → the error of the outputs then.
+
+    groups: those that were tried; empty: those that were tried with no unit too. Without a budget nothing is tried.
+    """
+
+    paths: Mapping[str, Sequence[Path]]
+    errors: Mapping[str, Sequence[Mapping[int, float]]] = field(default_factory=dict)
+    groups: frozenset[int] = frozenset()
+    empty: frozenset[int] = frozenset()
+
+    @property
+    def alone(self) -> list[Tried]:
+        """What each method says by itself."""
+        return [
+            Tried({k: p}, {k: self.errors[k]} if k in self.errors else {}, self.groups, self.empty)
+            for k, p in self.paths.items()
+        ]
+
+    def serves(self, coupled: Coupled) -> bool:
+        """Whether with these widths the same trials would be run."""
+        return (self.groups, self.empty) == _tried_in(coupled)
+
+
+def try_cuts(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    candidates: Mapping[str, Sequence[Path]],
+    settings: PruneConfig,
+    scheduler: Scheduler | None = None,
+) -> Tried:
+    """The trial cuts of every method, where a budget asks for them."""
+    if settings.ratio is None:
+        return Tried(candidates)
+    errors = {k: errors_of(loaded, coupled, calibrated, p, settings, scheduler) for k, p in candidates.items()}
+    return Tried(candidates, errors, *_tried_in(coupled))
+
+
+def _tried_in(coupled: Coupled) -> tuple[frozenset[int], frozenset[int]]:
+    """(groups that may be cut, groups of which all may go)."""
+    widths = coupled.widths.allowed
+    only = {g.index for g, w in zip(coupled.channels.groups, widths, strict=True) if w != (g.size,)}
+    return frozenset(only - coupled.seen.idle), frozenset(i for i, w in enumerate(widths) if w[0] == 0)
+
+
+def errors_of(
+    loaded: Loaded,
+    coupled: Coupled,
+    calibrated: Calibrated,
+    paths: Sequence[Path],
+    settings: PruneConfig,
+    scheduler: Scheduler | None = None,
+) -> list[dict[int, float]]:
+    """Per group: units kept → the error of the network's outputs when it alone is cut so far."""
+    only, empty = _tried_in(coupled)
+    most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
+    passes = most * loaded.count / len(loaded.held)
+    samples, reference, levels = trial_cuts.affordable(
+        coupled.seen.channels, coupled.layers, only, loaded.held, calibrated.reference, passes
+    )
+    return trial_cuts.measure(
+        trial_network(loaded, coupled, calibrated, settings),
+        samples,
+        reference,
+        paths,
+        only=only,
+        levels=levels,
+        whole=empty,
+        memory=settings.memory,
+        scheduler=scheduler,
+    )
+
+
+def trial_network(
+    loaded: Loaded, coupled: Coupled, calibrated: Calibrated, settings: PruneConfig
+) -> trial_cuts.TrialNetwork:
+    """What the samples run, as trials cut it."""
+    return trial_cuts.TrialNetwork(
+        proto=coupled.seen.proto,
+        channels=coupled.seen.channels,
+        layers=coupled.layers,
+        moments=calibrated.moments,
+        types=loaded.normalised.types,
+        level=settings.level,
+    )

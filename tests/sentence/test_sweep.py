@@ -1,0 +1,157 @@
+"""Several cuts of one network: each is what a run of its own makes, and the largest that holds is the largest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxprune import prune, sweep
+from onnxprune.cli.program import main
+from onnxprune.errors import BudgetUnreachable, UsageError
+from onnxprune.report.sweep import Point, with_front
+from onnxprune.sentence.sweep import ratios_of
+from onnxprune.stages.report import speed_gates
+from tests import digits
+from tests.topologies.text import Topology
+
+TWINS = Topology(
+    """(float[N,6] x) => (float[N,4] y) {
+        a = MatMul(x, w1[6,16])
+        b = Relu(a)
+        c = MatMul(b, w2[16,16])
+        d = Relu(c)
+        e = MatMul(d, w3[16,8])
+        f = Relu(e)
+        y = MatMul(f, w4[8,4])
+    }""",
+    (16, 16, 8),
+)
+QUICK: dict[str, Any] = {"round_to": 1, "refit": "least-squares"}
+
+
+def test_each_model_is_that_of_a_run_of_its_own(tmp_path: Path):
+    """Fails where what is shared makes a difference, or where a point tells of another model than was written."""
+    model, data = digits.path("resnet"), digits.CALIB
+    found = sweep(model, tmp_path / "new", data, ratios="0.3,60%", fast=True)
+    names = [p.name for p in sorted((tmp_path / "new").iterdir())]
+    stem = Path(model).stem
+    assert names == [f"{stem}-0.3.onnx", f"{stem}-0.6.onnx", "sweep.json", "sweep.md"]
+    point = found.points[1]
+    alone = prune(model, tmp_path / "alone.onnx", data, ratio=0.6, fast=True)
+    assert (tmp_path / "alone.onnx").read_bytes() == Path(point.output or "").read_bytes()
+    assert (point.error, point.size) == (alone.report.output_error, alone.report.after)
+    table = json.loads((tmp_path / "new" / "sweep.json").read_text())
+    assert [p["achieved"] for p in table["points"]] == [p.achieved for p in found.points]
+    assert (tmp_path / "new" / "sweep.md").read_text().count("\n| ") == 4
+
+
+def test_a_point_that_cannot_be_made_says_why_and_the_others_are_made():
+    found = sweep(TWINS.model(), None, TWINS.feeds(64), ratios=(0.4, 0.995), min_channels=4, **QUICK)
+    assert [p.made for p in found.points] == [True, False]
+    assert "cannot go" in found.points[1].why
+    with pytest.raises(BudgetUnreachable):
+        sweep(TWINS.model(), None, TWINS.feeds(64), ratios=(0.99, 0.995), min_channels=4, **QUICK)
+
+
+@pytest.mark.parametrize(("keep", "written"), [("best", ["model-0.2.onnx"]), ("none", [])])
+def test_what_is_kept(tmp_path: Path, keep: str, written: list[str]):
+    """Fails where the best is not the largest cut that holds the limit."""
+    trial = sweep(TWINS.model(), None, TWINS.feeds(64), ratios=(0.1, 0.2, 0.7), **QUICK)
+    errors = [p.error or 0.0 for p in trial.points]
+    limit = (errors[1] + errors[2]) / 2
+    sweep(TWINS.model(), tmp_path, TWINS.feeds(64), ratios=(0.1, 0.2, 0.7), keep=keep, max_error=limit, **QUICK)
+    assert sorted(p.name for p in tmp_path.glob("*.onnx")) == written
+
+
+def test_the_front_is_what_nothing_beats():
+    """Fails for a point that is both smaller and worse, and for one of two equals."""
+    made = [Point(ratio=0.1 * i, achieved=a, error=e) for i, (a, e) in enumerate([(0.1, 0.1), (0.3, 0.05), (0.5, 0.2)])]
+    twice = [*made, made[1], Point(ratio=0.9)]
+    assert [p.front for p in with_front(twice)] == [False, True, True, True, False]
+
+
+def test_ratios():
+    assert ratios_of("0.1:0.7:0.1") == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    assert ratios_of("40%, 0.2,0.2") == (0.2, 0.4)
+    for wrong in (
+        "",
+        "0.1:0.7",
+        "0.7:0.1:0.1",
+        "0.1:0.7:0",
+        "0.1:0.9:0.001",
+        "0,0.5",
+        "a",
+        "0.5,1",
+        "nan",
+        "0.1:inf:0.1",
+    ):
+        with pytest.raises(UsageError):
+            ratios_of(wrong)
+
+
+def test_the_largest_cut_is_that_of_trying_all():
+    """Fails where a larger cut of a fine grid holds the limit by more than a fiftieth of the ratio."""
+    model, feeds = TWINS.model(), TWINS.feeds(64)
+    every = sweep(model, None, feeds, ratios="0.04:0.8:0.04", **QUICK).points
+    errors = sorted(p.error for p in every if p.error is not None)
+    limit = errors[len(errors) // 2]
+    best = max(p.achieved or 0.0 for p in every if p.error is not None and p.error <= limit)
+    found = prune(model, None, feeds, largest=True, max_error=limit, **QUICK).report
+    assert found.output_error is not None and found.output_error <= limit
+    assert found.achieved >= 0.98 * best
+    assert any("the largest cut that holds" in n for n in found.notes)
+
+
+def test_no_cut_holds():
+    with pytest.raises(BudgetUnreachable, match="no cut holds the limits"):
+        prune(TWINS.model(), None, TWINS.feeds(64), largest=True, max_error=0.0, **QUICK | {"round_to": 8})
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--ratio", "auto"], 2, "give one of --max-drop, --min-agreement, --max-error"),
+        (["--max-drop", "1"], 2, "give it with --test"),
+        (["--ratio", "0.5", "--max-error", "1e-9"], 4, "more than the allowed"),
+        (["--ratio", "0.5", "--min-agreement", "100%", "--max-drop", "0", "--test", "TEST"], 4, "top-1 dropped by"),
+        (["--min-speedup", "1.2", "--dry-run", "--ratio", "0.5"], 2, "makes no model"),
+        (["--max-error", "5%", "--dry-run"], 2, "makes no model"),
+    ],
+)
+def test_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], code: int, said: str):
+    """Fails where a limit lets a model out, ends with another exit code, or leaves a file."""
+    words = [str(digits.TEST) if a == "TEST" else a for a in args]
+    out = tmp_path / "out.onnx"
+    assert main([str(digits.path("resnet")), str(out), "--calib", str(digits.CALIB), "--fast", *words]) == code
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "held"),
+    [
+        ({"ratio": 0.8, "interval": (0.79, 0.83)}, True),
+        ({"ratio": 0.8, "interval": (0.77, 0.84)}, False),
+        ({"ratio": 0.5, "interval": None}, False),
+        (None, False),
+    ],
+)
+def test_what_is_surely_so_many_times_as_fast(comparison: dict[str, Any] | None, held: bool):
+    """Fails where the middle of the interval is taken for its lower end, or what was not measured for fast."""
+    report = prune(TWINS.model(), None, TWINS.feeds(16), dry_run=True, **QUICK).report
+    (gate,) = speed_gates(replace(report, latency={"comparison": comparison}), 1.2)
+    assert gate.held is held
+    assert speed_gates(report, None) == ()
+
+
+def test_a_dry_run_estimates_the_error():
+    """Fails where the estimate is not there, does not grow with the cut, or says that it was measured."""
+    runs = [prune(TWINS.model(), None, TWINS.feeds(64), ratio=r, dry_run=True, **QUICK) for r in (0.2, 0.4)]
+    low, high = (float(r.report.error["estimated"]) for r in runs)
+    assert 0.0 < low < high
+    assert runs[0].report.output_error is None
+    assert any("estimate and no measurement" in n for n in runs[0].report.notes)
