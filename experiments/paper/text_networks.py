@@ -211,8 +211,8 @@ def networks(records: Records) -> str:
         "MobileNetV2 that was trained on ImageNet stands in section 9, with the methods that were run there.",
         "Each cell is a full run of `prune` (`round_to=1`, `fast=True`, seed 0, free coefficients). `error` is the "
         "squared error of the outputs over their spread. One standard error of top-1 is about 0.5 points at 97 % of "
-        "1,000 images. Methods that find no coefficients have no greedy refit. The MobileNets have the refit that "
-        "users get alone, as a run of them takes minutes.",
+        "1,000 images. Methods that find no coefficients have no greedy refit. The MobileNets have one cut, "
+        "with the refit that users get, as a run of them takes minutes.",
     ]
     for _, same in groupby(rows, key=_order):
         found += _table(list(same))
