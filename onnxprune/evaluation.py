@@ -40,13 +40,13 @@ from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.options import shown, typed
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
-from onnxprune.runtime.outputs import outputs_of
+from onnxprune.runtime.outputs import outputs_of, outputs_of_each
 from onnxprune.runtime.session import notes_on
 from onnxprune.tasks import custom
 from onnxprune.tasks.answered import Answered, Score
 from onnxprune.tasks.gates import score_gates
 from onnxprune.tasks.known import ASKED, BY_NAME, guessed
-from onnxprune.tasks.names import CLASSIFICATION, NAMES
+from onnxprune.tasks.names import CLASSIFICATION, DETECTION, NAMES
 from onnxprune.tasks.sequence import tokens_in
 
 NO_LIMITS: Mapping[str, float] = MappingProxyType({})
@@ -188,7 +188,11 @@ def _evaluated(
         outputs, answers, observed = compared(proto, original, samples, states)
         _check_same_outputs(outputs, answers.values, observed)
         notes += said_of_states(proto, original, samples, states)
-    a = _answered(original, samples, outputs, None if answers is None else answers.values, truth)
+    given: Mapping[str, Array] = outputs
+    originals = None if answers is None else answers.values
+    if metric is None and task in (None, DETECTION) and not states:
+        given, originals = _with_listed(proto, original, samples, given, originals)
+    a = _answered(original, samples, given, originals, truth)
     row, why = (BY_NAME[task], ASKED) if task is not None else (None, "")
     if row is None and metric is None:
         row, why = guessed(a)
@@ -231,6 +235,23 @@ def _evaluated(
         scores,
         samples.prepared,
     )
+
+
+def _with_listed(
+    proto: onnx.ModelProto,
+    original: onnx.ModelProto,
+    samples: Samples,
+    outputs: Mapping[str, Array],
+    originals: Mapping[str, Array] | None,
+) -> tuple[Mapping[str, Array], Mapping[str, Array] | None]:
+    """The outputs of both with those that list what was found, as many as there are on each sample."""
+    reference = outputs if originals is None else originals
+    names = [o.name for o in original.graph.output]
+    names = [k for k in names if k not in reference or (reference[k].ndim and len(reference[k]) != len(samples))]
+    if not names or samples.per_run not in (None, 1) or not samples.sampled:
+        return outputs, originals
+    own = {**outputs, **outputs_of_each(proto, samples, names)}
+    return own, None if originals is None else {**originals, **outputs_of_each(original, samples, names)}
 
 
 def _answered(

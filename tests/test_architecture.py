@@ -30,6 +30,7 @@ OWNERS = {
     "distributed": "jobs.cluster",
     "multiprocessing": "jobs.processes",
     "onnx_graphsurgeon": "graph.surgeon",
+    "pycocotools": "tasks.average_precision",
     "threadpoolctl": "threads",
     "PIL": "data.image_files",
     "tokenizers": "data.tokenizer",

@@ -11,7 +11,7 @@ from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.data.states import State
 from onnxprune.errors import CheckFailed, RunError
-from onnxprune.numerics.arrays import Array
+from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime import extent
 from onnxprune.runtime.session import Session, concatenated
 
@@ -40,6 +40,35 @@ def outputs_of(proto: onnx.ModelProto, samples: Samples, layouts: Layouts = _PLA
             extent.check_all(outputs, proto, feeds, len(samples) / count)
         parts.append(samples_first(outputs, count, layouts))
     return concatenated(parts, strict=False, padded=samples.ragged)
+
+
+def outputs_of_each(proto: onnx.ModelProto, samples: Samples, names: Sequence[str]) -> dict[str, Array]:
+    """Outputs whose sizes depend on what is computed, of one sample at a time, first axis = samples.
+
+    Those that are smaller than the largest are filled up with NaN, integers with -1; a first axis of size 1 in front of
+    two more is that of the sample. What is no tensor of numbers, or has another rank each time, is left out.
+    """
+    session = Session(proto)
+    parts: list[Mapping[str, Array]] = []
+    for i in range(len(samples)):
+        feeds = samples.slice(i, i + 1)
+        parts.append(session.run(feeds, list(names)))
+        if i == 0:
+            extent.check_all(parts[0], proto, feeds, len(samples))
+    found = {k: _filled_up([p[k] for p in parts]) for k in names if all(isinstance(p[k], np.ndarray) for p in parts)}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _filled_up(values: Sequence[Array]) -> Array | None:
+    alike = len({v.ndim for v in values}) == 1 and values[0].ndim > 0
+    if not alike or not (is_float(values[0].dtype) or np.issubdtype(values[0].dtype, np.integer)):
+        return None
+    values = [v[0] for v in values] if values[0].ndim > 2 and all(len(v) == 1 for v in values) else values
+    sizes = np.max([v.shape for v in values], axis=0)
+    whole = np.full((len(values), *sizes), np.nan if is_float(values[0].dtype) else -1, values[0].dtype)
+    for row, v in zip(whole, values, strict=True):
+        row[tuple(slice(n) for n in v.shape)] = v
+    return whole
 
 
 def outputs_fed_back(

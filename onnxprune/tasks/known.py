@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnxprune.tasks import classification, embedding, segmentation, sequence
+from onnxprune.tasks import classification, detection, embedding, segmentation, sequence
 from onnxprune.tasks.answered import Answered, Score
-from onnxprune.tasks.names import CLASSIFICATION
+from onnxprune.tasks.names import CLASSIFICATION, DETECTION
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Task:
 ASKED = "as was asked for"
 # In the order in which outputs are looked at: what is more special comes first.
 TASKS = (
+    Task(
+        DETECTION,
+        detection.likely,
+        detection.measured,
+        "map",
+        "box-agreement",
+        ("map", "map50", "box-agreement", "box-iou", "boxes-lost", "boxes-new", "score-change"),
+    ),
     Task(
         "sequence",
         sequence.likely,

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-CLASSIFICATION = "classification"
-NAMES = (CLASSIFICATION, "embedding", "segmentation", "sequence")
+CLASSIFICATION, DETECTION = "classification", "detection"
+NAMES = (CLASSIFICATION, DETECTION, "embedding", "segmentation", "sequence")
