@@ -43,6 +43,7 @@ _COSTS_MORE = "a cut here would cost more accuracy than elsewhere"
 _PROSE = "reason"
 _SHORTEST = 12
 _UNLIMITED = 100_000
+_HEIGHT = 25
 _SHOWN_PLACES = 3
 _SHOWN_NODES = 10
 _SHOWN_LAYERS = 12
@@ -67,6 +68,7 @@ class Screen:
         console = Console(
             file=io.StringIO(),
             width=_UNLIMITED if self.piped else self.width,
+            height=_HEIGHT,  # without one, rich takes a dumb terminal for one of 80 columns
             force_terminal=self.colour,
             force_interactive=False,
             legacy_windows=False,
