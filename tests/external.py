@@ -16,6 +16,7 @@ from onnxprune.output.model_files import commit, put_model
 # How the weights are laid out: arguments of onnx.save_model.
 WAYS: Mapping[str, Mapping[str, object]] = {
     "one file": {"all_tensors_to_one_file": True, "location": "weights.bin"},
+    "one file, of a report's name": {"all_tensors_to_one_file": True, "location": "weights.json"},
     "nested": {"all_tensors_to_one_file": True, "location": "deep/er/weights.bin"},
     "a file each": {"all_tensors_to_one_file": False},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ FORMS: Mapping[str, tuple[str, Callable[[Document], str]]] = {
     ".md": ("a summary in Markdown", markdown),
     ".xml": ("JUnit XML, a case for each check and gate", junit),
 }
+# Bytes at the front of a report, of any form, that have the program's name in them.
+_HEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,26 @@ class Reports:
             self.put(stage, document)
             stage.commit()
 
+    def save_refusal(self, document: Document) -> None:
+        """Write the files of a run that was refused, but for those that exist and are no earlier reports.
+
+        A command that is refused may name anything there, the model's own weights too. Raises RunError, also for such a
+        file.
+        """
+        others = [p for p in self.paths if not _free(p)]
+        replace(self, paths=tuple(p for p in self.paths if p not in others)).save(document)
+        if others:
+            raise RunError(f"{others[0]} is no earlier report, and stays")
+
+
+def _free(path: Path) -> bool:
+    """Whether there is nothing at a path, or a report. Where that cannot be told, who writes there says why."""
+    try:
+        with path.open("rb") as f:
+            return b"onnxprune" in f.read(_HEAD)
+    except (OSError, ValueError):
+        return True
+
 
 @contextmanager
 def keeping(
@@ -68,7 +90,7 @@ def keeping(
     except OnnxPruneError as error:
         if reports.paths:
             with suppress(RunError):  # what stopped the run is worse
-                reports.save(document_of(kind, data, Outcome.of(error), command))
+                reports.save_refusal(document_of(kind, data, Outcome.of(error), command))
         raise
     if reports.paths:
         reports.save(document_of(kind, data, Outcome(), command))

@@ -76,7 +76,7 @@ def refusing(so_far: SoFar, reports: Reports, warn: Callable[[str], None]) -> It
     except OnnxPruneError as error:
         if reports.paths:
             try:
-                reports.save(so_far.document(error))
+                reports.save_refusal(so_far.document(error))
             except RunError as e:
                 warn(f"the report of this run could not be written: {e}")
         raise

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import bench, prune
+from onnxprune import Progress, bench, prune
 from onnxprune.benchmark import cuda, tensorrt_engine
 from onnxprune.benchmark import measure as module
 from onnxprune.benchmark.measure import (
@@ -402,7 +402,7 @@ def test_prune_reports_the_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     monkeypatch.setattr("onnxprune.stages.report.measure", fake)
     out, report = tmp_path / "out.onnx", tmp_path / "report.json"
-    watched: list[str] = []
+    watched: list[Progress] = []
     found = prune(
         *(digits.path("resnet"), out, digits.CALIB),
         **{"report_file": report, "bench": True, "watch": watched.append, "method": "magnitude", "refit": "none"},
@@ -413,7 +413,7 @@ def test_prune_reports_the_latency(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert (shapes, settings) == ({"input": (1, 1, 8, 8)}, Settings())
     assert found.report.notes[-1] == "a note of the bench"
     assert json.loads(report.read_text())["latency"]["comparison"]["ratio"] > 0
-    assert watched[-2:] == ["bench", "save"]
+    assert [p.stage for p in watched][-2:] == ["bench", "save"]
     assert "bench" not in found.report.effort.stages
 
 

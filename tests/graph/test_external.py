@@ -527,12 +527,13 @@ FAST: dict[str, Any] = {"ratio": 0.4, "refit": "none", "method": "magnitude", "r
 @pytest.mark.parametrize("role", ["output", "plan_file", "report_file"])
 def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
     model, data = net("mixed")
-    path = stored(model, tmp_path, "one file")
-    before = (tmp_path / "weights.bin").read_bytes()
-    files = {"output": tmp_path / "out.onnx"} | {role: tmp_path / "weights.bin"}
+    path = stored(model, tmp_path, "one file, of a report's name")
+    weights = tmp_path / "weights.json"
+    before = weights.read_bytes()
+    files = {"output": tmp_path / "out.onnx"} | {role: weights}
     with pytest.raises(UsageError, match="holds weights of the model"):
         prune(path, calibration=data, overwrite=True, **files, **FAST)
-    assert (tmp_path / "weights.bin").read_bytes() == before
+    assert weights.read_bytes() == before
 
 
 def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

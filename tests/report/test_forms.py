@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import BudgetUnreachable, CheckFailed, ModelError, NothingPrunable, UsageError, prune
+from onnxprune import BudgetUnreachable, CheckFailed, ModelError, NothingPrunable, OnnxPruneError, UsageError, prune
 from onnxprune.cli import main
 from onnxprune.errors import InputError
 from onnxprune.report import document, templates
@@ -133,6 +133,22 @@ def test_a_model_that_cannot_be_pruned_or_read(tmp_path: Path):
     data = json.loads(report.read_text(encoding="utf-8"))
     check(data)
     assert (data["status"], data["model_sha256"], data["calibration"]) == ("failed", None, None)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_a_refusal_replaces_reports_and_nothing_else(suffix: str, tmp_path: Path):
+    """Fails where weights, say, that are called as a report are written over by the reason of the refusal."""
+    report, seen = tmp_path / f"r{suffix}", list[str]()
+    report.write_bytes(b"weights" * 1000)
+    with pytest.raises(ModelError):
+        prune(tmp_path / "none.onnx", None, report_file=report, ratio=0.5, overwrite=True, warn=seen.append)
+    assert report.read_bytes() == b"weights" * 1000
+    assert "is no earlier report, and stays" in seen[0]
+    report.unlink()
+    for kind in (RESNET, tmp_path / "none.onnx"):
+        with pytest.raises(OnnxPruneError):
+            prune(kind, None, report_file=report, ratio=0.999999, samples=2, overwrite=True)
+    assert "none.onnx" in report.read_text(encoding="utf-8")
 
 
 def test_a_suffix_of_no_form_is_refused(tmp_path: Path):
