@@ -17,7 +17,7 @@ from onnxprune.cli import program
 from onnxprune.cli.log import Log
 from onnxprune.errors import RunError, UsageError
 from onnxprune.process.signals import Interruption, Interrupts
-from onnxprune.report.live import bars, lines
+from onnxprune.report.live import lines
 from onnxprune.report.progress import clock
 from tests import digits
 
@@ -145,14 +145,6 @@ def test_lines_of_parts():
         for p in (Progress("load"), Progress("select", elapsed=61), Progress("select", 1, 2, elapsed=62)):
             show(p)
     assert told == ["0:00 load", "1:01 select", "0:00 load", "1:01 select", "1:02 select 1/2"]
-
-
-def test_bars_show_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: Capture):
-    """Fails where a name is read as markup, or a bar stays behind."""
-    monkeypatch.setenv("TERM", "xterm")
-    with bars() as show:
-        show(Progress("[bold]", 1, 2, 0.1, 0.2, left=3.0))
-    assert "\x1b" not in capsys.readouterr().out
 
 
 def interrupted(interrupts: Interrupts, times: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_bomb_is_one_line(kind: int, command: str, tmp_path: Path, capsys: pyt
     arguments = {
         "inspect": ["inspect", str(path), "--calib", str(data)],
         "prune": [str(path), str(tmp_path / "out.onnx"), "--ratio", "0.3", "--calib", str(data)],
-        "eval": ["eval", str(path), "--data", str(data)],
+        "eval": ["eval", str(path), "--data", str(data), "--against", str(path)],
     }
     assert main(arguments[command]) == 1
     (line,) = capsys.readouterr().err.splitlines()
