@@ -186,7 +186,7 @@ def _bar(compared: Sequence[Comparison]) -> list[str]:
     missed = sum(not c.holds for c in compared)
     worse = [c for c in compared if c.excess > 0]
     most = max(c.excess for c in compared)
-    beyond = f", by {100 * most:.1f} % at most" if worse else ""
+    beyond = f", by {number(100 * most)} % at most" if worse else ""
     return [
         f"**The bars of combined**: top-1 within {ALLOWED} points of the better of local and global, and an error not "
         "above that of the better one; same refit, means over the seeds that all three have. One of 500 images is 0.2 "

@@ -131,7 +131,7 @@ def test_a_run_leaves_its_data_as_they_were(tmp_path: Path, place: str):
     data = tmp_path / "calib.npz"
     shutil.copy(digits.CALIB, data)
     before = data.read_bytes()
-    link = tmp_path / "link.npz"
+    link = tmp_path / "link.json"
     os.link(data, link)
     stages: list[object] = []
     with pytest.raises(UsageError, match="used twice"):
