@@ -20,10 +20,11 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import cli, methods, pipeline
+from onnxprune import cli, methods
 from onnxprune.benchmark.measure import Settings
 from onnxprune.cli import group, program, prune, values
 from onnxprune.report.terminal import PLAIN_WIDTH
+from onnxprune.sentence import halves
 from onnxprune.stages import decide, report, rewrite, time_layers
 from tests import digits
 from tests.digits import pruned
@@ -249,7 +250,7 @@ def test_no_arguments(folder: Path, capsys: Capture):
 def test_failed_check(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch):
     """A deliberate 1 % error in one weight of the sliced model."""
     real = rewrite.rewrite
-    monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
+    monkeypatch.setattr(halves, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
     args = [RESNET, "out.onnx", "--ratio", "0.5", "--calib", CALIB, *FAST, *FILES]
     refused(folder, capsys, 4, "differs from the masked original", *args)
     code, out, err = run(capsys, *args, "--force")

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import PruneConfig, inspect, pipeline, plan, prune
+from onnxprune import PruneConfig, inspect, plan, prune
 from onnxprune.data.inputs import input_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import checked
@@ -32,6 +32,7 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.output import commit as output_commit
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import Session
+from onnxprune.sentence import halves
 from onnxprune.stages import calibrate, rewrite, save
 from onnxprune.stages import verify as verifying
 from onnxprune.stages.load import Loaded
@@ -581,13 +582,13 @@ def expect_failure(folder: Path, match: str, **options: Any) -> None:
 def test_one_percent_of_one_weight(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where the slice is not held against the oracle, or with too wide a tolerance."""
     real = rewrite.rewrite
-    monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
+    monkeypatch.setattr(halves, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
     expect_failure(folder, r"sliced model differs from the masked original.*nothing was written")
 
 
 def test_force(folder: Path, monkeypatch: pytest.MonkeyPatch):
     real = rewrite.rewrite
-    monkeypatch.setattr(pipeline, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
+    monkeypatch.setattr(halves, "rewrite", lambda *args: largest_changed(real(*args), 1.01))
     result = prune(digits.path("resnet"), folder / "out.onnx", digits.CALIB, force=True, **FAST)
     assert (folder / "out.onnx").is_file()
     assert any(n.startswith("--force: the sliced model differs") for n in result.report.notes)
@@ -614,7 +615,7 @@ def test_another_mask_in_the_oracle(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def refitted_with(value: float) -> Any:
-    real = pipeline.refit_weights
+    real = halves.refit_weights
 
     def change(*args: Any) -> Refitted:
         found = real(*args)
@@ -626,32 +627,32 @@ def refitted_with(value: float) -> Any:
 @pytest.mark.parametrize("refit", ["none", "least-squares", "lockstep"])
 def test_outputs_that_are_not_finite(folder: Path, monkeypatch: pytest.MonkeyPatch, refit: str):
     """Fails where a refit that blew up is written."""
-    monkeypatch.setattr(pipeline, "refit_weights", refitted_with(float("nan")))
+    monkeypatch.setattr(halves, "refit_weights", refitted_with(float("nan")))
     expect_failure(folder, "not finite", refit=refit, samples=16)
 
 
 def test_a_model_that_onnxruntime_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    real = pipeline.refit_weights
+    real = halves.refit_weights
 
     def change(*args: Any) -> Refitted:
         found = real(*args)
         found.candidates["none"].graph.node[0].op_type = "NoSuchOperator"
         return found
 
-    monkeypatch.setattr(pipeline, "refit_weights", change)
+    monkeypatch.setattr(halves, "refit_weights", change)
     expect_failure(folder, "does not run")
 
 
 def test_a_broken_refit_falls_back(monkeypatch: pytest.MonkeyPatch):
     """Fails where a lockstep that gives NaN is kept although least squares did not."""
-    real = pipeline.refit_weights
+    real = halves.refit_weights
 
     def change(*args: Any) -> Refitted:
         found = real(*args)
         walked = largest_changed(found.candidates["lockstep"], float("nan"))
         return replace(found, candidates={**found.candidates, "lockstep": walked})
 
-    monkeypatch.setattr(pipeline, "refit_weights", change)
+    monkeypatch.setattr(halves, "refit_weights", change)
     result = prune(digits.path("resnet"), None, digits.CALIB, samples=16, fast=True)
     assert result.report.checks["refit"] == "least-squares"
     assert any("lockstep did worse" in n for n in result.report.notes)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import pipeline, prune
+from onnxprune import prune
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable
@@ -22,7 +22,7 @@ from onnxprune.runtime import outputs, session
 from onnxprune.selection import gfs, imitation
 from onnxprune.selection.imitation import best_of_size
 from onnxprune.selection.quadratic import Quadratic
-from onnxprune.stages import calibrate, couple, imitate, imitate_group, load, rewrite, select
+from onnxprune.stages import calibrate, couple, imitate, imitate_group, load, refit, rewrite, select
 from onnxprune.stages.allocate import allocate
 from onnxprune.stages.answers import outputs_of
 from onnxprune.stages.calibrate import Calibrated
@@ -80,7 +80,7 @@ class Run:
     def rewritten(self) -> onnx.ModelProto:
         """The cut model as it would be written."""
         sliced = rewrite.rewrite(self.loaded, self.coupled, self.masks)
-        found = pipeline.refit_weights(
+        found = refit.refit_weights(
             self.loaded, self.coupled, self.calibrated, self.masks, self.chosen.coefficients, sliced, self.settings
         )
         return found.candidates[self.settings.refit]
