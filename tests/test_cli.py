@@ -332,6 +332,7 @@ def test_interrupted_for_real(folder: Path):
     before = listing(folder)
     ours, theirs = os.openpty()
     args = (RESNET, "out.onnx", "--ratio", "0.5", "--calib", "much.npz", "--round-to", "1", *FILES)
+    args += ("--progress", "auto")
     with command(*args, stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
         seen = read_until(ours, b"calibrate")
