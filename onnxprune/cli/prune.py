@@ -85,7 +85,7 @@ def prune_command(
         output,
         arguments,
         ctx.obj,
-        Shown(quiet, verbose, not quiet and progress != "none", on_interrupt == "keep"),
+        Shown(quiet, verbose, "none" if quiet else progress, on_interrupt == "keep"),
     )
 
 
@@ -153,7 +153,7 @@ class Shown:
 
     quiet: bool
     verbose: bool
-    progress: bool
+    progress: str
     keeps: bool
 
 
@@ -171,8 +171,10 @@ def _run(
     interrupts, log = surroundings.interrupts, surroundings.log
     with ExitStack() as stack:
         show: Show = silent
-        if shown.progress:
-            show = stack.enter_context(bars()) if sys.stderr.isatty() else lines(tell, parts=shown.verbose)
+        if shown.progress == "auto" and sys.stderr.isatty():
+            show = stack.enter_context(bars())
+        elif shown.progress == "lines" or (shown.progress == "auto" and shown.verbose):
+            show = lines(tell, parts=shown.verbose)
         told: list[str] = []
         files = (arguments["plan_file"], *arguments["report_file"])
         also = [visible(f) for f in files if f is not None]

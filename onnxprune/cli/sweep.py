@@ -19,9 +19,11 @@ from onnxprune.cli.options.section import Grouped, Section, flag, option, with_d
 from onnxprune.cli.options.shared import JSON
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.prune import check_effect, labels_of, read_data
-from onnxprune.cli.screen import screen_of, tell, warn
+from onnxprune.cli.screen import screen_of, warn
 from onnxprune.cli.start import start
+from onnxprune.errors import BudgetUnreachable
 from onnxprune.process import streams
+from onnxprune.report.visible import visible
 
 if TYPE_CHECKING:
     from onnxprune.report.live import Show
@@ -71,6 +73,9 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
 
     The data is run, channels are selected and cuts are tried once; each ratio then has a cut, a refit, a recovery (not
     with --fast) and checks of its own. Every model in FOLDER is what `onnxprune IN OUT --ratio` makes of its ratio.
+
+    Limits (--max-drop, --min-agreement, --max-error) mark cuts here: exit 3 says that none holds them. The table is in
+    FOLDER all the same.
     """
     explicit = {k for k in given if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
     read_data(given)
@@ -81,14 +86,14 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
     arguments["bench"] = given["bench"] and (given["provider"] or "cpu")
     start()
     from onnxprune.report import terminal
-    from onnxprune.report.live import bars, lines, silent
+    from onnxprune.report.live import bars, silent
     from onnxprune.sentence.sweep import sweep
 
     interrupts = ctx.obj.interrupts
     with ExitStack() as stack:
         show: Show = silent
-        if not quiet:
-            show = stack.enter_context(bars()) if sys.stderr.isatty() else lines(tell)
+        if not quiet and sys.stderr.isatty():
+            show = stack.enter_context(bars())
 
         def watch(progress: Progress) -> None:
             interrupts.check()
@@ -100,4 +105,6 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
                 streams.show(result.to_json() if as_json else terminal.sweep(result, screen_of()))
             interrupts.hold()
 
-        sweep(model, folder, watch=watch, warn=warn, ready=ready, **arguments)
+        result = sweep(model, folder, watch=watch, warn=warn, ready=ready, **arguments)
+    if result.best is None and any(v is not None for v in result.limits.values()):
+        raise BudgetUnreachable(f"no cut of the sweep holds the limits; why each does not is in {visible(folder)}")

@@ -41,6 +41,11 @@ def with_free_dimensions(proto: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def empty_batches(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """The names of the inputs that are declared with a first size of 0."""
+    return tuple(v.name for v in proto.graph.input if _batch_of_none(v))
+
+
 def _batch_of_none(v: onnx.ValueInfoProto) -> bool:
     """Whether an input is declared with a first size of 0, which exporters write for "any".
 

@@ -13,7 +13,7 @@ from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external, spill
 from onnxprune.graph.protobuf import as_bytes, copied
 from onnxprune.intake import first_run, loose, sparse, wellformed
-from onnxprune.intake.declarations import undeclared, with_free_dimensions, with_types
+from onnxprune.intake.declarations import empty_batches, undeclared, with_free_dimensions, with_types
 from onnxprune.intake.file_check import check_file
 from onnxprune.regular_files import MODEL_BYTES, content
 
@@ -28,7 +28,7 @@ class Source:
 
     sha256: of the model file; where weights lie beside it, of the file and their `external.fingerprint`. size: with
     these, as files are. files: where weights lie beside it. separate: whether those of the output will. notes: what
-    is to be said of how it was read.
+    is to be said of how it was read. empty: inputs that are declared with a first size of 0.
     """
 
     path: str
@@ -37,6 +37,7 @@ class Source:
     files: frozenset[str] = frozenset()
     separate: bool = False
     notes: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> tuple[onnx.ModelProto, Source]:
@@ -129,4 +130,5 @@ def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
     more = external.fingerprint(proto)
     files = frozenset(str(p) for p in external.files_of(proto))
     size = len(blob) + sum(Path(p).stat().st_size for p in files)
-    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files))
+    empty = empty_batches(proto)
+    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files), empty=empty)

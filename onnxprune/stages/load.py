@@ -17,7 +17,7 @@ from onnxprune.data.inputs import InputSpec, tensor_specs
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import with_others
 from onnxprune.data.states import State, states_of
-from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.graph import external, spill
 from onnxprune.intake import (
     counting,
@@ -114,13 +114,25 @@ def opened(
 ) -> Loaded:
     """Load what a run needs. Raises UsageError where the plan to replay belongs to another model or other data."""
     if replayed is None:
-        return load(model, calibration, settings, allow_links=allow_links)
+        loaded = load(model, calibration, settings, allow_links=allow_links)
+        _check_batch(loaded, calibration)
+        return loaded
     # A plan has decided all that labels decide, so a replay needs none.
     unlabelled = settings.with_options(labels=None)
     loaded = load(model, calibration, unlabelled, replayed.divided_by, allow_links=allow_links)
     checksums = (loaded.source.sha256, loaded.inputs_sha256)
     said = plan.check_origin(replayed, *checksums, synthetic=loaded.fit.synthetic, force=settings.force)
     return replace(loaded, notes=(*loaded.notes, *said))
+
+
+def _check_batch(loaded: Loaded, calibration: Calibration) -> None:
+    """Raise ModelError where an input is declared as a batch of nothing, and no data say that any size is meant."""
+    if calibration is None and loaded.source.empty:
+        names = ", ".join(map(repr, loaded.source.empty))
+        raise ModelError(
+            f"the input {names} is declared with a first size of 0, a batch of nothing; give data (--calib) where any "
+            "size is meant, or export the model with its size"
+        )
 
 
 def load(

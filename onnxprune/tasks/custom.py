@@ -53,7 +53,7 @@ def _loaded(spec: str) -> Metric:
     module = module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UsageError(f"{path} does not run: {_told(e, path)}") from e
     function = getattr(module, name, None)
     if not callable(function):
@@ -69,7 +69,7 @@ def measured(metric: Metric, a: Answered) -> tuple[Score, ...]:
     originals = None if a.originals is None else dict(a.originals)
     try:
         given = metric.function(dict(a.outputs), originals, a.labels)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise RunError(f"the metric {metric} raised {_told(e, metric.path)}") from e
     values = given if isinstance(given, Mapping) else {metric.name: given}
     if not values or len(values) > _MOST:
@@ -86,7 +86,7 @@ def _score(key: str, value: Any, metric: Metric) -> Score:
     return Score(key, f"by {metric}", own, unit=NUMBER, why="" if own is not None else f"it is {value}")
 
 
-def _told(error: Exception, path: str) -> str:
+def _told(error: BaseException, path: str) -> str:
     """An error and the line of the user's file that it came from, in one line."""
     own = Path(path).resolve()
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if path and Path(f.filename).resolve() == own]

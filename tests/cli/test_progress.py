@@ -98,9 +98,11 @@ def run(capsys: Capture, *args: str) -> tuple[int, str, str]:
 
 
 def test_a_line_for_each_stage(capsys: Capture, monkeypatch: pytest.MonkeyPatch):
-    """Fails where a log shows bars or nothing, or --quiet a line."""
+    """Fails where a log shows bars or nothing, --quiet a line, or one comes between a script and its one line."""
     monkeypatch.delenv("ONNXPRUNE_PROGRESS")
     code, _, err = run(capsys)
+    assert (code, err) == (0, "")
+    code, _, err = run(capsys, "--progress", "lines")
     assert code == 0
     assert [re.sub(r"\d+:\d\d", "T", x) for x in err.splitlines()] == [
         f"onnxprune: T {stage}" for stage in ("load", "couple", "calibrate", "select", "allocate", "save")

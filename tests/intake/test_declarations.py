@@ -8,6 +8,7 @@ import pytest
 
 from onnxprune import pipeline
 from onnxprune.data.inputs import tensor_specs
+from onnxprune.errors import ModelError
 from onnxprune.intake import model_file
 from onnxprune.intake.declarations import false_outputs, with_free_dimensions, with_true_outputs
 from tests.topologies.text import Topology
@@ -49,6 +50,12 @@ def test_sizes_that_are_none_are_free(free: int | str | None):
     # Each dimension alone, all at once at three sizes, and one sample.
     assert result.report.checks["input_sizes_compared"] == 8
     assert pipeline.inspect(_declared([free, 3, free, free])).groups
+
+
+def test_a_batch_of_nothing_needs_data():
+    """Fails where a model whose input holds no sample, as it is declared, is cut by made-up samples."""
+    with pytest.raises(ModelError, match=r"the input 'x' is declared with a first size of 0, .* give data \(--calib\)"):
+        pipeline.prune(_declared([0, 3, 8, 8]), None, ratio=0.3, refit="none", recover=0)
 
 
 def test_sizes_and_symbols_stay():

@@ -111,6 +111,17 @@ def test_no_cut_holds():
         prune(TWINS.model(), None, TWINS.feeds(64), largest=True, max_error=0.0, **QUICK | {"round_to": 8})
 
 
+@pytest.mark.parametrize(("limit", "code"), [("1e-9", 3), ("90%", 0)])
+def test_a_sweep_in_which_no_cut_holds_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, code: int
+):
+    """Fails where a job goes on although no cut holds its limits, or has no table to look at."""
+    args = ["--calib", str(digits.CALIB), "--samples", "64", "--fast", "--ratios", "0.5", "--keep", "none"]
+    assert main(["sweep", str(digits.path("resnet")), str(tmp_path), *args, "--max-error", limit]) == code
+    assert ("no cut of the sweep holds the limits" in capsys.readouterr().err) == bool(code)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep.json", "sweep.md"]
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

@@ -64,6 +64,7 @@ def test_a_file_that_gives_none(tmp_path: Path, text: str, spec: str, match: str
     ("body", "match"),
     [
         ("return y['p']", "metric f of metric.py raised KeyError in line 2: 'p'"),
+        ("raise SystemExit(0)", "raised SystemExit in line 2: 0"),
         ("raise ValueError('two\\nlines')", "raised ValueError in line 2: two lines"),
         ("return 'good'", "gave 'good' for 'f'; give a number"),
         ("return None", "gave None"),

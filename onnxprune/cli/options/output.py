@@ -42,13 +42,13 @@ OUTPUT = Section(
     ),
     flag("--overwrite", "Replace OUT, --plan and --report files that exist."),
     flag("--quiet", "No report, no progress; warnings and errors stay.", "-q"),
-    flag("--verbose", "Also every part of a stage, and the groups that stay whole.", "-v"),
+    flag("--verbose", "Also stages and their parts where stderr is no terminal, and groups that stay whole.", "-v"),
     option(
         "--progress",
-        type=Choice(("auto", "none")),
+        type=Choice(("auto", "lines", "none")),
         **with_default("auto"),
-        help="What stderr shows while the command runs: a bar on a terminal and a line for each stage elsewhere, or "
-        "nothing.",
+        help="What stderr shows while the command runs: a bar on a terminal and nothing elsewhere (auto), a line for "
+        "each stage, or nothing.",
     ),
     option(
         "--log-file",
