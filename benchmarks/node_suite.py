@@ -140,7 +140,8 @@ def judged(
     answer = worker.call(command, argv, str(temporary), seconds=_SECONDS)
     why = fault(answer, argv)
     if answer.value != 0:
-        left = [p.name for p in (*(set(place.iterdir()) - before), *temporary.iterdir())]
+        # The report of a refusal says why.
+        left = [p.name for p in (*(set(place.iterdir()) - before), *temporary.iterdir()) if p.name != "report.json"]
         why = why or (f"left {', '.join(left)}" if left else "")
     shutil.rmtree(temporary)
     if why:
