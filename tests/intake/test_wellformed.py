@@ -239,7 +239,8 @@ def test_a_batch_of_none_is_described():
 
 def test_a_batch_of_none_is_a_batch_of_any_size():
     """Fails where a size that exporters write for "any" is demanded of the data, or is left in what is written."""
-    result = prune(network_without_axes(0), uniform=0.5, fast=True)
+    data = {"x": np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)}
+    result = prune(network_without_axes(0), None, data, uniform=0.5, fast=True)
     assert result.model is not None
     assert [d.HasField("dim_value") for d in result.model.graph.input[0].type.tensor_type.shape.dim] == [False, True]
 
