@@ -53,14 +53,19 @@ def error_limit(value: Any, name: str = "max_error", such_as: str = "a share suc
     return limit
 
 
+def number(text: str) -> float:
+    """A number as 0.4 or 40%. Raises ValueError for what is none."""
+    bare = text.strip()
+    return float(bare.removesuffix("%")) / (100.0 if bare.endswith("%") else 1.0)
+
+
 def shares_by_pattern(name: str, pairs: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """Pairs PATTERN=SHARE taken apart, shares as 0.2 or 20%. Raises UsageError for one that is none."""
     parted: list[tuple[str, float]] = []
     for pair in pairs:
         pattern, _, text = pair.rpartition("=")
-        percent = text.strip().endswith("%")
         try:
-            share = float(text.strip().removesuffix("%")) / (100.0 if percent else 1.0)
+            share = number(text)
         except ValueError:
             share = math.nan
         if not pattern or not 0.0 <= share < 1.0:

@@ -15,13 +15,11 @@ from onnxprune.channels.describe import Description
 from onnxprune.config import Options, PruneConfig
 from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
-from onnxprune.errors import RunError, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.graph import spill
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.intake.preview import Preview
-from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.workplace import Workplace
-from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
@@ -30,10 +28,10 @@ from onnxprune.report.progress import Progress
 from onnxprune.report.summary import Report
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
-from onnxprune.runtime.session import check_provider, check_starts, timing_on
 from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.sentence.halves import choose, make, prepare, replayed_from
 from onnxprune.sentence.largest import STEP, Found, largest_cut
+from onnxprune.sentence.machine import Machine
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import describe_loaded, foreseen
 from onnxprune.stages.load import Calibration, load, opened
@@ -42,8 +40,7 @@ from onnxprune.stages.refuse import SoFar, refusing
 from onnxprune.stages.report import estimated, report_of, speed_gates, with_latency
 from onnxprune.stages.save import PruneResult, named, stored
 from onnxprune.stages.time_layers import timed_with
-from onnxprune.targets.alignment import DEFAULT, TARGETS
-from onnxprune.threads import one_blas_thread
+from onnxprune.targets.alignment import DEFAULT
 
 
 def prune(
@@ -125,45 +122,34 @@ def prune(
     check_outputs(
         (output, plan_file, *reports.paths), (model, *files_of(calibration), *files_of(test), from_plan), overwrite
     )
-    check_choice(jobs, scheduler)
-    libraries = checked_libraries(custom_ops)
-    if libraries and scheduler is not None:
-        raise UsageError("custom_ops are libraries of this machine, which the workers of a scheduler do not have")
-    check_provider(provider or "cpu")
-    timed_by = timing_on(provider, TARGETS[settings.target].provider)
-    if settings.budget == "latency":
-        check_starts(timed_by)  # before hours of calibration
+    machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
     clock = Clock(watch, hear=warn, stop=stop)
     files = (output, plan_file, *reports.paths)
     so_far = SoFar(called(model), settings, tuple(command), clock)
-    try:
-        with Stage(overwrite=overwrite) as stage, registering(libraries):
-            with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
-                place = Workplace(workers, provider or "cpu", timed_by)
-                with refusing(so_far, reports, warn):
-                    result, separate = _run(
-                        model,
-                        files,
-                        calibration,
-                        settings,
-                        chosen,
-                        clock,
-                        place,
-                        timed_on,
-                        asked,
-                        so_far,
-                        dry_run=dry_run,
-                        allow_links=allow_links,
-                    )
-                result = replace(result, report=replace(result.report, sources=dict(sources)))
-                clock.begin("save")
-                result = stored(stage, result, separate, output, plan_file, reports)
-            # The workers and the temporary files are gone: what is left to do is to rename.
-            ready(result.report)
-            named(stage, output)
-            return result
-    except SolveFailed as e:
-        raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
+    with Stage(overwrite=overwrite) as stage, registering(machine.libraries):
+        with machine.working(clock.progress) as place:
+            with refusing(so_far, reports, warn):
+                result, separate = _run(
+                    model,
+                    files,
+                    calibration,
+                    settings,
+                    chosen,
+                    clock,
+                    place,
+                    timed_on,
+                    asked,
+                    so_far,
+                    dry_run=dry_run,
+                    allow_links=allow_links,
+                )
+            result = replace(result, report=replace(result.report, sources=dict(sources)))
+            clock.begin("save")
+            result = stored(stage, result, separate, output, plan_file, reports)
+        # The workers and the temporary files are gone: what is left to do is to rename.
+        ready(result.report)
+        named(stage, output)
+        return result
 
 
 def inspect(

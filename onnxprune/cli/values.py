@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.options import nearest
+from onnxprune.options import nearest, number
 from onnxprune.targets.alignment import AUTO
 
 if TYPE_CHECKING:  # generic for a type checker alone, as they are from click 8.2 on
@@ -61,18 +61,17 @@ class Share(_Number):
         """The number. Raises click.BadParameter."""
         text = str(value).strip()
         try:
-            number = float(text.removesuffix("%"))
+            share = number(text)
         except ValueError:
             self.fail(f"{value!r} is not a share; write 0.4 or 40%", param, ctx)
-        share = number / 100.0 if text.endswith("%") else number
         if not 0.0 <= share < math.inf:
             self.fail(f"{value!r} is not a share; write 0.4 or 40%", param, ctx)
         if text.endswith("%") or share <= 1.0:
             if share > 1.0 and not self.beyond:
                 self.fail(f"{value!r} is more than 100%", param, ctx)
             return share
-        meant = f", or {number:.0%} if that is meant" if self.beyond else ""
-        self.fail(f"{value!r} is {number:.0%}; write {number:g}%{meant}", param, ctx)
+        meant = f", or {share:.0%} if that is meant" if self.beyond else ""
+        self.fail(f"{value!r} is {share:.0%}; write {share:g}%{meant}", param, ctx)
 
 
 class ErrorLimit(_Named):
@@ -97,12 +96,12 @@ class MetricLimit(_Named):
         """(the score, the limit). Raises click.BadParameter."""
         score, equals, text = str(value).rpartition("=")
         try:
-            number = float(text.strip().removesuffix("%"))
+            limit = number(text)
         except ValueError:
-            number = math.nan
-        if not (equals and score.strip()) or not math.isfinite(number):
+            limit = math.nan
+        if not (equals and score.strip()) or not math.isfinite(limit):
             self.fail(f"{value!r} is not a score and a number; write miou=0.7 or perplexity=20", param, ctx)
-        return score.strip(), number / 100.0 if text.strip().endswith("%") else number
+        return score.strip(), limit
 
 
 def parse_once(pairs: Iterable[tuple[str, float]], option: str) -> dict[str, float]:

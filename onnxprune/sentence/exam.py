@@ -44,10 +44,11 @@ class Limits:
         object.__setattr__(self, "max_error", error_limit(self.max_error))
 
     def __bool__(self) -> bool:
-        return any(v is not None for v in self._given.values())
+        return any(v is not None for v in self.given.values())
 
     @property
-    def _given(self) -> dict[str, float | None]:
+    def given(self) -> dict[str, float | None]:
+        """All of them by name."""
         return {"max_drop": self.max_drop, "min_agreement": self.min_agreement, "max_error": self.max_error}
 
     def gates_of(self, result: Evaluation) -> tuple[Gate, ...]:

@@ -11,18 +11,14 @@ from typing import Unpack
 import numpy as np
 import onnx
 
-from onnxprune.benchmark.measure import Candidate, Feeds, Settings, measure, provider_named
+from onnxprune.benchmark.measure import provider_named
 from onnxprune.config import Options, PruneConfig
 from onnxprune.data.sources import files_of
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, OnnxPruneError, RunError, UsageError
 from onnxprune.evaluation import Evaluation
-from onnxprune.graph import spill
 from onnxprune.intake.model_file import ModelLike
-from onnxprune.jobs import check_choice, scheduling
-from onnxprune.jobs.workplace import Workplace
 from onnxprune.measures.verdict import GOOD, verdict_of
-from onnxprune.numerics.least_squares import SolveFailed
-from onnxprune.options import shown, typed
+from onnxprune.options import number, shown, typed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.output.model_files import put_model
@@ -31,17 +27,14 @@ from onnxprune.report.progress import Progress
 from onnxprune.report.summary import Report
 from onnxprune.report.sweep import Point, Sweep, with_front
 from onnxprune.runtime.custom_ops import Libraries, registering
-from onnxprune.runtime.custom_ops import checked as checked_libraries
-from onnxprune.runtime.session import check_provider, check_starts, timing_on
 from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.sentence.halves import Chosen, Prepared, choose, make, prepare
+from onnxprune.sentence.machine import Machine
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.load import Calibration, opened
-from onnxprune.stages.report import report_of
+from onnxprune.stages.report import bench_of, report_of
 from onnxprune.stages.time_layers import timed_with
 from onnxprune.stages.verify import Checked
-from onnxprune.targets.alignment import TARGETS
-from onnxprune.threads import one_blas_thread
 
 KEEP = ("all", "best", "none")
 RATIOS = "0.1:0.7:0.1"
@@ -54,10 +47,9 @@ def ratios_of(text: str) -> tuple[float, ...]:
 
     def share(part: str) -> float:
         try:
-            number = float(part.strip().removesuffix("%"))
+            return number(part)
         except ValueError:
             raise UsageError(f"{shown(part)} is no ratio; write 0.1:0.7:0.1, or 0.2,0.4") from None
-        return number / 100.0 if part.strip().endswith("%") else number
 
     if ":" not in text:
         return checked_ratios([share(part) for part in text.split(",")])
@@ -150,19 +142,11 @@ def sweep(
     made_folder = _checked_folder(
         files, wanted, keep, (model, *files_of(calibration), *files_of(test)), overwrite=overwrite
     )
-    check_choice(jobs, scheduler)
-    libraries = checked_libraries(custom_ops)
-    if libraries and scheduler is not None:
-        raise UsageError("custom_ops are libraries of this machine, which the workers of a scheduler do not have")
-    check_provider(provider or "cpu")
-    timed_by = timing_on(provider, TARGETS[settings.target].provider)
-    if settings.budget == "latency":
-        check_starts(timed_by)
+    machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
     clock = Clock(watch, hear=warn)
     try:
-        with Stage(overwrite=overwrite) as stage, registering(libraries):
-            with one_blas_thread(), spill.spilling(), scheduling(jobs, scheduler, clock.progress) as workers:
-                place = Workplace(workers, provider or "cpu", timed_by)
+        with Stage(overwrite=overwrite) as stage, registering(machine.libraries):
+            with machine.working(clock.progress) as place:
                 with clock("load"):
                     loaded = opened(model, calibration, settings, None, allow_links=allow_links)
                     for ratio in wanted:
@@ -177,8 +161,6 @@ def sweep(
             stage.commit()
             made_folder = False
             return result
-    except SolveFailed as e:
-        raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e
     finally:
         if made_folder and files.folder is not None and not any(files.folder.iterdir()):
             files.folder.rmdir()
@@ -289,14 +271,8 @@ class _Run:
         return point, checked.whole, report
 
     def _timed(self, point: Point, checked: Checked, report: Report, provider: str) -> Point:
-        loaded = self.prepared.loaded
-        feeds = loaded.fit.slice(0, loaded.fit.run_size(1))
-        models = (
-            Candidate(report.model, loaded.original, loaded.source.size),
-            Candidate("the result", checked.model, report.after.bytes),
-        )
         self.clock.begin("bench")
-        bench = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
+        bench = bench_of(report, self.prepared.loaded, checked, provider)
         assert bench.comparison is not None
         self._seconds = bench.models[0].median
         return replace(
@@ -317,7 +293,6 @@ class _Run:
         return replace(point, output=str(path))
 
     def _stored(self, points: tuple[Point, ...], last: Report) -> Sweep:
-        limits = self.exam.limits
         result = Sweep(
             model=last.model,
             model_sha256=last.model_sha256,
@@ -326,7 +301,7 @@ class _Run:
             points=points,
             judged=self.exam.where,
             config={k: v for k, v in self.settings.as_dict().items() if k != "ratio"},
-            limits={k: getattr(limits, k) for k in ("max_drop", "min_agreement", "max_error")},
+            limits=self.exam.limits.given,
             calibration=last.calibration,
             seconds=dict(self.clock.seconds),
             versions=versions(),

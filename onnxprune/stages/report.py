@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.benchmark.measure import Candidate, Feeds, Settings, measure
+from onnxprune.benchmark.measure import Bench, Candidate, Feeds, Settings, measure
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
@@ -152,16 +152,21 @@ def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
 def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str) -> Report:
     """The report with the time of one sample through the original and the result; with a note where that fails, as a
     model that was made and checked is worth more than its latency."""
+    try:
+        latency = bench_of(report, loaded, checked, provider)
+    except OnnxPruneError as e:
+        return replace(report, notes=(*report.notes, f"the latency was not measured: {e}"))
+    return replace(report, latency=latency.as_dict(), notes=(*report.notes, *latency.notes))
+
+
+def bench_of(report: Report, loaded: Loaded, checked: Checked, provider: str) -> Bench:
+    """The time of one sample through the original and the result, in turns. Raises OnnxPruneError."""
     models = (
         Candidate(report.model, loaded.original, loaded.source.size),
         Candidate(report.output or "the result", checked.model, report.after.bytes),
     )
     feeds = loaded.fit.slice(0, loaded.fit.run_size(1))
-    try:
-        latency = measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
-    except OnnxPruneError as e:
-        return replace(report, notes=(*report.notes, f"the latency was not measured: {e}"))
-    return replace(report, latency=latency.as_dict(), notes=(*report.notes, *latency.notes))
+    return measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))
 
 
 def estimated(report: Report, coupled: Coupled, tried: Tried | None, masks: Masks) -> Report:

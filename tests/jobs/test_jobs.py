@@ -521,7 +521,7 @@ def test_weights_in_files_go_along_to_other_machines(tmp_path: Path, monkeypatch
     def remote(*_: object) -> Iterator[Scheduler]:
         yield Remote()
 
-    monkeypatch.setattr("onnxprune.pipeline.scheduling", remote)
+    monkeypatch.setattr("onnxprune.sentence.machine.scheduling", remote)
     found = prune(path, None, digits.CALIB, method="taylor", **QUICK)
     assert masks(found) == masks(prune(path, None, digits.CALIB, method="taylor", jobs=1, **QUICK))
     assert len(sent) >= 3  # calibration, its gradients, trial cuts

@@ -185,7 +185,7 @@ def test_an_explicit_provider_decides_what_times(
         return machine
 
     monkeypatch.setattr("onnxprune.stages.time_layers.OnnxRuntime", build)
-    monkeypatch.setattr("onnxprune.pipeline.check_starts", lambda providers: tried.append(providers[0]))
+    monkeypatch.setattr("onnxprune.sentence.machine.check_starts", lambda providers: tried.append(providers[0]))
     options: dict[str, Any] = {**FAST, "ratio": 0.3, "method": "magnitude", "refit": "none", "target": "ort-cuda"}
     prune(digits.path("resnet"), None, digits.CALIB, dry_run=True, **options, **given)
     assert (tried, timed) == ([expected], [expected])
