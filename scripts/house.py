@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runtime", "cost", "config"),
     ("channels", "data", "targets"),
     ("graph", "selection"),
-    ("numerics", "process", "options", "regular_files"),
+    ("numerics", "process", "options", "regular_files", "user_code"),
     ("errors", "methods", "threads", "version"),
 )
 _WIDTH, _BOX, _GAP, _ROW = 960, 132, 24, 58

@@ -19,6 +19,11 @@ class Log:
     def __init__(self) -> None:
         self._file: TextIO | None = None
 
+    @property
+    def opened(self) -> bool:
+        """Whether anybody is told."""
+        return self._file is not None
+
     def open(self, path: str | None) -> None:
         """Append to a file, which is made where there is none. Raises UsageError for a file that is no log of ours."""
         if path is None:

@@ -200,10 +200,10 @@ def _run(
 
         def ready(report: Report) -> None:
             stack.close()
-            text = terminal.prune_report(report, terminal.Screen(piped=True), verbose=shown.verbose, also=also)
+            if log.opened:
+                log.write(terminal.prune_report(report, terminal.Screen(piped=True), verbose=shown.verbose, also=also))
             if not shown.quiet:
                 streams.show(terminal.prune_report(report, screen_of(), verbose=shown.verbose, also=also))
-            log.write(text)
             interrupts.hold()
 
         prune(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from onnxprune.data.given import Given
 from onnxprune.data.inputs import InputSpec
 from onnxprune.errors import CalibrationError, OnnxPruneError
 from onnxprune.regular_files import content
+from onnxprune.user_code import RAISED, functions_in, line_of
 
 FUNCTION = "load_data"
 _MODULE = "onnxprune_data_script"
@@ -39,7 +39,7 @@ class Script:
         with _running(path) as module:
             own = getattr(module, self.function, None)
             if not callable(own):
-                names = ", ".join(k for k, v in vars(module).items() if callable(v) and not k.startswith("_")) or "none"
+                names = ", ".join(functions_in(module)) or "none"
                 raise CalibrationError(
                     f"{path} has no function {self.function}(); name another one: {path}:NAME (it has {names})"
                 )
@@ -64,7 +64,7 @@ def _running(path: Path) -> Iterator[ModuleType]:
             exec(compile(source, str(path), "exec"), vars(module))
             yield module
     except CalibrationError as e:
-        line = _line(e.__cause__, path)
+        line = line_of(e.__cause__, path)
         if not line or str(e).startswith(str(path)):
             raise
         raise CalibrationError(f"{path}, line {line}: {str(e).removeprefix('the data: ')}") from e
@@ -72,18 +72,12 @@ def _running(path: Path) -> Iterator[ModuleType]:
         raise
     except SyntaxError as e:
         raise CalibrationError(f"{path}, line {e.lineno or 0}: {e.msg}") from e
-    except (Exception, SystemExit) as e:
+    except RAISED as e:
         text = " ".join(str(e).split())[:200]
-        raise CalibrationError(f"{path}, line {_line(e, path) or 0}: {type(e).__name__}: {text}") from e
+        raise CalibrationError(f"{path}, line {line_of(e, path)}: {type(e).__name__}: {text}") from e
     finally:
         sys.path[:] = paths
         if known is None:
             sys.modules.pop(_MODULE, None)
         else:
             sys.modules[_MODULE] = known
-
-
-def _line(e: BaseException | None, path: Path) -> int:
-    """The last line of the file that an error came through; 0 where none did."""
-    frames = traceback.extract_tb(e.__traceback__) if e is not None else []
-    return next((f.lineno or 0 for f in reversed(frames) if f.filename == str(path)), 0)

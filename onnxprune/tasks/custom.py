@@ -6,7 +6,6 @@ the second is None without an original, the third without labels. It gives a num
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -17,6 +16,7 @@ from typing import Any
 from onnxprune.errors import RunError, UsageError
 from onnxprune.options import nearest, shown, typed
 from onnxprune.tasks.answered import NUMBER, Answered, Score, number
+from onnxprune.user_code import RAISED, functions_in, line_of
 
 _MOST = 100
 
@@ -53,11 +53,11 @@ def _loaded(spec: str) -> Metric:
     module = module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except (Exception, SystemExit) as e:
+    except RAISED as e:
         raise UsageError(f"{path} does not run: {_told(e, path)}") from e
     function = getattr(module, name, None)
     if not callable(function):
-        functions = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        functions = functions_in(module)
         near = nearest(name, functions)
         there = f"did you mean {near}?" if near else f"it has {', '.join(functions) or 'none'}"
         raise UsageError(f"{path} has no function {name!r}; {there}")
@@ -69,7 +69,7 @@ def measured(metric: Metric, a: Answered) -> tuple[Score, ...]:
     originals = None if a.originals is None else dict(a.originals)
     try:
         given = metric.function(dict(a.outputs), originals, a.labels)
-    except (Exception, SystemExit) as e:
+    except RAISED as e:
         raise RunError(f"the metric {metric} raised {_told(e, metric.path)}") from e
     values = given if isinstance(given, Mapping) else {metric.name: given}
     if not values or len(values) > _MOST:
@@ -88,9 +88,7 @@ def _score(key: str, value: Any, metric: Metric) -> Score:
 
 def _told(error: BaseException, path: str) -> str:
     """An error and the line of the user's file that it came from, in one line."""
-    own = Path(path).resolve()
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if path and Path(f.filename).resolve() == own]
-    lines += [error.lineno] if isinstance(error, SyntaxError) else []
-    where = f" in line {lines[-1]}" if lines and lines[-1] else ""
+    line = line_of(error, Path(path)) if path else 0
+    where = f" in line {line}" if line else ""
     text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     return f"{type(error).__name__}{where}" + (f": {text}" if text else "")

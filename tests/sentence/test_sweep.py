@@ -16,20 +16,8 @@ from onnxprune.report.sweep import Point, with_front
 from onnxprune.sentence.sweep import ratios_of
 from onnxprune.stages.report import speed_gates
 from tests import digits
-from tests.topologies.text import Topology
+from tests.topologies.twins import TWINS
 
-TWINS = Topology(
-    """(float[N,6] x) => (float[N,4] y) {
-        a = MatMul(x, w1[6,16])
-        b = Relu(a)
-        c = MatMul(b, w2[16,16])
-        d = Relu(c)
-        e = MatMul(d, w3[16,8])
-        f = Relu(e)
-        y = MatMul(f, w4[8,4])
-    }""",
-    (16, 16, 8),
-)
 QUICK: dict[str, Any] = {"round_to": 1, "refit": "least-squares"}
 
 

@@ -15,6 +15,7 @@ from onnxprune import prune
 from onnxprune.cli.program import main
 from onnxprune.errors import BudgetUnreachable, NothingPrunable, UsageError
 from tests.topologies.text import Topology
+from tests.topologies.twins import TWINS
 
 ROW = Topology(
     """(float[N,6] x) => (float[N,4] y, float[N,4] z) {
@@ -141,20 +142,6 @@ def test_no_group_loses_more_than_the_cap():
     assert all(after >= 0.35 * before for before, after in capped.items())
     with pytest.raises(BudgetUnreachable, match=r"ask less of --ratio-of and --max-ratio"):
         _widths(ratio=0.6, max_ratio=0.2)
-
-
-TWINS = Topology(
-    """(float[N,6] x) => (float[N,4] y) {
-        a = MatMul(x, w1[6,16])
-        b = Relu(a)
-        c = MatMul(b, w2[16,16])
-        d = Relu(c)
-        e = MatMul(d, w3[16,8])
-        f = Relu(e)
-        y = MatMul(f, w4[8,4])
-    }""",
-    (16, 16, 8),
-)
 
 
 @pytest.mark.parametrize("goal", [{"ratio": 0.3}, {"ratio": 0.5}, {"ratio": 0.7}, {"layer_tolerance": 0.3}])
