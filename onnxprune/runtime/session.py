@@ -184,7 +184,7 @@ class Session:
         """Outputs by name; feeds that the model does not read are ignored.
 
         A session keeps what its largest run took, for the next one. In a process that is large already it gives that
-        back after each run, since several sessions live at once.
+        back after each run, since several sessions live at once; onnxruntime holds on to the block that it took first.
         """
         names = list(self.outputs if outputs is None else outputs)
         fed, options = self._fed(feeds), ort.RunOptions()
