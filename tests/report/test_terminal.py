@@ -12,7 +12,7 @@ from onnxprune.benchmark.profile import NodeTime
 from onnxprune.channels.describe import PinnedDescription
 from onnxprune.evaluation import Evaluation
 from onnxprune.measures.figures import ERROR, Figure, Figures
-from onnxprune.report import terminal
+from onnxprune.report import terminal, units
 from onnxprune.report.summary import PinnedRow, Report
 from onnxprune.report.terminal import Screen
 from tests import digits
@@ -233,7 +233,7 @@ def test_latency_of_a_pruned_model(report: Report):
 
 @pytest.mark.parametrize(("seconds", "text"), [(2.51e-5, "0.0251 ms"), (0.01234, "12.3 ms"), (1.25, "1250 ms")])
 def test_latency(seconds: float, text: str):
-    assert terminal.latency(seconds) == text
+    assert units.latency(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -249,14 +249,14 @@ def test_latency(seconds: float, text: str):
     ],
 )
 def test_count(n: float, text: str):
-    assert terminal.count(n) == text
+    assert units.count(n) == text
 
 
 @pytest.mark.parametrize(("n", "text"), [(10, "10 B"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.0 GiB")])
 def test_size(n: float, text: str):
-    assert terminal.size(n) == text
+    assert units.size(n) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.0123, "12 ms"), (3.44, "3.4 s"), (125.2, "2 min 05 s")])
 def test_duration(seconds: float, text: str):
-    assert terminal.duration(seconds) == text
+    assert units.duration(seconds) == text
