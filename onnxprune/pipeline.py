@@ -17,6 +17,7 @@ from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
 from onnxprune.errors import UsageError
 from onnxprune.graph import spill
+from onnxprune.graph.external import Placement
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.intake.preview import Preview
 from onnxprune.jobs.workplace import Workplace
@@ -38,7 +39,7 @@ from onnxprune.stages.load import Calibration, load, opened
 from onnxprune.stages.look import looked_at
 from onnxprune.stages.refuse import SoFar, refusing
 from onnxprune.stages.report import estimated, report_of, speed_gates, with_latency
-from onnxprune.stages.save import PruneResult, named, stored
+from onnxprune.stages.save import PruneResult, foreseen_size, named, stored
 from onnxprune.stages.time_layers import timed_with
 from onnxprune.targets.alignment import DEFAULT
 
@@ -70,6 +71,7 @@ def prune(
     largest: bool = False,
     allow_links: bool = False,
     custom_ops: Libraries = (),
+    single_file: bool = False,
     command: Sequence[str] = (),
     sources: Mapping[str, str] = MappingProxyType({}),
     stop: Callable[[], bool] = lambda: False,
@@ -103,6 +105,7 @@ def prune(
     BudgetUnreachable where none does. min_speedup: how many times as fast as the original the result has to be, by the
     lower end of the 95 % interval of runs in turns (see `bench`); else CheckFailed. allow_links: weights may lie where
     links beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
+    single_file: weights go into `output` also where the original has them beside it; RunError where they do not fit.
     command: what was typed, for the report. sources: where options were found that were not typed, and which these
     are. stop: asked between the steps of recovery; where it says so, that ends with the best state so far.
     Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
@@ -129,7 +132,7 @@ def prune(
     with Stage(overwrite=overwrite) as stage, registering(machine.libraries):
         with machine.working(clock.progress) as place:
             with refusing(so_far, reports, warn):
-                result, separate = _run(
+                result, placement = _run(
                     model,
                     files,
                     calibration,
@@ -142,10 +145,11 @@ def prune(
                     so_far,
                     dry_run=dry_run,
                     allow_links=allow_links,
+                    single_file=single_file,
                 )
             result = replace(result, report=replace(result.report, sources=dict(sources)))
             clock.begin("save")
-            result = stored(stage, result, separate, output, plan_file, reports)
+            result = stored(stage, result, placement, output, plan_file, reports)
         # The workers and the temporary files are gone: what is left to do is to rename.
         ready(result.report)
         named(stage, output)
@@ -234,15 +238,17 @@ def _run(
     *,
     dry_run: bool,
     allow_links: bool,
-) -> tuple[PruneResult, bool]:
-    """The sentence, and whether the result's weights go beside it.
+    single_file: bool,
+) -> tuple[PruneResult, Placement]:
+    """The sentence, and where the result's weights go.
 
     files: output, plan, reports. timed_on: the provider that times the models, None to leave that out. so_far: is told
     what is known, for the report of a run that is refused.
     """
     output, *others = files
     with stage("load"):
-        so_far.loaded = loaded = opened(model, calibration, settings, replayed, allow_links=allow_links)
+        loaded = opened(model, calibration, settings, replayed, allow_links=allow_links, single_file=single_file)
+        so_far.loaded = loaded
         check_data(output, others, loaded.source)
         state = settings.state
         exam = Exam.of(model, loaded, asked.test, asked.test_labels, asked.limits, state=state, allow_links=allow_links)
@@ -257,11 +263,13 @@ def _run(
     prepared, settings, chosen = found.prepared, found.settings, found.chosen
     about = loaded, prepared.coupled, prepared.calibrated, chosen.masks, settings, stage
     coupled, masks, stopwatch = prepared.coupled, chosen.masks, prepared.stopwatch
+    if found.checked is None:
+        stage.warn(foreseen_size(loaded, coupled, masks))
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
         report = estimated(report_of(*about, None, None, timed, place), coupled, prepared.tried, masks)
         report = replace(report, notes=(*report.notes, *foreseen(loaded, settings)))
-        return PruneResult(None, chosen.plan, so_far.settled(report)), False
+        return PruneResult(None, chosen.plan, so_far.settled(report)), loaded.source.placement
     checked = found.checked or make(prepared, chosen, settings, stage)
     gates, said = exam.asked_of(checked, loaded, stage)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
@@ -271,4 +279,4 @@ def _run(
         stage.begin("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)
         report = so_far.settled(report, (*gates, *speed_gates(report, asked.min_speedup)))
-    return PruneResult(checked.whole, chosen.plan, report), loaded.source.separate
+    return PruneResult(checked.whole, chosen.plan, report), loaded.source.placement

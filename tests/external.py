@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnxprune.graph import external
+from onnxprune.graph.external import Placement
 from onnxprune.output.commit import Stage
 from onnxprune.output.model_files import commit, put_model
 
@@ -75,7 +76,8 @@ def weights_of(path: Path) -> Path:
 def saved(model: onnx.ModelProto, path: Path, *, separate: bool | None = None) -> None:
     """Write a model as a run does; separate: by default where its weights lie in files."""
     with Stage() as stage:
-        put_model(stage, model, path, separate=external.has_external(model) if separate is None else separate)
+        beside = external.has_external(model) if separate is None else separate
+        put_model(stage, model, path, placement=Placement.BESIDE if beside else Placement.FITTING)
         commit(stage, path)
 
 

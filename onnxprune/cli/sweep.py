@@ -16,7 +16,7 @@ from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import SETTINGS
 from onnxprune.cli.options.prepared import PREPARED
 from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
-from onnxprune.cli.options.shared import JSON
+from onnxprune.cli.options.shared import JSON, SINGLE_FILE
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.prune import check_effect, labels_of, read_data
 from onnxprune.cli.screen import screen_of, warn
@@ -42,6 +42,7 @@ OUTPUT = Section(
         "--max-error, or without any has a good verdict), or none. sweep.json and sweep.md it gets always.",
     ),
     flag("--bench", "Also time each model against IN in turns, one sample at a time."),
+    SINGLE_FILE,
     JSON,
     flag("--overwrite", "Replace files of FOLDER that exist."),
     flag("--quiet", "No table, no status; warnings and errors stay."),

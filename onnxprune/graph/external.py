@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -53,6 +54,14 @@ BITS = {
 }
 # Types of which several values share a byte.
 PACKED = frozenset(BITS)
+
+
+class Placement(Enum):
+    """Where the weights of a model that is written go."""
+
+    BESIDE = "into a file beside it"
+    FITTING = "into its own file where that can hold them, else beside it"
+    INSIDE = "into its own file, or nowhere"
 
 
 def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

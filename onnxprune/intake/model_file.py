@@ -11,6 +11,7 @@ import onnx
 
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external, spill
+from onnxprune.graph.external import Placement
 from onnxprune.graph.protobuf import as_bytes, copied
 from onnxprune.intake import first_run, loose, sparse, wellformed
 from onnxprune.intake.declarations import empty_batches, undeclared, with_free_dimensions, with_types
@@ -27,15 +28,15 @@ class Source:
     """Where a model came from: for the report and for checking that a plan belongs to it.
 
     sha256: of the model file; where weights lie beside it, of the file and their `external.fingerprint`. size: with
-    these, as files are. files: where weights lie beside it. separate: whether those of the output will. notes: what
-    is to be said of how it was read. empty: inputs that are declared with a first size of 0.
+    these, as files are. files: where weights lie beside it. placement: where those of the output go. notes: what is to
+    be said of how it was read. empty: inputs that are declared with a first size of 0.
     """
 
     path: str
     sha256: str
     size: int
     files: frozenset[str] = frozenset()
-    separate: bool = False
+    placement: Placement = Placement.FITTING
     notes: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
 
@@ -119,10 +120,10 @@ def _adopted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
 def _adopted_dense(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
     copy = copied(proto)
     external.resolve(copy, None)
-    separate = external.has_external(copy)
+    beside = external.has_external(copy)
     note = sparse.made_dense(copy)
     dense, source = _adopted(copy)
-    return dense, replace(source, separate=separate, notes=(note,))
+    return dense, replace(source, placement=_like(beside), notes=(note,))
 
 
 def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
@@ -131,4 +132,9 @@ def source_of(path: str, blob: bytes, proto: onnx.ModelProto) -> Source:
     files = frozenset(str(p) for p in external.files_of(proto))
     size = len(blob) + sum(Path(p).stat().st_size for p in files)
     empty = empty_batches(proto)
-    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, bool(files), empty=empty)
+    return Source(path, hashlib.sha256(blob + more).hexdigest(), size, files, _like(bool(files)), empty=empty)
+
+
+def _like(beside: bool) -> Placement:
+    """As the original has them."""
+    return Placement.BESIDE if beside else Placement.FITTING

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.errors import RunError, UsageError
-from onnxprune.graph.external import beside, is_beside
+from onnxprune.graph.external import Placement, beside, is_beside
 from onnxprune.intake.model_file import Source
 from onnxprune.regular_files import brief, reason
 
@@ -81,11 +81,13 @@ def check_data(
     for other in others:
         if other is not None and any(same_file(Path(other), t) for t in theirs):
             raise UsageError(f"{other} holds weights of the model; name another file")
-    if output is None or not source.separate:
+    if output is None:
         return
     path = Path(output)
     if any(same_file(path, t) for t in theirs):
         raise UsageError(f"{path} holds weights of the model; name another file")
+    if source.placement is not Placement.BESIDE:
+        return
     for other in others:
         if other is not None and is_beside(Path(other).name, path) and same_file(Path(other).parent, path.parent):
             raise UsageError(f"{other} is where the output's weights go; name another file for plan or report")

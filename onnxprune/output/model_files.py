@@ -12,9 +12,12 @@ from pathlib import Path
 
 import onnx
 
+from onnxprune.errors import RunError
 from onnxprune.graph import external
+from onnxprune.graph.external import Placement
 from onnxprune.graph.protobuf import as_bytes
 from onnxprune.output.commit import Stage
+from onnxprune.regular_files import shown
 
 _CHUNK = 8 << 20
 # What is searched for other models that refer to the same weights; where there is more, the weights stay.
@@ -22,12 +25,12 @@ _SEARCHED_BYTES = 1 << 30
 _LARGEST_MESSAGE = 2 << 30
 
 
-def put_model(stage: Stage, proto: onnx.ModelProto, path: Path, *, separate: bool) -> onnx.ModelProto:
-    """Store `proto` for `path` and, where `separate` or where one file cannot hold it, its weights for beside it.
+def put_model(stage: Stage, proto: onnx.ModelProto, path: Path, *, placement: Placement) -> onnx.ModelProto:
+    """Store `proto` for `path`, and its weights there or for beside it.
 
-    The model with its weights where they will be. Raises RunError.
+    The model with its weights where they will be. Raises RunError, also where one file shall hold it and cannot.
     """
-    if _in_one(proto, separate=separate):
+    if _in_one(proto, placement):
         whole = external.embedded(proto)
         stage.put(path, as_bytes(whole))
         return whole
@@ -42,9 +45,12 @@ def put_model(stage: Stage, proto: onnx.ModelProto, path: Path, *, separate: boo
     return shell
 
 
-def written_bytes(proto: onnx.ModelProto, path: Path | None, *, separate: bool) -> int:
-    """How many bytes the files will have that `put_model` stores; path: None for a model that stays in memory."""
-    if _in_one(proto, separate=separate and path is not None):
+def written_bytes(proto: onnx.ModelProto, path: Path | None, *, placement: Placement) -> int:
+    """How many bytes the files will have that `put_model` stores; path: None for a model that stays in memory.
+
+    Raises RunError where one file shall hold it and cannot.
+    """
+    if _in_one(proto, Placement.FITTING if path is None else placement):
         return int(external.embedded(proto).ByteSize())
     if path is None:
         return external.model_bytes(proto)  # a message above the limit of protobuf does not tell its size
@@ -54,8 +60,27 @@ def written_bytes(proto: onnx.ModelProto, path: Path | None, *, separate: bool) 
     return int(shell.ByteSize()) + external.end_of_data(shell)
 
 
-def _in_one(proto: onnx.ModelProto, *, separate: bool) -> bool:
-    return not separate and external.model_bytes(proto) < external.MOST_BYTES
+def too_large(size: int, about: str = "") -> str:
+    """Why a model of so many bytes does not fit into one file; empty where it does. about: said before the size."""
+    if size < external.MOST_BYTES:
+        return ""
+    return (
+        f"the result has {about}{shown(size)}, and one file, a message of protobuf, holds less than 2 GiB: leave out "
+        "--single-file, so that its weights go beside it, or remove more"
+    )
+
+
+def refused(proto: onnx.ModelProto, placement: Placement) -> str:
+    """Why `put_model` would refuse to store a model so; empty where it would not."""
+    return too_large(external.model_bytes(proto)) if placement is Placement.INSIDE else ""
+
+
+def _in_one(proto: onnx.ModelProto, placement: Placement) -> bool:
+    if placement is Placement.BESIDE:
+        return False
+    if why := refused(proto, placement):
+        raise RunError(why)
+    return not too_large(external.model_bytes(proto))
 
 
 def commit(stage: Stage, path: Path) -> None:

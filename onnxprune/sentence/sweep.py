@@ -21,7 +21,7 @@ from onnxprune.measures.verdict import GOOD, verdict_of
 from onnxprune.options import number, shown, typed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
-from onnxprune.output.model_files import put_model
+from onnxprune.output.model_files import put_model, refused
 from onnxprune.report.environment import versions
 from onnxprune.report.progress import Progress
 from onnxprune.report.summary import Report
@@ -113,6 +113,7 @@ def sweep(
     provider: str | None = None,
     allow_links: bool = False,
     custom_ops: Libraries = (),
+    single_file: bool = False,
     **options: Unpack[Options],
 ) -> Sweep:
     """Prune `model` by several ratios, and say what each saves and loses.
@@ -148,7 +149,9 @@ def sweep(
         with Stage(overwrite=overwrite) as stage, registering(machine.libraries):
             with machine.working(clock.progress) as place:
                 with clock("load"):
-                    loaded = opened(model, calibration, settings, None, allow_links=allow_links)
+                    loaded = opened(
+                        model, calibration, settings, None, allow_links=allow_links, single_file=single_file
+                    )
                     for ratio in wanted:
                         check_data(files.model(ratio), (files.table("json"), files.table("md")), loaded.source)
                     exam = Exam.of(
@@ -211,6 +214,7 @@ class _Run:
         self._last: Report | None = None
         self._top1: float | None = None
         self._seconds: float | None = None
+        self._placement = prepared.loaded.source.placement
 
     def over(self, ratios: Sequence[float]) -> Sweep:
         """All points. Raises the first error where none can be made."""
@@ -266,6 +270,8 @@ class _Run:
             result = self.exam.result_of(checked, loaded)
         self._top1 = result.original_accuracy
         point = _measured(report, result, self.exam.limits)
+        if self.keep != "none":
+            point = replace(point, why=point.why or refused(checked.whole, self._placement))
         if self.timed_on is not None:
             point = self._timed(point, checked, report, self.timed_on)
         return point, checked.whole, report
@@ -283,13 +289,13 @@ class _Run:
         )
 
     def _good(self, point: Point) -> bool:
-        return not point.why if self.exam.limits else point.verdict == GOOD
+        return not point.why and (bool(self.exam.limits) or point.verdict == GOOD)
 
     def _written(self, point: Point, model: onnx.ModelProto) -> Point:
         path = self.files.model(point.ratio)
-        if path is None:
+        if path is None or refused(model, self._placement):
             return point
-        put_model(self.stage, model, path, separate=self.prepared.loaded.source.separate)
+        put_model(self.stage, model, path, placement=self._placement)
         return replace(point, output=str(path))
 
     def _stored(self, points: tuple[Point, ...], last: Report) -> Sweep:

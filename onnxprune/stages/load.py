@@ -19,6 +19,7 @@ from onnxprune.data.sources import with_others
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.graph import external, spill
+from onnxprune.graph.external import Placement
 from onnxprune.intake import (
     counting,
     declarations,
@@ -111,8 +112,24 @@ def opened(
     replayed: plan.Plan | None,
     *,
     allow_links: bool = False,
+    single_file: bool = False,
 ) -> Loaded:
-    """Load what a run needs. Raises UsageError where the plan to replay belongs to another model or other data."""
+    """Load what a run needs, and say where its result's weights go: as the original's, or into one file.
+
+    Raises UsageError where the plan to replay belongs to another model or other data.
+    """
+    loaded = _opened(model, calibration, settings, replayed, allow_links=allow_links)
+    return replace(loaded, source=replace(loaded.source, placement=Placement.INSIDE)) if single_file else loaded
+
+
+def _opened(
+    model: ModelLike,
+    calibration: Calibration,
+    settings: PruneConfig,
+    replayed: plan.Plan | None,
+    *,
+    allow_links: bool,
+) -> Loaded:
     if replayed is None:
         loaded = load(model, calibration, settings, allow_links=allow_links)
         _check_batch(loaded, calibration)

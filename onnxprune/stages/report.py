@@ -135,7 +135,7 @@ def calibration_of(loaded: Loaded) -> dict[str, Any]:
 
 
 def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.PathLike[str] | None) -> int:
-    return written_bytes(model, None if output is None else Path(output), separate=loaded.source.separate)
+    return written_bytes(model, None if output is None else Path(output), placement=loaded.source.placement)
 
 
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:

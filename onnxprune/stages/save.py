@@ -10,10 +10,14 @@ import onnx
 
 from onnxprune import plan
 from onnxprune.graph import external
+from onnxprune.graph.external import Placement
+from onnxprune.numerics.arrays import Masks
 from onnxprune.output.commit import Stage
-from onnxprune.output.model_files import commit, put_model
+from onnxprune.output.model_files import commit, put_model, too_large
 from onnxprune.report.files import Reports
 from onnxprune.report.summary import Report
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,10 +37,19 @@ class PruneResult:
         return self.report._repr_html_()
 
 
+def foreseen_size(loaded: Loaded, coupled: Coupled, masks: Masks) -> tuple[str, ...]:
+    """That the result will be too large for the one file that was asked for, before it is made: by its parameters."""
+    if loaded.source.placement is not Placement.INSIDE:
+        return ()
+    kept = [int(masks[g.index].sum()) if g.index in masks else g.size for g in coupled.channels.groups]
+    share = coupled.costs["stored"].at(kept) / max(coupled.stored_parameters, 1)
+    return tuple(filter(None, [too_large(round(loaded.source.size * share), "about ")]))
+
+
 def stored(
     stage: Stage,
     result: PruneResult,
-    separate: bool,
+    placement: Placement,
     output: str | os.PathLike[str] | None,
     plan_file: str | os.PathLike[str] | None,
     reports: Reports,
@@ -53,7 +66,7 @@ def stored(
         return result
     if output is None:
         return replace(result, model=external.embedded(result.model))
-    return replace(result, model=put_model(stage, result.model, Path(output), separate=separate))
+    return replace(result, model=put_model(stage, result.model, Path(output), placement=placement))
 
 
 def named(stage: Stage, output: str | os.PathLike[str] | None) -> None:

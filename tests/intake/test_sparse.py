@@ -150,7 +150,7 @@ def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
     with spill.spilling():
         proto, source = model_file.adopt(model)
         assert external.has_external(proto)
-        assert not source.separate
+        assert source.placement is external.Placement.FITTING
         weights = external.Weights(proto.graph.initializer)
         assert_same(weights["w"], _weight(), rtol=0.0, atol=0.0)
 

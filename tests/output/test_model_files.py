@@ -12,13 +12,15 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import prune
+from onnxprune import prune, sweep
 from onnxprune.errors import RunError, UsageError
 from onnxprune.graph import external
+from onnxprune.graph.external import Placement
 from onnxprune.intake import model_file
 from onnxprune.output import model_files
 from onnxprune.output.commit import Stage
 from onnxprune.runtime.session import Session
+from onnxprune.stages import save
 from tests import digits
 from tests.compare import assert_same
 from tests.external import locations, saved, stored, t_values, weights_of
@@ -73,7 +75,7 @@ def test_the_name_says_the_content(tmp_path: Path) -> None:
 
 def test_what_is_returned_reads_what_was_written(tmp_path: Path) -> None:
     with Stage() as stage:
-        model = model_files.put_model(stage, resnet(), tmp_path / "out.onnx", separate=True)
+        model = model_files.put_model(stage, resnet(), tmp_path / "out.onnx", placement=Placement.BESIDE)
         model_files.commit(stage, tmp_path / "out.onnx")
     got, wanted = (Session(x).run({"input": DATA["input"][:1]}) for x in (model, resnet()))
     for k, y in wanted.items():
@@ -248,3 +250,53 @@ def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
         saved(model, path, separate=True)
         assert_holds(path, model)
     assert len(names(tmp_path)) == 2
+
+
+def test_one_file_of_a_model_whose_weights_lie_beside_it(tmp_path: Path) -> None:
+    """Fails where weights go beside it all the same, or are others than those that would."""
+    original = stored(resnet(), tmp_path, "one file")
+    (tmp_path / "out").mkdir()
+    two, one = tmp_path / "out" / "two.onnx", tmp_path / "out" / "one.onnx"
+    prune(original, two, DATA, ratio=0.3, **FAST)
+    result = prune(original, one, DATA, ratio=0.3, single_file=True, **FAST)
+    assert names(tmp_path / "out") == {"one.onnx", "two.onnx", weights_of(two).name}
+    assert not external.has_external(onnx.load(one, load_external_data=False))
+    assert onnx.load(one) == result.model
+    assert_holds(one, onnx.load(two))
+    assert result.report.after.bytes == one.stat().st_size
+
+
+def test_one_file_that_is_the_weights_of_the_original(tmp_path: Path) -> None:
+    original = stored(resnet(), tmp_path, "one file")
+    before = (tmp_path / "weights.bin").read_bytes()
+    with pytest.raises(UsageError, match=r"weights\.bin holds weights of the model; name another file"):
+        prune(original, tmp_path / "weights.bin", DATA, single_file=True, overwrite=True, **FAST)
+    assert (tmp_path / "weights.bin").read_bytes() == before
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_what_one_file_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single: bool) -> None:
+    """Fails where it is written in two files in silence, where anything is, or where it is foreseen too late."""
+    monkeypatch.setattr(model_files, "too_large", lambda size, about="": "" if size < 50_000 else f"{about}too large")
+    monkeypatch.setattr(save, "too_large", model_files.too_large)
+    said: list[str] = []
+    out = tmp_path / "out.onnx"
+    if not single:
+        prune(resnet(), out, DATA, ratio=0.3, warn=said.append, **FAST)
+        assert weights_of(out).exists()
+        assert "about too large" not in said
+        return
+    with pytest.raises(RunError, match="too large"):
+        prune(
+            resnet(), out, DATA, ratio=0.3, single_file=True, report_file=tmp_path / "r.json", warn=said.append, **FAST
+        )
+    assert names(tmp_path) == {"r.json"}
+    assert "about too large" in said
+    found = sweep(resnet(), tmp_path / "s", DATA, ratios=(0.3, 0.8), single_file=True, **FAST)
+    assert [p.why for p in found.points] == ["too large", ""]
+    assert names(tmp_path / "s") == {"model-0.8.onnx", "sweep.json", "sweep.md"}
+
+
+def test_what_is_said_of_a_size() -> None:
+    assert model_files.too_large(external.MOST_BYTES - 1) == ""
+    assert model_files.too_large(3 << 30, "about ").startswith("the result has about 3.0 GiB, and one file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxprune.cli.options.names import DECIDED, flag_of
 from onnxprune.cli.options.section import Section, flag, option, with_default
+from onnxprune.cli.options.shared import SINGLE_FILE
 from onnxprune.cli.values import Choice
 
 OUTPUT = Section(
@@ -40,6 +41,7 @@ OUTPUT = Section(
         "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything "
         "else.",
     ),
+    SINGLE_FILE,
     flag("--overwrite", "Replace OUT, --plan and --report files that exist."),
     flag("--quiet", "No report, no progress; warnings and errors stay.", "-q"),
     flag("--verbose", "Also stages and their parts where stderr is no terminal, and groups that stay whole.", "-v"),

@@ -26,6 +26,11 @@ STATE = option(
     "data for IN, if any, are what it starts with (else zeros). Units behind it may go; their entries are zeros. "
     "Repeatable.",
 )
+SINGLE_FILE = flag(
+    "--single-file",
+    "Weights go into the .onnx itself, also where the original has them beside it; without it they go where the "
+    "original's are. Refused for a result of 2 GiB and more, which one file cannot hold.",
+)
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")
 REPORT = option(
     "--report",
