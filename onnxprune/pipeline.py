@@ -267,13 +267,13 @@ def _run(
         stage.warn(foreseen_size(loaded, coupled, masks))
     if dry_run:
         timed = timed_with(stopwatch, None, coupled, masks, stage)
-        report = estimated(report_of(*about, None, None, timed, place), coupled, prepared.tried, masks)
+        report = estimated(report_of(*about, None, None, timed, place, prepared.tried), coupled, prepared.tried, masks)
         report = replace(report, notes=(*report.notes, *foreseen(loaded, settings)))
         return PruneResult(None, chosen.plan, so_far.settled(report)), loaded.source.placement
     checked = found.checked or make(prepared, chosen, settings, stage)
     gates, said = exam.asked_of(checked, loaded, stage)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
-    report = report_of(*about, checked, output, timed, place)
+    report = report_of(*about, checked, output, timed, place, prepared.tried)
     report = so_far.settled(replace(report, notes=(*report.notes, *said, *found.notes)), gates)
     if timed_on is not None:
         stage.begin("bench")  # no stage of its own: the effort of a run is that of pruning

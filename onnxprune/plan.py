@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from onnxprune.channels import ChannelGraph
+from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 from onnxprune.numerics.arrays import Doubles, Mask
@@ -80,7 +80,7 @@ class Plan:
 
         Raises UsageError where a group does not fit.
         """
-        by_name = {g.name: g for g in channels.groups}
+        by_name = _by_name(channels)
         masks: dict[int, Mask] = {}
         for p in self.groups:
             g = by_name.get(p.name)
@@ -98,7 +98,7 @@ class Plan:
 
     def coefficients(self, channels: ChannelGraph) -> dict[int, Doubles]:
         """Coefficients over the units of each planned group that has any, by group index; 0 where a unit goes."""
-        by_name = {g.name: g for g in channels.groups}
+        by_name = _by_name(channels)
         coefficients: dict[int, Doubles] = {}
         for p in self.groups:
             if p.coefficients is not None:
@@ -124,6 +124,11 @@ class Plan:
         if self.data:
             data["data"] = self.data
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def _by_name(channels: ChannelGraph) -> dict[str, Group]:
+    """The groups by their names, and by those that plans of 0.4.0 and before have for them."""
+    return {g.older: g for g in channels.groups} | {g.name: g for g in channels.groups}
 
 
 def make(

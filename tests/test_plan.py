@@ -57,6 +57,17 @@ def test_whole_groups_are_listed_where_they_might_have_lost_units(prepared: Look
     assert made.masks(channels) == {}
 
 
+def test_plans_that_call_groups_by_nodes_are_replayed(prepared: Lookup):
+    """Fails where a plan of 0.4.0, which calls a group by the number of a node, fits no group any more."""
+    channels = prepared("attention").channels
+    mask = np.array([True, False, True])
+    made = plan.make(channels, {0: mask}, "ab" * 32, "cd" * 32, PruneConfig().as_dict())
+    older = replace(made, groups=tuple(replace(g, name="MatMul_0") for g in made.groups))
+    assert older != made
+    for p in (made, older):
+        assert p.masks(channels)[0].tolist() == mask.tolist()
+
+
 def test_a_plan_that_lists_cut_groups_alone_is_replayed_alike():
     """Fails where what older versions have saved gives another model."""
     options: dict[str, Any] = {"include": ("/3/conv1/*", "/6/conv1/*"), "ratio": 0.1, "refit": "none", "recover": 0}

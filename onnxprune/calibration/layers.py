@@ -16,6 +16,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.domains import limited_by
 from onnxprune.channels.groups import is_recurrent, weight_axes
 from onnxprune.channels.labels import as_ints
+from onnxprune.channels.names import called
 from onnxprune.channels.trace import Linear, whole
 from onnxprune.graph.operators import QUANTIZED_LSTM
 from onnxprune.graph.quantized import Quantized, behind_quantization, bias_scale, input_scale, least_scale, stored
@@ -56,6 +57,11 @@ class Layer:
     step: float | None = None
     limited: str = ""
     made: int = 0
+
+    @property
+    def called(self) -> str:
+        """What reports call it."""
+        return called(self.node, self.weight)
 
     @property
     def stored(self) -> tuple[str, ...]:

@@ -10,13 +10,15 @@ from fractions import Fraction
 import numpy as np
 
 from onnxprune.channels.groups import AxisRef, ChannelGraph, Group, first_readers
+from onnxprune.channels.names import called
 from onnxprune.graph.view import is_parameter
 from onnxprune.numerics.arrays import Mask
 
 
 @dataclass(frozen=True)
 class AxisUse:
-    """An axis of a weight, the first node that reads it ("" where none does), and the channels of a group on it."""
+    """An axis of a weight, what the first node that reads it is called ("" where none does), and the channels of a
+    group on it."""
 
     weight: str
     axis: int
@@ -30,7 +32,8 @@ class GroupDescription:
     """Units that compete with each other.
 
     producers: weights whose output axis carries the channels; consumers: weights that combine them; parameters: what
-    belongs to each channel, such as a bias. mixing: a normalization reads all channels at once. elements: entries of
+    belongs to each channel, such as a bias. mixing: a normalization reads all channels at once. head: positions of a
+    head where each unit is a head of attention, else 0. elements: entries of
     weights that go when the whole group goes.
     """
 
@@ -42,6 +45,7 @@ class GroupDescription:
     parameters: tuple[AxisUse, ...]
     mixing: bool
     elements: int
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def describe(
     copies of shared weights: they are not counted. A group with a single unit is left out, as it cannot lose one; its
     weights count as not prunable.
     """
-    readers = {weight: (n.name, n.op) for weight, n in first_readers(channels.graph).items()}
+    readers = {weight: (called(n, weight), n.op) for weight, n in first_readers(channels.graph).items()}
     groups = [g for g in channels.groups if g.size > 1]
     removable = np.zeros(len(channels.groups) + 1, bool)  # the last stands for -1, no group
     removable[[g.index for g in groups]] = True
@@ -162,6 +166,7 @@ def _describe_group(
         places(g.parameters),
         g.mixing,
         sum(_removable_elements(channels, t, only) for t in touched),
+        g.head,
     )
 
 

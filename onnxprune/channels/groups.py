@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.channels.labels import Classes, Factor, Factors, Labels, Pinned, tracked_axes
+from onnxprune.channels.names import called
 from onnxprune.channels.rectangular import Settled, settle, signatures, weight_axes_of
 from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.rules import TABLE
@@ -50,6 +51,9 @@ class Group:
 
     units: class of each unit, (n,), ordered by their place on the first axis that produces them.
     rows: the balanced set of each unit, (n,), numbered from 0, where equally many must stay of each; else None.
+    head: the positions of a head where each unit is a head of attention, or those that share keys; else 0.
+    older: what it was called up to 0.4.0, by the node that reads its first weight, whatever that says: so plans of then
+    name it.
     """
 
     index: int
@@ -60,6 +64,8 @@ class Group:
     parameters: tuple[AxisRef, ...]
     mixing: bool
     rows: Labels | None = None
+    head: int = 0
+    older: str = ""
 
     @property
     def step(self) -> int:
@@ -185,7 +191,7 @@ def build(graph: Graph, attention: AttentionUnits = "heads") -> ChannelGraph:
     settled = settle(trace)
     classes = settled.classes
     linears = tuple(_resolved(linear, classes) for linear in trace.linears)
-    groups = _groups(graph, settled, linears, trace.reads)
+    groups = _groups(graph, settled, linears, trace)
     pinned = _pinned_axes(trace, classes)
     return ChannelGraph(graph, classes, settled.factors, groups, pinned, linears, tuple(trace.reads))
 
@@ -196,18 +202,18 @@ def _resolved(linear: Linear, classes: Classes) -> Linear:
     return Linear(linear.node, linear.data, linear.weight, linear.bias, inputs, outputs, linear.groups)
 
 
-def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Sequence[Read]) -> tuple[Group, ...]:
+def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], trace: Trace) -> tuple[Group, ...]:
     classes, axes = settled.classes, weight_axes_of(graph, settled.factors)
     incidence, signature = signatures(axes, classes.pinned.size)
     roles, gates = _roles(graph, linears), _gates(linears)
-    mixing = _mixing_classes(classes.pinned.size, reads, settled.factors)
+    mixing, heads = _mixing_classes(classes.pinned.size, trace.reads, settled.factors), _heads(classes, trace)
     alike: dict[tuple[int, int], list[int]] = {}
     for c in np.flatnonzero((signature >= 0) & ~classes.pinned).tolist():
         block = int(settled.block[c])
         alike.setdefault((-1, block) if block >= 0 else (int(signature[c]), -1), []).append(c)
     place = np.full(classes.pinned.size, np.iinfo(np.int64).max)
     groups: list[Group] = []
-    names = _producer_names(graph)
+    readers = first_readers(graph)
     for units in alike.values():
         refs: dict[str, list[tuple[AxisRef, Labels]]] = {"producer": [], "consumer": [], "parameter": []}
         for i, (n, carried) in _carrying(incidence, signature, units).items():
@@ -220,15 +226,19 @@ def _groups(graph: Graph, settled: Settled, linears: Sequence[Linear], reads: Se
         groups.append(
             Group(
                 len(groups),
-                names.get(first.tensor, first.tensor),
+                called(readers[first.tensor], first.tensor) if first.tensor in readers else first.tensor,
                 ordered,
                 tuple(ref for ref, _ in refs["producer"]),
                 tuple(ref for ref, _ in refs["consumer"]),
                 tuple(ref for ref, _ in refs["parameter"]),
                 bool(mixing[ordered].any()),
                 _rows(settled.cell[ordered]),
+                int(heads[ordered].min()),
+                readers[first.tensor].name if first.tensor in readers else first.tensor,
             )
         )
+    # A head takes as many channels as it has positions: fewer are no head.
+    groups = [replace(g, head=g.head if 1 < g.head <= g.channels_per_unit else 0) for g in groups]
     return _uniquely_named(groups)
 
 
@@ -254,18 +264,27 @@ def _rows(cells: Labels) -> Labels | None:
     return rows
 
 
+def _heads(classes: Classes, trace: Trace) -> Labels:
+    """The positions of a head for each class that is one, 0 for others."""
+    sizes = np.zeros(classes.pinned.size, np.int64)
+    for labels, size in (*reversed(trace.likely_heads), *trace.heads):  # queries meet keys first, and then values
+        sizes[classes.of_label[labels]] = size
+    return sizes
+
+
 def _uniquely_named(groups: Sequence[Group]) -> tuple[Group, ...]:
+    names, older = _unique([g.name for g in groups]), _unique([g.older for g in groups])
+    return tuple(replace(g, name=n, older=o) for g, n, o in zip(groups, names, older, strict=True))
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind the second of a kind and those that follow."""
     seen: dict[str, int] = {}
-    result: list[Group] = []
-    for g in groups:
-        n = seen[g.name] = seen.get(g.name, 0) + 1
-        result.append(g if n == 1 else replace(g, name=f"{g.name}#{n}"))
-    return tuple(result)
-
-
-def _producer_names(graph: Graph) -> dict[str, str]:
-    """Weight → name of the node that reads it first."""
-    return {weight: node.name for weight, node in first_readers(graph).items()}
+    result: list[str] = []
+    for name in names:
+        n = seen[name] = seen.get(name, 0) + 1
+        result.append(name if n == 1 else f"{name}#{n}")
+    return result
 
 
 def first_readers(graph: Graph) -> dict[str, Node]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnxprune.channels.groups import ChannelGraph
+from onnxprune.channels.names import called
 from onnxprune.channels.trace import Linear
 from onnxprune.graph.view import Node
 
@@ -51,15 +52,9 @@ def outline(channels: ChannelGraph) -> Sequence[Place]:
         if linear_of_node is not None or len(sources) > 1:
             kind = JOIN if linear_of_node is None else LAYER
             own = len(places)
-            places.append(Place(kind, _name(node, linear_of_node), sources, linear=linear_of_node))
+            weight = "" if linear_of_node is None else linear_of_node.weight
+            places.append(Place(kind, called(node, weight), sources, linear=linear_of_node))
         places[own].nodes.append(node)
         at.update({o: own for o in node.outputs if o})
     places += [Place(OUTPUT, name, (at[name],)) for name in graph.outputs if name in at]
     return places
-
-
-def _name(node: Node, linear: Linear | None) -> str:
-    """The node's name where it has one that says something, else that of its weight, or of what it computes."""
-    if any(c.isalpha() for c in node.name):
-        return node.name
-    return linear.weight if linear is not None else node.name or next(filter(None, node.outputs), "")

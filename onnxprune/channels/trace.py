@@ -95,7 +95,9 @@ class Trace:
 
     unlabelled: constants with more positions than there is room for; what reads them pins.
     attention: what a product of two activations that carry (heads, head size) leaves as units: "heads", or "head-dim"
-    (the same positions of every head).
+    (the same positions of every head). heads: labels that are one for each head, with the
+    positions of a head; likely_heads: labels on an axis that both operands of such a product share, with how many
+    positions it sums over, where these were no units before it.
     """
 
     graph: Graph
@@ -104,6 +106,8 @@ class Trace:
     factors: dict[str, Factors] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     linears: list[Linear] = field(default_factory=list)
+    heads: list[tuple[Labels, int]] = field(default_factory=list)
+    likely_heads: list[tuple[Labels, int]] = field(default_factory=list)
     consulted: set[str] = field(default_factory=set)
     unlabelled: set[str] = field(default_factory=set)
     table: Mapping[str, Rule] = field(default_factory=dict)

@@ -79,6 +79,11 @@ class Cost:
         counts = _numbers(kept)
         return sum(t.at(counts) for t in self.terms)
 
+    def part(self, kept: Counts | Sequence[int], group: int) -> float:
+        """What of the cost the units of one group have a share in."""
+        counts = _numbers(kept)
+        return sum(t.at(counts) for t in self._touching[group])
+
     def saving(self, kept: Counts, group: int, fewer: int) -> float:
         """What keeping `fewer` units less of one group saves."""
         terms = self._touching[group]

@@ -87,9 +87,8 @@ def _nodes(graph: onnx.GraphProto, numbers: Iterator[int]) -> tuple[Node, ...]:
             Body(a, _nodes(b, numbers), tuple(v.name for v in b.input), tuple(v.name for v in b.output))
             for a, b in bodies.bodies_of(n)
         )
-        nodes.append(
-            Node(i, name, n.op_type, domain, tuple(n.input), tuple(n.output), attrs, captured_names(n), inside)
-        )
+        ports = tuple(n.input), tuple(n.output)
+        nodes.append(Node(i, name, n.op_type, domain, *ports, attrs, captured_names(n), inside, bool(n.name)))
     return tuple(nodes)
 
 

@@ -34,7 +34,8 @@ class Node:
     """One operator.
 
     `index` is unique over the whole model, bodies included. `inputs` holds "" for an omitted optional input. `captures`
-    are the outer tensors that the bodies of an If, Loop or Scan read.
+    are the outer tensors that the bodies of an If, Loop or Scan read. `named`: whether the file gives the name, or it
+    stands for none.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Node:
     attrs: Mapping[str, Any]
     captures: tuple[str, ...] = ()
     bodies: tuple[Body, ...] = ()
+    named: bool = True
 
     def input(self, slot: int) -> str:
         """The name at `slot`, or "" where the optional input is absent."""

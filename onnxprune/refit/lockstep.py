@@ -89,9 +89,9 @@ def lockstep(
             weights = {t.name: external.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
             stored = partial(cut_layer.rounded, present=weights) if cut_layer.quantized else None
             if not (train.finite and held.finite):
-                fits.append(Fit(layer.node.name, float("inf"), float("inf"), float("inf")))
+                fits.append(Fit(layer.called, float("inf"), float("inf"), float("inf")))
                 continue
-            matrix, fit = fit_matrix(layer.node.name, train, held, cut_layer.matrix(weights), stored)
+            matrix, fit = fit_matrix(layer.called, train, held, cut_layer.matrix(weights), stored)
             refitted = cut_layer.weights(matrix, weights)
             if np.isfinite(fit.ridge) and beyond(refitted, {k: w.dtype for k, w in weights.items()}):
                 fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
@@ -272,7 +272,7 @@ def on_present_inputs(
         return np.take_along_axis(layer.rounded(full(matrix), weights), kept[:, :, None], axis=1)
 
     prior = np.take_along_axis(whole, kept[:, :, None], axis=1)
-    matrix, fit = fit_matrix(layer.node.name, train, held, prior, stored if layer.quantized else None)
+    matrix, fit = fit_matrix(layer.called, train, held, prior, stored if layer.quantized else None)
     fitted = layer.weights(full(matrix), weights)
     if not np.isfinite(fit.ridge) or beyond(fitted, {k: weights[k].dtype for k in fitted}):
         return {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxprune.report.document import Document
+from onnxprune.report.groups import curves_by_group, sensitivity, width
 from onnxprune.report.lanes import drawn, middle
 from onnxprune.report.units import count
 
@@ -22,7 +23,7 @@ def network(document: Document) -> dict[str, Any] | None:
     drawing = drawn([row["sources"] for row in layers])
     widest = max((row["outputs"][0] for row in layers if row["outputs"]), default=1) or 1
     groups = document.get("groups") or ()
-    curves = {c["group"]: c for c in document.get("curves") or ()}
+    curves = curves_by_group(document.get("curves") or ())
     rows = [_row(row, widest, groups, curves) for row in layers]
     dots: dict[str, str] = {}
     for i, (x, row) in enumerate(zip(drawing.x, rows, strict=True)):
@@ -83,22 +84,8 @@ def _facts(
         facts.append(("MACs saved", f"{count(before - after)} of {count(before)}{share}"))
     group = row["group"]
     if group is not None and group < len(groups):
-        facts.append(("group", str(groups[group]["name"])))
+        facts.append(("group", f"{groups[group]['name']}, {width(groups[group])}"))
         facts.append(("sensitivity", sensitivity(curves.get(group), groups[group])))
     if row["stays"]:
         facts.append(("stays because", str(row["stays"])))
     return facts
-
-
-def sensitivity(curve: Mapping[str, Any] | None, group: Mapping[str, Any]) -> str:
-    """What a group does to the outputs when it alone is cut: to the width it has now, or else as far as was tried."""
-    if curve is None:
-        return "not measured"
-    points = dict(zip(curve["channels"], curve["errors"], strict=True))
-    before, after = group["channels_before"], group["channels_after"]
-    if after == before or points.get(after) is None:
-        tried = [(c, points[c]) for c in curve["tried"] if points.get(c) is not None]
-        if not tried:
-            return "not measured"
-        after = min(tried)[0]
-    return f"cut alone from {before} to {after}, the outputs' error is {points[after]:.2%}"

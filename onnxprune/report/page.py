@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from onnxprune.report import view
 from onnxprune.report.document import DONE, Document
-from onnxprune.report.network import network, sensitivity
+from onnxprune.report.groups import counted_in, sensitivity, width
+from onnxprune.report.network import network
 from onnxprune.report.templates import fill
 
 _VENDORED = ("d3", "plot")
@@ -79,16 +80,18 @@ def _curves(document: Document) -> list[dict[str, Any]]:
     rows = []
     for c in document.get("curves") or ():
         group = groups[c["group"]]
+        what, each = counted_in(group)
         points = [
-            {"channels": n, "error": e, "tried": n in c["tried"]}
+            [n // each, e, int(n in c["tried"])]
             for n, e in zip(c["channels"], c["errors"], strict=True)
             if e is not None
         ]
         rows.append(
             {
                 "name": str(group["name"]),
-                "before": group["channels_before"],
-                "after": group["channels_after"],
+                "width": width(group),
+                "counts": what,
+                "after": group["channels_after"] // each,
                 "said": sensitivity(c, group),
                 "points": points,
             }

@@ -22,9 +22,12 @@ class Size:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: channels on its producers before and after, and why it stayed whole, if it did.
+    """One group: channels on its first producer before and after, and why it stayed whole, if it did.
 
-    alignment: what its widths had to be multiples of.
+    alignment: what its widths had to be multiples of. units: what goes as a whole, before and after; head: channels of
+    a head where each is a head of attention (with `shared`, the heads that share keys and values), else 0. macs: per
+    sample, of all multiplications that its channels have a part in, in the original and with this group alone cut;
+    parameters: the same of weights.
     """
 
     name: str
@@ -35,6 +38,26 @@ class GroupRow:
     mixing: bool
     note: str = ""
     alignment: int = 1
+    units: tuple[int, int] = (0, 0)
+    head: int = 0
+    shared: bool = False
+    macs: tuple[int, int] = (0, 0)
+    parameters: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveRow:
+    """What cutting one group alone does to the error of the outputs, by the channels that it keeps, ascending.
+
+    group: its number among the groups. method: whose order its units go in. errors: measured at the channels that are
+    `tried`, elsewhere estimated from the discrepancy that the method knows; None where a number is not finite.
+    """
+
+    group: int
+    method: str
+    channels: tuple[int, ...]
+    errors: tuple[float | None, ...]
+    tried: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +164,8 @@ class Report:
     level ("good", "doubtful", "bad" or "unknown") and text.
     calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file;
     prepared: what was done to files that hold no arrays.
-    gates: limits that the run was held to. layers: the network in outline. warnings: what makes the result doubtful;
+    gates: limits that the run was held to. layers: the network in outline. curves: of the groups of which cuts were
+    tried. warnings: what makes the result doubtful;
     notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.
     sources: where options come from that were not on the command line, and which these are.
@@ -176,6 +200,7 @@ class Report:
     warnings: tuple[str, ...] = field(default=())
     gates: tuple[Gate, ...] = ()
     layers: tuple[LayerRow, ...] = ()
+    curves: tuple[CurveRow, ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
     command: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -11,10 +11,19 @@ from typing import Any
 
 from onnxprune.measures.figures import ERROR, percent
 from onnxprune.report.document import DONE, Document
+from onnxprune.report.groups import (
+    NOT_MEASURED,
+    curves_by_group,
+    error_alone,
+    if_cut,
+    is_cut,
+    saving,
+    share,
+    why_whole,
+    width,
+)
 from onnxprune.report.units import count, duration, latency, size
 
-NOT_MEASURED = "not measured"
-NOT_CUT = "a cut here would cost more accuracy than elsewhere"
 # What a level of the verdict, or an outcome, is called.
 LABELS = {"unknown": "not measured", "plan": "plan only"}
 Rows = list[tuple[str, ...]]
@@ -191,22 +200,29 @@ def check_rows(document: Document) -> Rows:
 
 
 def group_rows(document: Document) -> Rows:
-    """(group, channels before, after, producers, consumers, remark) of the groups that are cut."""
+    """(group, width, MACs saved, parameters saved, error alone, producers, consumers, remark) of the groups that are
+    cut; savings and error of each group by itself."""
     rows: Rows = []
-    for g in document.get("groups") or ():
-        if g["channels_after"] != g["channels_before"]:
+    whole = document.get("before") or {"macs": 0, "parameters": 0}
+    curves = curves_by_group(document.get("curves") or ())
+    for i, g in enumerate(document.get("groups") or ()):
+        if is_cut(g):
             remarks = ["branch removed"] * (not g["channels_after"]) + ["mixing"] * bool(g["mixing"])
-            numbers = (g["channels_before"], g["channels_after"], g["producers"], g["consumers"])
-            rows.append((str(g["name"]), *map(str, numbers), ", ".join(remarks)))
+            saved = (saving(g, kind, whole[kind]) for kind in ("macs", "parameters"))
+            alone = (error_alone(curves.get(i), g), str(g["producers"]), str(g["consumers"]))
+            rows.append((str(g["name"]), width(g), *saved, *alone, ", ".join(remarks)))
     return rows
 
 
-def whole_rows(document: Document) -> list[tuple[str, list[str]]]:
-    """(why, names) of the groups that stay as they were."""
-    found: dict[str, list[str]] = {}
-    for g in document.get("groups") or ():
-        if g["channels_after"] == g["channels_before"]:
-            found.setdefault(g["note"] or NOT_CUT, []).append(str(g["name"]))
+def whole_rows(document: Document) -> list[tuple[str, Rows]]:
+    """(why, (group, width, MACs that it has a part in, error if it were cut) of each) of the groups that stay."""
+    found: dict[str, Rows] = {}
+    macs = (document.get("before") or {"macs": 0})["macs"]
+    curves = curves_by_group(document.get("curves") or ())
+    for i, g in enumerate(document.get("groups") or ()):
+        if not is_cut(g):
+            row = (str(g["name"]), width(g), share(g, macs), if_cut(curves.get(i), g))
+            found.setdefault(why_whole(g), []).append(row)
     return sorted(found.items(), key=lambda row: -len(row[1]))
 
 

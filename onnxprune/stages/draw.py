@@ -12,10 +12,9 @@ from onnxprune.channels.outline import LAYER, Place, outline
 from onnxprune.cost import Term, macs_by_node
 from onnxprune.graph.view import depth_first
 from onnxprune.numerics.arrays import Mask, Masks
+from onnxprune.report.groups import NOT_CUT
 from onnxprune.report.summary import LayerRow
 from onnxprune.stages.couple import Coupled
-
-NOT_CUT = "a cut here would cost more accuracy than elsewhere"
 
 
 def layer_rows(coupled: Coupled, masks: Masks, kept: Sequence[int]) -> tuple[LayerRow, ...]:

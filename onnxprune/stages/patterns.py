@@ -15,6 +15,7 @@ import onnx
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
+from onnxprune.channels.names import called
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.graph.bodies import captured_names, every_node
@@ -155,7 +156,7 @@ def _matched(
         raise UsageError(f"the pattern {pattern!r} matches no {what}; {hint}")
     groups = frozenset(g for t in stays for g in channels.groups_in(t))
     chosen = {n.index for n in nodes}
-    layers = [x.node.name for x in channels.linears if x.node.index in chosen or x.weight in tensors]
+    layers = [called(x.node, x.weight) for x in channels.linears if x.node.index in chosen or x.weight in tensors]
     names_of = tuple(n.name for n in nodes)
     return Matched(option, pattern, names_of, tuple(sorted(tensors)), tuple(dict.fromkeys(layers)), groups)
 

@@ -96,7 +96,7 @@ def _fitted(
     weights_by_layer = mapped(weights_of, calibrated.consumers, lambda layer: layerwise.memory_of([layer]))
     for layer, weights in zip(calibrated.consumers, weights_by_layer, strict=True):
         if layerwise.beyond(weights, {k: constants[k].dtype for k in weights}):
-            notes.append(f"{layer.node.name} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
+            notes.append(f"{layer.called} keeps its weights: refitted ones exceed {constants[layer.weight].dtype}")
         else:
             set_initializers(fitted, weights)
     plain = cut(fitted, channels, keep)
@@ -124,7 +124,7 @@ def _fitted(
 def _limits(coupled: Coupled, keep: Mask) -> list[str]:
     """Which layers that lost channels were not fitted, as what lies behind them is not defined for all numbers."""
     return [
-        f"{x.node.name} keeps what is left of its weights: {x.limited} behind it is not defined for all numbers that "
+        f"{x.called} keeps what is left of its weights: {x.limited} behind it is not defined for all numbers that "
         "fitted weights may give"
         for x in coupled.layers
         if x.limited and not x.kept_columns(keep).all()
@@ -134,7 +134,7 @@ def _limits(coupled: Coupled, keep: Mask) -> list[str]:
 def spoilt(layer: Layer, level: str) -> str:
     """The note on a layer whose fit was taken back."""
     return (
-        f"{layer.node.name} keeps what is left of its weights: fitted by {level} they give numbers behind them that "
+        f"{layer.called} keeps what is left of its weights: fitted by {level} they give numbers behind them that "
         "are not finite where the original's are"
     )
 

@@ -32,6 +32,7 @@ from onnxprune.stages.allocate import LATENCY_MISSED, estimate_of
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import Coupled, not_counted
+from onnxprune.stages.curves import curve_rows
 from onnxprune.stages.draw import layer_rows
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.try_cuts import Tried
@@ -50,8 +51,9 @@ def report_of(
     output: str | os.PathLike[str] | None,
     timed: Latency | None = None,
     place: Workplace = HERE,
+    tried: Tried | None = None,
 ) -> Report:
-    """Collect the report; for a dry run `checked` is None. timed: with a latency budget."""
+    """Collect the report; for a dry run `checked` is None. timed: with a latency budget. tried: where cuts were."""
     channels = coupled.channels
     full = [g.size for g in channels.groups]
     dead = dead_groups(coupled.drops, masks)
@@ -116,6 +118,7 @@ def report_of(
         verdict=asdict(verdict_of(figures, settings.option)) if figures else None,
         warnings=tuple(stage.warnings),
         layers=layer_rows(coupled, masks, kept),
+        curves=curve_rows(tried, coupled, kept),
     )
 
 
@@ -237,8 +240,26 @@ def _fit(f: Fit) -> dict[str, Any]:
 
 
 def _row(g: Group, kept: int, coupled: Coupled) -> GroupRow:
-    c, note, multiple = g.channels_per_unit, coupled.widths.whole[g.index], coupled.widths.multiples[g.index]
-    return GroupRow(g.name, g.size * c, kept * c, len(g.producers), len(g.consumers), g.mixing, note, multiple)
+    c, batch = g.channels_per_unit, coupled.channels.graph.batch
+    full = np.array([other.size for other in coupled.channels.groups])
+    parts = {k: coupled.costs[k].part(full, g.index) for k in ("macs", "stored")}
+    saved = {k: coupled.costs[k].saving(full, g.index, g.size - kept) for k in parts}
+    widths = {r.positions // (r.rows * r.gates) for r in g.producers}
+    return GroupRow(
+        name=g.name,
+        channels_before=g.size * c,
+        channels_after=kept * c,
+        producers=len(g.producers),
+        consumers=len(g.consumers),
+        mixing=g.mixing,
+        note=coupled.widths.whole[g.index],
+        alignment=coupled.widths.multiples[g.index],
+        units=(g.size, kept),
+        head=g.head,
+        shared=bool(g.head) and len(widths) > 1,
+        macs=(round(parts["macs"] / batch), round((parts["macs"] - saved["macs"]) / batch)),
+        parameters=(round(parts["stored"]), round(parts["stored"] - saved["stored"])),
+    )
 
 
 def alignment_reached(coupled: Coupled, masks: Masks, settings: PruneConfig) -> Alignment:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from onnxprune.channels.names import called
+from onnxprune.graph.view import Node
 from tests.graphs import PRUNABLE
 from tests.prepared import Prepared
 
@@ -84,3 +86,47 @@ def test_what_nothing_needs_may_go_altogether(prepared: Lookup):
     channels = prepared("gather_negative").channels
     unread = next(g for g in channels.groups if g.size == 4)
     assert not channels.emptied(channels.keep_classes({unread.index: np.zeros(4, bool)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("attention", [4]),
+        ("attention_grouped", [4]),
+        ("attention_one_key_head", [4]),
+        ("attention_by_parts_positions", [0, 0]),
+        ("attention_positions", [0, 0]),
+        ("attention_one_head", [0, 0]),
+        ("normalized_heads", [4]),
+        ("repeated_key_heads", [4]),
+        ("attention_without_softmax", [4]),
+        ("batch_norm", [0, 0]),
+        ("normalized_heads_positions", [0, 0]),
+    ],
+)
+def test_units_that_are_heads(name: str, heads: list[int], prepared: Lookup):
+    """Fails where a head of attention is not told from other units, or has another size than its positions."""
+    assert [g.head for g in prepared(name).channels.groups] == heads
+
+
+@pytest.mark.parametrize(
+    ("name", "named", "weight", "expected"),
+    [
+        ("/conv1/Conv", True, "w1", "/conv1/Conv"),
+        ("42", True, "conv1.weight", "conv1.weight"),
+        ("Conv_3", False, "conv1.weight", "conv1.weight"),
+        ("42", True, "17", "42"),
+        ("Conv_3", False, "", "y"),
+    ],
+)
+def test_what_a_layer_is_called(name: str, named: bool, weight: str, expected: str):
+    """Fails where a number stands for a layer whose weight has a name."""
+    node = Node(3, name, "Conv", "", ("x", weight), ("y",), {}, named=named)
+    assert called(node, weight) == expected
+
+
+def test_groups_are_called_by_weights_where_nodes_have_no_names(prepared: Lookup):
+    """Fails where a group has no name that says something, or two have the same."""
+    groups = prepared("attention").channels.groups
+    assert [g.name for g in groups] == [groups[0].producers[0].tensor]
+    assert groups[0].older == "MatMul_0"

@@ -26,12 +26,23 @@ def done() -> dict[str, Any]:
     return document
 
 
+def older() -> dict[str, Any]:
+    """The same as version 1.0 of the schema had it: without curves, and with less of each group."""
+    document = done() | {"schema_version": "1.0"}
+    del document["curves"]
+    for g in document["groups"]:
+        for added in ("units", "head", "shared", "macs", "parameters"):
+            del g[added]
+    return document
+
+
 def charted() -> dict[str, Any]:
-    """The same with a curve for every group, and with a sweep's front."""
+    """The document of a run with a curve for every group, and with a sweep's front."""
     document = done()
     document["curves"] = [
         {
             "group": i,
+            "method": "obs",
             "channels": list(range(2, g["channels_before"] + 1, 2)),
             "errors": [0.3 * (1 - n / g["channels_before"]) ** 2 for n in range(2, g["channels_before"] + 1, 2)],
             "tried": [g["channels_before"] // 2],

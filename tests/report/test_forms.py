@@ -57,11 +57,25 @@ def done() -> dict[str, Any]:
 def test_json_is_described_by_its_schema(done: dict[str, Any]):
     """Fails where a field is missing from the schema, or has another type than it says."""
     check(done)
+    check(documents.older())
     check(json.loads(prune(digits.path("resnet"), None, digits.CALIB, dry_run=True, **QUICK).report.to_json()))
     with pytest.raises(jsonschema.ValidationError):
         check(done | {"brand_new": 1})
     with pytest.raises(jsonschema.ValidationError):
         check({k: v for k, v in done.items() if k != "groups"})
+
+
+def test_curves_are_those_of_the_trials(done: dict[str, Any]):
+    """Fails where a curve is of another group, misses what was tried or taken, or an error is left where all stay."""
+    assert [c["group"] for c in done["curves"]] == list(range(len(done["groups"])))
+    for c, g in zip(done["curves"], done["groups"], strict=True):
+        assert {g["channels_before"], g["channels_after"], *c["tried"]} <= set(c["channels"])
+        assert (c["channels"], c["errors"][-1], c["tried"] != []) == (sorted(c["channels"]), 0.0, True)
+        saved = g["macs"][0] - g["macs"][1]
+        assert (saved > 0) == (g["channels_after"] < g["channels_before"])
+        # Of a group whose channels lie on one axis of two layers all MACs are a multiple of its channels.
+        if g["producers"] == 1 == g["consumers"]:
+            assert saved * g["channels_before"] == g["macs"][0] * (g["channels_before"] - g["channels_after"])
 
 
 def test_eval_and_bench_write_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

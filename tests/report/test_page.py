@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from onnxprune.cli import main
 from onnxprune.report import page
 from onnxprune.report.document import to_json
+from onnxprune.report.groups import error_alone, if_cut, sensitivity, width
 from onnxprune.report.lanes import drawn, lanes_of
 from onnxprune.report.network import network
 from tests.digits import pruned
@@ -66,7 +67,7 @@ def test_foreign_files_are_the_recorded_ones():
         assert not re.search(r"</script|<!--", path.read_text(encoding="utf-8"), flags=re.IGNORECASE)
 
 
-@pytest.mark.parametrize("make", [documents.done, documents.charted], ids=["plain", "charted"])
+@pytest.mark.parametrize("make", [documents.older, documents.done, documents.charted])
 def test_a_page_needs_nothing_else(make: Any):
     """Fails where an element would load something, or a script is not one that the page's policy lets run."""
     elements = Elements(page.html(make()))
@@ -77,10 +78,10 @@ def test_a_page_needs_nothing_else(make: Any):
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
     assert not re.search(r"@import|url\(", page.html(make()).partition("<style>")[2].partition("</style>")[0])
-    assert elements.tags["script"] == (4 if "points" in make() else 2)
+    assert elements.tags["script"] == (4 if "curves" in make() else 2)
 
 
-@pytest.mark.parametrize("make", [documents.done, documents.charted], ids=["plain", "charted"])
+@pytest.mark.parametrize("make", [documents.done, documents.charted])
 def test_hostile_names_stay_text(make: Any):
     """Fails where a name makes an element, an attribute, or ends the data of a script."""
     tame, wild = (Elements(page.html(d)) for d in (make(), documents.evil(make())))
@@ -107,10 +108,42 @@ def test_what_a_row_says():
     assert cut["MACs saved"] == "4608 of 9216 (50%)"
     assert cut["sensitivity"] == "cut alone from 16 to 8, the outputs' error is 7.50%"
     assert facts[-2]["stays because"] == "the graph output 'logits' keeps its shape"
-    plain = network(documents.done())
+    plain = network(documents.older())
     assert plain is not None
     told = [dict(row["facts"]).get("sensitivity") for row in plain["rows"]]
     assert set(told) == {None, "not measured"}
+
+
+HEADS = {"units": [8, 5], "head": 64, "shared": False, "channels_before": 1536, "channels_after": 960}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"units": [512, 320], "channels_before": 512, "channels_after": 320}, "512 → 320"),
+        (HEADS, "8 → 5 heads (of 64)"),
+        (HEADS | {"shared": True}, "8 → 5 key/value heads (of 64)"),
+        (HEADS | {"units": [8, 8], "channels_after": 1536}, "8 heads (of 64)"),
+    ],
+)
+def test_the_width_of_a_group(changes: dict[str, Any], text: str):
+    """Fails where heads of attention are shown as channels."""
+    group = documents.done()["groups"][0] | changes
+    assert width(group) == text
+
+
+def test_what_a_cut_does_by_itself():
+    """Fails where a group's row or its chart says another error than its curve, or takes an estimate for a trial."""
+    document = documents.done()
+    group = document["groups"][0] | HEADS
+    curve = {"group": 0, "method": "obs", "channels": [768, 960, 1536], "errors": [0.3, 0.1, 0.0], "tried": [768]}
+    assert error_alone(curve, group) == "~10.00%"
+    assert sensitivity(curve, group) == "cut alone from 8 to 5 heads, the outputs' error is, estimated, 10.00%"
+    assert error_alone(curve | {"tried": [960]}, group) == "10.00%"
+    assert if_cut(curve, group | {"channels_after": 1536, "units": [8, 8]}) == "30.00% at 4"
+    island = Elements(page.html(document | {"groups": [group], "curves": [curve], "layers": []})).scripts[0]
+    (chart,) = json.loads(island)["curves"]
+    assert (chart["counts"], chart["after"], chart["points"]) == ("heads", 5, [[4, 0.3, 1], [5, 0.1, 0], [8, 0.0, 0]])
 
 
 @given(st.lists(st.sets(st.integers(1, 12), max_size=4), max_size=30))

@@ -99,6 +99,8 @@ def _whole_heads(node: Node, t: Trace, h: int, g: int) -> None:
     heads = t.agree(over_queries, node)
     if g > 1 and kv is None:
         heads = None
+    if heads is not None:
+        t.heads.append((heads, t.shape(q)[-1] // (1 if _head_axis(q, t) == 1 else h)))
     _set_heads(node.outputs[0], heads, t)
     for out in node.outputs[1:3]:
         _set_heads(out, kv, t)

@@ -9,6 +9,7 @@ every group.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -279,8 +280,9 @@ def einsum_factors(
     heads are the units. With `Trace.attention` "head-dim", a product of two activations ties it along the others
     instead: the same positions of every head are the units, and a removed one contributes zero to the sum.
     """
-    of_activations = t.attention == "head-dim" and not any(name in t.graph.constants for name, _ in operands)
-    heads = [i for i in output if of_activations and all(i in s for _, s in operands)]
+    of_activations = not any(stored(t.graph, name) in t.graph.constants for name, _ in operands)
+    inside_heads = t.attention == "head-dim" and not any(name in t.graph.constants for name, _ in operands)
+    heads = [i for i in output if inside_heads and all(i in s for _, s in operands)]
     space = [*output, *dict.fromkeys(i for _, s in operands for i in s if i not in output)]
     lifted: list[tuple[str, Factors, Shape]] = []
     for slot, (name, indices) in enumerate(operands):
@@ -291,6 +293,7 @@ def einsum_factors(
         if any(f.shape[a] > 1 for f in t.of(name) for a in axes):
             t.read(node, slot, "contraction", axes)
     contracted = range(len(output), len(space))
+    shared = {k for k, i in enumerate(output) if all(i in s for _, s in operands)}
     for k in contracted:
         sizes = {shape[k] for (_, _, shape), (_, indices) in zip(lifted, operands, strict=True) if space[k] in indices}
         for name, factors, _ in lifted if len(sizes) > 1 else ():
@@ -303,8 +306,13 @@ def einsum_factors(
                 for a in inside[1:]:
                     t.labels.tie(f, a)
             continue
+        size = prod(f.shape[a] for a in inside)
         for a in inside:
             f = t.labels.tie(f, a)
+        if of_activations and size > 1:
+            t.heads.append((f.ravel(), size))
+        elif of_activations and set(tracked_axes(f)) <= shared:
+            t.likely_heads.append((f.ravel(), prod(max(shape[k] for _, _, shape in lifted) for k in contracted)))
         result.append(f.reshape(f.shape[: len(output)]))
     return tuple(result)
 

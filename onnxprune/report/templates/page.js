@@ -40,30 +40,32 @@
   };
   addEventListener("beforeprint", () => [...pending.keys()].forEach(draw));
 
-  const curve = (c) => (width) =>
-    Plot.plot({
+  const curve = (c) => (width) => {
+    const points = c.points.map(([channels, error, tried]) => ({ channels, error, tried }));
+    return Plot.plot({
       ...common,
       width,
       height: 150,
       marginLeft: 46,
-      ariaLabel: `Error of the outputs against channels kept of ${c.name}`,
+      ariaLabel: `Error of the outputs against ${c.counts} kept of ${c.name}`,
       ariaDescription: c.said,
-      x: { label: "channels kept", ticks: 4, tickFormat: "d" },
+      x: { label: `${c.counts} kept`, ticks: 4, tickFormat: "d" },
       y: { label: "error", ticks: 4, tickFormat: percent, zero: true, grid: true },
       marks: [
-        Plot.lineY(c.points, { x: "channels", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
-        Plot.dot(c.points.filter((p) => p.tried), { x: "channels", y: "error", fill: "var(--slim)" }),
+        Plot.lineY(points, { x: "channels", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
+        Plot.dot(points.filter((p) => p.tried), { x: "channels", y: "error", fill: "var(--slim)" }),
         Plot.ruleX([c.after], { stroke: "currentColor", strokeDasharray: "4 3" }),
         Plot.tip(
-          c.points,
+          points,
           Plot.pointerX({
             x: "channels",
             y: "error",
-            title: (p) => `${p.channels} channels: ${percent(p.error)}${p.tried ? ", tried" : ", estimated"}`,
+            title: (p) => `${p.channels} ${c.counts}: ${percent(p.error)}${p.tried ? ", tried" : ", estimated"}`,
           }),
         ),
       ],
     });
+  };
   document.querySelectorAll("[data-curve]").forEach((place) => later(place, curve(data.curves[Number(place.dataset.curve)])));
 
   // The front of a sweep, with the chosen ratio in words beside it.

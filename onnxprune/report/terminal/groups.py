@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from onnxprune.report.summary import GroupRow, PatternRow, Report
+from onnxprune.report.groups import curves_by_group, error_alone, if_cut, is_cut, saving, share, why_whole, width
+from onnxprune.report.summary import PatternRow, Report
 from onnxprune.report.terminal.screen import Grid, Screen
 
-_COSTS_MORE = "a cut here would cost more accuracy than elsewhere"
+# From so many columns on there is room for what each group saves and costs.
+_WIDE = 120
 _SHOWN_LAYERS = 12
 
 
-def changed_groups(report: Report, screen: Screen) -> Grid:
-    """The groups that lost channels."""
-    changed = [g for g in report.groups if g.channels_after != g.channels_before]
-    table = screen.table("group", "channels", "producers", "consumers", " ", title="channels")
-    for g in changed:
-        gone = "" if g.channels_after else " (branch removed)"
-        width = f"{g.channels_before} → {g.channels_after}{gone}"
-        narrow = f"multiples of {g.alignment}" if g.alignment != report.alignment.multiple else ""
-        remarks = ", ".join(filter(None, ("mixing" if g.mixing else "", narrow)))
-        table.add_row(g.name, width, str(g.producers), str(g.consumers), remarks)
+def _groups(report: Report) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(i, asdict(g)) for i, g in enumerate(report.groups)]
+
+
+def changed_groups(report: Report, screen: Screen, *, verbose: bool = False) -> Grid:
+    """The groups that lost channels; with what each saves and does by itself where there is room, or with `verbose`."""
+    more = verbose or (screen.width >= _WIDE and not screen.piped)
+    heads = ("MACs saved", "parameters saved", "error alone") if more else ()
+    table = screen.table("group", "channels", *heads, "producers", "consumers", " ", title="channels")
+    curves = curves_by_group([asdict(c) for c in report.curves])
+    for i, g in _groups(report):
+        if not is_cut(g):
+            continue
+        gone = "" if g["channels_after"] else " (branch removed)"
+        narrow = f"multiples of {g['alignment']}" if g["alignment"] != report.alignment.multiple else ""
+        remarks = ", ".join(filter(None, ("mixing" if g["mixing"] else "", narrow)))
+        cells = (
+            saving(g, "macs", report.before.macs),
+            saving(g, "parameters", report.before.parameters),
+            error_alone(curves.get(i), g),
+        )
+        numbers = (str(g["producers"]), str(g["consumers"]))
+        table.add_row(g["name"], width(g) + gone, *(cells if more else ()), *numbers, remarks)
     return table
 
 
-def why_whole(groups: Sequence[GroupRow]) -> dict[str, int]:
+def reasons_to_stay(report: Report) -> dict[str, int]:
     """Why groups stay whole → how many, the most frequent first."""
-    whole = [g for g in groups if g.channels_after == g.channels_before]
-    return dict(Counter(g.note or _COSTS_MORE for g in whole).most_common())
+    return dict(Counter(why_whole(g) for _, g in _groups(report) if not is_cut(g)).most_common())
 
 
-def whole_groups(groups: Sequence[GroupRow], screen: Screen) -> Grid:
-    """The groups that stay whole, each with its reason."""
-    table = screen.table("group", "channels", " reason", title="unchanged")
-    for g in groups:
-        if g.channels_after == g.channels_before:
-            table.add_row(g.name, str(g.channels_before), g.note or _COSTS_MORE)
+def whole_groups(report: Report, screen: Screen) -> Grid:
+    """The groups that stay whole, each with its MACs, what a cut was tried to do, and its reason."""
+    table = screen.table("group", "channels", "MACs", "error if cut", " reason", title="unchanged")
+    curves = curves_by_group([asdict(c) for c in report.curves])
+    for i, g in _groups(report):
+        if not is_cut(g):
+            alone = if_cut(curves.get(i), g)
+            table.add_row(g["name"], width(g), share(g, report.before.macs), alone, why_whole(g))
     return table
 
 

@@ -28,7 +28,13 @@ def inspection(d: Description, screen: Screen) -> str:
         table = screen.table("group", "units", "channels each", "parameters", " producers => consumers")
         for g in d.groups:
             name = g.name + (" (mixing)" if g.mixing else "")
-            table.add_row(name, str(g.units), str(g.channels_per_unit), count(g.elements), _flow(g))
+            table.add_row(
+                name,
+                f"{g.units} heads" if g.head else str(g.units),
+                str(g.channels_per_unit),
+                count(g.elements),
+                _flow(g),
+            )
         parts.append(table)
     if d.pinned:
         table = screen.table("tensor", "axis", "channels", " operator", " reason", title="axes that stay")

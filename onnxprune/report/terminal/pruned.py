@@ -12,7 +12,7 @@ from onnxprune.report.summary import Alignment, Effort, Report
 from onnxprune.report.terminal.axes import pinned_axes
 from onnxprune.report.terminal.checks import check_facts
 from onnxprune.report.terminal.facts import in_threads, output_facts, ratio_of_times, removed, samples
-from onnxprune.report.terminal.groups import changed_groups, patterns, whole_groups, why_whole
+from onnxprune.report.terminal.groups import changed_groups, patterns, reasons_to_stay, whole_groups
 from onnxprune.report.terminal.screen import Grid, Part, Screen, line, listed, note
 from onnxprune.report.units import count, duration, latency, size
 from onnxprune.report.visible import made_visible
@@ -24,9 +24,9 @@ def prune_report(report: Report, screen: Screen, *, verbose: bool = False, also:
     """The report of a pruning run, as text. verbose: with every group that stays whole. also: files beside the model
     that are written."""
     report = made_visible(report)
-    parts: list[Part] = [_sizes(report, screen), changed_groups(report, screen)]
-    parts += [whole_groups(report.groups, screen)] if verbose else []
-    parts += [line(f"{n} unchanged: {reason}") for reason, n in why_whole(report.groups).items() if not verbose]
+    parts: list[Part] = [_sizes(report, screen), changed_groups(report, screen, verbose=verbose)]
+    parts += [whole_groups(report, screen)] if verbose else []
+    parts += [line(f"{n} unchanged: {reason}") for reason, n in reasons_to_stay(report).items() if not verbose]
     parts.append(line())
     if report.patterns:
         parts += [patterns(report.patterns, screen), line()]
