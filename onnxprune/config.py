@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 from onnxprune import methods
 from onnxprune.errors import UsageError
@@ -271,11 +271,10 @@ class PruneConfig:
         """Whether selection, allocation or refit look at the statistics of layer inputs."""
         return self.uniform is None or METHODS[self.method].statistics or self.refit != "none"
 
-    def with_options(self, **options: Any) -> PruneConfig:
+    def with_options(self, **options: Unpack[Options]) -> PruneConfig:
         """A copy with single fields replaced, where those of `GOALS` also replace each other."""
-        if options.keys() & set(GOALS):
-            options = dict.fromkeys(GOALS) | options
-        return replace(self, **options)
+        others: dict[str, Any] = dict.fromkeys(GOALS) if options.keys() & set(GOALS) else {}
+        return replace(self, **{**others, **options})
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain data, for plans and reports."""

@@ -123,7 +123,7 @@ def evaluate(
     against: ModelLike | None = None,
     labels: str | None = None,
     task: str | None = None,
-    metric: str | Callable[..., Any] | None = None,
+    metric: str | Callable[..., object] | None = None,
     state: Sequence[str] = (),
     samples: int | None = None,
     allow_links: bool = False,

@@ -34,7 +34,7 @@ class Gpu:
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         self._call("cuCtxSetCurrent", self._context)
         self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
-        self.stream = int(stream.value or 0)
+        self.stream: int = int(stream.value or 0)
 
     @property
     def name(self) -> str:

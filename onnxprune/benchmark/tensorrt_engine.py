@@ -67,7 +67,7 @@ class Engine:
             plan = self._built(model, layers)
             self._engine = self._trt.Runtime(self._log).deserialize_cuda_engine(plan)
             self._known(self._engine, "load the engine that it built")
-            self.seconds = time.perf_counter() - start
+            self.seconds: float = time.perf_counter() - start
             self._addresses: dict[str, int] = {}
             self._context = self._ready()
         except RunError:

@@ -23,7 +23,8 @@ class Reader:
     """A node that reads a value, and what is known of the shapes around it, as they are with one sample."""
 
     def __init__(self, node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> None:
-        self.node, self._shapes = node, shapes
+        self.node: onnx.NodeProto = node
+        self._shapes = shapes
 
     def of(self, place: int) -> Shape | None:
         """The shape of an input, where it is known."""

@@ -46,7 +46,7 @@ class Tokenizer:
         text = content(path, CalibrationError, _MOST_BYTES)
         try:
             self._own: tokenizers.Tokenizer = Library.from_str(text.decode("utf-8"))
-            self.most = longest or (self._own.truncation or {}).get("max_length")
+            self.most: int | None = longest or (self._own.truncation or {}).get("max_length")
             padding = self._own.padding or {}
             self._own.no_padding()
             self._own.no_truncation()
@@ -55,8 +55,8 @@ class Tokenizer:
         except Exception as e:  # the library's own errors have no class
             raise CalibrationError(f"{Path(path)} is no tokenizer.json: {' '.join(str(e).split())[:200]}") from e
         known = (self._own.token_to_id(p) for p in _PADS)
-        self.pad = int(padding.get("pad_id", next((k for k in known if k is not None), 0)))
-        self.left = padding.get("direction") == "left"
+        self.pad: int = int(padding.get("pad_id", next((k for k in known if k is not None), 0)))
+        self.left: bool = padding.get("direction") == "left"
 
     def encoded(self, texts: Sequence[Text]) -> list[Encoded]:
         """The tokens of some texts, with those that the tokenizer adds, cut at its longest length."""

@@ -15,7 +15,9 @@ from onnxprune.graph import bodies, external
 from onnxprune.numerics.arrays import Array
 
 # What surgery builds with.
-Constant, Variable, GraphNode = gs.Constant, gs.Variable, gs.Node
+Constant: Any = gs.Constant
+Variable: Any = gs.Variable
+GraphNode: Any = gs.Node
 # It warns of every bfloat16 tensor that numpy has no type for it; the tensor stays as it is.
 G_LOGGER.severity = G_LOGGER.ERROR
 

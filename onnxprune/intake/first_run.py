@@ -80,7 +80,7 @@ class Trial:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         self._seconds = 0.0
-        self.why = ""
+        self.why: str = ""
 
     def __call__(self, feeds: Mapping[str, Array]) -> bool:
         """Run it; a crash is a no. Raises RunError where onnxruntime does not load it, and where it hangs."""

@@ -56,7 +56,8 @@ class Cluster:
     """The workers of the Dask scheduler at `address`. Raises RunError where there are none that fit."""
 
     def __init__(self, address: str, progress: Progress) -> None:
-        self.name, self.workers = f"Dask at {address}", 0
+        self.name: str = f"Dask at {address}"
+        self.workers: int = 0
         self.address = address
         self._progress = progress
         self._stack = ExitStack()
@@ -85,7 +86,8 @@ class Cluster:
                 ) from e
             self._check_versions()
             self.workers = len(self._threads())
-            self.name = f"{self.workers} Dask {'worker' if self.workers == 1 else 'workers'} at {self.address}"
+            unit = "worker" if self.workers == 1 else "workers"
+            self.name = f"{self.workers} Dask {unit} at {self.address}"
             self._distributed = distributed
             self._stack = stack.pop_all()
         return self

@@ -54,7 +54,7 @@ class Processes:
     """`count` processes, which share the cores of this one."""
 
     def __init__(self, count: int, progress: Progress) -> None:
-        self.name = f"{count} processes"
+        self.name: str = f"{count} processes"
         self.workers = count
         self._progress = progress
         self._pool: list[_Worker] = []

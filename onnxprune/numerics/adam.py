@@ -28,8 +28,10 @@ class Adam:
         second: float = 0.999,
         epsilon: float = 1e-8,
     ) -> None:
-        self.first, self.second, self.epsilon = first, second, epsilon
-        self.steps = 0
+        self.first: float = first
+        self.second: float = second
+        self.epsilon: float = epsilon
+        self.steps: int = 0
         self._moments = {k: (np.zeros(s, np.float32), np.zeros(s, np.float32)) for k, s in shapes.items()}
 
     def directions(self, gradients: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -148,9 +148,11 @@ class NormalEquations:
     """
 
     def __init__(self, xx: Gram, xy: Doubles, yy: Doubles) -> None:
-        self._sum, self.xy, self.yy = xx, xy, yy
+        self._sum = xx
+        self.xy: Doubles = xy
+        self.yy: Doubles = yy
         self._xx: Doubles | None = None
-        self.finite = True
+        self.finite: bool = True
 
     @classmethod
     def zeros(cls, groups: int, columns: int, targets: int) -> NormalEquations:

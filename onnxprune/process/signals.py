@@ -56,9 +56,10 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.held = False
-        self.soft = self.asked = False
-        self.hint = ""
+        self.held: bool = False
+        self.soft: bool = False
+        self.asked: bool = False
+        self.hint: str = ""
         self.exit_code: int | None = None
         self._first: int | None = None
         self._at = 0.0

@@ -198,7 +198,7 @@ class Student:
         shapes, self._types = all_shapes(proto, binding, example)
         self.proto = proto
         self._graph = protobuf.view(proto, shapes, {}, binding, samples=channels.graph.samples)
-        self.layers = _sliced(layers, self._graph, keep)
+        self.layers: tuple[Layer, ...] = _sliced(layers, self._graph, keep)
         self._computed = _depending(self._graph)
         self._candidates = tuple(w for w in trainable(self._graph, channels, layers) if w not in fixed)
         self.weights: dict[str, Array] = {}

@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,8 +69,8 @@ class _Watch:
 
 
 _WATCH = _Watch()
-expect = _WATCH.expect
-allowed = _WATCH.allowed
+expect: Callable[[float, int], None] = _WATCH.expect
+allowed: Callable[[int], float] = _WATCH.allowed
 
 
 @contextmanager

@@ -153,15 +153,17 @@ class Session:
             self._session = self._started(model if narrow is None else narrow.proto, start, single=single)
         else:
             self._session = start(model)
-        self.overridable = frozenset(i.name for i in self._session.get_overridable_initializers())
+        self.overridable: frozenset[str] = frozenset(i.name for i in self._session.get_overridable_initializers())
         self._narrow_inputs = {} if narrow is None else narrow.inputs
         self._narrow_outputs = {} if narrow is None else narrow.outputs
-        self.inputs = _as_named(self._session.get_inputs(), self._narrow_inputs)
-        self.outputs = _as_named(self._session.get_outputs(), self._narrow_outputs)
-        self.output_types = {o.name: (str(o.type), tuple(o.shape)) for o in self._session.get_outputs()}
+        self.inputs: tuple[str, ...] = _as_named(self._session.get_inputs(), self._narrow_inputs)
+        self.outputs: tuple[str, ...] = _as_named(self._session.get_outputs(), self._narrow_outputs)
+        self.output_types: dict[str, tuple[str, tuple[int | str | None, ...]]] = {
+            o.name: (str(o.type), tuple(o.shape)) for o in self._session.get_outputs()
+        }
         ports = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self._singles = frozenset(i.name for i in ports if i.type == "tensor(float)")
-        self.device = _DEVICES.get(_name(providers[0]), "cpu")
+        self.device: str = _DEVICES.get(_name(providers[0]), "cpu")
 
     def _started(self, model: onnx.ModelProto, start: Callable[[onnx.ModelProto], Any], *, single: bool) -> Any:
         """A session of the model, or of its twin where onnxruntime runs only that."""

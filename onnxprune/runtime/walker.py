@@ -56,13 +56,15 @@ class Walker:
         hold_out: bool = True,
     ) -> None:
         """hold_out: make the batches small enough that some can be held out from a fit."""
-        self.proto, self.samples, self.memory = proto, samples, memory
+        self.proto: onnx.ModelProto = proto
+        self.samples: Samples = samples
+        self.memory: int = memory
         self._types = dict(types)
         self._shapes, self._bound = shapes, samples.arrangement.samples_in(shapes)
         size = samples.run_size(runtime_batch(shapes, proto, len(samples) if hold_out else None, bound=self._bound))
         starts = range(0, len(samples), size)
         self._batches: list[Mapping[str, Array]] = [_Inputs(samples, start, start + size) for start in starts]
-        self.counts = [min(size, len(samples) - start) for start in starts]
+        self.counts: list[int] = [min(size, len(samples) - start) for start in starts]
         self._available = {s.name for s in samples.specs}
         self._done: set[int] = set()
         self._weights = {t.name: tuple(t.dims) for t in proto.graph.initializer}

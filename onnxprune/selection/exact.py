@@ -59,9 +59,9 @@ class ExactWalk:
         self._d = d
         self._candidates = candidates
         self._removal = removal
-        self.patience = patience
-        self.evaluations = 0
-        self.gradients = 0
+        self.patience: int = patience
+        self.evaluations: int = 0
+        self.gradients: int = 0
         self.jump(np.zeros(units))
         self._rounding = rounding * abs(self.loss)
 
@@ -182,7 +182,8 @@ class ExactWalk:
         return self._d.at(a)
 
     def _place(self, a: Doubles, loss: float) -> None:
-        self.a, self.loss = a, loss
+        self.a: Doubles = a
+        self.loss: float = loss
         self._gradient = None
 
 

@@ -62,12 +62,12 @@ class QuadraticWalk:
         self._removal = removal
         self._free = free
         self._diagonal: Doubles = np.diag(q.k).copy()
-        self.patience = _PATIENCE[0] + _PATIENCE[1] // max(q.units, 1)
+        self.patience: int = _PATIENCE[0] + _PATIENCE[1] // max(q.units, 1)
         self.jump(np.zeros(q.units))
 
     def jump(self, a: Doubles) -> None:
         """Continue at a: O(N²)."""
-        self.a = a
+        self.a: Doubles = a
         self._total = float(a.sum()) or float(a.size)
         self._started = bool(a.any())
         self._refresh()
@@ -158,7 +158,7 @@ class QuadraticWalk:
 
     def _evaluate(self) -> None:
         ta, aka = float(self._q.t @ self.a), float(self.a @ self._ka)
-        self.loss = self._q.c - 2 * ta + aka
+        self.loss: float = self._q.c - 2 * ta + aka
         self._scale = abs(self._q.c) + 2 * abs(ta) + aka
 
 

@@ -18,12 +18,14 @@ import onnx
 from onnxprune.calibration import gate_moments
 from onnxprune.calibration.gated_network import GatedNetwork
 from onnxprune.calibration.input_moments import is_wide
+from onnxprune.calibration.layers import Layer
 from onnxprune.calibration.probe import Batch, Probe, part_of
 from onnxprune.calibration.readers import outputs_behind, read_by_layers_alone
 from onnxprune.calibration.regressions import consumers_of, regressions_of
+from onnxprune.channels import ChannelGraph
 from onnxprune.channels.gates import Gate, by_group, units_of
 from onnxprune.config import PruneConfig
-from onnxprune.data.layouts import samples_first
+from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
 from onnxprune.methods import METHODS
@@ -77,19 +79,22 @@ class Network:
         candidates: Mapping[str, Sequence[Path]],
         settings: PruneConfig,
     ) -> None:
-        self.loaded, self.coupled, self.calibrated = loaded, coupled, calibrated
+        self.loaded: Loaded = loaded
+        self.coupled: Coupled = coupled
+        self.calibrated: Calibrated = calibrated
         assert calibrated.goals is not None
         self.goals: Goals = calibrated.goals
-        self.candidates, self.settings = candidates, settings
-        self.channels = coupled.seen.channels
-        self.layouts = coupled.observed.layouts
+        self.candidates: Mapping[str, Sequence[Path]] = candidates
+        self.settings: PruneConfig = settings
+        self.channels: ChannelGraph = coupled.seen.channels
+        self.layouts: Layouts = coupled.observed.layouts
         self.choices: list[Choice] = []
         self.masked: dict[int, Mask] = {}
-        self.plain = replace_initializers(coupled.seen.proto, {})
+        self.plain: onnx.ModelProto = replace_initializers(coupled.seen.proto, {})
         self._gates = by_group(self.channels, calibrated.gates)
-        self.consumers = consumers_of(self.channels, coupled.layers)
-        self.by_layers = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
-        self.reference = self._walker(coupled.seen.proto, loaded.fit)
+        self.consumers: list[list[Layer]] = consumers_of(self.channels, coupled.layers)
+        self.by_layers: set[int] = read_by_layers_alone(self.channels, coupled.layers, self.consumers)
+        self.reference: Walker = self._walker(coupled.seen.proto, loaded.fit)
         self.fit_outputs: Mapping[str, Array] = self.goals.fit_outputs
         self.outputs: Mapping[str, Array] = self.goals.deciding_outputs
         self.start()
@@ -100,12 +105,12 @@ class Network:
 
     def start(self) -> None:
         """Begin the walk through the pruned network anew, with all masks so far."""
-        self.proto = self.plain
+        self.proto: onnx.ModelProto = self.plain
         if self.masked:
             keep = self.channels.keep_classes(self.masked)
             self.proto = masked_model(self.plain, self.channels, keep, self.loaded.normalised.types)
-        self.state = self._walker(self.proto, self.loaded.fit)
-        self.deciding = self._walker(self.proto, self.loaded.deciding, hold_out=False)
+        self.state: Walker = self._walker(self.proto, self.loaded.fit)
+        self.deciding: Walker = self._walker(self.proto, self.loaded.deciding, hold_out=False)
 
     def place(self, g: int) -> tuple[int, int]:
         """Where a group is read first; those that no layer reads come last."""
@@ -162,7 +167,8 @@ class MaskedGroup:
     """A group that something other than layers reads: masked as in the oracle, in the order of the first selection."""
 
     def __init__(self, network: Network, group: int) -> None:
-        self.network, self.group = network, group
+        self.network: Network = network
+        self.group: int = group
 
     def proposals(self) -> dict[str, Proposal]:
         """The paths of the first selection, without coefficients: not all that reads the group could take them."""
@@ -214,12 +220,13 @@ class LayersGroup:
     """A group that layers alone read: only their weights change, and what lies before them does not run again."""
 
     def __init__(self, network: Network, group: int) -> None:
-        self.network, self.group = network, group
-        self.consumers = network.consumers[group]
+        self.network: Network = network
+        self.group: int = group
+        self.consumers: list[Layer] = network.consumers[group]
         first = min(self.consumers, key=lambda x: x.node.index).data
         for walker in (network.reference, network.state, network.deciding):
             walker.move_to((first,))
-        self.outputs = outputs_behind(network.channels, {x.node.index for x in self.consumers})
+        self.outputs: list[str] = outputs_behind(network.channels, {x.node.index for x in self.consumers})
 
     # what is proposed
 

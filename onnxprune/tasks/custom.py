@@ -33,7 +33,7 @@ class Metric:
         return f"{self.name} of {self.path}" if self.path else self.name
 
 
-def of(metric: str | Callable[..., Any]) -> Metric:
+def of(metric: str | Callable[..., object]) -> Metric:
     """The metric of file.py:function, or of a function. Raises UsageError where it is neither, or cannot run."""
     if callable(metric):
         return Metric(str(getattr(metric, "__name__", "metric")), metric, "")

@@ -47,7 +47,7 @@ class Stepwise:
         tapped = copied(reference)
         known = {o.name for o in tapped.graph.output}
         tapped.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in self._names if n not in known)
-        self.reference = Session(tapped, optimize=False)
+        self.reference: Session = Session(tapped, optimize=False)
         self._model = model
         self._session: Session | None = None
 

@@ -85,7 +85,7 @@ class Grouped(click.Command):
         extra["context_settings"] = own | (extra.get("context_settings") or {})
         params = [*params, *(p for s in sections for p in s.options), *_configuration()]
         super().__init__(name, params=params, **extra)
-        self.sections = tuple(sections)
+        self.sections: tuple[Section, ...] = tuple(sections)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """That of click, which no variable of the environment sets."""
