@@ -56,7 +56,7 @@ LANGUAGE: Mapping[str, Reason] = {
         "multiplies with weights in packed codes, which are not read",
         Remedy.QUANTIZE_LATER,
         "GatherBlockQuantized MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 "
-        "MatMulNBits MatMulNBitsMlp MatMulNBitsQkv",
+        "MatMulNBitsMlp MatMulNBitsQkv",
     ),
     **_rows(
         "packs positions of several samples, or unpacks them, by their lengths",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.graph import bodies, external
+from onnxprune.graph import bodies, external, packed_codes
 from onnxprune.graph.bodies import captured_names, subgraphs
 from onnxprune.graph.view import Body, Graph, Node, Shape, StateGather, is_parameter, samples_in
 
@@ -235,14 +235,31 @@ def as_bytes(proto: onnx.ModelProto) -> bytes:
 def parameters(proto: onnx.ModelProto) -> int:
     """Elements of all weights, those of Constant nodes, bodies and functions included; see `view.is_parameter`."""
     readers: dict[str, list[str]] = {}
-    for nodes in (bodies.every_node(proto.graph), *(f.node for f in proto.functions)):
-        for n in nodes:
-            for i in n.input:
-                readers.setdefault(i, []).append(n.op_type)
+    nodes = [n for every in (bodies.every_node(proto.graph), *(f.node for f in proto.functions)) for n in every]
+    for n in nodes:
+        for i in n.input:
+            readers.setdefault(i, []).append(n.op_type)
+    packed = _in_packed_codes(proto, nodes)
 
     def counts(t: onnx.TensorProto) -> bool:
         if t.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
             return False
         return is_parameter(onnx.helper.tensor_dtype_to_np_dtype(t.data_type), readers.get(t.name, ()))
 
-    return sum(int(np.prod(t.dims)) for t in external.stored_tensors(proto) if counts(t))
+    return sum(packed.get(t.name, int(np.prod(t.dims))) for t in external.stored_tensors(proto) if counts(t))
+
+
+def _in_packed_codes(proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """How many numbers each weight holds of which several share a byte in a way that its shape does not tell."""
+    reading = [n for n in nodes if packed_codes.reads(n.op_type)]
+    dims = {t.name: t.dims for t in external.stored_tensors(proto) if t.name} if reading else {}
+    types = {t.name: t.data_type for t in external.stored_tensors(proto)} if reading else {}
+    counts: dict[str, int] = {}
+    for n in reading:
+        shapes = {k: dims[i] for k, i in enumerate(n.input) if i in dims}
+        attributes = {a.name: int(a.i) for a in n.attribute if a.type == onnx.AttributeProto.INT}
+        for k, i in enumerate(n.input):
+            count = packed_codes.numbers_in(n.op_type, k, shapes, attributes)
+            if count is not None and types.get(i) == onnx.TensorProto.UINT8:
+                counts[i] = count
+    return counts

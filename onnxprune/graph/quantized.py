@@ -5,7 +5,9 @@ position of an axis, or one per block of an axis. QuantizeLinear gives q = satur
 
 New weights take the range that they need: s = max |w| / (codes on a side) where the zero point lies in the middle of
 the type (it stays there), else s = (max w - min w) / (all codes), and z = round(low - min w / s); 0 is in every range.
-Codes that the original leaves out on purpose (int8 kept to 7 bits against overflow in 16-bit accumulators) stay out.
+Scales below zero are those of a quantizer that gives the side with one code more to the largest number, whatever its
+sign: so do new ones. Codes that the original leaves out on purpose (int8 kept to 7 bits against overflow in 16-bit
+accumulators) stay out.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 # Types with far more codes than a weight needs: a scale that holds the values stays as it is.
 _AMPLE = ("int32",)
 _TINY = float(np.finfo(np.float32).tiny)
-# What quantizers keep to against overflow in 16-bit accumulators.
-_SEVEN_BITS: Mapping[str, tuple[float, float]] = {"int8": (-64, 64), "uint8": (0, 127)}
+# What quantizers keep to: seven bits against overflow in 16-bit accumulators, and two of four where they store two.
+_KEPT: Mapping[str, tuple[float, float]] = {"int8": (-64, 64), "uint8": (0, 127), "uint4": (0, 3)}
 
 
 def code_range(kind: str) -> tuple[float, float]:
@@ -197,18 +199,18 @@ class Quantized:
 
     def _settled(self, constants: Mapping[str, Array]) -> Quantized | None:
         """The same with the codes that its quantizer kept to; None where it could not be written anew."""
-        middle = 0.0 if self.low < 0 else (self.low + self.high + 1) / 2
         zero = constants[self.zero_points[0]].astype(np.float64) if self.zero_points else np.zeros(1)
+        low, high, middle = self.low, self.high, _middle(self.low, self.high)
+        if self.kind in _KEPT:
+            codes, (least, most) = self.codes(constants), _KEPT[self.kind]
+            held = least <= zero.min() and zero.max() <= most
+            if held and codes.min(initial=0) >= least and codes.max(initial=0) <= most:
+                low, high = least, most
+                middle = _middle(low, high) if self.kind == "uint4" else middle
         symmetric = bool((zero == middle).all())
         if not symmetric and not (self.zero_points and _is_integer(self.kind)):
             return None
-        settled = replace(self, symmetric=symmetric)
-        if self.kind in _SEVEN_BITS:
-            codes, (least, most) = settled.codes(constants), _SEVEN_BITS[self.kind]
-            held = least <= zero.min() and zero.max() <= most
-            if held and codes.min(initial=0) >= least and codes.max(initial=0) <= most:
-                return replace(settled, low=least, high=most)
-        return settled
+        return replace(self, low=low, high=high, symmetric=symmetric)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -251,15 +253,18 @@ class Quantized:
         top, bottom = self._most(w, old), -self._most(-w, old)
         if scale is not None:
             s = scale.reshape(old.shape)
+        elif self.symmetric and bool((old < 0).any()):
+            # The quantizer gives the longer side of the codes to the side on which the largest number lies.
+            s = np.where(top > -bottom, top, bottom) / (self.low - middle)
         elif self.symmetric:
             s = np.maximum(top, -bottom) / np.minimum(self.high - middle, middle - self.low)
             if self.kind in _AMPLE:
                 s = np.where(s <= old, old, s)
         else:
             s = (top - bottom) / (self.high - self.low)
-        s = np.maximum(s, least)
+        s = np.where(np.abs(s) < least, least, s)
         # Weights that are all zero need no scale; the old one is as good as any.
-        s = np.where((s > _TINY) & (s.astype(old.dtype) > 0), s, old).astype(old.dtype)
+        s = np.where((np.abs(s) > _TINY) & (s.astype(old.dtype) != 0), s, old).astype(old.dtype)
         if not self.symmetric:
             middle = np.clip(np.rint(self.low - bottom / s.astype(np.float64)), self.low, self.high)
         written = dict.fromkeys(self.scales, s)
@@ -297,6 +302,10 @@ class Quantized:
         else:
             result = w.max(axis=tuple(a for a in range(w.ndim) if a != self.axis), initial=0.0)
         return np.asarray(result, np.float64).reshape(like.shape)
+
+
+def _middle(low: float, high: float) -> float:
+    return 0.0 if low < 0 else (low + high + 1) / 2
 
 
 def _is_integer(kind: str) -> bool:

@@ -3,6 +3,7 @@
     QuantizeLinear    clip(x / s + z, least code, greatest code)      DequantizeLinear    (q - z) · s
     DynamicQuantizeLinear, whose scale leaves nothing out, and the DequantizeLinear behind it    x
     DynamicQuantizeLSTM    LSTM, with the weights that its codes stand for
+    MatMulNBits            the same with accuracy_level 0, at which its kernel does not round what it multiplies
 
 Two models that sum the same terms in another order differ by 1e-7. Where an activation lies that close to the middle
 between two codes, rounding makes a whole step of it, 1/255 of the range of the tensor, and what follows differs by far
@@ -21,10 +22,13 @@ from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.operators import QUANTIZED_LSTM
+from onnxprune.graph.packed_codes import PRODUCT
 from onnxprune.graph.protobuf import copied
 from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, DYNAMIC, QUANTIZE, code_range
 from onnxprune.numerics.arrays import Array
 
+# The attribute by which a product with packed codes says to what it may round its operand; by default to nothing.
+_LEVEL = "accuracy_level"
 # Between QuantizeLinear and DequantizeLinear these only move codes, of whatever type.
 _MOVES = (
     "DepthToSpace Expand Flatten Gather Identity MaxPool Reshape Slice SpaceToDepth Split Squeeze Tile Transpose "
@@ -75,7 +79,29 @@ def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
                 free.update(n.output)
                 if n.input[0] in plain:
                     plain.update(dict.fromkeys(n.output, plain[n.input[0]]))
+    _give_full_accuracy(result)
     return result
+
+
+def in_full_accuracy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with products with packed codes that do not round what they multiply: a copy, or itself."""
+    if not any(_rounds(n) for n in bodies.every_node(proto.graph)):
+        return proto
+    result = copied(proto)
+    _give_full_accuracy(result)
+    return result
+
+
+def _give_full_accuracy(proto: onnx.ModelProto) -> None:
+    for n in bodies.every_node(proto.graph):
+        if _rounds(n):
+            kept = [a for a in n.attribute if a.name != _LEVEL]
+            del n.attribute[:]
+            n.attribute.extend(kept)
+
+
+def _rounds(n: onnx.NodeProto) -> bool:
+    return n.op_type == PRODUCT and protobuf.int_attribute(n, _LEVEL, 0) != 0
 
 
 def _lstm(n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:

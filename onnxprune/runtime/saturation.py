@@ -48,20 +48,25 @@ class Kernels:
 
     fused: operators between DequantizeLinear and QuantizeLinear become operators on integers, with other rounding.
     exact: operators on integers with constant weights take kernels that do not saturate, where onnxruntime has such.
+    rounds: what multiplies weights in blocks of codes by numbers rounds these to codes too, where the nodes do not say.
     """
 
     fused: bool
     exact: bool
+    rounds: bool = False
 
     @property
     def entries(self) -> Mapping[str, str]:
         """The entries of onnxruntime's session configuration that choose these kernels."""
         entries = {} if self.fused else {"session.disable_quant_qdq": "1"}
+        entries |= {} if self.rounds else {"session.qdq_matmulnbits_accuracy_level": "0"}
         return entries | ({"session.x64quantprecision": "1"} if self.exact else {})
 
 
-DEPLOYED = Kernels(fused=True, exact=False)
+DEPLOYED = Kernels(fused=True, exact=False, rounds=True)
 """onnxruntime's own choice."""
+JUDGED = Kernels(fused=True, exact=False)
+"""The same, with weights in blocks of codes multiplied as the nodes are written."""
 EXACT = Kernels(fused=True, exact=True)
 AS_WRITTEN = Kernels(fused=False, exact=True)
 

@@ -26,7 +26,7 @@ from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
 from onnxprune.runtime import custom_ops, faults, few_bits, overdue, saturation, single_precision
 from onnxprune.runtime.builds import Builds
-from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, Kernels
+from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, JUDGED, Kernels
 from onnxprune.threads import limit
 
 # Releases from 1.29 on send names and hashes of the models that they load to their maker, keep files in the user's
@@ -96,8 +96,9 @@ class Session:
     down the others. pooled: its activations share one memory with those of other such sessions, which the next one
     takes over: a walk through hundreds of short-lived sessions takes half the time, as the system has no new pages to
     clear. threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice.
-    kernels: for what is quantized; None: as deployed, or as written where this processor's `saturates`. profile: start
-    of the path of a JSON file that `end_profile` closes. Raises RunError where onnxruntime refuses the model or a run.
+    kernels: for what is quantized; None: those that models are judged by, or as written where this processor's
+    `saturates`. profile: start of the path of a JSON file that `end_profile` closes. Raises RunError where onnxruntime
+    refuses the model or a run.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Session:
         profile: str | None = None,
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
-            chosen = kernels or (AS_WRITTEN if saturates() else DEPLOYED)
+            chosen = kernels or (AS_WRITTEN if saturates() else JUDGED)
             try:
                 return opened(source, chosen)
             except RunError:

@@ -9,6 +9,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import Factor, tracked_axes
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
+from onnxprune.surgery.packed_codes import implied
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Stored:
 
 
 def stored_of(normalised: Normalised, channels: ChannelGraph) -> Stored:
-    """Of the constants that the original makes of others."""
+    """Of the constants that the original makes of others, and of zero points that it leaves out."""
     whole: set[str] = set()
     parted: set[str] = set()
     cuts: dict[str, list[object]] = {}
@@ -35,6 +36,7 @@ def stored_of(normalised: Normalised, channels: ChannelGraph) -> Stored:
             if others:
                 (whole if cut in others else parted).add(name)
             others.append(cut)
+    whole.update(implied(normalised.packed))
     return Stored(frozenset(whole), frozenset(parted))
 
 

@@ -11,7 +11,7 @@ from onnxprune.channels.branches import left_of
 from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import Normalised
-from onnxprune.surgery import fused, states
+from onnxprune.surgery import fused, packed_codes, states
 from onnxprune.surgery.branches import settle
 from onnxprune.surgery.slice import drop_zero_biases, merge_equal_clones
 from onnxprune.surgery.tables import put_back
@@ -36,6 +36,7 @@ def finish(
         final = settle(final, channels, left)
     put_back(final, normalised, channels, keep)
     states.take_out(final, normalised.states)
+    packed_codes.put_back(final, normalised.packed)
     if keep_fused:
         fused.put_back(final, normalised.fused)
     return_to_bodies(final, normalised.outside)

@@ -20,7 +20,7 @@ import onnx
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
-from onnxprune.graph.unrounded import is_quantized, without_rounding
+from onnxprune.graph.unrounded import in_full_accuracy, is_quantized, without_rounding
 from onnxprune.graph.view import Shape
 from onnxprune.intake.first_run import Trial
 from onnxprune.measures.masked import near
@@ -156,6 +156,7 @@ def exactness(
     """
     half, quantized = single_precision.uses(original, single_precision.HALF), is_quantized(normalised)
     sizes = (feeds, *others)
+    normalised, original = in_full_accuracy(normalised), in_full_accuracy(original)
     # Kernels that compute with integers round at other places, and are fused where they can be: none of them here.
     normal: Runs
     if computes_on_codes(original):

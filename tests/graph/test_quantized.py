@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +24,7 @@ from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.prepared import Prepared, prepare
 from tests.topologies.convolution import PLAIN
-from tests.topologies.quantization import BRANCHES, ROWS, Quantizer
+from tests.topologies.quantization import BRANCHES, ROWS, Packer, Quantizer
 from tests.topologies.text import Topology
 
 Array = NDArray[Any]
@@ -48,8 +49,8 @@ def _parts(layer: Layer) -> list[tuple[str, Quantized]]:
 
 
 def _steps(q: Quantized, constants: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
-    """The scale of every entry of a weight."""
-    scale = constants[q.scales[0]].astype(np.float64)
+    """The step between the codes of every entry of a weight."""
+    scale = np.abs(constants[q.scales[0]].astype(np.float64))
     if q.block:
         return np.repeat(scale, q.block, axis=q.axis)[: shape[0]]
     return np.broadcast_to(
@@ -154,6 +155,35 @@ def test_codes_of_seven_bits_stay_so(kind: type, most: int):
         assert codes.max() <= most
         assert codes.min() >= (-64 if kind is np.int8 else 0)
         assert int(codes.max()) - int(codes.min()) > 100
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_packed_codes_stay_of_their_bits(bits: int, zeros: bool, prepared: Lookup):
+    """Fails where new codes need more bits than there are, or leave the longer side of them unused.
+
+    Without zero points the largest number of a block, whatever its sign, gets the least code.
+    """
+    row = TABLE["quantized_packed_eight_bits"]
+    p = prepare(replace(row, edit=Packer(("w1",), bits=bits, zeros=zeros)).model(), row.feeds(2))
+    constants = p.channels.graph.constants
+    [layer] = (x for x in layers_of(p.channels) if x.stored_weight is not None)
+    q = layer.stored_weight
+    assert q is not None
+    assert q.symmetric is not zeros
+    matrix = np.random.default_rng(0).standard_normal(layer.matrix(constants).shape)
+    written = layer.weights(matrix, constants)
+    codes = written[q.values].astype(int)
+    assert codes.min() == 0
+    assert 0.8 * 2**bits <= codes.max() + 1 <= 2**bits
+    blocks = [slice(0, 16), slice(16, 20)]
+    for k, rows in enumerate(blocks):
+        if zeros:
+            assert (np.ptp(codes[rows], axis=0) >= 2 ** (bits - 1)).all()
+        else:
+            assert (written[q.zero_points[0]][k].astype(int) == 2 ** (bits - 1)).all()
+            largest = np.abs(matrix[0, rows]).argmax(axis=0)
+            assert (codes[rows][largest, range(codes.shape[1])] == 0).all()
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])

@@ -118,6 +118,70 @@ class Quantizer:
         n.input[2] = f"{name}_real"
 
 
+@dataclass(frozen=True)
+class Packer:
+    """Packs the weights of products: each MatMul with a weight in `weights` becomes a MatMulNBits, in place.
+
+    zeros: a zero point for each block, else none is stored. level: `accuracy_level`. biased: the Add behind each is a
+    bias of its own. Codes are packed here number by number, by what the operator's documentation says.
+    """
+
+    weights: tuple[str, ...]
+    bits: int = 4
+    block: int = 16
+    zeros: bool = True
+    level: int = 0
+    biased: bool = False
+
+    def __call__(self, model: onnx.ModelProto) -> None:
+        stored = {t.name: t for t in model.graph.initializer}
+        matrices = {name: numpy_helper.to_array(stored[name]) for name in self.weights}
+        behind = {n.input[0]: n for n in model.graph.node if n.op_type == "Add"}
+        for n in list(model.graph.node):
+            if n.op_type != "MatMul" or n.input[1] not in self.weights:
+                continue
+            name, add = n.input[1], behind.get(n.output[0]) if self.biased else None
+            w = matrices[name]
+            codes, scales, zeros = self._codes(w)
+            given = [name, f"{name}_scales", f"{name}_zeros" if self.zeros else "", "", add.input[1] if add else ""]
+            for key, value in zip(given, (codes, scales, zeros), strict=False):
+                if key in stored:
+                    stored[key].CopyFrom(numpy_helper.from_array(value, key))
+                elif key:
+                    model.graph.initializer.append(numpy_helper.from_array(value, key))
+            while not given[-1]:
+                given.pop()
+            n.op_type, n.domain = "MatMulNBits", "com.microsoft"
+            n.input[:] = [n.input[0], *given]
+            sizes = {"K": w.shape[0], "N": w.shape[1], "bits": self.bits, "block_size": self.block}
+            n.attribute.extend(helper.make_attribute(k, v) for k, v in (sizes | {"accuracy_level": self.level}).items())
+            if add is not None:
+                n.output[0] = add.output[0]
+                model.graph.node.remove(add)
+
+    def _codes(self, w: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
+        k, n = w.shape
+        blocks, most = -(-k // self.block), 2**self.bits - 1
+        codes = np.zeros((n, blocks, self.block * self.bits // 8), np.uint8)
+        scales = np.zeros((n, blocks), np.float32)
+        zeros = np.zeros((n, -(-blocks * self.bits // 8)), np.uint8)
+        for column in range(n):
+            for b in range(blocks):
+                rows = w[b * self.block : (b + 1) * self.block, column].astype(np.float64)
+                if self.zeros:
+                    scale = (max(rows.max(), 0) - min(rows.min(), 0)) / most
+                    zero = round(-min(rows.min(), 0) / scale)
+                else:
+                    zero = 2 ** (self.bits - 1)
+                    scale = float(rows[np.abs(rows).argmax()]) / -zero
+                scales[column, b] = scale
+                zeros[column, b * self.bits // 8] |= zero << (b * self.bits % 8)
+                for i, value in enumerate(rows):
+                    code = min(max(round(value / scale) + zero, 0), most)
+                    codes[column, b, i * self.bits // 8] |= code << (i * self.bits % 8)
+        return codes, scales, zeros
+
+
 def _copied(n: onnx.NodeProto) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(n)
@@ -243,6 +307,51 @@ ROWS: Mapping[str, Topology] = {
         opset=21,
         ir_version=10,
         edit=Quantizer(block=4, activations=False),
+    ),
+    "quantized_packed": Topology(
+        # Sixteen inputs of a product share a scale, and go together; of 37 the last block has five, a unit of its own
+        # kind.
+        """(float[N,20] x) => (float[N,5] y) {
+            a = MatMul (x, w1[20,48])
+            r = Relu (a)
+            b = MatMul (r, w2[48,37])
+            c = Add (b, b2[37])
+            s = Tanh (c)
+            y = MatMul (s, w3[37,5])
+        }""",
+        (3, 2, 1),
+        opset=21,
+        ir_version=10,
+        domains=("com.microsoft",),
+        edit=Packer(("w1", "w2", "w3"), biased=True),
+    ),
+    "quantized_packed_eight_bits": Topology(
+        # What reads these outputs reads each by itself: so they go one by one.
+        """(float[N,L,20] x) => (float[N,L,5] y) {
+            a = MatMul (x, w1[20,12])
+            r = Relu (a)
+            y = MatMul (r, w2[12,5])
+        }""",
+        (12,),
+        opset=21,
+        ir_version=10,
+        domains=("com.microsoft",),
+        edit=Packer(("w1",), bits=8, zeros=False),
+    ),
+    "shared_packed_codes": Topology(
+        # Two products read one weight, whose blocks are those of both.
+        """(float[N,32] x, float[N,32] z) => (float[N,5] y) {
+            a = MatMul (x, w1[32,48])
+            b = MatMul (z, w1)
+            s = Add (a, b)
+            r = Relu (s)
+            y = MatMul (r, w2[48,5])
+        }""",
+        (3,),
+        opset=21,
+        ir_version=10,
+        domains=("com.microsoft",),
+        edit=Packer(("w1", "w2"), bits=2),
     ),
     "quantized_microsoft": Topology(PLAIN, (8, 6), domains=("com.microsoft",), edit=Quantizer(domain="com.microsoft")),
     "quantized_transposed": Topology(

@@ -19,7 +19,7 @@ from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.unfused.blocked import DOMAIN
 from onnxprune.normalise.unfused.facts import Measured
 from onnxprune.normalise.unfused.site import Refusal, Row, Site, Unknown
-from onnxprune.normalise.unfused.table import TABLE
+from onnxprune.normalise.unfused.table import PACKED, TABLE
 from onnxprune.runtime.session import Feeds
 
 # For a model that imports no standard operators: the newest in which all that is written exists as it is written.
@@ -98,6 +98,7 @@ def _replaced(
     unused_by_nodes = _not_in({n.name for n in bodies.every_node(proto.graph)})
     layout = facts.layout if any(n.domain == DOMAIN for n in there) else None
     done: list[Fused] = []
+    shared: dict[object, str] = {}
     stays: Counter[tuple[str, str, str]] = Counter()
 
     def replaced(node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -106,7 +107,7 @@ def _replaced(
             row = _copied
         if row is None:
             return [copy_node(node)]
-        site = Site(node, facts, opset, unused)
+        site = Site(node, facts, opset, unused, shared)
         try:
             refusal = row(site)
         except Unknown as e:
@@ -213,8 +214,8 @@ def _drop_domains(proto: onnx.ModelProto) -> None:
 
 def _notes(done: Collection[Fused], stays: Mapping[tuple[str, str, str], int]) -> tuple[str, ...]:
     notes: list[str] = []
-    if done:
-        counted = Counter(f.node.op_type for f in done if operator_of(f.node) in TABLE)
+    counted = Counter(f.node.op_type for f in done if operator_of(f.node) in TABLE.keys() - PACKED)
+    if counted:
         what = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
         notes.append(f"operators that onnxruntime had fused are written in standard ones: {what}")
     notes += [f"{count} {name} stays fused: {why}" for (_, name, why), count in sorted(stays.items())]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.graph import spill
 from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 
@@ -64,8 +65,17 @@ class Site:
     over the name of the fused one, by which users exclude layers, unless `main` says that another one does.
     """
 
-    def __init__(self, node: onnx.NodeProto, facts: Facts, opset: int, unused: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        node: onnx.NodeProto,
+        facts: Facts,
+        opset: int,
+        unused: Callable[[str], str],
+        shared: dict[object, str] | None = None,
+    ) -> None:
+        """shared: constants that were made `once` for all nodes of a model, by their key."""
         self._node, self._facts, self._unused = node, facts, unused
+        self._shared = {} if shared is None else shared
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self._main = 0
@@ -171,6 +181,13 @@ class Site:
         name = self._unused(f"{self._label}__{what}")
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
         return name
+
+    def once(self, key: object, wanted: str, make: Callable[[], Array]) -> str:
+        """The name of a constant that all nodes share which ask for it by this key; `wanted`, or one near to it."""
+        if key not in self._shared:
+            name = self._shared[key] = self._unused(wanted)
+            self.weights.append(spill.tensor_of(make(), name, outside=True))
+        return self._shared[key]
 
     def scalar(self, value: float, like: str, what: str = "number") -> str:
         """Add a constant of one number, in the type of the tensor `like` of the model; its name."""

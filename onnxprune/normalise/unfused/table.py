@@ -13,6 +13,7 @@ from onnxprune.normalise.unfused import (
     layouts,
     namesakes,
     normalization,
+    packed_codes,
     products,
     rotary,
 )
@@ -26,9 +27,12 @@ FAMILIES: tuple[Rows, ...] = (
     layouts.TABLE,
     namesakes.TABLE,
     normalization.TABLE,
+    packed_codes.TABLE,
     products.TABLE,
     rotary.TABLE,
 )
 TABLE: Rows = {name: row for family in FAMILIES for name, row in family.items()}
-# What can be put back at the end: not codes, which fits change, and not blocks, which are one processor's.
-RESTORED = frozenset(TABLE) - codes.TABLE.keys() - layouts.TABLE.keys()
+# What `--keep-fused` can put back: not codes, which fits change, and not blocks of channels, which are one processor's.
+RESTORED = frozenset(TABLE) - codes.TABLE.keys() - layouts.TABLE.keys() - packed_codes.TABLE.keys()
+# What always is, with whatever codes its weights have by then (`surgery/packed_codes.py`).
+PACKED = frozenset(packed_codes.TABLE)
