@@ -8,6 +8,7 @@ from tests.topologies import (
     attention,
     boundaries,
     branches,
+    contributed_attention,
     control,
     convolution,
     indexing,
@@ -24,6 +25,7 @@ __all__ = ["PRUNABLE", "TABLE", "Topology"]
 TABLE: Mapping[str, Topology] = {
     **convolution.ROWS,
     **attention.ROWS,
+    **contributed_attention.ROWS,
     **layout.ROWS,
     **sizes.ROWS,
     **indexing.ROWS,

@@ -22,8 +22,8 @@ LANGUAGE: Mapping[str, Reason] = {
     **_rows(
         "is attention with its products inside, whose heads are not followed",
         Remedy.FUSED,
-        "DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention GroupQueryAttention "
-        "LongformerAttention MultiHeadAttention PackedAttention PackedMultiHeadAttention PagedAttention",
+        "DecoderAttention DecoderMaskedSelfAttention LongformerAttention PackedAttention PackedMultiHeadAttention "
+        "PagedAttention",
     ),
     **_rows(
         "attends to positions that it chooses, and its heads are not followed",

@@ -140,19 +140,22 @@ def _with_projection(node: Node, channels: ChannelGraph, *, past: int) -> list[T
     return [Term(float(b * s * prod(weight)), ()), Term(float(b * s * keys * (q + values)), ())]
 
 
-def _multi_head(node: Node, channels: ChannelGraph) -> list[Term]:
-    """MultiHeadAttention of onnxruntime: query (B, S, D), key (B, L, D) or (B, heads, L, d), past key in slot 6.
+def _multi_head(node: Node, channels: ChannelGraph, *, past: int = 6) -> list[Term]:
+    """MultiHeadAttention of onnxruntime: query (B, S, D), key (B, L, D) or (B, heads, L, d), past key in its slot.
 
-    Keys and values may come packed into (B, L, heads, 2, d), all three into (B, S, heads, 3, d).
+    Keys and values may come packed into (B, L, heads, 2, d), all three into (B, S, heads, 3, d), or side by side.
     """
     query, out = _shape(node.input(0), channels), _shape(node.outputs[0], channels)
     keys = query[1]
-    if len(query) != 5:
+    if len(query) != 5 and node.input(1):
         key = _shape(node.input(1), channels)
         keys = key[1] if len(key) in (3, 5) else key[2]
-    width = query[2] if len(query) == 3 else query[2] * query[4]
-    keys += _shape(node.input(6), channels)[2] if node.input(6) else 0
-    return [Term(float(out[0] * out[1] * keys * (width + out[2])), ())]
+    keys += _shape(node.input(past), channels)[2] if node.input(past) else 0
+    each = float(out[0] * out[1] * keys)
+    rows = Term(each, (_axis(node.outputs[0], 2, channels),))
+    if len(query) == 5:
+        return [Term(each, tuple(_axis(node.input(0), a, channels) for a in (2, 4))), rows]
+    return [Term(each, (_axis(node.input(0), 2, channels),)) if node.input(1) else rows, rows]
 
 
 def _grouped_query(node: Node, channels: ChannelGraph) -> list[Term]:
@@ -160,7 +163,7 @@ def _grouped_query(node: Node, channels: ChannelGraph) -> list[Term]:
     out = _shape(node.outputs[0], channels)
     present = node.outputs[1] if len(node.outputs) > 1 and node.outputs[1] else node.input(3)
     keys = _shape(present, channels)[2] if present else out[1]
-    return [Term(2.0 * prod(out) * keys, ())]
+    return [Term(2.0 * out[0] * out[1] * keys, (_axis(node.outputs[0], 2, channels),))]
 
 
 def _linear_attention(node: Node, channels: ChannelGraph) -> list[Term]:
@@ -214,6 +217,7 @@ TABLE: Mapping[str, Count] = {
     **_rows(partial(_with_projection, past=4), "Attention"),
     **_rows(partial(_with_projection, past=8), "QAttention"),
     **_rows(_multi_head, "MultiHeadAttention"),
+    **_rows(partial(_multi_head, past=5), "DecoderMaskedMultiHeadAttention"),
     **_rows(_grouped_query, "GroupQueryAttention"),
     **_rows(_linear_attention, "LinearAttention", domain=""),
 }
@@ -221,7 +225,7 @@ TABLE: Mapping[str, Count] = {
 # Of onnxruntime: these multiply, by sizes that lie in values, or inside operators of their own.
 UNCOUNTED = frozenset(
     (
-        "AttnLSTM BeamSearch DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention "
+        "AttnLSTM BeamSearch DecoderAttention DecoderMaskedSelfAttention "
         "DynamicSparseAttention EPContext GatedDeltaNet GatedRelativePositionBias GreedySearch LinearAttention "
         "LongformerAttention MatMulNBitsMlp MatMulNBitsQkv MoE PackedAttention PackedMultiHeadAttention "
         "PackedSparseAttentionIndexer PagedAttention QMoE QOrderedAttention QOrderedLongformerAttention Sampling Snpe "

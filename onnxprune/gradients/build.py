@@ -38,6 +38,7 @@ class Builder:
         self.types = types
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.typed: list[onnx.ValueInfoProto] = []
         self._prefix = prefix
         self._known: dict[tuple[str, Shape, bytes], str] = {}
 
@@ -53,6 +54,12 @@ class Builder:
         names = tuple(f"{self._prefix}:{kind}{index}" + (f".{k}" if outputs > 1 else "") for k in range(outputs))
         self.nodes.append(helper.make_node(kind, list(inputs), list(names), name=names[0], **attrs))
         return names
+
+    def typed_as(self, x: str, like: str) -> str:
+        """x, declared to be of the type of `like`, a tensor of the model: of some operators nobody infers it."""
+        kind = int(helper.np_dtype_to_tensor_dtype(self.dtype(like)))
+        self.typed.append(helper.make_tensor_value_info(x, kind, None))
+        return x
 
     def constant(self, values: object, dtype: object) -> str:
         """A constant; equal ones are stored once."""

@@ -63,6 +63,7 @@ def backward(
     result = copied(proto)
     result.graph.node.extend(b.nodes)
     result.graph.initializer.extend(b.constants)
+    result.graph.value_info.extend(b.typed)
     for o, seed in seeds.items():
         result.graph.input.append(helper.make_tensor_value_info(seed, types[o], None))
     return Backward(result, seeds, walk.of_use, walk.of_tensor, walk.missing)
@@ -150,9 +151,10 @@ class _Walk:
     ) -> Mapping[int, str]:
         if node.domain == "" and node.op in NO_DERIVATIVE:
             return {}
-        rule = TABLE.get(node.op) if node.domain == "" else None
+        operator = f"{node.domain}.{node.op}" if node.domain else node.op
+        rule = TABLE.get(operator)
         if rule is None or captures:
-            raise NoGradient(WITHOUT.get(node.op, "no rule for its gradient"))
+            raise NoGradient(WITHOUT.get(operator, "no rule for its gradient"))
         for s in slots:
             if not self.b.is_float(node.inputs[s]):
                 raise NoGradient(f"{node.inputs[s]!r} is no tensor of floating-point numbers")

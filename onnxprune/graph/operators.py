@@ -23,3 +23,5 @@ FIRST_ONLY = ["Clip"]
 GATE_COUNT: Mapping[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Of onnxruntime: LSTM with codes for weights, (directions, inputs, gates * hidden units).
 QUANTIZED_LSTM = "DynamicQuantizeLSTM"
+# Of onnxruntime: attention with everything but the projections inside, and with caches.
+OWN_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "DecoderMaskedMultiHeadAttention")

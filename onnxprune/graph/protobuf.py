@@ -131,12 +131,17 @@ def submodel(
     ports += [
         onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in initializers if t.name in override
     ]
+    nodes = [proto.graph.node[i] for i in sorted(needed)]
+    inner = {o for n in nodes for o in n.output if o} - {*wanted}
+    # Of some tensors onnxruntime cannot tell the type; a shape that is declared may be another one here.
+    typed = [v for v in proto.graph.value_info if v.name in inner and not v.type.tensor_type.HasField("shape")]
     graph = onnx.helper.make_graph(
-        [proto.graph.node[i] for i in sorted(needed)],
+        nodes,
         "part",
         ports,
         [onnx.helper.make_empty_tensor_value_info(o) for o in wanted],
         initializers,
+        value_info=typed,
     )
     part = onnx.helper.make_model(graph, opset_imports=proto.opset_import, ir_version=max(proto.ir_version, 4))
     part.functions.extend(proto.functions)

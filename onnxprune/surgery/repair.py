@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.channels.rules.attention import head_count, pairs, rotated
 from onnxprune.channels.rules.layout import pad_amounts, padded_axes
 from onnxprune.channels.rules.sampling import resized_axes
-from onnxprune.graph.operators import GATE_COUNT, QUANTIZED_LSTM
+from onnxprune.graph.operators import GATE_COUNT, OWN_ATTENTION, QUANTIZED_LSTM
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Mask
 from onnxprune.surgery import states
@@ -155,6 +155,20 @@ def heads(node: Any, view: Node, cut: Cut) -> None:
     node.attrs["kv_num_heads"] = int(keys.any(axis=1).sum())
 
 
+def own_heads(node: Any, view: Node, cut: Cut) -> None:
+    """Attention of onnxruntime's own domain: as many heads as are left in what it gives, (B, S, h d)."""
+    out, count = view.outputs[0], int(view.attrs["num_heads"])
+    kept = _kept_by_head(cut, out, count).any(axis=1)
+    node.attrs["num_heads"] = int(kept.sum())
+    if "kv_num_heads" in view.attrs:
+        node.attrs["kv_num_heads"] = int(kept.reshape(int(view.attrs["kv_num_heads"]), -1).any(axis=1).sum())
+        return
+    query = view.inputs[0]
+    size = (cut.channels.graph.shape(query) or ())[-1] // count
+    if view.input(1) and _kept_by_head(cut, query, count).any(axis=0).sum() < size:
+        node.attrs["scale"] = float(view.attrs.get("scale", 0.0)) or float(size**-0.5)
+
+
 def _kept_by_head(cut: Cut, name: str, count: int) -> Mask:
     """Which positions of which heads stay, (heads, positions), of a tensor (B, h, S, d) or (B, S, h d)."""
     shape = cut.channels.graph.shape(name) or ()
@@ -246,6 +260,7 @@ REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {
     "Squeeze": squeeze_axes,
     "Attention": heads,
     "LinearAttention": heads,
+    **dict.fromkeys((f"com.microsoft.{op}" for op in OWN_ATTENTION), own_heads),
     "RotaryEmbedding": rotary,
     "DeformConv": convolution,
     "Split": split_sizes,

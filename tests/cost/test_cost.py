@@ -115,7 +115,7 @@ def counted_einsum(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> 
 
 def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     """Multiply-accumulates by the shapes that a run of the model has."""
-    names = [n for node in proto.graph.node for n in (*node.input[:3], node.output[0]) if n]
+    names = [n for node in proto.graph.node for n in (*node.input[:7], node.output[0]) if n]
     shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer} | {k: v.shape for k, v in p.example.items()}
     computed = [n for n in dict.fromkeys(names) if n not in shapes]
     run = Session(protobuf.submodel(proto, {}, computed), optimize=False).run(p.example)
@@ -137,6 +137,13 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
             # Every entry of both matrices is used once for each step of each sequence.
             steps = np.prod(shapes[node.input[0]][:2], dtype=float)
             count += steps * sum(np.prod(shapes[i], dtype=float) for i in node.input[1:3])
+        elif node.op_type in ("GroupQueryAttention", "MultiHeadAttention", "DecoderMaskedMultiHeadAttention"):
+            # The same; queries are as wide as what comes out where they are packed with keys and values.
+            past = {"GroupQueryAttention": 3, "MultiHeadAttention": 6}.get(node.op_type, 5)
+            out, stored = shapes[node.output[0]], [*node.input[past : past + 1], ""][0]
+            query = out if node.op_type == "GroupQueryAttention" else shapes[node.input[0]]
+            keys = (shapes[node.input[1]][-2] if node.input[1] else out[1]) + (shapes[stored][2] if stored else 0)
+            count += keys * (np.prod(query, dtype=float) + np.prod(out, dtype=float))
         elif node.op_type == "Attention":
             # Every entry of the queries meets every key, every entry of the result every value.
             keys = shapes[node.input[1]][-2]

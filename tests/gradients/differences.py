@@ -83,11 +83,13 @@ def one_node(
     constant: Collection[str] = (),
     outputs: Sequence[str] = ("y",),
     strict: bool = True,
+    domains: Sequence[str] = (),
     **attrs: Any,
 ) -> tuple[onnx.ModelProto, dict[str, Array]]:
     """(a model of one node, what to feed it): inputs are named values in the node's order, None for an omitted one.
 
     constant: inputs that are initializers. outputs: of the node, "" for an omitted one. strict: shape inference.
+    domains: of onnxruntime's own, that are imported beside the standard one.
     Skips the test where the opset is too new for what is installed.
     """
     needs_opset(opset)
@@ -103,7 +105,8 @@ def one_node(
         [onnx.helper.make_empty_tensor_value_info(o) for o in outputs if o],
         [onnx.numpy_helper.from_array(given[k], k) for k in constant],
     )
-    proto = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    imports = [onnx.helper.make_opsetid("", opset), *(onnx.helper.make_opsetid(d, 1) for d in domains)]
+    proto = onnx.helper.make_model(graph, ir_version=8, opset_imports=imports)
     return onnx.shape_inference.infer_shapes(proto, strict_mode=strict), feeds
 
 

@@ -43,7 +43,7 @@ def _attention(b: Build, op: str) -> None:
     for name, setting, percent in (("is_causal", 1, 25), ("softcap", 4.0, 20), ("scale", 0.4, 20)):
         if b.chance(percent):
             attrs[name] = setting
-    mask: list[Live | str] = [_bias(b, x, other, heads)] if b.chance(30) else []
+    mask: list[Live | str] = [bias_of_scores(b, x, other, heads)] if b.chance(30) else []
     apart = b.chance(50)
     dims: Dims = (*x.dims[:2], heads * value)
     if apart:
@@ -56,7 +56,7 @@ def _attention(b: Build, op: str) -> None:
         _packed(b, out)
 
 
-def _bias(b: Build, x: Live, other: Live, heads: int) -> Live:
+def bias_of_scores(b: Build, x: Live, other: Live, heads: int) -> Live:
     """Added to the scores: (B, 1, S, T), or with an axis for the heads."""
     count = b.choice((1, heads))
     left, right = (_heads(b, b.linear(t, 2, 2 * count, hidden=True), count) for t in (x, other))

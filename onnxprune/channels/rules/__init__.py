@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from onnxprune.channels.rules import (
     attention,
     contraction,
+    contributed_attention,
     control,
     elementwise,
     indexing,
@@ -29,6 +30,7 @@ TABLE: Mapping[str, Rule] = {
     **elementwise.TABLE,
     **contraction.TABLE,
     **attention.TABLE,
+    **contributed_attention.TABLE,
     **layout.TABLE,
     **slicing.TABLE,
     **indexing.TABLE,

@@ -13,10 +13,10 @@ from onnxprune.channels.remedies import Reason, Remedy
 from onnxprune.channels.trace import Rule, Trace, split_rows
 from onnxprune.graph.view import Node
 
-_POSITIONS = Reason("attention needs every position and sample", Remedy.POSITIONS)
-_WHOLE = Reason("whole heads are the units here", Remedy.HEAD_DIM)
-_SAME = Reason("the same positions of every head are the units here", Remedy.HEADS)
-_SHARED = Reason("the only key/value head serves every query head", Remedy.HEAD_DIM)
+POSITIONS = Reason("attention needs every position and sample", Remedy.POSITIONS)
+WHOLE = Reason("whole heads are the units here", Remedy.HEAD_DIM)
+SAME = Reason("the same positions of every head are the units here", Remedy.HEADS)
+SHARED = Reason("the only key/value head serves every query head", Remedy.HEAD_DIM)
 
 
 def head_count(node: Node, slot: int, rank: int, size: int) -> int:
@@ -44,19 +44,19 @@ def pairs(node: Node, size: int) -> Labels:
     return np.concatenate([combined, np.arange(turned, size // 2 * 2).reshape(-1, 2)])
 
 
-def _by_head(name: str, heads: int, node: Node, t: Trace) -> Factors:
+def by_head(name: str, heads: int, node: Node, t: Trace) -> Factors:
     """Factors over (heads, positions inside a head) of a tensor (B, h, S, d) or (B, S, h d)."""
     if len(t.shape(name)) == 4:
-        return tuple(f.reshape(f.shape[1], f.shape[3]) for f in t.untrack(name, t.of(name), (0, 2), node, _POSITIONS))
-    return tuple(split_rows(f.ravel(), heads) for f in t.untrack(name, t.of(name), (0, 1), node, _POSITIONS))
+        return tuple(f.reshape(f.shape[1], f.shape[3]) for f in t.untrack(name, t.of(name), (0, 2), node, POSITIONS))
+    return tuple(split_rows(f.ravel(), heads) for f in t.untrack(name, t.of(name), (0, 1), node, POSITIONS))
 
 
-def _along(name: str, factors: Factors, axis: int, node: Node, t: Trace) -> Labels | None:
+def heads_or_positions(name: str, factors: Factors, axis: int, node: Node, t: Trace) -> Labels | None:
     """Labels of the heads (axis 0) or of the positions in each (axis 1), (n,); None where untracked."""
     labels: Labels | None = None
     for f in factors:
         if f.shape[axis] == 1:
-            t.pin(name, [f], node, _SAME if axis else _WHOLE)
+            t.pin(name, [f], node, SAME if axis else WHOLE)
             continue
         flat = t.labels.tie(f, 1 - axis).ravel()
         if labels is None:
@@ -80,14 +80,14 @@ def _head_axis(name: str, t: Trace) -> int:
 
 
 def _heads_of(name: str, count: int, node: Node, t: Trace) -> tuple[str, Labels | None, int]:
-    return name, _along(name, _by_head(name, count, node, t), 0, node, t), _head_axis(name, t)
+    return name, heads_or_positions(name, by_head(name, count, node, t), 0, node, t), _head_axis(name, t)
 
 
 def _whole_heads(node: Node, t: Trace, h: int, g: int) -> None:
     q, k, v = node.inputs[:3]
     past = [node.input(i) for i in (4, 5) if node.input(i)]
     query = _heads_of(q, h, node, t)
-    over_queries = [query, *_mask_heads(node, t)]
+    over_queries = [query, *mask_heads(node, t)]
     kv: Labels | None = None
     if g > 1:
         name, labels, axis = query
@@ -95,20 +95,21 @@ def _whole_heads(node: Node, t: Trace, h: int, g: int) -> None:
         kv = t.agree([(name, shared, axis), *(_heads_of(n, g, node, t) for n in (k, v, *past))], node)
     else:
         for name in (k, v, *past):
-            t.pin(name, _by_head(name, g, node, t), node, _SHARED)
+            t.pin(name, by_head(name, g, node, t), node, SHARED)
     heads = t.agree(over_queries, node)
     if g > 1 and kv is None:
         heads = None
     if heads is not None:
         t.heads.append((heads, t.shape(q)[-1] // (1 if _head_axis(q, t) == 1 else h)))
-    _set_heads(node.outputs[0], heads, t)
+    set_heads(node.outputs[0], heads, t)
     for out in node.outputs[1:3]:
-        _set_heads(out, kv, t)
+        set_heads(out, kv, t)
     if len(node.outputs) > 3:
-        _set_heads(node.outputs[3], heads, t)
+        set_heads(node.outputs[3], heads, t)
 
 
-def _set_heads(out: str, heads: Labels | None, t: Trace) -> None:
+def set_heads(out: str, heads: Labels | None, t: Trace) -> None:
+    """Let the output (B, h, …) or (B, S, h d) of this name, where there is one, carry labels of its heads, (h,)."""
     if not out:
         return
     if heads is None:
@@ -121,14 +122,14 @@ def _set_heads(out: str, heads: Labels | None, t: Trace) -> None:
         t.set(out, [along(np.repeat(heads, shape[2] // heads.size), 2, 3)])
 
 
-def _mask_heads(node: Node, t: Trace) -> list[tuple[str, Labels | None, int]]:
-    """The mask's heads, where it has an axis for them."""
-    mask = node.input(3)
+def mask_heads(node: Node, t: Trace, slot: int = 3) -> list[tuple[str, Labels | None, int]]:
+    """The heads of a mask, or of what else is added to the scores, where it has an axis for them."""
+    mask = node.input(slot)
     if not mask:
         return []
     shape = t.shape(mask)
     axis = len(shape) - 3
-    factors = t.untrack(mask, t.of(mask), [a for a in range(len(shape)) if a != axis], node, _POSITIONS)
+    factors = t.untrack(mask, t.of(mask), [a for a in range(len(shape)) if a != axis], node, POSITIONS)
     if axis < 0 or shape[axis] == 1:
         return []
     return [(mask, t.on_axis(mask, factors, axis, node), axis)]
@@ -136,14 +137,14 @@ def _mask_heads(node: Node, t: Trace) -> list[tuple[str, Labels | None, int]]:
 
 def _positions_of(name: str, count: int, node: Node, t: Trace) -> tuple[str, Labels | None, int]:
     axis = len(t.shape(name)) - 1
-    return name, _along(name, _by_head(name, count, node, t), 1, node, t), axis
+    return name, heads_or_positions(name, by_head(name, count, node, t), 1, node, t), axis
 
 
 def _same_positions(node: Node, t: Trace, h: int, g: int) -> None:
     q, k, v = node.inputs[:3]
-    for name, labels, axis in _mask_heads(node, t):
+    for name, labels, axis in mask_heads(node, t):
         if labels is not None:
-            t.pin(name, [labels], node, _SAME, axis)
+            t.pin(name, [labels], node, SAME, axis)
     past_k, past_v = ([node.input(i)] if node.input(i) else [] for i in (4, 5))
     keys = [_positions_of(n, c, node, t) for n, c in ((q, h), (k, g), *((p, g) for p in past_k))]
     values = [_positions_of(n, g, node, t) for n in (v, *past_v)]
@@ -168,9 +169,9 @@ def linear_attention(node: Node, t: Trace) -> None:
     shared = None if labels is None else t.labels.tie(split_rows(labels, g), 1).ravel()
     others = [n for n in node.inputs[1:] if n and not (len(t.shape(n)) == 3 and t.shape(n)[2] == 1)]
     kv = t.agree([(name, shared, axis), *(_heads_of(n, g, node, t) for n in others)], node)
-    _set_heads(node.outputs[0], None if kv is None else labels, t)
+    set_heads(node.outputs[0], None if kv is None else labels, t)
     for out in node.outputs[1:]:
-        _set_heads(out, kv, t)
+        set_heads(out, kv, t)
 
 
 def rotary(node: Node, t: Trace) -> None:
@@ -179,7 +180,7 @@ def rotary(node: Node, t: Trace) -> None:
     shape = t.shape(x)
     heads = head_count(node, 0, len(shape), shape[1])
     if t.attention == "heads" and heads > 1:
-        _set_heads(out, _heads_of(x, heads, node, t)[1], t)
+        set_heads(out, _heads_of(x, heads, node, t)[1], t)
         return
     _, labels, axis = _positions_of(x, heads, node, t)
     caches = [_cache(name, node, t) for name in node.inputs[1:3]]
@@ -199,7 +200,7 @@ def rotary(node: Node, t: Trace) -> None:
 def _cache(name: str, node: Node, t: Trace) -> tuple[str, Labels | None, int]:
     last = len(t.shape(name)) - 1
     inner = tuple(f for f in t.of(name) if f.shape[last] > 1)
-    t.pin(name, [f for f in t.of(name) if f.shape[last] == 1], node, _POSITIONS, structural=name in t.graph.constants)
+    t.pin(name, [f for f in t.of(name) if f.shape[last] == 1], node, POSITIONS, structural=name in t.graph.constants)
     return name, t.on_axis(name, inner, last, node), last
 
 

@@ -14,6 +14,7 @@ from onnxprune.gradients.build import Builder, Gradients
 from onnxprune.gradients.rules import (
     attention,
     contraction,
+    contributed_attention,
     elementwise,
     indexing,
     layout,
@@ -61,6 +62,7 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(
         "ImageDecoder RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer".split(), _TEXT
     ),
+    "com.microsoft.DecoderMaskedMultiHeadAttention": "it decodes one position at a time, with a buffer for all",
     "Bernoulli": "it draws random numbers with these chances",
     "BitCast": "bits are no numbers",
     "SwiGLU": "no runtime computes it yet, so that a rule could not be tested",
@@ -78,4 +80,5 @@ TABLE: Mapping[str, Rule] = {
     **sampling.TABLE,
     **normalization.TABLE,
     **attention.TABLE,
+    **contributed_attention.TABLE,
 }
