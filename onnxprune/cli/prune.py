@@ -29,7 +29,6 @@ from onnxprune.errors import UsageError
 from onnxprune.methods import reading_labels
 from onnxprune.options import nearest
 from onnxprune.process import streams
-from onnxprune.report.visible import visible
 from onnxprune.targets.alignment import AUTO
 from onnxprune.version import __version__
 
@@ -176,8 +175,6 @@ def _run(
         elif shown.progress == "lines" or (shown.progress == "auto" and shown.verbose):
             show = lines(tell, parts=shown.verbose)
         told: list[str] = []
-        files = (arguments["plan_file"], *arguments["report_file"])
-        also = [visible(f) for f in files if f is not None]
         write = lines(log.write, parts=shown.verbose)
 
         def watch(progress: Progress) -> None:
@@ -201,9 +198,9 @@ def _run(
         def ready(report: Report) -> None:
             stack.close()
             if log.opened:
-                log.write(terminal.prune_report(report, terminal.Screen(piped=True), verbose=shown.verbose, also=also))
+                log.write(terminal.prune_report(report, terminal.Screen(piped=True), verbose=shown.verbose))
             if not shown.quiet:
-                streams.show(terminal.prune_report(report, screen_of(), verbose=shown.verbose, also=also))
+                streams.show(terminal.prune_report(report, screen_of(), verbose=shown.verbose))
             interrupts.hold()
 
         prune(

@@ -62,6 +62,11 @@ class Stage:
         if not self._overwrite:
             self._new.add(target)
 
+    @property
+    def targets(self) -> tuple[Path, ...]:
+        """The names that files shall have, in the order in which they were put."""
+        return tuple(self._temporaries)
+
     def put_by_content(self, near: Path, name: Callable[[str], Path], content: Content) -> Path:
         """Store a file whose name depends on the sha256 of its bytes, in the folder of `near`; the name.
 

@@ -168,7 +168,8 @@ class Report:
     tried. warnings: what makes the result doubtful;
     notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.
-    sources: where options come from that were not on the command line, and which these are.
+    sources: where options come from that were not on the command line, and which these are. files: all that the run
+    writes, the model first; no part of the document, which is one of them.
     """
 
     model: str
@@ -204,10 +205,12 @@ class Report:
     outcome: Outcome = field(default_factory=Outcome)
     command: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The report as plain data, by `docs/report-schema.json`."""
         data = asdict(self)
+        del data["files"]
         outcome, command = data.pop("outcome"), data.pop("command")
         data["effort"] |= {"seconds": self.effort.seconds, "passes": self.effort.passes}
         return document_of("prune", data, Outcome(**outcome), command)

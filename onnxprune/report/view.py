@@ -182,6 +182,12 @@ def gate_rows(document: Document) -> list[tuple[bool, str, str]]:
     return [(bool(g["held"]), f"{g['name']} {g['limit']:g}", str(g["text"])) for g in document.get("gates") or ()]
 
 
+def refusals(told: Sequence[str]) -> str:
+    """What TensorRT's parser refuses, in short: the notes say what."""
+    what = f"{len(told)} refused: see the notes" if told else "nothing refused"
+    return f"{what} (by its documentation)"
+
+
 def check_rows(document: Document) -> Rows:
     """(what, value) of the checks that hold the result against the original."""
     checks: Mapping[str, Any] = document.get("checks") or {}
@@ -194,6 +200,8 @@ def check_rows(document: Document) -> Rows:
             rows.append((name, f"{checks[key]:.1e}, at most {checks['tolerance']:.0e}"))
     if checks.get("input_sizes_run"):
         rows.append(("input sizes run", str(checks["input_sizes_run"])))
+    if checks.get("tensorrt") is not None:
+        rows.append(("TensorRT's parser", refusals(checks["tensorrt"])))
     if checks.get("refit"):
         rows.append(("refit", str(checks["refit"])))
     return rows

@@ -176,7 +176,7 @@ def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:
         return []
     whole = copied(loaded.normalised.proto)
     return_to_bodies(whole, loaded.normalised.outside)
-    return tensorrt_check.warnings(whole)
+    return tensorrt_check.warnings(whole) or ["TensorRT's parser: nothing refused (by its documentation)"]
 
 
 def why_nothing(channels: ChannelGraph, frozen: Mapping[int, Frozen]) -> str:

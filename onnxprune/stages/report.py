@@ -226,6 +226,7 @@ def _checks(checked: Checked | None) -> dict[str, Any]:
         "tolerance": exact.tolerance if exact else None,
         "input_sizes_compared": exact.sizes if exact else None,
         "input_sizes_run": checked.sizes,
+        **({} if checked.tensorrt is None else {"tensorrt": list(checked.tensorrt)}),
         "refit": checked.finished.level,
         "held_out_error": dict(checked.finished.errors),
         **({} if checked.discrepancy is None else {"discrepancy": checked.discrepancy}),

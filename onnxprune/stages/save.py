@@ -54,7 +54,8 @@ def stored(
     plan_file: str | os.PathLike[str] | None,
     reports: Reports,
 ) -> PruneResult:
-    """Store what was asked for, the model last: where it is, all is. The result without references to temporary files.
+    """Store what was asked for, the model last: where it is, all is. The result without references to temporary files,
+    its report with the names of all.
 
     Raises RunError.
     """
@@ -62,11 +63,16 @@ def stored(
         stage.put(Path(plan_file), result.plan.to_json().encode())
     if reports.paths:
         reports.put(stage, result.report.document())
-    if result.model is None:
-        return result
-    if output is None:
-        return replace(result, model=external.embedded(result.model))
-    return replace(result, model=put_model(stage, result.model, Path(output), placement=placement))
+    model = result.model
+    if model is not None:
+        if output is None:
+            model = external.embedded(model)
+        else:
+            model = put_model(stage, model, Path(output), placement=placement)
+    files = tuple(map(str, stage.targets))
+    if output is not None:
+        files = (files[-1], *files[:-1])
+    return replace(result, model=model, report=replace(result.report, files=files))
 
 
 def named(stage: Stage, output: str | os.PathLike[str] | None) -> None:

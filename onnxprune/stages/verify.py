@@ -42,6 +42,7 @@ class Checked:
     exactness: None where --force has it written though that could not be told. sizes: how many sizes of the inputs it
     ran at. figures: how far its outputs are from the original's; None where it does not run. discrepancy: what a
     tolerance is of, on the samples of the figures; chosen: the same on those that the tolerance was held against.
+    tensorrt: what TensorRT's parser refuses; None where that is not asked.
     whole: the model to write with what the checks leave aside: what lies behind unknown operators, and inputs that have
     no shape in the file.
     """
@@ -54,6 +55,7 @@ class Checked:
     notes: tuple[str, ...]
     discrepancy: float | None = None
     chosen: float | None = None
+    tensorrt: tuple[str, ...] | None = None
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -77,6 +79,7 @@ def check(
     exact: checks.Exactness | None = None
     figures: Figures | None = None
     discrepancy = chosen = None
+    tensorrt: tuple[str, ...] | None = None
     sizes = 0
     whole = unknown.put_back(final, loaded.tail)
     try:
@@ -90,7 +93,8 @@ def check(
             checks.structure(whole, unknown.put_back(loaded.original, loaded.tail))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, final, n.proto)
-            notes += tensorrt_check.warnings(final)
+            tensorrt = tuple(tensorrt_check.warnings(final))
+            notes += tensorrt
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
         judged, reference = finished.judged.coupled, finished.judged.reference
         given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
@@ -121,6 +125,7 @@ def check(
         notes=tuple(notes),
         discrepancy=discrepancy,
         chosen=chosen,
+        tensorrt=tensorrt,
     )
 
 

@@ -114,6 +114,17 @@ def test_a_result_too_large_for_one_file_is_split(tmp_path: Path, monkeypatch: p
     assert_holds(tmp_path / "out.onnx", resnet())
 
 
+def test_every_file_is_named(tmp_path: Path) -> None:
+    """Fails where the report of a run leaves out the weights beside the model, or names what is not there."""
+    shown: list[tuple[str, ...]] = []
+    files: dict[str, Any] = {"plan_file": tmp_path / "p.json", "report_file": tmp_path / "r.md"}
+    path, output = stored(resnet(), tmp_path, "one file"), tmp_path / "out.onnx"
+    result = prune(path, output, DATA, ratio=0.3, ready=lambda r: shown.append(r.files), **files, **FAST)
+    assert shown == [result.report.files]
+    assert set(map(Path, result.report.files)) == {output, *files.values(), weights_of(output)}
+    assert result.report.files[0] == str(output)
+
+
 # what was there before
 
 

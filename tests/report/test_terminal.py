@@ -17,11 +17,12 @@ from onnxprune.report.summary import PinnedRow, Report
 from onnxprune.report.terminal import Screen
 from tests import digits
 from tests.digits import pruned
+from tests.report.documents import QUICK
 
 
 @pytest.fixture
 def report() -> Report:
-    return replace(pruned("resnet", method="magnitude", refit="none").report, output="out.onnx")
+    return replace(pruned("resnet", method="magnitude", refit="none").report, output="out.onnx", files=("out.onnx",))
 
 
 def test_prune_report(report: Report):
@@ -37,6 +38,30 @@ def test_prune_report(report: Report):
         assert (g.name in text) == (g.channels_before != g.channels_after)
     whole = sum(g.channels_before == g.channels_after for g in report.groups)
     assert f"{whole} unchanged: " in text
+
+
+@pytest.mark.parametrize(
+    ("screen", "verbose", "shown"),
+    [(Screen(piped=True), True, True), (Screen(120), False, True), (Screen(), False, False)],
+)
+def test_what_each_group_saves_and_costs(report: Report, screen: Screen, verbose: bool, shown: bool):
+    """Fails where a table is too narrow to say it, or -v leaves out a group that stays."""
+    text = terminal.prune_report(report, screen, verbose=verbose)
+    assert ("MACs saved" in text, "error alone" in text) == (shown, shown)
+    for g in report.groups:
+        assert (g.name in text) or not verbose
+    assert ("error if cut" in text) == verbose
+
+
+def test_what_tensorrt_refuses_is_told(report: Report):
+    """Fails where nobody says that TensorRT's parser takes the result, or another target speaks of it."""
+    told = pruned("resnet", **QUICK, target="tensorrt-fp16").report
+    assert told.checks["tensorrt"] == []
+    text = " ".join(terminal.prune_report(told, Screen()).split())
+    assert "TensorRT's parser nothing refused (by its documentation)" in text
+    assert "TensorRT" not in terminal.prune_report(report, Screen())
+    refused = replace(told, checks={**told.checks, "tensorrt": ["a", "b"]})
+    assert "2 refused: see the notes" in terminal.prune_report(refused, Screen())
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
@@ -127,9 +152,9 @@ def test_long_names_are_whole_where_no_window_limits_them(report: Report):
 
 
 def test_what_is_written_is_named(report: Report):
-    assert "written: out.onnx, plan.json, r.json\n" in terminal.prune_report(
-        report, Screen(), also=["plan.json", "r.json"]
-    )
+    files = ("out.onnx", "plan.json", "r.json", "out.0123.weights")
+    text = terminal.prune_report(replace(report, files=files), Screen())
+    assert "written: out.onnx, plan.json, r.json, out.0123.weights\n" in text
 
 
 def test_nothing_prunable_and_everything_prunable():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from onnxprune.report.summary import Report
+from onnxprune.report.view import refusals
 
 
 def check_facts(report: Report) -> list[tuple[str, str]]:
@@ -22,6 +23,8 @@ def check_facts(report: Report) -> list[tuple[str, str]]:
             facts.append((name, f"{checks[key]:.1e} ≤ {tolerance:.0e}{at_sizes}"))
     if checks.get("input_sizes_run"):
         facts.append(("input sizes run", str(checks["input_sizes_run"])))
+    if checks.get("tensorrt") is not None:
+        facts.append(("TensorRT's parser", refusals(checks["tensorrt"])))
     limit, labelled = report.config.get("tolerance"), report.config.get("labels") is not None
     if checks.get("chosen") is not None and limit is not None:
         of = "loss added" if labelled else "error of all outputs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from onnxprune.intake.figures import InputFigures, text_of
@@ -20,9 +20,8 @@ from onnxprune.report.visible import made_visible
 _SHOWN_INPUTS = 8
 
 
-def prune_report(report: Report, screen: Screen, *, verbose: bool = False, also: Sequence[str] = ()) -> str:
-    """The report of a pruning run, as text. verbose: with every group that stays whole. also: files beside the model
-    that are written."""
+def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> str:
+    """The report of a pruning run as text. verbose: with every group, and what each saves and costs."""
     report = made_visible(report)
     parts: list[Part] = [_sizes(report, screen), changed_groups(report, screen, verbose=verbose)]
     parts += [whole_groups(report, screen)] if verbose else []
@@ -37,8 +36,8 @@ def prune_report(report: Report, screen: Screen, *, verbose: bool = False, also:
     parts += [note(n) for n in report.notes]
     if report.dry_run:
         parts.append(line("dry run: no model was written", "bold"))
-    elif report.output:
-        parts.append(line(f"written: {', '.join((report.output, *also))}", "bold green"))
+    if report.files:
+        parts.append(line(f"written: {', '.join(report.files)}", "bold green"))
     return screen.render(parts)
 
 
