@@ -32,7 +32,7 @@ from onnxprune.intake.unknown import Tail
 from onnxprune.measures.by_output import OutputFigures, by_output
 from onnxprune.measures.causal import is_causal
 from onnxprune.measures.compared import compared, layouts_of, said_of_states
-from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.figures import Figures, change_of, figures_of
 from onnxprune.measures.gates import SLACK, Gate, at_least, checked_limits, demand_all, error_gates
 from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import verdict_of
@@ -318,8 +318,11 @@ def gates_of(
 
 def _drop_gate(name: str, drop: float, most: float) -> Gate:
     held = drop <= most + SLACK
+    change, points = change_of(drop)
+    if change == "gain":
+        return Gate("--max-drop", most, held, f"{name} gained {points} points, where a drop of {most:.2f} is allowed")
     than = "within" if held else "more than"
-    return Gate("--max-drop", most, held, f"{name} dropped by {drop:.2f} points, {than} the allowed {most:.2f}")
+    return Gate("--max-drop", most, held, f"{name} dropped by {points} points, {than} the allowed {most:.2f}")
 
 
 def gate(result: Evaluation, **limits: Any) -> None:

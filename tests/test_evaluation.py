@@ -169,6 +169,12 @@ def test_gate_holds_at_the_limit():
     gate(replace(RESULT, accuracy=1.0), max_drop=0.0)
 
 
+def test_a_gain_is_no_drop():
+    """Fails where points that were gained are told as a drop below 0."""
+    (found,) = gates_of(replace(RESULT, accuracy=497 / 500), max_drop=1.0)
+    assert (found.held, found.text) == (True, "top-1 gained 0.20 points, where a drop of 1.00 is allowed")
+
+
 @pytest.mark.parametrize(
     ("limits", "match"),
     [

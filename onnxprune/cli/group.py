@@ -32,6 +32,10 @@ onnxprune {__version__} makes an ONNX model slimmer by removing whole channels.
 onnxprune --help shows all commands and options, onnxprune COMMAND --help those of one."""
 
 
+# No first sentence of a command is longer: click cuts what is, and puts dots behind it.
+_LINE = 200
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a command has of the process that it runs in: click's `obj`. command: what was typed."""
@@ -113,7 +117,9 @@ class WithSubcommands(Grouped):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The subcommands, then the epilog."""
         with formatter.section("Subcommands"):
-            formatter.write_dl([(name, c.get_short_help_str(90)) for name, c in cli.commands.items() if c is not self])
+            formatter.write_dl(
+                [(name, c.get_short_help_str(_LINE)) for name, c in cli.commands.items() if c is not self]
+            )
         super().format_epilog(ctx, formatter)
 
 

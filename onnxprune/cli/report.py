@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from onnxprune.cli.options.section import Grouped, Section
-from onnxprune.cli.options.shared import OVERWRITE
+from onnxprune.cli.options.section import Grouped, Section, flag
 from onnxprune.errors import InputError, UsageError
 
 
-@click.command("report", cls=Grouped, sections=(Section("Output", OVERWRITE),))
+@click.command(
+    "report", cls=Grouped, sections=(Section("Output", flag("--overwrite", "Replace FILE where it exists.")),)
+)
 @click.argument("source", metavar="REPORT.json")
 @click.argument("targets", metavar="FILE...", nargs=-1)
 def report_command(source: str, targets: tuple[str, ...], overwrite: bool) -> None:

@@ -5,6 +5,7 @@ The file runs in this process, with all rights of whoever started it; it is neve
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ class Script:
     def given(self, specs: tuple[InputSpec, ...], wanted: Wanted) -> Given:
         """The batches that the function yields. Raises CalibrationError, with the line that failed."""
         path = Path(self.path)
-        with _running(path) as module:
+        source = content(path, CalibrationError, _MOST_BYTES)
+        with _running(path, source) as module:
             own = getattr(module, self.function, None)
             if not callable(own):
                 names = ", ".join(functions_in(module)) or "none"
@@ -44,16 +46,19 @@ class Script:
                     f"{path} has no function {self.function}(); name another one: {path}:NAME (it has {names})"
                 )
             made = streams.by_function(own, specs, wanted)
-        return Given(specs, made.parts, f"{path}:{self.function}", made.notes, made.prepared, made.offered)
+        # The file may say something else by the time that a report or a plan is read.
+        prepared = (
+            f"script: what {self.function}() yields, of a file with sha256 {hashlib.sha256(source).hexdigest()[:16]}…"
+        )
+        return Given(specs, made.parts, f"{path}:{self.function}", made.notes, prepared, made.offered)
 
 
 @contextmanager
-def _running(path: Path) -> Iterator[ModuleType]:
-    """The file as a module, and while this lasts its folder on the path, and what it prints on stderr.
+def _running(path: Path, source: bytes) -> Iterator[ModuleType]:
+    """The file with this content as a module, while its folder is on the path, and what it prints goes to stderr.
 
     Raises CalibrationError for whatever it raises.
     """
-    source = content(path, CalibrationError, _MOST_BYTES)
     module = ModuleType(_MODULE)
     module.__file__ = str(path)
     paths, known = list(sys.path), sys.modules.get(_MODULE)

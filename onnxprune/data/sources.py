@@ -2,7 +2,8 @@
 
 Data lie in files and folders as arrays (`files.py`, `polygraphy_json.py`), images (`images.py`) or texts
 (`texts.py`), are arrays in memory (`in_memory.py`), or come batch by batch from a program (`streams.py`, `scripts.py`).
-Each kind has a row of `KINDS`: what tells it, and what reads it. Everything is hostile until checked.
+Each kind has a row of `KINDS`: what tells it, of a path by what lies there, and what reads it. Everything is hostile
+until checked.
 """
 
 from __future__ import annotations
@@ -34,24 +35,39 @@ class Kind:
     read: Callable[[Any, tuple[InputSpec, ...], Wanted], Given]
 
 
-def _at(path: str | os.PathLike[str], specs: tuple[InputSpec, ...], wanted: Wanted) -> Given:
-    """What lies at a path. Raises CalibrationError."""
-    if not os.fspath(path):  # Path would take it for the present folder
+def _at(tells: Callable[[Path], bool]) -> Callable[[Any], bool]:
+    """Tells a path, by what lies there. An empty one is none, which Path would take for the present folder."""
+    return lambda x: isinstance(x, (str, os.PathLike)) and bool(os.fspath(x)) and tells(Path(x))
+
+
+def _arrays(path: str | os.PathLike[str], specs: tuple[InputSpec, ...], _: Wanted) -> Given:
+    if not os.fspath(path):
         raise CalibrationError("the path of the data is empty")
-    p = Path(path)
-    if polygraphy_json.any_in(p) and not files.any_in(p):
-        return polygraphy_json.opened(p, specs, wanted)
-    if p.suffix in text_files.SUFFIXES and p.is_file():
-        raise CalibrationError(f"{p} holds texts: give the model's tokenizer.json too (--tokenizer; onnxprune.Texts)")
-    if not files.any_in(p) and image_files.any_in(p):
-        return Images(p).given(specs, wanted)
-    return opened(p, specs)
+    return opened(Path(path), specs)
 
 
-# The first row that tells what it is given reads it.
+def _texts(path: str | os.PathLike[str], *_: object) -> Given:
+    """Raises CalibrationError: a tokenizer has to be named."""
+    raise CalibrationError(
+        f"{Path(path)} holds texts: give the model's tokenizer.json too (--tokenizer; onnxprune.Texts)"
+    )
+
+
+# The first row that tells what it is given reads it; a row without a name is told by that of another.
 KINDS = (
     Kind("", lambda x: isinstance(x, Source), lambda x, specs, wanted: x.given(specs, wanted)),
-    Kind("the path of a file or folder", lambda x: isinstance(x, (str, os.PathLike)), _at),
+    Kind(
+        "",
+        _at(lambda p: polygraphy_json.any_in(p) and not files.any_in(p)),
+        lambda x, specs, wanted: polygraphy_json.opened(Path(x), specs, wanted),
+    ),
+    Kind("", _at(lambda p: p.suffix in text_files.SUFFIXES and p.is_file()), _texts),
+    Kind(
+        "",
+        _at(lambda p: image_files.any_in(p) and not files.any_in(p)),
+        lambda x, specs, wanted: Images(x).given(specs, wanted),
+    ),
+    Kind("the path of a file or folder", lambda x: isinstance(x, (str, os.PathLike)), _arrays),
     Kind("arrays by input name", lambda x: isinstance(x, Mapping), lambda x, s, _: in_memory.by_name(x, s)),
     Kind("an array or a tensor", lambda x: hasattr(x, "shape"), lambda x, s, _: in_memory.alone(x, s)),
     Kind("a CalibrationDataReader", lambda x: isinstance(x, BatchReader), streams.by_reader),

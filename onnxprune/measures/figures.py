@@ -304,6 +304,11 @@ def share_of(a: Ints | None, b: Ints | None) -> float | None:
 # shares
 
 
+def change_of(drop: float) -> tuple[str, str]:
+    """("drop" or "gain", how large it is) of points that were lost: those below 0 were gained."""
+    return ("gain", f"{-drop:.2f}") if drop < 0.0 else ("drop", f"{drop:.2f}")
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share for a reader; of one too large to say anything, only that it is."""
     return f"{share:.{digits}%}" if share < _MOST_SHOWN else f"more than {_MOST_SHOWN:.0%}"

@@ -29,6 +29,14 @@ class Gate:
     text: str
 
 
+def as_typed(name: str, limit: float) -> str:
+    """The limit as the command line takes it: --max-drop 1, --max-error OUT:0.05, --min-metric NAME=0.7."""
+    option, _, subject = name.partition(" ")
+    if not subject:
+        return f"{name} {limit:g}"
+    return f"{option} {subject}{'=' if option.endswith('-metric') else ':'}{limit:g}"
+
+
 def gate_of(name: str, limit: float, text: str, demand: Callable[[], None]) -> Gate:
     """The gate that `demand` checks by raising CheckFailed. text: what is said where it does not."""
     try:

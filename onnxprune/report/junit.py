@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from onnxprune.measures.gates import as_typed
 from onnxprune.report.document import FAILED, REFUSED, Document
 from onnxprune.report.visible import made_visible
 
@@ -61,7 +62,7 @@ def _cases(document: Document) -> Iterator[Case]:
             yield Case(name, text, "" if held else "failure")
     gates = document.get("gates") or ()
     for gate in gates:
-        yield Case(f"{gate['name']} {gate['limit']:g}", gate["text"], "" if gate["held"] else "failure")
+        yield Case(as_typed(gate["name"], gate["limit"]), gate["text"], "" if gate["held"] else "failure")
     status, reason = document["status"], str(document.get("reason") or "")
     if status == FAILED:
         yield Case(str(document["kind"]), reason, "error")

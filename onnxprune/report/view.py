@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from onnxprune.measures.figures import ERROR, percent
+from onnxprune.measures.figures import ERROR, change_of, percent
+from onnxprune.measures.gates import as_typed
 from onnxprune.report.document import DONE, Document
 from onnxprune.report.groups import (
     NOT_MEASURED,
@@ -23,6 +24,7 @@ from onnxprune.report.groups import (
     width,
 )
 from onnxprune.report.units import count, duration, latency, size
+from onnxprune.tasks.names import CLASSIFICATION
 
 # What a level of the verdict, or an outcome, is called.
 LABELS = {"unknown": "not measured", "plan": "plan only"}
@@ -142,7 +144,7 @@ def quality_rows(document: Document) -> Rows:
     if document.get("original_accuracy") is not None:
         drop = document.get("drop")
         rows.append(("top-1 of the original", f"{document['original_accuracy']:.2%}"))
-        rows += [] if drop is None else [("drop of top-1", f"{drop:.2f} points")]
+        rows += [] if drop is None else [(f"{change_of(drop)[0]} of top-1", f"{change_of(drop)[1]} points")]
     if error is not None:
         bounds = summary.get("interval")
         interval = f", 95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
@@ -150,9 +152,10 @@ def quality_rows(document: Document) -> Rows:
     elif document.get("verdict"):
         rows.append((f"output error{where}", f"{NOT_MEASURED}: {summary.get('why') or 'no reason was given'}"))
     rows += [(f"  {name}", text) for name, text in _outputs(document.get("outputs") or ())]
-    if document.get("agreement") is not None:
+    if document.get("agreement") is not None and document.get("task") in (None, CLASSIFICATION):
         rows.append(("agreement", f"{document['agreement']:.2%} get the same class"))
-    return rows + [(str(s["name"]), _score(s)) for s in document.get("scores") or ()]
+    told = {name for name, _ in rows}  # what a task measures may be there by the same name
+    return rows + [(str(s["name"]), _score(s)) for s in document.get("scores") or () if s["name"] not in told]
 
 
 def _score(score: Mapping[str, Any]) -> str:
@@ -179,7 +182,7 @@ def _outputs(figures: Sequence[Mapping[str, Any]]) -> Rows:
 
 def gate_rows(document: Document) -> list[tuple[bool, str, str]]:
     """(held, name with limit, text) of every gate."""
-    return [(bool(g["held"]), f"{g['name']} {g['limit']:g}", str(g["text"])) for g in document.get("gates") or ()]
+    return [(bool(g["held"]), as_typed(g["name"], g["limit"]), str(g["text"])) for g in document.get("gates") or ()]
 
 
 def refusals(told: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.evaluation import Evaluation, evaluate, gates_of, samples_for
 from onnxprune.graph import external
 from onnxprune.intake.model_file import ModelLike
+from onnxprune.measures.figures import change_of
 from onnxprune.measures.gates import Gate
 from onnxprune.options import error_limit, typed
 from onnxprune.stages.clock import Clock
@@ -140,8 +141,8 @@ class Exam:
         """The figures in one line."""
         parts = []
         if result.accuracy is not None:
-            drop = "" if result.drop is None else f" ({result.drop:+.2f} points lost)".replace("+", "")
-            parts.append(f"top-1 {result.accuracy:.2%}{drop}")
+            told = "" if result.drop is None else " ({}: {} points)".format(*change_of(result.drop))
+            parts.append(f"top-1 {result.accuracy:.2%}{told}")
         if result.agreement is not None:
             parts.append(f"agreement {result.agreement:.2%}")
         if result.output_error is not None:

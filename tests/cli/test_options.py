@@ -44,6 +44,15 @@ def test_every_option_stands_under_a_heading(name: str, capsys: Capture):
         assert re.search(rf"^  (-\w, )?{p.opts[0]}\b", out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_help_breaks_no_word(name: str, capsys: Capture):
+    """Fails where an option is folded at a hyphen, or a sentence on a command is cut."""
+    out = run(capsys, name, "-h")[1]
+    assert not re.search(r"\w-$", out, re.MULTILINE)
+    assert not re.search(r"\w\.\.\.$", out.split("\n", 1)[1], re.MULTILINE)
+    assert out.isascii()
+
+
 def test_the_sections_of_prune(capsys: Capture):
     titles = [s.title for s in prune.prune_command.sections]  # type: ignore[attr-defined]
     assert titles == [

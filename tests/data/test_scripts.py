@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import sys
@@ -63,6 +64,8 @@ def test_a_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     samples = given(Script(script), ONE)
     assert same(samples)
     assert samples.origin == f"{script}:load_data"
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()[:16]
+    assert samples.prepared == f"script: what load_data() yields, of a file with sha256 {digest}…"
     assert len(given(Script(script, "endless"), ONE, Wanted(9))) == 16
     assert (list(sys.path), "onnxprune_data_script" in sys.modules) == before
     said = capsys.readouterr()

@@ -6,7 +6,7 @@ import pytest
 
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.measures.figures import ERROR, NOT_MEASURED, Figure, Figures
-from onnxprune.measures.gates import EVERY, Gate, at_least, at_most, checked_limits, demand_all, error_gates
+from onnxprune.measures.gates import EVERY, Gate, as_typed, at_least, at_most, checked_limits, demand_all, error_gates
 
 TOLD = Figures(
     *(0.2, None, "", None),
@@ -55,6 +55,12 @@ def test_limits_as_they_are_given():
     for wrong in (float("nan"), -0.1, float("inf"), True):
         with pytest.raises(UsageError, match="max_error"):
             checked_limits({"o": wrong})
+
+
+def test_a_gate_is_called_as_it_is_typed():
+    assert as_typed("--max-drop", 1.0) == "--max-drop 1"
+    assert as_typed("--max-error boxes left", 0.001) == "--max-error boxes left:0.001"
+    assert as_typed("--min-metric mAP", 0.7) == "--min-metric mAP=0.7"
 
 
 def test_a_limit_holds_at_its_value():

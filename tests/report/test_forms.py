@@ -90,7 +90,9 @@ def test_eval_and_bench_write_reports(tmp_path: Path, capsys: pytest.CaptureFixt
     (gate,) = data["gates"]
     assert (gate["name"], gate["limit"], gate["held"]) == ("--max-error", 0.05, True)
     assert data["command"] == ["onnxprune", *args, *reports]
-    assert f"| --max-error 0.05 | held | {gate['text']} |" in files[1].read_text(encoding="utf-8")
+    told = files[1].read_text(encoding="utf-8")
+    assert f"| --max-error 0.05 | held | {gate['text']} |" in told
+    assert (told.count("\n| top-1 |"), told.count("\n| agreement |")) == (1, 1)  # the task's scores have them too
     assert [c.get("name") for c in ElementTree.parse(files[2]).iter("testcase")] == ["--max-error 0.05", "eval"]
     assert main(["eval", RESNET, "--data", "missing.npz", "--labels", "label", *reports, "--overwrite"]) == 1
     data = json.loads(files[0].read_text(encoding="utf-8"))

@@ -175,6 +175,23 @@ def test_many_consumers_are_counted():
     assert "/0/Conv, /3/conv2/Conv, /4/conv2/Conv => /3/conv1/Conv, /4/conv1/Conv, /5/conv1/Conv and 1 more" in text
 
 
+def test_producers_and_consumers_are_whole_names_where_they_fit():
+    """Fails where a name is cut to show another one, or a pipe gets a part of one."""
+    found = inspect(digits.path("resnet"))
+    narrow = terminal.inspection(found, Screen(100, piped=True))
+    assert "/0/Conv and 2 more => /3/conv1/Conv and 3 more\n" in narrow
+    assert "…" not in narrow
+    assert max(map(len, terminal.inspection(found, Screen(80)).splitlines())) <= 80
+    assert " /3/conv1/Conv => /3/conv2/Conv\n" in terminal.inspection(found, Screen(80))
+
+
+@pytest.mark.parametrize("piped", [True, False])
+def test_a_long_path_is_one_word_where_nobody_has_a_window(piped: bool):
+    path = "/data/" + "x" * 90 + "/test.npz"
+    full = Evaluation("slim.onnx", None, path, "", 500, None, None, None, None, ("kept",))
+    assert (path in terminal.evaluation(full, Screen(80, piped=piped))) == piped
+
+
 def test_evaluation_shows_what_was_measured():
     one = Figure(("y",), "", ERROR, 0.05)
     figures = Figures(0.05, (0.04, 0.06), "", 0.97, (one,), 500, held_out=True)

@@ -5,7 +5,7 @@ A group is a list: an option more is a line more in it. What a command does with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -14,6 +14,8 @@ from click.shell_completion import CompletionItem
 MAIN = "prune"
 PREFIX = "ONNXPRUNE"
 
+# One that lines are not broken at.
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
 _FILES = ("PATH", "FILE", "LIBRARY", "ORIGINAL")
 
 
@@ -69,8 +71,32 @@ class Section:
         self.options = options
 
 
+class _Unbroken(click.HelpFormatter):
+    """Help whose lines end between words alone: click would break --max-drop behind one of its hyphens."""
+
+    def write_text(self, text: str) -> None:
+        """A paragraph."""
+        super().write_text(text.replace("-", _HYPHEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Names and what they mean, side by side."""
+        super().write_dl([(name, text.replace("-", _HYPHEN)) for name, text in rows], col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        """All of it, as it was given."""
+        return super().getvalue().replace(_HYPHEN, "-")
+
+
+class _Context(click.Context):
+    """What `Grouped` runs in."""
+
+    formatter_class = _Unbroken
+
+
 class Grouped(click.Command):
     """A command whose options stand in sections; what belongs to none, as --help, comes last."""
+
+    context_class = _Context
 
     def __init__(
         self,

@@ -41,4 +41,6 @@ REPORT = option(
     help="Save the result, also where a gate fails: by the suffix as .json (everything), .html (a page), .md "
     "(a summary) or .xml (JUnit, a case for each gate). Repeatable.",
 )
-OVERWRITE = flag("--overwrite", "Replace --report files that exist.")
+OVERWRITE = flag(
+    "--overwrite", "Replace --report files that exist; where the command fails, those alone that are earlier reports."
+)

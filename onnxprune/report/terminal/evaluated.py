@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnxprune.evaluation import Evaluation
 from onnxprune.measures.by_output import OutputFigures
-from onnxprune.measures.figures import percent
+from onnxprune.measures.figures import change_of, percent
 from onnxprune.measures.gates import Gate
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.report.terminal.facts import gate_facts, output_facts, samples
@@ -27,7 +27,8 @@ def evaluation(e: Evaluation, screen: Screen, gates: Sequence[Gate] = ()) -> str
     if e.accuracy is not None:
         facts.append(("top-1", f"{e.accuracy:.2%}"))
     if e.original_accuracy is not None and e.drop is not None:
-        facts.append(("top-1 of the original", f"{e.original_accuracy:.2%} (drop: {e.drop:.2f} points)"))
+        change, points = change_of(e.drop)
+        facts.append(("top-1 of the original", f"{e.original_accuracy:.2%} ({change}: {points} points)"))
     facts += [_score(x) for x in e.scores if x.name not in ("top-1", "agreement")]
     if e.agreement is not None and (e.task in (None, CLASSIFICATION)):
         facts.append(("agreement", f"{e.agreement:.2%} get the same class"))

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from onnxprune.channels.describe import AxisUse, Description, GroupDescription
 from onnxprune.report.terminal.axes import numbered, remedies
-from onnxprune.report.terminal.screen import Part, Screen, line, note
+from onnxprune.report.terminal.screen import Part, Screen, line, note, shortened
 from onnxprune.report.units import count
 from onnxprune.report.visible import made_visible
 
 _SHOWN_PLACES = 3
+# Columns that the numbers of a group take, with what is between them.
+_NUMBERS = 27
+_LEAST_ROOM = 25
 
 
 def inspection(d: Description, screen: Screen) -> str:
@@ -25,15 +28,20 @@ def inspection(d: Description, screen: Screen) -> str:
     )
     parts: list[Part] = [line(d.model, "bold"), line(head if d.groups else "no channel can be removed")]
     if d.groups:
-        table = screen.table("group", "units", "channels each", "parameters", " producers => consumers")
-        for g in d.groups:
-            name = g.name + (" (mixing)" if g.mixing else "")
+        several = any(g.channels_per_unit > 1 for g in d.groups)
+        each = ("channels each",) if several else ()
+        table = screen.table("group", "units", *each, "parameters", " producers => consumers")
+        names = [g.name + (" (mixing)" if g.mixing else "") for g in d.groups]
+        if not screen.piped:
+            names = [shortened(name, screen.width // 4) for name in names]
+        room = screen.width - max(map(len, names)) - _NUMBERS - sum(len(c) + 3 for c in each)
+        for name, g in zip(names, d.groups, strict=True):
             table.add_row(
                 name,
                 f"{g.units} heads" if g.head else str(g.units),
-                str(g.channels_per_unit),
+                *((str(g.channels_per_unit),) if several else ()),
                 count(g.elements),
-                _flow(g),
+                _flow(g, room, whole=screen.piped),
             )
         parts.append(table)
     if d.pinned:
@@ -47,11 +55,18 @@ def inspection(d: Description, screen: Screen) -> str:
     return screen.render(parts)
 
 
-def _flow(g: GroupDescription) -> str:
-    return f"{_nodes(g.producers)} => {_nodes(g.consumers)}"
+def _flow(g: GroupDescription, room: int, *, whole: bool) -> str:
+    """Producers and consumers: as many names of each as fit, at least one. whole: also where that does not fit."""
+    told = (f"{_nodes(g.producers, most)} => {_nodes(g.consumers, most)}" for most in range(_SHOWN_PLACES, 0, -1))
+    *others, least = told
+    fits = next((text for text in (*others, least) if len(text) <= room), None)
+    if fits is not None or whole:
+        return fits or least
+    half = (max(room, _LEAST_ROOM) - len(" => ")) // 2
+    return f"{shortened(_nodes(g.producers, 1), half)} => {shortened(_nodes(g.consumers, 1), half)}"
 
 
-def _nodes(places: Sequence[AxisUse]) -> str:
+def _nodes(places: Sequence[AxisUse], most: int) -> str:
     names = list(dict.fromkeys(p.node or p.weight for p in places))
-    more = len(names) - _SHOWN_PLACES
-    return ", ".join(names[:_SHOWN_PLACES]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "") if names else "nothing"

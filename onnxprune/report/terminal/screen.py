@@ -52,9 +52,18 @@ class Screen:
         )
         with console.capture() as capture:
             for part in parts:
-                console.print(part, width=None if isinstance(part, Grid) else self.width)
+                console.print(part, width=None if isinstance(part, Grid) else self._room(part))
         text = capture.get() if self.unicode else capture.get().translate(_ASCII)
         return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+    def _room(self, part: Part) -> int:
+        """The columns that a text may take: the screen's, and where nobody's window ends those of its longest word."""
+        if not self.piped:
+            return self.width
+        rows = part.rows if isinstance(part, Facts) else (("", part.plain),) if isinstance(part, Text) else ()
+        front = max((len(name) + 1 for name, _ in rows if name), default=0)
+        words = (len(word) for _, value in rows for word in value.split())
+        return max(self.width, front + max(words, default=0))
 
     def table(self, *columns: str, title: str = "") -> Grid:
         """An empty table whose columns after the first are numbers, aligned right, unless they start with a space."""
@@ -85,7 +94,7 @@ class Grid:
             longest = max(lengths, key=lengths.__getitem__)
             others = [n for i, n in lengths.items() if i != longest]
             most = max(lengths[longest] - over, max(others, default=0) - 1, least[longest])
-            rows = [tuple(_shortened(c, most) if i == longest else c for i, c in enumerate(r)) for r in rows]
+            rows = [tuple(shortened(c, most) if i == longest else c for i, c in enumerate(r)) for r in rows]
             widest = self._built(rows)
         yield widest
 
@@ -112,20 +121,31 @@ class Grid:
         return table
 
 
-def _shortened(name: str, most: int) -> str:
+def shortened(name: str, most: int) -> str:
     """A name without its middle, where it has more letters: its ends tell names apart."""
     front = (most - 1) // 2
     return name if len(name) <= most else f"{name[:front]}…{name[len(name) - (most - 1 - front) :]}"
 
 
-def listed(rows: Iterable[tuple[str, str]]) -> Part:
+class Facts:
     """(name, value) rows without a frame; long values fold."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    return Padding(table, (0, 0, 1, 0))
+
+    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
+        self.rows: tuple[tuple[str, str], ...] = tuple(rows)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Padding]:
+        """rich's way to ask for what is drawn."""
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self.rows:
+            table.add_row(name, value)
+        yield Padding(table, (0, 0, 1, 0))
+
+
+def listed(rows: Iterable[tuple[str, str]]) -> Part:
+    """(name, value) rows without a frame; long values fold between words, on a screen also within them."""
+    return Facts(rows)
 
 
 def line(text: str = "", style: str = "") -> Part:
