@@ -32,10 +32,11 @@ What becomes of every operator in the domains that onnxruntime adds to the stand
 a test holds that every operator that the installed onnxruntime registers has a row.
 
 - *{written}*: before anything else, and in the result (`onnxprune/normalise/unfused/`), but for weights in packed codes
-  (MatMulNBits), which are packed again in the result (`onnxprune/surgery/packed_codes.py`). Where a node is not in the
-  form that its row expects, it stays, and a note says why. BiasAdd, BiasSplitGelu, FusedMatMulActivation, GemmFastGelu,
-  GroupNorm, NhwcConv, NhwcFusedConv and SkipGroupNorm have no kernel on the CPU: a file with one of them is refused as
-  long as onnxruntime does not load it there, since nothing could be held against it.
+  (MatMulNBits, GatherBlockQuantized), which are packed again in the result (`onnxprune/surgery/packed_codes.py`). Where
+  a node is not in the form that its row expects, it stays, and a note says why. BiasAdd, BiasSplitGelu,
+  FusedMatMulActivation, GemmFastGelu, GroupNorm, NhwcConv, NhwcFusedConv and SkipGroupNorm have no kernel on the CPU:
+  a file with one of them is refused as long as onnxruntime does not load it there, since nothing could be held against
+  it.
 - *{followed}*: channels go through it (`onnxprune/channels/rules/`).
 - *{refused}*: it keeps the channels that it touches, for the reason beside it, which the report repeats.
 - *{language}*: the same, until the parts of language models are followed.

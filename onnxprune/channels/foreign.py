@@ -55,7 +55,7 @@ LANGUAGE: Mapping[str, Reason] = {
     **_rows(
         "multiplies with weights in packed codes, which are not read",
         Remedy.QUANTIZE_LATER,
-        "GatherBlockQuantized MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 "
+        "MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 "
         "MatMulNBitsMlp MatMulNBitsQkv",
     ),
     **_rows(

@@ -59,4 +59,6 @@ def numbers_in(
         return None
     if operator == PRODUCT:
         return attributes.get("N", 0) * attributes.get("K", 0)
+    if slot not in shapes:
+        return None
     return prod(shapes[slot]) * 8 // attributes.get("bits", _BITS)

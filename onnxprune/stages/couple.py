@@ -30,6 +30,7 @@ from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, shares_of
 from onnxprune.stages.stored import stored_of
+from onnxprune.surgery.packed_codes import implied
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
 
@@ -165,7 +166,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
         notes,
         parameters=stored,
         macs=macs,
-        added=n.added_biases,
+        added={*n.added_biases, *implied(n.packed)},
         clones={*n.clones, *kept.whole, *kept.parted},
     )
 

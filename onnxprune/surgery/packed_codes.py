@@ -1,4 +1,4 @@
-"""Operators on weights in packed codes put back, in place of DequantizeLinear and the operator on numbers.
+"""MatMulNBits and GatherBlockQuantized put back, in place of DequantizeLinear and the operator on numbers.
 
 Whatever codes, scales and zero points a weight has by then, cut or fitted anew, are packed again as the operator stores
 them: the codes of an output side by side, block by block.
@@ -22,7 +22,7 @@ from onnxprune.normalise.unfused import Fused
 from onnxprune.numerics.arrays import Array
 
 _DOMAIN = "com.microsoft"
-_CODES, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
+_CODES, _SCALES, _ZEROS, _BIAS = 1, 2, 3, 5
 _DEFAULT_BITS = 4
 
 
@@ -47,7 +47,8 @@ def put_back(proto: onnx.ModelProto, packed: Sequence[Fused]) -> int:
 
 def implied(packed: Sequence[Fused]) -> frozenset[str]:
     """The constants of the standard form that such operators leave out: zero points in the middle of the codes."""
-    return frozenset(f.nodes[0].input[2] for f in packed if not any(f.node.input[_ZEROS : _ZEROS + 1]))
+    left_out = (f.nodes[0] for f in packed if not any(f.node.input[_ZEROS : _ZEROS + 1]))
+    return frozenset(n.input[2] for n in left_out if len(n.input) > 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,25 +72,31 @@ class _Model:
         reads = Counter(i for n in every for i in n.input if i)
         return cls(reads, {v.name for g in graphs for v in g.output}, stored, taken)
 
-    def weight(self, key: object, wanted: str, make: Callable[[], Array], like: onnx.TensorProto) -> str:
+    def free(self, wanted: str) -> str:
+        """`wanted`, or a name near to it, which nothing has yet."""
+        name, k = wanted, 0
+        while name in self.taken:
+            k += 1
+            name = f"{wanted}_{k}"
+        self.taken.add(name)
+        return name
+
+    def weight(
+        self, key: object, wanted: str, make: Callable[[], Array], *, like: onnx.TensorProto | None = None
+    ) -> str:
         """The name of a new constant, which all layers share that ask for it by this key; `wanted` where that is free.
 
         like: what it is made of, which says whether it lies in a file.
         """
         if key not in self.names:
-            name, k = wanted, 0
-            while name in self.taken:
-                k += 1
-                name = f"{wanted}_{k}"
-            self.taken.add(name)
-            self.names[key] = name
-            self.made[name] = spill.tensor_of(make(), name, outside=external.is_external(like))
+            name = self.names[key] = self.free(wanted)
+            self.made[name] = spill.tensor_of(make(), name, outside=like is not None and external.is_external(like))
         return self.names[key]
 
 
 def _in_graph(graph: onnx.GraphProto, packed: Sequence[Fused], model: _Model) -> int:
     places = {main_output(n): k for k, n in enumerate(graph.node)}
-    instead: dict[int, onnx.NodeProto] = {}
+    instead: dict[int, list[onnx.NodeProto]] = {}
     gone: set[int] = set()
     for f in packed:
         held = [places.get(main_output(n), -1) for n in f.nodes]
@@ -98,12 +105,12 @@ def _in_graph(graph: onnx.GraphProto, packed: Sequence[Fused], model: _Model) ->
         nodes = [graph.node[k] for k in held]
         if _is_whole(f, nodes, model):
             gone.update(held)
-            instead[max(held)] = _matmul(f.node, nodes, model)
+            product = f.node.op_type == packed_codes.PRODUCT
+            instead[max(held)] = [_product(f.node, nodes, model)] if product else _look_up(f, nodes, model)
     if instead:
-        nodes = [instead.get(k, n) for k, n in enumerate(graph.node) if k in instead or k not in gone]
-        copies = [_copy(n) for n in nodes]
+        nodes = [_copy(n) for k, was in enumerate(graph.node) for n in instead.get(k, [] if k in gone else [was])]
         del graph.node[:]
-        graph.node.extend(copies)
+        graph.node.extend(nodes)
     return len(instead)
 
 
@@ -119,43 +126,88 @@ def _is_whole(fused: Fused, nodes: Sequence[onnx.NodeProto], model: _Model) -> b
             or out in model.returned
         ):
             return False
-    codes = nodes[0]
-    return codes.op_type == DEQUANTIZE and len(codes.input) > 2 and all(i in model.stored for i in codes.input)
+    return nodes[0].op_type == DEQUANTIZE and all(i in model.stored for i in nodes[0].input if i)
 
 
-def _matmul(was: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], model: _Model) -> onnx.NodeProto:
+def _product(was: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], model: _Model) -> onnx.NodeProto:
     """MatMulNBits of what a DequantizeLinear of codes (K, N) and a MatMul read by now, and the bias behind it."""
-    dequantize, product = nodes[:2]
-    names = tuple(dequantize.input[:3])
-    codes, scales, zeros = (model.stored[name] for name in names)
-    bits, block = int_attribute(was, "bits", _DEFAULT_BITS), int_attribute(dequantize, "block_size", 0)
-    k, n = codes.dims
-    node = _copy(was)
-    node.input[0], node.output[0] = product.input[0], nodes[-1].output[0]
-    given = [*was.input, *[""] * (_BIAS + 1)][: _BIAS + 1]
-
-    def packed() -> Array:
-        q = np.zeros((n, -(-k // block) * block), np.uint8)
-        q[:, :k] = external.array_of(codes).astype(np.uint8).T
-        return packed_codes.packed(q.reshape(n, -1, block), bits)
-
-    def packed_zeros() -> Array:
-        return packed_codes.packed(external.array_of(zeros).astype(np.uint8).T, bits)
-
-    given[0] = product.input[0]
-    given[_CODES] = model.weight(("codes", names[0], bits, block), was.input[_CODES], packed, codes)
-    given[_SCALES] = model.weight(
-        ("scales", names[1]), was.input[_SCALES], lambda: np.ascontiguousarray(external.array_of(scales).T), scales
-    )
-    if given[_ZEROS]:
-        given[_ZEROS] = model.weight(("zeros", names[2], bits), given[_ZEROS], packed_zeros, zeros)
-    given[_BIAS] = nodes[2].input[1] if len(nodes) > 2 else ""
-    while not given[-1]:
-        given.pop()
-    node.input[:] = given
+    k, n = model.stored[nodes[0].input[0]].dims
+    given = _filled(was, _BIAS + 1)
+    codes, scales, zeros = _constants(was, nodes[0], given[_CODES], given[_SCALES], given[_ZEROS], model)
+    bias = nodes[2].input[1] if len(nodes) > 2 else ""
+    node = _again(was, nodes, [nodes[1].input[0], codes, scales, zeros, "", bias])
     for name, value in (("K", k), ("N", n)):
         next(a for a in node.attribute if a.name == name).i = value
     return node
+
+
+def _look_up(fused: Fused, nodes: Sequence[onnx.NodeProto], model: _Model) -> list[onnx.NodeProto]:
+    """GatherBlockQuantized of what a DequantizeLinear and a Gather read by now.
+
+    Where its table was the weight of a product in another shape, so it is again.
+    """
+    was, dequantize, indices = fused.node, nodes[0], nodes[1].input[1]
+    if len(nodes) == len(("DequantizeLinear", "Gather")):
+        codes, scales, zeros = _filled(dequantize, _ZEROS)
+        return [_again(was, nodes, [codes, indices, scales, zeros])]
+    data, _, scales, zeros = _filled(was, _ZEROS + 1)
+    origin = fused.origins.get(data, "")
+    codes, scales, zeros = _constants(was, dequantize, origin or data, scales, zeros, model, flat=not origin)
+    if not origin:
+        return [_again(was, nodes, [codes, indices, scales, zeros])]
+    sizes = model.weight(("sizes", codes), f"{data}__sizes", lambda: np.array([0, -1], np.int64))
+    table = onnx.helper.make_node("Reshape", [codes, sizes], [model.free(data)], was.name and f"{was.name}/table")
+    return [table, _again(was, nodes, [table.output[0], indices, scales, zeros])]
+
+
+def _constants(
+    was: onnx.NodeProto,
+    dequantize: onnx.NodeProto,
+    codes: str,
+    scales: str,
+    zeros: str,
+    model: _Model,
+    *,
+    flat: bool = False,
+) -> tuple[str, str, str]:
+    """The names of packed codes, scales and zero points ("" for none), by outputs, of a DequantizeLinear of (K, N).
+
+    codes, scales, zeros: the names that are wanted. flat: each output's codes stand side by side, whatever the blocks.
+    """
+    q, s, z = (model.stored[name] for name in dequantize.input[:3])
+    bits, block = int_attribute(was, "bits", _DEFAULT_BITS), int_attribute(dequantize, "block_size", 0)
+    k, n = q.dims
+
+    def packed() -> Array:
+        values = external.array_of(q).astype(np.uint8).T
+        if flat:
+            return packed_codes.packed(values, bits)
+        whole = np.zeros((n, -(-k // block) * block), np.uint8)
+        whole[:, :k] = values
+        return packed_codes.packed(whole.reshape(n, -1, block), bits)
+
+    def packed_zeros() -> Array:
+        return packed_codes.packed(external.array_of(z).astype(np.uint8).T, bits)
+
+    return (
+        model.weight(("codes", q.name, bits, block, flat), codes, packed, like=q),
+        model.weight(("scales", s.name), scales, lambda: np.ascontiguousarray(external.array_of(s).T), like=s),
+        model.weight(("zeros", z.name, bits), zeros, packed_zeros, like=z) if zeros else "",
+    )
+
+
+def _again(was: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], inputs: list[str]) -> onnx.NodeProto:
+    """A node as it was, with these inputs, that gives what the last of `nodes` gives."""
+    node = _copy(was)
+    while not inputs[-1]:
+        inputs.pop()
+    node.input[:] = inputs
+    node.output[0] = nodes[-1].output[0]
+    return node
+
+
+def _filled(node: onnx.NodeProto, count: int) -> list[str]:
+    return [*node.input, *[""] * count][:count]
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -32,6 +32,7 @@ DROPS: dict[str, dict[int, list[int]]] = {
     "grouped_branch": {8: []},
     "transformer": {4: [], 9: []},
     "channels_last_branch": {9: []},
+    "quantized_packed_rows": {2: []},
 }
 
 

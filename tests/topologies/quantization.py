@@ -120,7 +120,9 @@ class Quantizer:
 
 @dataclass(frozen=True)
 class Packer:
-    """Packs the weights of products: each MatMul with a weight in `weights` becomes a MatMulNBits, in place.
+    """Packs weights: each MatMul with a weight in `weights` becomes a MatMulNBits, in place.
+
+    So does each Gather of rows of such a table a GatherBlockQuantized, with blocks along the rows.
 
     zeros: a zero point for each block, else none is stored. level: `accuracy_level`. biased: the Add behind each is a
     bias of its own. Codes are packed here number by number, by what the operator's documentation says.
@@ -138,6 +140,8 @@ class Packer:
         matrices = {name: numpy_helper.to_array(stored[name]) for name in self.weights}
         behind = {n.input[0]: n for n in model.graph.node if n.op_type == "Add"}
         for n in list(model.graph.node):
+            if n.op_type == "Gather" and n.input[0] in self.weights:
+                self._rows(n, matrices[n.input[0]], model)
             if n.op_type != "MatMul" or n.input[1] not in self.weights:
                 continue
             name, add = n.input[1], behind.get(n.output[0]) if self.biased else None
@@ -158,6 +162,21 @@ class Packer:
             if add is not None:
                 n.output[0] = add.output[0]
                 model.graph.node.remove(add)
+
+    def _rows(self, n: onnx.NodeProto, table: NDArray[np.generic], model: onnx.ModelProto) -> None:
+        name = n.input[0]
+        codes, scales, zeros = self._codes(table.T)
+        stored = {name: codes.reshape(len(table), -1)[:, : -(-table.shape[1] * self.bits // 8)]}
+        stored |= {f"{name}_scales": scales, **({f"{name}_zeros": zeros} if self.zeros else {})}
+        next(t for t in model.graph.initializer if t.name == name).CopyFrom(
+            numpy_helper.from_array(np.ascontiguousarray(stored[name]), name)
+        )
+        model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in stored.items() if k != name)
+        del n.attribute[:]
+        n.op_type, n.domain = "GatherBlockQuantized", "com.microsoft"
+        n.input[:] = [name, n.input[1], *(k for k in stored if k != name)]
+        sizes = {"bits": self.bits, "block_size": self.block, "quantize_axis": 1, "gather_axis": 0}
+        n.attribute.extend(helper.make_attribute(k, v) for k, v in sizes.items())
 
     def _codes(self, w: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
         k, n = w.shape
@@ -337,6 +356,22 @@ ROWS: Mapping[str, Topology] = {
         ir_version=10,
         domains=("com.microsoft",),
         edit=Packer(("w1",), bits=8, zeros=False),
+    ),
+    "quantized_packed_rows": Topology(
+        """(int64[N,L] x) => (float[N,L,5] y) {
+            e = Gather (w0[9,48], x)
+            a = MatMul (e, w1[48,32])
+            r = Relu (a)
+            b = MatMul (r, w2[32,48])
+            s = Add (e, b)
+            y = MatMul (s, w3[48,5])
+        }""",
+        (3, 2),
+        pins=("Gather picks from this axis",),
+        opset=21,
+        ir_version=10,
+        domains=("com.microsoft",),
+        edit=Packer(("w0", "w1", "w2", "w3")),
     ),
     "shared_packed_codes": Topology(
         # Two products read one weight, whose blocks are those of both.

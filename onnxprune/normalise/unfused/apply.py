@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -29,11 +29,15 @@ _OWN = ("com.microsoft", "com.ms.")
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """A fused node as it was, and the nodes and weights that stand for it."""
+    """A fused node as it was, and the nodes and weights that stand for it.
+
+    origins: of its inputs that were weights in another shape, by the name of the input.
+    """
 
     node: onnx.NodeProto
     nodes: tuple[onnx.NodeProto, ...]
     weights: tuple[onnx.TensorProto, ...]
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +120,7 @@ def _replaced(
             stays[node.domain, node.op_type, refusal.why] += 1
             return [copy_node(node)]
         nodes = site.named(unused_by_nodes)
-        done.append(Fused(copy_node(node), tuple(copy_node(n) for n in nodes), tuple(site.weights)))
+        done.append(Fused(copy_node(node), tuple(copy_node(n) for n in nodes), tuple(site.weights), dict(site.origins)))
         return nodes
 
     _rewrite(proto.graph, replaced)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -60,6 +60,16 @@ class Measured:
         if name not in self._stored or name in self._replaceable:
             return None
         return external.array_of(self._stored[name])
+
+    def reshaped(self, name: str) -> str:
+        """The weight that a Reshape gives another shape, where `name` is what it gives; else ""."""
+        by = self._reshapes.get(name)
+        return by if by is not None and by in self._stored and by not in self._replaceable else ""
+
+    @cached_property
+    def _reshapes(self) -> Mapping[str, str]:
+        """What each Reshape of the main graph gives, and reads."""
+        return {n.output[0]: n.input[0] for n in self._proto.graph.node if n.op_type == "Reshape"}
 
     @property
     def blocked(self) -> Layout:

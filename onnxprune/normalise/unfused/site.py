@@ -53,6 +53,9 @@ class Facts(Protocol):
     def constant(self, name: str) -> Array | None:
         """The value of a weight that no caller can replace; None of anything else."""
 
+    def reshaped(self, name: str) -> str:
+        """The weight that a Reshape gives another shape, where `name` is what it gives; else ""."""
+
     @property
     def blocked(self) -> Layout:
         """The tensors whose channels lie in blocks."""
@@ -80,6 +83,7 @@ class Site:
         self.nodes: list[onnx.NodeProto] = []
         self._main = 0
         self.weights: list[onnx.TensorProto] = []
+        self.origins: dict[str, str] = {}
         self._attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
     # what is asked of the fused node
@@ -113,6 +117,13 @@ class Site:
     def shape_of(self, name: str) -> Shape:
         """The shape of a tensor of the model at one size of the inputs. Raises Unknown."""
         return self._facts.shape_of(name)
+
+    def origin(self, name: str) -> str:
+        """The weight that a tensor of the model is, or is in another shape. Which it is of is kept with the node."""
+        stored = self._facts.reshaped(name)
+        if stored:
+            self.origins[name] = stored
+        return stored or name
 
     @property
     def blocked(self) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -70,6 +71,65 @@ PRODUCTS = {
 }
 
 
+def look_up(
+    shape: tuple[int, ...] = (7, 40),
+    *,
+    bits: int = 4,
+    block: int = 16,
+    kind: Any = np.uint8,
+    zeros: bool = True,
+    along: int = 1,
+    picked: int = 0,
+    scale: Any = np.float32,
+) -> Case:
+    """A GatherBlockQuantized with random codes: bytes of several, or codes of four bits that stand one by one."""
+
+    def codes(*sizes: int) -> Any:
+        if kind is np.uint8:
+            return _bytes(*sizes[:-1], -(-sizes[-1] * bits // 8))
+        info = ml_dtypes.iinfo(kind)
+        return _RNG.integers(info.min, info.max + 1, sizes).astype(kind)
+
+    blocks = tuple(-(-s // block) if a == along % len(shape) else s for a, s in enumerate(shape))
+    given = (
+        codes(*shape),
+        _RNG.integers(0, shape[picked], (2, 3)),
+        _RNG.uniform(0.01, 0.05, blocks).astype(scale),
+        codes(*blocks) if zeros else None,
+    )
+    attributes = {"bits": bits, "block_size": block, "quantize_axis": along, "gather_axis": picked}
+    return Case(
+        "GatherBlockQuantized", given[: 4 if zeros else 3], attributes, (0, 2, 3) if zeros else (0, 2), opset=21
+    )
+
+
+LOOK_UPS = {
+    **{
+        f"rows of {bits} bits, {'zero points' if zeros else 'none'}": look_up(bits=bits, zeros=zeros)
+        for bits in (2, 4, 8)
+        for zeros in (True, False)
+    },
+    "rows of whole blocks": look_up((7, 32)),
+    "codes one by one": look_up(kind=ml_dtypes.uint4),
+    "signed codes": look_up(kind=ml_dtypes.int4),
+    "signed codes without zero points": look_up(kind=ml_dtypes.int4, zeros=False),
+    "blocks of rows": look_up((20, 6), kind=ml_dtypes.int4, along=0),
+    "three axes": look_up((4, 20, 6), kind=ml_dtypes.uint4, along=-2, picked=2),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_UPS)
+def test_rows_are_those_of_the_kernel(name: str):
+    """Fails where an axis, a block or a code is mistaken."""
+    assert_equal(LOOK_UPS[name], rtol=1e-6, atol=1e-6)
+
+
+def test_one_row():
+    """Fails where the indices are one number, and the result has no axis for them."""
+    case = look_up()
+    assert_equal(replace(case, inputs=(case.inputs[0], np.array(-2), *case.inputs[2:])), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_are_those_of_the_kernel(name: str):
     """Fails where a code, a scale or a zero point goes to the wrong input, block or output."""
@@ -101,12 +161,15 @@ def test_the_kernel_may_round_what_it_multiplies():
         (replace(product(), inputs=(*product().inputs[:3], _real(12, 4))), "no codes"),
         (replace(product(), weights=(1, 3)), "no weight of its own"),
         (replace(product(), opset=17), "opset 17"),
+        (replace(look_up(), opset=17), "opset 17"),
+        (replace(look_up(kind=ml_dtypes.int4), opset=17), "opset 17"),
+        (replace(look_up(), attributes={**look_up().attributes, "block_size": 32}), "one scale for each block"),
     ],
 )
 def test_what_is_not_read_stays(case: Case, why: str):
     """Fails where a node is written anew whose codes mean something else."""
     proto, unfused = standard(case.model(), case.feeds())
-    assert [n.op_type for n in proto.graph.node] == ["MatMulNBits"]
+    assert [n.op_type for n in proto.graph.node] == [case.operator]
     assert any(why in note for note in unfused.notes), unfused.notes
 
 
@@ -122,10 +185,10 @@ def test_packing_is_its_own_inverse(bits: int):
     np.testing.assert_array_equal(unpacked(stored, bits, 7), codes)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", [*PRODUCTS, *LOOK_UPS])
 def test_what_nothing_has_touched_is_as_it_was(name: str):
     """Fails where a node does not come back, or with other codes than it had."""
-    case = PRODUCTS[name]
+    case = {**PRODUCTS, **LOOK_UPS}[name]
     proto, unfused = standard(case.model(), case.feeds())
     assert put_back(proto, unfused.fused) == 1
     [node] = proto.graph.node
@@ -186,3 +249,43 @@ def test_shared_weights_are_packed_once():
     stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
     for slot, name in enumerate(proto.graph.node[0].input[1:], start=1):
         np.testing.assert_array_equal(stored[name], case.inputs[slot])  # type: ignore[arg-type]
+
+
+def tied(k: int = 64, n: int = 12) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A model whose first table is the weight of its last product in another shape."""
+    case = product(k, n, zeros=False)
+    model = case.model()
+    node = model.graph.node[0]
+    node.input[0] = "rows"
+    sizes = numpy_helper.from_array(np.array([n, -1], np.int64), "sizes")
+    model.graph.initializer.append(sizes)
+    table = helper.make_node("Reshape", ["i1", "sizes"], ["table"])
+    attributes = {"bits": 4, "block_size": 16, "quantize_axis": 1, "gather_axis": 0}
+    names = ["table", "words", "i2"]
+    rows = helper.make_node("GatherBlockQuantized", names, ["rows"], "rows", domain="com.microsoft", **attributes)
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString())]
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend([table, rows, *nodes])
+    model.graph.input.append(helper.make_tensor_value_info("words", onnx.TensorProto.INT64, ["N", "L"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("o0", onnx.TensorProto.FLOAT, ["N", "L", n]))
+    return model, {"words": _RNG.integers(0, n, (2, 3))}
+
+
+def test_a_table_and_a_product_share_their_weight():
+    """Fails where the codes of a tied embedding are stored twice, in standard operators or in the result."""
+    model, feeds = tied()
+    proto, unfused = standard(model, feeds)
+    assert [n.op_type for n in proto.graph.node] == [
+        "Reshape",
+        *("DequantizeLinear", "Gather", "Transpose"),
+        *("DequantizeLinear", "MatMul"),
+    ]
+    assert sum(t.data_type == onnx.TensorProto.UINT4 for t in proto.graph.initializer) == 2
+    expected = Session(model, optimize=False).run(feeds)["o0"]
+    np.testing.assert_allclose(Session(proto, optimize=False).run(feeds)["o0"], expected, rtol=1e-5, atol=1e-5)
+    del proto.graph.node[0]
+    assert put_back(proto, unfused.fused) == 2
+    assert [n.op_type for n in proto.graph.node] == ["Reshape", "GatherBlockQuantized", "MatMulNBits"]
+    assert proto.graph.node[0].input[0] == proto.graph.node[2].input[1]
+    assert proto.graph.node[1].input[2] == proto.graph.node[2].input[2]
+    np.testing.assert_array_equal(Session(proto, optimize=False).run(feeds)["o0"], expected)
