@@ -43,8 +43,17 @@ OUTPUT = Section(
     ),
     flag("--bench", "Also time each model against IN in turns, one sample at a time."),
     SINGLE_FILE,
+    option(
+        "--report",
+        "report_file",
+        multiple=True,
+        metavar="FILE",
+        show_default="not saved",
+        help="Save a report too, of a sweep that is refused as well: by the suffix as .html (a page, with the front "
+        "and a slider over the ratios), .md, .json (that of FOLDER) or .xml (JUnit). Repeatable.",
+    ),
     JSON,
-    flag("--overwrite", "Replace files of FOLDER that exist."),
+    flag("--overwrite", "Replace files of FOLDER, and --report files, that exist."),
     flag("--quiet", "No table, no status; warnings and errors stay."),
 )
 RATIOS = Section(
@@ -106,6 +115,7 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
                 streams.show(result.to_json() if as_json else terminal.sweep(result, screen_of()))
             interrupts.hold()
 
-        result = sweep(model, folder, watch=watch, warn=warn, ready=ready, **arguments)
+        command = ctx.obj.command
+        result = sweep(model, folder, watch=watch, warn=warn, ready=ready, command=command, **arguments)
     if result.best is None and any(v is not None for v in result.limits.values()):
         raise BudgetUnreachable(f"no cut of the sweep holds the limits; why each does not is in {visible(folder)}")

@@ -45,7 +45,7 @@ class Outcome:
 def document_of(kind: str, data: Mapping[str, Any], outcome: Outcome, command: Sequence[str] = ()) -> dict[str, Any]:
     """The document of a run.
 
-    kind: "prune", "eval" or "bench". command: what was typed, () where the run was called from Python.
+    kind: "prune", "sweep", "eval" or "bench". command: what was typed, () where the run was called from Python.
     """
     head: dict[str, Any] = {
         "schema": SCHEMA,
@@ -83,9 +83,19 @@ def read(text: str | bytes, name: str) -> dict[str, Any]:
         document = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise InputError(f"{name} is not JSON: {e}") from e
+    if isinstance(document, dict) and document.get("schema") == 1 and "points" in document:
+        document = _swept_before(document)
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise InputError(f"{name} is no report of onnxprune: its field schema is not {SCHEMA!r}")
     version = str(document.get("schema_version"))
     if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise InputError(f"{name} has version {version} of the schema; this onnxprune reads {SCHEMA_VERSION}")
     return document
+
+
+def _swept_before(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The sweep.json of version 0.4.0, which had a form of its own, as one of today."""
+    stages = document.get("seconds") or {}
+    head = document_of("sweep", {}, Outcome()) | {"created": ""}
+    effort = {"stages": stages, "seconds": sum(stages.values())}
+    return {**document, **head, "effort": effort}

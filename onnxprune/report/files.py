@@ -85,15 +85,24 @@ def keeping(
     subject: what is known beforehand. Raises RunError.
     """
     data = dict(subject)
-    try:
+    with keeping_refusals(reports, kind, data, command):
         yield data.update
+    if reports.paths:
+        reports.save(document_of(kind, data, Outcome(), command))
+
+
+@contextmanager
+def keeping_refusals(
+    reports: Reports, kind: str, data: Mapping[str, Any], command: Sequence[str] = ()
+) -> Iterator[None]:
+    """Save what is known by then as a report where an error ends what is done inside, with the reason."""
+    try:
+        yield
     except OnnxPruneError as error:
         if reports.paths:
             with suppress(RunError):  # what stopped the run is worse
                 reports.save_refusal(document_of(kind, data, Outcome.of(error), command))
         raise
-    if reports.paths:
-        reports.save(document_of(kind, data, Outcome(), command))
 
 
 def form_of(path: Path) -> Callable[[Document], str]:

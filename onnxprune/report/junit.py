@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from onnxprune.measures.gates import as_typed
 from onnxprune.report.document import FAILED, REFUSED, Document
+from onnxprune.report.points import said_of
 from onnxprune.report.visible import made_visible
 
 _CHECKS = (
@@ -74,6 +75,8 @@ def _cases(document: Document) -> Iterator[Case]:
 
 def _said(document: Document) -> str:
     """What a run that went through has found, in a line."""
+    if document.get("points"):
+        return said_of(document)[0]
     verdict: dict[str, Any] = document.get("verdict") or {}
     return str(verdict.get("text") or "done")
 

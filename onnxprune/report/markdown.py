@@ -6,6 +6,7 @@ from typing import Any
 
 from onnxprune.report import view
 from onnxprune.report.document import DONE, Document
+from onnxprune.report.points import said_of, table_of
 from onnxprune.report.templates import fill
 
 
@@ -15,6 +16,7 @@ def markdown(document: Document) -> str:
     bench = document["kind"] == "bench" and document["status"] == DONE
     if bench:
         level, text = "measured", ""
+    swept = bool(document.get("points"))
     facts = [*view.quality_rows(document), *view.check_rows(document)]
     context: dict[str, Any] = {
         "kind": document["kind"],
@@ -22,11 +24,14 @@ def markdown(document: Document) -> str:
         "text": text,
         "subject": _subject(document),
         "sizes": view.size_rows(document),
+        "points": table_of(document) if swept else None,
+        "said": said_of(document)[1:] if swept else [],
+        "judged": document.get("judged"),
         "bench": view.bench_rows(document) if bench else [],
         "facts": facts + (view.bench_facts(document) if bench else []) + _data(document),
         "gates": view.gate_rows(document),
         "groups": view.group_rows(document),
-        "whole": view.whole_rows(document),
+        "whole": [] if swept else view.whole_rows(document),
         "pinned": view.pinned_by_remedy(document),
         "data": view.data_rows(document),
         "command": view.command_line(document),

@@ -16,7 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onnxprune.report import view
+from onnxprune.report import points, view
 from onnxprune.report.document import DONE, Document
 from onnxprune.report.groups import counted_in, sensitivity, width
 from onnxprune.report.network import network
@@ -31,7 +31,8 @@ def html(document: Document) -> str:
     level, text = view.headline(document)
     done = document["status"] == DONE
     bench = document["kind"] == "bench" and done
-    curves, front = _curves(document), view.front_rows(document)
+    swept = bool(document.get("points"))
+    curves, front = _curves(document), points.front(document)
     charts = bool(curves or front)
     scripts = [*(_VENDORED if charts else ()), "page"]
     context: dict[str, Any] = {
@@ -49,10 +50,14 @@ def html(document: Document) -> str:
         "warnings": document.get("warnings") or (),
         "notes": document.get("notes") or (),
         "front": front,
+        "points": points.table_of(document) if swept else None,
+        "said": points.said_of(document)[1:] if swept else [],
+        "judged": document.get("judged"),
+        "widths": points.widths(document),
         "network": network(document),
         "curves": curves,
         "groups": view.group_rows(document),
-        "whole": view.whole_rows(document),
+        "whole": [] if swept else view.whole_rows(document),
         "pinned": view.pinned_by_remedy(document),
         "data_line": view.data_line(document),
         "data": view.data_rows(document),
@@ -81,7 +86,7 @@ def _curves(document: Document) -> list[dict[str, Any]]:
     for c in document.get("curves") or ():
         group = groups[c["group"]]
         what, each = counted_in(group)
-        points = [
+        tries = [
             [n // each, e, int(n in c["tried"])]
             for n, e in zip(c["channels"], c["errors"], strict=True)
             if e is not None
@@ -91,9 +96,9 @@ def _curves(document: Document) -> list[dict[str, Any]]:
                 "name": str(group["name"]),
                 "width": width(group),
                 "counts": what,
-                "after": group["channels_after"] // each,
+                "after": None if document.get("points") else group["channels_after"] // each,
                 "said": sensitivity(c, group),
-                "points": points,
+                "points": tries,
             }
         )
     return rows

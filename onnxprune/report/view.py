@@ -6,7 +6,7 @@ Nothing is computed here that the document does not hold, so that a page made of
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from onnxprune.measures.figures import ERROR, change_of, percent
@@ -23,6 +23,7 @@ from onnxprune.report.groups import (
     why_whole,
     width,
 )
+from onnxprune.report.points import best_of, said_of
 from onnxprune.report.units import count, duration, latency, size
 from onnxprune.tasks.names import CLASSIFICATION
 
@@ -42,8 +43,7 @@ def headline(document: Document) -> tuple[str, str]:
     if document.get("dry_run"):
         return "plan", "dry run: a plan was made, and no model was written"
     if document.get("points"):
-        best = next((p for p in document["points"] if p.get("best")), None)
-        return ("good", f"the largest cut that holds: ratio {best['ratio']:.3g}") if best else ("bad", "no cut holds")
+        return "good" if best_of(document) else "doubtful", said_of(document)[0]
     verdict = document.get("verdict")
     if verdict:
         level, text = str(verdict["level"]), str(verdict["text"])
@@ -90,6 +90,9 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
         (removed, f"{name} removed", f"{before} → {after}") for name, before, after, removed in size_rows(document)
     ]
     found = [row for row in found if row[0]]
+    best = best_of(document)
+    if best is not None:
+        return [*found, *_tiles_of(best, document)]
     if document.get("output_error") is not None:
         bounds = (document.get("error") or {}).get("interval")
         interval = f"95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
@@ -99,36 +102,21 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     return found
 
 
-def front_rows(document: Document) -> list[dict[str, Any]]:
-    """The points of a sweep, in the order of their ratios: what each is called, its texts, and numbers for the chart.
-
-    A point is {ratio, size: {macs, parameters, bytes} or null, error, agreement, top1, seconds, front, why}; what it
-    does not have was not measured.
-    """
-    rows = []
-    for p in document.get("points") or ():
-        known: Mapping[str, Any] = {**p, **(p.get("size") or {})}
-        texts = [(name, NOT_MEASURED if known.get(key) is None else text(known[key])) for key, name, text in _POINT]
-        texts += [("remark", str(p["why"]))] if p.get("why") else []
-        numbers = {key: known.get(key) for key in ("ratio", "macs", "error")}
-        rows.append({"label": f"{p['ratio']:.3g}", "texts": texts, "front": bool(p.get("front"))} | numbers)
-    return rows
-
-
-def _share(value: float) -> str:
-    return f"{value:.2%}"
-
-
-# What is told of a point of a sweep: key, name, how.
-_POINT: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("macs", "MACs per sample", count),
-    ("parameters", "parameters", count),
-    ("bytes", "file size", size),
-    ("seconds", "time of a run", latency),
-    ("error", "output error", percent),
-    ("agreement", "agreement", _share),
-    ("top1", "top-1", _share),
-)
+def _tiles_of(best: Mapping[str, Any], document: Document) -> list[tuple[str, str, str]]:
+    """Of a sweep those of its best point."""
+    found = [(f"{best['achieved']:.1%}", f"{document['counted']} removed", f"--ratio {best['ratio']:g}")]
+    if best.get("error") is not None:
+        bounds = best.get("interval")
+        interval = f"95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
+        found.append((percent(best["error"]), "output error", interval))
+    if best.get("agreement") is not None:
+        found.append((f"{best['agreement']:.2%}", "agreement", "get the same class"))
+    if best.get("drop") is not None:
+        found.append((f"{best['drop']:.2f}", "points of top-1 lost", f"{best['top1']:.2%} are right"))
+    if best.get("time_ratio") is not None:
+        before = latency(document.get("original_seconds") or 0.0)
+        found.append((f"{best['time_ratio']:.3f} ×", "time of a run", f"the original takes {before}"))
+    return found
 
 
 def quality_rows(document: Document) -> Rows:

@@ -16,16 +16,17 @@ from onnxprune.config import Options, PruneConfig
 from onnxprune.data.sources import files_of
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, OnnxPruneError, RunError, UsageError
 from onnxprune.evaluation import Evaluation
-from onnxprune.intake.model_file import ModelLike
+from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.measures.verdict import GOOD, verdict_of
 from onnxprune.options import number, shown, typed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.output.model_files import put_model, refused
 from onnxprune.report.environment import versions
+from onnxprune.report.files import ReportFiles, Reports, keeping_refusals
 from onnxprune.report.progress import Progress
 from onnxprune.report.summary import Report
-from onnxprune.report.sweep import Point, Sweep, with_front
+from onnxprune.report.sweep import Point, Sweep, uncut, with_front
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.sentence.halves import Chosen, Prepared, choose, make, prepare
@@ -86,8 +87,9 @@ class _Files:
     def model(self, ratio: float) -> Path | None:
         return None if self.folder is None else self.folder / f"{self.stem}-{ratio:g}.onnx"
 
-    def table(self, suffix: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"sweep.{suffix}"
+    @property
+    def tables(self) -> tuple[Path, ...]:
+        return () if self.folder is None else (self.folder / "sweep.md", self.folder / "sweep.json")
 
 
 def sweep(
@@ -114,6 +116,8 @@ def sweep(
     allow_links: bool = False,
     custom_ops: Libraries = (),
     single_file: bool = False,
+    report_file: ReportFiles = None,
+    command: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Sweep:
     """Prune `model` by several ratios, and say what each saves and loses.
@@ -124,10 +128,11 @@ def sweep(
     text (`ratios_of`). test: data to judge on, as the calibration data, instead of samples held out from that;
     test_labels: the key of the classes in it, None for the only key of integers. max_drop, min_agreement, max_error:
     limits as for `prune`; the best is the largest cut that holds them, or without any has a good verdict. keep: which
-    models are written: "all", "best" or "none". bench: also time each against the original. The others are as for
-    `prune`.
+    models are written: "all", "best" or "none". bench: also time each against the original. report_file: save the whole
+    as a report too, in one file or several, each in the form of its suffix; of a sweep that is refused too. The others
+    are as for `prune`.
     A ratio that cannot be met, or whose model fails a check, is a point without a model that says why; where none can,
-    the first reason is raised. Raises the errors of `onnxprune.errors`; then nothing is written.
+    the first reason is raised. Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
     """
     wanted = ratios_of(ratios) if isinstance(ratios, str) else checked_ratios([*ratios])
     if keep not in KEEP:
@@ -140,26 +145,32 @@ def sweep(
     timed_on = provider_named("cpu" if bench is True else bench) if bench else None
     stem = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
     files = _Files(None if folder is None else Path(folder), stem)
-    made_folder = _checked_folder(
-        files, wanted, keep, (model, *files_of(calibration), *files_of(test)), overwrite=overwrite
-    )
+    reports = Reports.of(report_file, overwrite=overwrite)
+    read = (model, *files_of(calibration), *files_of(test))
+    made_folder = _checked_folder(files, wanted, keep, reports, read, overwrite=overwrite)
     machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
     clock = Clock(watch, hear=warn)
+    known = {"model": called(model), "versions": versions()}
     try:
-        with Stage(overwrite=overwrite) as stage, registering(machine.libraries):
+        with (
+            keeping_refusals(reports, "sweep", known, command),
+            Stage(overwrite=overwrite) as stage,
+            registering(machine.libraries),
+        ):
             with machine.working(clock.progress) as place:
                 with clock("load"):
                     loaded = opened(
                         model, calibration, settings, None, allow_links=allow_links, single_file=single_file
                     )
                     for ratio in wanted:
-                        check_data(files.model(ratio), (files.table("json"), files.table("md")), loaded.source)
+                        check_data(files.model(ratio), (*files.tables, *reports.paths), loaded.source)
                     exam = Exam.of(
                         model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links
                     )
                 prepared = prepare(loaded, settings, clock, place)
                 run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
-                result = run.over(wanted)
+                result = replace(run.over(wanted), command=tuple(command))
+                result = _stored(result, files, reports, stage)
             ready(result)
             stage.commit()
             made_folder = False
@@ -169,12 +180,21 @@ def sweep(
             files.folder.rmdir()
 
 
+def _stored(result: Sweep, files: _Files, reports: Reports, stage: Stage) -> Sweep:
+    """Store tables and reports behind the models; the result with the names of all."""
+    for path, text in zip(files.tables, (result.to_markdown(), result.to_json()), strict=False):
+        stage.put(path, text.encode("utf-8", "backslashreplace"))
+    reports.put(stage, result.document())
+    return replace(result, files=tuple(map(str, stage.targets)))
+
+
 def _checked_folder(
-    files: _Files, ratios: Sequence[float], keep: str, inputs: Sequence[object], *, overwrite: bool
+    files: _Files, ratios: Sequence[float], keep: str, reports: Reports, inputs: Sequence[object], *, overwrite: bool
 ) -> bool:
     """Make the folder where it is missing, and refuse what could not be written in it; whether it was made."""
     folder = files.folder
     if folder is None:
+        check_outputs((None, *reports.paths), inputs, overwrite)
         return False
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the models")
@@ -185,7 +205,7 @@ def _checked_folder(
         raise RunError(f"{folder} cannot be made: {e.strerror or e}") from e
     models = [files.model(r) for r in ratios] if keep != "none" else []
     try:
-        check_outputs((None, *models, files.table("json"), files.table("md")), inputs, overwrite)
+        check_outputs((None, *models, *files.tables, *reports.paths), inputs, overwrite)
     except OnnxPruneError:
         if new:
             folder.rmdir()
@@ -234,7 +254,7 @@ class _Run:
             points[best[0]] = replace(points[best[0]], best=True)
             if self.keep == "best":
                 points[best[0]] = self._written(points[best[0]], best[1])
-        return self._stored(with_front(points), self._last)
+        return self._told(with_front(points), self._last)
 
     def _point(self, ratio: float) -> tuple[Point, onnx.ModelProto | None]:
         settings = self.settings.with_options(ratio=ratio)
@@ -265,6 +285,7 @@ class _Run:
             None,
             timed,
             prepared.place,
+            prepared.tried,
         )
         with self.clock("judge"):
             result = self.exam.result_of(checked, loaded)
@@ -298,8 +319,8 @@ class _Run:
         put_model(self.stage, model, path, placement=self._placement)
         return replace(point, output=str(path))
 
-    def _stored(self, points: tuple[Point, ...], last: Report) -> Sweep:
-        result = Sweep(
+    def _told(self, points: tuple[Point, ...], last: Report) -> Sweep:
+        return Sweep(
             model=last.model,
             model_sha256=last.model_sha256,
             counted=self.settings.counted,
@@ -315,12 +336,10 @@ class _Run:
             original_seconds=self._seconds,
             notes=(),
             warnings=tuple(self.clock.warnings),
+            groups=uncut(last.groups),
+            curves=last.curves,
+            pinned=last.pinned,
         )
-        for suffix, text in (("md", result.to_markdown()), ("json", result.to_json())):
-            path = self.files.table(suffix)
-            if path is not None:
-                self.stage.put(path, text.encode())
-        return result
 
 
 def _measured(report: Report, result: Evaluation, limits: Limits) -> Point:

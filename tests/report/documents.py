@@ -7,12 +7,15 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
+from onnxprune import sweep
+from tests import digits
 from tests.digits import pruned
 
 # What a model may be called to break out of whatever a report is written in.
 HOSTILE = "</script><img src=x onerror=alert(1)>|`*_[a](http://b)\n\x1b[31m\x00]]>&amp;\u202e@me #1 www.c.d :tada:"
 GATE = {"name": "--max-error", "limit": 0.1, "held": False, "text": "logits"}
 QUICK: dict[str, Any] = {"ratio": 0.5, "method": "magnitude", "refit": "none"}
+QUICK_SWEEP: dict[str, Any] = {"method": "magnitude", "refit": "none"}
 
 
 @cache
@@ -37,7 +40,7 @@ def older() -> dict[str, Any]:
 
 
 def charted() -> dict[str, Any]:
-    """The document of a run with a curve for every group, and with a sweep's front."""
+    """The document of a run with another curve for every group."""
     document = done()
     document["curves"] = [
         {
@@ -49,10 +52,19 @@ def charted() -> dict[str, Any]:
         }
         for i, g in enumerate(document["groups"])
     ]
-    document["points"] = [
-        {"ratio": r / 10, "size": {"macs": 1_000_000 - 100_000 * r}, "error": 0.005 * r * r, "front": r != 4, "why": ""}
-        for r in range(1, 8)
-    ]
+    return document
+
+
+@cache
+def _swept() -> str:
+    return sweep(digits.path("resnet"), None, digits.CALIB, ratios="0.1:0.7:0.1", samples=64, **QUICK_SWEEP).to_json()
+
+
+def swept() -> dict[str, Any]:
+    """The document of a sweep over seven ratios of the bundled network, the last of which is not on the front."""
+    document: dict[str, Any] = json.loads(_swept())
+    for p, error in zip(document["points"], (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.05), strict=True):
+        p |= {"error": error, "interval": [0.8 * error, 1.3 * error], "front": error != 0.05, "best": error == 0.02}
     return document
 
 
@@ -69,7 +81,7 @@ def evil(document: dict[str, Any]) -> dict[str, Any]:
     """The document with hostile texts where texts are not fixed by the schema, and with all that may stand in one."""
     keep = ("schema", "schema_version", "kind", "status", "created")
     made = hostile(deepcopy(document)) | {k: document[k] for k in keep}
-    for row, own in zip(made["layers"], document["layers"], strict=True):
+    for row, own in zip(made.get("layers", ()), document.get("layers", ()), strict=True):
         row["kind"] = own["kind"]
     return made | {"gates": hostile([GATE]), "warnings": [HOSTILE], "notes": [HOSTILE]}
 

@@ -55,19 +55,9 @@ class Opened:
 
 
 def test_a_page_of_a_run(browser: Any, tmp_path: Path):
-    """Fails where something is asked for or said, the slider or the keys do nothing, or a reader is kept out."""
-    from axe_playwright_python.sync_playwright import Axe
-
+    """Fails where something is asked for or said, the keys do nothing, or a reader is kept out."""
     opened = Opened(browser, html(documents.charted()), tmp_path / "page.html")
     page = opened.page
-    page.wait_for_selector("[data-front] svg")
-    slider = page.locator("#ratio")
-    slider.focus()
-    for _ in range(2):
-        slider.press("ArrowRight")
-    assert page.locator("#chosen").inner_text() == "0.3"
-    assert "4.50%" in page.locator("#point").inner_text()
-
     rows = page.locator(".net li")
     rows.nth(0).focus()
     page.keyboard.press("ArrowDown")
@@ -78,6 +68,16 @@ def test_a_page_of_a_run(browser: Any, tmp_path: Path):
 
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("[data-curve] svg").count() == len(documents.charted()["curves"])
+    looked_over(opened)
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def looked_over(opened: Opened) -> None:
+    """Fits in at three widths, keeps no reader out, light or dark, and says and asks for nothing."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened.page
     for width in (390, 800, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -85,15 +85,31 @@ def test_a_page_of_a_run(browser: Any, tmp_path: Path):
         page.emulate_media(color_scheme=scheme)
         found = Axe().run(page).response["violations"]
         assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
-    page.emulate_media(media="print", color_scheme="dark")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert opened.quiet(), (opened.said, opened.asked)
+
+
+def test_a_page_of_a_sweep(browser: Any, tmp_path: Path):
+    """Fails where the slider does not begin at the best ratio, tells another point, or leaves the chart as it was."""
+    opened = Opened(browser, html(documents.swept()), tmp_path / "sweep.html")
+    page = opened.page
+    page.wait_for_selector("[data-front] svg")
+    assert page.locator("#chosen").inner_text() == "30%"
+    marked = "document.querySelector('[data-front]').innerHTML"
+    before = page.evaluate(marked)
+    slider = page.locator("#ratio")
+    slider.focus()
+    for _ in range(2):
+        slider.press("ArrowRight")
+    assert page.locator("#chosen").inner_text() == "50%"
+    assert "10.00%" in page.locator("#point").inner_text()
+    assert page.evaluate(marked) != before
+    assert slider.get_attribute("aria-valuetext") == "ratio 50%"
+    looked_over(opened)
 
 
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path):
     """Fails where a name of the model runs, or breaks the page's own scripts."""
     opened = Opened(browser, html(documents.evil(documents.charted())), tmp_path / "hostile.html")
-    opened.page.wait_for_selector("[data-front] svg")
     opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert opened.page.locator("img").count() == 0
     assert opened.page.locator("[data-curve] svg").count() == len(documents.charted()["curves"])

@@ -67,7 +67,7 @@ def test_foreign_files_are_the_recorded_ones():
         assert not re.search(r"</script|<!--", path.read_text(encoding="utf-8"), flags=re.IGNORECASE)
 
 
-@pytest.mark.parametrize("make", [documents.older, documents.done, documents.charted])
+@pytest.mark.parametrize("make", [documents.older, documents.done, documents.swept])
 def test_a_page_needs_nothing_else(make: Any):
     """Fails where an element would load something, or a script is not one that the page's policy lets run."""
     elements = Elements(page.html(make()))
@@ -81,7 +81,7 @@ def test_a_page_needs_nothing_else(make: Any):
     assert elements.tags["script"] == (4 if "curves" in make() else 2)
 
 
-@pytest.mark.parametrize("make", [documents.done, documents.charted])
+@pytest.mark.parametrize("make", [documents.done, documents.swept])
 def test_hostile_names_stay_text(make: Any):
     """Fails where a name makes an element, an attribute, or ends the data of a script."""
     tame, wild = (Elements(page.html(d)) for d in (make(), documents.evil(make())))

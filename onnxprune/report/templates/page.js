@@ -54,7 +54,7 @@
       marks: [
         Plot.lineY(points, { x: "channels", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
         Plot.dot(points.filter((p) => p.tried), { x: "channels", y: "error", fill: "var(--slim)" }),
-        Plot.ruleX([c.after], { stroke: "currentColor", strokeDasharray: "4 3" }),
+        Plot.ruleX(c.after === null ? [] : [c.after], { stroke: "currentColor", strokeDasharray: "4 3" }),
         Plot.tip(
           points,
           Plot.pointerX({
@@ -71,28 +71,34 @@
   // The front of a sweep, with the chosen ratio in words beside it.
   const place = document.querySelector("[data-front]");
   if (!place) return;
-  const known = data.front.filter((p) => p.macs !== null && p.error !== null);
-  const front = known.filter((p) => p.front).sort((a, b) => a.macs - b.macs);
+  const known = data.front.points.filter((p) => p.size !== null && p.error !== null);
+  const front = known.filter((p) => p.front).sort((a, b) => a.size - b.size);
+  const original = data.front.original === null ? [] : [{ size: data.front.original, error: 0 }];
+  // A wide interval would press all else together.
+  const highest = 1.5 * Math.max(...known.map((p) => p.error));
+  const sure = known.filter((p) => p.low !== null && p.high !== null && p.low < highest);
   const chart = (chosen) => (width) =>
     Plot.plot({
       ...common,
       width,
       height: 300,
       marginLeft: 52,
-      ariaLabel: "Output error against MACs for each ratio that was tried",
-      x: { label: "MACs per sample", tickFormat: "~s", nice: true },
+      ariaLabel: `Output error against ${data.front.counted} for each ratio that was tried`,
+      x: { label: data.front.counted, tickFormat: "~s", nice: true },
       y: { label: "output error", tickFormat: percent, zero: true, grid: true },
       marks: [
-        Plot.line(front, { x: "macs", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
-        Plot.dot(known, { x: "macs", y: "error", r: 4, fill: (p) => (p.front ? "var(--slim)" : "var(--quiet)") }),
-        Plot.dot([chosen].filter((p) => known.includes(p)), { x: "macs", y: "error", r: 9, stroke: "var(--accent)", strokeWidth: 3 }),
-        Plot.tip(known, Plot.pointer({ x: "macs", y: "error", title: (p) => `ratio ${p.label}: ${percent(p.error)}` })),
+        Plot.ruleX(sure, { x: "size", y1: "low", y2: (p) => Math.min(p.high, highest), stroke: "var(--wide)", strokeWidth: 3 }),
+        Plot.line([...front, ...original], { x: "size", y: "error", stroke: "var(--slim)", strokeWidth: 2 }),
+        Plot.dot(original, { x: "size", y: "error", r: 4, stroke: "var(--quiet)", fill: "var(--panel)" }),
+        Plot.dot(known, { x: "size", y: "error", r: 4, fill: (p) => (p.front ? "var(--slim)" : "var(--quiet)") }),
+        Plot.dot([chosen].filter((p) => known.includes(p)), { x: "size", y: "error", r: 9, stroke: "var(--accent)", strokeWidth: 3 }),
+        Plot.tip(known, Plot.pointer({ x: "size", y: "error", title: (p) => `ratio ${p.label}: ${percent(p.error)}` })),
       ],
     });
   const slider = document.getElementById("ratio");
   const point = document.getElementById("point");
   const choose = () => {
-    const chosen = data.front[Number(slider.value)];
+    const chosen = data.front.points[Number(slider.value)];
     document.getElementById("chosen").textContent = chosen.label;
     slider.setAttribute("aria-valuetext", `ratio ${chosen.label}`);
     const table = document.createElement("table");
