@@ -6,6 +6,7 @@ The material is no part of the repository: ONNXPRUNE_KIT names its folder, else 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ def kit_models(*folders: str) -> list[Any]:
     if not found:
         return [pytest.param(root, id="no-kit", marks=pytest.mark.skip(reason=NO_KIT))]
     return [pytest.param(f, id=f"{f.parent.name}/{f.stem}") for f in found]
+
+
+def one_export_each(models: list[Any]) -> list[Any]:
+    """Of each network among these parameters one export, exporters taking turns; all where ONNXPRUNE_EXAMPLES is set.
+
+    For what depends on operators and sizes, which the exports of one network share; what the exporters write
+    differently has tests on every file (`test_kit_exact.py`, `test_kit_prune.py`).
+    """
+    if "ONNXPRUNE_EXAMPLES" in os.environ:
+        return models
+    exports: dict[str, list[Any]] = {}
+    for p in models:
+        exports.setdefault(re.sub(r"(_legacy|_dynamo|_bn|_folded)+$", "", str(p.id)), []).append(p)
+    return [own[i % len(own)] for i, own in enumerate(exports.values())]
 
 
 def kit_feeds(path: Path, proto: onnx.ModelProto, batch: int) -> dict[str, Any]:

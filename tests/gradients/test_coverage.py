@@ -29,7 +29,7 @@ from onnxprune.intake import model_file
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.runtime.session import Session
 from tests.graphs import TABLE as TOPOLOGIES
-from tests.kit import has_batch, kit_feeds, kit_models
+from tests.kit import has_batch, kit_feeds, kit_models, one_export_each
 from tests.prepared import Array, Prepared
 
 Feeds = Mapping[str, Array]
@@ -217,7 +217,7 @@ def test_small_graphs(name: str, prepared: Callable[[str], Prepared]):
         assert said or not t.back.of_use
 
 
-@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+@pytest.mark.parametrize("path", one_export_each(kit_models("models", "arch", "wild")))
 def test_real_graphs(path: Path):
     """Fails where a real network has no gradient at a linear layer, or another one than differences say."""
     proto, _ = model_file.load(path)
@@ -232,7 +232,7 @@ def test_real_graphs(path: Path):
     assert said or not t.uses
 
 
-@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+@pytest.mark.parametrize("path", one_export_each(kit_models("models", "arch", "wild")))
 def test_smooth_graphs(path: Path):
     """Fails where a real network, without its kinks, has another gradient than differences say in any direction."""
     proto, _ = model_file.load(path)

@@ -20,7 +20,7 @@ from onnxprune.stages.save import PruneResult
 from onnxprune.targets.alignment import DEFAULT, TARGETS
 from tests import digits
 from tests.digits import pruned
-from tests.kit import kit_models
+from tests.kit import kit_models, one_export_each
 from tests.topologies.text import Topology
 
 FAST: dict[str, Any] = {"method": "magnitude", "refit": "none"}
@@ -244,7 +244,9 @@ def test_auto_is_the_default():
 
 
 @pytest.mark.parametrize("target", ["tensorrt-fp16", "tensorrt-int8"])
-@pytest.mark.parametrize("path", [p for p in kit_models("models") if p.id.startswith(("models/mnist", "no-kit"))])
+@pytest.mark.parametrize(
+    "path", one_export_each([p for p in kit_models("models") if p.id.startswith(("models/mnist", "no-kit"))])
+)
 def test_networks_of_the_kit(path: Path, target: str):
     """Fails where a small network cannot lose half of its MACs for a target."""
     report = prune(path, None, ratio=0.5, target=target, samples=16, **FAST).report
