@@ -72,7 +72,8 @@ class PruneConfig:
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
     state: pairs OUT=IN, an output that is an input of the next step; the samples of one file are then steps of a
-    sequence, and units behind it may go. seed: of every random choice. samples: use at most this many calibration
+    sequence, and units behind it may go. resize_io: patterns on names of inputs and outputs that may change their size
+    with the units, as caches do with heads. seed: of every random choice. samples: use at most this many calibration
     samples.
     labels: the key of the calibration data that holds the labels, for methods that look at gradients; None without any.
     memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
@@ -107,6 +108,7 @@ class PruneConfig:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
+    resize_io: tuple[str, ...] = ()
     exclude_after: tuple[str, ...] = ()
     seed: int = 0
     samples: int | None = None
@@ -177,7 +179,14 @@ class PruneConfig:
             raise UsageError(
                 "tolerance decides each width by itself: leave out ratio_of and same_widths, or give ratio"
             )
-        patterns = (*self.include, *self.exclude, *self.exclude_after, *self.same_widths, *(p for p, _ in shares))
+        patterns = (
+            *self.include,
+            *self.exclude,
+            *self.exclude_after,
+            *self.same_widths,
+            *self.resize_io,
+            *(p for p, _ in shares),
+        )
         for pattern in patterns:
             if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
                 raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
@@ -311,6 +320,7 @@ class Options(TypedDict, total=False):
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     state: tuple[str, ...]
+    resize_io: tuple[str, ...]
     exclude_after: tuple[str, ...]
     seed: int
     samples: int | None

@@ -26,7 +26,7 @@ from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import fed_back, first_run, model_file, ranks, sample_axes, unknown
+from onnxprune.intake import empty_caches, fed_back, first_run, model_file, ranks, sample_axes, unknown
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.intake.unknown import Tail
 from onnxprune.measures.by_output import OutputFigures, by_output
@@ -353,7 +353,9 @@ def _samples(source: Data | Samples, proto: onnx.ModelProto, states: tuple[State
         return source
     if states:
         return fed_back.read(proto, source, states, most)
-    samples = sample_axes.read(proto, taken(source, input_specs(proto), Wanted(most, _SEED)))
+    specs = input_specs(proto)
+    given = taken(source, empty_caches.fillable(proto, specs), Wanted(most, _SEED))
+    samples = replace(sample_axes.read(proto, given), specs=specs)
     if most is None or most >= len(samples):
         return samples
     return samples.take(np.sort(np.random.default_rng(_SEED).permutation(len(samples))[: samples.whole_runs(most)]))

@@ -163,15 +163,17 @@ def inspect(
     attention: str = "heads",
     target: str = DEFAULT,
     state: Sequence[str] = (),
+    resize_io: Sequence[str] = (),
     allow_links: bool = False,
     custom_ops: Libraries = (),
 ) -> Description:
     """What of `model` can be pruned, and why the rest cannot; `model` and `calibration` as for `prune`.
 
-    The data only fixes the sizes of symbolic dimensions. attention, target, state: as in PruneConfig.
+    The data only fixes the sizes of symbolic dimensions. attention, target, state, resize_io: as in PruneConfig.
     allow_links, custom_ops: as for `prune`. Raises InputError, RunError and UsageError.
     """
-    settings = PruneConfig(samples=2, attention=attention, target=target, state=tuple(state))
+    state, resize_io = tuple(state), tuple(resize_io)
+    settings = PruneConfig(samples=2, attention=attention, target=target, state=state, resize_io=resize_io)
     with spill.spilling(), registering(checked_libraries(custom_ops)):
         return describe_loaded(load(model, calibration, settings, allow_links=allow_links), settings)
 

@@ -16,8 +16,12 @@ class Remedy(Enum):
 
     # The model's outside.
     OUTPUT = "nothing in the model can: the size of an output is part of its interface"
-    INPUT = "nothing in the model can: the size of an input is part of its interface (name a state with --state)"
+    INPUT = (
+        "nothing in the model can: the size of an input is part of its interface (name a state with --state, or let it "
+        "change with --resize-io)"
+    )
     OUTSIDE = "prune the network without this step (pre- or post-processing, a loss), and put it back afterwards"
+    CACHE = "let the cache change its size, as an input and as an output, with --resize-io"
     # What is only known when the model runs.
     RUN_TIME = "make the value constant: export with fixed sizes, or fold constants with a simplifier first"
     INVALID = "mend the node: no runtime can compute it as it stands"

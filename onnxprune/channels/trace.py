@@ -114,6 +114,7 @@ class Trace:
     _nested: list[tuple[Factor, Factor, Pinned]] = field(default_factory=list)
     _stopped: dict[int, Remedy] = field(default_factory=dict)
     _states: dict[str, Factor] = field(default_factory=dict)
+    _given: list[tuple[Factor, Pinned]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         stored = sum(prod(self.graph.shape(name) or ()) for name in self.graph.constants)
@@ -148,6 +149,10 @@ class Trace:
                 raise TooMany
             self._states[name] = self.labels.fresh(prod(shape)).reshape(shape)
         return self._states[name]
+
+    def keep_what_nothing_reads(self, name: str, factors: Factors, node: Node, why: Reason) -> None:
+        """Of the units of an output that may change, keep those that no state has which is read, once all is traced."""
+        self._given.extend((f, Pinned(name, tracked_axes(f)[0], node.name, node.op, why)) for f in factors)
 
     def to_pin(self, name: str) -> Factors:
         """What `of` gives; nothing for a constant that has too many: whatever reads it pins all else that it reads."""
@@ -353,6 +358,15 @@ class Trace:
             else:
                 self.labels.unify(outer, inner)
         self._nested.clear()
+        if self._given:
+            of_label = self.labels.classes().of_label
+            read = np.unique(
+                np.concatenate([of_label[f].ravel() for f in self._states.values()] or [np.zeros(0, np.int64)])
+            )
+            for f, why in self._given:
+                lonely = f[~np.isin(of_label[f], read)]
+                if lonely.size:
+                    self.labels.pin(lonely, why)
 
     def untracked_reason(self, name: str, axis: int) -> Reason:
         """Why an axis carries no labels, in words for the report, and what would give it some."""

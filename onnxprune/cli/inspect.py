@@ -9,7 +9,7 @@ import click
 from onnxprune.cli.options.names import DEFAULTS
 from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, option, with_default
-from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, STATE
+from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, RESIZE_IO, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.start import start
 from onnxprune.cli.values import Choice
@@ -42,6 +42,7 @@ from onnxprune.targets.alignment import TARGETS
                 **with_default(DEFAULTS.attention),
                 help="What would go in attention: whole heads, or the same positions of every head.",
             ),
+            RESIZE_IO,
         ),
         Section(
             "Where it runs",
@@ -64,6 +65,7 @@ def inspect_command(
     attention: str,
     target: str,
     state: tuple[str, ...],
+    resize_io: tuple[str, ...],
     allow_links: bool,
     custom_ops: tuple[str, ...],
     as_json: bool,
@@ -80,6 +82,13 @@ def inspect_command(
     from onnxprune.report import terminal
 
     description = inspect(
-        model, source, attention=attention, target=target, state=state, allow_links=allow_links, custom_ops=custom_ops
+        model,
+        source,
+        attention=attention,
+        target=target,
+        state=state,
+        resize_io=resize_io,
+        allow_links=allow_links,
+        custom_ops=custom_ops,
     )
     streams.show(description.to_json() if as_json else terminal.inspection(description, screen_of()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ class InputSpec:
     """A model input: its numpy dtype and declared dimensions, None where symbolic.
 
     whole: axis 0 counts no samples, as an input that is no tensor has that size too, or as the data has one value for
-    all samples. symbols: the names of the dimensions, "" where there is none; () where no dimension has one.
+    all samples. symbols: the names of the dimensions, "" where there is none; () where no dimension has one. absent:
+    gives the shape of a sample without entries that stands for the input, by its name, where data leave it out.
     """
 
     name: str
@@ -27,6 +28,7 @@ class InputSpec:
     dims: tuple[int | None, ...]
     whole: bool = False
     symbols: tuple[str, ...] = ()
+    absent: Callable[[str], tuple[int, ...] | None] | None = field(default=None, compare=False)
 
     @property
     def batched(self) -> bool:

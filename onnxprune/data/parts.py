@@ -23,6 +23,9 @@ def checked(data: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...], path
     """
     inputs: dict[str, Array | Rows] = {}
     for s in specs:
+        empty = None if s.absent is None or s.name in data else s.absent(s.name)
+        if empty is not None:
+            data = {**data, s.name: np.zeros((_count(data, specs), *empty), s.dtype)}
         if s.name not in data:
             wanted = ", ".join(repr(x.name) for x in specs)
             keys = ", ".join(repr(k) for k in data) or "nothing"
@@ -37,6 +40,12 @@ def checked(data: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...], path
         inputs[s.name] = _with_axis(a, s)
     _check_entries(inputs, specs, path)
     return Part(inputs, {k: v[:] if isinstance(v, Rows) else v for k, v in data.items() if k not in inputs}, str(path))
+
+
+def _count(data: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...]) -> int:
+    """How many samples the first input has that counts any."""
+    held = (data[s.name] for s in specs if s.batched and s.name in data and len(data[s.name].shape) == len(s.dims))
+    return next((a.shape[0] for a in held), 1)
 
 
 def key(name: object) -> str:

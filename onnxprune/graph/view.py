@@ -96,11 +96,12 @@ def depth_first(nodes: Iterable[Node]) -> Iterator[Node]:
 class StateGather:
     """A Gather of all positions of an axis in their order, put between a state and the nodes that read or write it.
 
-    A state is an output of one step that is an input of the next. `tensor` is the output of the Gather, `source` what
-    it picks from along `axis`, and `indices` the constant that lists all `positions` of it, which no other node reads.
-    state: the output and the input. units: the tensor that has the units of the state, on `axes`: of several such
-    Gathers in a row the last output where a state is read, the first source where it is written. read_as: of one that
-    is written, the `units` of those that read the same entries.
+    A state is an output of one step that is an input of the next, or one of them that may change its size. `tensor` is
+    the output of the Gather, `source` what it picks from along `axis`, and `indices` the constant that lists all
+    `positions` of it, which no other node reads. state: the output and the input, "" for one that is not known. units:
+    the tensor that has the units of the state, on `axes`: of several such Gathers in a row the last output where a
+    state is read, the first source where it is written. read_as: of one that is written, the `units` of those that read
+    the same entries. resized: what is declared loses the positions that go.
     """
 
     tensor: str
@@ -113,6 +114,12 @@ class StateGather:
     axes: tuple[int, ...]
     written: bool = False
     read_as: tuple[str, ...] = ()
+    resized: bool = False
+
+    @property
+    def port(self) -> str:
+        """The input or output of the model that it stands at."""
+        return self.state[0] if self.written else self.state[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ _CONFIDENCE = 0.95
 # What does not vary counts as unchanged up to this share of its squares.
 _UNCHANGED = 1e-6
 _MOST_SHOWN = 100.0
-_STATE = "a state, with zeros for the units that went: what comes of it in the next steps counts"
+_STATE = "a state, without the units that went: what comes of it in the next steps counts"
 # Probabilities in half precision, or of quantized models, add up to 1 as nearly as this.
 _SUM = 1e-2
 # Normalised vectors are of one length as nearly as this.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, permutations
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ class Symbol:
         return int(np.shape(feeds[name])[axis])
 
 
+_Ways = Sequence[tuple[int, int, int]]
+# A dimension, and the two that it is the sum of.
+_Total = tuple[Symbol, tuple[Symbol, Symbol]]
+# With how many others a dimension is changed, of those that do not change alone.
+_MOST_PARTNERS = 4
+
+
 def symbols(example: Feeds, proto: onnx.ModelProto) -> list[Symbol]:
     """The symbolic dimensions of the inputs; one without a name stands for itself alone."""
     places_by_symbol: dict[str, list[tuple[str, int]]] = {}
@@ -50,17 +58,34 @@ def resized(
     """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
 
     Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
-    one that it takes stands in for it. most: so many dimensions, the first ones; None for all.
+    one that it takes stands in for it; else it is changed with another one, as the positions so far are with new ones.
+    most: so many dimensions, the first ones; None for all.
     """
     variants: list[dict[str, Array]] = []
-    for s in symbols(example, proto)[:most]:
-        first, *others = [s.size + 1] if s.first else [2 * s.size or 2, s.size // 2, s.size + 1, s.size - 1]
+    dimensions = symbols(example, proto)
+    for s in dimensions[:most]:
+        first, *others = _alone(s)
         variant = with_sizes(example, [(s, first)])
-        if any(new > 0 for new in others) and not runs(variant):
-            smaller = (with_sizes(example, [(s, new)]) for new in others if new > 0)
-            variant = next((v for v in smaller if runs(v)), variant)
+        if others and not runs(variant):
+            smaller = (with_sizes(example, [(s, new)]) for new in others)
+            variant = next((v for v in chain(smaller, _in_pairs(example, dimensions, s)) if runs(v)), variant)
         variants.append(variant)
     return variants
+
+
+def _alone(s: Symbol) -> list[int]:
+    """The sizes that are tried for a dimension, the wanted one first."""
+    if s.first:
+        return [s.size + 1]
+    return [2 * s.size or 2, *(new for new in (s.size // 2, s.size + 1, s.size - 1) if new > 0)]
+
+
+def _in_pairs(example: Feeds, dimensions: Sequence[Symbol], s: Symbol) -> Iterator[dict[str, Array]]:
+    """A dimension larger together with another one, by as much."""
+    partners = [t for t in dimensions if t is not s and not t.first]
+    for t in partners[:_MOST_PARTNERS]:
+        for more in dict.fromkeys((s.size or 2, 1)):
+            yield with_sizes(example, [(s, s.size + more), (t, t.size + more)])
 
 
 def together(
@@ -71,16 +96,44 @@ def together(
 
     Twice a size has all the divisors that the size has, so what rounds up to a window or a stride shows only at the
     former; what is filled up to a least size, and where fewer positions are left than are asked for, at the latter.
-    more: also with three samples and larger odd sizes, and with one sample and nothing else changed.
+    more: also with three samples and larger odd sizes, and with one sample and nothing else changed. Where the model
+    takes none of these, dimensions that it takes no other size of stay, and one that was the sum of two others
+    (positions so far and new ones) is that again.
     """
     dimensions = symbols(example, proto)
-    kinds = [_sized(example, dimensions, 1, ((2, 1, 2), (2, 1, 0), (4, 0, 0), (1, 0, 0)))]
+    kinds: list[tuple[int, _Ways]] = [(1, ((2, 1, 2), (2, 1, 0), (4, 0, 0), (1, 0, 0)))]
     if any(not s.first for s in dimensions):
-        kinds.append(_sized(example, dimensions, 2, ((0, 1, 0), (0, 3, 0), (0, 5, 0), (1, 1, 0))))
+        kinds.append((2, ((0, 1, 0), (0, 3, 0), (0, 5, 0), (1, 1, 0))))
     if more:
-        kinds += [_sized(example, dimensions, 3, ((3, 4, 2), (3, 4, 0))), _sized(example, dimensions, 1, ((2, 0, 0),))]
-    taken = [next((v for v in variants if runs(v)), None) for variants in kinds]
+        kinds += [(3, ((3, 4, 2), (3, 4, 0))), (1, ((2, 0, 0),))]
+    taken = [next((v for v in _sized(example, dimensions, first, ways) if runs(v)), None) for first, ways in kinds]
+    if None in taken and sum(not s.first for s in dimensions) > 2:
+        moving = [s for s in dimensions if s.first or _moves(example, dimensions, s, runs)]
+        for total in _sums(moving):
+            again = [
+                v or next((w for w in _sized(example, moving, first, ways, total) if runs(w)), None)
+                for v, (first, ways) in zip(taken, kinds, strict=True)
+            ]
+            if again != taken:
+                taken = again
+                break
     return [v for v in taken if v is not None]
+
+
+def _moves(example: Feeds, dimensions: Sequence[Symbol], s: Symbol, runs: Callable[[Feeds], bool]) -> bool:
+    """Whether the model takes another size of a dimension. Of what holds nothing any size says nothing."""
+    if all(np.size(example[name]) == 0 for name, _ in s.places) and s.size:
+        return False
+    alone = (with_sizes(example, [(s, new)]) for new in _alone(s))
+    return not s.size or any(runs(v) for v in chain(alone, _in_pairs(example, dimensions, s)))
+
+
+def _sums(dimensions: Sequence[Symbol]) -> Iterator[_Total]:
+    """The dimensions that are as large as two others together, with these."""
+    others = [s for s in dimensions if not s.first]
+    for total, a, b in permutations(others[: _MOST_PARTNERS + 1], 3):
+        if total.size == a.size + b.size and others.index(a) < others.index(b):
+            yield total, (a, b)
 
 
 def distinct(variants: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
@@ -93,16 +146,20 @@ def distinct(variants: Iterable[dict[str, Array]]) -> list[dict[str, Array]]:
 
 
 def _sized(
-    example: Feeds, dimensions: Sequence[Symbol], first: int, ways: Sequence[tuple[int, int, int]]
+    example: Feeds, dimensions: Sequence[Symbol], first: int, ways: _Ways, total: _Total | None = None
 ) -> Iterator[dict[str, Array]]:
     """Variants by (halves, more, apart): first axes of size `first`, the k-th other symbol of halves · size / 2 + more
-    + k · apart, made odd where anything was added."""
+    + k · apart, made odd where anything was added. total: a symbol that is the sum of two others."""
     others = [s for s in dimensions if not s.first]
     for halves, more, apart in ways:
         sizes = [(s, first) for s in dimensions if s.first]
         for k, s in enumerate(others):
             new = halves * s.size // 2 + more + k * apart
             sizes.append((s, new | 1 if more else max(new, 1)))
+        if total is not None:
+            whole, parts = total
+            sizes = [(s, n) for s, n in sizes if s is not whole]
+            sizes.append((whole, sum(n for s, n in sizes if s in parts)))
         yield with_sizes(example, sizes)
 
 

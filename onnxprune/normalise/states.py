@@ -9,6 +9,9 @@ A state often holds those of several layers, which the model slices out of the i
 Gathers stand behind such slices and before such joints, so that each layer has units of its own: a *piece* of the state
 is a tensor and the positions of the state that are in it. Where the pieces that are read are not those that are
 written, the whole state is one piece.
+
+Inputs and outputs that may change with the units (a cache, of which no head is kept that nobody reads) get the same
+Gathers, each around the whole: at the end what is declared shrinks, and the Gathers go.
 """
 
 from __future__ import annotations
@@ -75,25 +78,27 @@ class _Piece:
         return any(b <= c or d <= a for (a, b), (c, d) in zip(self.on(axes), other.on(axes), strict=True))
 
 
-def with_gathers(normalised: Normalised, states: Sequence[State]) -> Normalised:
+def with_gathers(normalised: Normalised, states: Sequence[State], resized: Collection[str] = ()) -> Normalised:
     """The normal form with Gathers between `states` (output, input) and the nodes that read or write them.
 
     They compute nothing: they say where units may be cut. States of other types than floating point get none, neither
-    do those that bodies read, nor what has no axis that is as long, and longer than 1, at every size.
+    do those that bodies read, nor what has no axis that is as long, and longer than 1, at every size. resized: inputs
+    and outputs that may change with their units, states or not.
     """
-    if not states:
+    if not states and not resized:
         return normalised
-    editing = _Editing(normalised)
+    editing = _Editing(normalised, resized)
     for output in dict.fromkeys(o for o, _ in states):
         editing.add(output, [i for o, i in states if o == output])
+    editing.add_alone({*resized} - {name for state in states for name in state})
     return editing.result()
 
 
 class _Editing:
     """A copy of a normal form that gets Gathers."""
 
-    def __init__(self, normalised: Normalised) -> None:
-        self._normalised = normalised
+    def __init__(self, normalised: Normalised, resized: Collection[str]) -> None:
+        self._normalised, self._resized = normalised, frozenset(resized)
         self._proto = protobuf.copied(normalised.proto)
         self._nodes = list(self._proto.graph.node)
         self._stored = {t.name: t for t in self._proto.graph.initializer}
@@ -125,7 +130,9 @@ class _Editing:
         written = list(self._written(self._whole(output)))
         read = {i: list(self._read(self._whole(i))) for i in inputs}
         pieces = [*written, *(p for ps in read.values() for p in ps)]
-        if any(a.on(axes) != b.on(axes) and not a.apart(b, axes) for a in pieces for b in pieces):
+        if self._resized.intersection((output, *inputs)) or any(
+            a.on(axes) != b.on(axes) and not a.apart(b, axes) for a in pieces for b in pieces
+        ):
             written = [self._whole(output)]
             read = {i: [replace(self._whole(i), nodes=tuple(self._readers(i)))] for i in inputs}
         read_as: dict[Region, list[str]] = {}
@@ -136,27 +143,41 @@ class _Editing:
         for piece in written:
             self._put_before(piece, axes, (output, inputs[0]), read_as.get(piece.on(axes), ()))
 
+    def add_alone(self, names: Collection[str]) -> None:
+        """Put Gathers at inputs and outputs of which it is not known what they are in the next step."""
+        for name in sorted(names):
+            if name in self._outputs:
+                axes = self._axes(name, ())
+                if axes:
+                    self._put_before(self._whole(name), axes, (name, ""), ())
+            else:
+                axes = self._axes("", (name,))
+                if axes and self._readers(name):
+                    self._put_behind(replace(self._whole(name), nodes=tuple(self._readers(name))), axes, ("", name))
+
     # what may be cut
 
     def _axes(self, output: str, inputs: Sequence[str]) -> tuple[int, ...]:
-        """The axes of a state that its units may lie on."""
-        names = (output, *inputs)
+        """The axes of a state that its units may lie on. output: "" where there is none that is known."""
+        names = tuple(n for n in (output, *inputs) if n)
         shapes = [self._shapes.get(n) for n in names]
         producer = self._producer()
-        plain = output in producer and self._outputs.count(output) == 1 and not self._captured.intersection(names)
+        written = not output or (output in producer and self._outputs.count(output) == 1)
+        plain = written and not self._captured.intersection(names)
         first = shapes[0]
         if not plain or first is None or any(s is None or len(s) != len(first) for s in shapes):
             return ()
         if not all(is_float(helper.tensor_dtype_to_np_dtype(self._types.get(n, 1))) for n in names):
             return ()
-        fixed = {v.name: v.type.tensor_type.shape.dim for v in self._proto.graph.input}
+        fixed = {v.name: v.type.tensor_type.shape.dim for v in (*self._proto.graph.input, *self._proto.graph.output)}
+        alone = [output] if output in self._resized else []
         return tuple(
             a
             for a, size in enumerate(first)
             if size > 1
             and all(s is not None and s[a] == size for s in shapes)
             and not any(a in self._free.get(n, ()) for n in names)
-            and all(len(fixed[i]) == len(first) and fixed[i][a].dim_value == size for i in inputs)
+            and all(len(fixed[i]) == len(first) and fixed[i][a].dim_value == size for i in (*inputs, *alone))
         )
 
     def _whole(self, name: str) -> _Piece:
@@ -257,7 +278,8 @@ class _Editing:
             self._stored[indices] = stored
             self._proto.graph.initializer.append(stored)
             made.append(helper.make_node("Gather", [source, indices], [tensor], name=f"state {tensor}", axis=axis))
-            gathers.append(StateGather(tensor, source, indices, axis, size, state, "", tuple(places)))
+            resized = bool(self._resized.intersection(state))
+            gathers.append(StateGather(tensor, source, indices, axis, size, state, "", tuple(places), resized=resized))
             source = tensor
         return gathers
 

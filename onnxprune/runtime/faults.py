@@ -1,4 +1,4 @@
-"""Faults of older onnxruntime releases that end the process as a session starts, and what keeps models from them."""
+"""Faults of onnxruntime, most of them of older releases, and what keeps models from them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _ZERO_POINT: Mapping[str, int] = {
     "MatMulIntegerToFloat": 5,
     "QAttention": 7,
 }
+_GROUPED = "GroupQueryAttention"
 
 
 def optimizers_left_out(model: onnx.ModelProto, release: tuple[int, ...]) -> list[str]:
@@ -38,6 +39,36 @@ def with_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in _short(mended):
         node.input.extend([""] * (_ZERO_POINT[node.op_type] + 1 - len(node.input)))
     return mended
+
+
+def without_sizes_of_pasts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with nameless sizes of past keys and values, where other nodes read the present ones; else itself.
+
+    onnxruntime takes the keys and values that GroupQueryAttention gives for as long as those of the past, by the name
+    of that size, and puts what is computed of them where only that has room (such a run fails, up to 1.31 at least).
+    """
+    grouped = [n for n in model.graph.node if n.op_type == _GROUPED]
+    given = {o for n in grouped for o in n.output[1:3] if o}
+    if not any(given.intersection(n.input) for n in model.graph.node):
+        return model
+    producer = {o: n for n in model.graph.node for o in n.output}
+    pasts = {_source(i, producer) for n in grouped for i in n.input[3:5] if i}
+    mended = copied(model)
+    for v in mended.graph.input:
+        for d in v.type.tensor_type.shape.dim[1:] if v.name in pasts else ():
+            if not d.HasField("dim_value"):
+                d.Clear()
+    named = [v for v in mended.graph.value_info if _source(v.name, producer) not in pasts]
+    del mended.graph.value_info[:]
+    mended.graph.value_info.extend(named)
+    return mended
+
+
+def _source(name: str, producer: Mapping[str, onnx.NodeProto]) -> str:
+    """What a row of Gathers picks from."""
+    while name in producer and producer[name].op_type == "Gather":
+        name = producer[name].input[0]
+    return name
 
 
 def _short(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -145,6 +145,8 @@ class Session:
             options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
             if chosen.exact and isinstance(source, onnx.ModelProto):
                 source = faults.with_zero_points(source)
+            if isinstance(source, onnx.ModelProto):
+                source = faults.without_sizes_of_pasts(source)
             return _opened(source, options, providers)
 
         self._declared: dict[str, np.dtype[Any]] = {}

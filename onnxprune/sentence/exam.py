@@ -108,7 +108,7 @@ class Exam:
     def result_of(self, checked: Checked, loaded: Loaded) -> Evaluation:
         """What was measured of a finished model."""
         if self.test is not None:
-            whole: onnx.ModelProto = external.embedded(checked.whole)
+            whole: onnx.ModelProto = external.embedded(checked.wide)
             return evaluate(whole, self.test, against=self.original, labels=self.labels, **self.options)
         figures = checked.figures
         if figures is None:

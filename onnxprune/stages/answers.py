@@ -14,6 +14,7 @@ from onnxprune.numerics.arrays import Array, Masks
 from onnxprune.runtime import outputs
 from onnxprune.stages.couple import Coupled, original_of, seen, watched_of, with_layouts
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.ports import resized_outputs
 
 
 def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequence[Part] | None = None) -> Answers:
@@ -44,7 +45,7 @@ def judged_by(loaded: Loaded, coupled: Coupled, reference: Answers, masks: Masks
     def went(tensor: str) -> bool:
         return any(not keep[f].all() for f in taken.channels.factors.get(tensor, ()))
 
-    states = {s.state[0] for s in n.states if s.written and went(s.units)}
+    states = resized_outputs(n) | {s.state[0] for s in n.states if s.written and went(s.units)}
     observed = observed_in(taken.channels.graph, n.types, went, states)
     if observed == replace(coupled.observed, layouts={}):
         return Judged(coupled, reference)

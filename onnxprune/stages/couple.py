@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx
 
@@ -29,6 +30,7 @@ from onnxprune.measures.observed import Observed, observed_in, observing, tensor
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, shares_of
+from onnxprune.stages.ports import resized_outputs
 from onnxprune.stages.stored import stored_of
 from onnxprune.surgery.packed_codes import implied
 from onnxprune.targets import tensorrt_check
@@ -249,7 +251,8 @@ def watched_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded) -> onnx
 
 def observed_of(taken: TakenBranches, normalised: Normalised) -> Observed:
     """What stands for the outputs of the model that the samples run."""
-    return observed_in(taken.channels.graph, normalised.types, lambda t: _may_go(taken.channels, t))
+    free = partial(_may_go, taken.channels)
+    return observed_in(taken.channels.graph, normalised.types, free, resized_outputs(normalised))
 
 
 def _may_go(channels: ChannelGraph, tensor: str) -> bool:

@@ -95,7 +95,9 @@ def notes_on_states(coupled: Coupled, n: Normalised, keep: Mask) -> list[str]:
     """For the report: the states that lost entries, given the classes that stay."""
     factors = coupled.channels.factors
     cut = dict.fromkeys(
-        "=".join(s.state) for s in n.states if s.written and any(not keep[f].all() for f in factors.get(s.units, ()))
+        "=".join(s.state)
+        for s in n.states
+        if s.written and not s.resized and any(not keep[f].all() for f in factors.get(s.units, ()))
     )
     if not cut:
         return []

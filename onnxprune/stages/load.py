@@ -23,6 +23,7 @@ from onnxprune.graph.external import Placement
 from onnxprune.intake import (
     counting,
     declarations,
+    empty_caches,
     fed_back,
     first_run,
     model_file,
@@ -43,6 +44,7 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
 from onnxprune.runtime.session import notes_on
 from onnxprune.runtime.walker import runtime_batch
+from onnxprune.stages import ports
 
 Calibration = Data | None
 _RANDOM_SAMPLES = 64
@@ -186,7 +188,8 @@ def load(
     unknown.check_versions(normalised.proto, tail)
     count = samples.count(example)
     fed = [(s.output, s.input) for s in states]
-    normalised = with_gathers(replace(normalised, samples=count), fed)
+    normalised = with_gathers(replace(normalised, samples=count), fed, ports.resized(original, settings.resize_io))
+    ports.check_resized(normalised, settings.resize_io)
     batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))
     if not (counting.counts(original) and counting.counts(normalised.proto)):
         batches = islice(batches, 1)
@@ -271,7 +274,8 @@ def read_samples(
     if states:
         samples = with_others(fed_back.read(proto, calibration, states, settings.samples), proto)
     else:
-        samples = with_others(sample_axes.read(proto, sources.taken(calibration, specs, wanted)), proto)
+        given = sources.taken(calibration, empty_caches.fillable(proto, specs), wanted)
+        samples = with_others(replace(sample_axes.read(proto, given), specs=specs), proto)
     if settings.labels is not None:
         class_labels.of(samples, settings.labels)  # before a choice is made, which keeps only what is one per sample
     if settings.samples is not None and settings.samples < len(samples):

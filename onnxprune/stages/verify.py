@@ -25,6 +25,7 @@ from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.finish import Finished
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery.resized import Resized, picked, resize, said
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
 from onnxprune.verification import checks
@@ -44,11 +45,13 @@ class Checked:
     tolerance is of, on the samples of the figures; chosen: the same on those that the tolerance was held against.
     tensorrt: what TensorRT's parser refuses; None where that is not asked.
     whole: the model to write with what the checks leave aside: what lies behind unknown operators, and inputs that have
-    no shape in the file.
+    no shape in the file; with the inputs and outputs that change, of which `resized` says what is left. wide: the same
+    with those of the original.
     """
 
     finished: Finished
     whole: onnx.ModelProto
+    wide: onnx.ModelProto
     exactness: checks.Exactness | None
     sizes: int
     figures: Figures | None
@@ -56,6 +59,7 @@ class Checked:
     discrepancy: float | None = None
     chosen: float | None = None
     tensorrt: tuple[str, ...] | None = None
+    resized: tuple[Resized, ...] = ()
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -82,6 +86,7 @@ def check(
     tensorrt: tuple[str, ...] | None = None
     sizes = 0
     whole = unknown.put_back(final, loaded.tail)
+    narrow, changed = resize(whole, n.states)
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
         others = checks.other_sizes(loaded.original, example, n.shapes, n.reached)
@@ -96,6 +101,10 @@ def check(
             tensorrt = tuple(tensorrt_check.warnings(final))
             notes += tensorrt
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
+        if changed:
+            checks.structure(narrow, whole)
+            checks.same_without(whole, narrow, partial(picked, resized=changed), (example, *others))
+            notes.append(f"inputs and outputs changed, as --resize-io allows: {said(changed)}")
         judged, reference = finished.judged.coupled, finished.judged.reference
         given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
         figures = figures_of_result(given, judged, loaded, reference)
@@ -118,7 +127,9 @@ def check(
         notes.append(f"--force: {e}")
     return Checked(
         finished=finished,
-        whole=ranks.put_back(whole, loaded.shapeless),
+        whole=ranks.put_back(narrow, loaded.shapeless),
+        wide=ranks.put_back(whole, loaded.shapeless),
+        resized=changed,
         exactness=exact,
         sizes=sizes,
         figures=figures,

@@ -9,7 +9,7 @@ data; the discrepancy is measured on samples that the fit did not see.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -321,6 +321,30 @@ def runs_at_other_sizes(
                 finite({name: a}, {name: b}, f"with inputs of {_sizes(variant)}")
         sizes += 1
     return sizes
+
+
+def same_without(
+    wide: onnx.ModelProto,
+    narrow: onnx.ModelProto,
+    picked: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    sizes: Sequence[Feeds],
+) -> None:
+    """Raises CheckFailed unless a model gives the same where inputs and outputs lack what it does not read or give.
+
+    picked: of inputs or outputs, what is left. Sizes that `wide` does not take are left out.
+    """
+    before, after = Session(wide), Session(narrow)
+    for feeds in sizes:
+        try:
+            expected = picked(before.run(feeds))
+        except RunError:
+            continue
+        difference = largest_difference(_run(after, picked(feeds), "model with other inputs"), expected)
+        if not difference <= TOLERANCE:
+            raise CheckFailed(
+                f"with other sizes of inputs and outputs the model gives something else ({difference:.1e}): please "
+                "report this model"
+            )
 
 
 def _shape(value: object) -> tuple[int, ...] | None:

@@ -137,7 +137,7 @@ def _stays(node: Node, t: Trace) -> Reason | None:
             return t.untracked_reason(name, 1)
     for name in node.outputs[1:3]:
         if name in t.graph.outputs:
-            return Reason(f"the graph output {name!r} keeps its shape", Remedy.OUTPUT)
+            return Reason(f"the graph output {name!r} keeps its shape", Remedy.CACHE)
     return None
 
 

@@ -3,6 +3,9 @@
 The axes of the state itself keep their size. Behind the Gathers that read it, every place is a unit of its own until
 what reads it says more; those that write it read its units one by one, and where one is missing they give 0. What an
 entry of the state means to those who write it and to those who read it is one unit.
+
+Of an input that may change its size every place is a unit likewise. An output may lose what is a unit of such an input
+too (the heads of a cache, which its past and its present have in common), and keeps all else.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ def _written(own: StateGather, node: Node, t: Trace) -> None:
         t.untrack(other, (read,), loose, node, t.untracked_reason(name, loose[0]) if loose else _STEPS)
         for f in factors:
             t.labels.unify(read, f)
+    if not own.read_as:
+        why = Reason(f"no input that may change has the units of the output {own.port!r}", Remedy.OUTPUT)
+        t.keep_what_nothing_reads(name, factors, node, why)
     if factors:
         t.read(node, 0, "contraction", own.axes)
 

@@ -26,6 +26,14 @@ STATE = option(
     "data for IN, if any, are what it starts with (else zeros). Units behind it may go; their entries are zeros. "
     "Repeatable.",
 )
+RESIZE_IO = option(
+    "--resize-io",
+    multiple=True,
+    metavar="PATTERN",
+    show_default="none",
+    help="Inputs and outputs that this shell pattern matches may change their size with the units: caches with the "
+    "heads of attention. The report names each that did. Repeatable.",
+)
 SINGLE_FILE = flag(
     "--single-file",
     "Weights go into the .onnx itself, also where the original has them beside it; without it they go where the "

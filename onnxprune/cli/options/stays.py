@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxprune.cli.options.names import DEFAULTS
 from onnxprune.cli.options.section import Section, flag, option, with_default
+from onnxprune.cli.options.shared import RESIZE_IO
 from onnxprune.cli.values import Choice, parse_alignment
 from onnxprune.config import ATTENTIONS, UNTRIED
 from onnxprune.targets.alignment import TARGETS
@@ -35,6 +36,7 @@ STAYS = Section(
         help="Leave all layers behind this tensor (a name, or a shell pattern) whole, with what they read. Repeatable. "
         "The report lists what each pattern matched; one that matches nothing is refused.",
     ),
+    RESIZE_IO,
     option(
         "--round-to",
         type=parse_alignment,

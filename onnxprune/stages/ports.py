@@ -1,0 +1,42 @@
+"""Inputs and outputs that may change their size, as --resize-io names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import onnx
+
+from onnxprune.errors import UsageError
+from onnxprune.normalise import Normalised
+from onnxprune.options import nearest
+
+RESIZE_IO = "--resize-io"
+_NEAREST = 3
+
+
+def resized(original: onnx.ModelProto, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The inputs and outputs that the patterns match. Raises UsageError for a pattern that matches none."""
+    names = [v.name for v in (*original.graph.input, *original.graph.output)]
+    for p in patterns:
+        if not any(fnmatchcase(name, p) for name in names):
+            near = nearest(p, names, _NEAREST)
+            like = f"; did you mean {near}?" if near else ""
+            raise UsageError(f"{RESIZE_IO} {p} matches no input and no output of the model{like}")
+    return tuple(name for name in names if any(fnmatchcase(name, p) for p in patterns))
+
+
+def check_resized(normalised: Normalised, patterns: Sequence[str]) -> None:
+    """Raises UsageError for a pattern of which nothing can change: no axis of a fixed size, or no real numbers."""
+    can = {s.port for s in normalised.states if s.resized}
+    for p in patterns:
+        if not any(fnmatchcase(name, p) for name in can):
+            raise UsageError(
+                f"{RESIZE_IO} {p}: what it matches has no axis of real numbers whose size is declared and greater than "
+                "1, or is read inside a body; leave it out"
+            )
+
+
+def resized_outputs(normalised: Normalised) -> frozenset[str]:
+    """The outputs that may change their size: what they hold is read by the model itself, and judged there."""
+    return frozenset(s.port for s in normalised.states if s.resized and s.written)

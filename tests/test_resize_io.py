@@ -1,0 +1,156 @@
+"""Caches that lose heads: inputs and outputs change with them, and the model decodes as the masked original does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import PruneConfig, prune
+from onnxprune.channels import ChannelGraph, build
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.graph import protobuf
+from onnxprune.normalise import Normalised, normalise
+from onnxprune.normalise.resizing import Runner, resized, together
+from onnxprune.normalise.states import with_gathers
+from onnxprune.numerics.arrays import Array, Mask
+from onnxprune.pipeline import inspect
+from onnxprune.runtime.session import Session
+from onnxprune.surgery import cut, finish
+from onnxprune.surgery.resized import picked, resize
+from onnxprune.verification.oracle import masked_model
+from tests.compare import assert_same
+from tests.decoder import CACHES, GROUPS, HEADS, decoder, empty, fed_back, prompts
+
+PATTERNS = ("past_key_values.*", "present.*")
+PORTS = tuple(f"{side}.{name}" for side in ("past_key_values", "present") for name in CACHES)
+
+
+def prepared(ports: tuple[str, ...] = PORTS) -> tuple[Normalised, ChannelGraph]:
+    feeds = {**prompts(2), **empty(2)}
+    n = with_gathers(normalise(decoder(), feeds), (), ports)
+    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, states=n.states)
+    return n, build(view)
+
+
+def without(channels: ChannelGraph, heads: dict[int, list[int]]) -> Mask:
+    """All classes stay but these key/value heads, by layer, a few inner units and some of the stream."""
+    keep = np.ones(channels.classes.pinned.size, bool)
+    for g in channels.groups:
+        layer = next((k for k in heads if g.name == f"/qkv{k}"), None)
+        gone = heads[layer] if layer is not None else [1, 4, 5]
+        keep[g.units[gone]] = False
+    return keep
+
+
+def test_the_model_decodes_as_the_masked_original():
+    """Fails where a cache is read or written at another head's place, or query heads go with another group."""
+    n, channels = prepared()
+    assert [g.size for g in channels.groups if g.name.startswith("/qkv")] == [GROUPS, GROUPS]
+    keep = without(channels, {0: [1, 2], 1: [0, 3]})
+    whole = finish(cut(n.proto, channels, keep), n, channels, keep)
+    narrow, changed = resize(whole, n.states)
+    assert {r.name: (r.axis, r.positions, r.kept.tolist()) for r in changed} == {
+        f"{side}.{layer}.{what}": (1, GROUPS, [[0, 3], [1, 2]][layer])
+        for side in ("past_key_values", "present")
+        for layer in range(2)
+        for what in ("key", "value")
+    }
+    assert resize(whole, ()) == (whole, ())
+    declared = {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in (*narrow.graph.input, *narrow.graph.output)}
+    assert {declared[p] for p in PORTS} == {2}
+    assert not any(x.op_type in ("Pad", "Slice") or "state" in x.name for x in narrow.graph.node)
+    small, oracle = Session(narrow), Session(masked_model(n.proto, channels, keep, n.types))
+    expected = oracle.run({**prompts(2), **empty(2)})
+    found = small.run({**prompts(2), **empty(2, 2)})
+    for step in range(3):
+        for name, value in picked(expected, changed).items():
+            assert_same(found[name], value, rtol=1e-4, atol=1e-5)
+        ids = prompts(2, 1, seed=step + 1)["input_ids"]
+        feeds = {"input_ids": ids, "attention_mask": np.ones((2, 7 + step), np.int64)}
+        expected = oracle.run({**feeds, **fed_back(expected)})
+        found = small.run({**feeds, **fed_back(found)})
+
+
+@pytest.mark.parametrize(
+    ("ports", "reason"),
+    [
+        (PORTS[:4], "the graph output 'present.0.key' keeps its shape"),
+        (PORTS[4:], "meets axis 1 of the graph input 'past_key_values.0.key'"),
+        (("logits",), "no input that may change has the units of the output 'logits'"),
+    ],
+    ids=["inputs alone", "outputs alone", "an answer"],
+)
+def test_what_stays(ports: tuple[str, ...], reason: str):
+    """Fails where one side of a cache shrinks without the other, or an output that nothing reads back loses entries."""
+    _, channels = prepared(ports)
+    assert any(p.why.reason.startswith(reason) for p in channels.pinned)
+    balanced = [g for g in channels.groups if g.name.startswith("/qkv")]
+    assert [(g.size, g.step) for g in balanced] == [(HEADS, GROUPS)] * 2
+
+
+def test_prune_resizes_what_is_named(tmp_path: Path):
+    """Fails where the files do not hold what the report says, or a replay gives something else."""
+    source, result, again = (tmp_path / name for name in ("m.onnx", "small.onnx", "again.onnx"))
+    onnx.save(decoder(), source)
+    settings = PruneConfig(
+        uniform=0.5,
+        refit="none",
+        resize_io=PATTERNS,
+        same_widths=("/qkv*",),
+        exclude=("/embedded",),
+        method="magnitude",
+    )
+    found = prune(source, result, prompts(24), config=settings)
+    note = next(x for x in found.report.notes if "--resize-io" in x)
+    assert all(p in note for p in PORTS)
+    assert note.endswith("has 2 of 4 positions")
+    small = onnx.load(result)
+    heads = {(a.name, a.i) for x in small.graph.node if x.op_type == "GroupQueryAttention" for a in x.attribute}
+    assert heads >= {("num_heads", HEADS // 2), ("kv_num_heads", 2)}
+    outputs = Session(small).run({**prompts(3), **empty(3, 2)})
+    assert outputs["present.0.key"].shape == (3, 2, 6, 16)
+    prune(source, again, prompts(24), from_plan=found.plan)
+    assert again.read_bytes() == result.read_bytes()
+
+
+def test_inspect_counts_heads_of_caches():
+    heads = {g.name: g.units for g in inspect(decoder(), prompts(4), resize_io=PATTERNS).groups if "qkv" in g.name}
+    assert heads == {"/qkv0": GROUPS, "/qkv1": GROUPS}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("past_key_value.*", "matches no input and no output"), ("input_ids", "has no axis of real numbers")],
+)
+def test_patterns_that_change_nothing_are_refused(pattern: str, message: str):
+    with pytest.raises(UsageError, match=message):
+        inspect(decoder(), prompts(4), resize_io=(pattern,))
+
+
+def test_caches_that_data_leave_out_are_empty():
+    """Fails where a mask is made up too, or the caches of a first run hold anything."""
+    with pytest.raises(CalibrationError, match="no data for input 'attention_mask'"):
+        inspect(decoder(), {"input_ids": prompts(4)["input_ids"]})
+    given = {**prompts(4), **empty(4)}
+    del given["past_key_values.1.value"]
+    assert inspect(decoder(), given).groups == inspect(decoder(), prompts(4)).groups
+
+
+def test_other_sizes_add_up():
+    """Fails where new and earlier positions only change apart, which the model never takes."""
+    model, example = decoder(), {**prompts(2), **empty(2)}
+    runs = Runner(model)
+
+    def sizes(feeds: dict[str, Array]) -> tuple[int, ...]:
+        past = feeds["past_key_values.0.key"]
+        return (*feeds["input_ids"].shape, past.shape[2], feeds["attention_mask"].shape[1], past.shape[3])
+
+    found = {sizes(v) for v in resized(example, model, runs) if runs(v)}
+    assert found == {(3, 6, 0, 6, 16), (2, 12, 0, 12, 16)}
+    for batch, new, past, whole, size in map(sizes, together(example, model, runs, more=True)):
+        assert (whole, size) == (new + past, 16)
+        assert batch == 1 or new == 1 or past == 0
+    assert any(past for _, _, past, _, _ in map(sizes, together(example, model, runs)))
