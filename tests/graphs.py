@@ -11,6 +11,7 @@ from tests.topologies import (
     contributed_attention,
     control,
     convolution,
+    experts,
     indexing,
     layout,
     normalization,
@@ -35,5 +36,6 @@ TABLE: Mapping[str, Topology] = {
     **boundaries.ROWS,
     **branches.ROWS,
     **quantization.ROWS,
+    **experts.ROWS,
 }
 PRUNABLE = tuple(name for name, row in TABLE.items() if row.units)

@@ -44,7 +44,13 @@ def traced(
 ) -> Prepared:
     """Trace what is normalised already."""
     return Prepared(
-        original, example, n, build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free), attention)
+        original,
+        example,
+        n,
+        build(
+            protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, balanced=n.balanced),
+            attention,
+        ),
     )
 
 

@@ -472,9 +472,26 @@ def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "h
             why = Reason(f"{op} reads {name!r}, and is not followed, so that keeps its shape", Remedy.UNKNOWN)
             reader = replace(end, name=called or op, op=op)
         trace.pin(name, trace.to_pin(name), reader, why)
+    for tensors in graph.balanced:
+        _balance(trace, tensors)
     trace.labels.lift_limit()
     trace.settle()
     return trace
+
+
+def _balance(trace: Trace, tensors: Sequence[str]) -> None:
+    """The last axes of these tensors keep equally many channels."""
+    rows = [(t, trace.factors.get(t, ()), len(trace.graph.shape(t) or ()) - 1) for t in tensors]
+    found = [next((f for f in fs if tracked_axes(f) == (axis,)), None) for _, fs, axis in rows]
+    labels = [f.ravel() for f in found if f is not None]
+    if len(labels) == len(rows) and len({x.size for x in labels}) == 1:
+        trace.labels.balance(np.stack(labels))
+        return
+    for name, factors, _ in rows:
+        by = trace.graph.producer[name]
+        trace.pin(
+            name, factors, by, Reason("it has to keep as many channels as its like, some of which stay", Remedy.PARTNER)
+        )
 
 
 def _operator(node: Node) -> str:

@@ -54,10 +54,11 @@ def view(
     free: Mapping[str, frozenset[int]] | None = None,
     samples: int | None = None,
     states: Iterable[StateGather] = (),
+    balanced: Iterable[tuple[str, ...]] = (),
 ) -> Graph:
     """The read-only view of a normalised model. samples: in inputs of the shapes of `binding`.
 
-    states: the Gathers between states and nodes.
+    states: the Gathers between states and nodes. balanced: as of `view.Graph`.
     """
     return Graph(
         _nodes(proto.graph, count()),
@@ -71,6 +72,7 @@ def view(
         dict(free or {}),
         samples,
         {s.tensor: s for s in states},
+        balanced=tuple(balanced),
     )
 
 

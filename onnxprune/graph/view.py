@@ -134,7 +134,7 @@ class Graph:
     changes with a symbolic dimension. free: the axes of each tensor whose size changes with one. samples: in `binding`,
     where those who know the data have counted them. states: the Gathers between states and nodes, by their outputs.
     read_by: of outputs that are none of the model's, but read by operators outside the graph, the first of these (its
-    type and name).
+    type and name). balanced: sets of tensors of which all keep equally many channels on their last axes, whichever.
     """
 
     nodes: tuple[Node, ...]
@@ -149,6 +149,7 @@ class Graph:
     samples: int | None = None
     states: Mapping[str, StateGather] = field(default_factory=dict)
     read_by: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    balanced: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def every_node(self) -> tuple[Node, ...]:

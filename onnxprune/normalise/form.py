@@ -48,7 +48,8 @@ from onnxprune.normalise.resizing import Runner, distinct, resized, together
 from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
-from onnxprune.normalise.unfused import PACKED, RESTORED, Fused, operator_of, unfuse
+from onnxprune.normalise.unfused import EXPERTS, PACKED, RESTORED, Fused, operator_of, unfuse
+from onnxprune.normalise.unfused.experts import INNER
 from onnxprune.normalise.unfused.integers import real_products
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.normalise.windows import longer_shapes, reach, windows
@@ -64,7 +65,7 @@ class Normalised:
     free: the axes of each tensor whose size changes with the symbolic dimensions, or may at sizes that were not tried.
     tables: constants that the original computes from fewer bytes, by name.
     fused: operators that are written in standard ones and can be put back; for_good: whether others cannot.
-    packed: operators on weights in packed codes, which are put back always.
+    packed, experts: operators on weights in packed codes, and on those of experts, which are put back always.
     reached: inputs of larger sizes, at which more axes change than at those that are measured anyway.
     samples: in inputs of the shapes of `binding`, once those who know the data have counted them.
     states: the Gathers between states and nodes, where it is said which outputs are states (`states.py`).
@@ -87,6 +88,12 @@ class Normalised:
     samples: int | None = None
     states: Sequence[StateGather] = ()
     packed: Sequence[Fused] = ()
+    experts: Sequence[Fused] = ()
+
+    @property
+    def balanced(self) -> Sequence[tuple[str, ...]]:
+        """Tensors whose last axes keep equally many channels: what the experts of one node compute inside."""
+        return [f.roles[INNER] for f in self.experts]
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
@@ -138,7 +145,9 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     if replaced["shuffles"]:
         proto = _clean(proto)
     tables = tables_of(unfolded, proto)
-    restored, packed = (tuple(f for f in unfused.fused if operator_of(f.node) in names) for names in (RESTORED, PACKED))
+    restored, packed, mixed = (
+        tuple(f for f in unfused.fused if operator_of(f.node) in names) for names in (RESTORED, PACKED, EXPERTS)
+    )
     return Normalised(
         proto,
         shapes,
@@ -153,8 +162,9 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
         tables,
         tuple(reached),
         restored,
-        len(unfused.fused) > len(restored) + len(packed) or bool(products),
+        len(unfused.fused) > len(restored) + len(packed) + len(mixed) or bool(products),
         packed=packed,
+        experts=mixed,
     )
 
 

@@ -148,7 +148,7 @@ def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
     n = loaded.normalised
     read_by = {k: (x.op_type, x.name) for k, x in loaded.tail.readers.items()}
-    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states)
+    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states, n.balanced)
     return build(replace(view, read_by=read_by), settings.attention)
 
 

@@ -11,7 +11,7 @@ from onnxprune.channels.branches import left_of
 from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise import Normalised
-from onnxprune.surgery import fused, packed_codes, states
+from onnxprune.surgery import experts, fused, packed_codes, states
 from onnxprune.surgery.branches import settle
 from onnxprune.surgery.slice import drop_zero_biases, merge_equal_clones
 from onnxprune.surgery.tables import put_back
@@ -37,6 +37,7 @@ def finish(
     put_back(final, normalised, channels, keep)
     states.take_out(final, normalised.states)
     packed_codes.put_back(final, normalised.packed)
+    experts.put_back(final, normalised.experts)
     if keep_fused:
         fused.put_back(final, normalised.fused)
     return_to_bodies(final, normalised.outside)

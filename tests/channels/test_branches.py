@@ -33,6 +33,8 @@ DROPS: dict[str, dict[int, list[int]]] = {
     "transformer": {4: [], 9: []},
     "channels_last_branch": {9: []},
     "quantized_packed_rows": {2: []},
+    "experts": {32: []},
+    "experts_in_sequences": {15: []},
 }
 
 

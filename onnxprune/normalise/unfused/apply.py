@@ -19,7 +19,7 @@ from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.unfused.blocked import DOMAIN
 from onnxprune.normalise.unfused.facts import Measured
 from onnxprune.normalise.unfused.site import Refusal, Row, Site, Unknown
-from onnxprune.normalise.unfused.table import PACKED, TABLE
+from onnxprune.normalise.unfused.table import EXPERTS, PACKED, TABLE
 from onnxprune.runtime.session import Feeds
 
 # For a model that imports no standard operators: the newest in which all that is written exists as it is written.
@@ -31,13 +31,15 @@ _OWN = ("com.microsoft", "com.ms.")
 class Fused:
     """A fused node as it was, and the nodes and weights that stand for it.
 
-    origins: of its inputs that were weights in another shape, by the name of the input.
+    origins: of its inputs that were weights in another shape, by the name of the input. roles: tensors and weights of
+    the nodes that stand for it, by what they are for.
     """
 
     node: onnx.NodeProto
     nodes: tuple[onnx.NodeProto, ...]
     weights: tuple[onnx.TensorProto, ...]
     origins: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,8 @@ def _replaced(
             stays[node.domain, node.op_type, refusal.why] += 1
             return [copy_node(node)]
         nodes = site.named(unused_by_nodes)
-        done.append(Fused(copy_node(node), tuple(copy_node(n) for n in nodes), tuple(site.weights), dict(site.origins)))
+        copies = tuple(copy_node(n) for n in nodes)
+        done.append(Fused(copy_node(node), copies, tuple(site.weights), dict(site.origins), dict(site.roles)))
         return nodes
 
     _rewrite(proto.graph, replaced)
@@ -218,7 +221,7 @@ def _drop_domains(proto: onnx.ModelProto) -> None:
 
 def _notes(done: Collection[Fused], stays: Mapping[tuple[str, str, str], int]) -> tuple[str, ...]:
     notes: list[str] = []
-    counted = Counter(f.node.op_type for f in done if operator_of(f.node) in TABLE.keys() - PACKED)
+    counted = Counter(f.node.op_type for f in done if operator_of(f.node) in TABLE.keys() - PACKED - EXPERTS)
     if counted:
         what = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
         notes.append(f"operators that onnxruntime had fused are written in standard ones: {what}")

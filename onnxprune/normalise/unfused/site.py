@@ -84,6 +84,7 @@ class Site:
         self._main = 0
         self.weights: list[onnx.TensorProto] = []
         self.origins: dict[str, str] = {}
+        self.roles: dict[str, tuple[str, ...]] = {}
         self._attributes: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
     # what is asked of the fused node

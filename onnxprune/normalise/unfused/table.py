@@ -10,6 +10,7 @@ from onnxprune.normalise.unfused import (
     attention,
     channels_last,
     codes,
+    experts,
     layouts,
     namesakes,
     normalization,
@@ -24,6 +25,7 @@ FAMILIES: tuple[Rows, ...] = (
     attention.TABLE,
     channels_last.TABLE,
     codes.TABLE,
+    experts.TABLE,
     layouts.TABLE,
     namesakes.TABLE,
     normalization.TABLE,
@@ -33,6 +35,8 @@ FAMILIES: tuple[Rows, ...] = (
 )
 TABLE: Rows = {name: row for family in FAMILIES for name, row in family.items()}
 # What `--keep-fused` can put back: not codes, which fits change, and not blocks of channels, which are one processor's.
-RESTORED = frozenset(TABLE) - codes.TABLE.keys() - layouts.TABLE.keys() - packed_codes.TABLE.keys()
-# What always is, with whatever codes its weights have by then (`surgery/packed_codes.py`).
-PACKED = frozenset(packed_codes.TABLE)
+RESTORED = (
+    frozenset(TABLE) - codes.TABLE.keys() - layouts.TABLE.keys() - packed_codes.TABLE.keys() - experts.TABLE.keys()
+)
+# What always is, with whatever weights it has by then (`surgery/packed_codes.py`, `surgery/experts.py`).
+PACKED, EXPERTS = frozenset(packed_codes.TABLE), frozenset(experts.TABLE)

@@ -1,0 +1,159 @@
+"""MoE put back, in place of the layers of its experts: their weights, cut and fitted, are stored in one again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.graph import bodies, external, spill
+from onnxprune.graph.bodies import main_output
+from onnxprune.normalise.unfused import Fused
+from onnxprune.normalise.unfused.experts import BIAS, DOWN, GATED, GATED_BIAS, INNER, SIZES, UP, UP_BIAS
+from onnxprune.numerics.arrays import Array
+
+_DOMAIN = "com.microsoft"
+# Slots of the operator: weight and bias of the first product, and of the second one.
+_UP, _UP_BIAS, _DOWN, _BIAS = 2, 3, 4, 5
+
+
+def put_back(proto: onnx.ModelProto, experts: Sequence[Fused]) -> int:
+    """Put, in place, those of `experts` back whose nodes are there with weights of one size; how many.
+
+    Bodies hold no weights, and names are unique.
+    """
+    if not experts:
+        return 0
+    stored, reads = bodies.weights_of(proto), _reads(proto)
+    returned = {v.name for g in (proto.graph, *bodies.every_body(proto.graph)) for v in g.output}
+    taken = {*stored, *reads, *(o for n in bodies.every_node(proto.graph) for o in n.output)}
+    made: list[onnx.TensorProto] = []
+    done = 0
+    for graph in (proto.graph, *bodies.every_body(proto.graph)):
+        for f in experts:
+            node = _again(f, graph, stored, reads, returned)
+            weights = None if node is None else _weights(f, stored)
+            if node is None or weights is None:
+                continue
+            for slot, values in weights.items():
+                node.input[slot] = _free(f.node.input[slot], taken)
+                made.append(spill.tensor_of(values, node.input[slot], outside=True))
+            gone = {o for n in f.nodes for o in n.output}
+            copies = [_copy(n) for n in graph.node if main_output(n) == node.output[0] or main_output(n) not in gone]
+            copies = [node if main_output(n) == node.output[0] else n for n in copies]
+            del graph.node[:]
+            graph.node.extend(copies)
+            done += 1
+    if done:
+        _without_unread(proto, reads, returned)
+        proto.graph.initializer.extend(made)
+        if _DOMAIN not in {o.domain for o in proto.opset_import}:
+            proto.opset_import.add(domain=_DOMAIN, version=1)
+    return done
+
+
+def _again(
+    fused: Fused,
+    graph: onnx.GraphProto,
+    stored: Mapping[str, onnx.TensorProto],
+    reads: Mapping[str, int],
+    returned: Collection[str],
+) -> onnx.NodeProto | None:
+    """The fused node with what its parts read by now; None where these are not all there, or something else reads them.
+
+    How the sizes of its input are computed does not matter.
+    """
+    sizes = fused.roles.get(SIZES, ())
+    were = [n for n in fused.nodes if n.output[0] not in sizes]
+    there = {main_output(n): n for n in graph.node}
+    nodes = [there[main_output(n)] for n in were if main_output(n) in there]
+    if len(nodes) < len(were):
+        return None
+    inside = {o for n in were for o in n.output if o} - set(fused.node.output)
+    own = Counter(i for n in nodes for i in n.input)
+    names: dict[str, str] = {}
+    for was, now in zip(were, nodes, strict=True):
+        if (was.op_type, was.domain, len(was.input)) != (now.op_type, now.domain, len(now.input)):
+            return None
+        for a, b in zip(was.input, now.input, strict=True):
+            if a in sizes:
+                continue
+            if (a in inside or b in inside) and a != b:
+                return None
+            if names.setdefault(a, b) != b:
+                return None
+    if any(reads[t] != own[t] or t in returned for t in inside):
+        return None
+    node = _copy(fused.node)
+    node.input[0], node.input[1] = (names[i] for i in fused.node.input[:2])
+    return node
+
+
+def _weights(fused: Fused, stored: Mapping[str, onnx.TensorProto]) -> dict[int, Array] | None:
+    """The weights of all experts, by the slot of the operator; None where they cannot be stored in one."""
+    parts: dict[str, list[Array]] = {}
+    for role, names in fused.roles.items():
+        if role in (INNER, SIZES):
+            continue
+        if any(name not in stored for name in names):
+            return None
+        parts[role] = [external.array_of(stored[name]) for name in names]
+        if len({v.shape for v in parts[role]}) > 1:
+            return None
+    down = np.stack([np.ascontiguousarray(v.T) for v in parts[DOWN]])
+    weights = {_UP: _stacked(parts[UP], parts.get(GATED, [])), _DOWN: down}
+    if UP_BIAS in parts:
+        weights[_UP_BIAS] = _stacked(parts[UP_BIAS], parts.get(GATED_BIAS, []))
+    if BIAS in parts:
+        weights[_BIAS] = parts[BIAS][0]
+    return weights
+
+
+def _stacked(first: Sequence[Array], second: Sequence[Array]) -> Array:
+    """(experts, outputs, inputs) of matrices (inputs, outputs), or (experts, outputs); two of each lie in turns."""
+    if not second:
+        return np.stack([np.ascontiguousarray(v.T) for v in first])
+    pairs = [np.stack([a.T, b.T], axis=1) for a, b in zip(first, second, strict=True)]
+    return np.stack([p.reshape(-1, *p.shape[2:]) for p in pairs])
+
+
+def _without_unread(proto: onnx.ModelProto, before: Mapping[str, int], returned: Collection[str]) -> None:
+    """Take out, in place, the nodes and weights that nothing reads any more, and something did `before`."""
+    while True:
+        reads = _reads(proto)
+        count = 0
+        for graph in (proto.graph, *bodies.every_body(proto.graph)):
+            unread = [
+                k
+                for k, n in enumerate(graph.node)
+                if any(before[o] for o in n.output if o) and not any(reads[o] or o in returned for o in n.output if o)
+            ]
+            for k in reversed(unread):
+                del graph.node[k]
+            count += len(unread)
+        if not count:
+            break
+    kept = [t for t in proto.graph.initializer if reads[t.name] or t.name in returned or not before[t.name]]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def _reads(proto: onnx.ModelProto) -> Counter[str]:
+    return Counter(i for n in bodies.every_node(proto.graph) for i in n.input if i)
+
+
+def _free(wanted: str, taken: set[str]) -> str:
+    name, k = wanted, 0
+    while name in taken:
+        k += 1
+        name = f"{wanted}_{k}"
+    taken.add(name)
+    return name
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
