@@ -72,6 +72,7 @@ def prune(
     allow_links: bool = False,
     custom_ops: Libraries = (),
     single_file: bool = False,
+    pictures: bool = True,
     command: Sequence[str] = (),
     sources: Mapping[str, str] = MappingProxyType({}),
     stop: Callable[[], bool] = lambda: False,
@@ -106,6 +107,7 @@ def prune(
     lower end of the 95 % interval of runs in turns (see `bench`); else CheckFailed. allow_links: weights may lie where
     links beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
     single_file: weights go into `output` also where the original has them beside it; RunError where they do not fit.
+    pictures: reports show a few of the images that the model was calibrated on, small.
     command: what was typed, for the report. sources: where options were found that were not typed, and which these
     are. stop: asked between the steps of recovery; where it says so, that ends with the best state so far.
     Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
@@ -146,6 +148,7 @@ def prune(
                     dry_run=dry_run,
                     allow_links=allow_links,
                     single_file=single_file,
+                    pictures=pictures,
                 )
             result = replace(result, report=replace(result.report, sources=dict(sources)))
             clock.begin("save")
@@ -241,6 +244,7 @@ def _run(
     dry_run: bool,
     allow_links: bool,
     single_file: bool,
+    pictures: bool,
 ) -> tuple[PruneResult, Placement]:
     """The sentence, and where the result's weights go.
 
@@ -249,7 +253,15 @@ def _run(
     """
     output, *others = files
     with stage("load"):
-        loaded = opened(model, calibration, settings, replayed, allow_links=allow_links, single_file=single_file)
+        loaded = opened(
+            model,
+            calibration,
+            settings,
+            replayed,
+            allow_links=allow_links,
+            single_file=single_file,
+            pictures=pictures,
+        )
         so_far.loaded = loaded
         check_data(output, others, loaded.source)
         state = settings.state

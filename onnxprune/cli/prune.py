@@ -140,6 +140,7 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
         raise UsageError(f"--dry-run makes no model that {flag_of(judging)} could judge: leave out one of them")
     arguments = {k: v for k, v in given.items() if k in explicit or k not in SETTINGS}
     arguments["calibration"] = arguments.pop("calib")
+    arguments["pictures"] = not arguments.pop("no_pictures")
     arguments["largest"] = largest
     arguments["sources"] = origins.told()
     arguments["bench"] = given["bench"] and (given["provider"] or PROVIDERS[0])

@@ -16,7 +16,7 @@ from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import SETTINGS
 from onnxprune.cli.options.prepared import PREPARED
 from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
-from onnxprune.cli.options.shared import JSON, SINGLE_FILE
+from onnxprune.cli.options.shared import JSON, NO_PICTURES, SINGLE_FILE
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.prune import check_effect, labels_of, read_data
 from onnxprune.cli.screen import screen_of, warn
@@ -43,6 +43,7 @@ OUTPUT = Section(
     ),
     flag("--bench", "Also time each model against IN in turns, one sample at a time."),
     SINGLE_FILE,
+    NO_PICTURES,
     option(
         "--report",
         "report_file",
@@ -93,6 +94,7 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
     check_effect(explicit, {**given, "from_plan": None})
     arguments = {k: v for k, v in given.items() if k in explicit or k not in SETTINGS}
     arguments["calibration"] = arguments.pop("calib")
+    arguments["pictures"] = not arguments.pop("no_pictures")
     arguments["bench"] = given["bench"] and (given["provider"] or "cpu")
     start()
     from onnxprune.report import terminal

@@ -39,6 +39,7 @@ _LOOKED_INTO = 10_000
 # Decoded at once: Pillow lets other threads run meanwhile.
 _AT_ONCE = 32
 _SHORT = 16  # bits, of which 8 are kept
+_SMALL = 4096  # bytes of a PNG that need no JPEG
 
 
 def listed(folder: Path) -> list[Path]:
@@ -152,14 +153,35 @@ def sheet(images: Sequence[Array], columns: int) -> bytes:
     Raises UsageError without Pillow.
     """
     library = _library()
-    height, width = images[0].shape[:2]
+    return _saved(_beside([library.fromarray(i).convert("RGB") for i in images], columns), "PNG")
+
+
+def thumbnails(images: Sequence[Array], columns: int, side: int) -> tuple[str, bytes]:
+    """(type, bytes) of a picture as of `sheet`, with images of at most about `side` pixels, in few kilobytes.
+
+    A JPEG where that is smaller than a PNG, which shows small ones as they are. Raises UsageError without Pillow.
+    """
+    library = _library()
+    factor = max(1, -(-max(images[0].shape[:2]) // side))
+    small = [library.fromarray(i).convert("RGB").reduce(factor) for i in images]
+    whole = _beside(small, columns)
+    plain, lossy = _saved(whole, "PNG"), _saved(whole, "JPEG")
+    return ("image/png", plain) if len(plain) <= _SMALL else ("image/jpeg", lossy)
+
+
+def _beside(images: Sequence[Image], columns: int) -> Image:
+    """Images of one size on white, in rows of so many, with a gap between them."""
+    width, height = images[0].size
     gap, columns, rows = 4, min(columns, len(images)), -(-len(images) // columns)
-    whole = library.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (255, 255, 255))
+    whole: Image = _library().new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (255, 255, 255))
     for i, image in enumerate(images):
-        at = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
-        whole.paste(library.fromarray(image).convert("RGB"), at)
+        whole.paste(image, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+    return whole
+
+
+def _saved(image: Image, form: str) -> bytes:
     made = io.BytesIO()
-    whole.save(made, format="PNG")
+    image.save(made, format=form)
     return made.getvalue()
 
 

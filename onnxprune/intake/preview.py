@@ -5,6 +5,7 @@ Nothing is judged by it; it is for the eye, before a run is.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ from onnxprune.numerics.arrays import Array, is_float
 # More are no colours but features, of which nobody looks at each.
 _MOST_CHANNELS = 16
 _OF_IMAGES = (1, 3, 4)
-_PICTURES, _COLUMNS, _LARGEST_SIDE = 64, 8, 256
+_PICTURES, _COLUMNS, _LARGEST_SIDE, _THUMBNAIL = 64, 8, 256, 48
+_REDUCED_FROM = 1024  # pixels of a side, from which thumbnails are means; of more every so manieth is taken
 # Of what pixels become: the most of raw ones, and how far a mean and a spread may be from 0 and 1.
 _RAW, _NEAR = 255.0, 0.75
 
@@ -106,23 +108,45 @@ def labels_of(parts: Sequence[Samples]) -> tuple[str, ...]:
     return tuple(said)
 
 
-def contact_sheet(samples: Samples, views: Sequence[InputView]) -> bytes:
+def contact_sheet(samples: Samples, figures: Sequence[InputFigures]) -> bytes:
     """The first input of images as a PNG: some samples, as the model reads them, from its least value to its most.
 
     Raises UsageError where no input holds images of one size, and without Pillow.
     """
-    for s, v in zip(samples.specs, views, strict=True):
-        f, array = v.figures, samples.arrays[s.name]
+    pictures = _pictures(samples, figures, _PICTURES, _LARGEST_SIDE)
+    if not pictures:
+        raise UsageError(
+            "no input holds images of one size, so that there is nothing for a sheet to show: leave --sheet out"
+        )
+    return image_files.sheet(pictures, _COLUMNS)
+
+
+def thumbnails(samples: Samples, figures: Sequence[InputFigures]) -> str:
+    """The same in few kilobytes, of a few samples, as the address of data that a page embeds.
+
+    Empty where no input holds images, where they are random numbers, and without Pillow.
+    """
+    pictures = [] if samples.synthetic else _pictures(samples, figures, _COLUMNS, _REDUCED_FROM)
+    if not pictures:
+        return ""
+    try:
+        kind, picture = image_files.thumbnails(pictures, _COLUMNS, _THUMBNAIL)
+    except UsageError:  # a report goes without Pillow
+        return ""
+    return f"data:{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _pictures(samples: Samples, figures: Sequence[InputFigures], most: int, side: int) -> list[Array]:
+    """Some samples of the first input that holds images of one size, of 8 bits; none where there is none."""
+    for s, f in zip(samples.specs, figures, strict=True):
+        array = samples.arrays[s.name]
         axis = None if samples.ragged or s not in samples.sampled else _axis(f.shape)
         if axis is None or f.shape[axis] not in _OF_IMAGES or len(f.shape) != 4 or f.least is None or f.most is None:
             continue
-        chosen = np.unique(np.linspace(0, len(array) - 1, min(_PICTURES, len(array))).round().astype(np.int64))
-        step = max(1, -(-max(np.delete(f.shape[1:], axis - 1)) // _LARGEST_SIDE))
-        pictures = [_picture(np.asarray(array[i : i + 1])[0], axis - 1, f.least, f.most, step) for i in chosen]
-        return image_files.sheet(pictures, _COLUMNS)
-    raise UsageError(
-        "no input holds images of one size, so that there is nothing for a sheet to show: leave --sheet out"
-    )
+        chosen = np.unique(np.linspace(0, len(array) - 1, min(most, len(array))).round().astype(np.int64))
+        step = max(1, -(-max(np.delete(f.shape[1:], axis - 1)) // side))
+        return [_picture(np.asarray(array[i : i + 1])[0], axis - 1, f.least, f.most, step) for i in chosen]
+    return []
 
 
 def _picture(x: Array, axis: int, least: float, most: float, step: int) -> Array:

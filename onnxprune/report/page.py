@@ -22,6 +22,8 @@ from onnxprune.report.groups import counted_in, sensitivity, width
 from onnxprune.report.network import network
 from onnxprune.report.templates import fill
 
+# More charts are folded.
+_CHARTS = 24
 _VENDORED = ("d3", "plot")
 _SCRIPTS = {"d3": "vendored/d3.min.js", "plot": "vendored/plot.umd.min.js", "page": "templates/page.js"}
 
@@ -56,11 +58,13 @@ def html(document: Document) -> str:
         "widths": points.widths(document),
         "network": network(document),
         "curves": curves,
+        "shown": _CHARTS,
         "groups": view.group_rows(document),
         "whole": [] if swept else view.whole_rows(document),
         "pinned": view.pinned_by_remedy(document),
         "data_line": view.data_line(document),
         "data": view.data_rows(document),
+        "pictures": view.pictures(document),
         "command": view.command_line(document),
         "repeat": view.repeat_rows(document),
         "settings": view.settings_rows(document),

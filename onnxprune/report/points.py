@@ -70,7 +70,7 @@ def front(document: Document) -> dict[str, Any] | None:
     heads, rows = table_of(document)
     found = []
     for p, row in zip(points, rows[1:], strict=True):
-        texts = [(h, cell) for h, cell in zip(heads[1:], row[1:], strict=True) if cell]
+        texts = [(h, cell.removesuffix(" *")) for h, cell in zip(heads[1:], row[1:], strict=True) if cell]
         texts += [("remark", str(p["why"]))] if p.get("why") else []
         low, high = p.get("interval") or (None, None)
         numbers = {"size": (p.get("size") or {}).get(name), "error": p.get("error"), "low": low, "high": high}

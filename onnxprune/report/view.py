@@ -5,6 +5,7 @@ Nothing is computed here that the document does not hold, so that a page made of
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from onnxprune.tasks.names import CLASSIFICATION
 LABELS = {"unknown": "not measured", "plan": "plan only"}
 Rows = list[tuple[str, ...]]
 _LISTED = 12
+_PICTURES = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def headline(document: Document) -> tuple[str, str]:
@@ -272,6 +274,13 @@ def _shape(shape: Iterable[int]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def pictures(document: Document) -> str:
+    """Some of the images as an address that a page embeds; empty where there is none, or it is another address."""
+    data = document.get("calibration")
+    address = str(data.get("pictures") or "") if isinstance(data, Mapping) else ""
+    return address if _PICTURES.fullmatch(address) else ""
 
 
 def data_line(document: Document) -> str:

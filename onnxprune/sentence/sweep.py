@@ -116,6 +116,7 @@ def sweep(
     allow_links: bool = False,
     custom_ops: Libraries = (),
     single_file: bool = False,
+    pictures: bool = True,
     report_file: ReportFiles = None,
     command: Sequence[str] = (),
     **options: Unpack[Options],
@@ -160,7 +161,13 @@ def sweep(
             with machine.working(clock.progress) as place:
                 with clock("load"):
                     loaded = opened(
-                        model, calibration, settings, None, allow_links=allow_links, single_file=single_file
+                        model,
+                        calibration,
+                        settings,
+                        None,
+                        allow_links=allow_links,
+                        single_file=single_file,
+                        pictures=pictures,
                     )
                     for ratio in wanted:
                         check_data(files.model(ratio), (*files.tables, *reports.paths), loaded.source)

@@ -61,6 +61,7 @@ class Loaded:
     fitted to nor reported on; None without one, or where the samples are too few for that. data_sha256: of all samples,
     and of their labels where the run reads them; inputs_sha256: without these. labels: their key. figures: of every
     input; doubts: what makes the data doubtful. with_defaults: the original's inputs that have a default.
+    pictures: whether reports may show some of the images.
     tail: what lies behind operators that onnxruntime does not know; the original is the part in front. shapeless: the
     inputs that are declared without a shape in the file.
     """
@@ -80,6 +81,7 @@ class Loaded:
     with_defaults: Overridable = field(default_factory=Overridable)
     tail: Tail = field(default_factory=Tail)
     shapeless: tuple[str, ...] = ()
+    pictures: bool = True
 
     @property
     def held(self) -> Samples:
@@ -115,12 +117,16 @@ def opened(
     *,
     allow_links: bool = False,
     single_file: bool = False,
+    pictures: bool = True,
 ) -> Loaded:
     """Load what a run needs, and say where its result's weights go: as the original's, or into one file.
+
+    pictures: whether reports may show some of the images.
 
     Raises UsageError where the plan to replay belongs to another model or other data.
     """
     loaded = _opened(model, calibration, settings, replayed, allow_links=allow_links)
+    loaded = replace(loaded, pictures=pictures)
     return replace(loaded, source=replace(loaded.source, placement=Placement.INSIDE)) if single_file else loaded
 
 

@@ -24,4 +24,4 @@ def looked_at(loaded: Loaded, *, pictures: bool) -> tuple[Preview, bytes]:
         (*loaded.doubts, *unscaled(views, loaded.doubts)),
         loaded.notes,
     )
-    return seen, contact_sheet(samples, views) if pictures else b""
+    return seen, contact_sheet(samples, loaded.figures) if pictures else b""

@@ -17,6 +17,7 @@ from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
+from onnxprune.intake.preview import thumbnails
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.latency.stopwatch import Latency
 from onnxprune.measures.gates import Gate
@@ -134,6 +135,7 @@ def calibration_of(loaded: Loaded) -> dict[str, Any]:
         "sha256": loaded.data_sha256,
         "labels": loaded.labels,
         "inputs": [asdict(f) | {"shape": list(f.shape)} for f in loaded.figures],
+        "pictures": thumbnails(loaded.fit, loaded.figures) if loaded.pictures else "",
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import preview
 from onnxprune.__main__ import main
+from onnxprune.data.inputs import InputSpec
+from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError, UsageError
+from onnxprune.intake.figures import figures_of
+from onnxprune.intake.preview import thumbnails
 from tests import digits
 
 
@@ -90,6 +96,28 @@ def test_the_sheet(tmp_path: Path):
     with pytest.raises(UsageError, match="no input holds images"):
         preview(flat, {"x": np.ones((4, 2, 9), np.float32)}, sheet=tmp_path / "t.png")
     assert not (tmp_path / "t.png").exists()
+
+
+def test_thumbnails_are_small_and_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where a report of photographs is large, pictures of noise are shown, or images that nobody wants shown."""
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).normal(0.5, 0.3, (12, 3, 224, 320)).astype(np.float32)
+    samples = Samples((InputSpec("x", pixels.dtype, (None, 3, None, None)),), {"x": pixels})
+    address = thumbnails(samples, figures_of(samples))
+    kind, _, text = address.partition(";base64,")
+    assert (kind, len(text) < 16_000) == ("data:image/jpeg", True)
+    with image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        assert picture.size == (8 * (46 + 4) + 4, 32 + 2 * 4)
+    assert thumbnails(replace(samples, synthetic=True), figures_of(samples)) == ""
+    flat = Samples((InputSpec("x", pixels.dtype, (None, 3)),), {"x": pixels[:, :, 0, 0]})
+    assert thumbnails(flat, figures_of(flat)) == ""
+    for option, shown in (((), True), (("--no-pictures",), False)):
+        report = tmp_path / f"{shown}.json"
+        args = ("--dry-run", "--ratio", "0.3", "--calib", str(digits.CALIB), "--samples", "16", "--method", "magnitude")
+        assert main([str(digits.path("resnet")), *args, "--report", str(report), *option]) == 0
+        pictures = json.loads(report.read_text(encoding="utf-8"))["calibration"]["pictures"]
+        assert pictures.startswith("data:image/png;base64,") == shown == bool(pictures)
+    capsys.readouterr()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -72,7 +72,8 @@ def test_a_page_needs_nothing_else(make: Any):
     """Fails where an element would load something, or a script is not one that the page's policy lets run."""
     elements = Elements(page.html(make()))
     loads = [a for a in elements.attributes if a[1] in ("src", "href", "srcset", "data", "action", "poster")]
-    assert {v for _, _, v in loads} == {"data:,", "#main"}
+    pictures = make()["calibration"].get("pictures", "")
+    assert {v for _, _, v in loads} == {"data:,", "#main", *filter(None, [pictures])}
     (policy,) = (v for tag, k, v in elements.attributes if tag == "meta" and v.startswith("default-src 'none'"))
     for script in elements.scripts[1:]:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -95,8 +96,10 @@ def test_hostile_names_stay_text(make: Any):
 
 
 def test_a_page_of_a_large_network_is_small():
-    """Fails where a network of 400 layers, all with curves, takes more than a megabyte and a half."""
-    assert len(page.html(documents.large(400)).encode()) < 1_500_000
+    """Fails where a network of 400 layers with curves takes more than a megabyte and a half, or shows every chart."""
+    text = page.html(documents.large(400))
+    assert len(text.encode()) < 1_500_000
+    assert [text.count(x) for x in ("data-curve=", "<summary>376 more groups</summary>")] == [400, 1]
 
 
 def test_what_a_row_says():
@@ -112,6 +115,24 @@ def test_what_a_row_says():
     assert plain is not None
     told = [dict(row["facts"]).get("sensitivity") for row in plain["rows"]]
     assert set(told) == {None, "not measured"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "https://example.org/a.png",
+        "data:text/html;base64,AAAA",
+        "data:image/svg+xml;base64,AAAA",
+        'data:image/png;base64,A"B',
+    ],
+)
+def test_a_picture_is_one_or_is_not_shown(address: str):
+    """Fails where what a page embeds is fetched from elsewhere, or is anything but a picture."""
+    document = documents.done()
+    assert Elements(page.html(document)).tags["img"] == 1
+    document["calibration"]["pictures"] = address
+    assert Elements(page.html(document)).tags["img"] == 0
 
 
 HEADS = {"units": [8, 5], "head": 64, "shared": False, "channels_before": 1536, "channels_after": 960}

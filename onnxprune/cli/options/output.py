@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.cli.options.names import DECIDED, flag_of
 from onnxprune.cli.options.section import Section, flag, option, with_default
-from onnxprune.cli.options.shared import SINGLE_FILE
+from onnxprune.cli.options.shared import NO_PICTURES, SINGLE_FILE
 from onnxprune.cli.values import Choice
 
 OUTPUT = Section(
@@ -36,6 +36,7 @@ OUTPUT = Section(
         help="Save the report, of a run that is refused too: by the suffix as .json (everything), .html (a page), "
         ".md (a summary) or .xml (JUnit). Repeatable.",
     ),
+    NO_PICTURES,
     flag(
         "--bench",
         "Also time IN and OUT in turns, one sample at a time, for the report; `onnxprune bench` measures anything "

@@ -39,6 +39,9 @@ SINGLE_FILE = flag(
     "Weights go into the .onnx itself, also where the original has them beside it; without it they go where the "
     "original's are. Refused for a result of 2 GiB and more, which one file cannot hold.",
 )
+NO_PICTURES = flag(
+    "--no-pictures", "Reports show none of the images that the model was calibrated on; without it, a few, small."
+)
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")
 REPORT = option(
     "--report",

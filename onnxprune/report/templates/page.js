@@ -18,7 +18,7 @@
     });
   });
 
-  // A chart is drawn once it comes near the window, and all of them before they are printed.
+  // A chart is drawn once it comes near the window or nothing else is to be done, and all of them before they are printed.
   const pending = new Map();
   const draw = (place) => {
     const make = pending.get(place);
@@ -38,6 +38,15 @@
     pending.set(place, make);
     near.observe(place);
   };
+  const idle = (deadline) => {
+    const open = [...pending.keys()].filter((place) => place.clientWidth);
+    for (const place of open) {
+      if (deadline.timeRemaining() < 5) return requestIdleCallback(idle);
+      near.unobserve(place);
+      draw(place);
+    }
+  };
+  if ("requestIdleCallback" in window) addEventListener("load", () => requestIdleCallback(idle));
   addEventListener("beforeprint", () => [...pending.keys()].forEach(draw));
 
   const curve = (c) => (width) => {
