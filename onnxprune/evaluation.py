@@ -45,7 +45,7 @@ from onnxprune.runtime.session import notes_on
 from onnxprune.tasks import custom
 from onnxprune.tasks.answered import Answered, Score
 from onnxprune.tasks.gates import score_gates
-from onnxprune.tasks.known import ASKED, BY_NAME, guessed
+from onnxprune.tasks.known import ASKED, BY_NAME, guessed, with_score
 from onnxprune.tasks.names import CLASSIFICATION, DETECTION, NAMES
 from onnxprune.tasks.sequence import tokens_in
 
@@ -133,8 +133,8 @@ def evaluate(
 
     data: as the calibration data of `prune`. labels: the key of the integer class of each sample, (samples,), or of
     what else the task reads. task: one of `tasks.known`; None for the one that the outputs look like. metric: in place
-    of a task, a function of (outputs, the original's outputs, labels) that gives a number, or numbers by name; or
-    file.py:function.
+    of a task, one of its scores (perplexity); or a function of (outputs, the original's outputs, labels) that gives a
+    number, or numbers by name; or file.py:function.
     samples: use at most this many, a seeded choice, or the first ones of batches.
     state: pairs OUT=IN as for `prune`; both models get the states of the original, and a note says what comes of it
     where each gets its own.
@@ -149,9 +149,13 @@ def evaluate(
         raise UsageError(f"task is {shown(task)}; choose one of {', '.join(NAMES)}")
     if task is not None and metric is not None:
         raise UsageError("task and metric both say what is measured; leave out one of them")
-    if against is None and labels is None and metric is None and task != "sequence":
+    own = None
+    if isinstance(metric, str) and ":" not in metric:
+        task = with_score(metric).name
+    elif metric is not None:
+        own = custom.of(metric)
+    if against is None and labels is None and own is None and task != "sequence":
         raise UsageError("there is nothing to compare with: give the original (--against), or labels (--labels)")
-    own = None if metric is None else custom.of(metric)
     with spill.spilling(), registering(checked_libraries(custom_ops)):
         return _evaluated(model, data, against, labels, tuple(state), most, task, own, allow_links=allow_links)
 

@@ -42,10 +42,11 @@ from onnxprune.tasks.names import NAMES
             ),
             option(
                 "--metric",
-                metavar="FILE.py:FUNCTION",
+                metavar="SCORE|FILE.py:FUNCTION",
                 show_default="none",
-                help="In place of a task a function of yours, of (outputs, ORIGINAL's outputs, labels), which are "
-                "arrays by name, that gives a number, or numbers by name. It runs with all of your rights.",
+                help="In place of a task one of its scores, as perplexity, or a function of yours, of (outputs, "
+                "ORIGINAL's outputs, labels), which are arrays by name, that gives a number, or numbers by name. It "
+                "runs with all of your rights.",
             ),
         ),
         Section(

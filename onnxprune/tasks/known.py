@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onnxprune.errors import UsageError
+from onnxprune.options import nearest, shown
 from onnxprune.tasks import classification, detection, embedding, segmentation, sequence
 from onnxprune.tasks.answered import Answered, Score
 from onnxprune.tasks.names import CLASSIFICATION, DETECTION
@@ -75,6 +77,16 @@ TASKS = (
     ),
 )
 BY_NAME = {t.name: t for t in TASKS}
+BY_SCORE = {score: t for t in TASKS for score in t.names}
+
+
+def with_score(score: str) -> Task:
+    """The task that has this score. Raises UsageError where none has."""
+    if score not in BY_SCORE:
+        near = nearest(score, tuple(BY_SCORE))
+        known = f"did you mean {near}?" if near else f"name a score ({', '.join(BY_SCORE)}) or file.py:function"
+        raise UsageError(f"metric is {shown(score)}; {known}")
+    return BY_SCORE[score]
 
 
 def guessed(a: Answered) -> tuple[Task | None, str]:

@@ -12,7 +12,7 @@ from onnxprune import evaluate
 from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.evaluation import gate
 from onnxprune.numerics.arrays import Array
-from onnxprune.tasks.known import TASKS
+from onnxprune.tasks.known import BY_SCORE, TASKS
 from onnxprune.tasks.names import NAMES
 from tests.test_cli import Capture, run
 
@@ -58,6 +58,16 @@ def test_a_language_model_by_its_own_input():
         gate(e, max_metric={"perplexity": expected * 0.99})
     alone = evaluate(model(NEXT, w=TABLE), TOKENS, task="sequence")  # which needs neither labels nor an original
     assert [s.value for s in alone.scores if s.name == "perplexity"] == [pytest.approx(expected, rel=1e-5)]
+    assert evaluate(model(NEXT, w=TABLE), TOKENS, metric="perplexity").scores == alone.scores
+
+
+def test_a_score_stands_for_its_task():
+    """Fails where a score that no task has is taken, or one that needs an original is compared with nothing."""
+    assert sorted(BY_SCORE) == sorted(name for t in TASKS for name in t.names)
+    with pytest.raises(UsageError, match="did you mean perplexity"):
+        evaluate(model(NEXT, w=TABLE), TOKENS, metric="perplexty")
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        evaluate(model(MAP, w=KERNEL), {"x": IMAGES}, metric="miou")
 
 
 def test_a_model_that_reads_ahead_has_no_perplexity_by_its_input():
