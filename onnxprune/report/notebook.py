@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.report import view
+from onnxprune.report import points, view
 from onnxprune.report.document import Document
 from onnxprune.report.templates import fill
 
@@ -16,17 +16,21 @@ def notebook(document: Document) -> str:
             "label": view.LABELS.get(level, level),
             "text": text,
             "sizes": view.size_rows(document),
+            "points": points.table_of(document) if document.get("points") else None,
             "facts": [*view.quality_rows(document), *view.check_rows(document)],
             "warnings": document.get("warnings") or (),
             "groups": view.group_rows(document),
-            "whole": sum(len(names) for _, names in view.whole_rows(document)),
+            "whole": sum(len(rows) for _, rows in view.whole_rows(document)),
         },
     )
 
 
 def line(document: Document) -> str:
     """What matters most, in a line."""
-    level, _ = view.headline(document)
+    level, text = view.headline(document)
+    if document.get("points"):
+        ratios = "1 ratio" if len(document["points"]) == 1 else f"{len(document['points'])} ratios"
+        return f"<sweep of {document.get('model')!r}: {ratios}, {text}>"
     parts = [view.LABELS.get(level, level)]
     parts += [f"{name} {before} → {after}" for name, before, after, removed in view.size_rows(document) if removed]
     error = document.get("output_error")

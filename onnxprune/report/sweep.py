@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxprune.report.document import REFUSED, Outcome, document_of, to_json
 from onnxprune.report.markdown import markdown
+from onnxprune.report.notebook import line, notebook
 from onnxprune.report.points import limits_of
 from onnxprune.report.summary import CurveRow, GroupRow, PinnedRow, Size
 
@@ -47,7 +48,7 @@ class Point:
         return self.size is not None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Sweep:
     """The points in the order of their ratios, and what they are of.
 
@@ -96,6 +97,14 @@ class Sweep:
         del data["files"]
         data["effort"] = {"stages": stages, "seconds": sum(stages.values())}
         return document_of("sweep", data, self.outcome, command)
+
+    def __repr__(self) -> str:
+        """What matters most, in a line."""
+        return line(self.document())
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        return notebook(self.document())
 
     def to_json(self) -> str:
         """The sweep as JSON text; numbers that are not finite become null."""

@@ -84,6 +84,15 @@ def test_a_sweep_of_version_0_4_0_is_read():
     assert "Error against cost" in html(read)
 
 
+def test_a_sweep_shows_itself_in_a_notebook():
+    """Fails where `repr` fills a screen, or a notebook shows no table, or scripts."""
+    found = sweep(RESNET, None, CALIB, ratios=(0.3,), samples=64, method="magnitude", refit="none")
+    assert repr(found).startswith(f"<sweep of {RESNET!r}: 1 ratio, ") and len(repr(found)) < 300
+    shown = found._repr_html_()
+    assert "<td>30%</td>" in shown
+    assert "<script" not in shown
+
+
 def test_the_table_and_the_slider_tell_the_points():
     """Fails where a column is of another point, an estimate stands for what was not measured, or a width is wrong."""
     made = documents.swept()
