@@ -43,7 +43,7 @@ from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.outputs import outputs_of, outputs_of_each
 from onnxprune.runtime.session import notes_on
 from onnxprune.tasks import custom
-from onnxprune.tasks.answered import Answered, Score
+from onnxprune.tasks.answered import SHARE, Answered, Score
 from onnxprune.tasks.gates import score_gates
 from onnxprune.tasks.known import ASKED, BY_NAME, guessed, with_score
 from onnxprune.tasks.names import CLASSIFICATION, DETECTION, NAMES
@@ -55,7 +55,7 @@ NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 _SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What was measured; None where it was not asked for, or where the task has no such thing.
 
@@ -84,6 +84,19 @@ class Evaluation:
     task_why: str = ""
     scores: tuple[Score, ...] = ()
     prepared: str = ""
+
+    def __repr__(self) -> str:
+        """In a line: what was measured."""
+        figures = (
+            ("top-1", self.accuracy),
+            ("the original's", self.original_accuracy),
+            ("agreement", self.agreement),
+            ("output error", self.output_error),
+            *((s.name, s.value) for s in self.scores if s.unit == SHARE and s.name not in ("top-1", "agreement")),
+        )
+        told = ", ".join(f"{name} {value:.2%}" for name, value in figures if value is not None)
+        against = "" if self.against is None else f" against {self.against!r}"
+        return f"<evaluation of {self.model!r}{against} on {self.samples} samples: {told or 'nothing measured'}>"
 
     @property
     def quality(self) -> Score:

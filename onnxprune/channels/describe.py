@@ -61,7 +61,7 @@ class PinnedDescription:
     remedy: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Description:
     """What of a model can be pruned, and why the rest cannot.
 
@@ -88,6 +88,14 @@ class Description:
     def share_of_macs(self) -> float:
         """Share of the multiply-accumulates that can be pruned; 0 for a model without any."""
         return self.prunable_macs / self.macs if self.macs else 0.0
+
+    def __repr__(self) -> str:
+        """In a line: all axes of a model fill screens."""
+        groups = "1 group" if len(self.groups) == 1 else f"{len(self.groups)} groups"
+        return (
+            f"<description of {self.model!r}: {self.prunable:,} of {self.parameters:,} parameters and "
+            f"{self.prunable_macs:,.0f} of {self.macs:,.0f} MACs can be pruned, in {groups}>"
+        )
 
     def to_json(self) -> str:
         """The description as JSON text."""

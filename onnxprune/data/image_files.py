@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Resize = Callable[[Image], Image]
 
 SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .gif .webp .tif .tiff .ppm .pgm .pnm".split())
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "MPO")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # JPEG reads MPO too
 # Of a file, and of an image: larger ones are no photographs but bombs, or maps.
 _MOST_BYTES, _MOST_PIXELS = 256 << 20, 120_000_000
 _MOST_FILES, _MOST_DEPTH = 5_000_000, 32
@@ -214,6 +214,8 @@ def _pixels(path: Path, channels: int, resized: Resize) -> Array:
         raise CalibrationError(f"{path} takes more memory than there is") from e
     except Exception as e:  # Pillow's plugins raise whatever a damaged file leads them to
         what = " ".join(str(e).split())[:120].replace(str(path), "it")
+        if isinstance(e, _library().UnidentifiedImageError):
+            what = f"it is none of {', '.join(_FORMATS)}"
         raise CalibrationError(f"{path} cannot be read as an image ({what or type(e).__name__}); leave it out") from e
     return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -183,7 +183,8 @@ class _Target:
         share = f" of {round(height / p.share)}x{round(width / p.share)}" if p.resize == "crop" else ""
         color = (p.color or {1: "gray", 3: "rgb", 4: "rgba"}[self.channels]).upper()
         mean, std = (", ".join(f"{x:g}" for x in own) for own in (p.mean, p.std))
-        scale = "v" if p.scale == 1.0 else f"v·{p.scale:.6g}"
+        whole = round(1.0 / p.scale) if p.scale else 0
+        scale = "v" if p.scale == 1.0 else f"v/{whole}" if whole and p.scale == 1.0 / whole else f"v·{p.scale:.6g}"
         layout = "one channel" if self.flat else LAYOUTS[not self.inner].upper()
         return (
             f"{self.name}: {color}, {p.resize} to {height}x{width}{share} ({p.filter}), ({scale} − ({mean})) / ({std})"

@@ -111,7 +111,9 @@ def taken(source: object, specs: tuple[InputSpec, ...], wanted: Wanted = ALL) ->
     kind = next((k for k in KINDS if k.tells(source)), None)
     if kind is None:
         names = [k.name for k in KINDS if k.name]
-        raise CalibrationError(f"the data is a {type(source).__name__}; give {', '.join(names[:-1])}, or {names[-1]}")
+        raise CalibrationError(
+            f"the data is of type {type(source).__name__}; give {', '.join(names[:-1])}, or {names[-1]}"
+        )
     return kind.read(source, specs, wanted)
 
 

@@ -49,7 +49,7 @@ class InputView:
     looks: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preview:
     """What a model would be calibrated on.
 
@@ -66,6 +66,12 @@ class Preview:
     labels: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """In a line: what matters of each input."""
+        told = (f"{v.figures.name} {v.figures.dtype}{[*v.figures.shape]} {v.looks}".rstrip() for v in self.inputs)
+        doubts = f"; {len(self.warnings)} warnings" if self.warnings else ""
+        return f"<preview of {self.origin!r} for {self.model!r}: {', '.join(told)}{doubts}>"
 
     def to_json(self) -> str:
         """The preview as JSON text."""

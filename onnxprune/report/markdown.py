@@ -13,8 +13,8 @@ from onnxprune.report.templates import fill
 def markdown(document: Document) -> str:
     """The document as Markdown text."""
     level, text = view.headline(document)
-    bench = document["kind"] == "bench" and document["status"] == DONE
-    if bench:
+    timed = view.was_timed(document)
+    if timed and document["status"] == DONE:
         level, text = "measured", ""
     swept = bool(document.get("points"))
     facts = [*view.quality_rows(document), *view.check_rows(document)]
@@ -27,8 +27,8 @@ def markdown(document: Document) -> str:
         "points": table_of(document) if swept else None,
         "said": said_of(document)[1:] if swept else [],
         "judged": document.get("judged"),
-        "bench": view.bench_rows(document) if bench else [],
-        "facts": facts + (view.bench_facts(document) if bench else []) + _data(document),
+        "bench": view.bench_rows(document) if timed else [],
+        "facts": facts + (view.bench_facts(document) if timed else []) + _data(document),
         "gates": view.gate_rows(document),
         "groups": view.group_rows(document),
         "whole": [] if swept else view.whole_rows(document),

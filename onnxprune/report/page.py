@@ -32,7 +32,8 @@ def html(document: Document) -> str:
     """The document as an HTML page."""
     level, text = view.headline(document)
     done = document["status"] == DONE
-    bench = document["kind"] == "bench" and done
+    timed = view.was_timed(document)
+    bench = timed and done
     swept = bool(document.get("points"))
     curves, front = _curves(document), points.front(document)
     charts = bool(curves or front)
@@ -45,8 +46,8 @@ def html(document: Document) -> str:
         "text": "" if bench else text,
         "tiles": view.tiles(document),
         "sizes": view.size_rows(document),
-        "bench": view.bench_rows(document) if bench else [],
-        "quality": [*view.quality_rows(document), *(view.bench_facts(document) if bench else [])],
+        "bench": view.bench_rows(document) if timed else [],
+        "quality": [*view.quality_rows(document), *(view.bench_facts(document) if timed else [])],
         "checks": view.check_rows(document),
         "gates": view.gate_rows(document),
         "warnings": document.get("warnings") or (),

@@ -26,6 +26,7 @@ from onnxprune.report.groups import (
 )
 from onnxprune.report.points import best_of, said_of
 from onnxprune.report.units import count, duration, latency, size
+from onnxprune.tasks.answered import SHARE
 from onnxprune.tasks.names import CLASSIFICATION
 
 # What a level of the verdict, or an outcome, is called.
@@ -152,8 +153,9 @@ def _score(score: Mapping[str, Any]) -> str:
     """A number of a task's metric, and the original's where it has one."""
     if score["value"] is None:
         return f"{NOT_MEASURED}: {score['why']}"
-    before = "" if score["original"] is None else f", the original's {score['original']:.4g}"
-    return f"{score['value']:.4g}{before} ({score['about']})"
+    shown = "{:.2%}" if score.get("unit") == SHARE else "{:.5g}"
+    before = "" if score["original"] is None else f", the original's {shown.format(score['original'])}"
+    return f"{shown.format(score['value'])}{before} ({score['about']})"
 
 
 def _outputs(figures: Sequence[Mapping[str, Any]]) -> Rows:
@@ -330,6 +332,11 @@ def settings_rows(document: Document) -> Rows:
 
 def _setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def was_timed(document: Document) -> bool:
+    """Whether models were timed: also where a gate on that stands against them."""
+    return document["kind"] == "bench" and bool(document.get("models"))
 
 
 def bench_rows(document: Document) -> Rows:

@@ -255,7 +255,10 @@ def cut_short(folder: Path) -> None:
 
 HOSTILE: dict[str, tuple[Any, str]] = {
     "cut short": (cut_short, "a.jpg cannot be read as an image .*; leave it out"),
-    "text": (lambda f: (f / "a.jpg").write_text("no image"), "a.jpg cannot be read as an image"),
+    "text": (
+        lambda f: (f / "a.jpg").write_text("no image"),
+        r"a.jpg cannot be read as an image \(it is none of JPEG, PNG",
+    ),
     "empty": (lambda f: (f / "a.png").write_bytes(b""), "a.png cannot be read as an image"),
     "a bomb": (lambda f: (f / "a.png").write_bytes(png_of(12000, 11000)), "a.png claims 12000x11000 pixels; at most"),
     "a large bomb": (lambda f: (f / "a.png").write_bytes(png_of(65000, 65000)), "a.png cannot be read|a.png claims"),

@@ -57,9 +57,13 @@ REFUSED: dict[str, tuple[tuple[InputSpec, ...], Any, str]] = {
     "numbers for text": (TEXT, {"x": GOOD}, "is float32, the model wants text"),
     "an array of several inputs": (FLOAT * 2, GOOD, "the data is one array, and the model has several inputs"),
     "an empty path": (FLOAT, "", "the path of the data is empty"),
-    "a number": (FLOAT, 3, "the data is a int; give the path of a file or folder, arrays by input name, an array or"),
-    "bytes alone": (FLOAT, b"12", "the data is a bytes; give"),
-    "a class": (FLOAT, dict, "the data is a type; give"),
+    "a number": (
+        FLOAT,
+        3,
+        "the data is of type int; give the path of a file or folder, arrays by input name, an array or",
+    ),
+    "bytes alone": (FLOAT, b"12", "the data is of type bytes; give"),
+    "a class": (FLOAT, dict, "the data is of type type; give"),
 }
 
 

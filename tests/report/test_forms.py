@@ -104,6 +104,10 @@ def test_eval_and_bench_write_reports(tmp_path: Path, capsys: pytest.CaptureFixt
     check(json.loads(files[0].read_text(encoding="utf-8")))
     assert f"| {templates.markdown_text(RESNET)} |" in files[1].read_text(encoding="utf-8")
     assert "samples per second" in files[3].read_text(encoding="utf-8")
+    refused = ["bench", RESNET, RESNET, "--runs", "2", "--max-ratio", "1%", "--overwrite"]
+    assert main([*refused, *(x for f in files for x in ("--report", str(f)))]) == 4
+    for path in (files[1], files[3]):  # what was measured is what a failed gate is looked at for
+        assert "samples per second" in path.read_text(encoding="utf-8")
     capsys.readouterr()
 
 

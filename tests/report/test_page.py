@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxprune import evaluate, inspect, preview
 from onnxprune.cli import main
 from onnxprune.report import page
 from onnxprune.report.document import to_json
 from onnxprune.report.groups import error_alone, if_cut, sensitivity, width
 from onnxprune.report.lanes import drawn, lanes_of
 from onnxprune.report.network import network
+from tests import digits
 from tests.digits import pruned
 from tests.report import documents
 
@@ -198,6 +200,19 @@ def test_pages_can_be_made_later(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["report", str(broken), str(tmp_path / "new.html")]) == 1
         assert "is not by the schema" in capsys.readouterr().err
     assert not (tmp_path / "new.html").exists()
+
+
+def test_what_a_notebook_shows_of_all_else():
+    """Fails where the result of a function fills screens with its fields."""
+    model, data = digits.path("resnet"), digits.TEST
+    shown = {
+        "42,688 of 42,698 parameters": inspect(model),
+        "input float32[500, 1, 8, 8] mean near 0": preview(model, data),
+        "top-1 99.20%, the original's 99.20%": evaluate(model, data, against=model, labels="label"),
+    }
+    for part, found in shown.items():
+        assert part in repr(found)
+        assert len(repr(found)) < 300 + len(str(model))
 
 
 def test_a_result_shows_itself_in_a_notebook():

@@ -40,7 +40,9 @@ def evaluation(e: Evaluation, screen: Screen, gates: Sequence[Gate] = ()) -> str
     facts += gate_facts(gates)
     title = e.model if e.against is None else f"{e.model} against {e.against}"
     table = [_by_output(e.by_output, screen)] if len(e.by_output) > 1 else []
-    return screen.render([line(title, "bold"), listed(facts), *table, *(note(n) for n in e.notes)])
+    return screen.render(
+        [line(title, "bold"), listed(facts, space=0 if table else 1), *table, *(note(n) for n in e.notes)]
+    )
 
 
 def _score(score: Score) -> tuple[str, str]:

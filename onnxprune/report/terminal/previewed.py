@@ -21,4 +21,4 @@ def preview(p: Preview, screen: Screen) -> str:
         table.add_row(f.name, f.dtype, shape, *map(number, (f.least, f.most, f.mean, f.std)), v.looks)
         for i, c in enumerate(v.channels if len(v.channels) > 1 else ()):
             table.add_row(f"  channel {i}", "", "", *map(number, (c.least, c.most, c.mean, c.std)), "")
-    return screen.render([line(p.model, "bold"), listed(facts), table, *(note(n) for n in p.notes)])
+    return screen.render([line(p.model, "bold"), listed(facts, space=0), table, *(note(n) for n in p.notes)])

@@ -128,10 +128,11 @@ def shortened(name: str, most: int) -> str:
 
 
 class Facts:
-    """(name, value) rows without a frame; long values fold."""
+    """(name, value) rows without a frame; long values fold. space: empty lines behind them."""
 
-    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, rows: Iterable[tuple[str, str]], space: int) -> None:
         self.rows: tuple[tuple[str, str], ...] = tuple(rows)
+        self.space: int = space
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Padding]:
         """rich's way to ask for what is drawn."""
@@ -140,12 +141,15 @@ class Facts:
         table.add_column(overflow="fold")
         for name, value in self.rows:
             table.add_row(name, value)
-        yield Padding(table, (0, 0, 1, 0))
+        yield Padding(table, (0, 0, self.space, 0))
 
 
-def listed(rows: Iterable[tuple[str, str]]) -> Part:
-    """(name, value) rows without a frame; long values fold between words, on a screen also within them."""
-    return Facts(rows)
+def listed(rows: Iterable[tuple[str, str]], space: int = 1) -> Part:
+    """(name, value) rows without a frame; long values fold between words, on a screen also within them.
+
+    space: empty lines behind them; a table begins with one of its own.
+    """
+    return Facts(rows, space)
 
 
 def line(text: str = "", style: str = "") -> Part:

@@ -16,7 +16,7 @@ def sweep(s: Sweep, screen: Screen) -> str:
     table = screen.table(*heads)
     for row in rows:
         table.add_row(*row)
-    parts: list[Part] = [line(s.model), line(), table, line(f"* on the Pareto front; judged on {s.judged}"), line()]
+    parts: list[Part] = [line(s.model), table, line(f"* on the Pareto front; judged on {s.judged}"), line()]
     parts += [note(text) for text in (*said_of(document), *s.notes)]
     if s.files:
         parts += [line(), line(f"written: {', '.join(s.files)}")]
