@@ -32,7 +32,7 @@ What becomes of every operator in the domains that onnxruntime adds to the stand
 a test holds that every operator that the installed onnxruntime registers has a row.
 
 - *{written}*: before anything else, and in the result (`onnxprune/normalise/unfused/`), but for weights in packed codes
-  (MatMulNBits, GatherBlockQuantized) and for mixtures of experts (MoE), which are put back in the result with the
+  (MatMulNBits, GatherBlockQuantized) and for mixtures of experts (MoE, QMoE), which are put back in the result with the
   weights that they have by then (`onnxprune/surgery/packed_codes.py`, `onnxprune/surgery/experts.py`). Where
   a node is not in the form that its row expects, it stays, and a note says why. BiasAdd, BiasSplitGelu,
   FusedMatMulActivation, GemmFastGelu, GroupNorm, NhwcConv, NhwcFusedConv and SkipGroupNorm have no kernel on the CPU:

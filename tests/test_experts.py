@@ -51,6 +51,32 @@ def test_a_mixture_stays_one(row: str):
     assert Session(small).run(feeds)["y"].shape == Session(original).run(feeds)["y"].shape
 
 
+def test_codes_stay_codes():
+    """Fails where a mixture of codes comes out in another form, or with rows of no whole bytes or blocks."""
+    original, feeds = TABLE["experts_in_codes"].model(), TABLE["experts_in_codes"].feeds(128)
+    [node] = (n for n in original.graph.node if n.op_type == "QMoE")
+    node.attribute.append(onnx.helper.make_attribute("accuracy_level", 4))  # its kernel rounds then
+    result = prune(original, None, feeds, ratio=0.3, fast=True)
+    small = result.model
+    assert small is not None
+    assert result.report.checks["normalised_against_original"] <= 1e-5
+    assert result.report.checks["slice_against_oracle"] <= 1e-5
+    assert Counter(n.op_type for n in small.graph.node) == Counter(n.op_type for n in original.graph.node)
+    before, after = sizes(original), sizes(small)
+    assert before.keys() == after.keys()
+    inner = after["v"][2] * 2
+    assert inner in (16, 32, 48)
+    assert after["u"] == [3, inner, before["u"][2]]
+    assert after["v_scales"] == [3, 32, inner // 16]
+    assert after["v_zeros"] == [3, 32, -(-inner // 32)]
+    assert protobuf.parameters(small) == result.report.after.parameters
+    assert protobuf.parameters(original) == result.report.before.parameters
+    # Each of four bits, and scales and zero points of blocks of sixteen.
+    weights = 3 * (64 * 32 + 32 * 64)
+    rest = 6 * 32 + 32 * 3 + 32 * 5 + 3 * (64 + 32)
+    assert result.report.before.parameters == weights + 2 * weights // 16 + rest
+
+
 def test_each_expert_keeps_units_of_its_own():
     """Fails where the same inner unit goes from every expert, or where nothing is fitted."""
     small, sliced = pruned("experts").model, pruned("experts", refit="none").model

@@ -46,7 +46,6 @@ LANGUAGE: Mapping[str, Reason] = {
         Remedy.FUSED,
         "GatedRelativePositionBias RelativePositionBias",
     ),
-    **_rows("sends each position to some of its experts, whose inner units are not followed", Remedy.FUSED, "QMoE"),
     **_rows(
         "is a gate or a mixer of streams of a language model, whose branches are not followed",
         Remedy.FUSED,

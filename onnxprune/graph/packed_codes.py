@@ -10,10 +10,11 @@ import numpy as np
 
 from onnxprune.numerics.arrays import Array
 
-PRODUCT, LOOK_UP = "MatMulNBits", "GatherBlockQuantized"
+PRODUCT, LOOK_UP, MIXTURE = "MatMulNBits", "GatherBlockQuantized", "QMoE"
 WIDTHS = (2, 4, 8)
-# The slots of codes and zero points, which may be packed.
-_PACKED: Mapping[str, tuple[int, int]] = {PRODUCT: (1, 3), LOOK_UP: (0, 3)}
+# The slots of codes, which may be packed; and of zero points, with those of their scales.
+_CODES: Mapping[str, Sequence[int]] = {PRODUCT: (1,), LOOK_UP: (0,), MIXTURE: (2, 5, 8)}
+_ZEROS: Mapping[str, Mapping[int, int]] = {PRODUCT: {3: 2}, LOOK_UP: {3: 2}, MIXTURE: {11: 3, 12: 6, 13: 9}}
 _BITS = 4
 
 
@@ -42,7 +43,7 @@ def as_stored(codes: Array, bits: int) -> Array:
 
 def reads(operator: str) -> bool:
     """Whether an operator reads codes that may be packed."""
-    return operator in _PACKED
+    return operator in _CODES
 
 
 def numbers_in(
@@ -52,13 +53,15 @@ def numbers_in(
 
     shapes: of the constants that the operator reads, by slot.
     """
-    codes, zeros = _PACKED.get(operator, (-1, -1))
-    if slot == zeros:
-        return prod(shapes[2]) if 2 in shapes else None
-    if slot != codes:
+    zeros = _ZEROS.get(operator, {})
+    if slot in zeros:
+        return prod(shapes[zeros[slot]]) if zeros[slot] in shapes else None
+    if slot not in _CODES.get(operator, ()) or slot not in shapes:
         return None
     if operator == PRODUCT:
         return attributes.get("N", 0) * attributes.get("K", 0)
-    if slot not in shapes:
-        return None
-    return prod(shapes[slot]) * 8 // attributes.get("bits", _BITS)
+    bits = attributes.get("bits", _BITS)
+    if operator == MIXTURE:
+        number = _CODES[MIXTURE].index(slot) + 1
+        bits = attributes.get(f"fc{number}_expert_weight_bits", 0) or attributes.get("expert_weight_bits", _BITS)
+    return prod(shapes[slot]) * 8 // max(bits, 1)

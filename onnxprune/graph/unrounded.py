@@ -3,7 +3,7 @@
     QuantizeLinear    clip(x / s + z, least code, greatest code)      DequantizeLinear    (q - z) · s
     DynamicQuantizeLinear, whose scale leaves nothing out, and the DequantizeLinear behind it    x
     DynamicQuantizeLSTM    LSTM, with the weights that its codes stand for
-    MatMulNBits            the same with accuracy_level 0, at which its kernel does not round what it multiplies
+    MatMulNBits, QMoE      the same with accuracy_level 0, at which its kernel does not round what it multiplies
 
 Two models that sum the same terms in another order differ by 1e-7. Where an activation lies that close to the middle
 between two codes, rounding makes a whole step of it, 1/255 of the range of the tensor, and what follows differs by far
@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.operators import QUANTIZED_LSTM
-from onnxprune.graph.packed_codes import PRODUCT
+from onnxprune.graph.packed_codes import MIXTURE, PRODUCT
 from onnxprune.graph.protobuf import copied
 from onnxprune.graph.quantized import DEQUANTIZE, DOMAINS, DYNAMIC, QUANTIZE, code_range
 from onnxprune.numerics.arrays import Array
@@ -101,7 +101,7 @@ def _give_full_accuracy(proto: onnx.ModelProto) -> None:
 
 
 def _rounds(n: onnx.NodeProto) -> bool:
-    return n.op_type == PRODUCT and protobuf.int_attribute(n, _LEVEL, 0) != 0
+    return n.op_type in (PRODUCT, MIXTURE) and protobuf.int_attribute(n, _LEVEL, 0) != 0
 
 
 def _lstm(n: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -17,6 +17,7 @@ import onnx.version_converter
 
 from onnxprune.errors import ModelError, NothingPrunable, RunError
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.packed_codes import MIXTURE
 from onnxprune.graph.protobuf import copied
 from onnxprune.normalise.unfused import PACKED, operator_of
 from onnxprune.normalise.unfused.packed_codes import FROM_OPSET
@@ -24,6 +25,7 @@ from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.session import Session
 
 OLDEST = 9
+_MIXTURE = f"com.microsoft.{MIXTURE}"
 # Relative to the largest entry: the same kernels compute the same, other operators in their place nearly so.
 _TOLERANCE = 1e-5
 
@@ -56,7 +58,7 @@ def brought_up(proto: onnx.ModelProto, example: Mapping[str, Array]) -> tuple[on
 
 def _has_blocks(proto: onnx.ModelProto) -> bool:
     # A function imports an opset of its own, which would stay as it is.
-    return not proto.functions and any(operator_of(n) in PACKED for n in bodies.every_node(proto.graph))
+    return not proto.functions and any(operator_of(n) in {*PACKED, _MIXTURE} for n in bodies.every_node(proto.graph))
 
 
 def check(proto: onnx.ModelProto, notes: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from onnxprune.stages.load import Loaded
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, shares_of
 from onnxprune.stages.ports import resized_outputs
 from onnxprune.stages.stored import stored_of
-from onnxprune.surgery.packed_codes import implied
+from onnxprune.surgery import experts, packed_codes
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
 
@@ -168,7 +168,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
         notes,
         parameters=stored,
         macs=macs,
-        added={*n.added_biases, *implied(n.packed)},
+        added={*n.added_biases, *packed_codes.implied(n.packed), *experts.implied(n.experts)},
         clones={*n.clones, *kept.whole, *kept.parted},
     )
 

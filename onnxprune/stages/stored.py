@@ -9,7 +9,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import Factor, tracked_axes
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.tables import Table
-from onnxprune.surgery.packed_codes import implied
+from onnxprune.surgery import experts, packed_codes
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def stored_of(normalised: Normalised, channels: ChannelGraph) -> Stored:
             if others:
                 (whole if cut in others else parted).add(name)
             others.append(cut)
-    whole.update(implied(normalised.packed))
+    whole.update(packed_codes.implied(normalised.packed) | experts.implied(normalised.experts))
     return Stored(frozenset(whole), frozenset(parted))
 
 

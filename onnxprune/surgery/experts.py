@@ -1,4 +1,4 @@
-"""MoE put back, in place of the layers of its experts: their weights, cut and fitted, are stored in one again."""
+"""MoE and QMoE put back, in place of the layers of their experts, whose weights are stored in one again."""
 
 from __future__ import annotations
 
@@ -8,15 +8,48 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune.graph import bodies, external, spill
+from onnxprune.graph import bodies, external, packed_codes, spill
 from onnxprune.graph.bodies import main_output
+from onnxprune.graph.protobuf import int_attribute
 from onnxprune.normalise.unfused import Fused
-from onnxprune.normalise.unfused.experts import BIAS, DOWN, GATED, GATED_BIAS, INNER, SIZES, UP, UP_BIAS
+from onnxprune.normalise.unfused.experts import (
+    BIAS,
+    DOWN,
+    GATED,
+    GATED_BIAS,
+    INNER,
+    SCALES,
+    SIZES,
+    UP,
+    UP_BIAS,
+    ZEROS,
+    bits_of,
+)
 from onnxprune.numerics.arrays import Array
 
 _DOMAIN = "com.microsoft"
-# Slots of the operator: weight and bias of the first product, and of the second one.
-_UP, _UP_BIAS, _DOWN, _BIAS = 2, 3, 4, 5
+# Slots of the operators.
+_MOE = {UP: 2, UP_BIAS: 3, DOWN: 4, BIAS: 5}
+_QMOE = {
+    UP: 2,
+    UP + SCALES: 3,
+    UP_BIAS: 4,
+    DOWN: 5,
+    DOWN + SCALES: 6,
+    BIAS: 7,
+    UP + ZEROS: 11,
+    DOWN + ZEROS: 12,
+}
+# What lies in turns in one weight.
+_PAIRS = {
+    UP: GATED,
+    UP + SCALES: GATED + SCALES,
+    UP + ZEROS: GATED + ZEROS,
+    UP_BIAS: GATED_BIAS,
+    DOWN: "",
+    DOWN + SCALES: "",
+    DOWN + ZEROS: "",
+}
 
 
 def put_back(proto: onnx.ModelProto, experts: Sequence[Fused]) -> int:
@@ -102,13 +135,35 @@ def _weights(fused: Fused, stored: Mapping[str, onnx.TensorProto]) -> dict[int, 
         parts[role] = [external.array_of(stored[name]) for name in names]
         if len({v.shape for v in parts[role]}) > 1:
             return None
-    down = np.stack([np.ascontiguousarray(v.T) for v in parts[DOWN]])
-    weights = {_UP: _stacked(parts[UP], parts.get(GATED, [])), _DOWN: down}
-    if UP_BIAS in parts:
-        weights[_UP_BIAS] = _stacked(parts[UP_BIAS], parts.get(GATED_BIAS, []))
+    packed = UP + SCALES in parts
+    slots = _QMOE if packed else _MOE
+    joined = {role: _stacked(parts[role], parts.get(pair, [])) for role, pair in _PAIRS.items() if role in parts}
+    weights = {slots[role]: joined[role] for role in (UP, UP_BIAS, DOWN) if role in joined}
     if BIAS in parts:
-        weights[_BIAS] = parts[BIAS][0]
+        weights[slots[BIAS]] = parts[BIAS][0]
+    for role in (UP, DOWN) if packed else ():
+        bits = bits_of(role, lambda name, default: int_attribute(fused.node, name, default))
+        codes, scales, zeros = (joined[role + what] for what in ("", SCALES, ZEROS))
+        if codes.shape[-1] * bits % 8:
+            return None  # each row has to end with a byte
+        blocks = int_attribute(fused.node, "block_size", 0) > 0
+        weights[slots[role]] = packed_codes.packed(codes.astype(np.uint8), bits)
+        weights[slots[role + SCALES]] = scales if blocks else scales[..., 0]
+        if any(fused.node.input[slots[role + ZEROS] : slots[role + ZEROS] + 1]):
+            points = (zeros if blocks else zeros[..., 0]).astype(np.uint8)
+            weights[slots[role + ZEROS]] = packed_codes.packed(points, bits)
     return weights
+
+
+def implied(experts: Sequence[Fused]) -> frozenset[str]:
+    """The constants of the standard form that such operators leave out: zero points in the middle of the codes."""
+    names: set[str] = set()
+    for f in experts:
+        for role in (UP, GATED, DOWN):
+            slot = _QMOE[(DOWN if role == DOWN else UP) + ZEROS]
+            if not any(f.node.input[slot : slot + 1]):
+                names.update(f.roles.get(role + ZEROS, ()))
+    return frozenset(names)
 
 
 def _stacked(first: Sequence[Array], second: Sequence[Array]) -> Array:

@@ -35,6 +35,7 @@ DROPS: dict[str, dict[int, list[int]]] = {
     "quantized_packed_rows": {2: []},
     "experts": {32: []},
     "experts_in_sequences": {15: []},
+    "experts_in_codes": {12: []},
 }
 
 

@@ -41,6 +41,41 @@ def mixture(
     return Case("MoE", given if biased else given[:5], attributes, (2, 3, 4, 5) if biased else (2, 4))
 
 
+def packed_mixture(
+    rows: tuple[int, ...] = (7,),
+    *,
+    experts: int = 3,
+    hidden: int = 32,
+    inner: int = 16,
+    bits: int = 4,
+    block: int = 0,
+    zeros: bool = True,
+    biased: bool = True,
+    **attributes: Any,
+) -> Case:
+    """A QMoE with random codes."""
+    wide = 2 * inner if attributes.get("activation_type") == "swiglu" else inner
+
+    def codes(outputs: int, inputs: int) -> tuple[Any, Any, Any]:
+        blocks = (inputs // block,) if block else ()
+        points = (experts, outputs, -(-blocks[0] * bits // 8)) if block else (experts, -(-outputs * bits // 8))
+        return (
+            _RNG.integers(0, 256, (experts, outputs, inputs * bits // 8)).astype(np.uint8),
+            _RNG.uniform(0.005, 0.02, (experts, outputs, *blocks)).astype(np.float32) * 8 / 2 ** (bits - 1),
+            _RNG.integers(0, 256, points).astype(np.uint8) if zeros else None,
+        )
+
+    (up, up_scales, up_zeros), (down, down_scales, down_zeros) = codes(wide, hidden), codes(hidden, inner)
+    biases = (_real(experts, wide), _real(experts, hidden)) if biased else (None, None)
+    given = (
+        *(_real(*rows, hidden), _real(int(np.prod(rows)), experts)),
+        *(up, up_scales, biases[0], down, down_scales, biases[1], None, None, None, up_zeros, down_zeros),
+    )
+    slots = tuple(k for k in range(2, 13) if given[k] is not None)
+    sizes = {"expert_weight_bits": bits, **({"block_size": block} if block else {})}
+    return Case("QMoE", given[: max(slots) + 1], {**sizes, **attributes}, slots, opset=21)
+
+
 _SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1}
 MIXTURES = {
     "one of four": mixture(),
@@ -58,6 +93,13 @@ MIXTURES = {
         (2, 3), k=2, **_SWIGLU, activation_alpha=1.702, activation_beta=1.0, swiglu_limit=0.7
     ),
     "swiglu without biases": mixture(k=2, biased=False, **_SWIGLU),
+    **{
+        f"{bits} bits, blocks of {block}, {zeros}": packed_mixture(bits=bits, block=block, zeros=zeros, k=2, **_SWIGLU)
+        for bits, block in ((4, 0), (4, 16), (8, 0), (2, 16))
+        for zeros in (True, False)
+    },
+    "codes of sequences": packed_mixture((2, 3), normalize_routing_weights=1, k=2),
+    "codes without biases": packed_mixture(biased=False, activation_type="silu"),
 }
 
 
@@ -89,10 +131,15 @@ def test_what_nothing_has_touched_is_as_it_was(name: str):
         (mixture(activation_type="swiglu", swiglu_fusion=2), "in turns"),
         (replace(mixture(), weights=(3, 4, 5)), "no weight of its own"),
         (replace(mixture(), opset=12), "opset 12"),
+        (replace(packed_mixture(), opset=20), "opset 20"),
+        (packed_mixture(bits=8, block=16), "rounds what it multiplies"),
+        (packed_mixture(quant_type="fp8"), "small floats"),
+        (packed_mixture(fc2_expert_weight_bits=8), "not of the sizes"),
+        (replace(packed_mixture(), weights=(2, 3, 4, 5, 6, 7, 11)), "no weight of its own"),
     ],
 )
 def test_what_is_not_read_stays(case: Case, why: str):
     """Fails where a node is written anew that computes something else."""
     proto, unfused = standard(case.model(), case.feeds())
-    assert [n.op_type for n in proto.graph.node] == ["MoE"]
+    assert [n.op_type for n in proto.graph.node] == [case.operator]
     assert any(why in note for note in unfused.notes), unfused.notes
