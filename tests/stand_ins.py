@@ -20,7 +20,7 @@ from tests.topologies.text import Topology
 
 Data = dict[str, NDArray[Any]]
 
-# Two scales; each gives the sides of a box and the scores of three classes at every place.
+# Two scales; each gives the centre and the size of a box, in pixels, and the scores of three classes at every place.
 DETECTOR = """(float[N,3,32,32] images) => (float[N,7,80] output0) {
     a = Conv <pads=[1,1,1,1], strides=[2,2]> (images, stem[16,3,3,3], stem_b[16])
     as = Sigmoid(a)
@@ -40,7 +40,13 @@ DETECTOR = """(float[N,3,32,32] images) => (float[N,7,80] output0) {
     coarse = Conv(eu, head_coarse[7,32,1,1], head_coarse_b[7])
     flat_fine = Reshape(fine, flat{0,7,-1})
     flat_coarse = Reshape(coarse, flat)
-    output0 = Concat <axis=2> (flat_fine, flat_coarse)
+    every = Concat <axis=2> (flat_fine, flat_coarse)
+    raw, logits = Split <axis=1> (every, four_three{4,3})
+    shares = Sigmoid(raw)
+    side = Constant <value = float {32.0}> ()
+    boxes = Mul(shares, side)
+    scores = Sigmoid(logits)
+    output0 = Concat <axis=1> (boxes, scores)
 }"""
 
 _ENCODER = """
