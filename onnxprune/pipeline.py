@@ -33,6 +33,7 @@ from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.sentence.halves import choose, make, prepare, replayed_from
 from onnxprune.sentence.largest import STEP, Found, largest_cut
 from onnxprune.sentence.machine import Machine
+from onnxprune.stages import settings_beside
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import describe_loaded, foreseen
 from onnxprune.stages.load import Calibration, load, opened
@@ -40,6 +41,7 @@ from onnxprune.stages.look import looked_at
 from onnxprune.stages.refuse import SoFar, refusing
 from onnxprune.stages.report import estimated, report_of, speed_gates, with_latency
 from onnxprune.stages.save import PruneResult, foreseen_size, named, stored
+from onnxprune.stages.settings_beside import Beside
 from onnxprune.stages.time_layers import timed_with
 from onnxprune.targets.alignment import DEFAULT
 
@@ -124,8 +126,11 @@ def prune(
         timed_on = provider_named(bench if isinstance(bench, str) and bench else provider or "cpu")
     output = None if dry_run else output
     reports = Reports.of(report_file, overwrite=overwrite)
+    beside = settings_beside.found(model, output, settings)
     check_outputs(
-        (output, plan_file, *reports.paths), (model, *files_of(calibration), *files_of(test), from_plan), overwrite
+        (output, plan_file, *reports.paths, *beside.paths),
+        (model, *files_of(calibration), *files_of(test), from_plan),
+        overwrite,
     )
     machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
     clock = Clock(watch, hear=warn, stop=stop)
@@ -134,9 +139,10 @@ def prune(
     with Stage(overwrite=overwrite) as stage, registering(machine.libraries):
         with machine.working(clock.progress) as place:
             with refusing(so_far, reports, warn):
-                result, placement = _run(
+                result, placement, more = _run(
                     model,
                     files,
+                    beside,
                     calibration,
                     settings,
                     chosen,
@@ -152,7 +158,7 @@ def prune(
                 )
             result = replace(result, report=replace(result.report, sources=dict(sources)))
             clock.begin("save")
-            result = stored(stage, result, placement, output, plan_file, reports)
+            result = stored(stage, result, placement, output, plan_file, reports, more)
         # The workers and the temporary files are gone: what is left to do is to rename.
         ready(result.report)
         named(stage, output)
@@ -232,6 +238,7 @@ class Asked:
 def _run(
     model: ModelLike,
     files: Sequence[str | os.PathLike[str] | None],
+    beside: Beside,
     calibration: Calibration,
     settings: PruneConfig,
     replayed: plan.Plan | None,
@@ -245,10 +252,11 @@ def _run(
     allow_links: bool,
     single_file: bool,
     pictures: bool,
-) -> tuple[PruneResult, Placement]:
-    """The sentence, and where the result's weights go.
+) -> tuple[PruneResult, Placement, Mapping[Path, bytes]]:
+    """The sentence, where the result's weights go, and what goes beside it.
 
-    files: output, plan, reports. timed_on: the provider that times the models, None to leave that out. so_far: is told
+    files: output, plan, reports. beside: settings files that lie beside the model. timed_on: the provider that times
+    the models, None to leave that out. so_far: is told
     what is known, for the report of a run that is refused.
     """
     output, *others = files
@@ -267,7 +275,7 @@ def _run(
         state = settings.state
         exam = Exam.of(model, loaded, asked.test, asked.test_labels, asked.limits, state=state, allow_links=allow_links)
     first = settings.with_options(ratio=STEP) if asked.largest else settings
-    prepared = prepare(loaded, first, stage, place, replays=replayed)
+    prepared = prepare(loaded, first, stage, place, replays=replayed, one_number=beside.one_number_of_heads)
     if asked.largest:
         found = largest_cut(prepared, settings, stage, exam)
     elif replayed is None:
@@ -283,14 +291,15 @@ def _run(
         timed = timed_with(stopwatch, None, coupled, masks, stage)
         report = estimated(report_of(*about, None, None, timed, place, prepared.tried), coupled, prepared.tried, masks)
         report = replace(report, notes=(*report.notes, *foreseen(loaded, settings)))
-        return PruneResult(None, chosen.plan, so_far.settled(report)), loaded.source.placement
+        return PruneResult(None, chosen.plan, so_far.settled(report)), loaded.source.placement, {}
     checked = found.checked or make(prepared, chosen, settings, stage)
     gates, said = exam.asked_of(checked, loaded, stage)
+    more, told = beside.written(loaded.original, checked)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
     report = report_of(*about, checked, output, timed, place, prepared.tried)
-    report = so_far.settled(replace(report, notes=(*report.notes, *said, *found.notes)), gates)
+    report = so_far.settled(replace(report, notes=(*report.notes, *told, *said, *found.notes)), gates)
     if timed_on is not None:
         stage.begin("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)
         report = so_far.settled(report, (*gates, *speed_gates(report, asked.min_speedup)))
-    return PruneResult(checked.whole, chosen.plan, report), loaded.source.placement
+    return PruneResult(checked.whole, chosen.plan, report), loaded.source.placement, more

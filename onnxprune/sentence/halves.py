@@ -73,11 +73,20 @@ class Chosen:
 
 
 def prepare(
-    loaded: Loaded, settings: PruneConfig, stage: Clock, place: Workplace, *, replays: plan.Plan | None = None
+    loaded: Loaded,
+    settings: PruneConfig,
+    stage: Clock,
+    place: Workplace,
+    *,
+    replays: plan.Plan | None = None,
+    one_number: bool = False,
 ) -> Prepared:
-    """The first half, after load: from the channel graph to the curves; of a replay what its refit needs."""
+    """The first half, after load: from the channel graph to the curves; of a replay what its refit needs.
+
+    one_number: all caches that may change keep equally many heads.
+    """
     with stage("couple"):
-        coupled = couple(loaded, settings, replays)
+        coupled = couple(loaded, settings, replays, one_number=one_number)
         check_before(loaded, coupled, settings, replays)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))

@@ -29,8 +29,8 @@ from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, shares_of
-from onnxprune.stages.ports import resized_outputs
+from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
+from onnxprune.stages.ports import alike_caches, resized_outputs
 from onnxprune.stages.stored import stored_of
 from onnxprune.surgery import experts, packed_codes
 from onnxprune.targets import tensorrt_check
@@ -75,8 +75,13 @@ class Coupled:
         return self.costs[budget].at([g.size for g in self.channels.groups])
 
 
-def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None) -> Coupled:
-    """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`check_counted`)."""
+def couple(
+    loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = None, *, one_number: bool = False
+) -> Coupled:
+    """Trace the channel graph. Raises NothingPrunable, and without a plan BudgetUnreachable (`check_counted`).
+
+    one_number: the groups of caches that may change have one width.
+    """
     channels = trace(loaded, settings)
     patterns = matched(channels, settings, loaded.original, loaded.tail.holds)
     frozen = frozen_groups(channels, patterns)
@@ -104,7 +109,9 @@ def couple(loaded: Loaded, settings: PruneConfig, replayed: plan.Plan | None = N
         "params": cost.parameters_of_result(channels, drops, stored, own, more),
         "stored": cost.parameters_of_result(channels, drops, stored, own),
     }
-    wanted = replace(wanted_widths(settings, patterns), shares=shares_of(patterns, frozen), alike=alike_in(patterns))
+    caches = alike_caches(channels, n, frozen) if one_number else ()
+    alike = merged((*alike_in(patterns), *caches))
+    wanted = replace(wanted_widths(settings, patterns), shares=shares_of(patterns, frozen), alike=alike)
     # Of a latency nothing is measured yet; MACs stand in.
     width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
     if settings.budget == "params":

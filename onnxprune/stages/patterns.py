@@ -83,12 +83,18 @@ def alike_in(found: Iterable[Matched]) -> tuple[tuple[int, ...], ...]:
 
     Raises UsageError for a pattern that matches less than two groups.
     """
+    wanted = [m for m in found if m.option == SAME_WIDTHS]
+    for m in wanted:
+        _check_cut(m, m.groups, 2)
+    return merged(m.groups for m in wanted)
+
+
+def merged(groups: Iterable[Collection[int]]) -> tuple[tuple[int, ...], ...]:
+    """Sets that have nothing in common, of which those that meet are one."""
     sets: list[set[int]] = []
-    for m in found:
-        if m.option == SAME_WIDTHS:
-            _check_cut(m, m.groups, 2)
-            met = [s for s in sets if s & m.groups]
-            sets = [s for s in sets if not s & m.groups] + [set(m.groups).union(*met)]
+    for own in map(set, groups):
+        met = [s for s in sets if s & own]
+        sets = [s for s in sets if not s & own] + [own.union(*met)]
     return tuple(tuple(sorted(s)) for s in sets)
 
 

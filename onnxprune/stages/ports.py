@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import onnx
 
+from onnxprune.channels import ChannelGraph
 from onnxprune.errors import UsageError
 from onnxprune.normalise import Normalised
 from onnxprune.options import nearest
@@ -40,3 +41,19 @@ def check_resized(normalised: Normalised, patterns: Sequence[str]) -> None:
 def resized_outputs(normalised: Normalised) -> frozenset[str]:
     """The outputs that may change their size: what they hold is read by the model itself, and judged there."""
     return frozenset(s.port for s in normalised.states if s.resized and s.written)
+
+
+def alike_caches(
+    channels: ChannelGraph, normalised: Normalised, frozen: Collection[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Sets of groups that caches which may change have, in each those that have equally many heads of one size.
+
+    Where one of a set stays whole, it is none: its caches keep their size.
+    """
+    sets: dict[tuple[int, int], set[int]] = {}
+    for s in normalised.states:
+        for g in channels.groups_in(s.units) if s.resized else ():
+            if g >= 0:
+                group = channels.groups[g]
+                sets.setdefault((group.size, group.channels_per_unit), set()).add(g)
+    return tuple(tuple(sorted(own)) for own in sets.values() if len(own) > 1 and not own.intersection(frozen))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 
@@ -53,9 +55,10 @@ def stored(
     output: str | os.PathLike[str] | None,
     plan_file: str | os.PathLike[str] | None,
     reports: Reports,
+    more: Mapping[Path, bytes] = MappingProxyType({}),
 ) -> PruneResult:
     """Store what was asked for, the model last: where it is, all is. The result without references to temporary files,
-    its report with the names of all.
+    its report with the names of all. more: what goes beside the model.
 
     Raises RunError.
     """
@@ -68,6 +71,8 @@ def stored(
         if output is None:
             model = external.embedded(model)
         else:
+            for path, blob in more.items():
+                stage.put(path, blob)
             model = put_model(stage, model, Path(output), placement=placement)
     files = tuple(map(str, stage.targets))
     if output is not None:

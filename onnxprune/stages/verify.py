@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import onnx
@@ -46,7 +46,7 @@ class Checked:
     tensorrt: what TensorRT's parser refuses; None where that is not asked.
     whole: the model to write with what the checks leave aside: what lies behind unknown operators, and inputs that have
     no shape in the file; with the inputs and outputs that change, of which `resized` says what is left. wide: the same
-    with those of the original.
+    with those of the original. ports: positions of each input and output that might have changed, in the original.
     """
 
     finished: Finished
@@ -60,6 +60,7 @@ class Checked:
     chosen: float | None = None
     tensorrt: tuple[str, ...] | None = None
     resized: tuple[Resized, ...] = ()
+    ports: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def model(self) -> onnx.ModelProto:
@@ -130,6 +131,7 @@ def check(
         whole=ranks.put_back(narrow, loaded.shapeless),
         wide=ranks.put_back(whole, loaded.shapeless),
         resized=changed,
+        ports={s.port: s.positions for s in n.states if s.resized},
         exactness=exact,
         sizes=sizes,
         figures=figures,

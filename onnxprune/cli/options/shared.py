@@ -32,7 +32,8 @@ RESIZE_IO = option(
     metavar="PATTERN",
     show_default="none",
     help="Inputs and outputs that this shell pattern matches may change their size with the units: caches with the "
-    "heads of attention. The report names each that did. Repeatable.",
+    "heads of attention. The report names each that did. genai_config.json and config.json beside IN are written anew "
+    "beside OUT, and all caches keep equally many heads then. Repeatable.",
 )
 SINGLE_FILE = flag(
     "--single-file",

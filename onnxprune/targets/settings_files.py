@@ -1,0 +1,167 @@
+"""Settings files that lie beside a language model, and say how many heads and channels it has.
+
+`genai_config.json` is onnxruntime-genai's: its decoder makes caches by the numbers that stand there. `config.json` is
+that of Transformers. Both know one number for all layers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxprune.errors import CheckFailed, InputError
+from onnxprune.graph import bodies
+from onnxprune.graph.operators import OWN_ATTENTION
+from onnxprune.graph.protobuf import int_attribute
+from onnxprune.regular_files import content
+
+GENAI, TRANSFORMERS = "genai_config.json", "config.json"
+NAMES = (GENAI, TRANSFORMERS)
+_MOST_BYTES = 1 << 24
+_HEAD = {GENAI: "head_size", TRANSFORMERS: "head_dim"}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What such a file says of a model, under the names that it has there; None where it does not."""
+
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    vocab_size: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SettingsFile:
+    """One of these files: its name, all that it says, and the numbers among it."""
+
+    name: str
+    document: dict[str, Any]
+    numbers: Numbers
+
+    def rewritten(self, new: Numbers, model: str) -> bytes:
+        """The file for a model with other numbers, in a file of that name."""
+        document = json.loads(json.dumps(self.document))
+        place = _place(self.name, document)
+        for f in fields(Numbers):
+            before, after = getattr(self.numbers, f.name), getattr(new, f.name)
+            if f.name != "head" and after is not None and after != before:
+                place[f.name] = after
+        if new.head is not None and self.numbers != new:
+            place[_HEAD[self.name]] = new.head
+        if "filename" in place:
+            place["filename"] = model
+        return (json.dumps(document, indent=4, ensure_ascii=False) + "\n").encode()
+
+
+def read(path: Path) -> SettingsFile:
+    """One of these files. Raises InputError where it is none."""
+    try:
+        document = json.loads(content(path, InputError, _MOST_BYTES).decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path} is no settings file of a model: {' '.join(str(e).split())[:200]}") from e
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is no settings file of a model: it holds no object")
+    place = _place(path.name, document)
+    values = {f.name: _count(place.get(f.name)) for f in fields(Numbers)}
+    model = document.get("model")
+    if isinstance(model, dict):
+        values["vocab_size"] = values["vocab_size"] or _count(model.get("vocab_size"))
+    heads, width = values["num_attention_heads"], values["hidden_size"]
+    own = _count(place.get(_HEAD[path.name]))
+    values["head"] = own or (width // heads if heads and width else None)
+    return SettingsFile(path.name, document, Numbers(**values))
+
+
+def _place(name: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The part of a document that is about the decoder."""
+    inner: Any = document
+    for key in ("model", "decoder") if name == GENAI else ("text_config",):
+        if not isinstance(inner.get(key), dict):
+            return inner if isinstance(inner, dict) else document
+        inner = inner[key]
+    found: dict[str, Any] = inner
+    return found
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def numbers_of(
+    old: Numbers, original: onnx.ModelProto, result: onnx.ModelProto, caches: Mapping[str, tuple[int, int]]
+) -> tuple[Numbers, tuple[str, ...]]:
+    """The numbers of a cut model, and what cannot be said of it.
+
+    caches: heads of each input and output that may change, before and after. Raises CheckFailed where the layers have
+    different numbers of heads.
+    """
+    kv = {after for before, after in caches.values() if before == old.num_key_value_heads}
+    heads = _heads(result) if _heads(original) == {old.num_attention_heads} else set[int]()
+    for what, found in (("key/value heads in their caches", kv), ("query heads", heads)):
+        if len(found) > 1:
+            raise CheckFailed(
+                f"the layers have {_listed(found)} {what}, and settings files beside the model know one number: keep "
+                "them equal with --same-widths PATTERN; nothing was written"
+            )
+    pairs = _sizes(original, result)
+    hidden = {b for (a, b) in _beside(pairs, old.vocab_size, old.hidden_size)}
+    hidden = hidden or {after[0] for before, after in pairs if before == (old.hidden_size,)}
+    inner = {after[0] for before, after in pairs if before == (old.intermediate_size, old.hidden_size)}
+    said: tuple[str, ...] = ()
+    if len(inner) > 1:
+        said = (f"the feed-forward layers have different widths ({_listed(inner)}), and settings files know one",)
+    query = _only(heads, old.num_attention_heads)
+    if not heads and kv and old.num_attention_heads and old.num_key_value_heads:
+        query = old.num_attention_heads * next(iter(kv)) // old.num_key_value_heads
+    new = Numbers(
+        num_attention_heads=query,
+        num_key_value_heads=_only(kv, old.num_key_value_heads),
+        hidden_size=_only(hidden, old.hidden_size),
+        intermediate_size=_only(inner, old.intermediate_size),
+        vocab_size=old.vocab_size,
+        head=old.head,
+    )
+    return new, said
+
+
+def _only(found: Collection[int], otherwise: int | None) -> int | None:
+    return next(iter(found)) if len(found) == 1 else otherwise
+
+
+def _listed(values: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(values)))
+
+
+def _heads(proto: onnx.ModelProto) -> set[int]:
+    """Query heads of the operators that have attention inside."""
+    return {
+        int_attribute(n, "num_heads" if n.op_type in OWN_ATTENTION else "q_num_heads", 0)
+        for n in bodies.every_node(proto.graph)
+        if n.op_type in OWN_ATTENTION or (n.op_type == "Attention" and n.domain == "" and len(n.attribute))
+    } - {0}
+
+
+def _sizes(original: onnx.ModelProto, result: onnx.ModelProto) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of every weight that both models have, before and after."""
+    after = {t.name: tuple(t.dims) for t in result.graph.initializer}
+    return [(tuple(t.dims), after[t.name]) for t in original.graph.initializer if t.name in after]
+
+
+def _beside(
+    pairs: Collection[tuple[tuple[int, ...], tuple[int, ...]]], vocabulary: int | None, hidden: int | None
+) -> list[tuple[int, int]]:
+    """Widths, before and after, that stand beside the vocabulary."""
+    found: list[tuple[int, int]] = []
+    for before, after in pairs:
+        if sorted(before) == sorted((vocabulary or 0, hidden or 0)) and len(after) == len(before) == 2:
+            axis = before.index(hidden or 0)
+            found.append((before[axis], after[axis]))
+    return found
