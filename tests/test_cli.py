@@ -510,6 +510,8 @@ def test_a_latency_budget_reaches_what_measures(folder: Path, capsys: Capture, m
     found = json.loads((folder / "r.json").read_text(encoding="utf-8"))
     assert found["timing"]["batch"] == found["config"]["batch"] == 4
     assert found["achieved"] == 1.0 - found["timing"]["measured"] == pytest.approx(0.3, abs=0.015)
+    cut = [g["channels_after"] < g["channels_before"] for g in found["groups"]]
+    assert [saved > 0.0 for saved in found["timing"]["saved"]] == cut
     code, _, err = run(capsys, RESNET, "more.onnx", "--from-plan", "p.json", "--calib", CALIB, "--batch", "2")
     assert (code, err) == (0, "")
     assert (folder / "more.onnx").read_bytes() == (folder / "out.onnx").read_bytes()

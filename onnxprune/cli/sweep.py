@@ -55,7 +55,7 @@ OUTPUT = Section(
     ),
     JSON,
     flag("--overwrite", "Replace files of FOLDER, and --report files, that exist."),
-    flag("--quiet", "No table, no status; warnings and errors stay."),
+    flag("--quiet", "No table, no status; warnings and errors stay.", "-q"),
 )
 RATIOS = Section(
     "Budget",

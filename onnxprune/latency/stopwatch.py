@@ -38,7 +38,8 @@ SESSIONS = 3
 class Latency:
     """Shares of the original's time that stay, and seconds of one run before and after.
 
-    predicted: by the layers; None where no layer was looked at. machine: what was measured on, and with.
+    predicted: by the layers; None where no layer was looked at. machine: what was measured on, and with. saved: by the
+    layers too, the share that the cut of each group saves by itself; () where no layer was looked at.
     """
 
     batch: int
@@ -51,6 +52,7 @@ class Latency:
     kinds: int = 0
     kinds_from_cache: int = 0
     notes: tuple[str, ...] = ()
+    saved: tuple[float, ...] = ()
 
 
 @dataclass(eq=False)
@@ -124,6 +126,9 @@ class Stopwatch:
         """What is to report of a finished model, or of the cut at these widths where there is none."""
         share, before, after = self.compared(model or self.cut(kept) or self.proto)
         layers, kinds, cached = self.counts
+        cost, full = self._cost, np.array(self.full)
+        cuts = [] if cost is None else [(g, n - k) for g, (n, k) in enumerate(zip(self.full, kept, strict=True))]
+        saved = tuple(cost.saving(full, g, fewer) if cost is not None and fewer else 0.0 for g, fewer in cuts)
         return Latency(
             self.batch,
             dict(self.machine.identity()),
@@ -135,6 +140,7 @@ class Stopwatch:
             kinds,
             cached,
             tuple(self.cache.notes),
+            saved,
         )
 
     @property

@@ -61,6 +61,12 @@ def saving(group: Group, kind: str, whole: int) -> str:
     return f"{count(before - after)} ({(before - after) / whole:.1%})" if whole else count(before - after)
 
 
+def time_saved(timing: Mapping[str, Any] | None, group: int) -> str:
+    """The predicted share of a run's time that the cut of a group saves by itself; empty where no layer was timed."""
+    saved = (timing or {}).get("saved") or ()
+    return f"{saved[group]:.1%}" if group < len(saved) else ""
+
+
 def share(group: Group, whole: int) -> str:
     """The multiplications that a group has a part in: "295 k (26.3%)" of the `whole` model."""
     if not group.get("macs"):

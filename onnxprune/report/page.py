@@ -61,6 +61,7 @@ def html(document: Document) -> str:
         "curves": curves,
         "shown": _CHARTS,
         "groups": view.group_rows(document),
+        "timed": bool((document.get("timing") or {}).get("saved")),
         "whole": [] if swept else view.whole_rows(document),
         "pinned": view.pinned_by_remedy(document),
         "data_line": view.data_line(document),

@@ -21,6 +21,7 @@ from onnxprune.report.groups import (
     is_cut,
     saving,
     share,
+    time_saved,
     why_whole,
     width,
 )
@@ -203,8 +204,8 @@ def check_rows(document: Document) -> Rows:
 
 
 def group_rows(document: Document) -> Rows:
-    """(group, width, MACs saved, parameters saved, error alone, producers, consumers, remark) of the groups that are
-    cut; savings and error of each group by itself."""
+    """(group, width, MACs saved, parameters saved, time saved, error alone, producers, consumers, remark) of the groups
+    that are cut; savings and error of each group by itself."""
     rows: Rows = []
     whole = document.get("before") or {"macs": 0, "parameters": 0}
     curves = curves_by_group(document.get("curves") or ())
@@ -212,8 +213,9 @@ def group_rows(document: Document) -> Rows:
         if is_cut(g):
             remarks = ["branch removed"] * (not g["channels_after"]) + ["mixing"] * bool(g["mixing"])
             saved = (saving(g, kind, whole[kind]) for kind in ("macs", "parameters"))
-            alone = (error_alone(curves.get(i), g), str(g["producers"]), str(g["consumers"]))
-            rows.append((str(g["name"]), width(g), *saved, *alone, ", ".join(remarks)))
+            alone = (time_saved(document.get("timing"), i), error_alone(curves.get(i), g))
+            numbers = (str(g["producers"]), str(g["consumers"]))
+            rows.append((str(g["name"]), width(g), *saved, *alone, *numbers, ", ".join(remarks)))
     return rows
 
 

@@ -169,6 +169,21 @@ def test_what_a_cut_does_by_itself():
     assert (chart["counts"], chart["after"], chart["points"]) == ("heads", 5, [[4, 0.3, 1], [5, 0.1, 0], [8, 0.0, 0]])
 
 
+def test_the_time_that_a_group_saves():
+    """Fails where a budget of latency shows no time for each group, or another budget shows an empty column."""
+    document = documents.done()
+    assert "time saved" not in page.html(document)
+    timing = {
+        "before_seconds": 0.002,
+        "after_seconds": 0.001,
+        "measured": 0.5,
+        "saved": [0.125] * len(document["groups"]),
+    }
+    shown = Elements(page.html(document | {"timing": timing}))
+    assert "time saved" in shown.text
+    assert shown.text.count("12.5%") == sum(g["channels_after"] < g["channels_before"] for g in document["groups"])
+
+
 @given(st.lists(st.sets(st.integers(1, 12), max_size=4), max_size=30))
 def test_no_two_rows_that_are_still_read_share_a_lane(steps: list[set[int]]):
     """Fails where a line of the drawing runs through a row that has nothing to do with it."""

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from onnxprune.report.groups import curves_by_group, error_alone, if_cut, is_cut, saving, share, why_whole, width
+from onnxprune.report.groups import (
+    curves_by_group,
+    error_alone,
+    if_cut,
+    is_cut,
+    saving,
+    share,
+    time_saved,
+    why_whole,
+    width,
+)
 from onnxprune.report.summary import PatternRow, Report
 from onnxprune.report.terminal.screen import Grid, Screen
 
@@ -23,7 +33,8 @@ def _groups(report: Report) -> list[tuple[int, Mapping[str, Any]]]:
 def changed_groups(report: Report, screen: Screen, *, verbose: bool = False) -> Grid:
     """The groups that lost channels; with what each saves and does by itself where there is room, or with `verbose`."""
     more = verbose or (screen.width >= _WIDE and not screen.piped)
-    heads = ("MACs saved", "parameters saved", "error alone") if more else ()
+    timed = bool((report.timing or {}).get("saved"))
+    heads = ("MACs saved", "parameters saved", *["time saved"] * timed, "error alone") if more else ()
     table = screen.table("group", "channels", *heads, "producers", "consumers", " ", title="channels")
     curves = curves_by_group([asdict(c) for c in report.curves])
     for i, g in _groups(report):
@@ -35,6 +46,7 @@ def changed_groups(report: Report, screen: Screen, *, verbose: bool = False) -> 
         cells = (
             saving(g, "macs", report.before.macs),
             saving(g, "parameters", report.before.parameters),
+            *[time_saved(report.timing, i)] * timed,
             error_alone(curves.get(i), g),
         )
         numbers = (str(g["producers"]), str(g["consumers"]))
