@@ -78,10 +78,7 @@ def test_measured_layers_are_not_measured_again(loaded: Loaded, tmp_path: Path):
     kept = tuple(w[0] for w in watch.widths)
     assert again.cost.at(kept) == watch.cost.at(kept)
     saved = again.timed(None, kept).saved
-    alone = [
-        tuple(k if i == g else n for i, (n, k) in enumerate(zip(again.full, kept, strict=True)))
-        for g in range(len(kept))
-    ]
+    alone = [(*again.full[:g], n, *again.full[g + 1 :]) for g, n in enumerate(kept)]
     assert saved == pytest.approx([again.cost.at(again.full) - again.cost.at(n) for n in alone])
     assert min(saved) > 0.0
     for path in tmp_path.rglob("*.json"):
