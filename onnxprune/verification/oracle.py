@@ -143,7 +143,9 @@ def _mask_nodes(
                 continue
             of_weights = stored is not None and r.kind not in ("mixing", "state")
             mask = mask_of(channels, name, keep, r.axes if of_weights else None)
-            if mask is None:
+            # Statistics of what is kept are those of all of it where each is taken of channels that go together: heads
+            # behind one another with positions, say, each with its own.
+            if mask is None or (r.kind == "mixing" and r.axes and all(mask.shape[a] == 1 for a in r.axes)):
                 continue
             element = helper.tensor_dtype_to_np_dtype(types.get(name, onnx.TensorProto.FLOAT))
             b = _Builder(element if stored is None else stored.dtype, f"__oracle{index}_{r.slot}")

@@ -77,6 +77,23 @@ ROWS: Mapping[str, Topology] = {
     "attention": Topology(
         _packed("o = Attention <q_num_heads=3, kv_num_heads=3> (q, k, v)"), (3,), opset=23, ir_version=10
     ),
+    "heads_normalized_behind_positions": Topology(
+        # Heads lie behind one another with positions, and each is normalized by itself.
+        """(float[N,L,6] x) => (float[N,L,5] y) {
+            q = MatMul(x, wq[6,12])
+            r = Reshape(q, to{0,-1,4})
+            p = Mul(r, r)
+            m = ReduceMean <keepdims=1> (p, last{-1})
+            e = Add(m, small{:0.01})
+            s = Sqrt(e)
+            n = Div(r, s)
+            g = Mul(n, scale[4])
+            o = Reshape(g, back{0,-1,12})
+            y = MatMul(o, wo[12,5])
+        }""",
+        (3,),
+        pins=("it is the same for all units",),
+    ),
     "attention_positions": Topology(
         # Keys and queries lose the same positions of every head, values others; the scale stays.
         _packed("o = Attention <q_num_heads=3, kv_num_heads=3, is_causal=1, softcap=4.0> (q, k, v)"),
