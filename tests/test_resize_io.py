@@ -10,7 +10,8 @@ import pytest
 
 from onnxprune import PruneConfig, prune
 from onnxprune.channels import ChannelGraph, build
-from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.errors import CalibrationError, ModelError, UsageError
+from onnxprune.evaluation import evaluate
 from onnxprune.graph import protobuf
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.normalise.resizing import Runner, resized, together
@@ -114,6 +115,24 @@ def test_prune_resizes_what_is_named(tmp_path: Path):
     assert outputs["present.0.key"].shape == (3, 2, 6, 16)
     prune(source, again, prompts(24), from_plan=found.plan)
     assert again.read_bytes() == result.read_bytes()
+
+
+def test_eval_compares_what_both_models_give(tmp_path: Path):
+    """Fails where caches of other sizes are no pair of models, or a cache with entries is cut blindly."""
+    result = tmp_path / "small.onnx"
+    settings = PruneConfig(uniform=0.5, refit="none", resize_io=PATTERNS, method="magnitude", same_widths=("/qkv*",))
+    found = prune(decoder(), result, prompts(24), config=settings)
+    data = prompts(16, seed=5)
+    judged = evaluate(result, data, against=decoder(), task="sequence")
+    assert judged.figures is not None
+    outputs = [Session(m).run({**data, **empty(16, n)})["logits"] for m, n in ((onnx.load(result), 2), (decoder(), 4))]
+    assert found.model is not None
+    spread = ((outputs[1] - outputs[1].mean(axis=0)) ** 2).sum()
+    assert judged.output_error == pytest.approx(((outputs[0] - outputs[1]) ** 2).sum() / spread, rel=1e-3)
+    assert any("present.0.key" in note and "not compared" in note for note in judged.notes)
+    past = {name: np.ones((16, GROUPS, 2, 16), np.float32) for name in empty(16)}
+    with pytest.raises(ModelError, match="leave it out of the data"):
+        evaluate(result, {**data, "attention_mask": np.ones((16, 8), np.int64), **past}, against=decoder())
 
 
 def test_inspect_counts_heads_of_caches():
