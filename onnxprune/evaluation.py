@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -31,7 +31,7 @@ from onnxprune.intake.model_file import ModelLike
 from onnxprune.intake.unknown import Tail
 from onnxprune.measures.by_output import OutputFigures, by_output
 from onnxprune.measures.causal import is_causal
-from onnxprune.measures.compared import compared, layouts_of, said_of_states
+from onnxprune.measures.compared import Asked, compared, layouts_of, said_of_states
 from onnxprune.measures.figures import Figures, change_of, figures_of
 from onnxprune.measures.gates import SLACK, Gate, at_least, checked_limits, demand_all, error_gates
 from onnxprune.measures.observed import Observed
@@ -129,6 +129,31 @@ class Evaluation:
         return json.dumps(self.as_dict() | {"gates": [asdict(g) for g in gates]}, indent=1) + "\n"
 
 
+@dataclass(eq=False)
+class Original:
+    """A model that several others are held against on the same samples: it is read, and answers, once.
+
+    path: where it lies. tail: what of it onnxruntime cannot run. runs: whether a first run has been tried.
+    """
+
+    proto: onnx.ModelProto
+    path: str
+    tail: Tail
+    runs: bool = False
+    asked: Asked = field(default_factory=Asked)
+
+    @classmethod
+    def of(cls, model: ModelLike, *, allow_links: bool) -> Original:
+        """Read it. Raises InputError."""
+        return cls(*_model(model, allow_links=allow_links))
+
+    def try_out(self, declared: onnx.ModelProto, samples: Samples) -> None:
+        """Let it run once, in the child process, as it is declared for these samples. Raises RunError."""
+        if not self.runs:
+            first_run.run(declared, samples.example())
+        self.runs = True
+
+
 def evaluate(
     model: ModelLike,
     data: Data | Samples,
@@ -170,13 +195,28 @@ def evaluate(
     if against is None and labels is None and own is None and task != "sequence":
         raise UsageError("there is nothing to compare with: give the original (--against), or labels (--labels)")
     with spill.spilling(), registering(checked_libraries(custom_ops)):
-        return _evaluated(model, data, against, labels, tuple(state), most, task, own, allow_links=allow_links)
+        original = None if against is None else Original.of(against, allow_links=allow_links)
+        return _evaluated(model, data, original, labels, tuple(state), most, task, own, allow_links=allow_links)
+
+
+def evaluate_beside(
+    original: Original,
+    model: onnx.ModelProto,
+    samples: Samples,
+    *,
+    labels: str | None = None,
+    state: Sequence[str] = (),
+    allow_links: bool = False,
+) -> Evaluation:
+    """As `evaluate`, of one of several models that are held against one original on the same samples."""
+    with spill.spilling():
+        return _evaluated(model, samples, original, labels, tuple(state), None, None, None, allow_links=allow_links)
 
 
 def _evaluated(
     model: ModelLike,
     data: Data | Samples,
-    against: ModelLike | None,
+    against: Original | None,
     labels: str | None,
     state: tuple[str, ...],
     most: int | None,
@@ -188,7 +228,7 @@ def _evaluated(
     proto, name, tail = _model(model, allow_links=allow_links)
     original, original_name = proto, None
     if against is not None:
-        original, original_name, tail = _model(against, allow_links=allow_links)
+        original, original_name, tail = against.proto, against.path, against.tail
     states = states_of(original, state, tail.holds)
     proto, original = (ranks.declared(p, data, states) for p in (proto, original))
     _check_same_inputs(proto, original)
@@ -202,8 +242,8 @@ def _evaluated(
         outputs = outputs_of(proto, samples, layouts_of(proto, samples))
     else:
         notes += notes_on(original)
-        first_run.run(original, samples.example())
-        outputs, answers, observed = compared(proto, original, samples, states)
+        against.try_out(original, samples)
+        outputs, answers, observed = compared(proto, original, samples, states, against.asked)
         _check_same_outputs(outputs, answers.values, observed)
         notes += said_of_states(proto, original, samples, states)
     given: Mapping[str, Array] = outputs

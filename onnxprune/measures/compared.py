@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -52,22 +52,40 @@ def watched(model: onnx.ModelProto, observed: Observed, types: Mapping[str, int]
     return observing(model, dict.fromkeys((*observed.outputs, *(t for t in observed.tensors if t in available))), types)
 
 
+@dataclass(eq=False)
+class Asked:
+    """What an original gave on the same samples when it was last asked: outputs by name, and where samples lie in them.
+
+    key: which tensors it was asked for; several models in a row mostly ask for the same.
+    """
+
+    key: tuple[object, ...] = ()
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+
+
 def compared(
-    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, states: Sequence[State] = ()
+    model: onnx.ModelProto,
+    original: onnx.ModelProto,
+    samples: Samples,
+    states: Sequence[State] = (),
+    asked: Asked | None = None,
 ) -> tuple[dict[str, Array], Answers, Observed]:
     """Two models as they lie in their files: outputs of the first, answers of the second, and what stands for these.
 
-    states: those that lost units stand for nothing.
+    states: those that lost units stand for nothing. asked: kept between the models that are compared with one original
+    on the same samples.
     """
+    asked = Asked() if asked is None else asked
     observed = observed_of_model(original, model)
-    outputs, values, observed = _side_by_side(model, original, samples, observed)
+    outputs, values, observed = _side_by_side(model, original, samples, observed, asked)
     lost = {
         t for t in {*observed.tensors} - {*observed.outputs} if t in outputs and outputs[t].shape != values[t].shape
     }
     cut = {s.output for s in states if _lost_entries(outputs.get(s.output), values.get(s.output))}
     if lost or cut:  # channels of them went, so others have to do
         observed = observed_of_model(original, model, lost, cut)
-        outputs, values, observed = _side_by_side(model, original, samples, observed)
+        outputs, values, observed = _side_by_side(model, original, samples, observed, asked)
     observed = _with_still(observed, outputs, values)
     parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
     return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed
@@ -103,13 +121,17 @@ def said_of_states(
 
 
 def _side_by_side(
-    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, observed: Observed
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, observed: Observed, asked: Asked
 ) -> tuple[dict[str, Array], dict[str, Array], Observed]:
     """(outputs of the model, of the original, what is observed, with the layouts of that)."""
-    reference = watched(original, observed, {})
-    observed = replace(observed, layouts=layouts_of(reference, samples, observed.sized_by_values))
-    outputs = outputs_of(watched(model, observed, {}), samples, observed.layouts)
-    return outputs, outputs_of(reference, samples, observed.layouts), observed
+    key = (observed.plain, observed.outputs, observed.tensors, frozenset(observed.sized_by_values))
+    if asked.key != key:
+        reference = watched(original, observed, {})
+        asked.layouts = layouts_of(reference, samples, observed.sized_by_values)
+        asked.values = outputs_of(reference, samples, asked.layouts)
+        asked.key = key
+    observed = replace(observed, layouts=asked.layouts)
+    return outputs_of(watched(model, observed, {}), samples, observed.layouts), asked.values, observed
 
 
 def _with_still(observed: Observed, outputs: Mapping[str, Array], values: Mapping[str, Array]) -> Observed:

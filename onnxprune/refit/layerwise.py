@@ -20,7 +20,6 @@ from scipy.sparse import csr_array
 
 from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer
-from onnxprune.graph import spill
 from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask, cast
 from onnxprune.numerics.least_squares import (
     restricted,
@@ -123,7 +122,3 @@ def _column_scales(column_classes: Ints, w: Doubles, p: Doubles, keep: Mask, *, 
     factor[gone] = 0.0
     factor[free] = scale(k, free, gone)
     return factor[owner]
-
-
-# Per batch: positions in the cut model, and values (R, kept outputs) of the original there.
-Points = list[tuple[Ints, spill.Spilled]]

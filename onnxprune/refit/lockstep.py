@@ -8,14 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from onnxprune.calibration.input_moments import is_wide, positions_for
+from onnxprune.calibration.input_moments import is_wide
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.batches import HOLD_OUT
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf, spill
+from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import Model
-from onnxprune.graph.view import Graph, Shape, entries
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
@@ -23,16 +22,15 @@ from onnxprune.numerics.least_squares import (
     solve_spd_batch,
 )
 from onnxprune.numerics.ridge import RIDGES, random_sums, until_it_rises
-from onnxprune.refit.layerwise import Points, beyond
+from onnxprune.refit.layerwise import beyond
+from onnxprune.refit.reference import Points, SharedPoints, Staying, points_of
 from onnxprune.refit.targets import Target, changed_tensors, latest_layers, target_of
-from onnxprune.runtime.taps import Tap
 from onnxprune.runtime.walker import Walker
 from onnxprune.surgery import set_initializers
 from onnxprune.threads import prefetched
 from onnxprune.verification.oracle import mask_of
 
 _BATCHED_COLUMNS = 64
-_TARGET_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,11 @@ def lockstep(
     types: Mapping[str, int],
     seed: int,
     memory: int,
+    shared: SharedPoints | None = None,
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
+
+    shared: as for `reference.points_of`.
 
     Layers that read nothing changed, those too wide for their Gram, those whose weights would not fit in the model's
     type, those that are never fitted (`Layer.keeps`), those whose inputs or targets are not finite, and what a
@@ -65,24 +66,24 @@ def lockstep(
     """
     graph = channels.graph
     changed = changed_tensors(channels, keep)
-    latest = latest_layers(graph, layers)
     attributes = {n.output[0]: n for n in pruned.graph.node}
-    todo = [x for x in layers if x.data in changed or not x.kept_columns(keep).all()]
-    todo = [x for x in todo if not is_wide(x) and x.data not in x.node.outputs and x.node.outputs[0] in attributes]
-    todo = [x for x in todo if (x.bias or x.kept_inputs(keep).any()) and not x.keeps(keep)]
-    todo = [x for x in todo if mask_of(channels, x.data, keep, [0]) is None]
+    latest = latest_layers(graph, layers)
+    layers = [x for x in layers if not is_wide(x) and x.data not in x.node.outputs]
+    targets = [target_of(x, graph, latest) for x in layers]
+
+    def is_fitted(x: Layer) -> bool:
+        if not (x.data in changed or not x.kept_columns(keep).all()) or x.node.outputs[0] not in attributes:
+            return False
+        if not (x.bias or x.kept_inputs(keep).any()) or x.keeps(keep):
+            return False
+        return mask_of(channels, x.data, keep, [0]) is None
+
+    fitted = {i for i, x in enumerate(layers) if is_fitted(x)}
+    stays = [Staying.of(x, channels, keep) if i in fitted else None for i, x in enumerate(layers)]
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
-
-    def aims() -> Iterator[list[tuple[Layer, Target, Points]]]:
-        for part in _parts(todo, graph, reference):
-            targets = [target_of(layer, graph, latest) for layer in part]
-            stays = [Staying.of(layer, channels, keep) for layer in part]
-            references = reference_points(part, targets, graph, reference, keep, seed, stays=stays)
-            yield list(zip(part, targets, references, strict=True))
-
     fits: list[Fit] = []
-    for part in prefetched(aims()):
+    for part in prefetched(points_of(layers, targets, fitted, graph, reference, keep, seed, stays, shared)):
         for layer, target, points in part:
             cut_layer = layer.sliced(keep, protobuf.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
@@ -99,112 +100,6 @@ def lockstep(
                 set_initializers(pruned, refitted)
             fits.append(fit)
     return fits
-
-
-def _parts(layers: Sequence[Layer], graph: Graph, reference: Walker) -> Iterator[list[Layer]]:
-    """Runs of consecutive layers of which what is read of one batch fits in memory together."""
-    part: list[Layer] = []
-    taken = 0
-    for layer in layers:
-        shape = graph.shape(layer.output or layer.data) or ()
-        size = entries(shape, graph.batch)
-        if layer.output and _has_places(shape, graph):
-            width = shape[layer.channel_axis]
-            size = width * min(size // max(width, 1), positions_for(len(layer.columns(0)), len(reference.samples)))
-        own = 4 * reference.counts[0] * size
-        if part and taken + own > _TARGET_BYTES:
-            yield part
-            part, taken = [], 0
-        part.append(layer)
-        taken += own
-    if part:
-        yield part
-
-
-@dataclass(frozen=True, eq=False)
-class Staying:
-    """Which positions of a layer stay where the channels of others are its positions, as in a layer that mixes tokens.
-
-    mask: of its input, of as many axes; kept along every axis but the last.
-    """
-
-    mask: Mask
-
-    @classmethod
-    def of(cls, layer: Layer, channels: ChannelGraph, keep: Mask) -> Staying | None:
-        """The positions of a layer's input that stay; None where all do."""
-        rank = len(channels.graph.shape(layer.data) or ())
-        if layer.window is not None or rank < 3:
-            return None
-        mask = mask_of(channels, layer.data, keep, range(1, rank - 1))
-        return None if mask is None else cls(np.asarray(mask.any(axis=-1)))
-
-    def places(self, positions: Ints, shape: Shape) -> tuple[Ints, Ints]:
-        """Of flat positions of an input of this shape those that stay, and where these are once the others are gone."""
-        kept = np.broadcast_to(self.mask[:1], (1, *shape[1:-1])).ravel()
-        staying = positions[kept[positions]]
-        staying = staying if staying.size else np.flatnonzero(kept)[:1]
-        return staying, np.cumsum(kept)[staying] - 1
-
-
-def reference_points(
-    part: Sequence[Layer],
-    targets: Sequence[Target],
-    graph: Graph,
-    reference: Walker,
-    keep: Mask,
-    seed: int,
-    *,
-    stay: bool = False,
-    stays: Sequence[Staying | None] = (),
-) -> list[Points]:
-    """For each layer the original's values where its target is read, at sampled positions.
-
-    One walk of the original serves the whole part. stay: as in `Walker.advance`. stays: of each layer.
-    """
-    limits = [positions_for(len(layer.columns(0)), len(reference.samples)) for layer in part]
-    outputs = [layer.kept_outputs(keep) for layer in part]
-    computed = [None if layer.output else _floats(layer.matrix(graph.constants)) for layer in part]
-    taps = {i: tap for i, t in enumerate(targets) if (tap := _tap(i, part[i], t, graph, reference)) is not None}
-    tap_positions: list[dict[int, tuple[Ints, Ints]]] = []
-
-    def sampled(i: int, batch: int, shape: Shape) -> tuple[Ints, Ints]:
-        rng = np.random.default_rng((seed, part[i].node.index, batch))
-        chosen = part[i].positions(shape, limits[i], rng)
-        staying = stays[i] if stays else None
-        return (chosen, chosen) if staying is None else staying.places(chosen, shape)
-
-    def positions(batch: int) -> dict[str, Array]:
-        tap_positions.append({i: sampled(i, batch, tap.shape) for i, tap in taps.items()})
-        return {tap.at: tap_positions[-1][i][0] for i, tap in taps.items()}
-
-    whole = [t.source for i, t in enumerate(targets) if i not in taps]
-    walk = reference.advance(whole, stay=stay, taps=[*taps.values()], positions=positions)
-    points: list[Points] = [[] for _ in part]
-    for index, tensors in enumerate(prefetched(walk)):
-        for i, layer in enumerate(part):
-            w = computed[i]
-            if i in taps and taps[i].name in tensors:
-                there, values = tap_positions[index][i][1], taps[i].values(tensors)
-            else:
-                y = tensors[targets[i].source]
-                chosen, there = sampled(i, index, y.shape if w is None else layer.output_shape(y.shape))
-                values = layer.values_at(y, chosen) if w is None else (layer.rows(_floats(y), chosen) @ w)[0]
-            points[i].append((there, spill.Spilled(_floats(values[:, outputs[i]]), briefly=True)))
-    return points
-
-
-def _tap(index: int, layer: Layer, target: Target, graph: Graph, reference: Walker) -> Tap | None:
-    """What gathers the target's positions; None where it has no others to leave out, or is not computed anew."""
-    shape = graph.shape(target.source)
-    if not layer.output or shape is None or not _has_places(shape, graph) or target.source in reference.available:
-        return None
-    return Tap(f"tap:{index}", target.source, tuple(shape), layer.window is None)
-
-
-def _has_places(shape: Shape, graph: Graph) -> bool:
-    """Whether a tensor has an entry of its first axis for each sample, and several positions in each."""
-    return len(shape) > 2 and shape[0] == graph.batch
 
 
 def accumulate(

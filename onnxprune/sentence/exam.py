@@ -12,7 +12,7 @@ import onnx
 from onnxprune.data.accepted import Data
 from onnxprune.data.samples import Samples
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.evaluation import Evaluation, evaluate, gates_of, samples_for
+from onnxprune.evaluation import Evaluation, Original, evaluate_beside, gates_of, samples_for
 from onnxprune.graph import external
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.figures import change_of
@@ -65,10 +65,11 @@ class Limits:
 class Exam:
     """How finished models are judged: on test data beside the original, or by the samples that were held out.
 
-    original: as the user gave it. test: None for the held-out samples, labels: the key of the classes in it.
+    original: what models are held against on test data. test: None for the held-out samples, labels: the key of the
+    classes in it.
     """
 
-    original: ModelLike
+    original: Original | None
     limits: Limits
     test: Samples | None = None
     labels: str | None = None
@@ -94,7 +95,7 @@ class Exam:
         if test is None:
             if limits.max_drop is not None or labels is not None:
                 raise UsageError("what is lost of top-1 is told by labelled test data: give it with --test")
-            return cls(original=model, limits=limits, options=options)
+            return cls(original=None, limits=limits, options=options)
         samples = samples_for(loaded.original, test, state)
         found = labels if labels is not None else _classes_in(samples)
         if limits.max_drop is not None and found is None:
@@ -103,13 +104,14 @@ class Exam:
                 f"max_drop needs labels, and the test data has no single key of integers for them (further keys: "
                 f"{keys}); name it with --labels"
             )
-        return cls(original=model, limits=limits, test=samples, labels=found, options=options)
+        original = Original.of(model, allow_links=allow_links)
+        return cls(original=original, limits=limits, test=samples, labels=found, options=options)
 
     def result_of(self, checked: Checked, loaded: Loaded) -> Evaluation:
         """What was measured of a finished model."""
-        if self.test is not None:
+        if self.test is not None and self.original is not None:
             whole: onnx.ModelProto = external.embedded(checked.wide)
-            return evaluate(whole, self.test, against=self.original, labels=self.labels, **self.options)
+            return evaluate_beside(self.original, whole, self.test, labels=self.labels, **self.options)
         figures = checked.figures
         if figures is None:
             raise CheckFailed("the result does not run, so nothing was measured of it")

@@ -17,6 +17,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.jobs.workplace import Workplace
 from onnxprune.latency.stopwatch import Stopwatch
 from onnxprune.numerics.arrays import Coefficients, Masks
+from onnxprune.refit.reference import SharedPoints
 from onnxprune.stages.answers import judged_by
 from onnxprune.stages.calibrate import Calibrated, calibrate
 from onnxprune.stages.clock import Clock
@@ -30,14 +31,15 @@ from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.select import select
 from onnxprune.stages.time_layers import stopwatch_of
 from onnxprune.stages.try_cuts import Tried, try_cuts
-from onnxprune.stages.verify import Checked, check
+from onnxprune.stages.verify import Checked, Original, check
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prepared:
     """All that is known before a budget is spent: one calibration serves cuts of any ratio.
 
-    tried: None where a plan is replayed. stopwatch: with a budget of latency.
+    tried: None where a plan is replayed. stopwatch: with a budget of latency. original: what the checks have asked of
+    it, which every cut leaves to the next. shared: what the refit has read of it; None where one cut is made.
     """
 
     loaded: Loaded
@@ -46,6 +48,12 @@ class Prepared:
     tried: Tried | None
     stopwatch: Stopwatch | None
     place: Workplace
+    original: Original
+    shared: SharedPoints | None = None
+
+    def for_several(self) -> Prepared:
+        """The same where several cuts are to be made: what the refit reads of the original is kept for the next."""
+        return replace(self, shared=SharedPoints())
 
     def at(self, settings: PruneConfig) -> Prepared:
         """The same for another ratio, by the same curves: cuts are tried anew where other groups may be cut then."""
@@ -103,7 +111,13 @@ def prepare(
         with stage("allocate"):
             tried = try_cuts(loaded, coupled, calibrated, candidates, settings, place.scheduler)
     return Prepared(
-        loaded=loaded, coupled=coupled, calibrated=calibrated, tried=tried, stopwatch=stopwatch, place=place
+        loaded=loaded,
+        coupled=coupled,
+        calibrated=calibrated,
+        tried=tried,
+        stopwatch=stopwatch,
+        place=place,
+        original=Original(loaded),
     )
 
 
@@ -145,10 +159,12 @@ def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock
         sliced = rewrite(loaded, coupled, masks)
         judged = judged_by(loaded, coupled, calibrated.reference, masks)
     with stage("refit"):
-        refitted = refit_weights(loaded, coupled, calibrated, masks, chosen.coefficients, sliced, settings)
+        refitted = refit_weights(
+            loaded, coupled, calibrated, masks, chosen.coefficients, sliced, settings, prepared.shared
+        )
     if settings.epochs:
         with stage("recover"):
             refitted = recover_weights(loaded, judged, masks, refitted, settings, stage.judged, stage.stop)
     with stage("verify"):
         finished = finish(loaded, judged, masks, sliced, refitted, settings)
-        return check(loaded, coupled, calibrated, masks, sliced, finished, settings)
+        return check(loaded, coupled, calibrated, masks, sliced, finished, settings, prepared.original)

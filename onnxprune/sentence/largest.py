@@ -40,7 +40,7 @@ def largest_cut(prepared: Prepared, settings: PruneConfig, stage: Clock, exam: E
 
     Raises BudgetUnreachable where none does.
     """
-    search = _Search(prepared, stage, exam)
+    search = _Search(prepared.for_several(), stage, exam)
     quick = settings.with_options(recover=0) if settings.epochs else settings
     most = _reachable(prepared)
     low = highest(lambda k: search.holds(k, quick), most, same=lambda a, b: search.same(a, b, quick))

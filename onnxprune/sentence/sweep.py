@@ -174,7 +174,7 @@ def sweep(
                     exam = Exam.of(
                         model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links
                     )
-                prepared = prepare(loaded, settings, clock, place)
+                prepared = prepare(loaded, settings, clock, place).for_several()
                 run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
                 result = replace(run.over(wanted), command=tuple(command))
                 result = _stored(result, files, reports, stage)

@@ -32,6 +32,7 @@ from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.gram import NormalEquations
 from onnxprune.refit import layerwise, lockstep
+from onnxprune.refit.reference import reference_points
 from onnxprune.refit.targets import Target
 from onnxprune.runtime import outputs
 from onnxprune.runtime.session import Session, concatenated
@@ -256,7 +257,7 @@ class LayersGroup:
         whole = np.ones(network.channels.classes.pinned.size, bool)
         usable = [x for x in self.consumers if not is_wide(x) and x.data not in x.node.outputs]
         targets = [Target(x.output or x.data) for x in usable]
-        points = lockstep.reference_points(
+        points = reference_points(
             usable, targets, network.channels.graph, network.reference, whole, network.settings.seed, stay=True
         )
         return {

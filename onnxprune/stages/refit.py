@@ -16,6 +16,7 @@ from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.finite import keep_finite
+from onnxprune.refit.reference import SharedPoints
 from onnxprune.stages.answers import Judged, runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
@@ -50,8 +51,12 @@ def refit_weights(
     coefficients: Mapping[int, Coefficients],
     sliced: onnx.ModelProto,
     settings: PruneConfig,
+    shared: SharedPoints | None = None,
 ) -> Refitted:
-    """Refit at the level that was asked for; lockstep starts from the least-squares weights."""
+    """Refit at the level that was asked for; lockstep starts from the least-squares weights.
+
+    shared: of the cuts of one network that are refitted one after the other.
+    """
     if settings.refit == "none":
         dropped = any((a[a != 0] != 1).any() for a in coefficients.values())
         return Refitted({"none": sliced}, notes=(_UNFOLDED.format(settings.method),) if dropped else ())
@@ -62,7 +67,7 @@ def refit_weights(
         undone = keep_finite(candidate, sliced, original, coupled.layers, loaded.parts)
         return [spoilt(x, level) for x in undone]
 
-    refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings)
+    refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings, shared)
     return replace(refitted, notes=(*refitted.notes, *_limits(coupled, keep)))
 
 
@@ -74,6 +79,7 @@ def _fitted(
     coefficients: Mapping[int, Coefficients],
     mended: Callable[[str, onnx.ModelProto], list[str]],
     settings: PruneConfig,
+    shared: SharedPoints | None,
 ) -> Refitted:
     """The candidates of one refit; mended: takes back, in place, the fits that spoil what follows, and says which."""
     channels, n = coupled.channels, loaded.normalised
@@ -115,6 +121,7 @@ def _fitted(
         types=n.types,
         seed=settings.seed,
         memory=settings.memory,
+        shared=shared,
     )
     set_initializers(walked, {t.name: external.array_of(t) for t in running.graph.initializer})
     notes += mended(settings.refit, walked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import onnx
 
@@ -20,6 +20,7 @@ from onnxprune.measures.gates import Gate, demand_all, gate_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import symbols
 from onnxprune.numerics.arrays import Array, Masks, is_float
+from onnxprune.runtime.session import Feeds
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
@@ -68,6 +69,30 @@ class Checked:
         return self.finished.model
 
 
+@dataclass(frozen=True, eq=False)
+class Original:
+    """What the checks ask of the original and of its normal form, whatever is cut: asked once for all cuts."""
+
+    loaded: Loaded
+
+    @cached_property
+    def other_sizes(self) -> Sequence[Feeds]:
+        """Inputs at other sizes that it takes."""
+        n = self.loaded.normalised
+        return checks.other_sizes(self.loaded.original, self.loaded.fit.example(), n.shapes, n.reached)
+
+    @cached_property
+    def normal_form(self) -> tuple[float, int]:
+        """(how far its normal form is from it, at how many sizes). Raises CheckFailed."""
+        sizes = (self.loaded.fit.example(), *self.other_sizes)
+        return checks.normal_form(self.loaded.original, self.loaded.normalised.proto, sizes)
+
+    @cached_property
+    def answers(self) -> Sequence[Mapping[str, checks.Shown] | None]:
+        """What its outputs look like at all sizes."""
+        return checks.shown_at(self.loaded.original, (self.loaded.fit.example(), *self.other_sizes))
+
+
 def check(
     loaded: Loaded,
     coupled: Coupled,
@@ -76,8 +101,12 @@ def check(
     sliced: onnx.ModelProto,
     finished: Finished,
     settings: PruneConfig,
+    original: Original,
 ) -> Checked:
-    """All checks. Raises CheckFailed unless `force`."""
+    """All checks. Raises CheckFailed unless `force`.
+
+    original: what earlier cuts of the same network have asked of it.
+    """
     notes = list(finished.notes)
     n, final = loaded.normalised, finished.model
     example = loaded.fit.example()
@@ -90,10 +119,19 @@ def check(
     narrow, changed = resize(whole, n.states)
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
-        others = checks.other_sizes(loaded.original, example, n.shapes, n.reached)
+        others = original.other_sizes
         if not others and symbols(example, loaded.original):
             notes.append(_ONE_SIZE)
-        exact = checks.exactness(loaded.original, n.proto, sliced, oracle, example, others, finished=finished.unfitted)
+        exact = checks.exactness(
+            loaded.original,
+            n.proto,
+            sliced,
+            oracle,
+            example,
+            others,
+            finished=finished.unfitted,
+            before=original.normal_form,
+        )
         checks.structure(final, loaded.original)
         if loaded.tail:
             checks.structure(whole, unknown.put_back(loaded.original, loaded.tail))
@@ -101,7 +139,7 @@ def check(
             tensorrt_check.check(loaded.original, final, n.proto)
             tensorrt = tuple(tensorrt_check.warnings(final))
             notes += tensorrt
-        sizes = checks.runs_at_other_sizes(final, loaded.original, example, others)
+        sizes = checks.runs_at_other_sizes(final, loaded.original, example, others, original.answers)
         if changed:
             checks.structure(narrow, whole)
             checks.same_without(whole, narrow, partial(picked, resized=changed), (example, *others))

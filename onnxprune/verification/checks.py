@@ -144,29 +144,20 @@ def exactness(
     others: Sequence[Feeds] = (),
     *,
     finished: onnx.ModelProto | None = None,
+    before: tuple[float, int] | None = None,
 ) -> Exactness:
     """Compare the models on one batch, and on `others` of other sizes. Raises CheckFailed beyond the tolerance.
 
-    finished: the slice as it would be written if nothing were fitted; it must equal the oracle too.
+    finished: the slice as it would be written if nothing were fitted; it must equal the oracle too. before: what
+    `normal_form` found at these sizes, where it was asked already.
     Slice and oracle of a quantized model are compared without the rounding of activations (`graph.unrounded`); those of
     one in half precision in single, as sums over many channels differ in float16 for reasons of their own; those of one
-    in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32. An original that
-    computes with codes, and the normalised model, are compared from code to code (`stepwise`). Where rounding decides
+    in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32. Where rounding decides
     how many rows the outputs have, slice and oracle are compared in front of what makes the rows (`in_front`).
     """
     half, quantized = single_precision.uses(original, single_precision.HALF), is_quantized(normalised)
     sizes = (feeds, *others)
-    normalised, original = in_full_accuracy(normalised), in_full_accuracy(original)
-    # Kernels that compute with integers round at other places, and are fused where they can be: none of them here.
-    normal: Runs
-    if computes_on_codes(original):
-        normal = stepwise = Stepwise(normalised, original)
-        reference = stepwise.reference
-    else:
-        normal, reference = (Session(p, optimize=not quantized) for p in (normalised, original))
-    before, first = _compared(
-        {"normalised model": normal}, reference, "original", sizes, HALF_TOLERANCE if half else TOLERANCE
-    )
+    normalised_by, first = before or normal_form(original, normalised, sizes)
     plain = not quantized and not single_precision.uses(original, single_precision.DOUBLE)
 
     def session(proto: onnx.ModelProto) -> Session:
@@ -182,7 +173,26 @@ def exactness(
             raise
         sessions = {what: session(p) for what, p in parts[0].items()}
         after, second = _compared(sessions, session(parts[1]), "masked original", sizes, TOLERANCE)
-    return Exactness(before, after, TOLERANCE, min(first, second))
+    return Exactness(normalised_by, after, TOLERANCE, min(first, second))
+
+
+def normal_form(original: onnx.ModelProto, normalised: onnx.ModelProto, sizes: Sequence[Feeds]) -> tuple[float, int]:
+    """(largest relative difference of the normalised model from the original, sizes at which it was measured).
+
+    An original that computes with codes, and the normalised model, are compared from code to code (`stepwise`). Raises
+    CheckFailed beyond the tolerance.
+    """
+    half, quantized = single_precision.uses(original, single_precision.HALF), is_quantized(normalised)
+    normalised, original = in_full_accuracy(normalised), in_full_accuracy(original)
+    # Kernels that compute with integers round at other places, and are fused where they can be: none of them here.
+    normal: Runs
+    if computes_on_codes(original):
+        normal = stepwise = Stepwise(normalised, original)
+        reference = stepwise.reference
+    else:
+        normal, reference = (Session(p, optimize=not quantized) for p in (normalised, original))
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    return _compared({"normalised model": normal}, reference, "original", sizes, tolerance)
 
 
 class Runs(Protocol):
@@ -294,33 +304,71 @@ def flat(outputs: Mapping[str, Any]) -> dict[str, Any]:
     return entries
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What an output looks like: its shape, None where it is no tensor; whether all of it is finite, or any of it NaN.
+
+    floating: whether it holds floating-point numbers, of which alone that says anything.
+    """
+
+    shape: Shape | None
+    floating: bool = False
+    finite: bool = True
+    nan: bool = False
+
+    @classmethod
+    def of(cls, value: object) -> Shown:
+        """Look at an output."""
+        if not isinstance(value, np.ndarray):
+            return cls(None)
+        if not is_float(value.dtype):
+            return cls(value.shape)
+        return cls(value.shape, True, bool(np.isfinite(value).all()), bool(np.isnan(value).any()))
+
+
+def shown_at(original: onnx.ModelProto, sizes: Sequence[Feeds]) -> tuple[Mapping[str, Shown] | None, ...]:
+    """What the outputs look like at each of these sizes of the inputs; None where it does not take one."""
+    session = Session(original)
+
+    def shown(feeds: Feeds) -> Mapping[str, Shown] | None:
+        try:
+            return {k: Shown.of(v) for k, v in flat(session.run(feeds)).items()}
+        except RunError:
+            return None
+
+    return tuple(shown(feeds) for feeds in sizes)
+
+
 def runs_at_other_sizes(
-    proto: onnx.ModelProto, original: onnx.ModelProto, feeds: Feeds, others: Sequence[Feeds]
+    proto: onnx.ModelProto,
+    original: onnx.ModelProto,
+    feeds: Feeds,
+    others: Sequence[Feeds],
+    answers: Sequence[Mapping[str, Shown] | None] | None = None,
 ) -> int:
     """Run at every size, with outputs of the original's shapes, finite where its are; the number of sizes.
 
-    Raises CheckFailed. Where the values of the data decide how large an output is, its size is not compared.
+    answers: of the original at these sizes, where `shown_at` was asked already. Raises CheckFailed. Where the values of
+    the data decide how large an output is, its size is not compared.
     """
-    before, after = Session(original), Session(proto)
-    by_values = _sized_by_values(original)
-    sizes = 0
-    for variant in (feeds, *others):
+    sizes = (feeds, *others)
+    answers = shown_at(original, sizes) if answers is None else answers
+    session, by_values, count = Session(proto), _sized_by_values(original), 0
+    for variant, expected in zip(sizes, answers, strict=True):
+        if expected is None:
+            continue
         try:
-            expected = flat(before.run(variant))
-        except RunError:
-            continue  # the original does not accept that size either
-        try:
-            got = flat(after.run(variant))
+            got = {k: Shown.of(v) for k, v in flat(session.run(variant)).items()}
         except RunError as e:
             raise CheckFailed(f"the pruned model does not run at another input size: {e}") from e
+        nothing = Shown(None)
         for name in {**expected, **got}:
-            a, b = got.get(name), expected.get(name)
-            if _shape(a) != _shape(b) and name not in by_values:
-                raise CheckFailed(f"output {name!r} has shape {_shape(a)}, the original gives {_shape(b)}")
-            if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-                finite({name: a}, {name: b}, f"with inputs of {_sizes(variant)}")
-        sizes += 1
-    return sizes
+            a, b = got.get(name, nothing), expected.get(name, nothing)
+            if a.shape != b.shape and name not in by_values:
+                raise CheckFailed(f"output {name!r} has shape {a.shape}, the original gives {b.shape}")
+            _check_finite(name, a, b, f"with inputs of {_sizes(variant)}")
+        count += 1
+    return count
 
 
 def same_without(
@@ -347,10 +395,6 @@ def same_without(
             )
 
 
-def _shape(value: object) -> tuple[int, ...] | None:
-    return value.shape if isinstance(value, np.ndarray) else None
-
-
 def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
     """The outputs behind an operator that lists as many positions as the data makes it."""
     behind: set[str] = set()
@@ -360,15 +404,17 @@ def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
     return behind & {o.name for o in proto.graph.output}
 
 
-def finite(
-    outputs: Mapping[str, Array], reference: Mapping[str, Array], where: str = "on the calibration data"
-) -> None:
+def finite(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
     """Outputs are finite, or free of NaN, where the original's are throughout. Raises CheckFailed."""
     for name, y in outputs.items():
-        y0 = reference.get(name)
-        if y0 is None or not is_float(y.dtype) or not is_float(y0.dtype):
-            continue
-        if np.isfinite(y0).all() and not np.isfinite(y).all():
-            raise CheckFailed(f"output {name!r} of the pruned model is not finite {where}")
-        if not np.isnan(y0).any() and np.isnan(y).any():
-            raise CheckFailed(f"output {name!r} of the pruned model holds NaN {where}")
+        if name in reference:
+            _check_finite(name, Shown.of(y), Shown.of(reference[name]), "on the calibration data")
+
+
+def _check_finite(name: str, got: Shown, expected: Shown, where: str) -> None:
+    if not (got.floating and expected.floating):
+        return
+    if expected.finite and not got.finite:
+        raise CheckFailed(f"output {name!r} of the pruned model is not finite {where}")
+    if not expected.nan and got.nan:
+        raise CheckFailed(f"output {name!r} of the pruned model holds NaN {where}")

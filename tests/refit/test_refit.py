@@ -21,9 +21,10 @@ from onnxprune.channels import branches
 from onnxprune.channels.names import called
 from onnxprune.data.samples import Samples
 from onnxprune.numerics.least_squares import JITTER
-from onnxprune.refit import lockstep as lockstep_module
+from onnxprune.refit import reference as reference_module
 from onnxprune.refit.layerwise import in_place
-from onnxprune.refit.lockstep import Fit, lockstep, reference_points
+from onnxprune.refit.lockstep import Fit, lockstep
+from onnxprune.refit.reference import SharedPoints, reference_points
 from onnxprune.refit.targets import Target, latest_layers, target_of
 from onnxprune.runtime import walker
 from onnxprune.runtime.session import Session
@@ -254,7 +255,7 @@ NETWORKS = {"residual": RESIDUAL, "batch_norm": NORMALISED, "depthwise": DEPTHWI
 
 
 def step_by_step(
-    p: Prepared, samples: Samples, keep: Keep, memory: int = 1 << 40
+    p: Prepared, samples: Samples, keep: Keep, memory: int = 1 << 40, shared: SharedPoints | None = None
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, list[Fit]]:
     """(after least squares, after lockstep, what it did)."""
     layers, moments = moments_of(p, samples)
@@ -272,6 +273,7 @@ def step_by_step(
         types=p.normalised.types,
         seed=0,
         memory=memory,
+        shared=shared,
     )
     return plain, slim, fits
 
@@ -316,6 +318,32 @@ def test_lockstep_needs_no_memory() -> None:
     _, none, _ = step_by_step(p, samples, keep, memory=0)
     for a, b in zip(much.graph.initializer, none.graph.initializer, strict=True):
         assert_same(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("most", "walks"), [(1 << 30, 1), (1 << 10, 6)])
+def test_cuts_that_share_the_original_are_fitted_as_alone(
+    most: int, walks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a cut is fitted to what another one left of other layers or channels, or where the original walks
+    again although there is room for what it gave."""
+    p = prepare_text(RESIDUAL)
+    samples = samples_of(p, 70)
+    keeps = [random_keep(p.channels, seed, shares=(0.5,)) for seed in range(4)]
+    last = max(range(len(p.channels.groups)), key=lambda g: min(first_reader(p, g), default=-1))
+    half = np.arange(p.channels.groups[last].size) % 2 == 0
+    keeps[1:1] = [p.channels.keep_classes({last: half}), p.channels.keep_classes({last: ~half})]
+    alone = [step_by_step(p, samples, keep) for keep in keeps]
+    gathered: list[int] = []
+    real = reference_module.reference_points
+    monkeypatch.setattr(
+        reference_module, "reference_points", lambda *a, **k: (gathered.append(len(a[0])), real(*a, **k))[1]
+    )
+    shared = SharedPoints(most)
+    together = [step_by_step(p, samples, keep, shared=shared) for keep in keeps]
+    assert len(gathered) == walks
+    for (_, a, fits), (_, b, same) in zip(alone, together, strict=True):
+        assert a.SerializeToString() == b.SerializeToString()
+        assert fits == same
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -535,22 +563,22 @@ def test_the_original_goes_ahead_as_far_as_its_values_fit(first: str, monkeypatc
     layers = layers_of(p.channels)
     one = 4 * w.counts[0] * 9 * 8  # bytes of a batch
     for limit, expected in ((one, [1, 1, 1]), (2 * one, [2, 1]), (3 * one, [3])):
-        monkeypatch.setattr(lockstep_module, "_TARGET_BYTES", limit)
-        assert [len(part) for part in lockstep_module._parts(layers, p.channels.graph, w)] == expected
+        monkeypatch.setattr(reference_module, "_TARGET_BYTES", limit)
+        assert [len(part) for part in reference_module._parts(layers, p.channels.graph, w)] == expected
 
 
 @pytest.mark.parametrize("stay", [False, True])
 @pytest.mark.parametrize("name", POINTS)
 def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where how the original is looked at changes what it is fitted to; and both against one plain run."""
-    monkeypatch.setattr(lockstep_module, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(reference_module, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
     made: list[Tap | None] = []
-    tap = lockstep_module._tap
-    monkeypatch.setattr(lockstep_module, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
+    tap = reference_module._tap
+    monkeypatch.setattr(reference_module, "_tap", lambda *arguments: (made.append(tap(*arguments)), made[-1])[1])
     layers, targets, keep, found = points_of(p, stay=stay)
     assert any(made) is (name != "state_gates")  # where the samples lie in the second axis
-    monkeypatch.setattr(lockstep_module, "_tap", lambda *_: None)
+    monkeypatch.setattr(reference_module, "_tap", lambda *_: None)
     assert_equal_points(found, points_of(p, stay=stay)[-1])
     samples, constants = samples_of(p, 70), p.channels.graph.constants
     whole = values(p.normalised.proto, [t.source for t in targets], samples.arrays)
@@ -571,7 +599,7 @@ def test_points_are_the_same_with_and_without_taps(name: str, stay: bool, monkey
 @pytest.mark.parametrize("name", ["residual", "tokens"])
 def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where a session is opened for what is kept already."""
-    monkeypatch.setattr(lockstep_module, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(reference_module, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
     n, samples = p.normalised, samples_of(p, 70)
     layers = layers_of(p.channels)
@@ -594,9 +622,9 @@ def test_points_of_a_tensor_that_the_walk_has_reached(name: str, monkeypatch: py
 @pytest.mark.parametrize("name", ["residual", "tokens"])
 def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where positions that were drawn for another shape are kept: they may be out of range, or miss the rest."""
-    monkeypatch.setattr(lockstep_module, "positions_for", lambda columns, samples: 4)
+    monkeypatch.setattr(reference_module, "positions_for", lambda columns, samples: 4)
     p = prepare_text(POINTS[name])
-    tap = lockstep_module._tap
+    tap = reference_module._tap
 
     def other(*arguments: Any) -> Tap | None:
         found = tap(*arguments)
@@ -607,7 +635,7 @@ def test_points_of_tensors_of_another_shape(name: str, shape: str, monkeypatch: 
         sizes[axis] = 1 if shape == "smaller" else 9 * sizes[axis]
         return replace(found, shape=tuple(sizes))
 
-    monkeypatch.setattr(lockstep_module, "_tap", other)
+    monkeypatch.setattr(reference_module, "_tap", other)
     layers, targets, keep, found = points_of(p)
     whole = values(p.normalised.proto, [t.source for t in targets], samples_of(p, 70).arrays)
     for layer, target, batches in zip(layers, targets, found, strict=True):
@@ -701,7 +729,7 @@ def test_positions_that_stay_are_found_in_the_cut_model():
     rng = np.random.default_rng(0)
     kept = np.array([True, False, True, True, False])
     whole = rng.standard_normal((2, 3, 5, 7)).astype(np.float32)
-    staying = lockstep_module.Staying(kept.reshape(1, 1, 5))
+    staying = reference_module.Staying(kept.reshape(1, 1, 5))
     flat, cut = whole.reshape(2, 15, 7), whole[:, :, kept].reshape(2, 9, 7)
     at, there = staying.places(np.sort(rng.permutation(15)[:8]), whole.shape)
     assert len(at) == len(there) > 2

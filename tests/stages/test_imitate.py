@@ -186,7 +186,7 @@ def test_local_discrepancy_is_that_of_the_consumers_outputs(name: str, refit: st
     Every position counts here. Measured by onnxruntime in the model with the cut of one consumer
     after the other: what one does to the inputs of the next is not the quadratic's.
     """
-    for module in ("refit.lockstep", "calibration.input_moments"):
+    for module in ("refit.reference", "calibration.input_moments"):
         monkeypatch.setattr(f"onnxprune.{module}.positions_for", lambda *_: 1 << 20)
     seen: list[tuple[int, Any, Any, onnx.ModelProto]] = []
     leave = imitate_group.LayersGroup.leave
