@@ -359,7 +359,7 @@ def gates_of(
         if result.agreement is None:
             raise UsageError("agreement was not measured: it needs the original, and class scores, or another --task")
         name = BY_NAME[result.task].agreement if result.task is not None else "agreement"
-        found.append(at_least("--min-agreement", min_agreement, result.agreement, name, "{:.2%}"))
+        found.append(at_least("--min-agreement", min_agreement, result.agreement, name))
     if max_drop is not None:
         if result.drop is None:
             raise UsageError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from onnxprune.cli.options.budget import COUNTED, GROUPS, LIMITS
+from onnxprune.cli.options.budget import COUNTED, GROUPS, limits
 from onnxprune.cli.options.data import DATA
 from onnxprune.cli.options.experts import EXPERTS
 from onnxprune.cli.options.machine import MACHINE
@@ -67,7 +67,9 @@ RATIOS = Section(
     ),
     *COUNTED,
     *GROUPS,
-    *LIMITS,
+    *limits(
+        "A limit: cuts that do not hold it say so in the table, and where none holds all limits the exit code is 3."
+    ),
 )
 
 
@@ -86,7 +88,8 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
     with --fast) and checks of its own. Every model in FOLDER is what `onnxprune IN OUT --ratio` makes of its ratio.
 
     Limits (--max-drop, --min-agreement, --max-error) mark cuts here: exit 3 says that none holds them. The table is in
-    FOLDER all the same.
+    FOLDER all the same. A ratio that cannot be met, or whose model fails a check, is a row that says why; where there
+    is no other row, the command ends with the first reason (exit 3 or 4), and nothing is written.
     """
     explicit = {k for k in given if ctx.get_parameter_source(k) is not ParameterSource.DEFAULT}
     read_data(given)

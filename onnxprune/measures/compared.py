@@ -14,6 +14,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.states import State
 from onnxprune.errors import RunError
 from onnxprune.measures.answers import Answers, parts_in
+from onnxprune.measures.figures import percent
 from onnxprune.measures.observed import Observed, Whole, observed_of_model, observing, tensors_of
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.outputs import outputs_fed_back, outputs_of
@@ -117,7 +118,7 @@ def said_of_states(
     how = f"over {len(samples)} steps, each model fed its own states"
     if not reference.parts or not np.isfinite(error):
         return (f"output error {how}: not measured",)
-    return (f"output error {how}: {error:.2%} (squared error over spread of the outputs)",)
+    return (f"output error {how}: {percent(error)} (squared error over spread of the outputs)",)
 
 
 def _side_by_side(

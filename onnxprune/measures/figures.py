@@ -29,6 +29,9 @@ _CONFIDENCE = 0.95
 # What does not vary counts as unchanged up to this share of its squares.
 _UNCHANGED = 1e-6
 _MOST_SHOWN = 100.0
+_MOST_DIGITS = 12
+# What writes a figure with so many digits.
+Shown = Callable[[float, int], str]
 _STATE = "a state, without the units that went: what comes of it in the next steps counts"
 # Probabilities in half precision, or of quantized models, add up to 1 as nearly as this.
 _SUM = 1e-2
@@ -310,8 +313,26 @@ def change_of(drop: float) -> tuple[str, str]:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A share for a reader; of one too large to say anything, only that it is."""
-    return f"{share:.{digits}%}" if share < _MOST_SHOWN else f"more than {_MOST_SHOWN:.0%}"
+    """A share for a reader; of one too large to say anything, only that it is.
+
+    What is not nothing does not read 0.00%, and what is not all does not read 100.00%: these get the digits they need.
+    """
+    if not share < _MOST_SHOWN:
+        return f"more than {_MOST_SHOWN:.0%}"
+    text = f"{share:.{digits}%}"
+    if share != 0.0 and float(text[:-1]) == 0.0:
+        return f"{100.0 * share:.2g}%"
+    while share < 1.0 and float(text[:-1]) == 100.0 and digits < _MOST_DIGITS:
+        digits += 1
+        text = f"{share:.{digits}%}"
+    return text
+
+
+def digits_apart(share: float, limit: float, digits: int = 2, shown: Shown = percent) -> int:
+    """So many digits that a figure and the limit that it does not keep read differently."""
+    while shown(share, digits) == shown(limit, digits) and digits < _MOST_DIGITS:
+        digits += 1
+    return digits
 
 
 # intervals

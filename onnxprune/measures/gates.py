@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune.errors import CheckFailed, UsageError
-from onnxprune.measures.figures import Figure, Figures, percent
+from onnxprune.measures.figures import Figure, Figures, Shown, digits_apart, percent
 from onnxprune.measures.verdict import demand
 from onnxprune.options import error_limit, nearest
 
@@ -53,18 +53,21 @@ def demand_all(gates: Sequence[Gate]) -> None:
         raise CheckFailed("; ".join(failures))
 
 
-def at_least(name: str, limit: float, value: float, what: str, shown: str) -> Gate:
-    """A figure that must not be below its limit. what: its own name. shown: a format for either, such as "{:.2%}"."""
+def at_least(name: str, limit: float, value: float, what: str, shown: Shown = percent) -> Gate:
+    """A figure that must not be below its limit. what: its own name. shown: what writes either."""
     held = value >= limit - SLACK * max(1.0, abs(limit))
-    than = "at least" if held else "below"
-    return Gate(name, limit, held, f"{what} {shown.format(value)} is {than} the demanded {shown.format(limit)}")
+    return _gate(name, limit, value, what, shown, "at least" if held else "below", held=held)
 
 
-def at_most(name: str, limit: float, value: float, what: str, shown: str) -> Gate:
+def at_most(name: str, limit: float, value: float, what: str, shown: Shown = percent) -> Gate:
     """A figure that must not exceed its limit."""
     held = value <= limit + SLACK * max(1.0, abs(limit))
-    than = "at most" if held else "above"
-    return Gate(name, limit, held, f"{what} {shown.format(value)} is {than} the demanded {shown.format(limit)}")
+    return _gate(name, limit, value, what, shown, "at most" if held else "above", held=held)
+
+
+def _gate(name: str, limit: float, value: float, what: str, shown: Shown, than: str, *, held: bool) -> Gate:
+    digits = 2 if held else digits_apart(value, limit, shown=shown)
+    return Gate(name, limit, held, f"{what} {shown(value, digits)} is {than} the demanded {shown(limit, digits)}")
 
 
 def checked_limits(max_error: float | Mapping[str, float] | None) -> dict[str, float]:
@@ -96,7 +99,8 @@ def _error_gate(figures: Figures, output: str, limit: float, limits: Mapping[str
         same = "every output has a limit of its own" if output == EVERY else f"{output} is the same in both models"
         return Gate(option, limit, True, same)
     worst = own.worst
-    told = f"error {percent((worst.value if worst is not None else None) or 0.0)} is at most the demanded {limit:.2%}"
+    error = percent((worst.value if worst is not None else None) or 0.0)
+    told = f"error {error} is at most the demanded {percent(limit)}"
     return gate_of(option, limit, told, lambda: demand(own, limit))
 
 

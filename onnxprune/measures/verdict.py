@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxprune.errors import CheckFailed
-from onnxprune.measures.figures import DIFFER, Figure, Figures, percent
+from onnxprune.measures.figures import DIFFER, Figure, Figures, digits_apart, percent
 
 GOOD, DOUBTFUL, BAD, UNKNOWN = "good", "doubtful", "bad", "unknown"
 # Of the worst part; and of the samples, or entries, that keep their class. Networks with an error of 20 % keep 91 % of
@@ -78,14 +78,16 @@ def _by_agreement(figures: Figures) -> tuple[str, str]:
         return GOOD, ""
     surely = figures.classes is True
     level = _level(share < DOUBTFUL_AGREEMENT, surely and share < BAD_AGREEMENT)
-    return level, f"only {share:.1%} keep their class" + ("" if surely else ", if the largest entry is one")
+    return level, f"only {percent(share, 1)} keep their class" + ("" if surely else ", if the largest entry is one")
 
 
-def _told(figure: Figure, *, several: bool) -> str:
+def _told(figure: Figure, *, several: bool, limit: float | None = None) -> str:
     of = f" ({figure.name})" if several or figure.at else ""
+    value = figure.value or 0.0
+    told = percent(value, 1 if limit is None else digits_apart(value, limit, 1))
     if figure.kind == DIFFER:
-        return f"{figure.value:.1%} of the entries differ{of}"
-    return f"an error of {percent(figure.value or 0.0, 1)}{of}"
+        return f"{told} of the entries differ{of}"
+    return f"an error of {told}{of}"
 
 
 def _samples(n: int) -> str:
@@ -96,15 +98,16 @@ def demand(figures: Figures, most: float) -> None:
     """Raises CheckFailed where any figure exceeds `most`, or was not measured on data that the fits have not seen."""
     over = [f for f in figures.measured if f.value is not None and not f.value <= most + _SLACK]
     if over:
-        told = "; ".join(_told(f, several=True) for f in sorted(over, key=lambda f: -(f.value or 0.0))[:3])
-        raise CheckFailed(f"{told}: more than the allowed {most:.2%}")
+        told = "; ".join(_told(f, several=True, limit=most) for f in sorted(over, key=lambda f: -(f.value or 0.0))[:3])
+        raise CheckFailed(f"{told}: more than the allowed {percent(most)}")
+    wanted = f"an error of at most {percent(most)} was demanded"
     if figures.unmeasured or not figures.measured:
         lost = figures.unmeasured[0] if figures.unmeasured else None
         why = f"{lost.name}: {lost.why}" if lost is not None else figures.why
-        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but it was not measured ({why})")
+        raise CheckFailed(f"{wanted}, but it was not measured ({why})")
     if figures.synthetic:
-        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but random inputs do not tell it: give data")
+        raise CheckFailed(f"{wanted}, but random inputs do not tell it: give data")
     if not figures.held_out:
-        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but none was held out: give more samples")
+        raise CheckFailed(f"{wanted}, but none was held out: give more samples")
     if figures.samples < 2:
-        raise CheckFailed(f"an error of at most {most:.2%} was demanded, but one sample does not tell it: give more")
+        raise CheckFailed(f"{wanted}, but one sample does not tell it: give more")

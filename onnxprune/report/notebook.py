@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.measures.figures import percent
 from onnxprune.report import points, view
 from onnxprune.report.document import Document
 from onnxprune.report.templates import fill
@@ -34,5 +35,5 @@ def line(document: Document) -> str:
     parts = [view.LABELS.get(level, level)]
     parts += [f"{name} {before} → {after}" for name, before, after, removed in view.size_rows(document) if removed]
     error = document.get("output_error")
-    parts += [] if error is None else [f"output error {error:.2%}"]
+    parts += [] if error is None else [f"output error {percent(error)}"]
     return f"<report of {document.get('model')!r}: {', '.join(parts)}>"

@@ -102,7 +102,7 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
         interval = f"95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
         found.append((percent(document["output_error"]), "output error", interval))
     if document.get("agreement") is not None:
-        found.append((f"{document['agreement']:.2%}", "agreement", "get the same class"))
+        found.append((percent(document["agreement"]), "agreement", "get the same class"))
     return found
 
 
@@ -114,9 +114,9 @@ def _tiles_of(best: Mapping[str, Any], document: Document) -> list[tuple[str, st
         interval = f"95% interval {percent(bounds[0])} to {percent(bounds[1])}" if bounds else ""
         found.append((percent(best["error"]), "output error", interval))
     if best.get("agreement") is not None:
-        found.append((f"{best['agreement']:.2%}", "agreement", "get the same class"))
+        found.append((percent(best["agreement"]), "agreement", "get the same class"))
     if best.get("drop") is not None:
-        found.append((f"{best['drop']:.2f}", "points of top-1 lost", f"{best['top1']:.2%} are right"))
+        found.append((f"{best['drop']:.2f}", "points of top-1 lost", f"{percent(best['top1'])} are right"))
     if best.get("time_ratio") is not None:
         before = latency(document.get("original_seconds") or 0.0)
         found.append((f"{best['time_ratio']:.3f} ×", "time of a run", f"the original takes {before}"))
@@ -132,10 +132,10 @@ def quality_rows(document: Document) -> Rows:
     if document["kind"] != "eval" and "held_out" in summary:
         where = ", held out" if summary["held_out"] else ", on the calibration samples"
     if document.get("accuracy") is not None:
-        rows.append(("top-1", f"{document['accuracy']:.2%}"))
+        rows.append(("top-1", percent(document["accuracy"])))
     if document.get("original_accuracy") is not None:
         drop = document.get("drop")
-        rows.append(("top-1 of the original", f"{document['original_accuracy']:.2%}"))
+        rows.append(("top-1 of the original", percent(document["original_accuracy"])))
         rows += [] if drop is None else [(f"{change_of(drop)[0]} of top-1", f"{change_of(drop)[1]} points")]
     if error is not None:
         bounds = summary.get("interval")
@@ -145,7 +145,7 @@ def quality_rows(document: Document) -> Rows:
         rows.append((f"output error{where}", f"{NOT_MEASURED}: {summary.get('why') or 'no reason was given'}"))
     rows += [(f"  {name}", text) for name, text in _outputs(document.get("outputs") or ())]
     if document.get("agreement") is not None and document.get("task") in (None, CLASSIFICATION):
-        rows.append(("agreement", f"{document['agreement']:.2%} get the same class"))
+        rows.append(("agreement", f"{percent(document['agreement'])} get the same class"))
     told = {name for name, _ in rows}  # what a task measures may be there by the same name
     return rows + [(str(s["name"]), _score(s)) for s in document.get("scores") or () if s["name"] not in told]
 

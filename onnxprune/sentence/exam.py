@@ -15,7 +15,7 @@ from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.evaluation import Evaluation, Original, evaluate_beside, gates_of, samples_for
 from onnxprune.graph import external
 from onnxprune.intake.model_file import ModelLike
-from onnxprune.measures.figures import change_of
+from onnxprune.measures.figures import change_of, percent
 from onnxprune.measures.gates import Gate
 from onnxprune.options import error_limit, typed
 from onnxprune.stages.clock import Clock
@@ -144,11 +144,11 @@ class Exam:
         parts = []
         if result.accuracy is not None:
             told = "" if result.drop is None else " ({}: {} points)".format(*change_of(result.drop))
-            parts.append(f"top-1 {result.accuracy:.2%}{told}")
+            parts.append(f"top-1 {percent(result.accuracy)}{told}")
         if result.agreement is not None:
-            parts.append(f"agreement {result.agreement:.2%}")
+            parts.append(f"agreement {percent(result.agreement)}")
         if result.output_error is not None:
-            parts.append(f"output error {result.output_error:.2%}")
+            parts.append(f"output error {percent(result.output_error)}")
         return f"{', '.join(parts) or 'nothing measured'} on {result.samples} {self.where}"
 
     @property

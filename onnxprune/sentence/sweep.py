@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -18,7 +19,8 @@ from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, On
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.measures.verdict import GOOD, verdict_of
-from onnxprune.options import number, shown, typed
+from onnxprune.numerics.least_squares import SolveFailed
+from onnxprune.options import exact_percent, number, shown, typed
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.output.model_files import put_model, refused
@@ -129,7 +131,8 @@ def sweep(
     text (`ratios_of`). test: data to judge on, as the calibration data, instead of samples held out from that;
     test_labels: the key of the classes in it, None for the only key of integers. max_drop, min_agreement, max_error:
     limits as for `prune`; the best is the largest cut that holds them, or without any has a good verdict. keep: which
-    models are written: "all", "best" or "none". bench: also time each against the original. report_file: save the whole
+    models are written: "all", "best" or "none". bench: also time each against the original, on the CPU, on `provider`,
+    or on the provider that it names. report_file: save the whole
     as a report too, in one file or several, each in the form of its suffix; of a sweep that is refused too. The others
     are as for `prune`.
     A ratio that cannot be met, or whose model fails a check, is a point without a model that says why; where none can,
@@ -143,16 +146,17 @@ def sweep(
         raise UsageError("a sweep goes over ratios: leave out ratio, uniform and tolerances, and give ratios")
     settings = settings.with_options(ratio=wanted[0])
     limits = Limits(max_drop, min_agreement, max_error)
-    timed_on = provider_named("cpu" if bench is True else bench) if bench else None
+    timed_on = provider_named(bench if isinstance(bench, str) else provider or "cpu") if bench else None
     stem = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
     files = _Files(None if folder is None else Path(folder), stem)
     reports = Reports.of(report_file, overwrite=overwrite)
     read = (model, *files_of(calibration), *files_of(test))
-    made_folder = _checked_folder(files, wanted, keep, reports, read, overwrite=overwrite)
-    machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
     clock = Clock(watch, hear=warn)
-    known = {"model": called(model), "versions": versions()}
+    goes = files.folder if files.folder is not None and not files.folder.exists() else None
     try:
+        _check_folder(files, wanted, keep, reports, read, overwrite=overwrite)
+        machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
+        known = {"model": called(model), "versions": versions()}
         with (
             keeping_refusals(reports, "sweep", known, command),
             Stage(overwrite=overwrite) as stage,
@@ -180,11 +184,11 @@ def sweep(
                 result = _stored(result, files, reports, stage)
             ready(result)
             stage.commit()
-            made_folder = False
             return result
     finally:
-        if made_folder and files.folder is not None and not any(files.folder.iterdir()):
-            files.folder.rmdir()
+        if goes is not None:  # what was made for this sweep, where nothing is in it
+            with suppress(OSError):
+                goes.rmdir()
 
 
 def _stored(result: Sweep, files: _Files, reports: Reports, stage: Stage) -> Sweep:
@@ -195,29 +199,22 @@ def _stored(result: Sweep, files: _Files, reports: Reports, stage: Stage) -> Swe
     return replace(result, files=tuple(map(str, stage.targets)))
 
 
-def _checked_folder(
+def _check_folder(
     files: _Files, ratios: Sequence[float], keep: str, reports: Reports, inputs: Sequence[object], *, overwrite: bool
-) -> bool:
-    """Make the folder where it is missing, and refuse what could not be written in it; whether it was made."""
+) -> None:
+    """Make the folder where it is missing, and refuse what could not be written in it."""
     folder = files.folder
     if folder is None:
         check_outputs((None, *reports.paths), inputs, overwrite)
-        return False
+        return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the models")
-    new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as e:
         raise RunError(f"{folder} cannot be made: {e.strerror or e}") from e
     models = [files.model(r) for r in ratios] if keep != "none" else []
-    try:
-        check_outputs((None, *models, *files.tables, *reports.paths), inputs, overwrite)
-    except OnnxPruneError:
-        if new:
-            folder.rmdir()
-        raise
-    return new
+    check_outputs((None, *models, *files.tables, *reports.paths), inputs, overwrite)
 
 
 class _Run:
@@ -241,6 +238,7 @@ class _Run:
         self._last: Report | None = None
         self._top1: float | None = None
         self._seconds: float | None = None
+        self._notes: list[tuple[float, str]] = []
         self._placement = prepared.loaded.source.placement
 
     def over(self, ratios: Sequence[float]) -> Sweep:
@@ -271,10 +269,14 @@ class _Run:
             key = chosen.key
             if key not in self._known:
                 self._known = {key: self._made(prepared, chosen, settings)}  # equal ones are neighbours
-        except (BudgetUnreachable, NothingPrunable, CheckFailed) as e:
+        except (BudgetUnreachable, NothingPrunable, CheckFailed, RunError) as e:
             self._errors.append(e)
             return Point(ratio=ratio, why=str(e)), None
+        except SolveFailed as e:
+            self._errors.append(RunError(f"{e}: the statistics cannot be trusted"))
+            return Point(ratio=ratio, why=str(self._errors[-1])), None
         point, model, self._last = self._known[key]
+        self._notes += [(ratio, note) for note in self._last.notes]
         return replace(point, ratio=ratio), model
 
     def _made(self, prepared: Prepared, chosen: Chosen, settings: PruneConfig) -> tuple[Point, onnx.ModelProto, Report]:
@@ -306,8 +308,13 @@ class _Run:
 
     def _timed(self, point: Point, checked: Checked, report: Report, provider: str) -> Point:
         self.clock.begin("bench")
-        bench = bench_of(report, self.prepared.loaded, checked, provider)
+        try:
+            bench = bench_of(report, self.prepared.loaded, checked, provider)
+        except OnnxPruneError as e:  # a model that was made and checked is worth more than its time
+            self._notes.append((report.config["ratio"], f"its time was not measured: {e}"))
+            return point
         assert bench.comparison is not None
+        self._notes += [(report.config["ratio"], note) for note in bench.notes]
         self._seconds = bench.models[0].median
         return replace(
             point,
@@ -341,12 +348,25 @@ class _Run:
             versions=versions(),
             original_top1=self._top1,
             original_seconds=self._seconds,
-            notes=(),
+            notes=_together(self._notes, sum(p.made for p in points)),
             warnings=tuple(self.clock.warnings),
             groups=uncut(last.groups),
             curves=last.curves,
             pinned=last.pinned,
         )
+
+
+def _together(notes: Sequence[tuple[float, str]], count: int) -> tuple[str, ...]:
+    """Notes on single ratios as notes on the sweep: those on all of its `count` models once, the others with theirs."""
+    ratios: dict[str, list[float]] = {}
+    for ratio, note in notes:
+        ratios.setdefault(note, []).append(ratio)
+
+    def told(note: str) -> str:
+        own = dict.fromkeys(ratios[note])
+        return note if len(own) == count else f"{', '.join(map(exact_percent, own))}: {note}"
+
+    return tuple(map(told, ratios))
 
 
 def _measured(report: Report, result: Evaluation, limits: Limits) -> Point:

@@ -216,7 +216,7 @@ def error_gate(figures: Figures | None, most: float | None) -> tuple[Gate, ...]:
     """The limit on what a figure may be, and whether all keep it; () for no limit."""
     if most is None:
         return ()
-    wanted = f"an error of at most {most:.2%} was demanded"
+    wanted = f"an error of at most {percent(most)} was demanded"
     if figures is None:
         return (Gate("--max-error", most, False, f"{wanted}, but the result does not run"),)
     worst = figures.worst

@@ -19,6 +19,8 @@ from onnxprune.tasks.answered import NUMBER, Answered, Score, number
 from onnxprune.user_code import RAISED, functions_in, line_of
 
 _MOST = 100
+# What limits and reports call figures that are measured beside any metric.
+_TAKEN = ("top-1", "agreement", "error", "cosine", "largest-difference")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,21 @@ def measured(metric: Metric, a: Answered) -> tuple[Score, ...]:
     values = given if isinstance(given, Mapping) else {metric.name: given}
     if not values or len(values) > _MOST:
         raise RunError(f"the metric {metric} gave {len(values)} numbers; it gives one to {_MOST}")
-    return tuple(_score(str(k), v, metric) for k, v in values.items())
+    scores = tuple(_score(_named(k, metric), v, metric) for k, v in values.items())
+    if len({s.name for s in scores}) < len(scores):
+        raise RunError(f"the metric {metric} gave two numbers of one name: {', '.join(s.name for s in scores)}")
+    return scores
+
+
+def _named(key: object, metric: Metric) -> str:
+    """The name of a number. Raises RunError for one by which limits and reports mean a figure of every evaluation."""
+    name = str(key)
+    if name.lower().rpartition(":")[2] in _TAKEN:
+        raise RunError(
+            f"the metric {metric} calls a number {shown(name)}, which every evaluation has a figure of its own for: "
+            f"give it another name, such as {shown('my ' + name)}"
+        )
+    return name
 
 
 def _score(key: str, value: Any, metric: Metric) -> Score:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from onnxprune.errors import UsageError
 from onnxprune.measures.by_output import OutputFigures
+from onnxprune.measures.figures import percent
 from onnxprune.measures.gates import Gate, at_least, at_most
 from onnxprune.options import nearest, typed
 from onnxprune.tasks.answered import HIGHER, LOWER, NUMBER, SHARE, Score
@@ -48,8 +49,12 @@ def _gate(known: Mapping[str, Score], name: str, limit: float, option: str) -> G
     label = f"--{option.replace('_', '-')} {name}"
     if score.value is None:
         return Gate(label, limit, False, f"{name} was not measured: {score.why}")
-    shown = "{:.2%}" if score.unit == SHARE else "{:.6g}"
+    shown = percent if score.unit == SHARE else _number
     return (at_least if option == "min_metric" else at_most)(label, limit, score.value, name, shown)
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{4 + digits}g}"
 
 
 def _of_outputs(outputs: Sequence[OutputFigures]) -> Iterator[Score]:

@@ -342,6 +342,7 @@ def test_an_original_without_classes_agrees_on_nothing():
 
 def test_shares_that_say_nothing_are_not_spelled_out():
     assert [percent(x) for x in (0.1234, 99.0, 1e35)] == ["12.34%", "9900.00%", "more than 10000%"]
+    assert [percent(x) for x in (0.0, 2e-5, 1.0, 0.99999)] == ["0.00%", "0.002%", "100.00%", "99.999%"]
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (0, 0), (N, 0)])

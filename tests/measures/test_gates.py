@@ -63,15 +63,32 @@ def test_a_gate_is_called_as_it_is_typed():
     assert as_typed("--min-metric mAP", 0.7) == "--min-metric mAP=0.7"
 
 
+def decimals(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"
+
+
 def test_a_limit_holds_at_its_value():
     """Fails where rounding of a share fails a build, or where the two directions are exchanged."""
-    assert at_least("a", 0.3, 0.1 + 0.2, "a", "{:.1f}").held
-    assert at_most("a", 0.3, 0.1 + 0.2, "a", "{:.1f}").held
-    assert not at_least("a", 0.3, 0.29, "a", "{:.2f}").held
-    assert not at_most("a", 0.3, 0.31, "a", "{:.2f}").held
-    assert at_most("--max-a", 0.3, 0.31, "a", "{:.2f}").text == "a 0.31 is above the demanded 0.30"
-    assert not at_least("a", 0.3, float("nan"), "a", "{:.2f}").held
-    assert not at_most("a", 0.3, float("nan"), "a", "{:.2f}").held
+    assert at_least("a", 0.3, 0.1 + 0.2, "a").held
+    assert at_most("a", 0.3, 0.1 + 0.2, "a").held
+    assert not at_least("a", 0.3, 0.29, "a").held
+    assert not at_most("a", 0.3, 0.31, "a").held
+    assert at_most("--max-a", 0.3, 0.31, "a", decimals).text == "a 0.31 is above the demanded 0.30"
+    assert not at_least("a", 0.3, float("nan"), "a").held
+    assert not at_most("a", 0.3, float("nan"), "a").held
+
+
+def test_what_breaks_a_limit_reads_otherwise():
+    """Fails where a reader is told that 95.00% is below 95.00%, or that more than 0.00% was not allowed."""
+    assert at_least("a", 0.95, 0.94999, "a").text == "a 94.999% is below the demanded 95.000%"
+    assert at_most("a", 0.3, 0.3000001, "a", decimals).text == "a 0.3000001 is above the demanded 0.3000000"
+    assert at_least("a", 1.0, 0.99999, "a").text == "a 99.999% is below the demanded 100.00%"
+    assert at_least("a", 0.95, 0.95, "a").text == "a 95.00% is at least the demanded 95.00%"
+    few = Figures(*(0.2, None, "", None), (Figure(("y",), "", ERROR, 2.5e-7),), *(100, True))
+    (gate,) = error_gates(few, {EVERY: 1e-9}, ("y",))
+    assert gate.text == "an error of 2.5e-05% (y): more than the allowed 1e-07%"
+    (gate,) = error_gates(few, {EVERY: 2e-6}, ("y",))
+    assert gate.text == "error 2.5e-05% is at most the demanded 0.0002%"
 
 
 def test_all_that_failed_is_said():

@@ -11,8 +11,12 @@ import pytest
 
 from onnxprune import prune, sweep
 from onnxprune.cli.program import main
-from onnxprune.errors import BudgetUnreachable, UsageError
+from onnxprune.config import PruneConfig
+from onnxprune.errors import BudgetUnreachable, RunError, UsageError
+from onnxprune.report.progress import Progress
 from onnxprune.report.sweep import Point, with_front
+from onnxprune.sentence import sweep as sweep_module
+from onnxprune.sentence.machine import Machine
 from onnxprune.sentence.sweep import ratios_of
 from onnxprune.stages.report import speed_gates
 from tests import digits
@@ -44,6 +48,45 @@ def test_a_point_that_cannot_be_made_says_why_and_the_others_are_made():
     assert "cannot go" in found.points[1].why
     with pytest.raises(BudgetUnreachable):
         sweep(TWINS.model(), None, TWINS.feeds(64), ratios=(0.99, 0.995), min_channels=4, **QUICK)
+
+
+def test_a_ratio_that_fails_is_a_row_among_the_others(monkeypatch: pytest.MonkeyPatch):
+    """Fails where what is wrong with one cut, or with its time, takes the others along or is not said."""
+    real, asked = sweep_module.make, []
+
+    def make(prepared: Any, chosen: Any, settings: PruneConfig, stage: Any) -> Any:
+        if settings.ratio == 0.4:
+            raise RunError("no room")
+        return real(prepared, chosen, settings, stage)
+
+    def bench_of(report: Any, loaded: Any, checked: Any, provider: str) -> Any:
+        asked.append(provider)
+        raise RunError("it does not start")
+
+    monkeypatch.setattr(sweep_module, "make", make)
+    monkeypatch.setattr(sweep_module, "bench_of", bench_of)
+    monkeypatch.setattr(sweep_module, "provider_named", lambda name: f"the {name}")
+    here = Machine.of(PruneConfig(), 1, None, None, ())
+    monkeypatch.setattr(Machine, "of", lambda *_: here)
+    found = sweep(TWINS.model(), None, TWINS.feeds(64), ratios=(0.2, 0.4, 0.6), bench=True, provider="cuda", **QUICK)
+    assert [(p.made, p.why) for p in found.points] == [(True, ""), (False, "no room"), (True, "")]
+    assert asked == ["the cuda"] * 2
+    assert [n for n in found.notes if "time" in n] == ["its time was not measured: it does not start"]
+
+
+@pytest.mark.parametrize("stage", ["", "load", "verify", "ratio 0.4 (2 of 2)"])
+def test_nothing_is_left_of_a_sweep_that_is_interrupted(tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch):
+    """Fails where a folder that was made for the sweep, or a model of a ratio that was done, stays."""
+
+    def watch(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise KeyboardInterrupt
+
+    if not stage:  # before there is a stage to watch
+        monkeypatch.setattr(sweep_module, "called", lambda _: watch(Progress("")))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(TWINS.model(), tmp_path / "new", TWINS.feeds(16), ratios=(0.2, 0.4), watch=watch, **QUICK)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(("keep", "written"), [("best", ["model-0.2.onnx"]), ("none", [])])

@@ -34,6 +34,15 @@ def test_a_function_of_a_file(tmp_path: Path):
     assert str(file) in score.about
 
 
+@pytest.mark.parametrize("name", ["top-1", "Agreement", "boxes:cosine"])
+def test_a_name_that_is_taken(name: str):
+    """Fails where a limit on a figure of every evaluation is held to a number that a user's function calls so."""
+    with pytest.raises(RunError, match="give it another name"):
+        custom.measured(custom.of(lambda *_: {name: 1.0}), A)
+    with pytest.raises(RunError, match="two numbers of one name"):
+        custom.measured(custom.of(lambda *_: {1: 1.0, "1": 2.0}), A)
+
+
 def test_what_is_not_finite_is_not_measured():
     (score,) = custom.measured(custom.of(lambda *_: {"x": float("nan")}), A)
     assert (score.value, score.why) == (None, "it is nan")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import click
+
 from onnxprune.cli.options.names import DEFAULTS
 from onnxprune.cli.options.section import Section, flag, option, with_default
 from onnxprune.cli.values import ERROR, SHARE, Choice, Ratio
@@ -42,33 +44,42 @@ GROUPS = (
         "pattern is a width of its own.",
     ),
 )
-LIMITS = (
-    option(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        show_default="no limit",
-        help="Top-1 on --test may be so many percentage points below IN's at most. A limit: without --ratio the "
-        "largest cut that holds it is made (exit 3 where none does), beside one nothing is written where it does not "
-        "hold (exit 4).",
-    ),
-    option(
-        "--min-agreement",
-        type=SHARE,
-        metavar="SHARE",
-        show_default="no limit",
-        help="A limit too: so many samples get IN's class at least, of --test or of those held out: 0.99 or 99%.",
-    ),
-    option(
-        "--max-error",
-        type=ERROR,
-        metavar="ERROR",
-        show_default="no limit",
-        help="Write nothing, and exit with 4, where an output, or a part of one, differs from the original's by more "
-        "than this on held-out samples, or where that cannot be measured: squared error over spread, and of answers "
-        "such as a class map the share that changes; 0.05 or 5%.",
-    ),
-    flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy."),
+FAST = flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy.")
+
+
+def limits(comes: str) -> tuple[click.Option, ...]:
+    """The limits on what may be lost. comes: what comes of a limit in a command."""
+    return (
+        option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            show_default="no limit",
+            help=f"Top-1 on --test may be so many percentage points below IN's at most. {comes}",
+        ),
+        option(
+            "--min-agreement",
+            type=SHARE,
+            metavar="SHARE",
+            show_default="no limit",
+            help="A limit too: so many samples get IN's class at least, of --test or of those held out: 0.99 or 99%.",
+        ),
+        option(
+            "--max-error",
+            type=ERROR,
+            metavar="ERROR",
+            show_default="no limit",
+            help="A limit too, which does not hold either where it cannot be measured: no output, or part of one, "
+            "differs from IN's by more than this, on --test or on samples held out: squared error over spread, and of "
+            "answers such as a class map the share that changes; 0.05 or 5%.",
+        ),
+        FAST,
+    )
+
+
+LIMITS = limits(
+    "A limit: without --ratio the largest cut that holds it is made (exit 3 where none does), beside one nothing is "
+    "written where it does not hold (exit 4)."
 )
 BUDGET = Section(
     "Budget",

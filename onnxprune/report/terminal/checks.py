@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
+from onnxprune.measures.figures import percent
 from onnxprune.report.summary import Report
 from onnxprune.report.view import refusals
 
@@ -37,11 +38,11 @@ def check_facts(report: Report) -> list[tuple[str, str]]:
         errors = checks.get("held_out_error", {})
         finite = {k: v for k, v in errors.items() if v is not None and isfinite(v)}
         measured = len(finite) > 1 and report.output_error is not None
-        others = " · ".join(f"{k} {v:.2%}" for k, v in finite.items()) if measured else ""
+        others = " · ".join(f"{k} {percent(v)}" for k, v in finite.items()) if measured else ""
         facts.append(("refit", checks["refit"] + (f" (output error: {others})" if others else "")))
     if checks.get("recovery"):
         r = checks["recovery"]
         kept = f"epoch {r['epoch']}" if r["epoch"] else "the start"
-        change = f": {r['before']:.2%} → {r['after']:.2%}" if report.output_error is not None else ""
+        change = f": {percent(r['before'])} → {percent(r['after'])}" if report.output_error is not None else ""
         facts.append(("recovery", f"{r['steps']} steps; {kept} kept{change}"))
     return facts

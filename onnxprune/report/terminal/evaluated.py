@@ -25,13 +25,13 @@ def evaluation(e: Evaluation, screen: Screen, gates: Sequence[Gate] = ()) -> str
     if e.task is not None:
         facts.append(("task", f"{e.task} ({e.task_why}" + (")" if e.task_why == ASKED else "; --task says otherwise)")))
     if e.accuracy is not None:
-        facts.append(("top-1", f"{e.accuracy:.2%}"))
+        facts.append(("top-1", percent(e.accuracy)))
     if e.original_accuracy is not None and e.drop is not None:
         change, points = change_of(e.drop)
-        facts.append(("top-1 of the original", f"{e.original_accuracy:.2%} ({change}: {points} points)"))
+        facts.append(("top-1 of the original", f"{percent(e.original_accuracy)} ({change}: {points} points)"))
     facts += [_score(x) for x in e.scores if x.name not in ("top-1", "agreement")]
     if e.agreement is not None and (e.task in (None, CLASSIFICATION)):
-        facts.append(("agreement", f"{e.agreement:.2%} get the same class"))
+        facts.append(("agreement", f"{percent(e.agreement)} get the same class"))
     if e.figures is not None:
         figures = e.figures
         facts += output_facts(figures.error, figures.summary() | {"held_out": None}, figures.as_dicts())
@@ -49,9 +49,9 @@ def _score(score: Score) -> tuple[str, str]:
     """A score and what it is, beside the original's by the same labels."""
     if score.value is None:
         return score.name, f"not measured ({score.why})"
-    shown = "{:.2%}" if score.unit == SHARE else "{:.5g}"
-    original = "" if score.original is None else f" (original: {shown.format(score.original)})"
-    return score.name, f"{shown.format(score.value)} {score.about}{original}"
+    shown = percent if score.unit == SHARE else "{:.5g}".format
+    original = "" if score.original is None else f" (original: {shown(score.original)})"
+    return score.name, f"{shown(score.value)} {score.about}{original}"
 
 
 def _single_output(outputs: Sequence[OutputFigures]) -> list[tuple[str, str]]:
@@ -70,6 +70,6 @@ def _by_output(outputs: Sequence[OutputFigures], screen: Screen) -> Grid:
             "-" if o.error is None else percent(o.error),
             "-" if o.largest is None else f"{o.largest:.3g}",
             "-" if o.cosine is None else f"{o.cosine:.4f}",
-            "-" if o.agreement is None else f"{o.agreement:.2%}",
+            "-" if o.agreement is None else percent(o.agreement),
         )
     return table

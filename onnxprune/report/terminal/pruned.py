@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxprune.intake.figures import InputFigures, text_of
+from onnxprune.measures.figures import percent
 from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
 from onnxprune.report.summary import Alignment, Effort, Report
@@ -79,7 +80,7 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
     if report.verdict is not None:
         facts += output_facts(report.output_error, report.error, report.outputs)
         if report.agreement is not None:
-            facts.append(("agreement", f"{report.agreement:.2%} get the same class"))
+            facts.append(("agreement", f"{percent(report.agreement)} get the same class"))
         facts.append(("verdict", str(report.verdict["text"])))
     facts += check_facts(report)
     if report.latency is not None:
