@@ -21,53 +21,55 @@ from onnxprune.report.groups import (
 from onnxprune.report.summary import PatternRow, Report
 from onnxprune.report.terminal.screen import Grid, Screen
 
-# From so many columns on there is room for what each group saves and costs.
-_WIDE = 120
 _SHOWN_LAYERS = 12
 
 
-def _groups(report: Report) -> list[tuple[int, Mapping[str, Any]]]:
-    return [(i, asdict(g)) for i, g in enumerate(report.groups)]
+def _groups(report: Report, *, cut: bool) -> list[tuple[int, Mapping[str, Any]]]:
+    """The groups that lost channels, or those that did not, with their numbers."""
+    rows = [(i, asdict(g)) for i, g in enumerate(report.groups)]
+    return [(i, g) for i, g in rows if is_cut(g) == cut]
 
 
-def changed_groups(report: Report, screen: Screen, *, verbose: bool = False) -> Grid:
-    """The groups that lost channels; with what each saves and does by itself where there is room, or with `verbose`."""
-    more = verbose or (screen.width >= _WIDE and not screen.piped)
-    timed = bool((report.timing or {}).get("saved"))
-    heads = ("MACs saved", "parameters saved", *["time saved"] * timed, "error alone") if more else ()
-    table = screen.table("group", "channels", *heads, "producers", "consumers", " ", title="channels")
-    curves = curves_by_group([asdict(c) for c in report.curves])
-    for i, g in _groups(report):
-        if not is_cut(g):
-            continue
+def changed_groups(report: Report, screen: Screen) -> Grid:
+    """The groups that lost channels."""
+    table = screen.table("group", "channels", "producers", "consumers", " ", title="channels")
+    for _, g in _groups(report, cut=True):
         gone = "" if g["channels_after"] else " (branch removed)"
         narrow = f"multiples of {g['alignment']}" if g["alignment"] != report.alignment.multiple else ""
         remarks = ", ".join(filter(None, ("mixing" if g["mixing"] else "", narrow)))
-        cells = (
-            saving(g, "macs", report.before.macs),
-            saving(g, "parameters", report.before.parameters),
-            *[time_saved(report.timing, i)] * timed,
-            error_alone(curves.get(i), g),
-        )
-        numbers = (str(g["producers"]), str(g["consumers"]))
-        table.add_row(g["name"], width(g) + gone, *(cells if more else ()), *numbers, remarks)
+        table.add_row(g["name"], width(g) + gone, str(g["producers"]), str(g["consumers"]), remarks)
+    return table
+
+
+def what_cuts_do(report: Report, screen: Screen) -> Grid:
+    """What the cut of each group saves and does to the outputs by itself."""
+    timed = bool((report.timing or {}).get("saved"))
+    heads = ("MACs saved", "parameters saved", *["time saved"] * timed, "error alone")
+    table = screen.table("group", *heads, title="what each cut saves and does by itself")
+    curves = curves_by_group([asdict(c) for c in report.curves])
+    for i, g in _groups(report, cut=True):
+        saved = saving(g, "macs", report.before.macs), saving(g, "parameters", report.before.parameters)
+        time = [time_saved(report.timing, i)] * timed
+        table.add_row(g["name"], *saved, *time, error_alone(curves.get(i), g))
     return table
 
 
 def reasons_to_stay(report: Report) -> dict[str, int]:
     """Why groups stay whole → how many, the most frequent first."""
-    return dict(Counter(why_whole(g) for _, g in _groups(report) if not is_cut(g)).most_common())
+    return dict(Counter(why_whole(g) for _, g in _groups(report, cut=False)).most_common())
 
 
-def whole_groups(report: Report, screen: Screen) -> Grid:
-    """The groups that stay whole, each with its MACs, what a cut was tried to do, and its reason."""
-    table = screen.table("group", "channels", "MACs", "error if cut", " reason", title="unchanged")
+def whole_groups(report: Report, screen: Screen) -> list[Grid]:
+    """The groups that stay whole, with their MACs and what a cut was tried to do: a table for each reason."""
     curves = curves_by_group([asdict(c) for c in report.curves])
-    for i, g in _groups(report):
-        if not is_cut(g):
-            alone = if_cut(curves.get(i), g)
-            table.add_row(g["name"], width(g), share(g, report.before.macs), alone, why_whole(g))
-    return table
+    tables = []
+    for reason, n in reasons_to_stay(report).items():
+        table = screen.table("group", "channels", "MACs", "error if cut", title=f"{n} unchanged: {reason}")
+        for i, g in _groups(report, cut=False):
+            if why_whole(g) == reason:
+                table.add_row(g["name"], width(g), share(g, report.before.macs), if_cut(curves.get(i), g))
+        tables.append(table)
+    return tables
 
 
 def patterns(rows: Sequence[PatternRow], screen: Screen) -> Grid:

@@ -13,21 +13,26 @@ from onnxprune.report.summary import Alignment, Effort, Report
 from onnxprune.report.terminal.axes import pinned_axes
 from onnxprune.report.terminal.checks import check_facts
 from onnxprune.report.terminal.facts import in_threads, output_facts, ratio_of_times, removed, samples
-from onnxprune.report.terminal.groups import changed_groups, patterns, reasons_to_stay, whole_groups
+from onnxprune.report.terminal.groups import changed_groups, patterns, reasons_to_stay, what_cuts_do, whole_groups
 from onnxprune.report.terminal.screen import Grid, Part, Screen, line, listed, note
 from onnxprune.report.units import count, duration, latency, size
 from onnxprune.report.visible import made_visible
 
 _SHOWN_INPUTS = 8
+# Columns of a window that is large enough for what each cut saves and does by itself.
+_WIDE = 120
 
 
 def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> str:
     """The report of a pruning run as text. verbose: with every group, and what each saves and costs."""
     report = made_visible(report)
-    parts: list[Part] = [_sizes(report, screen), changed_groups(report, screen, verbose=verbose)]
-    parts += [whole_groups(report, screen)] if verbose else []
+    parts: list[Part] = [_sizes(report, screen), changed_groups(report, screen)]
+    if verbose:
+        parts += [what_cuts_do(report, screen), *whole_groups(report, screen)]
+    elif screen.width >= _WIDE and not screen.piped:
+        parts.append(what_cuts_do(report, screen))
     parts += [line(f"{n} unchanged: {reason}") for reason, n in reasons_to_stay(report).items() if not verbose]
-    parts.append(line())
+    parts += [] if verbose else [line()]
     if report.patterns:
         parts += [patterns(report.patterns, screen), line()]
     if report.pinned:
