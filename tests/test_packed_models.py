@@ -115,6 +115,38 @@ def test_half_precision(monkeypatch: pytest.MonkeyPatch):
     }
 
 
+def test_a_product_in_a_body():
+    """Fails where packed weights of a branch are left unpacked, or where the branches do not share theirs any more."""
+    model = onnx.ModelProto.FromString(packed().SerializeToString())
+    nodes = list(model.graph.node)
+    place = [k for k, n in enumerate(nodes) if n.op_type == "MatMulNBits"][1]
+    branches = []
+    for name in ("t", "e"):
+        inner = onnx.NodeProto.FromString(nodes[place].SerializeToString())
+        inner.output[0] = inner.name = name
+        info = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        branches.append(onnx.helper.make_graph([inner], name, [], [info]))
+    instead = [
+        onnx.helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        onnx.helper.make_node("Greater", ["total", "zero"], ["positive"]),
+        onnx.helper.make_node(
+            "If", ["positive"], list(nodes[place].output), then_branch=branches[0], else_branch=branches[1]
+        ),
+    ]
+    kept = [onnx.NodeProto.FromString(n.SerializeToString()) for n in (*nodes[:place], *instead, *nodes[place + 1 :])]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    small = prune(model, None, data(), ratio=0.3, fast=True).model
+    assert small is not None
+    assert operators(small) == operators(model)
+    [choice] = (n for n in small.graph.node if n.op_type == "If")
+    inside = [n for a in choice.attribute for n in a.g.node]
+    assert [n.op_type for n in inside] == ["MatMulNBits"] * 2
+    assert inside[0].input[1] == inside[1].input[1]
+    assert {t.name for t in small.graph.initializer} == {t.name for t in model.graph.initializer}
+
+
 def test_full_accuracy_is_that_of_the_weights():
     """Fails where a kernel that rounds what it multiplies is taken for the model itself."""
     rounds, plain = packed(level=4), packed(level=0)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -148,6 +148,8 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     restored, packed, mixed = (
         tuple(f for f in unfused.fused if operator_of(f.node) in names) for names in (RESTORED, PACKED, EXPERTS)
     )
+    # Their weights as they were are no part of what is put back: only the first are compared with what is left.
+    packed, mixed = (tuple(replace(f, weights=()) for f in fused) for fused in (packed, mixed))
     return Normalised(
         proto,
         shapes,

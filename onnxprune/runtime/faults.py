@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import onnx
 
 from onnxprune.graph import bodies
-from onnxprune.graph.protobuf import copied
+from onnxprune.graph.protobuf import copied, int_attribute
+from onnxprune.graph.quantized import DEQUANTIZE
 
 # Before this release it takes an input in float16 that has a value of its own for a constant, and crashes.
 _KNOWS_CONSTANTS = (1, 29)
@@ -20,15 +21,26 @@ _ZERO_POINT: Mapping[str, int] = {
     "MatMulIntegerToFloat": 5,
     "QAttention": 7,
 }
+# It fuses DequantizeLinear with what reads it, and looks for the weight in the same graph only (1.31).
+_FUSES_PAIRS = "QDQSelectorActionTransformer"
 _GROUPED = "GroupQueryAttention"
 
 
 def optimizers_left_out(model: onnx.ModelProto, release: tuple[int, ...]) -> list[str]:
     """The optimizers that a session of the model has to do without in this release of onnxruntime (major, minor)."""
+    left_out = [_FUSES_PAIRS] if any(_blocks_from_outside(g) for g in bodies.every_body(model.graph)) else []
     if release >= _KNOWS_CONSTANTS:
-        return []
+        return left_out
     half = {i.name for i in model.graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
-    return [_FUSES_HALF] if any(t.name in half for t in model.graph.initializer) else []
+    return [*left_out, *([_FUSES_HALF] if any(t.name in half for t in model.graph.initializer) else [])]
+
+
+def _blocks_from_outside(body: onnx.GraphProto) -> bool:
+    """Whether a body dequantizes blocks of codes that it does not hold: what fuses that with a product fails then."""
+    own = {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
+    return any(
+        n.op_type == DEQUANTIZE and n.input[0] not in own and int_attribute(n, "block_size", 0) for n in body.node
+    )
 
 
 def with_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:

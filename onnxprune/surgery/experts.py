@@ -64,7 +64,8 @@ def put_back(proto: onnx.ModelProto, experts: Sequence[Fused]) -> int:
     taken = {*stored, *reads, *(o for n in bodies.every_node(proto.graph) for o in n.output)}
     made: list[onnx.TensorProto] = []
     done = 0
-    for graph in (proto.graph, *bodies.every_body(proto.graph)):
+    # The innermost first: a graph whose nodes are replaced has new bodies.
+    for graph in reversed((proto.graph, *bodies.every_body(proto.graph))):
         for f in experts:
             node = _again(f, graph, stored, reads, returned)
             weights = None if node is None else _weights(f, stored)

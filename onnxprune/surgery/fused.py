@@ -40,7 +40,8 @@ def put_back(proto: onnx.ModelProto, fused: Sequence[Fused]) -> int:
     reads = Counter(i for n in every for i in n.input if i)
     graphs = (proto.graph, *bodies.every_body(proto.graph))
     uses = _Uses(reads, {v.name for g in graphs for v in g.output}, bodies.weights_of(proto))
-    done = sum(_in_graph(graph, fused, uses) for graph in graphs)
+    # The innermost first: a graph whose nodes are replaced has new bodies.
+    done = sum(_in_graph(graph, fused, uses) for graph in reversed(graphs))
     imported = {o.domain for o in proto.opset_import}
     for domain in sorted({n.domain for n in bodies.every_node(proto.graph)} - imported - {"ai.onnx"}):
         proto.opset_import.add(domain=domain, version=1)

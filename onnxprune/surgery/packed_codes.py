@@ -34,7 +34,9 @@ def put_back(proto: onnx.ModelProto, packed: Sequence[Fused]) -> int:
     if not packed:
         return 0
     model = _Model.of(proto)
-    done = sum(_in_graph(g, packed, model) for g in (proto.graph, *bodies.every_body(proto.graph)))
+    # The innermost first: a graph whose nodes are replaced has new bodies.
+    graphs = (proto.graph, *bodies.every_body(proto.graph))
+    done = sum(_in_graph(g, packed, model) for g in reversed(graphs))
     if done and _DOMAIN not in {o.domain for o in proto.opset_import}:
         proto.opset_import.add(domain=_DOMAIN, version=1)
     if done:

@@ -50,6 +50,30 @@ def test_only_what_needs_it_goes_without_an_optimizer():
     assert not faults.optimizers_left_out(plain, (1, 28))
 
 
+def test_blocks_of_codes_outside_a_body():
+    """Fails where onnxruntime is left to fuse what a body dequantizes with its product: it does not find the weight."""
+    w = np.ones((32, 4), np.uint8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["r"], axis=0, block_size=16),
+        helper.make_node("MatMul", ["x", "r"], ["z"]),
+    ]
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(nodes, "body", [], [value("z", onnx.TensorProto.FLOAT, [1, 4])])
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    stored = {"w": w, "s": np.ones((2, 4), np.float32)}
+    ports = [value("x", onnx.TensorProto.FLOAT, [1, 32]), value("c", onnx.TensorProto.BOOL, [])]
+    weights = [numpy_helper.from_array(v, k) for k, v in stored.items()]
+    graph = helper.make_graph([choice], "g", ports, [value("y", onnx.TensorProto.FLOAT, [1, 4])], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feeds = {"x": np.ones((1, 32), np.float32), "c": np.array(True)}
+    np.testing.assert_array_equal(Session(model).run(feeds)["y"], np.full((1, 4), 32, np.float32))
+    assert faults.optimizers_left_out(model, (1, 31))
+    inside = helper.make_graph(nodes, "body", [], list(body.output), weights)
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inside, else_branch=inside))
+    assert not faults.optimizers_left_out(model, (1, 31))
+
+
 ONE = np.array(1, np.float32)
 SHORT = {
     "MatMulInteger": (["x", "w"], {}, ""),

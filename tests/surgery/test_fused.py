@@ -58,6 +58,25 @@ def test_what_nothing_has_touched_is_as_it_was():
         np.testing.assert_array_equal(got[k], y)
 
 
+def test_those_in_bodies_come_back_too():
+    """Fails where only the main graph's come back, as its nodes with their bodies are put in again."""
+    text = """(float[N,4] x, bool c) => (float[N,4] y) {
+        g = com.microsoft.QuickGelu (x)
+        y = If (c) <
+            then_branch = one () => (float[N,4] t) { t = com.microsoft.QuickGelu (g) },
+            else_branch = two () => (float[N,4] e) { e = Relu (g) }
+        >
+    }"""
+    row = Topology(text, (), domains=("com.microsoft",), opset=17)
+    model, feeds = row.model(), row.feeds(2)
+    proto = copied(model)
+    unfused = unfuse(proto, feeds)
+    assert put_back(proto, unfused.fused) == 2
+    inside = [n.op_type for n in proto.graph.node for a in n.attribute for n in a.g.node]
+    assert [n.op_type for n in proto.graph.node] == ["QuickGelu", "If"]
+    assert sorted(inside) == ["QuickGelu", "Relu"]
+
+
 def _bias(proto: onnx.ModelProto) -> None:
     conv = next(n for n in proto.graph.node if n.op_type == "Conv")
     conv.input.append("new")

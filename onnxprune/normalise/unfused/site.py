@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnxprune.graph import spill
 from onnxprune.graph.view import Shape
@@ -191,7 +191,7 @@ class Site:
     def weight(self, value: Array, what: str) -> str:
         """Add a constant; its name."""
         name = self._unused(f"{self._label}__{what}")
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
+        self.weights.append(spill.tensor_of(value, name, outside=True))
         return name
 
     def once(self, key: object, wanted: str, make: Callable[[], Array]) -> str:
