@@ -135,6 +135,25 @@ def test_eval_compares_what_both_models_give(tmp_path: Path):
         evaluate(result, {**data, "attention_mask": np.ones((16, 8), np.int64), **past}, against=decoder())
 
 
+def test_caches_are_fed_back_by_patterns():
+    """Fails where a step of one position of one sample is no run, or caches of other steps stand in for its own."""
+    ids = prompts(24, 1, seed=3)["input_ids"]
+    steps = [{"input_ids": ids[t : t + 1], "attention_mask": np.ones((1, t + 1), np.int64)} for t in range(24)]
+    settings = PruneConfig(
+        uniform=0.5,
+        refit="none",
+        method="magnitude",
+        resize_io=PATTERNS,
+        state=("present.*=past_key_values.*",),
+        same_widths=("/qkv*",),
+    )
+    found = prune(decoder(), None, steps, config=settings)
+    assert found.model is not None
+    assert any("states were fed back over 24 steps of 1 sequence" in note for note in found.report.notes)
+    assert any("has 2 of 4 positions" in note for note in found.report.notes)
+    Session(found.model).run({**prompts(2), **empty(2, 2)})
+
+
 def test_inspect_counts_heads_of_caches():
     heads = {g.name: g.units for g in inspect(decoder(), prompts(4), resize_io=PATTERNS).groups if "qkv" in g.name}
     assert heads == {"/qkv0": GROUPS, "/qkv1": GROUPS}

@@ -279,18 +279,23 @@ class Trace:
                 self.labels.unify(tracked[0][1], labels)
         return tracked[0][1] if tracked and loose is None else None
 
-    def merge(self, operands: Sequence[tuple[str, Factors, Shape]], node: Node) -> Factors:
+    def merge(self, operands: Sequence[tuple[str, Factors, Shape]], node: Node, *, broadcast: bool = True) -> Factors:
         """Element-wise with broadcasting: unify the operands' labels place by place; the output's factors.
 
         Where a tracked axis meets an untracked one of size above 1, or one of size 1 that may be more for other inputs,
-        it is untracked (pinned); where it meets a size that is always 1 it is free.
+        it is untracked (pinned); where it meets a size that is always 1 it is free. broadcast: the axes of an operand
+        are the last ones; else they are put in places of their own, and an axis of size 1 there is none of its.
         """
         ndim = max(len(s) for _, _, s in operands)
         lifted = [(n, tuple(lift(f, ndim) for f in fs), (1,) * (ndim - len(s)) + tuple(s)) for n, fs, s in operands]
         for axis in range(ndim):
             carried = [any(f.shape[axis] > 1 for f in o[1]) for o in lifted]
             loose = next(
-                (n for (n, _, s), has in zip(lifted, carried, strict=True) if not has and self._may_meet(n, s, axis)),
+                (
+                    n
+                    for (n, _, s), has in zip(lifted, carried, strict=True)
+                    if not has and (s[axis] > 1 or (broadcast and self._may_meet(n, s, axis)))
+                ),
                 None,
             )
             if loose is None or not any(carried):

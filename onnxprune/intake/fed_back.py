@@ -25,6 +25,7 @@ from onnxprune.data.sources import taken
 from onnxprune.data.spool import FOLDER_BYTES
 from onnxprune.data.states import State
 from onnxprune.errors import CalibrationError
+from onnxprune.intake.empty_caches import empty_shapes
 from onnxprune.intake.first_run import Trial
 from onnxprune.numerics.arrays import Array
 from onnxprune.regular_files import shown
@@ -82,6 +83,8 @@ class _Walk:
         self._accepts = Trial(proto)
         self._proto = proto
         self._session: Session | None = None
+        # Those of states without entries, where nothing else tells their sizes.
+        self._sizes: Mapping[str, tuple[int, ...]] = {}
 
     def over(
         self, lengths: Sequence[int], starts: Sequence[Mapping[str, Array]], steps: int | None
@@ -114,8 +117,10 @@ class _Walk:
 
     def _start(self, feeds: Mapping[str, Array], given: Mapping[str, Array]) -> dict[str, Array]:
         """The states before the first step: as given, else zeros of a size with which the model runs."""
-        for size in _STARTS:
-            state = {s.name: given[s.name] if s.name in given else self._zeros(s, feeds, size) for s in self._own}
+        for size in (*_STARTS, None):
+            if size is None:
+                self._sizes = empty_shapes(self._proto, tensor_specs(self._proto))
+            state = {s.name: given[s.name] if s.name in given else self._zeros(s, feeds, size or 0) for s in self._own}
             if self._accepts({**feeds, **state}):
                 self._check(state, {**feeds, **state})
                 return state
@@ -131,8 +136,15 @@ class _Walk:
             if x.symbol(a) and x.name in feeds
         }
         declared = Arrangement.declared((*self._samples.specs, s)).axes.get(s.name)
+        known = self._sizes.get(s.name)
         dims = [
-            d if d is not None else self._samples.run_size(1) if a == declared else sizes.get(s.symbol(a), size)
+            d
+            if d is not None
+            else self._samples.run_size(1)
+            if a == declared
+            else known[a - 1]
+            if known is not None
+            else sizes.get(s.symbol(a), size)
             for a, d in enumerate(s.dims)
         ]
         return np.zeros(dims, s.dtype)

@@ -177,6 +177,25 @@ def test_names_that_hold_the_sign():
     assert states_of(proto, ["b=1=a=0"]) == (State("b=1", "a=0"),)
 
 
+def test_patterns_name_every_pair():
+    """Fails where a star stands for other letters on the two sides, or letters of a name are taken for a pattern."""
+    text = "g (float[1] x, float[1] a, float[1] b) => (float[1] c, float[1] d) { c = Add(x, a) d = Add(x, b) }"
+    proto = model(text)
+    for k, name in enumerate(("0.key", "1.v[a]")):
+        proto.graph.node[k].output[0] = proto.graph.output[k].name = f"present.{name}"
+        proto.graph.node[k].input[1] = proto.graph.input[k + 1].name = f"past.{name}"
+    pairs = (State("present.0.key", "past.0.key"), State("present.1.v[a]", "past.1.v[a]"))
+    assert states_of(proto, ["present.*=past.*"]) == pairs
+    assert states_of(proto, ["present.*.*=past.*.*"]) == pairs
+    assert states_of(proto, ["present.*.key=past.*.key"]) == pairs[:1]
+    with pytest.raises(UsageError, match=r"makes an input 'pst.0.key' of the output 'present.0.key'"):
+        states_of(proto, ["present.*=pst.*"])
+    with pytest.raises(UsageError, match="names no output"):
+        states_of(proto, ["presence.*=past.*"])
+    with pytest.raises(UsageError, match="at most 3"):
+        states_of(proto, ["****=****"])
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

@@ -299,7 +299,7 @@ def einsum_factors(
         for name, factors, _ in lifted if len(sizes) > 1 else ():
             t.pin(name, [f for f in factors if f.shape[k] > 1], node, _REPEATED)
     result: list[Factor] = []
-    for f in t.merge(lifted, node):
+    for f in t.merge(lifted, node, broadcast=False):
         inside = [a for a in tracked_axes(f) if a in contracted]
         if len(inside) == len(tracked_axes(f)):
             if len(inside) > 1:

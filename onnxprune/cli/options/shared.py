@@ -24,6 +24,7 @@ STATE = option(
     show_default="none",
     help="The output OUT is the input IN of the next step. Then the samples of one file are steps of a sequence, and "
     "data for IN, if any, are what it starts with (else zeros). Units behind it may go; their entries are zeros. "
+    "'present.*=past.*' names all whose names fit. "
     "Repeatable.",
 )
 RESIZE_IO = option(
