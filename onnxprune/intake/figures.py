@@ -22,6 +22,8 @@ from onnxprune.numerics.arrays import Array, in_rows, is_float
 
 # The share of samples that may be copies of others, and the least entries of a sample that is expected to vary inside.
 _COPIES = 0.1
+# So many entries of every sample are looked at together.
+_PIECE = 1 << 16
 _ENTRIES = 16
 # What takes fewer values in a sample is a mask, a rate, a state of zeros, or a few sizes and scales.
 _DENSE = 8
@@ -142,10 +144,13 @@ def _nearly_same(samples: Samples) -> bool:
 
 def _still(rows: Array) -> float | None:
     """The share of entries, of those that are not zero in all rows, that stay as they are but for noise."""
-    x = in_rows(rows).astype(np.float64)
-    size = np.abs(x).max(axis=0)
-    still = np.ptp(x, axis=0)[size > 0.0] <= _NOISE * size[size > 0.0]
-    return float(still.mean()) if still.size else None
+    x, still, moving = in_rows(rows), 0, 0
+    for start in range(0, x.shape[1], _PIECE):  # samples may be large
+        part = x[:, start : start + _PIECE].astype(np.float64)
+        size = np.abs(part).max(axis=0)
+        own = np.ptp(part, axis=0)[size > 0.0] <= _NOISE * size[size > 0.0]
+        still, moving = still + int(own.sum()), moving + own.size
+    return still / moving if moving else None
 
 
 def _alike(samples: Samples, figures: Sequence[InputFigures]) -> Iterator[str]:

@@ -271,5 +271,8 @@ def runtime_bytes(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto,
 
 
 def _widest(shapes: Mapping[str, tuple[int, ...]], proto: onnx.ModelProto) -> list[str]:
-    sized = [(prod(shapes[o]), o) for n in proto.graph.node for o in n.output if shapes.get(o)]
+    """The largest tensors, those that are fed among them."""
+    weights = {t.name for t in proto.graph.initializer}
+    fed = [i.name for i in proto.graph.input if i.name not in weights]
+    sized = [(prod(shapes[o]), o) for o in (*fed, *(o for n in proto.graph.node for o in n.output)) if shapes.get(o)]
     return [o for _, o in sorted(sized, reverse=True)[:_HELD_AT_ONCE]]

@@ -78,8 +78,10 @@ def test_samples_that_are_all_the_same(pieces: bool, monkeypatch: pytest.MonkeyP
     assert "calibration samples are" not in said(x=same, other=NOISE)
 
 
-def test_samples_that_are_nearly_the_same():
+@pytest.mark.parametrize("piece", [7, 1 << 16])
+def test_samples_that_are_nearly_the_same(piece: int, monkeypatch: pytest.MonkeyPatch):
     """Fails where noise hides that a loader gives one image; ordinary data has entries that stand still, not all."""
+    monkeypatch.setattr(figures_module, "_PIECE", piece)
     one = np.broadcast_to(NOISE[:1], NOISE.shape)
     near = (one * (1 + 1e-5 * NOISE)).astype(np.float32)
     assert "all 40 calibration samples are nearly the same" in said(x=near)

@@ -13,7 +13,7 @@ import pytest
 from onnxprune.data.array_files import Rows
 from onnxprune.data.sources import load
 from onnxprune.graph import spill
-from onnxprune.runtime.walker import Walker
+from onnxprune.runtime.walker import Walker, runtime_batch
 from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import prepare_text, samples_of, values
 from tests.compare import assert_same
@@ -36,6 +36,16 @@ ROWS = (
     "option_a_shortcut",
     "constant_of_shape",
 )
+
+
+def test_what_is_fed_counts_in_a_batch():
+    """Fails where a batch of large inputs takes memory that was counted for the tensors behind them alone."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> large (float[N,3,1024,1024] x, float[64,64] w) => (float[N,1,1,1] y)
+        <float[64,64] w = {0}> { y = ReduceMax (x) }"""
+    )
+    shapes = {"x": (2, 3, 1024, 1024), "w": (64, 64), "y": (2, 1, 1, 1)}
+    assert runtime_batch(shapes, proto, bound=2) == (128 << 20) // (3 * 1024 * 1024 * 4 + 4)
 
 
 def walker(p: Prepared, count: int, memory: int) -> Walker:
