@@ -54,14 +54,14 @@ def with_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def without_sizes_of_pasts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with nameless sizes of past keys and values, where other nodes read the present ones; else itself.
+    """The model with nameless sizes of past keys and values, where the present ones are more than outputs; else itself.
 
     onnxruntime takes the keys and values that GroupQueryAttention gives for as long as those of the past, by the name
     of that size, and puts what is computed of them where only that has room (such a run fails, up to 1.31 at least).
     """
     grouped = [n for n in model.graph.node if n.op_type == _GROUPED]
     given = {o for n in grouped for o in n.output[1:3] if o}
-    if not any(given.intersection(n.input) for n in model.graph.node):
+    if given <= {v.name for v in model.graph.output} and not any(given.intersection(n.input) for n in model.graph.node):
         return model
     producer = {o: n for n in model.graph.node for o in n.output}
     pasts = {_source(i, producer) for n in grouped for i in n.input[3:5] if i}

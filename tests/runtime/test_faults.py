@@ -12,6 +12,8 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.runtime import faults
 from onnxprune.runtime.saturation import DEPLOYED, EXACT
 from onnxprune.runtime.session import Session
+from tests.compare import assert_same
+from tests.decoder import decoder, empty, prompts
 
 
 def _model(
@@ -104,3 +106,20 @@ def test_zero_points_may_be_left_out(op: str):
     assert protobuf.as_bytes(model) == before
     completed = faults.with_zero_points(model)
     assert faults.with_zero_points(completed) is completed
+
+
+def test_present_keys_are_not_taken_for_as_long_as_those_of_the_past():
+    """Fails where onnxruntime puts keys and values of all positions where those of the past had room."""
+    model, feeds = decoder(), {**prompts(2), **empty(2)}
+    expected = Session(model).run(feeds)
+    assert faults.without_sizes_of_pasts(model) is model
+    parts = (["normal0.0", "normal0.1", "normal1.0", "normal1.1"], ["logits"])
+    for names in parts:
+        part = protobuf.submodel(model, {}, names)
+        mended = faults.without_sizes_of_pasts(part)
+        sizes = [d for v in mended.graph.input if v.name.startswith("past") for d in v.type.tensor_type.shape.dim]
+        assert sizes
+        assert all(not d.dim_param for d in sizes[2::4])
+        for optimize in (False, True):
+            found = Session(part, optimize=optimize).run(feeds)
+            assert_same(found.get("logits", expected["logits"]), expected["logits"], rtol=1e-5, atol=1e-6)
