@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,11 +20,12 @@ class Wanted:
     """How many samples a run takes at most, so that no source reads more than it has to.
 
     most: None for all. seed: of the choice where a source knows how many there are before it reads them; None for the
-    first ones.
+    first ones. told: hears how many samples have been read, and of how many, 0 where nobody can tell.
     """
 
     most: int | None = None
     seed: int | None = None
+    told: Callable[[int, int], None] = field(default=lambda *_: None, compare=False)
 
     def chosen(self, count: int) -> Ints:
         """The indices, ascending, of the samples to read among so many."""

@@ -83,8 +83,11 @@ class Images:
         most = None if wanted.most is None else max(wanted.most, target.per_run)
         chosen = replace(wanted, most=most).chosen(len(files))
         spool = Spool(str(folder))
+        done = 0
         for part in target.arrays([files[i] for i in chosen]):
             spool.add(target.spec.name, part)
+            done += len(part)
+            wanted.told(done, len(chosen))
         array = joined(spool.pieces(target.spec.name), str(folder))
         labels = Classes.of(folder, files, self.classes)
         extras = {} if labels is None else {labels.KEY: labels.of_files[chosen]}

@@ -102,6 +102,7 @@ def _checked(
         own = arrangement.samples_in({k: a.shape for k, a in part.inputs.items()})
         yield part, own
         count += own
+        wanted.told(count if most is None else min(count, most), most or 0)
         if most is not None and count >= most:
             return
 

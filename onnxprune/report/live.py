@@ -40,8 +40,7 @@ def bars() -> Iterator[Show]:
         task = shown.add_task("start", total=None, told="", left=None)
 
         def show(p: Progress) -> None:
-            far = f"{p.done}/{p.count}" if p.count else ""
-            told = ", ".join(filter(None, (far, p.errors)))
+            told = ", ".join(filter(None, (p.far, p.errors)))
             shown.update(
                 task,
                 description=visible(p.stage),

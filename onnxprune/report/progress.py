@@ -11,7 +11,8 @@ from onnxprune.measures.figures import percent
 class Progress:
     """A stage, how far it is, and how good what it has is.
 
-    stage: the word of the stage, such as "recover". done, count: of its parts; 0 of 0 where nobody can tell. error:
+    stage: the word of the stage, such as "recover". done, count: of its parts, or samples that are read; 0 of 0 where
+    nobody can tell, and a count of 0 where nobody can tell how many there will be. error:
     that of the outputs on held-out samples by the best state so far, before: the one at the start of the stage, None
     where it was not measured. elapsed: seconds since the run began. left: seconds that the stage will still take if it
     goes on as it did, None where nobody can tell.
@@ -26,6 +27,11 @@ class Progress:
     left: float | None = None
 
     @property
+    def far(self) -> str:
+        """How far it is: "5/16", or "320" of nobody knows how many; empty where that cannot be told."""
+        return f"{self.done}/{self.count}" if self.count else str(self.done) if self.done else ""
+
+    @property
     def errors(self) -> str:
         """The errors in words: "3.81% → 2.60%"; empty where none was measured."""
         if self.error is None:
@@ -36,7 +42,7 @@ class Progress:
 
     def __str__(self) -> str:
         """All of it in words, as "recover 5/16, 3.81% → 2.60%, 1:10 left"."""
-        far = f" {self.done}/{self.count}" if self.count else ""
+        far = f" {self.far}" if self.far else ""
         left = f"{clock(self.left)} left" if self.left is not None and self.done < self.count else ""
         return ", ".join(filter(None, (self.stage + far, self.errors, left)))
 

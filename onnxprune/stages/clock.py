@@ -51,6 +51,10 @@ class Clock:
         if count > 1:
             self.judged(done, count)
 
+    def read(self, done: int, count: int) -> None:
+        """So many samples are read, of so many; count: 0 where nobody can tell."""
+        self.watch(Progress(self.current, done, count, elapsed=time.perf_counter() - self.began))
+
     def judged(self, done: int, count: int, before: float | None = None, error: float | None = None) -> None:
         """The same, and what the outputs' error was at its start, and is by the best state so far."""
         now = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -51,6 +51,10 @@ _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
+
+
+# Hears how many samples have been read, and of how many.
+Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,6 +113,10 @@ class Loaded:
         return sum(len(p) for p in self.parts)
 
 
+def _unheard(_: int, __: int) -> None:
+    """Nobody listens."""
+
+
 def opened(
     model: ModelLike,
     calibration: Calibration,
@@ -118,14 +126,14 @@ def opened(
     allow_links: bool = False,
     single_file: bool = False,
     pictures: bool = True,
+    told: Told = _unheard,
 ) -> Loaded:
     """Load what a run needs, and say where its result's weights go: as the original's, or into one file.
 
-    pictures: whether reports may show some of the images.
-
+    pictures: whether reports may show some of the images. told: as in `accepted.Wanted`.
     Raises UsageError where the plan to replay belongs to another model or other data.
     """
-    loaded = _opened(model, calibration, settings, replayed, allow_links=allow_links)
+    loaded = _opened(model, calibration, settings, replayed, told, allow_links=allow_links)
     loaded = replace(loaded, pictures=pictures)
     return replace(loaded, source=replace(loaded.source, placement=Placement.INSIDE)) if single_file else loaded
 
@@ -135,16 +143,17 @@ def _opened(
     calibration: Calibration,
     settings: PruneConfig,
     replayed: plan.Plan | None,
+    told: Told,
     *,
     allow_links: bool,
 ) -> Loaded:
     if replayed is None:
-        loaded = load(model, calibration, settings, allow_links=allow_links)
+        loaded = load(model, calibration, settings, allow_links=allow_links, told=told)
         _check_batch(loaded, calibration)
         return loaded
     # A plan has decided all that labels decide, so a replay needs none.
     unlabelled = settings.with_options(labels=None)
-    loaded = load(model, calibration, unlabelled, replayed.divided_by, allow_links=allow_links)
+    loaded = load(model, calibration, unlabelled, replayed.divided_by, allow_links=allow_links, told=told)
     checksums = (loaded.source.sha256, loaded.inputs_sha256)
     said = plan.check_origin(replayed, *checksums, synthetic=loaded.fit.synthetic, force=settings.force)
     return replace(loaded, notes=(*loaded.notes, *said))
@@ -167,11 +176,12 @@ def load(
     divided_by: int | None = None,
     *,
     allow_links: bool = False,
+    told: Told = _unheard,
 ) -> Loaded:
     """Read and normalise the model, read and split the data, and hold the labels against the first output.
 
     divided_by: the seed of the split, where that is not the one of the settings. allow_links: as for
-    `external.resolve`.
+    `external.resolve`. told: as in `accepted.Wanted`.
     """
     original, source = model_file.read(model, allow_links=allow_links)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
@@ -183,7 +193,7 @@ def load(
     states = states_of(original, settings.state, tail.holds)
     shapeless = ranks.without_shape(original)
     original = ranks.declared(original, calibration, () if calibration is None else states)
-    samples = read_samples(original, calibration, settings, states)
+    samples = read_samples(original, calibration, settings, states, told)
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
@@ -261,10 +271,14 @@ def fed_with(samples: Samples, values: Mapping[str, Array]) -> Samples:
 
 
 def read_samples(
-    proto: onnx.ModelProto, calibration: Calibration, settings: PruneConfig, states: Sequence[State] = ()
+    proto: onnx.ModelProto,
+    calibration: Calibration,
+    settings: PruneConfig,
+    states: Sequence[State] = (),
+    told: Told = _unheard,
 ) -> Samples:
     """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice. states: what the
-    model is fed back."""
+    model is fed back. told: as in `accepted.Wanted`."""
     specs = tensor_specs(proto)
     if calibration is None:
         if settings.labels is not None:
@@ -276,7 +290,7 @@ def read_samples(
             return stand_ins.random(proto, specs, count, settings.seed, trial, shapes=trial.shapes)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    wanted = Wanted(settings.samples, settings.seed)
+    wanted = Wanted(settings.samples, settings.seed, told)
     if states:
         samples = with_others(fed_back.read(proto, calibration, states, settings.samples), proto)
     else:

@@ -30,6 +30,7 @@ QUICK = ["--ratio", "0.5", "--method", "magnitude", "--refit", "none", "--dry-ru
     ("progress", "text"),
     [
         (Progress("load"), "load"),
+        (Progress("load", 320), "load 320"),
         (Progress("select", 3, 8), "select 3/8"),
         (Progress("select", 3, 8, left=8.4), "select 3/8, 0:08 left"),
         (Progress("recover", 5, 16, 0.026, 0.0381, 40.0, 70.2), "recover 5/16, 3.81% → 2.60%, 1:10 left"),

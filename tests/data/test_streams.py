@@ -176,6 +176,18 @@ def test_a_source_without_an_end():
     assert len(given(endless, FOUR, Wanted(1))) == 4
 
 
+def test_what_has_been_read_is_told():
+    """Fails where a run that reads for minutes says nothing, or counts more than there will be."""
+    told: list[tuple[int, int]] = []
+    given([X[:3]] * 3, ONE, Wanted(told=lambda *far: told.append(far)))
+    given([X[:3]] * 3, ONE, Wanted(7, told=lambda *far: told.append(far)))
+    assert told == [(3, 0), (6, 0), (9, 0), (3, 7), (6, 7), (7, 7)]
+    heard: list[str] = []
+    feeds = {"input": np.load(digits.CALIB)["input"][:16]}
+    prune(digits.path("resnet"), None, [feeds], dry_run=True, watch=lambda p: heard.append(str(p)))
+    assert heard[:2] == ["load", "load 16"]
+
+
 def test_a_disk_that_runs_full_is_left_some_room(monkeypatch: pytest.MonkeyPatch):
     """Fails where a source without an end fills the disk before anything is said."""
     monkeypatch.setattr(spool, "LARGE_BYTES", 0)
