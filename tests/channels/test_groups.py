@@ -115,7 +115,13 @@ def test_units_that_are_heads(name: str, heads: list[int], prepared: Lookup):
         ("/conv1/Conv", True, "w1", "/conv1/Conv"),
         ("42", True, "conv1.weight", "conv1.weight"),
         ("Conv_3", False, "conv1.weight", "conv1.weight"),
+        ("42", True, "onnx::Conv_17", "onnx::Conv_17"),
         ("42", True, "17", "42"),
+        ("Conv_12", True, "stem.weight", "stem.weight"),
+        ("node_conv2d_1", True, "stem.weight", "stem.weight"),
+        ("node_Conv_12", True, "val_13", "node_Conv_12"),
+        ("Conv_3", False, "val_13", "val_13"),
+        ("conv1", True, "w1", "conv1"),
         ("Conv_3", False, "", "y"),
     ],
 )
