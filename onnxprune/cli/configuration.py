@@ -71,7 +71,7 @@ def configuration(
     for label, part in ((None, table), *named.items()):
         place = name if label is None else f"{name} [{NAMED}.{label}]"
         for owner, key, value in _entries(part, commands, place):
-            option = _option(commands[owner], owner, key, place)
+            option = _option(commands, owner, key, place)
             taken = _value(option, key, value, place)
             trusted = option.name in TRUSTED or (owner, option.name) in _TRUSTED_OF
             if trusted and file is None:
@@ -127,12 +127,29 @@ def _entries(
             yield MAIN, key, value
 
 
-def _option(command: click.Command, owner: str, key: str, place: str) -> click.Option:
-    options = {o: p for p in command.params if isinstance(p, click.Option) for o in _keys(p)}
+def _options(command: click.Command) -> dict[str, click.Option]:
+    """The options of a command by what they may be called in a file."""
+    return {o: p for p in command.params if isinstance(p, click.Option) for o in _keys(p)}
+
+
+def _option(commands: Mapping[str, click.Command], owner: str, key: str, place: str) -> click.Option:
+    options = _options(commands[owner])
     wanted = key.replace("_", "-")
     if wanted not in options:
-        raise UsageError(f"{place}: {owner} has no option {key!r}; {_hint(wanted, options)}")
+        raise UsageError(f"{place}: {owner} has no option {key!r}; {_hint_of_option(wanted, options, owner, commands)}")
     return options[wanted]
+
+
+def _hint_of_option(wanted: str, options: Mapping[str, Any], owner: str, commands: Mapping[str, click.Command]) -> str:
+    """The nearest option, else where there is one of that name, else where all are listed: dozens are no hint."""
+    within = [o for o in options if wanted in o or o in wanted][:3] if len(wanted) > 2 else []
+    near = nearest(wanted, options) or " or ".join(within)
+    if near:
+        return f"did you mean {near}?"
+    others = [c for c, command in commands.items() if c != owner and wanted in _options(command)]
+    if others:
+        return f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it: write it under [{others[0]}]"
+    return f"onnxprune {owner} --help lists them"
 
 
 def _keys(option: click.Option) -> list[str]:

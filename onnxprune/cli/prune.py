@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from onnxprune.report.progress import Progress
     from onnxprune.report.summary import Report
 
+_DEAF = (
+    "this process was started with SIGINT (Ctrl-C) ignored, as scripts start background jobs: --on-interrupt keep has "
+    "no effect; `kill -TERM` ends the run"
+)
 _KEPT = "recovery ends here, with the best state so far; Ctrl-C again ends the run"
 _HINT = " (--on-interrupt keep would have gone on with the best state so far)"
 
@@ -169,6 +173,8 @@ def _run(
     from onnxprune.report.live import bars, lines, silent
 
     interrupts, log = surroundings.interrupts, surroundings.log
+    if shown.keeps and interrupts.deaf:
+        warn(_DEAF)
     with ExitStack() as stack:
         show: Show = silent
         if shown.progress == "auto" and sys.stderr.isatty():

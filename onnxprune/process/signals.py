@@ -78,6 +78,12 @@ class Interrupts:
             self._before[number] = signal.getsignal(number)
             signal.signal(number, self._comes_again if name == "SIGALRM" else self._comes)
 
+    @property
+    def deaf(self) -> bool:
+        """Whether Ctrl-C comes to nobody: this process was started with SIGINT ignored, as scripts start background
+        jobs."""
+        return signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)
+
     def unlisten(self) -> None:
         """Give the signals back to the handlers that they had before."""
         if self._hook is not None:

@@ -88,6 +88,9 @@ def test_which_file():
     [
         ("ratoi = 0.5", "prune has no option 'ratoi'; did you mean ratio?"),
         ("[eval]\nratio = 0.5", "eval has no option 'ratio'"),
+        ("against = 'x'", r"prune has no option 'against'; eval has it: write it under \[eval\]$"),
+        ("drop = 1", r"prune has no option 'drop'; did you mean max-drop\?$"),
+        ("xyzzy = 1", "prune has no option 'xyzzy'; onnxprune prune --help lists them$"),
         ("[evil]\ndata = 'x'", "there is no command 'evil'; did you mean eval?"),
         ("[settings.x]\nmethd = 'obs'", r"\[settings.x\]: prune has no option 'methd'; did you mean method"),
         ("settings = 1", "settings holds tables"),

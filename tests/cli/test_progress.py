@@ -205,3 +205,14 @@ def test_ctrl_c_during_recovery(
         onnx.checker.check_model(onnx.load(out))
     else:
         assert "--on-interrupt keep would have gone on with the best state so far" in err
+
+
+def test_a_wish_that_cannot_come_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where a job in the background, to which no Ctrl-C comes, keeps silent about what it cannot do."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    args = ["--ratio", "0.5", "--method", "magnitude", "--refit", "none", "--fast", "--calib", CALIB, "--samples", "16"]
+    try:
+        assert program.main([MODEL, str(tmp_path / "out.onnx"), *args, "-q", "--on-interrupt", "keep"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "--on-interrupt keep has no effect" in capsys.readouterr().err

@@ -130,6 +130,19 @@ def test_signals_that_are_ignored_stay_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_whether_an_interrupt_comes_to_anybody(ignored: bool) -> None:
+    """Fails where a run waits for a Ctrl-C that its process was started to ignore, and does not know it."""
+    before = signal.getsignal(signal.SIGINT)
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as interrupts:
+            assert interrupts.deaf is ignored
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_interrupt_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where cleaning up that hangs cannot be ended; the two of a terminal and a parent count as one."""
     ended: list[int] = []
