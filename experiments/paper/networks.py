@@ -157,9 +157,9 @@ class Prepared:
         return checked({self.network.input: self.network.test}, input_specs(self.loaded.original))
 
     def named(self, part: str) -> int:
-        """The first group whose name contains `part`, and that layers read."""
+        """The first group whose name, or that of its first node, contains `part`, and that layers read."""
         groups = self.coupled.taken.channels.groups
-        return next(g.index for g in groups if part in g.name and self.consumers[g.index])
+        return next(g.index for g in groups if part in f"{g.older} {g.name}" and self.consumers[g.index])
 
     def local(self, group: int) -> Quadratic:
         """The discrepancy of the consumers' outputs, relative to their variance."""

@@ -52,8 +52,7 @@ class Group:
     units: class of each unit, (n,), ordered by their place on the first axis that produces them.
     rows: the balanced set of each unit, (n,), numbered from 0, where equally many must stay of each; else None.
     head: the positions of a head where each unit is a head of attention, or those that share keys; else 0.
-    older: what it was called up to 0.4.0, by the node that reads its first weight, whatever that says: so plans of then
-    name it.
+    older: its name in plans up to 0.4.0, that of the node that reads its first weight, whatever that says.
     """
 
     index: int
