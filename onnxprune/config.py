@@ -73,8 +73,10 @@ class PruneConfig:
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
     state: pairs OUT=IN, an output that is an input of the next step; the samples of one file are then steps of a
     sequence, and units behind it may go. resize_io: patterns on names of inputs and outputs that may change their size
-    with the units, as caches do with heads. seed: of every random choice. samples: use at most this many calibration
-    samples.
+    with the units, as caches do with heads. keep_tokens: ids of tokens, of which alone embeddings and logits keep their
+    rows before anything else goes (`data.token_lists.tokens_of` reads a file of them); the first one's row is read by
+    ids that are not among them. Empty: all stay.
+    seed: of every random choice. samples: use at most this many calibration samples.
     labels: the key of the calibration data that holds the labels, for methods that look at gradients; None without any.
     memory: bytes that cached activations of one model may take; more lie in files. force: write even where a check
     failed.
@@ -109,6 +111,7 @@ class PruneConfig:
     exclude: tuple[str, ...] = ()
     state: tuple[str, ...] = ()
     resize_io: tuple[str, ...] = ()
+    keep_tokens: tuple[int, ...] = ()
     exclude_after: tuple[str, ...] = ()
     seed: int = 0
     samples: int | None = None
@@ -321,6 +324,7 @@ class Options(TypedDict, total=False):
     exclude: tuple[str, ...]
     state: tuple[str, ...]
     resize_io: tuple[str, ...]
+    keep_tokens: tuple[int, ...]
     exclude_after: tuple[str, ...]
     seed: int
     samples: int | None

@@ -34,8 +34,20 @@ def typed(name: str, value: Any, kinds: str) -> Any:
             return str(value)
         if kind == "tuple[str, ...]" and isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value):
             return tuple(value)
+        if kind == "tuple[int, ...]" and (numbers := _integers(value)) is not None:
+            return numbers
     wanted = kinds.replace("tuple[str, ...]", "a list of texts").replace("str", "text").replace(" | ", " or ")
+    wanted = wanted.replace("tuple[int, ...]", "a list of integers from 0 on")
     raise UsageError(f"{name} is {shown(value)}; it must be {wanted}")
+
+
+def _integers(value: Any) -> tuple[int, ...] | None:
+    """The integers of a tuple, a list or an array of one axis; None of anything else, and of negative ones."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    if not isinstance(value, (tuple, list)) or any(isinstance(v, bool) or not isinstance(v, Integral) for v in value):
+        return None
+    return None if any(v < 0 for v in value) else tuple(map(int, value))
 
 
 def _as_float(value: Real) -> float:
@@ -75,7 +87,9 @@ def shares_by_pattern(name: str, pairs: Sequence[str]) -> tuple[tuple[str, float
 
 
 def check_most(name: str, value: Any, most: int) -> None:
-    """Raises UsageError for a number above `most`; what is no number passes."""
+    """Raises UsageError for a number above `most`, also in a tuple; what is no number passes."""
+    if isinstance(value, tuple):
+        value = max((v for v in value if isinstance(v, int)), default=None)
     if isinstance(value, int) and value > most:
         raise UsageError(f"{name} is {shown(value)}; it is at most {most}")
 

@@ -30,6 +30,10 @@ class Remedy(Enum):
         "nothing while the data decide what is picked; export a fixed choice as Slice, Split, Concat or Gather with "
         "constant indices"
     )
+    TOKENS = (
+        "list the tokens that texts need with --keep-tokens, where these are rows of a vocabulary: others go; nothing "
+        "while the data decide what is picked"
+    )
     # What the network computes.
     COMPARED = "nothing: without one entry of this axis all the others would come out differently"
     POSITIONS = "nothing: here the axis serves as positions, samples or steps, and every one of them is needed"

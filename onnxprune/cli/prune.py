@@ -18,7 +18,7 @@ from onnxprune.cli.options.experts import EXPERTS
 from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import DECIDED, SETTINGS, flag_of
 from onnxprune.cli.options.output import OUTPUT
-from onnxprune.cli.options.prepared import PREPARED, data_of
+from onnxprune.cli.options.prepared import PREPARED, about, data_of, tokens_listed
 from onnxprune.cli.options.section import files
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.origins import Origins
@@ -244,7 +244,11 @@ def labels_of(explicit: set[str], given: dict[str, Any]) -> None:
 
 
 def read_data(given: dict[str, Any]) -> None:
-    """The data of --calib and of --test, as the options of images and texts say of both."""
+    """The data of --calib and of --test, as the options of images and texts say of both, and listed tokens."""
+    listed = given["keep_tokens"] is not None
+    if listed:
+        given["keep_tokens"] = tokens_listed(given["keep_tokens"], given["tokenizer"], given["text"])
     if given["test"] is not None:
-        given["test"] = data_of(given["test"], "--test", {**given, "data_script": None})
+        given["test"] = data_of(given["test"], "--test", {**about(given["test"], given, listed), "data_script": None})
+    given.update(about(given["calib"], given, listed))
     given["calib"] = data_of(given["calib"], "--calib", given)

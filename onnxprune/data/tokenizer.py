@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _MOST_BYTES = 512 << 20
 # How vocabularies call what fills a text up.
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+# How those call what stands for the unknown that do not say so.
+_UNKNOWN = ("<unk>", "[UNK]", "<|unk|>")
 
 # One text, or two that belong together.
 Text = str | tuple[str, str]
@@ -57,6 +59,20 @@ class Tokenizer:
         known = (self._own.token_to_id(p) for p in _PADS)
         self.pad: int = int(padding.get("pad_id", next((k for k in known if k is not None), 0)))
         self.left: bool = padding.get("direction") == "left"
+
+    @property
+    def unknown(self) -> int | None:
+        """The token of what the vocabulary does not have; None without one."""
+        name = getattr(self._own.model, "unk_token", None)
+        names = [name] if name else list(_UNKNOWN)
+        return next((int(k) for n in names if (k := self._own.token_to_id(n)) is not None), None)
+
+    @property
+    def special(self) -> set[int]:
+        """The tokens that stand for no text: beginnings, ends, what fills up, what is unknown."""
+        added = self._own.get_added_tokens_decoder()
+        unknown = set() if self.unknown is None else {self.unknown}
+        return {int(k) for k, token in added.items() if token.special} | {self.pad} | unknown
 
     def encoded(self, texts: Sequence[Text]) -> list[Encoded]:
         """The tokens of some texts, with those that the tokenizer adds, cut at its longest length."""

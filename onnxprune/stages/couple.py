@@ -32,6 +32,7 @@ from onnxprune.stages.load import Loaded
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
 from onnxprune.stages.ports import alike_caches, resized_outputs
 from onnxprune.stages.stored import stored_of
+from onnxprune.stages.tokens import told_of_vocabulary
 from onnxprune.surgery import experts, packed_codes
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
@@ -166,7 +167,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     macs_cost, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
-    notes = (*notes, *not_counted(channels))
+    notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *not_counted(channels))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
     return describe(
         channels,

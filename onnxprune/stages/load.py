@@ -45,6 +45,8 @@ from onnxprune.objective import fitted_labels
 from onnxprune.runtime.session import notes_on
 from onnxprune.runtime.walker import runtime_batch
 from onnxprune.stages import ports
+from onnxprune.stages.tokens import listed_tokens
+from onnxprune.surgery.vocabulary import ListedTokens
 
 Calibration = Data | None
 _RANDOM_SAMPLES = 64
@@ -67,7 +69,8 @@ class Loaded:
     input; doubts: what makes the data doubtful. with_defaults: the original's inputs that have a default.
     pictures: whether reports may show some of the images.
     tail: what lies behind operators that onnxruntime does not know; the original is the part in front. shapeless: the
-    inputs that are declared without a shape in the file.
+    inputs that are declared without a shape in the file. tokens: where tokens were listed, the model with the others
+    too; the original is then the one without these.
     """
 
     original: onnx.ModelProto
@@ -86,6 +89,16 @@ class Loaded:
     tail: Tail = field(default_factory=Tail)
     shapeless: tuple[str, ...] = ()
     pictures: bool = True
+    tokens: ListedTokens | None = None
+
+    @property
+    def given(self) -> onnx.ModelProto:
+        """The original with all that was given, tokens that are not listed included."""
+        return self.original if self.tokens is None else self.tokens.whole
+
+    def as_given(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A model like the original, with logits of all tokens in their places again."""
+        return model if self.tokens is None else self.tokens.put_back(model)
 
     @property
     def held(self) -> Samples:
@@ -193,7 +206,9 @@ def load(
     states = states_of(original, settings.state, tail.holds)
     shapeless = ranks.without_shape(original)
     original = ranks.declared(original, calibration, () if calibration is None else states)
-    samples = read_samples(original, calibration, settings, states, told)
+    listed = listed_tokens(original, settings, whole=not tail)
+    original = listed.model
+    samples = listed.of_these(read_samples(original, calibration, settings, states, told))
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
@@ -217,7 +232,7 @@ def load(
         original = declarations.with_true_outputs(original, normalised.shapes)
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
-    notes = [*source.notes, *filter(None, [tail.note]), *normalised.notes, *false, *samples.notes]
+    notes = [*source.notes, *listed.notes, *filter(None, [tail.note]), *normalised.notes, *false, *samples.notes]
     notes += [*_notes_on_few(samples), *notes_on(original), *_notes_on_unread(samples, settings, tail)]
     checksums = digests(samples)
     seed, chosen_by = settings.seed if divided_by is None else divided_by, None
@@ -235,6 +250,7 @@ def load(
         with_defaults=with_defaults,
         shapeless=shapeless,
         tail=tail,
+        tokens=listed.declared_as(normalised.shapes),
         source=source,
         normalised=normalised,
         fit=fit,

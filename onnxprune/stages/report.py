@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def report_of(
     dead = dead_groups(coupled.drops, masks)
     kept = [0 if g.index in dead else int(masks.get(g.index, np.ones(g.size)).sum()) for g in channels.groups]
     macs, batch = coupled.costs["macs"], channels.graph.batch
-    before = Size(round(macs.at(full) / batch), coupled.stored_parameters, loaded.source.size)
+    own = Size(round(macs.at(full) / batch), coupled.stored_parameters, loaded.source.size)
+    before = with_all_tokens(own, loaded, batch)
     after = Size(
         round(macs.at(kept) / batch),
         protobuf.parameters(checked.model) if checked else round(coupled.costs["stored"].at(kept)),
@@ -73,7 +75,7 @@ def report_of(
     elif settings.uniform is not None:
         achieved = _share_removed(rows)
     else:
-        achieved = share_removed(before, after, settings.budget)
+        achieved = share_removed(own, after, settings.budget)
     return Report(
         model=loaded.source.path,
         model_sha256=loaded.source.sha256,
@@ -123,6 +125,19 @@ def report_of(
     )
 
 
+def with_all_tokens(own: Size, loaded: Loaded, batch: int) -> Size:
+    """The size of the original, where the rows of tokens that are not listed went before."""
+    if loaded.tokens is None:
+        return own
+    shapes = loaded.normalised.shapes
+    heads, ids = loaded.tokens.vocabulary.heads, loaded.tokens.ids
+    macs = sum(
+        prod(shapes.get(h.output) or (0,)) // ids.size * h.width * (loaded.tokens.vocabulary.count - ids.size)
+        for h in heads
+    )
+    return replace(own, macs=own.macs + round(macs / batch), parameters=protobuf.parameters(loaded.tokens.whole))
+
+
 def calibration_of(loaded: Loaded) -> dict[str, Any]:
     """What there is to say of the data."""
     return {
@@ -167,8 +182,8 @@ def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str
 def bench_of(report: Report, loaded: Loaded, checked: Checked, provider: str) -> Bench:
     """The time of one sample through the original and the result, in turns. Raises OnnxPruneError."""
     models = (
-        Candidate(report.model, loaded.original, loaded.source.size),
-        Candidate(report.output or "the result", checked.model, report.after.bytes),
+        Candidate(report.model, loaded.given, loaded.source.size),
+        Candidate(report.output or "the result", loaded.as_given(checked.model), report.after.bytes),
     )
     feeds = loaded.fit.slice(0, loaded.fit.run_size(1))
     return measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))

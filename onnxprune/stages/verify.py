@@ -115,7 +115,7 @@ def check(
     discrepancy = chosen = None
     tensorrt: tuple[str, ...] | None = None
     sizes = 0
-    whole = unknown.put_back(final, loaded.tail)
+    whole = unknown.put_back(loaded.as_given(final), loaded.tail)
     narrow, changed = resize(whole, n.states)
     try:
         oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
@@ -134,7 +134,8 @@ def check(
         )
         checks.structure(final, loaded.original)
         if loaded.tail:
-            checks.structure(whole, unknown.put_back(loaded.original, loaded.tail))
+            checks.structure(whole, unknown.put_back(loaded.given, loaded.tail))
+        check_tokens(loaded, final, (example, *others))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, final, n.proto)
             tensorrt = tuple(tensorrt_check.warnings(final))
@@ -178,6 +179,18 @@ def check(
         chosen=chosen,
         tensorrt=tensorrt,
     )
+
+
+def check_tokens(loaded: Loaded, final: onnx.ModelProto, sizes: Sequence[Mapping[str, Array]]) -> None:
+    """Where tokens were listed: the model without the others gives what the one with them gives of the listed, and so
+    does the result with logits of all tokens in their places. Raises CheckFailed."""
+    tokens = loaded.tokens
+    if tokens is None:
+        return
+    every = tokens.put_back(final)
+    checks.structure(every, tokens.whole)
+    for wide, narrow in ((tokens.whole, loaded.original), (every, final)):
+        checks.same_outputs(wide, narrow, tokens.picked, sizes[0], sizes[1:])
 
 
 def outputs_of_result(

@@ -195,11 +195,36 @@ def normal_form(original: onnx.ModelProto, normalised: onnx.ModelProto, sizes: S
     return _compared({"normalised model": normal}, reference, "original", sizes, tolerance)
 
 
+def same_outputs(
+    wide: onnx.ModelProto,
+    narrow: onnx.ModelProto,
+    picked: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    feeds: Feeds,
+    others: Sequence[Feeds] = (),
+) -> None:
+    """Raises CheckFailed unless `narrow` gives what is picked of the outputs of `wide`, whose inputs it takes."""
+    half = single_precision.uses(wide, single_precision.HALF)
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    sessions = {"model with listed tokens alone": Session(narrow)}
+    _compared(sessions, _Picked(Session(wide), picked), "model with all tokens", (feeds, *others), tolerance)
+
+
 class Runs(Protocol):
     """What gives answers by name, as a session does."""
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         """The answers."""
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """A model of whose outputs only a part counts."""
+
+    session: Session
+    picked: Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+    def run(self, feeds: Feeds) -> dict[str, Any]:
+        return dict(self.picked(self.session.run(feeds)))
 
 
 def _compared(

@@ -222,7 +222,8 @@ def gather(node: Node, t: Trace) -> None:
     axis = axis_in(node.attrs.get("axis", 0), len(shape))
     indices = t.graph.constants.get(node.input(1))
     if indices is None:
-        why = Reason("Gather picks from this axis by indices computed at run time", Remedy.PICKED)
+        remedy = Remedy.TOKENS if x in t.graph.constants and axis == 0 else Remedy.PICKED
+        why = Reason("Gather picks from this axis by indices computed at run time", remedy)
         factors = t.untrack(x, t.of(x), [axis], node, why)
         width = len(t.shape(node.input(1)))
         t.set(out, tuple(f.reshape((*f.shape[:axis], *(1,) * width, *f.shape[axis + 1 :])) for f in factors))

@@ -119,6 +119,22 @@ SCRIPT = option(
 PREPARED = (IMAGES, TEXTS)
 
 
+def tokens_listed(path: str, tokenizer: str | None, text: str | None) -> tuple[int, ...]:
+    """The tokens of a file, by ids or by texts."""
+    from onnxprune.data.token_lists import tokens_of
+
+    return tokens_of(path, tokenizer, text or "text")
+
+
+def about(path: str | None, given: dict[str, Any], listed: bool) -> dict[str, Any]:
+    """The options as they are about some data: a tokenizer that has served a list of tokens says nothing of arrays."""
+    from onnxprune.data.text_files import SUFFIXES
+
+    if not listed or (path is not None and path.endswith(SUFFIXES)):
+        return given
+    return {**given, "tokenizer": None, "text": None}
+
+
 def data_of(path: str | None, name: str, given: dict[str, Any]) -> Data | None:
     """The data that a command reads; takes the options of the sections here out of what was given.
 

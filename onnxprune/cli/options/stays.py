@@ -38,6 +38,14 @@ STAYS = Section(
     ),
     RESIZE_IO,
     option(
+        "--keep-tokens",
+        metavar="FILE",
+        show_default="all",
+        help="Rows of embeddings and logits stay for these tokens alone: ids in a .npy or .npz, or texts (with "
+        "--tokenizer, whose special tokens stay too). The same ids go in, and logits keep their places; those of other "
+        "tokens are the lowest number there is. Goes before --ratio counts.",
+    ),
+    option(
         "--round-to",
         type=parse_alignment,
         metavar="auto|N",

@@ -1,0 +1,107 @@
+"""`--keep-tokens` from the options to the written file: the result is the masked original on listed tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import PruneConfig, prune
+from onnxprune.channels import build
+from onnxprune.cli.program import main
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.graph import protobuf
+from onnxprune.normalise import normalise
+from onnxprune.pipeline import inspect
+from onnxprune.runtime.session import Session
+from onnxprune.verification.oracle import masked_model
+from tests.compare import assert_same
+from tests.vocabularies import TOKENS, model
+
+LISTED = (7, *range(0, 7), *range(8, 16))
+OPTIONS: dict[str, Any] = {"ratio": 0.3, "round_to": 1, "fast": True, "keep_tokens": LISTED}
+
+
+def data(count: int = 24, tokens: int = 16) -> dict[str, np.ndarray[Any, Any]]:
+    return {"input_ids": np.random.default_rng(1).integers(0, tokens, (count, 5))}
+
+
+def test_the_slice_is_the_masked_original_on_listed_tokens(tmp_path: Path):
+    """Fails where units of the narrow model are others than those of the original, or a logit loses its place."""
+    proto = model(head="tied")
+    result = prune(proto, None, data(), refit="none", **{**OPTIONS, "fast": False})
+    feeds = data(3)
+    n = normalise(proto, feeds)
+    channels = build(protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free))
+    masks = result.plan.masks(channels)
+    assert masks
+    oracle = masked_model(n.proto, channels, channels.keep_classes(masks), n.types)
+    expected, found = (Session(p).run(feeds)["logits"] for p in (oracle, result.model))
+    assert found.shape == expected.shape
+    assert_same(found[..., :16], expected[..., :16], rtol=1e-5, atol=1e-5)
+    assert (found[..., 16:] == np.finfo(np.float32).min).all()
+
+
+def test_the_report_counts_what_went_and_the_plan_replays(tmp_path: Path):
+    """Fails where the rows are missing in the report's first column, or a replay has other rows."""
+    path = tmp_path / "model.onnx"
+    onnx.save(model(), path)
+    first = prune(path, tmp_path / "a.onnx", data(), plan_file=tmp_path / "plan.json", **OPTIONS)
+    again = prune(path, tmp_path / "b.onnx", data(), from_plan=tmp_path / "plan.json")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert first.plan.config["keep_tokens"] == LISTED == again.plan.settings().keep_tokens
+    report = first.report
+    assert report.before.parameters == protobuf.parameters(onnx.load(path))
+    # Of each position the products of all tokens: 16 x 24 twice, and 16 x 64.
+    assert report.before.macs == 5 * (2 * 16 * 24 + 16 * 64)
+    assert any("--keep-tokens: 16 of 64 tokens stay" in note for note in report.notes)
+    assert report.after.bytes == (tmp_path / "a.onnx").stat().st_size
+
+
+def test_data_of_other_tokens_are_refused():
+    with pytest.raises(CalibrationError, match=r"holds 4 tokens that --keep-tokens does not list \(16, 17, 18, 19; "):
+        prune(model(), None, data(64, 20), dry_run=True, **OPTIONS)
+
+
+def test_random_inputs_are_of_listed_tokens():
+    assert prune(model(), None, None, samples=8, dry_run=True, **OPTIONS).report.dry_run
+
+
+def test_what_it_cannot_do_is_refused():
+    images = onnx.load("models/digits_resnet.onnx")
+    with pytest.raises(UsageError, match=r"and here none does: leave it out"):
+        prune(images, None, None, samples=4, dry_run=True, ratio=0.3, keep_tokens=(1,))
+    with pytest.raises(UsageError, match=r"--resize-io matches 'logits'"):
+        prune(model(), None, data(), dry_run=True, resize_io=("logits",), **OPTIONS)
+    for ids in ((-1,), (True,), (0.5,), (1 << 40,)):
+        with pytest.raises(UsageError, match=r"keep_tokens is"):
+            PruneConfig(keep_tokens=ids)  # type: ignore[arg-type]
+    assert PruneConfig(keep_tokens=np.array([3, 1])).keep_tokens == (3, 1)  # type: ignore[arg-type]
+
+
+def test_where_nothing_is_saved_the_model_keeps_its_rows():
+    result = prune(model(), None, data(), dry_run=True, **{**OPTIONS, "keep_tokens": tuple(range(TOKENS - 1))})
+    assert any("all 64 tokens stay" in note for note in result.report.notes)
+
+
+def test_an_inspection_names_the_vocabulary():
+    said = inspect(model(), data()).notes
+    assert any("'table' and the logits 'logits' store 64 tokens in 8192 bytes" in note for note in said)
+    assert not any("vocabulary" in note for note in inspect(onnx.load("models/digits_resnet.onnx")).notes)
+
+
+def test_the_command_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where the option's file or its tokenizer is taken for something about the data."""
+    onnx.save(model(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "calib.npz", **data())
+    np.save(tmp_path / "ids.npy", np.array(LISTED))
+    command = [str(tmp_path / "model.onnx"), "--ratio", "0.3", "--dry-run", "--round-to", "1"]
+    command += ["--calib", str(tmp_path / "calib.npz"), "--keep-tokens"]
+    assert main([*command, str(tmp_path / "ids.npy")]) == 0
+    assert "16 of 64 tokens stay" in capsys.readouterr().out.replace("\n", " ")
+    (tmp_path / "texts.txt").write_text("a b\n", encoding="utf-8")
+    assert main([*command, str(tmp_path / "texts.txt")]) == 2
+    assert "--tokenizer" in capsys.readouterr().err
