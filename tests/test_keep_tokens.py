@@ -105,3 +105,22 @@ def test_the_command_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "texts.txt").write_text("a b\n", encoding="utf-8")
     assert main([*command, str(tmp_path / "texts.txt")]) == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+def test_an_input_with_a_default_and_a_false_declaration_go_along():
+    """Fails where the model with all tokens is another one than what is run: without such an input, or misdeclared."""
+    proto = model()
+    gain = onnx.helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, [1])
+    proto.graph.input.append(gain)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2.0], np.float32), "gain"))
+    node = proto.graph.node[-1]
+    node.output[0] = "plain"
+    proto.graph.node.append(onnx.helper.make_node("Mul", ["plain", "gain"], ["logits"], name="/gained"))
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    result = prune(proto, None, data(), **OPTIONS)
+    assert result.report.checks["input_sizes_compared"] > 1
+    feeds = data(3)
+    whole, doubled = (
+        Session(result.model).run({**feeds, **more})["logits"] for more in ({}, {"gain": np.ones(1, "f4")})
+    )
+    assert_same(whole[..., :16], 2 * doubled[..., :16], rtol=1e-6, atol=0.0)
