@@ -26,7 +26,16 @@ from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import empty_caches, fed_back, first_run, model_file, narrower, ranks, sample_axes, unknown
+from onnxprune.intake import (
+    empty_caches,
+    fed_back,
+    first_run,
+    model_file,
+    ranks,
+    sample_axes,
+    unknown,
+    unlisted,
+)
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.intake.unknown import Tail
 from onnxprune.measures.by_output import OutputFigures, by_output
@@ -233,7 +242,7 @@ def _evaluated(
     proto, original = (ranks.declared(p, data, states) for p in (proto, original))
     _check_same_inputs(proto, original)
     samples = _samples(data, original, states, most)
-    proto, original, said = narrower.side_by_side(proto, original, samples)
+    proto, original, said = unlisted.side_by_side(proto, original, samples)
     first_run.run(proto, samples.example())
     truth = None if labels is None else labels_of(samples, labels)
     notes = [*_said_of(tail), *notes_on(proto), *samples.notes, *said]

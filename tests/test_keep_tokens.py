@@ -13,6 +13,7 @@ from onnxprune import PruneConfig, prune
 from onnxprune.channels import build
 from onnxprune.cli.program import main
 from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.evaluation import evaluate
 from onnxprune.graph import protobuf
 from onnxprune.normalise import normalise
 from onnxprune.pipeline import inspect
@@ -124,3 +125,23 @@ def test_an_input_with_a_default_and_a_false_declaration_go_along():
         Session(result.model).run({**feeds, **more})["logits"] for more in ({}, {"gain": np.ones(1, "f4")})
     )
     assert_same(whole[..., :16], 2 * doubled[..., :16], rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("element", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16])
+def test_it_is_judged_by_the_tokens_that_both_have(tmp_path: Path, element: int):
+    """Fails where logits of tokens that went weigh in an error, a choice or a probability."""
+    proto = model(element=element)
+    result = prune(proto, None, data(64), test=data(40), max_error=0.05, **OPTIONS)
+    found = evaluate(result.model, data(40), against=proto)
+    assert found.output_error is not None
+    assert found.output_error < 0.05
+    scores = {s.name: s for s in found.scores}
+    assert scores["token-agreement"].value > 0.9
+    own, original = scores["perplexity"].value, scores["perplexity"].original
+    assert own is not None
+    assert original is not None
+    # Of 16 tokens, by random weights: about 16, where the original has 64.
+    assert own == pytest.approx(original, rel=0.05)
+    assert 14 < own < 18
+    assert any("left out of the original's too: 48 of 64 in 'logits'" in note for note in found.notes)
+    assert not any("left out of" in note for note in evaluate(proto, data(8), against=proto).notes)
