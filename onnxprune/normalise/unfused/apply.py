@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnxprune.graph import bodies
-from onnxprune.graph.protobuf import copied, opset_of
+from onnxprune.graph.protobuf import copied, int_attribute, opset_of
 from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.unfused.blocked import DOMAIN
 from onnxprune.normalise.unfused.facts import Measured
@@ -225,5 +225,13 @@ def _notes(done: Collection[Fused], stays: Mapping[tuple[str, str, str], int]) -
     if counted:
         what = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
         notes.append(f"operators that onnxruntime had fused are written in standard ones: {what}")
+    in_blocks: dict[int, Counter[str]] = {}
+    for f in done:
+        block = int_attribute(f.node, "block_size", 0) if operator_of(f.node) in PACKED | EXPERTS else 0
+        if block:
+            in_blocks.setdefault(block, Counter())[f.node.op_type] += 1
+    for block, counted in sorted(in_blocks.items()):
+        what = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
+        notes.append(f"weights in codes have one scale for {block} numbers, and lose whole blocks of these: {what}")
     notes += [f"{count} {name} stays fused: {why}" for (_, name, why), count in sorted(stays.items())]
     return tuple(notes)

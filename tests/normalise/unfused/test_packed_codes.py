@@ -173,6 +173,16 @@ def test_what_is_not_read_stays(case: Case, why: str):
     assert any(why in note for note in unfused.notes), unfused.notes
 
 
+def test_a_note_says_that_blocks_go_whole():
+    """Fails where nobody is told why a layer has so few units."""
+    model, feeds = tied()
+    _, unfused = standard(model, feeds)
+    [note] = unfused.notes
+    assert note.endswith(
+        "one scale for 16 numbers, and lose whole blocks of these: 1 GatherBlockQuantized, 1 MatMulNBits"
+    )
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_packing_is_its_own_inverse(bits: int):
     """Fails where a code lands in the wrong bits: held against the sum of codes times powers of two."""
