@@ -16,6 +16,8 @@ from onnxprune.graph.protobuf import int_attribute
 from onnxprune.numerics.arrays import Array
 
 STANDARD = ("", "ai.onnx")
+# From this version of the format on a weight need not be an input as well.
+FREE_SINCE = 4
 # Constants up to this size are read.
 _SMALL = 64
 # A tensor that is stored with one entry, or a block of them, for each row along an axis; of a shape that says how
@@ -54,9 +56,11 @@ class StoredRows:
         graph = self.proto.graph
         self.nodes = list(graph.node)
         self.stored = {t.name: t for t in graph.initializer}
-        for v in graph.input:
-            self.stored.pop(v.name, None)  # a default, which whoever runs the model may replace
-        self.inputs = {v.name: v for v in graph.input}
+        listed = {v.name for v in graph.input} & self.stored.keys()
+        if self.proto.ir_version >= FREE_SINCE and len(listed) < len(self.stored):
+            for name in listed:  # a default, which whoever runs the model may replace; all are listed by habit alone
+                del self.stored[name]
+        self.inputs = {v.name: v for v in graph.input if v.name not in self.stored}
         self.outputs = {v.name for v in graph.output}
         self.by_output = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
         self.readers: dict[str, set[Edge]] = {}

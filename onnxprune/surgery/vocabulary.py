@@ -24,6 +24,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph import bodies, external
 from onnxprune.graph.protobuf import copied, opset_of
 from onnxprune.numerics.arrays import Array, Mask
+from onnxprune.surgery.stored_rows import FREE_SINCE
 from onnxprune.surgery.vocabulary_rows import Head, Vocabulary, kept_ids
 
 _PAD_BY_INPUTS = 11
@@ -146,6 +147,11 @@ def _narrowed(proto: onnx.ModelProto, vocabulary: Vocabulary, ids: Array, fallba
         weights.append(new)
     del result.graph.initializer[:]
     result.graph.initializer.extend(weights)
+    sizes = {t.name: t.dims for t in weights}
+    for v in result.graph.input:
+        if v.name in axes:
+            for d, size in zip(v.type.tensor_type.shape.dim, sizes[v.name], strict=True):
+                d.dim_value = size
     nodes = list(result.graph.node)
     for h in vocabulary.heads:
         for a in nodes[h.node].attribute:
@@ -173,7 +179,7 @@ def _with_table(
     rows = np.full(vocabulary.count, fallback, np.int32)
     rows[ids] = np.arange(ids.size)
     table = numpy_helper.from_array(rows, _unused("rows_of_tokens", taken))
-    proto.graph.initializer.append(table)
+    _store(proto, table)
     places = {e.node: e.place for e in vocabulary.embeddings}
     read: dict[str, str] = {}
     placed: list[onnx.NodeProto] = []
@@ -211,13 +217,21 @@ def _placed(proto: onnx.ModelProto, head: Head, inner: str, places: Array, taken
             numpy_helper.from_array(amounts, _unused(f"{padded}__by", taken)),
             numpy_helper.from_array(np.array(_lowest(head), dtype), _unused(f"{padded}__with", taken)),
         )
-        proto.graph.initializer.extend(stored)
+        _store(proto, *stored)
         pad = helper.make_node("Pad", [inner, stored[0].name, stored[1].name], [padded])
     pad.name = padded
     indices = numpy_helper.from_array(places, _unused(f"{head.output}__places", taken))
-    proto.graph.initializer.append(indices)
+    _store(proto, indices)
     name = _unused(f"{head.output}__placed", taken)
     return [pad, helper.make_node("Gather", [padded, indices.name], [head.output], name=name, axis=head.rank - 1)]
+
+
+def _store(proto: onnx.ModelProto, *tensors: TensorProto) -> None:
+    """Add weights, which models of an old format list among their inputs."""
+    proto.graph.initializer.extend(tensors)
+    if proto.ir_version < FREE_SINCE:
+        listed = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors)
+        proto.graph.input.extend(listed)
 
 
 def _lowest(head: Head) -> float:

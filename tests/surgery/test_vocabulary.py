@@ -120,6 +120,21 @@ def test_ids_beyond_the_model_are_refused():
         without_others(proto, vocabulary, (1, 70, 64))
 
 
+@pytest.mark.parametrize("version", [3, 9])
+def test_weights_that_are_listed_as_inputs_by_habit(version: int):
+    """Fails where a model of old exporters has no vocabulary, or declares its weights as they were."""
+    proto = model(opset=8)
+    proto.ir_version = version
+    values = [onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer]
+    proto.graph.input.extend(values)
+    tokens = listed_of(proto)
+    result = tokens.put_back(tokens.narrow)
+    onnx.checker.check_model(result)
+    feeds = {"input_ids": ids_of(LISTED)}
+    expected, found = (tokens.picked(Session(p).run(feeds))["logits"] for p in (proto, result))
+    assert_same(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_default_is_no_weight():
     """Fails where rows go of what whoever runs the model may replace."""
     proto = model()
