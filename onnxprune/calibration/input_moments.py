@@ -34,6 +34,8 @@ WIDE = 5000
 _ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
+# What a batch feeds takes no more; that of images and texts is far from it.
+_FED_BYTES = 256 << 20
 # Parts of a pass, where there are workers: fewer where all of their sums would take more than so much memory.
 SHARDS = 8
 _SHARD_BYTES = 1 << 30
@@ -195,7 +197,9 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         """For one pass over `samples`. appended: whether the model computes the Grams; so it does but on the CPU."""
         tensors = sorted({layer.data for layer in layers})
         bound = samples.arrangement.samples_in(shapes)
-        batch = samples.run_size(batch_size(shapes, bound, tensors, len(samples)))
+        fed = [s.name for s in samples.sampled if s.name in shapes]
+        most = batch_size(shapes, bound, fed, len(samples), _FED_BYTES)  # what is read next lies beside it
+        batch = samples.run_size(min(batch_size(shapes, bound, tensors, len(samples)), most))
         stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
         weights = external.Weights(t for t in proto.graph.initializer if t.name in stored)
         part = protobuf.submodel(proto, {}, tensors)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxprune.calibration import input_moments
-from onnxprune.calibration.input_moments import InputMoments, collect, positions_for
+from onnxprune.calibration.input_moments import InputMoments, InputSums, collect, positions_for
 from onnxprune.calibration.layers import layers_of
 from onnxprune.data.batches import batch_size
 from onnxprune.graph import spill
@@ -34,6 +34,16 @@ MIXED = """(float[N,3,6,6] x) => (float[N,5] y) {
     f = Flatten(u)
     y = Gemm <transB=1> (f, w5[5,96], b5[5])
 }"""
+
+
+def test_a_batch_of_large_inputs_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where samples of megabytes are read by the batch that what layers read allows."""
+    p = prepare_text(MIXED)
+    samples = samples_of(p, 300)
+    arguments = p.normalised.proto, layers_of(p.channels), samples, p.normalised.shapes, 0
+    assert InputSums.of(*arguments).batch > 3
+    monkeypatch.setattr(input_moments, "_FED_BYTES", 3 * 3 * 6 * 6 * 4)
+    assert InputSums.of(*arguments).batch == 3
 
 
 @pytest.mark.parametrize("count", [40, 300])
