@@ -485,6 +485,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         "untried_branches": "cut",
         "keep_fused": True,
         "state": [],
+        "resize_io": [],
         "exclude_after": [],
         **{"resize_io": [], "keep_tokens": []},
         **{"max_ratio": 0.9, "ratio_of": ["/3/*=25%"], "same_widths": ["/6/*"]},
