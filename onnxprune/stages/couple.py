@@ -33,7 +33,7 @@ from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nod
 from onnxprune.stages.ports import alike_caches, resized_outputs
 from onnxprune.stages.stored import stored_of
 from onnxprune.stages.tokens import told_of_vocabulary
-from onnxprune.surgery import experts, packed_codes
+from onnxprune.surgery import experts, packed_codes, transposed
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import AUTO, TARGETS
 
@@ -177,7 +177,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
         parameters=stored,
         macs=macs,
         added={*n.added_biases, *packed_codes.implied(n.packed), *experts.implied(n.experts)},
-        clones={*n.clones, *kept.whole, *kept.parted},
+        clones={*n.clones, *kept.whole, *kept.parted, *transposed.copies(n.proto, loaded.original)},
     )
 
 

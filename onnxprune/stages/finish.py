@@ -19,7 +19,7 @@ from onnxprune.stages.answers import Judged
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, held_out_error, nearest, worse
-from onnxprune.surgery import descriptions
+from onnxprune.surgery import descriptions, transposed
 from onnxprune.surgery import finish as in_form
 
 
@@ -61,7 +61,9 @@ def finish(
     if settings.walks and worse(errors[settings.refit], errors[settings.level]):
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     candidate = refitted.candidates[level]
-    model = in_form(candidate, n, channels, keep, keep_fused=settings.keep_fused)
+    model, unfitted = (in_form(m, n, channels, keep, keep_fused=settings.keep_fused) for m in (candidate, sliced))
+    for finished in (model, unfitted):
+        transposed.put_back(finished, loaded.original)
     left_out = descriptions.put_back(model, loaded.original, channels, keep)
     left_out += overridable.put_back(model, loaded.with_defaults)
     if settings.keep_fused:
@@ -69,7 +71,7 @@ def finish(
     return Finished(
         model=model,
         candidate=candidate,
-        unfitted=in_form(sliced, n, channels, keep, keep_fused=settings.keep_fused),
+        unfitted=unfitted,
         level=level,
         errors=errors,
         fits=refitted.fits,
