@@ -59,7 +59,8 @@ Points = list[tuple[Ints, Values]]
 class SharedPoints:
     """The points of all layers, of all channels, which one cut of a network leaves to the next.
 
-    They are kept where they take no more than `most` bytes; else every cut walks anew, and room is 0.
+    They are kept where they take no more than `most` bytes. points: None until then. room: 0 once it was too little;
+    from then on every cut walks anew.
     """
 
     def __init__(self, most: int = _SHARED_BYTES) -> None:
