@@ -64,8 +64,8 @@ class ListedTokens:
         lowest = f", and their logits are the lowest number there is ({_lowest(v.heads[0]):.3g})" if v.heads else ""
         stays = f"; {'; '.join(v.stays)}" if v.stays else ""
         return (
-            f"--keep-tokens: {self.ids.size} of {v.count} tokens stay in {v.named}, {self.saved} bytes less before "
-            f"channels go; what a ratio is of is left then; ids that went are read as token {self.fallback}{lowest}"
+            f"--keep-tokens: {self.ids.size} of {v.count} tokens stay in {v.named}, which saves {self.saved} bytes; "
+            f"a ratio counts what is left then; ids that went are read as token {self.fallback}{lowest}"
             f"{stays}"
         )
 
