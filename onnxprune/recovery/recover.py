@@ -3,15 +3,17 @@
 Loss: the mean over the parts of the outputs of ||s - t||² / ||t - mean t||² (as `measures.answers` has it), plus
 `feature_weight` times the sum of the same over features between (`student.features_of`). Steps as in `descent`,
 batches in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and
-the best state stays, which may be the one at the start.
+the best state stays, which may be the one at the start. Where it does harm the rate is too high: what is left of the
+passes begins again at the best state, with a third of it.
 
 Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (arXiv 1412.6550).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -40,6 +42,9 @@ _PASS_BYTES = 1 << 30
 _SAMPLE_BYTES, _TIMES_THE_MODEL = 4 << 30, 64
 _SPREAD_SAMPLES = _GRAM_SAMPLES = 256
 _EVALUATIONS = 10
+# A rate is too high once held-out error is so many times that of the start; what ends far below it may pass above it by
+# less.
+_HARM, _BACK_OFF = 1.2, 3.0
 # (epoch, epochs, error at the start, least error so far)
 Tell = Callable[[int, int, float, float], None]
 _DIFFERENT = "the samples differ in size, so that their outputs have no mean"
@@ -71,7 +76,8 @@ class Recovery:
     steps: of Adam. weights: how many arrays it trained. before, after: held-out error of the outputs.
 
     epoch: the one whose state was kept, 0 for the start. errors: what was measured after which epochs. why: what kept
-    all or some of it from being done, else "".
+    all or some of it from being done, else "". rate: the highest of the last steps, below the schedule's where that did
+    harm.
     """
 
     steps: int
@@ -81,6 +87,7 @@ class Recovery:
     epoch: int
     errors: tuple[tuple[int, float], ...] = field(default=())
     why: str = ""
+    rate: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,25 +145,74 @@ def recover(
         return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {e}")
     if not student.weights or not np.isfinite(before):
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
-    wanted = {round(schedule.epochs * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
-    best: dict[str, Array] = {}
-    steps, least, kept, errors, why = 0, before, 0, [(0, before)], ""
+    course = _Course(before, schedule.rate, {k: w.copy() for k, w in student.weights.items()})
+    why = ""
     try:
-        descent = Descent(student.weights, student.layers, _grams(student, samples, schedule.seed))
-        tell(0, schedule.epochs, before, least)
-        for epoch in _epochs(student, teacher, samples, descent, schedule, stop):
-            steps = descent.steps
-            if epoch in wanted:
-                errors.append((epoch, judge(student.weights)))
-                if errors[-1][1] < least:
-                    least, kept = errors[-1][1], epoch
-                    best = {k: w.copy() for k, w in student.weights.items()}
-            tell(epoch, schedule.epochs, before, least)
+        moments = _grams(student, samples, schedule.seed)
+        tell(0, schedule.epochs, before, before)
+        while course.done < schedule.epochs:
+            student.restore(course.best)
+            rest = replace(schedule, epochs=schedule.epochs - course.done, rate=course.rate)
+            descent = Descent(student.weights, student.layers, moments)
+            with closing(_epochs(student, teacher, samples, descent, rest, stop)) as epochs:
+                _follow(course, epochs, descent, student, schedule.epochs, judge, tell)
     except _Stopped:
-        why = f"recovery was interrupted after {steps} steps; the best state until then stays"
+        why = f"recovery was interrupted after {course.steps} steps; the best state until then stays"
     except (RunError, SolveFailed, _NotFinite) as e:
-        why = f"recovery stopped after {steps} steps: {e}"
-    return best, Recovery(steps, len(student.weights), before, least, kept, tuple(errors), why)
+        why = f"recovery stopped after {course.steps} steps: {e}"
+    found = Recovery(
+        course.steps,
+        len(student.weights),
+        before,
+        course.least,
+        course.kept,
+        tuple(course.errors),
+        why,
+        course.rate,
+    )
+    return course.best if course.kept else {}, found
+
+
+class _Course:
+    """How training went so far.
+
+    before: held-out error at the start; least: the least so far, that of the state `best` after the epoch `kept`.
+    rate: of the steps now. done, steps: epochs and steps so far.
+    """
+
+    def __init__(self, before: float, rate: float, start: dict[str, Array]) -> None:
+        self.before, self.least, self.rate, self.best = before, before, rate, start
+        self.done = self.steps = self.kept = 0
+        self.errors = [(0, before)]
+
+    def judged(self, error: float, weights: Mapping[str, Array]) -> None:
+        """Take note of the held-out error of these weights, which are copied where they are the best so far."""
+        self.errors.append((self.done, error))
+        if error < self.least:
+            self.least, self.kept = error, self.done
+            self.best = {k: w.copy() for k, w in weights.items()}
+
+
+def _follow(
+    course: _Course,
+    epochs: Iterable[int],
+    descent: Descent,
+    student: Student,
+    last: int,
+    judge: Callable[[Mapping[str, Array]], float],
+    tell: Tell,
+) -> None:
+    """Go through these epochs, the rest up to `last`; leave them, and lower the rate, where they do harm."""
+    done, steps = course.done, course.steps
+    wanted = {done + round((last - done) * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
+    for epoch in epochs:
+        course.done, course.steps = done + epoch, steps + descent.steps
+        if course.done in wanted:
+            course.judged(judge(student.weights), student.weights)
+        tell(course.done, last, course.before, course.least)
+        if course.done in wanted and course.done < last and course.errors[-1][1] > _HARM * course.before:
+            course.rate /= _BACK_OFF
+            return
 
 
 def _check_room(channels: ChannelGraph, model_bytes: int) -> None:
@@ -237,7 +293,7 @@ def _epochs(
     descent: Descent,
     schedule: Schedule,
     stop: Callable[[], bool],
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped."""
     rng = np.random.default_rng(schedule.seed)
     batch = samples.whole_runs(min(schedule.batch, len(samples)))

@@ -243,6 +243,11 @@ class Student:
         self.weights = {k: _wide(self._graph.constants[k]) for k in gradients}
         self._session = Session(protobuf.submodel(proto, {}, [*losses, *gradients.values()]), single=True)
 
+    def restore(self, weights: Mapping[str, Array]) -> None:
+        """Take these values, of all trained weights, as the present ones; they stay the caller's."""
+        for k, w in self.weights.items():
+            w[...] = weights[k]
+
     def _built(
         self, goals: Mapping[str, Wide], given: Sequence[str], masked: Collection[str]
     ) -> tuple[dict[str, str], Mapping[str, str], tuple[str, ...], onnx.ModelProto]:

@@ -161,6 +161,18 @@ def test_too_high_a_rate_leaves_the_start(prepared: Callable[[str], Prepared]):
     assert error == found.before
 
 
+@pytest.mark.parametrize(("row", "rate"), [("transformer", 3.0), ("attention", 30.0)])
+def test_a_rate_that_does_harm_is_lowered(row: str, rate: float, prepared: Callable[[str], Prepared]):
+    """Fails where training goes on at a rate that only does harm, or begins again from what that has left behind."""
+    weights, found, error = _recovered(prepared(row), epochs=40, rate=rate)
+    assert found.errors[1][1] > 1.2 * found.before
+    assert found.rate < rate
+    assert weights
+    assert found.after < 0.9 * found.before
+    assert error == pytest.approx(found.after, rel=1e-6)
+    assert found.steps == 40 * 3
+
+
 def test_tensors_that_would_take_all_memory_leave_the_start(
     prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
 ):
