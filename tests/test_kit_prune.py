@@ -17,7 +17,7 @@ import pytest
 from onnxprune import prune
 from onnxprune.objective import relative_error
 from onnxprune.runtime.session import Session
-from tests.kit import NO_KIT, kit_folder, kit_models
+from tests.kit import NO_KIT, kit_folder, kit_models, one_export_each
 
 SLICE_TOLERANCE = 1e-4
 
@@ -61,7 +61,10 @@ def _answers(model: Path, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in kit_models("models") if p.id.startswith(("models/mnist", "models/cifar10_resnet20", "no-kit"))]
+    "path",
+    one_export_each(
+        [p for p in kit_models("models") if p.id.startswith(("models/mnist", "models/cifar10_resnet20", "no-kit"))]
+    ),
 )
 def test_trained_models_keep_their_accuracy(path: Path, tmp_path: Path) -> None:
     """30 % of the MACs, the default configuration without recovery, 1,024 unlabelled samples: small losses only.

@@ -124,7 +124,6 @@ KIT = (
     "arch/dgcnn",
     "models/cifar10_resnet20_dynamo",
     "models/cifar10_resnet20_legacy_bn",
-    "models/cifar10_resnet20_legacy_folded",
 )
 # Those on which the method that walks twice is quick.
 BOTH = ("arch/resnet18_w16_bn", "arch/dgcnn", "models/cifar10_resnet20_legacy_folded")

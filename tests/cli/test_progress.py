@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ from tests import digits
 Capture = pytest.CaptureFixture[str]
 MODEL, CALIB = str(digits.path("resnet")), str(digits.CALIB)
 QUICK = ["--ratio", "0.5", "--method", "magnitude", "--refit", "none", "--dry-run", "--calib", CALIB]
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_comes() -> Iterator[None]:
+    """As in a terminal: a process that a script started in the background ignores it, and so would these tests."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
 
 
 @pytest.mark.parametrize(
