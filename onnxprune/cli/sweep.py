@@ -16,7 +16,7 @@ from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import SETTINGS
 from onnxprune.cli.options.prepared import PREPARED
 from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
-from onnxprune.cli.options.shared import JSON, NO_PICTURES, SINGLE_FILE
+from onnxprune.cli.options.shared import JSON, NO_PICTURES, SINGLE_FILE, report_option
 from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.prune import check_effect, labels_of, read_data
 from onnxprune.cli.screen import screen_of, warn
@@ -44,13 +44,9 @@ OUTPUT = Section(
     flag("--bench", "Also time each model against IN in turns, one sample at a time."),
     SINGLE_FILE,
     NO_PICTURES,
-    option(
-        "--report",
+    report_option(
         "report_file",
-        multiple=True,
-        metavar="FILE",
-        show_default="not saved",
-        help="Save a report too, of a sweep that is refused as well: by the suffix as .html (a page, with the front "
+        "Save a report too, of a sweep that is refused as well: by the suffix as .html (a page, with the front "
         "and a slider over the ratios), .md, .json (that of FOLDER) or .xml (JUnit). Repeatable.",
     ),
     JSON,

@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from onnxprune.measures.gates import as_typed
+from onnxprune.report import view
 from onnxprune.report.document import FAILED, REFUSED, Document
 from onnxprune.report.points import said_of
 from onnxprune.report.visible import made_visible
@@ -39,7 +40,7 @@ def junit(document: Document) -> str:
     seconds = f"{_seconds(document):.3f}"
     totals = {"tests": str(len(cases)), "failures": count["failure"], "errors": count["error"], "time": seconds}
     suites = ElementTree.Element("testsuites", {"name": "onnxprune", **totals})
-    name = f"onnxprune {document['kind']} {document.get('model') or ''}".rstrip()
+    name = f"onnxprune {document['kind']} {view.subject(document)}".rstrip()
     stamp = str(document.get("created", "")).partition("+")[0]
     suite = ElementTree.SubElement(suites, "testsuite", {"name": name, **totals, "skipped": "0", "timestamp": stamp})
     for case in cases:

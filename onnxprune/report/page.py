@@ -40,7 +40,7 @@ def html(document: Document) -> str:
     scripts = [*(_VENDORED if charts else ()), "page"]
     context: dict[str, Any] = {
         "kind": document["kind"],
-        "title": _title(document),
+        "title": view.subject(document) or document["kind"],
         "level": "measured" if bench else level,
         "label": "measured" if bench else view.LABELS.get(level, level),
         "text": "" if bench else text,
@@ -77,12 +77,6 @@ def html(document: Document) -> str:
         "island": {"curves": curves, "front": front},
     }
     return fill("page.html", context)
-
-
-def _title(document: Document) -> str:
-    if document["kind"] == "bench":
-        return " and ".join(str(m["model"]) for m in document.get("models") or ()) or "bench"
-    return str(document.get("model") or "")
 
 
 def _curves(document: Document) -> list[dict[str, Any]]:

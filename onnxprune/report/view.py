@@ -37,6 +37,13 @@ _LISTED = 12
 _PICTURES = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
+def subject(document: Document) -> str:
+    """What a report is on: the model, "a and b" where models were timed; empty where that is not known."""
+    if document["kind"] == "bench":
+        return " and ".join(str(m["model"]) for m in document.get("models") or ())
+    return str(document.get("model") or "")
+
+
 def headline(document: Document) -> tuple[str, str]:
     """(level, text) of what comes first: why the run was refused, else the verdict.
 

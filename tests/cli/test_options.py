@@ -53,6 +53,14 @@ def test_help_breaks_no_word(name: str, capsys: Capture):
     assert out.isascii()
 
 
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_defaults_stand_without_parentheses(name: str, capsys: Capture):
+    """Fails where `--help` says "(none)" for "none", as click does by itself."""
+    defaults = re.findall(r"\[default: ([^\]]*)\]", " ".join(run(capsys, name, "-h")[1].split()))
+    assert defaults
+    assert not [d for d in defaults if d.startswith("(")]
+
+
 def test_the_sections_of_prune(capsys: Capture):
     titles = [s.title for s in prune.prune_command.sections]  # type: ignore[attr-defined]
     assert titles == [

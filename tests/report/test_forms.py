@@ -103,6 +103,8 @@ def test_eval_and_bench_write_reports(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["bench", RESNET, RESNET, "--runs", "2", *(x for f in files for x in ("--report", str(f)))]) == 0
     check(json.loads(files[0].read_text(encoding="utf-8")))
     assert f"| {templates.markdown_text(RESNET)} |" in files[1].read_text(encoding="utf-8")
+    (suite,) = ElementTree.parse(files[2]).iter("testsuite")
+    assert suite.get("name") == f"onnxprune bench {RESNET} and {RESNET}"
     assert "samples per second" in files[3].read_text(encoding="utf-8")
     refused = ["bench", RESNET, RESNET, "--runs", "2", "--max-ratio", "1%", "--overwrite"]
     assert main([*refused, *(x for f in files for x in ("--report", str(f)))]) == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxprune.cli.options.names import DECIDED, flag_of
 from onnxprune.cli.options.section import Section, flag, option, with_default
-from onnxprune.cli.options.shared import NO_PICTURES, SINGLE_FILE
+from onnxprune.cli.options.shared import NO_PICTURES, SINGLE_FILE, report_option
 from onnxprune.cli.values import Choice
 
 OUTPUT = Section(
@@ -27,13 +27,9 @@ OUTPUT = Section(
         "--target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given here; "
         "--calib, --force, --jobs, --scheduler, --provider, --allow-links and --custom-ops never do.",
     ),
-    option(
-        "--report",
+    report_option(
         "report_file",
-        multiple=True,
-        metavar="FILE",
-        show_default="not saved",
-        help="Save the report, of a run that is refused too: by the suffix as .json (everything), .html (a page), "
+        "Save the report, of a run that is refused too: by the suffix as .json (everything), .html (a page), "
         ".md (a summary) or .xml (JUnit). Repeatable.",
     ),
     NO_PICTURES,

@@ -24,11 +24,24 @@ def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list
     return [CompletionItem(incomplete, type="file")]
 
 
+class _Option(click.Option):
+    """An option whose default `--help` shows in the words of `show_default` alone; click puts them in parentheses."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option's names, and what it does."""
+        record = super().get_help_record(ctx)
+        if record is None or not isinstance(self.show_default, str):
+            return record
+        names, text = record
+        before, found, behind = text.rpartition(f"({self.show_default})")
+        return names, f"{before}{self.show_default}{behind}" if found else text
+
+
 def option(*names: str, **attributes: Any) -> click.Option:
     """An option, with the arguments of `click.option`; a shell completes what is a file."""
     if attributes.get("metavar") in _FILES:
         attributes.setdefault("shell_complete", files)
-    return click.Option(names, **attributes)
+    return _Option(names, **attributes)
 
 
 def flag(name: str, help_: str, *names: str) -> click.Option:

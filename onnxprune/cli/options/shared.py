@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import click
+
 from onnxprune.cli.options.section import flag, option
+
+
+def report_option(name: str, help_: str) -> click.Option:
+    """The option --report; name: of the parameter that it becomes."""
+    return option("--report", name, multiple=True, metavar="FILE", show_default="not saved", help=help_)
+
 
 ALLOW_LINKS = flag(
     "--allow-links",
@@ -45,13 +53,9 @@ NO_PICTURES = flag(
     "--no-pictures", "Reports show none of the images that the model was calibrated on; without it, a few, small."
 )
 JSON = flag("--json", "Print JSON instead of tables.", "as_json")
-REPORT = option(
-    "--report",
+REPORT = report_option(
     "report_files",
-    multiple=True,
-    metavar="FILE",
-    show_default="not saved",
-    help="Save the result, also where a gate fails: by the suffix as .json (everything), .html (a page), .md "
+    "Save the result, also where a gate fails: by the suffix as .json (everything), .html (a page), .md "
     "(a summary) or .xml (JUnit, a case for each gate). Repeatable.",
 )
 OVERWRITE = flag(
