@@ -16,7 +16,7 @@ from onnxprune.calibration.probe import Batch, differentiable, located
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.gates import Gate, sums_of, values_of
 from onnxprune.gradients import backward
-from onnxprune.graph import protobuf
+from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Objective
@@ -54,8 +54,7 @@ class GatedNetwork:
             shapes[name] = gate.classes.shape
             gated.graph.input.append(helper.make_tensor_value_info(name, element_types[name], gate.classes.shape))
         for n, node in zip(proto.graph.node, graph.nodes, strict=True):
-            copy = onnx.NodeProto()
-            copy.CopyFrom(n)
+            copy = bodies.copy_node(n)
             for name, gate in fronts.get(node.index, ()):
                 factor = f"{name}:product"
                 # A tensor may carry two factors: their gates multiply.

@@ -18,6 +18,7 @@ from onnxprune.data.batches import BATCH
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, protobuf
+from onnxprune.graph.names import tensors_of
 from onnxprune.graph.protobuf import copied
 from onnxprune.runtime.session import Session
 
@@ -89,10 +90,8 @@ def _seen(proto: onnx.ModelProto, flags: Sequence[_Flag], parts: Sequence[Sample
 
 def _fresh(proto: onnx.ModelProto) -> Iterator[str]:
     """Names that the model does not use."""
-    graphs = (proto.graph, *bodies.every_body(proto.graph))
-    used = {v.name for g in graphs for v in (*g.input, *g.initializer, *g.output)}
-    used.update(o for n in bodies.every_node(proto.graph) for o in n.output)
-    return (name for name in (f"flag{k}" for k in count()) if name not in used)
+    taken = tensors_of(proto)
+    return (name for name in (f"flag{k}" for k in count()) if name not in taken)
 
 
 def _watch(graph: onnx.GraphProto, within: tuple[str, str] | None, opset: int, fresh: Iterator[str]) -> list[_Flag]:

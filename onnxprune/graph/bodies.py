@@ -63,6 +63,13 @@ def main_output(node: onnx.NodeProto) -> str:
     return next((o for o in node.output if o), "")
 
 
+def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A copy: a node that is taken from one list of protobuf's cannot be put into another."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 # names
 
 
@@ -148,7 +155,7 @@ def hoist(proto: onnx.ModelProto) -> None:
         stored = [*body.initializer, *(v for v in values if v is not None)]
         if not stored:
             continue  # each level of bodies would copy all that are inside it
-        nodes = [_copy(n) for n, v in zip(body.node, values, strict=True) if v is None]
+        nodes = [copy_node(n) for n, v in zip(body.node, values, strict=True) if v is None]
         returned = {o.name for o in body.output}
         for t in stored:
             weight = proto.graph.initializer.add()
@@ -158,12 +165,6 @@ def hoist(proto: onnx.ModelProto) -> None:
                 nodes.append(helper.make_node("Identity", [weight.name], [t.name]))
         del body.initializer[:], body.node[:]
         body.node.extend(nodes)
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _value(node: onnx.NodeProto) -> onnx.TensorProto | None:
@@ -225,11 +226,11 @@ def replace_ifs(
         if choice is None:
             for _, body in bodies_of(n):
                 done += replace_ifs(body, taken, rename_inner=rename_inner)
-            nodes.append(_copy(n))
+            nodes.append(copy_node(n))
             continue
         branch = dict(bodies_of(n))["then_branch" if choice else "else_branch"]
         done += replace_ifs(branch, taken, rename_inner=rename_inner)
-        inner = [_copy(i) for i in branch.node]
+        inner = [copy_node(i) for i in branch.node]
         own = {o for i in inner for o in i.output}
         pairs = [(out, v.name) for out, v in zip(n.output, branch.output, strict=False) if out]
         names = {inside: out for out, inside in reversed(pairs) if inside in own} if rename_inner else {}

@@ -16,10 +16,9 @@ import onnx
 
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external
-from onnxprune.graph.bodies import bodies_of, captured_names, every_node, rename, weights_of
+from onnxprune.graph.bodies import bodies_of, captured_names, copy_node, every_node, rename, weights_of
 from onnxprune.graph.protobuf import copied
 from onnxprune.intake import first_run
-from onnxprune.normalise.constants import copy_node
 from onnxprune.runtime import custom_ops
 from onnxprune.runtime.custom_ops import ADVICE
 from onnxprune.runtime.session import known_operators

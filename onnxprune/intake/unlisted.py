@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from ml_dtypes import finfo
 from onnx import helper, numpy_helper
 
 from onnxprune.data.samples import Samples
 from onnxprune.graph import bodies, external
+from onnxprune.graph.names import tensors_of
 from onnxprune.graph.protobuf import copied, int_attribute, opset_of
 from onnxprune.intake import narrower
-from onnxprune.numerics.arrays import Array, Mask, is_float
+from onnxprune.numerics.arrays import Array, Mask, is_float, lowest
 
 # The first opset that has Where.
 _SINCE = 9
@@ -37,18 +37,16 @@ def masked_alike(model: onnx.ModelProto, original: onnx.ModelProto) -> tuple[onn
     if not gone or opset_of(original) < _SINCE:
         return original, ()
     result = copied(original)
-    taken = {t for n in bodies.every_node(result.graph) for t in (*n.input, *n.output)}
-    taken |= {t.name for t in result.graph.initializer}
+    taken = tensors_of(result)
     types = {v.name: v.type.tensor_type.elem_type for v in result.graph.output}
     for name, mask in gone.items():
         dtype = helper.tensor_dtype_to_np_dtype(types[name])
-        lowest = np.array(finfo(dtype).min, dtype)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
         inner, where, low = (f"{name}__{what}" for what in ("every", "listed", "lowest"))
         while taken & {inner, where, low}:
             inner, where, low = f"{inner}_", f"{where}_", f"{low}_"
         bodies.rename(result.graph.node, {name: inner})
         result.graph.initializer.append(numpy_helper.from_array(~mask, where))
-        result.graph.initializer.append(numpy_helper.from_array(lowest, low))
+        result.graph.initializer.append(numpy_helper.from_array(np.array(lowest(dtype), dtype), low))
         result.graph.node.append(
             helper.make_node("Where", [where, inner, low], [name], name=f"{name} of listed tokens")
         )
@@ -70,10 +68,10 @@ def _gone(proto: onnx.ModelProto) -> dict[str, Mask]:
         if pad is None or pad.op_type != "Pad" or placed.input[1] not in stored:
             continue
         places, value = external.array_of(stored[placed.input[1]]), _padded_with(pad, stored)
-        if places.ndim == 1 and value is not None and is_float(value.dtype):
-            lowest = float(finfo(value.dtype).min)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
-            if float(value) == lowest:
-                found[v.name] = places == places.max()
+        if places.ndim != 1 or value is None or not is_float(value.dtype):
+            continue
+        if float(value) == lowest(value.dtype):
+            found[v.name] = places == places.max()
     return found
 
 

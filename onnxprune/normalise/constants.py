@@ -141,7 +141,7 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
             proto.graph.initializer.append(weights[o])
         apart.update(names)
         folded.update(names)
-    kept = [copy_node(n) for n in proto.graph.node if not folded & set(n.output)]
+    kept = [bodies.copy_node(n) for n in proto.graph.node if not folded & set(n.output)]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
 
@@ -171,10 +171,3 @@ def constant_condition(weights: Mapping[str, onnx.TensorProto]) -> Callable[[onn
         return None if condition is None else bool(external.array_of(condition).ravel()[0])
 
     return taken
-
-
-def copy_node(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A copy: a node that is taken from one list of protobuf's cannot be put into another."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -15,7 +15,6 @@ from onnx import helper
 
 from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.protobuf import copied
-from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.measured import Measured, as_far_as_it_runs, untold
 from onnxprune.normalise.steps import behind, in_front_of
 from onnxprune.normalise.windows import Window
@@ -244,7 +243,7 @@ def _turned_round(proto: onnx.ModelProto, which: Sequence[str]) -> onnx.ModelPro
     copy = copied(proto)
     nodes: list[onnx.NodeProto] = []
     for n in proto.graph.node:
-        node = copy_node(n)
+        node = bodies.copy_node(n)
         if n.op_type == "If" and bodies.main_output(n) in which:
             node.input[0] = f"{bodies.main_output(n)}__other_way"
             nodes.append(helper.make_node("Not", [n.input[0]], [node.input[0]]))

@@ -13,7 +13,7 @@ from onnx import helper
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.normalise import body_values
-from onnxprune.normalise.constants import QUANTIZED, RANDOM, copy_node, give_ranges_scalars, returns_weight
+from onnxprune.normalise.constants import QUANTIZED, RANDOM, give_ranges_scalars, returns_weight
 from onnxprune.normalise.data_sizes import growing_states, other_ways, sizes_by_data
 from onnxprune.normalise.limits import limited
 from onnxprune.normalise.measured import Measured, Shapes, by_name, shapes_in, with_lengths
@@ -250,7 +250,7 @@ def _replace_by_constants(proto: onnx.ModelProto, values: Mapping[str, Array]) -
             proto.graph.initializer.extend(onnx.numpy_helper.from_array(values[o], o) for o in n.output if o)
         else:
             kept.append(n)
-    copies = [copy_node(n) for n in kept]
+    copies = [bodies.copy_node(n) for n in kept]
     del proto.graph.node[:]
     proto.graph.node.extend(copies)
     give_ranges_scalars(proto)
@@ -350,10 +350,10 @@ def _bake_shapes(proto: onnx.ModelProto, known_values: dict[str, tuple[int | Non
     for n in proto.graph.node:
         values = known_values.get(n.output[0]) if n.op_type == "Shape" else None
         if values is None or all(v is None for v in values):
-            nodes.append(copy_node(n))
+            nodes.append(bodies.copy_node(n))
             continue
         out = n.output[0]
-        raw = copy_node(n)
+        raw = bodies.copy_node(n)
         raw.output[0] = f"{out}__runtime"
         fixed = np.array([v is not None for v in values])
         sizes = np.array([v or 0 for v in values], np.int64)

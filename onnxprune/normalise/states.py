@@ -24,8 +24,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.view import Shape, StateGather
-from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.form import Normalised
 from onnxprune.numerics.arrays import Array, is_float
 
@@ -106,11 +106,12 @@ class _Editing:
         self._captured = {c for n in self._nodes for c in bodies.captured_names(n)}
         self._shapes, self._types = dict(normalised.shapes), dict(normalised.types)
         self._free = dict(normalised.free)
+        self._taken = tensors_of(self._proto) | self._shapes.keys()
         self._gathers: list[StateGather] = []
 
     def result(self) -> Normalised:
         """The normal form with what was added."""
-        nodes = [copy_node(n) for n in self._nodes]
+        nodes = [bodies.copy_node(n) for n in self._nodes]
         del self._proto.graph.node[:]
         self._proto.graph.node.extend(nodes)
         return replace(
@@ -290,19 +291,14 @@ class _Editing:
 
     def _named(self, name: str, like: str = "") -> str:
         """A name that nothing has, of a tensor of the same shape as `like`."""
-        taken = {*self._stored, *self._shapes, *self._producer(), *self._captured}
-        taken |= {v.name for v in self._proto.graph.input} | {g.tensor for g in self._gathers}
-        taken |= {t for n in bodies.every_node(self._proto.graph) for t in (*n.input, *n.output)}
-        candidate, k = name, 1
-        while candidate in taken:
-            candidate, k = f"{name}_{k}", k + 1
+        found = unused(name, self._taken)
         if like:
-            self._shapes[candidate] = self._shapes[like]
+            self._shapes[found] = self._shapes[like]
             if like in self._types:
-                self._types[candidate] = self._types[like]
+                self._types[found] = self._types[like]
             if like in self._free:
-                self._free[candidate] = self._free[like]
-        return candidate
+                self._free[found] = self._free[like]
+        return found
 
 
 def _read_instead(nodes: Iterable[onnx.NodeProto], name: str, other: str) -> None:

@@ -19,7 +19,6 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
-from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.measured import Measured, as_far_as_it_runs, by_name
 from onnxprune.numerics.arrays import Array, Mask
 from onnxprune.runtime.session import Feeds, Session
@@ -394,7 +393,7 @@ def _moved(
             v.name = f"{v.name}__still"
             feeds[v.name] = value
     for n in graph.node:
-        node = copy_node(n)
+        node = bodies.copy_node(n)
         for c in tightened.get(node.output[0], ()):
             _tighten(node, c, graph, stored)
         moved = [o for o in node.output if o in sites]

@@ -17,7 +17,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external, protobuf
-from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.measured import Measured, Shapes, as_far_as_it_runs, probed, untold
 from onnxprune.normalise.resizing import Symbol, shapes_with, symbols, with_sizes
 from onnxprune.normalise.steps import behind, in_front_of
@@ -307,7 +306,7 @@ def _longer(proto: onnx.ModelProto, sites: Mapping[str, Mapping[int, int]]) -> o
     copy.CopyFrom(proto)
     nodes: list[onnx.NodeProto] = []
     for n in proto.graph.node:
-        node = copy_node(n)
+        node = bodies.copy_node(n)
         nodes.append(node)
         for k, o in enumerate(n.output):
             axes = sites.get(o, {})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ml_dtypes import finfo
 from numpy.typing import NDArray
 
 # Of any type; of any floating-point type; of float64; of int64; of bool.
@@ -23,6 +24,11 @@ Coefficients = Doubles
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether numbers of this type can be fitted: numpy's floating-point types and bfloat16, which is none of them."""
     return bool(np.issubdtype(dtype, np.floating)) or dtype.name == "bfloat16"
+
+
+def lowest(dtype: np.dtype[Any]) -> float:
+    """The lowest finite number of such a type."""
+    return float(finfo(dtype).min)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
 
 
 def cast(values: Array, dtype: np.dtype[Any]) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph import bodies
+from onnxprune.graph.names import tensors_of
 from onnxprune.graph.protobuf import copied
 
 _FLOATS = ("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0", "FLOAT4E2M1")
@@ -54,8 +54,7 @@ def carried(proto: onnx.ModelProto) -> Carried | None:
     if not any(_narrow(v) and v.name not in weights for v in (*proto.graph.input, *proto.graph.output)):
         return None
     wide = copied(proto)
-    ports = {v.name for v in (*wide.graph.input, *wide.graph.output)}
-    taken = {k for n in bodies.every_node(wide.graph) for k in (*n.input, *n.output)} | weights | ports
+    taken = tensors_of(wide)
     inputs, outputs = {}, {}
     before, behind = [], []
     for v in wide.graph.input:

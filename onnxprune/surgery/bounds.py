@@ -10,9 +10,10 @@ import numpy as np
 from onnxprune.channels.labels import as_array
 from onnxprune.channels.rules.slicing import slice_bounds
 from onnxprune.graph import surgeon
+from onnxprune.graph.names import unused
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array
-from onnxprune.surgery.editing import Cut, unused
+from onnxprune.surgery.editing import Cut
 
 _TO_THE_END = np.iinfo(np.int64).max
 _NAMES = {1: "starts", 2: "ends", 3: "axes", 4: "steps"}  # by input slot
@@ -87,7 +88,7 @@ def _progression(positions: Array) -> _Bounds | None:
 
 
 def _insert_gather(node: Any, cut: Cut, axis: int, positions: Array) -> None:
-    out = surgeon.Variable(unused(f"{node.outputs[0].name}__picked{axis}", cut.tensors))
+    out = surgeon.Variable(unused(f"{node.outputs[0].name}__picked{axis}", cut.taken))
     indices = cut.constant(f"{out.name}_indices", positions.astype(np.int64))
     gather = surgeon.GraphNode(
         "Gather", name=out.name, attrs={"axis": axis}, inputs=[node.inputs[0], indices], outputs=[out]

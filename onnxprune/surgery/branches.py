@@ -12,11 +12,12 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Remains, bias_of, channel_axis
 from onnxprune.channels.labels import rows_of
 from onnxprune.channels.trace import Linear
-from onnxprune.graph.bodies import every_node
+from onnxprune.graph.bodies import copy_node, every_node
 from onnxprune.graph.external import array_of
 from onnxprune.graph.view import Node
 from onnxprune.normalise.constants import fold_constants, returned, see_through_identities
 from onnxprune.numerics.arrays import Mask
+from onnxprune.surgery.unread import drop_unread
 
 
 def take_out(
@@ -45,7 +46,7 @@ def take_out(
         source = bias_of(layer) or _zeros(proto, channels, layer, keep, taken)
         nodes.append(helper.make_node("Identity", [source], [view.outputs[0]], name=node.name))
         views.append(None)
-    kept = [_copy(n) for n in nodes]
+    kept = [copy_node(n) for n in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
     drop_unread(proto)
@@ -83,14 +84,6 @@ def _zeros(proto: onnx.ModelProto, channels: ChannelGraph, layer: Linear, keep: 
     return name
 
 
-def drop_unread(proto: onnx.ModelProto) -> None:
-    """Remove, in place, the initializers that nothing reads."""
-    read = {i for n in every_node(proto.graph) for i in n.input} | returned(proto)
-    kept = [t for t in proto.graph.initializer if t.name in read]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
-
-
 def settle(proto: onnx.ModelProto, channels: ChannelGraph, left: Remains) -> onnx.ModelProto:
     """The finished model, where what became constant is a constant, and nothing is summed with zeros for it."""
     settled = fold_constants(proto)
@@ -106,7 +99,7 @@ def settle(proto: onnx.ModelProto, channels: ChannelGraph, left: Remains) -> onn
         if n.op_type == "Add" and len(rest) == 1 and out not in outputs and shape(rest[0]) == shape(out):
             alias[out] = alias.get(rest[0], rest[0])
         else:
-            nodes.append(_copy(n))
+            nodes.append(copy_node(n))
     del settled.graph.node[:]
     settled.graph.node.extend(nodes)
     for n in every_node(settled.graph):
@@ -114,9 +107,3 @@ def settle(proto: onnx.ModelProto, channels: ChannelGraph, left: Remains) -> onn
             n.input[i] = alias.get(name, name)
     drop_unread(settled)
     return settled
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -12,17 +12,18 @@ import numpy as np
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import rows_of
 from onnxprune.graph import surgeon
+from onnxprune.graph.names import unused
 from onnxprune.numerics.arrays import Array, Mask
 
 
 @dataclass(eq=False)
 class Cut:
-    """One rewriting: the channel graph, the kept classes, and the graph being edited."""
+    """One rewriting: the channel graph, the kept classes, the graph being edited, and all names of tensors by now."""
 
     channels: ChannelGraph
     keep: Mask
     editing: Any
-    tensors: dict[str, Any]
+    taken: set[str]
 
     def mask(self, tensor: str, axis: int) -> Mask | None:
         """Which positions of an axis stay, (n,); None where the axis carries no labels or loses none.
@@ -45,7 +46,7 @@ class Cut:
     def constant(self, name: str, values: Array) -> Any:
         """A new initializer of the graph being edited."""
         # Not np.ascontiguousarray: that turns a scalar into a vector.
-        return surgeon.Constant(unused(name, self.tensors), np.array(values, order="C"))
+        return surgeon.Constant(unused(name, self.taken), np.array(values, order="C"))
 
     def set_sizes(self, node: Any, slot: int, owner: str, new: Mapping[int, int], offset: int = 0) -> None:
         """Write new sizes of axes into the size tensor at `slot`, be it constant or computed at run time."""
@@ -90,15 +91,4 @@ class Cut:
 
     def variable(self, name: str) -> Any:
         """A new tensor of sizes."""
-        out = surgeon.Variable(unused(name, self.tensors), dtype=np.int64)
-        self.tensors[out.name] = out
-        return out
-
-
-def unused(name: str, taken: dict[str, Any]) -> str:
-    """`name`, or one like it that is not taken; it is taken from now on."""
-    candidate, n = name, 1
-    while candidate in taken:
-        candidate, n = f"{name}_{n}", n + 1
-    taken[candidate] = None
-    return candidate
+        return surgeon.Variable(unused(name, self.taken), dtype=np.int64)

@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 
 from onnxprune.graph import bodies, external, packed_codes, spill
-from onnxprune.graph.bodies import main_output
+from onnxprune.graph.bodies import copy_node, main_output
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import int_attribute
+from onnxprune.normalise.constants import returned
 from onnxprune.normalise.unfused import Fused
 from onnxprune.normalise.unfused.experts import (
     BIAS,
@@ -26,6 +28,7 @@ from onnxprune.normalise.unfused.experts import (
     bits_of,
 )
 from onnxprune.numerics.arrays import Array
+from onnxprune.surgery.unread import drop_unread
 
 _DOMAIN = "com.microsoft"
 # Slots of the operators.
@@ -60,28 +63,28 @@ def put_back(proto: onnx.ModelProto, experts: Sequence[Fused]) -> int:
     if not experts:
         return 0
     stored, reads = bodies.weights_of(proto), _reads(proto)
-    returned = {v.name for g in (proto.graph, *bodies.every_body(proto.graph)) for v in g.output}
-    taken = {*stored, *reads, *(o for n in bodies.every_node(proto.graph) for o in n.output)}
+    given, taken = returned(proto), tensors_of(proto)
     made: list[onnx.TensorProto] = []
     done = 0
     # The innermost first: a graph whose nodes are replaced has new bodies.
     for graph in reversed((proto.graph, *bodies.every_body(proto.graph))):
         for f in experts:
-            node = _again(f, graph, stored, reads, returned)
+            node = _again(f, graph, stored, reads, given)
             weights = None if node is None else _weights(f, stored)
             if node is None or weights is None:
                 continue
             for slot, values in weights.items():
-                node.input[slot] = _free(f.node.input[slot], taken)
+                node.input[slot] = unused(f.node.input[slot], taken)
                 made.append(spill.tensor_of(values, node.input[slot], outside=True))
             gone = {o for n in f.nodes for o in n.output}
-            copies = [_copy(n) for n in graph.node if main_output(n) == node.output[0] or main_output(n) not in gone]
-            copies = [node if main_output(n) == node.output[0] else n for n in copies]
+            kept = [n for n in graph.node if main_output(n) == node.output[0] or main_output(n) not in gone]
+            copies = [node if main_output(n) == node.output[0] else copy_node(n) for n in kept]
             del graph.node[:]
             graph.node.extend(copies)
             done += 1
     if done:
-        _without_unread(proto, reads, returned)
+        _drop_unread_nodes(proto, reads, given)
+        drop_unread(proto, reads)
         proto.graph.initializer.extend(made)
         if _DOMAIN not in {o.domain for o in proto.opset_import}:
             proto.opset_import.add(domain=_DOMAIN, version=1)
@@ -93,7 +96,7 @@ def _again(
     graph: onnx.GraphProto,
     stored: Mapping[str, onnx.TensorProto],
     reads: Mapping[str, int],
-    returned: Collection[str],
+    given: Collection[str],
 ) -> onnx.NodeProto | None:
     """The fused node with what its parts read by now; None where these are not all there, or something else reads them.
 
@@ -118,9 +121,9 @@ def _again(
                 return None
             if names.setdefault(a, b) != b:
                 return None
-    if any(reads[t] != own[t] or t in returned for t in inside):
+    if any(reads[t] != own[t] or t in given for t in inside):
         return None
-    node = _copy(fused.node)
+    node = copy_node(fused.node)
     node.input[0], node.input[1] = (names[i] for i in fused.node.input[:2])
     return node
 
@@ -175,8 +178,8 @@ def _stacked(first: Sequence[Array], second: Sequence[Array]) -> Array:
     return np.stack([p.reshape(-1, *p.shape[2:]) for p in pairs])
 
 
-def _without_unread(proto: onnx.ModelProto, before: Mapping[str, int], returned: Collection[str]) -> None:
-    """Take out, in place, the nodes and weights that nothing reads any more, and something did `before`."""
+def _drop_unread_nodes(proto: onnx.ModelProto, before: Mapping[str, int], given: Collection[str]) -> None:
+    """Take out, in place, the nodes that nothing reads any more, and something did `before`."""
     while True:
         reads = _reads(proto)
         count = 0
@@ -184,32 +187,14 @@ def _without_unread(proto: onnx.ModelProto, before: Mapping[str, int], returned:
             unread = [
                 k
                 for k, n in enumerate(graph.node)
-                if any(before[o] for o in n.output if o) and not any(reads[o] or o in returned for o in n.output if o)
+                if any(before[o] for o in n.output if o) and not any(reads[o] or o in given for o in n.output if o)
             ]
             for k in reversed(unread):
                 del graph.node[k]
             count += len(unread)
         if not count:
-            break
-    kept = [t for t in proto.graph.initializer if reads[t.name] or t.name in returned or not before[t.name]]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+            return
 
 
 def _reads(proto: onnx.ModelProto) -> Counter[str]:
     return Counter(i for n in bodies.every_node(proto.graph) for i in n.input if i)
-
-
-def _free(wanted: str, taken: set[str]) -> str:
-    name, k = wanted, 0
-    while name in taken:
-        k += 1
-        name = f"{wanted}_{k}"
-    taken.add(name)
-    return name
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -16,8 +16,10 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph import bodies, external
-from onnxprune.graph.bodies import main_output
+from onnxprune.graph.bodies import copy_node, main_output
+from onnxprune.normalise.constants import returned
 from onnxprune.normalise.unfused import Fused
+from onnxprune.surgery.unread import drop_unread
 
 # Layers that may have got a bias, or other groups, which the fused operator takes over; and the slot of the bias.
 _LAYERS, _BIAS = ("Conv", "Gemm"), 2
@@ -36,19 +38,15 @@ def put_back(proto: onnx.ModelProto, fused: Sequence[Fused]) -> int:
     """Put, in place, those of `fused` back that can be; how many. Bodies hold no weights, and names are unique."""
     if not fused:
         return 0
-    every = [*bodies.every_node(proto.graph)]
-    reads = Counter(i for n in every for i in n.input if i)
+    reads = Counter(i for n in bodies.every_node(proto.graph) for i in n.input if i)
+    uses = _Uses(reads, returned(proto), bodies.weights_of(proto))
     graphs = (proto.graph, *bodies.every_body(proto.graph))
-    uses = _Uses(reads, {v.name for g in graphs for v in g.output}, bodies.weights_of(proto))
     # The innermost first: a graph whose nodes are replaced has new bodies.
     done = sum(_in_graph(graph, fused, uses) for graph in reversed(graphs))
     imported = {o.domain for o in proto.opset_import}
     for domain in sorted({n.domain for n in bodies.every_node(proto.graph)} - imported - {"ai.onnx"}):
         proto.opset_import.add(domain=domain, version=1)
-    read = {i for n in bodies.every_node(proto.graph) for i in n.input} | set(uses.returned)
-    kept = [t for t in proto.graph.initializer if t.name in read or not uses.reads[t.name]]
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    drop_unread(proto, uses.reads)
     return done
 
 
@@ -66,7 +64,7 @@ def _in_graph(graph: onnx.GraphProto, fused: Sequence[Fused], uses: _Uses) -> in
             instead[max(held)] = node
     if instead:
         nodes = [instead.get(k, n) for k, n in enumerate(graph.node) if k in instead or k not in gone]
-        ordered = _sorted([_copy(n) for n in nodes])
+        ordered = _sorted([copy_node(n) for n in nodes])
         del graph.node[:]
         graph.node.extend(ordered)
     return len(instead)
@@ -77,7 +75,7 @@ def _again(fused: Fused, nodes: Sequence[onnx.NodeProto], uses: _Uses) -> onnx.N
     own = {o for n in fused.nodes for o in n.output if o}
     made = {t.name: t for t in fused.weights}
     names: dict[str, str] = {"": ""}
-    node = _copy(fused.node)
+    node = copy_node(fused.node)
     for was, now in zip(fused.nodes, nodes, strict=True):
         if (was.op_type, was.domain, *was.output) != (now.op_type, now.domain, *now.output):
             return None
@@ -133,12 +131,6 @@ def _equal(a: onnx.TensorProto, b: onnx.TensorProto | None) -> bool:
     if b is None or (a.data_type, tuple(a.dims)) != (b.data_type, tuple(b.dims)):
         return False
     return external.array_of(a).tobytes() == external.array_of(b).tobytes()
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

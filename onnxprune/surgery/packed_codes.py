@@ -15,11 +15,14 @@ import numpy as np
 import onnx
 
 from onnxprune.graph import bodies, external, packed_codes, spill
-from onnxprune.graph.bodies import main_output
+from onnxprune.graph.bodies import copy_node, main_output
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import int_attribute
 from onnxprune.graph.quantized import DEQUANTIZE
+from onnxprune.normalise.constants import returned
 from onnxprune.normalise.unfused import Fused
 from onnxprune.numerics.arrays import Array
+from onnxprune.surgery.unread import drop_unread
 
 _DOMAIN = "com.microsoft"
 _CODES, _SCALES, _ZEROS, _BIAS = 1, 2, 3, 5
@@ -40,10 +43,8 @@ def put_back(proto: onnx.ModelProto, packed: Sequence[Fused]) -> int:
     if done and _DOMAIN not in {o.domain for o in proto.opset_import}:
         proto.opset_import.add(domain=_DOMAIN, version=1)
     if done:
-        read = {i for n in bodies.every_node(proto.graph) for i in n.input} | {*model.returned}
-        kept = [t for t in proto.graph.initializer if t.name in read or not model.reads[t.name]]
-        del proto.graph.initializer[:]
-        proto.graph.initializer.extend([*kept, *model.made.values()])
+        drop_unread(proto, model.reads)
+        proto.graph.initializer.extend(model.made.values())
     return done
 
 
@@ -66,22 +67,8 @@ class _Model:
 
     @classmethod
     def of(cls, proto: onnx.ModelProto) -> _Model:
-        every = [*bodies.every_node(proto.graph)]
-        graphs = (proto.graph, *bodies.every_body(proto.graph))
-        stored = bodies.weights_of(proto)
-        taken = {*stored, *(p for n in every for p in (*n.input, *n.output))}
-        taken |= {v.name for g in graphs for v in (*g.input, *g.output)}
-        reads = Counter(i for n in every for i in n.input if i)
-        return cls(reads, {v.name for g in graphs for v in g.output}, stored, taken)
-
-    def free(self, wanted: str) -> str:
-        """`wanted`, or a name near to it, which nothing has yet."""
-        name, k = wanted, 0
-        while name in self.taken:
-            k += 1
-            name = f"{wanted}_{k}"
-        self.taken.add(name)
-        return name
+        reads = Counter(i for n in bodies.every_node(proto.graph) for i in n.input if i)
+        return cls(reads, returned(proto), bodies.weights_of(proto), tensors_of(proto))
 
     def weight(
         self, key: object, wanted: str, make: Callable[[], Array], *, like: onnx.TensorProto | None = None
@@ -91,7 +78,7 @@ class _Model:
         like: what it is made of, which says whether it lies in a file.
         """
         if key not in self.names:
-            name = self.names[key] = self.free(wanted)
+            name = self.names[key] = unused(wanted, self.taken)
             self.made[name] = spill.tensor_of(make(), name, outside=like is not None and external.is_external(like))
         return self.names[key]
 
@@ -110,7 +97,7 @@ def _in_graph(graph: onnx.GraphProto, packed: Sequence[Fused], model: _Model) ->
             product = f.node.op_type == packed_codes.PRODUCT
             instead[max(held)] = [_product(f.node, nodes, model)] if product else _look_up(f, nodes, model)
     if instead:
-        nodes = [_copy(n) for k, was in enumerate(graph.node) for n in instead.get(k, [] if k in gone else [was])]
+        nodes = [copy_node(n) for k, was in enumerate(graph.node) for n in instead.get(k, [] if k in gone else [was])]
         del graph.node[:]
         graph.node.extend(nodes)
     return len(instead)
@@ -158,8 +145,9 @@ def _look_up(fused: Fused, nodes: Sequence[onnx.NodeProto], model: _Model) -> li
     if not origin:
         return [_again(was, nodes, [codes, indices, scales, zeros])]
     sizes = model.weight(("sizes", codes), f"{data}__sizes", lambda: np.array([0, -1], np.int64))
-    table = onnx.helper.make_node("Reshape", [codes, sizes], [model.free(data)], was.name and f"{was.name}/table")
-    return [table, _again(was, nodes, [table.output[0], indices, scales, zeros])]
+    name = unused(data, model.taken)
+    table = onnx.helper.make_node("Reshape", [codes, sizes], [name], was.name and f"{was.name}/table")
+    return [table, _again(was, nodes, [name, indices, scales, zeros])]
 
 
 def _constants(
@@ -200,7 +188,7 @@ def _constants(
 
 def _again(was: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], inputs: list[str]) -> onnx.NodeProto:
     """A node as it was, with these inputs, that gives what the last of `nodes` gives."""
-    node = _copy(was)
+    node = copy_node(was)
     while not inputs[-1]:
         inputs.pop()
     node.input[:] = inputs
@@ -210,9 +198,3 @@ def _again(was: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], inputs: list[st
 
 def _filled(node: onnx.NodeProto, count: int) -> list[str]:
     return [*node.input, *[""] * count][:count]
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -16,6 +16,7 @@ from onnxprune.graph import bodies, external
 from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import StateGather
 from onnxprune.numerics.arrays import Array, Ints
+from onnxprune.surgery.unread import drop_unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +61,7 @@ def resize(proto: onnx.ModelProto, gathers: Sequence[StateGather]) -> tuple[onnx
     result.graph.node.extend(kept)
     ports = {v.name for v in (*result.graph.input, *result.graph.output)}
     bodies.rename(result.graph.node, {name: _end(name, names, ports) for name in names})
-    read = {i for n in bodies.every_node(result.graph) for i in n.input} | {v.name for v in result.graph.output}
-    weights = [t for t in result.graph.initializer if t.name in read or t.name not in _read(proto)]
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(weights)
+    drop_unread(result, {i for n in bodies.every_node(proto.graph) for i in n.input})
     infos = [v for v in result.graph.value_info if v.name not in names and v.name not in gone]
     del result.graph.value_info[:]
     result.graph.value_info.extend(infos)
@@ -79,10 +77,6 @@ def _end(name: str, names: Mapping[str, str], ports: set[str]) -> str:
     while name in names and name not in ports:
         name = names[name]
     return name
-
-
-def _read(proto: onnx.ModelProto) -> set[str]:
-    return {i for n in bodies.every_node(proto.graph) for i in n.input}
 
 
 def picked(values: Mapping[str, Array], resized: Sequence[Resized]) -> dict[str, Array]:

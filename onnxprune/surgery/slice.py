@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -34,8 +33,8 @@ def cut(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> onnx.Mode
         tensor, axis = emptied[0]
         raise ValueError(f"axis {axis} of {tensor!r} would keep no channel ({len(emptied)} such axes)")
     whole = copied(proto)
-    names: dict[str, Any] = dict.fromkeys(channels.graph.shapes) | dict.fromkeys(channels.graph.constants)
-    names |= {o: None for n in channels.graph.every_node for o in n.outputs}
+    names = {*channels.graph.shapes, *channels.graph.constants}
+    names.update(o for n in channels.graph.every_node for o in n.outputs)
     nodes = take_out(whole, channels, left, keep, names) if left.gone else channels.graph.nodes
     _cut_weights(whole, channels, keep)
     broadcastable(whole, channels, left)
@@ -62,7 +61,7 @@ def _repaired(
     nodes: Sequence[Node | None],
     channels: ChannelGraph,
     keep: Mask,
-    names: dict[str, Any],
+    names: set[str],
 ) -> onnx.ModelProto:
     """A graph, whose weights are cut already, with its sizes repaired, those of its bodies first.
 

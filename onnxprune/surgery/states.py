@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 
 from onnxprune.graph import external, surgeon
+from onnxprune.graph.names import unused
 from onnxprune.graph.view import StateGather
-from onnxprune.surgery.editing import Cut, unused
+from onnxprune.surgery.editing import Cut
 
 # From this version on, Pad reads its amounts; before, they are an attribute.
 _PADS_ARE_READ = 11
@@ -28,9 +29,8 @@ def repair(node: Any, state: StateGather, cut: Cut) -> None:
         node.inputs[1] = cut.constant(f"{state.tensor}__kept", np.flatnonzero(mask).astype(np.int64))
         return
     kept = int(mask.sum())
-    name = unused(f"{state.tensor}__with_zero", cut.tensors)
+    name = unused(f"{state.tensor}__with_zero", cut.taken)
     padded = surgeon.Variable(name, dtype=node.outputs[0].dtype)
-    cut.tensors[name] = padded
     rank = len(cut.channels.graph.shape(state.source) or ())
     pads = [0] * (2 * rank)
     pads[rank + state.axis] = 1

@@ -18,7 +18,9 @@ from onnx import helper, numpy_helper
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
 from onnxprune.graph import bodies, external, spill
+from onnxprune.graph.names import tensors_of
 from onnxprune.normalise import Normalised
+from onnxprune.normalise.constants import returned
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Array, Ints, Mask, cast
 
@@ -32,13 +34,13 @@ def put_back(proto: onnx.ModelProto, normalised: Normalised, channels: ChannelGr
     """
     if not normalised.tables:
         return
-    returned = {o.name for g in (proto.graph, *bodies.every_body(proto.graph)) for o in g.output}
+    given = returned(proto)
     now = {t.name: t for t in proto.graph.initializer}
     whole = {t.name: t for t in normalised.proto.graph.initializer if t.name in normalised.tables}
     chosen: list[tuple[Table, KeptIndices]] = []
     restored: list[tuple[Table, Mapping[str, Array]]] = []
     for name, table in normalised.tables.items():
-        if name not in now or name in returned or name not in whole:
+        if name not in now or name in given or name not in whole:
             continue
         kept = _kept(channels, name, keep)
         narrow = _narrowed(table, external.array_of(now[name]))
@@ -118,11 +120,7 @@ class _Made:
         """whole: the tables that are made with all their positions, under their own names."""
         self._graph = proto.graph
         self._stored = {t.name: t for t in proto.graph.initializer}
-        self._taken = set(self._stored)
-        for n in bodies.every_node(proto.graph):
-            self._taken.update((*n.input, *n.output))
-        for g in (proto.graph, *bodies.every_body(proto.graph)):
-            self._taken.update(v.name for v in (*g.input, *g.output))
+        self._taken = tensors_of(proto)
         self._names = {name: name for name in whole}
         self._nodes: dict[str, onnx.NodeProto] = {}
         self._leaves: dict[str, onnx.TensorProto] = {}
@@ -165,8 +163,7 @@ class _Made:
                 continue
             names[leaf.name] = self._cut_leaf(leaf, values[leaf.name])
         for node in table.nodes:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
+            copy = bodies.copy_node(node)
             copy.input[:] = [names.get(i, i) for i in node.input]
             for i, name in enumerate(node.output):
                 copy.output[i] = names[name] = table.name if name == table.name else self._free(name)
@@ -195,8 +192,7 @@ class _Made:
     def _add_node(self, node: onnx.NodeProto) -> None:
         if node.output[0] in self._nodes:
             return
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
+        copy = bodies.copy_node(node)
         for i, name in enumerate(node.input):
             copy.input[i] = self._names.get(name, name)
         for i, name in enumerate(node.output):

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
-from ml_dtypes import finfo
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import bodies, external
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import copied, opset_of
-from onnxprune.numerics.arrays import Array, Mask
+from onnxprune.numerics.arrays import Array, Mask, lowest
 from onnxprune.surgery.stored_rows import FREE_SINCE
 from onnxprune.surgery.vocabulary_rows import Head, Vocabulary, kept_ids
 
@@ -45,7 +46,7 @@ class ListedTokens:
     ids: Array
     fallback: int
 
-    @property
+    @cached_property
     def saved(self) -> int:
         """Bytes of a file that this saves: those of rows, less those of tables and of the nodes that read them."""
         return external.model_bytes(self.whole) - external.model_bytes(self.put_back(self.narrow))
@@ -61,11 +62,11 @@ class ListedTokens:
     def note(self) -> str:
         """What went, for a report."""
         v = self.vocabulary
-        lowest = f", and their logits are the lowest number there is ({_lowest(v.heads[0]):.3g})" if v.heads else ""
+        logits = f", and their logits are the lowest number there is ({_lowest(v.heads[0]):.3g})" if v.heads else ""
         stays = f"; {'; '.join(v.stays)}" if v.stays else ""
         return (
             f"--keep-tokens: {self.ids.size} of {v.count} tokens stay in {v.named}, which saves {self.saved} bytes; "
-            f"a ratio counts what is left then; ids that went are read as token {self.fallback}{lowest}"
+            f"a ratio counts what is left then; ids that went are read as token {self.fallback}{logits}"
             f"{stays}"
         )
 
@@ -96,10 +97,10 @@ class ListedTokens:
         if not self.vocabulary.heads:
             return narrow
         result = copied(narrow)
-        taken = _names(result)
+        taken = _taken(result)
         nodes = list(result.graph.node)
         for h in self.vocabulary.heads:
-            inner = _unused(f"{h.output}__kept", taken)
+            inner = unused(f"{h.output}__kept", taken)
             bodies.rename(nodes, {h.output: inner})
             places = np.full(self.vocabulary.count, self.ids.size, np.int32)
             places[self.ids] = np.arange(self.ids.size)
@@ -175,10 +176,10 @@ def _with_table(
     proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], vocabulary: Vocabulary, ids: Array, fallback: int
 ) -> list[onnx.NodeProto]:
     """The nodes with a table of new rows between ids and embeddings; fallback: the row of ids that went."""
-    taken = _names(proto)
+    taken = _taken(proto)
     rows = np.full(vocabulary.count, fallback, np.int32)
     rows[ids] = np.arange(ids.size)
-    table = numpy_helper.from_array(rows, _unused("rows_of_tokens", taken))
+    table = numpy_helper.from_array(rows, unused("rows_of_tokens", taken))
     _store(proto, table)
     places = {e.node: e.place for e in vocabulary.embeddings}
     read: dict[str, str] = {}
@@ -187,8 +188,8 @@ def _with_table(
         if k in places:
             given = n.input[places[k]]
             if given not in read:
-                read[given] = _unused(f"{given}__rows", taken)
-                name = _unused(f"{given}__looked_up", taken)
+                read[given] = unused(f"{given}__rows", taken)
+                name = unused(f"{given}__looked_up", taken)
                 placed.append(helper.make_node("Gather", [table.name, given], [read[given]], name=name, axis=0))
             n.input[places[k]] = read[given]
         placed.append(n)
@@ -207,22 +208,22 @@ def _picked(tensor: TensorProto, axis: int, ids: Array, count: int) -> TensorPro
 def _placed(proto: onnx.ModelProto, head: Head, inner: str, places: Array, taken: set[str]) -> list[onnx.NodeProto]:
     """Nodes that put narrow logits in their places."""
     dtype = helper.tensor_dtype_to_np_dtype(head.element)
-    padded = _unused(f"{head.output}__padded", taken)
+    padded = unused(f"{head.output}__padded", taken)
     amounts = np.zeros(2 * head.rank, np.int64)
     amounts[-1] = 1
     if opset_of(proto) < _PAD_BY_INPUTS:
         pad = helper.make_node("Pad", [inner], [padded], pads=amounts.tolist(), value=_lowest(head))
     else:
         stored = (
-            numpy_helper.from_array(amounts, _unused(f"{padded}__by", taken)),
-            numpy_helper.from_array(np.array(_lowest(head), dtype), _unused(f"{padded}__with", taken)),
+            numpy_helper.from_array(amounts, unused(f"{padded}__by", taken)),
+            numpy_helper.from_array(np.array(_lowest(head), dtype), unused(f"{padded}__with", taken)),
         )
         _store(proto, *stored)
         pad = helper.make_node("Pad", [inner, stored[0].name, stored[1].name], [padded])
     pad.name = padded
-    indices = numpy_helper.from_array(places, _unused(f"{head.output}__places", taken))
+    indices = numpy_helper.from_array(places, unused(f"{head.output}__places", taken))
     _store(proto, indices)
-    name = _unused(f"{head.output}__placed", taken)
+    name = unused(f"{head.output}__placed", taken)
     return [pad, helper.make_node("Gather", [padded, indices.name], [head.output], name=name, axis=head.rank - 1)]
 
 
@@ -235,18 +236,9 @@ def _store(proto: onnx.ModelProto, *tensors: TensorProto) -> None:
 
 
 def _lowest(head: Head) -> float:
-    return float(finfo(helper.tensor_dtype_to_np_dtype(head.element)).min)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
+    return lowest(helper.tensor_dtype_to_np_dtype(head.element))
 
 
-def _names(proto: onnx.ModelProto) -> set[str]:
-    every = bodies.every_node(proto.graph)
-    names = {t for n in every for t in (*n.input, *n.output, n.name)}
-    return names | {x.name for x in (*proto.graph.initializer, *proto.graph.input, *proto.graph.output)}
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    candidate, k = name, 1
-    while candidate in taken:
-        candidate, k = f"{name}_{k}", k + 1
-    taken.add(candidate)
-    return candidate
+def _taken(proto: onnx.ModelProto) -> set[str]:
+    """The names of tensors and of nodes."""
+    return tensors_of(proto) | {n.name for n in bodies.every_node(proto.graph)}

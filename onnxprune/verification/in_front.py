@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 import onnx
 
 from onnxprune.graph import external, protobuf
-from onnxprune.graph.bodies import captured_names, rename
+from onnxprune.graph.bodies import captured_names, copy_node, rename
 from onnxprune.graph.protobuf import copied
-from onnxprune.normalise.constants import copy_node
 
 LISTS = frozenset(("NonZero", "NonMaxSuppression", "Unique", "Compress"))
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)

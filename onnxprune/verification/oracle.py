@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from ml_dtypes import finfo
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.channels import ChannelGraph
@@ -24,7 +23,7 @@ from onnxprune.channels.trace import Read
 from onnxprune.graph.bodies import bodies_of
 from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Node
-from onnxprune.numerics.arrays import Mask, is_float
+from onnxprune.numerics.arrays import Mask, is_float, lowest
 
 
 class _Builder:
@@ -56,7 +55,7 @@ class _Builder:
     def where(self, mask: Mask, x: str, otherwise: float) -> str:
         if is_float(self.dtype):
             # The neutral element of a maximum is the least number of the type: what is below it would be infinite.
-            least = float(finfo(self.dtype).min)  # type: ignore[no-untyped-call]  # numpy knows no bfloat16
+            least = lowest(self.dtype)
             otherwise = min(max(otherwise, least), -least)
         key = mask.shape, np.packbits(mask).tobytes()
         if key not in self._masks:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import onnx
 
 from onnxprune.graph import bodies
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import copied, int_attribute, opset_of
-from onnxprune.normalise.constants import copy_node
 from onnxprune.normalise.unfused.blocked import DOMAIN
 from onnxprune.normalise.unfused.facts import Measured
 from onnxprune.normalise.unfused.site import Refusal, Row, Site, Unknown
@@ -100,8 +101,8 @@ def _replaced(
     facts = Measured(proto, example, asked, replaceable)
     if not any(o.domain in ("", "ai.onnx") for o in proto.opset_import):
         proto.opset_import.add().version = _OPSET
-    opset, unused = opset_of(proto), _not_in(_tensors(proto))
-    unused_by_nodes = _not_in({n.name for n in bodies.every_node(proto.graph)})
+    opset, unused_by_tensors = opset_of(proto), partial(unused, taken=tensors_of(proto))
+    unused_by_nodes = partial(unused, taken={n.name for n in bodies.every_node(proto.graph)})
     layout = facts.layout if any(n.domain == DOMAIN for n in there) else None
     done: list[Fused] = []
     shared: dict[object, str] = {}
@@ -112,18 +113,18 @@ def _replaced(
         if layout is not None and node.output and node.output[0] in layout.views:
             row = _copied
         if row is None:
-            return [copy_node(node)]
-        site = Site(node, facts, opset, unused, shared)
+            return [bodies.copy_node(node)]
+        site = Site(node, facts, opset, unused_by_tensors, shared)
         try:
             refusal = row(site)
         except Unknown as e:
             refusal = Refusal(str(e))
         if refusal is not None:
             stays[node.domain, node.op_type, refusal.why] += 1
-            return [copy_node(node)]
+            return [bodies.copy_node(node)]
         nodes = site.named(unused_by_nodes)
-        copies = tuple(copy_node(n) for n in nodes)
-        done.append(Fused(copy_node(node), copies, tuple(site.weights), dict(site.origins), dict(site.roles)))
+        copies = tuple(bodies.copy_node(n) for n in nodes)
+        done.append(Fused(bodies.copy_node(node), copies, tuple(site.weights), dict(site.origins), dict(site.roles)))
         return nodes
 
     _rewrite(proto.graph, replaced)
@@ -170,7 +171,7 @@ def _without_copies(proto: onnx.ModelProto, done: Collection[Fused], anonymous: 
     kept = {k: name_of(k) for k in names}
 
     def without(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        return [] if node.op_type == "Identity" and node.output[0] in gone else [copy_node(node)]
+        return [] if node.op_type == "Identity" and node.output[0] in gone else [bodies.copy_node(node)]
 
     _rewrite(proto.graph, without)
     bodies.rename(proto.graph.node, kept)
@@ -186,29 +187,6 @@ def _rewrite(graph: onnx.GraphProto, replaced: Callable[[onnx.NodeProto], list[o
     nodes = [n for node in graph.node for n in replaced(node)]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _tensors(proto: onnx.ModelProto) -> set[str]:
-    """The names of all tensors."""
-    taken = {t.name for t in proto.graph.initializer}
-    for graph in (proto.graph, *bodies.every_body(proto.graph)):
-        taken.update(v.name for v in (*graph.input, *graph.output))
-    taken.update(p for n in bodies.every_node(proto.graph) for p in (*n.input, *n.output))
-    return taken
-
-
-def _not_in(taken: set[str]) -> Callable[[str], str]:
-    """What gives a name that is not `taken`, as near to the wanted one as possible, and takes it."""
-
-    def unused(wanted: str) -> str:
-        name, k = wanted, 0
-        while name in taken:
-            k += 1
-            name = f"{wanted}_{k}"
-        taken.add(name)
-        return name
-
-    return unused
 
 
 def _drop_domains(proto: onnx.ModelProto) -> None:

@@ -18,9 +18,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import bodies, external
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import opset_of
 from onnxprune.graph.quantized import DEQUANTIZE, DYNAMIC, QUANTIZE
-from onnxprune.normalise.constants import copy_node
 from onnxprune.numerics.arrays import Array
 
 LAYERS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
@@ -39,7 +39,7 @@ def real_products(proto: onnx.ModelProto, replaceable: Collection[str] = ()) -> 
     if not any(n.op_type in LAYERS for g in graphs for n in g.node):
         return ()
     stored = {k: t for k, t in bodies.weights_of(proto).items() if k not in replaceable}
-    taken = {name for n in bodies.every_node(proto.graph) for name in (*n.input, *n.output)} | set(stored)
+    taken = tensors_of(proto)
     done: dict[str, int] = {}
     for graph in graphs:
         writer = _Writer(proto, graph, stored, taken)
@@ -122,7 +122,7 @@ class _Writer:
             if first in self._new:
                 nodes += self._new[first]
             elif first not in self._gone:
-                nodes.append(copy_node(n))
+                nodes.append(bodies.copy_node(n))
         del self._graph.node[:]
         self._graph.node.extend(nodes)
         imported = {o.domain for o in self._proto.opset_import}
@@ -225,11 +225,12 @@ class _Writer:
         return kept, zero, True
 
     def _dequantize(self, nodes: list[onnx.NodeProto], codes: str, scale: str, zero: str, axis: int | None) -> str:
-        out = self._free(f"{codes}__real")
+        out = unused(f"{codes}__real", self._taken)
         attrs: dict[str, Any] = {} if axis is None else {"axis": axis}
         domain = "" if axis is None or opset_of(self._proto) >= _PER_AXIS else _MICROSOFT
         inputs = [codes, scale, zero] if zero else [codes, scale]
-        nodes.append(helper.make_node(DEQUANTIZE, inputs, [out], self._free(f"{out}__node"), domain=domain, **attrs))
+        name = unused(f"{out}__node", self._taken)
+        nodes.append(helper.make_node(DEQUANTIZE, inputs, [out], name, domain=domain, **attrs))
         return out
 
     def _only_reader(self, name: str) -> onnx.NodeProto | None:
@@ -237,14 +238,6 @@ class _Writer:
         return readers[0] if len(readers) == 1 and name not in self._fixed else None
 
     def _constant(self, values: Array | np.generic, wanted: str) -> str:
-        name = self._free(wanted)
+        name = unused(wanted, self._taken)
         self._proto.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
-        return name
-
-    def _free(self, wanted: str) -> str:
-        name, k = wanted, 0
-        while name in self._taken:
-            k += 1
-            name = f"{wanted}_{k}"
-        self._taken.add(name)
         return name
