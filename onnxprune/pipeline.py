@@ -268,7 +268,7 @@ def _run(
             replayed,
             allow_links=allow_links,
             single_file=single_file,
-            told=stage.read,
+            told=stage,
             pictures=pictures,
         )
         so_far.loaded = loaded

@@ -171,7 +171,7 @@ def sweep(
                         None,
                         allow_links=allow_links,
                         single_file=single_file,
-                        told=clock.read,
+                        told=clock,
                         pictures=pictures,
                     )
                     for ratio in wanted:

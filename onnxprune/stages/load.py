@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -42,7 +42,7 @@ from onnxprune.normalise import Normalised
 from onnxprune.normalise.states import with_gathers
 from onnxprune.numerics.arrays import Array
 from onnxprune.objective import fitted_labels
-from onnxprune.runtime.session import notes_on
+from onnxprune.runtime.session import Feeds, notes_on
 from onnxprune.runtime.walker import runtime_batch
 from onnxprune.stages import ports
 from onnxprune.stages.tokens import listed_tokens
@@ -53,10 +53,31 @@ _RANDOM_SAMPLES = 64
 _FEW_SAMPLES = 64
 _NO_DATA = "no calibration data was given: random inputs stand in for it, and the accuracy WILL suffer; use --calib"
 _HELD_OUT_SHARE, _HELD_OUT_MOST = 8, 64
+# What comes behind the reading: the model run on all samples, and its normal form made.
+_CHECK = "check"
 
 
-# Hears how many samples have been read, and of how many.
-Told = Callable[[int, int], None]
+class Told(Protocol):
+    """Hears what is being done, while that can take long."""
+
+    def begin(self, name: str) -> None:
+        """What is done now."""
+
+    def read(self, done: int, count: int) -> None:
+        """So many samples are read by then, or were run; of so many, 0 where nobody can tell."""
+
+
+class _Unheard:
+    """Nobody listens."""
+
+    def begin(self, _: str) -> None:
+        """Nothing."""
+
+    def read(self, _: int, __: int) -> None:
+        """Nothing."""
+
+
+_UNHEARD = _Unheard()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,10 +147,6 @@ class Loaded:
         return sum(len(p) for p in self.parts)
 
 
-def _unheard(_: int, __: int) -> None:
-    """Nobody listens."""
-
-
 def opened(
     model: ModelLike,
     calibration: Calibration,
@@ -139,11 +156,11 @@ def opened(
     allow_links: bool = False,
     single_file: bool = False,
     pictures: bool = True,
-    told: Told = _unheard,
+    told: Told = _UNHEARD,
 ) -> Loaded:
     """Load what a run needs, and say where its result's weights go: as the original's, or into one file.
 
-    pictures: whether reports may show some of the images. told: as in `accepted.Wanted`.
+    pictures: whether reports may show some of the images.
     Raises UsageError where the plan to replay belongs to another model or other data.
     """
     loaded = _opened(model, calibration, settings, replayed, told, allow_links=allow_links)
@@ -189,12 +206,12 @@ def load(
     divided_by: int | None = None,
     *,
     allow_links: bool = False,
-    told: Told = _unheard,
+    told: Told = _UNHEARD,
 ) -> Loaded:
     """Read and normalise the model, read and split the data, and hold the labels against the first output.
 
     divided_by: the seed of the split, where that is not the one of the settings. allow_links: as for
-    `external.resolve`. told: as in `accepted.Wanted`.
+    `external.resolve`.
     """
     original, source = model_file.read(model, allow_links=allow_links)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
@@ -209,6 +226,7 @@ def load(
     listed = listed_tokens(original, settings, whole=not tail)
     original = listed.model
     samples = listed.of_these(read_samples(original, calibration, settings, states, told))
+    told.begin(_CHECK)
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
@@ -218,13 +236,12 @@ def load(
     normalised = first_run.normalised(original, example, seconds=seconds)
     unknown.check_versions(normalised.proto, tail)
     count = samples.count(example)
-    fed = [(s.output, s.input) for s in states]
-    normalised = with_gathers(replace(normalised, samples=count), fed, ports.resized(original, settings.resize_io))
+    steps, resized = [(s.output, s.input) for s in states], ports.resized(original, settings.resize_io)
+    normalised = with_gathers(replace(normalised, samples=count), steps, resized)
     ports.check_resized(normalised, settings.resize_io)
-    batches = samples.batches(runtime_batch(normalised.shapes, normalised.proto, bound=count))
-    if not (counting.counts(original) and counting.counts(normalised.proto)):
-        batches = islice(batches, 1)
-    first_run.run_all(original, batches, seconds=seconds)
+    size = samples.run_size(runtime_batch(normalised.shapes, normalised.proto, bound=count))
+    every = counting.counts(original) and counting.counts(normalised.proto)
+    first_run.run_all(original, _batches(samples, size, None if every else 1, told), seconds=seconds)
     if settings.labels is not None:
         check_labels(normalised, samples, settings.labels)
     false = declarations.false_outputs(original, normalised.shapes)
@@ -265,6 +282,14 @@ def load(
     )
 
 
+def _batches(samples: Samples, size: int, most: int | None, told: Told) -> Iterator[Feeds]:
+    """Batches of `size` samples, at most so many; it is told when one was worked on."""
+    count = len(samples) if most is None else min(most * size, len(samples))
+    for start in range(0, count, size):
+        yield samples.slice(start, start + size)
+        told.read(min(start + size, count), count)
+
+
 def _notes_on_few(samples: Samples) -> list[str]:
     if samples.synthetic or len(samples) >= _FEW_SAMPLES:
         return []
@@ -291,10 +316,10 @@ def read_samples(
     calibration: Calibration,
     settings: PruneConfig,
     states: Sequence[State] = (),
-    told: Told = _unheard,
+    told: Told = _UNHEARD,
 ) -> Samples:
     """The calibration data, or random inputs; at most `settings.samples` of them, a seeded choice. states: what the
-    model is fed back. told: as in `accepted.Wanted`."""
+    model is fed back."""
     specs = tensor_specs(proto)
     if calibration is None:
         if settings.labels is not None:
@@ -306,7 +331,7 @@ def read_samples(
             return stand_ins.random(proto, specs, count, settings.seed, trial, shapes=trial.shapes)
         except CalibrationError as e:
             raise CalibrationError(f"{e} ({trial.why})" if trial.why else str(e)) from e
-    wanted = Wanted(settings.samples, settings.seed, told)
+    wanted = Wanted(settings.samples, settings.seed, told.read)
     if states:
         samples = with_others(fed_back.read(proto, calibration, states, settings.samples), proto)
     else:

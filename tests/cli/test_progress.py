@@ -63,6 +63,7 @@ def test_what_watch_is_told():
     stages = list(dict.fromkeys(p.stage for p in heard))
     assert stages == [
         "load",
+        "check",
         "couple",
         "calibrate",
         "select",
@@ -73,6 +74,7 @@ def test_what_watch_is_told():
         "verify",
         "save",
     ]
+    assert [p.far for p in heard if p.stage == "check"] == ["", "64/64"]  # one batch says all of such a network
     recover = [p for p in heard if p.stage == "recover" and p.count]
     assert [(p.done, p.count) for p in recover] == [(0, 3), (1, 3), (2, 3), (3, 3)]
     errors = [p.error for p in recover]
@@ -115,7 +117,7 @@ def test_a_line_for_each_stage(capsys: Capture, monkeypatch: pytest.MonkeyPatch)
     code, _, err = run(capsys, "--progress", "lines")
     assert code == 0
     assert [re.sub(r"\d+:\d\d", "T", x) for x in err.splitlines()] == [
-        f"onnxprune: T {stage}" for stage in ("load", "couple", "calibrate", "select", "allocate", "save")
+        f"onnxprune: T {stage}" for stage in ("load", "check", "couple", "calibrate", "select", "allocate", "save")
     ]
     code, out, err = run(capsys, "-v")
     assert re.search(r"^onnxprune: \d:\d\d allocate 6/6$", err, re.MULTILINE)
