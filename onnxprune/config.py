@@ -68,7 +68,9 @@ class PruneConfig:
     the share of its channels, in (0, 1), that any other group loses at most. same_widths: patterns; the groups that one
     matches, which have equally many channels, keep equally many.
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
-    leaves that to the budget. keep_fused: operators that onnxruntime had fused are written as they were, where what
+    leaves that to the budget. drop_layers: whole layers of a transformer (attention and feed-forward block) that go, by
+    number or by a pattern of their names; "auto" lets the budget choose, where that harms less than narrowing does.
+    keep_fused: operators that onnxruntime had fused are written as they were, where what
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
     state: pairs OUT=IN, an output that is an input of the next step; the samples of one file are then steps of a
@@ -106,6 +108,7 @@ class PruneConfig:
     same_widths: tuple[str, ...] = ()
     min_channels: int = 1
     drop_branches: bool | None = None
+    drop_layers: tuple[str, ...] = ()
     keep_fused: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -188,13 +191,13 @@ class PruneConfig:
             *self.exclude_after,
             *self.same_widths,
             *self.resize_io,
+            *self.drop_layers,
             *(p for p, _ in shares),
         )
         for pattern in patterns:
             if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
                 raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
-        if self.drop_branches and self.uniform is not None:
-            raise UsageError("uniform takes the same share of every group, and drops no branch; leave out one of them")
+        self._check_dropped()
         if REFITS[self.refit].scales and not METHODS[self.method].scales:
             greedy = ", ".join(methods.with_scales())
             raise UsageError(f"refit {self.refit!r} needs a greedy method: one of {greedy}")
@@ -215,6 +218,20 @@ class PruneConfig:
             raise UsageError("fast leaves recovery out; leave out one of fast and recover")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
+
+    def _check_dropped(self) -> None:
+        """Raises UsageError where nothing could tell which whole branches and layers go."""
+        if self.drop_branches and self.uniform is not None:
+            raise UsageError("uniform takes the same share of every group, and drops no branch; leave out one of them")
+        if self.drop_layers and self.tolerance is not None:
+            raise UsageError(
+                "tolerance cuts group by group, and drops no whole layer; leave out drop_layers, or give ratio"
+            )
+        if AUTO in self.drop_layers and self.ratio is None:
+            raise UsageError(
+                f"drop_layers 'auto' leaves the choice to a budget, and there is none with {self.goal}; name the "
+                "layers, or give ratio"
+            )
 
     @property
     def counted(self) -> str:
@@ -269,6 +286,11 @@ class PruneConfig:
         return self.budget == "latency" if self.drop_branches is None else self.drop_branches
 
     @property
+    def layers_may_go(self) -> bool:
+        """Whether the budget chooses whole layers that go."""
+        return self.drops or AUTO in self.drop_layers
+
+    @property
     def sequential(self) -> bool:
         """Whether groups are cut one by one, from input to output, each seeing the cuts before it."""
         return METHODS[self.method].sequential or self.tolerance is not None
@@ -319,6 +341,7 @@ class Options(TypedDict, total=False):
     same_widths: tuple[str, ...]
     min_channels: int
     drop_branches: bool | None
+    drop_layers: tuple[str, ...]
     keep_fused: bool
     include: tuple[str, ...]
     exclude: tuple[str, ...]

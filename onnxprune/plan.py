@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -49,7 +49,8 @@ class Plan:
 
     data_sha256: of the samples that it was made with, labels aside; None where that is not known. split_seed: what
     divided these into those for fitting and those held out; None: the seed of the config. data: where data that were
-    prepared came from, and how, for people to read.
+    prepared came from, and how, for people to read. layers: the layers of a
+    transformer that go as a whole, with all groups that they consist of: for people, too.
     """
 
     model_sha256: str
@@ -58,6 +59,7 @@ class Plan:
     data_sha256: str | None = None
     split_seed: int | None = None
     data: str = ""
+    layers: tuple[str, ...] = ()
 
     @property
     def divided_by(self) -> int:
@@ -123,6 +125,8 @@ class Plan:
             data["split_seed"] = self.split_seed
         if self.data:
             data["data"] = self.data
+        if self.layers:
+            data["layers"] = list(self.layers)
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
@@ -140,10 +144,11 @@ def make(
     coefficients: Mapping[int, Doubles] | None = None,
     uncut: Collection[int] = (),
     data: str = "",
+    layers: Sequence[str] = (),
 ) -> Plan:
     """The plan of keeping `masks`, with `coefficients` over the units (both by group index).
 
-    uncut: the groups that might have lost units, and stay whole. data: as in `Plan`.
+    uncut: the groups that might have lost units, and stay whole. data, layers: as in `Plan`.
     """
     every = {i: np.ones(channels.groups[i].size, bool) for i in uncut} | {i: m for i, m in masks.items() if not m.all()}
     groups = tuple(
@@ -155,7 +160,7 @@ def make(
         )
         for i, mask in sorted(every.items())
     )
-    return Plan(model_sha256, config, groups, data_sha256, data=data)
+    return Plan(model_sha256, config, groups, data_sha256, data=data, layers=tuple(layers))
 
 
 def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic: bool, force: bool) -> tuple[str, ...]:
@@ -202,7 +207,9 @@ def load(path: str | Path) -> Plan:
         if seed is not None and not 0 <= _of(int, seed, "the seed of the split") <= _MOST_SEED:
             raise ValueError(f"the seed of the split must be from 0 to {_MOST_SEED}")
         data_sha256 = None if data_checksum is None else _of(str, data_checksum, "the checksum of the data")
-        return Plan(checksum, config, groups, data_sha256, seed, _of(str, data.get("data", ""), "the data"))
+        told = _of(str, data.get("data", ""), "the data")
+        layers = tuple(_of(str, x, "a layer") for x in _of(list, data.get("layers", []), "the layers"))
+        return Plan(checksum, config, groups, data_sha256, seed, told, layers)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,12 +70,14 @@ def measure(
     memory: int,
     levels: Sequence[float] = LEVELS,
     whole: Set[int] = frozenset(),
+    together: Sequence[tuple[int, ...]] = (),
     scheduler: Scheduler | None = None,
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
     reference: what the uncut model answers on the same samples. levels: shares of its units to remove. whole: groups
-    that are tried with no unit too.
+    that are tried with no unit too. together: sets of groups of which none keeps a unit at the same time: behind those
+    of the groups stands a result of each, 0 → error.
 
     Groups are visited in topological order, so that what lies before a group's first reader runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
@@ -85,27 +87,38 @@ def measure(
     consumers = consumers_of(channels, layers)
     masked = only - read_by_layers_alone(channels, layers, consumers)
     nodes = readers_of(channels, consumers)
-    order = sorted(only, key=lambda g: (min(nodes[g], default=-1), g))
-    stops = tuple(first_input(channels, nodes[g]) for g in order)
+    sets = [(g,) for g in only] + list(together)
+    read_by = {groups: frozenset(n for g in groups for n in nodes[g]) for groups in sets}
+    order = sorted(read_by, key=lambda groups: (min(read_by[groups], default=-1), groups))
+    stops = tuple(first_input(channels, read_by[groups]) for groups in order)
 
-    def trial(place: int, g: int) -> Trial:
-        own_moments = {x.weight: moments[x.weight] for x in consumers[g] if x.weight in moments}
+    def trial(place: int, groups: tuple[int, ...]) -> Trial:
+        (g, *others), own = groups, tuple(dict.fromkeys(x for g in groups for x in consumers[g]))
+        own_moments = {x.weight: moments[x.weight] for x in own if x.weight in moments}
         widths = [0] * (g in whole) + trial_widths(channels.groups[g].size, channels.groups[g].step, levels)
-        return Trial(g, widths, place, tuple(consumers[g]), own_moments, paths[g], frozenset(nodes[g]), g in masked)
+        return Trial(
+            group=g,
+            widths=[0] if others else widths,
+            stop=place,
+            consumers=own,
+            moments=own_moments,
+            path=paths[g],
+            readers=read_by[groups],
+            masked=bool(others) or g in masked,
+            others={o: paths[o] for o in others},
+        )
 
     plain = samples.part(0, len(samples))  # without labels and the like
     types, level = dict(network.types), network.level
     work = Trials(network.proto, channels, plain, reference.bare(), types, memory, level, stops)
-    errors_by_group: list[dict[int, float]] = [{} for _ in channels.groups]
-    trials = (trial(place, g) for place, g in enumerate(order))
-    for g, errors in zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True):
-        errors_by_group[g] = errors
-    return errors_by_group
+    trials = (trial(place, groups) for place, groups in enumerate(order))
+    found = dict(zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True))
+    return [found.get(groups, {}) for groups in (*((g.index,) for g in channels.groups), *together)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
-    """One group to cut, to these widths.
+    """One group to cut, to these widths; of the `others` no unit stays meanwhile.
 
     stop: the place of its first reader among the stops. readers: the nodes of the graph that read it. masked: whether
     it is tried on the masked oracle.
@@ -119,6 +132,7 @@ class Trial:
     path: Path
     readers: frozenset[int]
     masked: bool
+    others: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,22 +225,24 @@ def affordable(
     samples: Samples,
     reference: Answers,
     passes: float,
+    together: Sequence[tuple[int, ...]] = (),
 ) -> tuple[Samples, Answers, Sequence[float]]:
     """The first samples, the answers for them, and levels, so that all trials cost at most `passes` runs over samples.
 
     Fewer levels rather than less than `LEAST_TRIED` samples, and those at least; all samples where that is enough, or
-    where outputs do not belong to single ones.
+    where outputs do not belong to single ones. together: as for `measure`.
     """
     behind = _work_behind(channels)
     nodes = readers_of(channels, consumers_of(channels, layers))
     count = len(samples)
+    of_sets = sum(behind[min(n for g in groups for n in nodes[g])] for groups in together)
     for levels in (LEVELS, FEW_LEVELS):
         runs = sum(
             len(trial_widths(channels.groups[g].size, channels.groups[g].step, levels))
             * (behind[min(nodes[g])] if nodes[g] else 1.0)
             for g in only
         )
-        few = int(count * passes / max(runs, 1e-9))
+        few = int(count * passes / max(runs + of_sets, 1e-9))
         if few >= min(LEAST_TRIED, count):
             break
     few = samples.whole_runs(max(few, min(LEAST_TRIED, count)))
@@ -280,7 +296,8 @@ def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequenc
     network = trials.network(item)
 
     def answers_at(width: int) -> dict[str, Array]:
-        session = cut_session(network, {item.group: width}, {item.group: item.path}, behind=(walker.frontier, outputs))
+        widths, paths = {item.group: width, **dict.fromkeys(item.others, 0)}, {item.group: item.path, **item.others}
+        session = cut_session(network, widths, paths, behind=(walker.frontier, outputs))
         return _joined(trials, walker, map(session.run, walker.batches))
 
     return _errors(item, trials, map(answers_at, item.widths))

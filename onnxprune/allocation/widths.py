@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from onnxprune.allocation import budget
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.frozen import SINGLE, Cause, Frozen
+from onnxprune.channels.whole_layers import WholeLayer
 from onnxprune.errors import UsageError
 
 # The share of its units that a group must be able to lose: that of the default ratio.
@@ -29,7 +30,8 @@ class Wanted:
     budget could not be met. least: channels that stay at least. share: of its units that each group must be able to
     lose. drops: whether whole branches may go; stays: names of nodes and tensors that may not. shares: by group index,
     what these lose, neither more nor less; most_share: what any other one loses at most. alike: sets of groups that
-    keep equally many units.
+    keep equally many units. layers: those that may go as a whole, where their branches may; gone: the numbers of those
+    that do go.
     """
 
     alignment: int
@@ -41,6 +43,8 @@ class Wanted:
     shares: Mapping[int, float] = field(default_factory=dict)
     most_share: float | None = None
     alike: tuple[tuple[int, ...], ...] = ()
+    layers: tuple[WholeLayer, ...] = ()
+    gone: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Widths:
     number; 0 is among them where a whole branch may go. multiples:
     the channels that these are multiples of. whole: why a group stays whole, "" where it may be cut. alignment: the
     channels that widths are multiples of, narrow groups aside; relaxed: what `--round-to auto` divided that of the
-    target by, as the budget could not be met with it.
+    target by, as the budget could not be met with it. alike: sets of groups that keep equally many. layers: those that
+    may go as a whole, if all their groups keep nothing; gone: the numbers of those among them that do.
     """
 
     allowed: tuple[tuple[int, ...], ...]
@@ -60,6 +65,21 @@ class Widths:
     alignment: int
     relaxed: int = 1
     alike: tuple[tuple[int, ...], ...] = ()
+    layers: tuple[WholeLayer, ...] = ()
+    gone: frozenset[int] = frozenset()
+
+    @property
+    def narrowest(self) -> tuple[tuple[int, ...], ...]:
+        """The widths of each group, with none at all where it may go with its layer."""
+        own = {g for x in self.layers for g in x.groups}
+        return tuple((0, *w) if g in own and w[0] else w for g, w in enumerate(self.allowed))
+
+    def without(self, layers: Collection[int]) -> Widths:
+        """The same without these layers, by number: their groups keep nothing, and are like no others."""
+        out = {g for x in self.layers if x.number in layers for g in x.groups}
+        allowed = tuple((0,) if g in out else w for g, w in enumerate(self.allowed))
+        alike = tuple(rest for groups in self.alike if len(rest := tuple(g for g in groups if g not in out)) > 1)
+        return replace(self, allowed=allowed, alike=alike, gone=self.gone.union(layers))
 
     @classmethod
     def of(
@@ -72,7 +92,7 @@ class Widths:
     ) -> Widths:
         """Decide. frozen: groups that may not be cut. drops: by index, the groups that could go as a whole branch.
 
-        Raises UsageError where groups cannot be alike.
+        Raises UsageError where groups cannot be alike, and where a layer cannot go that has to.
         """
         aligned = max(wanted.alignment // relaxed, 1)
         allowed: list[tuple[int, ...]] = []
@@ -87,18 +107,25 @@ class Widths:
             elif g.index in wanted.shares:
                 multiple, width = _of_share(g, wanted.shares[g.index], least, aligned, wanted)
                 widths = (width,)
-            elif _may_go(channels, drops.get(g.index), frozen, wanted):
+            elif g.index in drops and _may_go(channels, drops[g.index], frozen, wanted):
                 widths = (0, *widths)
             allowed.append(widths)
             multiples.append(multiple)
             narrow = _TOO_NARROW if wanted.most_share is None else _CAPPED
             why = narrow if widths == (g.size,) and g.index not in wanted.shares else ""
             whole.append(frozen[g.index].text if g.index in frozen else why)
+        layers = tuple(x for x in wanted.layers if not _why_layer_stays(channels, x, frozen, wanted))
+        for x in wanted.layers:
+            if x.number in wanted.gone and x not in layers:
+                why = _why_layer_stays(channels, x, frozen, wanted)
+                raise UsageError(f"--drop-layers: {x.called} cannot go: {why}")
+        out = {g for x in layers if x.number in wanted.gone for g in x.groups}
         for groups in wanted.alike:
-            common = _common(channels, groups, allowed, frozen)
+            common = _common(channels, [g for g in groups if g not in out] or groups, allowed, frozen)
             for index in groups:
                 allowed[index] = common
-        return cls(tuple(allowed), tuple(multiples), tuple(whole), aligned, relaxed, wanted.alike)
+        found = cls(tuple(allowed), tuple(multiples), tuple(whole), aligned, relaxed, wanted.alike, layers)
+        return found.without(wanted.gone)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,7 +149,7 @@ class Choices:
         """
         widths = self._of(1)
         limit = float("inf") if ratio is None else (1.0 - ratio) * self.full
-        while self.wanted.free and widths.alignment > 1 and budget.smallest(self.cost, widths.allowed) > limit:
+        while self.wanted.free and widths.alignment > 1 and budget.smallest(self.cost, widths.narrowest) > limit:
             widths = self._of(2 * widths.relaxed)
         return widths
 
@@ -192,13 +219,31 @@ def _multiple(g: Group, least: int, aligned: int, wanted: Wanted) -> int:
     )
 
 
-def _may_go(channels: ChannelGraph, drop: Drop | None, frozen: Mapping[int, Frozen], wanted: Wanted) -> bool:
+def _may_go(channels: ChannelGraph, drop: Drop, frozen: Mapping[int, Frozen], wanted: Wanted) -> bool:
     """Whether all units of a group may go, with the branch that they are; nothing in that is excluded."""
-    if drop is None or not wanted.drops or wanted.most_share is not None:
+    if not wanted.drops or wanted.most_share is not None:
         return False
-    if not {*wanted.shares, *(g for groups in wanted.alike for g in groups)}.isdisjoint(drop.groups):
-        return False
-    if any(frozen.get(d, SINGLE).cause is not Cause.SINGLE for d in drop.groups):
-        return False
-    names = {t for n in channels.graph.nodes if n.index in drop.nodes for t in (n.name, *n.outputs)}
-    return wanted.stays.isdisjoint(names)
+    return not _why_stays(channels, drop.nodes, drop.groups, frozen, wanted)
+
+
+def _why_layer_stays(channels: ChannelGraph, layer: WholeLayer, frozen: Mapping[int, Frozen], wanted: Wanted) -> str:
+    """Why a layer may not go as a whole; "" where it may."""
+    if wanted.most_share is not None:
+        return "--max-ratio leaves some of each group"
+    held = next((frozen[g].text for g in layer.groups if frozen.get(g, SINGLE).cause is not Cause.SINGLE), "")
+    if held or not wanted.shares.keys().isdisjoint(layer.groups):
+        return held or "--ratio-of says what it loses"
+    return _why_stays(channels, layer.nodes, layer.dead, frozen, wanted)
+
+
+def _why_stays(
+    channels: ChannelGraph, gone: Collection[int], dead: Collection[int], frozen: Mapping[int, Frozen], wanted: Wanted
+) -> str:
+    """Why these nodes, and the groups that go with them, have to stay; "" where they need not."""
+    if not {*wanted.shares, *(g for groups in wanted.alike for g in groups)}.isdisjoint(dead):
+        return "--ratio-of or --same-widths says what goes of it"
+    held = next((frozen[d].text for d in dead if frozen.get(d, SINGLE).cause is not Cause.SINGLE), "")
+    if held:
+        return held
+    names = {t for n in channels.graph.nodes if n.index in gone for t in (n.name, *n.outputs)}
+    return "" if wanted.stays.isdisjoint(names) else "--exclude or --exclude-after keeps it"

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from onnxprune.channels.groups import ChannelGraph, Group
+from onnxprune.channels.groups import ChannelGraph
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.trace import Linear
 from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
@@ -35,21 +35,27 @@ class Remains:
     """What is left of a graph without the empty tensors.
 
     gone: indices of the nodes that disappear. alone: by output, the layers of which the bias alone is left. constant:
-    those outputs, and what is computed from them alone.
+    those outputs, and what is computed from them alone. joins: the nodes that take a constant in beside what they have
+    computed.
     """
 
     gone: frozenset[int]
     alone: Mapping[str, Linear]
     constant: frozenset[str] = frozenset()
+    joins: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Drop:
-    """What goes with the last unit of `group`: nodes, by index, and other groups of which no weight is left."""
+    """What goes with the last unit of `group`: nodes, by index, and other groups of which no weight is left.
+
+    left: what is left of the graph then.
+    """
 
     group: int
     nodes: frozenset[int]
     groups: frozenset[int]
+    left: Remains
 
 
 def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
@@ -66,6 +72,7 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
     nodes = {n.index: n for n in graph.nodes}
     queue = sorted({n.index for t in empty for n in _around(graph, t)})
     seen = set(queue)
+    joins: set[int] = set()
     while queue:
         n = nodes[heappop(queue)]
         outputs = [o for o in n.outputs if o]
@@ -76,7 +83,8 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
         elif layer is not None:
             alone[outputs[0]], constant[outputs[0]] = layer, shape
         elif shape == graph.shape(outputs[0]) and _is_computed(n, constant, graph):
-            continue  # it takes the constant in
+            joins.add(n.index)  # it takes the constant in
+            continue
         else:
             constant[outputs[0]] = shape
         if any(o in graph.outputs for o in outputs):
@@ -85,7 +93,8 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
             heappush(queue, reader)
             seen.add(reader)
     gone = _gone(graph, lost, alone)
-    return Remains(gone, {o: x for o, x in alone.items() if x.node.index not in gone}, frozenset(constant))
+    alone = {o: x for o, x in alone.items() if x.node.index not in gone}
+    return Remains(gone, alone, frozenset(constant), frozenset(joins - gone))
 
 
 def _around(graph: Graph, tensor: str) -> list[Node]:
@@ -198,12 +207,12 @@ def drops(channels: ChannelGraph) -> dict[int, Drop]:
     for g in channels.groups:
         left = None if g.mixing or not alone.get(g.index) else remains(channels, alone[g.index])
         if left is not None:
-            drop_by_group[g.index] = Drop(g.index, left.gone, _dead(channels, g, left))
+            drop_by_group[g.index] = Drop(g.index, left.gone, dead(channels, (g.index,), left), left)
     return drop_by_group
 
 
-def _dead(channels: ChannelGraph, group: Group, left: Remains) -> frozenset[int]:
-    """The other groups whose weights no node reads any more."""
+def dead(channels: ChannelGraph, groups: Collection[int], left: Remains) -> frozenset[int]:
+    """The groups beside these whose weights no node reads any more."""
     read: set[str] = set()
     for n in channels.graph.every_node:
         if n.index in left.gone:
@@ -213,7 +222,7 @@ def _dead(channels: ChannelGraph, group: Group, left: Remains) -> frozenset[int]
     return frozenset(
         g.index
         for g in channels.groups
-        if g is not group and not any(r.tensor in read for r in (*g.producers, *g.consumers, *g.parameters))
+        if g.index not in groups and not any(r.tensor in read for r in (*g.producers, *g.consumers, *g.parameters))
     )
 
 
@@ -229,11 +238,11 @@ def together(channels: ChannelGraph, groups: Sequence[int]) -> tuple[int, ...]:
 
     Of two branches whose sum nothing else joins, either may go, and not both.
     """
-    if _left_without(channels, groups) is not None:
+    if left_without(channels, groups) is not None:
         return tuple(groups)
     chosen: list[int] = []
     for g in groups:
-        if _left_without(channels, [*chosen, g]) is not None:
+        if left_without(channels, [*chosen, g]) is not None:
             chosen.append(g)
     return tuple(chosen)
 
@@ -243,5 +252,6 @@ def left_of(channels: ChannelGraph, keep: Mask) -> Remains | None:
     return remains(channels, {tensor for tensor, _ in channels.emptied(keep)})
 
 
-def _left_without(channels: ChannelGraph, groups: Iterable[int]) -> Remains | None:
+def left_without(channels: ChannelGraph, groups: Iterable[int]) -> Remains | None:
+    """What is left where no unit of these groups stays; None where the graph needs some."""
     return left_of(channels, channels.keep_classes({g: np.zeros(channels.groups[g].size, bool) for g in groups}))

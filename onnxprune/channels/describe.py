@@ -61,12 +61,28 @@ class PinnedDescription:
     remedy: str
 
 
+@dataclass(frozen=True)
+class LayerDescription:
+    """A layer of a transformer that could go as a whole.
+
+    name: the scope of its weights, "" where they share none. branches: "attention" and "feed-forward"; groups: the
+    names of their groups. elements: entries of weights that go with it.
+    """
+
+    number: int
+    name: str
+    branches: tuple[str, ...]
+    groups: tuple[str, ...]
+    elements: int
+
+
 @dataclass(frozen=True, repr=False)
 class Description:
     """What of a model can be pruned, and why the rest cannot.
 
     parameters: entries of all weights; prunable: those that some removable channel carries. macs: multiply-accumulates
-    of all contractions, per sample; prunable_macs: those of which some removable channel is part.
+    of all contractions, per sample; prunable_macs: those of which some removable channel is part. layers: those of a
+    transformer that could go as a whole.
     """
 
     model: str
@@ -78,6 +94,7 @@ class Description:
     groups: tuple[GroupDescription, ...]
     pinned: tuple[PinnedDescription, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerDescription, ...] = ()
 
     @property
     def share(self) -> float:
@@ -112,13 +129,14 @@ def describe(
     macs: tuple[float, float],
     added: Collection[str] = (),
     clones: Collection[str] = (),
+    layers: Sequence[LayerDescription] = (),
 ) -> Description:
     """Describe a channel graph.
 
     parameters: those that the model stores, None for those of the graph. macs: those of the model, and of what is left
     without any channel that can go. added: weights that only the normalised form has: they are not shown. clones:
     copies of shared weights: they are not counted. A group with a single unit is left out, as it cannot lose one; its
-    weights count as not prunable.
+    weights count as not prunable. layers: those that could go as a whole.
     """
     readers = {weight: (called(n, weight), n.op) for weight, n in first_readers(channels.graph).items()}
     groups = [g for g in channels.groups if g.size > 1]
@@ -145,6 +163,7 @@ def describe(
             if p.tensor not in added
         ),
         tuple(notes),
+        tuple(layers),
     )
 
 

@@ -6,7 +6,7 @@ its groups, a product whose weight several positions share by the weight's axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -14,6 +14,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.groups import is_recurrent, weight_axes
 from onnxprune.channels.trace import Linear
+from onnxprune.channels.whole_layers import WholeLayer, vanishing
 from onnxprune.cost.operators import terms_of
 from onnxprune.cost.terms import Cost, Length, Term, length_of, length_of_axis
 from onnxprune.graph.view import Node
@@ -21,24 +22,28 @@ from onnxprune.graph.view import Node
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 
 
-def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> Cost:
+def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None, layers: Sequence[WholeLayer] = ()) -> Cost:
     """Multiply-accumulates of all contractions, at the batch and sizes that the shapes are bound to.
 
     Of an If both branches count, of a Loop or Scan one iteration. Those of `operators.uncounted` are missing. drops:
-    what disappears with a group, as `channels.branches` finds it.
+    what disappears with a group, as `channels.branches` finds it; layers: what with all of several.
     """
-    return Cost.of((t for terms in macs_by_node(channels, drops).values() for t in terms), len(channels.groups))
+    terms = macs_by_node(channels, drops, layers)
+    return Cost.of((t for of_node in terms.values() for t in of_node), len(channels.groups))
 
 
-def macs_by_node(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None) -> dict[int, tuple[Term, ...]]:
+def macs_by_node(
+    channels: ChannelGraph, drops: Mapping[int, Drop] | None = None, layers: Sequence[WholeLayer] = ()
+) -> dict[int, tuple[Term, ...]]:
     """The terms of `macs` by the index of the node that multiplies; nodes that do not are missing."""
     found: dict[int, tuple[Term, ...]] = {}
+    gone = vanishing(drops or {}, layers)
     by_node = {linear.node.index: linear for linear in channels.linears if not is_recurrent(linear.node)}
     for node in channels.graph.every_node:
         linear = by_node.get(node.index)
         layer = None if linear is None else _layer(node, linear, channels)
         products = layer if layer is not None else terms_of(node, channels) or ()
-        needs = tuple(d.group for d in (drops or {}).values() if node.index in d.nodes)
+        needs = tuple(groups for groups, nodes in gone if node.index in nodes)
         if products:
             found[node.index] = tuple(replace(t, needs=needs) for t in products)
     return found

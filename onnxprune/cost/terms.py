@@ -36,16 +36,16 @@ class Length:
 
 @dataclass(frozen=True)
 class Term:
-    """coefficient · Π lengths, and 0 where nothing is kept of a group of which it needs some."""
+    """coefficient · Π lengths, and 0 where of one of the sets of groups that it needs nothing is kept."""
 
     coefficient: float
     lengths: tuple[Length, ...]
-    needs: tuple[int, ...] = ()
+    needs: tuple[tuple[int, ...], ...] = ()
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The value with `kept[g]` units of each group."""
-        for g in self.needs:
-            if kept[g] == 0:
+        for groups in self.needs:
+            if not any(kept[g] for g in groups):
                 return 0.0
         value = self.coefficient
         for length in self.lengths:  # as in `Length.at`: allocation asks this hundreds of thousands of times
@@ -70,7 +70,7 @@ class Cost:
         kept = tuple(terms)
         touching: list[list[Term]] = [[] for _ in range(groups)]
         for t in kept:
-            for g in sorted({g for length in t.lengths for g, _ in length.groups}.union(t.needs)):
+            for g in sorted({g for length in t.lengths for g, _ in length.groups}.union(*t.needs)):
                 touching[g].append(t)
         return cls(kept, groups, tuple(tuple(t) for t in touching))
 

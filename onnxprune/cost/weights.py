@@ -6,22 +6,27 @@ same rule (`graph.view.is_parameter`): the ratio, the report and `inspect` can n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import Drop
 from onnxprune.channels.labels import tracked_axes
+from onnxprune.channels.whole_layers import WholeLayer
 from onnxprune.cost.terms import Cost, Length, Term, length_of
 from onnxprune.graph.view import is_parameter
 
 
 def parameters(
-    channels: ChannelGraph, drops: Mapping[int, Drop] | None = None, *, without: Collection[str] = ()
+    channels: ChannelGraph,
+    drops: Mapping[int, Drop] | None = None,
+    layers: Sequence[WholeLayer] = (),
+    *,
+    without: Collection[str] = (),
 ) -> Cost:
-    """Elements of all weights but those in `without`; drops: as for `macs`."""
+    """Elements of all weights but those in `without`; drops, layers: as for `macs`."""
     graph = channels.graph
     terms: list[Term] = []
-    owners = _only_read_by(channels, drops or {})
+    owners = _only_read_by(channels, drops or {}, layers)
     for name, values in graph.constants.items():
         if name in without or not is_parameter(values.dtype, (n.op for n, _ in graph.readers.get(name, ()))):
             continue
@@ -43,6 +48,7 @@ def parameters_of_result(
     stored: int,
     own: Collection[str],
     more: Collection[str] = (),
+    layers: Sequence[WholeLayer] = (),
 ) -> Cost:
     """Parameters of what is written: the `stored` ones of the original, less what its `own` weights lose.
 
@@ -51,18 +57,22 @@ def parameters_of_result(
     What the normalised model has beside both (tables that the original computes) stays as it is written there.
     """
     names = set(channels.graph.constants)
-    lost = parameters(channels, drops, without=names - set(own))
-    grown = parameters(channels, drops, without=names - set(more))
+    lost = parameters(channels, drops, layers, without=names - set(own))
+    grown = parameters(channels, drops, layers, without=names - set(more))
     rest = stored - lost.at([g.size for g in channels.groups])
     return Cost.of([*lost.terms, *grown.terms, Term(float(rest), ())], len(channels.groups))
 
 
-def _only_read_by(channels: ChannelGraph, drops: Mapping[int, Drop]) -> dict[str, list[int]]:
-    """By weight, the groups with which all nodes disappear that read it."""
+def _only_read_by(
+    channels: ChannelGraph, drops: Mapping[int, Drop], layers: Sequence[WholeLayer]
+) -> dict[str, list[tuple[int, ...]]]:
+    """By weight, the sets of groups with which all nodes disappear that read it."""
     graph = channels.graph
-    owners: dict[str, list[int]] = {}
+    # With a layer goes what goes with its branches, too: a weight that both read.
+    gone = [((d.group,), d.nodes) for d in drops.values()] + [(x.groups, x.nodes) for x in layers]
+    owners: dict[str, list[tuple[int, ...]]] = {}
     for name, readers in graph.readers.items():
         if name in graph.constants and name not in graph.captured:
             reading = {n.index for n, _ in readers}
-            owners[name] = [d.group for d in drops.values() if reading <= d.nodes]
+            owners[name] = [groups for groups, nodes in gone if reading <= nodes]
     return owners

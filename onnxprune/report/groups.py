@@ -53,12 +53,28 @@ def counted_in(group: Group) -> tuple[str, int]:
     return "channels", 1
 
 
+def layer_called(layer: Mapping[str, Any]) -> str:
+    """A whole layer, as `WholeLayerRow` has it: "layer 3 = /model/layers.3 (attention + feed-forward)"."""
+    name = f" = {layer['name']}" if layer["name"] else ""
+    return f"layer {layer['number']}{name} ({' + '.join(layer['branches'])})"
+
+
+def error_of_layer(layer: Mapping[str, Any]) -> str:
+    """The error of the outputs without a whole layer; empty where that was not tried."""
+    return "" if layer["error"] is None else percent(layer["error"])
+
+
+def of_whole(number: int, whole: int) -> str:
+    """A number, and its share of the `whole` model's where that has any: "295 k (26.3%)"."""
+    return f"{count(number)} ({number / whole:.1%})" if whole else count(number)
+
+
 def saving(group: Group, kind: str, whole: int) -> str:
     """What a cut of this group alone saves: "147 k (13.2%)" of the `whole` model. kind: "macs" or "parameters"."""
     if not group.get(kind):
         return ""
     before, after = group[kind]
-    return f"{count(before - after)} ({(before - after) / whole:.1%})" if whole else count(before - after)
+    return of_whole(before - after, whole)
 
 
 def time_saved(timing: Mapping[str, Any] | None, group: int) -> str:
@@ -71,7 +87,7 @@ def share(group: Group, whole: int) -> str:
     """The multiplications that a group has a part in: "295 k (26.3%)" of the `whole` model."""
     if not group.get("macs"):
         return ""
-    return f"{count(group['macs'][0])} ({group['macs'][0] / whole:.1%})" if whole else count(group["macs"][0])
+    return of_whole(group["macs"][0], whole)
 
 
 def curves_by_group(curves: Sequence[Curve]) -> dict[int, Curve]:

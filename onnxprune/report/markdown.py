@@ -30,6 +30,7 @@ def markdown(document: Document) -> str:
         "bench": view.bench_rows(document) if timed else [],
         "facts": facts + (view.bench_facts(document) if timed else []) + _data(document),
         "gates": view.gate_rows(document),
+        "layers": view.gone_layers(document),
         "groups": view.group_rows(document),
         "whole": [] if swept else view.whole_rows(document),
         "pinned": view.pinned_by_remedy(document),

@@ -60,6 +60,7 @@ def html(document: Document) -> str:
         "network": network(document),
         "curves": curves,
         "shown": _CHARTS,
+        "whole_layers": view.gone_layers(document),
         "groups": view.group_rows(document),
         "timed": bool((document.get("timing") or {}).get("saved")),
         "whole": [] if swept else view.whole_rows(document),

@@ -81,6 +81,26 @@ class LayerRow:
     stays: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WholeLayerRow:
+    """A layer of a transformer that could have gone as a whole.
+
+    number: from 0 on. name: the scope of its weights, "" where they share none. branches: what it consists of:
+    "attention", "feed-forward"; groups: that of each, by its number among the groups. gone: whether all of it went.
+    macs: per sample, and parameters: that go with it when it alone goes. error: what that does to the outputs, measured
+    with all its branches gone at once; None where that was not tried.
+    """
+
+    number: int
+    name: str
+    branches: tuple[str, ...]
+    groups: tuple[int, ...]
+    gone: bool
+    macs: int
+    parameters: int
+    error: float | None = None
+
+
 @dataclass(frozen=True)
 class Alignment:
     """What widths should be multiples of, and how many inputs and outputs of layers are so, before and after.
@@ -164,7 +184,8 @@ class Report:
     level ("good", "doubtful", "bad" or "unknown") and text.
     calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file;
     prepared: what was done to files that hold no arrays.
-    gates: limits that the run was held to. layers: the network in outline. curves: of the groups of which cuts were
+    gates: limits that the run was held to. layers: the network in outline. whole_layers: those
+    of a transformer, where they could go as a whole. curves: of the groups of which cuts were
     tried. warnings: what makes the result doubtful;
     notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.
@@ -201,6 +222,7 @@ class Report:
     warnings: tuple[str, ...] = field(default=())
     gates: tuple[Gate, ...] = ()
     layers: tuple[LayerRow, ...] = ()
+    whole_layers: tuple[WholeLayerRow, ...] = ()
     curves: tuple[CurveRow, ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
     command: tuple[str, ...] = ()

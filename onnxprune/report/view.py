@@ -17,8 +17,11 @@ from onnxprune.report.groups import (
     NOT_MEASURED,
     curves_by_group,
     error_alone,
+    error_of_layer,
     if_cut,
     is_cut,
+    layer_called,
+    of_whole,
     saving,
     share,
     time_saved,
@@ -223,6 +226,17 @@ def group_rows(document: Document) -> Rows:
             alone = (time_saved(document.get("timing"), i), error_alone(curves.get(i), g))
             numbers = (str(g["producers"]), str(g["consumers"]))
             rows.append((str(g["name"]), width(g), *saved, *alone, *numbers, ", ".join(remarks)))
+    return rows
+
+
+def gone_layers(document: Document) -> Rows:
+    """(layer, MACs saved, parameters saved, error alone) of the layers that went as a whole."""
+    whole = document.get("before") or {"macs": 0, "parameters": 0}
+    rows: Rows = []
+    for layer in document.get("whole_layers") or ():
+        if layer["gone"]:
+            saved = (of_whole(layer[kind], whole[kind]) for kind in ("macs", "parameters"))
+            rows.append((layer_called(layer), *saved, error_of_layer(layer)))
     return rows
 
 

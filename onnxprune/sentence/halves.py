@@ -134,7 +134,14 @@ def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
     checksums = (loaded.source.sha256, loaded.inputs_sha256)
     stays = uncut(coupled, masks)
     chosen = plan.make(
-        coupled.channels, masks, *checksums, settings.as_dict(), coefficients, stays, loaded.said_of_data
+        coupled.channels,
+        masks,
+        *checksums,
+        settings.as_dict(),
+        coefficients,
+        stays,
+        loaded.said_of_data,
+        [x.called for x in coupled.layers_whole if all(g in masks and not masks[g].any() for g in x.groups)],
     )
     return Chosen(masks=masks, coefficients=coefficients, plan=chosen)
 

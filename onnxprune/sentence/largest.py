@@ -59,7 +59,7 @@ def _reachable(prepared: Prepared) -> int:
     choices = prepared.coupled.choices
     if prepared.stopwatch is not None:
         return _STEPS
-    least = budget.smallest(choices.cost, choices.at(1.0).allowed)
+    least = budget.smallest(choices.cost, choices.at(1.0).narrowest)
     return max(min(int((1.0 - least / choices.full) / STEP + 1e-9), _STEPS), 1)
 
 

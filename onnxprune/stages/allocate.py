@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from onnxprune.allocation import budget, every_part, trial_cuts
-from onnxprune.channels.branches import dead_groups, together
+from onnxprune.channels.branches import dead_groups
 from onnxprune.config import PruneConfig
 from onnxprune.data.batches import BATCH
 from onnxprune.data.layouts import samples_first
@@ -16,6 +16,7 @@ from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.options import at_most, exact_percent
 from onnxprune.runtime.session import concatenated
 from onnxprune.selection import Path
+from onnxprune.stages.allocate_layers import harm_of, with_layers
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
@@ -68,7 +69,7 @@ def check_reachable(coupled: Coupled, settings: PruneConfig) -> None:
 
     Of a latency nothing is measured yet, and of tolerances nothing can be said beforehand.
     """
-    widths = coupled.widths.allowed
+    widths = coupled.widths.narrowest
     if all(w == (g.size,) for w, g in zip(widths, coupled.channels.groups, strict=True)):
         capped = " with --max-ratio" if settings.max_ratio is not None else ""
         raise NothingPrunable(f"every group is too narrow for --round-to and --min-channels{capped}; ask less of these")
@@ -123,12 +124,12 @@ def within_budget(
 
     A latency budget is met by what is measured, in rounds. Raises BudgetUnreachable.
     """
-    channels, widths, share = coupled.channels, coupled.widths.allowed, settings.ratio or 0.0
+    channels, share = coupled.channels, settings.ratio or 0.0
     cost = cost_of(coupled, settings, stopwatch)
     # What a latency is a share of is the model as it came, which the normalised one may beat without a cut.
     full = coupled.whole(settings.budget) if stopwatch is None else 1.0
     limit = (1.0 - share) * full
-    least = within_reach(cost, widths, full, settings)
+    least = within_reach(cost, coupled.widths.narrowest, full, settings)
     by_method = [(p, tried.errors[k]) for k, p in tried.paths.items()]
     if len(by_method) > 1:
         better = [min(by_method, key=lambda t, g=g: sum(t[1][g].values())) for g in range(len(channels.groups))]  # type: ignore[misc]
@@ -136,7 +137,7 @@ def within_budget(
     with_curves = [(p, curves_of(p, t, coupled)) for p, t in by_method]
 
     def decide(limit: float) -> tuple[KeptUnits, Sequence[Path]]:
-        allocations = [(kept_of(curves, cost, limit, widths, coupled), p) for p, curves in with_curves]
+        allocations = [(with_layers(curves, cost, limit, coupled, tried.layers), p) for p, curves in with_curves]
         if len(allocations) == 1:
             return allocations[0]
         # Trials of single groups do not tell which of several allocations is best; one run of each does.
@@ -178,26 +179,6 @@ def cost_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | None
     return coupled.costs[settings.budget]
 
 
-def kept_of(
-    curves: Sequence[Doubles],
-    cost: budget.CostModel,
-    limit: float,
-    widths: Sequence[tuple[int, ...]],
-    coupled: Coupled,
-) -> tuple[int, ...]:
-    """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
-    dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
-    while True:
-        allocation = budget.allocate(curves, cost, budget.Budget(limit, widths, dies, coupled.widths.alike))
-        empty = [g for g, n in enumerate(allocation.kept) if n == 0]
-        stay = set(empty) - set(together(coupled.channels, sorted(empty, key=lambda g: float(curves[g][0]))))
-        if not stay:
-            return allocation.kept
-        widths = [w[1:] if g in stay else w for g, w in enumerate(widths)]
-        if budget.smallest(cost, widths) > limit:
-            raise BudgetUnreachable("branches whose sum nothing else joins cannot all go; lower --ratio")
-
-
 def curves_of(paths: Sequence[Path], trials: Sequence[Mapping[int, float]], coupled: Coupled) -> list[Doubles]:
     """Discrepancy of each group against the units kept, in units of the outputs' error."""
     channels = coupled.channels
@@ -216,7 +197,7 @@ def estimate_of(tried: Tried, coupled: Coupled, kept: Sequence[int]) -> float | 
         return None
     (name,) = tried.errors
     curves = curves_of(tried.paths[name], tried.errors[name], coupled)
-    return float(sum(c[k] for c, k in zip(curves, kept, strict=True)))
+    return harm_of(kept, curves, coupled, tried.layers)
 
 
 def error_of(

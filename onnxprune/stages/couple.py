@@ -15,10 +15,11 @@ from onnxprune.calibration.layers import Layer
 from onnxprune.calibration.turns import turns_of
 from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.channels.branches import Drop
-from onnxprune.channels.describe import Description, describe
+from onnxprune.channels.describe import Description, LayerDescription, describe
 from onnxprune.channels.frozen import Cause, Frozen
 from onnxprune.channels.remedies import Reason
 from onnxprune.channels.untried import Untried, unread, untried_branches, why_kept
+from onnxprune.channels.whole_layers import WholeLayer, whole_layers
 from onnxprune.config import PruneConfig
 from onnxprune.cost import Cost
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
@@ -29,6 +30,7 @@ from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.named_layers import named_layers
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
 from onnxprune.stages.ports import alike_caches, resized_outputs
 from onnxprune.stages.stored import stored_of
@@ -47,8 +49,9 @@ class Coupled:
 
     observed: what stands for the outputs. seen: what the samples run, with that as its outputs.
     choices: what widths follow from; widths: what each group may keep, at the ratio of the options. drops: by index,
-    the groups that could go as a whole branch. costs: "macs" and "params" of the result against the units that are
-    kept, and "stored", its parameters without those that a refit may add; stored_parameters: those of the original.
+    the groups that could go as a whole branch; layers_whole: sets of them that are a layer of a transformer. costs:
+    "macs" and "params" of the result against the units that are kept, and "stored", its parameters without those that a
+    refit may add; stored_parameters: those of the original.
     untried: the branches that no sample takes. patterns: what the patterns of the options match.
     """
 
@@ -60,6 +63,7 @@ class Coupled:
     choices: Choices
     widths: Widths
     drops: Mapping[int, Drop] = field(default_factory=dict)
+    layers_whole: tuple[WholeLayer, ...] = ()
     costs: Mapping[str, Cost] = field(default_factory=dict)
     stored_parameters: int = 0
     untried: tuple[Untried, ...] = ()
@@ -100,19 +104,23 @@ def couple(
     if len(frozen) == len(channels.groups):
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
+    layers = whole_layers(channels, drops)
     stored, n = protobuf.parameters(loaded.original), loaded.normalised
     kept = stored_of(n, channels)
     more = {*n.added_biases, *n.clones, *kept.parted}
     own = channels.graph.constants.keys() - more - kept.whole
     fixed = {k: t.bytes for k, t in n.tables.items() if t.fixed}
     costs = {
-        "macs": cost.macs(channels, drops),
-        "params": cost.parameters_of_result(channels, drops, stored, own, more),
-        "stored": cost.parameters_of_result(channels, drops, stored, own),
+        "macs": cost.macs(channels, drops, layers),
+        "params": cost.parameters_of_result(channels, drops, stored, own, more, layers),
+        "stored": cost.parameters_of_result(channels, drops, stored, own, layers=layers),
     }
     caches = alike_caches(channels, n, frozen) if one_number else ()
     alike = merged((*alike_in(patterns), *caches))
     wanted = replace(wanted_widths(settings, patterns), shares=shares_of(patterns, frozen), alike=alike)
+    gone = named_layers(layers, settings.drop_layers)
+    may_go = layers if settings.layers_may_go else tuple(x for x in layers if x.number in gone)
+    wanted = replace(wanted, layers=may_go, gone=gone)
     # Of a latency nothing is measured yet; MACs stand in.
     width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
     if settings.budget == "params":
@@ -128,6 +136,7 @@ def couple(
         choices=choices,
         widths=choices.at(settings.ratio),
         drops=drops,
+        layers_whole=layers,
         costs=costs,
         stored_parameters=stored,
         untried=untried,
@@ -169,6 +178,10 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *not_counted(channels))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
+    drops = branches.drops(channels)
+    layers = whole_layers(channels, drops)
+    own = channels.graph.constants.keys() - {*n.added_biases, *n.clones, *kept.parted} - kept.whole
+    weights = cost.parameters_of_result(channels, drops, stored, own, layers=layers)
     return describe(
         channels,
         source.path,
@@ -178,6 +191,16 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
         macs=macs,
         added={*n.added_biases, *packed_codes.implied(n.packed), *experts.implied(n.experts)},
         clones={*n.clones, *kept.whole, *kept.parted, *transposed.copies(n.proto, loaded.original)},
+        layers=[_described(x, channels, weights) for x in layers],
+    )
+
+
+def _described(layer: WholeLayer, channels: ChannelGraph, weights: Cost) -> LayerDescription:
+    sizes = [g.size for g in channels.groups]
+    without = [0 if g in layer.groups else n for g, n in enumerate(sizes)]
+    names = tuple(channels.groups[g].name for g in layer.groups)
+    return LayerDescription(
+        layer.number, layer.name, layer.kinds, names, round(weights.at(sizes) - weights.at(without))
     )
 
 

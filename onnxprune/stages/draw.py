@@ -22,7 +22,7 @@ def layer_rows(coupled: Coupled, masks: Masks, kept: Sequence[int]) -> tuple[Lay
     channels = coupled.channels
     keep = channels.keep_classes(masks)
     keep[[u for g, n in zip(channels.groups, kept, strict=True) if n == 0 for u in g.units.tolist()]] = False
-    terms = macs_by_node(channels, coupled.drops)
+    terms = macs_by_node(channels, coupled.drops, coupled.layers_whole)
     return tuple(_row(p, coupled, keep, terms, kept) for p in outline(channels))
 
 

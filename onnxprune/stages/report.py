@@ -29,8 +29,9 @@ from onnxprune.options import exact_percent
 from onnxprune.output.model_files import written_bytes
 from onnxprune.refit.lockstep import Fit
 from onnxprune.report.environment import peak_memory, versions
-from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report, Size
+from onnxprune.report.summary import Alignment, Effort, GroupRow, PatternRow, PinnedRow, Report, Size, WholeLayerRow
 from onnxprune.stages.allocate import LATENCY_MISSED, estimate_of
+from onnxprune.stages.allocate_layers import without
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import Coupled, not_counted
@@ -121,7 +122,31 @@ def report_of(
         verdict=asdict(verdict_of(figures, settings.option)) if figures else None,
         warnings=tuple(stage.warnings),
         layers=layer_rows(coupled, masks, kept),
+        whole_layers=whole_layer_rows(coupled, tried, kept),
         curves=curve_rows(tried, coupled, kept),
+    )
+
+
+def whole_layer_rows(coupled: Coupled, tried: Tried | None, kept: Sequence[int]) -> tuple[WholeLayerRow, ...]:
+    """Every layer that could have gone as a whole. kept: units of each group."""
+    full, batch = np.array([g.size for g in coupled.channels.groups]), coupled.channels.graph.batch
+    errors = {} if tried is None else tried.layers
+
+    def saved(budget: str, groups: Sequence[int]) -> float:
+        return coupled.costs[budget].at(full) - coupled.costs[budget].at(without(full, groups))
+
+    return tuple(
+        WholeLayerRow(
+            number=x.number,
+            name=x.name,
+            branches=x.kinds,
+            groups=x.groups,
+            gone=not any(kept[g] for g in x.groups),
+            macs=round(saved("macs", x.groups) / batch),
+            parameters=round(saved("stored", x.groups)),
+            error=float(errors[x.number]) if np.isfinite(errors.get(x.number, np.inf)) else None,
+        )
+        for x in coupled.layers_whole
     )
 
 

@@ -115,7 +115,7 @@ def test_a_branch_goes_as_a_whole_where_that_is_cheaper() -> None:
     """Fails where the last step to nothing is not seen from afar, or what dies with a group still counts."""
     curves = [np.linspace(1.0, 0.0, 31), np.linspace(1.0, 0.0, 31)]
     cheap = np.r_[0.3, np.linspace(0.3, 0.0, 30)]
-    cost = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
+    cost = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), ((2,),)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
     widths = [*every((30, 30)), (0, *every((30,))[0])]
     found = allocate([*curves, cheap], cost, Budget(31.0, widths, {2: frozenset({0})}))
     assert found.kept[1:] == (30, 0)
@@ -126,7 +126,7 @@ def test_a_branch_goes_as_a_whole_where_that_is_cheaper() -> None:
 def test_what_is_lost_with_a_branch_no_longer_counts() -> None:
     """Fails where a group that was narrowed dearly is not given up for a branch that costs little more."""
     narrow, other, whole = np.array([9.0, 4.0, 0.0]), np.array([9.0, 6.0, 0.0]), np.array([9.0, 0.0])
-    cost = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), (2,)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
+    cost = Cost.of([Term(1.0, (Length(0, ((0, 1),)),), ((2,),)), Term(1.0, (Length(0, ((1, 1),)),))], 3)
     widths = [(1, 2), (1, 2), (0, 1)]
     assert allocate([narrow, other, whole], cost, Budget(2.0, widths, {2: {0}})).kept[1:] == (2, 0)
     assert allocate([narrow, other, whole], cost, Budget(2.0, widths)).kept[1:] == (1, 1)

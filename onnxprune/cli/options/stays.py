@@ -61,6 +61,15 @@ STAYS = Section(
         help="Whether a residual branch may go as a whole, where that costs less than narrowing it does.",
     ),
     option(
+        "--drop-layers",
+        multiple=True,
+        metavar="auto|N|PATTERN",
+        show_default="none; auto with --drop-branches",
+        help="Whole layers of a transformer that go, attention and feed-forward block: by number, or by a pattern of "
+        "their names, as inspect shows them. auto: those without which the outputs change least, where that costs less "
+        "than narrowing does. --exclude keeps one. Repeatable.",
+    ),
+    option(
         "--attention",
         type=Choice(ATTENTIONS),
         **with_default(DEFAULTS.attention),

@@ -20,6 +20,7 @@ from onnxprune.report.groups import (
 )
 from onnxprune.report.summary import PatternRow, Report
 from onnxprune.report.terminal.screen import Grid, Screen
+from onnxprune.report.view import gone_layers
 
 _SHOWN_LAYERS = 12
 
@@ -39,6 +40,18 @@ def changed_groups(report: Report, screen: Screen) -> Grid:
         remarks = ", ".join(filter(None, ("mixing" if g["mixing"] else "", narrow)))
         table.add_row(g["name"], width(g) + gone, str(g["producers"]), str(g["consumers"]), remarks)
     return table
+
+
+def layers_gone(report: Report, screen: Screen) -> list[Grid]:
+    """The layers of a transformer that went as a whole; () where none did."""
+    rows = gone_layers(asdict(report))
+    if not rows:
+        return []
+    heads = ("MACs saved", "parameters saved", "error alone")
+    table = screen.table("layer", *heads, title="whole layers that went")
+    for row in rows:
+        table.add_row(*row)
+    return [table]
 
 
 def what_cuts_do(report: Report, screen: Screen) -> Grid:

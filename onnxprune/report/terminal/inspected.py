@@ -44,6 +44,13 @@ def inspection(d: Description, screen: Screen) -> str:
                 _flow(g, room, whole=screen.piped),
             )
         parts.append(table)
+    if d.layers:
+        table = screen.table(
+            "layer", "parameters", " name", " branches", title="whole layers that can go (--drop-layers)"
+        )
+        for x in d.layers:
+            table.add_row(str(x.number), count(x.elements), x.name, " + ".join(x.branches))
+        parts.append(table)
     if d.pinned:
         table = screen.table("tensor", "axis", "channels", " operator", " reason", title="axes that stay")
         numbers = numbered(p.remedy for p in d.pinned)

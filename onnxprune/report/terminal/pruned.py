@@ -13,7 +13,14 @@ from onnxprune.report.summary import Alignment, Effort, Report
 from onnxprune.report.terminal.axes import pinned_axes
 from onnxprune.report.terminal.checks import check_facts
 from onnxprune.report.terminal.facts import in_threads, output_facts, ratio_of_times, removed, samples
-from onnxprune.report.terminal.groups import changed_groups, patterns, reasons_to_stay, what_cuts_do, whole_groups
+from onnxprune.report.terminal.groups import (
+    changed_groups,
+    layers_gone,
+    patterns,
+    reasons_to_stay,
+    what_cuts_do,
+    whole_groups,
+)
 from onnxprune.report.terminal.screen import Grid, Part, Screen, line, listed, note
 from onnxprune.report.units import count, duration, latency, size
 from onnxprune.report.visible import made_visible
@@ -26,7 +33,7 @@ _WIDE = 120
 def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> str:
     """The report of a pruning run as text. verbose: with every group, and what each saves and costs."""
     report = made_visible(report)
-    parts: list[Part] = [_sizes(report, screen), changed_groups(report, screen)]
+    parts: list[Part] = [_sizes(report, screen), *layers_gone(report, screen), changed_groups(report, screen)]
     if verbose:
         parts += [what_cuts_do(report, screen), *whole_groups(report, screen)]
     elif screen.width >= _WIDE and not screen.piped:

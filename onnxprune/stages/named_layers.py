@@ -1,0 +1,40 @@
+"""Which whole layers --drop-layers names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from onnxprune.channels.whole_layers import WholeLayer
+from onnxprune.errors import UsageError
+from onnxprune.options import nearest
+from onnxprune.targets.alignment import AUTO
+
+DROP_LAYERS = "--drop-layers"
+_NEAREST = 3
+
+
+def named_layers(layers: Sequence[WholeLayer], wanted: Sequence[str]) -> frozenset[int]:
+    """The numbers of the layers that go: by number, or by a pattern of their names. Raises UsageError for one that
+    means none, and where there is no layer that could go."""
+    if wanted and not layers:
+        raise UsageError(
+            f"{DROP_LAYERS}: no layer of this model can go as a whole: there is none whose attention and feed-forward "
+            "block are both residual branches that may lose all their channels. Caches of a decoder keep them; "
+            "`onnxprune inspect` lists what stays, and why"
+        )
+    gone: set[int] = set()
+    for text in wanted:
+        if text == AUTO:
+            continue
+        if text.isascii() and text.isdigit():
+            found = {x.number for x in layers if x.number == int(text)}
+            hint = f"the model has the layers 0 to {len(layers) - 1}"
+        else:
+            found = {x.number for x in layers if x.name and fnmatchcase(x.name, text)}
+            near = nearest(text.strip("*"), [x.name for x in layers if x.name], _NEAREST)
+            hint = f"did you mean {near}?" if near else "`onnxprune inspect` lists them"
+        if not found:
+            raise UsageError(f"{DROP_LAYERS} {text} matches no layer; {hint}")
+        gone |= found
+    return frozenset(gone)
