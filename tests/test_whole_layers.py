@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
 from onnxprune import PruneConfig, inspect, plan, prune
 from onnxprune.channels.whole_layers import common_scope
+from onnxprune.cli import program
 from onnxprune.errors import UsageError
 from onnxprune.report import terminal
 from onnxprune.report.document import to_json
@@ -141,6 +143,25 @@ def test_the_plan_and_all_reports_name_the_layer(tmp_path: Path):
     assert named in terminal.prune_report(first.report, terminal.Screen())
     assert named in markdown(first.report.document())
     assert '"whole_layers"' in to_json(first.report.document())
+
+
+def test_the_option_arrives(tmp_path: Path):
+    onnx.save(transformer(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "calib.npz", **features(16))
+    args = [
+        str(tmp_path / "model.onnx"),
+        "--calib",
+        str(tmp_path / "calib.npz"),
+        "--ratio",
+        "0.2",
+        "--fast",
+        "--dry-run",
+    ]
+    wanted = ["--drop-layers", "auto", "--drop-layers", "/layers/1", "--plan", str(tmp_path / "plan.json"), "--quiet"]
+    assert program.main([*args, *wanted]) == 0
+    made = plan.load(tmp_path / "plan.json")
+    assert made.settings().drop_layers == ("auto", "/layers/1")
+    assert "layer 1 = /layers/1" in made.layers
 
 
 def test_a_layer_with_one_head_goes_too():
