@@ -617,7 +617,7 @@ def test_help_says_what_matters(capsys: Capture):
         "[default: lockstep]",
         "[default: auto]",
         "[default: ort-cpu]",
-        "(seeded random inputs)",
+        "[default: seeded random inputs]",
     ):
         assert default in text
 
