@@ -144,17 +144,17 @@ def generated(folder: Path) -> list[int]:
     return [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
 
 
-def compared(family: Family, folder: Path) -> Compared:
+def compared(family: Family, folder: Path, options: PruneConfig = SETTINGS) -> Compared:
     """Cut a model of the family, and let the runtime generate by the result and by the masked original."""
     source = built(family, folder)
     result, masked = folder / "result", folder / "masked"
     result.mkdir()
     masked.mkdir()
-    found = prune(source, result / "small.onnx", data(), config=SETTINGS)
+    found = prune(source, result / "small.onnx", data(), config=options)
     own = json.loads((result / "genai_config.json").read_text())["model"]["decoder"]
     with spill.spilling():
         loaded = load(source, data(), found.plan.settings())
-        before, channels = describe_loaded(loaded, SETTINGS), trace(loaded, SETTINGS)
+        before, channels = describe_loaded(loaded, options), trace(loaded, options)
         tables = sum(int(np.prod(t.dims)) for t in loaded.original.graph.initializer if t.name.endswith("_cache"))
         n = loaded.normalised
         oracle = masked_model(n.proto, channels, channels.keep_classes(found.plan.masks(channels)), n.types)

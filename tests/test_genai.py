@@ -5,11 +5,12 @@ Without onnxruntime-genai and transformers a graph of the same form stands in: `
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.genai import FAMILIES, HEADS, SIZE, compared
+from benchmarks.genai import FAMILIES, HEADS, SETTINGS, SIZE, compared
 
 for library in ("onnxruntime_genai", "transformers", "tokenizers", "torch"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -24,5 +25,15 @@ def test_generated_tokens_are_those_of_the_masked_original(name: str, tmp_path: 
     assert {key: c.own[key] for key in heads} == heads
     assert c.before.share_of_macs == pytest.approx(1.0)
     assert c.share > 0.98
+    assert len(set(c.generated)) > 1
+    assert c.generated == c.masked
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
+def test_a_model_without_a_layer_is_loaded_and_generates_as_the_masked_original(name: str, tmp_path: Path):
+    """Fails where the runtime misses a cache: it asks for those of as many layers as the settings say, from 0 on."""
+    family = replace(FAMILIES[name], more={**FAMILIES[name].more, "num_hidden_layers": 3})
+    c = compared(family, tmp_path, SETTINGS.with_options(drop_layers=("1",)))
+    assert (c.own["num_hidden_layers"], c.own["num_key_value_heads"]) == (2, family.groups // 2)
     assert len(set(c.generated)) > 1
     assert c.generated == c.masked

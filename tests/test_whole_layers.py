@@ -181,7 +181,6 @@ def test_a_layer_with_one_head_goes_too():
         ({"drop_layers": ("/layer/1",)}, "did you mean /layers/1"),
         ({"drop_layers": ("1",), "exclude": ("/layers/1/*",)}, "layer 1 = /layers/1 cannot go: --exclude"),
         ({"drop_layers": ("1",), "max_ratio": 0.5}, "--max-ratio leaves some"),
-        ({"drop_layers": ("1",), "ratio_of": ("/layers/1/up*=0.5",)}, "--ratio-of says what it loses"),
         ({"drop_layers": ("1",), "tolerance": 0.1}, "drops no whole layer"),
         ({"drop_layers": ("auto",), "uniform": 0.5}, "name the layers"),
     ],

@@ -231,7 +231,8 @@ def _why_layer_stays(channels: ChannelGraph, layer: WholeLayer, frozen: Mapping[
     if wanted.most_share is not None:
         return "--max-ratio leaves some of each group"
     held = next((frozen[g].text for g in layer.groups if frozen.get(g, SINGLE).cause is not Cause.SINGLE), "")
-    if held or not wanted.shares.keys().isdisjoint(layer.groups):
+    chosen = layer.number not in wanted.gone and not wanted.shares.keys().isdisjoint(layer.groups)
+    if held or chosen:  # of a layer that is named, that counts
         return held or "--ratio-of says what it loses"
     return _why_stays(channels, layer.nodes, layer.dead, frozen, wanted)
 

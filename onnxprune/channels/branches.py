@@ -5,12 +5,15 @@ as each layer that reads one computes nothing else. What that layer is left with
 channel: a tensor that is *constant*, with axes of size 1 where it was wide. Element-wise operators pass such a tensor
 on, and one that has a full operand beside it, a residual Add above all, takes it in. What anything else makes of an
 empty or a constant tensor is *lost*; a group may go where no output of the graph is lost or constant.
+
+Of a decoder's layer the caches go with its attention, where these inputs and outputs may change: until they are taken
+from what is declared, such an output is zeros of the size that another one's has, and the input is not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import numpy as np
@@ -36,13 +39,16 @@ class Remains:
 
     gone: indices of the nodes that disappear. alone: by output, the layers of which the bias alone is left. constant:
     those outputs, and what is computed from them alone. joins: the nodes that take a constant in beside what they have
-    computed.
+    computed. caches: outputs that go, each with another one of its size that stays; sizes: nodes that take the sizes of
+    an input which goes, with that.
     """
 
     gone: frozenset[int]
     alone: Mapping[str, Linear]
     constant: frozenset[str] = frozenset()
     joins: frozenset[int] = frozenset()
+    caches: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,16 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
     queue = sorted({n.index for t in empty for n in _around(graph, t)})
     seen = set(queue)
     joins: set[int] = set()
+    sizes: dict[int, str] = {}
+    caches: set[str] = set()
+    may_vanish = _may_vanish(graph)
     while queue:
         n = nodes[heappop(queue)]
         outputs = [o for o in n.outputs if o]
+        port = _port_of(n.inputs[0], graph) if n.op == "Shape" and n.domain == "" else ""
+        if port:
+            sizes[n.index] = port
+            continue
         layer = layers.get(n.index)
         shape = _left_of(n, layer, graph, empty, lost, constant)
         if shape is None:
@@ -87,14 +100,37 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
             continue
         else:
             constant[outputs[0]] = shape
-        if any(o in graph.outputs for o in outputs):
+        given = {o for o in outputs if o in graph.outputs}
+        if given and (shape is not None or not given <= may_vanish):
             return None
+        caches |= given
         for reader in {r.index for o in outputs for r in _readers(graph, o)} - seen:
             heappush(queue, reader)
             seen.add(reader)
+    stand_ins = {o: _of_same_size(o, graph, caches) for o in caches}
+    if not all(stand_ins.values()):
+        return None
     gone = _gone(graph, lost, alone)
     alone = {o: x for o, x in alone.items() if x.node.index not in gone}
-    return Remains(gone, alone, frozenset(constant), frozenset(joins - gone))
+    return Remains(gone, alone, frozenset(constant), frozenset(joins - gone), stand_ins, sizes)
+
+
+def _port_of(tensor: str, graph: Graph) -> str:
+    """The input that may change its size, and of whose units this tensor is all that nodes read; "" for none."""
+    state = graph.states.get(tensor)
+    return state.port if state is not None and state.resized and not state.written else ""
+
+
+def _may_vanish(graph: Graph) -> set[str]:
+    """The outputs that need not stay: those that may change their size with the units that are written there."""
+    return {s.port for s in graph.states.values() if s.resized and s.written}
+
+
+def _of_same_size(output: str, graph: Graph, gone: Collection[str]) -> str:
+    """Another output that is as large as this one at any sizes of the inputs, as far as the names of sizes tell."""
+    others = sorted(_may_vanish(graph) - set(gone))
+    alike = (o for o in others if graph.shape(o) == graph.shape(output))
+    return next((o for o in alike if graph.free.get(o, frozenset()) == graph.free.get(output, frozenset())), "")
 
 
 def _around(graph: Graph, tensor: str) -> list[Node]:

@@ -24,7 +24,7 @@ _LEAST_AXES = 3
 
 def fillable(proto: onnx.ModelProto, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
     """The inputs of a model, of which caches know what stands for them where data leave them out."""
-    names = [s.name for s in specs if _may_be_cache(s)]
+    names = [s.name for s in specs if may_be_cache(s)]
     if not names or len(names) == len(specs):
         return tuple(specs)
 
@@ -45,7 +45,7 @@ def empty_shapes(proto: onnx.ModelProto, specs: Sequence[InputSpec]) -> dict[str
         example = stand_ins.random(proto, tuple(specs), 1, 0, trial, shapes=trial.shapes).example()
     except (CalibrationError, RunError):
         return {}
-    own = [s for s in specs if _may_be_cache(s)]
+    own = [s for s in specs if may_be_cache(s)]
     shapes = {s.name: example[s.name].shape for s in own}
     for axis in range(1, max(len(shape) for shape in shapes.values())):
         free = {s.name for s in own if axis < len(s.dims) and s.dims[axis] is None}
@@ -55,5 +55,6 @@ def empty_shapes(proto: onnx.ModelProto, specs: Sequence[InputSpec]) -> dict[str
     return {}
 
 
-def _may_be_cache(s: InputSpec) -> bool:
+def may_be_cache(s: InputSpec) -> bool:
+    """Whether an input is of the kind that caches are: real numbers, with a free size behind that of the samples."""
     return is_float(s.dtype) and len(s.dims) >= _LEAST_AXES and s.dims[0] is None and None in s.dims[1:]

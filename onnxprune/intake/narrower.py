@@ -1,7 +1,9 @@
 """A model beside the one that it was cut from, where inputs and outputs changed with the units (`--resize-io`).
 
 Both are to be fed the same samples. Of a cache without entries it does not matter which heads a model reads, so the
-narrower one gets the first of them. Outputs that lost entries are left out of both: nobody can tell which are left.
+narrower one gets the first of them, nor of which layer it is: one that went with its layer is an input that nothing
+reads. Outputs that lost entries are left out of both, as nobody can tell which are left, and so are those of all layers
+where some layer has none any more.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from onnx import helper, numpy_helper
 from onnxprune.data.samples import Samples
 from onnxprune.errors import ModelError
 from onnxprune.graph import bodies
+from onnxprune.graph.numbered_names import family
 from onnxprune.graph.protobuf import copied
 
 
@@ -26,15 +29,21 @@ def side_by_side(
     """
     inputs = _smaller(list(model.graph.input), list(original.graph.input))
     outputs = _smaller(list(model.graph.output), list(original.graph.output))
-    if not inputs and not outputs:
+    missing = _missing(list(model.graph.input), list(original.graph.input))
+    alone = _missing(list(model.graph.output), list(original.graph.output))
+    if not inputs and not outputs and not missing:
         return model, original, ()
-    for name in inputs:
+    for name in (*inputs, *missing):
         if name in samples.arrays and all(samples.arrays[name].shape):
+            what = "one of a layer that went" if name in missing else "smaller than the original's"
             raise ModelError(
-                f"input {name!r} is smaller than the original's, so data for it cannot be shared: leave it out of the "
-                "data, which makes it empty"
+                f"input {name!r} is {what}, so data for it cannot be shared: leave it out of the data, which makes it "
+                "empty"
             )
     wide, before = copied(model), copied(original)
+    wide.graph.input.extend(v for v in original.graph.input if v.name in missing)
+    every = [v.name for v in original.graph.output]
+    of_layers = {n for lost in alone for n in (lost, *(n for _, n in family(lost, every)))} if missing else set()
     declared = {v.name: v for v in original.graph.input}
     taken = {o for n in wide.graph.node for o in n.output} | {t.name for t in wide.graph.initializer}
     for v in wide.graph.input:
@@ -48,12 +57,25 @@ def side_by_side(
         if v.name in inputs:
             v.CopyFrom(declared[v.name])
     for proto in (wide, before):
-        kept = [v for v in proto.graph.output if v.name not in outputs]
+        kept = [v for v in proto.graph.output if v.name not in outputs and v.name not in of_layers]
         del proto.graph.output[:]
         proto.graph.output.extend(kept)
     if not wide.graph.output:
         return model, original, ()
-    return wide, before, (f"outputs that changed their size are not compared: {', '.join(outputs)}",) if outputs else ()
+    said = []
+    if of_layers:
+        named = ", ".join(n for n in every if n in of_layers)
+        said.append(f"outputs of layers, of which some went, are not compared: {named}")
+    sizes = [n for n in outputs if n not in of_layers]
+    if sizes:
+        said.append(f"outputs that changed their size are not compared: {', '.join(sizes)}")
+    return wide, before, tuple(said)
+
+
+def _missing(own: list[onnx.ValueInfoProto], others: list[onnx.ValueInfoProto]) -> list[str]:
+    """The names of those that only the others have."""
+    names = {v.name for v in own}
+    return [v.name for v in others if v.name not in names]
 
 
 def _smaller(own: list[onnx.ValueInfoProto], others: list[onnx.ValueInfoProto]) -> dict[str, dict[int, int]]:

@@ -20,8 +20,8 @@ def named_layers(layers: Sequence[WholeLayer], wanted: Sequence[str]) -> frozens
     if wanted and not layers:
         raise UsageError(
             f"{DROP_LAYERS}: no layer of this model can go as a whole: there is none whose attention and feed-forward "
-            "block are both residual branches that may lose all their channels. Caches of a decoder keep them; "
-            "`onnxprune inspect` lists what stays, and why"
+            "block are both residual branches that may lose all their channels. Caches of a decoder keep them, unless "
+            "--resize-io names these inputs and outputs; `onnxprune inspect` lists what stays, and why"
         )
     gone: set[int] = set()
     for text in wanted:

@@ -38,12 +38,12 @@ class Beside:
     def written(self, original: onnx.ModelProto, checked: Checked) -> tuple[Mapping[Path, bytes], tuple[str, ...]]:
         """(The bytes of each file for a finished model, notes). Raises CheckFailed where no file can say what it is."""
         changed = {r.name: (r.positions, int(r.kept.size)) for r in checked.resized}
-        caches = {p: changed.get(p, (size, size)) for p, size in checked.ports.items()}
+        caches = {p: changed.get(p, (size, size)) for p, size in checked.ports.items() if p not in checked.caches.gone}
         blobs: dict[Path, bytes] = {}
         notes: list[str] = []
         for f, path in zip(self.files, self.paths, strict=True):
             new, said = settings_files.numbers_of(f.numbers, original, checked.whole, caches)
-            blobs[path] = f.rewritten(new, self.output.name)
+            blobs[path] = f.rewritten(new, self.output.name, checked.caches.layers)
             notes += [f"{f.name} is written for the result", *said]
         return blobs, tuple(dict.fromkeys(notes))
 

@@ -18,14 +18,15 @@ from onnxprune.measures.compared import said_of_states
 from onnxprune.measures.figures import Figures, figures_of, percent
 from onnxprune.measures.gates import Gate, demand_all, gate_of
 from onnxprune.measures.verdict import demand
-from onnxprune.normalise import symbols
-from onnxprune.numerics.arrays import Array, Masks, is_float
+from onnxprune.normalise import Normalised, symbols
+from onnxprune.numerics.arrays import Array, Mask, Masks, is_float
 from onnxprune.runtime.session import Feeds
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.finish import Finished
 from onnxprune.stages.load import Loaded
+from onnxprune.surgery.caches import CachesGone, caches_gone, without_caches
 from onnxprune.surgery.resized import Resized, picked, resize, said
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
@@ -46,8 +47,9 @@ class Checked:
     tolerance is of, on the samples of the figures; chosen: the same on those that the tolerance was held against.
     tensorrt: what TensorRT's parser refuses; None where that is not asked.
     whole: the model to write with what the checks leave aside: what lies behind unknown operators, and inputs that have
-    no shape in the file; with the inputs and outputs that change, of which `resized` says what is left. wide: the same
-    with those of the original. ports: positions of each input and output that might have changed, in the original.
+    no shape in the file; with the inputs and outputs that change, of which `resized` says what is left, and `caches`
+    which went. wide: the same with those of the original. ports: positions of each input and output that might have
+    changed, in the original.
     """
 
     finished: Finished
@@ -61,12 +63,45 @@ class Checked:
     chosen: float | None = None
     tensorrt: tuple[str, ...] | None = None
     resized: tuple[Resized, ...] = ()
+    caches: CachesGone = field(default_factory=CachesGone)
     ports: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def model(self) -> onnx.ModelProto:
         """The model to write."""
         return self.finished.model
+
+
+@dataclass(frozen=True, eq=False)
+class Declared:
+    """A finished model with the inputs and outputs that --resize-io lets it have.
+
+    resized: those that lost positions; caches: those that went with their layers.
+    """
+
+    model: onnx.ModelProto
+    resized: tuple[Resized, ...]
+    caches: CachesGone
+
+    def checked_against(self, wide: onnx.ModelProto, sizes: Sequence[Feeds]) -> list[str]:
+        """What changed, for the report. Raises CheckFailed where it gives something else than with those of the
+        original."""
+        told = []
+        if self.resized or self.caches.gone:
+            checks.structure(self.model, wide)
+            checks.same_without(wide, self.model, lambda v: self.caches.left_of(picked(v, self.resized)), sizes)
+        if self.resized:
+            told.append(f"inputs and outputs changed, as --resize-io allows: {said(self.resized)}")
+        if self.caches.gone:
+            told.append(f"caches changed, as --resize-io allows: {self.caches.said}")
+        return told
+
+
+def as_declared(whole: onnx.ModelProto, coupled: Coupled, normalised: Normalised, keep: Mask) -> Declared:
+    """A finished model that declares what is left of its inputs and outputs. Raises CheckFailed."""
+    narrow, changed = resize(whole, normalised.states)
+    narrow, gone = without_caches(narrow, caches_gone(coupled.channels, normalised.states, keep))
+    return Declared(narrow, changed, gone)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +151,10 @@ def check(
     tensorrt: tuple[str, ...] | None = None
     sizes = 0
     whole = unknown.put_back(loaded.as_given(final), loaded.tail)
-    narrow, changed = resize(whole, n.states)
+    keep = coupled.channels.keep_classes(masks)
+    declared = as_declared(whole, coupled, n, keep)
     try:
-        oracle = masked_model(n.proto, coupled.channels, coupled.channels.keep_classes(masks), n.types)
+        oracle = masked_model(n.proto, coupled.channels, keep, n.types)
         others = original.other_sizes
         if not others and symbols(example, loaded.original):
             notes.append(_ONE_SIZE)
@@ -141,10 +177,7 @@ def check(
             tensorrt = tuple(tensorrt_check.warnings(final))
             notes += tensorrt
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others, original.answers)
-        if changed:
-            checks.structure(narrow, whole)
-            checks.same_without(whole, narrow, partial(picked, resized=changed), (example, *others))
-            notes.append(f"inputs and outputs changed, as --resize-io allows: {said(changed)}")
+        notes += declared.checked_against(whole, (example, *others))
         judged, reference = finished.judged.coupled, finished.judged.reference
         given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
         figures = figures_of_result(given, judged, loaded, reference)
@@ -167,9 +200,10 @@ def check(
         notes.append(f"--force: {e}")
     return Checked(
         finished=finished,
-        whole=ranks.put_back(narrow, loaded.shapeless),
+        whole=ranks.put_back(declared.model, loaded.shapeless),
         wide=ranks.put_back(whole, loaded.shapeless),
-        resized=changed,
+        resized=declared.resized,
+        caches=declared.caches,
         ports={s.port: s.positions for s in n.states if s.resized},
         exactness=exact,
         sizes=sizes,

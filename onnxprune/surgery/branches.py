@@ -14,6 +14,7 @@ from onnxprune.channels.labels import rows_of
 from onnxprune.channels.trace import Linear
 from onnxprune.graph.bodies import copy_node, every_node
 from onnxprune.graph.external import array_of
+from onnxprune.graph.names import unused
 from onnxprune.graph.view import Node
 from onnxprune.normalise.constants import fold_constants, returned, see_through_identities
 from onnxprune.numerics.arrays import Mask
@@ -25,12 +26,13 @@ def take_out(
     channels: ChannelGraph,
     left: Remains,
     keep: Mask,
-    taken: Collection[str],
+    taken: set[str],
 ) -> Sequence[Node | None]:
     """Take, in place, from the uncut model all nodes and weights that disappear; the nodes that are left.
 
     A layer of which only its bias is left becomes an Identity of that, which None stands for here, as nothing in it
-    names a size. Without a bias it is an Identity of zeros. taken: names that are in use.
+    names a size. Without a bias it is an Identity of zeros. A cache that goes is zeros of the size of another one.
+    taken: names that are in use.
     """
     old = list(proto.graph.node)
     nodes: list[onnx.NodeProto] = []
@@ -40,17 +42,40 @@ def take_out(
         if view.index in left.gone:
             continue
         if layer is None:
-            nodes.append(node)
+            nodes.append(_with_sizes_of(node, left.sizes[view.index]) if view.index in left.sizes else node)
             views.append(view)
             continue
         source = bias_of(layer) or _zeros(proto, channels, layer, keep, taken)
         nodes.append(helper.make_node("Identity", [source], [view.outputs[0]], name=node.name))
         views.append(None)
+    made = _empty_caches(proto, left, taken)
+    nodes += made
+    views += [None] * len(made)
     kept = [copy_node(n) for n in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
     drop_unread(proto)
     return views
+
+
+def _with_sizes_of(node: onnx.NodeProto, port: str) -> onnx.NodeProto:
+    """A Shape of an input of the model."""
+    copy = copy_node(node)
+    copy.input[0] = port
+    return copy
+
+
+def _empty_caches(proto: onnx.ModelProto, left: Remains, taken: set[str]) -> list[onnx.NodeProto]:
+    """Nodes that give zeros for the caches that go, each of the size of one that stays."""
+    types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
+    made: list[onnx.NodeProto] = []
+    for cache, like in sorted(left.caches.items()):
+        zero, size = (unused(f"{cache}__{what}", taken) for what in ("zero", "size"))
+        values = np.zeros((), helper.tensor_dtype_to_np_dtype(types[cache]))
+        proto.graph.initializer.append(numpy_helper.from_array(values, zero))
+        made.append(helper.make_node("Shape", [like], [size], name=size))
+        made.append(helper.make_node("Expand", [zero, size], [cache], name=f"{cache}__gone"))
+    return made
 
 
 def broadcastable(proto: onnx.ModelProto, channels: ChannelGraph, left: Remains) -> None:

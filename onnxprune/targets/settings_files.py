@@ -23,6 +23,8 @@ from onnxprune.regular_files import content
 GENAI, TRANSFORMERS = "genai_config.json", "config.json"
 NAMES = (GENAI, TRANSFORMERS)
 _MOST_BYTES = 1 << 24
+# How many layers there are, and the first of them from which on windows may be local.
+_LAYERS, _WINDOWED = "num_hidden_layers", "max_window_layers"
 _HEAD = {GENAI: "head_size", TRANSFORMERS: "head_dim"}
 
 
@@ -46,8 +48,8 @@ class SettingsFile:
     document: dict[str, Any]
     numbers: Numbers
 
-    def rewritten(self, new: Numbers, model: str) -> bytes:
-        """The file for a model with other numbers, in a file of that name."""
+    def rewritten(self, new: Numbers, model: str, gone: Collection[int] = ()) -> bytes:
+        """The file for a model with other numbers, in a file of that name. gone: the numbers of layers that went."""
         document = json.loads(json.dumps(self.document))
         place = _place(self.name, document)
         for f in fields(Numbers):
@@ -56,6 +58,8 @@ class SettingsFile:
                 place[f.name] = after
         if new.head is not None and self.numbers != new:
             place[_HEAD[self.name]] = new.head
+        if gone:
+            _without_layers(place, gone)
         if "filename" in place:
             place["filename"] = model
         return (json.dumps(document, indent=4, ensure_ascii=False) + "\n").encode()
@@ -89,6 +93,23 @@ def _place(name: str, document: dict[str, Any]) -> dict[str, Any]:
         inner = inner[key]
     found: dict[str, Any] = inner
     return found
+
+
+def _without_layers(place: dict[str, Any], gone: Collection[int]) -> None:
+    """Take layers, in place, from their count, from what has an entry for each, and from lists of their numbers."""
+    layers = _count(place.get(_LAYERS))
+    if layers is None or layers <= len(gone):
+        return
+    place[_LAYERS] = layers - len(gone)
+    for key, value in place.items():
+        if isinstance(value, list) and len(value) == layers:
+            place[key] = [v for k, v in enumerate(value) if k not in gone]
+    window = place.get("sliding_window")
+    if isinstance(window, dict) and isinstance(window.get("layers"), list):
+        window["layers"] = [k - sum(g < k for g in gone) for k in window["layers"] if k not in gone]
+    first = _count(place.get(_WINDOWED))
+    if first is not None:
+        place[_WINDOWED] = first - sum(g < first for g in gone)
 
 
 def _count(value: object) -> int | None:

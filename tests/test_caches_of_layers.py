@@ -1,0 +1,171 @@
+"""Layers that go with their caches: fewer inputs and outputs, numbered anew, and a model that decodes without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import PruneConfig, inspect, prune
+from onnxprune.errors import BudgetUnreachable, CheckFailed, UsageError
+from onnxprune.evaluation import evaluate
+from onnxprune.numerics.arrays import Array
+from onnxprune.runtime.session import Session
+from onnxprune.surgery.caches import without_caches
+from onnxprune.targets.settings_files import read
+from tests.compare import assert_same
+from tests.decoder import decoder, empty, fed_back, prompts
+
+PATTERNS = ("past_key_values.*", "present.*")
+SETTINGS = PruneConfig(ratio=0.01, refit="none", fast=True, round_to=1, resize_io=PATTERNS)
+
+
+def silenced(model: onnx.ModelProto, layer: int) -> onnx.ModelProto:
+    """The model where a layer adds nothing to the stream: an oracle that this project does not make."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for t in result.graph.initializer:
+        if t.name in (f"o{layer}.weight", f"down{layer}.weight"):
+            t.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(t)), t.name))
+    return result
+
+
+def sized_by_the_past(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its mask made as long as the cache of the first layer and the tokens say, as exporters do."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes = [
+        helper.make_node("Shape", ["past_key_values.0.key"], ["past_sizes"]),
+        helper.make_node("Gather", ["past_sizes", "two"], ["past_length"], axis=0),
+        helper.make_node("Shape", ["input_ids"], ["new_sizes"]),
+        helper.make_node("Gather", ["new_sizes", "place"], ["new_length"], axis=0),
+        helper.make_node("Add", ["past_length", "new_length"], ["length"]),
+        helper.make_node("Unsqueeze", ["length", "zero"], ["length_axis"]),
+        helper.make_node("Slice", ["attention_mask", "zero", "length_axis", "one"], ["seen"]),
+    ]
+    kept = [*result.graph.node]
+    for n in kept:
+        n.input[:] = ["seen" if i == "attention_mask" else i for i in n.input]
+    del result.graph.node[:]
+    result.graph.node.extend([*nodes, *kept])
+    numbers = {"two": np.array(2, np.int64), "zero": np.array([0], np.int64)}
+    result.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in numbers.items())
+    return result
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("made", [decoder, lambda: sized_by_the_past(decoder())], ids=["plain", "sizes of the past"])
+def test_the_model_decodes_without_a_layer_and_its_caches(layer: int, made: Any):
+    """Fails where a cache is another layer's, or what took the sizes of one that went reads nothing."""
+    found = prune(made(), None, prompts(32), config=SETTINGS.with_options(drop_layers=(str(layer),)))
+    assert found.model is not None
+    inputs, outputs = ([v.name for v in values] for values in (found.model.graph.input, found.model.graph.output))
+    own = ["past_key_values.0.key", "past_key_values.0.value"]
+    assert (inputs, outputs) == (["input_ids", "attention_mask", *own], ["logits", "present.0.key", "present.0.value"])
+    assert any("went with their layers" in note for note in found.report.notes)
+    small, oracle = Session(found.model), Session(silenced(made(), layer))
+
+    def as_named(values: dict[str, Array]) -> dict[str, Array]:
+        other = f".{1 - layer}."
+        return {k.replace(other, ".0."): v for k, v in values.items() if k.count(".") < 2 or other in k}
+
+    feeds = {**prompts(2), **empty(2)}
+    expected, got = oracle.run(feeds), small.run(as_named(feeds))
+    for step in range(3):
+        assert got.keys() == as_named(expected).keys()
+        for name, value in as_named(expected).items():
+            assert_same(got[name], value, rtol=1e-4, atol=1e-5)
+        new = {
+            "input_ids": prompts(2, 1, seed=step + 1)["input_ids"],
+            "attention_mask": np.ones((2, 7 + step), np.int64),
+        }
+        past = fed_back(expected)
+        expected, got = oracle.run({**new, **past}), small.run({**new, **as_named(past)})
+
+
+def test_steps_that_are_fed_back_know_of_caches_that_went():
+    ids = prompts(24, 1, seed=3)["input_ids"]
+    steps = [{"input_ids": ids[t : t + 1], "attention_mask": np.ones((1, t + 1), np.int64)} for t in range(24)]
+    settings = SETTINGS.with_options(drop_layers=("0",), state=("present.*=past_key_values.*",))
+    found = prune(decoder(), None, steps, config=settings)
+    assert found.model is not None
+    assert len(found.model.graph.input) == 4
+
+
+def test_caches_that_may_not_change_keep_their_layers():
+    settings = SETTINGS.with_options(resize_io=(), drop_layers=("auto",))
+    with pytest.raises(UsageError, match="unless --resize-io names"):
+        prune(decoder(), None, prompts(16), config=settings)
+    assert not inspect(decoder(), prompts(4)).layers
+    assert [x.number for x in inspect(decoder(), prompts(4), resize_io=PATTERNS).layers] == [0, 1]
+
+
+def test_one_layer_with_a_cache_stays():
+    """Fails where nothing is left of which a runtime could tell how long the past is."""
+    with pytest.raises(BudgetUnreachable, match="cannot all go"):
+        prune(decoder(), None, prompts(16), config=SETTINGS.with_options(drop_layers=("0", "1")))
+
+
+def test_settings_files_have_a_layer_less(tmp_path: Path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    onnx.save(decoder(), source / "model.onnx")
+    own = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 32}
+    window = {"window_size": 8, "layers": [1]}
+    genai = {"model": {"decoder": {**own, "head_size": 16, "filename": "model.onnx", "sliding_window": window}}}
+    (source / "genai_config.json").write_text(json.dumps(genai))
+    lists = {"layer_types": ["full_attention", "sliding_attention"], "eos_token_id": [1, 2, 3], "max_window_layers": 2}
+    (source / "config.json").write_text(json.dumps({**own, "head_dim": 16, **lists}))
+    prune(source / "model.onnx", out / "small.onnx", prompts(24), config=SETTINGS.with_options(drop_layers=("0",)))
+    decoder_now = json.loads((out / "genai_config.json").read_text())["model"]["decoder"]
+    assert decoder_now["num_hidden_layers"] == 1
+    assert decoder_now["num_key_value_heads"] == 4
+    assert decoder_now["sliding_window"]["layers"] == [0]
+    other = json.loads((out / "config.json").read_text())
+    assert (other["num_hidden_layers"], other["layer_types"]) == (1, ["sliding_attention"])
+    assert (other["eos_token_id"], other["max_window_layers"]) == ([1, 2, 3], 1)
+    assert read(out / "config.json").numbers.num_key_value_heads == 4
+
+
+def test_eval_does_not_take_the_cache_of_one_layer_for_that_of_another():
+    found = prune(decoder(), None, prompts(24), config=SETTINGS.with_options(drop_layers=("0",)))
+    data = prompts(16, seed=5)
+    assert found.model is not None
+    judged = evaluate(found.model, data, against=decoder(), task="sequence")
+    outputs = [Session(m).run({**data, **empty(16)})["logits"] for m in (silenced(decoder(), 0), decoder())]
+    spread = ((outputs[1] - outputs[1].mean(axis=0)) ** 2).sum()
+    assert judged.output_error == pytest.approx(((outputs[0] - outputs[1]) ** 2).sum() / spread, rel=1e-3)
+
+
+def named(*names: str) -> onnx.ModelProto:
+    """A model that gives each input, by name, as an output with "out_" before it."""
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in names]
+    given = [helper.make_tensor_value_info(f"out_{n}", TensorProto.FLOAT, [2]) for n in names]
+    nodes = [helper.make_node("Relu", [n], [f"out_{n}"]) for n in names]
+    return helper.make_model(helper.make_graph(nodes, "g", ports, given), opset_imports=[helper.make_opsetid("", 21)])
+
+
+def test_only_the_number_of_the_layer_is_counted_anew():
+    model = named("v2_past.0.key", "v2_past.1.key", "v2_past.2.key", "other.2")
+    _, gone = without_caches(model, ("v2_past.1.key", "out_v2_past.1.key"))
+    assert gone.layers == (1,)
+    assert gone.names == {"v2_past.2.key": "v2_past.1.key", "out_v2_past.2.key": "out_v2_past.1.key"}
+    assert without_caches(model, ())[0] is model
+
+
+@pytest.mark.parametrize(
+    ("names", "gone", "message"),
+    [
+        (("past.0", "past.2"), ("past.0", "out_past.0"), "their numbers have gaps"),
+        (("past.0", "past.1"), ("past.0",), "something else reads that"),
+    ],
+)
+def test_what_no_runtime_could_read_is_refused(names: tuple[str, ...], gone: tuple[str, ...], message: str):
+    with pytest.raises(CheckFailed, match=message):
+        without_caches(named(*names), gone)
