@@ -1,0 +1,1 @@
+"""A small decoder, trained here: perplexity before and after pruning, beside other ways of choosing what goes."""
