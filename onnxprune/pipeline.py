@@ -20,6 +20,7 @@ from onnxprune.graph import spill
 from onnxprune.graph.external import Placement
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.intake.preview import Preview
+from onnxprune.jobs.kept import kept_in
 from onnxprune.jobs.workplace import Workplace
 from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
@@ -36,6 +37,7 @@ from onnxprune.sentence.machine import Machine
 from onnxprune.stages import settings_beside
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import describe_loaded, foreseen
+from onnxprune.stages.identity import identity
 from onnxprune.stages.load import Calibration, load, opened
 from onnxprune.stages.look import looked_at
 from onnxprune.stages.refuse import SoFar, refusing
@@ -75,6 +77,7 @@ def prune(
     custom_ops: Libraries = (),
     single_file: bool = False,
     pictures: bool = True,
+    work: str | os.PathLike[str] | None = None,
     command: Sequence[str] = (),
     sources: Mapping[str, str] = MappingProxyType({}),
     stop: Callable[[], bool] = lambda: False,
@@ -109,7 +112,8 @@ def prune(
     lower end of the 95 % interval of runs in turns (see `bench`); else CheckFailed. allow_links: weights may lie where
     links beside the model lead. custom_ops: shared libraries of operators that onnxruntime registers in every session.
     single_file: weights go into `output` also where the original has them beside it; RunError where they do not fit.
-    pictures: reports show a few of the images that the model was calibrated on, small.
+    pictures: reports show a few of the images that the model was calibrated on, small. work: a folder for what the run
+    computes on the way, which the same run takes up again after it was ended; it is left there.
     command: what was typed, for the report. sources: where options were found that were not typed, and which these
     are. stop: asked between the steps of recovery; where it says so, that ends with the best state so far.
     Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
@@ -155,6 +159,7 @@ def prune(
                     allow_links=allow_links,
                     single_file=single_file,
                     pictures=pictures,
+                    work=work,
                 )
             result = replace(result, report=replace(result.report, sources=dict(sources)))
             clock.begin("save")
@@ -252,6 +257,7 @@ def _run(
     allow_links: bool,
     single_file: bool,
     pictures: bool,
+    work: str | os.PathLike[str] | None,
 ) -> tuple[PruneResult, Placement, Mapping[Path, bytes]]:
     """The sentence, where the result's weights go, and what goes beside it.
 
@@ -273,6 +279,7 @@ def _run(
         )
         so_far.loaded = loaded
         check_data(output, others, loaded.source)
+        place = replace(place, kept=kept_in(work, identity(loaded, settings)))
         state = settings.state
         exam = Exam.of(model, loaded, asked.test, asked.test_labels, asked.limits, state=state, allow_links=allow_links)
     first = settings.with_options(ratio=STEP) if asked.largest else settings
@@ -298,7 +305,8 @@ def _run(
     more, told = beside.written(loaded.original, checked)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
     report = report_of(*about, checked, output, timed, place, prepared.tried)
-    report = so_far.settled(replace(report, notes=(*report.notes, *told, *said, *found.notes)), gates)
+    notes = (*told, *said, *found.notes, *place.kept.notes)
+    report = so_far.settled(replace(report, notes=(*report.notes, *notes)), gates)
     if timed_on is not None:
         stage.begin("bench")  # no stage of its own: the effort of a run is that of pruning
         report = with_latency(report, loaded, checked, timed_on)

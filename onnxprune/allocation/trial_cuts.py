@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
 from onnxprune.graph.protobuf import Model, element_type
+from onnxprune.jobs.kept import NOWHERE, Kept
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, Mask, cast
@@ -72,12 +73,15 @@ def measure(
     whole: Set[int] = frozenset(),
     together: Sequence[tuple[int, ...]] = (),
     scheduler: Scheduler | None = None,
+    kept: Kept = NOWHERE,
+    method: str = "",
 ) -> list[dict[int, float]]:
     """Per group: units kept → measured output error, at the levels that the group's size allows; for the groups `only`.
 
     reference: what the uncut model answers on the same samples. levels: shares of its units to remove. whole: groups
     that are tried with no unit too. together: sets of groups of which none keeps a unit at the same time: behind those
-    of the groups stands a result of each, 0 → error.
+    of the groups stands a result of each, 0 → error. kept: trials that an earlier run of the same has left are not run
+    again; method: that of the paths, by which they are told apart there.
 
     Groups are visited in topological order, so that what lies before a group's first reader runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
@@ -111,9 +115,25 @@ def measure(
     plain = samples.part(0, len(samples))  # without labels and the like
     types, level = dict(network.types), network.level
     work = Trials(network.proto, channels, plain, reference.bare(), types, memory, level, stops)
-    trials = (trial(place, groups) for place, groups in enumerate(order))
-    found = dict(zip(order, (scheduler or Here()).map(work, trials, len(order)), strict=True))
+    found = {groups: _errors_of(a) for groups in order if (a := kept.get("trial", _item(method, groups)))}
+    left = [(place, groups) for place, groups in enumerate(order) if groups not in found]
+    trials = (trial(place, groups) for place, groups in left)
+    for (_, groups), errors in zip(left, (scheduler or Here()).map(work, trials, len(left)), strict=True):
+        kept.put("trial", _item(method, groups), partial(_arrays_of, errors))
+        found[groups] = errors
     return [found.get(groups, {}) for groups in (*((g.index,) for g in channels.groups), *together)]
+
+
+def _item(method: str, groups: Sequence[int]) -> str:
+    return " ".join((method, *map(str, groups)))
+
+
+def _arrays_of(errors: Mapping[int, float]) -> dict[str, Array]:
+    return {"units": np.array([*errors], np.int64), "errors": np.array([*errors.values()], np.float64)}
+
+
+def _errors_of(arrays: Mapping[str, Array]) -> dict[int, float]:
+    return dict(zip(arrays["units"].tolist(), arrays["errors"].tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -287,9 +307,12 @@ def cut_session(
     channels = network.channels
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     weights = _refitted(network, widths, paths, keep)
-    with spill.spilling():  # onnxruntime has mapped the trial's weights by then, or read them
+    with spill.spilling() as files:
         masked = masked_model(replace_initializers(network.proto, weights), channels, keep, network.types)
-        return Session(masked if behind is None else protobuf.submodel(masked, *behind), pooled=behind is not None)
+        trial = masked if behind is None else protobuf.submodel(masked, *behind)
+        session = Session(trial, pooled=behind is not None)
+        files.last_as_long_as(session)
+    return session
 
 
 def _masked_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence[str]) -> dict[int, float]:

@@ -1,7 +1,8 @@
 """One streaming pass over the data: the input Gram of every layer that reads removable channels.
 
-Memory does not depend on the number of samples. A layer with more columns than `WIDE` gets the Gram of its channels'
-*contributions* to its output instead of that of its columns: then only the scale of a channel can be refitted.
+Memory does not depend on the number of samples. A layer with more columns than `WIDE`, many of them to each channel,
+gets the Gram of its channels' *contributions* to its output instead of that of its columns: then only the scale of a
+channel can be refitted. Where each column is a channel of its own, that Gram would be as large, and much more work.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
-from onnxprune.numerics.gram import Gram
+from onnxprune.numerics.gram import PACKED, Gram
 from onnxprune.numerics.least_squares import inverse_spd
 from onnxprune.numerics.ridge import RIDGES, chosen
 from onnxprune.runtime.session import PROVIDERS, Session
 from onnxprune.threads import mapped, prefetched
 
 WIDE = 5000
+# Columns of a channel, on average, from which on the contributions of channels are summed.
+_COLUMNS_PER_CHANNEL = 2
 _ROWS_PER_COLUMN = 24
 _MIN_POSITIONS, _MAX_POSITIONS = 16, 64
 _CHUNK_BYTES = 64 << 20
@@ -78,6 +81,21 @@ class InputMoments:
             self._inverses[ridge] = spill.Spilled(inverse_spd(self.p[0], ridge).T)
         return self._inverses[ridge].rows(columns)
 
+    def with_ridge(self, ridge: float) -> InputMoments:
+        """The same moments for another layer that reads the same."""
+        return replace(self, ridge=ridge)
+
+    def arrays(self) -> dict[str, Array]:
+        """What `of_arrays` makes the same moments of, but for the ridge."""
+        return {"moments": self.p} if self.classes is None else {"moments": self.p, "classes": self.classes}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Array]) -> InputMoments:
+        """Moments of what `arrays` gave, in a file where they are large."""
+        p = arrays["moments"]
+        large = p.shape[-1] >= PACKED
+        return cls(spill.Spilled(p) if large else p, RIDGES[0], arrays.get("classes"))
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_inverses": {}}  # as large as the moments, and computed as fast as they are sent
 
@@ -101,23 +119,48 @@ def collect(
     if not layers:
         return {}
     scheduler = scheduler or Here()
-    work = InputSums.of(proto, layers, samples, shapes, seed, provider)
+    shared = sharing(layers)
+    leaders = [x for x in layers if x.weight in shared]
+    work = InputSums.of(proto, leaders, samples, shapes, seed, provider)
     # One process adds everything up in one place; sums of parts would take as much memory again.
-    parts = shards(samples, work.batch, _shards_for(layers) if scheduler.workers else 1)
+    parts = shards(samples, work.batch, _shards_for(leaders) if scheduler.workers else 1)
     total: dict[str, tuple[Gram, ...]] = {}
     for sums in scheduler.map(work, parts, len(parts)):
         for name, layer_sums in sums.items():
             for old, new in zip(total.setdefault(name, layer_sums), layer_sums, strict=True):
                 if old is not new:
                     old.merge(new)
-    weights = external.Weights(proto.graph.initializer)
+    return dict(moments_of(leaders, shared, external.Weights(proto.graph.initializer), total))
 
-    def moments(layer: Layer) -> tuple[str, InputMoments]:
-        return layer.weight, _accumulator(layer, weights, total.pop(layer.weight)).result()
+
+def sharing(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The layers that have one Gram, by the weight of the first of them: they read one tensor in the same way."""
+    found: dict[tuple[Any, ...], list[Layer]] = {}
+    for x in layers:
+        own = x.window is not None or is_wide(x)
+        key = (x.weight,) if own else (type(x), x.data, x.bias != "", x.groups, x.columns(0).tobytes())
+        found.setdefault(key, []).append(x)
+    return {alike[0].weight: alike for alike in found.values()}
+
+
+def moments_of(
+    leaders: Sequence[Layer],
+    shared: Mapping[str, Sequence[Layer]],
+    weights: Mapping[str, Array],
+    sums: dict[str, tuple[Gram, ...]],
+) -> Iterator[tuple[str, InputMoments]]:
+    """Weight and moments of each layer, of those that share the sums of a leader one after the other.
+
+    sums: by the weight of the leader; they are given up.
+    """
+
+    def moments(leader: Layer) -> list[tuple[str, InputMoments]]:
+        return accumulator(leader, weights, sums.pop(leader.weight)).results(shared[leader.weight])
 
     # The widest last: by then the sums of the others lie in files.
-    narrowest = sorted(layers, key=lambda layer: len(layer.columns(0)))
-    return dict(mapped(moments, narrowest, lambda layer: _RESULT_BYTES * min(len(layer.columns(0)), WIDE) ** 2))
+    narrowest = sorted(leaders, key=_summed)
+    for found in mapped(moments, narrowest, lambda layer: _RESULT_BYTES * _summed(layer) ** 2):
+        yield from found
 
 
 def grams(
@@ -159,8 +202,7 @@ def shards(samples: Samples, batch: int, count: int) -> list[Shard]:
 
 def _shards_for(layers: Sequence[Layer]) -> int:
     """Shards of one pass: each gives back the moments of all layers. They depend on nothing but the layers."""
-    columns = [(x.groups, len(x.columns(0))) for x in layers]
-    size = sum(2 * 8 * g * min(d, WIDE) ** 2 for g, d in columns)
+    size = sum(2 * 8 * x.groups * _summed(x) ** 2 for x in layers)
     return int(np.clip(_SHARD_BYTES // max(size, 1), 2, SHARDS))
 
 
@@ -218,7 +260,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
 
     def __call__(self, item: Shard) -> dict[str, tuple[Gram, ...]]:
         """Sums over the batches of a shard."""
-        accumulators = {layer.weight: _accumulator(layer, self.weights) for layer in self.layers}
+        accumulators = {layer.weight: accumulator(layer, self.weights) for layer in self.layers}
         if self.inputs is None:
             self.on_host(item, lambda layer, rows, held: accumulators[layer.weight].update(rows, held=held))
             return {name: a.sums for name, a in accumulators.items()}
@@ -245,11 +287,21 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
 
         Layers are taken in several threads, the batches of one layer one after the other.
         """
-        widest = sorted(self.layers, key=lambda layer: -len(layer.columns(0)))
         for index, values in enumerate(prefetched(self.session.run(f) for f in self._batches(shard)), shard.first):
             positions = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
-            one = partial(self._taken, values, positions, self.is_held(index), take)
-            deque(mapped(one, widest), maxlen=0)
+            self.take_batch(index, values, positions, self.layers, take)
+
+    def take_batch(
+        self,
+        index: int,
+        values: Mapping[str, Array],
+        positions: Mapping[str, Ints],
+        layers: Sequence[Layer],
+        take: Callable[[Layer, Floats, bool], None],
+    ) -> None:
+        """`take` the rows of these layers in one batch, several layers at the same time."""
+        one = partial(self._taken, values, positions, self.is_held(index), take)
+        deque(mapped(one, sorted(layers, key=lambda layer: -len(layer.columns(0)))), maxlen=0)
 
     @staticmethod
     def _taken(
@@ -292,17 +344,17 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     def _batches(self, shard: Shard) -> Iterator[dict[str, Array]]:
         return shard.samples.batches(self.batch)
 
+    def drawn(self, layer: Layer, shape: tuple[int, ...], rng: np.random.Generator) -> Ints:
+        """The positions of one layer in a batch. shape: of the tensor that it reads."""
+        return layer.positions(layer.output_shape(shape), positions_for(len(layer.columns(0)), self.total), rng)
+
     def positions(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ints]:
         """The sampled output positions of each layer in one batch, by weight name.
 
         They depend on the seed and the number of the batch, not on who runs it.
         """
         rng = np.random.default_rng((self.seed, index))
-        positions: dict[str, Ints] = {}
-        for layer in self.layers:
-            limit = positions_for(len(layer.columns(0)), self.total)
-            positions[layer.weight] = layer.positions(layer.output_shape(shapes[layer.data]), limit, rng)
-        return positions
+        return {layer.weight: self.drawn(layer, shapes[layer.data], rng) for layer in self.layers}
 
     @staticmethod
     def is_held(index: int) -> bool:
@@ -316,8 +368,22 @@ def _single(x: Array) -> Floats:
 
 
 def is_wide(layer: Layer) -> bool:
-    """Whether a layer's columns are too many for their Gram."""
-    return layer.groups == 1 and len(layer.columns(0)) > WIDE
+    """Whether a layer's columns are too many for their Gram, and its channels fewer."""
+    columns = len(layer.columns(0))
+    return layer.groups == 1 and columns > WIDE and columns >= _COLUMNS_PER_CHANNEL * np.unique(layer.columns(0)).size
+
+
+def gram_bytes(layer: Layer) -> int:
+    """What the sums of a layer take while batches are added, those for judging included."""
+    columns, entry = _summed(layer), 8
+    if columns >= PACKED:
+        columns, entry = columns + 1, 2  # single precision, and one triangle
+    return 2 * entry * layer.groups * columns**2
+
+
+def _summed(layer: Layer) -> int:
+    """Columns of the Gram that a layer gets."""
+    return np.unique(layer.columns(0)).size if is_wide(layer) else len(layer.columns(0))
 
 
 class _Columns:
@@ -332,18 +398,20 @@ class _Columns:
     def add(self, gram: Gram, *, held: bool) -> None:
         (self.held if held else self.fit).merge(gram)
 
-    def result(self) -> InputMoments:
-        """The moments; the sums are given up."""
-        ridge = RIDGES[0]
+    def results(self, layers: Sequence[Layer]) -> list[tuple[str, InputMoments]]:
+        """Weight and moments of the layers that share the sums, which are given up."""
         fit, held = self.sums
         del self.fit, self.held, self.sums
+        ridges = [RIDGES[0]] * len(layers)
         if held.rows:
             # The groups of a convolution are alike; one of them tells enough.
-            w = self.layer.matrix(self.weights)
-            ridge = chosen(fit.first(), held.first(), w[0], self.layer.columns(0))
+            p, q = fit.first(), held.first()
+            ridges = [chosen(p, q, x.matrix(self.weights)[0], x.columns(0)) for x in layers]
+            del p, q
         fit.merge(held)
         del held
-        return InputMoments(_kept(fit), ridge)
+        moments, inverses = _kept(fit), dict[float, spill.Spilled]()
+        return [(x.weight, InputMoments(moments, r, None, inverses)) for x, r in zip(layers, ridges, strict=True)]
 
 
 def _kept(gram: Gram) -> Doubles | spill.Spilled:
@@ -380,11 +448,13 @@ class _Contributions:
         del held  # no ridge is chosen
         self.gram.merge(gram)
 
-    def result(self) -> InputMoments:
+    def results(self, layers: Sequence[Layer]) -> list[tuple[str, InputMoments]]:
+        """Weight and moments of the one layer."""
         # The Gram's rows are pairs of a row of the layer and an output.
-        return InputMoments(self.gram.result() * self.layer.outputs.size, RIDGES[-1], self.classes)
+        moments = InputMoments(self.gram.result() * self.layer.outputs.size, RIDGES[-1], self.classes)
+        return [(x.weight, moments) for x in layers]
 
 
-def _accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:
+def accumulator(layer: Layer, weights: Mapping[str, Array], sums: tuple[Gram, ...] = ()) -> _Columns | _Contributions:
     """sums: those of an accumulator for the same layer, elsewhere."""
     return _Contributions(layer, weights, sums) if is_wide(layer) else _Columns(layer, weights, sums)

@@ -12,11 +12,14 @@ from onnxprune.calibration.layers import Layer
 from onnxprune.channels import AxisRef, ChannelGraph, Group
 from onnxprune.graph.quantized import real_values
 from onnxprune.numerics.arrays import Array, Doubles, Ints, is_float
+from onnxprune.numerics.lapack import add_products, cholesky
 from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.selection import Regression
 
 # Consumers of which a group's columns are one in so many.
 _SHARED = 4
+# Weights of so many bytes are worth the product that makes them fewer.
+_LARGE_BYTES = 32 << 20
 
 
 def consumers_of(channels: ChannelGraph, layers: Sequence[Layer]) -> list[list[Layer]]:
@@ -51,25 +54,66 @@ def regressions_of(
     """
     unit = np.full(channels.classes.pinned.size + 1, -1, np.int64)
     unit[g.units] = np.arange(g.size)
-    regressions: list[Regression] = []
+    alike: dict[int, list[Layer]] = {}
     for layer in layers:
-        layer_moments = moments[layer.weight]
-        if layer.weight not in powers:
-            powers[layer.weight] = [p.power() for p in _whole(layer, layer_moments, unit, channels)]
-        weight = 1.0 / max(sum(powers[layer.weight]), 1e-30)
-        own = np.flatnonzero(unit[layer.columns(0)] >= 0)
-        if layer_moments.classes is None and layer.groups == 1 and own.size * _SHARED <= len(layer.columns(0)):
-            w = layer.matrix(channels.graph.constants)[0]
-            inverse = layer_moments.inverse(own, OF_SELECTION)[:, own] if inverses else None
-            regressions.append(
-                Regression(
-                    layer_moments.block(own), w[own], unit[layer.columns(0)[own]], weight, False, inverse=inverse
-                )
-            )
-            continue
-        parts = _whole(layer, layer_moments, unit, channels)
-        regressions += [replace(p, weight=weight) for p in parts if (p.unit >= 0).any()]
+        alike.setdefault(id(moments[layer.weight].moments), []).append(layer)
+    regressions: list[Regression] = []
+    for sharing in alike.values():  # one after the other, as the weights of all of them may be most of the model
+        parts: list[Regression] = []
+        for layer in sharing:
+            parts += _read_by(layer, moments[layer.weight], unit, channels, powers, inverses=inverses)
+        regressions += parts if len(sharing) == 1 or not parts else [_together(parts)]
     return regressions
+
+
+def _read_by(
+    layer: Layer,
+    moments: InputMoments,
+    unit: Ints,
+    channels: ChannelGraph,
+    powers: dict[str, list[float]],
+    *,
+    inverses: bool,
+) -> list[Regression]:
+    """The regressions of one layer. powers: of layers that were asked for before; the layer's are put there."""
+    own = np.flatnonzero(unit[layer.columns(0)] >= 0)
+    by_many = moments.classes is None and layer.groups == 1 and own.size * _SHARED <= len(layer.columns(0))
+    whole = _whole(layer, moments, unit, channels) if layer.weight not in powers or not by_many else []
+    if layer.weight not in powers:
+        powers[layer.weight] = [p.power() for p in whole]
+    weight = 1.0 / max(sum(powers[layer.weight]), 1e-30)
+    if not by_many:
+        return [narrowed(replace(p, weight=weight)) for p in whole if (p.unit >= 0).any()]
+    w = layer.matrix(channels.graph.constants)[0]
+    inverse = moments.inverse(own, OF_SELECTION)[:, own] if inverses else None
+    units = unit[layer.columns(0)[own]]
+    return [Regression(moments.block(own), w[own], units, weight, False, inverse=inverse)]
+
+
+def narrowed(r: Regression) -> Regression:
+    """The same regression with at most as many outputs as columns, where that saves much memory.
+
+    Selection asks for inner products of rows of W alone, and the rows of a triangle L with L Lᵀ = W Wᵀ have the same.
+    They are stored in the precision of the moments.
+    """
+    columns, outputs = r.w.shape
+    if outputs <= columns or r.w.nbytes < _LARGE_BYTES:
+        return r
+    products = np.zeros((columns, columns))
+    add_products(r.w.T, products)
+    factor = np.asfortranarray(products)
+    if cholesky(factor):
+        return replace(r, w=np.tril(factor).astype(r.p.dtype))
+    triangle: Doubles = np.linalg.qr(r.w.T, mode="r")  # type: ignore[assignment]  # this mode gives R alone
+    return replace(r, w=triangle.T.astype(r.p.dtype))
+
+
+def _together(parts: Sequence[Regression]) -> Regression:
+    """One regression for layers that read the same in the same way: the error of all of their outputs."""
+    if len(parts) == 1:
+        return parts[0]
+    w = np.concatenate([p.w.astype(np.float64) * np.sqrt(p.weight) for p in parts], axis=1)
+    return narrowed(replace(parts[0], w=w, weight=1.0))
 
 
 def _whole(layer: Layer, moments: InputMoments, unit: Ints, channels: ChannelGraph) -> list[Regression]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 import weakref
@@ -45,18 +46,41 @@ class _Folder:
 _SPILL: ContextVar[_Folder | None] = ContextVar("_SPILL", default=None)
 
 
+class Temporary:
+    """A temporary folder that is removed in the end, or with the object that needs it. Raises OSError."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        self._is_passed_on = False
+
+    def last_as_long_as(self, owner: object) -> None:
+        """Leave the folder where it is until `owner` is collected, or the process ends."""
+        self._remove.detach()
+        weakref.finalize(owner, shutil.rmtree, self.path, ignore_errors=True)
+        self._is_passed_on = True
+
+    def end(self) -> None:
+        """Remove it, if nobody else needs it."""
+        if not self._is_passed_on:
+            self._remove()
+
+
 @contextmanager
-def spilling() -> Iterator[None]:
+def spilling() -> Iterator[Temporary]:
     """While this lasts, large tensors that are computed go to files in a temporary folder, which is removed after.
 
     The innermost one counts. The system's settings say where it lies (TMPDIR). Raises RunError where it cannot be.
     """
     try:
-        folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+        folder = Temporary()
     except OSError as e:
         raise RunError(f"no temporary folder can be made: {e.strerror}; set TMPDIR to one") from e
-    with folder as path, spilling_in(path):
-        yield
+    try:
+        with spilling_in(folder.path):
+            yield folder
+    finally:
+        folder.end()
 
 
 @contextmanager

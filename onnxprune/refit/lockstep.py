@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from onnxprune.data.batches import HOLD_OUT
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import Model
+from onnxprune.jobs.kept import NOWHERE, Kept
+from onnxprune.jobs.work import Progress
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
 from onnxprune.numerics.gram import Gram, NormalEquations
 from onnxprune.numerics.least_squares import (
@@ -55,10 +58,13 @@ def lockstep(
     seed: int,
     memory: int,
     shared: SharedPoints | None = None,
+    kept: Kept = NOWHERE,
+    progress: Progress = lambda done, count: None,
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
-    shared: as for `reference.points_of`.
+    shared: as for `reference.points_of`. kept: fits that an earlier run of the same cut has left are not solved again;
+    the networks are walked as if they were, so that all others come out the same. progress: is told of the layers.
 
     Layers that read nothing changed, those too wide for their Gram, those whose weights would not fit in the model's
     type, those that are never fitted (`Layer.keeps`), those whose inputs or targets are not finite, and what a
@@ -83,23 +89,49 @@ def lockstep(
     reference = Walker(original, samples, types, graph.shapes, memory)
     slim = Walker(pruned, samples, types, graph.shapes, memory)
     fits: list[Fit] = []
+    cut = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
     for part in prefetched(points_of(layers, targets, fitted, graph, reference, keep, seed, stays, shared)):
         for layer, target, points in part:
             cut_layer = layer.sliced(keep, protobuf.int_attribute(attributes[layer.node.outputs[0]], "group", 1))
+            known = kept.get("fit", f"{cut} {layer.weight}")
+            if known is not None:
+                slim.move_to([t for t in (cut_layer.data, target.other) if t])
+                fit, stored_weights = _fit_of(layer.called, known)
+                set_initializers(pruned, stored_weights)
+                fits.append(fit)
+                progress(len(fits), len(fitted))
+                continue
             train, held = accumulate(cut_layer, target, points, slim, layer.kept_outputs(keep))
             weights = {t.name: external.array_of(t) for t in pruned.graph.initializer if t.name in layer.stored}
             stored = partial(cut_layer.rounded, present=weights) if cut_layer.quantized else None
-            if not (train.finite and held.finite):
-                fits.append(Fit(layer.called, float("inf"), float("inf"), float("inf")))
-                continue
-            matrix, fit = fit_matrix(layer.called, train, held, cut_layer.matrix(weights), stored)
-            refitted = cut_layer.weights(matrix, weights)
-            if np.isfinite(fit.ridge) and beyond(refitted, {k: w.dtype for k, w in weights.items()}):
-                fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
+            refitted: Mapping[str, Array] = {}
+            if train.finite and held.finite:
+                matrix, fit = fit_matrix(layer.called, train, held, cut_layer.matrix(weights), stored)
+                refitted = cut_layer.weights(matrix, weights)
+                if np.isfinite(fit.ridge) and beyond(refitted, {k: w.dtype for k, w in weights.items()}):
+                    fit = Fit(fit.layer, float("inf"), fit.before, fit.before)
+            else:
+                fit = Fit(layer.called, float("inf"), float("inf"), float("inf"))
             if np.isfinite(fit.ridge):
                 set_initializers(pruned, refitted)
+            else:
+                refitted = {}
+            kept.put("fit", f"{cut} {layer.weight}", partial(_arrays_of, fit, refitted))
             fits.append(fit)
+            progress(len(fits), len(fitted))
     return fits
+
+
+def _arrays_of(fit: Fit, refitted: Mapping[str, Array]) -> dict[str, Array]:
+    """What `_fit_of` reads; the weights by their place, as names may be anything."""
+    arrays: dict[str, Array] = {"fit": np.array([fit.ridge, fit.before, fit.after]), "names": np.array([*refitted])}
+    return arrays | {f"weight {i}": w for i, w in enumerate(refitted.values())}
+
+
+def _fit_of(called: str, arrays: Mapping[str, Array]) -> tuple[Fit, dict[str, Array]]:
+    ridge, before, after = arrays["fit"].tolist()
+    weights = {str(name): arrays[f"weight {i}"] for i, name in enumerate(arrays["names"].tolist())}
+    return Fit(called, ridge, before, after), weights
 
 
 def accumulate(

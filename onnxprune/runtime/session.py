@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
 from onnxprune.runtime import custom_ops, faults, few_bits, overdue, saturation, single_precision
 from onnxprune.runtime.builds import Builds
+from onnxprune.runtime.instalments import Instalments, too_large
 from onnxprune.runtime.saturation import AS_WRITTEN, DEPLOYED, JUDGED, Kernels
 from onnxprune.threads import limit
 
@@ -44,6 +45,7 @@ _ERROR = 3
 _FATAL = 4
 _LINE = 300
 _PREPACK_BYTES = 512 << 20
+_NO_COPIES = "session.disable_prepacking"
 # A process that has more sees to it that sessions keep nothing between runs.
 _LARGE_BYTES = 1 << 30
 _AS_REQUESTED = 1
@@ -87,15 +89,17 @@ class Session:
     """An onnxruntime session on the CPU, or on the first of `providers`, which has to start.
 
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
-    are neither read nor copied here. A ModelProto with bfloat16 is run as its twin in float32 (`single_precision`), and
-    so is one in float64 that onnxruntime refuses, and one in float16 where `single` is set; feeds may then have any
-    floating-point type, and outputs have the type of the model, with `single` float32. Inputs and outputs in float8 or
-    of fewer than 8 bits are converted at the ports (`few_bits`). optimize=False keeps every
-    intermediate tensor as the graph defines it. spin: let idle workers spin, onnxruntime's own default; that takes the
-    cores from numpy's BLAS between two runs. in_turns: they spin only while this session runs, so that it does not slow
-    down the others. pooled: its activations share one memory with those of other such sessions, which the next one
-    takes over: a walk through hundreds of short-lived sessions takes half the time, as the system has no new pages to
-    clear. threads: that compute one operator; 0: as many as `threads.limited` says, else onnxruntime's own choice.
+    are neither read nor copied here, and where they are many the model runs in `instalments`, but for what is timed by
+    `profile` and `bound`; the files have to stay as long as the session. A ModelProto with bfloat16 is run as its twin
+    in float32 (`single_precision`), and so is one in float64 that onnxruntime refuses, and one in float16 where
+    `single` is set; feeds may then have any floating-point type, and outputs have the type of the model, with `single`
+    float32. Inputs and outputs in float8 or of fewer than 8 bits are converted at the ports (`few_bits`).
+    optimize=False keeps every intermediate tensor as the graph defines it. spin: let idle workers spin, onnxruntime's
+    own default; that takes the cores from numpy's BLAS between two runs. in_turns: they spin only while this session
+    runs, so that it does not slow down the others. pooled: its activations share one memory with those of other such
+    sessions, which the next one takes over: a walk through hundreds of short-lived sessions takes half the time, as the
+    system has no new pages to clear. threads: that compute one operator; 0: as many as `threads.limited` says, else
+    onnxruntime's own choice.
     kernels: for what is quantized; None: those that models are judged by, or as written where this processor's
     `saturates`. profile: start of the path of a JSON file that `end_profile` closes. Raises RunError where onnxruntime
     refuses the model or a run.
@@ -116,17 +120,24 @@ class Session:
         profile: str | None = None,
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
+            if isinstance(source, onnx.ModelProto) and profile is None and too_large(source):
+                return Instalments(source, partial(whole, mapped=True))
+            return whole(source)
+
+        def whole(source: onnx.ModelProto | str | os.PathLike[str], *, mapped: bool = False) -> Any:
             chosen = kernels or (AS_WRITTEN if saturates() else JUDGED)
             try:
-                return opened(source, chosen)
+                return opened(source, chosen, mapped=mapped)
             except RunError:
                 if not chosen.exact:
                     raise
                 # It looks for kernels of int8 by uint8, and there are none of QLinearConv and QLinearMatMul.
-                return opened(source, replace(chosen, exact=False))
+                return opened(source, replace(chosen, exact=False), mapped=mapped)
 
-        def opened(source: onnx.ModelProto | str | os.PathLike[str], chosen: Kernels) -> Any:
+        def opened(source: onnx.ModelProto | str | os.PathLike[str], chosen: Kernels, *, mapped: bool) -> Any:
             options = _options()
+            if mapped:
+                options.add_session_config_entry(_NO_COPIES, "1")
             options.log_severity_level = _FATAL
             options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
             for key, value in chosen.entries.items():
@@ -182,7 +193,8 @@ class Session:
             types |= single_precision.DOUBLE
         self._twin = True
         self._declared = {} if single else single_precision.declared_types(model, types)
-        with spill.spilling():  # onnxruntime has mapped the twin's weights by then, or read them
+        with spill.spilling() as files:
+            files.last_as_long_as(self)
             return start(single_precision.single_precision(model, types))
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -225,7 +237,8 @@ class Session:
 
     def bound(self, feeds: Feeds) -> Bound:
         """The model on these feeds, ready to be run again and again."""
-        return Bound(self._session, self._fed(feeds), self._ports(self.outputs), self.device)
+        whole = self._session.whole() if isinstance(self._session, Instalments) else self._session
+        return Bound(whole, self._fed(feeds), self._ports(self.outputs), self.device)
 
     @property
     def stands_in(self) -> bool:
@@ -544,7 +557,7 @@ def _content(model: onnx.ModelProto, options: Any) -> bytes:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", root)
         if external.external_bytes(model) >= _PREPACK_BYTES:
             # Else onnxruntime keeps a second copy of every matrix, in the order that its kernels like best.
-            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry(_NO_COPIES, "1")
     if external.embedded_bytes(model) >= external.MOST_BYTES:
         raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
     content: bytes = model.SerializeToString()

@@ -54,14 +54,18 @@ class Walker:
         memory: int,
         *,
         hold_out: bool = True,
+        batch: int | None = None,
     ) -> None:
-        """hold_out: make the batches small enough that some can be held out from a fit."""
+        """hold_out: make the batches small enough that some can be held out from a fit; batch: samples of each, where
+        that is known already."""
         self.proto: onnx.ModelProto = proto
         self.samples: Samples = samples
         self.memory: int = memory
         self._types = dict(types)
         self._shapes, self._bound = shapes, samples.arrangement.samples_in(shapes)
-        size = samples.run_size(runtime_batch(shapes, proto, len(samples) if hold_out else None, bound=self._bound))
+        if batch is None:
+            batch = runtime_batch(shapes, proto, len(samples) if hold_out else None, bound=self._bound)
+        size = samples.run_size(batch)
         starts = range(0, len(samples), size)
         self._batches: list[Mapping[str, Array]] = [_Inputs(samples, start, start + size) for start in starts]
         self.counts: list[int] = [min(size, len(samples) - start) for start in starts]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from onnxprune.numerics.arrays import Doubles, Floats, Ints, Mask
+from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Regression:
     """
 
     p: Floats
-    w: Doubles
+    w: Floats
     unit: Ints
     weight: float = 1.0
     centred: bool = True
@@ -42,7 +42,8 @@ class Regression:
     def contributions(self, units: int) -> Doubles:
         """K (units, units), the Gram of the contributions: K_jl = weight · E<s_j, s_l>, s_j = that of unit j."""
         inside = self.unit >= 0
-        core = (self.w[inside] @ self.w[inside].T) * self.p[np.ix_(inside, inside)]
+        w = self.w[inside].astype(np.float64, copy=False)
+        core = (w @ w.T) * self.p[np.ix_(inside, inside)]
         columns = core.shape[0]
         owner = csr_array((np.ones(columns), (self.unit[inside], np.arange(columns))), shape=(units, columns))
         result: Doubles = (owner @ (owner @ core).T) * self.weight
@@ -72,6 +73,25 @@ class Path:
         chosen = self.supports.get(n) if self.supports is not None else None
         mask[self.order[self.order.size - n :] if chosen is None else chosen] = True
         return mask
+
+    def arrays(self) -> dict[str, Array]:
+        """What `of_arrays` makes the same path of."""
+        named = {"order": self.order, "loss": self.loss, "floor": np.array(self.floor)}
+        for name, by_size in (("supports", self.supports), ("coefficients", self.coefficients)):
+            if by_size is not None:
+                named[name] = np.array(sorted(by_size), np.int64)
+                named |= {f"{name} {n}": values for n, values in by_size.items()}
+        return named
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Array]) -> Path:
+        """A path of what `arrays` gave."""
+
+        def by_size(name: str) -> dict[int, Array] | None:
+            return {n: arrays[f"{name} {n}"] for n in arrays[name].tolist()} if name in arrays else None
+
+        floor = float(arrays["floor"])
+        return cls(arrays["order"], arrays["loss"], by_size("supports"), by_size("coefficients"), floor)
 
     def coefficients_of(self, n: int) -> Doubles | None:
         """What the units of `kept(n)` are multiplied by, (N,), 0 elsewhere; None where the method finds none.

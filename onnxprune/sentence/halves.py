@@ -59,8 +59,7 @@ class Prepared:
         """The same for another ratio, by the same curves: cuts are tried anew where other groups may be cut then."""
         coupled, tried = self.coupled.at(settings.ratio), self.tried
         if tried is not None and settings.ratio is not None and not tried.serves(coupled):
-            scheduler = self.place.scheduler
-            tried = try_cuts(self.loaded, coupled, self.calibrated, tried.paths, settings, scheduler)
+            tried = try_cuts(self.loaded, coupled, self.calibrated, tried.paths, settings, self.place)
         return replace(self, coupled=coupled, tried=tried)
 
 
@@ -109,7 +108,7 @@ def prepare(
         with stage("select"):
             candidates = select(coupled, calibrated, settings, place)
         with stage("allocate"):
-            tried = try_cuts(loaded, coupled, calibrated, candidates, settings, place.scheduler)
+            tried = try_cuts(loaded, coupled, calibrated, candidates, settings, place)
     return Prepared(
         loaded=loaded,
         coupled=coupled,
@@ -167,7 +166,7 @@ def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock
         judged = judged_by(loaded, coupled, calibrated.reference, masks)
     with stage("refit"):
         refitted = refit_weights(
-            loaded, coupled, calibrated, masks, chosen.coefficients, sliced, settings, prepared.shared
+            loaded, coupled, calibrated, masks, chosen.coefficients, sliced, settings, prepared.shared, prepared.place
         )
     if settings.epochs:
         with stage("recover"):

@@ -54,6 +54,6 @@ class Machine:
         """
         try:
             with one_blas_thread(), spill.spilling(), scheduling(self.jobs, self.scheduler, progress) as workers:
-                yield Workplace(workers, self.provider, self.timed_by)
+                yield Workplace(workers, self.provider, self.timed_by, progress=progress)
         except SolveFailed as e:
             raise RunError(f"{e}: the statistics cannot be trusted; give more or cleaner calibration data") from e

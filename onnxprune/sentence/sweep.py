@@ -18,6 +18,7 @@ from onnxprune.data.sources import files_of
 from onnxprune.errors import BudgetUnreachable, CheckFailed, NothingPrunable, OnnxPruneError, RunError, UsageError
 from onnxprune.evaluation import Evaluation
 from onnxprune.intake.model_file import ModelLike, called
+from onnxprune.jobs.kept import kept_in
 from onnxprune.measures.verdict import GOOD, verdict_of
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.options import exact_percent, number, shown, typed
@@ -34,6 +35,7 @@ from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.sentence.halves import Chosen, Prepared, choose, make, prepare
 from onnxprune.sentence.machine import Machine
 from onnxprune.stages.clock import Clock
+from onnxprune.stages.identity import identity
 from onnxprune.stages.load import Calibration, opened
 from onnxprune.stages.report import bench_of, report_of
 from onnxprune.stages.time_layers import timed_with
@@ -119,6 +121,7 @@ def sweep(
     custom_ops: Libraries = (),
     single_file: bool = False,
     pictures: bool = True,
+    work: str | os.PathLike[str] | None = None,
     report_file: ReportFiles = None,
     command: Sequence[str] = (),
     **options: Unpack[Options],
@@ -179,6 +182,7 @@ def sweep(
                     exam = Exam.of(
                         model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links
                     )
+                place = replace(place, kept=kept_in(work, identity(loaded, settings)))
                 prepared = prepare(loaded, settings, clock, place).for_several()
                 run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
                 result = replace(run.over(wanted), command=tuple(command))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxprune.calibration import input_moments, probe, regressions
+from onnxprune.calibration.by_blocks import Blocks, too_many
 from onnxprune.calibration.gate_moments import OutputMoments
 from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer
@@ -57,7 +58,20 @@ def calibrate(
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     proto, seed = coupled.taken.proto, settings.seed
-    moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
+    if not place.scheduler.workers and place.provider == "cpu" and (place.kept.lasts or too_many(consumers)):
+        blocks = Blocks(
+            proto=proto,
+            samples=loaded.fit,
+            shapes=n.shapes,
+            types=n.types,
+            seed=seed,
+            memory=settings.memory,
+            kept=place.kept,
+            said=place.progress,
+        )
+        moments: Mapping[str, InputMoments] = blocks.collect(consumers)
+    else:
+        moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(consumers=consumers, moments=moments, plain_seconds=plain, reference=reference)
     goals = goals_of(loaded, coupled, reference, settings)

@@ -12,6 +12,7 @@ from onnxprune.calibration.layers import Layer
 from onnxprune.config import PruneConfig
 from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
 from onnxprune.recovery.recover import Recovery
 from onnxprune.refit import layerwise, lockstep
@@ -52,6 +53,7 @@ def refit_weights(
     sliced: onnx.ModelProto,
     settings: PruneConfig,
     shared: SharedPoints | None = None,
+    place: Workplace = HERE,
 ) -> Refitted:
     """Refit at the level that was asked for; lockstep starts from the least-squares weights.
 
@@ -67,7 +69,7 @@ def refit_weights(
         undone = keep_finite(candidate, sliced, original, coupled.layers, loaded.parts)
         return [spoilt(x, level) for x in undone]
 
-    refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings, shared)
+    refitted = _fitted(loaded, coupled, calibrated, keep, coefficients, mended, settings, shared, place)
     return replace(refitted, notes=(*refitted.notes, *_limits(coupled, keep)))
 
 
@@ -80,6 +82,7 @@ def _fitted(
     mended: Callable[[str, onnx.ModelProto], list[str]],
     settings: PruneConfig,
     shared: SharedPoints | None,
+    place: Workplace,
 ) -> Refitted:
     """The candidates of one refit; mended: takes back, in place, the fits that spoil what follows, and says which."""
     channels, n = coupled.channels, loaded.normalised
@@ -122,6 +125,8 @@ def _fitted(
         seed=settings.seed,
         memory=settings.memory,
         shared=shared,
+        kept=place.kept,
+        progress=place.progress,
     )
     set_initializers(walked, {t.name: external.array_of(t) for t in running.graph.initializer})
     notes += mended(settings.refit, walked)

@@ -14,6 +14,7 @@ from onnxprune.calibration.regressions import consumers_of, magnitude, regressio
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.gates import units_of
 from onnxprune.config import PruneConfig
+from onnxprune.jobs.kept import NOWHERE, Kept
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.methods import METHODS, Looks, tried
@@ -35,7 +36,7 @@ def select(
     choice = Choice(settings.seed, settings.coefficients == "free")
     statistics = coupled.taken.channels, coupled.layers, calibrated.moments
     return {
-        name: paths(*statistics, name, choice, calibrated.outputs, settings.metric, place.scheduler)
+        name: paths(*statistics, name, choice, calibrated.outputs, settings.metric, place.scheduler, place.kept)
         for name in tried(settings.method)
     }
 
@@ -49,9 +50,11 @@ def paths(
     outputs: OutputMoments | None = None,
     metric: str = "gates",
     scheduler: Scheduler | None = None,
+    kept: Kept = NOWHERE,
 ) -> list[Path]:
     """The path of every group, in the order of `channels.groups`.
 
+    kept: those that an earlier run of the same has left are not computed again.
     metric: how "global" measures the outputs; "exact" is "gates" here. Where a group has no gradients, or no layer
     reads it, the method's stand-in is run.
     """
@@ -69,8 +72,13 @@ def paths(
             scores = magnitude(g, channels)
         return Known(run, g.index, g.size, g.rows, tuple(regressions), globally, scores)
 
+    found = {g.index: Path.of_arrays(a) for g in channels.groups if (a := kept.get("path", f"{method} {g.index}"))}
+    left = [g for g in channels.groups if g.index not in found]
     # One by one, so that not all of them are in memory at once.
-    return list((scheduler or Here()).map(Selection(choice), map(known_of, channels.groups), len(channels.groups)))
+    for g, path in zip(left, (scheduler or Here()).map(Selection(choice), map(known_of, left), len(left)), strict=True):
+        kept.put("path", f"{method} {g.index}", path.arrays)
+        found[g.index] = path
+    return [found[g.index] for g in channels.groups]
 
 
 @dataclass(frozen=True, eq=False)

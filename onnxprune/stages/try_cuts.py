@@ -9,7 +9,7 @@ from math import inf
 from onnxprune.allocation import trial_cuts
 from onnxprune.channels.whole_layers import WholeLayer
 from onnxprune.config import PruneConfig
-from onnxprune.jobs.work import Scheduler
+from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.selection import Path
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
@@ -53,7 +53,7 @@ def try_cuts(
     calibrated: Calibrated,
     candidates: Mapping[str, Sequence[Path]],
     settings: PruneConfig,
-    scheduler: Scheduler | None = None,
+    place: Workplace = HERE,
 ) -> Tried:
     """The trial cuts of every method, where a budget asks for them."""
     if settings.ratio is None:
@@ -62,7 +62,7 @@ def try_cuts(
     errors: dict[str, Sequence[Mapping[int, float]]] = {}
     layers: dict[int, float] = {}
     for k, p in candidates.items():
-        measured = errors_of(loaded, coupled, calibrated, p, settings, scheduler)
+        measured = errors_of(loaded, coupled, calibrated, p, settings, place, k)
         errors[k], of_layers = measured[: -len(whole) or None], measured[len(coupled.channels.groups) :]
         # Without a unit a layer is the same by every method.
         for x, error in zip(whole, of_layers, strict=True):
@@ -84,10 +84,11 @@ def errors_of(
     calibrated: Calibrated,
     paths: Sequence[Path],
     settings: PruneConfig,
-    scheduler: Scheduler | None = None,
+    place: Workplace = HERE,
+    method: str = "",
 ) -> list[dict[int, float]]:
     """Per group: units kept → the error of the network's outputs when it alone is cut so far; behind these, of each
-    layer that may go as a whole, 0 → the error without it."""
+    layer that may go as a whole, 0 → the error without it. method: of the paths."""
     only, empty, layers = _tried_in(coupled)
     sets = [x.groups for x in layers]
     most = TRIAL_PASSES if settings.epochs else FAST_TRIAL_PASSES
@@ -105,7 +106,9 @@ def errors_of(
         whole=empty,
         together=sets,
         memory=settings.memory,
-        scheduler=scheduler,
+        scheduler=place.scheduler,
+        kept=place.kept,
+        method=f"{method} {settings.ratio}",
     )
 
 

@@ -47,6 +47,13 @@ MACHINE = Section(
         help="What cached activations of one model may take, such as 512M or 2G.",
     ),
     option(
+        "--work",
+        metavar="FOLDER",
+        show_default="none",
+        help="A folder for what is computed on the way. The same command takes it up again after it was ended, be it "
+        "killed; the folder is left there, and may take several times what the model does.",
+    ),
+    option(
         "--batch",
         type=int,
         **with_default(DEFAULTS.batch),
