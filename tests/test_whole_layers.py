@@ -22,9 +22,9 @@ from onnxprune.stages.allocate_layers import with_layers
 from onnxprune.stages.couple import Coupled, couple
 from onnxprune.stages.load import load
 from tests.graphs import TABLE
-from tests.transformer import INNER, PARALLEL, POST, PRE, TURNED, features, transformer, zeroed
+from tests.transformer import BOTH, INNER, PARALLEL, POST, PRE, TURNED, features, transformer, zeroed
 
-FORMS = (PRE, POST, PARALLEL, TURNED)
+FORMS = (PRE, POST, BOTH, PARALLEL, TURNED)
 QUICK: dict[str, Any] = {"fast": True, "round_to": 1}
 PLAIN: dict[str, Any] = {**QUICK, "refit": "none"}
 

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
 WIDTH, HEADS, SIZE, INNER, CLASSES = 16, 2, 8, 24, 5
-PRE, POST, PARALLEL, TURNED = "norm before", "norm behind", "side by side", "side by side, feed-forward first"
+PRE, POST, BOTH = "norm before", "norm behind", "norm before and behind each block"
+PARALLEL, TURNED = "side by side", "side by side, feed-forward first"
 
 
 def transformer(form: str = PRE, layers: int = 3, *, quiet: int | None = None, seed: int = 0) -> onnx.ModelProto:
@@ -61,7 +62,8 @@ def transformer(form: str = PRE, layers: int = 3, *, quiet: int | None = None, s
             stream = add("Add", [add("Add", [stream, both[0]], f"{at}.sum0"), both[1]], f"{at}.sum1")
             continue
         for i, block in enumerate((attention, feed_forward)):
-            made = block(norm(stream, f"{at}.norm{i}") if form == PRE else stream, at)
+            made = block(norm(stream, f"{at}.norm{i}") if form in (PRE, BOTH) else stream, at)
+            made = norm(made, f"{at}.after{i}") if form == BOTH else made
             stream = add("Add", [stream, made], f"{at}.sum{i}")
             stream = norm(stream, f"{at}.norm{i}") if form == POST else stream
     mean = add("ReduceMean", [norm(stream, "last") if form != POST else stream], "pooled", axes=[1], keepdims=0)

@@ -29,6 +29,9 @@ from onnxprune.numerics.arrays import Mask, is_float
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # What computes element by element from its first input and constants, or moves axes.
 _PASSING = {*UNARY, *FIRST_ONLY, "BatchNormalization", "DequantizeLinear", "Dropout", "QuantizeLinear", "Transpose"}
+# What takes the same from a tensor of constants, along axes on which these are as many as ever.
+_REDUCING = {"ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"}
+_NORMALIZING = {"LayerNormalization", "RMSNormalization"}
 # What broadcasts any operand against any other.
 _BROADCASTING = set(NARY) - {"PRelu", "SwiGLU"}
 
@@ -217,13 +220,37 @@ def _passed(n: Node, constant: Mapping[str, Shape], graph: Graph) -> Shape | Non
         known_shapes = [s for s in shapes.values() if s is not None]
         return np.broadcast_shapes(*known_shapes) if len(known_shapes) == len(shapes) else None
     fixed = all(stored(graph, i) in graph.constants for i in shapes if i != x)
-    if n.op not in _PASSING or x not in constant or not fixed:
+    if x not in constant or not fixed:
         return None
     shape = constant[x]
+    if n.op in (*_REDUCING, *_NORMALIZING):
+        return _over_axes(n, shape, graph)
+    if n.op not in _PASSING:
+        return None
     if n.op == "Transpose":
         order = as_ints(n.attrs["perm"]) if "perm" in n.attrs else tuple(reversed(range(len(shape))))
         return tuple(shape[a] for a in order)
     return shape
+
+
+def _over_axes(n: Node, shape: Shape, graph: Graph) -> Shape | None:
+    """The shape of what a reduction or a norm makes of a constant tensor, where that is as long as ever on its axes."""
+    whole = graph.shape(n.input(0))
+    if whole is None or len(whole) != len(shape):
+        return None
+    rank = len(shape)
+    if n.op in _NORMALIZING:
+        axes: Sequence[int] = range(int(n.attrs.get("axis", -1)) % rank, rank)
+    else:
+        given = as_ints(n.attrs["axes"]) if "axes" in n.attrs else graph.ints(n.input(1))
+        if not given:  # of all axes, or of none, as the node says
+            return None
+        axes = [a % rank for a in given]
+    if any(shape[a] != whole[a] for a in axes):
+        return None
+    if n.op in _NORMALIZING:
+        return shape
+    return tuple(1 if a in axes else s for a, s in enumerate(shape) if n.keepdims or a not in axes)
 
 
 def _is_computed(n: Node, constant: Mapping[str, Shape], graph: Graph) -> bool:

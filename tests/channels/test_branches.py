@@ -30,6 +30,7 @@ DROPS: dict[str, dict[int, list[int]]] = {
     "two_branches_and_no_stream": {8: [], 7: []},
     "inverted_residual": {9: []},
     "grouped_branch": {8: []},
+    "branch_behind_a_root_mean_square": {10: []},
     "transformer": {4: [], 9: []},
     "channels_last_branch": {9: []},
     "quantized_packed_rows": {2: []},

@@ -136,6 +136,27 @@ ROWS: Mapping[str, Topology] = {
         }""",
         (9, 6),
     ),
+    "branch_behind_a_root_mean_square": Topology(
+        # A norm of what the block gives, written out, as some language models have before they add it to the stream.
+        """(float[N,L,6] x) => (float[N,L,4] y) {
+            s = MatMul (x, w0[6,8])
+            u = MatMul (s, w1[8,10])
+            h = Relu(u)
+            d = MatMul (h, w2[10,8])
+            b = Add(d, b2[8])
+            q = Pow(b, two{:2.0})
+            m = ReduceMean <keepdims=1> (q, last{-1})
+            e = Add(m, small{:0.001})
+            r = Sqrt(e)
+            n = Div(b, r)
+            g = Mul(n, gain[8])
+            t = Add(s, g)
+            y = MatMul (t, w3[8,4])
+        }""",
+        (10, 8),
+        mixing=(8,),
+        opset=21,
+    ),
     "branch_reshaped": Topology(
         # A constant that is reshaped to the size of the stream would not be one number per channel.
         """(float[N,3,4,4] x) => (float[N,5,4,4] y) {
