@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import onnx
 from benchmarks.page import put
 from onnxprune import PruneConfig, prune
 from onnxprune.channels.describe import Description
-from onnxprune.graph import external, spill
+from onnxprune.graph import bodies, external, spill
 from onnxprune.numerics.arrays import Array
 from onnxprune.stages.couple import describe_loaded, trace
 from onnxprune.stages.load import load
@@ -33,13 +33,15 @@ from onnxprune.verification.oracle import masked_model
 
 RATIO = 0.3
 VOCABULARY, LENGTH, SAMPLES, TOKENS = 512, 16, 48, 24
-HEADS, GROUPS, SIZE = 8, 4, 16
+HEADS, GROUPS, SIZE, LAYERS = 8, 4, 16, 2
+WINDOW, EXPERTS = 8, 4
 PROMPT = (5, 17, 101, 33, 250, 8)
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
+    # The builder takes a layer with as many outputs as there are tokens for the last: twice this is no vocabulary.
+    "intermediate_size": 320,
+    "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS,
     "num_key_value_heads": GROUPS,
     "max_position_embeddings": 128,
@@ -51,22 +53,26 @@ SETTINGS = PruneConfig(
     ratio=RATIO,
     refit="none",
     fast=True,
-    resize_io=("past_key_values.*", "present.*"),
-    ratio_of=("*/attn/qkv_proj/MatMul=0.5",),
+    resize_io=("past*", "present*"),
+    ratio_of=("*/attn/qkv_proj/MatMul*=0.5", "*/attn/o_proj/MatMul*=0.25"),
 )
+# The builder's half precision for the CPU takes no second step in onnxruntime itself; that for CUDA runs there. With
+# an accuracy level of 1 the kernels of packed weights multiply in float32, as the masked original does.
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "float32": ("-p", "fp32", "-e", "cpu"),
+    "float16": ("-p", "fp16", "-e", "cuda"),
+    "4 bits": ("-p", "int4", "-e", "cpu", "--extra_options", "accuracy_level=1"),
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models of transformers: its class, what differs from the sizes of all, the builder's precision.
-
-    The builder's half precision for the CPU takes no second step in onnxruntime itself; that for CUDA runs there.
-    """
+    """A family of models of transformers: the names of its classes, what differs from the sizes of all."""
 
     name: str
-    more: dict[str, Any]
-    precision: str = "fp32"
-    provider: str = "cpu"
+    more: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
 
     @property
     def groups(self) -> int:
@@ -74,14 +80,59 @@ class Family:
         return int(self.more.get("num_key_value_heads", GROUPS))
 
 
+_WINDOWED = {"head_dim": SIZE, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_LONG = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 128,
+    "rope_scaling": {
+        "type": "longrope",
+        "rope_type": "longrope",
+        "short_factor": [1.0] * (SIZE // 2),
+        "long_factor": [2.0] * (SIZE // 2),
+        "rope_theta": 10000.0,
+    },
+}
+_EXPERTS = {"num_experts": EXPERTS, "num_local_experts": EXPERTS, "num_experts_per_tok": 2}
 FAMILIES: dict[str, Family] = {
-    "Llama": Family("Llama", {}),
-    "Llama, float16": Family("Llama", {}, "fp16", "cuda"),
-    "Qwen2": Family("Qwen2", {}),
+    "Llama": Family("Llama"),
+    "Qwen2": Family("Qwen2"),
     "Qwen3": Family("Qwen3", {"head_dim": SIZE}),
     "Phi": Family("Phi", {"num_key_value_heads": HEADS, "partial_rotary_factor": 1.0}),
+    "Phi-3": Family("Phi3", {"original_max_position_embeddings": 128, "sliding_window": None}),
+    "Phi-3, long": Family("Phi3", _LONG),
     "Gemma": Family("Gemma", {"head_dim": SIZE}),
-    "Mistral": Family("Mistral", {}),
+    "Gemma 2": Family("Gemma2", {**_WINDOWED, "query_pre_attn_scalar": 24}),
+    "Mistral": Family("Mistral"),
+    "Granite": Family(
+        "Granite",
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 3.0,
+            "residual_multiplier": 0.5,
+        },
+    ),
+    "Granite hybrid": Family(
+        "GraniteMoeHybrid",
+        {
+            "shared_intermediate_size": 320,
+            "num_local_experts": 0,
+            "layer_types": ["attention"] * LAYERS,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "Nemotron": Family("Nemotron", {"head_dim": 2 * SIZE}),
+    "OLMo": Family("Olmo"),
+    "SmolLM3": Family("SmolLM3"),
+    "ERNIE 4.5": Family("Ernie4_5", {"head_dim": SIZE}),
+    "HunYuan": Family("HunYuanDenseV1", {"head_dim": SIZE}),
+    # Four bits are read out of published files alone.
+    "gpt-oss": Family("GptOss", {**_WINDOWED, **_EXPERTS}, precisions=("float32", "float16")),
+    "LFM2": Family("Lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "LFM2, experts": Family(
+        "Lfm2Moe",
+        {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "moe_intermediate_size": 64},
+    ),
 }
 
 
@@ -102,11 +153,11 @@ class Compared:
         return self.before.share * whole / (whole - fixed)
 
 
-def built(family: Family, folder: Path) -> Path:
+def built(family: Family, precision: str, folder: Path) -> Path:
     """A random model of this family as the builder writes it."""
     torch, transformers, tokenizers = map(importlib.import_module, ("torch", "transformers", "tokenizers"))
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family.name}Config")(**{**_SIZES, **family.more})
+    config = getattr(transformers, f"{family.config or family.name}Config")(**{**_SIZES, **family.more})
     network = getattr(transformers, f"{family.name}ForCausalLM")(config)
     for parameter, values in network.named_parameters():
         if values.dim() > 1:
@@ -116,7 +167,7 @@ def built(family: Family, folder: Path) -> Path:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w1").save_pretrained(source)
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", folder / "model"]
-    how = ["-p", family.precision, "-e", family.provider, "-c", folder / "cache"]
+    how = ["-c", folder / "cache", *PRECISIONS[precision]]
     subprocess.run([*command, *how], check=True, capture_output=True)
     settings = folder / "model" / "genai_config.json"
     document = json.loads(settings.read_text())
@@ -125,10 +176,13 @@ def built(family: Family, folder: Path) -> Path:
     return folder / "model" / "model.onnx"
 
 
-def data() -> dict[str, Array]:
-    """Random prompts; caches that are left out are empty."""
+def data(model: Path) -> dict[str, Array]:
+    """Random prompts, with what the model reads of them; caches that are left out are empty."""
     ids = np.random.default_rng(0).integers(2, VOCABULARY, (SAMPLES, LENGTH))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    every = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    every["position_ids"] = np.broadcast_to(np.arange(LENGTH), ids.shape)
+    read = {v.name for v in onnx.load(model, load_external_data=False).graph.input}
+    return {k: v for k, v in every.items() if k in read}
 
 
 def generated(folder: Path) -> list[int]:
@@ -144,18 +198,21 @@ def generated(folder: Path) -> list[int]:
     return [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
 
 
-def compared(family: Family, folder: Path, options: PruneConfig = SETTINGS) -> Compared:
+def compared(family: Family, precision: str, folder: Path, options: PruneConfig = SETTINGS) -> Compared:
     """Cut a model of the family, and let the runtime generate by the result and by the masked original."""
-    source = built(family, folder)
+    source = built(family, precision, folder)
     result, masked = folder / "result", folder / "masked"
     result.mkdir()
     masked.mkdir()
-    found = prune(source, result / "small.onnx", data(), config=options)
+    prompts = data(source)
+    found = prune(source, result / "small.onnx", prompts, config=options)
     own = json.loads((result / "genai_config.json").read_text())["model"]["decoder"]
     with spill.spilling():
-        loaded = load(source, data(), found.plan.settings())
+        loaded = load(source, prompts, found.plan.settings())
         before, channels = describe_loaded(loaded, options), trace(loaded, options)
-        tables = sum(int(np.prod(t.dims)) for t in loaded.original.graph.initializer if t.name.endswith("_cache"))
+        stored = [t for g in (loaded.original.graph, *bodies.every_body(loaded.original.graph)) for t in g.initializer]
+        stored += [a.t for n in bodies.every_node(loaded.original.graph) for a in n.attribute if a.name == "value"]
+        tables = sum(int(np.prod(t.dims)) for t in stored if t.name.startswith(("cos_cache", "sin_cache")))
         n = loaded.normalised
         oracle = masked_model(n.proto, channels, channels.keep_classes(found.plan.masks(channels)), n.types)
         for v in oracle.graph.input:  # see `runtime.faults.without_sizes_of_pasts`
@@ -171,16 +228,22 @@ def main() -> None:
     """Print the table, or write it into a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="a markdown file whose table is replaced")
+    parser.add_argument("--only", nargs="*", choices=FAMILIES, metavar="NAME", help="these families alone")
+    parser.add_argument("--numbers", nargs="*", choices=PRECISIONS, default=PRECISIONS, help="of these kinds alone")
+    head = ("model", "numbers", "parameters", "without angles", "MACs", "groups", "heads of keys", "heads", "stream")
+    head += ("tokens as masked",)
     args = parser.parse_args()
-    head = ("model", "parameters", "without angles", "MACs", "groups", "heads of keys", "heads", "tokens as masked")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, family in FAMILIES.items():
+    rows = ((n, p) for p in args.numbers for n in args.only or FAMILIES if p in FAMILIES[n].precisions)
+    for name, precision in rows:
+        family = FAMILIES[name]
         with tempfile.TemporaryDirectory() as folder:
-            c = compared(family, Path(folder))
+            c = compared(family, precision, Path(folder))
         same = sum(a == b for a, b in zip(c.generated, c.masked, strict=True))
-        cells = [name, *(f"{x:.4f}" for x in (c.before.share, c.share, c.before.share_of_macs)), len(c.before.groups)]
-        cells += [f"{family.groups} → {c.own['num_key_value_heads']}", f"{HEADS} → {c.own['num_attention_heads']}"]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{same} of {TOKENS}"])) + " |")
+        cells = [name, precision, *(f"{x:.4f}" for x in (c.before.share, c.share, c.before.share_of_macs))]
+        cells += [len(c.before.groups), f"{family.groups} → {c.own['num_key_value_heads']}"]
+        cells += [f"{HEADS} → {c.own['num_attention_heads']}", f"128 → {c.own['hidden_size']}"]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{same} of {len(c.masked)}"])) + " |")
         print(lines[-1], flush=True)
     if args.output is not None:
         put(args.output, "table", "genai", "\n".join(lines))

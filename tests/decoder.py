@@ -14,8 +14,11 @@ VOCABULARY, WIDTH, INNER, HEADS, GROUPS, SIZE, LAYERS = 24, 32, 40, 8, 4, 16, 2
 CACHES = tuple(f"{layer}.{what}" for layer in range(LAYERS) for what in ("key", "value"))
 
 
-def decoder(*, groups: int = GROUPS, heads: int = HEADS) -> onnx.ModelProto:
-    """Token ids (B, S), mask (B, T) and caches (B, groups, P, SIZE) → logits and caches of all positions."""
+def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0) -> onnx.ModelProto:
+    """Token ids (B, S), mask (B, T) and caches (B, groups, P, SIZE) → logits and caches of all positions.
+
+    window: the first layer attends to so many positions, and its caches have as many rows; 0 for all.
+    """
     rng = np.random.default_rng(0)
     weights: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
@@ -55,6 +58,7 @@ def decoder(*, groups: int = GROUPS, heads: int = HEADS) -> onnx.ModelProto:
             num_heads=heads,
             kv_num_heads=groups,
             do_rotary=1,
+            **({"local_window_size": window, "sliding_window_cache": 1} if window and not k else {}),
         )
         for half, made in enumerate((linear(attended, f"o{k}", heads * SIZE, WIDTH), "")):
             if half:
@@ -74,7 +78,8 @@ def decoder(*, groups: int = GROUPS, heads: int = HEADS) -> onnx.ModelProto:
         return helper.make_tensor_value_info(name, kind, dims)
 
     def cache(side: str, length: str) -> list[onnx.ValueInfoProto]:
-        return [port(f"{side}.{name}", ["batch", groups, length, "size"]) for name in CACHES]
+        rows = {name: "rows" if window and name.startswith("0") else length for name in CACHES}
+        return [port(f"{side}.{name}", ["batch", groups, rows[name], "size"]) for name in CACHES]
 
     ids = [port("input_ids", ["batch", "new"], TensorProto.INT64), port("attention_mask", ["batch", "all"], 7)]
     graph = helper.make_graph(
@@ -94,9 +99,10 @@ def prompts(count: int, length: int = 6, seed: int = 0) -> dict[str, Array]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def empty(count: int, groups: int = GROUPS) -> dict[str, Array]:
-    """Caches without a position."""
-    return {f"past_key_values.{name}": np.zeros((count, groups, 0, SIZE), np.float32) for name in CACHES}
+def empty(count: int, groups: int = GROUPS, window: int = 0) -> dict[str, Array]:
+    """Caches without a position; those of the first layer with rows for a window."""
+    rows = {name: window if name.startswith("0") else 0 for name in CACHES}
+    return {f"past_key_values.{name}": np.zeros((count, groups, rows[name], SIZE), np.float32) for name in CACHES}
 
 
 def fed_back(outputs: dict[str, Array]) -> dict[str, Array]:

@@ -29,9 +29,12 @@ PATTERNS = ("past_key_values.*", "present.*")
 PORTS = tuple(f"{side}.{name}" for side in ("past_key_values", "present") for name in CACHES)
 
 
-def prepared(ports: tuple[str, ...] = PORTS) -> tuple[Normalised, ChannelGraph]:
-    feeds = {**prompts(2), **empty(2)}
-    n = with_gathers(normalise(decoder(), feeds), (), ports)
+WINDOW = 4
+
+
+def prepared(ports: tuple[str, ...] = PORTS, window: int = 0) -> tuple[Normalised, ChannelGraph]:
+    feeds = {**prompts(2), **empty(2, window=window)}
+    n = with_gathers(normalise(decoder(window=window), feeds), (), ports)
     view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, states=n.states)
     return n, build(view)
 
@@ -46,9 +49,10 @@ def without(channels: ChannelGraph, heads: dict[int, list[int]]) -> Mask:
     return keep
 
 
-def test_the_model_decodes_as_the_masked_original():
+@pytest.mark.parametrize("window", [0, WINDOW])
+def test_the_model_decodes_as_the_masked_original(window: int):
     """Fails where a cache is read or written at another head's place, or query heads go with another group."""
-    n, channels = prepared()
+    n, channels = prepared(window=window)
     assert [g.size for g in channels.groups if g.name.startswith("/qkv")] == [GROUPS, GROUPS]
     keep = without(channels, {0: [1, 2], 1: [0, 3]})
     whole = finish(cut(n.proto, channels, keep), n, channels, keep)
@@ -64,8 +68,8 @@ def test_the_model_decodes_as_the_masked_original():
     assert {declared[p] for p in PORTS} == {2}
     assert not any(x.op_type in ("Pad", "Slice") or "state" in x.name for x in narrow.graph.node)
     small, oracle = Session(narrow), Session(masked_model(n.proto, channels, keep, n.types))
-    expected = oracle.run({**prompts(2), **empty(2)})
-    found = small.run({**prompts(2), **empty(2, 2)})
+    expected = oracle.run({**prompts(2), **empty(2, window=window)})
+    found = small.run({**prompts(2), **empty(2, 2, window)})
     for step in range(3):
         for name, value in picked(expected, changed).items():
             assert_same(found[name], value, rtol=1e-4, atol=1e-5)
@@ -175,6 +179,20 @@ def test_caches_that_data_leave_out_are_empty():
     given = {**prompts(4), **empty(4)}
     del given["past_key_values.1.value"]
     assert inspect(decoder(), given).groups == inspect(decoder(), prompts(4)).groups
+
+
+def test_caches_of_a_window_have_its_rows():
+    """Fails where such a cache is emptied, or rows that hold nothing are compared or have to be finite."""
+    model = decoder(window=WINDOW)
+    inspected = inspect(model, prompts(4), resize_io=PATTERNS)
+    assert {g.name: g.units for g in inspected.groups if "qkv" in g.name} == {"/qkv0": GROUPS, "/qkv1": GROUPS}
+    assert {g.name for g in inspect(model).groups} >= {"/qkv0", "/qkv1"}
+    found = prune(model, None, prompts(24, length=2), config=PruneConfig(uniform=0.5, refit="none", method="magnitude"))
+    assert found.report.output_error is not None
+    example = {**prompts(2), **empty(2, window=WINDOW)}
+    rows = {v["past_key_values.0.key"].shape[2] for v in together(example, model, Runner(model), more=True)}
+    assert min(rows) >= WINDOW
+    assert len(rows) > 1
 
 
 def test_other_sizes_add_up():

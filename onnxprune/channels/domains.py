@@ -63,6 +63,7 @@ FLOWS: Mapping[str, tuple[Flow, tuple[int, ...] | None]] = {
         "CausalConvWithState Attention LinearAttention LSTM GRU RNN Range AffineGrid If Loop Scan SequenceMap "
         "ConcatFromSequence SequenceAt SequenceConstruct SequenceErase SequenceInsert SplitToSequence Optional "
         "OptionalGetElement QLinearConv QLinearMatMul ConvInteger MatMulInteger "
+        "com.microsoft.CausalConvWithState com.microsoft.LinearAttention "
         "com.microsoft.DecoderMaskedMultiHeadAttention com.microsoft.DynamicQuantizeLSTM "
         "com.microsoft.GroupQueryAttention com.microsoft.MultiHeadAttention "
         "com.microsoft.DynamicQuantizeMatMul com.microsoft.MatMulBnb4 com.microsoft.MatMulInteger16 "

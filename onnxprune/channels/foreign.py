@@ -34,7 +34,7 @@ LANGUAGE: Mapping[str, Reason] = {
     **_rows(
         "carries a state from position to position, whose heads are not followed",
         Remedy.FUSED,
-        "CausalConvWithState GatedDeltaNet LinearAttention LinearAttentionGate VarlenCausalConvWithState",
+        "GatedDeltaNet LinearAttentionGate VarlenCausalConvWithState",
     ),
     **_rows(
         "turns queries and keys together, whose heads are not followed",

@@ -220,13 +220,14 @@ TABLE: Mapping[str, Count] = {
     **_rows(partial(_multi_head, past=5), "DecoderMaskedMultiHeadAttention"),
     **_rows(_grouped_query, "GroupQueryAttention"),
     **_rows(_linear_attention, "LinearAttention", domain=""),
+    **_rows(_linear_attention, "LinearAttention"),
 }
 
 # Of onnxruntime: these multiply, by sizes that lie in values, or inside operators of their own.
 UNCOUNTED = frozenset(
     (
         "AttnLSTM BeamSearch DecoderAttention DecoderMaskedSelfAttention "
-        "DynamicSparseAttention EPContext GatedDeltaNet GatedRelativePositionBias GreedySearch LinearAttention "
+        "DynamicSparseAttention EPContext GatedDeltaNet GatedRelativePositionBias GreedySearch "
         "LongformerAttention MatMulNBitsMlp MatMulNBitsQkv MoE PackedAttention PackedMultiHeadAttention "
         "PackedSparseAttentionIndexer PagedAttention QMoE QOrderedAttention QOrderedLongformerAttention Sampling Snpe "
         "SparseAttention SparseAttentionIndexer SparsePagedAttention SparseToDenseMatMul VarlenCausalConvWithState "

@@ -1,4 +1,4 @@
-"""Sizes of free axes that the weights behind them demand: the channels of a convolution, the rows of a product.
+"""Sizes of free axes that what is behind them demands: the channels of a convolution, the rows of a product, a window.
 
 Exporters declare whole inputs as free. An axis is followed through operators that keep it, as far as a weight whose
 size it has to have.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from onnxprune.graph import kept_inputs
 from onnxprune.graph.protobuf import int_attribute
 
 _KEEP = frozenset(
@@ -64,6 +65,10 @@ def _demands(
     first = own[0]
     if kind in _BROADCAST and len(names) == 2:
         return _broadcast(own, given)
+    if kind == kept_inputs.GROUPED:
+        # A cache of a window may have more rows; every kernel takes as many as the window is wide.
+        caches = [own[k] for k in kept_inputs.PAST if k < len(own)]
+        return [(axes[kept_inputs.ROWS], kept_inputs.window_of(node)) for axes in caches if axes and len(axes) == 4]
     if kind in ("MatMul", "Gemm") and len(names) >= 2:
         return _product(node, own, given)
     if first is None or len(names) < 2 or given[1] is None:

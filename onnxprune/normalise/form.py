@@ -127,7 +127,7 @@ def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:
     notes += products
     runner = Runner(original)
     at_once = together(example, proto, runner)
-    runs: list[Feeds] = [*distinct([dict(example), *resized(example, proto, runner), *at_once])]
+    runs: list[Feeds] = [*distinct([dict(example), *resized(example, proto, runner, others=at_once), *at_once])]
     tried = len(runs)
     known_values: dict[str, tuple[int | None, ...]] = {}
     fold_shapes(proto, runs, frozenset(), known_values, set())

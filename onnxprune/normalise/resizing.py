@@ -11,16 +11,23 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import RunError
+from onnxprune.graph import kept_inputs
 from onnxprune.numerics.arrays import Array, cast, is_float
 from onnxprune.runtime.session import Feeds, Session
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A symbolic dimension: the axes of inputs that have its size, and that size in the example."""
+    """A symbolic dimension: the axes of inputs that have its size, and that size in the example.
+
+    least: no model takes less, as where a cache has as many rows as a window is wide. bound: the size is that of
+    something inside the model, so that it takes no other, as that of heads in caches.
+    """
 
     places: tuple[tuple[str, int], ...]
     size: int
+    least: int = 0
+    bound: bool = False
 
     @property
     def first(self) -> bool:
@@ -49,26 +56,45 @@ def symbols(example: Feeds, proto: onnx.ModelProto) -> list[Symbol]:
         for axis, d in enumerate(v.type.tensor_type.shape.dim):
             if not d.HasField("dim_value"):
                 places_by_symbol.setdefault(d.dim_param or f"{v.name}:{axis}", []).append((v.name, axis))
-    return [Symbol(tuple(places), example[places[0][0]].shape[places[0][1]]) for places in places_by_symbol.values()]
+    windows, sized = kept_inputs.windows(proto), kept_inputs.sized_by_heads(proto)
+    return [
+        Symbol(
+            tuple(places),
+            example[places[0][0]].shape[places[0][1]],
+            max(windows.get(name, 0) if axis == kept_inputs.ROWS else 0 for name, axis in places),
+            any(place in sized for place in places),
+        )
+        for places in places_by_symbol.values()
+    ]
 
 
 def resized(
-    example: Feeds, proto: onnx.ModelProto, runs: Callable[[Feeds], bool], most: int | None = None
+    example: Feeds,
+    proto: onnx.ModelProto,
+    runs: Callable[[Feeds], bool],
+    most: int | None = None,
+    *,
+    others: Sequence[Feeds] = (),
 ) -> list[dict[str, Array]]:
     """`example` with each symbolic dimension changed in turn: one more for the first axis, twice the size for others.
 
     Where `runs` says that the model does not take twice the size (more words than it has positions for, say), a smaller
     one that it takes stands in for it; else it is changed with another one, as the positions so far are with new ones.
-    most: so many dimensions, the first ones; None for all.
+    What the model takes in none of these ways is left out only where it is clear that nothing is missed by that: where
+    the size is bound, and where it is another in one of the inputs `others`, which run. most: so many dimensions, the
+    first ones; None for all.
     """
     variants: list[dict[str, Array]] = []
     dimensions = symbols(example, proto)
     for s in dimensions[:most]:
-        first, *others = _alone(s)
+        first, *more = _alone(s)
         variant = with_sizes(example, [(s, first)])
-        if others and not runs(variant):
-            smaller = (with_sizes(example, [(s, new)]) for new in others)
-            variant = next((v for v in chain(smaller, _in_pairs(example, dimensions, s)) if runs(v)), variant)
+        if more and not runs(variant):
+            smaller = (with_sizes(example, [(s, new)]) for new in more)
+            taken = next((v for v in chain(smaller, _in_pairs(example, dimensions, s)) if runs(v)), None)
+            if taken is None and (s.bound or any(s.in_(v) != s.size for v in others)):
+                continue
+            variant = taken or variant
         variants.append(variant)
     return variants
 
@@ -77,7 +103,7 @@ def _alone(s: Symbol) -> list[int]:
     """The sizes that are tried for a dimension, the wanted one first."""
     if s.first:
         return [s.size + 1]
-    return [2 * s.size or 2, *(new for new in (s.size // 2, s.size + 1, s.size - 1) if new > 0)]
+    return [2 * s.size or 2, *(new for new in (s.size // 2, s.size + 1, s.size - 1) if new > 0 and new >= s.least)]
 
 
 def _in_pairs(example: Feeds, dimensions: Sequence[Symbol], s: Symbol) -> Iterator[dict[str, Array]]:
@@ -155,7 +181,7 @@ def _sized(
         sizes = [(s, first) for s in dimensions if s.first]
         for k, s in enumerate(others):
             new = halves * s.size // 2 + more + k * apart
-            sizes.append((s, new | 1 if more else max(new, 1)))
+            sizes.append((s, max(new | 1 if more else max(new, 1), s.least)))
         if total is not None:
             whole, parts = total
             sizes = [(s, n) for s, n in sizes if s is not whole]

@@ -97,7 +97,7 @@ def _axes(n: onnx.NodeProto, value: Callable[[str], Array | None], may_be: bool)
     if op in ("STFT", "MelWeightMatrix"):
         return frozenset({1})
     rounds = "Conv" in op or "Pool" in op
-    exact = op.startswith("Global") or any(k in op for k in ("Roi", "Unpool", "Transpose"))
+    exact = op.startswith("Global") or any(k in op for k in ("Roi", "Unpool", "Transpose", "CausalConv"))
     return None if rounds and not exact else frozenset()
 
 
@@ -177,7 +177,8 @@ def reach(
         factor, refused, told, last = 2, 0, len(runs), s.size
         while refused < _MOST_REFUSED and _reads(reachable, inputs, s, runs, shapes):
             # Some models take multiples of a size alone.
-            tried = [s.size * factor + 1 + 2 * k, s.size * factor]
+            base = s.size or 1  # of what is empty, as a past
+            tried = [base * factor + 1 + 2 * k, base * factor]
             if not _fits(proto, runs[0], [(s, tried[0])]):
                 break
             stood = standing(reachable, shapes)

@@ -9,6 +9,7 @@ import onnx
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.errors import UsageError
+from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.normalise import Normalised
 from onnxprune.options import nearest
 
@@ -39,8 +40,9 @@ def check_resized(normalised: Normalised, patterns: Sequence[str]) -> None:
 
 
 def resized_outputs(normalised: Normalised) -> frozenset[str]:
-    """The outputs that may change their size: what they hold is read by the model itself, and judged there."""
-    return frozenset(s.port for s in normalised.states if s.resized and s.written)
+    """The outputs that may change their size, and those of which not every entry is defined: what they hold is read by
+    the model itself, and judged there."""
+    return frozenset(s.port for s in normalised.states if s.resized and s.written) | unspecified(normalised.proto)
 
 
 def alike_caches(

@@ -12,6 +12,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.data.samples import Samples
 from onnxprune.data.states import states_of
 from onnxprune.errors import CheckFailed, RunError
+from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.intake import ranks, unknown
 from onnxprune.measures.answers import Answers
 from onnxprune.measures.compared import said_of_states
@@ -185,7 +186,7 @@ def check(
         notes += said_of_states(final, loaded.original, loaded.held, states)
         if judged is not coupled:  # what goals are of was chosen before it was known what goes
             given = {**outputs_of_result(finished, coupled, loaded, calibrated.reference, loaded.held), **given}
-        checks.finite(given, {**calibrated.reference.values, **reference.values})
+        checks.finite(given, {**calibrated.reference.values, **reference.values}, unspecified(loaded.original))
         goals = calibrated.goals
         if goals is not None and (settings.tolerance is not None or settings.labels is not None):
             discrepancy = goals.held.value(given, slice(0, len(loaded.held)))

@@ -259,7 +259,7 @@ REPAIRS: dict[str, Callable[[Any, Node, Cut], None]] = {
     "CenterCropPad": named_sizes(1),
     "Squeeze": squeeze_axes,
     "Attention": heads,
-    "LinearAttention": heads,
+    **dict.fromkeys(("LinearAttention", "com.microsoft.LinearAttention"), heads),
     **dict.fromkeys((f"com.microsoft.{op}" for op in OWN_ATTENTION), own_heads),
     "RotaryEmbedding": rotary,
     "DeformConv": convolution,

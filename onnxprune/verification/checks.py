@@ -9,8 +9,9 @@ data; the discrepancy is measured on samples that the fit did not see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ import onnx
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
+from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.graph.unrounded import in_full_accuracy, is_quantized, without_rounding
 from onnxprune.graph.view import Shape
 from onnxprune.intake.first_run import Trial
@@ -166,7 +168,8 @@ def exactness(
     cut = {"sliced model": sliced} | ({} if finished is None else {"finished slice": finished})
     try:
         sessions = {what: session(p) for what, p in cut.items()}
-        after, second = _compared(sessions, session(oracle), "masked original", sizes, TOLERANCE)
+        left_out = unspecified(original)
+        after, second = _compared(sessions, session(oracle), "masked original", sizes, TOLERANCE, left_out)
     except TurnsOnRounding:
         parts = in_front.cut_in_front(cut, oracle)
         if parts is None:
@@ -192,7 +195,8 @@ def normal_form(original: onnx.ModelProto, normalised: onnx.ModelProto, sizes: S
     else:
         normal, reference = (Session(p, optimize=not quantized) for p in (normalised, original))
     tolerance = HALF_TOLERANCE if half else TOLERANCE
-    return _compared({"normalised model": normal}, reference, "original", sizes, tolerance)
+    left_out = unspecified(original)
+    return _compared({"normalised model": normal}, reference, "original", sizes, tolerance, left_out)
 
 
 def same_outputs(
@@ -205,8 +209,8 @@ def same_outputs(
     """Raises CheckFailed unless `narrow` gives what is picked of the outputs of `wide`, whose inputs it takes."""
     half = single_precision.uses(wide, single_precision.HALF)
     tolerance = HALF_TOLERANCE if half else TOLERANCE
-    sessions = {"model with listed tokens alone": Session(narrow)}
-    _compared(sessions, _Picked(Session(wide), picked), "model with all tokens", (feeds, *others), tolerance)
+    sessions, every = {"model with listed tokens alone": Session(narrow)}, _Picked(Session(wide), picked)
+    _compared(sessions, every, "model with all tokens", (feeds, *others), tolerance, unspecified(wide))
 
 
 class Runs(Protocol):
@@ -228,29 +232,40 @@ class _Picked:
 
 
 def _compared(
-    sessions: Mapping[str, Runs], reference: Runs, name: str, sizes: Sequence[Feeds], tolerance: float
+    sessions: Mapping[str, Runs],
+    reference: Runs,
+    name: str,
+    sizes: Sequence[Feeds],
+    tolerance: float,
+    left_out: Set[str] = frozenset(),
 ) -> tuple[float, int]:
     """(largest difference from the reference, sizes at which it was measured). Raises CheckFailed beyond the tolerance.
+
+    left_out: outputs that are not compared, as entries of them are undefined.
 
     Where noise as small as rounding moves the reference itself by more (it ranks nearly equal numbers, say), other
     inputs of that size are drawn; a size other than the first at which it always does is not counted.
     """
+
+    def answers(session: Runs, feeds: Feeds, what: str) -> dict[str, Array]:
+        return _without(_run(session, feeds, what), left_out)
+
     worst, count = 0.0, 0
     for k, feeds in enumerate(sizes):
         for draw in range(_DRAWS):
             fed = varied(feeds, _DRAWS * k + draw) if draw else feeds
-            expected = _run(reference, fed, name)
-            differences = {what: largest_difference(_run(s, fed, what), expected) for what, s in sessions.items()}
+            expected = answers(reference, fed, name)
+            differences = {what: largest_difference(answers(s, fed, what), expected) for what, s in sessions.items()}
             what = max(differences, key=lambda d: differences[d])
             if differences[what] <= tolerance:
                 worst, count = max(worst, differences[what]), count + 1
                 break
-            if not largest_difference(_run(reference, fed, name), expected) <= tolerance:
+            if not largest_difference(answers(reference, fed, name), expected) <= tolerance:
                 raise CheckFailed(
                     f"the {name} computes something else at every run, as it draws random numbers: nothing can be "
                     "checked; give its random operators a seed, or take them out"
                 )
-            if _steady(reference, fed, expected, tolerance):
+            if _steady(partial(answers, reference), fed, expected, tolerance):
                 raise CheckFailed(
                     f"the {what} differs from the {name} by {differences[what]:.1e} with inputs of {_sizes(fed)}: "
                     "please report this model"
@@ -270,7 +285,13 @@ def _run(session: Runs, feeds: Feeds, what: str) -> dict[str, Array]:
         raise CheckFailed(f"the {what} does not run with inputs of {_sizes(feeds)}: {e}; please report it") from e
 
 
-def _steady(session: Runs, feeds: Feeds, expected: Mapping[str, Array], tolerance: float) -> bool:
+def _without(outputs: Mapping[str, Array], names: Set[str]) -> dict[str, Array]:
+    return {k: v for k, v in outputs.items() if k not in names}
+
+
+def _steady(
+    answers: Callable[[Feeds, str], dict[str, Array]], feeds: Feeds, expected: Mapping[str, Array], tolerance: float
+) -> bool:
     """Whether rounding noise at the inputs leaves the outputs where they are."""
     rng = np.random.default_rng(0)
     for _ in range(_DRAWS):
@@ -278,7 +299,7 @@ def _steady(session: Runs, feeds: Feeds, expected: Mapping[str, Array], toleranc
             k: cast(v * (1 + _ROUNDING * tolerance * rng.standard_normal(v.shape)), v.dtype) if _varies(v) else v
             for k, v in feeds.items()
         }
-        if not largest_difference(_run(session, noisy, "reference"), expected) <= tolerance:
+        if not largest_difference(answers(noisy, "reference"), expected) <= tolerance:
             return False
     return True
 
@@ -378,7 +399,7 @@ def runs_at_other_sizes(
     """
     sizes = (feeds, *others)
     answers = shown_at(original, sizes) if answers is None else answers
-    session, by_values, count = Session(proto), _sized_by_values(original), 0
+    session, by_values, undefined, count = Session(proto), _sized_by_values(original), unspecified(original), 0
     for variant, expected in zip(sizes, answers, strict=True):
         if expected is None:
             continue
@@ -391,6 +412,8 @@ def runs_at_other_sizes(
             a, b = got.get(name, nothing), expected.get(name, nothing)
             if a.shape != b.shape and name not in by_values:
                 raise CheckFailed(f"output {name!r} has shape {a.shape}, the original gives {b.shape}")
+            if name in undefined:
+                continue
             _check_finite(name, a, b, f"with inputs of {_sizes(variant)}")
         count += 1
     return count
@@ -406,13 +429,14 @@ def same_without(
 
     picked: of inputs or outputs, what is left. Sizes that `wide` does not take are left out.
     """
-    before, after = Session(wide), Session(narrow)
+    before, after, undefined = Session(wide), Session(narrow), unspecified(narrow)
     for feeds in sizes:
         try:
             expected = picked(before.run(feeds))
         except RunError:
             continue
-        difference = largest_difference(_run(after, picked(feeds), "model with other inputs"), expected)
+        given = _run(after, picked(feeds), "model with other inputs")
+        difference = largest_difference(_without(given, undefined), _without(expected, undefined))
         if not difference <= TOLERANCE:
             raise CheckFailed(
                 f"with other sizes of inputs and outputs the model gives something else ({difference:.1e}): please "
@@ -429,10 +453,10 @@ def _sized_by_values(proto: onnx.ModelProto) -> set[str]:
     return behind & {o.name for o in proto.graph.output}
 
 
-def finite(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+def finite(outputs: Mapping[str, Array], reference: Mapping[str, Array], left_out: Set[str] = frozenset()) -> None:
     """Outputs are finite, or free of NaN, where the original's are throughout. Raises CheckFailed."""
     for name, y in outputs.items():
-        if name in reference:
+        if name in reference and name not in left_out:
             _check_finite(name, Shown.of(y), Shown.of(reference[name]), "on the calibration data")
 
 

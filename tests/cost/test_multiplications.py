@@ -214,6 +214,14 @@ CASES: dict[str, tuple[float, str, str, Shapes, Shapes, dict[str, Any]]] = {
         {"y": (5, 4)},
         {"equation": "ij->ji"},
     ),
+    # Two heads of 4 × 3: each step writes k vᵀ and reads the state, by the delta rule twice.
+    "LinearAttention": (
+        2 * 9 * 2 * 4 * 3 * (2 + 1.0),
+        *("LinearAttention", MICROSOFT),
+        {"q": (2, 9, 8), "k": (2, 9, 8), "v": (2, 9, 6)},
+        {"y": (2, 9, 6)},
+        {"q_num_heads": 2, "kv_num_heads": 2, "update_rule": "delta"},
+    ),
     "CausalConvWithState": (
         2 * 9 * 8 * 4.0,
         "CausalConvWithState",

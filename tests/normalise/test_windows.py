@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from onnxprune import pipeline
 from onnxprune.errors import CheckFailed, RunError
 from onnxprune.normalise import normalise, windows
+from onnxprune.normalise.windows import Window, reach
+from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session
 from onnxprune.stages import rewrite
 from tests.topologies.text import Topology
@@ -376,3 +380,21 @@ def test_pruned_models_give_every_position(name: str):
         except RunError:
             continue
         assert after.run(feeds)["y"].shape == expected.shape, length
+
+
+def test_what_is_empty_grows_too():
+    """Fails where twice nothing is tried again and again."""
+    row = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["p"])
+    proto = helper.make_model(helper.make_graph([], "g", [row], [row]))
+    runs: list[Mapping[str, Array]] = [{"x": np.zeros(n, np.float32)} for n in (0, 1)]
+    shapes: list[Mapping[str, tuple[int, ...]]] = [{"x": (n,), "y": (3,)} for n in (0, 1)]
+    asked: list[int] = []
+
+    def measure(feeds: Mapping[str, Array]) -> Mapping[str, tuple[int, ...]] | None:
+        asked.append(feeds["x"].size)
+        assert len(asked) < 99
+        return {"x": feeds["x"].shape, "y": (3,)} if asked[-1] < 64 else None
+
+    reach(proto, [Window("x", "y")], runs, shapes, measure)
+    assert max(asked) >= 64
+    assert len(runs) == len(shapes) == 2

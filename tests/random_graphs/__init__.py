@@ -22,6 +22,7 @@ from tests.random_graphs import (
     attention,
     contraction,
     contributed_attention,
+    contributed_states,
     control,
     elementwise,
     indexing,
@@ -53,6 +54,7 @@ FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
     (sampling.MAKERS, 1),
     (attention.MAKERS, 1),
     (contributed_attention.MAKERS, 0),
+    (contributed_states.MAKERS, 0),
 )
 MAKERS: Mapping[str, Maker] = {name: maker for family, _ in FAMILIES for name, maker in family.items()}
 
@@ -64,6 +66,7 @@ WITHOUT_MAKER: Mapping[str, str] = {
     **{op: f"it {reason.text}: always refused" for op, reason in REFUSALS.items()},
     **dict.fromkeys(_INTEGER, "computes with codes, whose rounding no tolerance allows for: tests/test_quantizer.py"),
     "com.microsoft.DecoderMaskedMultiHeadAttention": "reads one position at a time: tests/topologies",
+    "com.microsoft.LinearAttention": "a state grows without bounds, but for keys of one length: tests/topologies",
     "com.microsoft.DynamicQuantizeLSTM": "rounds its state at every step: tests/verification/test_rounded.py",
     **{f"com.microsoft.{op}": f"the same rule as {op}" for op in quantization.MAKERS},
 }

@@ -62,6 +62,7 @@ WITHOUT: Mapping[str, str] = {
     **dict.fromkeys(
         "ImageDecoder RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer".split(), _TEXT
     ),
+    **dict.fromkeys(("com.microsoft.CausalConvWithState", "com.microsoft.LinearAttention"), _RARE),
     "com.microsoft.DecoderMaskedMultiHeadAttention": "it decodes one position at a time, with a buffer for all",
     "Bernoulli": "it draws random numbers with these chances",
     "BitCast": "bits are no numbers",
