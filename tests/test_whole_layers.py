@@ -22,9 +22,9 @@ from onnxprune.stages.allocate_layers import with_layers
 from onnxprune.stages.couple import Coupled, couple
 from onnxprune.stages.load import load
 from tests.graphs import TABLE
-from tests.transformer import BOTH, INNER, PARALLEL, POST, PRE, TURNED, features, transformer, zeroed
+from tests.transformer import BOTH, CROSS, INNER, PARALLEL, POST, PRE, TURNED, features, transformer, zeroed
 
-FORMS = (PRE, POST, BOTH, PARALLEL, TURNED)
+FORMS = (PRE, POST, BOTH, PARALLEL, TURNED, CROSS)
 QUICK: dict[str, Any] = {"fast": True, "round_to": 1}
 PLAIN: dict[str, Any] = {**QUICK, "refit": "none"}
 
@@ -37,14 +37,19 @@ def coupled(form: str = PRE, **options: Any) -> Coupled:
 @pytest.mark.parametrize("form", FORMS)
 def test_layers_are_found_by_structure_and_called_by_their_scope(form: str):
     """Fails where a feed-forward block is put together with the attention of the next layer."""
-    found = inspect(transformer(form), features(4)).layers
-    assert [(x.number, x.name, x.branches) for x in found] == [
-        (k, f"/layers/{k}", ("attention", "feed-forward")) for k in range(3)
+    found = coupled(form)
+    branches = ("attention",) * (2 if form == CROSS else 1) + ("feed-forward",)
+    assert [(x.number, x.name, x.kinds) for x in found.layers_whole] == [
+        (k, f"/layers/{k}", branches) for k in range(3)
     ]
-    assert all(f"/layers/{x.number}/" in name for x in found for name in x.groups)
-    assert "/layers/2   attention + feed-forward" in terminal.inspection(
-        inspect(transformer(form), features(4)), terminal.Screen()
-    )
+    names = {x.number: [found.channels.groups[g].name for g in x.groups] for x in found.layers_whole}
+    assert all(f"/layers/{k}/" in name for k, own in names.items() for name in own)
+
+
+def test_inspect_lists_layers():
+    found = inspect(transformer(), features(4))
+    assert [x.branches for x in found.layers] == [("attention", "feed-forward")] * 3
+    assert "/layers/2   attention + feed-forward" in terminal.inspection(found, terminal.Screen())
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "two_branches_and_no_stream"])
@@ -67,10 +72,9 @@ def test_the_model_without_a_layer_is_the_one_with_its_weights_at_zero(form: str
     assert result.report.checks["input_sizes_compared"] > 1
 
 
-@pytest.mark.parametrize("form", [PRE, PARALLEL])
-def test_what_goes_is_what_was_counted(form: str):
+def test_what_goes_is_what_was_counted():
     """Fails where the norm that both branches of a layer share is not counted with it."""
-    model = transformer(form)
+    model = transformer(PARALLEL)
     gone = [prune(model, None, features(32), ratio=0.01, drop_layers=("0", "2"), dry_run=d, **PLAIN) for d in (0, 1)]
     real, counted = (r.report.after for r in gone)
     assert (real.macs, real.parameters) == (counted.macs, counted.parameters)

@@ -13,10 +13,14 @@ Array = NDArray[Any]
 WIDTH, HEADS, SIZE, INNER, CLASSES = 16, 2, 8, 24, 5
 PRE, POST, BOTH = "norm before", "norm behind", "norm before and behind each block"
 PARALLEL, TURNED = "side by side", "side by side, feed-forward first"
+CROSS = "norm before, with cross-attention"
 
 
 def transformer(form: str = PRE, layers: int = 3, *, quiet: int | None = None, seed: int = 0) -> onnx.ModelProto:
-    """Features (B, S, WIDTH) → class scores (B, CLASSES). quiet: a layer that adds next to nothing."""
+    """Features (B, S, WIDTH) → class scores (B, CLASSES); cross-attention also reads the features, as "memory".
+
+    quiet: a layer that adds next to nothing.
+    """
     rng = np.random.default_rng(seed)
     weights: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
@@ -38,8 +42,9 @@ def transformer(form: str = PRE, layers: int = 3, *, quiet: int | None = None, s
         inputs = [x, weight(f"{name}.weight", WIDTH), weight(f"{name}.bias", WIDTH)]
         return add("LayerNormalization", inputs, name, axis=-1)
 
-    def attention(x: str, at: str) -> str:
-        split = [linear(x, f"{at}.{what}", WIDTH, WIDTH) for what in ("query", "key", "value")]
+    def attention(x: str, at: str, memory: str = "") -> str:
+        read = {"query": x, "key": memory or x, "value": memory or x}
+        split = [linear(y, f"{at}.{what}", WIDTH, WIDTH) for what, y in read.items()]
         heads = [add("Reshape", [y, "heads"], f"{y}_heads") for y in split]
         q, k, v = (
             add("Transpose", [y], f"{y}_turned", perm=[0, 2, 3, 1] if i == 1 else [0, 2, 1, 3])
@@ -49,11 +54,16 @@ def transformer(form: str = PRE, layers: int = 3, *, quiet: int | None = None, s
         back = add("Transpose", [add("MatMul", [scores, v], f"{at}.mixed")], f"{at}.back", perm=[0, 2, 1, 3])
         return linear(add("Reshape", [back, "joined"], f"{at}.joined"), f"{at}.output", WIDTH, WIDTH)
 
+    def crossed(x: str, at: str) -> str:
+        return attention(x, f"{at}.cross", "memory")
+
     def feed_forward(x: str, at: str) -> str:
         return linear(add("Relu", [linear(x, f"{at}.up", WIDTH, INNER)], f"{at}.relu"), f"{at}.down", INNER, WIDTH)
 
     weights |= {"heads": np.array([0, 0, HEADS, SIZE], np.int64), "joined": np.array([0, 0, WIDTH], np.int64)}
     stream = linear("x", "embed", WIDTH, WIDTH)
+    if form == CROSS:
+        linear(linear("x", "encoder", WIDTH, WIDTH), "memory", WIDTH, WIDTH)
     for k in range(layers):
         at = f"layers.{k}"
         if form in (PARALLEL, TURNED):
@@ -61,8 +71,9 @@ def transformer(form: str = PRE, layers: int = 3, *, quiet: int | None = None, s
             both = [attention(y, at), feed_forward(y, at)][:: 1 if form == PARALLEL else -1]
             stream = add("Add", [add("Add", [stream, both[0]], f"{at}.sum0"), both[1]], f"{at}.sum1")
             continue
-        for i, block in enumerate((attention, feed_forward)):
-            made = block(norm(stream, f"{at}.norm{i}") if form in (PRE, BOTH) else stream, at)
+        blocks = (attention, crossed, feed_forward) if form == CROSS else (attention, feed_forward)
+        for i, block in enumerate(blocks):
+            made = block(stream if form == POST else norm(stream, f"{at}.norm{i}"), at)
             made = norm(made, f"{at}.after{i}") if form == BOTH else made
             stream = add("Add", [stream, made], f"{at}.sum{i}")
             stream = norm(stream, f"{at}.norm{i}") if form == POST else stream
@@ -91,6 +102,6 @@ def zeroed(model: onnx.ModelProto, *layers: int) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for t in result.graph.initializer:
-        if t.name in {f"layers.{k}.{name}.weight" for k in layers for name in ("output", "down")}:
+        if t.name in {f"layers.{k}.{name}.weight" for k in layers for name in ("output", "cross.output", "down")}:
             t.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(t)), t.name))
     return result
