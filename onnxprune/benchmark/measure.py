@@ -21,6 +21,7 @@ from scipy.special import bdtr
 
 from onnxprune.benchmark import profile, tensorrt_engine
 from onnxprune.benchmark.cuda import Gpu
+from onnxprune.benchmark.own_sizes import caches, fitted
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
@@ -31,7 +32,7 @@ from onnxprune.data.sources import given as read_data
 from onnxprune.data.states import states_of
 from onnxprune.errors import ModelError, RunError, UsageError
 from onnxprune.graph import spill
-from onnxprune.intake import fed_back, first_run, model_file, ranks
+from onnxprune.intake import empty_caches, fed_back, first_run, model_file, ranks
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.gates import Gate
 from onnxprune.numerics.arrays import Array, Doubles
@@ -209,7 +210,7 @@ def bench(
         fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {}, tuple(state))
         if settings.provider == CPU:  # another one may know operators that the CPU does not
             for x in candidates:
-                first_run.run(x.proto, fed.arrays)
+                first_run.run(x.proto, fitted(fed.arrays, x.proto))
         return measure(candidates, fed, settings, watch)
 
 
@@ -275,18 +276,25 @@ def feeds_for(
         if shapes:
             raise UsageError("the data has its own shapes: leave out either it or the shapes")
         samples = (
-            fed_back.read(models[0], data, states, batch or 1) if states else read_data(data, specs, Wanted(batch or 1))
+            fed_back.read(models[0], data, states, batch or 1)
+            if states
+            else read_data(data, empty_caches.fillable(models[0], specs), Wanted(batch or 1))
         )
         return _from_data(samples, batch)
     return _random(models[0], specs, batch, given)
 
 
 def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
-    """The inputs that all models read, each axis as fixed as the strictest of them wants it. Raises ModelError."""
+    """The inputs that all models read, each axis as fixed as the strictest of them wants it. Raises ModelError.
+
+    Caches are those of the first model: another one may have fewer, and of other sizes.
+    """
     every = [input_specs(p) for p in models]
-    common = every[0]
-    for other in every[1:]:
-        by_name = {s.name: s for s in other}
+    common, apart = every[0], caches(models[0])
+    for other, proto in zip(every[1:], models[1:], strict=True):
+        own = caches(proto)
+        by_name = {s.name: apart[s.name] if _another(s, own, apart) else s for s in other}
+        by_name |= {name: s for name, s in apart.items() if name not in by_name}
         if by_name.keys() != {s.name for s in common} or any(not _fits(s, by_name[s.name]) for s in common):
             first, second = ("; ".join(_shown(s) for s in specs) for specs in (common, other))
             raise ModelError(f"the two models read different inputs: {first} against {second}")
@@ -295,6 +303,12 @@ def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
             for s in common
         )
     return common
+
+
+def _another(s: InputSpec, own: Mapping[str, InputSpec], first: Mapping[str, InputSpec]) -> bool:
+    """Whether an input is a cache of both models, and differs in its sizes alone."""
+    like = first.get(s.name) if s.name in own else None
+    return like is not None and (like.dtype, len(like.dims)) == (s.dtype, len(s.dims)) and not _fits(s, like)
 
 
 def _fits(a: InputSpec, b: InputSpec) -> bool:
@@ -442,10 +456,10 @@ def _backend(
 ) -> tuple[Callable[[Candidate], Ready], str]:
     """What makes a model ready, and the name and version of the library that runs it."""
     if settings.provider != tensorrt_engine.NAME:
-        return lambda x: _session(x, feeds, settings), f"onnxruntime {version()}"
+        return lambda x: _session(x, fitted(feeds, x.proto), settings), f"onnxruntime {version()}"
     library = f"TensorRT {tensorrt_engine.version()}"
     gpu = stack.enter_context(_gpu())
-    return lambda x: _engine(x, feeds, settings, gpu, stack), f"{library}, {gpu.name}"
+    return lambda x: _engine(x, fitted(feeds, x.proto), settings, gpu, stack), f"{library}, {gpu.name}"
 
 
 def _session(x: Candidate, feeds: Mapping[str, Array], settings: Settings) -> Ready:

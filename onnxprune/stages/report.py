@@ -206,9 +206,10 @@ def with_latency(report: Report, loaded: Loaded, checked: Checked, provider: str
 
 def bench_of(report: Report, loaded: Loaded, checked: Checked, provider: str) -> Bench:
     """The time of one sample through the original and the result, in turns. Raises OnnxPruneError."""
+    result = checked.whole if checked.resized and not loaded.tail else loaded.as_given(checked.model)
     models = (
         Candidate(report.model, loaded.given, loaded.source.size),
-        Candidate(report.output or "the result", loaded.as_given(checked.model), report.after.bytes),
+        Candidate(report.output or "the result", result, report.after.bytes),
     )
     feeds = loaded.fit.slice(0, loaded.fit.run_size(1))
     return measure(models, Feeds(feeds, loaded.fit.count(feeds), loaded.fit.origin), Settings(provider))

@@ -21,15 +21,18 @@ from onnxprune.benchmark.measure import (
     Feeds,
     Ready,
     Settings,
+    common_inputs,
     feeds_for,
     measure,
     median_interval,
 )
+from onnxprune.benchmark.own_sizes import fitted
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.errors import CalibrationError, ModelError, RunError, UsageError
 from onnxprune.runtime.session import CPU, Session
 from onnxprune.runtime.timing import Times
 from tests import digits
+from tests.decoder import GROUPS, decoder, empty, prompts
 from tests.runtime.test_timing import Machine
 
 QUICK: dict[str, Any] = {"runs": 2, "warmup": 0}
@@ -227,6 +230,23 @@ def test_models_that_read_different_inputs(other: str):
 
 
 # runs
+
+
+def test_each_model_gets_caches_of_its_own_size():
+    """Fails where a model with fewer heads in its caches, or fewer caches, is fed those of the other, or refused."""
+    whole, small = decoder(), decoder(groups=2, heads=4)
+    for data in (None, prompts(2)):
+        found = bench(whole, small, data=data, batch=2, **QUICK)
+        assert found.inputs["past_key_values.0.key"][:2] == (2, GROUPS)
+    fed = fitted({**prompts(2), **empty(2)}, small)
+    assert {v.shape for k, v in fed.items() if k.startswith("past")} == {(2, 2, 0, 16)}
+    one = onnx.ModelProto()
+    one.CopyFrom(whole)
+    one.graph.input.pop()
+    assert fitted({**prompts(2), **empty(2)}, one).keys() == {v.name for v in one.graph.input}
+    assert common_inputs([whole, one]) == common_inputs([whole])
+    with pytest.raises(ModelError, match="different inputs"):
+        common_inputs([model("float[N,3,H] x"), model("float[N,1,H] x")])
 
 
 def test_two_models_for_real():

@@ -1,0 +1,39 @@
+"""Inputs of two models whose caches differ: each model gets those that it declares, in the sizes that it declares.
+
+A model that lost heads reads and gives caches of fewer of them, and one that lost a layer has none of its own. All
+other inputs have to be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from onnxprune.data.inputs import InputSpec, input_specs
+from onnxprune.graph import kept_inputs
+from onnxprune.intake.empty_caches import may_be_cache
+from onnxprune.numerics.arrays import Array
+
+
+def caches(proto: onnx.ModelProto) -> dict[str, InputSpec]:
+    """The inputs of a model that are, or may be, caches or states of earlier positions; none where all would be."""
+    states, specs = kept_inputs.states(proto), input_specs(proto)
+    found = {s.name: s for s in specs if may_be_cache(s) or s.name in states}
+    return found if len(found) < len(specs) else {}
+
+
+def fitted(feeds: Mapping[str, Array], proto: onnx.ModelProto) -> dict[str, Array]:
+    """What a model is fed: caches cut to the sizes that it declares, or repeated, and none that it does not read."""
+    read, own = {v.name for v in proto.graph.input}, caches(proto)
+    arrays: dict[str, Array] = {}
+    for name, value in feeds.items():
+        if name not in read:
+            continue
+        arrays[name] = value
+        for axis, size in enumerate(own[name].dims if name in own else ()):
+            length = arrays[name].shape[axis]
+            if axis and length and size not in (None, length):
+                arrays[name] = np.take(arrays[name], np.arange(size) % length, axis=axis)
+    return arrays
