@@ -26,7 +26,7 @@ from onnxprune.channels import ChannelGraph
 from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external, protobuf, spill
-from onnxprune.graph.protobuf import Model, element_type
+from onnxprune.graph.protobuf import Model, copied, element_type
 from onnxprune.jobs.kept import NOWHERE, Kept
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
@@ -35,7 +35,7 @@ from onnxprune.refit.layerwise import in_place, memory_of, scaled
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes
 from onnxprune.selection import Path
-from onnxprune.surgery import replace_initializers
+from onnxprune.surgery import set_initializers
 from onnxprune.verification.oracle import masked_model
 
 # Shares of a group's units that the trials remove; only one where groups are so many that two cost too much.
@@ -43,6 +43,10 @@ LEVELS = (0.3, 0.6)
 FEW_LEVELS = (0.5,)
 # However many groups there are, the trials of each look at so many samples.
 LEAST_TRIED = 8
+# Weights that a trial refits lie in memory up to so many bytes, and are fed to one session for all widths; more of them
+# go to files, of a session for each width.
+_FED_BYTES = 512 << 20
+_AT_ONCE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,7 +89,7 @@ def measure(
 
     Groups are visited in topological order, so that what lies before a group's first reader runs only once. A group
     that something other than its layers reads across (a normalization, a shared kernel, a product of activations) is
-    tried on the masked oracle instead.
+    tried on the masked oracle instead, and so is one whose layers have very large weights.
     """
     channels, layers, moments = network.channels, network.layers, network.moments
     consumers = consumers_of(channels, layers)
@@ -108,7 +112,7 @@ def measure(
             moments=own_moments,
             path=paths[g],
             readers=read_by[groups],
-            masked=bool(others) or g in masked,
+            masked=bool(others) or g in masked or _weight_bytes(own) > _FED_BYTES,
             others={o: paths[o] for o in others},
         )
 
@@ -122,6 +126,11 @@ def measure(
         kept.put("trial", _item(method, groups), partial(_arrays_of, errors))
         found[groups] = errors
     return [found.get(groups, {}) for groups in (*((g.index,) for g in channels.groups), *together)]
+
+
+def _weight_bytes(layers: Sequence[Layer]) -> int:
+    """What the weights of some layers take while they are refitted."""
+    return sum(8 * len(x.columns(0)) * x.outputs.size for x in layers)
 
 
 def _item(method: str, groups: Sequence[int]) -> str:
@@ -306,9 +315,8 @@ def cut_session(
     """
     channels = network.channels
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
-    weights = _refitted(network, widths, paths, keep)
     with spill.spilling() as files:
-        masked = masked_model(replace_initializers(network.proto, weights), channels, keep, network.types)
+        masked = masked_model(_with_refitted(network, widths, paths, keep), channels, keep, network.types)
         trial = masked if behind is None else protobuf.submodel(masked, *behind)
         session = Session(trial, pooled=behind is not None)
         files.last_as_long_as(session)
@@ -372,6 +380,24 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
         return _joined(trials, walker, (session.run({**b, **feeds}) for b in walker.batches))
 
     return _errors(item, trials, map(answers_at, item.widths))
+
+
+def _with_refitted(
+    network: TrialNetwork,
+    widths: Mapping[int, int],
+    paths: Mapping[int, Path] | Sequence[Path],
+    keep: Mask,
+) -> Model:
+    """A copy of the network with its layers refitted; a few at a time, as all of them may be most of the model."""
+    result = copied(network.proto)
+    fitted: dict[str, Array] = {}
+    for layer in network.layers:
+        fitted |= _refitted(replace(network, layers=(layer,)), widths, paths, keep)
+        if sum(v.nbytes for v in fitted.values()) > _AT_ONCE_BYTES:
+            set_initializers(result, fitted)
+            fitted = {}
+    set_initializers(result, fitted)
+    return result
 
 
 def _refitted(

@@ -10,7 +10,6 @@ import onnx
 
 from onnxprune.calibration.layers import Layer
 from onnxprune.config import PruneConfig
-from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.numerics.arrays import Array, Coefficients, Mask, Masks
@@ -22,7 +21,7 @@ from onnxprune.stages.answers import Judged, runs_on
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
-from onnxprune.surgery import cut, replace_initializers, set_initializers
+from onnxprune.surgery import cut, replace_initializers, set_initializers, take_initializers
 from onnxprune.threads import mapped
 
 _UNFOLDED = (
@@ -128,7 +127,7 @@ def _fitted(
         kept=place.kept,
         progress=place.progress,
     )
-    set_initializers(walked, {t.name: external.array_of(t) for t in running.graph.initializer})
+    take_initializers(walked, running)
     notes += mended(settings.refit, walked)
     return Refitted({level: plain, settings.refit: walked}, tuple(fits), tuple(dict.fromkeys(notes)))
 

@@ -2,7 +2,14 @@
 
 from onnxprune.surgery.branches import settle
 from onnxprune.surgery.restore import finish
-from onnxprune.surgery.slice import cut, drop_zero_biases, merge_equal_clones, replace_initializers, set_initializers
+from onnxprune.surgery.slice import (
+    cut,
+    drop_zero_biases,
+    merge_equal_clones,
+    replace_initializers,
+    set_initializers,
+    take_initializers,
+)
 
 __all__ = [
     "cut",
@@ -12,4 +19,5 @@ __all__ = [
     "replace_initializers",
     "set_initializers",
     "settle",
+    "take_initializers",
 ]

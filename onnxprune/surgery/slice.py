@@ -140,6 +140,14 @@ def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) ->
     return result
 
 
+def take_initializers(proto: onnx.ModelProto, other: onnx.ModelProto) -> None:
+    """Replace initializers in place by those of the same names in another model, be they in files: nothing is read."""
+    stored = {t.name: t for t in other.graph.initializer}
+    for t in proto.graph.initializer:
+        if t.name in stored:
+            t.CopyFrom(stored[t.name])
+
+
 def drop_zero_biases(proto: onnx.ModelProto, added: Collection[str]) -> None:
     """Take back, in place, the biases that normalisation added and that are still zero."""
     zero = {t.name for t in proto.graph.initializer if t.name in added and not external.array_of(t).any()}
