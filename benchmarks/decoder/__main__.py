@@ -37,9 +37,8 @@ WAYS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("flap", "adaptive", "bias", {}),
     ("onnxsim", "magnitude", "none", {}),
     ("onnxsim", "magnitude", "ridge", {}),
+    ("onnxsim", "magnitude", "blocks", {}),
     ("onnxsim", "wanda", "none", {}),
-    ("onnxsim", "wanda", "ridge", {}),
-    ("onnxsim", "wanda", "blocks", {}),
 )
 TABLE = "decoder"
 
