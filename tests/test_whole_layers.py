@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnxprune import PruneConfig, inspect, plan, prune
 from onnxprune.channels.whole_layers import common_scope
 from onnxprune.cli import program
-from onnxprune.errors import UsageError
+from onnxprune.errors import BudgetUnreachable, UsageError
 from onnxprune.report import terminal
 from onnxprune.report.document import to_json
 from onnxprune.report.markdown import markdown
@@ -133,6 +133,11 @@ def test_layers_go_by_what_they_do_as_a_whole_and_not_by_what_their_branches_do(
     kept = with_layers(flat, cost, limit, found, dict.fromkeys(groups, 50.0))
     assert all(any(kept[g] for g in own) for own in groups.values())
     assert cost.at(kept) <= limit
+    # What nothing reaches is refused, or where it is only aimed at all layers go, and the rest is as narrow as may be.
+    with pytest.raises(BudgetUnreachable, match="lower --ratio"):
+        with_layers(flat, cost, 0.0, found, dict.fromkeys(groups, 50.0))
+    kept = with_layers(flat, cost, 0.0, found, dict.fromkeys(groups, 50.0), exact=False)
+    assert not any(kept[g] for own in groups.values() for g in own)
 
 
 def test_the_plan_and_all_reports_name_the_layer(tmp_path: Path):

@@ -137,7 +137,10 @@ def within_budget(
     with_curves = [(p, curves_of(p, t, coupled)) for p, t in by_method]
 
     def decide(limit: float) -> tuple[KeptUnits, Sequence[Path]]:
-        allocations = [(with_layers(curves, cost, limit, coupled, tried.layers), p) for p, curves in with_curves]
+        exact = stopwatch is None
+        allocations = [
+            (with_layers(curves, cost, limit, coupled, tried.layers, exact=exact), p) for p, curves in with_curves
+        ]
         if len(allocations) == 1:
             return allocations[0]
         # Trials of single groups do not tell which of several allocations is best; one run of each does.

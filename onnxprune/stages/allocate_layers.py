@@ -24,18 +24,21 @@ def with_layers(
     limit: float,
     coupled: Coupled,
     errors: Mapping[int, float],
+    *,
+    exact: bool = True,
 ) -> tuple[int, ...]:
     """The allocation that harms least: without any layer that may go, and with one more of them at a time.
 
     errors: by number, what each layer does to the outputs when it goes. They go in the order of this over what they
-    save in the whole network, those that have to go at first. Raises BudgetUnreachable where nothing holds the limit.
+    save in the whole network, those that have to go at first. exact: what does not hold the limit is refused by
+    BudgetUnreachable; else what comes nearest is taken, as a measured budget is met in rounds.
     """
     widths = coupled.widths
     full = np.array([g.size for g in coupled.channels.groups])
     saved = {x.number: cost.at(full) - cost.at(without(full, x.groups)) for x in widths.layers}
     may_go = [n for n, error in errors.items() if n not in widths.gone and saved[n] > 0 and np.isfinite(error)]
     order = sorted(may_go, key=lambda n: errors[n] / saved[n])
-    best: tuple[float, tuple[int, ...]] | None = None
+    best: tuple[tuple[float, float], tuple[int, ...]] | None = None
     missed: BudgetUnreachable | None = None
     for count in range(len(order) + 1):
         own = widths.without(order[:count])
@@ -47,13 +50,15 @@ def with_layers(
         except BudgetUnreachable as e:
             missed = e
             continue
-        harm = harm_of(kept, curves, coupled, errors)
-        if best is None or harm < best[0]:
-            best = harm, kept
+        rank = max(cost.at(kept) - limit, 0.0), harm_of(kept, curves, coupled, errors)
+        if best is None or rank < best[0]:
+            best = rank, kept
         if cost.at(without(full, out)) <= limit:  # more than these need not go
             break
     if best is None:
         raise missed or BudgetUnreachable("the layers of --drop-layers cannot all go; leave one out")
+    if exact and best[0][0] > 0:
+        raise BudgetUnreachable("not all layers can go, and what the others may lose is not enough; lower --ratio")
     return best[1]
 
 
@@ -78,8 +83,6 @@ def kept_of(
 ) -> tuple[int, ...]:
     """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
     widths: Sequence[tuple[int, ...]] = allowed.allowed
-    if budget.smallest(cost, widths) > limit:
-        raise BudgetUnreachable("the widths that are left do not reach it; lower --ratio")
     out = {g for x in allowed.layers if x.number in allowed.gone for g in x.groups}
     dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
     while True:
