@@ -89,11 +89,12 @@ class Session:
     """An onnxruntime session on the CPU, or on the first of `providers`, which has to start.
 
     model: a ModelProto or a path. Weights that a ModelProto refers to in files are mapped by onnxruntime itself: they
-    are neither read nor copied here, and where they are many the model runs in `instalments`, but for what is timed by
-    `profile` and `bound`; the files have to stay as long as the session. A ModelProto with bfloat16 is run as its twin
-    in float32 (`single_precision`), and so is one in float64 that onnxruntime refuses, and one in float16 where
-    `single` is set; feeds may then have any floating-point type, and outputs have the type of the model, with `single`
-    float32. Inputs and outputs in float8 or of fewer than 8 bits are converted at the ports (`few_bits`).
+    are neither read nor copied here, and where they are many the model runs in `instalments`, but for other devices
+    and for what is timed by `profile` and `bound`; the files have to stay as long as the session. A ModelProto with
+    bfloat16 is run as its twin in float32 (`single_precision`), and so is one in float64 that onnxruntime refuses, and
+    one in float16 where `single` is set; feeds may then have any floating-point type, and outputs have the type of the
+    model, with `single` float32. Inputs and outputs in float8 or of fewer than 8 bits are converted at the ports
+    (`few_bits`).
     optimize=False keeps every intermediate tensor as the graph defines it. spin: let idle workers spin, onnxruntime's
     own default; that takes the cores from numpy's BLAS between two runs. in_turns: they spin only while this session
     runs, so that it does not slow down the others. pooled: its activations share one memory with those of other such
@@ -120,7 +121,8 @@ class Session:
         profile: str | None = None,
     ) -> None:
         def start(source: onnx.ModelProto | str | os.PathLike[str]) -> Any:
-            if isinstance(source, onnx.ModelProto) and profile is None and too_large(source):
+            on_cpu = _name(providers[0]) == CPU  # a device would copy the weights anew for every run
+            if isinstance(source, onnx.ModelProto) and on_cpu and profile is None and too_large(source):
                 return Instalments(source, partial(whole, mapped=True))
             return whole(source)
 
