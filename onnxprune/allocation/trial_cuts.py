@@ -316,7 +316,8 @@ def cut_session(
     channels = network.channels
     keep = channels.keep_classes({g: paths[g].kept(n) for g, n in widths.items()})
     with spill.spilling() as files:
-        masked = masked_model(_with_refitted(network, widths, paths, keep), channels, keep, network.types)
+        refitted = _with_refitted(network, widths, paths, keep, files)
+        masked = masked_model(refitted, channels, keep, network.types)
         trial = masked if behind is None else protobuf.submodel(masked, *behind)
         session = Session(trial, pooled=behind is not None)
         files.last_as_long_as(session)
@@ -387,12 +388,17 @@ def _with_refitted(
     widths: Mapping[int, int],
     paths: Mapping[int, Path] | Sequence[Path],
     keep: Mask,
+    files: spill.Temporary,
 ) -> Model:
-    """A copy of the network with its layers refitted; a few at a time, as all of them may be most of the model."""
+    """A copy of the network with its layers refitted; a few at a time, as all of them may be most of the model.
+
+    files: where the weights go, and nothing else: inverses that are computed for them serve other trials too.
+    """
     result = copied(network.proto)
     fitted: dict[str, Array] = {}
     for layer in network.layers:
-        fitted |= _refitted(replace(network, layers=(layer,)), widths, paths, keep)
+        with files.aside():
+            fitted |= _refitted(replace(network, layers=(layer,)), widths, paths, keep)
         if sum(v.nbytes for v in fitted.values()) > _AT_ONCE_BYTES:
             set_initializers(result, fitted)
             fitted = {}

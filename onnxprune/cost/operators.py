@@ -170,7 +170,7 @@ def _linear_attention(node: Node, channels: ChannelGraph) -> list[Term]:
     """Each step writes k vᵀ into a state (d, e) of each head and reads it with q; a delta rule reads it once more."""
     b, steps = _shape(node.input(0), channels)[:2]
     e = _shape(node.input(2), channels)[2] // int(node.attrs["kv_num_heads"])
-    times = 2.0 if "delta" in str(node.attrs.get("update_rule", "")) else 1.0
+    times = 2.0 if "delta" in str(node.attrs.get("update_rule", "gated_delta")) else 1.0
     written = Term(times * b * steps * e, (_axis(node.input(1), 2, channels),))
     return [Term(float(b * steps * e), (_axis(node.input(0), 2, channels),)), written]
 

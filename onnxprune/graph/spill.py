@@ -51,6 +51,7 @@ class Temporary:
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        self._outer = _SPILL.get()
         self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         self._is_passed_on = False
 
@@ -59,6 +60,15 @@ class Temporary:
         self._remove.detach()
         weakref.finalize(owner, shutil.rmtree, self.path, ignore_errors=True)
         self._is_passed_on = True
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While this lasts, what is computed goes where it went before: for what is to outlive the folder."""
+        token = _SPILL.set(self._outer)
+        try:
+            yield
+        finally:
+            _SPILL.reset(token)
 
     def end(self) -> None:
         """Remove it, if nobody else needs it."""

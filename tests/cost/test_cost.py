@@ -123,7 +123,7 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
     body_values.add_shapes_of_bodies(proto, p.example, shapes, {})
     count = 0.0
     for node in bodies.every_node(proto.graph):
-        if node.op_type in ("Conv", "DeformConv"):
+        if node.op_type in ("Conv", "DeformConv", "CausalConvWithState"):
             count += np.prod(shapes[node.output[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
         elif node.op_type == "ConvTranspose":
             count += np.prod(shapes[node.input[0]], dtype=float) * np.prod(shapes[node.input[1]][1:], dtype=float)
@@ -144,6 +144,14 @@ def counted_macs(proto: onnx.ModelProto, p: Prepared) -> float:
             query = out if node.op_type == "GroupQueryAttention" else shapes[node.input[0]]
             keys = (shapes[node.input[1]][-2] if node.input[1] else out[1]) + (shapes[stored][2] if stored else 0)
             count += keys * (np.prod(query, dtype=float) + np.prod(out, dtype=float))
+        elif node.op_type == "LinearAttention":
+            # Every entry of a query reads a row of the state, every one of a key writes one, and corrects it first.
+            heads = next(a.i for a in node.attribute if a.name == "kv_num_heads")
+            rule = next((a.s for a in node.attribute if a.name == "update_rule"), b"gated_delta")
+            entries = sum(
+                np.prod(shapes[node.input[i]], dtype=float) for i in (0, 1, *((1,) if b"delta" in rule else ()))
+            )
+            count += entries * shapes[node.input[2]][-1] / heads
         elif node.op_type == "Attention":
             # Every entry of the queries meets every key, every entry of the result every value.
             keys = shapes[node.input[1]][-2]
