@@ -18,7 +18,9 @@ def _conv(b: Build, op: str) -> None:
     inputs: list[Live | str] = [turned, b.weight(channels, 1, kernel), *([b.weight(channels)] if b.chance(60) else [])]
     attrs = {"activation": "silu"} if b.chance(50) else {}
     peak = (kernel + 1) * a.peak + 2.0
-    moved = b.node("CausalConvWithState", inputs, turned.dims, peak=peak, hidden=True, domain=_DOMAIN, **attrs)
+    moved = b.out("CausalConvWithState", turned.dims, peak=peak)
+    state = b.out("CausalConvWithState", (x.dims[0], channels, kernel - 1), peak=a.peak)
+    b.nodes_of("CausalConvWithState", inputs, [moved, state], domain=_DOMAIN, **attrs)
     b.node("Transpose", [moved], (x.dims[0], x.dims[1], channels), peak=peak, perm=[0, 2, 1])
 
 
