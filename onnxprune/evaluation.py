@@ -254,7 +254,7 @@ def _evaluated(
         against.try_out(original, samples)
         outputs, answers, observed = compared(proto, original, samples, states, against.asked)
         _check_same_outputs(outputs, answers.values, observed)
-        notes += said_of_states(proto, original, samples, states)
+        notes += [*said_of_states(proto, original, samples, states), *answers.padding.note]
     given: Mapping[str, Array] = outputs
     originals = None if answers is None else answers.values
     if metric is None and task in (None, DETECTION) and not states:
@@ -273,7 +273,7 @@ def _evaluated(
         figures = figures_of(observed, answers, outputs, held_out=True, labelled=classes and labels is not None)
         if row is not None and not row.ranks:  # the largest entry of an embedding says nothing
             figures = replace(figures, agreement=None)
-        each = by_output(observed.outputs, outputs, answers.values, figures, len(samples))
+        each = by_output(observed.outputs, outputs, answers, figures)
     elif not scores:
         raise UsageError(f"nothing was compared: {why} (--task names one), and there is no original")
     if classes and figures is not None and figures.agreement is not None:

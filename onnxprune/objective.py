@@ -32,6 +32,7 @@ from onnxprune.errors import CalibrationError, ModelError
 from onnxprune.graph.view import Shape
 from onnxprune.measures.answers import Answers, difference, spread
 from onnxprune.measures.class_scores import check_classes, scores_shape
+from onnxprune.measures.padding import NONE, Padding
 from onnxprune.numerics.arrays import Array, Doubles, Ints, Mask, cast, is_float
 
 Index = slice | Ints
@@ -91,13 +92,15 @@ class SquaredError:
     """Σ over outputs and samples of weight · ||y - target||², less what the original model has of it.
 
     target: by output, first axis = `samples` times the rows that the model gives for each. weight: one number, or one
-    along an axis of channels. before: the original's share of each sample, (samples,).
+    along an axis of channels. before: the original's share of each sample, (samples,). padding: of the target, which
+    does not count.
     """
 
     target: Mapping[str, Array]
     weight: Mapping[str, Wide]
     samples: int
     before: Wide
+    padding: Padding = NONE
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,11 +125,13 @@ class SquaredError:
         self, outputs: Mapping[str, Array], index: Index, rng: np.random.Generator, *, scale: float = 1.0
     ) -> dict[str, Array]:
         """± the root of the weight, each sign drawn by itself."""
-        del index  # the Hessian is the same everywhere
-        return {
-            k: _seed(scale * np.sqrt(w) * (2.0 * rng.integers(0, 2, outputs[k].shape) - 1.0), outputs[k])
-            for k, w in self.weight.items()
+        probes = {
+            k: scale * np.sqrt(w) * (2.0 * rng.integers(0, 2, outputs[k].shape) - 1.0) for k, w in self.weight.items()
         }
+        for k, mask in self.padding.at.items():  # but for that, the Hessian is the same everywhere
+            if k in probes:
+                probes[k] = np.where(mask[index], 0.0, probes[k])
+        return {k: _seed(v, outputs[k]) for k, v in probes.items()}
 
     def _errors(self, name: str, outputs: Mapping[str, Array], index: Index) -> Wide:
         y, whole = outputs[name], self.target[name]
@@ -134,7 +139,10 @@ class SquaredError:
         if y.ndim == 0 and t.size == 1:  # a single number of a single sample
             t = t.reshape(())
         _check_shape(name, y.shape, t.shape)
-        return difference(y, t)
+        if name not in self.padding.at:
+            return difference(y, t)
+        mask = self.padding.at[name][index]
+        return np.where(mask, 0.0, difference(y, np.where(mask, cast(np.array(np.inf), t.dtype), t)))
 
 
 def output_imitation(reference: Mapping[str, Array], samples: int) -> SquaredError:
@@ -150,7 +158,7 @@ def imitation_of(answers: Answers) -> SquaredError:
     count = answers.samples
     counted = answers.counting(lambda _, y: bool(y.ndim and y.size) and len(y) % count == 0)
     target = {k: answers.values[k] for k in counted.tensors}
-    return SquaredError(target, counted.weights, count, np.zeros(count))
+    return SquaredError(target, counted.weights, count, np.zeros(count), answers.padding)
 
 
 # labels

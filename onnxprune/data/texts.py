@@ -25,9 +25,10 @@ _MOST_LENGTH = 1 << 20
 _AT_ONCE = 256
 # What an input is, by the names that exporters give it.
 IDS = ("input_ids", "input_word_ids", "ids", "tokens")
+MASKS = ("attention_mask", "input_mask")
 _NAMES = {
     "ids": IDS,
-    "mask": ("attention_mask", "input_mask"),
+    "mask": MASKS,
     "types": ("token_type_ids", "segment_ids", "input_type_ids"),
     "positions": ("position_ids",),
 }

@@ -7,8 +7,9 @@ A part is some entries of the observed tensors that have a scale of their own. I
 and the error of a model is the mean over its parts. Tensors that are judged as one whole (boxes and scores, joined in
 one output) share its weight by the roots of their numbers of entries: four channels do not vanish beside eighty, and do
 not count as much either. Entries that both mask (the same infinity, or -1e9: `masked`) differ by nothing and have no
-spread; what is infinite or NaN on one side alone makes the error infinite, so that it loses every comparison. A
-tensor in which the original has a NaN is no measure of anything, and neither is one that does not vary.
+spread; what is infinite or NaN on one side alone makes the error infinite, so that it loses every comparison. What
+stands at padding (`padding`) has no part in any of that. A tensor in which the original has a NaN is no measure of
+anything, and neither is one that does not vary.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from onnxprune.data.layouts import NO_AXIS, NO_ROWS, SEVERAL_AXES, Layouts
 from onnxprune.measures.masked import counting, masked
+from onnxprune.measures.padding import NONE, Padding
 from onnxprune.numerics.arrays import Array, Doubles, Mask, is_float
 
 Wide = Doubles
@@ -87,12 +89,13 @@ def plain_parts(names: Iterable[str]) -> tuple[Part, ...]:
 
 
 def parts_in(
-    joined: Iterable[tuple[Sequence[str], Sequence[str], bool]], values: Mapping[str, Array]
+    joined: Iterable[tuple[Sequence[str], Sequence[str], bool]], values: Mapping[str, Array], padding: Padding = NONE
 ) -> tuple[Part, ...]:
     """Parts of the tensors that stand for outputs, by their scales in `values`.
 
     joined: (tensors, outputs, whether single channels may have a scale of their own), as in `observed.Whole`.
     """
+    values = {k: padding.without(k, v) for k, v in values.items()} if padding.at else values
     parts: list[Part] = []
     for tensors, outputs, columns in joined:
         pieces: list[Piece] = []
@@ -264,7 +267,7 @@ class Answers:
     values: its outputs and the observed tensors, by name, first axis = samples, or so many rows for each. parts: those
     that count, and `spreads` what their errors are relative to. left_out: parts of which no error can be told, and why;
     where nothing varies they count all the same, relative to their squares. layouts: of the tensors that the model
-    gives with the samples elsewhere (`data.layouts`).
+    gives with the samples elsewhere (`data.layouts`). padding: what of the values is compared nowhere.
     """
 
     values: Mapping[str, Array]
@@ -273,6 +276,7 @@ class Answers:
     spreads: tuple[float, ...]
     left_out: Mapping[Part, str] = field(default_factory=dict)
     layouts: Layouts = field(default_factory=dict)
+    padding: Padding = NONE
 
     @classmethod
     def of(
@@ -281,6 +285,7 @@ class Answers:
         samples: int,
         parts: Sequence[Part] | None = None,
         layouts: Layouts | None = None,
+        padding: Padding = NONE,
     ) -> Answers:
         """The answers in `values` (by tensor), with what each part counts for.
 
@@ -288,15 +293,16 @@ class Answers:
         """
         layouts = layouts or {}
         parts = plain_parts(k for k, v in values.items() if is_float(v.dtype)) if parts is None else parts
-        told = {p: _told(p, values, samples, layouts) for p in parts}
+        judged = {k: padding.without(k, v) for k, v in values.items()} if padding.at else values
+        told = {p: _told(p, judged, samples, layouts) for p in parts}
         why = {p: reason for p, (reason, _) in told.items()}
         spreads = {p: size for p, (reason, size) in told.items() if not reason}
         if not spreads:  # something has to be selected by: errors are relative to the squares then
             unspread = [p for p in parts if why[p] in UNSPREAD]
-            squares = {p: sum(_squares_of(x.of(values[x.tensor])) for x in p.pieces) for p in unspread}
+            squares = {p: sum(_squares_of(x.of(judged[x.tensor])) for x in p.pieces) for p in unspread}
             spreads = {p: s for p, s in squares.items() if s > 0.0}
         left_out = {p: w for p, w in why.items() if w}
-        return cls(values, samples, tuple(spreads), tuple(spreads.values()), left_out, layouts)
+        return cls(values, samples, tuple(spreads), tuple(spreads.values()), left_out, layouts, padding)
 
     def counting(self, keeps: Callable[[str, Array], bool]) -> Answers:
         """The answers without the parts in which a tensor has values that `keeps` refuses."""
@@ -313,7 +319,8 @@ class Answers:
 
     def first(self, count: int) -> Answers:
         """The answers of the first `count` samples, where each has a row of its own."""
-        return Answers.of({k: self.values[k][:count] for k in self.tensors}, count, self.parts, self.layouts)
+        values = {k: self.values[k][:count] for k in self.tensors}
+        return Answers.of(values, count, self.parts, self.layouts, self.padding.first(count))
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:
@@ -346,7 +353,19 @@ class Answers:
     @cached_property
     def weights_of_spreads(self) -> dict[str, Wide]:
         """By tensor, its share of the error where it differs by its own spread: shaped as its weights."""
-        return {t: w * max(spread(self.values[t]), 1e-300) for t, w in self.weights.items()}
+        return {t: w * max(spread(self.judged(t)), 1e-300) for t, w in self.weights.items()}
+
+    def judged(self, tensor: str) -> Array:
+        """The original's values of a tensor, infinite where they stand for padding."""
+        return self.padding.without(tensor, self.values[tensor])
+
+    def difference(self, piece: Piece, outputs: Mapping[str, Array]) -> Wide:
+        """y - y0 of a piece, as `difference` has it, 0 at padding."""
+        t = piece.tensor
+        d = difference(piece.of(outputs[t]), piece.of(self.judged(t)))
+        if t in self.padding.at:
+            d[piece.of(np.broadcast_to(self.padding.at[t], outputs[t].shape))] = 0.0
+        return d
 
     def error(self, outputs: Mapping[str, Array], *, partial: bool = False) -> float:
         """The mean of the parts' errors; infinite where a tensor is missing or has another shape.
@@ -361,7 +380,7 @@ class Answers:
         total = 0.0
         for x in part.pieces:
             if x.tensor in outputs and outputs[x.tensor].shape == self.values[x.tensor].shape:
-                total += _sum_of_squares(difference(x.of(outputs[x.tensor]), x.of(self.values[x.tensor])))
+                total += _sum_of_squares(self.difference(x, outputs))
             elif x.tensor in outputs or not partial:
                 return float("inf")
         return total / self.spreads[self.parts.index(part)]
@@ -370,11 +389,11 @@ class Answers:
         """(squared error, share of the spread) of each sample, (samples,); None where rows do not belong to samples."""
         errors, spreads = np.zeros(self.samples), np.zeros(self.samples)
         for x in part.pieces:
-            y0, y = x.of(self.values[x.tensor]), x.of(outputs[x.tensor])
+            y0 = x.of(self.judged(x.tensor))
             if not y0.ndim or len(y0) % self.samples:
                 return None
             spreads += _away(y0, counting(y0), centred=True).reshape(self.samples, -1).sum(axis=1)
-            errors += np.square(difference(y, y0)).reshape(self.samples, -1).sum(axis=1)
+            errors += np.square(self.difference(x, outputs)).reshape(self.samples, -1).sum(axis=1)
         return errors, spreads
 
 

@@ -1,7 +1,7 @@
 """Each output of a model beside the original's, as numbers that need no spread: the largest difference and the cosine.
 
 The cosine is that of a sample's entries as one vector, y·y0 / (‖y‖ ‖y0‖), as a mean over samples; two vectors of zeros
-point in the same direction. Entries that both models mask (`measures.masked`) are no part of either.
+point in the same direction. Entries that both models mask (`measures.masked`), and padding, are no part of either.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.measures.answers import difference
+from onnxprune.measures.answers import Answers, Piece
 from onnxprune.measures.figures import DIFFER, ERROR, Figures, classes_of, share_of
 from onnxprune.measures.masked import counting
 from onnxprune.numerics.arrays import Array, is_float
@@ -35,10 +35,10 @@ class OutputFigures:
 
 
 def by_output(
-    names: Sequence[str], outputs: Mapping[str, Array], originals: Mapping[str, Array], figures: Figures, samples: int
+    names: Sequence[str], outputs: Mapping[str, Array], answers: Answers, figures: Figures
 ) -> tuple[OutputFigures, ...]:
     """The figures of each of these outputs, in their order."""
-    return tuple(_of(o, outputs.get(o), originals.get(o), _error_of(o, figures), samples) for o in names)
+    return tuple(_of(o, outputs, answers, _error_of(o, figures)) for o in names)
 
 
 def _error_of(output: str, figures: Figures) -> float | None:
@@ -49,7 +49,8 @@ def _error_of(output: str, figures: Figures) -> float | None:
     return max((f.value for f in own if f.value is not None), default=None)
 
 
-def _of(name: str, y: Array | None, y0: Array | None, error: float | None, samples: int) -> OutputFigures:
+def _of(name: str, outputs: Mapping[str, Array], answers: Answers, error: float | None) -> OutputFigures:
+    y, y0, samples, padding = outputs.get(name), answers.values.get(name), answers.samples, answers.padding
     why = ""
     if y is None or y0 is None:
         why = "it is no tensor, or of another size for each sample"
@@ -62,16 +63,17 @@ def _of(name: str, y: Array | None, y0: Array | None, error: float | None, sampl
     if why or y is None or y0 is None:
         return OutputFigures(name, error, None, None, None, why)
     if not is_float(y0.dtype):
-        largest = float(np.abs(y.astype(np.float64) - y0.astype(np.float64)).max())
-        return OutputFigures(name, error, largest, None, float(np.mean(y == y0)))
-    d = difference(y, y0)
+        d = np.abs(y.astype(np.float64) - y0.astype(np.float64))
+        largest = float(d.max(initial=0.0, where=~padding.at[name]) if name in padding.at else d.max())
+        return OutputFigures(name, error, largest, None, padding.share(name, y == y0))
+    d = answers.difference(Piece(name), outputs)
     finite = bool(np.isfinite(d).all())
     return OutputFigures(
         name,
         error,
         float(np.abs(d).max()) if finite else None,
-        cosine_of(y, y0, samples) if finite else None,
-        share_of(classes_of(y, samples), classes_of(y0, samples)),
+        cosine_of(y, answers.judged(name), samples) if finite else None,
+        share_of(*(classes_of(padding.filled(name, v, -np.inf), samples) for v in (y, y0))),
         "" if finite else "it is not finite, or is infinite at other places than the original's",
     )
 

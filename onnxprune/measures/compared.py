@@ -16,6 +16,7 @@ from onnxprune.errors import RunError
 from onnxprune.measures.answers import Answers, parts_in
 from onnxprune.measures.figures import percent
 from onnxprune.measures.observed import Observed, Whole, observed_of_model, observing, tensors_of
+from onnxprune.measures.padding import padding_of
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.runtime.outputs import outputs_fed_back, outputs_of
 from onnxprune.runtime.session import Session
@@ -88,8 +89,9 @@ def compared(
         observed = observed_of_model(original, model, lost, cut)
         outputs, values, observed = _side_by_side(model, original, samples, observed, asked)
     observed = _with_still(observed, outputs, values)
-    parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
-    return outputs, Answers.of(values, len(samples), parts, observed.layouts), observed
+    padding = padding_of(original, samples, values, observed.layouts)
+    parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values, padding)
+    return outputs, Answers.of(values, len(samples), parts, observed.layouts, padding), observed
 
 
 def _lost_entries(y: Array | None, y0: Array | None) -> bool:
@@ -113,7 +115,8 @@ def said_of_states(
     values = outputs_of(original, samples, layouts)
     fed = {s.output for s in states}
     values = {k: v for k, v in values.items() if k not in fed} or values
-    reference = Answers.of(values, len(samples), None, layouts)
+    padding = padding_of(original, samples, values, layouts)
+    reference = Answers.of(values, len(samples), None, layouts, padding)
     error = reference.error(outputs_fed_back(model, samples, states, layouts))
     how = f"over {len(samples)} steps, each model fed its own states"
     if not reference.parts or not np.isfinite(error):

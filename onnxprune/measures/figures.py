@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from onnxprune.measures.answers import ALONE, EMPTY, STILL, UNSPREAD, Answers, Part, Piece, Wide, difference
+from onnxprune.measures.answers import ALONE, EMPTY, STILL, UNSPREAD, Answers, Part, Piece, Wide
 from onnxprune.measures.class_scores import class_scores
 from onnxprune.measures.observed import Observed
 from onnxprune.numerics.arrays import Array, Ints, in_rows, is_float
@@ -175,7 +175,7 @@ def _why_infinite(part: Part, answers: Answers, outputs: Mapping[str, Array]) ->
         y, y0 = outputs[x.tensor], answers.values[x.tensor]
         if y.shape != y0.shape:
             return f"its shape is {y.shape} instead of {y0.shape}"
-        d = difference(x.of(y), x.of(y0))
+        d = answers.difference(x, outputs)
         if np.isfinite(y.astype(np.float64)).all() and np.isposinf(d).any():
             return f"its numbers are others where the original's are masked ({_mask_of(x.of(y0), d):g})"
     return "it is not finite, or is infinite at other places than the original's"
@@ -188,17 +188,20 @@ def _mask_of(y0: Array, d: Wide) -> float:
 
 def _left_out(part: Part, why: str, answers: Answers, outputs: Mapping[str, Array]) -> Figure:
     place = _place(part)
-    alike = _unchanged if why == STILL else np.array_equal
-    same = all(
-        x.tensor in outputs and alike(x.of(outputs[x.tensor]), x.of(answers.values[x.tensor])) for x in part.pieces
-    )
+    alike = _unchanged if why == STILL else _identical
+    same = all(x.tensor in outputs and alike(x, answers, outputs) for x in part.pieces)
     if why == STILL and not same:
         why += ", and it is not the original's"
     return Figure(part.outputs, place, NOT_MEASURED, None, why=why, counts=not same)
 
 
-def _unchanged(y: Array, y0: Array) -> bool:
-    d = difference(y, y0)
+def _identical(piece: Piece, answers: Answers, outputs: Mapping[str, Array]) -> bool:
+    y = answers.padding.without(piece.tensor, outputs[piece.tensor])
+    return np.array_equal(piece.of(y), piece.of(answers.judged(piece.tensor)))
+
+
+def _unchanged(piece: Piece, answers: Answers, outputs: Mapping[str, Array]) -> bool:
+    d, y0 = answers.difference(piece, outputs), piece.of(answers.judged(piece.tensor))
     b = np.where(np.isfinite(y0.astype(np.float64)), y0.astype(np.float64), 0.0)
     return bool(np.isfinite(d).all() and (d**2).sum() <= _UNCHANGED * (b**2).sum())
 
@@ -228,7 +231,7 @@ def _of_output(o: str, observed: Observed, answers: Answers, outputs: Mapping[st
     elif is_float(y0.dtype) and not _whole_numbers(y0):
         return None
     else:
-        return Figure((o,), "", DIFFER, float(np.mean(y != y0)), counts=counts)
+        return Figure((o,), "", DIFFER, answers.padding.share(o, y != y0), counts=counts)
     return Figure((o,), "", NOT_MEASURED, None, why=why, counts=counts)
 
 
@@ -249,7 +252,7 @@ def agreement_of(
     if y0 is None or y is None or y.shape != y0.shape:
         return None, False
     if first in observed.choices and y0.size and (not is_float(y0.dtype) or _whole_numbers(y0)):
-        return float(np.mean(y == y0)), True
+        return answers.padding.share(first, y == y0), True
     if first in observed.ranked and _one_hot(y0, answers.samples):
         return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), True
     own = list(dict.fromkeys(p for p in (*answers.parts, *answers.left_out) if first in p.outputs))
@@ -257,6 +260,7 @@ def agreement_of(
     if not whole or answers.left_out.get(own[0]) in UNSPREAD:
         return None, False
     surely = True if probabilities(y0) else False if of_one_length(y0) else None
+    y, y0 = (answers.padding.filled(first, v, -np.inf) for v in (y, y0))
     return share_of(classes_of(y, answers.samples), classes_of(y0, answers.samples)), surely
 
 

@@ -21,11 +21,12 @@ import onnx
 from onnxprune.calibration.input_moments import grams
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
-from onnxprune.data.layouts import samples_first
+from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
 from onnxprune.errors import RunError
 from onnxprune.graph import external
 from onnxprune.measures.answers import Answers, Wide
+from onnxprune.measures.padding import padding_of
 from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
@@ -99,6 +100,10 @@ class Material:
     reference: Answers
 
 
+# What the teacher gives on a batch, and on which samples.
+Lesson = Callable[[Feeds, Samples], dict[str, Array]]
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
     """A part of a batch, as large as memory allows. ends: whether the batch ends with it."""
@@ -147,6 +152,12 @@ def recover(
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
     course = _Course(before, schedule.rate, {k: w.copy() for k, w in student.weights.items()})
     why = ""
+
+    def lesson(feeds: Feeds, own: Samples) -> dict[str, Array]:
+        values = teacher(feeds)
+        hidden = _without_padding(original, own, {t: values[t] for t in masked if t in values}, layouts)
+        return {t: hidden.get(t, values[t]) for t in student.goals}
+
     try:
         moments = _grams(student, samples, schedule.seed)
         tell(0, schedule.epochs, before, before)
@@ -154,7 +165,7 @@ def recover(
             student.restore(course.best)
             rest = replace(schedule, epochs=schedule.epochs - course.done, rate=course.rate)
             descent = Descent(student.weights, student.layers, moments)
-            with closing(_epochs(student, teacher, samples, descent, rest, stop)) as epochs:
+            with closing(_epochs(student, lesson, samples, descent, rest, stop)) as epochs:
                 _follow(course, epochs, descent, student, schedule.epochs, judge, tell)
     except _Stopped:
         why = f"recovery was interrupted after {course.steps} steps; the best state until then stays"
@@ -260,9 +271,13 @@ def _goals(
     spread = Spread()
     batch = samples.whole_runs(min(schedule.batch, len(samples)))
     some = samples.take(np.arange(samples.whole_runs(min(len(samples), _SPREAD_SAMPLES))))
+    seen = 0
     for feeds in some.batches(_part_size(student, batch, samples)):
         count = samples.count(feeds)
-        spread.update(samples_first(teacher(feeds), count, material.reference.layouts), count)
+        values = samples_first(teacher(feeds), count, material.reference.layouts)
+        own = some.part(seen, seen + count)
+        spread.update(_without_padding(original, own, values, material.reference.layouts), count)
+        seen += count
     weights: dict[str, Wide] = {}
     for t, s in spread.per_sample().items():
         share = material.reference.weights_of_spreads[t] if t in outputs else np.asarray(schedule.feature_weight)
@@ -272,6 +287,14 @@ def _goals(
     if not any(t in outputs for t in weights):
         return teacher, {}, set()
     return teacher, weights, spread.masked
+
+
+def _without_padding(
+    original: onnx.ModelProto, samples: Samples, values: Mapping[str, Array], layouts: Layouts
+) -> dict[str, Array]:
+    """The teacher's values on these samples, infinite at padding, by which the loss knows what does not count."""
+    padding = padding_of(original, samples, values, layouts)
+    return {t: padding.without(t, v) for t, v in values.items()}
 
 
 def _grams(student: Student, samples: Samples, seed: int) -> dict[str, Doubles]:
@@ -288,13 +311,16 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
 
 def _epochs(
     student: Student,
-    teacher: Teacher,
+    lesson: Lesson,
     samples: Samples,
     descent: Descent,
     schedule: Schedule,
     stop: Callable[[], bool],
 ) -> Generator[int, None, None]:
-    """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped."""
+    """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped.
+
+    lesson: the targets of the student's goals, given the feeds of some samples and these.
+    """
     rng = np.random.default_rng(schedule.seed)
     batch = samples.whole_runs(min(schedule.batch, len(samples)))
     steps, size = len(samples) // batch, _part_size(student, batch, samples)
@@ -306,8 +332,7 @@ def _epochs(
             for start in range(0, batch, size):
                 taken = samples.take(own[start : start + size])
                 feeds = schedule.augment(taken.slice(0, len(taken)), rng)
-                targets = teacher(feeds)
-                yield _Part(feeds, {t: targets[t] for t in student.goals}, start + size >= batch)
+                yield _Part(feeds, lesson(feeds, taken), start + size >= batch)
 
     for epoch in range(schedule.epochs):
         total: dict[str, Array] = {}

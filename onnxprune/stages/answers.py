@@ -10,6 +10,7 @@ import onnx
 from onnxprune.data.samples import Samples
 from onnxprune.measures.answers import Answers, Part, parts_in
 from onnxprune.measures.observed import observed_in
+from onnxprune.measures.padding import padding_of
 from onnxprune.numerics.arrays import Array, Masks
 from onnxprune.runtime import outputs
 from onnxprune.stages.couple import Coupled, original_of, seen, watched_of, with_layouts
@@ -21,9 +22,10 @@ def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequen
     """The original's answers. parts: those of other samples; None where these samples show the scales."""
     observed = coupled.observed
     values = outputs_of(original_of(loaded, coupled), coupled, loaded, samples)
+    padding = padding_of(loaded.original, samples, values, observed.layouts)
     if parts is None:
-        parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values)
-    return Answers.of(values, len(samples), parts, observed.layouts)
+        parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values, padding)
+    return Answers.of(values, len(samples), parts, observed.layouts, padding)
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,6 +182,7 @@ def check(
         judged, reference = finished.judged.coupled, finished.judged.reference
         given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
         figures = figures_of_result(given, judged, loaded, reference)
+        notes += reference.padding.note
         states = states_of(loaded.original, settings.state)
         notes += said_of_states(final, loaded.original, loaded.held, states)
         if judged is not coupled:  # what goals are of was chosen before it was known what goes

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from onnxprune.measures.answers import Answers
 from onnxprune.measures.by_output import OutputFigures, by_output
 from onnxprune.measures.figures import DIFFER, ERROR, NOT_MEASURED, Figure, Figures
 from onnxprune.numerics.arrays import Array
@@ -20,7 +21,7 @@ NONE = figures()
 
 
 def one(y: Array, y0: Array, samples: int = 2, told: Figures = NONE) -> OutputFigures:
-    return by_output(["o"], {"o": y}, {"o": y0}, told, samples)[0]
+    return by_output(["o"], {"o": y}, Answers({"o": y0}, samples, (), ()), told)[0]
 
 
 def test_by_hand():
@@ -70,7 +71,7 @@ def test_what_cannot_be_measured_says_why(y: Array, y0: Array, why: str):
     found = one(y, y0, 1)
     assert (found.largest, found.cosine) == (None, None)
     assert re.search(why, found.why)
-    assert by_output(["o"], {}, {"o": y0}, NONE, 1)[0].why
+    assert by_output(["o"], {}, Answers({"o": y0}, 1, (), ()), NONE)[0].why
 
 
 def test_the_error_is_the_worst_that_speaks_of_it():
@@ -81,5 +82,5 @@ def test_the_error_is_the_worst_that_speaks_of_it():
         Figure(("p",), "", NOT_MEASURED, None, why="lost"),
     )
     y = np.zeros((2, 2))
-    found = by_output(["o", "p", "q"], dict.fromkeys("opq", y), dict.fromkeys("opq", y), told, 2)
+    found = by_output(["o", "p", "q"], dict.fromkeys("opq", y), Answers(dict.fromkeys("opq", y), 2, (), ()), told)
     assert [f.error for f in found] == [0.3, None, None]
