@@ -107,7 +107,7 @@ def test_a_finished_run_is_repeated_from_what_it_left(tmp_path: Path, monkeypatc
 def test_the_work_of_another_ratio_is_refused(tmp_path: Path) -> None:
     """Fails where a cut is finished with the fits of another one."""
     run(work=tmp_path)
-    with pytest.raises(UsageError, match=r"holds the work of another run .options: not the same."):
+    with pytest.raises(UsageError, match=r"holds the work of another run .not the same: ratio."):
         run(work=tmp_path, ratio=0.2)
 
 
@@ -144,7 +144,8 @@ def test_a_sweep_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ratios = [0.2, 0.4]
 
     def swept(folder: str, **more: Any) -> list[bytes]:
-        sweep(BLOCKS.model(), tmp_path / folder, data(), config=SETTINGS, ratios=ratios, **more)
+        result = sweep(BLOCKS.model(), tmp_path / folder, data(), config=SETTINGS, ratios=ratios, **more)
+        assert any("taken from" in n for n in result.notes) == (folder == "again")
         return [(tmp_path / folder / f"model-{r:g}.onnx").read_bytes() for r in ratios]
 
     expected = swept("through")

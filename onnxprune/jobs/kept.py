@@ -23,6 +23,7 @@ from onnxprune.numerics.arrays import Array
 from onnxprune.process.room import why_not
 
 _IDENTITY = "run.json"
+_DIGEST = "digest"
 _MOST_IDENTITY = 1 << 20
 
 
@@ -80,11 +81,14 @@ class Folder:
         return (f"{results} taken from {self.path}",)
 
     def get(self, kind: str, item: str) -> Mapping[str, Array] | None:
-        """As of `Kept`; a file that is no result is computed anew."""
+        """As of `Kept`; a file that is not this result as it was put is computed anew."""
         try:
             with self._file(kind, item).open("rb") as f, np.load(f, allow_pickle=False) as stored:
                 arrays = {k: stored[k] for k in stored.files}
         except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+            return None
+        digest = arrays.pop(_DIGEST, None)
+        if digest is None or str(digest) != _digest(kind, item, arrays):
             return None
         self.found += 1
         return arrays
@@ -92,8 +96,9 @@ class Folder:
     def put(self, kind: str, item: str, arrays: Callable[[], Mapping[str, Array]]) -> None:
         """As of `Kept`. Raises RunError where there is no room."""
         file = self._file(kind, item)
-        made = arrays()
-        _write(file, lambda f: np.savez(f, allow_pickle=False, **made))
+        made = dict(arrays())
+        digest = np.array(_digest(kind, item, made))
+        _write(file, lambda f: np.savez(f, allow_pickle=False, **made, **{_DIGEST: digest}))
 
     def _file(self, kind: str, item: str) -> Path:
         """Items have any names; files have those that every system takes."""
@@ -109,6 +114,8 @@ def kept_in(path: str | os.PathLike[str] | None, identity: Mapping[str, Any]) ->
     if path is None:
         return Nowhere()
     folder = Path(path)
+    if not str(path) or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{path or repr('')} is no folder; give --work a new one, or an empty one")
     with _room(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / _IDENTITY
@@ -128,13 +135,35 @@ def _check_same(folder: Path, file: Path, identity: Mapping[str, Any]) -> None:
             before = json.loads(f.read(_MOST_IDENTITY))
     except ValueError:
         before = None
-    if before == json.loads(json.dumps(identity)):
+    wanted = json.loads(json.dumps(identity))
+    if before == wanted:
         return
-    differ = sorted(k for k in identity if not isinstance(before, dict) or before.get(k) != identity[k])
+    if not isinstance(before, dict):
+        raise UsageError(f"{file} cannot be read; give --work another folder, or remove this one")
+    differ = ", ".join(sorted(_differing(before, wanted))) or "more"
     raise UsageError(
-        f"{folder} holds the work of another run ({', '.join(differ) or 'older'}: not the same); give --work another "
-        "folder, or remove it"
+        f"{folder} holds the work of another run (not the same: {differ}); give --work another folder, or remove it"
     )
+
+
+def _differing(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """What is not the same, of several things under one name each of them."""
+    for k, value in wanted.items():
+        other = before.get(k)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from (x for x in {*value, *other} if value.get(x) != other.get(x))
+        elif other != value:
+            yield k
+
+
+def _digest(kind: str, item: str, arrays: Mapping[str, Array]) -> str:
+    """What tells a result from that of another item, and from a file that somebody has changed."""
+    digest = hashlib.sha256(repr((kind, item)).encode())
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name])
+        digest.update(repr((name, values.shape, values.dtype.str)).encode())
+        digest.update(values.tobytes() if values.dtype.kind == "U" else values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _write(file: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -353,7 +353,7 @@ class _Run:
             versions=versions(),
             original_top1=self._top1,
             original_seconds=self._seconds,
-            notes=_together(self._notes, sum(p.made for p in points)),
+            notes=(*_together(self._notes, sum(p.made for p in points)), *self.prepared.place.kept.notes),
             warnings=tuple(self.clock.warnings),
             groups=uncut(last.groups),
             curves=last.curves,

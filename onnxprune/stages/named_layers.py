@@ -15,8 +15,8 @@ _NEAREST = 3
 
 
 def named_layers(layers: Sequence[WholeLayer], wanted: Sequence[str]) -> frozenset[int]:
-    """The numbers of the layers that go: by number, or by a pattern of their names. Raises UsageError for one that
-    means none, and where there is no layer that could go."""
+    """The numbers of the layers that go: by number, or by a pattern of their names (where they have none, of their
+    numbers). Raises UsageError for one that means none, and where there is no layer that could go."""
     if wanted and not layers:
         raise UsageError(
             f"{DROP_LAYERS}: no layer of this model can go as a whole: there is none whose attention and feed-forward "
@@ -31,7 +31,7 @@ def named_layers(layers: Sequence[WholeLayer], wanted: Sequence[str]) -> frozens
             found = {x.number for x in layers if x.number == int(text)}
             hint = f"the model has the layers 0 to {len(layers) - 1}"
         else:
-            found = {x.number for x in layers if x.name and fnmatchcase(x.name, text)}
+            found = {x.number for x in layers if fnmatchcase(x.name or str(x.number), text)}
             near = nearest(text.strip("*"), [x.name for x in layers if x.name], _NEAREST)
             hint = f"did you mean {near}?" if near else "`onnxprune inspect` lists them"
         if not found:

@@ -42,15 +42,45 @@ def test_what_is_kept_is_there_for_the_same_run(tmp_path: Path) -> None:
 def test_the_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     """Fails where statistics of another model, or files of the user, are taken for this run's."""
     kept_in(tmp_path / "a", RUN)
-    with pytest.raises(UsageError, match=r"the work of another run \(model: not the same\)"):
+    with pytest.raises(UsageError, match=r"the work of another run \(not the same: model\)"):
         kept_in(tmp_path / "a", {**RUN, "model": "other"})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("x")
     with pytest.raises(UsageError, match="holds other files; give --work a new folder"):
         kept_in(tmp_path / "b", RUN)
+    with pytest.raises(UsageError, match=r"\(not the same: ratio\)"):
+        kept_in(tmp_path / "a", {**RUN, "options": {"ratio": 0.2}})
     (tmp_path / "a" / "run.json").write_text("[broken")
-    with pytest.raises(UsageError, match="the work of another run"):
+    with pytest.raises(UsageError, match=r"run\.json cannot be read; give --work another folder"):
         kept_in(tmp_path / "a", RUN)
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    """Fails where a file is taken for a full disk, or an empty name for the folder of the shell."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file is no folder; give --work a new one"):
+        kept_in(tmp_path / "file", RUN)
+    with pytest.raises(UsageError, match="'' is no folder"):
+        kept_in("", RUN)
+
+
+def test_a_file_with_other_content_is_computed_anew(tmp_path: Path) -> None:
+    """Fails where arrays that this run never put, of another item or changed, are taken for its results."""
+    kept = kept_in(tmp_path, RUN)
+    assert isinstance(kept, Folder)
+    kept.put("fit", "w", arrays)
+    kept.put("fit", "v", arrays)
+    file = kept._file("fit", "w")
+    file.write_bytes(kept._file("fit", "v").read_bytes())
+    assert kept.get("fit", "w") is None
+    with np.load(kept._file("fit", "v")) as stored:
+        changed = {**stored, "a": np.zeros(5, np.int64)}
+    for content in (changed, {"foo": np.zeros(3)}, arrays()):
+        np.savez(file, **content)
+        assert kept.get("fit", "w") is None
+    kept.put("fit", "w", arrays)
+    assert kept.get("fit", "w") is not None
+    assert kept.get("fit", "v") is not None
 
 
 def test_files_that_are_no_results_are_computed_anew(tmp_path: Path) -> None:
