@@ -53,13 +53,11 @@ class Temporary:
         self.path = Path(tempfile.mkdtemp(prefix="onnxprune-"))
         self._outer = _SPILL.get()
         self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-        self._is_passed_on = False
 
     def last_as_long_as(self, owner: object) -> None:
         """Leave the folder where it is until `owner` is collected, or the process ends."""
         self._remove.detach()
         weakref.finalize(owner, shutil.rmtree, self.path, ignore_errors=True)
-        self._is_passed_on = True
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -71,9 +69,8 @@ class Temporary:
             _SPILL.reset(token)
 
     def end(self) -> None:
-        """Remove it, if nobody else needs it."""
-        if not self._is_passed_on:
-            self._remove()
+        """Remove it, if nobody else needs it: what was detached does nothing."""
+        self._remove()
 
 
 @contextmanager
