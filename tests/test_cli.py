@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests import digits
 from tests.digits import pruned
 from tests.graphs import TABLE
 from tests.latency.synthetic import Synthetic
+from tests.started import PATIENCE, started
 from tests.test_pipeline import largest_changed, listing
 
 RESNET, CALIB = str(digits.path("resnet")), str(digits.CALIB)
@@ -315,12 +317,12 @@ def test_a_full_disk(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPa
     refused(folder, capsys, 1, "plan.json cannot be written: No space left on device", *args)
 
 
-def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
+def command(*args: str, **options: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
     env = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(digits.FOLDER.parent)}
     # A shell that runs the tests in the background has its children ignore interrupts.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     start = [sys.executable, "-m", "onnxprune", *args]
-    return subprocess.Popen(start, env=env, preexec_fn=heard, **options)  # noqa: PLW1509  it only sets a handler
+    return started(start, env=env, preexec_fn=heard, **options)
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
@@ -338,7 +340,7 @@ def test_interrupted_for_real(folder: Path):
         seen = read_until(ours, b"calibrate")
         process.send_signal(signal.SIGINT)
         seen += read_until(ours, None)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=PATIENCE)
     os.close(ours)
     assert process.returncode == 130, seen
     assert out == b""
@@ -349,7 +351,7 @@ def test_interrupted_for_real(folder: Path):
 
 def read_until(terminal: int, wanted: bytes | None) -> bytes:
     """What a pseudo-terminal shows up to `wanted`, or up to its end."""
-    seen, deadline = b"", time.monotonic() + 60
+    seen, deadline = b"", time.monotonic() + PATIENCE
     while wanted is None or wanted not in seen:
         if not select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0]:
             pytest.fail(f"nothing more after {seen!r}")
@@ -576,7 +578,7 @@ def test_a_reader_that_goes_away(folder: Path):
         assert process.stderr is not None
         process.stdout.close()
         err = process.stderr.read()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(PATIENCE) == 0
     assert err == b""
     assert (folder / "out.onnx").is_file()
 

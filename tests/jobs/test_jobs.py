@@ -47,6 +47,7 @@ from tests import digits
 from tests.calibrated import moments_of, prepare_text, samples_of, trial_network, values
 from tests.compare import assert_same
 from tests.external import stored
+from tests.started import PATIENCE, started
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="needs the extra dask (distributed)"
@@ -373,7 +374,7 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
         numbers = [int(n) for n in process.stdout.readline().split()]
         assert len(numbers) == 2
         process.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not all(gone(n) for n in numbers):
         assert time.monotonic() < deadline, "the workers go on"
         time.sleep(0.05)
@@ -397,21 +398,19 @@ def test_an_interrupt_ends_the_workers(tmp_path: Path) -> None:
     with np.load(digits.CALIB) as data:
         np.savez(tmp_path / "much.npz", **{k: np.concatenate([v] * 32) for k, v in data.items()})
     heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-c", code, str(digits.path("resnet")), str(tmp_path / "much.npz")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
         start_new_session=True,
-        preexec_fn=heard,  # noqa: PLW1509  it only sets a handler
+        preexec_fn=heard,
     ) as process:
-        assert process.stdout is not None
         numbers = [int(n) for n in process.stdout.readline().split()]
-        while process.stdout.readline().strip() != "calibrate":
-            pass
+        assert any(line.strip() == "calibrate" for line in process.stdout), "it ended before"
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert out.endswith("interrupted\n")
     assert err == ""
     assert len(numbers) == 2
@@ -429,7 +428,7 @@ def test_a_script_without_a_guard_is_told_about_it(tmp_path: Path) -> None:
         " except RunError as e:\n  print(e)\n"
     )
     done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, env=environment(), timeout=120, check=False
+        [sys.executable, str(path)], capture_output=True, text=True, env=environment(), timeout=PATIENCE, check=False
     )
     assert "has to do so under if __name__ == '__main__'" in done.stdout
 
@@ -463,14 +462,9 @@ def script(*code: str) -> Iterator[subprocess.Popen[str]]:
     path = digits.FOLDER.parent
     with (
         own_folder() as env,
-        subprocess.Popen(
-            [sys.executable, "-c", *code], stdout=subprocess.PIPE, text=True, env=env, cwd=path
-        ) as process,
+        started([sys.executable, "-c", *code], stdout=subprocess.PIPE, text=True, env=env, cwd=path) as process,
     ):
-        try:
-            yield process
-        finally:
-            process.kill()
+        yield process
 
 
 # whole runs
@@ -563,9 +557,7 @@ def dask_cluster(workers: int, protocol: str = "tcp", *flags: str) -> Iterator[D
 
         def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
             command = [*module[:-1], f"{module[-1]}.dask_{arguments[0]}", *arguments[1:], "--no-dashboard"]
-            process = stack.enter_context(subprocess.Popen(command, **{**quiet, **options}))
-            stack.callback(process.kill)
-            return process
+            return stack.enter_context(started(command, **{**quiet, **options}))
 
         place = ("--host", f"{protocol}://127.0.0.1", "--port", "0")
         scheduler = start("scheduler", *place, *flags, stderr=subprocess.PIPE)
@@ -579,7 +571,7 @@ def told_address(scheduler: subprocess.Popen[bytes]) -> str:
     """The address that a scheduler logs; the rest of its log is read and forgotten."""
     log = scheduler.stderr
     assert log is not None
-    deadline, said = time.monotonic() + 60, b""
+    deadline, said = time.monotonic() + PATIENCE, b""
     while select.select([log], [], [], max(deadline - time.monotonic(), 0.0))[0]:
         more = os.read(log.fileno(), 4096)  # not by lines: select knows nothing of what a buffer holds
         assert more, "the scheduler has ended"
@@ -603,7 +595,7 @@ def two_of_them(cluster: Dask) -> None:
     from distributed import Client  # noqa: TID251  what the module under test owns
 
     with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=PATIENCE)
 
 
 @needs_dask
@@ -632,7 +624,7 @@ def test_a_killed_dask_worker_changes_nothing_but_time(stage: str) -> None:
                 cluster.workers[0].send_signal(signal.SIGKILL)
 
         found = prune(digits.path("resnet"), None, digits.CALIB, scheduler=cluster.address, watch=watch, **QUICK)
-        assert cluster.workers[0].wait(60) == -signal.SIGKILL
+        assert cluster.workers[0].wait(PATIENCE) == -signal.SIGKILL
     assert masks(found) == masks(digits.pruned("resnet", **QUICK))
 
 

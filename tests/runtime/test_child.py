@@ -20,6 +20,7 @@ from onnxprune.errors import RunError, UsageError
 from onnxprune.intake import first_run
 from onnxprune.runtime import child, overdue
 from onnxprune.runtime.child import Late, Stopped
+from tests.started import started
 
 FEEDS = {"x": np.ones((2, 6), np.float32)}
 
@@ -179,9 +180,7 @@ def test_it_dies_with_its_parent(tmp_path: Path):
         "first_run.run(endless(), FEEDS)\n"
     )
     own = {**os.environ, "TMPDIR": str(tmp_path)}  # what is killed cannot clear up
-    with subprocess.Popen(
-        [sys.executable, "-c", code], env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as p:
+    with started([sys.executable, "-c", code], env=own, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as p:
         assert p.stdout is not None
         pid = int(p.stdout.readline())
         p.kill()

@@ -33,6 +33,7 @@ from onnxprune.runtime.session import (
 )
 from onnxprune.threads import limited, mapped, prefetched
 from tests import digits
+from tests.started import PATIENCE
 
 
 def test_samples_on_any_axis():
@@ -147,7 +148,7 @@ def test_sessions_share_their_memory_between_threads() -> None:
     feeds = {size: images(size, 4) for size in sizes}
     expected = {size: Session(models[size]).run(feeds[size]) for size in sizes}
     shared = Session(models[16], pooled=True)
-    together = threading.Barrier(4, timeout=60.0)
+    together = threading.Barrier(4, timeout=PATIENCE)
 
     def work(place: int) -> None:
         for turn in range(6):
