@@ -193,10 +193,12 @@ class Builder:
             x = self.op("Concat", sides[0], x, sides[1], axis=axis)
         return x
 
-    def scan(self, body: Body, states: Names, sequences: Names, like: str, *, reverse: bool) -> tuple[Names, Names]:
+    def scan(
+        self, body: Body, states: Names, sequences: Names, like: str, *, reverse: bool, rank: int = 2
+    ) -> tuple[Names, Names]:
         """Scan along the first axis, from its end where `reverse`: (the last states, what each step gives).
 
-        States and steps are matrices of the type of `like`. What steps give lies in the order of the sequences.
+        States and steps have `rank` axes and the type of `like`. What steps give lies in the order of the sequences.
         """
         index, kind = len(self.nodes), int(helper.np_dtype_to_tensor_dtype(self.dtype(like)))
         inner = Builder(self.graph, self.types, f"{self._prefix}:Scan{index}")
@@ -207,7 +209,7 @@ class Builder:
             inner.nodes,
             f"{inner._prefix}:body",
             [helper.make_tensor_value_info(i, kind, None) for i in given],
-            [helper.make_tensor_value_info(o, kind, (None, None)) for o in (*after, *steps)],
+            [helper.make_tensor_value_info(o, kind, (None,) * rank) for o in (*after, *steps)],
         )
         outputs = self.ops(
             "Scan",

@@ -66,7 +66,6 @@ WITHOUT_MAKER: Mapping[str, str] = {
     **{op: f"it {reason.text}: always refused" for op, reason in REFUSALS.items()},
     **dict.fromkeys(_INTEGER, "computes with codes, whose rounding no tolerance allows for: tests/test_quantizer.py"),
     "com.microsoft.DecoderMaskedMultiHeadAttention": "reads one position at a time: tests/topologies",
-    "com.microsoft.LinearAttention": "a state grows without bounds, but for keys of one length: tests/topologies",
     "com.microsoft.DynamicQuantizeLSTM": "rounds its state at every step: tests/verification/test_rounded.py",
     **{f"com.microsoft.{op}": f"the same rule as {op}" for op in quantization.MAKERS},
 }

@@ -1,4 +1,4 @@
-"""Operators of onnxruntime's own that carry a state, with and without activations, gates and rates."""
+"""Operators of onnxruntime's own that carry a state: with and without activations, decays and rates."""
 
 from __future__ import annotations
 
@@ -24,4 +24,48 @@ def _conv(b: Build, op: str) -> None:
     b.node("Transpose", [moved], (x.dims[0], x.dims[1], channels), peak=peak, perm=[0, 2, 1])
 
 
-MAKERS: Mapping[str, Maker] = {f"{_DOMAIN}.CausalConvWithState": Maker(_conv, weight=0, first=13)}
+def _linear(b: Build, op: str) -> None:
+    """Keys of a length of at most 1 and rates below 1: a state that the delta rules write to does not grow."""
+    x = b.bounded(b.sequence())
+    states, shared = b.choice((2, 1, 3)), b.choice((1, 2, 3))
+    size, value = b.choice((4, 2, 3)), b.choice((4, 3, 2))
+    rule = b.choice(("gated_delta", "linear", "gated", "delta"))
+    heads = states * shared
+
+    def read(width: int) -> Live:
+        return b.linear(x, 2, width, hidden=True)
+
+    def opened(width: int) -> Live:
+        projected = read(width)
+        return b.node("Sigmoid", [projected], projected.dims, peak=1.0, hidden=True)
+
+    def once(past: Live | str) -> tuple[Live, Live]:
+        keys = b.tame(read(states * size), "bounded")
+        short = b.node("Mul", [keys, b.floats(0.5)], keys.dims, peak=0.5, hidden=True)
+        given: list[Live | str] = [b.tame(read(heads * size), "bounded"), short, values := read(states * value), past]
+        if rule.startswith("gated"):
+            gate = opened(states * b.choice((1, size)))
+            given.append(b.node("Neg", [gate], gate.dims, peak=1.0, hidden=True))
+        if rule.endswith("delta"):
+            given += ["", opened(b.choice((states, 1)))][len(given) - 4 :]
+        y = b.out("LinearAttention", (*x.dims[:2], heads * value), peak=3 * values.peak)
+        state = b.out("LinearAttention", (x.dims[0], states, size, value), peak=3 * values.peak)
+        scale = {"scale": 0.4} if b.chance(25) else {}
+        attrs = {"q_num_heads": heads, "kv_num_heads": states, "update_rule": rule, **scale}
+        b.nodes_of("LinearAttention", given, [y, state], domain=_DOMAIN, **attrs)
+        return y, state
+
+    y, state = once("")
+    if b.chance(25):  # what one of them leaves, another starts with
+        b.live.append(y)
+        y, state = once(state)
+    if b.chance(25):
+        b.live.append(state)
+    b.live.append(y)
+
+
+# Beside other operators they would change what every other row draws.
+MAKERS: Mapping[str, Maker] = {
+    f"{_DOMAIN}.CausalConvWithState": Maker(_conv, weight=0, first=13),
+    f"{_DOMAIN}.LinearAttention": Maker(_linear, weight=0, first=13),
+}

@@ -15,6 +15,7 @@ from onnxprune.gradients.rules import (
     attention,
     contraction,
     contributed_attention,
+    contributed_states,
     elementwise,
     indexing,
     layout,
@@ -54,19 +55,21 @@ WITHOUT: Mapping[str, str] = {
         _SEQUENCE,
     ),
     **dict.fromkeys(
-        "AffineGrid CausalConvWithState Col2Im CumProd DFT DeformConv Det GridSample LinearAttention MaxRoiPool "
-        "MaxUnpool RoiAlign STFT TensorScatter Unique".split(),
+        "AffineGrid Col2Im CumProd DFT DeformConv Det GridSample MaxRoiPool MaxUnpool RoiAlign STFT TensorScatter "
+        "Unique".split(),
         _RARE,
     ),
     **dict.fromkeys("NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss".split(), "it is a training loss"),
     **dict.fromkeys(
         "ImageDecoder RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer".split(), _TEXT
     ),
-    **dict.fromkeys(("com.microsoft.CausalConvWithState", "com.microsoft.LinearAttention"), _RARE),
     "com.microsoft.DecoderMaskedMultiHeadAttention": "it decodes one position at a time, with a buffer for all",
     "Bernoulli": "it draws random numbers with these chances",
     "BitCast": "bits are no numbers",
-    "SwiGLU": "no runtime computes it yet, so that a rule could not be tested",
+    **dict.fromkeys(
+        "CausalConvWithState LinearAttention SwiGLU".split(),
+        "no runtime computes it yet, so that a rule could not be tested",
+    ),
     "Constant": "it has no inputs",
 }
 
@@ -82,4 +85,5 @@ TABLE: Mapping[str, Rule] = {
     **normalization.TABLE,
     **attention.TABLE,
     **contributed_attention.TABLE,
+    **contributed_states.TABLE,
 }
