@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from onnxprune.measures.verdict import GOOD, verdict_of
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.options import exact_percent, number, shown, typed
 from onnxprune.output.commit import Stage
-from onnxprune.output.destination import check_data, check_outputs
+from onnxprune.output.destination import check_data
 from onnxprune.output.model_files import put_model, refused
 from onnxprune.report.environment import versions
 from onnxprune.report.files import ReportFiles, Reports, keeping_refusals
@@ -34,10 +34,12 @@ from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.sentence.halves import Chosen, Prepared, choose, make, prepare
 from onnxprune.sentence.machine import Machine
+from onnxprune.sentence.sweep_folder import Folder
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.identity import identity
 from onnxprune.stages.load import Calibration, opened
 from onnxprune.stages.report import bench_of, report_of
+from onnxprune.stages.settings_beside import read_beside
 from onnxprune.stages.time_layers import timed_with
 from onnxprune.stages.verify import Checked
 
@@ -81,21 +83,6 @@ def checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Files:
-    """Where models and tables go; nowhere without a folder."""
-
-    folder: Path | None
-    stem: str
-
-    def model(self, ratio: float) -> Path | None:
-        return None if self.folder is None else self.folder / f"{self.stem}-{ratio:g}.onnx"
-
-    @property
-    def tables(self) -> tuple[Path, ...]:
-        return () if self.folder is None else (self.folder / "sweep.md", self.folder / "sweep.json")
-
-
 def sweep(
     model: ModelLike,
     folder: str | os.PathLike[str] | None = None,
@@ -130,14 +117,15 @@ def sweep(
 
     The data is run, channels are selected and cuts are tried once; every ratio then has its own cut, refit, recovery
     (not with `fast`) and checks, so that each model is what `prune` makes of that ratio. folder: where models,
-    sweep.json and sweep.md go, made where it is missing; None to write nothing. ratios: of the budget, as numbers or as
-    text (`ratios_of`). test: data to judge on, as the calibration data, instead of samples held out from that;
-    test_labels: the key of the classes in it, None for the only key of integers. max_drop, min_agreement, max_error:
-    limits as for `prune`; the best is the largest cut that holds them, or without any has a good verdict. keep: which
-    models are written: "all", "best" or "none". bench: also time each against the original, on the CPU, on `provider`,
-    or on the provider that it names. report_file: save the whole
-    as a report too, in one file or several, each in the form of its suffix; of a sweep that is refused too. The others
-    are as for `prune`.
+    sweep.json and sweep.md go, made where it is missing; None to write nothing. Where `resize_io` has settings files
+    beside the model written anew, each model has a folder of its own there, with these. ratios: of the budget, as
+    numbers or as text (`ratios_of`). test: data to judge on, as the calibration data, instead of samples held out
+    from that; test_labels: the key of the classes in it, None for the only key of integers. max_drop,
+    min_agreement, max_error: limits as for `prune`; the best is the largest cut that holds them, or without any has
+    a good verdict. keep: which models are written: "all", "best" or "none". bench: also time each against the
+    original, on the CPU, on `provider`, or on the provider that it names. report_file: save the whole as a report
+    too, in one file or several, each in the form of its suffix; of a sweep that is refused too. The others are as
+    for `prune`.
     A ratio that cannot be met, or whose model fails a check, is a point without a model that says why; where none can,
     the first reason is raised. Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
     """
@@ -151,13 +139,13 @@ def sweep(
     limits = Limits(max_drop, min_agreement, max_error)
     timed_on = provider_named(bench if isinstance(bench, str) else provider or "cpu") if bench else None
     stem = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
-    files = _Files(None if folder is None else Path(folder), stem)
+    files = Folder(None if folder is None else Path(folder), stem, read_beside(model, settings))
     reports = Reports.of(report_file, overwrite=overwrite)
     read = (model, *files_of(calibration), *files_of(test))
     clock = Clock(watch, hear=warn)
-    goes = files.folder if files.folder is not None and not files.folder.exists() else None
+    made: list[Path] = []
     try:
-        _check_folder(files, wanted, keep, reports, read, overwrite=overwrite)
+        files.check(wanted if keep != "none" else (), reports.paths, read, made, overwrite=overwrite)
         machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
         known = {"model": called(model), "versions": versions()}
         with (
@@ -183,7 +171,8 @@ def sweep(
                         model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links
                     )
                 place = replace(place, kept=kept_in(work, identity(loaded, settings)))
-                prepared = prepare(loaded, settings, clock, place).for_several()
+                one_number = files.settings(wanted[0]).one_number_of_heads
+                prepared = prepare(loaded, settings, clock, place, one_number=one_number).for_several()
                 run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
                 result = replace(run.over(wanted), command=tuple(command))
                 result = _stored(result, files, reports, stage)
@@ -191,12 +180,12 @@ def sweep(
             stage.commit()
             return result
     finally:
-        if goes is not None:  # what was made for this sweep, where nothing is in it
+        for new in reversed(made):  # where nothing is in it
             with suppress(OSError):
-                goes.rmdir()
+                new.rmdir()
 
 
-def _stored(result: Sweep, files: _Files, reports: Reports, stage: Stage) -> Sweep:
+def _stored(result: Sweep, files: Folder, reports: Reports, stage: Stage) -> Sweep:
     """Store tables and reports behind the models; the result with the names of all."""
     for path, text in zip(files.tables, (result.to_markdown(), result.to_json()), strict=False):
         stage.put(path, text.encode("utf-8", "backslashreplace"))
@@ -204,22 +193,12 @@ def _stored(result: Sweep, files: _Files, reports: Reports, stage: Stage) -> Swe
     return replace(result, files=tuple(map(str, stage.targets)))
 
 
-def _check_folder(
-    files: _Files, ratios: Sequence[float], keep: str, reports: Reports, inputs: Sequence[object], *, overwrite: bool
-) -> None:
-    """Make the folder where it is missing, and refuse what could not be written in it."""
-    folder = files.folder
-    if folder is None:
-        check_outputs((None, *reports.paths), inputs, overwrite)
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder for the models")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as e:
-        raise RunError(f"{folder} cannot be made: {e.strerror or e}") from e
-    models = [files.model(r) for r in ratios] if keep != "none" else []
-    check_outputs((None, *models, *files.tables, *reports.paths), inputs, overwrite)
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A model, and the bytes of the settings files beside it by name: for equal cuts the same."""
+
+    model: onnx.ModelProto
+    settings: Mapping[str, bytes]
 
 
 class _Run:
@@ -231,14 +210,14 @@ class _Run:
         settings: PruneConfig,
         clock: Clock,
         exam: Exam,
-        files: _Files,
+        files: Folder,
         stage: Stage,
         keep: str,
         timed_on: str | None,
     ) -> None:
         self.prepared, self.settings, self.clock, self.exam = prepared, settings, clock, exam
         self.files, self.stage, self.keep, self.timed_on = files, stage, keep, timed_on
-        self._known: dict[bytes, tuple[Point, onnx.ModelProto, Report]] = {}
+        self._known: dict[bytes, tuple[Point, _Made, Report]] = {}
         self._errors: list[OnnxPruneError] = []
         self._last: Report | None = None
         self._top1: float | None = None
@@ -249,14 +228,14 @@ class _Run:
     def over(self, ratios: Sequence[float]) -> Sweep:
         """All points. Raises the first error where none can be made."""
         points: list[Point] = []
-        best: tuple[int, onnx.ModelProto] | None = None
+        best: tuple[int, _Made] | None = None
         for i, ratio in enumerate(ratios):
             self.clock.begin(f"ratio {ratio:g} ({i + 1} of {len(ratios)})")
-            point, model = self._point(ratio)
-            if model is not None and self._good(point):
-                best = i, model
-            if model is not None and self.keep == "all":
-                point = self._written(point, model)
+            point, made = self._point(ratio)
+            if made is not None and self._good(point):
+                best = i, made
+            if made is not None and self.keep == "all":
+                point = self._written(point, made)
             points.append(point)
         if self._last is None:
             raise self._errors[0]
@@ -266,27 +245,30 @@ class _Run:
                 points[best[0]] = self._written(points[best[0]], best[1])
         return self._told(with_front(points), self._last)
 
-    def _point(self, ratio: float) -> tuple[Point, onnx.ModelProto | None]:
+    def _point(self, ratio: float) -> tuple[Point, _Made | None]:
         settings = self.settings.with_options(ratio=ratio)
         try:
             self.prepared = prepared = self.prepared.at(settings)
             chosen = choose(prepared, settings, self.clock)
             key = chosen.key
             if key not in self._known:
-                self._known = {key: self._made(prepared, chosen, settings)}  # equal ones are neighbours
+                self._known = {key: self._made(prepared, chosen, settings, ratio)}  # equal ones are neighbours
         except (BudgetUnreachable, NothingPrunable, CheckFailed, RunError) as e:
             self._errors.append(e)
             return Point(ratio=ratio, why=str(e)), None
         except SolveFailed as e:
             self._errors.append(RunError(f"{e}: the statistics cannot be trusted"))
             return Point(ratio=ratio, why=str(self._errors[-1])), None
-        point, model, self._last = self._known[key]
+        point, made, self._last = self._known[key]
         self._notes += [(ratio, note) for note in self._last.notes]
-        return replace(point, ratio=ratio), model
+        return replace(point, ratio=ratio), made
 
-    def _made(self, prepared: Prepared, chosen: Chosen, settings: PruneConfig) -> tuple[Point, onnx.ModelProto, Report]:
+    def _made(
+        self, prepared: Prepared, chosen: Chosen, settings: PruneConfig, ratio: float
+    ) -> tuple[Point, _Made, Report]:
         loaded, coupled = prepared.loaded, prepared.coupled
         checked = make(prepared, chosen, settings, self.clock)
+        beside, told = self.files.settings(ratio).written(loaded.original, checked)
         timed = timed_with(prepared.stopwatch, checked.model, coupled, chosen.masks, self.clock)
         report = report_of(
             loaded,
@@ -301,6 +283,7 @@ class _Run:
             prepared.place,
             prepared.tried,
         )
+        report = replace(report, notes=(*report.notes, *told))
         with self.clock("judge"):
             result = self.exam.result_of(checked, loaded)
         self._top1 = result.original_accuracy
@@ -309,7 +292,7 @@ class _Run:
             point = replace(point, why=point.why or refused(checked.whole, self._placement))
         if self.timed_on is not None:
             point = self._timed(point, checked, report, self.timed_on)
-        return point, checked.whole, report
+        return point, _Made(checked.whole, {path.name: blob for path, blob in beside.items()}), report
 
     def _timed(self, point: Point, checked: Checked, report: Report, provider: str) -> Point:
         self.clock.begin("bench")
@@ -331,11 +314,13 @@ class _Run:
     def _good(self, point: Point) -> bool:
         return not point.why and (bool(self.exam.limits) or point.verdict == GOOD)
 
-    def _written(self, point: Point, model: onnx.ModelProto) -> Point:
+    def _written(self, point: Point, made: _Made) -> Point:
         path = self.files.model(point.ratio)
-        if path is None or refused(model, self._placement):
+        if path is None or refused(made.model, self._placement):
             return point
-        put_model(self.stage, model, path, placement=self._placement)
+        for name, blob in made.settings.items():
+            self.stage.put(path.with_name(name), blob)
+        put_model(self.stage, made.model, path, placement=self._placement)
         return replace(point, output=str(path))
 
     def _told(self, points: tuple[Point, ...], last: Report) -> Sweep:

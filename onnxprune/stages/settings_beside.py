@@ -48,19 +48,32 @@ class Beside:
         return blobs, tuple(dict.fromkeys(notes))
 
 
+def read_beside(model: object, settings: PruneConfig) -> tuple[SettingsFile, ...]:
+    """The settings files beside a model in a file, where inputs and outputs may change.
+
+    Raises InputError for one that cannot be read.
+    """
+    return tuple(map(settings_files.read, _paths(model, settings)))
+
+
 def found(model: object, output: str | os.PathLike[str] | None, settings: PruneConfig) -> Beside:
     """The settings files beside a model in a file, where inputs and outputs may change and a result is written.
 
     Raises InputError for one that cannot be read, and UsageError where it would be replaced.
     """
-    if output is None or not settings.resize_io or not isinstance(model, (str, os.PathLike)):
+    if output is None:
         return Beside()
-    folder, target = Path(model).parent, Path(output)
-    here = [folder / name for name in settings_files.NAMES if (folder / name).is_file()]
-    for path in here:
+    target = Path(output)
+    for path in _paths(model, settings):
         if same_file(path, target.parent / path.name):
             raise UsageError(
                 f"{RESIZE_IO} writes {path.name} anew beside the result, where the model's own lies: name a file in "
                 "another folder"
             )
-    return Beside(tuple(settings_files.read(p) for p in here), target)
+    return Beside(read_beside(model, settings), target)
+
+
+def _paths(model: object, settings: PruneConfig) -> list[Path]:
+    if not settings.resize_io or not isinstance(model, (str, os.PathLike)):
+        return []
+    return [p for p in (Path(model).with_name(name) for name in settings_files.NAMES) if p.is_file()]

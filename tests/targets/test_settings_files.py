@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxprune import PruneConfig, prune
+from onnxprune import PruneConfig, prune, sweep
 from onnxprune.errors import CheckFailed, InputError, UsageError
 from onnxprune.targets.settings_files import Numbers, numbers_of, read
 from tests.decoder import GROUPS, HEADS, INNER, LAYERS, SIZE, VOCABULARY, WIDTH, decoder, prompts
@@ -77,6 +77,29 @@ def test_files_say_what_the_result_is(tmp_path: Path):
     assert other == {**TRANSFORMERS, **changed}
     assert {p: p.read_bytes() for p in source.parent.iterdir()} == kept
     assert "genai_config.json is written for the result" in result.report.notes
+
+
+def test_each_model_of_a_sweep_has_files_of_its_own(tmp_path: Path):
+    """Fails where files of one name are those of another ratio, or the folder of a model that was not made stays."""
+    source, out = folder(tmp_path / "in"), tmp_path / "out"
+    options = SETTINGS.with_options(uniform=None, fast=True)
+    found = sweep(source, out, prompts(24), ratios=(0.2, 0.5, 0.99), config=options)
+    assert sorted(p.name for p in out.iterdir()) == ["model-0.2", "model-0.5", "sweep.json", "sweep.md"]
+    numbers: list[dict[str, int]] = []
+    for point in found.points[:2]:
+        path = out / f"model-{point.ratio:g}" / "model.onnx"
+        assert point.output == str(path)
+        [genai, other] = (json.loads(path.with_name(n).read_text()) for n in ("genai_config.json", "config.json"))
+        own = genai["model"]["decoder"]
+        model = onnx.load(path)
+        caches = {v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name.startswith("past")}
+        assert caches == {own["num_key_value_heads"]} == {other["num_key_value_heads"]}
+        assert own["filename"] == "model.onnx"
+        numbers.append(own)
+    assert numbers[0] != numbers[1]
+    assert "genai_config.json is written for the result" in found.notes
+    with pytest.raises(UsageError, match=r"exists; use --overwrite"):
+        sweep(source, out, prompts(24), ratios=(0.2,), config=options)
 
 
 def test_heads_of_all_caches_stay_equally_many(tmp_path: Path):

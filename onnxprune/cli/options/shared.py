@@ -42,7 +42,7 @@ RESIZE_IO = option(
     show_default="none",
     help="Inputs and outputs that this shell pattern matches may change their size with the units: caches with the "
     "heads of attention. The report names each that did. genai_config.json and config.json beside IN are written anew "
-    "beside OUT, and all caches keep equally many heads then. Repeatable.",
+    "beside each result, and all caches keep equally many heads then. Repeatable.",
 )
 SINGLE_FILE = flag(
     "--single-file",
