@@ -22,8 +22,9 @@ from onnxprune.runtime.session import Session
 from onnxprune.surgery import cut, finish
 from onnxprune.surgery.resized import picked, resize
 from onnxprune.verification.oracle import masked_model
+from tests import digits
 from tests.compare import assert_same
-from tests.decoder import CACHES, GROUPS, HEADS, decoder, empty, fed_back, prompts
+from tests.decoder import CACHES, GROUPS, HEADS, VOCABULARY, decoder, empty, fed_back, prompts
 
 PATTERNS = ("past_key_values.*", "present.*")
 PORTS = tuple(f"{side}.{name}" for side in ("past_key_values", "present") for name in CACHES)
@@ -94,6 +95,42 @@ def test_what_stays(ports: tuple[str, ...], reason: str):
     assert any(p.why.reason.startswith(reason) for p in channels.pinned)
     balanced = [g for g in channels.groups if g.name.startswith("/qkv")]
     assert [(g.size, g.step) for g in balanced] == [(HEADS, GROUPS)] * 2
+
+
+QUICK = PruneConfig(uniform=0.5, refit="none", method="magnitude", round_to=1)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        (PATTERNS, []),
+        ((*PATTERNS, "logits"), ["logits changes nothing: 'logits' has a number for each token"]),
+        (("past*", "logits"), ["past* changes nothing: no units", "rows of tokens that no text of yours needs"]),
+    ],
+    ids=["caches", "logits too", "one side"],
+)
+def test_a_pattern_that_changes_nothing_is_named(patterns: tuple[str, ...], said: list[str]):
+    """Fails where a pattern does nothing in silence, logits lose places, or one that does something is doubted."""
+    settings = QUICK.with_options(resize_io=patterns)
+    result = prune(decoder(), None, prompts(24), config=settings, same_widths=("/qkv*",))
+    own = [w for w in result.report.warnings if "--resize-io" in w]
+    assert len(own) == len(said)
+    assert all(text in w for text, w in zip(said, own, strict=True))
+    assert result.model is not None
+    [logits] = (v for v in result.model.graph.output if v.name == "logits")
+    assert [d.dim_value for d in logits.type.tensor_type.shape.dim[2:]] == [VOCABULARY]
+    assert [n for n in inspect(decoder(), prompts(2), resize_io=patterns).notes if "--resize-io" in n] == own
+
+
+@pytest.mark.parametrize("pattern", ["input", "logits"])
+def test_ports_of_an_image_network_keep_their_sizes(pattern: str):
+    found = prune(
+        digits.path("resnet"), None, digits.CALIB, config=QUICK.with_options(resize_io=(pattern,), samples=16)
+    )
+    assert [w for w in found.report.warnings if "--resize-io" in w] == [
+        f"--resize-io {pattern} changes nothing: no units that may go are entries of what it matches (of a cache, name "
+        "the input and the output)"
+    ]
 
 
 def test_prune_resizes_what_is_named(tmp_path: Path):

@@ -21,7 +21,7 @@ from onnxprune.refit.reference import SharedPoints
 from onnxprune.stages.answers import judged_by
 from onnxprune.stages.calibrate import Calibrated, calibrate
 from onnxprune.stages.clock import Clock
-from onnxprune.stages.couple import Coupled, couple
+from onnxprune.stages.couple import Coupled, couple, idle_ports
 from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, replay, uncut
 from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Loaded
@@ -97,6 +97,7 @@ def prepare(
         check_before(loaded, coupled, settings, replays)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
+    stage.warn(idle_ports(loaded, coupled.channels, settings))
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)
     stopwatch = stopwatch_of(loaded, coupled, settings, place) if settings.budget == "latency" else None

@@ -32,7 +32,7 @@ from onnxprune.normalise import Normalised
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.named_layers import named_layers
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
-from onnxprune.stages.ports import alike_caches, resized_outputs
+from onnxprune.stages.ports import alike_caches, idle, resized_outputs
 from onnxprune.stages.stored import stored_of
 from onnxprune.stages.tokens import told_of_vocabulary
 from onnxprune.surgery import experts, packed_codes, transposed
@@ -177,6 +177,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *not_counted(channels))
+    notes = (*notes, *idle_ports(loaded, channels, settings))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
     drops = branches.drops(channels)
     layers = whole_layers(channels, drops)
@@ -202,6 +203,13 @@ def _described(layer: WholeLayer, channels: ChannelGraph, weights: Cost) -> Laye
     return LayerDescription(
         layer.number, layer.name, layer.kinds, names, round(weights.at(sizes) - weights.at(without))
     )
+
+
+def idle_ports(loaded: Loaded, channels: ChannelGraph, settings: PruneConfig) -> tuple[str, ...]:
+    """What to say of patterns of --resize-io that change nothing. Layers that may go take their caches along."""
+    if settings.drop_layers or settings.layers_may_go:
+        return ()
+    return idle(loaded.original, channels, loaded.normalised, settings.resize_io, whole=not loaded.tail)
 
 
 def foreseen(loaded: Loaded, settings: PruneConfig) -> list[str]:

@@ -12,6 +12,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.normalise import Normalised
 from onnxprune.options import nearest
+from onnxprune.surgery.vocabulary_rows import vocabulary_of
 
 RESIZE_IO = "--resize-io"
 _NEAREST = 3
@@ -37,6 +38,35 @@ def check_resized(normalised: Normalised, patterns: Sequence[str]) -> None:
                 f"{RESIZE_IO} {p}: what it matches has no axis of real numbers whose size is declared and greater than "
                 "1, or is read inside a body; leave it out"
             )
+
+
+def idle(
+    original: onnx.ModelProto, channels: ChannelGraph, normalised: Normalised, patterns: Sequence[str], *, whole: bool
+) -> tuple[str, ...]:
+    """For warnings: the patterns of which nothing can change, as no units of the network are entries there.
+
+    whole: False where operators that onnxruntime does not know are behind the model.
+    """
+    may = {s.port for s in normalised.states if s.resized and channels.groups_in(s.units)}
+    outputs = {v.name for v in original.graph.output}
+    said: list[str] = []
+    for p in patterns:
+        names = resized(original, (p,))
+        if may.intersection(names):
+            continue
+        vocabulary = vocabulary_of(original, heads=whole) if outputs.intersection(names) else None
+        heads = [h.output for h in vocabulary.heads if h.output in names] if vocabulary is not None else []
+        if heads:
+            said.append(
+                f"{RESIZE_IO} {p} changes nothing: {heads[0]!r} has a number for each token, at its place; rows of "
+                "tokens that no text of yours needs go with --keep-tokens FILE"
+            )
+        else:
+            said.append(
+                f"{RESIZE_IO} {p} changes nothing: no units that may go are entries of what it matches (of a cache, "
+                "name the input and the output)"
+            )
+    return tuple(said)
 
 
 def resized_outputs(normalised: Normalised) -> frozenset[str]:
