@@ -25,8 +25,9 @@ import onnx
 from benchmarks.page import put
 from onnxprune import PruneConfig, prune
 from onnxprune.channels.describe import Description
-from onnxprune.graph import bodies, external, spill
+from onnxprune.graph import bodies, external
 from onnxprune.numerics.arrays import Array
+from onnxprune.process import spill
 from onnxprune.stages.couple import describe_loaded, trace
 from onnxprune.stages.load import load
 from onnxprune.verification.oracle import masked_model

@@ -25,7 +25,6 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph import spill
 from onnxprune.intake import (
     empty_caches,
     fed_back,
@@ -47,6 +46,7 @@ from onnxprune.measures.observed import Observed
 from onnxprune.measures.verdict import verdict_of
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.options import shown, typed
+from onnxprune.process import spill
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.outputs import outputs_of, outputs_of_each

@@ -16,7 +16,6 @@ from onnxprune.config import Options, PruneConfig
 from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
 from onnxprune.errors import UsageError
-from onnxprune.graph import spill
 from onnxprune.graph.external import Placement
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.intake.preview import Preview
@@ -25,6 +24,7 @@ from onnxprune.jobs.workplace import Workplace
 from onnxprune.options import error_limit
 from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
+from onnxprune.process import spill
 from onnxprune.report.files import ReportFiles, Reports
 from onnxprune.report.progress import Progress
 from onnxprune.report.summary import Report

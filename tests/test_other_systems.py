@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.cli.group import cli
 from onnxprune.cli.program import main
 from onnxprune.errors import RunError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external
 from onnxprune.graph.external import FileRange
+from onnxprune.process import spill
 from scripts.house import ROOT
 
 

@@ -130,7 +130,7 @@ def test_a_large_model_comes_out_as_a_small_one_does(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(by_blocks, "BLOCK_BYTES", 1)
     monkeypatch.setattr(trial_cuts, "_FED_BYTES", 0)
     monkeypatch.setattr(trial_cuts, "_AT_ONCE_BYTES", 0)
-    monkeypatch.setattr("onnxprune.graph.spill.SPILL_BYTES", 64)
+    monkeypatch.setattr("onnxprune.graph.tensor_files.SPILL_BYTES", 64)
     monkeypatch.setattr("onnxprune.graph.external.LARGE_BYTES", 0)
     found = run()
     assert len(opened) > 10

@@ -25,12 +25,13 @@ from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import ChannelGraph
 from onnxprune.data.layouts import samples_first
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf, spill
+from onnxprune.graph import external, protobuf
 from onnxprune.graph.protobuf import Model, copied, element_type
 from onnxprune.jobs.kept import NOWHERE, Kept
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, Mask, cast
+from onnxprune.process import spill
 from onnxprune.refit.layerwise import in_place, memory_of, scaled
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes

@@ -31,12 +31,12 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.sources import given as read_data
 from onnxprune.data.states import states_of
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import spill
 from onnxprune.intake import empty_caches, fed_back, first_run, model_file, ranks
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.gates import Gate
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.options import MOST, MOST_THREADS, check_most, typed
+from onnxprune.process import spill
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.saturation import DEPLOYED

@@ -22,12 +22,13 @@ from onnxprune.calibration.gram_graph import GramGraph, Inputs
 from onnxprune.calibration.layers import Layer
 from onnxprune.data.batches import HOLD_OUT, batch_size
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf, spill
+from onnxprune.graph import external, protobuf
 from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints
 from onnxprune.numerics.gram import PACKED, Gram
 from onnxprune.numerics.least_squares import inverse_spd
 from onnxprune.numerics.ridge import RIDGES, chosen
+from onnxprune.process import spill
 from onnxprune.runtime.session import PROVIDERS, Session
 from onnxprune.threads import mapped, prefetched
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxprune.numerics.arrays import Array, Doubles, Ints, is_float
 from onnxprune.numerics.lapack import add_products, cholesky
 from onnxprune.numerics.ridge import OF_SELECTION
 from onnxprune.selection import Regression
+from onnxprune.selection.path import Regressions
 
 # Consumers of which a group's columns are one in so many.
 _SHARED = 4
@@ -46,7 +47,7 @@ def regressions_of(
     powers: dict[str, list[float]],
     *,
     inverses: bool = False,
-) -> list[Regression]:
+) -> Regressions:
     """One regression per consumer and group of its convolution, each counting its error relative to its output.
 
     Of a consumer that many groups share only the columns of this one are there; inverses: with their part of the
@@ -57,13 +58,17 @@ def regressions_of(
     alike: dict[int, list[Layer]] = {}
     for layer in layers:
         alike.setdefault(id(moments[layer.weight].moments), []).append(layer)
-    regressions: list[Regression] = []
-    for sharing in alike.values():  # one after the other, as the weights of all of them may be most of the model
-        parts: list[Regression] = []
-        for layer in sharing:
-            parts += _read_by(layer, moments[layer.weight], unit, channels, powers, inverses=inverses)
-        regressions += parts if len(sharing) == 1 or not parts else [_together(parts)]
-    return regressions
+
+    def parts() -> Iterator[Regression]:  # one after the other, as the weights of all of them may be most of the model
+        for sharing in alike.values():
+            read = [
+                r
+                for layer in sharing
+                for r in _read_by(layer, moments[layer.weight], unit, channels, powers, inverses=inverses)
+            ]
+            yield from read if len(sharing) == 1 or not read else [_together(read)]
+
+    return Regressions(parts())
 
 
 def _read_by(

@@ -14,9 +14,9 @@ import numpy as np
 
 from onnxprune.data.array_files import LARGE_BYTES, Rows, chunks
 from onnxprune.errors import CalibrationError, RunError
-from onnxprune.graph.spill import new_spill_file
 from onnxprune.numerics.arrays import Array
 from onnxprune.process.room import why_not
+from onnxprune.process.spill import new_spill_file
 from onnxprune.regular_files import shown
 
 # What is held in memory at most, where it has to be: the files of a folder, and what is no rows of numbers.

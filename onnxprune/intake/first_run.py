@@ -8,7 +8,7 @@ import onnx
 
 from onnxprune.data.inputs import entries_of
 from onnxprune.errors import RunError
-from onnxprune.graph import bodies, external, spill
+from onnxprune.graph import bodies, external, tensor_files
 from onnxprune.graph.view import Shape
 from onnxprune.normalise import Normalised
 from onnxprune.numerics.arrays import Array
@@ -127,7 +127,7 @@ def normalised(proto: onnx.ModelProto, example: Mapping[str, Array], *, seconds:
 
 def _content(proto: onnx.ModelProto) -> bytes:
     if external.embedded_bytes(proto) >= external.LARGE_BYTES:
-        proto = spill.outside(proto)
+        proto = tensor_files.outside(proto)
     if external.embedded_bytes(proto) >= external.MOST_BYTES:
         raise RunError("the model's weights exceed the 2 GiB of one message; store them as external data")
     content: bytes = proto.SerializeToString()

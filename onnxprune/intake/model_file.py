@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune.errors import ModelError, RunError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.graph.external import Placement
 from onnxprune.graph.protobuf import as_bytes, copied
 from onnxprune.intake import first_run, loose, sparse, wellformed
@@ -106,7 +106,7 @@ def _adopted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Source]:
         if external.embedded_bytes(proto) < external.MOST_BYTES:
             return with_free_dimensions(proto), source_of(IN_MEMORY, as_bytes(proto), proto)
         # Too large for one message: what is kept of it takes the checksum tensor by tensor.
-        proto = spill.outside(proto)
+        proto = tensor_files.outside(proto)
     else:
         copy = copied(proto)
         proto = copy

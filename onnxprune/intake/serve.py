@@ -19,7 +19,7 @@ from traceback import format_exception
 from typing import IO, Any
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import spill
+from onnxprune.process import spill
 from onnxprune.runtime import custom_ops
 from onnxprune.runtime.child import HUNGRY
 

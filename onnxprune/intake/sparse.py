@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.graph.bodies import every_body, every_node
 from onnxprune.numerics.arrays import Array
 
@@ -86,11 +86,11 @@ def _dense_bytes(s: onnx.SparseTensorProto) -> int:
 
 
 def _dense(s: onnx.SparseTensorProto, *, outside: bool) -> onnx.TensorProto:
-    """The tensor that a sparse one stands for; outside: as in `spill.tensor_of`."""
+    """The tensor that a sparse one stands for; outside: as in `tensor_files.tensor_of`."""
     values, positions = external.array_of(s.values), _positions(s)
     dense = np.zeros(math.prod(s.dims), values.dtype)
     dense[positions] = values
-    return spill.tensor_of(dense.reshape(tuple(s.dims)), s.values.name, outside=outside)
+    return tensor_files.tensor_of(dense.reshape(tuple(s.dims)), s.values.name, outside=outside)
 
 
 def _positions(s: onnx.SparseTensorProto) -> Array:

@@ -10,7 +10,7 @@ import onnx.inliner
 from onnx import helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph import bodies, external, spill, surgeon
+from onnxprune.graph import bodies, external, surgeon, tensor_files
 from onnxprune.runtime.saturation import PRODUCTS
 from onnxprune.runtime.session import Session
 
@@ -137,7 +137,7 @@ def _fold_apart(proto: onnx.ModelProto) -> None:
             continue
         outside = any(external.is_external(t) for t in constants)
         for o in names:
-            weights[o] = spill.tensor_of(values[o], o, outside=outside)
+            weights[o] = tensor_files.tensor_of(values[o], o, outside=outside)
             proto.graph.initializer.append(weights[o])
         apart.update(names)
         folded.update(names)

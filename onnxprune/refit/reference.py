@@ -15,9 +15,9 @@ import numpy as np
 from onnxprune.calibration.input_moments import positions_for
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
-from onnxprune.graph import spill
 from onnxprune.graph.view import Graph, Shape, entries
 from onnxprune.numerics.arrays import Array, Floats, Ints, Mask
+from onnxprune.process import spill
 from onnxprune.refit.targets import Target
 from onnxprune.runtime.taps import Tap
 from onnxprune.runtime.walker import Walker

@@ -279,7 +279,7 @@ def _begun(question: str, given: tuple[Any, ...], most: int, folder: str, second
 def _folder() -> Iterator[str]:
     """Where the child's temporary files go, so that they go with those of this process."""
 
-    from onnxprune.graph import spill  # not before the child has started: it loads numpy and onnx
+    from onnxprune.process import spill  # not before the child has started: it loads numpy and onnx
 
     kept = spill.spill_folder()
     if kept is not None:

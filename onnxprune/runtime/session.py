@@ -36,8 +36,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 Builds.found().check()  # an import of what another build has left behind gives a module without anything in it
 import onnxruntime as ort  # noqa: E402
 
-from onnxprune.graph import spill  # noqa: E402
 from onnxprune.numerics.arrays import Array, cast, is_float  # noqa: E402
+from onnxprune.process import spill  # noqa: E402
 
 Feeds = Mapping[str, Array]
 

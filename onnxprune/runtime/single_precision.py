@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.graph.protobuf import copied
 
 BFLOAT16 = frozenset({onnx.TensorProto.BFLOAT16})
@@ -42,7 +42,7 @@ def single_precision(proto: onnx.ModelProto, types: Collection[int] = BFLOAT16) 
     for tensor in external.stored_tensors(result):
         if tensor.data_type in types:
             values = external.array_of(tensor).astype(np.float32)
-            tensor.CopyFrom(spill.tensor_of(values, tensor.name, outside=external.is_external(tensor)))
+            tensor.CopyFrom(tensor_files.tensor_of(values, tensor.name, outside=external.is_external(tensor)))
     _declare(result, types, onnx.TensorProto.FLOAT)
     return result
 

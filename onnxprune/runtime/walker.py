@@ -24,9 +24,9 @@ from onnxprune.errors import RunError
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import captured_names
 from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
-from onnxprune.graph.spill import Spilled
 from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array
+from onnxprune.process.spill import Spilled
 from onnxprune.runtime.session import Session
 from onnxprune.runtime.taps import Tap, as_expected, with_taps
 

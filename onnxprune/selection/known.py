@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Doubles, Ints
-from onnxprune.selection.path import Path, Regression
+from onnxprune.selection.path import Path, Regressions
 from onnxprune.selection.quadratic import Quadratic
 
 
@@ -27,7 +27,7 @@ class Known:
     group: int
     size: int
     rows: Ints | None
-    regressions: tuple[Regression, ...]
+    regressions: Regressions
     outputs: Quadratic | None = None
     scores: Doubles | None = None
 

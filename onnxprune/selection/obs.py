@@ -6,12 +6,15 @@ Hassibi & Stork 1993 (OBS); Frantar, Kurtic & Alistarh 2023 (ZipLM) for blocks.
 Oracle: the loss equals that of `numerics.least_squares.restricted` on the kept columns.
 
 Cost: O(|R|²) per removed column with R the removable columns that are left. Above `EXACT_UNITS` units or
-`EXACT_COLUMNS` columns a few units, one in `STEPS_PER_HALVING`, are removed per step.
+`EXACT_COLUMNS` columns a few units, one in `STEPS_PER_HALVING`, are removed per step. Where the inverses of all
+regressions are large together, as for a stream that every layer of a deep network reads, those that are not at work lie
+in files: memory is that of one of them, and each step reads and writes all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.linalg import lapack
@@ -20,9 +23,12 @@ from onnxprune.numerics.arrays import Doubles, Floats, Ints
 from onnxprune.numerics.lapack import add_products
 from onnxprune.numerics.least_squares import SolveFailed, inverse_spd
 from onnxprune.numerics.ridge import OF_SELECTION
+from onnxprune.process.spill import Spilled
 from onnxprune.selection.known import Choice, Known
 from onnxprune.selection.path import Path, Regression, in_turns
 
+# Inverses and weights of a group that take more together lie in files between the steps.
+HELD_BYTES = 1 << 30
 EXACT_UNITS = 256
 EXACT_COLUMNS = 1024
 STEPS_PER_HALVING = 24
@@ -58,7 +64,31 @@ class _State:
         self.columns = len(columns)
         self.sizes = np.bincount(r.unit[columns], minlength=units)
         self.alive = np.ones(units, bool)
+        self._aside: tuple[Spilled, Spilled] | None = None
         self._place()
+
+    @property
+    def nbytes(self) -> int:
+        """What its arrays take in memory, or would."""
+        arrays = self._aside or (self.inverse, self.w)
+        return sum(a.nbytes for a in arrays)
+
+    def put_aside(self) -> None:
+        """Leave the arrays in files until they are at work."""
+        # Rows lie one after the other in a file, and the columns of the inverse do in memory.
+        self._aside = Spilled(self.inverse.T, briefly=True), Spilled(self.w, briefly=True)
+        self.inverse, self.w = self.inverse[:0, :0], self.w[:0]
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While this lasts, the arrays are in memory."""
+        if self._aside is None:
+            yield
+            return
+        inverse, w = self._aside
+        self.inverse, self.w = inverse.load().T, w.load()
+        yield
+        self.put_aside()
 
     def _place(self) -> None:
         """Where the columns of each unit start, once those of some are dropped."""
@@ -126,6 +156,41 @@ class _State:
         self._place()
 
 
+class _States:
+    """The states of all regressions of a group. columns: of the largest."""
+
+    def __init__(self, regressions: Sequence[Regression], units: int, ridge: float) -> None:
+        self._states: list[_State] = []
+        self.columns = nbytes = 0
+        aside = False
+        for r in regressions:
+            state = _State(r, units, ridge)
+            self.columns = max(self.columns, state.columns)
+            nbytes += state.nbytes
+            self._states.append(state)
+            if nbytes > HELD_BYTES:
+                for s in self._states[-1:] if aside else self._states:
+                    s.put_aside()
+                aside = True
+
+    def costs(self, alive: Ints) -> Doubles:
+        """What removing each unit of `alive` costs over all regressions, (n,)."""
+        total = np.zeros(alive.size)
+        for s in self._states:
+            with s.at_work():
+                total += s.costs(alive)
+        return np.maximum(total, 0.0)
+
+    def remove(self, units: Ints, alive: Ints) -> tuple[float, Doubles]:
+        """Eliminate units; what that costs, and what the removal of each unit of `alive` costs then, (n,)."""
+        cost, total = 0.0, np.zeros(alive.size)
+        for s in self._states:
+            with s.at_work():
+                cost += s.remove(units)
+                total += s.costs(alive)
+        return max(cost, 0.0), np.maximum(total, 0.0)
+
+
 def _block(a: Floats, indices: Ints) -> Floats:
     """Rows and columns `indices` of a, in Fortran order, which the rank-k update of BLAS changes in place."""
     block: Floats = a.T[indices[:, None], indices].T
@@ -140,28 +205,26 @@ def eliminate(
     Where several units go in one step, its cost is shared among them in proportion to what each would cost alone.
     rows: the balanced set of each unit, (units,): one of each set goes in turn, so that every whole round is balanced.
     """
-    states = [_State(r, units, ridge) for r in regressions]
-    large = units > EXACT_UNITS or any(s.columns > EXACT_COLUMNS for s in states)
+    states = _States(regressions, units, ridge)
+    large = units > EXACT_UNITS or states.columns > EXACT_COLUMNS
     alive = np.arange(units)
     order: list[int] = []
     loss = np.zeros(units + 1)
+    total = states.costs(alive)
     while alive.size:
-        total = np.zeros(alive.size)
-        for s in states:
-            total += s.costs(alive)
-        total = np.maximum(total, 0.0)
         worst = np.argsort(total, kind="stable")
         count = max(1, alive.size // STEPS_PER_HALVING) if large else 1
         if rows is not None:
             worst, count = _of_each_set(worst, rows[alive], count)
         worst = worst[:count]
-        cost = max(sum(s.remove(alive[worst]) for s in states), 0.0)
+        gone, alive = alive[worst], np.delete(alive, worst)
+        cost, following = states.remove(gone, alive)
         alone = np.cumsum(total[worst])
         share = alone / alone[-1] if alone[-1] > 0 else np.arange(1, worst.size + 1) / worst.size
         before = units - len(order)
         loss[before - 1 - np.arange(worst.size)] = loss[before] + cost * share
-        order.extend(alive[worst].tolist())
-        alive = np.delete(alive, worst)
+        order.extend(gone.tolist())
+        total = following
     return Path(np.array(order, np.int64), loss)
 
 

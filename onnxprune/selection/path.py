@@ -6,13 +6,18 @@ one unit of the group or to none. Its discrepancy is the weighted squared error 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from onnxprune.numerics.arrays import Array, Doubles, Floats, Ints, Mask
+from onnxprune.process.spill import Spilled
+
+# Regressions of a group that take more together lie in files.
+HELD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,58 @@ class Regression:
         owner = csr_array((np.ones(columns), (self.unit[inside], np.arange(columns))), shape=(units, columns))
         result: Doubles = (owner @ (owner @ core).T) * self.weight
         return result
+
+
+class Regressions(Sequence[Regression]):
+    """The consumers of a group. Where their arrays are large together they lie in files, and each is read when asked
+    for: a stream that every layer of a deep network reads has hundreds.
+
+    held: bytes of the moments that are in memory at a time.
+    """
+
+    def __init__(self, parts: Iterable[Regression] = ()) -> None:
+        self._parts: list[Regression | _Filed] = []
+        self.held = 0
+        nbytes = 0
+        for r in parts:
+            nbytes += r.p.nbytes + r.w.nbytes
+            self._parts.append(r)
+            if nbytes > HELD_BYTES:
+                self._parts = [_Filed.of(p) if isinstance(p, Regression) else p for p in self._parts]
+                self.held = max(self.held, r.p.nbytes)
+            else:
+                self.held += r.p.nbytes
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Regression: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Regressions: ...
+
+    def __getitem__(self, index: int | slice) -> Regression | Regressions:
+        if isinstance(index, slice):
+            return Regressions(map(self.__getitem__, range(*index.indices(len(self)))))
+        part = self._parts[index]
+        return part if isinstance(part, Regression) else part.read()
+
+
+@dataclass(frozen=True, eq=False)
+class _Filed:
+    """A regression whose arrays lie in files."""
+
+    rest: Regression
+    p: Spilled
+    w: Spilled
+
+    @classmethod
+    def of(cls, r: Regression) -> _Filed:
+        return cls(replace(r, p=r.p[:0], w=r.w[:0]), Spilled(r.p), Spilled(r.w))
+
+    def read(self) -> Regression:
+        return replace(self.rest, p=self.p.load(), w=self.w.load())
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from onnxprune.config import PruneConfig
 from onnxprune.errors import RunError, UsageError
-from onnxprune.graph import spill
 from onnxprune.jobs import check_choice, scheduling
 from onnxprune.jobs.work import Progress
 from onnxprune.jobs.workplace import Workplace
 from onnxprune.numerics.least_squares import SolveFailed
+from onnxprune.process import spill
 from onnxprune.runtime.custom_ops import Libraries
 from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.session import check_provider, check_starts, timing_on

@@ -27,10 +27,11 @@ from onnxprune.channels.gates import Gate, by_group, units_of
 from onnxprune.config import PruneConfig
 from onnxprune.data.layouts import Layouts, samples_first
 from onnxprune.data.samples import Samples
-from onnxprune.graph import external, protobuf, spill
+from onnxprune.graph import external, protobuf
 from onnxprune.methods import METHODS
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.gram import NormalEquations
+from onnxprune.process import spill
 from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.reference import reference_points
 from onnxprune.refit.targets import Target

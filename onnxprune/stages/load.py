@@ -18,7 +18,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.sources import with_others
 from onnxprune.data.states import State, states_of
 from onnxprune.errors import CalibrationError, ModelError, UsageError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.graph.external import Placement
 from onnxprune.intake import (
     counting,
@@ -215,7 +215,7 @@ def load(
     """
     original, source = model_file.read(model, allow_links=allow_links)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
-        original = spill.outside(original)
+        original = tensor_files.outside(original)
     original, tail = unknown.cut_off(original)
     if tail:
         original, _ = model_file.declared(original)

@@ -70,7 +70,7 @@ def paths(
         scores = outputs.gates[g.index].square if METHODS[run].gradients else None
         if METHODS[run].looks is Looks.WEIGHTS:
             scores = magnitude(g, channels)
-        return Known(run, g.index, g.size, g.rows, tuple(regressions), globally, scores)
+        return Known(run, g.index, g.size, g.rows, regressions, globally, scores)
 
     found = {g.index: Path.of_arrays(a) for g in channels.groups if (a := kept.get("path", f"{method} {g.index}"))}
     left = [g for g in channels.groups if g.index not in found]
@@ -90,7 +90,7 @@ class Selection(Work[Known, Path]):
 
     def size(self, item: Known) -> int:
         """The moments, their inverse and a copy of it."""
-        return sum(_COPIES * r.p.nbytes for r in item.regressions)
+        return _COPIES * item.regressions.held
 
     def __call__(self, item: Known) -> Path:
         """The path of a group; what is random in it depends on the seed and the group."""

@@ -12,7 +12,7 @@ from onnxprune.config import PruneConfig
 from onnxprune.data.array_files import chunks
 from onnxprune.data.samples import Samples
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.intake import declarations, overridable
 from onnxprune.stages.ports import RESIZE_IO, resized
 from onnxprune.surgery.vocabulary import ListedTokens, without_others
@@ -69,7 +69,7 @@ def listed_tokens(proto: onnx.ModelProto, settings: PruneConfig, *, whole: bool)
         return Listed(proto, notes=(f"{KEEP_TOKENS}: all {vocabulary.count} tokens stay, {why}",))
     narrow = tokens.narrow
     if external.embedded_bytes(narrow) >= external.LARGE_BYTES:
-        narrow = spill.outside(narrow)
+        narrow = tensor_files.outside(narrow)
     return Listed(narrow, tokens, (tokens.note,))
 
 

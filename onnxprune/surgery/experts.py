@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune.graph import bodies, external, packed_codes, spill
+from onnxprune.graph import bodies, external, packed_codes, tensor_files
 from onnxprune.graph.bodies import copy_node, main_output
 from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import int_attribute
@@ -75,7 +75,7 @@ def put_back(proto: onnx.ModelProto, experts: Sequence[Fused]) -> int:
                 continue
             for slot, values in weights.items():
                 node.input[slot] = unused(f.node.input[slot], taken)
-                made.append(spill.tensor_of(values, node.input[slot], outside=True))
+                made.append(tensor_files.tensor_of(values, node.input[slot], outside=True))
             gone = {o for n in f.nodes for o in n.output}
             kept = [n for n in graph.node if main_output(n) == node.output[0] or main_output(n) not in gone]
             copies = [node if main_output(n) == node.output[0] else copy_node(n) for n in kept]

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 
-from onnxprune.graph import bodies, external, packed_codes, spill
+from onnxprune.graph import bodies, external, packed_codes, tensor_files
 from onnxprune.graph.bodies import copy_node, main_output
 from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import int_attribute
@@ -79,7 +79,9 @@ class _Model:
         """
         if key not in self.names:
             name = self.names[key] = unused(wanted, self.taken)
-            self.made[name] = spill.tensor_of(make(), name, outside=like is not None and external.is_external(like))
+            self.made[name] = tensor_files.tensor_of(
+                make(), name, outside=like is not None and external.is_external(like)
+            )
         return self.names[key]
 
 

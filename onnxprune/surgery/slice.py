@@ -10,7 +10,7 @@ import onnx
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.branches import left_of
 from onnxprune.channels.labels import rows_of, tracked_axes
-from onnxprune.graph import bodies, external, spill, surgeon
+from onnxprune.graph import bodies, external, surgeon, tensor_files
 from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Array, Mask, cast
@@ -53,7 +53,7 @@ def _cut_weights(proto: onnx.ModelProto, channels: ChannelGraph, keep: Mask) -> 
         # Rows with channels of their own first: they are as long as before.
         for mask in sorted(shrinking, key=lambda mask: mask.shape.count(1)):
             values = _without(values, mask)
-        t.CopyFrom(spill.tensor_of(np.ascontiguousarray(values), t.name, outside=external.is_external(t)))
+        t.CopyFrom(tensor_files.tensor_of(np.ascontiguousarray(values), t.name, outside=external.is_external(t)))
 
 
 def _repaired(
@@ -130,7 +130,7 @@ def set_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> Non
         if t.name in values:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(t.data_type)
             array = cast(np.asarray(values[t.name]).reshape(tuple(t.dims)), dtype)
-            t.CopyFrom(spill.tensor_of(array, t.name, outside=external.is_external(t)))
+            t.CopyFrom(tensor_files.tensor_of(array, t.name, outside=external.is_external(t)))
 
 
 def replace_initializers(proto: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:

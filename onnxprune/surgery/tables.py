@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.labels import tracked_axes
-from onnxprune.graph import bodies, external, spill
+from onnxprune.graph import bodies, external, tensor_files
 from onnxprune.graph.names import tensors_of
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.constants import returned
@@ -174,7 +174,7 @@ class _Made:
         key = leaf.name, now.shape, sha256(now.tobytes()).digest()
         if key not in self._cut:
             name = self._cut[key] = self._free(leaf.name)
-            self._leaves[f"cut:{name}"] = spill.tensor_of(now, name, outside=external.is_external(leaf))
+            self._leaves[f"cut:{name}"] = tensor_files.tensor_of(now, name, outside=external.is_external(leaf))
         return self._cut[key]
 
     def _add_leaf(self, leaf: onnx.TensorProto) -> None:

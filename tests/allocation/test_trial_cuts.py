@@ -14,10 +14,10 @@ from onnxprune.allocation.trial_cuts import measure
 from onnxprune.calibration.layers import layers_of
 from onnxprune.calibration.regressions import consumers_of
 from onnxprune.channels import branches
-from onnxprune.graph import spill
 from onnxprune.jobs import Here, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.objective import relative_error
+from onnxprune.process import spill
 from onnxprune.refit.layerwise import in_place
 from onnxprune.selection.known import Choice
 from onnxprune.stages.select import paths

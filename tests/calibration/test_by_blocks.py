@@ -15,9 +15,9 @@ from onnxprune.calibration.by_blocks import Blocks, blocks_of
 from onnxprune.calibration.input_moments import InputMoments, collect, gram_bytes, sharing
 from onnxprune.calibration.layers import layers_of
 from onnxprune.data.samples import Samples
-from onnxprune.graph import spill
 from onnxprune.jobs.kept import NOWHERE, Kept, kept_in
 from onnxprune.numerics import gram
+from onnxprune.process import spill
 from onnxprune.runtime.walker import Walker
 from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same

@@ -12,6 +12,7 @@ from onnxprune.calibration.regressions import narrowed
 from onnxprune.selection import Regression
 from onnxprune.selection.known import Choice, Known
 from onnxprune.selection.obs import path
+from onnxprune.selection.path import Regressions
 from tests.compare import assert_same
 
 
@@ -23,7 +24,7 @@ def regression(outputs: int, *, rank: int = 20, seed: int = 0) -> Regression:
 
 
 def chosen(*parts: Regression) -> tuple[list[int], list[float]]:
-    found = path(Known("obs", 0, 8, None, parts), Choice())
+    found = path(Known("obs", 0, 8, None, Regressions(parts)), Choice())
     return found.order.tolist(), found.loss.tolist()
 
 

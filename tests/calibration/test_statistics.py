@@ -13,10 +13,10 @@ from onnxprune.calibration import input_moments
 from onnxprune.calibration.input_moments import InputMoments, InputSums, collect, positions_for
 from onnxprune.calibration.layers import layers_of
 from onnxprune.data.batches import batch_size
-from onnxprune.graph import spill
 from onnxprune.numerics import gram
 from onnxprune.numerics.least_squares import JITTER
 from onnxprune.numerics.ridge import RIDGES, chosen
+from onnxprune.process import spill
 from tests.calibrated import every_position, moments_of, prepare_text, samples_of, values
 from tests.compare import assert_same
 

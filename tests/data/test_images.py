@@ -21,7 +21,7 @@ from onnxprune.data.image_presets import PRESETS
 from onnxprune.data.inputs import InputSpec
 from onnxprune.data.sources import given
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import spill
+from onnxprune.process import spill
 from tests import digits
 
 Image = pytest.importorskip("PIL.Image")

@@ -20,7 +20,7 @@ from onnxprune.data.ragged import Ragged
 from onnxprune.data.samples import Samples
 from onnxprune.data.sources import checked, given
 from onnxprune.errors import CalibrationError
-from onnxprune.graph import spill
+from onnxprune.process import spill
 from tests import digits
 
 X = np.arange(60, dtype=np.float32).reshape(10, 2, 3)

@@ -21,8 +21,9 @@ from ml_dtypes import bfloat16, int4
 from onnxprune import inspect, prune
 from onnxprune.cli.program import main
 from onnxprune.errors import ModelError, RunError, UsageError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.intake import model_file
+from onnxprune.process import spill
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import set_initializers
 from tests import digits
@@ -100,7 +101,7 @@ def test_file_sizes_are_those_of_the_files(way: str | None, tmp_path: Path):
     ("name", "way", "limit"),
     [
         ("resnet", "one file", 1024),
-        ("resnet", "a file each", spill.SPILL_BYTES),
+        ("resnet", "a file each", tensor_files.SPILL_BYTES),
         ("mobilenet", "nested", 1024),
         *(("mixed", way, 1024) for way in WAYS),
     ],
@@ -109,7 +110,7 @@ def test_the_same_model_as_from_embedded_weights(
     name: str, way: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where the place of the weights changes the result, or the output names a place of this machine."""
-    monkeypatch.setattr(spill, "SPILL_BYTES", limit)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", limit)
     model, data = net(name)
     options: dict[str, Any] = {"ratio": 0.4, "refit": "least-squares", "round_to": 4}
     plain = tmp_path / "plain.onnx"
@@ -140,7 +141,7 @@ def test_the_same_model_as_from_embedded_weights(
 
 def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a result without an output refers to files that are gone."""
-    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", 1024)
     model, data = net("resnet")
     result = prune(stored(model, tmp_path, "one file"), None, data, ratio=0.4, refit="none").model
     assert result is not None
@@ -152,7 +153,7 @@ def test_result_in_memory_holds_its_weights(tmp_path: Path, monkeypatch: pytest.
 def test_slice_equals_oracle(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a stage loses, reads as something else, or forgets weights that lie in files."""
     # Above the shapes that graphs name, as onnxruntime reads those.
-    monkeypatch.setattr(spill, "SPILL_BYTES", 64)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", 64)
     monkeypatch.setattr(external, "INLINE_BYTES", 64)
     row = TABLE[name]
     proto, _ = model_file.load(stored(row.model(), tmp_path, "one file"))
@@ -261,8 +262,8 @@ def test_array_of(dtype: type, offset: int, tmp_path: Path):
     assert_same(external.array_of(tensor), values, rtol=0.0, atol=0.0)
     with spill.spilling():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spill, "SPILL_BYTES", 1)
-            spilled = spill.tensor_of(values, "w", outside=True)
+            patch.setattr(tensor_files, "SPILL_BYTES", 1)
+            spilled = tensor_files.tensor_of(values, "w", outside=True)
         assert external.is_external(spilled)
         assert_same(external.array_of(spilled), values, rtol=0.0, atol=0.0)
 
@@ -444,17 +445,17 @@ def files_in(folder: Path) -> set[Path]:
 def test_copies_of_a_model_share_what_lies_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a copy takes its weights along, or a weight that is set in one copy reaches another."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", 1024)
     model = mixed()
     before = model.SerializeToString(deterministic=True)
     whole = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    assert spill.outside(model) is model and external.embedded(model) is model
+    assert tensor_files.outside(model) is model and external.embedded(model) is model
     with spill.spilling():
-        first = spill.outside(model)
+        first = tensor_files.outside(model)
         shared = files_in(tmp_path)
         assert [t.name for t in first.graph.initializer if external.is_external(t)] == ["w1"]
         assert external.files_of(first) == shared and len(shared) == 1
-        second = spill.outside(first)
+        second = tensor_files.outside(first)
         assert second is not first
         assert files_in(tmp_path) == shared == external.files_of(second)
         set_initializers(second, {"w1": 2 * whole["w1"], "b1": 2 * whole["b1"]})
@@ -475,7 +476,7 @@ def test_weights_are_set_in_the_type_and_the_way_of_the_model(
     dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Fails where a refitted weight grows to float64, moves into the model, or is stored column by column."""
-    monkeypatch.setattr(spill, "SPILL_BYTES", 64)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", 64)
     values = np.random.default_rng(0).standard_normal((2, 3, 8, 5))
     proto = onnx.ModelProto()
     for name, part in (("large", values), ("small", values[0, 0, 0]), ("inside", values)):
@@ -538,14 +539,14 @@ def test_the_models_own_weights_are_not_overwritten(role: str, tmp_path: Path):
 
 def test_no_room_for_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fails where a full temporary folder is anything but one line that names it."""
-    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", 1024)
     model, data = net("resnet")
     path = stored(model, tmp_path, "one file")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spill, "_write_array", full)
+    monkeypatch.setattr(tensor_files, "write_array", full)
     with pytest.raises(RunError, match="set TMPDIR"):
         prune(path, tmp_path / "out.onnx", data, **FAST)
     assert not (tmp_path / "out.onnx").exists()
@@ -635,7 +636,7 @@ def test_no_room_for_kept_arrays(monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spill, "_write_array", full)
+    monkeypatch.setattr(spill, "write_array", full)
     with spill.spilling(), pytest.raises(RunError, match="set TMPDIR"):
         spill.Spilled(np.arange(6.0))
 
@@ -892,7 +893,7 @@ def test_large_embedded_weights_are_kept_outside_meanwhile(tmp_path: Path, monke
     """Fails where a large model in one file gives anything else, or its output is split."""
     model, data = net("resnet")
     expected = prune(model, None, data, ratio=0.4, refit="least-squares").model
-    monkeypatch.setattr(spill, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(tensor_files, "SPILL_BYTES", 1024)
     monkeypatch.setattr(external, "LARGE_BYTES", 1024)
     prune(digits.path("resnet"), tmp_path / "out.onnx", data, ratio=0.4, refit="least-squares")
     assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]

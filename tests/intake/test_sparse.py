@@ -15,10 +15,11 @@ from onnxprune import prune
 from onnxprune.channels.describe import Description
 from onnxprune.cli.program import main
 from onnxprune.errors import ModelError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
 from onnxprune.intake import model_file, sparse
 from onnxprune.numerics.arrays import Array
 from onnxprune.pipeline import inspect
+from onnxprune.process import spill
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same
 from tests.installed import needs_run
@@ -144,7 +145,7 @@ def test_what_is_none(change: Callable[[onnx.SparseTensorProto], None], why: str
 
 def test_large_ones_lie_in_files(monkeypatch: pytest.MonkeyPatch):
     """Fails where every copy of the model copies what a few bytes stand for."""
-    for module, limit in ((external, "LARGE_BYTES"), (spill, "SPILL_BYTES"), (external, "INLINE_BYTES")):
+    for module, limit in ((external, "LARGE_BYTES"), (tensor_files, "SPILL_BYTES"), (external, "INLINE_BYTES")):
         monkeypatch.setattr(module, limit, 1)
     model, _ = _models("flat")
     with spill.spilling():

@@ -40,6 +40,7 @@ from onnxprune.measures.answers import Answers
 from onnxprune.objective import output_imitation
 from onnxprune.report.progress import Progress
 from onnxprune.selection.known import Choice, Known
+from onnxprune.selection.path import Regressions
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.select import Selection, paths
 from onnxprune.threads import AT_ONCE_BYTES, limit, limited
@@ -86,7 +87,7 @@ class Elsewhere(Work[int, int]):
 
 def known(group: int, size: int = 4) -> Known:
     """A group of which selection knows nothing but scores."""
-    return Known("magnitude", group, size, None, (), None, np.arange(size, dtype=float))
+    return Known("magnitude", group, size, None, Regressions(), None, np.arange(size, dtype=float))
 
 
 def unsound() -> Known:

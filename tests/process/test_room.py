@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import RunError
-from onnxprune.graph import spill
 from onnxprune.output.commit import Stage
+from onnxprune.process import spill
 from onnxprune.process.room import why_not
 
 

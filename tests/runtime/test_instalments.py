@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxprune.errors import RunError
-from onnxprune.graph import external, spill
+from onnxprune.graph import external, tensor_files
+from onnxprune.process import spill
 from onnxprune.runtime import instalments
 from onnxprune.runtime import session as session_module
 from onnxprune.runtime.instalments import Instalments
@@ -60,7 +61,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def stored_outside(proto: onnx.ModelProto) -> onnx.ModelProto:
     """With every matrix in a file."""
-    outside = spill.outside(proto)
+    outside = tensor_files.outside(proto)
     assert external.external_bytes(outside) > 1 << 16
     return outside
 
@@ -183,7 +184,7 @@ def test_the_twin_of_half_precision_keeps_its_files(monkeypatch: pytest.MonkeyPa
     proto = model()
     for t in proto.graph.initializer:
         half = external.array_of(t).astype(np.float16)
-        t.CopyFrom(spill.tensor_of(np.concatenate([half, half]), t.name, outside=True))
+        t.CopyFrom(tensor_files.tensor_of(np.concatenate([half, half]), t.name, outside=True))
     del proto.graph.node[:], proto.graph.input[:], proto.graph.output[:]
     text = """(float16[N,128] x) => (float16[N,256] y) {
         a = Gemm <transB = 1> (x, w1)

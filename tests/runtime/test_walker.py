@@ -12,7 +12,7 @@ import pytest
 
 from onnxprune.data.array_files import Rows
 from onnxprune.data.sources import load
-from onnxprune.graph import spill
+from onnxprune.process import spill
 from onnxprune.runtime.walker import Walker, runtime_batch
 from onnxprune.surgery import replace_initializers, set_initializers
 from tests.calibrated import prepare_text, samples_of, values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from scipy import linalg
 
 from onnxprune.numerics.least_squares import JITTER, restricted
 from onnxprune.numerics.ridge import OF_SELECTION
+from onnxprune.process.spill import spilling
 from onnxprune.selection import Regression, obs
+from onnxprune.selection import path as paths
 from onnxprune.selection.obs import eliminate
 from tests.compare import assert_same
 from tests.selection.problems import Problem, problem
@@ -236,3 +240,44 @@ def test_one_moment_off_by_a_hundredth_is_seen() -> None:
     kept = path.kept(3)
     with pytest.raises(AssertionError, match="times the bound"):
         assert_same(path.loss[3], np.float64(error([(p, 1.0)], kept, 0.0)), rtol=RTOL, atol=RTOL * path.loss[0])
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_regressions_in_files_are_eliminated_as_those_in_memory(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a state comes back turned or old, all of them stay in memory, or what is in files is never read."""
+    data = [problem(s, (1, 2, 3, 1) * 5, free=2) for s in (31, 32, 33)]
+    parts = [Regression(p.moments(), p.w, p.unit, weight) for p, weight in zip(data, (1.0, 0.3, 2.0), strict=True)]
+    expected = eliminate(parts, 20, 0.1)
+    rows = np.arange(20) % 4
+    in_turns = eliminate(parts, 20, 0.1, rows)
+    limit = kept * (parts[0].p.nbytes + parts[0].w.nbytes)
+    monkeypatch.setattr(paths, "HELD_BYTES", limit)
+    monkeypatch.setattr(obs, "HELD_BYTES", limit)
+    made: list[obs._State] = []
+    in_memory: list[int] = []
+    make, costs = obs._State.__init__, obs._State.costs
+
+    def noted(self: obs._State, *arguments: Any) -> None:
+        make(self, *arguments)
+        made.append(self)
+
+    def counted(self: obs._State, alive: Array) -> Array:
+        in_memory.append(sum(s.w.size > 0 for s in made))
+        return costs(self, alive)
+
+    with spilling():
+        filed = paths.Regressions(parts)
+        assert filed.held == parts[0].p.nbytes
+        assert [type(r) for r in filed] == [Regression] * 3
+        assert not any(isinstance(r, Regression) for r in filed._parts)
+        found = eliminate(filed, 20, 0.1)
+        assert found.order.tolist() == expected.order.tolist()
+        assert_same(found.loss, expected.loss, rtol=0.0, atol=0.0)
+        assert_same(eliminate(filed, 20, 0.1, rows).loss, in_turns.loss, rtol=0.0, atol=0.0)
+        assert_same(filed[1:][0].contributions(20), parts[1].contributions(20), rtol=0.0, atol=0.0)
+        again = pickle.loads(pickle.dumps(filed))
+        assert_same(again[2].p, parts[2].p, rtol=0.0, atol=0.0)
+        monkeypatch.setattr(obs._State, "__init__", noted)
+        monkeypatch.setattr(obs._State, "costs", counted)
+        eliminate(filed, 20, 0.1)
+    assert set(in_memory) <= {0, 1}  # 0: a state without columns is left

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph import spill
+from onnxprune.graph import tensor_files
 from onnxprune.graph.view import Shape
 from onnxprune.numerics.arrays import Array
 
@@ -191,14 +191,14 @@ class Site:
     def weight(self, value: Array, what: str) -> str:
         """Add a constant; its name."""
         name = self._unused(f"{self._label}__{what}")
-        self.weights.append(spill.tensor_of(value, name, outside=True))
+        self.weights.append(tensor_files.tensor_of(value, name, outside=True))
         return name
 
     def once(self, key: object, wanted: str, make: Callable[[], Array]) -> str:
         """The name of a constant that all nodes share which ask for it by this key; `wanted`, or one near to it."""
         if key not in self._shared:
             name = self._shared[key] = self._unused(wanted)
-            self.weights.append(spill.tensor_of(make(), name, outside=True))
+            self.weights.append(tensor_files.tensor_of(make(), name, outside=True))
         return self._shared[key]
 
     def scalar(self, value: float, like: str, what: str = "number") -> str:

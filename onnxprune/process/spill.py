@@ -1,11 +1,11 @@
-"""Large tensors that a run makes lie in temporary files, which go with it."""
+"""Large arrays that a run makes lie in temporary files, which go with it."""
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
-import sys
 import tempfile
 import weakref
 from collections import deque
@@ -16,19 +16,16 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from numpy.typing import NDArray
 
 from onnxprune.errors import RunError
-from onnxprune.graph.external import BITS, FileRange, bytes_of, described, is_external, rebuilt, stream
-from onnxprune.numerics.arrays import Array
 from onnxprune.process.room import why_not
 
-# What is computed on the way goes to a file of its own from this size on.
-SPILL_BYTES = 64 << 10
+Array = NDArray[Any]
+
 _SLOT_BYTES = 256 << 10
 
 
@@ -189,7 +186,7 @@ class Spilled:
             weakref.finalize(self, self._slots.free, self._at)
         else:
             path = self._path = folder.path / str(next(folder.numbers))
-            _write(path, lambda f: _write_array(array, f))
+            write_file(path, lambda f: write_array(array, f))
             weakref.finalize(self, _removed, path)
         self._array = None
 
@@ -210,26 +207,19 @@ class Spilled:
         # Mapped for the moment only.
         return np.array(np.memmap(self._path, self._dtype, "r", shape=self._shape)[..., indices, :])
 
+    @property
+    def nbytes(self) -> int:
+        """What the values take once they are read."""
+        if self._array is not None:
+            return self._array.nbytes
+        return int(self._dtype.itemsize * math.prod(self._shape))
+
     def __reduce__(self) -> tuple[type[Spilled], tuple[Array]]:
         return Spilled, (self.load(),)
 
 
-def tensor_of(array: Array, name: str, *, outside: bool) -> onnx.TensorProto:
-    """The tensor of an array; outside: in a file where it is large (and `spilling()` has a folder), else embedded.
-
-    Raises RunError where the file cannot be written.
-    """
-    folder = _SPILL.get()
-    if not outside or folder is None or array.nbytes < SPILL_BYTES:
-        return numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-    data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-    tensor = onnx.TensorProto(name=name, data_type=data_type, dims=array.shape)
-    if data_type in BITS or sys.byteorder != "little":
-        return _spilled(numpy_helper.from_array(array, name), folder)
-    return _to_file(tensor, folder, array.nbytes, lambda f: _write_array(array, f))
-
-
-def _write_array(array: Array, f: IO[bytes]) -> None:
+def write_array(array: Array, f: IO[bytes]) -> None:
+    """Write the values of an array, in rows."""
     f.write(_bytes(array))
 
 
@@ -237,21 +227,8 @@ def _bytes(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _spilled(tensor: onnx.TensorProto, folder: _Folder) -> onnx.TensorProto:
-    """A small stand-in for an embedded tensor, with the values in a file."""
-    return _to_file(described(tensor), folder, bytes_of(tensor), lambda f: stream(tensor, f))
-
-
-def _to_file(
-    tensor: onnx.TensorProto, folder: _Folder, size: int, write: Callable[[IO[bytes]], None]
-) -> onnx.TensorProto:
-    path = folder.path / str(next(folder.numbers))
-    _write(path, write)
-    FileRange(str(path), 0, size).put(tensor)
-    return tensor
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file of the run's own. Raises RunError where it cannot be written."""
     with _room(path.parent), path.open("wb") as f:
         write(f)
 
@@ -263,11 +240,3 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as e:
         trouble = "takes no such file" if e.errno == errno.EFBIG else "has no room"
         raise RunError(f"{folder} {trouble}: {why_not(e, 'set TMPDIR to a larger folder')}") from e
-
-
-def outside(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose large embedded weights lie in the folder of `spilling()`; `proto` itself without such a folder."""
-    folder = _SPILL.get()
-    if folder is None:
-        return proto
-    return rebuilt(proto, lambda t: t if is_external(t) or bytes_of(t) < SPILL_BYTES else _spilled(t, folder))
