@@ -21,7 +21,7 @@ from scipy.special import bdtr
 
 from onnxprune.benchmark import profile, tensorrt_engine
 from onnxprune.benchmark.cuda import Gpu
-from onnxprune.benchmark.own_sizes import caches, fitted
+from onnxprune.benchmark.own_sizes import caches, fitted, largest_first
 from onnxprune.benchmark.profile import NodeTime
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.data import stand_ins
@@ -268,6 +268,7 @@ def feeds_for(
     given = {k: tuple(typed(f"a size of {k!r}", d, "int") for d in v) for k, v in shapes.items()}
     if any(d < 1 for v in given.values() for d in v):
         raise UsageError("a shape holds a size below 1")
+    models = largest_first(models)
     states = states_of(models[0], state) if data is not None else ()
     if not shapes:
         models = [ranks.declared(m, data, states) for m in models]

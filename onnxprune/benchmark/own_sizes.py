@@ -6,7 +6,8 @@ other inputs have to be the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -22,6 +23,17 @@ def caches(proto: onnx.ModelProto) -> dict[str, InputSpec]:
     states, specs = kept_inputs.states(proto), input_specs(proto)
     found = {s.name: s for s in specs if may_be_cache(s) or s.name in states}
     return found if len(found) < len(specs) else {}
+
+
+def largest_first(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
+    """Models by their caches, the most and the largest first: data for these holds what the others are fed, whichever
+    of them is timed against which."""
+
+    def size(proto: onnx.ModelProto) -> tuple[int, int]:
+        own = caches(proto)
+        return len(own), sum(prod(d or 1 for d in s.dims) for s in own.values())
+
+    return sorted(models, key=size, reverse=True)
 
 
 def fitted(feeds: Mapping[str, Array], proto: onnx.ModelProto) -> dict[str, Array]:

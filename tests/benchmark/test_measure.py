@@ -245,6 +245,14 @@ def test_each_model_gets_caches_of_its_own_size():
     one.graph.input.pop()
     assert fitted({**prompts(2), **empty(2)}, one).keys() == {v.name for v in one.graph.input}
     assert common_inputs([whole, one]) == common_inputs([whole])
+    # Whichever of them is timed against which.
+    held = {**prompts(2), "attention_mask": np.ones((2, 8), np.int64)}
+    held |= {name: np.ones((2, GROUPS, 2, 16), np.float32) for name in empty(2)}
+    for data in (None, held):
+        for pair in ((whole, small), (whole, one)):
+            there, back = (shapes_of(feeds_for(models, data, 2, {})) for models in (pair, pair[::-1]))
+            assert there == back
+            assert there["past_key_values.0.key"][1] == GROUPS
     with pytest.raises(ModelError, match="different inputs"):
         common_inputs([model("float[N,3,H] x"), model("float[N,1,H] x")])
 
