@@ -15,12 +15,14 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from benchmarks.page import put
 from onnxprune import PruneConfig, prune
@@ -36,6 +38,7 @@ RATIO = 0.3
 VOCABULARY, LENGTH, SAMPLES, TOKENS = 512, 16, 48, 24
 HEADS, GROUPS, SIZE, LAYERS = 8, 4, 16, 2
 WINDOW, EXPERTS = 8, 4
+LOWEST = -1e30
 PROMPT = (5, 17, 101, 33, 250, 8)
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -177,9 +180,9 @@ def built(family: Family, precision: str, folder: Path) -> Path:
     return folder / "model" / "model.onnx"
 
 
-def data(model: Path) -> dict[str, Array]:
-    """Random prompts, with what the model reads of them; caches that are left out are empty."""
-    ids = np.random.default_rng(0).integers(2, VOCABULARY, (SAMPLES, LENGTH))
+def data(model: Path, tokens: Sequence[int] = range(2, VOCABULARY)) -> dict[str, Array]:
+    """Random prompts of these tokens, with what the model reads of them; caches that are left out are empty."""
+    ids = np.random.default_rng(0).choice(np.array(tokens), (SAMPLES, LENGTH))
     every = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     every["position_ids"] = np.broadcast_to(np.arange(LENGTH), ids.shape)
     read = {v.name for v in onnx.load(model, load_external_data=False).graph.input}
@@ -199,17 +202,34 @@ def generated(folder: Path) -> list[int]:
     return [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
 
 
+def choosing_among(model: onnx.ModelProto, tokens: Sequence[int]) -> None:
+    """Have a model give no other token a chance; any, where none are listed."""
+    if not tokens:
+        return
+    graph = model.graph
+    listed = np.isin(np.arange(VOCABULARY), tokens)
+    graph.initializer.extend(
+        [numpy_helper.from_array(listed, "listed"), numpy_helper.from_array(np.array(LOWEST, np.float32), "lowest")]
+    )
+    for node in graph.node:
+        node.output[:] = ["every_logit" if o == "logits" else o for o in node.output]
+    graph.node.append(helper.make_node("Where", ["listed", "every_logit", "lowest"], ["logits"]))
+
+
 def compared(family: Family, precision: str, folder: Path, options: PruneConfig = SETTINGS) -> Compared:
-    """Cut a model of the family, and let the runtime generate by the result and by the masked original."""
+    """Cut a model of the family, and let the runtime generate by the result and by the masked original.
+
+    Where the options list tokens, the masked original has the rows of all, and chooses among those.
+    """
     source = built(family, precision, folder)
     result, masked = folder / "result", folder / "masked"
     result.mkdir()
     masked.mkdir()
-    prompts = data(source)
+    prompts = data(source, options.keep_tokens or range(2, VOCABULARY))
     found = prune(source, result / "small.onnx", prompts, config=options)
     own = json.loads((result / "genai_config.json").read_text())["model"]["decoder"]
     with spill.spilling():
-        loaded = load(source, prompts, found.plan.settings())
+        loaded = load(source, prompts, found.plan.settings().with_options(keep_tokens=()))
         before, channels = describe_loaded(loaded, options), trace(loaded, options)
         stored = [t for g in (loaded.original.graph, *bodies.every_body(loaded.original.graph)) for t in g.initializer]
         stored += [a.t for n in bodies.every_node(loaded.original.graph) for a in n.attribute if a.name == "value"]
@@ -219,6 +239,7 @@ def compared(family: Family, precision: str, folder: Path, options: PruneConfig 
         for v in oracle.graph.input:  # see `runtime.faults.without_sizes_of_pasts`
             for d in v.type.tensor_type.shape.dim[2:3] if v.name.startswith("past") else ():
                 d.Clear()
+        choosing_among(oracle, options.keep_tokens)
         onnx.save(external.embedded(oracle), masked / "model.onnx")
     for file in source.parent.glob("*.json"):
         (masked / file.name).write_bytes(file.read_bytes())

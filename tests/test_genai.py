@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from benchmarks.genai import FAMILIES, HEADS, SETTINGS, compared
@@ -42,3 +43,15 @@ def test_a_model_without_a_layer_is_loaded_and_generates_as_the_masked_original(
     assert (c.own["num_hidden_layers"], c.own["num_key_value_heads"]) == (2, family.groups // 2)
     assert len(set(c.generated)) > 1
     assert c.generated == c.masked
+
+
+def test_a_model_without_rows_of_tokens_generates_as_the_masked_original_among_the_others(tmp_path: Path):
+    """Fails where a token is read as another one, a logit has another one's place, or one that went is chosen."""
+    listed = (*range(40), *range(100, 260))
+    c = compared(FAMILIES["Llama"], "float32", tmp_path, SETTINGS.with_options(keep_tokens=listed))
+    stored = onnx.load(tmp_path / "result" / "small.onnx", load_external_data=False).graph.initializer
+    sizes = {t.name: tuple(t.dims) for t in stored}
+    assert sizes["model.embed_tokens.weight"] == sizes["lm_head.MatMul.weight"][::-1] == (len(listed), 96)
+    assert len(set(c.generated)) > 1
+    assert c.generated == c.masked
+    assert set(c.generated) <= set(listed)
