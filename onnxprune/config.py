@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from onnxprune import methods
 from onnxprune.errors import UsageError
 from onnxprune.methods import BUDGETS, METHODS, REFITS
-from onnxprune.options import MOST, MOST_NUMBER, check_most, shares_by_pattern, shown, typed
+from onnxprune.options import MOST, MOST_NUMBER, check_most, experts_by_pattern, shares_by_pattern, shown, typed
 from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
 
 # Options that other methods never look at.
@@ -70,6 +70,8 @@ class PruneConfig:
     min_channels: no width goes below. drop_branches: whether a branch may go as a whole, with all its channels; None
     leaves that to the budget. drop_layers: whole layers of a transformer (attention and feed-forward block) that go, by
     number or by a pattern of their names; "auto" lets the budget choose, where that harms less than narrowing does.
+    drop_experts: how many experts go from each mixture (MoE, QMoE) before anything else goes, those that give least on
+    the samples; or PATTERN=3,5, the numbers of those that go from mixtures whose node matches.
     keep_fused: operators that onnxruntime had fused are written as they were, where what
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
@@ -109,6 +111,7 @@ class PruneConfig:
     min_channels: int = 1
     drop_branches: bool | None = None
     drop_layers: tuple[str, ...] = ()
+    drop_experts: tuple[str, ...] = ()
     keep_fused: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -193,6 +196,7 @@ class PruneConfig:
             *self.resize_io,
             *self.drop_layers,
             *(p for p, _ in shares),
+            *(p for p, _ in self.experts_named),
         )
         for pattern in patterns:
             if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
@@ -257,6 +261,16 @@ class PruneConfig:
     def shares_of(self) -> tuple[tuple[str, float], ...]:
         """The pairs of `ratio_of`, taken apart. Raises UsageError for one that is none."""
         return shares_by_pattern("ratio_of", self.ratio_of)
+
+    @property
+    def experts_named(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The pairs of `drop_experts`, taken apart. Raises UsageError for one that is none."""
+        return experts_by_pattern("drop_experts", self.drop_experts)[1]
+
+    @property
+    def fewer_experts(self) -> int:
+        """How many experts go from each mixture that is not named."""
+        return experts_by_pattern("drop_experts", self.drop_experts)[0]
 
     @property
     def epochs(self) -> int:
@@ -342,6 +356,7 @@ class Options(TypedDict, total=False):
     min_channels: int
     drop_branches: bool | None
     drop_layers: tuple[str, ...]
+    drop_experts: tuple[str, ...]
     keep_fused: bool
     include: tuple[str, ...]
     exclude: tuple[str, ...]

@@ -14,6 +14,9 @@ from onnxprune.errors import UsageError
 # Nothing has so many channels, samples or rounds.
 MOST_NUMBER = 2**31 - 1
 
+# Numbers of experts with more digits are none.
+_DIGITS = 10
+
 
 def typed(name: str, value: Any, kinds: str) -> Any:
     """`value` as one of some types, such as "int | None"; numpy's numbers become Python's, lists of texts tuples.
@@ -84,6 +87,29 @@ def shares_by_pattern(name: str, pairs: Sequence[str]) -> tuple[tuple[str, float
             raise UsageError(f"{name} {shown(pair)} is no pattern with a share in [0, 1); write 'PATTERN=0.2'")
         parted.append((pattern, share))
     return tuple(parted)
+
+
+def experts_by_pattern(name: str, wanted: Sequence[str]) -> tuple[int, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """(how many experts go from each mixture, those that go from mixtures by pattern) of N and PATTERN=3,5.
+
+    Raises UsageError for what is neither, and for two numbers.
+    """
+    counts: list[int] = []
+    named: list[tuple[str, tuple[int, ...]]] = []
+    for text in wanted:
+        pattern, _, numbers = text.rpartition("=")
+        parts = numbers.split(",")
+        if not all(p.isascii() and p.isdigit() and len(p) < _DIGITS for p in parts) or (not pattern and "=" in text):
+            raise UsageError(f"{name} {shown(text)} is no number of experts, and no 'PATTERN=3,5' that names some")
+        if pattern:
+            named.append((pattern, tuple(sorted({int(p) for p in parts}))))
+        elif len(parts) > 1 or int(text) < 1:
+            raise UsageError(f"{name} {shown(text)}: give how many experts go from each mixture, or 'PATTERN=3,5'")
+        else:
+            counts.append(int(text))
+    if len(counts) > 1:
+        raise UsageError(f"{name} says twice how many experts go from each mixture; leave one out")
+    return counts[0] if counts else 0, tuple(named)
 
 
 def check_most(name: str, value: Any, most: int) -> None:

@@ -42,6 +42,18 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
+class ExpertsPlan:
+    """A mixture that loses experts before anything else goes: the name of its node, how many it has, those that stay.
+
+    kept: ascending.
+    """
+
+    name: str
+    count: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to keep in the model with this checksum: of every group that may lose units, also where all of them stay.
 
@@ -50,7 +62,8 @@ class Plan:
     data_sha256: of the samples that it was made with, labels aside; None where that is not known. split_seed: what
     divided these into those for fitting and those held out; None: the seed of the config. data: where data that were
     prepared came from, and how, for people to read. layers: the layers of a
-    transformer that go as a whole, with all groups that they consist of: for people, too.
+    transformer that go as a whole, with all groups that they consist of: for people, too. experts: of mixtures that
+    lose some.
     """
 
     model_sha256: str
@@ -60,6 +73,7 @@ class Plan:
     split_seed: int | None = None
     data: str = ""
     layers: tuple[str, ...] = ()
+    experts: tuple[ExpertsPlan, ...] = ()
 
     @property
     def divided_by(self) -> int:
@@ -127,6 +141,8 @@ class Plan:
             data["data"] = self.data
         if self.layers:
             data["layers"] = list(self.layers)
+        if self.experts:
+            data["experts"] = [{"name": e.name, "experts": e.count, "kept": list(e.kept)} for e in self.experts]
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
@@ -145,10 +161,11 @@ def make(
     uncut: Collection[int] = (),
     data: str = "",
     layers: Sequence[str] = (),
+    experts: Sequence[ExpertsPlan] = (),
 ) -> Plan:
     """The plan of keeping `masks`, with `coefficients` over the units (both by group index).
 
-    uncut: the groups that might have lost units, and stay whole. data, layers: as in `Plan`.
+    uncut: the groups that might have lost units, and stay whole. data, layers, experts: as in `Plan`.
     """
     every = {i: np.ones(channels.groups[i].size, bool) for i in uncut} | {i: m for i, m in masks.items() if not m.all()}
     groups = tuple(
@@ -160,7 +177,7 @@ def make(
         )
         for i, mask in sorted(every.items())
     )
-    return Plan(model_sha256, config, groups, data_sha256, data=data, layers=tuple(layers))
+    return Plan(model_sha256, config, groups, data_sha256, data=data, layers=tuple(layers), experts=tuple(experts))
 
 
 def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic: bool, force: bool) -> tuple[str, ...]:
@@ -209,7 +226,10 @@ def load(path: str | Path) -> Plan:
         data_sha256 = None if data_checksum is None else _of(str, data_checksum, "the checksum of the data")
         told = _of(str, data.get("data", ""), "the data")
         layers = tuple(_of(str, x, "a layer") for x in _of(list, data.get("layers", []), "the layers"))
-        return Plan(checksum, config, groups, data_sha256, seed, told, layers)
+        mixtures = tuple(_experts(e) for e in _of(list, data.get("experts", []), "the experts"))
+        if len({e.name for e in mixtures}) < len(mixtures):
+            raise ValueError("a mixture is named twice")
+        return Plan(checksum, config, groups, data_sha256, seed, told, layers, mixtures)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 
@@ -228,6 +248,16 @@ def _of(kind: type[T], value: Any, what: str) -> T:
     if type(value) is not kind:
         raise ValueError(f"{what} must be of type {kind.__name__}, not {type(value).__name__}")
     return value
+
+
+def _experts(data: Any) -> ExpertsPlan:
+    fields = _of(dict, data, "a mixture")
+    name = _of(str, fields["name"], "the name of a mixture")
+    count = _of(int, fields["experts"], f"the experts of {name!r}")
+    kept = tuple(_of(int, k, f"an expert of {name!r}") for k in _of(list, fields["kept"], f"what {name!r} keeps"))
+    if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= count:
+        raise ValueError(f"mixture {name!r} must keep some of its {count} experts, in ascending order")
+    return ExpertsPlan(name, count, kept)
 
 
 def _group(data: Any) -> GroupPlan:

@@ -33,7 +33,8 @@ a test holds that every operator that the installed onnxruntime registers has a 
 
 - *{written}*: before anything else, and in the result (`onnxprune/normalise/unfused/`), but for weights in packed codes
   (MatMulNBits, GatherBlockQuantized) and for mixtures of experts (MoE, QMoE), which are put back in the result with the
-  weights that they have by then (`onnxprune/surgery/packed_codes.py`, `onnxprune/surgery/experts.py`). Where
+  weights that they have by then (`onnxprune/surgery/packed_codes.py`, `onnxprune/surgery/experts.py`). Whole experts go
+  with `--drop-experts` (`onnxprune/surgery/mixtures.py`). Where
   a node is not in the form that its row expects, it stays, and a note says why. BiasAdd, BiasSplitGelu,
   FusedMatMulActivation, GemmFastGelu, GroupNorm, NhwcConv, NhwcFusedConv and SkipGroupNorm have no kernel on the CPU:
   a file with one of them is refused as long as onnxruntime does not load it there, since nothing could be held against

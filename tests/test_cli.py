@@ -489,7 +489,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         "state": [],
         "resize_io": [],
         "exclude_after": [],
-        **{"resize_io": [], "keep_tokens": [], "drop_layers": []},
+        **{"resize_io": [], "keep_tokens": [], "drop_layers": [], "drop_experts": []},
         **{"max_ratio": 0.9, "ratio_of": ["/3/*=25%"], "same_widths": ["/6/*"]},
     }
 

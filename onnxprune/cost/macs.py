@@ -17,6 +17,7 @@ from onnxprune.channels.trace import Linear
 from onnxprune.channels.whole_layers import WholeLayer, vanishing
 from onnxprune.cost.operators import terms_of
 from onnxprune.cost.terms import Cost, Length, Term, length_of, length_of_axis
+from onnxprune.graph.quantized import stored
 from onnxprune.graph.view import Node
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
@@ -24,6 +25,8 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose", "DeformConv")
 
 def macs(channels: ChannelGraph, drops: Mapping[int, Drop] | None = None, layers: Sequence[WholeLayer] = ()) -> Cost:
     """Multiply-accumulates of all contractions, at the batch and sizes that the shapes are bound to.
+
+    An expert of a mixture counts at the share of positions that goes to each on average: k of all experts.
 
     Of an If both branches count, of a Loop or Scan one iteration. Those of `operators.uncounted` are missing. drops:
     what disappears with a group, as `channels.branches` finds it; layers: what with all of several.
@@ -45,7 +48,9 @@ def macs_by_node(
         products = layer if layer is not None else terms_of(node, channels) or ()
         needs = tuple(groups for groups, nodes in gone if node.index in nodes)
         if products:
-            found[node.index] = tuple(replace(t, needs=needs) for t in products)
+            weight = "" if linear is None else stored(channels.graph, linear.weight)
+            share = channels.graph.computed.get(weight, 1.0)
+            found[node.index] = tuple(replace(t, needs=needs, coefficient=share * t.coefficient) for t in products)
     return found
 
 

@@ -37,7 +37,7 @@ import onnx.inliner
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, protobuf, surgeon
-from onnxprune.graph.protobuf import copied
+from onnxprune.graph.protobuf import copied, int_attribute
 from onnxprune.graph.view import Shape, StateGather
 from onnxprune.normalise import body_values
 from onnxprune.normalise.constants import constant_condition, fold_constants, see_through_identities
@@ -49,7 +49,7 @@ from onnxprune.normalise.shuffles import with_gathers
 from onnxprune.normalise.sizes import fold_shapes, shape_only
 from onnxprune.normalise.tables import Table, tables_of
 from onnxprune.normalise.unfused import EXPERTS, PACKED, RESTORED, Fused, operator_of, unfuse
-from onnxprune.normalise.unfused.experts import INNER
+from onnxprune.normalise.unfused.experts import BIAS, DOWN, GATED, INNER, UP
 from onnxprune.normalise.unfused.integers import real_products
 from onnxprune.normalise.weights import clone_shared_vectors, give_biases
 from onnxprune.normalise.windows import longer_shapes, reach, windows
@@ -94,6 +94,19 @@ class Normalised:
     def balanced(self) -> Sequence[tuple[str, ...]]:
         """Tensors whose last axes keep equally many channels: what the experts of one node compute inside."""
         return [f.roles[INNER] for f in self.experts]
+
+    @property
+    def computed(self) -> dict[str, float]:
+        """By weight, the share of positions at which a mixture computes with it: k of its experts at each.
+
+        Biases, which a product of shares adds here, multiply nothing.
+        """
+        found: dict[str, float] = {}
+        for f in self.experts:
+            share = int_attribute(f.node, "k", 1) / len(f.roles[INNER])
+            found |= {name: share for role in (UP, GATED, DOWN) for name in f.roles.get(role, ())}
+            found |= dict.fromkeys(f.roles.get(BIAS, ()), 0.0)
+        return found
 
 
 def normalise(original: onnx.ModelProto, example: Feeds) -> Normalised:

@@ -101,6 +101,22 @@ class WholeLayerRow:
     error: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertsRow:
+    """A mixture of experts that lost some before anything else went.
+
+    name: of its node. experts: how many it had. kept: the numbers of those that stay, and gone: of those that went,
+    both ascending. lost: the share of what its experts give on the samples that those which went gave; None where that
+    was not measured, as they were named.
+    """
+
+    name: str
+    experts: int
+    kept: tuple[int, ...]
+    gone: tuple[int, ...]
+    lost: float | None = None
+
+
 @dataclass(frozen=True)
 class Alignment:
     """What widths should be multiples of, and how many inputs and outputs of layers are so, before and after.
@@ -184,10 +200,9 @@ class Report:
     level ("good", "doubtful", "bad" or "unknown") and text.
     calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file;
     prepared: what was done to files that hold no arrays.
-    gates: limits that the run was held to. layers: the network in outline. whole_layers: those
-    of a transformer, where they could go as a whole. curves: of the groups of which cuts were
-    tried. warnings: what makes the result doubtful;
-    notes: what else there is to say.
+    gates: limits that the run was held to. layers: the network in outline. whole_layers: those of a transformer, where
+    they could go as a whole. experts: mixtures that lost some before all else. curves: of the groups of which cuts were
+    tried. warnings: what makes the result doubtful; notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.
     sources: where options come from that were not on the command line, and which these are. files: all that the run
     writes, the model first; no part of the document, which is one of them.
@@ -223,6 +238,7 @@ class Report:
     gates: tuple[Gate, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     whole_layers: tuple[WholeLayerRow, ...] = ()
+    experts: tuple[ExpertsRow, ...] = ()
     curves: tuple[CurveRow, ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
     command: tuple[str, ...] = ()

@@ -142,6 +142,7 @@ def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
         stays,
         loaded.said_of_data,
         [x.called for x in coupled.layers_whole if all(g in masks and not masks[g].any() for g in x.groups)],
+        () if loaded.experts is None else loaded.experts.planned,
     )
     return Chosen(masks=masks, coefficients=coefficients, plan=chosen)
 

@@ -18,10 +18,17 @@ from onnxprune.stages.load import Loaded
 from onnxprune.stages.ports import resized_outputs
 
 
-def answers_of(loaded: Loaded, coupled: Coupled, samples: Samples, parts: Sequence[Part] | None = None) -> Answers:
-    """The original's answers. parts: those of other samples; None where these samples show the scales."""
+def answers_of(
+    loaded: Loaded,
+    coupled: Coupled,
+    samples: Samples,
+    parts: Sequence[Part] | None = None,
+    model: onnx.ModelProto | None = None,
+) -> Answers:
+    """The original's answers. parts: those of other samples; None where these samples show the scales. model: another
+    one that answers in place of the original."""
     observed = coupled.observed
-    values = outputs_of(original_of(loaded, coupled), coupled, loaded, samples)
+    values = outputs_of(original_of(loaded, coupled) if model is None else model, coupled, loaded, samples)
     padding = padding_of(loaded.original, samples, values, observed.layouts)
     if parts is None:
         parts = parts_in(((w.tensors, w.outputs, w.columns) for w in observed.wholes), values, padding)
@@ -39,7 +46,8 @@ class Judged:
 def judged_by(loaded: Loaded, coupled: Coupled, reference: Answers, masks: Masks) -> Judged:
     """By what stands for the outputs now that it is known which channels went: also what might have gone and did not.
 
-    reference: the answers by what stood for them until then.
+    reference: the answers by what stood for them until then. They are those of the original with all experts, also
+    where all else was measured against the one without some.
     """
     keep = coupled.channels.keep_classes(masks)
     taken, n = coupled.taken, loaded.normalised
@@ -49,11 +57,12 @@ def judged_by(loaded: Loaded, coupled: Coupled, reference: Answers, masks: Masks
 
     states = resized_outputs(n) | {s.state[0] for s in n.states if s.written and went(s.units)}
     observed = observed_in(taken.channels.graph, n.types, went, states)
+    whole = None if loaded.experts is None else loaded.judge
     if observed == replace(coupled.observed, layouts={}):
-        return Judged(coupled, reference)
+        return Judged(coupled, reference if whole is None else answers_of(loaded, coupled, loaded.held, model=whole))
     watched = seen(taken, observed, n, labelled=loaded.labels is not None)
     recoupled = with_layouts(replace(coupled, observed=observed, seen=watched), loaded)
-    return Judged(recoupled, answers_of(loaded, recoupled, loaded.held))
+    return Judged(recoupled, answers_of(loaded, recoupled, loaded.held, model=whole))
 
 
 def outputs_of(model: onnx.ModelProto, coupled: Coupled, loaded: Loaded, samples: Samples) -> dict[str, Array]:

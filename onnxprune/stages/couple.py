@@ -29,6 +29,7 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
+from onnxprune.stages.dropped_experts import told_of_experts
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.named_layers import named_layers
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
@@ -166,7 +167,7 @@ def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     n = loaded.normalised
     read_by = {k: (x.op_type, x.name) for k, x in loaded.tail.readers.items()}
     view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states, n.balanced)
-    return build(replace(view, read_by=read_by), settings.attention)
+    return build(replace(view, read_by=read_by, computed=n.computed), settings.attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
@@ -176,8 +177,8 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     macs_cost, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
-    notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *not_counted(channels))
-    notes = (*notes, *idle_ports(loaded, channels, settings))
+    notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *told_of_experts(loaded.original))
+    notes = (*notes, *not_counted(channels), *idle_ports(loaded, channels, settings))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
     drops = branches.drops(channels)
     layers = whole_layers(channels, drops)

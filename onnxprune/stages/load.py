@@ -20,6 +20,7 @@ from onnxprune.data.states import State, states_of
 from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.graph import external, tensor_files
 from onnxprune.graph.external import Placement
+from onnxprune.graph.view import Shape
 from onnxprune.intake import (
     counting,
     declarations,
@@ -45,7 +46,8 @@ from onnxprune.objective import fitted_labels
 from onnxprune.runtime.session import Feeds, notes_on
 from onnxprune.runtime.walker import runtime_batch
 from onnxprune.stages import ports
-from onnxprune.stages.tokens import listed_tokens
+from onnxprune.stages.dropped_experts import DroppedExperts, without_experts
+from onnxprune.stages.tokens import Listed, listed_tokens
 from onnxprune.surgery.vocabulary import ListedTokens
 
 Calibration = Data | None
@@ -91,7 +93,8 @@ class Loaded:
     pictures: whether reports may show some of the images.
     tail: what lies behind operators that onnxruntime does not know; the original is the part in front. shapeless: the
     inputs that are declared without a shape in the file. tokens: where tokens were listed, the model with the others
-    too; the original is then the one without these.
+    too; the original is then the one without these. experts: where experts went, the model with all of them; the
+    original is then the one without. complete: the model with all tokens and experts, where any went.
     """
 
     original: onnx.ModelProto
@@ -111,11 +114,18 @@ class Loaded:
     shapeless: tuple[str, ...] = ()
     pictures: bool = True
     tokens: ListedTokens | None = None
+    experts: DroppedExperts | None = None
+    complete: onnx.ModelProto | None = None
 
     @property
     def given(self) -> onnx.ModelProto:
-        """The original with all that was given, tokens that are not listed included."""
-        return self.original if self.tokens is None else self.tokens.whole
+        """The original with all that was given, tokens that are not listed and experts that went included."""
+        return self.original if self.complete is None else self.complete
+
+    @property
+    def judge(self) -> onnx.ModelProto:
+        """What the result's answers are compared with: the original with all experts."""
+        return self.original if self.experts is None else self.experts.whole
 
     def as_given(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A model like the original, with logits of all tokens in their places again."""
@@ -183,7 +193,15 @@ def _opened(
         return loaded
     # A plan has decided all that labels decide, so a replay needs none.
     unlabelled = settings.with_options(labels=None)
-    loaded = load(model, calibration, unlabelled, replayed.divided_by, allow_links=allow_links, told=told)
+    loaded = load(
+        model,
+        calibration,
+        unlabelled,
+        replayed.divided_by,
+        planned=replayed.experts,
+        allow_links=allow_links,
+        told=told,
+    )
     checksums = (loaded.source.sha256, loaded.inputs_sha256)
     said = plan.check_origin(replayed, *checksums, synthetic=loaded.fit.synthetic, force=settings.force)
     return replace(loaded, notes=(*loaded.notes, *said))
@@ -205,13 +223,14 @@ def load(
     settings: PruneConfig,
     divided_by: int | None = None,
     *,
+    planned: Sequence[plan.ExpertsPlan] | None = None,
     allow_links: bool = False,
     told: Told = _UNHEARD,
 ) -> Loaded:
     """Read and normalise the model, read and split the data, and hold the labels against the first output.
 
-    divided_by: the seed of the split, where that is not the one of the settings. allow_links: as for
-    `external.resolve`.
+    divided_by: the seed of the split, where that is not the one of the settings. planned: the experts that stay, where
+    a plan says so. allow_links: as for `external.resolve`.
     """
     original, source = model_file.read(model, allow_links=allow_links)
     if external.embedded_bytes(original) >= external.LARGE_BYTES:
@@ -230,16 +249,13 @@ def load(
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
     seconds = first_run.run(original, samples.example())
+    original, dropped = without_experts(original, samples, settings, planned)
     example, wider = samples.example(), samples.doubled()
     if wider is not None and first_run.Trial(original)(wider):
         example = wider
-    normalised = first_run.normalised(original, example, seconds=seconds)
+    normalised = _normal_form(original, example, samples.count(example), states, settings, seconds)
     unknown.check_versions(normalised.proto, tail)
-    count = samples.count(example)
-    steps, resized = [(s.output, s.input) for s in states], ports.resized(original, settings.resize_io)
-    normalised = with_gathers(replace(normalised, samples=count), steps, resized)
-    ports.check_resized(normalised, settings.resize_io)
-    size = samples.run_size(runtime_batch(normalised.shapes, normalised.proto, bound=count))
+    size = samples.run_size(runtime_batch(normalised.shapes, normalised.proto, bound=samples.count(example)))
     every = counting.counts(original) and counting.counts(normalised.proto)
     first_run.run_all(original, _batches(samples, size, None if every else 1, told), seconds=seconds)
     if settings.labels is not None:
@@ -249,7 +265,9 @@ def load(
         original = declarations.with_true_outputs(original, normalised.shapes)
         mended = declarations.with_true_outputs(normalised.proto, normalised.shapes)
         normalised = replace(normalised, proto=mended)
-    notes = [*source.notes, *listed.notes, *filter(None, [tail.note]), *normalised.notes, *false, *samples.notes]
+    tokens, dropped, complete = _complete(listed, dropped, normalised.shapes)
+    notes = [*source.notes, *listed.notes, *(dropped.notes if dropped else ()), *filter(None, [tail.note])]
+    notes += [*normalised.notes, *false, *samples.notes]
     notes += [*_notes_on_few(samples), *notes_on(original), *_notes_on_unread(samples, settings, tail)]
     checksums = digests(samples)
     seed, chosen_by = settings.seed if divided_by is None else divided_by, None
@@ -259,15 +277,14 @@ def load(
     inputs = samples.sha256()
     whole = inputs if settings.labels is None else samples.sha256(settings.labels)
     figures = figures_of(samples)
-    doubts: tuple[str, ...] = (_NO_DATA,)
-    if not samples.synthetic:
-        doubts = (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
     return Loaded(
         original=original,
         with_defaults=with_defaults,
         shapeless=shapeless,
         tail=tail,
-        tokens=listed.declared_as(normalised.shapes),
+        tokens=tokens,
+        experts=dropped,
+        complete=complete,
         source=source,
         normalised=normalised,
         fit=fit,
@@ -278,8 +295,47 @@ def load(
         inputs_sha256=inputs,
         labels=settings.labels,
         figures=figures,
-        doubts=doubts,
+        doubts=_doubts(normalised, samples, figures, checksums),
     )
+
+
+def _normal_form(
+    original: onnx.ModelProto,
+    example: Feeds,
+    count: int,
+    states: Sequence[State],
+    settings: PruneConfig,
+    seconds: float,
+) -> Normalised:
+    """The normal form at an example of `count` samples, with Gathers at states and at what may change its size."""
+    normalised = first_run.normalised(original, example, seconds=seconds)
+    steps, resized = [(s.output, s.input) for s in states], ports.resized(original, settings.resize_io)
+    normalised = with_gathers(replace(normalised, samples=count), steps, resized)
+    ports.check_resized(normalised, settings.resize_io)
+    return normalised
+
+
+def _complete(
+    listed: Listed, dropped: DroppedExperts | None, shapes: Mapping[str, Shape]
+) -> tuple[ListedTokens | None, DroppedExperts | None, onnx.ModelProto | None]:
+    """(the listed tokens and the dropped experts, each with the other ones gone already; the model with all of both, if
+    there are any), declared by the shapes that the outputs have."""
+    tokens = listed.declared_as(shapes)
+    complete = None if tokens is None else tokens.whole
+    if dropped is None:
+        return tokens, None, complete
+    dropped = replace(dropped, whole=declarations.with_true_outputs(dropped.whole, shapes))
+    if tokens is None:
+        return None, dropped, dropped.whole
+    return replace(tokens, whole=dropped.cut(tokens.whole)), dropped, complete
+
+
+def _doubts(
+    normalised: Normalised, samples: Samples, figures: tuple[InputFigures, ...], checksums: Sequence[bytes]
+) -> tuple[str, ...]:
+    if samples.synthetic:
+        return (_NO_DATA,)
+    return (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
 
 
 def _batches(samples: Samples, size: int, most: int | None, told: Told) -> Iterator[Feeds]:

@@ -63,7 +63,7 @@ def report_of(
     kept = [0 if g.index in dead else int(masks.get(g.index, np.ones(g.size)).sum()) for g in channels.groups]
     macs, batch = coupled.costs["macs"], channels.graph.batch
     own = Size(round(macs.at(full) / batch), coupled.stored_parameters, loaded.source.size)
-    before = with_all_tokens(own, loaded, batch)
+    before = with_all_tokens(with_all_experts(own, loaded, batch), loaded, batch)
     after = Size(
         round(macs.at(kept) / batch),
         protobuf.parameters(checked.model) if checked else round(coupled.costs["stored"].at(kept)),
@@ -123,6 +123,7 @@ def report_of(
         warnings=tuple(stage.warnings),
         layers=layer_rows(coupled, masks, kept),
         whole_layers=whole_layer_rows(coupled, tried, kept),
+        experts=loaded.experts.rows if loaded.experts else (),
         curves=curve_rows(tried, coupled, kept),
     )
 
@@ -160,7 +161,18 @@ def with_all_tokens(own: Size, loaded: Loaded, batch: int) -> Size:
         prod(shapes.get(h.output) or (0,)) // ids.size * h.width * (loaded.tokens.vocabulary.count - ids.size)
         for h in heads
     )
-    return replace(own, macs=own.macs + round(macs / batch), parameters=protobuf.parameters(loaded.tokens.whole))
+    return replace(own, macs=own.macs + round(macs / batch), parameters=protobuf.parameters(loaded.given))
+
+
+def with_all_experts(own: Size, loaded: Loaded, batch: int) -> Size:
+    """The size of the original, where experts went before: products of a router's columns, and all weights."""
+    if loaded.experts is None:
+        return own
+    macs = 0
+    for row, (logits, width) in zip(loaded.experts.rows, loaded.experts.routers, strict=True):
+        positions = (loaded.normalised.shapes.get(logits) or (0,))[0]
+        macs += positions * width * len(row.gone)
+    return replace(own, macs=own.macs + round(macs / batch), parameters=protobuf.parameters(loaded.given))
 
 
 def calibration_of(loaded: Loaded) -> dict[str, Any]:

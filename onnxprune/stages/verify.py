@@ -173,6 +173,7 @@ def check(
         if loaded.tail:
             checks.structure(whole, unknown.put_back(loaded.given, loaded.tail))
         check_tokens(loaded, final, (example, *others))
+        check_experts(loaded, (example, *others))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, final, n.proto)
             tensorrt = tuple(tensorrt_check.warnings(final))
@@ -227,6 +228,14 @@ def check_tokens(loaded: Loaded, final: onnx.ModelProto, sizes: Sequence[Mapping
     checks.structure(every, tokens.whole)
     for wide, narrow in ((tokens.whole, loaded.original), (every, final)):
         checks.same_outputs(wide, narrow, tokens.picked, sizes[0], sizes[1:])
+
+
+def check_experts(loaded: Loaded, sizes: Sequence[Mapping[str, Array]]) -> None:
+    """Where experts went: the model without them gives what the one with all gives when it never chooses them. Raises
+    CheckFailed."""
+    if loaded.experts is not None:
+        names = "model with fewer experts", "original whose routers never choose the others"
+        checks.same_outputs(loaded.experts.masked(), loaded.original, dict, sizes[0], sizes[1:], names)
 
 
 def outputs_of_result(

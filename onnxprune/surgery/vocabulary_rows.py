@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx
@@ -16,15 +15,13 @@ from onnx import TensorProto
 
 from onnxprune.graph.protobuf import int_attribute
 from onnxprune.numerics.arrays import Array
-from onnxprune.surgery.stored_rows import STANDARD, Edge, Rows, Source, StoredRows
+from onnxprune.surgery.stored_logits import StoredLogits
+from onnxprune.surgery.stored_rows import STANDARD, Edge, Rows
 
 # Inputs of integers that are no tokens.
 _NO_TOKENS = ("mask", "type", "segment", "position")
 # What hands token ids on as they are; of Clip, its bounds are further ids.
 _HANDS_ON = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Clip")
-_WEIGHTED = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "MatMulNBits": 1}
-_ALONE = ("Cast", "Identity", "Tanh")
-_WITH_CONSTANT = ("Add", "Sub", "Mul", "Div")
 _EMBEDDINGS = {"Gather": (0, 1), "GatherBlockQuantized": (0, 1), "EmbedLayerNormalization": (2, 0)}
 
 
@@ -128,7 +125,7 @@ def vocabulary_of(proto: onnx.ModelProto, *, heads: bool = True) -> Vocabulary |
     return Vocabulary(count, left, own, tuple(dict.fromkeys(stays)))
 
 
-class _Finder(StoredRows):
+class _Finder(StoredLogits):
     """What of a graph is an embedding, and what a head."""
 
     # embeddings
@@ -197,126 +194,26 @@ class _Finder(StoredRows):
     def head(self, output: onnx.ValueInfoProto, count: int) -> Head | str:
         """The head whose logits are an output; of another one that has as many entries why it stays, else ""."""
         own = output.type.tensor_type
-        rows: set[Rows] = set()
-        shapes: set[Rows] = set()
-        edges: set[Edge] = set()
-        between = [output.name]
         why = f"the output {output.name!r} has an entry for each token, and stays whole"
         sized = bool(own.shape.dim) and own.shape.dim[-1].dim_value == count
-        while True:
-            name = between[-1]
-            k = self.by_output.get(name)
-            first = name == output.name
-            readers = len(self.readers.get(name, ()))
-            alone = readers == 0 if first else readers == 1 and name not in self.outputs
-            if k is None:
-                return ""
-            if not alone:
-                return f"{why}: {name!r} is read elsewhere too" if sized else ""
-            n = self.nodes[k]
-            if n.op_type in _WEIGHTED:
-                break
-            step = self._step(k, count, sized=sized) if n.domain in STANDARD else None
-            if step is None:
-                return f"{why}: {n.op_type} is behind its product" if sized else ""
-            follows, more, shaped = step
-            between.append(follows)
-            rows |= {r for r, _ in more}
-            edges |= {e for _, e in more}
-            shapes |= {r for r, _ in shaped}
-            edges |= {e for _, e in shaped}
-        product = self._product(k, count)
-        if product is None:
-            return f"{why}: its weight is none that is stored by tokens" if sized else ""
+        found = self.logits(output.name, count, why, sized=sized)
+        if isinstance(found, str):
+            return found
         if not own.HasField("shape") or not own.shape.dim:
             return f"{why}: it is declared without a shape"
-        source, width = product
         return Head(
-            k,
-            source.name,
-            source.rows | rows,
-            source.shapes | shapes,
-            source.edges | edges,
+            found.node,
+            found.tensor,
+            found.rows,
+            found.shapes,
+            found.edges,
             count,
             output=output.name,
             rank=len(own.shape.dim),
             element=own.elem_type,
-            width=width,
-            between=tuple(between),
+            width=found.width,
+            between=found.between,
         )
-
-    def _step(
-        self, k: int, count: int, *, sized: bool
-    ) -> tuple[str, Sequence[tuple[Rows, Edge]], Sequence[tuple[Rows, Edge]]] | None:
-        """One operator back from the logits: what it reads, its constants by tokens, its shapes that count them."""
-        n = self.nodes[k]
-        if n.op_type in _ALONE:
-            return n.input[0], (), ()
-        if n.op_type == "Reshape" and n.input[1] in self.stored:
-            shape = self.value(n.input[1])
-            if shape is None or not shape.size:
-                return None
-            last = int(shape[-1])
-            if last == count:
-                return n.input[0], (), [((n.input[1], shape.size - 1), (k, 1))]
-            return (n.input[0], (), ()) if last == -1 and sized else None
-        if n.op_type in _WITH_CONSTANT:
-            # Before an opset of 7 axes were no longer matched from the end where `axis` says so.
-            if any(a.name == "axis" for a in n.attribute):
-                return None
-            for place, name in enumerate(n.input):
-                other = n.input[1 - place]
-                scalar = self.value(name)
-                if scalar is not None and scalar.size == 1:
-                    return other, (), ()
-                if name in self.stored and other not in self.stored:
-                    dims = tuple(self.stored[name].dims)
-                    if dims[-1] == 1:
-                        return other, (), ()
-                    return (other, [((name, len(dims) - 1), (k, place))], ()) if dims[-1] == count else None
-        return None
-
-    def _product(self, k: int, count: int) -> tuple[Source, int] | None:
-        """The weight of a product whose outputs are tokens, and how many numbers each of them sums."""
-        n = self.nodes[k]
-        if n.op_type == "MatMulNBits":
-            return self._packed(k, count)
-        turned = int_attribute(n, "transB", 0)
-        if len(n.input) < 2 or (n.op_type in ("MatMul", "Gemm") and n.domain not in STANDARD):
-            return None
-        axis = 0 if turned and n.op_type != "MatMul" else 1
-        source = self.source(n.input[1], axis, (k, 1))
-        if source is None or len(source.dims) != 2 or source.count != count:
-            return None
-        rows, edges = set(source.rows), set(source.edges)
-        if n.op_type == "Gemm" and len(n.input) > 2 and n.input[2]:
-            bias = n.input[2]
-            dims = tuple(self.stored[bias].dims) if bias in self.stored else None
-            if dims is None or (dims and dims[-1] not in (1, count)):
-                return None
-            if dims and dims[-1] == count:
-                rows.add((bias, len(dims) - 1))
-                edges.add((k, 2))
-        width = prod(source.dims) // count
-        return Source(source.name, source.dims, source.axis, frozenset(rows), source.shapes, frozenset(edges)), width
-
-    def _packed(self, k: int, count: int) -> tuple[Source, int] | None:
-        """MatMulNBits: codes, scales, zero points and bias, all of them with tokens first, some of them flat."""
-        n = self.nodes[k]
-        source = self.source(n.input[1], 0, (k, 1))
-        if source is None or source.count != count or int_attribute(n, "N", 0) != count:
-            return None
-        rows, shapes, edges = set(source.rows), set(source.shapes), set(source.edges)
-        for i in (2, 3, 5):
-            if len(n.input) > i and n.input[i]:
-                more = self.source(n.input[i], 0, (k, i))
-                if more is None or prod(more.dims) % count or (len(more.dims) > 1 and more.count != count):
-                    return None
-                rows |= more.rows
-                shapes |= more.shapes
-                edges |= more.edges
-        whole = Source(source.name, source.dims, 0, frozenset(rows), frozenset(shapes), frozenset(edges))
-        return whole, int_attribute(n, "K", 0)
 
 
 def inputs_of(vocabulary: Vocabulary) -> Iterator[str]:

@@ -205,12 +205,16 @@ def same_outputs(
     picked: Callable[[Mapping[str, Array]], Mapping[str, Array]],
     feeds: Feeds,
     others: Sequence[Feeds] = (),
+    names: tuple[str, str] = ("model with listed tokens alone", "model with all tokens"),
 ) -> None:
-    """Raises CheckFailed unless `narrow` gives what is picked of the outputs of `wide`, whose inputs it takes."""
+    """Raises CheckFailed unless `narrow` gives what is picked of the outputs of `wide`, whose inputs it takes.
+
+    names: of the two in messages, the narrow one first.
+    """
     half = single_precision.uses(wide, single_precision.HALF)
     tolerance = HALF_TOLERANCE if half else TOLERANCE
-    sessions, every = {"model with listed tokens alone": Session(narrow)}, _Picked(Session(wide), picked)
-    _compared(sessions, every, "model with all tokens", (feeds, *others), tolerance, unspecified(wide))
+    sessions, every = {names[0]: Session(narrow)}, _Picked(Session(wide), picked)
+    _compared(sessions, every, names[1], (feeds, *others), tolerance, unspecified(wide))
 
 
 class Runs(Protocol):

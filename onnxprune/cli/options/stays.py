@@ -70,6 +70,15 @@ STAYS = Section(
         "than narrowing does. --exclude keeps one. Repeatable.",
     ),
     option(
+        "--drop-experts",
+        multiple=True,
+        metavar="N|PATTERN=I,J",
+        show_default="none",
+        help="Experts of mixtures (MoE, QMoE) that go as a whole, with the router's column: so many of each mixture, "
+        "those that give least on the samples, or these of the mixtures whose node matches. Goes before --ratio "
+        "counts: MACs stay nearly as they are, as each position goes to as many experts as before. Repeatable.",
+    ),
+    option(
         "--attention",
         type=Choice(ATTENTIONS),
         **with_default(DEFAULTS.attention),
