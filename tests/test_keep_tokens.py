@@ -12,6 +12,7 @@ import pytest
 from onnxprune import PruneConfig, prune
 from onnxprune.channels import build
 from onnxprune.cli.program import main
+from onnxprune.data.token_lists import tokens_of
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.evaluation import evaluate
 from onnxprune.graph import protobuf
@@ -19,6 +20,7 @@ from onnxprune.normalise import normalise
 from onnxprune.pipeline import inspect
 from onnxprune.runtime.session import Session
 from onnxprune.verification.oracle import masked_model
+from tests import stand_ins
 from tests.compare import assert_same
 from tests.vocabularies import TOKENS, model
 
@@ -85,7 +87,20 @@ def test_what_it_cannot_do_is_refused():
 
 def test_where_nothing_is_saved_the_model_keeps_its_rows():
     result = prune(model(), None, data(), dry_run=True, **{**OPTIONS, "keep_tokens": tuple(range(TOKENS - 1))})
-    assert any("all 64 tokens stay" in note for note in result.report.notes)
+    assert any("all 64 tokens stay, as tables of new rows would take more" in note for note in result.report.notes)
+    result = prune(model(), None, data(), dry_run=True, **{**OPTIONS, "keep_tokens": tuple(range(TOKENS))})
+    assert any("all 64 tokens stay, as all of them are listed" in note for note in result.report.notes)
+    # What was done is no advice.
+    assert not any("list the tokens" in axis.remedy for axis in result.report.pinned)
+
+
+def test_the_decoder_of_the_pages_has_rows_that_its_texts_do_not_need(tmp_path: Path):
+    """Fails where the page on language models shows a command that does nothing."""
+    given = tmp_path / "lm.onnx", tmp_path / "lm.npz"
+    stand_ins.write("decoder", *map(str, given))
+    tokens = tokens_of(given[1])
+    result = prune(given[0], None, given[1], dry_run=True, **{**OPTIONS, "keep_tokens": tokens})
+    assert any(f"{len(tokens)} of 64 tokens stay in the embedding" in note for note in result.report.notes)
 
 
 def test_an_inspection_names_the_vocabulary():

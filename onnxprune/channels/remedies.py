@@ -34,6 +34,10 @@ class Remedy(Enum):
         "list the tokens that texts need with --keep-tokens, where these are rows of a vocabulary: others go; nothing "
         "while the data decide what is picked"
     )
+    LISTED = (
+        "list fewer tokens with --keep-tokens, where these are the rows of those that are listed; nothing while the "
+        "data decide what is picked"
+    )
     # What the network computes.
     COMPARED = "nothing: without one entry of this axis all the others would come out differently"
     POSITIONS = "nothing: here the axis serves as positions, samples or steps, and every one of them is needed"

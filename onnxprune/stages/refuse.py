@@ -61,7 +61,7 @@ class SoFar:
     def _pinned(self, loaded: Loaded) -> tuple[PinnedRow, ...]:
         """Why nothing, or too little, could go."""
         with suppress(OnnxPruneError):
-            return pinned_rows(trace(loaded, self.settings))
+            return pinned_rows(trace(loaded, self.settings), self.settings)
         return ()
 
 

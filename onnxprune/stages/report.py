@@ -15,6 +15,8 @@ import onnx
 from onnxprune.benchmark.measure import Bench, Candidate, Feeds, Settings, measure
 from onnxprune.channels import ChannelGraph, Group
 from onnxprune.channels.branches import dead_groups
+from onnxprune.channels.groups import PinnedAxis
+from onnxprune.channels.remedies import Remedy
 from onnxprune.config import PruneConfig
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import protobuf
@@ -89,7 +91,7 @@ def report_of(
         after=after,
         groups=rows,
         alignment=alignment_reached(coupled, masks, settings),
-        pinned=pinned_rows(channels),
+        pinned=pinned_rows(channels, settings),
         patterns=pattern_rows(coupled),
         checks=_checks(checked),
         output_error=figures.error if figures else None,
@@ -382,8 +384,11 @@ def pattern_rows(coupled: Coupled) -> tuple[PatternRow, ...]:
     )
 
 
-def pinned_rows(channels: ChannelGraph) -> tuple[PinnedRow, ...]:
+def pinned_rows(channels: ChannelGraph, settings: PruneConfig) -> tuple[PinnedRow, ...]:
     """Every axis of a weight that cannot be cut."""
-    return tuple(
-        PinnedRow(p.tensor, p.axis, p.positions, p.why.op, p.why.reason, p.why.remedy) for p in channels.pinned
-    )
+
+    def remedy(p: PinnedAxis) -> str:
+        listed = settings.keep_tokens and p.why.why.remedy is Remedy.TOKENS
+        return Remedy.LISTED.value if listed else p.why.remedy
+
+    return tuple(PinnedRow(p.tensor, p.axis, p.positions, p.why.op, p.why.reason, remedy(p)) for p in channels.pinned)

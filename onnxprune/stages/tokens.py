@@ -16,7 +16,7 @@ from onnxprune.graph import external, tensor_files
 from onnxprune.intake import declarations, overridable
 from onnxprune.stages.ports import RESIZE_IO, resized
 from onnxprune.surgery.vocabulary import ListedTokens, without_others
-from onnxprune.surgery.vocabulary_rows import inputs_of, vocabulary_of
+from onnxprune.surgery.vocabulary_rows import inputs_of, kept_ids, vocabulary_of
 
 KEEP_TOKENS = "--keep-tokens"
 
@@ -65,7 +65,10 @@ def listed_tokens(proto: onnx.ModelProto, settings: PruneConfig, *, whole: bool)
         )
     tokens = without_others(proto, vocabulary, settings.keep_tokens)
     if tokens is None:
+        listed = kept_ids(vocabulary, settings.keep_tokens).size
         why = "as tables of new rows would take more bytes than the rows that go"
+        if listed == vocabulary.count:
+            why = "as all of them are listed"
         return Listed(proto, notes=(f"{KEEP_TOKENS}: all {vocabulary.count} tokens stay, {why}",))
     narrow = tokens.narrow
     if external.embedded_bytes(narrow) >= external.LARGE_BYTES:

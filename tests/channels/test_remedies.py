@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-import onnxprune.channels
 from onnxprune.channels.remedies import Remedy
 from onnxprune.channels.rules.refusals import REFUSALS
+from scripts.house import ROOT
 from tests.graphs import TABLE
 from tests.prepared import Prepared
 
 Lookup = Callable[[str], Prepared]
-SOURCES = sorted(Path(onnxprune.channels.__file__).parent.rglob("*.py"))
+SOURCES = [p for room in ("channels", "stages") for p in sorted((ROOT / "onnxprune" / room).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("name", TABLE)
