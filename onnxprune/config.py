@@ -30,6 +30,10 @@ UNTRIED = ("keep", "cut")
 PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
+# What an epoch of recovery takes, in plain passes over the samples: 4 to 10 where it was measured.
+EPOCH_PASSES = 6
+# What says how long recovery takes, and that it does not.
+_LENGTHS: Mapping[str, Any] = MappingProxyType({"recover": None, "effort": None, "fast": False})
 _LONGEST_PATTERN = 1000
 
 
@@ -55,7 +59,9 @@ class PruneConfig:
     probes: random projections of the outputs per sample that are differentiated.
     refit: "lockstep", "least-squares", "scale", "greedy" (the coefficients that a greedy method found) or "none".
     recover: passes over the samples in which the refitted model learns from the original, 0 for none; None stands for
-    RECOVER after "lockstep" and none after another refit. fast: none, and the last points of accuracy with them.
+    RECOVER after "lockstep" and none after another refit. effort: instead, how much that may take, in plain passes of
+    the original over the samples: one in which it learns counts as EPOCH_PASSES of them. fast: none, and the last
+    points of accuracy with them.
     target: where the result will run, a name in `targets.alignment`; for TensorRT's the model is held against what its
     ONNX parser accepts. round_to: widths are multiples of this, or unchanged; "auto" takes the alignment of the target,
     and less of it where a group is narrow or the budget demands it.
@@ -100,6 +106,7 @@ class PruneConfig:
     probes: int = 1
     refit: str = "lockstep"
     recover: int | None = None
+    effort: int | None = None
     fast: bool = False
     round_to: int | str = AUTO
     target: str = DEFAULT
@@ -216,12 +223,27 @@ class PruneConfig:
             raise UsageError(
                 f"method {self.method!r} reads no labels, only {', '.join(readers)} do; leave labels out, or change it"
             )
+        self._check_recovery()
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; it must not be negative")
+
+    def _check_recovery(self) -> None:
+        """Raises UsageError where it is said wrongly, or twice, how long recovery takes."""
         if self.recover is not None and self.recover < 0:
             raise UsageError(f"recover is {self.recover}; it is a number of passes over the data, 0 for none")
         if self.recover and self.fast:
             raise UsageError("fast leaves recovery out; leave out one of fast and recover")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}; it must not be negative")
+        if self.effort is None:
+            return
+        if self.recover is not None:
+            raise UsageError("effort and recover both say how long recovery takes; leave out one of them")
+        if self.fast:
+            raise UsageError("fast leaves recovery out; leave out one of fast and effort")
+        if self.effort < EPOCH_PASSES:
+            raise UsageError(
+                f"effort is {self.effort}; learning from the samples once takes about {EPOCH_PASSES} plain passes, so "
+                f"give at least {EPOCH_PASSES}, or fast for no recovery"
+            )
 
     def _check_dropped(self) -> None:
         """Raises UsageError where nothing could tell which whole branches and layers go."""
@@ -275,6 +297,8 @@ class PruneConfig:
     @property
     def epochs(self) -> int:
         """Passes over the samples in which the refitted model learns from the original."""
+        if self.effort is not None:
+            return self.effort // EPOCH_PASSES
         if self.recover is not None:
             return self.recover
         return RECOVER if self.walks and not self.fast else 0
@@ -320,8 +344,11 @@ class PruneConfig:
         return self.uniform is None or METHODS[self.method].statistics or self.refit != "none"
 
     def with_options(self, **options: Unpack[Options]) -> PruneConfig:
-        """A copy with single fields replaced, where those of `GOALS` also replace each other."""
+        """A copy with single fields replaced, where those of `GOALS` also replace each other, and what says how long
+        recovery takes."""
         others: dict[str, Any] = dict.fromkeys(GOALS) if options.keys() & set(GOALS) else {}
+        if any(v is not None and v is not False for k, v in options.items() if k in _LENGTHS):
+            others |= _LENGTHS
         return replace(self, **{**others, **options})
 
     def as_dict(self) -> dict[str, Any]:
@@ -345,6 +372,7 @@ class Options(TypedDict, total=False):
     probes: int
     refit: str
     recover: int | None
+    effort: int | None
     fast: bool
     round_to: int | str
     target: str

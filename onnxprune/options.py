@@ -155,6 +155,7 @@ MOST: Mapping[str, int] = MappingProxyType(
         "batch": 1 << 16,
         "probes": 1 << 10,
         "recover": 10_000,
+        "effort": 100_000,
         "seed": 2**63 - 1,
         "memory": 1 << 50,
     }

@@ -471,6 +471,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
             "method": "random",
             "refit": "scale",
             "recover": 7,
+            "effort": None,
             "fast": False,
             "round_to": 4,
         },

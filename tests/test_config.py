@@ -38,6 +38,8 @@ def test_recover_out_of_range():
         ({"fast": True}, 0),
         ({"recover": 0}, 0),
         ({"recover": 3, "refit": "none"}, 3),
+        ({"effort": 30}, 5),
+        ({"effort": 6, "refit": "none"}, 1),
     ],
 )
 def test_recovery_goes_with_lockstep(options: dict[str, Any], epochs: int):
@@ -50,7 +52,21 @@ def test_fast_and_recover_exclude_each_other():
         PruneConfig(fast=True, recover=3)
 
 
-NUMBERS = ("batch", "threads", "probes", "recover", "round_to", "min_channels", "seed", "samples", "memory")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"fast": True}, "leave out one of fast and effort"),
+        ({"recover": 2}, "leave out one of them"),
+        ({"effort": 5}, "give at least 6"),
+        ({"effort": 0}, "or fast for no recovery"),
+    ],
+)
+def test_an_effort_says_it_alone(options: dict[str, Any], why: str):
+    with pytest.raises(UsageError, match=why):
+        PruneConfig(**({"effort": 30} | options))
+
+
+NUMBERS = ("batch", "threads", "probes", "recover", "effort", "round_to", "min_channels", "seed", "samples", "memory")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -255,3 +271,16 @@ def test_shares_of_patterns():
         PruneConfig(ratio_of=("a=0.5",), max_ratio=0.4)
     with pytest.raises(UsageError, match="tolerance decides each width"):
         PruneConfig(tolerance=0.1, same_widths=("a",))
+
+
+def test_how_long_recovery_takes_is_said_anew():
+    """Fails where what a plan says of recovery contradicts what is asked of its replay."""
+    planned = PruneConfig(effort=30)
+    assert planned.with_options(fast=True).epochs == 0
+    assert planned.with_options(recover=2).epochs == 2
+    assert planned.with_options(recover=0).epochs == 0
+    assert planned.with_options(fast=False).epochs == 5
+    assert PruneConfig(recover=2).with_options(ratio=0.2, effort=12).epochs == 2
+    assert PruneConfig(fast=True).with_options(effort=12).epochs == 2
+    with pytest.raises(UsageError, match="leave out one of fast and recover"):
+        planned.with_options(fast=True, recover=2)

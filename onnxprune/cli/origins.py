@@ -24,7 +24,7 @@ _COMMAND_LINE = 3
 _ALTERNATIVES = (
     GOALS,
     ("calib", "data_script"),
-    ("fast", "recover"),
+    ("fast", "recover", "effort"),
     ("jobs", "scheduler"),
     ("dry_run", "bench", "max_error"),
 )

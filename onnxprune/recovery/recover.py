@@ -4,7 +4,8 @@ Loss: the mean over the parts of the outputs of ||s - t||² / ||t - mean t||² (
 `feature_weight` times the sum of the same over features between (`student.features_of`). Steps as in `descent`,
 batches in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and
 the best state stays, which may be the one at the start. Where it does harm the rate is too high: what is left of the
-passes begins again at the best state, with a third of it.
+passes begins again at the best state, with a third of it. Once the rate falls, training ends where the error on those
+samples no longer does.
 
 Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (arXiv 1412.6550).
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -32,6 +34,7 @@ from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.recovery.augment import Augment, Feeds, unchanged
 from onnxprune.recovery.descent import Descent
+from onnxprune.recovery.lessons import Lessons
 from onnxprune.recovery.student import Spread, Student, Teacher, bytes_of_a_sample, features_of
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.surgery import replace_initializers
@@ -46,6 +49,9 @@ _EVALUATIONS = 10
 # A rate is too high once held-out error is so many times that of the start; what ends far below it may pass above it by
 # less.
 _HARM, _BACK_OFF = 1.2, 3.0
+# In the second half, where the rate falls, so many evaluations of which each lowers the error by less than this share
+# are the end.
+_PATIENCE, _LEAST_GAIN = 3, 0.005
 # (epoch, epochs, error at the start, least error so far)
 Tell = Callable[[int, int, float, float], None]
 _DIFFERENT = "the samples differ in size, so that their outputs have no mean"
@@ -58,7 +64,8 @@ class Schedule:
     epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step.
 
     feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
-    see it. seed: of the order, and of what `augment` draws. fixed: weights that are not trained.
+    see it. seed: of the order, and of what `augment` draws. fixed: weights that are not trained. memory: bytes of the
+    teacher's answers that stay in memory.
     """
 
     epochs: int
@@ -68,6 +75,7 @@ class Schedule:
     augment: Augment = unchanged
     seed: int = 0
     fixed: frozenset[str] = frozenset()
+    memory: int = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,6 @@ class Material:
     fit: Samples
     held: Samples
     reference: Answers
-
-
-# What the teacher gives on a batch, and on which samples.
-Lesson = Callable[[Feeds, Samples], dict[str, Array]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,19 +157,20 @@ def recover(
     course = _Course(before, schedule.rate, {k: w.copy() for k, w in student.weights.items()})
     why = ""
 
-    def lesson(feeds: Feeds, own: Samples) -> dict[str, Array]:
+    def taught(feeds: Feeds, own: Samples) -> dict[str, Array]:
         values = teacher(feeds)
         hidden = _without_padding(original, own, {t: values[t] for t in masked if t in values}, layouts)
         return {t: hidden.get(t, values[t]) for t in student.goals}
 
+    lessons = Lessons(taught, samples, schedule.augment, schedule.memory)
     try:
         moments = _grams(student, samples, schedule.seed)
         tell(0, schedule.epochs, before, before)
-        while course.done < schedule.epochs:
+        while course.done < schedule.epochs and not course.ended:
             student.restore(course.best)
             rest = replace(schedule, epochs=schedule.epochs - course.done, rate=course.rate)
             descent = Descent(student.weights, student.layers, moments)
-            with closing(_epochs(student, lesson, samples, descent, rest, stop)) as epochs:
+            with closing(_epochs(student, lessons, descent, rest, stop)) as epochs:
                 _follow(course, epochs, descent, student, schedule.epochs, judge, tell)
     except _Stopped:
         why = f"recovery was interrupted after {course.steps} steps; the best state until then stays"
@@ -188,13 +193,20 @@ class _Course:
     """How training went so far.
 
     before: held-out error at the start; least: the least so far, that of the state `best` after the epoch `kept`.
-    rate: of the steps now. done, steps: epochs and steps so far.
+    rate: of the steps now. done, steps: epochs and steps so far. ended: whether it ends before its last epoch.
     """
 
     def __init__(self, before: float, rate: float, start: dict[str, Array]) -> None:
         self.before, self.least, self.rate, self.best = before, before, rate, start
         self.done = self.steps = self.kept = 0
+        self.ended = False
         self.errors = [(0, before)]
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the error fell by next to nothing from each of the last evaluations to the next."""
+        last = [e for _, e in self.errors[-_PATIENCE - 1 :]]
+        return len(last) > _PATIENCE and all(b > (1 - _LEAST_GAIN) * a for a, b in pairwise(last))
 
     def judged(self, error: float, weights: Mapping[str, Array]) -> None:
         """Take note of the held-out error of these weights, which are copied where they are the best so far."""
@@ -221,8 +233,13 @@ def _follow(
         if course.done in wanted:
             course.judged(judge(student.weights), student.weights)
         tell(course.done, last, course.before, course.least)
-        if course.done in wanted and course.done < last and course.errors[-1][1] > _HARM * course.before:
+        if course.done not in wanted or course.done == last:
+            continue
+        if course.errors[-1][1] > _HARM * course.before:
             course.rate /= _BACK_OFF
+            return
+        if course.stands_still and 2 * epoch > last - done:
+            course.ended = True
             return
 
 
@@ -311,17 +328,13 @@ def _part_size(student: Student, batch: int, samples: Samples) -> int:
 
 def _epochs(
     student: Student,
-    lesson: Lesson,
-    samples: Samples,
+    lessons: Lessons,
     descent: Descent,
     schedule: Schedule,
     stop: Callable[[], bool],
 ) -> Generator[int, None, None]:
-    """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped.
-
-    lesson: the targets of the student's goals, given the feeds of some samples and these.
-    """
-    rng = np.random.default_rng(schedule.seed)
+    """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped."""
+    rng, samples = np.random.default_rng(schedule.seed), lessons.samples
     batch = samples.whole_runs(min(schedule.batch, len(samples)))
     steps, size = len(samples) // batch, _part_size(student, batch, samples)
 
@@ -330,9 +343,8 @@ def _epochs(
         for step in range(steps):
             own = order[step * batch : (step + 1) * batch]
             for start in range(0, batch, size):
-                taken = samples.take(own[start : start + size])
-                feeds = schedule.augment(taken.slice(0, len(taken)), rng)
-                yield _Part(feeds, lesson(feeds, taken), start + size >= batch)
+                feeds, targets = lessons.of(own[start : start + size], rng)
+                yield _Part(feeds, targets, start + size >= batch)
 
     for epoch in range(schedule.epochs):
         total: dict[str, Array] = {}

@@ -59,6 +59,7 @@ def recover_weights(
             seed=settings.seed,
             augment=images(flips=True, blends=True),
             fixed=_generated(model, loaded.normalised.tables),
+            memory=settings.memory,
         ),
         tell,
         stop,

@@ -173,6 +173,25 @@ def test_a_rate_that_does_harm_is_lowered(row: str, rate: float, prepared: Calla
     assert found.steps == 40 * 3
 
 
+def test_training_ends_where_the_error_stands_still(
+    prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
+):
+    """Fails where passes are spent on nothing, or training ends before the rate falls."""
+    answers = iter([1.0, 0.6, 0.599, 0.599, 0.598, 0.598, 0.597, 0.1, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(Answers, "error", lambda *_, **__: next(answers))
+    p = prepared("residual")
+    samples, keep = samples_of(p, 48), random_keep(p.channels, 0)
+    material = Material(samples, samples, Answers.of(outputs_of(p.original, samples), len(samples)))
+    heard: list[int] = []
+    _, found = recover(
+        *(p.normalised.proto, sliced(p, keep), p.channels, layers_of(p.channels), material, keep),
+        Schedule(epochs=10, batch=16),
+        lambda epoch, *_: heard.append(epoch),
+    )
+    assert found.errors[-1] == (6, 0.597)
+    assert (found.epoch, found.after, heard[-1], found.why) == (6, 0.597, 6, "")
+
+
 def test_tensors_that_would_take_all_memory_leave_the_start(
     prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch
 ):

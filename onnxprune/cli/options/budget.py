@@ -7,6 +7,7 @@ import click
 from onnxprune.cli.options.names import DEFAULTS
 from onnxprune.cli.options.section import Section, flag, option, with_default
 from onnxprune.cli.values import ERROR, SHARE, Choice, Ratio
+from onnxprune.config import EPOCH_PASSES, RECOVER
 from onnxprune.methods import BUDGETS
 
 # What several commands have: what a ratio counts, what single groups lose, and what may be lost in all.
@@ -44,6 +45,14 @@ GROUPS = (
         "pattern is a width of its own.",
     ),
 )
+EFFORT = option(
+    "--effort",
+    type=int,
+    metavar="N",
+    show_default=f"{EPOCH_PASSES * RECOVER} after lockstep, else none",
+    help="Recovery takes about N times as long as a plain pass of IN over the data: learning from it once counts as "
+    f"{EPOCH_PASSES}. It ends earlier where the error on held-out samples no longer falls.",
+)
 FAST = flag("--fast", "Leave recovery out: many times quicker, for the last points of accuracy.")
 
 
@@ -73,6 +82,7 @@ def limits(comes: str) -> tuple[click.Option, ...]:
             "differs from IN's by more than this, on --test or on samples held out: squared error over spread, and of "
             "answers such as a class map the share that changes; 0.05 or 5%.",
         ),
+        EFFORT,
         FAST,
     )
 

@@ -24,8 +24,8 @@ OUTPUT = Section(
         help="Replay a saved plan: same model, data and seed give the same bytes, on the same processor, with the same "
         "versions and --jobs; without the data, or with other data, it is refused unless --force. The plan has decided "
         f"what stays, so {', '.join(map(flag_of, DECIDED[:-1]))} and {flag_of(DECIDED[-1])} are refused beside it. "
-        "--target, --refit, --recover, --fast, --seed, --samples and --memory come from the plan unless given here; "
-        "--calib, --force, --jobs, --scheduler, --provider, --allow-links and --custom-ops never do.",
+        "--target, --refit, --recover, --effort, --fast, --seed, --samples and --memory come from the plan unless "
+        "given here; --calib, --force, --jobs, --scheduler, --provider, --allow-links and --custom-ops never do.",
     ),
     report_option(
         "report_file",

@@ -44,5 +44,16 @@ def check_facts(report: Report) -> list[tuple[str, str]]:
         r = checks["recovery"]
         kept = f"epoch {r['epoch']}" if r["epoch"] else "the start"
         change = f": {percent(r['before'])} → {percent(r['after'])}" if report.output_error is not None else ""
-        facts.append(("recovery", f"{r['steps']} steps; {kept} kept{change}"))
+        took = _what_it_took(report, r["before"] - r["after"]) if change else ""
+        facts.append(("recovery", f"{r['steps']} steps; {kept} kept{change}{took}"))
     return facts
+
+
+def _what_it_took(report: Report, gain: float) -> str:
+    """The time of recovery in plain passes, and by how much it lowered the error in a minute."""
+    e = report.effort
+    seconds = e.stages.get("recover", 0.0)
+    if not seconds or not e.plain_pass_seconds:
+        return ""
+    a_minute = f", {100 * gain * 60 / seconds:.2g} points of error a minute" if gain > 0 and isfinite(gain) else ""
+    return f", in {seconds / e.plain_pass_seconds:.0f} plain passes{a_minute}"
