@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import pytest
 
+from tests import sampled
+
 # Inputs whose sizes a model does not declare but demands: a voice detector's window, state and sampling rate.
 _DEMANDED: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "silero_vad_op18_ifless": {"input": (-1, 512), "state": (2, -1, 128), "sr": ()}
@@ -42,9 +44,9 @@ def one_export_each(models: list[Any]) -> list[Any]:
     """Of each network among these parameters one export, exporters taking turns; all where ONNXPRUNE_EXAMPLES is set.
 
     For what depends on operators and sizes, which the exports of one network share; what the exporters write
-    differently has tests on every file (`test_kit_exact.py`, `test_kit_prune.py`).
+    differently has tests on every file (`test_kit_exact.py`).
     """
-    if "ONNXPRUNE_EXAMPLES" in os.environ:
+    if sampled.ALL:
         return models
     exports: dict[str, list[Any]] = {}
     for p in models:

@@ -22,7 +22,7 @@ from tests.kit import NO_KIT, kit_folder, kit_models, one_export_each
 SLICE_TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("path", kit_models("models", "arch", "wild"))
+@pytest.mark.parametrize("path", one_export_each(kit_models("models", "arch", "wild")))
 def test_half_of_every_model(path: Path, tmp_path: Path) -> None:
     """A model that cannot lose half of its MACs, or whose slice is not exact, breaks this."""
     out = tmp_path / "out.onnx"

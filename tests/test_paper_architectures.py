@@ -15,6 +15,7 @@ from onnxprune.numerics.arrays import Array
 from tests.calibrated import samples_of
 from tests.kit import NO_KIT, kit_folder
 from tests.prepared import prepare
+from tests.sampled import every, share
 from tests.topologies.text import Topology
 
 GREEDY = with_scales()
@@ -145,8 +146,12 @@ def check(report: Any) -> None:
     assert np.isfinite(report.output_error)
 
 
-@pytest.mark.parametrize(("method", "refit"), [*((m, "lockstep") for m in METHODS), *((m, "greedy") for m in GREEDY)])
-@pytest.mark.parametrize("name", NETWORKS)
+WAYS = [*((m, "lockstep") for m in METHODS), *((m, "greedy") for m in GREEDY)]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "refit"), [(n, *way) for i, n in enumerate(NETWORKS) for way in share(i, 2, WAYS)]
+)
 def test_every_method(name: str, method: str, refit: str) -> None:
     """Fails where a method cannot prune an architecture that its authors did, or what it writes is not exact."""
     model, data = material(name)
@@ -161,7 +166,9 @@ def test_every_method(name: str, method: str, refit: str) -> None:
         assert min(g.coefficients) >= 0.0
 
 
-@pytest.mark.parametrize(("name", "method"), [*((n, "global") for n in KIT), *((n, "combined") for n in BOTH)])
+@pytest.mark.parametrize(
+    ("name", "method"), every(2, [*((n, "global") for n in KIT), *((n, "combined") for n in BOTH)])
+)
 def test_exported_models(name: str, method: str, tmp_path: Path) -> None:
     """As above, on graphs as exporters write them."""
     path = kit_folder() / f"{name}.onnx"

@@ -29,7 +29,7 @@ from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs, is_unknown
 from tests.random_graphs.motifs import MAKERS as CONSTRUCTS
 
 _TIMES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "1"))
-EXAMPLES = 9 * _TIMES
+EXAMPLES = 6 * _TIMES
 EXAMPLES_OF_A_CONSTRUCT = 30 * _TIMES  # several operators at once: there is more to find
 RTOL = 1e-4
 NOISE = 3e-6  # a thirtieth of the tolerance; rounding in a few layers is less

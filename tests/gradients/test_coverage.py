@@ -31,6 +31,7 @@ from onnxprune.runtime.session import Session
 from tests.graphs import TABLE as TOPOLOGIES
 from tests.kit import has_batch, kit_feeds, kit_models, one_export_each
 from tests.prepared import Array, Prepared
+from tests.sampled import every
 
 Feeds = Mapping[str, Array]
 
@@ -232,7 +233,7 @@ def test_real_graphs(path: Path):
     assert said or not t.uses
 
 
-@pytest.mark.parametrize("path", one_export_each(kit_models("models", "arch", "wild")))
+@pytest.mark.parametrize("path", every(2, one_export_each(kit_models("models", "arch", "wild"))))
 def test_smooth_graphs(path: Path):
     """Fails where a real network, without its kinks, has another gradient than differences say in any direction."""
     proto, _ = model_file.load(path)

@@ -22,6 +22,7 @@ from tests.calibrated import every_position, moments_of, prepare_text, samples_o
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE
 from tests.prepared import Prepared
+from tests.sampled import share
 
 Lookup = Callable[[str], Prepared]
 # Moments are float32 products over batches.
@@ -130,7 +131,7 @@ def test_every_method_gives_a_path_for_every_group(name: str, prepared: Lookup) 
     if len({len(p.example[s.name]) for s in specs if s.batched}) > 1:
         pytest.skip("one of its inputs holds a size, not an entry for each sample")
     layers, moments = moments_of(p, Samples(specs, p.example))
-    for method in METHODS:
+    for method in share(PRUNABLE.index(name), 3, tuple(METHODS)):
         found = paths(p.channels, layers, moments, method, Choice())
         assert len(found) == len(p.channels.groups)
         for g, path in zip(p.channels.groups, found, strict=True):

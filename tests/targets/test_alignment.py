@@ -21,6 +21,7 @@ from onnxprune.targets.alignment import DEFAULT, TARGETS
 from tests import digits
 from tests.digits import pruned
 from tests.kit import kit_models, one_export_each
+from tests.sampled import in_turns
 from tests.topologies.text import Topology
 
 FAST: dict[str, Any] = {"method": "magnitude", "refit": "none"}
@@ -243,9 +244,15 @@ def test_auto_is_the_default():
     assert PruneConfig().round_to == "auto"
 
 
-@pytest.mark.parametrize("target", ["tensorrt-fp16", "tensorrt-int8"])
 @pytest.mark.parametrize(
-    "path", one_export_each([p for p in kit_models("models") if p.id.startswith(("models/mnist", "no-kit"))])
+    ("path", "target"),
+    [
+        pytest.param(*p.values, t, id=f"{p.id}-{t}", marks=p.marks)
+        for p, t in in_turns(
+            one_export_each([p for p in kit_models("models") if p.id.startswith(("models/mnist", "no-kit"))]),
+            ("tensorrt-fp16", "tensorrt-int8"),
+        )
+    ],
 )
 def test_networks_of_the_kit(path: Path, target: str):
     """Fails where a small network cannot lose half of its MACs for a target."""

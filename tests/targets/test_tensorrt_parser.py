@@ -28,6 +28,7 @@ from tests.graphs import PRUNABLE
 from tests.graphs import TABLE as TOPOLOGIES
 from tests.kit import has_batch, kit_feeds, kit_models, one_export_each
 from tests.prepared import Prepared, prepare, random_keep, sliced
+from tests.sampled import every
 
 Lookup = Callable[[str], Prepared]
 FAST: dict[str, Any] = {"method": "magnitude", "refit": "none", "target": "tensorrt-fp16"}
@@ -229,7 +230,7 @@ def test_cutting_brings_nothing_in(name: str, prepared: Lookup):
         assert tensorrt_check.introduced(TOPOLOGIES[name].model(), as_written(p, seed), p.normalised.proto) == ()
 
 
-@pytest.mark.parametrize("path", one_export_each(kit_models("models", "arch", "wild")))
+@pytest.mark.parametrize("path", every(2, one_export_each(kit_models("models", "arch", "wild"))))
 def test_cutting_a_real_model_brings_nothing_in(path: Path):
     proto, _ = model_file.load(path)
     p = prepare(proto, kit_feeds(path, proto, 2 if has_batch(proto) else 1))
