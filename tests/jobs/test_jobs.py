@@ -591,12 +591,12 @@ def dask_workers() -> Iterator[Dask]:
         yield cluster
 
 
-def two_of_them(cluster: Dask) -> None:
-    """Wait until both workers are there."""
+def all_of_them(cluster: Dask, count: int) -> None:
+    """Wait until so many workers are there."""
     from distributed import Client  # noqa: TID251  what the module under test owns
 
     with Client(cluster.address, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=PATIENCE)
+        client.wait_for_workers(count, timeout=PATIENCE)
 
 
 @needs_dask
@@ -604,7 +604,7 @@ def two_of_them(cluster: Dask) -> None:
 @pytest.mark.parametrize("method", ["obs", "taylor"])
 def test_dask_workers_choose_the_same_channels(method: str, dask_workers: Dask) -> None:
     """The bar: two workers on one machine and the run in this process choose the same channels."""
-    two_of_them(dask_workers)
+    all_of_them(dask_workers, 2)
     alone = digits.pruned("resnet", method=method, **QUICK)
     found = prune(digits.path("resnet"), None, digits.CALIB, method=method, scheduler=dask_workers.address, **QUICK)
     assert masks(found) == masks(alone)
@@ -618,7 +618,7 @@ def test_dask_workers_choose_the_same_channels(method: str, dask_workers: Dask) 
 def test_a_killed_dask_worker_changes_nothing_but_time(stage: str) -> None:
     """The bar: a worker that is killed in the middle of a stage takes no result with it."""
     with dask_cluster(2) as cluster:
-        two_of_them(cluster)
+        all_of_them(cluster, 2)
 
         def watch(progress: Progress) -> None:
             if str(progress).startswith(f"{stage} 2/"):
@@ -656,24 +656,32 @@ def test_a_killed_dask_scheduler_is_one_clear_error() -> None:
     ],
 )
 def test_who_is_stuck_is_not_waited_for(who: str, limit: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails where a scheduler or workers that are there, and do nothing more, hold a run for good."""
+    """Fails where a scheduler or workers that are there, and do nothing more, hold a run for good.
+
+    What is there on a busy machine has all the time it needs: patience ends when they are stopped.
+    """
     from onnxprune.jobs import cluster
 
-    for name, value in ((limit, 1.0), ("_ASK_SECONDS", 0.2), ("_CLOSE_SECONDS", 0.5)):
-        monkeypatch.setattr(cluster, name, value)
+    monkeypatch.delenv(cluster.PATIENCE, raising=False)
     how = signal.SIGKILL if who == "killed workers" else signal.SIGSTOP
     with dask_cluster(1) as found:
+        all_of_them(found, 1)
         affected = [found.scheduler] if who == "scheduler" else found.workers
+        stopped: list[int] = []
 
         def items() -> Iterator[Known]:
             for i in range(10):
                 if i == 2:
                     for process in affected:
                         process.send_signal(how)
+                        stopped.append(process.pid)
+                    for name, value in ((limit, 1.0), ("_ASK_SECONDS", 0.2), ("_CLOSE_SECONDS", 0.5)):
+                        monkeypatch.setattr(cluster, name, value)
                 yield known(i)
 
         with scheduling(1, found.address, nothing) as place, pytest.raises(RunError, match=match):
             list(place.map(SELECTION, items(), 10))
+        assert stopped
 
 
 @needs_dask
