@@ -32,7 +32,7 @@ from onnxprune.jobs.work import Here, Scheduler, Work
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.process import spill
-from onnxprune.refit.layerwise import in_place, memory_of, scaled
+from onnxprune.refit.layerwise import entries_of, in_place, memory_of, scaled
 from onnxprune.runtime.session import Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes
 from onnxprune.selection import Path
@@ -47,6 +47,7 @@ LEAST_TRIED = 8
 # Weights that a trial refits lie in memory up to so many bytes, and are fed to one session for all widths; more of them
 # go to files, of a session for each width.
 _FED_BYTES = 512 << 20
+_REFITTED_BYTES = 8  # of a weight, while it is refitted
 _AT_ONCE_BYTES = 256 << 20
 
 
@@ -113,7 +114,7 @@ def measure(
             moments=own_moments,
             path=paths[g],
             readers=read_by[groups],
-            masked=bool(others) or g in masked or _weight_bytes(own) > _FED_BYTES,
+            masked=bool(others) or g in masked or _REFITTED_BYTES * entries_of(own) > _FED_BYTES,
             others={o: paths[o] for o in others},
         )
 
@@ -127,11 +128,6 @@ def measure(
         kept.put("trial", _item(method, groups), partial(_arrays_of, errors))
         found[groups] = errors
     return [found.get(groups, {}) for groups in (*((g.index,) for g in channels.groups), *together)]
-
-
-def _weight_bytes(layers: Sequence[Layer]) -> int:
-    """What the weights of some layers take while they are refitted."""
-    return sum(8 * len(x.columns(0)) * x.outputs.size for x in layers)
 
 
 def _item(method: str, groups: Sequence[int]) -> str:

@@ -74,6 +74,11 @@ class Widths:
         own = {g for x in self.layers for g in x.groups}
         return tuple((0, *w) if g in own and w[0] else w for g, w in enumerate(self.allowed))
 
+    @property
+    def gone_groups(self) -> frozenset[int]:
+        """The groups of the layers that go."""
+        return frozenset(g for x in self.layers if x.number in self.gone for g in x.groups)
+
     def without(self, layers: Collection[int]) -> Widths:
         """The same without these layers, by number: their groups keep nothing, and are like no others."""
         out = {g for x in self.layers if x.number in layers for g in x.groups}

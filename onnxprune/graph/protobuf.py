@@ -41,6 +41,12 @@ def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
+def declared_sizes(v: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
+    """What is declared of each axis of a tensor: its size, a symbol, or None for nothing."""
+    dims = v.type.tensor_type.shape.dim
+    return tuple(int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None for d in dims)
+
+
 def opset_of(proto: onnx.ModelProto) -> int:
     """The version of the standard operator set."""
     return next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from onnxprune.graph.bodies import every_body
-from onnxprune.graph.protobuf import SIZE_TYPES, copied
+from onnxprune.graph.protobuf import SIZE_TYPES, copied, declared_sizes
 from onnxprune.graph.view import Shape
 
 # Exporters write these for "any size"; they name no size that two axes could share.
@@ -142,7 +142,7 @@ def false_outputs(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> list[s
         else:
             declared = v.type.tensor_type.shape
             if len(declared.dim) != len(real) or any(map(_differs, declared.dim, real)):
-                names = [str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in declared.dim]
+                names = ["?" if d is None else str(d) for d in declared_sizes(v)]
                 faults.append(
                     f"output {v.name!r} is declared as {'×'.join(names) or 'a scalar'} and is "
                     f"{'×'.join(map(str, real)) or 'a scalar'}: what is wrong of the declaration was left out"

@@ -17,6 +17,7 @@ import onnx
 from onnxprune.data.layouts import Layouts
 from onnxprune.data.samples import Samples
 from onnxprune.data.texts import IDS, MASKS
+from onnxprune.graph.protobuf import declared_sizes
 from onnxprune.numerics.arrays import Array, Mask, cast, is_float
 
 # By rank, the axis that positions have where only its size tells.
@@ -91,8 +92,8 @@ def padding_of(
         return NONE
     here = _padded(m[len(m) - len(a) :] for a, m in zip(own, kept, strict=True))
     every = _padded(kept)
-    inputs = {v.name: _symbols(v) for v in model.graph.input}
-    outputs = {v.name: _symbols(v) for v in model.graph.output}
+    inputs = {v.name: declared_sizes(v) for v in model.graph.input}
+    outputs = {v.name: declared_sizes(v) for v in model.graph.output}
     known = {d for dims in inputs.values() for d in dims if isinstance(d, str)}
     marks = [(here, _axis_of(inputs.get(ids, ())))]
     if every.shape != here.shape:
@@ -164,12 +165,6 @@ def _plain(name: str) -> str:
 
 def _holds_tokens(name: str, dtype: np.dtype[np.generic], rank: int) -> bool:
     return rank == 2 and dtype.kind in "iu" and not any(n in name.lower() for n in _NO_TOKENS)
-
-
-def _symbols(value: onnx.ValueInfoProto) -> tuple[str | int | None, ...]:
-    """The declared sizes; None where one is not."""
-    dims = value.type.tensor_type.shape.dim
-    return tuple(d.dim_param or (d.dim_value if d.HasField("dim_value") else None) for d in dims)
 
 
 def _axis_of(dims: Sequence[str | int | None]) -> str | int | None:

@@ -59,9 +59,13 @@ def in_place(
 
 def memory_of(layers: Sequence[Layer]) -> int:
     """Bytes that `in_place` takes, about: the moments of one layer after the other, and the weights of all."""
-    sizes = [(layer.groups, len(layer.columns(0)), layer.outputs.size) for layer in layers]
-    moments = max((g * columns**2 for g, columns, _ in sizes), default=0)
-    return _MOMENT_BYTES * moments + _WEIGHT_BYTES * sum(columns * outputs for _, columns, outputs in sizes)
+    moments = max((layer.groups * len(layer.columns(0)) ** 2 for layer in layers), default=0)
+    return _MOMENT_BYTES * moments + _WEIGHT_BYTES * entries_of(layers)
+
+
+def entries_of(layers: Sequence[Layer]) -> int:
+    """Entries of the weights of some layers."""
+    return sum(len(layer.columns(0)) * layer.outputs.size for layer in layers)
 
 
 def scaled(layers: Sequence[Layer], weights: Mapping[str, Array], keep: Mask, factors: Doubles) -> dict[str, Array]:

@@ -225,9 +225,8 @@ class _Flow:
 
 def _declared(v: onnx.ValueInfoProto) -> Port:
     """What a model says of one of its inputs."""
-    t = v.type.tensor_type
-    shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in t.shape.dim]
-    return Port(v.name, f"{_TENSOR}{onnx.TensorProto.DataType.Name(t.elem_type).lower()}{_END}", shape)
+    element = onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type)
+    return Port(v.name, f"{_TENSOR}{element.lower()}{_END}", protobuf.declared_sizes(v))
 
 
 def _element_type(described: str) -> int:

@@ -42,7 +42,7 @@ def with_layers(
     missed: BudgetUnreachable | None = None
     for count in range(len(order) + 1):
         own = widths.without(order[:count])
-        out = [g for x in own.layers if x.number in own.gone for g in x.groups]
+        out = sorted(own.gone_groups)
         if len(together(coupled.channels, out)) < len(out):
             continue
         try:
@@ -83,7 +83,7 @@ def kept_of(
 ) -> tuple[int, ...]:
     """The allocation, anew without those branches that cannot go together with others. Raises BudgetUnreachable."""
     widths: Sequence[tuple[int, ...]] = allowed.allowed
-    out = {g for x in allowed.layers if x.number in allowed.gone for g in x.groups}
+    out = allowed.gone_groups
     dies = {g: d.groups for g, d in coupled.drops.items() if widths[g][0] == 0 and d.groups}
     while True:
         allocation = budget.allocate(curves, cost, budget.Budget(limit, widths, dies, allowed.alike))

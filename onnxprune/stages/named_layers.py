@@ -19,9 +19,8 @@ def named_layers(layers: Sequence[WholeLayer], wanted: Sequence[str]) -> frozens
     numbers). Raises UsageError for one that means none, and where there is no layer that could go."""
     if wanted and not layers:
         raise UsageError(
-            f"{DROP_LAYERS}: no layer of this model can go as a whole: there is none whose attention and feed-forward "
-            "block are both residual branches that may lose all their channels. Caches of a decoder keep them, unless "
-            "--resize-io names these inputs and outputs; `onnxprune inspect` lists what stays, and why"
+            f"{DROP_LAYERS}: no attention with a feed-forward block can go as a whole here; leave it out (caches need "
+            "--resize-io too)"
         )
     gone: set[int] = set()
     for text in wanted:
