@@ -29,6 +29,7 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
+from onnxprune.stages.counted_at import counted_at
 from onnxprune.stages.dropped_experts import told_of_experts
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.named_layers import named_layers
@@ -178,7 +179,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *told_of_experts(loaded.original))
-    notes = (*notes, *not_counted(channels), *idle_ports(loaded, channels, settings))
+    notes = (*notes, *not_counted(channels), *counted_at(loaded), *idle_ports(loaded, channels, settings))
     stored, kept = protobuf.parameters(loaded.original), stored_of(n, channels)
     drops = branches.drops(channels)
     layers = whole_layers(channels, drops)

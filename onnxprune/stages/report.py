@@ -36,6 +36,7 @@ from onnxprune.stages.allocate import LATENCY_MISSED, estimate_of
 from onnxprune.stages.allocate_layers import without
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.clock import Clock
+from onnxprune.stages.counted_at import counted_at
 from onnxprune.stages.couple import Coupled, not_counted
 from onnxprune.stages.curves import curve_rows
 from onnxprune.stages.draw import layer_rows
@@ -109,6 +110,7 @@ def report_of(
         notes=(
             *loaded.notes,
             *not_counted(channels),
+            *counted_at(loaded),
             *larger(before, after),
             *less_aligned(coupled, settings),
             *unspent(kept, coupled, settings),
