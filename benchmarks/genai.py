@@ -60,22 +60,24 @@ SETTINGS = PruneConfig(
     resize_io=("past*", "present*"),
     ratio_of=("*/attn/qkv_proj/MatMul*=0.5", "*/attn/o_proj/MatMul*=0.25"),
 )
-# The builder's half precision for the CPU takes no second step in onnxruntime itself; that for CUDA runs there. With
-# an accuracy level of 1 the kernels of packed weights multiply in float32, as the masked original does.
+# The builder's half precision for the CPU takes no second step in onnxruntime itself; that for CUDA runs there, with
+# norms of queries and keys in front of the attention: inside it they have kernels on CUDA alone. With an accuracy level
+# of 1 the kernels of packed weights multiply in float32, as the masked original does.
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "float32": ("-p", "fp32", "-e", "cpu"),
-    "float16": ("-p", "fp16", "-e", "cuda"),
+    "float16": ("-p", "fp16", "-e", "cuda", "--extra_options", "fuse_qk_norm_gqa=false"),
     "4 bits": ("-p", "int4", "-e", "cpu", "--extra_options", "accuracy_level=1"),
 }
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models of transformers: the names of its classes, what differs from the sizes of all."""
+    """A family of models of transformers: the names of its classes, what differs from the sizes of all, its builder."""
 
     name: str
     more: dict[str, Any] = field(default_factory=dict)
     config: str = ""
+    builder: tuple[str, ...] = ("-m", "onnxruntime_genai.models.builder")
     precisions: tuple[str, ...] = tuple(PRECISIONS)
 
     @property
@@ -106,6 +108,12 @@ FAMILIES: dict[str, Family] = {
     "Phi-3, long": Family("Phi3", _LONG),
     "Gemma": Family("Gemma", {"head_dim": SIZE}),
     "Gemma 2": Family("Gemma2", {**_WINDOWED, "query_pre_attn_scalar": 24}),
+    "Gemma 3": Family(
+        "Gemma3",
+        {**_WINDOWED, "query_pre_attn_scalar": 24},
+        "Gemma3Text",
+        (str(Path(__file__).with_name("gemma3_builder.py")),),
+    ),
     "Mistral": Family("Mistral"),
     "Granite": Family(
         "Granite",
@@ -170,7 +178,7 @@ def built(family: Family, precision: str, folder: Path) -> Path:
     network.save_pretrained(source)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w1").save_pretrained(source)
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", source, "-o", folder / "model"]
+    command = [sys.executable, *family.builder, "-i", source, "-o", folder / "model"]
     how = ["-c", folder / "cache", *PRECISIONS[precision]]
     subprocess.run([*command, *how], check=True, capture_output=True)
     settings = folder / "model" / "genai_config.json"
@@ -238,7 +246,7 @@ def compared(family: Family, precision: str, folder: Path, options: PruneConfig 
         oracle = masked_model(n.proto, channels, channels.keep_classes(found.plan.masks(channels)), n.types)
         for v in oracle.graph.input:  # see `runtime.faults.without_sizes_of_pasts`
             for d in v.type.tensor_type.shape.dim[2:3] if v.name.startswith("past") else ():
-                d.Clear()
+                d.ClearField("dim_param")  # a state of a fixed size keeps it
         choosing_among(oracle, options.keep_tokens)
         onnx.save(external.embedded(oracle), masked / "model.onnx")
     for file in source.parent.glob("*.json"):

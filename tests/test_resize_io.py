@@ -218,6 +218,15 @@ def test_caches_that_data_leave_out_are_empty():
     assert inspect(decoder(), given).groups == inspect(decoder(), prompts(4)).groups
 
 
+def test_a_cache_of_a_model_that_runs_with_nothing_is_missed_with_the_reason():
+    """Fails where what onnxruntime has against the model (a kernel that this provider lacks, say) is not told."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 17]>
+    g (int64[n, t] ids, float[n, p, 4] past) => (float[n, p, 4] y, int64[3, 5] z)
+    <int64[2] shape = {3, 5}> { y = Relu(past)  z = Reshape(ids, shape) }""")
+    with pytest.raises(CalibrationError, match=r"no data for input 'past': the model wants .*: onnxruntime cannot run"):
+        inspect(model, {"ids": np.ones((4, 7), np.int64)})
+
+
 def test_caches_of_a_window_have_its_rows():
     """Fails where such a cache is emptied, or rows that hold nothing are compared or have to be finite."""
     model = decoder(window=WINDOW)

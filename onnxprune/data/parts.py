@@ -23,14 +23,20 @@ def checked(data: Mapping[str, Array | Rows], specs: tuple[InputSpec, ...], path
     """
     inputs: dict[str, Array | Rows] = {}
     for s in specs:
-        empty = None if s.absent is None or s.name in data else s.absent(s.name)
+        empty, why = None, ""
+        if s.absent is not None and s.name not in data:
+            try:
+                empty = s.absent(s.name)
+            except CalibrationError as e:
+                why = f"; {e}"
         if empty is not None:
             data = {**data, s.name: np.zeros((_count(data, specs), *empty), s.dtype)}
         if s.name not in data:
             wanted = ", ".join(repr(x.name) for x in specs)
             keys = ", ".join(repr(k) for k in data) or "nothing"
             held = "the folder has" if Path(path).is_dir() else "the file has"
-            raise CalibrationError(f"{path}: no data for input {s.name!r}: the model wants {wanted}, {held} {keys}")
+            lacks = f"no data for input {s.name!r}: the model wants {wanted}, {held} {keys}"
+            raise CalibrationError(f"{path}: {lacks}{why}")
         where = f"{path}: input {s.name!r}"
         a, note = converted(data[s.name], s.dtype, where)
         if note:

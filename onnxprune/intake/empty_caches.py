@@ -36,19 +36,27 @@ def fillable(proto: onnx.ModelProto, specs: Sequence[InputSpec]) -> tuple[InputS
         return empty_shapes(proto, specs)
 
     def absent(name: str) -> tuple[int, ...] | None:
-        return shapes().get(name) if name in names else None
+        if name not in names:
+            return None
+        try:
+            return shapes().get(name)
+        except (CalibrationError, RunError) as e:
+            raise CalibrationError(f"what it is when empty is not known, as no random inputs run the model: {e}") from e
 
     return tuple(replace(s, absent=absent) if s.name in names else s for s in specs)
 
 
 def empty_shapes(proto: onnx.ModelProto, specs: Sequence[InputSpec]) -> dict[str, tuple[int, ...]]:
     """The shape of a sample of each input that may be empty: with all sizes but one as in random inputs that run, and
-    of zeros where none of its sizes can be 0."""
+    of zeros where none of its sizes can be 0.
+
+    Raises CalibrationError with what onnxruntime says where it runs no random inputs, and RunError where it hangs.
+    """
     trial = Trial(proto)
     try:
         example = stand_ins.random(proto, tuple(specs), 1, 0, trial, shapes=trial.shapes).example()
-    except (CalibrationError, RunError):
-        return {}
+    except CalibrationError as e:
+        raise CalibrationError(trial.why or str(e)) from e
     windows, states = kept_inputs.windows(proto), kept_inputs.states(proto)
     still = [s for s in specs if s.name in states]
     own = [s for s in specs if may_be_cache(s) and s.name not in states]
