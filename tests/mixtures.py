@@ -27,8 +27,8 @@ def model(
     """x (N, L, 8) → y (N, L, 5); with `tokens` input_ids, attention_mask (N, L) → y (N, L, tokens).
 
     router: "MatMul", "bias", "Gemm", "read" (its logits are an output of the model too), "packed" (MatMulNBits),
-    "twice" (two mixtures read it). codes: QMoE of four bits. rare: experts with a logit that is seldom among the
-    greatest; the router needs a bias then.
+    "twice" (two mixtures read it), "chooses" and "probable" (among sigmoids or probabilities, in front of the mixture).
+    codes: QMoE of four bits. rare: experts with a logit that is seldom among the greatest; the router has a bias then.
     """
     rng = np.random.default_rng(3)
     weights: dict[str, NDArray[Any]] = {"shape": np.array([-1, experts]), "flat": np.array([-1, WIDTH])}
@@ -46,6 +46,24 @@ def model(
     def add(op: str, inputs: list[str], output: str, *, domain: str = "", **attributes: Any) -> str:
         nodes.append(helper.make_node(op, inputs, [output], name=f"/{output}", domain=domain, **attributes))
         return output
+
+    def constant(name: str, value: str) -> str:
+        return add("Constant", [], name, value=numpy_helper.from_array(weights[value], name))
+
+    def chooses(product: str, k: int) -> None:
+        """Sigmoids chosen by a sum with a bias, or softmax; the logarithms of those that are chosen among -10000."""
+        if router == "chooses":
+            scores = add("Sigmoid", [product], f"scores{k}")
+            biased = add("Add", [scores, real(f"offset{k}", experts)], f"biased{k}")
+        else:
+            scores = biased = add("Softmax", [product], f"scores{k}", axis=-1)
+        weights["many"] = np.array([chosen])
+        nodes.append(helper.make_node("TopK", [biased, "many"], [f"greatest{k}", f"places{k}"], axis=-1))
+        best = add("GatherElements", [scores, f"places{k}"], f"best{k}", axis=1)
+        sizes = add("Shape", [scores], f"all{k}")
+        low = numpy_helper.from_array(np.array([-1e4], np.float32))
+        none = add("ConstantOfShape", [sizes], f"none{k}", value=low)
+        add("ScatterElements", [none, f"places{k}", add("Log", [best], f"log{k}")], f"logits{k}", axis=1)
 
     first = "x"
     if tokens:
@@ -70,7 +88,11 @@ def model(
             if router == "bias" or rare:
                 product = add("Add", [product, real(f"offset{k}", experts)], f"offered{k}")
                 weights[f"offset{k}"][[*rare]] -= 12
-            add("Reshape", [product, "shape"], logits)
+            if router in ("chooses", "probable"):
+                product = add("Reshape", [product, constant(f"sizes{k}", "shape")], f"flat{k}")
+                chooses(product, k)
+            else:
+                add("Reshape", [product, "shape"], logits)
         if router == "read":
             outputs.append(helper.make_tensor_value_info(logits, TensorProto.FLOAT, [None, experts]))
         for part in range(1 + (router == "twice")):

@@ -36,7 +36,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "four of six of codes": {"codes": True, "experts": 6, "chosen": 4, "normal": False},
     "a router that is read elsewhere": {"router": "read"},
     "a router of two": {"router": "twice", "layers": 1},
+    "a router that chooses": {"router": "chooses", "layers": 1},
+    "a router with probabilities": {"router": "probable", "layers": 1, "codes": True},
 }
+_COMPARE = ("Softmax", "TopK")
 
 
 def kept_of(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -53,8 +56,9 @@ def test_the_slice_is_the_model_that_never_chooses_them(form: str):
     kept = kept_of(proto)
     sliced = without_experts(proto, kept)
     onnx.checker.check_model(sliced)
-    by_output = {proto.graph.node[m.node].output[0]: (m.count, kept[m.name]) for m in mixtures_of(proto)}
-    oracle, before = Session(never_chosen(proto, by_output, {})), Session(proto)
+    masks = {(m.node, 1): (m.count, kept[m.name]) for m in mixtures_of(proto)}
+    masks |= {(k, 0): m for k, n in enumerate(proto.graph.node) for m in masks.values() if n.op_type in _COMPARE}
+    oracle, before = Session(never_chosen(proto, masks, {})), Session(proto)
     after, moved = Session(sliced), 0.0
     for count, length in ((3, 4), (1, 1), (2, 7)):
         feeds = samples(count, length)
@@ -68,12 +72,13 @@ def test_the_slice_is_the_model_that_never_chooses_them(form: str):
     assert [m.count for m in mixtures_of(sliced)] == [m.count - 1 for m in mixtures_of(proto)]
 
 
-@pytest.mark.parametrize("router", ["MatMul", "bias", "Gemm", "packed"])
+@pytest.mark.parametrize("router", ["MatMul", "bias", "Gemm", "packed", "chooses", "probable"])
 def test_the_column_of_the_router_goes(router: str):
     """Fails where a Gather stands where a column could go."""
     proto = model(router=router)
     sliced = without_experts(proto, kept_of(proto))
-    assert len(sliced.graph.node) == len(proto.graph.node)
+    before, after = ([n.op_type for n in p.graph.node if n.op_type != "Constant"] for p in (proto, sliced))
+    assert after == before
     assert not {4} & {d for t in sliced.graph.initializer if t.name.startswith(("router", "offset")) for d in t.dims}
 
 
@@ -144,6 +149,14 @@ def test_tokens_and_experts_go_together():
     assert result.report.before.parameters == protobuf.parameters(proto)
     [y] = Session(result.model).run(data).values()
     assert y.shape == (32, 5, 40)
+
+
+def test_a_router_that_chooses_chooses_among_the_others():
+    """Fails where a run takes such a router for one that mixtures choose by, or counts its MACs another way."""
+    result = prune(model(router="chooses"), None, samples(), **OPTIONS, drop_experts=("1",))
+    assert [m.count for m in mixtures_of(result.model)] == [3, 3]
+    assert "Gather" not in {n.op_type for n in result.model.graph.node}
+    assert result.report.before.macs == 4 * (8 * WIDTH + 2 * (4 * WIDTH + 2 * 2 * 32 * WIDTH) + 5 * WIDTH)
 
 
 def test_a_wrong_slice_is_caught(monkeypatch: pytest.MonkeyPatch):

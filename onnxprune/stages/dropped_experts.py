@@ -60,8 +60,8 @@ class DroppedExperts:
 
     def masked(self) -> onnx.ModelProto:
         """The model with all experts, of which those that went are never chosen."""
-        outputs = {m.name: self.whole.graph.node[m.node].output[0] for m in mixtures_of(self.whole)}
-        kept = {outputs[r.name]: (r.experts, r.kept) for r in self.rows}
+        own = {r.name: (r.experts, r.kept) for r in self.rows}
+        kept = {e: own[m.name] for m in mixtures_of(self.whole) if m.name in own for e in m.compared}
         return never_chosen(self.whole, kept, self.types)
 
 
@@ -80,7 +80,7 @@ def without_experts(
             f"{DROP_EXPERTS} is about models with the operators MoE or QMoE outside of bodies, and here are none: "
             "leave it out"
         )
-    types = _types(proto, [proto.graph.node[m.node].input[1] for m in there], samples)
+    types = _types(proto, [proto.graph.node[k].input[i] for m in there for k, i in m.compared], samples)
     notes: tuple[str, ...] = ()
     if planned is None:
         rows, notes = _chosen(proto, there, samples, settings, types)

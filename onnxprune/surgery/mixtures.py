@@ -4,8 +4,8 @@
 
 A mixture (MoE, QMoE) stores all its experts in one weight each, by their number, and sends each position to the k
 experts with the greatest logits. Softmax gives nothing to the lowest number, so the mixture without an expert is the
-one whose router never chooses it; at least k have to stay. The columns of the router are cut where the logits come
-straight from a product that nothing else reads; else a Gather picks the logits of those that stay.
+one whose router never chooses it; at least k have to stay. The columns of the router are cut where all is understood
+that stands behind its product (`surgery.routers`); else a Gather picks the logits of those that stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from onnxprune.graph import bodies, external, tensor_files
 from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import copied, int_attribute
 from onnxprune.numerics.arrays import Array, Ints
-from onnxprune.surgery.stored_logits import Logits, StoredLogits
+from onnxprune.surgery.routers import router_of
+from onnxprune.surgery.stored_logits import StoredLogits
 from onnxprune.surgery.stored_rows import FREE_SINCE, Edge, Rows
 
 OPERATORS, DOMAIN = ("MoE", "QMoE"), "com.microsoft"
@@ -36,35 +37,40 @@ class Mixture:
     """A node of the main graph that sends each position to some of its experts.
 
     node: its place in the graph. name: as options and reports call it. count: experts; chosen: to how many of them each
-    position goes. width: products for each logit whose router loses columns, of all its routers together. stays: why
-    none of its experts may go; "" where some may.
+    position goes. compared: (node, input) of what compares logits: itself, and what chooses in front of it. width:
+    products for each logit; 0 where the router keeps its columns. stays: why none of its experts may go; "" where some
+    may.
     """
 
     node: int
     name: str
     count: int
     chosen: int
+    compared: tuple[Edge, ...]
     width: int = 0
     stays: str = ""
 
 
 def mixtures_of(proto: onnx.ModelProto) -> tuple[Mixture, ...]:
     """The mixtures of the main graph, in its order."""
-    graph = StoredLogits(proto)
+    graph = _Graph(proto)
     there = [k for k, n in enumerate(graph.nodes) if is_mixture(n) and len(n.input) > _WEIGHTS and n.output[0]]
     names = Counter(graph.nodes[k].name for k in there)
     found = []
     for k in there:
         n = graph.nodes[k]
         source = graph.source(n.input[_WEIGHTS], 0, (k, _WEIGHTS))
-        count, chosen = 0 if source is None else source.count, int_attribute(n, "k", 1)
+        count = 0 if source is None else source.count
+        slots = _routers(n)
+        router = router_of(graph, k, slots, count)
+        chosen = max(int_attribute(n, "k", 1), 0 if router is None else router.chosen)
         stays = _why_all_stay(graph, k, count)
         if not stays and chosen >= count:
             stays = f"each position goes to {chosen} of its {count} experts, so that none can be spared"
-        routers = [graph.logits(n.input[i], count, "", sized=True) for i in ROUTERS if i < len(n.input) and n.input[i]]
-        width = sum(r.width for r in routers if isinstance(r, Logits) and _alone(graph, r))
         name = n.name if names[n.name] == 1 and n.name else n.output[0]
-        found.append(Mixture(k, name, count, chosen, width, stays))
+        compared = ((k, ROUTERS[0]), *(() if router is None else router.compared))
+        width = 0 if router is None else router.width
+        found.append(Mixture(k, name, count, chosen, compared, width, stays))
     return tuple(found)
 
 
@@ -77,15 +83,14 @@ def without_experts(proto: onnx.ModelProto, kept: Mapping[str, Sequence[int]]) -
     """The model with these experts alone, ascending, of each mixture by its name; others keep all of theirs."""
     result = copied(proto)
     mixtures = [m for m in mixtures_of(result) if m.name in kept]
-    graph = StoredLogits(result)
+    graph = _Graph(result)
     taken = tensors_of(result) | {n.name for n in bodies.every_node(result.graph)}
     cut = _Cut(graph, taken)
     for m in mixtures:
         own = np.asarray(kept[m.name], np.int64)
+        cut.router(m.node, own, m.count)
         for i, name in enumerate(graph.nodes[m.node].input):
-            if name and i in ROUTERS:
-                cut.router(m.node, i, own, m.count)
-            elif name and i >= _WEIGHTS:
+            if name and i >= _WEIGHTS and i not in ROUTERS:
                 cut.weight(m.node, i, own, m.count)
     cut.finish(result)
     return result
@@ -107,10 +112,22 @@ def _why_all_stay(graph: StoredLogits, k: int, count: int) -> str:
     return ""
 
 
-def _alone(graph: StoredLogits, logits: Logits) -> bool:
-    """Whether what is computed from the weights of logits is read for these alone."""
-    names = {graph.nodes[k].input[i] for k, i in logits.edges} - graph.stored.keys()
-    return not names & graph.outputs and all(graph.readers[name] <= logits.edges for name in names)
+def _routers(n: onnx.NodeProto) -> tuple[int, ...]:
+    return tuple(i for i in ROUTERS if i < len(n.input) and n.input[i])
+
+
+class _Graph(StoredLogits):
+    """With constants of nodes among the weights: whoever cuts one stores it anew."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for n in self.nodes:
+            if _is_constant(n):
+                self.stored[n.output[0]] = n.attribute[0].t
+
+
+def _is_constant(n: onnx.NodeProto) -> bool:
+    return n.op_type == "Constant" and [a.name for a in n.attribute] == ["value"]
 
 
 class _Cut:
@@ -128,27 +145,30 @@ class _Cut:
         if source is not None and source.count == count:
             self._rows(source.edges, source.rows, source.shapes, kept, count)
 
-    def router(self, k: int, slot: int, kept: Ints, count: int) -> None:
-        """Cut the columns of the product that gives the logits, or pick these."""
-        graph, name = self._graph, self._graph.nodes[k].input[slot]
-        found = graph.logits(name, count, "", sized=True)
-        if isinstance(found, Logits) and _alone(graph, found):
+    def router(self, k: int, kept: Ints, count: int) -> None:
+        """Cut the columns of the product behind the logits of a mixture, or pick these."""
+        graph, n = self._graph, self._graph.nodes[k]
+        found = router_of(graph, k, _routers(n), count)
+        if found is not None:
             self._rows(found.edges, found.rows, found.shapes, kept, count)
             for a in graph.nodes[found.node].attribute:
                 if graph.nodes[found.node].op_type == "MatMulNBits" and a.name == "N":
                     a.i = kept.size
-            self._changed.update(found.between)
+            self._changed |= found.wide
             return
-        indices = self._stored(numpy_helper.from_array(kept, unused(f"{name}__experts", self._taken)))
-        picked = unused(f"{name}__kept", self._taken)
-        node = helper.make_node("Gather", [name, indices], [picked], name=unused(picked, self._taken), axis=1)
-        self._in_front.setdefault(k, []).append(node)
-        graph.nodes[k].input[slot] = picked
+        for slot in _routers(n):
+            name = n.input[slot]
+            indices = self._stored(numpy_helper.from_array(kept, unused(f"{name}__experts", self._taken)))
+            picked = unused(f"{name}__kept", self._taken)
+            node = helper.make_node("Gather", [name, indices], [picked], name=unused(picked, self._taken), axis=1)
+            self._in_front.setdefault(k, []).append(node)
+            n.input[slot] = picked
 
     def finish(self, proto: onnx.ModelProto) -> None:
         """Put new weights and nodes into the graph; what nothing reads any more goes, and sizes that have changed."""
         nodes = [n for k, own in enumerate(self._graph.nodes) for n in (*self._in_front.get(k, ()), own)]
         read = {i for n in nodes for i in (*n.input, *bodies.captured_names(n))} | self._graph.outputs
+        nodes = [n for n in nodes if not _is_constant(n) or n.output[0] in read]
         before, made = set(self._graph.readers), dict(self._made)
         weights = [made.pop(t.name, t) for t in proto.graph.initializer if t.name in read or t.name not in before]
         gone = {t.name for t in proto.graph.initializer} - {t.name for t in weights}
@@ -181,7 +201,7 @@ class _Cut:
                 continue
             if name not in made:
                 stored = self._graph.stored[name]
-                free = self._graph.readers[name] <= own and name not in self._graph.outputs
+                free = self._graph.readers[name] <= own and name not in {*self._graph.outputs, *self._graph.by_output}
                 new = name if free else unused(f"{name}__kept", self._taken)
                 if name in axes:
                     values = _of_experts(external.array_of(stored), axes[name], kept, count)

@@ -67,7 +67,7 @@ class StoredLogits(StoredRows):
             edges |= {e for _, e in more}
             shapes |= {r for r, _ in shaped}
             edges |= {e for _, e in shaped}
-        product = self._product(k, count)
+        product = self.product(k, count)
         if product is None:
             return f"{why}: its weight is none that is stored by tokens" if sized else ""
         source, width = product
@@ -112,7 +112,7 @@ class StoredLogits(StoredRows):
                     return (other, [((name, len(dims) - 1), (k, place))], ()) if dims[-1] == count else None
         return None
 
-    def _product(self, k: int, count: int) -> tuple[Source, int] | None:
+    def product(self, k: int, count: int) -> tuple[Source, int] | None:
         """The weight of a product whose outputs are tokens, and how many numbers each of them sums."""
         n = self.nodes[k]
         if n.op_type == "MatMulNBits":

@@ -17,24 +17,24 @@ from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import lowest
 
-_LOGITS = 1
-
 
 def never_chosen(
-    proto: onnx.ModelProto, kept: Mapping[str, tuple[int, Sequence[int]]], types: Mapping[str, int]
+    proto: onnx.ModelProto, kept: Mapping[tuple[int, int], tuple[int, Sequence[int]]], types: Mapping[str, int]
 ) -> onnx.ModelProto:
-    """The model with other logits at experts that are not kept.
+    """The model with the lowest number as logits of experts that are not kept.
 
-    kept: by the first output of the operator, how many experts it has and which of them stay. types: ONNX's numbers of
-    the element types, float32 where there is none.
+    kept: by the place of a node of the main graph and of its input, for how many experts that has an entry on its last
+    axis, and which of them stay. types: ONNX's numbers of the element types, float32 where there is none.
     """
     result = copied(proto)
     taken = tensors_of(result)
     nodes: list[onnx.NodeProto] = []
-    for node in result.graph.node:
-        if node.output and node.output[0] in kept:
-            count, staying = kept[node.output[0]]
-            logits = node.input[_LOGITS]
+    for k, original in enumerate(result.graph.node):
+        node = copy_node(original)
+        for slot, logits in enumerate(original.input):
+            if (k, slot) not in kept:
+                continue
+            count, staying = kept[k, slot]
             element = helper.tensor_dtype_to_np_dtype(types.get(logits, onnx.TensorProto.FLOAT))
             mask = np.zeros((1, count), bool)
             mask[:, list(staying)] = True
@@ -42,8 +42,8 @@ def never_chosen(
             result.graph.initializer.append(numpy_helper.from_array(mask, stays))
             result.graph.initializer.append(numpy_helper.from_array(np.array(lowest(element), element), least))
             nodes.append(helper.make_node("Where", [stays, logits, least], [masked], name=masked))
-            node.input[_LOGITS] = masked
-        nodes.append(copy_node(node))
+            node.input[slot] = masked
+        nodes.append(node)
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     return result
