@@ -27,6 +27,7 @@ METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("free", "convex")
 ATTENTIONS = ("heads", "head-dim")
 UNTRIED = ("keep", "cut")
+ROTATIONS = ("off", "auto")
 PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
@@ -69,6 +70,9 @@ class PruneConfig:
     the model applies to its scores stays as it is.
     untried_branches: what is done with the channels that a branch of an If reads or writes which no sample takes:
     "keep" or "cut".
+    rotate: whether streams that linear layers alone write and read are turned to the directions that tell their readers
+    most, before channels are selected: "off", or "auto": where data and method tell them, and the target does not
+    compute with codes of eight bits.
     ratio_of: pairs PATTERN=SHARE: groups whose producers match lose that share of their channels, the nearest width to
     it that the alignment allows, whatever the goal says of the others; the last pattern that matches counts. max_ratio:
     the share of its channels, in (0, 1), that any other group loses at most. same_widths: patterns; the groups that one
@@ -112,6 +116,7 @@ class PruneConfig:
     target: str = DEFAULT
     attention: str = "heads"
     untried_branches: str = "keep"
+    rotate: str = "off"
     ratio_of: tuple[str, ...] = ()
     max_ratio: float | None = None
     same_widths: tuple[str, ...] = ()
@@ -168,6 +173,7 @@ class PruneConfig:
             ("refit", self.refit, tuple(REFITS)),
             ("attention", self.attention, ATTENTIONS),
             ("untried_branches", self.untried_branches, UNTRIED),
+            ("rotate", self.rotate, ROTATIONS),
             ("target", self.target, tuple(TARGETS)),
         ):
             if value not in allowed:
@@ -378,6 +384,7 @@ class Options(TypedDict, total=False):
     target: str
     attention: str
     untried_branches: str
+    rotate: str
     ratio_of: tuple[str, ...]
     max_ratio: float | None
     same_widths: tuple[str, ...]

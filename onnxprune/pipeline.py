@@ -291,6 +291,7 @@ def _run(
     else:
         found = Found(prepared, settings, replayed_from(prepared, replayed, settings))
     prepared, settings, chosen = found.prepared, found.settings, found.chosen
+    loaded = prepared.loaded
     about = loaded, prepared.coupled, prepared.calibrated, chosen.masks, settings, stage
     coupled, masks, stopwatch = prepared.coupled, chosen.masks, prepared.stopwatch
     if found.checked is None:

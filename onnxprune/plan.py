@@ -63,7 +63,8 @@ class Plan:
     divided these into those for fitting and those held out; None: the seed of the config. data: where data that were
     prepared came from, and how, for people to read. layers: the layers of a
     transformer that go as a whole, with all groups that they consist of: for people, too. experts: of mixtures that
-    lose some.
+    lose some. rotated: the groups whose units are directions in which their stream was turned first, by this data
+    (`stages.rotate`).
     """
 
     model_sha256: str
@@ -74,6 +75,7 @@ class Plan:
     data: str = ""
     layers: tuple[str, ...] = ()
     experts: tuple[ExpertsPlan, ...] = ()
+    rotated: tuple[str, ...] = ()
 
     @property
     def divided_by(self) -> int:
@@ -143,6 +145,8 @@ class Plan:
             data["layers"] = list(self.layers)
         if self.experts:
             data["experts"] = [{"name": e.name, "experts": e.count, "kept": list(e.kept)} for e in self.experts]
+        if self.rotated:
+            data["rotated"] = list(self.rotated)
         return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
@@ -162,10 +166,11 @@ def make(
     data: str = "",
     layers: Sequence[str] = (),
     experts: Sequence[ExpertsPlan] = (),
+    rotated: Sequence[str] = (),
 ) -> Plan:
     """The plan of keeping `masks`, with `coefficients` over the units (both by group index).
 
-    uncut: the groups that might have lost units, and stay whole. data, layers, experts: as in `Plan`.
+    uncut: the groups that might have lost units, and stay whole. data, layers, experts, rotated: as in `Plan`.
     """
     every = {i: np.ones(channels.groups[i].size, bool) for i in uncut} | {i: m for i, m in masks.items() if not m.all()}
     groups = tuple(
@@ -177,7 +182,16 @@ def make(
         )
         for i, mask in sorted(every.items())
     )
-    return Plan(model_sha256, config, groups, data_sha256, data=data, layers=tuple(layers), experts=tuple(experts))
+    return Plan(
+        model_sha256,
+        config,
+        groups,
+        data_sha256,
+        data=data,
+        layers=tuple(layers),
+        experts=tuple(experts),
+        rotated=tuple(rotated),
+    )
 
 
 def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic: bool, force: bool) -> tuple[str, ...]:
@@ -198,6 +212,11 @@ def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic
         doubt = "the plan was made with other data than the random inputs of this run"
     else:
         doubt = "the plan was made with other data (its checksum differs; --samples and --seed choose from it)"
+    if chosen.rotated:
+        raise UsageError(
+            f"{doubt}, and its channels are directions of streams ({', '.join(chosen.rotated)}) that only that data "
+            "tells: give the same data with --calib, or make a new plan"
+        )
     if not force:
         raise UsageError(f"{doubt}: give the same data with --calib, make a new plan, or add --force to replay it here")
     return (f"--force: {doubt}; whether that has seen what is held out here is not known",)
@@ -229,7 +248,8 @@ def load(path: str | Path) -> Plan:
         mixtures = tuple(_experts(e) for e in _of(list, data.get("experts", []), "the experts"))
         if len({e.name for e in mixtures}) < len(mixtures):
             raise ValueError("a mixture is named twice")
-        return Plan(checksum, config, groups, data_sha256, seed, told, layers, mixtures)
+        rotated = tuple(_of(str, x, "a stream") for x in _of(list, data.get("rotated", []), "the streams"))
+        return Plan(checksum, config, groups, data_sha256, seed, told, layers, mixtures, rotated)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
 

@@ -451,7 +451,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     monkeypatch.setattr(methods, "reading_labels", lambda: ("random",))
     np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
-    args += ["--recover", "7", "--untried-branches", "cut", "--keep-fused"]
+    args += ["--recover", "7", "--untried-branches", "cut", "--keep-fused", "--rotate", "auto"]
     args += ["--max-ratio", "0.9", "--ratio-of", "/3/*=25%", "--same-widths", "/6/*"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
     args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8", "--drop-branches"]
@@ -490,7 +490,7 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
         "state": [],
         "resize_io": [],
         "exclude_after": [],
-        **{"resize_io": [], "keep_tokens": [], "drop_layers": [], "drop_experts": []},
+        **{"resize_io": [], "keep_tokens": [], "drop_layers": [], "drop_experts": [], "rotate": "auto"},
         **{"max_ratio": 0.9, "ratio_of": ["/3/*=25%"], "same_widths": ["/6/*"]},
     }
 

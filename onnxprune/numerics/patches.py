@@ -170,6 +170,12 @@ class Window:
         return rows
 
 
+def pointwise(window: Window) -> Window:
+    """The convolution that reads single positions, all of them, where `window` reads several."""
+    ones = (1,) * len(window.kernel)
+    return Window(kernel=ones, strides=ones, dilations=ones, pads=(0,) * (2 * len(ones)))
+
+
 def _needed(sources: Ints, inside: int) -> tuple[Ints, Ints]:
     """(the input positions that are read, where each entry of `sources` stands among them): few of a large map's are.
 

@@ -28,6 +28,7 @@ from onnxprune.stages.load import Loaded
 from onnxprune.stages.recover import recover_weights
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.rotate import Rotated, rotate, streams_to_turn
 from onnxprune.stages.select import select
 from onnxprune.stages.time_layers import stopwatch_of
 from onnxprune.stages.try_cuts import Tried, try_cuts
@@ -39,7 +40,8 @@ class Prepared:
     """All that is known before a budget is spent: one calibration serves cuts of any ratio.
 
     tried: None where a plan is replayed. stopwatch: with a budget of latency. original: what the checks have asked of
-    it, which every cut leaves to the next. shared: what the refit has read of it; None where one cut is made.
+    it, which every cut leaves to the next. rotated: groups whose stream was turned. shared: what the refit has read of
+    it; None where one cut is made.
     """
 
     loaded: Loaded
@@ -49,6 +51,7 @@ class Prepared:
     stopwatch: Stopwatch | None
     place: Workplace
     original: Original
+    rotated: tuple[str, ...] = ()
     shared: SharedPoints | None = None
 
     def for_several(self) -> Prepared:
@@ -95,9 +98,17 @@ def prepare(
     with stage("couple"):
         coupled = couple(loaded, settings, replays, one_number=one_number)
         check_before(loaded, coupled, settings, replays)
+        streams = streams_to_turn(loaded, coupled, settings, replays)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     stage.warn(idle_ports(loaded, coupled.channels, settings))
+    turned = Rotated(loaded, Original(loaded))
+    if streams:
+        with stage("rotate"):
+            turned = rotate(loaded, coupled, streams, settings, replays)
+            loaded = turned.loaded
+            if turned.groups:
+                coupled = couple(loaded, settings, replays, one_number=one_number)
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)
     stopwatch = stopwatch_of(loaded, coupled, settings, place) if settings.budget == "latency" else None
@@ -117,7 +128,8 @@ def prepare(
         tried=tried,
         stopwatch=stopwatch,
         place=place,
-        original=Original(loaded),
+        original=turned.original,
+        rotated=turned.groups,
     )
 
 
@@ -143,6 +155,7 @@ def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
         loaded.said_of_data,
         [x.called for x in coupled.layers_whole if all(g in masks and not masks[g].any() for g in x.groups)],
         () if loaded.experts is None else loaded.experts.planned,
+        prepared.rotated,
     )
     return Chosen(masks=masks, coefficients=coefficients, plan=chosen)
 

@@ -26,13 +26,14 @@ class Target:
     """A runtime on a device, with a number type.
 
     provider: the execution provider of onnxruntime that stands for it. alignment: channels. tensorrt: whether the model
-    must pass TensorRT's ONNX parser.
+    must pass TensorRT's ONNX parser. integers: whether tensors are stored there in codes of eight bits.
     """
 
     name: str
     provider: str
     alignment: int
     tensorrt: bool = False
+    integers: bool = False
 
 
 TARGETS: Mapping[str, Target] = {
@@ -41,7 +42,7 @@ TARGETS: Mapping[str, Target] = {
         Target("ort-cpu", "CPUExecutionProvider", 8),
         Target("ort-cuda", "CUDAExecutionProvider", 8),
         Target("tensorrt-fp16", "TensorrtExecutionProvider", 8, tensorrt=True),
-        Target("tensorrt-int8", "TensorrtExecutionProvider", 32, tensorrt=True),
+        Target("tensorrt-int8", "TensorrtExecutionProvider", 32, tensorrt=True, integers=True),
     )
 }
 DEFAULT = "ort-cpu"

@@ -6,7 +6,7 @@ from onnxprune.cli.options.names import DEFAULTS
 from onnxprune.cli.options.section import Section, flag, option, with_default
 from onnxprune.cli.options.shared import RESIZE_IO
 from onnxprune.cli.values import Choice, parse_alignment
-from onnxprune.config import ATTENTIONS, UNTRIED
+from onnxprune.config import ATTENTIONS, ROTATIONS, UNTRIED
 from onnxprune.targets.alignment import TARGETS
 
 _ALIGNMENTS = ", ".join(f"{t.alignment} for {name}" for name, t in TARGETS.items())
@@ -90,6 +90,14 @@ STAYS = Section(
         **with_default(DEFAULTS.untried_branches),
         help="What is done with the channels that a branch of an If reads or writes which no sample takes: nothing "
         "measures what a cut does there.",
+    ),
+    option(
+        "--rotate",
+        type=Choice(ROTATIONS),
+        **with_default(DEFAULTS.rotate),
+        help="Whether a stream that linear layers alone write and read, as between the bottlenecks of MobileNetV2, is "
+        "turned, exactly, to the directions that tell its readers most, before channels are selected. auto: where "
+        "there is data, weights are refitted, and --target does not compute with integers.",
     ),
     flag(
         "--keep-fused",
