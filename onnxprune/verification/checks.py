@@ -42,6 +42,8 @@ _MOST_ENTRIES = 1 << 28
 # Relative to the spread of the inputs; and to each of them, relative to the tolerance.
 _NOISE, _ROUNDING = 0.02, 0.03
 _DRAWS = 3
+# The largest of many errors of rounding, of operators in another order, to that of the original.
+_TIMES_THE_OWN = 2.0
 
 
 @dataclass(frozen=True)
@@ -240,13 +242,13 @@ class _InSingle:
         """Whether half precision alone makes `given` and `expected`, answers of the model and its reference, differ.
 
         Both are the same in single precision, and the model in half is off what they give there by no more than a
-        tolerance, or than its reference is.
+        tolerance, or than twice what its reference is.
         """
         model, reference = (answers(s) for s in self._sessions)
         own = largest_difference(expected, reference)
         if not (np.isfinite(own) and largest_difference(model, reference) <= TOLERANCE):
             return False
-        return largest_difference(given, reference) <= max(own, tolerance)
+        return largest_difference(given, reference) <= max(_TIMES_THE_OWN * own, tolerance)
 
 
 class Runs(Protocol):
