@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from onnxprune.errors import CheckFailed, InputError, UsageError
 from onnxprune.graph import external, protobuf
 from onnxprune.pipeline import inspect
 from onnxprune.plan import load
+from onnxprune.report.groups import in_runs
+from onnxprune.report.markdown import markdown
+from onnxprune.report.page import html
 from onnxprune.runtime.session import Session
 from onnxprune.stages.dropped_experts import DroppedExperts
 from onnxprune.stages.load import read_samples
@@ -116,7 +120,9 @@ def test_those_that_give_least_go_and_report_and_plan_name_them(codes: bool, tmp
         (f"/mixture{k}_0", 4, (0, 1, 3), (2,)) for k in (0, 1)
     ]
     assert all(r.lost is not None and 0 <= r.lost < 0.05 for r in report.experts)
-    assert any("--drop-experts: 3 of 4 experts stay in /mixture0_0; gone: 2, which gave" in n for n in report.notes)
+    assert any("--drop-experts: 2 experts went from 2 mixtures, which saves" in note for note in report.notes)
+    for shown in (markdown(report.document()), html(report.document())):
+        assert re.search(r"/mixture1_0\W.*4 → 3\W.*2\W.*0\.\d+%", shown)
     assert report.before.parameters == protobuf.parameters(onnx.load(path))
     # Of each of four positions: the embedding, routers, two experts of each mixture, and the head.
     assert report.before.macs == 4 * (8 * WIDTH + 2 * (4 * WIDTH + 2 * 2 * 32 * WIDTH) + 5 * WIDTH)
@@ -242,8 +248,13 @@ def test_the_command_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[st
     command += ["--calib", str(tmp_path / "calib.npz"), "--drop-experts", "1", "--drop-experts", "*1_0=0,3"]
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 of 4 experts stay in /mixture1_0; gone: 0, 3" in said
-    assert "3 of 4 experts stay in /mixture0_0" in said
+    assert "/mixture1_0 4 → 2 0, 3" in said
+    assert re.search(r"/mixture0_0 4 → 3 \d \d+\.\d+%", said)
+
+
+def test_neighbours_are_told_as_runs():
+    assert in_runs([0, 1, 2, 5, 7, 8, 10, 11, 12, 13]) == "0-2, 5, 7, 8, 10-13"
+    assert in_runs([]) == ""
 
 
 def test_an_inspection_names_the_mixtures():

@@ -11,7 +11,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from benchmarks.genai import FAMILIES, HEADS, SETTINGS, compared
+from benchmarks.genai import FAMILIES, HEADS, SETTINGS, built, compared, generated
+from onnxprune.surgery.mixtures import mixtures_of, without_experts
+from onnxprune.verification.unchosen import never_chosen
 
 for library in ("onnxruntime_genai", "transformers", "tokenizers", "torch"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -62,3 +64,23 @@ def test_a_model_without_rows_of_tokens_generates_as_the_masked_original_among_t
     assert len(set(c.generated)) > 1
     assert c.generated == c.masked
     assert set(c.generated) <= set(listed)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "LFM2, experts"])
+def test_a_model_without_experts_generates_as_the_one_that_never_chooses_them(name: str, tmp_path: Path):
+    """Fails where the runtime does not load fewer experts, or the builder's routers choose others than they did."""
+    source = built(FAMILIES[name], "float32", tmp_path)
+    proto = onnx.load(source)
+    mixtures = mixtures_of(proto)
+    kept = {m.name: tuple(e for e in range(m.count) if e != i) for i, m in enumerate(mixtures)}
+    masks = {place: (m.count, kept[m.name]) for m in mixtures for place in m.compared}
+    given = {}
+    for what, model in (("without", without_experts(proto, kept)), ("never", never_chosen(proto, masks, {}))):
+        (tmp_path / what).mkdir()
+        onnx.save(model, tmp_path / what / "model.onnx")
+        for file in source.parent.glob("*.json"):
+            (tmp_path / what / file.name).write_bytes(file.read_bytes())
+        given[what] = generated(tmp_path / what)
+    assert all(m.width for m in mixtures)  # columns of the routers went
+    assert len(set(given["never"])) > 1
+    assert given["without"] == given["never"] != generated(source.parent)

@@ -59,6 +59,17 @@ def layer_called(layer: Mapping[str, Any]) -> str:
     return f"layer {layer['number']}{name} ({' + '.join(layer['branches'])})"
 
 
+def in_runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers, three neighbours and more as one run: "0-2, 5, 7"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
 def error_of_layer(layer: Mapping[str, Any]) -> str:
     """The error of the outputs without a whole layer; empty where that was not tried."""
     return "" if layer["error"] is None else percent(layer["error"])

@@ -31,6 +31,7 @@ def markdown(document: Document) -> str:
         "facts": facts + (view.bench_facts(document) if timed else []) + _data(document),
         "gates": view.gate_rows(document),
         "layers": view.gone_layers(document),
+        "experts": view.gone_experts(document),
         "groups": view.group_rows(document),
         "whole": [] if swept else view.whole_rows(document),
         "pinned": view.pinned_by_remedy(document),

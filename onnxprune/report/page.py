@@ -61,6 +61,7 @@ def html(document: Document) -> str:
         "curves": curves,
         "shown": _CHARTS,
         "whole_layers": view.gone_layers(document),
+        "experts": view.gone_experts(document),
         "groups": view.group_rows(document),
         "timed": bool((document.get("timing") or {}).get("saved")),
         "whole": [] if swept else view.whole_rows(document),

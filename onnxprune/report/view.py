@@ -19,6 +19,7 @@ from onnxprune.report.groups import (
     error_alone,
     error_of_layer,
     if_cut,
+    in_runs,
     is_cut,
     layer_called,
     of_whole,
@@ -238,6 +239,19 @@ def gone_layers(document: Document) -> Rows:
             saved = (of_whole(layer[kind], whole[kind]) for kind in ("macs", "parameters"))
             rows.append((layer_called(layer), *saved, error_of_layer(layer)))
     return rows
+
+
+def gone_experts(document: Document) -> Rows:
+    """(mixture, "8 → 6" experts, those that went, their share of what all give) of the mixtures that lost some."""
+    return [
+        (
+            str(m["name"]),
+            f"{m['experts']} → {len(m['kept'])}",
+            in_runs(m["gone"]),
+            "" if m["lost"] is None else percent(m["lost"]),
+        )
+        for m in document.get("experts") or ()
+    ]
 
 
 def whole_rows(document: Document) -> list[tuple[str, Rows]]:

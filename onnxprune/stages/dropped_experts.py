@@ -92,15 +92,14 @@ def without_experts(
     dropped = DroppedExperts(whole=proto, rows=rows, routers=routers, types=types, notes=())
     narrow = dropped.cut(proto)
     saved = external.model_bytes(proto) - external.model_bytes(narrow)
-    notes = (
-        *notes,
-        *map(_said, rows),
-        f"{DROP_EXPERTS} saves {saved} bytes of weights; each position still goes to as many experts, so MACs stay but "
-        "for those of routers; a ratio counts what is left then",
+    said = (
+        f"{DROP_EXPERTS}: {sum(len(r.gone) for r in rows)} experts went from {len(rows)} mixtures, which saves {saved} "
+        "bytes of weights; each position still goes to as many experts, so MACs stay but for those of routers; a ratio "
+        "counts what is left then"
     )
     if external.embedded_bytes(narrow) >= external.LARGE_BYTES:
         narrow = tensor_files.outside(narrow)
-    return narrow, replace(dropped, notes=notes)
+    return narrow, replace(dropped, notes=(*notes, said))
 
 
 def _types(proto: onnx.ModelProto, logits: Sequence[str], samples: Samples) -> dict[str, int]:
@@ -189,13 +188,6 @@ def _row(m: Mixture, gone: Sequence[int], use: Doubles | None = None) -> Experts
         kept=tuple(e for e in range(m.count) if e not in gone),
         gone=tuple(gone),
         lost=None if use is None or not total else float(use[list(gone)].sum()) / total,
-    )
-
-
-def _said(row: ExpertsRow) -> str:
-    gave = "" if row.lost is None else f", which gave {row.lost:.1%} of what all give"
-    return f"{DROP_EXPERTS}: {len(row.kept)} of {row.experts} experts stay in {row.name}; gone: " + (
-        f"{', '.join(map(str, row.gone))}{gave}"
     )
 
 

@@ -20,7 +20,7 @@ from onnxprune.report.groups import (
 )
 from onnxprune.report.summary import PatternRow, Report
 from onnxprune.report.terminal.screen import Grid, Screen
-from onnxprune.report.view import gone_layers
+from onnxprune.report.view import gone_experts, gone_layers
 
 _SHOWN_LAYERS = 12
 
@@ -49,6 +49,17 @@ def layers_gone(report: Report, screen: Screen) -> list[Grid]:
         return []
     heads = ("MACs saved", "parameters saved", "error alone")
     table = screen.table("layer", *heads, title="whole layers that went")
+    for row in rows:
+        table.add_row(*row)
+    return [table]
+
+
+def experts_gone(report: Report, screen: Screen) -> list[Grid]:
+    """The experts that went from mixtures; () where none did."""
+    rows = gone_experts(asdict(report))
+    if not rows:
+        return []
+    table = screen.table("mixture", "experts", " gone", "share of what all give", title="experts that went")
     for row in rows:
         table.add_row(*row)
     return [table]

@@ -15,6 +15,7 @@ from onnxprune.report.terminal.checks import check_facts
 from onnxprune.report.terminal.facts import in_threads, output_facts, ratio_of_times, removed, samples
 from onnxprune.report.terminal.groups import (
     changed_groups,
+    experts_gone,
     layers_gone,
     patterns,
     reasons_to_stay,
@@ -33,7 +34,8 @@ _WIDE = 120
 def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> str:
     """The report of a pruning run as text. verbose: with every group, and what each saves and costs."""
     report = made_visible(report)
-    parts: list[Part] = [_sizes(report, screen), *layers_gone(report, screen), changed_groups(report, screen)]
+    gone = *experts_gone(report, screen), *layers_gone(report, screen)
+    parts: list[Part] = [_sizes(report, screen), *gone, changed_groups(report, screen)]
     if verbose:
         parts += [what_cuts_do(report, screen), *whole_groups(report, screen)]
     elif screen.width >= _WIDE and not screen.piped:
