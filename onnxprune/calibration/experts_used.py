@@ -13,6 +13,7 @@ kind of expert that onnxruntime runs, and needs no expert's weights by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnxprune.graph.bodies import copy_node
 from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import copied, int_attribute, opset_of
 from onnxprune.measures.padding import padding_of
-from onnxprune.numerics.arrays import Array, Doubles
+from onnxprune.numerics.arrays import Array, Doubles, Ints
 from onnxprune.runtime.session import Session
 from onnxprune.surgery.mixtures import ROUTERS, Mixture
 
@@ -38,10 +39,18 @@ _SURE = 1e4
 _OWN = {"k": 1, "normalize_routing_weights": 0, "use_sparse_mixer": 0}
 
 
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Of each expert (count,): its use, and how many positions are sent to it."""
+
+    use: Doubles
+    positions: Ints
+
+
 def use_of(
     proto: onnx.ModelProto, mixtures: Sequence[Mixture], samples: Samples, types: Mapping[str, int]
-) -> dict[str, Doubles]:
-    """By name of a mixture, the use of each of its experts (count,); positions that are padding count nothing.
+) -> dict[str, Given]:
+    """By name of a mixture, what each of its experts gives; positions that are padding count nothing.
 
     types: ONNX's numbers of the element types, float32 where there is none. Raises UsageError for an old opset.
     """
@@ -52,17 +61,19 @@ def use_of(
         )
     probe = _Probe(proto, mixtures, types)
     session = Session(probe.proto)
-    use = {m.name: np.zeros(m.count) for m in mixtures}
+    found = {m.name: Given(np.zeros(m.count), np.zeros(m.count, np.int64)) for m in mixtures}
     start = 0
     for feeds in samples.batches(_BATCH):
         count = samples.count(feeds)
-        found = session.run(feeds)
+        outputs = session.run(feeds)
         part = samples.take(range(start, start + count))
         start += count
         for m, (given, places) in zip(mixtures, probe.outputs, strict=True):
-            counted = _without_padding(proto, part, found[given], count)
-            use[m.name] += np.bincount(found[places].ravel(), counted.ravel(), minlength=m.count)
-    return use
+            norms = _without_padding(proto, part, outputs[given], count)
+            own, chosen = found[m.name], outputs[places].ravel()
+            own.use[:] += np.bincount(chosen, norms.ravel(), minlength=m.count)
+            own.positions[:] += np.bincount(chosen[norms.ravel() > 0], minlength=m.count)
+    return found
 
 
 def _without_padding(proto: onnx.ModelProto, samples: Samples, given: Array, count: int) -> Array:

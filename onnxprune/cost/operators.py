@@ -175,6 +175,19 @@ def _linear_attention(node: Node, channels: ChannelGraph) -> list[Term]:
     return [Term(float(b * steps * e), (_axis(node.input(0), 2, channels),)), written]
 
 
+def _mixture(node: Node, channels: ChannelGraph, *, second: int, third: int) -> list[Term]:
+    """MoE of onnxruntime: each position (..., H) by k experts, of weights (E, F, H), (E, H, I) and perhaps (E, F, H).
+
+    Of F outputs half are inner units where two in turns are a gate; of codes the last axis of a weight is packed.
+    """
+    x, wide = _shape(node.input(0), channels), _shape(node.input(2), channels)[1]
+    _shape(node.input(second), channels)
+    gated = str(node.attrs.get("activation_type", "relu")).lower() == "swiglu" and not node.input(third)
+    own = 2 * wide if node.input(third) else wide
+    each = own + (wide // 2 if gated else wide)
+    return [Term(float(prod(x[:-1]) * int(node.attrs.get("k", 1)) * each), (_axis(node.input(0), -1, channels),))]
+
+
 def _rows(count: Count, *names: str, domain: str = MICROSOFT) -> dict[str, Count]:
     return {f"{domain}.{n}" if domain else n: count for n in names}
 
@@ -221,6 +234,8 @@ TABLE: Mapping[str, Count] = {
     **_rows(_grouped_query, "GroupQueryAttention"),
     **_rows(_linear_attention, "LinearAttention", domain=""),
     **_rows(_linear_attention, "LinearAttention"),
+    **_rows(partial(_mixture, second=4, third=6), "MoE"),
+    **_rows(partial(_mixture, second=5, third=8), "QMoE"),
 }
 
 # Of onnxruntime: these multiply, by sizes that lie in values, or inside operators of their own.
@@ -228,8 +243,8 @@ UNCOUNTED = frozenset(
     (
         "AttnLSTM BeamSearch DecoderAttention DecoderMaskedSelfAttention "
         "DynamicSparseAttention EPContext GatedDeltaNet GatedRelativePositionBias GreedySearch "
-        "LongformerAttention MatMulNBitsMlp MatMulNBitsQkv MoE PackedAttention PackedMultiHeadAttention "
-        "PackedSparseAttentionIndexer PagedAttention QMoE QOrderedAttention QOrderedLongformerAttention Sampling Snpe "
+        "LongformerAttention MatMulNBitsMlp MatMulNBitsQkv PackedAttention PackedMultiHeadAttention "
+        "PackedSparseAttentionIndexer PagedAttention QOrderedAttention QOrderedLongformerAttention Sampling Snpe "
         "SparseAttention SparseAttentionIndexer SparsePagedAttention SparseToDenseMatMul VarlenCausalConvWithState "
         "WhisperBeamSearch WordConvEmbedding"
     ).split()

@@ -146,7 +146,7 @@ def _chosen(
                 f"{few.name}, so that at most {few.count - few.chosen} can go"
             )
         use = use_of(proto, free, samples, types) if free else {}
-        rows |= {m.name: _row(m, _least(use[m.name], count), use[m.name]) for m in free}
+        rows |= {m.name: _row(m, _least(use[m.name].use, count), use[m.name].use) for m in free}
         notes = tuple(f"{DROP_EXPERTS}: all experts of {m.name} stay: {m.stays}" for m in others if m.stays)
     return tuple(rows[m.name] for m in mixtures if m.name in rows), notes
 

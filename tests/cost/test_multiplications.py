@@ -222,6 +222,29 @@ CASES: dict[str, tuple[float, str, str, Shapes, Shapes, dict[str, Any]]] = {
         {"y": (2, 9, 6)},
         {"q_num_heads": 2, "kv_num_heads": 2, "update_rule": "delta"},
     ),
+    # 2 x 7 positions by 2 of 4 experts: 8 to 10 and back.
+    "MoE": (
+        2 * 7 * 2 * (8 * 10 + 10 * 8.0),
+        *("MoE", MICROSOFT),
+        {"x": (2, 7, 8), "r": (14, 4), "u": (4, 10, 8), "b": (4, 10), "v": (4, 8, 10)},
+        {"y": (2, 7, 8)},
+        {"k": 2},
+    ),
+    # 16 to two gates' halves of 6, and 6 to 16.
+    "QMoE": (
+        7 * 1 * (16 * 12 + 6 * 16.0),
+        *("QMoE", MICROSOFT),
+        {"x": (7, 16), "r": (7, 4), "u": (4, 12, 8), "us": (4, 12), "_b": S, "v": (4, 16, 3), "vs": (4, 16)},
+        {"y": (7, 16)},
+        {"activation_type": "swiglu", "swiglu_fusion": 1},
+    ),
+    "MoE with a third weight": (
+        7 * 2 * 3 * 8 * 10.0,
+        *("MoE", MICROSOFT),
+        {"x": (7, 8), "r": (7, 4), "u": (4, 10, 8), "_b": S, "v": (4, 8, 10), "_c": S, "t": (4, 10, 8)},
+        {"y": (7, 8)},
+        {"k": 2, "activation_type": "silu"},
+    ),
     "CausalConvWithState": (
         2 * 9 * 8 * 4.0,
         "CausalConvWithState",
