@@ -2,9 +2,10 @@
 
     python -m benchmarks.genai [--output docs/reach.md]
 
-Random models of the families that it builds, each cut by `prune --ratio RATIO` with nothing fitted, half of the heads
-among it; onnxruntime-genai generates by the result, and by the masked original. It needs transformers, torch, and
-onnxruntime-genai by `pip install --no-deps onnxruntime-genai`, as a second build of onnxruntime breaks the first.
+Random models of the families that it builds, each cut by `prune --ratio RATIO` with nothing fitted: heads, inner width
+and stream, each by a share of its own; onnxruntime-genai generates by the result, and by the masked original. It needs
+transformers, torch, and onnxruntime-genai by `pip install --no-deps onnxruntime-genai`, as a second build of
+onnxruntime breaks the first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ VOCABULARY, LENGTH, SAMPLES, TOKENS = 512, 16, 48, 24
 HEADS, GROUPS, SIZE, LAYERS = 8, 4, 16, 2
 WINDOW, EXPERTS = 8, 4
 LOWEST = -1e30
+# What the layers behind the attention are called: mlp or moe. Their last ones make the stream, for which others speak.
+INNER = "*/m[lo][pe]/*"
 PROMPT = (5, 17, 101, 33, 250, 8)
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -58,7 +62,7 @@ SETTINGS = PruneConfig(
     refit="none",
     fast=True,
     resize_io=("past*", "present*"),
-    ratio_of=("*/attn/qkv_proj/MatMul*=0.5", "*/attn/o_proj/MatMul*=0.25"),
+    ratio_of=(f"{INNER}=0.2", "*/attn/qkv_proj/MatMul*=0.5", "*/attn/o_proj/MatMul*=0.25"),
 )
 # The builder's half precision for the CPU takes no second step in onnxruntime itself; that for CUDA runs there, with
 # norms of queries and keys in front of the attention: inside it they have kernels on CUDA alone. With an accuracy level
@@ -150,9 +154,13 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A cut model: what could go, in the whole and without tables that no channel carries, and what is generated."""
+    """A cut model: what could go, in the whole and without tables that no channel carries, and what is generated.
+
+    inner: units behind the attention before and after (whole blocks of packed weights), each pair once.
+    """
 
     before: Description
+    inner: tuple[tuple[int, int], ...]
     parameters: tuple[int, int]
     own: dict[str, Any]
     generated: list[int]
@@ -251,7 +259,19 @@ def compared(family: Family, precision: str, folder: Path, options: PruneConfig 
         onnx.save(external.embedded(oracle), masked / "model.onnx")
     for file in source.parent.glob("*.json"):
         (masked / file.name).write_bytes(file.read_bytes())
-    return Compared(before, (before.parameters, tables), own, generated(result), generated(masked))
+    inner = {g.units: None for g in found.report.groups if fnmatchcase(g.name, INNER) and not g.mixing}
+    return Compared(before, tuple(inner), (before.parameters, tables), own, generated(result), generated(masked))
+
+
+def row(name: str, precision: str, c: Compared) -> str:
+    """A line of the table."""
+    same = sum(a == b for a, b in zip(c.generated, c.masked, strict=True))
+    groups = FAMILIES[name].groups
+    cells = [name, precision, *(f"{x:.4f}" for x in (c.before.share, c.share, c.before.share_of_macs))]
+    cells += [str(len(c.before.groups)), f"{groups} → {c.own['num_key_value_heads']}"]
+    cells += [f"{HEADS} → {c.own['num_attention_heads']}", ", ".join(f"{a} → {b}" for a, b in c.inner)]
+    cells += [f"128 → {c.own['hidden_size']}", f"{same} of {len(c.masked)}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -260,20 +280,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a markdown file whose table is replaced")
     parser.add_argument("--only", nargs="*", choices=FAMILIES, metavar="NAME", help="these families alone")
     parser.add_argument("--numbers", nargs="*", choices=PRECISIONS, default=PRECISIONS, help="of these kinds alone")
-    head = ("model", "numbers", "parameters", "without angles", "MACs", "groups", "heads of keys", "heads", "stream")
-    head += ("tokens as masked",)
+    head = ("model", "numbers", "parameters", "without angles", "MACs", "groups", "heads of keys", "heads")
+    head += ("inner units", "stream", "tokens as masked")
     args = parser.parse_args()
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     rows = ((n, p) for p in args.numbers for n in args.only or FAMILIES if p in FAMILIES[n].precisions)
     for name, precision in rows:
-        family = FAMILIES[name]
         with tempfile.TemporaryDirectory() as folder:
-            c = compared(family, precision, Path(folder))
-        same = sum(a == b for a, b in zip(c.generated, c.masked, strict=True))
-        cells = [name, precision, *(f"{x:.4f}" for x in (c.before.share, c.share, c.before.share_of_macs))]
-        cells += [len(c.before.groups), f"{family.groups} → {c.own['num_key_value_heads']}"]
-        cells += [f"{HEADS} → {c.own['num_attention_heads']}", f"128 → {c.own['hidden_size']}"]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{same} of {len(c.masked)}"])) + " |")
+            c = compared(FAMILIES[name], precision, Path(folder))
+        lines.append(row(name, precision, c))
         print(lines[-1], flush=True)
     if args.output is not None:
         put(args.output, "table", "genai", "\n".join(lines))

@@ -38,6 +38,8 @@ def test_generated_tokens_are_those_of_the_masked_original(name: str, numbers: s
     assert kept == family.groups // 2 or (numbers == "4 bits" and kept < family.groups)
     assert c.own["num_attention_heads"] == HEADS * kept // family.groups
     assert c.own["hidden_size"] == 96
+    assert c.inner
+    assert all(after < before for before, after in c.inner)
     assert c.before.share_of_macs == pytest.approx(1.0)
     assert c.share > 0.98
     assert len(set(c.generated)) > 1
