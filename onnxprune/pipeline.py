@@ -303,7 +303,7 @@ def _run(
         return PruneResult(None, chosen.plan, so_far.settled(report)), loaded.source.placement, {}
     checked = found.checked or make(prepared, chosen, settings, stage)
     gates, said = exam.asked_of(checked, loaded, stage)
-    more, told = beside.written(loaded.original, checked)
+    more, told = beside.written(loaded, checked)
     timed = timed_with(stopwatch, checked.model, coupled, masks, stage)
     report = report_of(*about, checked, output, timed, place, prepared.tried)
     notes = (*told, *said, *found.notes, *place.kept.notes)

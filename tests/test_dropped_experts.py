@@ -261,3 +261,19 @@ def test_neighbours_are_told_as_runs():
 def test_an_inspection_names_the_mixtures():
     said = inspect(model(), samples()).notes
     assert any("/mixture0_0: 2 of 4 experts can go" in note for note in said)
+
+
+@pytest.mark.parametrize(("experts", "left"), [(("1",), 3), (("1", "*0_0=0,1"), 4)])
+def test_settings_files_say_how_many_are_left(experts: tuple[str, ...], left: int, tmp_path: Path):
+    """Fails where the number stays that of the original, another number is taken for it, or one is told for several."""
+    (tmp_path / "out").mkdir()
+    proto = model(router="read")
+    onnx.save(proto, tmp_path / "model.onnx")
+    own = {"num_local_experts": 4, "num_experts_per_tok": 2, "n_routed_experts": 5, "hidden_size": WIDTH}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    options = {**OPTIONS, "resize_io": ("logits0",), "drop_experts": experts}
+    result = prune(tmp_path / "model.onnx", tmp_path / "out" / "small.onnx", samples(), **options)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {**written, "hidden_size": WIDTH} == {**own, "num_local_experts": left}
+    told = any("mixtures keep different numbers of experts" in note for note in result.report.notes)
+    assert told == (left == 4)

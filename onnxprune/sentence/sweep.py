@@ -268,7 +268,7 @@ class _Run:
     ) -> tuple[Point, _Made, Report]:
         loaded, coupled = prepared.loaded, prepared.coupled
         checked = make(prepared, chosen, settings, self.clock)
-        beside, told = self.files.settings(ratio).written(loaded.original, checked)
+        beside, told = self.files.settings(ratio).written(loaded, checked)
         timed = timed_with(prepared.stopwatch, checked.model, coupled, chosen.masks, self.clock)
         report = report_of(
             loaded,

@@ -54,6 +54,12 @@ class DroppedExperts:
         """The same, for a plan."""
         return tuple(ExpertsPlan(r.name, r.experts, r.kept) for r in self.rows)
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """How many experts each mixture has, before and after."""
+        kept = self.kept
+        return tuple((m.count, len(kept.get(m.name, range(m.count)))) for m in mixtures_of(self.whole))
+
     def cut(self, proto: onnx.ModelProto) -> onnx.ModelProto:
         """A model with these mixtures, without the experts that went."""
         return mixtures.without_experts(proto, self.kept)

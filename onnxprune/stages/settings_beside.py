@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnx
-
 from onnxprune.config import PruneConfig
 from onnxprune.errors import UsageError
 from onnxprune.output.destination import same_file
+from onnxprune.stages.load import Loaded
 from onnxprune.stages.ports import RESIZE_IO
 from onnxprune.stages.verify import Checked
 from onnxprune.targets import settings_files
@@ -35,16 +34,21 @@ class Beside:
         """Whether a file says how many heads every cache has."""
         return any(f.numbers.num_key_value_heads is not None for f in self.files)
 
-    def written(self, original: onnx.ModelProto, checked: Checked) -> tuple[Mapping[Path, bytes], tuple[str, ...]]:
+    def written(self, loaded: Loaded, checked: Checked) -> tuple[Mapping[Path, bytes], tuple[str, ...]]:
         """(The bytes of each file for a finished model, notes). Raises CheckFailed where no file can say what it is."""
+        experts = () if loaded.experts is None else loaded.experts.sizes
         changed = {r.name: (r.positions, int(r.kept.size)) for r in checked.resized}
         caches = {p: changed.get(p, (size, size)) for p, size in checked.ports.items() if p not in checked.caches.gone}
         blobs: dict[Path, bytes] = {}
         notes: list[str] = []
         for f, path in zip(self.files, self.paths, strict=True):
-            new, said = settings_files.numbers_of(f.numbers, original, checked.whole, caches)
-            blobs[path] = f.rewritten(new, self.output.name, checked.caches.layers)
+            new, said = settings_files.numbers_of(f.numbers, loaded.original, checked.whole, caches)
+            blobs[path] = f.rewritten(new, self.output.name, checked.caches.layers, experts)
             notes += [f"{f.name} is written for the result", *said]
+        if self.files and len({before for before, _ in experts}) < len({*experts}):
+            notes.append(
+                "mixtures keep different numbers of experts, and settings files know one: it is left as it was"
+            )
         return blobs, tuple(dict.fromkeys(notes))
 
 

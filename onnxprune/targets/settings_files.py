@@ -25,6 +25,8 @@ NAMES = (GENAI, TRANSFORMERS)
 _MOST_BYTES = 1 << 24
 # How many layers there are, and the first of them from which on windows may be local.
 _LAYERS, _WINDOWED = "num_hidden_layers", "max_window_layers"
+# How many experts each mixture has: families have names of their own for it, and onnxruntime-genai none.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _HEAD = {GENAI: "head_size", TRANSFORMERS: "head_dim"}
 
 
@@ -48,8 +50,15 @@ class SettingsFile:
     document: dict[str, Any]
     numbers: Numbers
 
-    def rewritten(self, new: Numbers, model: str, gone: Collection[int] = ()) -> bytes:
-        """The file for a model with other numbers, in a file of that name. gone: the numbers of layers that went."""
+    def rewritten(
+        self,
+        new: Numbers,
+        model: str,
+        gone: Collection[int] = (),
+        experts: Collection[tuple[int, int]] = (),
+    ) -> bytes:
+        """The file for a model with other numbers, in a file of that name. gone: the numbers of layers that went.
+        experts: of each mixture, before and after."""
         document = json.loads(json.dumps(self.document))
         place = _place(self.name, document)
         for f in fields(Numbers):
@@ -60,6 +69,10 @@ class SettingsFile:
             place[_HEAD[self.name]] = new.head
         if gone:
             _without_layers(place, gone)
+        for key in _EXPERTS:
+            left = {after for before, after in experts if before == place.get(key)}
+            if len(left) == 1:
+                place[key] = next(iter(left))
         if "filename" in place:
             place["filename"] = model
         return (json.dumps(document, indent=4, ensure_ascii=False) + "\n").encode()
