@@ -26,7 +26,7 @@ from onnxprune.surgery.mixtures import Mixture, mixtures_of
 from onnxprune.verification.unchosen import never_chosen
 
 DROP_EXPERTS = "--drop-experts"
-_NEAREST = 3
+_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -163,7 +163,7 @@ def _named(mixtures: Sequence[Mixture], settings: PruneConfig) -> dict[str, list
     for pattern, experts in settings.experts_named:
         own = [m for m in mixtures if fnmatchcase(m.name, pattern)]
         if not own:
-            near = nearest(pattern.strip("*"), [m.name for m in mixtures], _NEAREST)
+            near = nearest(pattern.strip("*"), [m.name for m in mixtures], _SHOWN)
             hint = f"did you mean {near}?" if near else f"the first is called {mixtures[0].name!r}"
             raise UsageError(f"{DROP_EXPERTS} {pattern!r} matches no mixture of experts; {hint}")
         for m in own:
@@ -198,10 +198,14 @@ def _row(m: Mixture, gone: Sequence[int], use: Doubles | None = None) -> Experts
 
 
 def told_of_experts(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """What an inspection says of experts that could go."""
-    there = mixtures_of(proto)
-    each = [
-        f"{m.name}: " + (m.stays or f"{m.count - m.chosen} of {m.count} experts can go, {m.chosen} have to stay")
-        for m in there
-    ]
-    return (f"mixtures of experts ({DROP_EXPERTS}): {'; '.join(each)}",) if each else ()
+    """What an inspection says of experts that could go: mixtures that are alike in one line."""
+    alike: dict[str, list[str]] = {}
+    for m in mixtures_of(proto):
+        text = m.stays or f"{m.count - m.chosen} of {m.count} experts can go, {m.chosen} have to stay"
+        alike.setdefault(text, []).append(m.name)
+    return tuple(
+        f"mixtures of experts ({DROP_EXPERTS}): {', '.join(names[:_SHOWN])}"
+        + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        + f": {text}"
+        for text, names in alike.items()
+    )
