@@ -2,13 +2,14 @@
 
 The same moments as `input_moments.collect` gives, of the same batches at the same positions. A walk of the model goes
 from block to block and keeps what the next one reads, so nothing runs twice; what a layer's sums come to lies in a file
-before those of the next block are begun.
+before those of the next block are begun. Workers of a scheduler hold the sums of one block at a time, too; each block
+is a pass of the model up to it for them, as what lies between two blocks stays in no worker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -20,12 +21,14 @@ from onnxprune.calibration.input_moments import (
     gram_bytes,
     moments_of,
     sharing,
+    summed,
 )
 from onnxprune.calibration.layers import Layer
 from onnxprune.data.samples import Samples
 from onnxprune.graph import external
 from onnxprune.jobs.kept import Kept
-from onnxprune.numerics.arrays import Array, Floats, Ints
+from onnxprune.jobs.work import Here, Scheduler
+from onnxprune.numerics.arrays import Array, Floats
 from onnxprune.numerics.gram import Gram
 from onnxprune.runtime.walker import Walker
 from onnxprune.threads import prefetched
@@ -46,7 +49,8 @@ class Blocks:
     """A pass over the samples in blocks of layers.
 
     shapes, types: of the tensors. memory: as for `Walker`. kept: what an earlier run of the same work has left, which
-    is not computed again, and where new results go. said: is told how many layers are done, of how many.
+    is not computed again, and where new results go. said: is told how many blocks are done, of how many. scheduler: its
+    workers, if it has any, sum a block in shards of the samples, and it says how far they are.
     """
 
     proto: onnx.ModelProto
@@ -57,6 +61,7 @@ class Blocks:
     memory: int
     kept: Kept
     said: Callable[[int, int], None]
+    scheduler: Scheduler = field(default_factory=Here)
 
     def collect(self, layers: Sequence[Layer]) -> dict[str, InputMoments]:
         """Input moments of each layer, by weight name."""
@@ -69,12 +74,16 @@ class Blocks:
         for number, block in enumerate(blocks, start=1):
             left = [x for x in block if not self._known(shared[x.weight], moments)]
             if left:
-                walk = walker.advance(sorted({x.data for x in left}), stay=number == len(blocks))
-                sums = self._sums(work, left, walk, weights)
+                if self.scheduler.workers:
+                    sums = summed(work.of_block(left), self.samples, self.scheduler)
+                else:
+                    walk = walker.advance(sorted({x.data for x in left}), stay=number == len(blocks))
+                    sums = self._sums(work, left, walk, weights)
                 moments.update(moments_of(left, shared, weights, sums))
                 for x in left:
                     self._keep(shared[x.weight], moments)
-            self.said(number, len(blocks))
+            if not self.scheduler.workers:
+                self.said(number, len(blocks))
         return moments
 
     def _sums(
@@ -87,7 +96,7 @@ class Blocks:
             accumulators[layer.weight].update(rows, held=held)
 
         for index, values in enumerate(prefetched(walk)):
-            work.take_batch(index, values, self._positions(work, index, values), left, add)
+            work.take_batch(index, values, work.positions_of(index, values), left, add)
         return {name: a.sums for name, a in accumulators.items()}
 
     def _known(self, alike: Sequence[Layer], moments: dict[str, InputMoments]) -> bool:
@@ -104,22 +113,6 @@ class Blocks:
         """Leave the moments of these layers to a later run."""
         ridges = np.array([moments[x.weight].ridge for x in alike])
         self.kept.put("moments", alike[0].weight, lambda: {**moments[alike[0].weight].arrays(), "ridges": ridges})
-
-    def _positions(self, work: InputSums, index: int, values: Mapping[str, Array]) -> dict[str, Ints]:
-        """The sampled positions in one batch: those of a run of the whole model, where sizes are as they are known.
-
-        One sequence of random numbers serves all layers. Where a tensor has another size than it is known to have, its
-        place in that sequence cannot be told from a part of the model: then each layer draws for itself.
-        """
-        tensors = {x.data for x in work.layers}
-        known = all(t in self.shapes for t in tensors)
-        if known and all(v.shape[1:] == tuple(self.shapes[t][1:]) for t, v in values.items()):
-            return work.positions(index, {t: tuple(self.shapes[t]) for t in tensors})
-        return {
-            x.weight: work.drawn(x, values[x.data].shape, np.random.default_rng((self.seed, index, place)))
-            for place, x in enumerate(work.layers)
-            if x.data in values
-        }
 
 
 def blocks_of(layers: Sequence[Layer]) -> list[list[Layer]]:

@@ -123,15 +123,21 @@ def collect(
     shared = sharing(layers)
     leaders = [x for x in layers if x.weight in shared]
     work = InputSums.of(proto, leaders, samples, shapes, seed, provider)
+    total = summed(work, samples, scheduler)
+    return dict(moments_of(leaders, shared, external.Weights(proto.graph.initializer), total))
+
+
+def summed(work: InputSums, samples: Samples, scheduler: Scheduler) -> dict[str, tuple[Gram, ...]]:
+    """The sums of all samples by weight name, computed where the scheduler says."""
     # One process adds everything up in one place; sums of parts would take as much memory again.
-    parts = shards(samples, work.batch, _shards_for(leaders) if scheduler.workers else 1)
+    parts = shards(samples, work.batch, _shards_for(work.layers) if scheduler.workers else 1)
     total: dict[str, tuple[Gram, ...]] = {}
     for sums in scheduler.map(work, parts, len(parts)):
         for name, layer_sums in sums.items():
             for old, new in zip(total.setdefault(name, layer_sums), layer_sums, strict=True):
                 if old is not new:
                     old.merge(new)
-    return dict(moments_of(leaders, shared, external.Weights(proto.graph.initializer), total))
+    return total
 
 
 def sharing(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
@@ -213,7 +219,8 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
 
     proto: what computes the layers' inputs. weights: of the layers whose contributions are summed. batch, total:
     samples of a batch, and of the whole pass. inputs: by the samples of a batch, what layers read in it, where the
-    Grams are computed by the model itself; None where they are computed here.
+    Grams are computed by the model itself; None where they are computed here. among: where these layers are a block of
+    those of the pass, all of them; shapes: of the tensors, as far as they are known.
     """
 
     proto: onnx.ModelProto
@@ -224,6 +231,8 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
     seed: int
     provider: str = "cpu"
     inputs: Mapping[int, Inputs] | None = None
+    among: tuple[Layer, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -246,7 +255,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         stored = {n for layer in layers if is_wide(layer) for n in layer.stored}
         weights = external.Weights(t for t in proto.graph.initializer if t.name in stored)
         part = protobuf.submodel(proto, {}, tensors)
-        work = cls(part, tuple(layers), weights, batch, len(samples), seed, provider)
+        work = cls(part, tuple(layers), weights, batch, len(samples), seed, provider, shapes=shapes)
         if provider == "cpu" if appended is None else not appended:
             return work
         # The graph needs positions before the run that shows the shapes; these depend on the size of the batch alone.
@@ -258,6 +267,11 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
                 values = work.session.run(feeds)
                 inputs[samples.count(feeds)] = {t: (values[t].shape, values[t].dtype) for t in tensors}
         return replace(work, inputs=inputs)
+
+    def of_block(self, layers: Sequence[Layer]) -> InputSums:
+        """The sums of some of the layers alone, at the positions of the whole pass."""
+        part = protobuf.submodel(self.proto, {}, sorted({x.data for x in layers}))
+        return replace(self, proto=part, layers=tuple(layers), among=self.among or self.layers)
 
     def __call__(self, item: Shard) -> dict[str, tuple[Gram, ...]]:
         """Sums over the batches of a shard."""
@@ -289,8 +303,7 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         Layers are taken in several threads, the batches of one layer one after the other.
         """
         for index, values in enumerate(prefetched(self.session.run(f) for f in self._batches(shard)), shard.first):
-            positions = self.positions(index, {layer.data: values[layer.data].shape for layer in self.layers})
-            self.take_batch(index, values, positions, self.layers, take)
+            self.take_batch(index, values, self.positions_of(index, values), self.layers, take)
 
     def take_batch(
         self,
@@ -355,7 +368,26 @@ class InputSums(Work[Shard, dict[str, tuple[Gram, ...]]]):
         They depend on the seed and the number of the batch, not on who runs it.
         """
         rng = np.random.default_rng((self.seed, index))
-        return {layer.weight: self.drawn(layer, shapes[layer.data], rng) for layer in self.layers}
+        return {x.weight: self.drawn(x, shapes[x.data], rng) for x in self.among or self.layers}
+
+    def positions_of(self, index: int, values: Mapping[str, Array]) -> dict[str, Ints]:
+        """The sampled positions in one batch, of which `values` may be a part: those of a run of the whole model, where
+        sizes are as they are known.
+
+        One sequence of random numbers serves all layers. Where a tensor has another size than it is known to have, its
+        place in that sequence cannot be told from a part of the model: then each layer draws for itself.
+        """
+        among = self.among or self.layers
+        tensors = {x.data for x in among}
+        if tensors <= values.keys():
+            return self.positions(index, {t: values[t].shape for t in tensors})
+        if tensors <= self.shapes.keys() and all(v.shape[1:] == tuple(self.shapes[t][1:]) for t, v in values.items()):
+            return self.positions(index, {t: tuple(self.shapes[t]) for t in tensors})
+        return {
+            x.weight: self.drawn(x, values[x.data].shape, np.random.default_rng((self.seed, index, place)))
+            for place, x in enumerate(among)
+            if x.data in values
+        }
 
     @staticmethod
     def is_held(index: int) -> bool:

@@ -58,7 +58,7 @@ def calibrate(
     consumers = tuple({x.weight: x for g in per_group for x in g}.values())
     n = loaded.normalised
     proto, seed = coupled.taken.proto, settings.seed
-    if not place.scheduler.workers and place.provider == "cpu" and (place.kept.lasts or too_many(consumers)):
+    if place.provider == "cpu" and (place.kept.lasts or too_many(consumers)):
         blocks = Blocks(
             proto=proto,
             samples=loaded.fit,
@@ -68,6 +68,7 @@ def calibrate(
             memory=settings.memory,
             kept=place.kept,
             said=place.progress,
+            scheduler=place.scheduler,
         )
         moments: Mapping[str, InputMoments] = blocks.collect(consumers)
     else:

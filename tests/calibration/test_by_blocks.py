@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from onnxprune.calibration.input_moments import InputMoments, collect, gram_byte
 from onnxprune.calibration.layers import layers_of
 from onnxprune.data.samples import Samples
 from onnxprune.jobs.kept import NOWHERE, Kept, kept_in
+from onnxprune.jobs.work import Here, Scheduler
 from onnxprune.numerics import gram
 from onnxprune.process import spill
 from onnxprune.runtime.walker import Walker
@@ -49,7 +51,27 @@ def _files() -> Iterator[None]:
         yield
 
 
-def blocks(p: Prepared, samples: Samples, kept: Kept = NOWHERE, shapes: Mapping[str, Any] | None = None) -> Blocks:
+class Two(Here):
+    """Two workers, of which this process is both, and what they were given: the layers of each work, and its shards."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[list[str], int]] = []
+
+    def map(self, work: Any, items: Any, count: int) -> Iterator[Any]:
+        self.given.append(([x.weight for x in work.layers], count))
+        return super().map(pickle.loads(pickle.dumps(work)), items, count)
+
+
+def blocks(
+    p: Prepared,
+    samples: Samples,
+    kept: Kept = NOWHERE,
+    shapes: Mapping[str, Any] | None = None,
+    scheduler: Scheduler | None = None,
+) -> Blocks:
     return Blocks(
         proto=p.normalised.proto,
         samples=samples,
@@ -59,6 +81,7 @@ def blocks(p: Prepared, samples: Samples, kept: Kept = NOWHERE, shapes: Mapping[
         memory=0,
         kept=kept,
         said=lambda done, count: None,
+        scheduler=scheduler or Here(),
     )
 
 
@@ -81,6 +104,10 @@ def test_moments_are_those_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_blocks, "BLOCK_BYTES", 1)
     found = blocks(p, samples).collect(layers)
     assert_equal(found, expected)
+    two = Two()
+    assert_equal(blocks(p, samples, scheduler=two).collect(layers), expected)
+    assert [names for names, _ in two.given] == [["wq"], ["wo"], ["wg"], ["wd"]]
+    assert all(count > 1 for _, count in two.given)
     other = collect(p.normalised.proto, layers, samples, p.normalised.shapes, 4)
     assert np.abs(other["wq"].p - expected["wq"].p).max() > 1e-3
 
@@ -127,8 +154,10 @@ def test_tensors_of_unknown_size_draw_their_own_positions(monkeypatch: pytest.Mo
     samples = samples_of(p, 90)
     layers = layers_of(p.channels)
     monkeypatch.setattr(by_blocks, "BLOCK_BYTES", 1)
-    found = blocks(p, samples, shapes={"x": (2, 16, 6)}).collect(layers)
-    assert_equal(found, collect(p.normalised.proto, layers, samples, p.normalised.shapes, 3))
+    expected = collect(p.normalised.proto, layers, samples, p.normalised.shapes, 3)
+    for scheduler in (Here(), Two()):
+        found = blocks(p, samples, shapes={"x": (2, 16, 6)}, scheduler=scheduler).collect(layers)
+        assert_equal(found, expected)
 
 
 def test_blocks_of_an_earlier_run_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
