@@ -2,12 +2,16 @@
 
 m ← β₁ m + (1 - β₁) g,  v ← β₂ v + (1 - β₂) g²,  direction = m̂ / (√v̂ + ε),  m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
 Oracle: torch.optim.Adam (tests).
+
+Where entries share v, it is the mean of g² over them, so that their steps keep the proportions of the gradient: entries
+whose gradient is mostly noise move little, where Adam moves all alike (for rows and blocks of rows: Adam-mini, Zhang et
+al. 2025, arXiv 2406.16793).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -17,13 +21,15 @@ from onnxprune.numerics.arrays import Floats
 class Adam:
     """Adam's directions, against which arrays are to be moved, times a rate.
 
-    shapes: of each array, by name. steps: how many were taken so far.
+    shapes: of each array, by name. shared: those of which all entries with one index along the first axis share their
+    second moment. steps: how many were taken so far.
     """
 
     def __init__(
         self,
         shapes: Mapping[str, Sequence[int]],
         *,
+        shared: Collection[str] = (),
         first: float = 0.9,
         second: float = 0.999,
         epsilon: float = 1e-8,
@@ -32,7 +38,9 @@ class Adam:
         self.second: float = second
         self.epsilon: float = epsilon
         self.steps: int = 0
-        self._moments = {k: (np.zeros(s, np.float32), np.zeros(s, np.float32)) for k, s in shapes.items()}
+        self._shared = frozenset(shared)
+        seconds = {k: (s[0], *(1 for _ in s[1:])) if k in self._shared else s for k, s in shapes.items()}
+        self._moments = {k: (np.zeros(s, np.float32), np.zeros(seconds[k], np.float32)) for k, s in shapes.items()}
 
     def directions(self, gradients: Mapping[str, Floats]) -> dict[str, Floats]:
         """The directions of the next step, given the gradient of every array."""
@@ -43,7 +51,10 @@ class Adam:
         for k, (m, v) in self._moments.items():
             g = gradients[k]
             m += (1 - self.first) * (g - m)
-            v += (1 - self.second) * (g * g - v)
+            square = g * g
+            if k in self._shared:
+                square = square.mean(axis=tuple(range(1, g.ndim)), keepdims=True)
+            v += (1 - self.second) * (square - v)
             directions[k] = scale * m / (np.sqrt(v) / root + self.epsilon)
         return directions
 

@@ -1,8 +1,10 @@
 """Steps down a loss for the weights of a network: Adam, where the inputs of each layer are white.
 
 The weights and the bias of a linear layer move in the coordinates of `numerics.whitening`, and a step is relative: the
-rate is about the share of its own spread by which a step moves each output of the layer. One rate then serves wide and
-narrow layers, and networks whose activations are small or large. What belongs to no such layer (the parameters of a
+rate is about the share of its own spread by which a step moves the outputs of the layer, in root mean square. One rate
+then serves wide and narrow layers, and networks whose activations are small or large. All weights of a layer may share
+the second moment of Adam: in these coordinates no input has a scale of its own that it would have to find, and what
+only noise moves stays nearly where it is. What belongs to no such layer (the parameters of a
 normalization, shared kernels, layers too wide for a Gram) moves relative to its own size.
 """
 
@@ -39,11 +41,14 @@ class Descent:
     weights: by name, in floating point; `step` changes them in place.
 
     layers: those of the network that holds the weights. grams: E[x xᵀ] (g, D, D) of a layer's input, by weight name.
-    Raises SolveFailed where a Gram matrix is none.
+    shared: whether the weights of a layer share Adam's second moment. Raises SolveFailed where a Gram matrix is none.
     """
 
-    def __init__(self, weights: dict[str, Array], layers: Sequence[Layer], grams: Mapping[str, Doubles]) -> None:
+    def __init__(
+        self, weights: dict[str, Array], layers: Sequence[Layer], grams: Mapping[str, Doubles], *, shared: bool = False
+    ) -> None:
         self.weights = weights
+        self._shared = shared
         self._white = [_white(x, weights, grams[x.weight]) for x in layers if x.weight in grams and _fits(x, weights)]
         own = {n for w in self._white for n in w.layer.stored}
         self._sizes = {
@@ -52,7 +57,15 @@ class Descent:
             if k not in own
         }
         shapes = {w.layer.weight: w.basis.shape[:2] + w.reach.shape[2:] for w in self._white}
-        self._adam = Adam({k: weights[k].shape for k in self._sizes} | shapes)
+        self._shapes: dict[str, tuple[int, ...]] = {k: weights[k].shape for k in self._sizes} | shapes
+        self._adam = self._new()
+
+    def restart(self) -> None:
+        """Forget the steps so far, in the same coordinates."""
+        self._adam = self._new()
+
+    def _new(self) -> Adam:
+        return Adam(self._shapes, shared=[w.layer.weight for w in self._white if self._shared])
 
     @property
     def steps(self) -> int:
@@ -86,5 +99,5 @@ def _white(layer: Layer, weights: Mapping[str, Array], gram: Doubles) -> _White:
 
 def _turned(white: _White, gradients: Mapping[str, Array]) -> NDArray[np.float32]:
     matrix = white.layer.matrix(gradients).astype(np.float32)
-    turned: NDArray[np.float32] = white.basis.transpose(0, 2, 1) @ matrix
+    turned: NDArray[np.float32] = (white.basis.transpose(0, 2, 1) @ matrix) * white.reach
     return turned

@@ -2,17 +2,17 @@
 
 Loss: the mean over the parts of the outputs of ||s - t||² / ||t - mean t||² (as `measures.answers` has it), plus
 `feature_weight` times the sum of the same over features between (`student.features_of`). Steps as in `descent`,
-batches in random order, a rate that rises and falls once. The network is judged on the samples that were held out, and
-the best state stays, which may be the one at the start. Where it does harm the rate is too high: what is left of the
-passes begins again at the best state, with a third of it. Once the rate falls, training ends where the error on those
-samples no longer does.
+batches in random order, a rate that rises and falls once (`training`). The network is judged on the samples that were
+held out, and the best state stays, which may be the one at the start. Where it does harm the rate is too high: what is
+left of the passes begins again at the best state, with a third of it. Once the rate falls, training ends where the
+error on those samples no longer does.
 
 Hinton, Vinyals & Dean 2015 (arXiv 1503.02531); features: Romero et al. 2015 (arXiv 1412.6550).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -29,19 +29,16 @@ from onnxprune.errors import RunError
 from onnxprune.graph import external
 from onnxprune.measures.answers import Answers, Wide
 from onnxprune.measures.padding import padding_of
-from onnxprune.numerics.adam import one_cycle
 from onnxprune.numerics.arrays import Array, Doubles, Mask
 from onnxprune.numerics.least_squares import SolveFailed
 from onnxprune.recovery.augment import Augment, Feeds, unchanged
 from onnxprune.recovery.descent import Descent
 from onnxprune.recovery.lessons import Lessons
 from onnxprune.recovery.student import Spread, Student, Teacher, bytes_of_a_sample, features_of
+from onnxprune.recovery.training import NotFinite, Stopped, Training, batch_of, part_size
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.surgery import replace_initializers
-from onnxprune.threads import prefetched
 
-# A training step holds every activation of a batch at once, and many of their gradients.
-_PASS_BYTES = 1 << 30
 # What one sample may hold, and so many times the model on top: a small model can make very wide tensors.
 _SAMPLE_BYTES, _TIMES_THE_MODEL = 4 << 30, 64
 _SPREAD_SAMPLES = _GRAM_SAMPLES = 256
@@ -61,7 +58,8 @@ _DIFFERENT = "the samples differ in size, so that their outputs have no mean"
 class Schedule:
     """How to train.
 
-    epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step.
+    epochs: passes over the samples. rate: the highest one, relative as `descent` says. batch: samples per step. Where
+    they are None they follow from the network (`Manner`).
 
     feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
     see it. seed: of the order, and of what `augment` draws. fixed: weights that are not trained. memory: bytes of the
@@ -69,13 +67,38 @@ class Schedule:
     """
 
     epochs: int
-    rate: float = 7e-3
-    batch: int = 32
+    rate: float | None = None
+    batch: int | None = None
     feature_weight: float = 1.0
     augment: Augment = unchanged
     seed: int = 0
     fixed: frozenset[str] = frozenset()
     memory: int = 128 << 20
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a kind of network learns best: the highest rate, samples per step, and `shared` of `descent`."""
+
+    rate: float
+    batch: int
+    shared: bool
+
+
+# A convolution's gradient is a mean over many places of each sample, so that few samples and a high rate will do.
+CONVOLUTIONS, OTHERS = Manner(1e-2, 16, shared=True), Manner(7e-3, 32, shared=False)
+
+
+def manner_of(student: Student, schedule: Schedule) -> Manner:
+    """By what most of the candidates for training belong to, with the rate and the batch of the schedule, if any."""
+    sizes = [(x.node.op in ("Conv", "ConvTranspose"), student.sizes.get(x.weight, 0)) for x in student.layers]
+    convolutions, every = sum(size for is_one, size in sizes if is_one), sum(size for _, size in sizes)
+    usual = CONVOLUTIONS if 2 * convolutions > every else OTHERS
+    return replace(
+        usual,
+        rate=usual.rate if schedule.rate is None else schedule.rate,
+        batch=usual.batch if schedule.batch is None else schedule.batch,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,15 +131,6 @@ class Material:
     reference: Answers
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A part of a batch, as large as memory allows. ends: whether the batch ends with it."""
-
-    feeds: Feeds
-    targets: Mapping[str, Array]
-    ends: bool
-
-
 def recover(
     original: onnx.ModelProto,
     pruned: onnx.ModelProto,
@@ -147,14 +161,15 @@ def recover(
     try:
         _check_room(channels, external.model_bytes(original))
         student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed)
-        teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule)
+        manner = manner_of(student, schedule)
+        teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule, manner.batch)
         if goals:
             student.follow(goals, masked)
     except RunError as e:
         return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {e}")
     if not student.weights or not np.isfinite(before):
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
-    course = _Course(before, schedule.rate, {k: w.copy() for k, w in student.weights.items()})
+    course = _Course(before, manner.rate, {k: w.copy() for k, w in student.weights.items()})
     why = ""
 
     def taught(feeds: Feeds, own: Samples) -> dict[str, Array]:
@@ -165,16 +180,16 @@ def recover(
     lessons = Lessons(taught, samples, schedule.augment, schedule.memory)
     try:
         moments = _grams(student, samples, schedule.seed)
+        descent = Descent(student.weights, student.layers, moments, shared=manner.shared)
+        training = Training(student, lessons, descent, manner.batch, schedule.seed, stop)
         tell(0, schedule.epochs, before, before)
         while course.done < schedule.epochs and not course.ended:
             student.restore(course.best)
-            rest = replace(schedule, epochs=schedule.epochs - course.done, rate=course.rate)
-            descent = Descent(student.weights, student.layers, moments)
-            with closing(_epochs(student, lessons, descent, rest, stop)) as epochs:
-                _follow(course, epochs, descent, student, schedule.epochs, judge, tell)
-    except _Stopped:
+            with closing(training.epochs(schedule.epochs - course.done, course.rate)) as epochs:
+                _follow(course, epochs, training, schedule.epochs, judge, tell)
+    except Stopped:
         why = f"recovery was interrupted after {course.steps} steps; the best state until then stays"
-    except (RunError, SolveFailed, _NotFinite) as e:
+    except (RunError, SolveFailed, NotFinite) as e:
         why = f"recovery stopped after {course.steps} steps: {e}"
     found = Recovery(
         course.steps,
@@ -219,8 +234,7 @@ class _Course:
 def _follow(
     course: _Course,
     epochs: Iterable[int],
-    descent: Descent,
-    student: Student,
+    training: Training,
     last: int,
     judge: Callable[[Mapping[str, Array]], float],
     tell: Tell,
@@ -229,9 +243,9 @@ def _follow(
     done, steps = course.done, course.steps
     wanted = {done + round((last - done) * (i + 1) / _EVALUATIONS) for i in range(_EVALUATIONS)}
     for epoch in epochs:
-        course.done, course.steps = done + epoch, steps + descent.steps
+        course.done, course.steps = done + epoch, steps + training.descent.steps
         if course.done in wanted:
-            course.judged(judge(student.weights), student.weights)
+            course.judged(judge(training.student.weights), training.student.weights)
         tell(course.done, last, course.before, course.least)
         if course.done not in wanted or course.done == last:
             continue
@@ -252,14 +266,6 @@ def _check_room(channels: ChannelGraph, model_bytes: int) -> None:
         )
 
 
-class _Stopped(Exception):  # no error: somebody asked for the end
-    """The caller wants no further step."""
-
-
-class _NotFinite(Exception):  # no error: training stops there
-    """The loss or a gradient is no number."""
-
-
 def _nothing(student: Student, goals: Mapping[str, Wide], before: float) -> str:
     """Why no weight was trained."""
     if not np.isfinite(before):
@@ -278,18 +284,19 @@ def _goals(
     material: Material,
     keep: Mask,
     schedule: Schedule,
+    wanted: int,
 ) -> tuple[Teacher, dict[str, Wide], set[str]]:
     """The teacher, the weight of every tensor in the loss, per sample of a batch and relative to its spread, and those
-    of them that have infinite entries."""
+    of them that have infinite entries. wanted: samples of a batch."""
     graph, samples = channels.graph, material.fit
     outputs = [t for t in material.reference.tensors if student.has(t)]
     features = [t for t in features_of(graph, layers) if student.has(t)] if schedule.feature_weight else []
     teacher = Teacher(original, channels, [*outputs, *features], keep)
     spread = Spread()
-    batch = samples.whole_runs(min(schedule.batch, len(samples)))
+    batch = batch_of(samples, wanted)
     some = samples.take(np.arange(samples.whole_runs(min(len(samples), _SPREAD_SAMPLES))))
     seen = 0
-    for feeds in some.batches(_part_size(student, batch, samples)):
+    for feeds in some.batches(part_size(student, batch, samples)):
         count = samples.count(feeds)
         values = samples_first(teacher(feeds), count, material.reference.layouts)
         own = some.part(seen, seen + count)
@@ -320,44 +327,3 @@ def _grams(student: Student, samples: Samples, seed: int) -> dict[str, Doubles]:
     count = samples.whole_runs(min(len(samples), _GRAM_SAMPLES))
     some = samples.take(np.sort(rng.permutation(len(samples))[:count]))
     return grams(student.proto, student.layers, some, student.shapes, seed)
-
-
-def _part_size(student: Student, batch: int, samples: Samples) -> int:
-    return samples.run_size(int(np.clip(_PASS_BYTES // max(student.per_sample, 1), 1, batch)))
-
-
-def _epochs(
-    student: Student,
-    lessons: Lessons,
-    descent: Descent,
-    schedule: Schedule,
-    stop: Callable[[], bool],
-) -> Generator[int, None, None]:
-    """Train one epoch after the other and tell its number. Raises _NotFinite and _Stopped."""
-    rng, samples = np.random.default_rng(schedule.seed), lessons.samples
-    batch = samples.whole_runs(min(schedule.batch, len(samples)))
-    steps, size = len(samples) // batch, _part_size(student, batch, samples)
-
-    def parts() -> Iterator[_Part]:
-        order = rng.permutation(len(samples))
-        for step in range(steps):
-            own = order[step * batch : (step + 1) * batch]
-            for start in range(0, batch, size):
-                feeds, targets = lessons.of(own[start : start + size], rng)
-                yield _Part(feeds, targets, start + size >= batch)
-
-    for epoch in range(schedule.epochs):
-        total: dict[str, Array] = {}
-        for part in prefetched(parts()):
-            if stop():
-                raise _Stopped
-            loss, gradients = student.step(part.feeds, part.targets)
-            total = {k: total[k] + g for k, g in gradients.items()} if total else gradients
-            if not np.isfinite(loss):
-                raise _NotFinite("its loss is not finite")
-            if part.ends:
-                if not all(np.isfinite(g).all() for g in total.values()):
-                    raise _NotFinite("a gradient of its loss is not finite")
-                descent.step(total, schedule.rate * one_cycle(descent.steps, schedule.epochs * steps))
-                total = {}
-        yield epoch + 1

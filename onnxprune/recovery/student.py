@@ -215,6 +215,11 @@ class Student:
         return self._graph.shapes
 
     @property
+    def sizes(self) -> Mapping[str, int]:
+        """Entries of each array that may be trained."""
+        return {k: self._graph.constants[k].size for k in self._candidates}
+
+    @property
     def per_sample(self) -> int:
         """Bytes of all activations of one sample, and of their gradients."""
         return bytes_of_a_sample(self._graph)

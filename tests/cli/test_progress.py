@@ -194,9 +194,9 @@ def test_ctrl_c_during_recovery(
     kept: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ):
     """Fails where the best state so far is lost though it was asked for, or written though it was not."""
-    from onnxprune.recovery import recover
+    from onnxprune.recovery.training import Training
 
-    real = recover._epochs
+    real = Training.epochs
 
     def epochs(*args: Any) -> Any:
         for epoch in real(*args):
@@ -204,7 +204,7 @@ def test_ctrl_c_during_recovery(
             if epoch == 2:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(recover, "_epochs", epochs)
+    monkeypatch.setattr(Training, "epochs", epochs)
     out = tmp_path / "out.onnx"
     args = ["--ratio", "0.5", "--method", "magnitude", "--refit", "scale", "--recover", "10", "--calib", CALIB, "-q"]
     args += ["--on-interrupt", "keep"] if kept else []

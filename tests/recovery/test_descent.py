@@ -41,13 +41,15 @@ def state() -> tuple[dict[str, Array], tuple[Layer, ...], dict[str, Array]]:
     return weights, layers, grams
 
 
-def test_first_step_is_its_definition() -> None:
-    """Adam's first step is the sign of the gradient, here of V, scaled by the spread of the outputs over √D."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_first_step_is_its_definition(shared: bool) -> None:
+    """In units of the spread of the outputs over √D the first step is the sign of the gradient of V, or where a second
+    moment is shared that gradient, of the size 1 in the mean."""
     weights, layers, grams = state()
     rng = np.random.default_rng(1)
     gradients = {k: rng.normal(size=w.shape).astype(np.float32) for k, w in weights.items()}
     before = {k: w.copy() for k, w in weights.items()}
-    Descent(weights, layers, grams).step(gradients, 0.01)
+    Descent(weights, layers, grams, shared=shared).step(gradients, 0.01)
     for x in layers:
         w, g = x.matrix(before), x.matrix(gradients)
         for i in range(x.groups):
@@ -55,7 +57,10 @@ def test_first_step_is_its_definition() -> None:
             d = len(p)
             basis = np.linalg.inv(np.linalg.cholesky(p + DAMPING * np.trace(p) / d * np.eye(d))).T
             variance = np.diag(w[i].T @ p @ w[i]) - ((p[-1] @ w[i]) ** 2 if x.bias else 0.0)
-            expected = w[i] - 0.01 * basis @ np.sign(basis.T @ g[i]) * np.sqrt(variance / d)
+            reach = np.sqrt(variance / d)
+            turned = basis.T @ g[i] * reach
+            direction = turned / np.sqrt(np.mean(turned**2)) if shared else np.sign(turned)
+            expected = w[i] - 0.01 * basis @ direction * reach
             assert_same(x.matrix(weights)[i], expected, rtol=1e-3, atol=1e-5)
 
 
@@ -88,6 +93,22 @@ def test_outputs_move_alike_whatever_the_scale_of_the_inputs(factor: float) -> N
             descent.step({"w2": np.asarray(g * scale, np.float32)}, 0.1)
         found.append(held["w2"].astype(np.float64) * scale)
     assert_same(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_outputs_move_alike_whatever_their_own_scale(shared: bool) -> None:
+    """Fails where an output in small units, whose gradient is large then, takes all of a layer's step."""
+    weights, layers, grams = state()
+    (layer,) = [x for x in layers if x.weight == "w3"]
+    units = np.array([0.3, 1.0, 4.0, 1.0, 10.0], np.float32)
+    rng, found = np.random.default_rng(2), []
+    gradient = rng.normal(size=(5, 73)).astype(np.float32)
+    for scale in (np.ones_like(units), units):
+        held = {"w3": weights["w3"] * scale[:, None], "b3": weights["b3"] * scale}
+        by = gradient / scale[:, None]
+        Descent(held, [layer], {"w3": grams["w3"]}, shared=shared).step({"w3": by[:, :72], "b3": by[:, 72]}, 0.1)
+        found.append(held["w3"] / scale[:, None])
+    assert_same(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
 def test_what_is_in_no_layer_moves_relative_to_its_size() -> None:

@@ -17,7 +17,16 @@ from onnxprune.graph import protobuf
 from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, is_float
 from onnxprune.objective import relative_error, spread
-from onnxprune.recovery.recover import Material, Recovery, Schedule, recover
+from onnxprune.recovery.recover import (
+    CONVOLUTIONS,
+    OTHERS,
+    Manner,
+    Material,
+    Recovery,
+    Schedule,
+    manner_of,
+    recover,
+)
 from onnxprune.recovery.student import Spread, Student, Teacher, features_of
 from onnxprune.runtime.outputs import outputs_of
 from onnxprune.runtime.session import Session
@@ -258,10 +267,22 @@ def test_the_spread_is_that_of_all_batches():
     assert found.per_sample() == {"y": pytest.approx(spread(y) / 30, rel=1e-9)}
 
 
+@pytest.mark.parametrize(
+    ("row", "manner"), [("residual", CONVOLUTIONS), ("depthwise", CONVOLUTIONS), ("transformer", OTHERS)]
+)
+def test_the_manner_follows_from_the_network(row: str, manner: Manner, prepared: Callable[[str], Prepared]):
+    """Fails where a transformer learns as convolutions do, which does it harm, or a given rate is passed over."""
+    p = prepared(row)
+    student, *_ = _student(p, random_keep(p.channels, 1))
+    assert manner_of(student, Schedule(epochs=1)) == manner
+    given = manner_of(student, Schedule(epochs=1, rate=0.5, batch=3))
+    assert (given.rate, given.batch, given.shared) == (0.5, 3, manner.shared)
+
+
 def test_parts_of_a_batch_add_up(prepared: Callable[[str], Prepared], monkeypatch: pytest.MonkeyPatch):
     """Fails where a batch that memory splits is weighted otherwise than a whole one."""
     whole, *_ = _recovered(prepared("residual"))
-    monkeypatch.setattr("onnxprune.recovery.recover._PASS_BYTES", 1)
+    monkeypatch.setattr("onnxprune.recovery.training._PASS_BYTES", 1)
     parts, *_ = _recovered(prepared("residual"))
     for k, w in whole.items():
         np.testing.assert_allclose(parts[k], w, rtol=1e-2, atol=1e-4 * float(np.abs(w).max()))
