@@ -31,7 +31,7 @@ ROTATIONS = ("off", "auto")
 PROVIDERS = ("cpu", "cuda")
 RATIO = 0.5
 RECOVER = 16
-# What an epoch of recovery takes, in plain passes over the samples: 4 to 10 where it was measured.
+# What an epoch of recovery takes, in plain passes over the samples: 4 to 12 where it was measured.
 EPOCH_PASSES = 6
 # What says how long recovery takes, and that it does not.
 _LENGTHS: Mapping[str, Any] = MappingProxyType({"recover": None, "effort": None, "fast": False})
