@@ -102,7 +102,7 @@ def test_steps_that_are_fed_back_know_of_caches_that_went():
 
 def test_caches_that_may_not_change_keep_their_layers():
     settings = SETTINGS.with_options(resize_io=(), drop_layers=("auto",))
-    with pytest.raises(UsageError, match="unless --resize-io names"):
+    with pytest.raises(UsageError, match="caches need --resize-io too"):
         prune(decoder(), None, prompts(16), config=settings)
     assert not inspect(decoder(), prompts(4)).layers
     assert [x.number for x in inspect(decoder(), prompts(4), resize_io=PATTERNS).layers] == [0, 1]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -568,6 +568,12 @@ def dask_cluster(workers: int, protocol: str = "tcp", *flags: str) -> Iterator[D
         yield Dask(address, scheduler, found)
 
 
+def _forget(log: IO[bytes]) -> None:
+    with contextlib.suppress(ValueError):  # it is closed where the process has ended
+        for _ in log:
+            pass
+
+
 def told_address(scheduler: subprocess.Popen[bytes]) -> str:
     """The address that a scheduler logs; the rest of its log is read and forgotten."""
     log = scheduler.stderr
@@ -579,7 +585,7 @@ def told_address(scheduler: subprocess.Popen[bytes]) -> str:
         said += more
         found = re.search(r"Scheduler at:\s+(\w+://\S+)\s", said.decode())
         if found:
-            threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
+            threading.Thread(target=_forget, args=(log,), daemon=True).start()
             return found.group(1)
     pytest.fail("the scheduler says nothing")
 
