@@ -28,7 +28,7 @@ from onnxprune.stages.load import Loaded
 from onnxprune.stages.recover import recover_weights
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
-from onnxprune.stages.rotate import Rotated, rotate, streams_to_turn
+from onnxprune.stages.rotate import Rotated, idle_rotation, rotate, streams_to_turn
 from onnxprune.stages.select import select
 from onnxprune.stages.time_layers import stopwatch_of
 from onnxprune.stages.try_cuts import Tried, try_cuts
@@ -102,6 +102,7 @@ def prepare(
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     stage.warn(idle_ports(loaded, coupled.channels, settings))
+    stage.warn(idle_rotation(loaded, streams, settings, replays))
     turned = Rotated(loaded, Original(loaded))
     if streams:
         with stage("rotate"):

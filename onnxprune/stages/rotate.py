@@ -72,6 +72,23 @@ def streams_to_turn(
     return streams
 
 
+def idle_rotation(
+    loaded: Loaded, streams: Sequence[LinearStream], settings: PruneConfig, replayed: Plan | None = None
+) -> tuple[str, ...]:
+    """What to say where `--rotate auto` turns nothing."""
+    if settings.rotate != "auto" or streams or replayed is not None:
+        return ()
+    if loaded.fit.synthetic:
+        why = "random inputs have no directions; give calibration data (--calib)"
+    elif TARGETS[settings.target].integers:
+        why = f"the target {settings.target} computes with codes, which serve channels of like size best"
+    elif not _wanted(loaded, settings):
+        why = "the method or the refit that is asked for makes no use of directions"
+    else:
+        why = "no stream that linear layers alone write and read can be cut here"
+    return (f"--rotate auto turned nothing: {why}",)
+
+
 def rotate(
     loaded: Loaded,
     coupled: Coupled,

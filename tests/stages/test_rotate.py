@@ -109,17 +109,19 @@ def test_a_wrong_turn_is_found_before_anything_is_cut(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("options", "given"),
+    ("options", "given", "why"),
     [
-        ({"method": "magnitude"}, data()),
-        ({"refit": "none"}, data()),
-        ({"target": "tensorrt-int8"}, data()),
-        ({"exclude": ("a",), "ratio_of": ()}, data()),
-        ({}, None),
+        ({"method": "magnitude"}, data(), "the method or the refit"),
+        ({"refit": "none"}, data(), "the method or the refit"),
+        ({"target": "tensorrt-int8"}, data(), "the target tensorrt-int8"),
+        ({"exclude": ("a",), "ratio_of": ()}, data(), "no stream"),
+        ({}, None, "random inputs"),
     ],
     ids=["weights", "unfitted", "codes", "excluded", "random"],
 )
-def test_where_directions_tell_nothing_no_stream_is_turned(options: dict[str, Any], given: Any):
-    """Fails where a stream is turned that the options keep, or by data that say nothing."""
+def test_where_directions_tell_nothing_no_stream_is_turned(options: dict[str, Any], given: Any, why: str):
+    """Fails where a stream is turned that the options keep, or by data that say nothing, or nothing is said of it."""
     result = prune(MODEL.model(), None, given, config=QUICK.with_options(**options), dry_run=True)
+    (said,) = [w for w in result.report.warnings if "--rotate" in w]
+    assert said.startswith(f"--rotate auto turned nothing: {why}")
     assert result.plan.rotated == ()

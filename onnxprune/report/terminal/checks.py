@@ -55,5 +55,7 @@ def _what_it_took(report: Report, gain: float) -> str:
     seconds = e.stages.get("recover", 0.0)
     if not seconds or not e.plain_pass_seconds:
         return ""
-    a_minute = f", {100 * gain * 60 / seconds:.2g} points of error a minute" if gain > 0 and isfinite(gain) else ""
+    points = 100 * gain * 60 / seconds
+    number = f"{points:.0f}" if points >= 10 else f"{points:.2g}"
+    a_minute = f", {number} points of error a minute" if gain > 0 and isfinite(gain) else ""
     return f", in {seconds / e.plain_pass_seconds:.0f} plain passes{a_minute}"
