@@ -203,7 +203,7 @@ def test_what_it_cannot_do_is_refused(form: dict[str, Any], wanted: tuple[str, .
 
 
 def test_experts_that_are_no_weights_of_their_own_stay(tmp_path: Path):
-    """Fails where weights that are computed, or those of one mixture that another reads too, are cut."""
+    """Fails where weights that are computed, or those that others read too, are cut."""
     proto = model()
     first, second = (n for n in proto.graph.node if n.op_type == "MoE")
     second.input[2] = first.input[2]
@@ -213,6 +213,7 @@ def test_experts_that_are_no_weights_of_their_own_stay(tmp_path: Path):
     [a, b] = (dict(zip("xruv", [*n.input][:4], strict=False)) for n in sliced.graph.node if n.op_type == "MoE")
     sizes = {t.name: t.dims[0] for t in sliced.graph.initializer}
     assert (sizes[a["u"]], sizes[b["u"]]) == (2, 4)
+    second.input[2] = "u1_0"
     node = onnx.helper.make_node("Neg", [first.input[2]], ["computed"])
     proto.graph.node.insert(0, node)
     next(n for n in proto.graph.node if n.op_type == "MoE").input[2] = "computed"
@@ -221,6 +222,81 @@ def test_experts_that_are_no_weights_of_their_own_stay(tmp_path: Path):
     result = prune(proto, None, samples(), dry_run=True, **OPTIONS, drop_experts=("1",))
     assert any(f"all experts of /mixture0_0 stay: {stays}" in note for note in result.report.notes)
     assert [r.name for r in result.report.experts] == ["/mixture1_0"]
+    assert "1 expert went from 1 mixture, which" in " ".join(result.report.notes)
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("v1_0", onnx.TensorProto.FLOAT, None))
+    assert [m.stays for m in mixtures_of(proto)] == [stays, "the weight 'v1_0' is read elsewhere too"]
+
+
+def tied(*slots: int, **form: Any) -> onnx.ModelProto:
+    """Two mixtures, of which the second reads the first one's weights at these inputs."""
+    proto = model(**form)
+    first, second = (n for n in proto.graph.node if n.op_type == "MoE")
+    for i in slots:
+        second.input[i] = first.input[i]
+    stored = [t for t in proto.graph.initializer if t.name not in {f"{'ubvc'[i - 2]}1_0" for i in slots}]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(stored)
+    return proto
+
+
+@pytest.mark.parametrize("slots", [(2, 3, 4, 5), (4,)])
+@pytest.mark.parametrize("wanted", ["1", "*1_0=2"])
+def test_mixtures_that_share_weights_lose_the_same_experts(slots: tuple[int, ...], wanted: str, tmp_path: Path):
+    """Fails where what is stored once is stored twice in the result, or each loses experts of its own."""
+    path = tmp_path / "model.onnx"
+    onnx.save(tied(*slots, rare=(2,)), path)
+    proto = onnx.load(path)
+    assert [m.shares for m in mixtures_of(proto)] == [("/mixture1_0",), ("/mixture0_0",)]
+    options = {**OPTIONS, "ratio": 0.01, "drop_experts": (wanted,), "plan_file": tmp_path / "plan.json"}
+    report = prune(path, tmp_path / "a.onnx", samples(), **options).report
+    assert [r.gone for r in report.experts] == [(2,), (2,)]
+    assert any("/mixture0_0, /mixture1_0 share weights, and lose the same experts" in n for n in report.notes)
+    kept = {r.name: r.kept for r in report.experts}
+    cut = without_experts(proto, kept)
+    first, second = (n for n in cut.graph.node if n.op_type == "MoE")
+    assert [i for i in (2, 3, 4, 5) if second.input[i] == first.input[i]] == [*slots]
+    assert external.model_bytes(cut) < external.model_bytes(proto)
+    prune(path, tmp_path / "b.onnx", samples(), from_plan=tmp_path / "plan.json")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["experts"][0]["kept"] = [0, 1, 2]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UsageError, match="keeps other experts of '/mixture0_0' than of '/mixture1_0', and these share"):
+        prune(path, None, samples(), dry_run=True, from_plan=tmp_path / "plan.json")
+
+
+def test_the_use_of_those_that_share_weights_is_summed():
+    """Fails where one of them decides what both lose, as by its own use."""
+    proto = tied(2, 3, 4, 5, rare=(2,))
+    offset = next(t for t in proto.graph.initializer if t.name == "offset1")
+    moved = onnx.numpy_helper.to_array(offset).copy()
+    moved[2] += 30  # the second sends all positions to the one that the first sends none to
+    offset.CopyFrom(onnx.numpy_helper.from_array(moved, offset.name))
+    data = read_samples(proto, samples(), PruneConfig())
+    use = use_of(proto, mixtures_of(proto), data, {})
+    least = int(np.argmin(sum(u.use for u in use.values())))
+    assert least != int(np.argmin(use["/mixture0_0"].use))
+    result = prune(proto, None, samples(), dry_run=True, **OPTIONS, drop_experts=("1",))
+    assert [r.gone for r in result.report.experts] == [(least,)] * 2
+
+
+def test_biases_that_say_nothing_tie_no_mixtures():
+    """Fails where zeros that are stored once have all mixtures lose the same experts."""
+    proto = tied(3)
+    zeros = next(t for t in proto.graph.initializer if t.name == "b0_0")
+    zeros.CopyFrom(onnx.numpy_helper.from_array(np.zeros((4, 32), np.float32), zeros.name))
+    assert [m.shares for m in mixtures_of(proto)] == [(), ()]
+
+
+def test_one_that_stays_keeps_those_that_share_its_weights():
+    proto = tied(2)
+    mixture = next(n for n in proto.graph.node if n.op_type == "MoE")
+    next(a for a in mixture.attribute if a.name == "k").i = 4
+    stays = [m.stays for m in mixtures_of(proto)]
+    assert "none can be spared" in stays[0]
+    assert stays[1].startswith("it shares weights with /mixture0_0, of which all experts stay: each position goes")
+    with pytest.raises(UsageError, match="no expert of /mixture1_0 can go: it shares weights with /mixture0_0"):
+        prune(proto, None, samples(), dry_run=True, **OPTIONS, drop_experts=("*1_0=1",))
 
 
 def test_a_plan_of_other_mixtures_is_refused(tmp_path: Path):
@@ -230,7 +306,7 @@ def test_a_plan_of_other_mixtures_is_refused(tmp_path: Path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     for change, why in (
         ({"name": "/other"}, "the plan's mixture '/other' .4 experts. is not in this model"),
-        ({"kept": [1]}, "is not in this model"),
+        ({"kept": [1]}, "the plan keeps 1 expert of '/mixture0_0', which sends each position to 2; make a new plan"),
     ):
         changed = {**plan, "experts": [{**plan["experts"][0], **change}]}
         (tmp_path / "other.json").write_text(json.dumps(changed))

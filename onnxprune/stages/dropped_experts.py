@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -92,6 +92,7 @@ def without_experts(
         rows, notes = _chosen(proto, there, samples, settings, types)
     else:
         rows = _planned(there, planned)
+        notes = _told_of_sharing(there, {r.name for r in rows})
     by_name = {m.name: m for m in there}
     own = [by_name[r.name] for r in rows]
     routers = tuple((proto.graph.node[m.node].input[1], m.width) for m in own)
@@ -99,13 +100,18 @@ def without_experts(
     narrow = dropped.cut(proto)
     saved = external.model_bytes(proto) - external.model_bytes(narrow)
     said = (
-        f"{DROP_EXPERTS}: {sum(len(r.gone) for r in rows)} experts went from {len(rows)} mixtures, which saves {saved} "
+        f"{DROP_EXPERTS}: {_number(sum(len(r.gone) for r in rows), 'expert')} went from "
+        f"{_number(len(rows), 'mixture')}, which saves {saved} "
         "bytes of weights; each position still goes to as many experts, so MACs stay but for those of routers; a ratio "
         "counts what is left then"
     )
     if external.embedded_bytes(narrow) >= external.LARGE_BYTES:
         narrow = tensor_files.outside(narrow)
     return narrow, replace(dropped, notes=(*notes, said))
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def _types(proto: onnx.ModelProto, logits: Sequence[str], samples: Samples) -> dict[str, int]:
@@ -119,11 +125,23 @@ def _types(proto: onnx.ModelProto, logits: Sequence[str], samples: Samples) -> d
 
 def _planned(mixtures: Sequence[Mixture], planned: Sequence[ExpertsPlan]) -> tuple[ExpertsRow, ...]:
     counts = {m.name: m for m in mixtures if not m.stays}
+    kept = {p.name: p.kept for p in planned}
     rows = []
     for p in planned:
         m = counts.get(p.name)
-        if m is None or m.count != p.count or len(p.kept) < m.chosen:
+        if m is None or m.count != p.count:
             raise UsageError(f"the plan's mixture {p.name!r} ({p.count} experts) is not in this model; make a new plan")
+        if len(p.kept) < m.chosen:
+            raise UsageError(
+                f"the plan keeps {_number(len(p.kept), 'expert')} of {p.name!r}, which sends each position to "
+                f"{m.chosen}; make a new plan"
+            )
+        other = next((s for s in m.shares if kept.get(s) != p.kept), None)
+        if other is not None:
+            raise UsageError(
+                f"the plan keeps other experts of {p.name!r} than of {other!r}, and these share weights; "
+                "make a new plan"
+            )
         rows.append(_row(m, [e for e in range(m.count) if e not in p.kept]))
     return tuple(rows)
 
@@ -152,21 +170,44 @@ def _chosen(
                 f"{few.name}, so that at most {few.count - few.chosen} can go"
             )
         use = use_of(proto, free, samples, types) if free else {}
-        rows |= {m.name: _row(m, _least(use[m.name].use, count), use[m.name].use) for m in free}
+        for m in free:
+            together = np.sum([use[name].use for name in (m.name, *m.shares)], axis=0)
+            rows[m.name] = _row(m, _least(together, count), use[m.name].use)
         notes = tuple(f"{DROP_EXPERTS}: all experts of {m.name} stay: {m.stays}" for m in others if m.stays)
+    notes = (*notes, *_told_of_sharing(mixtures, rows.keys()))
     return tuple(rows[m.name] for m in mixtures if m.name in rows), notes
 
 
+def _told_of_sharing(mixtures: Sequence[Mixture], cut: Collection[str]) -> tuple[str, ...]:
+    """Which mixtures lose the same experts, as they share weights."""
+    names = {tuple(sorted((m.name, *m.shares))) for m in mixtures if m.shares and m.name in cut}
+    return tuple(
+        f"{DROP_EXPERTS}: {_some(n)} share weights, and lose the same experts; where their inner units go too, "
+        "each has weights of its own in the result"
+        for n in sorted(names)
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
 def _named(mixtures: Sequence[Mixture], settings: PruneConfig) -> dict[str, list[int]]:
-    """The experts that go from mixtures that patterns match; the last pattern that matches counts."""
+    """The experts that go from mixtures that patterns match, and from those that share weights with one of these.
+
+    The last pattern that matches counts.
+    """
     found: dict[str, list[int]] = {}
+    by_name = {m.name: m for m in mixtures}
     for pattern, experts in settings.experts_named:
         own = [m for m in mixtures if fnmatchcase(m.name, pattern)]
         if not own:
             near = nearest(pattern.strip("*"), [m.name for m in mixtures], _SHOWN)
             hint = f"did you mean {near}?" if near else f"the first is called {mixtures[0].name!r}"
             raise UsageError(f"{DROP_EXPERTS} {pattern!r} matches no mixture of experts; {hint}")
-        for m in own:
+        also = {name for m in own for name in m.shares} - {m.name for m in own}
+        for m in (*own, *(by_name[name] for name in sorted(also))):
             if m.stays:
                 raise UsageError(f"{DROP_EXPERTS}: no expert of {m.name} can go: {m.stays}")
             if experts[-1] >= m.count:
@@ -202,10 +243,7 @@ def told_of_experts(proto: onnx.ModelProto) -> tuple[str, ...]:
     alike: dict[str, list[str]] = {}
     for m in mixtures_of(proto):
         text = m.stays or f"{m.count - m.chosen} of {m.count} experts can go, {m.chosen} have to stay"
+        if m.shares and not m.stays:
+            text += "; the same go from all that share weights"
         alike.setdefault(text, []).append(m.name)
-    return tuple(
-        f"mixtures of experts ({DROP_EXPERTS}): {', '.join(names[:_SHOWN])}"
-        + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        + f": {text}"
-        for text, names in alike.items()
-    )
+    return tuple(f"mixtures of experts ({DROP_EXPERTS}): {_some(names)}: {text}" for text, names in alike.items())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -39,7 +39,8 @@ class Mixture:
     node: its place in the graph. name: as options and reports call it. count: experts; chosen: to how many of them each
     position goes. compared: (node, input) of what compares logits: itself, and what chooses in front of it. width:
     products for each logit; 0 where the router keeps its columns. stays: why none of its experts may go; "" where some
-    may.
+    may. shares: the names of the others that read some of the same weights: where some of its experts go, the same have
+    to go from these, or what is stored once would be stored twice.
     """
 
     node: int
@@ -49,6 +50,7 @@ class Mixture:
     compared: tuple[Edge, ...]
     width: int = 0
     stays: str = ""
+    shares: tuple[str, ...] = ()
 
 
 def mixtures_of(proto: onnx.ModelProto) -> tuple[Mixture, ...]:
@@ -71,7 +73,7 @@ def mixtures_of(proto: onnx.ModelProto) -> tuple[Mixture, ...]:
         compared = ((k, ROUTERS[0]), *(() if router is None else router.compared))
         width = 0 if router is None else router.width
         found.append(Mixture(k, name, count, chosen, compared, width, stays))
-    return tuple(found)
+    return _that_share(graph, found)
 
 
 def is_mixture(node: onnx.NodeProto) -> bool:
@@ -112,6 +114,54 @@ def _why_all_stay(graph: StoredLogits, k: int, count: int) -> str:
     return ""
 
 
+def _that_share(graph: StoredLogits, mixtures: Sequence[Mixture]) -> tuple[Mixture, ...]:
+    """The mixtures, with those that share weights; all of these stay where one does, or where others read them too."""
+    owners: dict[Rows, set[int]] = {}
+    edges: dict[Rows, set[Edge]] = {}
+    for place, m in enumerate(mixtures):
+        for row, edge in _read_by_expert(graph, m):
+            owners.setdefault(row, set()).add(place)
+            edges.setdefault(row, set()).add(edge)
+    together = [{place} for place in range(len(mixtures))]
+    stays = [m.stays for m in mixtures]
+    for (name, axis), own in owners.items():
+        elsewhere = bool(graph.readers[name] - edges[name, axis]) or name in graph.outputs
+        if (len(own) == 1 and not elsewhere) or _alike(external.array_of(graph.stored[name]), axis):
+            continue
+        if elsewhere:
+            for place in own:
+                stays[place] = stays[place] or f"the weight {name!r} is read elsewhere too"
+        joined = set[int]().union(*(together[place] for place in own))
+        for place in joined:
+            together[place] = joined
+    result = []
+    for place, m in enumerate(mixtures):
+        others = [p for p in sorted(together[place]) if p != place]
+        other = next((p for p in others if stays[p]), None)
+        why = stays[place]
+        if not why and other is not None:
+            why = f"it shares weights with {mixtures[other].name}, of which all experts stay: {stays[other]}"
+        result.append(replace(m, stays=why, shares=tuple(mixtures[p].name for p in others)))
+    return tuple(result)
+
+
+def _read_by_expert(graph: StoredLogits, m: Mixture) -> list[tuple[Rows, Edge]]:
+    """What a mixture reads as it is stored, with an entry for each expert, and by which input."""
+    read = []
+    for i, name in enumerate(graph.nodes[m.node].input):
+        if i >= _WEIGHTS and i not in ROUTERS and name in graph.stored:
+            dims = graph.stored[name].dims
+            if dims and dims[0] == m.count:
+                read.append(((name, 0), (m.node, i)))
+    return read
+
+
+def _alike(values: Array, axis: int) -> bool:
+    """Whether all entries are the same, as of biases of zeros: then it matters to no other mixture which of them go."""
+    entries = np.moveaxis(values, axis, 0)
+    return bool((entries[1:] == entries[:1]).all())
+
+
 def _routers(n: onnx.NodeProto) -> tuple[int, ...]:
     return tuple(i for i in ROUTERS if i < len(n.input) and n.input[i])
 
@@ -136,6 +186,7 @@ class _Cut:
     def __init__(self, graph: StoredLogits, taken: set[str]) -> None:
         self._graph, self._taken = graph, taken
         self._made: dict[str, TensorProto] = {}
+        self._copies: dict[tuple[str, int | None, bytes], str] = {}
         self._in_front: dict[int, list[onnx.NodeProto]] = {}
         self._changed: set[str] = set()
 
@@ -199,6 +250,9 @@ class _Cut:
             if name not in axes and name not in places:
                 self._changed.add(name)  # computed from weights
                 continue
+            copy = name, axes.get(name), kept.tobytes()
+            if name not in made and copy in self._copies:
+                made[name] = self._copies[copy]  # another mixture that shares it has lost the same experts
             if name not in made:
                 stored = self._graph.stored[name]
                 free = self._graph.readers[name] <= own and name not in {*self._graph.outputs, *self._graph.by_output}
@@ -209,6 +263,8 @@ class _Cut:
                     values = external.array_of(stored).copy()
                     values[places[name]] = kept.size
                 made[name] = self._stored(tensor_files.tensor_of(values, new, outside=True))
+                if not free:
+                    self._copies[copy] = new
             node.input[i] = made[name]
 
     def _stored(self, tensor: TensorProto) -> str:
