@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Any
@@ -92,7 +93,7 @@ def shares_by_pattern(name: str, pairs: Sequence[str]) -> tuple[tuple[str, float
 def experts_by_pattern(name: str, wanted: Sequence[str]) -> tuple[int, tuple[tuple[str, tuple[int, ...]], ...]]:
     """(how many experts go from each mixture, those that go from mixtures by pattern) of N and PATTERN=3,5.
 
-    Raises UsageError for what is neither, and for two numbers.
+    Raises UsageError for what is neither, for two numbers, and for an expert that is named twice.
     """
     counts: list[int] = []
     named: list[tuple[str, tuple[int, ...]]] = []
@@ -102,7 +103,11 @@ def experts_by_pattern(name: str, wanted: Sequence[str]) -> tuple[int, tuple[tup
         if not all(p.isascii() and p.isdigit() and len(p) < _DIGITS for p in parts) or (not pattern and "=" in text):
             raise UsageError(f"{name} {shown(text)} is no number of experts, and no 'PATTERN=3,5' that names some")
         if pattern:
-            named.append((pattern, tuple(sorted({int(p) for p in parts}))))
+            experts = sorted(map(int, parts))
+            twice = next((e for e, other in pairwise(experts) if e == other), None)
+            if twice is not None:
+                raise UsageError(f"{name} {shown(text)} names the expert {twice} twice; leave one out")
+            named.append((pattern, tuple(experts)))
         elif len(parts) > 1 or int(text) < 1:
             raise UsageError(f"{name} {shown(text)}: give how many experts go from each mixture, or 'PATTERN=3,5'")
         else:

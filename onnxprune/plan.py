@@ -250,8 +250,10 @@ def load(path: str | Path) -> Plan:
             raise ValueError("a mixture is named twice")
         rotated = tuple(_of(str, x, "a stream") for x in _of(list, data.get("rotated", []), "the streams"))
         return Plan(checksum, config, groups, data_sha256, seed, told, layers, mixtures, rotated)
-    except (KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{path} is not a plan of onnxprune: {type(e).__name__} {e}") from e
+    except KeyError as e:
+        raise InputError(f"{path} is not a plan of onnxprune: {e} is missing") from e
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{path} is not a plan of onnxprune: {e}") from e
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -276,7 +278,7 @@ def _experts(data: Any) -> ExpertsPlan:
     count = _of(int, fields["experts"], f"the experts of {name!r}")
     kept = tuple(_of(int, k, f"an expert of {name!r}") for k in _of(list, fields["kept"], f"what {name!r} keeps"))
     if not kept or sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(f"mixture {name!r} must keep some of its {count} experts, in ascending order")
+        raise ValueError(f"the mixture {name!r} must keep some of its {count} experts, in ascending order")
     return ExpertsPlan(name, count, kept)
 
 

@@ -190,6 +190,7 @@ def test_a_wrong_slice_is_caught(monkeypatch: pytest.MonkeyPatch):
         ({"chosen": 4}, ("1",), "no expert can go: /mixture0_0: each position goes to 4 of its 4 experts"),
         ({"chosen": 4}, ("*=1",), "no expert of /mixture0_0 can go"),
         ({"layers": 0}, ("1",), "is about models with the operators MoE or QMoE"),
+        ({}, ("*=1,0,1",), "names the expert 1 twice; leave one out"),
         ({}, ("0",), "give how many experts go"),
         ({}, ("1", "2"), "says twice"),
         ({}, ("some",), "is no number of experts"),
@@ -312,10 +313,31 @@ def test_a_plan_of_other_mixtures_is_refused(tmp_path: Path):
         (tmp_path / "other.json").write_text(json.dumps(changed))
         with pytest.raises(UsageError, match=why):
             prune(path, None, samples(), dry_run=True, from_plan=tmp_path / "other.json")
-    for experts in ([{"name": "a", "experts": 4, "kept": [4]}], [{"name": "a", "experts": 4, "kept": []}], [1]):
+    must = "the mixture 'a' must keep some of its 4 experts, in ascending order"
+    for experts, why in (
+        ([{"name": "a", "experts": 4, "kept": [4]}], must),
+        ([{"name": "a", "experts": 4, "kept": []}], must),
+        ([{"name": "a", "experts": 4}], "'kept' is missing"),
+        ([1], "a mixture must be of type dict, not int"),
+    ):
         (tmp_path / "other.json").write_text(json.dumps({**plan, "experts": experts}))
-        with pytest.raises(InputError, match="is not a plan of onnxprune"):
+        with pytest.raises(InputError, match=f"is not a plan of onnxprune: {why}$"):
             load(tmp_path / "other.json")
+
+
+def test_a_plan_of_a_model_with_experts_or_tokens_is_none_of_one_without(tmp_path: Path):
+    """Fails where an option is named that was not given."""
+    path = tmp_path / "model.onnx"
+    onnx.save(model(layers=0), path)
+    prune(path, None, samples(), dry_run=True, plan_file=tmp_path / "plan.json", **OPTIONS)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    for name, value, why in (
+        ("drop_experts", ["1"], "it takes experts out of mixtures"),
+        ("keep_tokens", [1, 2], "it keeps some tokens of a vocabulary"),
+    ):
+        (tmp_path / "plan.json").write_text(json.dumps({**plan, "config": {**plan["config"], name: value}}))
+        with pytest.raises(UsageError, match=f"^the plan is of another model: {why}"):
+            prune(path, None, samples(), dry_run=True, from_plan=tmp_path / "plan.json")
 
 
 def test_the_command_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -81,6 +81,11 @@ def without_experts(
     if not settings.drop_experts:
         return proto, None
     there = mixtures_of(proto)
+    if not there and planned is not None:
+        raise UsageError(
+            "the plan is of another model: it takes experts out of mixtures (MoE, QMoE), and here are none; make a new "
+            "plan"
+        )
     if not there:
         raise UsageError(
             f"{DROP_EXPERTS} is about models with the operators MoE or QMoE outside of bodies, and here are none: "

@@ -242,7 +242,7 @@ def load(
     states = states_of(original, settings.state, tail.holds)
     shapeless = ranks.without_shape(original)
     original = ranks.declared(original, calibration, () if calibration is None else states)
-    listed = listed_tokens(original, settings, whole=not tail)
+    listed = listed_tokens(original, settings, whole=not tail, replays=planned is not None)
     original = listed.model
     samples = listed.of_these(read_samples(original, calibration, settings, states, told))
     told.begin(_CHECK)

@@ -44,15 +44,20 @@ class Listed:
         return replace(self.tokens, whole=declarations.with_true_outputs(whole, given))
 
 
-def listed_tokens(proto: onnx.ModelProto, settings: PruneConfig, *, whole: bool) -> Listed:
+def listed_tokens(proto: onnx.ModelProto, settings: PruneConfig, *, whole: bool, replays: bool = False) -> Listed:
     """The model without rows of tokens that are not listed.
 
     whole: False where operators that onnxruntime does not know are behind the model: its outputs stay as they are then.
+    replays: whether a plan lists them.
     Raises UsageError for a model without a vocabulary, and for logits that may change their size.
     """
     if not settings.keep_tokens:
         return Listed(proto)
     vocabulary = vocabulary_of(proto, heads=whole)
+    if vocabulary is None and replays:
+        raise UsageError(
+            "the plan is of another model: it keeps some tokens of a vocabulary, and here is none; make a new plan"
+        )
     if vocabulary is None:
         raise UsageError(
             f"{KEEP_TOKENS} is about models whose input of token ids picks rows of a stored weight that nothing else "
