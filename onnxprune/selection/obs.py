@@ -127,7 +127,7 @@ class _State:
         """Eliminate units together and down-date what is left; what their removal costs. Raises SolveFailed."""
         units = np.sort(units)
         self.alive[units] = False
-        s = np.concatenate([np.arange(self.start[u], self.start[u + 1]) for u in units])
+        s = np.concatenate([units[:0], *(np.arange(self.start[u], self.start[u + 1]) for u in units)])
         if not s.size:
             return 0.0
         n = len(self.inverse)
@@ -173,16 +173,8 @@ class _States:
                     s.put_aside()
                 aside = True
 
-    def costs(self, alive: Ints) -> Doubles:
-        """What removing each unit of `alive` costs over all regressions, (n,)."""
-        total = np.zeros(alive.size)
-        for s in self._states:
-            with s.at_work():
-                total += s.costs(alive)
-        return np.maximum(total, 0.0)
-
     def remove(self, units: Ints, alive: Ints) -> tuple[float, Doubles]:
-        """Eliminate units; what that costs, and what the removal of each unit of `alive` costs then, (n,)."""
+        """Eliminate units, if any; what that costs, and what the removal of each unit of `alive` costs then, (n,)."""
         cost, total = 0.0, np.zeros(alive.size)
         for s in self._states:
             with s.at_work():
@@ -210,7 +202,7 @@ def eliminate(
     alive = np.arange(units)
     order: list[int] = []
     loss = np.zeros(units + 1)
-    total = states.costs(alive)
+    _, total = states.remove(alive[:0], alive)
     while alive.size:
         worst = np.argsort(total, kind="stable")
         count = max(1, alive.size // STEPS_PER_HALVING) if large else 1
