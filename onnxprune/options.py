@@ -143,6 +143,11 @@ def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
     return " or ".join(lower[k] for k in found)
 
 
+def first_of(names: Sequence[str], most: int) -> str:
+    """Some names for a message, and how many more there are: "a, b and 7 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
     try:

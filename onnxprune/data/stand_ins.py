@@ -29,6 +29,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.errors import CalibrationError
 from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array, is_float
+from onnxprune.options import first_of
 from onnxprune.regular_files import shown
 
 # Stand-ins are held in memory.
@@ -133,9 +134,8 @@ class _Maker:
         names = list(dict.fromkeys(guessed)) or [s.name for s in self._specs]
         if not names:
             return ""
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         what = "input" if len(names) == 1 else "inputs"
-        return f" (guessed: the {what} {', '.join(map(repr, names[:_MOST_NAMED]))}{more})"
+        return f" (guessed: the {what} {first_of([*map(repr, names)], _MOST_NAMED)})"
 
     def attempts(self) -> Iterator[Attempt]:
         """What is tried, the likeliest first, nothing twice."""

@@ -19,6 +19,7 @@ from onnxprune.graph.bodies import every_body, every_node
 from onnxprune.graph.protobuf import copied
 from onnxprune.intake.counting import reads_as_size
 from onnxprune.numerics.arrays import Array, is_float
+from onnxprune.options import first_of
 
 _SINCE = 4
 _SHOWN = 3
@@ -109,7 +110,7 @@ def put_back(final: onnx.ModelProto, found: Overridable) -> list[str]:
     final.graph.input.extend(kept)
     if not gone:
         return []
-    names = ", ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else "")
+    names = first_of(gone, _SHOWN)
     return [f"weights that were cut or folded are inputs no longer, as callers cannot give others for them: {names}"]
 
 

@@ -19,6 +19,7 @@ from onnxprune.graph import external
 from onnxprune.graph.bodies import bodies_of, captured_names, copy_node, every_node, rename, weights_of
 from onnxprune.graph.protobuf import copied
 from onnxprune.intake import first_run
+from onnxprune.options import first_of
 from onnxprune.runtime import custom_ops
 from onnxprune.runtime.custom_ops import ADVICE
 from onnxprune.runtime.session import known_operators
@@ -126,7 +127,7 @@ def _parted(proto: onnx.ModelProto, unknown: set[Kind]) -> tuple[onnx.ModelProto
         tuple(_called(copy, nodes)),
         f"onnxruntime does not know the operator {named}",
         named,
-        _listed(wanted),
+        first_of(wanted, _SHOWN),
     )
     return _front(proto, front, [*wanted, *(v.name for v in whole.output if v.name in made)]), tail
 
@@ -263,7 +264,3 @@ def _unused(name: str, taken: set[str]) -> str:
         name += "_"
     taken.add(name)
     return name
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

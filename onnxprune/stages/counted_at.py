@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxprune.graph.protobuf import declared_sizes
+from onnxprune.options import first_of
 from onnxprune.stages.load import Loaded
 
 _SHOWN = 4
@@ -31,6 +32,5 @@ def counted_at(loaded: Loaded) -> tuple[str, ...]:
     sizes = [f"{name} = {size}" for name, size in open_sizes(loaded).items()]
     if not sizes:
         return ()
-    more = f" and {len(sizes) - _SHOWN} more" if len(sizes) > _SHOWN else ""
     where = "as random inputs have it; data (--calib) say what is usual" if loaded.fit.synthetic else "as in the data"
-    return (f"MACs are those of one sample at {', '.join(sizes[:_SHOWN])}{more}, {where}",)
+    return (f"MACs are those of one sample at {first_of(sizes, _SHOWN)}, {where}",)

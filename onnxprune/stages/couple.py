@@ -29,6 +29,7 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
+from onnxprune.options import first_of
 from onnxprune.stages.counted_at import counted_at
 from onnxprune.stages.dropped_experts import told_of_experts
 from onnxprune.stages.load import Loaded
@@ -258,8 +259,7 @@ def not_counted(channels: ChannelGraph) -> tuple[str, ...]:
     if missing := cost.uncounted(channels):
         notes.append(f"the MACs leave out what these operators multiply, or may: {_listed(missing)}")
     if loops := cost.repeated(channels):
-        named = ", ".join(loops[:_SHOWN]) + (f" and {len(loops) - _SHOWN} more" if len(loops) > _SHOWN else "")
-        notes.append(f"in the MACs the bodies of {named} count once, however often they run")
+        notes.append(f"in the MACs the bodies of {first_of(loops, _SHOWN)} count once, however often they run")
     return tuple(notes)
 
 

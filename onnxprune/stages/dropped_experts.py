@@ -18,7 +18,7 @@ from onnxprune.graph import external, tensor_files
 from onnxprune.normalise.unfused.facts import Measured
 from onnxprune.normalise.unfused.site import Unknown
 from onnxprune.numerics.arrays import Doubles
-from onnxprune.options import nearest
+from onnxprune.options import first_of, nearest
 from onnxprune.plan import ExpertsPlan
 from onnxprune.report.summary import ExpertsRow
 from onnxprune.surgery import mixtures
@@ -187,15 +187,10 @@ def _told_of_sharing(mixtures: Sequence[Mixture], cut: Collection[str]) -> tuple
     """Which mixtures lose the same experts, as they share weights."""
     names = {tuple(sorted((m.name, *m.shares))) for m in mixtures if m.shares and m.name in cut}
     return tuple(
-        f"{DROP_EXPERTS}: {_some(n)} share weights, and lose the same experts; where their inner units go too, "
-        "each has weights of its own in the result"
+        f"{DROP_EXPERTS}: {first_of(n, _SHOWN)} share weights, and lose the same experts; where their inner units go "
+        "too, each has weights of its own in the result"
         for n in sorted(names)
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _named(mixtures: Sequence[Mixture], settings: PruneConfig) -> dict[str, list[int]]:
@@ -251,4 +246,6 @@ def told_of_experts(proto: onnx.ModelProto) -> tuple[str, ...]:
         if m.shares and not m.stays:
             text += "; the same go from all that share weights"
         alike.setdefault(text, []).append(m.name)
-    return tuple(f"mixtures of experts ({DROP_EXPERTS}): {_some(names)}: {text}" for text, names in alike.items())
+    return tuple(
+        f"mixtures of experts ({DROP_EXPERTS}): {first_of(names, _SHOWN)}: {text}" for text, names in alike.items()
+    )

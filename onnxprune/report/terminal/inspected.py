@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.channels.describe import AxisUse, Description, GroupDescription
+from onnxprune.options import first_of
 from onnxprune.report.terminal.axes import numbered, remedies
 from onnxprune.report.terminal.screen import Part, Screen, line, note, shortened
 from onnxprune.report.units import count
@@ -75,5 +76,4 @@ def _flow(g: GroupDescription, room: int, *, whole: bool) -> str:
 
 def _nodes(places: Sequence[AxisUse], most: int) -> str:
     names = list(dict.fromkeys(p.node or p.weight for p in places))
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+    return first_of(names, most) if names else "nothing"
