@@ -14,10 +14,11 @@ VOCABULARY, WIDTH, INNER, HEADS, GROUPS, SIZE, LAYERS = 24, 32, 40, 8, 4, 16, 2
 CACHES = tuple(f"{layer}.{what}" for layer in range(LAYERS) for what in ("key", "value"))
 
 
-def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0) -> onnx.ModelProto:
+def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0, size: int | str = "size") -> onnx.ModelProto:
     """Token ids (B, S), mask (B, T) and caches (B, groups, P, SIZE) → logits and caches of all positions.
 
     window: the first layer attends to so many positions, and its caches have as many rows; 0 for all.
+    size: how the caches declare the last axis, of SIZE.
     """
     rng = np.random.default_rng(0)
     weights: dict[str, Array] = {}
@@ -79,7 +80,7 @@ def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0) -> onn
 
     def cache(side: str, length: str) -> list[onnx.ValueInfoProto]:
         rows = {name: "rows" if window and name.startswith("0") else length for name in CACHES}
-        return [port(f"{side}.{name}", ["batch", groups, rows[name], "size"]) for name in CACHES]
+        return [port(f"{side}.{name}", ["batch", groups, rows[name], size]) for name in CACHES]
 
     ids = [port("input_ids", ["batch", "new"], TensorProto.INT64), port("attention_mask", ["batch", "all"], 7)]
     graph = helper.make_graph(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.graph import bodies, external
+from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.graph.view import StateGather
 from onnxprune.numerics.arrays import Array, Ints
@@ -31,28 +31,30 @@ class Resized:
 
 def resize(proto: onnx.ModelProto, gathers: Sequence[StateGather]) -> tuple[onnx.ModelProto, tuple[Resized, ...]]:
     """A copy of a finished model without the Gathers at what may change its size, and what changed; itself for none."""
-    own = [g for g in gathers if g.resized]
+    at = {(g.port, g.written, g.axis): g for g in gathers if g.resized}
     stored = {t.name: t for t in proto.graph.initializer}
     by_output = {o: n for n in proto.graph.node for o in n.output if o}
     found: list[Resized] = []
     gone: set[str] = set()
     names: dict[str, str] = {}
-    for g in own:
-        node = by_output.get(g.tensor)
+    for tensor, port, written in dict.fromkeys((g.tensor, g.port, g.written) for g in at.values()):
+        node = by_output.get(tensor)
         if node is None or node.op_type != "Gather" or node.input[1] not in stored:
             continue
+        # Which axis it is of says the node: where the last of a row gave all that it read, another has its name.
+        g = at[port, written, protobuf.int_attribute(node, "axis", 0)]
         indices = external.array_of(stored[node.input[1]]).ravel()
-        gone.add(g.tensor)
-        if not g.written:
-            found.append(Resized(g.port, g.axis, indices, g.positions))
-            names[g.tensor] = node.input[0]
+        gone.add(tensor)
+        if not written:
+            found.append(Resized(port, g.axis, indices, g.positions))
+            names[tensor] = node.input[0]
             continue
         padding = by_output[node.input[0]]
         gone.add(padding.output[0])
         # Places beyond those of the units that stay are those of the zero.
         count = int(indices.max()) if indices.size else 0
-        found.append(Resized(g.port, g.axis, np.flatnonzero(indices < count), g.positions))
-        names[padding.input[0]] = g.tensor
+        found.append(Resized(port, g.axis, np.flatnonzero(indices < count), g.positions))
+        names[padding.input[0]] = tensor
     if not found:
         return proto, ()
     result = copied(proto)
