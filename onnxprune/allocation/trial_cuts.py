@@ -33,7 +33,7 @@ from onnxprune.measures.answers import Answers
 from onnxprune.numerics.arrays import Array, Mask, cast
 from onnxprune.process import spill
 from onnxprune.refit.layerwise import entries_of, in_place, memory_of, scaled
-from onnxprune.runtime.session import Session, concatenated
+from onnxprune.runtime.session import PROVIDERS, Session, concatenated
 from onnxprune.runtime.walker import Walker, runtime_batch, runtime_bytes
 from onnxprune.selection import Path
 from onnxprune.surgery import set_initializers
@@ -56,7 +56,8 @@ class TrialNetwork:
     """The network that is cut on trial, and how the layers that read a cut group are refitted.
 
     layers: the linear layers that are refitted. moments: of what these read, by weight. types: element types of the
-    tensors. level: of the refit, as in `layerwise.in_place`, or "greedy" with the coefficients of the paths.
+    tensors. level: of the refit, as in `layerwise.in_place`, or "greedy" with the coefficients of the paths. provider:
+    of PROVIDERS, what it runs on.
     """
 
     proto: Model
@@ -65,6 +66,7 @@ class TrialNetwork:
     moments: Mapping[str, InputMoments]
     types: Mapping[str, int]
     level: str = "least-squares"
+    provider: str = "cpu"
 
 
 def measure(
@@ -120,7 +122,7 @@ def measure(
 
     plain = samples.part(0, len(samples))  # without labels and the like
     types, level = dict(network.types), network.level
-    work = Trials(network.proto, channels, plain, reference.bare(), types, memory, level, stops)
+    work = Trials(network.proto, channels, plain, reference.bare(), types, memory, level, stops, network.provider)
     found = {groups: _errors_of(a) for groups in order if (a := kept.get("trial", _item(method, groups)))}
     left = [(place, groups) for place, groups in enumerate(order) if groups not in found]
     trials = (trial(place, groups) for place, groups in left)
@@ -178,6 +180,7 @@ class Trials(Work[Trial, dict[int, float]]):
     memory: int
     level: str
     stops: tuple[str, ...]
+    provider: str
 
     side_by_side = True
 
@@ -198,6 +201,7 @@ class Trials(Work[Trial, dict[int, float]]):
             moments=item.moments,
             types=self.types,
             level=self.level,
+            provider=self.provider,
         )
 
     def size(self, item: Trial) -> int:
@@ -235,7 +239,9 @@ class Trials(Work[Trial, dict[int, float]]):
         reached: int = getattr(self._walks, "reached", len(self.stops))
         if reached > stop:  # what an ended worker left undone lies further back
             shapes = self.channels.graph.shapes
-            self._walks.walker = Walker(self.proto, self.samples, self.types, shapes, self.memory, hold_out=False)
+            self._walks.walker = Walker(
+                self.proto, self.samples, self.types, shapes, self.memory, hold_out=False, provider=self.provider
+            )
             reached = -1
         for name in filter(None, self.stops[reached + 1 : stop + 1]):
             self._walks.walker.move_to((name,))
@@ -316,7 +322,7 @@ def cut_session(
         refitted = _with_refitted(network, widths, paths, keep, files)
         masked = masked_model(refitted, channels, keep, network.types)
         trial = masked if behind is None else protobuf.submodel(masked, *behind)
-        session = Session(trial, pooled=behind is not None)
+        session = Session(trial, pooled=behind is not None, providers=PROVIDERS[network.provider])
         files.last_as_long_as(session)
     return session
 
@@ -371,7 +377,7 @@ def _plain_trials(item: Trial, trials: Trials, walker: Walker, outputs: Sequence
                 feeds |= x.dequantized({n: weights[n] if n in weights else constants[n] for n in x.stored})
         return feeds
 
-    session = Session(part, pooled=True)
+    session = Session(part, pooled=True, providers=PROVIDERS[trials.provider])
 
     def answers_at(width: int) -> dict[str, Array]:
         feeds = fed(width)

@@ -20,14 +20,14 @@ from onnxprune.graph import bodies, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.objective import Objective
-from onnxprune.runtime.session import Session
+from onnxprune.runtime.session import PROVIDERS, Session
 
 
 class GatedNetwork:
     """Discrepancy (see `selection.quadratic`) of a model, or the part of one behind a frontier, in one group's gates.
 
-    batches: what to run it on, with the outputs that the part does not compute. Raises ValueError where there is no
-    gradient.
+    batches: what to run it on, with the outputs that the part does not compute; provider: of PROVIDERS, by what.
+    Raises ValueError where there is no gradient.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class GatedNetwork:
         types: Mapping[str, int],
         batches: Sequence[Batch],
         objective: Objective,
+        provider: str = "cpu",
     ) -> None:
         self._channels, self._group, self._batches, self._objective = channels, group, batches, objective
         proto, graph, types = differentiable(proto, channels.graph, types)
@@ -69,10 +70,14 @@ class GatedNetwork:
         self._dtypes = {name: helper.tensor_dtype_to_np_dtype(element_types[name]) for name in self._gates}
         self._seeds, self._gradients = back.seeds, back.of_tensor
         self._value = Session(
-            protobuf.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]), single=True
+            protobuf.submodel(gated, _ports(gated), [v.name for v in gated.graph.output]),
+            single=True,
+            providers=PROVIDERS[provider],
         )
         self._slope = Session(
-            protobuf.submodel(back.proto, _ports(back.proto), list(back.of_tensor.values())), single=True
+            protobuf.submodel(back.proto, _ports(back.proto), list(back.of_tensor.values())),
+            single=True,
+            providers=PROVIDERS[provider],
         )
 
     def at(self, a: Doubles) -> float:

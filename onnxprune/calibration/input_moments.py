@@ -176,12 +176,16 @@ def grams(
     samples: Samples,
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
+    provider: str = "cpu",
 ) -> dict[str, Doubles]:
-    """P = E[x xᵀ] of each layer's input, (g, D, D), by weight name; wide layers are left out."""
+    """P = E[x xᵀ] of each layer's input, (g, D, D), by weight name; wide layers are left out.
+
+    provider: of PROVIDERS, what the model runs on; the products are summed here.
+    """
     narrow = [layer for layer in layers if not is_wide(layer)]
     sums = {layer.weight: Gram.zeros(layer.groups, len(layer.columns(0))) for layer in narrow}
     if narrow:
-        work = InputSums.of(proto, narrow, samples, shapes, seed)
+        work = replace(InputSums.of(proto, narrow, samples, shapes, seed), provider=provider)
         work.on_host(Shard(0, samples), lambda layer, rows, _: sums[layer.weight].update(rows))
     return {name: s.result() for name, s in sums.items()}
 

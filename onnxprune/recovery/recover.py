@@ -63,7 +63,7 @@ class Schedule:
 
     feature_weight: of the features, the outputs having 1 together. augment: changes each batch before both networks
     see it. seed: of the order, and of what `augment` draws. fixed: weights that are not trained. memory: bytes of the
-    teacher's answers that stay in memory.
+    teacher's answers that stay in memory. provider: of PROVIDERS, what both networks run on.
     """
 
     epochs: int
@@ -74,6 +74,7 @@ class Schedule:
     seed: int = 0
     fixed: frozenset[str] = frozenset()
     memory: int = 128 << 20
+    provider: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def recover(
         return {}, Recovery(0, 0, before, before, 0, why=f"recovery was left out: {_DIFFERENT}")
     try:
         _check_room(channels, external.model_bytes(original))
-        student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed)
+        student = Student(pruned, samples.example(), channels, layers, keep, schedule.fixed, schedule.provider)
         manner = manner_of(student, schedule)
         teacher, goals, masked = _goals(original, student, channels, layers, material, keep, schedule, manner.batch)
         if goals:
@@ -179,7 +180,7 @@ def recover(
 
     lessons = Lessons(taught, samples, schedule.augment, schedule.memory)
     try:
-        moments = _grams(student, samples, schedule.seed)
+        moments = _grams(student, samples, schedule)
         descent = Descent(student.weights, student.layers, moments, shared=manner.shared)
         training = Training(student, lessons, descent, manner.batch, schedule.seed, stop)
         tell(0, schedule.epochs, before, before)
@@ -291,7 +292,7 @@ def _goals(
     graph, samples = channels.graph, material.fit
     outputs = [t for t in material.reference.tensors if student.has(t)]
     features = [t for t in features_of(graph, layers) if student.has(t)] if schedule.feature_weight else []
-    teacher = Teacher(original, channels, [*outputs, *features], keep)
+    teacher = Teacher(original, channels, [*outputs, *features], keep, schedule.provider)
     spread = Spread()
     batch = batch_of(samples, wanted)
     some = samples.take(np.arange(samples.whole_runs(min(len(samples), _SPREAD_SAMPLES))))
@@ -321,9 +322,9 @@ def _without_padding(
     return {t: padding.without(t, v) for t, v in values.items()}
 
 
-def _grams(student: Student, samples: Samples, seed: int) -> dict[str, Doubles]:
+def _grams(student: Student, samples: Samples, schedule: Schedule) -> dict[str, Doubles]:
     """E[x xᵀ] of what each layer of the student reads, from some of the samples."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(schedule.seed)
     count = samples.whole_runs(min(len(samples), _GRAM_SAMPLES))
     some = samples.take(np.sort(rng.permutation(len(samples))[:count]))
-    return grams(student.proto, student.layers, some, student.shapes, seed)
+    return grams(student.proto, student.layers, some, student.shapes, schedule.seed, schedule.provider)

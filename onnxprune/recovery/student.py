@@ -29,7 +29,7 @@ from onnxprune.measures.answers import Wide
 from onnxprune.measures.masked import counting
 from onnxprune.normalise.form import all_shapes
 from onnxprune.numerics.arrays import Array, Mask, cast, is_float
-from onnxprune.runtime.session import Feeds, Session
+from onnxprune.runtime.session import PROVIDERS, Feeds, Session
 
 # Operator → inputs that hold a parameter; where it is a parameter only by what it is used for, `_OWN`.
 _PARAMETERS: Mapping[str, tuple[int, ...]] = {
@@ -92,7 +92,15 @@ def features_of(graph: Graph, layers: Sequence[Layer]) -> tuple[str, ...]:
 class Teacher:
     """The original model, normalised, and of each tensor the channels that stay."""
 
-    def __init__(self, original: onnx.ModelProto, channels: ChannelGraph, tensors: Iterable[str], keep: Mask) -> None:
+    def __init__(
+        self,
+        original: onnx.ModelProto,
+        channels: ChannelGraph,
+        tensors: Iterable[str],
+        keep: Mask,
+        provider: str = "cpu",
+    ) -> None:
+        """provider: of PROVIDERS, what it runs on."""
         self._names: dict[str, str] = {}
         proto = copied(original)
         for t in tensors:
@@ -113,7 +121,9 @@ class Teacher:
                 gathered = f"{indices}:value"
             if gathered:
                 self._names[t] = gathered
-        self._session = Session(protobuf.submodel(proto, {}, self._names.values()), single=True)
+        self._session = Session(
+            protobuf.submodel(proto, {}, self._names.values()), single=True, providers=PROVIDERS[provider]
+        )
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -191,8 +201,9 @@ class Student:
         layers: Sequence[Layer],
         keep: Mask,
         fixed: Collection[str] = (),
+        provider: str = "cpu",
     ) -> None:
-        """fixed: weights that are not trained."""
+        """fixed: weights that are not trained. provider: of PROVIDERS, what it runs on."""
         proto = unrounded.without_rounding(pruned) if unrounded.is_quantized(pruned) else pruned
         binding: dict[str, Shape] = {k: tuple(np.shape(v)) for k, v in example.items()}
         shapes, self._types = all_shapes(proto, binding, example)
@@ -204,6 +215,7 @@ class Student:
         self.weights: dict[str, Array] = {}
         self.missing: dict[str, str] = {}
         self._session: Session | None = None
+        self._providers = PROVIDERS[provider]
         self._gradients: dict[str, str] = {}
         self._losses: tuple[str, ...] = ()
         self.goals: tuple[str, ...] = ()
@@ -246,7 +258,9 @@ class Student:
         gradients = {k: gradients[k] for k in given}
         self._gradients, self._losses, self.goals, self._masked = gradients, losses, tuple(goals), frozenset(masked)
         self.weights = {k: _wide(self._graph.constants[k]) for k in gradients}
-        self._session = Session(protobuf.submodel(proto, {}, [*losses, *gradients.values()]), single=True)
+        self._session = Session(
+            protobuf.submodel(proto, {}, [*losses, *gradients.values()]), single=True, providers=self._providers
+        )
 
     def restore(self, weights: Mapping[str, Array]) -> None:
         """Take these values, of all trained weights, as the present ones; they stay the caller's."""

@@ -60,11 +60,13 @@ def lockstep(
     shared: SharedPoints | None = None,
     kept: Kept = NOWHERE,
     progress: Progress = lambda done, count: None,
+    provider: str = "cpu",
 ) -> list[Fit]:
     """Refit `pruned` (the cut model) in place, layer by layer; `original` is the normalised model.
 
     shared: as for `reference.points_of`. kept: fits that an earlier run of the same cut has left are not solved again;
     the networks are walked as if they were, so that all others come out the same. progress: is told of the layers.
+    provider: of PROVIDERS, what both networks run on.
 
     Layers that read nothing changed, those too wide for their Gram, those whose weights would not fit in the model's
     type, those that are never fitted (`Layer.keeps`), those whose inputs or targets are not finite, and what a
@@ -86,8 +88,8 @@ def lockstep(
 
     fitted = {i for i, x in enumerate(layers) if is_fitted(x)}
     stays = [Staying.of(x, channels, keep) if i in fitted else None for i, x in enumerate(layers)]
-    reference = Walker(original, samples, types, graph.shapes, memory)
-    slim = Walker(pruned, samples, types, graph.shapes, memory)
+    reference = Walker(original, samples, types, graph.shapes, memory, provider=provider)
+    slim = Walker(pruned, samples, types, graph.shapes, memory, provider=provider)
     fits: list[Fit] = []
     cut = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
     for part in prefetched(points_of(layers, targets, fitted, graph, reference, keep, seed, stays, shared)):

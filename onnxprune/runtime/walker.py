@@ -27,7 +27,7 @@ from onnxprune.graph.operators import FIRST_ONLY, NARY, UNARY
 from onnxprune.graph.view import sample_bytes
 from onnxprune.numerics.arrays import Array
 from onnxprune.process.spill import Spilled
-from onnxprune.runtime.session import Session
+from onnxprune.runtime.session import PROVIDERS, Session
 from onnxprune.runtime.taps import Tap, as_expected, with_taps
 
 # Tensors of a batch that a runtime holds at the same time, about: the few largest.
@@ -55,12 +55,14 @@ class Walker:
         *,
         hold_out: bool = True,
         batch: int | None = None,
+        provider: str = "cpu",
     ) -> None:
         """hold_out: make the batches small enough that some can be held out from a fit; batch: samples of each, where
-        that is known already."""
+        that is known already; provider: of PROVIDERS, what the model runs on."""
         self.proto: onnx.ModelProto = proto
         self.samples: Samples = samples
         self.memory: int = memory
+        self._providers = PROVIDERS[provider]
         self._types = dict(types)
         self._shapes, self._bound = shapes, samples.arrangement.samples_in(shapes)
         if batch is None:
@@ -143,11 +145,11 @@ class Walker:
 
         @cache
         def plain() -> Session:
-            return Session(part, pooled=True)
+            return Session(part, pooled=True, providers=self._providers)
 
         if not taps:
             return lambda index, before: plain().run({t: before[t] for t in plain().inputs})
-        session = Session(with_taps(part, produced, taps), pooled=True)
+        session = Session(with_taps(part, produced, taps), pooled=True, providers=self._providers)
         unexpected: list[int] = []
 
         def run(index: int, before: Mapping[str, Array]) -> dict[str, Array]:

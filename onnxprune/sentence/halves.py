@@ -186,7 +186,9 @@ def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock
         )
     if settings.epochs:
         with stage("recover"):
-            refitted = recover_weights(loaded, judged, masks, refitted, settings, stage.judged, stage.stop)
+            refitted = recover_weights(
+                loaded, judged, masks, refitted, settings, stage.judged, stage.stop, calibrated.provider
+            )
     with stage("verify"):
         finished = finish(loaded, judged, masks, sliced, refitted, settings)
         return check(loaded, coupled, calibrated, masks, sliced, finished, settings, prepared.original)

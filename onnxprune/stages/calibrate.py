@@ -29,7 +29,8 @@ class Calibrated:
     """Input moments by weight, and one plain pass: seconds for all samples, and answers on the held-out ones.
 
     goals: None where nothing looks at the outputs on the samples for fitting. gates, outputs: all gates, and what the
-    gradients of the outputs say of them.
+    gradients of the outputs say of them. provider: of PROVIDERS, what the samples ran on, as the walks, trial cuts and
+    recovery behind it do.
     """
 
     consumers: tuple[Layer, ...]
@@ -39,6 +40,7 @@ class Calibrated:
     goals: Goals | None = None
     gates: tuple[Gate, ...] = ()
     outputs: OutputMoments = field(default_factory=OutputMoments)
+    provider: str = "cpu"
 
 
 # Of a plain pass so much is timed.
@@ -76,7 +78,9 @@ def calibrate(
     else:
         moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     if not (selects and (settings.sequential or settings.reads_gradients)):
-        return Calibrated(consumers=consumers, moments=moments, plain_seconds=plain, reference=reference)
+        return Calibrated(
+            consumers=consumers, moments=moments, plain_seconds=plain, reference=reference, provider=place.provider
+        )
     goals = goals_of(loaded, coupled, reference, settings)
     layouts = coupled.observed.layouts
     gates = probe.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
@@ -91,6 +95,7 @@ def calibrate(
         goals=goals,
         gates=gates,
         outputs=output_moments,
+        provider=place.provider,
     )
 
 

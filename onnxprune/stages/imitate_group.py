@@ -36,7 +36,7 @@ from onnxprune.refit import layerwise, lockstep
 from onnxprune.refit.reference import reference_points
 from onnxprune.refit.targets import Target
 from onnxprune.runtime import outputs
-from onnxprune.runtime.session import Session, concatenated
+from onnxprune.runtime.session import PROVIDERS, Session, concatenated
 from onnxprune.runtime.walker import Walker
 from onnxprune.selection import Path
 from onnxprune.selection.proposals import Proposal, joined, of_network, of_quadratic
@@ -103,7 +103,12 @@ class Network:
 
     def _walker(self, proto: onnx.ModelProto, samples: Samples, *, hold_out: bool = True) -> Walker:
         types, shapes = self.loaded.normalised.types, self.channels.graph.shapes
-        return Walker(proto, samples, types, shapes, self.settings.memory, hold_out=hold_out)
+        memory, provider = self.settings.memory, self.calibrated.provider
+        return Walker(proto, samples, types, shapes, memory, hold_out=hold_out, provider=provider)
+
+    def session(self, part: onnx.ModelProto) -> Session:
+        """A part of the network, to be run where its statistics were collected."""
+        return Session(part, single=True, providers=PROVIDERS[self.calibrated.provider])
 
     def start(self) -> None:
         """Begin the walk through the pruned network anew, with all masks so far."""
@@ -305,12 +310,12 @@ class LayersGroup:
         gates = network.gates_of(self.group)
         part = self._part(network.state)
         batches = self._batches(_EXACT_SAMPLES if settings.metric == "exact" else _GLOBAL_SAMPLES)
-        types = network.loaded.normalised.types
+        types, provider = network.loaded.normalised.types, network.calibrated.provider
         if settings.metric == "exact":
-            gated = GatedNetwork(part, network.channels, self.group, gates, types, batches, network.goals.fit)
+            gated = GatedNetwork(part, network.channels, self.group, gates, types, batches, network.goals.fit, provider)
             g = network.channels.groups[self.group]
             return of_network(gated, g.size, g.rows, free=settings.coefficients == "free")
-        probe = Probe.of(part, network.channels, gates, (), types, layouts=network.layouts)
+        probe = Probe.of(part, network.channels, gates, (), types, provider, network.layouts)
         output_moments = gate_moments.collect(
             probe, network.channels, batches, network.goals.fit, probes=settings.probes, seed=settings.seed, slope=True
         )
@@ -329,7 +334,7 @@ class LayersGroup:
         state = self.network.state
         part = self._part(state)
         set_initializers(part, weights or {})
-        session = Session(part, single=True)
+        session = self.network.session(part)
         batches: list[Batch] = []
         start = 0
         for feeds, count in zip(state.batches, state.counts, strict=True):
@@ -388,7 +393,7 @@ class LayersGroup:
     def _run(self, walker: Walker, weights: Weights) -> dict[str, Array]:
         part = self._part(walker)
         set_initializers(part, weights)
-        session = Session(part, single=True)
+        session = self.network.session(part)
         runs = zip(walker.batches, walker.counts, strict=True)
         parts = [samples_first(session.run(b), n, self.network.layouts) for b, n in runs]
         return concatenated(parts, padded=walker.samples.ragged)

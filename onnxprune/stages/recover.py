@@ -32,10 +32,11 @@ def recover_weights(
     settings: PruneConfig,
     tell: Tell = lambda epoch, epochs, before, least: None,
     stop: Callable[[], bool] = lambda: False,
+    provider: str = "cpu",
 ) -> Refitted:
     """One more candidate: the best so far after learning from the original, where that did it good.
 
-    tell, stop: as for `recovery.recover.recover`.
+    tell, stop: as for `recovery.recover.recover`. provider: of PROVIDERS, what both networks run on.
     """
     candidates, coupled = refitted.candidates, judged.coupled
     unfit = ""
@@ -60,6 +61,7 @@ def recover_weights(
             augment=images(flips=True, blends=True),
             fixed=_generated(model, loaded.normalised.tables),
             memory=settings.memory,
+            provider=provider,
         ),
         tell,
         stop,

@@ -126,6 +126,7 @@ def _fitted(
         shared=shared,
         kept=place.kept,
         progress=place.progress,
+        provider=calibrated.provider,
     )
     take_initializers(walked, running)
     notes += mended(settings.refit, walked)

@@ -123,4 +123,5 @@ def trial_network(
         moments=calibrated.moments,
         types=loaded.normalised.types,
         level=settings.level,
+        provider=calibrated.provider,
     )

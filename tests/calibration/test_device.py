@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from onnxprune.calibration.layers import layers_of
 from onnxprune.data.inputs import input_specs
 from onnxprune.data.samples import Samples
 from onnxprune.numerics.gram import Gram
-from onnxprune.runtime.session import PROVIDERS, check_provider
+from onnxprune.runtime.session import PROVIDERS, Session, check_provider
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same
@@ -167,3 +169,34 @@ def test_a_gpu_finds_the_same_moments() -> None:
     here, there = (input_moments.collect(*arguments, provider=x) for x in config.PROVIDERS)
     for name, known in here.items():
         assert_same(there[name].p, known.p, rtol=1e-4, atol=1e-4 * float(np.abs(known.p).max()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "places"),
+    [
+        ({"recover": 1, "fast": False}, {"runtime.walker", "allocation.trial_cuts", "recovery.student"}),
+        ({"method": "global", "ratio": 0.3}, {"calibration.probe", "runtime.walker", "stages.imitate_group"}),
+        ({"method": "global", "metric": "exact", "exclude": ("/0/*", "/5/*", "/6/*")}, {"calibration.gated_network"}),
+    ],
+    ids=["walks, trials and recovery", "another selection", "its exact discrepancy"],
+)
+def test_all_work_on_samples_is_done_there(
+    settings: dict[str, Any], places: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails where a step stays on the CPU, or a check of the result leaves it: it is judged by what users will run."""
+    device = (("CPUExecutionProvider", {}),)  # stands for a GPU
+    monkeypatch.setitem(cast("dict[str, Any]", PROVIDERS), "cuda", device)
+    opened: dict[bool, set[str]] = {True: set(), False: set()}
+    start = Session.__init__
+
+    def noted(self: Session, *args: Any, **options: Any) -> None:
+        frame = sys._getframe(1)
+        opened[options.get("providers") is device].add(frame.f_globals["__name__"].removeprefix("onnxprune."))
+        start(self, *args, **options)
+
+    monkeypatch.setattr(Session, "__init__", noted)
+    chosen = config.PruneConfig(samples=48, ratio=0.01, fast=True).with_options(**settings)
+    prune(digits.path("resnet"), None, digits.CALIB, config=chosen, provider="cuda")
+    assert opened[True] >= {"calibration.input_moments", *places}
+    assert opened[False] >= {"verification.checks"}
+    assert opened[False] & opened[True] <= {"calibration.probe"}  # looks at two samples first

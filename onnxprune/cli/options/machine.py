@@ -22,8 +22,9 @@ MACHINE = Section(
         "--provider",
         type=Choice(PROVIDERS),
         show_default=f"{PROVIDERS[0]}; for --budget latency that of --target",
-        help="Where calibration runs (on a GPU only the statistics come back from it), and what --bench and --budget "
-        "latency time. Not given, --budget latency is timed on what stands for --target.",
+        help="Where calibration, the walks of selection and refit, trial cuts and recovery run (the checks stay on the "
+        "CPU), and what --bench and --budget latency time. Not given, --budget latency is timed on what stands for "
+        "--target.",
     ),
     option(
         "--jobs",
