@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import sources, suites, tables
+from benchmarks.accuracy import reading, sources, suites, tables, vit
 from benchmarks.accuracy.__main__ import main, option
 from benchmarks.accuracy.execute import Limits, execute
 from benchmarks.accuracy.kits import Kit
+from benchmarks.accuracy.networks import Folders, Networks
 from benchmarks.accuracy.page import render
 from benchmarks.accuracy.runs import Run, append, missing, read
 from onnxprune.runtime.session import ort
@@ -167,6 +168,91 @@ def test_the_command_line_says_what_is_wrong(folder: Path, tmp_path: Path):
     assert [option(t) for t in ("a=8", "b=text", 'c=["x"]')] == [("a", 8), ("b", "text"), ("c", ["x"])]
 
 
+# networks that are no classifiers of the kit
+
+
+def test_what_is_missing_of_a_network_is_said(folder: Path, tmp_path: Path):
+    """Of the kit first, as --make would not help; and such a network is in no suite."""
+    made = tmp_path / "made"
+    networks = Networks(Folders(folder, made))
+    assert networks.missing("minilm") == f"minilm: {folder} holds no text.py"
+    assert networks.missing("vit") == f"vit: {made} holds no vit/model.onnx; --make writes it"
+    assert Networks(Folders(folder)).missing("ocr").endswith("(--made)")
+    assert networks.models(["*"]) == ["digits_resnet", "stripes_resnet"]
+    with pytest.raises(FileNotFoundError, match="--make writes it"):
+        networks.path("decoder")
+
+
+def test_a_network_that_is_made_is_a_row(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """For real, from a file that is no classifier of the kit to its line; the one that is missing is told."""
+    made = tmp_path / "made"
+    (made / "vit").mkdir(parents=True)
+    shutil.copy(digits.path("resnet"), made / vit.FILE)
+    for split in ("calib", "test"):
+        shutil.copy(digits.FOLDER / f"digits_{split}.npz", made / "vit" / f"{split}.npz")
+    results = tmp_path / "results.jsonl"
+    given = [str(folder), "--made", str(made), "--out", str(results), *QUICK, "--models", "vit", "decoder"]
+    main([*given, "--set", "fast=true"])
+    assert "left out: decoder" in capsys.readouterr().out
+    [found] = read(results).values()
+    assert found["model"] == "vit"
+    assert found["given"] == 16
+    assert abs(found["top1_before"] - 100 * digits.top1(digits.path("resnet"))) < 1e-3
+    assert found["version"] and found["commit"]
+    main([*given[:-2], "vit", "--set", "fast=true", "--out", str(tmp_path / "other.jsonl"), "--also", str(results)])
+    assert "0 of 1 runs to do" in capsys.readouterr().out
+
+
+def test_sentences_are_judged_by_the_measure_of_the_kit(folder: Path, tmp_path: Path):
+    (folder / "data").mkdir()
+    (folder / "text.py").write_text(
+        "def measure(pruned, original, file):\n"
+        "    assert pruned.endswith('pruned.onnx') and original.endswith('minilm.onnx') and file.exists()\n"
+        "    return {'error': 0.05, 'cosine': 0.9, 'nearest': 0.6, 'nearest10': 0.7}\n",
+        encoding="utf-8",
+    )
+    ids = np.arange(60).reshape(20, 3)
+    for split in ("calib", "test"):
+        np.savez(folder / "data" / f"text_{split}.npz", input_ids=ids, attention_mask=ids + 100)
+    (tmp_path / "minilm.onnx").touch()
+    networks = Networks(Folders(folder, tmp_path))
+    assert networks.missing("minilm") == ""
+    given, again = (networks.own("minilm", 8, seed=1) for _ in range(2))
+    assert given["input_ids"].shape == (8, 3)
+    assert (given["attention_mask"] == given["input_ids"] + 100).all()  # the same texts of each input
+    assert (given["input_ids"] == again["input_ids"]).all()
+    found = networks.judged("minilm", tmp_path / "pruned.onnx")
+    assert found == {"output_error": 0.05, "cosine": 0.9, "nearest": 60.0, "nearest10": 70.0}
+
+
+def test_lines_are_read_as_ctc_wants_it():
+    best = np.array([0, 2, 2, 0, 2, 1, 0, 0, 4, 3, 3])
+    assert reading.read(best, ["a", "b", "c"]) == "bba c"
+    pictures = reading.pictures(["def", "return x"])
+    assert pictures.shape == (2, 3, 48, 320)
+    assert -1 <= pictures.min() < -0.3 and 0.4 < pictures.max() <= 1
+    assert (pictures == reading.pictures(["def", "return x"])).all()
+    assert reading.read(np.array([4, 4, 4]), ["a", "b", "c"]) == " "
+
+
+def test_a_vit_is_trained_and_written(tmp_path: Path):
+    """Deterministic, and the file answers as the module does."""
+    torch = pytest.importorskip("torch", reason="the network is trained with torch")
+    from benchmarks.accuracy import vit_training as v
+    from benchmarks.accuracy.kits import answers
+
+    labels = np.arange(12) % 2
+    x = np.random.default_rng(0).normal(2.0 * labels[:, None, None, None] - 1.0, 0.3, (12, 1, 8, 8)).astype(np.float32)
+    sizes, schedule = v.Sizes(width=12, heads=2, inner=24, blocks=1, classes=2), v.Schedule(epochs=12, batch=6)
+    first, again = (v.trained(x, labels, sizes, schedule) for _ in range(2))
+    v.export(first, tmp_path / "model.onnx")
+    with torch.no_grad():
+        expected, other = (n(torch.from_numpy(x)).numpy() for n in (first, again))
+    assert_same(expected, other, rtol=0.0, atol=0.0)
+    assert_same(answers(tmp_path / "model.onnx", x), expected, rtol=1e-4, atol=1e-5)
+    assert (expected.argmax(1) == labels).mean() > 0.8
+
+
 # suites
 
 
@@ -182,10 +268,11 @@ def test_suites_choose_their_models(tmp_path: Path):
     assert {(r.model, r.ratio) for r in runs} == {
         (exports[0], 0.5),
         (exports[0], 0.65),
+        (exports[0], 0.75),
         ("kws_mlperftiny_dscnn", 0.3),
         ("mnist_vggbn_legacy", 0.5),
     }
-    assert len(runs) == 4 * suites.BAR_SEEDS * len(suites.VARIANTS)
+    assert len(runs) == 5 * suites.BAR_SEEDS * len(suites.VARIANTS)
     everything = suites.bars(kit, suites.Choice(["cifar10_*"], exports="all", seeds=1))
     assert sorted({r.model for r in everything}) == sorted(exports)
     sizes = {r.samples for r in suites.calibration(kit, suites.Choice(["cifar10_*"])) if r.source == "own"}
@@ -203,7 +290,8 @@ def test_suites_choose_their_models(tmp_path: Path):
 def test_a_source_fits_the_model(folder: Path, name: str):
     kit = Kit(folder)
     like = kit.calib("digits_resnet")
-    found, again, other = (sources.source(name)(kit, "digits_resnet", 16, seed) for seed in (0, 0, 1))
+    given = [sources.source(name)(kit, "digits_resnet", 16, seed) for seed in (0, 0, 1)]
+    found, again, other = (inputs["input"] for inputs in given)
     assert found.shape == (16, *like.shape[1:])
     assert found.dtype == like.dtype
     assert np.array_equal(found, again)
@@ -214,7 +302,8 @@ def test_a_source_fits_the_model(folder: Path, name: str):
 def test_sources_without_data(folder: Path):
     kit = Kit(folder)
     assert sources.source("random")(kit, "digits_resnet", 16, 0) is None
-    assert len(sources.source("own")(kit, "digits_resnet", 10**6, 0)) == len(kit.calib("digits_resnet"))
+    every = sources.source("own")(kit, "digits_resnet", 10**6, 0)
+    assert len(every["input"]) == len(kit.calib("digits_resnet"))
     with pytest.raises(LookupError, match="no model of the kit starts with cats_"):
         sources.source("cats")(kit, "digits_resnet", 16, 0)
 
@@ -255,7 +344,8 @@ def _line(text: str, start: str) -> list[str]:
 
 
 def test_bars_are_met_or_missed():
-    """The mean decides, rows of other methods and data do not, and the mean over models is taken seed by seed."""
+    """The mean decides, rows of other methods and data do not, and the mean over models is taken seed by seed; of rows
+    that several versions made, those of the newest count."""
     net = Run("cifar10_resnet56_legacy_folded", 0.5)
     rows = [row(replace(net, seed=s), top1_after=90.0 - lost) for s, lost in enumerate((0.2, 0.4, 0.6))]
     rows += [row(replace(net, ratio=0.65, seed=s), top1_after=90.0 - lost) for s, lost in enumerate((3.0, 4.0))]
@@ -263,22 +353,45 @@ def test_bars_are_met_or_missed():
     rows += [row(replace(net, **change), top1_after=0.0) for change in strange]
     for model, lost in (("mnist_a_legacy", (0.0, 1.0)), ("mnist_b_legacy", (1.0, 3.0)), ("mnist_mlp_legacy", (50.0,))):
         rows += [row(Run(model, 0.5, seed=s), top1_after=90.0 - v) for s, v in enumerate(lost)]
+    rows = [{**r, "version": "0.9.0"} for r in rows]
+    rows.append(row(replace(net, seed=2, ratio=0.65), top1_after=0.0, version="0.10.0"))
     rows.append(replace(net, seed=3).row({"failure": "crashed"}))
     text = tables.bars(rows)
     rows.append(row(replace(net, options={"fast": True}), top1_after=80.0))
-    fast = [line for line in tables.bars(rows).splitlines() if "| fast | 90.00 | 10.00" in line]
+    fast = [line for line in tables.bars(rows).splitlines() if "| fast | points of top-1 lost | 90.00 | 10.00" in line]
     assert len(fast) == 1
     lines = [_line(line, net.model) for line in text.splitlines() if line.startswith(f"| {net.model}")]
-    assert [(x[1], x[5], x[6], x[7], x[9]) for x in lines] == [
-        ("50%", "0.40 ± 0.20", "0.5", "met", "3"),
-        ("65%", "3.50 ± 0.71", "3.0", "**missed**", "2"),
+    assert [(x[1], x[4], x[6], x[7], x[8], x[10], x[13]) for x in lines] == [
+        ("50%", "points of top-1 lost", "0.40 ± 0.20", "≤ 0.3", "**missed**", "3", "0.9.0"),
+        ("50%", "plain passes", "4.00 ± 0.00", "≤ 40", "met", "3", "0.9.0"),
+        ("65%", "points of top-1 lost", "90.00", "≤ 2", "**missed**", "1", "0.10.0"),
     ]
     [pooled] = [_line(x, "mnist: mean over 2 networks") for x in text.splitlines() if x.startswith("| mnist: mean")]
-    assert (pooled[5], pooled[7], pooled[9]) == ("1.25 ± 1.06", "**missed**", "2")
+    assert (pooled[6], pooled[8], pooled[10]) == ("1.25 ± 1.06", "**missed**", "2")
     unmeasured = [line for line in text.splitlines() if line.startswith("| `kws_mlperftiny_dscnn`")]
     assert [line.count("not measured") for line in unmeasured] == [1, 1]
     assert text.endswith(f"Without a result:\n\n- {replace(net, seed=3).key}: crashed")
     assert "--suite bars" in tables.bars([])
+
+
+def test_bars_of_networks_that_are_no_classifiers():
+    """Each bound is a line of its own, more is better where that is said, and what has no bound has no verdict."""
+    usual = {"macs_left": 0.7, "seconds": 1.0, "passes": 9.0, "version": "1.0.0"}
+    rows = [
+        Run("minilm", 0.3, samples=512).row({"nearest10": 80.0, "output_error": 0.06, **usual}),
+        Run("decoder", 0.3, samples=512).row({"perplexity_before": 20.0, "perplexity_after": 21.0, **usual}),
+        Run("ocr", 0.3, samples=256).row({"read_before": 90.0, "read_after": 88.0, "output_error": 0.01, **usual}),
+    ]
+    lines = [[c.strip() for c in x.strip("|").split("|")] for x in tables.bars(rows).splitlines() if "1.0.0" in x]
+    assert [(x[0], x[5], x[6], x[7], x[8]) for x in lines] == [
+        ("minilm", "", "80.00", "≥ 78", "met"),
+        ("minilm", "", "6.00", "≤ 5", "**missed**"),
+        ("decoder", "20.00", "5.00", "≤ 10", "met"),
+        ("ocr", "90.00", "2.00", "none", ""),
+        ("ocr", "", "1.00", "none", ""),
+    ]
+    unmeasured = [x for x in tables.bars(rows).splitlines() if x.startswith("| `minilm` | 30% | 1,024 (bar: 2,048)")]
+    assert [x.count("not measured") for x in unmeasured] == [1, 1, 1, 1]
 
 
 def test_other_tables():
@@ -314,6 +427,17 @@ def test_a_page_is_rendered_the_same_twice(tmp_path: Path):
     assert once == f"a\n<!-- table: bars -->\n\n{tables.bars(rows)}\n\n<!-- end -->\nb <!-- end --> c\n"
     render(page, rows)
     assert page.read_text(encoding="utf-8") == once
+    results = tmp_path / "results.jsonl"
+    for found in rows:
+        append(results, found)
+    page.write_text(
+        "<!-- table: bars -->\n\nold\n\n<!-- end -->\n<!-- plot: peers -->\nx\n<!-- end -->", encoding="utf-8"
+    )
+    main(["--out", str(results), "--render", str(page), "--only", "bars"])
+    alone = f"<!-- table: bars -->\n\n{tables.bars(rows)}\n\n<!-- end -->\n<!-- plot: peers -->\nx\n<!-- end -->"
+    assert page.read_text(encoding="utf-8") == alone
+    with pytest.raises(SystemExit, match="no table 'dogs'"):
+        main(["--out", str(results), "--render", str(page), "--only", "dogs"])
     page.write_text("<!-- table: cats -->\n<!-- end -->", encoding="utf-8")
     with pytest.raises(SystemExit, match="'cats'"):
         render(page, rows)
@@ -343,9 +467,7 @@ def test_the_page_names_what_there_is():
     from benchmarks.page import pattern
 
     text = (digits.FOLDER.parent / "docs" / "accuracy.md").read_text(encoding="utf-8")
-    from benchmarks.decoder.__main__ import TABLE
-
-    asked = [(kind, name) for _, kind, name, _ in pattern(("table", "plot")).findall(text) if name != TABLE]
+    asked = [(kind, name) for _, kind, name, _ in pattern(("table", "plot")).findall(text)]
     assert sorted(asked) == sorted([*(("table", n) for n in TABLES), *(("plot", n) for n in PLOTS)])
     results = digits.FOLDER.parent / "docs" / "accuracy" / "results.jsonl"
     if results.exists():

@@ -15,29 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.case import Case
-from benchmarks.accuracy.kits import Kit, answers, scores
+from benchmarks.accuracy.networks import Folders, Networks
 from benchmarks.accuracy.runs import Row, Run
 from benchmarks.accuracy.sources import source
 from benchmarks.accuracy.tools import TOOLS
+from benchmarks.commit import commit
 from onnxprune import __version__
 from onnxprune.report.environment import peak_memory
 
-Work = Callable[[Run, Path, int], dict[str, Any]]
+# place: what the runs are made from, such as folders.
+Work = Callable[[Run, Any, int], dict[str, Any]]
 _SAID = 300
 
 
-def measure(run: Run, folder: Path, threads: int) -> dict[str, Any]:
+def measure(run: Run, folders: Folders, threads: int) -> dict[str, Any]:
     """Prune by calibration data alone, then compare with the original on the test split."""
-    kit = Kit(folder)
+    kit = Networks(folders)
     path = kit.path(run.model)
     calib = source(run.source)(kit, run.model, run.samples, run.seed)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "out.onnx"
         found = TOOLS[run.tool](Case(run, path, calib, out, threads))
         peak = peak_memory()
-        test, labels = kit.test(run.model)
-        found |= scores(answers(path, test), answers(out, test), labels)
-    given = run.samples if calib is None else len(calib)
+        found |= kit.judged(run.model, out)
+    given = run.samples if calib is None else len(next(iter(calib.values())))
     return found | {"given": given, "peak_mib": None if peak is None else peak / 2**20}
 
 
@@ -59,22 +60,23 @@ class Limits:
         return max(1, cores() // self.jobs)
 
 
-def execute(runs: Sequence[Run], folder: Path, limits: Limits, work: Work = measure) -> Iterator[Row]:
-    """The row of every run, as they finish."""
+def execute(runs: Sequence[Run], place: Any, limits: Limits, work: Work = measure) -> Iterator[Row]:
+    """The row of every run, as they finish. place: as `work` takes it."""
     pool = ThreadPoolExecutor(limits.jobs)
+    state = {"cores": limits.threads, "version": __version__, "commit": commit()}
     try:
-        waiting = {pool.submit(_apart, work, run, folder, limits): run for run in runs}
+        waiting = {pool.submit(_apart, work, run, place, limits): run for run in runs}
         for done in as_completed(waiting):
-            yield waiting[done].row(done.result() | {"cores": limits.threads, "version": __version__})
+            yield waiting[done].row(done.result() | state)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _apart(work: Work, run: Run, folder: Path, limits: Limits) -> dict[str, Any]:
+def _apart(work: Work, run: Run, place: Any, limits: Limits) -> dict[str, Any]:
     """What `work` returns in a process of its own, or its failure in words."""
     spawn = get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_child, args=(sender, work, run, folder, limits.threads))
+    process = spawn.Process(target=_child, args=(sender, work, run, place, limits.threads))
     process.start()
     sender.close()
     try:
@@ -93,11 +95,11 @@ def _exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
-def _child(sender: Connection, work: Work, run: Run, folder: Path, threads: int) -> None:
+def _child(sender: Connection, work: Work, run: Run, place: Any, threads: int) -> None:
     if threads < (os.cpu_count() or 1):  # onnxruntime counts these, whatever this process may use
         _limit(threads)
     try:
-        found = work(run, folder, threads)
+        found = work(run, place, threads)
     except (Exception, SystemExit) as e:  # noqa: BLE001  whatever a tool raises is its result
         found = {"failure": f"{type(e).__name__}: {' '.join(str(e).split())[:_SAID]}"}
     sender.send(found)

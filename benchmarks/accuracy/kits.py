@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from onnxprune.objective import relative_error
 from onnxprune.runtime.session import Session
 
 Array = NDArray[Any]
+# By the names of a model's inputs, samples along the first axis.
+Inputs = Mapping[str, Array]
 _BATCH = 50
 # Exports of a network that has another one in the kit: it says the same of accuracy.
 _OTHER_EXPORTS = ("_legacy_bn", "_dynamo")
@@ -24,9 +26,15 @@ _OTHER_EXPORTS = ("_legacy_bn", "_dynamo")
 
 def load_kit(folder: Path) -> Any:
     """The kit's own module."""
-    spec = importlib.util.spec_from_file_location("kit", folder / "kit.py")
-    if spec is None or spec.loader is None or not (folder / "kit.py").exists():
+    if not (folder / "kit.py").exists():
         sys.exit(f"{folder} holds no kit.py; give a folder with kit.py and models/*.onnx")
+    return load_module(folder / "kit.py")
+
+
+def load_module(path: Path) -> Any:
+    """What a file of Python defines."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -61,6 +69,20 @@ class Kit:
         x, labels = self._module.for_model(self.path(model), "test")
         return np.asarray(x), np.asarray(labels)
 
+    def own(self, model: str, samples: int, seed: int) -> Inputs:
+        """At most `samples` calibration inputs, a seeded choice."""
+        return {input_name(self.path(model)): chosen(self.calib(model), samples, seed)}
+
+    def judged(self, model: str, pruned: Path) -> dict[str, float]:
+        """What a pruned file of this model keeps, on the test split."""
+        test, labels = self.test(model)
+        return scores(answers(self.path(model), test), answers(pruned, test), labels)
+
+
+def chosen(x: Array, samples: int, seed: int) -> Array:
+    """At most `samples` of them, a seeded choice in their own order."""
+    return x[np.sort(np.random.default_rng(seed).permutation(len(x))[:samples])]
+
 
 def input_name(path: Path) -> str:
     """Of the only input."""
@@ -71,10 +93,15 @@ def input_name(path: Path) -> str:
 
 def answers(model: onnx.ModelProto | Path, x: Array) -> Array:
     """The first output, (N, classes)."""
+    found = answers_of(model, x)
+    return found.reshape(len(found), -1)
+
+
+def answers_of(model: onnx.ModelProto | Path, x: Array) -> Array:
+    """The first output as it is, (N, ...)."""
     session = Session(model)
-    found = [session.run({session.inputs[0]: x[i : i + _BATCH]})[session.outputs[0]] for i in range(0, len(x), _BATCH)]
-    scores = np.concatenate(found)
-    return scores.reshape(len(scores), -1)
+    parts = [session.run({session.inputs[0]: x[i : i + _BATCH]})[session.outputs[0]] for i in range(0, len(x), _BATCH)]
+    return np.concatenate(parts)
 
 
 def scores(before: Array, after: Array, labels: Sequence[int] | Array) -> dict[str, float]:

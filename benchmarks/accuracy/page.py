@@ -14,7 +14,15 @@ from pathlib import Path
 
 from benchmarks.accuracy import tables
 from benchmarks.accuracy.runs import Row
-from benchmarks.page import fill
+from benchmarks.decoder.__main__ import TABLE, rendered
+from benchmarks.page import fill, put
+
+
+def decoder(rows: Sequence[Row]) -> str:
+    """The small language model beside other ways of choosing what goes."""
+    mine = [r for r in rows if r["model"] == "decoder"]
+    return rendered(mine) if mine else "*Not measured yet: `python -m benchmarks.decoder FOLDER --out FILE`.*"
+
 
 TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bars": tables.bars,
@@ -22,12 +30,20 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "calibration": tables.calibration,
     "sources": tables.sources,
     "peers": tables.peers,
+    TABLE: decoder,
 }
 PLOTS = ("methods", "calibration", "peers")
 
 
-def render(page: Path, rows: Sequence[Row]) -> None:
-    """Replace every block of the page. Exits with one line where a name is unknown, or matplotlib is missing."""
+def render(page: Path, rows: Sequence[Row], only: Sequence[str] = ()) -> None:
+    """Replace every block of the page, or the tables `only`.
+
+    Exits with one line where a name is unknown, or matplotlib is missing.
+    """
+    for name in only:
+        put(page, "table", name, f"\n{TABLES[name](rows)}")
+    if only:
+        return
     made = {name: partial(make, rows) for name, make in TABLES.items()}
     drawn = {name: partial(_plots, name, rows, page) for name in PLOTS}
     fill(page, {"table": made, "plot": drawn})

@@ -42,10 +42,9 @@ def prune(case: Case) -> Found:
     """Prune, re-estimate if wanted, export, count. Raises ValueError where the MACs do not come near what is wanted."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(case.run.seed)
-    if case.calib is None:
-        raise ValueError("Torch-Pruning has no data of its own; choose a source of calibration data")
-    module = module_of(case.path, case.calib)
-    x = torch.from_numpy(case.calib)
+    images = case.images
+    module = module_of(case.path, images)
+    x = torch.from_numpy(images)
     statistics = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if case.run.refit == "batchnorm" and not statistics:
         raise ValueError("the network has no batch normalization whose statistics could be measured again")

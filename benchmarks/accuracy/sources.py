@@ -1,10 +1,10 @@
-"""Where calibration samples come from: a source is a function (kit, model, samples, seed) → array, or None for no data.
+"""Where calibration samples come from: a source is a function (kit, model, samples, seed) → inputs, or None for none.
 
-`own`: a seeded choice of the kit's calibration inputs. `random`: none at all, so that the library uses its own random
-inputs. `noise`: uniform over the range of every channel. Any other name is that of another data set in the kit, the
-first part of its models' names: its images brought to the model's shape and encoding. Each channel's range, from the
-least to the greatest value, is mapped onto that of the model's own inputs, which is the same as to undo the one
-normalization of pixel values and to apply the other.
+`own`: a seeded choice of the model's own calibration inputs. `random`: none at all, so that the library uses its own
+random inputs. The others are of images alone. `noise`: uniform over the range of every channel. Any other name is that
+of another data set in the kit, the first part of its models' names: its images brought to the model's shape and
+encoding. Each channel's range, from the least to the greatest value, is mapped onto that of the model's own inputs,
+which is the same as to undo the one normalization of pixel values and to apply the other.
 """
 
 from __future__ import annotations
@@ -13,20 +13,15 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from benchmarks.accuracy.kits import Array, Kit
+from benchmarks.accuracy.kits import Array, Inputs, Kit, chosen, input_name
 from benchmarks.accuracy.runs import OWN
 
-Source = Callable[[Kit, str, int, int], "Array | None"]
+Source = Callable[[Kit, str, int, int], "Inputs | None"]
 
 
-def chosen(x: Array, samples: int, seed: int) -> Array:
-    """At most `samples` of them, a seeded choice in their own order."""
-    return x[np.sort(np.random.default_rng(seed).permutation(len(x))[:samples])]
-
-
-def own(kit: Kit, model: str, samples: int, seed: int) -> Array:
-    """The kit's calibration inputs for this model."""
-    return chosen(kit.calib(model), samples, seed)
+def own(kit: Kit, model: str, samples: int, seed: int) -> Inputs:
+    """The calibration inputs that belong to this model."""
+    return kit.own(model, samples, seed)
 
 
 def random(kit: Kit, model: str, samples: int, seed: int) -> None:
@@ -34,24 +29,25 @@ def random(kit: Kit, model: str, samples: int, seed: int) -> None:
     del kit, model, samples, seed
 
 
-def noise(kit: Kit, model: str, samples: int, seed: int) -> Array:
+def noise(kit: Kit, model: str, samples: int, seed: int) -> Inputs:
     """Uniform over each channel's range."""
     like = kit.calib(model)
     low, high = ranges(like)
     shape = (samples, *like.shape[1:])
-    return np.random.default_rng(seed).uniform(low, high, shape).astype(like.dtype)
+    return {input_name(kit.path(model)): np.random.default_rng(seed).uniform(low, high, shape).astype(like.dtype)}
 
 
 def other(name: str) -> Source:
     """Inputs of another data set in the kit."""
 
-    def images(kit: Kit, model: str, samples: int, seed: int) -> Array:
+    def images(kit: Kit, model: str, samples: int, seed: int) -> Inputs:
         """Resized, with as many channels, in the same range."""
         models = kit.models([f"{name}_*"])
         if not models:
             raise LookupError(f"no model of the kit starts with {name}_: its images cannot be had")
         every = kit.calib(models[0])
-        return brought(chosen(every, samples, seed), ranges(every), kit.calib(model))
+        found = brought(chosen(every, samples, seed), ranges(every), kit.calib(model))
+        return {input_name(kit.path(model)): found}
 
     return images
 

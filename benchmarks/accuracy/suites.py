@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from itertools import product
 from typing import Any
 
+from benchmarks.accuracy.bars import BARS
 from benchmarks.accuracy.kits import Kit
 from benchmarks.accuracy.runs import DEFAULT, OURS, OWN, Run
 
@@ -29,32 +30,6 @@ class Choice:
         return any(fnmatch(model, p) for p in self.models)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """At `ratio` with `samples`, at most `points` of top-1 lost. but: left out; pooled: the mean over models."""
-
-    pattern: str
-    ratio: float
-    samples: int
-    points: float
-    but: str = ""
-    pooled: bool = False
-
-    def fits(self, model: str) -> bool:
-        """Whether it speaks of this model."""
-        return fnmatch(model, self.pattern) and not fnmatch(model, self.but)
-
-
-BARS = (
-    Bar("cifar10_resnet56_*", 0.5, 1024, 0.5),
-    Bar("cifar10_resnet56_*", 0.65, 1024, 3.0),
-    Bar("cifar10_resnet20_*", 0.4, 1024, 3.0),
-    Bar("imagenet_mobilenet_v2_1.0_224", 0.2, 384, 4.0),
-    Bar("imagenet_mobilenet_v2_1.0_224", 0.3, 384, 9.0),
-    Bar("imagenet_mobilenet_v1_0.5_160", 0.2, 384, 4.0),
-    Bar("kws_mlperftiny_dscnn", 0.3, 400, 2.0),
-    Bar("mnist_*", 0.5, 1024, 1.0, but="mnist_mlp_*", pooled=True),
-)
 BAR_SEEDS = 3
 # Name → options of PruneConfig; the bars are measured with each.
 FAST: Mapping[str, Any] = {"fast": True}
@@ -95,9 +70,9 @@ PEER_POINTS = (
 
 
 def bars(kit: Kit, choice: Choice) -> Iterator[Run]:
-    """The points of BARS, with every variant."""
-    for bar, options in product(BARS, VARIANTS.values()):
-        for model, seed in product(choice.of(kit, bar.pattern, bar.but), range(choice.seeds or BAR_SEEDS)):
+    """The points of BARS, with every variant; the first seed of everything first."""
+    for seed, bar, options in product(range(choice.seeds or BAR_SEEDS), BARS, VARIANTS.values()):
+        for model in choice.of(kit, bar.pattern, bar.but):
             yield Run(model, bar.ratio, seed=seed, samples=bar.samples, options=options)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.accuracy.bars import BARS, MEASURES, Bar, Bound
 from benchmarks.accuracy.runs import DEFAULT, OURS, OWN, Row
 from benchmarks.accuracy.suites import (
-    BARS,
     CALIBRATION_POINTS,
     FAST,
     METHODS,
@@ -17,16 +17,15 @@ from benchmarks.accuracy.suites import (
     REFITS,
     SIZES,
     VARIANTS,
-    Bar,
 )
 
 MISSING = "*Not measured yet: `python -m benchmarks.accuracy KIT --out FILE --suite {}`.*"
 
 
 def bars(rows: Sequence[Row]) -> str:
-    """Points lost against the bar, met or missed, by the mean over the seeds."""
-    head = ["model", "MACs removed", "samples", "options", "top-1 before", "points lost", "bar", "", "agreement, %"]
-    head += ["seeds", "seconds", "passes"]
+    """Each measure that a bar bounds, met or missed, by the mean over the seeds; a line per bound and variant."""
+    head = ["model", "MACs removed", "samples", "options", "measure", "before", "measured", "bar", "", "agreement, %"]
+    head += ["seeds", "seconds", "passes", "version"]
     mine = [r for r in rows if r["source"] == OWN and variant_of(r)]
     if not any(_at(r, bar) for r in mine for bar in BARS):
         return MISSING.format("bars")
@@ -37,29 +36,40 @@ def bars(rows: Sequence[Row]) -> str:
             fitting = [r for r in succeeded(at) if variant_of(r) == variant]
             by_model = grouped(fitting, lambda r, pooled=bar.pooled: "" if pooled else r["model"])
             for model, found in sorted(by_model.items()):
-                lines.append([model or _pooled(found), *_bar(bar, variant, found)])
+                current = newest(found)
+                lines += [[model or _pooled(current), *_bound(bar, bound, variant, current)] for bound in bar.bounds]
             if not fitting:
-                goal = [f"{bar.ratio:.0%}", f"{bar.samples:,}", variant, "", "", f"{bar.points:.1f}", "not measured"]
-                lines.append([f"`{bar.pattern}`", *goal, *("",) * 4])
+                for bound in bar.bounds:
+                    goal = [f"{bar.ratio:.0%}", _samples(bar), variant, MEASURES[bound.measure].title, ""]
+                    lines.append([f"`{bar.pattern}`", *goal, "not measured", bound.shown(), *("",) * 6])
     return table(head, lines) + failures(r for r in mine if any(_at(r, b) for b in BARS))
 
 
-def _bar(bar: Bar, variant: str, found: Sequence[Row]) -> list[str]:
+def _bound(bar: Bar, bound: Bound, variant: str, found: Sequence[Row]) -> list[str]:
     """The cells behind the model."""
-    lost = by_seed(found, _lost)
+    measure = MEASURES[bound.measure]
+    values = by_seed(found, measure.value)
+    agreement = by_seed([r for r in found if "agreement" in r], lambda r: r["agreement"])
+    verdict = "" if bound.allowed is None else "met" if bound.met(mean(values)) else "**missed**"
     return [
         f"{bar.ratio:.0%}",
-        f"{bar.samples:,}",
+        _samples(bar),
         variant,
-        f"{mean(r['top1_before'] for r in found):.2f}",
-        spread(lost),
-        f"{bar.points:.1f}",
-        "met" if mean(lost) <= bar.points else "**missed**",
-        spread(by_seed(found, lambda r: r["agreement"])),
-        str(len(lost)),
+        measure.title,
+        f"{mean(map(measure.before, found)):.2f}" if measure.before else "",
+        spread(values),
+        bound.shown(),
+        verdict,
+        spread(agreement),
+        str(len(values)),
         f"{mean(r['seconds'] for r in found):.1f}",
         f"{mean(r['passes'] for r in found):.1f}",
+        ", ".join(sorted({r.get("version", "") for r in found})),
     ]
+
+
+def _samples(bar: Bar) -> str:
+    return f"{bar.samples:,}" + (f" (bar: {bar.wanted:,})" if bar.wanted else "")
 
 
 def _pooled(found: Sequence[Row]) -> str:
@@ -156,7 +166,7 @@ def combined(rows: Iterable[Row]) -> list[Row]:
 def calibrated(rows: Iterable[Row]) -> list[Row]:
     """Rows of the library's variants at the points of the suite `calibration`."""
     points = [(pattern, ratio) for pattern, ratio, _ in CALIBRATION_POINTS]
-    fits = [Bar(pattern, ratio, 0, 0.0) for pattern, ratio in points]
+    fits = [Bar(pattern, ratio, 0, ()) for pattern, ratio in points]
     return [r for r in rows if variant_of(r) and any(b.fits(r["model"]) and b.ratio == r["ratio"] for b in fits)]
 
 
@@ -167,7 +177,7 @@ def compared(rows: Iterable[Row]) -> list[Row]:
         return (r["model"], r["ratio"], r["samples"], r["source"])
 
     rows = list(rows)
-    fits = [Bar(pattern, ratio, samples, 0.0, but) for pattern, but, ratio, samples in PEER_POINTS]
+    fits = [Bar(pattern, ratio, samples, (), but) for pattern, but, ratio, samples in PEER_POINTS]
     there = {point(r) for r in rows if r["tool"] != OURS and any(_at(r, b) for b in fits)}
     seeds = {(point(r), r["seed"]) for r in rows if r["tool"] != OURS}
     kept = [r for r in rows if point(r) in there and (r["tool"] != OURS or variant_of(r))]
@@ -217,8 +227,14 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, li
 
 
 def by_seed(rows: Iterable[Row], value: Callable[[Row], float]) -> list[float]:
-    """The mean over the rows of each seed, so that what is left to vary is the seed."""
-    return [mean(map(value, found)) for _, found in sorted(grouped(rows, lambda r: r["seed"]).items())]
+    """The mean over the rows of each seed, of the newest version alone, so that what is left to vary is the seed."""
+    return [mean(map(value, found)) for _, found in sorted(grouped(newest(rows), lambda r: r["seed"]).items())]
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """Those that the newest version of the library among them made: what it changed is no spread over seeds."""
+    by_version = grouped(rows, lambda r: tuple(map(int, r.get("version", "0").split("."))))
+    return by_version[max(by_version)] if by_version else []
 
 
 def spread(values: Sequence[float]) -> str:

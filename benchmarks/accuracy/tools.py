@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.accuracy.case import Case, Found
-from benchmarks.accuracy.kits import input_name
 from benchmarks.accuracy.runs import DEFAULT, OURS
 
 
@@ -19,7 +18,7 @@ def ours(case: Case) -> Found:
     run = case.run
     options: dict[str, Any] = {"round_to": 1, "seed": run.seed, "samples": run.samples, **run.options}
     options |= {k: v for k, v in (("method", run.method), ("refit", run.refit)) if v != DEFAULT}
-    data = None if case.calib is None else {input_name(case.path): case.calib}
+    data = None if case.calib is None else dict(case.calib)
     start = time.perf_counter()
     report = prune(case.path, case.out, data, ratio=run.ratio, **options).report
     return {

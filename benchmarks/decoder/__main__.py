@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(f"{args.folder} holds no {MODEL}: give --train too")
         run_all(args)
     if args.render is not None:
-        put(args.render, "table", TABLE, rendered(list(read(args.out).values())))
+        put(args.render, "table", TABLE, f"\n{rendered(list(read(args.out).values()))}")
 
 
 def parser() -> argparse.ArgumentParser:

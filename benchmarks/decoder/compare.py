@@ -48,9 +48,8 @@ class Case:
 
 def measure(run: Run, folder: Path, threads: int) -> Found:
     """Prune by calibration text alone, then compare with the original on text held out. threads: of this process."""
-    tokens = np.load(folder / TOKENS)
-    ids = sequences(tokens["learnt"], run.samples, run.seed, LENGTH)
-    test = {INPUT: sequences(tokens["held"], TEST, 0, LENGTH)}
+    with np.load(folder / TOKENS) as tokens:
+        ids = sequences(tokens["learnt"], run.samples, run.seed, LENGTH)
     with TemporaryDirectory() as temporary:
         case = Case(run, folder, ids, Path(temporary) / "out.onnx")
         start = time.perf_counter()
@@ -59,13 +58,19 @@ def measure(run: Run, folder: Path, threads: int) -> Found:
         left = case.macs_of(case.out) / case.macs_of(case.model)
         if abs(left - (1 - run.ratio)) > NEAR:
             raise ValueError(f"it leaves {left:.3f} of the MACs, and {1 - run.ratio:g} is wanted")
-        judged = evaluate(case.out, test, against=case.model, metric="perplexity")
         sizes = [protobuf.parameters(onnx.load(p)) for p in (case.out, case.model)]
+        found |= kept(folder, case.out)
+    return found | {"macs_left": left, "params_left": sizes[0] / sizes[1]}
+
+
+def kept(folder: Path, pruned: Path) -> Found:
+    """What a pruned file keeps on text held out: perplexity of both, tokens that stay (%), error of the outputs."""
+    with np.load(folder / TOKENS) as tokens:
+        test = {INPUT: sequences(tokens["held"], TEST, 0, LENGTH)}
+    judged = evaluate(pruned, test, against=folder / MODEL, metric="perplexity")
     scores = {s.name: s for s in judged.scores}
     perplexity = scores["perplexity"]
-    return found | {
-        "macs_left": left,
-        "params_left": sizes[0] / sizes[1],
+    return {
         "perplexity_before": perplexity.original,
         "perplexity_after": perplexity.value,
         "agreement": 100 * (scores["token-agreement"].value or 0.0),
