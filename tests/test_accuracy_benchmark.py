@@ -394,6 +394,21 @@ def test_bars_of_networks_that_are_no_classifiers():
     assert [x.count("not measured") for x in unmeasured] == [1, 1, 1, 1]
 
 
+def test_transformers_stand_beside_their_peers():
+    """By what their bars bound, and only where a peer was run; a share of the MACs that is no point is left out."""
+    net, usual = Run("minilm", 0.3, samples=512), {"macs_left": 0.7, "params_left": 0.8, "seconds": 3.0}
+    figures = {"nearest10": 80.0, "output_error": 0.06}
+    rows = [net.row({**figures, **usual, "passes": 1.0}), replace(net, ratio=0.2).row({**figures, **usual})]
+    assert "--suite peers" in tables.transformers(rows)
+    flap = replace(net, tool="flap", method="variance", refit="bias")
+    rows.append(flap.row({"nearest10": 50.0, "output_error": 0.2, **usual}))
+    cells = [[c.strip() for c in x.strip("|").split("|")] for x in tables.transformers(rows).splitlines()[2:]]
+    assert [(c[2], c[3], c[4], c[7]) for c in cells] == [
+        ("onnxprune", "default", "", "of 10 nearest neighbours kept, %: 80.00; output error, %: 6.00"),
+        ("flap", "variance", "bias", "of 10 nearest neighbours kept, %: 50.00; output error, %: 20.00"),
+    ]
+
+
 def test_other_tables():
     net = Run("cifar10_resnet56_legacy_folded", 0.5)
     rows = [row(net), row(replace(net, samples=16), top1_after=70.0), row(replace(net, source="noise"), top1_after=9.0)]

@@ -30,6 +30,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "calibration": tables.calibration,
     "sources": tables.sources,
     "peers": tables.peers,
+    "transformers": tables.transformers,
     TABLE: decoder,
 }
 PLOTS = ("methods", "calibration", "peers")

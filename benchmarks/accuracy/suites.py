@@ -58,7 +58,16 @@ PEERS = (
     ("torch-pruning", ("magnitude-inside", "taylor-inside", "hessian-inside"), ("none", "batchnorm")),
     ("onnxsim", ("magnitude", "wanda"), ("none", "ridge")),
 )
+# Tools that only ask what activations are like (benchmarks/accuracy/peers_statistics.py).
+STATISTICS = ("flap", "vbp")
+TRANSFORMER_PEERS = (
+    (OURS, (DEFAULT,), (DEFAULT,)),
+    *((tool, ("variance",), ("bias",)) for tool in STATISTICS),
+    ("onnxsim", ("magnitude", "wanda"), ("none", "ridge")),
+    ("onnxsim", ("magnitude",), ("blocks",)),
+)
 # (pattern, pattern left out, ratio, samples)
+TRANSFORMER_POINTS = (("minilm", "", 0.3, 512), ("vit", "", 0.3, 512))
 PEER_POINTS = (
     ("cifar10_resnet56_*", "", 0.5, 1024),
     ("cifar10_resnet56_*", "", 0.65, 1024),
@@ -97,11 +106,12 @@ def calibration(kit: Kit, choice: Choice) -> Iterator[Run]:
 
 def peers(kit: Kit, choice: Choice) -> Iterator[Run]:
     """The library and its peers on the same weights and images."""
-    for pattern, but, ratio, samples in PEER_POINTS:
-        for model, seed in product(choice.of(kit, pattern, but), range(choice.seeds or 1)):
-            for tool, named, refits in PEERS:
-                for method, refit in product(named, refits):
-                    yield Run(model, ratio, tool, method, refit, seed=seed, samples=samples)
+    for points, tools in ((PEER_POINTS, PEERS), (TRANSFORMER_POINTS, TRANSFORMER_PEERS)):
+        for pattern, but, ratio, samples in points:
+            for model, seed in product(choice.of(kit, pattern, but), range(choice.seeds or 1)):
+                for tool, named, refits in tools:
+                    for method, refit in product(named, refits):
+                        yield Run(model, ratio, tool, method, refit, seed=seed, samples=samples)
 
 
 SUITES: Mapping[str, Callable[[Kit, Choice], Iterator[Run]]] = {

@@ -16,6 +16,7 @@ from benchmarks.accuracy.suites import (
     PEER_POINTS,
     REFITS,
     SIZES,
+    TRANSFORMER_POINTS,
     VARIANTS,
 )
 
@@ -154,6 +155,35 @@ def peers(rows: Sequence[Row]) -> str:
     return (table(head, lines) if lines else MISSING.format("peers")) + failures(chosen)
 
 
+def transformers(rows: Sequence[Row]) -> str:
+    """The library and its peers on networks that are no image classifiers of the kit, by what their bars bound."""
+    chosen = compared(rows, TRANSFORMER_POINTS)
+    lines = []
+    kinds = grouped(
+        succeeded(chosen),
+        lambda r: (r["model"], r["ratio"], r["tool"] != OURS, r["tool"], *_how(r), variant_of(r)),
+    )
+    for (model, ratio, _, tool, method, refit, variant), found in sorted(kinds.items()):
+        bounds = next(bar.bounds for bar in BARS if bar.fits(model))
+        measured = (f"{MEASURES[b.measure].title}: {spread(by_seed(found, MEASURES[b.measure].value))}" for b in bounds)
+        cells = [variant, ""] if tool == OURS else [method, refit]
+        cells += [f"{mean(r[k] for r in newest(found)):.3f}" for k in ("macs_left", "params_left")]
+        cells += ["; ".join(measured), f"{mean(r['seconds'] for r in newest(found)):.0f}"]
+        lines.append([model, f"{ratio:.0%}", tool, *cells])
+    head = [
+        "model",
+        "MACs removed",
+        "tool",
+        "selection",
+        "refit",
+        "MACs left",
+        "parameters left",
+        "measured",
+        "seconds",
+    ]
+    return (table(head, lines) if lines else MISSING.format("peers")) + failures(chosen)
+
+
 # which rows
 
 
@@ -170,14 +200,14 @@ def calibrated(rows: Iterable[Row]) -> list[Row]:
     return [r for r in rows if variant_of(r) and any(b.fits(r["model"]) and b.ratio == r["ratio"] for b in fits)]
 
 
-def compared(rows: Iterable[Row]) -> list[Row]:
-    """Rows at the points where a peer was run, and of the library's variants there."""
+def compared(rows: Iterable[Row], points: Sequence[tuple[str, str, float, int]] = PEER_POINTS) -> list[Row]:
+    """Rows at those of the points where a peer was run, and of the library's variants there."""
 
     def point(r: Row) -> tuple[Any, ...]:
         return (r["model"], r["ratio"], r["samples"], r["source"])
 
     rows = list(rows)
-    fits = [Bar(pattern, ratio, samples, (), but) for pattern, but, ratio, samples in PEER_POINTS]
+    fits = [Bar(pattern, ratio, samples, (), but) for pattern, but, ratio, samples in points]
     there = {point(r) for r in rows if r["tool"] != OURS and any(_at(r, b) for b in fits)}
     seeds = {(point(r), r["seed"]) for r in rows if r["tool"] != OURS}
     kept = [r for r in rows if point(r) in there and (r["tool"] != OURS or variant_of(r))]

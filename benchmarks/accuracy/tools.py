@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.accuracy.case import Case, Found
 from benchmarks.accuracy.runs import DEFAULT, OURS
+from benchmarks.accuracy.suites import STATISTICS
 
 
 def ours(case: Case) -> Found:
@@ -45,7 +46,19 @@ def onnxsim(case: Case) -> Found:
     return prune(case)
 
 
-TOOLS: Mapping[str, Callable[[Case], Found]] = {OURS: ours, "torch-pruning": torch_pruning, "onnxsim": onnxsim}
+def statistics(case: Case) -> Found:
+    """What goes by the statistics of activations: FLAP and VBP, which the tool of the run names."""
+    from benchmarks.accuracy.peers_statistics import remove
+
+    return remove(case)
+
+
+TOOLS: Mapping[str, Callable[[Case], Found]] = {
+    OURS: ours,
+    "torch-pruning": torch_pruning,
+    "onnxsim": onnxsim,
+    **dict.fromkeys(STATISTICS, statistics),
+}
 _NEEDS = {"torch-pruning": ("torch", "torch_pruning", "onnx2torch"), "onnxsim": ("onnxsim",)}
 
 
