@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.accuracy import tables
+from benchmarks.accuracy.networks import NETWORKS
 from benchmarks.accuracy.runs import Row
 from benchmarks.decoder.__main__ import TABLE, rendered
 from benchmarks.page import fill, put
@@ -24,12 +25,17 @@ def decoder(rows: Sequence[Row]) -> str:
     return rendered(mine) if mine else "*Not measured yet: `python -m benchmarks.decoder FOLDER --out FILE`.*"
 
 
+def classifiers(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the kit's image classifiers, which are all that some tables and all plots speak of."""
+    return [r for r in rows if r["model"] not in NETWORKS]
+
+
 TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bars": tables.bars,
-    "methods": tables.methods,
-    "calibration": tables.calibration,
-    "sources": tables.sources,
-    "peers": tables.peers,
+    "methods": lambda rows: tables.methods(classifiers(rows)),
+    "calibration": lambda rows: tables.calibration(classifiers(rows)),
+    "sources": lambda rows: tables.sources(classifiers(rows)),
+    "peers": lambda rows: tables.peers(classifiers(rows)),
     "transformers": tables.transformers,
     TABLE: decoder,
 }
@@ -46,7 +52,7 @@ def render(page: Path, rows: Sequence[Row], only: Sequence[str] = ()) -> None:
     if only:
         return
     made = {name: partial(make, rows) for name, make in TABLES.items()}
-    drawn = {name: partial(_plots, name, rows, page) for name in PLOTS}
+    drawn = {name: partial(_plots, name, classifiers(rows), page) for name in PLOTS}
     fill(page, {"table": made, "plot": drawn})
 
 
