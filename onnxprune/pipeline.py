@@ -44,7 +44,7 @@ from onnxprune.stages.refuse import SoFar, refusing
 from onnxprune.stages.report import estimated, report_of, speed_gates, with_latency
 from onnxprune.stages.save import PruneResult, foreseen_size, named, stored
 from onnxprune.stages.settings_beside import Beside
-from onnxprune.stages.time_layers import timed_with
+from onnxprune.stages.time_layers import Timings, timed_with
 from onnxprune.targets.alignment import DEFAULT
 
 
@@ -66,6 +66,8 @@ def prune(
     jobs: int = 1,
     scheduler: str | None = None,
     provider: str | None = None,
+    timing: Sequence[str | os.PathLike[str]] = (),
+    timing_target: Sequence[str] = (),
     test: TestData = None,
     test_labels: str | None = None,
     max_drop: float | None = None,
@@ -103,6 +105,9 @@ def prune(
     scheduler: the address of a Dask scheduler whose workers do so instead. provider: where calibration runs, "cpu" or
     "cuda", and what the budget "latency" counts the time on; None for the CPU and, of the time, what stands for the
     target. That time aside, none of the three changes the result beyond rounding, and none belongs to the plan.
+    timing: timing files of other devices (`bench --layers`), whose time the budget "latency" then counts, without
+    running anything; timing_target: the names of targets in them that count, all where none is given. The share has to
+    hold on each.
     max_drop: points of top-1 that may be lost at most; min_agreement: the share of samples that keep their class at
     least; max_error: what the error of any output, or the share of answers that change, may be at most (0.05). Where
     one does not hold, or could not be measured, CheckFailed is raised, also with `force`. test: data that these are
@@ -133,10 +138,11 @@ def prune(
     beside = settings_beside.found(model, output, settings)
     check_outputs(
         (output, plan_file, *reports.paths, *beside.paths),
-        (model, *files_of(calibration), *files_of(test), from_plan),
+        (model, *files_of(calibration), *files_of(test), from_plan, *timing),
         overwrite,
     )
-    machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
+    timings = Timings.of(tuple(timing), tuple(timing_target), settings, replays=chosen is not None)
+    machine = Machine.of(settings, jobs, scheduler, provider, custom_ops, timed_here=not timings.files)
     clock = Clock(watch, hear=warn, stop=stop)
     files = (output, plan_file, *reports.paths)
     so_far = SoFar(called(model), settings, tuple(command), clock)
@@ -153,6 +159,7 @@ def prune(
                     clock,
                     place,
                     timed_on,
+                    timings,
                     asked,
                     so_far,
                     dry_run=dry_run,
@@ -250,6 +257,7 @@ def _run(
     stage: Clock,
     place: Workplace,
     timed_on: str | None,
+    timings: Timings,
     asked: Asked,
     so_far: SoFar,
     *,
@@ -283,7 +291,9 @@ def _run(
         state = settings.state
         exam = Exam.of(model, loaded, asked.test, asked.test_labels, asked.limits, state=state, allow_links=allow_links)
     first = settings.with_options(ratio=STEP) if asked.largest else settings
-    prepared = prepare(loaded, first, stage, place, replays=replayed, one_number=beside.one_number_of_heads)
+    prepared = prepare(
+        loaded, first, stage, place, replays=replayed, one_number=beside.one_number_of_heads, timings=timings
+    )
     if asked.largest:
         found = largest_cut(prepared, settings, stage, exam)
     elif replayed is None:

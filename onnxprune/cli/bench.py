@@ -8,17 +8,27 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from onnxprune.benchmark.settings import PRECISIONS, SECONDS, WARMUP
 from onnxprune.cli.group import Surroundings
+from onnxprune.cli.options.names import DEFAULTS, flag_of
 from onnxprune.cli.options.prepared import PREPARED, SCRIPT, data_of
 from onnxprune.cli.options.section import Grouped, Section, files, flag, option, with_default
 from onnxprune.cli.options.shared import ALLOW_LINKS, CUSTOM_OPS, JSON, OVERWRITE, REPORT, STATE
 from onnxprune.cli.screen import screen_of
 from onnxprune.cli.start import start
-from onnxprune.cli.values import ERROR, Choice, parse_shape
+from onnxprune.cli.values import ERROR, Choice, parse_alignment, parse_shape
 from onnxprune.errors import UsageError
 from onnxprune.process import streams
+from onnxprune.targets.alignment import TARGETS
+
+# What says how whole models are timed, and what does with --layers.
+_TIMED_WHOLE = (
+    *("other", "shapes", "precision", "seconds", "runs", "warmup", "max_ratio", "min_speedup", "profile"),
+    "report_files",
+)
+_RECORDED = ("save", "name", "target", "round_to")
 
 
 @click.command(
@@ -69,6 +79,39 @@ from onnxprune.process import streams
             CUSTOM_OPS,
         ),
         Section(
+            "For a budget of latency on another machine (--budget latency --timing FILE)",
+            flag(
+                "--layers",
+                "Time MODEL at some twenty combinations of widths, whole and layer by layer, and write that to the "
+                "file of --save, which says elsewhere what narrower models take here.",
+            ),
+            option(
+                "--save",
+                metavar="FILE",
+                show_default="none",
+                help="The timing file of --layers. Where there is one of this model, the target is added to it.",
+            ),
+            option(
+                "--name",
+                metavar="NAME",
+                show_default="the machine, the provider and --threads",
+                help="What the target is called in the timing file.",
+            ),
+            option(
+                "--target",
+                type=Choice(tuple(TARGETS)),
+                **with_default(DEFAULTS.target),
+                help="As that of prune: its alignment decides which widths --layers measures.",
+            ),
+            option(
+                "--round-to",
+                type=parse_alignment,
+                metavar="auto|N",
+                **with_default(DEFAULTS.round_to),
+                help="As that of prune: --layers measures multiples of N channels.",
+            ),
+        ),
+        Section(
             "How long",
             option("--seconds", type=float, metavar="S", **with_default(SECONDS), help="Run rounds for so long."),
             option(
@@ -116,6 +159,11 @@ def bench_command(
     report_files: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
+    layers: bool,
+    save: str | None,
+    name: str | None,
+    target: str,
+    round_to: int | str,
     **options: Any,
 ) -> None:
     """Time MODEL, or MODEL and OTHER in turns, on the same inputs.
@@ -129,6 +177,22 @@ def bench_command(
     if len(dict(given)) < len(given):
         raise UsageError("--shape is given twice for one input")
     options["data"] = data_of(options["data"], "--data", options)
+    given_names = _given()
+    if layers:
+        idle = next((k for k in _TIMED_WHOLE if k in given_names), None)
+        if idle is not None or save is None:
+            raise UsageError(
+                "--layers needs a timing file to write: name it with --save"
+                if idle is None
+                else f"--layers times the layers of one model: leave out {_called(idle)}"
+            )
+        recorded = {"name": name, "target": target, "round_to": round_to, "overwrite": overwrite}
+        recorded |= {k: v for k, v in options.items() if k not in _TIMED_WHOLE}
+        _record(model, save, recorded, as_json=as_json)
+        return
+    idle = next((k for k in _RECORDED if k in given_names), None)
+    if idle is not None:
+        raise UsageError(f"{flag_of(idle)} belongs to --layers: give that too, or leave it out")
     start()
     from onnxprune.benchmark import gates
     from onnxprune.benchmark.measure import bench
@@ -151,3 +215,27 @@ def bench_command(
         tell(result.as_dict() | {"gates": [asdict(g) for g in found]})
         streams.show(result.to_json(found) if as_json else terminal.benchmark(result, screen_of(), found))
         demand_all(found)
+
+
+def _given() -> set[str]:
+    """The names of what was typed; of what comes from elsewhere, that which does nothing gives way."""
+    ctx = click.get_current_context()
+    names = [str(p.name) for p in ctx.command.params]
+    return {k for k in names if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+
+
+def _called(name: str) -> str:
+    """What a user calls an argument."""
+    return {"other": "OTHER", "shapes": "--shape", "report_files": "--report"}.get(name, flag_of(name))
+
+
+def _record(model: str, save: str, given: dict[str, Any], *, as_json: bool) -> None:
+    """Time the layers of MODEL, with their progress on stderr, and show what was written."""
+    start()
+    from onnxprune.report import terminal
+    from onnxprune.report.live import bars, silent
+    from onnxprune.sentence.recording import record_layers
+
+    with bars() if sys.stderr.isatty() else nullcontext(silent) as show:
+        recording = record_layers(model, save, watch=show, **given)
+    streams.show(recording.to_json() if as_json else terminal.recording(recording.as_dict(), screen_of()))

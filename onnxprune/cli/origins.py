@@ -28,7 +28,7 @@ _ALTERNATIVES = (
     ("jobs", "scheduler"),
     ("dry_run", "bench", "max_error"),
 )
-_OFF = {"jobs": 1, "fast": False, "bench": False, "budget": "macs"}
+_OFF = {"jobs": 1, "fast": False, "bench": False, "budget": "macs", "timing": (), "timing_target": ()}
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,18 @@ class Origins:
         if given["from_plan"] is not None:
             above.append(("from_plan", DECIDED))
         elif goal := next((k for k in GOALS[1:] if given[k] is not None), None):
-            above.append((goal, ("budget", "batch", "threads")))
+            above.append((goal, ("budget", "batch", "threads", "timing", "timing_target")))
         for name, others in above:
             for k in others:
                 if 0 < ranks.get(k, 0) < ranks[name]:
                     drop(k)
         # What would do nothing is a slip on the command line alone.
         idle = [k for k, methods in READ_BY.items() if given["method"] not in methods]
-        idle += ["batch", "threads"] if given["from_plan"] is None and given["budget"] != "latency" else []
+        idle += (
+            ["batch", "threads", "timing", "timing_target"]
+            if given["from_plan"] is None and given["budget"] != "latency"
+            else []
+        )
         for k in idle:
             if 0 < ranks[k] < _COMMAND_LINE:
                 drop(k)

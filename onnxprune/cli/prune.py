@@ -233,6 +233,8 @@ def check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:
     for name in ("batch", "threads"):
         if name in explicit and given["from_plan"] is None and given["budget"] != "latency":
             raise UsageError(f"--{name} says what --budget latency times: leave it out, or choose that budget")
+        if name in explicit and given["timing"]:
+            raise UsageError(f"--{name} is what a --timing file says itself: leave it out")
 
 
 def labels_of(explicit: set[str], given: dict[str, Any]) -> None:

@@ -54,14 +54,31 @@ class LatencyCost:
 
         Where fewer units are not quicker, the cost is the same at all widths, and no cut saves anything.
         """
+        high, low = (sum(x.at(kept) for x in layers) for kept, _ in (full, few))
+        gained = full[1] - few[1]
+        scale = gained / (high - low) if gained > 0.0 and high > low else 0.0
+        return cls.of(layers, groups, full[1] - scale * high, scale)
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerCost], groups: int, constant: float, scale: float = 1.0) -> LatencyCost:
+        """Index the layers by the groups that they depend on."""
         touching: list[list[int]] = [[] for _ in range(groups)]
         for i, layer in enumerate(layers):
             for g in sorted({g for length in layer.lengths for g, _ in length.groups}.union(layer.needs)):
                 touching[g].append(i)
-        high, low = (sum(x.at(kept) for x in layers) for kept, _ in (full, few))
-        gained = full[1] - few[1]
-        scale = gained / (high - low) if gained > 0.0 and high > low else 0.0
-        return cls(tuple(layers), full[1] - scale * high, scale, tuple(tuple(t) for t in touching))
+        return cls(tuple(layers), constant, scale, tuple(tuple(t) for t in touching))
+
+    @classmethod
+    def mean(cls, costs: Sequence[LatencyCost], groups: int) -> LatencyCost:
+        """The mean of several costs of one model."""
+        if len(costs) == 1:
+            return costs[0]
+        layers = [
+            LayerCost(x.lengths, Table(x.table.full, x.table.block, c.scale / len(costs) * x.table.weights), x.needs)
+            for c in costs
+            for x in c.layers
+        ]
+        return cls.of(layers, groups, sum(c.constant for c in costs) / len(costs))
 
     def at(self, kept: Counts | Sequence[int]) -> float:
         """The share of the original's time."""

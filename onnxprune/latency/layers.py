@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import onnx
@@ -34,11 +35,13 @@ class TimedLayer:
     """A kernel of the original: the lengths of its axes that can change, and what else decides on its time.
 
     Layers with the same signature are the same work at the same lengths. node: the index of that which does the work.
+    axes: of each length (tensor, axis).
     """
 
     lengths: tuple[Length, ...]
     signature: str
     node: int
+    axes: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class Layers:
             if layer is not None:
                 totals[layer] += kernel.seconds
         return totals
+
+    def named(self, kernel: Kernel) -> int | None:
+        """The index of the node that a kernel is called after; None where its name is its own."""
+        return _named(kernel.name, self.producers)
 
 
 def marked(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -86,11 +93,12 @@ def layers_of(channels: ChannelGraph, kernels: Sequence[Kernel], least: Sequence
     first = {i: k for k in reversed(kernels) if (i := _named(k.name, producers)) is not None}
     for i in ran:
         node = nodes[product_in.get(i, i)]
-        lengths = lengths_of(channels, node, least)
+        axes = lengths_of(channels, node, least)
+        lengths = tuple(axes)
         layer_of[i] = len(layers) if lengths else None
         if lengths:
             signature = _signature(first[i], node, _ranges(channels, lengths, least), alignment)
-            layers.append(TimedLayer(lengths, signature, node.index))
+            layers.append(TimedLayer(lengths, signature, node.index, tuple(axes.values())))
     layer_of.update({inner: layer_of[outer] for inner, outer in owner_of.items()})
     return Layers(tuple(layers), layer_of, producers)
 
@@ -161,10 +169,11 @@ def _nearest(channels: ChannelGraph, node: Node, ran: set[int], *, behind: bool)
     return None
 
 
-def lengths_of(channels: ChannelGraph, node: Node, least: Sequence[int]) -> tuple[Length, ...]:
+def lengths_of(channels: ChannelGraph, node: Node, least: Sequence[int]) -> dict[Length, tuple[str, int]]:
     """The axes of a node that can change: of a product those of its operands and results, else of its results.
 
-    What only moves or maps values takes time by what it writes; where that is fixed, by what it reads.
+    Each with the (tensor, axis) that has it. What only moves or maps values takes time by what it writes; where that is
+    fixed, by what it reads.
     """
     if any(x.node.index == node.index for x in channels.linears):
         lengths = _changing(channels, (node.inputs[0], node.outputs[0]), least)
@@ -172,14 +181,19 @@ def lengths_of(channels: ChannelGraph, node: Node, least: Sequence[int]) -> tupl
         lengths = _changing(channels, (*node.inputs, node.outputs[0]), least)
     else:
         lengths = _changing(channels, node.outputs, least) or _changing(channels, node.inputs, least)
-    return lengths[:_MOST_LENGTHS]
+    return dict(islice(lengths.items(), _MOST_LENGTHS))
 
 
-def _changing(channels: ChannelGraph, names: Sequence[str], least: Sequence[int]) -> tuple[Length, ...]:
+def _changing(channels: ChannelGraph, names: Sequence[str], least: Sequence[int]) -> dict[Length, tuple[str, int]]:
     shapes = ((name, channels.graph.shape(name) or ()) for name in names if name)
-    lengths = (length_of_axis(channels, name, axis, size) for name, s in shapes for axis, size in enumerate(s))
-    different = dict.fromkeys(length for length in lengths if length.groups)
-    return tuple(x for x, (low, high) in zip(different, _ranges(channels, different, least), strict=True) if low < high)
+    different: dict[Length, tuple[str, int]] = {}
+    for name, shape in shapes:
+        for axis, size in enumerate(shape):
+            length = length_of_axis(channels, name, axis, size)
+            if length.groups:
+                different.setdefault(length, (name, axis))
+    ranges = _ranges(channels, different, least)
+    return {x: at for (x, at), (low, high) in zip(different.items(), ranges, strict=True) if low < high}
 
 
 def _ranges(channels: ChannelGraph, lengths: Iterable[Length], least: Sequence[int]) -> list[tuple[float, float]]:

@@ -35,24 +35,49 @@ SESSIONS = 3
 
 
 @dataclass(frozen=True)
+class TargetTime:
+    """The time on a device that is not here, by its timing file.
+
+    how: as there. before_seconds: of the original, measured there; predicted: the share of it that stays. error: of
+    such predictions, as a root mean square, None where it is not known. extrapolated: no other width was measured.
+    """
+
+    name: str
+    how: str
+    machine: Mapping[str, str]
+    batch: int
+    before_seconds: float
+    predicted: float
+    error: float | None
+    extrapolated: bool = False
+
+
+@dataclass(frozen=True)
 class Latency:
     """Shares of the original's time that stay, and seconds of one run before and after.
 
-    predicted: by the layers; None where no layer was looked at. machine: what was measured on, and with. saved: by the
-    layers too, the share that the cut of each group saves by itself; () where no layer was looked at.
+    measured: None where nothing was run. predicted: by the layers; None where no layer was looked at. machine: what was
+    measured on, and with. saved: by the layers too, the share that the cut of each group saves by itself; () where no
+    layer was looked at. targets: where the times are those of timing files; the rest is then that of the slowest.
     """
 
     batch: int
     machine: Mapping[str, str]
     before_seconds: float
     after_seconds: float
-    measured: float
+    measured: float | None
     predicted: float | None = None
     layers: int = 0
     kinds: int = 0
     kinds_from_cache: int = 0
     notes: tuple[str, ...] = ()
     saved: tuple[float, ...] = ()
+    targets: tuple[TargetTime, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The share of the time that stays: measured, or as it is predicted where nothing was run."""
+        return self.measured if self.measured is not None else self.predicted if self.predicted is not None else 1.0
 
 
 @dataclass(eq=False)
@@ -61,7 +86,7 @@ class Stopwatch:
 
     proto, channels: the normalised model and its channel graph. widths: units that each group may keep, ascending.
     feeds: of one run. drops: what disappears with a group's last unit. counts: layers, kinds of them, and kinds that
-    were known already.
+    were known already. measures: shares are measured, and not predicted.
     """
 
     original: onnx.ModelProto
@@ -76,6 +101,7 @@ class Stopwatch:
     drops: Mapping[int, Drop] = field(default_factory=dict)
     _cost: LatencyCost | None = None
     counts: tuple[int, int, int] = (0, 0, 0)
+    measures: bool = True
 
     @property
     def full(self) -> KeptUnits:
@@ -148,7 +174,7 @@ class Stopwatch:
         return self.channels.groups
 
     def _measured(self) -> LatencyCost:
-        least = [w[0] for w in self._positive()]
+        least = [w[0] for w in self.positive]
         layers = layers_of(self.channels, self.machine.kernels(marked(self.proto), self.feeds), least, self.alignment)
         kinds = {layer.signature: len(layer.lengths) for layer in layers.layers}
         samples_by_kind = {s: samples for s, axes in kinds.items() if (samples := self.cache.load(s, axes))}
@@ -173,7 +199,7 @@ class Stopwatch:
     def _sampled(self, layers: Layers) -> dict[str, tuple[Sample, ...]]:
         """What each kind of layer took in every cut of the grid."""
         samples: dict[str, list[Sample]] = {x.signature: [] for x in layers.layers}
-        for kept in grid(self._positive(), GRID):
+        for kept in grid(self.positive, GRID):
             model = self.cut(kept)
             if model is None:
                 continue
@@ -188,10 +214,11 @@ class Stopwatch:
 
     def _fewest(self) -> KeptUnits:
         """The least widths that leave a model."""
-        candidates = [tuple(w[0] for w in self._positive()), *sorted(grid(self._positive(), GRID), key=sum), self.full]
+        candidates = [tuple(w[0] for w in self.positive), *sorted(grid(self.positive, GRID), key=sum), self.full]
         return next(kept for kept in candidates if self.cut(kept) is not None)
 
-    def _positive(self) -> list[tuple[int, ...]]:
+    @property
+    def positive(self) -> list[tuple[int, ...]]:
         """Widths at which every layer still works."""
         return [tuple(n for n in w if n > 0) for w in self.widths]
 

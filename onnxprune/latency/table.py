@@ -50,12 +50,15 @@ class Table:
         return seconds
 
 
-def fit(samples: Sequence[Sample], full: tuple[float, ...]) -> Table:
-    """The table that fits these measurements, at lengths above 0, best. Errors count relative to the longer times."""
+def fit(samples: Sequence[Sample], full: tuple[float, ...], blocks: Sequence[int] = BLOCKS) -> Table:
+    """The table that fits these measurements, at lengths above 0, best. Errors count relative to the longer times.
+
+    blocks: what `block` is chosen from.
+    """
     seconds = np.array([s.seconds for s in samples])
     scale = 1.0 / (seconds + max(float(seconds.mean()), _NEGLIGIBLE))
     best: tuple[float, Table] | None = None
-    for block in BLOCKS:
+    for block in blocks:
         terms = np.array([_terms(s.lengths, full, block) for s in samples])
         weights, error = nnls(terms * scale[:, None], seconds * scale)
         if best is None or error < best[0] * (1.0 - _NEGLIGIBLE):

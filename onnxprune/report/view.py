@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxprune.measures.figures import ERROR, change_of, percent
 from onnxprune.measures.gates import as_typed
+from onnxprune.report.devices import device_line
 from onnxprune.report.document import DONE, Document
 from onnxprune.report.groups import (
     NOT_MEASURED,
@@ -87,7 +88,8 @@ def _row(name: str, before: float, after: float, text: Any) -> tuple[str, ...]:
 
 
 def time_row(document: Document) -> tuple[str, ...]:
-    """The measured time of a run, of `--bench` or of a budget of latency; else that it was not measured."""
+    """The time of a run, measured by `--bench` or a budget of latency, or predicted by a timing file; else that it was
+    not measured."""
     bench, timing = document.get("latency"), document.get("timing")
     if bench and bench.get("comparison"):
         first, second = (latency(m["median"]) for m in bench["models"])
@@ -95,7 +97,10 @@ def time_row(document: Document) -> tuple[str, ...]:
         return f"time of a run, {where}", first, second, f"{1.0 - bench['comparison']['ratio']:.1%}"
     if timing:
         seconds = timing["before_seconds"], timing["after_seconds"]
-        return "time of a run", latency(seconds[0]), latency(seconds[1]), f"{1.0 - timing['measured']:.1%}"
+        foretold = timing["measured"] is None
+        left = timing["predicted"] if foretold else timing["measured"]
+        what = "time of a run, predicted" if foretold else "time of a run"
+        return what, latency(seconds[0]), latency(seconds[1]), f"{1.0 - left:.1%}"
     return "time of a run", NOT_MEASURED, NOT_MEASURED, ""
 
 
@@ -347,6 +352,7 @@ def repeat_rows(document: Document) -> Rows:
     config: Mapping[str, Any] = document.get("config") or {}
     rows += [("seed", str(config["seed"]))] if config.get("seed") is not None else []
     rows += [(str(k), str(v)) for k, v in (document.get("versions") or {}).items()]
+    rows += [("time of a run", device_line(t)) for t in (document.get("timing") or {}).get("targets") or ()]
     effort: Mapping[str, Any] = document.get("effort") or {}
     if effort.get("stages"):
         stages = " · ".join(f"{name} {duration(s)}" for name, s in effort["stages"].items())

@@ -15,7 +15,7 @@ from onnxprune import plan
 from onnxprune.channels.untried import warnings_of
 from onnxprune.config import PruneConfig
 from onnxprune.jobs.workplace import Workplace
-from onnxprune.latency.stopwatch import Stopwatch
+from onnxprune.latency.timer import Timer
 from onnxprune.numerics.arrays import Coefficients, Masks
 from onnxprune.refit.reference import SharedPoints
 from onnxprune.stages.answers import judged_by
@@ -30,7 +30,7 @@ from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
 from onnxprune.stages.rotate import Rotated, idle_rotation, rotate, streams_to_turn
 from onnxprune.stages.select import select
-from onnxprune.stages.time_layers import stopwatch_of
+from onnxprune.stages.time_layers import NO_TIMINGS, Timings, timer_of
 from onnxprune.stages.try_cuts import Tried, try_cuts
 from onnxprune.stages.verify import Checked, Original, check
 
@@ -48,7 +48,7 @@ class Prepared:
     coupled: Coupled
     calibrated: Calibrated
     tried: Tried | None
-    stopwatch: Stopwatch | None
+    stopwatch: Timer | None
     place: Workplace
     original: Original
     rotated: tuple[str, ...] = ()
@@ -90,10 +90,12 @@ def prepare(
     *,
     replays: plan.Plan | None = None,
     one_number: bool = False,
+    timings: Timings = NO_TIMINGS,
 ) -> Prepared:
     """The first half, after load: from the channel graph to the curves; of a replay what its refit needs.
 
-    one_number: all caches that may change keep equally many heads.
+    one_number: all caches that may change keep equally many heads. timings: of the devices that a budget of latency
+    counts, instead of this machine.
     """
     with stage("couple"):
         coupled = couple(loaded, settings, replays, one_number=one_number)
@@ -110,9 +112,9 @@ def prepare(
             loaded = turned.loaded
             if turned.groups:
                 coupled = couple(loaded, settings, replays, one_number=one_number)
+    stopwatch = timer_of(loaded, coupled, settings, place, timings) if settings.budget == "latency" else None
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)
-    stopwatch = stopwatch_of(loaded, coupled, settings, place) if settings.budget == "latency" else None
     tried = None
     if replays is None:
         if stopwatch is not None:

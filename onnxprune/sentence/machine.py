@@ -33,16 +33,26 @@ class Machine:
 
     @classmethod
     def of(
-        cls, settings: PruneConfig, jobs: int, scheduler: str | None, provider: str | None, custom_ops: Libraries
+        cls,
+        settings: PruneConfig,
+        jobs: int,
+        scheduler: str | None,
+        provider: str | None,
+        custom_ops: Libraries,
+        *,
+        timed_here: bool = True,
     ) -> Machine:
-        """Raises UsageError and RunError for what cannot be had, before hours of calibration."""
+        """Raises UsageError and RunError for what cannot be had, before hours of calibration.
+
+        timed_here: a budget of latency is one of this machine.
+        """
         check_choice(jobs, scheduler)
         libraries = checked_libraries(custom_ops)
         if libraries and scheduler is not None:
             raise UsageError("custom_ops are libraries of this machine, which the workers of a scheduler do not have")
         check_provider(provider or "cpu")
         timed_by = timing_on(provider, TARGETS[settings.target].provider)
-        if settings.budget == "latency":
+        if settings.budget == "latency" and timed_here:
             check_starts(timed_by)
         return cls(jobs, scheduler, provider or "cpu", timed_by, libraries)
 

@@ -40,7 +40,7 @@ from onnxprune.stages.identity import identity
 from onnxprune.stages.load import Calibration, opened
 from onnxprune.stages.report import bench_of, report_of
 from onnxprune.stages.settings_beside import read_beside
-from onnxprune.stages.time_layers import timed_with
+from onnxprune.stages.time_layers import Timings, timed_with
 from onnxprune.stages.verify import Checked
 
 KEEP = ("all", "best", "none")
@@ -104,6 +104,8 @@ def sweep(
     jobs: int = 1,
     scheduler: str | None = None,
     provider: str | None = None,
+    timing: Sequence[str | os.PathLike[str]] = (),
+    timing_target: Sequence[str] = (),
     allow_links: bool = False,
     custom_ops: Libraries = (),
     single_file: bool = False,
@@ -141,12 +143,13 @@ def sweep(
     stem = Path(model).stem if isinstance(model, (str, os.PathLike)) else "model"
     files = Folder(None if folder is None else Path(folder), stem, read_beside(model, settings))
     reports = Reports.of(report_file, overwrite=overwrite)
-    read = (model, *files_of(calibration), *files_of(test))
+    read = (model, *files_of(calibration), *files_of(test), *timing)
     clock = Clock(watch, hear=warn)
     made: list[Path] = []
     try:
         files.check(wanted if keep != "none" else (), reports.paths, read, made, overwrite=overwrite)
-        machine = Machine.of(settings, jobs, scheduler, provider, custom_ops)
+        timings = Timings.of(tuple(timing), tuple(timing_target), settings)
+        machine = Machine.of(settings, jobs, scheduler, provider, custom_ops, timed_here=not timings.files)
         known = {"model": called(model), "versions": versions()}
         with (
             keeping_refusals(reports, "sweep", known, command),
@@ -172,7 +175,8 @@ def sweep(
                     )
                 place = replace(place, kept=kept_in(work, identity(loaded, settings)))
                 one_number = files.settings(wanted[0]).one_number_of_heads
-                prepared = prepare(loaded, settings, clock, place, one_number=one_number).for_several()
+                prepared = prepare(loaded, settings, clock, place, one_number=one_number, timings=timings)
+                prepared = prepared.for_several()
                 run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
                 result = replace(run.over(wanted), command=tuple(command))
                 result = _stored(result, files, reports, stage)

@@ -11,7 +11,7 @@ from onnxprune.data.batches import BATCH
 from onnxprune.data.layouts import samples_first
 from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.latency.search import KeptUnits, meet
-from onnxprune.latency.stopwatch import Stopwatch
+from onnxprune.latency.timer import Timer
 from onnxprune.numerics.arrays import Coefficients, Doubles, Mask, Masks
 from onnxprune.options import at_most, exact_percent
 from onnxprune.runtime.session import concatenated
@@ -32,7 +32,7 @@ def allocate(
     calibrated: Calibrated,
     tried: Tried,
     settings: PruneConfig,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Timer | None = None,
 ) -> tuple[dict[int, Mask], Sequence[Path]]:
     """Masks over the units of the groups that are cut, and the path of every group that they are from.
 
@@ -118,7 +118,7 @@ def within_budget(
     calibrated: Calibrated,
     tried: Tried,
     settings: PruneConfig,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Timer | None = None,
 ) -> tuple[KeptUnits, Sequence[Path]]:
     """Units that each group keeps so that the whole meets the budget, by trial cuts, and the better path of each.
 
@@ -150,7 +150,7 @@ def within_budget(
 
 
 def _measured(
-    decide: Callable[[float], tuple[KeptUnits, Sequence[Path]]], stopwatch: Stopwatch, wanted: float, least: float
+    decide: Callable[[float], tuple[KeptUnits, Sequence[Path]]], stopwatch: Timer, wanted: float, least: float
 ) -> tuple[KeptUnits, Sequence[Path]]:
     """What comes closest to the wanted share of the time when it is measured."""
     paths: dict[KeptUnits, Sequence[Path]] = {}
@@ -167,15 +167,18 @@ def _measured(
             f"no channel has to go: the rewritten graph takes {rounds[0].measured:.1%} of the time as it is; "
             "give a larger --ratio"
         )
+    closest, hint = "that was measured", ", or measure on a machine that does nothing else"
+    if not stopwatch.measures:
+        closest, hint = "by the timing file", ""
     if best.measured > (1.0 + LATENCY_MISSED) * wanted:
         raise BudgetUnreachable(
-            f"{exact_percent(1 - wanted)} of the latency cannot go: {1 - best.measured:.1%} is the closest that was "
-            "measured; lower --ratio, or measure on a machine that does nothing else"
+            f"{exact_percent(1 - wanted)} of the latency cannot go: {1 - best.measured:.1%} is the closest {closest}; "
+            f"lower --ratio{hint}"
         )
     return best.kept, paths[best.kept]
 
 
-def cost_of(coupled: Coupled, settings: PruneConfig, stopwatch: Stopwatch | None) -> budget.CostModel:
+def cost_of(coupled: Coupled, settings: PruneConfig, stopwatch: Timer | None) -> budget.CostModel:
     """What the budget counts, against the units kept."""
     if stopwatch is not None:
         return stopwatch.cost

@@ -9,7 +9,7 @@ from onnxprune.channels import branches
 from onnxprune.config import PruneConfig
 from onnxprune.errors import NothingPrunable, UsageError
 from onnxprune.intake import older
-from onnxprune.latency.stopwatch import Stopwatch
+from onnxprune.latency.timer import Timer
 from onnxprune.numerics.arrays import Mask
 from onnxprune.stages.allocate import allocate, check_reachable, coefficients_of
 from onnxprune.stages.answers import outputs_of
@@ -48,7 +48,7 @@ def cut_with(
     calibrated: Calibrated,
     settings: PruneConfig,
     stage: Clock,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Timer | None = None,
 ) -> Cut:
     """Masks and coefficients by these paths and curves. Raises BudgetUnreachable and NothingPrunable."""
     with stage("allocate"):

@@ -75,7 +75,7 @@ def report_of(
     figures = checked.figures if checked else None
     rows = tuple(_row(g, k, coupled) for g, k in zip(channels.groups, kept, strict=True))
     if timed is not None:
-        achieved = 1.0 - timed.measured
+        achieved = 1.0 - timed.share
     elif settings.uniform is not None:
         achieved = _share_removed(rows)
     else:
@@ -202,8 +202,13 @@ def _bytes_of_result(model: onnx.ModelProto, loaded: Loaded, output: str | os.Pa
 def missed(timed: Latency | None, settings: PruneConfig) -> tuple[str, ...]:
     """That the result's time, in sessions of its own, is not the one that was met before it was fitted."""
     wanted = 1.0 - (settings.share or 0.0)
-    if timed is None or abs(timed.measured - wanted) <= LATENCY_MISSED * wanted:
+    if timed is None or abs(timed.share - wanted) <= LATENCY_MISSED * wanted:
         return ()
+    if timed.measured is None:
+        return (
+            f"by the timing file the result takes {timed.share:.1%} of the original's time where {wanted:.1%} was "
+            "asked for: widths allow no nearer",
+        )
     return (
         f"the result takes {timed.measured:.1%} of the original's time where {wanted:.1%} was asked for: widths allow "
         "no nearer, or the machine is a busy one, or another",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from onnxprune.cli.options.names import DEFAULTS
-from onnxprune.cli.options.section import Section, flag, option, with_default
+from onnxprune.cli.options.section import Section, files, flag, option, with_default
 from onnxprune.cli.values import ERROR, SHARE, Choice, Ratio
 from onnxprune.config import EPOCH_PASSES, RECOVER
 from onnxprune.methods import BUDGETS
@@ -17,7 +17,24 @@ COUNTED = (
         type=Choice(tuple(BUDGETS)),
         **with_default(DEFAULTS.budget),
         help="What --ratio counts: multiply-accumulates, parameters, or the time of a run on this machine (latency): "
-        "on the CPU, on a GPU for --target ort-cuda, with TensorRT for tensorrt-*, or where --provider says.",
+        "on the CPU, on a GPU for --target ort-cuda, with TensorRT for tensorrt-*, or where --provider says; with "
+        "--timing on other devices.",
+    ),
+    option(
+        "--timing",
+        multiple=True,
+        metavar="FILE",
+        shell_complete=files,
+        show_default="none: this machine is timed",
+        help="With --budget latency: what layers take on another device, as bench --layers --save wrote it there. "
+        "Nothing is timed here. Repeatable; the share holds on every device.",
+    ),
+    option(
+        "--timing-target",
+        multiple=True,
+        metavar="NAME",
+        show_default="all",
+        help="The target in the --timing files that counts. Repeatable.",
     ),
 )
 GROUPS = (

@@ -4,8 +4,19 @@ from onnxprune.report.terminal.evaluated import evaluation
 from onnxprune.report.terminal.inspected import inspection
 from onnxprune.report.terminal.previewed import preview
 from onnxprune.report.terminal.pruned import prune_report
+from onnxprune.report.terminal.recorded import recording
 from onnxprune.report.terminal.screen import PLAIN_WIDTH, Screen
 from onnxprune.report.terminal.swept import sweep
 from onnxprune.report.terminal.timed import benchmark
 
-__all__ = ["PLAIN_WIDTH", "Screen", "benchmark", "evaluation", "inspection", "preview", "prune_report", "sweep"]
+__all__ = [
+    "PLAIN_WIDTH",
+    "Screen",
+    "benchmark",
+    "evaluation",
+    "inspection",
+    "preview",
+    "prune_report",
+    "recording",
+    "sweep",
+]

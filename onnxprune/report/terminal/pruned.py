@@ -9,6 +9,7 @@ from onnxprune.intake.figures import InputFigures, text_of
 from onnxprune.measures.figures import percent
 from onnxprune.methods import BUDGETS
 from onnxprune.options import exact_percent
+from onnxprune.report.devices import device_line
 from onnxprune.report.summary import Alignment, Effort, Report
 from onnxprune.report.terminal.axes import pinned_axes
 from onnxprune.report.terminal.checks import check_facts
@@ -155,6 +156,8 @@ def _timing_facts(report: Report) -> list[tuple[str, str]]:
     timing = report.timing
     if timing is None:
         return []
+    if timing.get("targets"):
+        return [("time of a run" if i == 0 else "", device_line(t)) for i, t in enumerate(timing["targets"])]
     machine = timing["machine"]
     per = samples(timing["batch"])
     threads = in_threads(int(machine.get("threads", "0")))
