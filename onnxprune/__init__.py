@@ -32,10 +32,12 @@ if TYPE_CHECKING:
         UsageError,
     )
     from onnxprune.evaluation import Evaluation, evaluate
+    from onnxprune.handover.document import Handover
     from onnxprune.intake.preview import Preview
     from onnxprune.pipeline import inspect, preview, prune
     from onnxprune.report.progress import Progress
     from onnxprune.report.sweep import Sweep
+    from onnxprune.sentence.export_plan import export_plan
     from onnxprune.sentence.sweep import sweep
     from onnxprune.stages.save import PruneResult
 
@@ -46,6 +48,7 @@ __all__ = [
     "CheckFailed",
     "Description",
     "Evaluation",
+    "Handover",
     "Images",
     "InputError",
     "ModelError",
@@ -63,6 +66,7 @@ __all__ = [
     "__version__",
     "bench",
     "evaluate",
+    "export_plan",
     "inspect",
     "preview",
     "prune",
@@ -73,6 +77,7 @@ _HOMES = {
     "Bench": "onnxprune.benchmark.measure",
     "Description": "onnxprune.channels.describe",
     "Evaluation": "onnxprune.evaluation",
+    "Handover": "onnxprune.handover.document",
     "Images": "onnxprune.data.images",
     "Script": "onnxprune.data.scripts",
     "Texts": "onnxprune.data.texts",
@@ -83,6 +88,7 @@ _HOMES = {
     "Sweep": "onnxprune.report.sweep",
     "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
+    "export_plan": "onnxprune.sentence.export_plan",
     "inspect": "onnxprune.pipeline",
     "preview": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",

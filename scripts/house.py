@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("latency",),
     ("allocation",),
     ("refit", "recovery", "report"),
-    ("calibration", "verification", "benchmark", "evaluation", "output"),
+    ("calibration", "verification", "benchmark", "evaluation", "output", "handover"),
     ("objective", "surgery", "intake", "tasks"),
     ("gradients", "normalise", "measures", "jobs", "plan"),
     ("runtime", "cost", "config"),

@@ -33,6 +33,7 @@ OWNERS = {
     "pycocotools": "tasks.average_precision",
     "threadpoolctl": "threads",
     "PIL": "data.image_files",
+    "safetensors": "handover.state_dict",
     "tokenizers": "data.tokenizer",
 }
 MOST_AT_THE_ROOT = 14

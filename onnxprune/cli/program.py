@@ -18,6 +18,7 @@ import click
 from onnxprune.cli.bench import bench_command
 from onnxprune.cli.data import data_command
 from onnxprune.cli.eval import eval_command
+from onnxprune.cli.export_plan import export_plan_command
 from onnxprune.cli.group import Surroundings, cli
 from onnxprune.cli.inspect import inspect_command
 from onnxprune.cli.log import Log
@@ -35,7 +36,16 @@ TRACEBACK = "ONNXPRUNE_TRACEBACK"
 
 
 cli.main_command = prune_command
-_COMMANDS = (prune_command, sweep_command, inspect_command, data_command, eval_command, bench_command, report_command)
+_COMMANDS = (
+    prune_command,
+    sweep_command,
+    inspect_command,
+    data_command,
+    eval_command,
+    bench_command,
+    report_command,
+    export_plan_command,
+)
 for _command in _COMMANDS:
     cli.add_command(_command)
 
