@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -23,10 +24,13 @@ from onnxprune.errors import UsageError
 from onnxprune.process import streams
 from onnxprune.targets.alignment import TARGETS
 
+if TYPE_CHECKING:
+    from onnxprune.sentence.against import Expected
+
 # What says how whole models are timed, and what does with --layers.
 _TIMED_WHOLE = (
     *("other", "shapes", "precision", "seconds", "runs", "warmup", "max_ratio", "min_speedup", "profile"),
-    "report_files",
+    *("report_files", "against", "timing_target"),
 )
 _RECORDED = ("save", "name", "target", "round_to")
 
@@ -135,6 +139,19 @@ _RECORDED = ("save", "name", "target", "round_to")
                 show_default="no limit",
                 help="The same the other way round: 1.2 is a ratio of 0.833.",
             ),
+            option(
+                "--against",
+                metavar="FILE",
+                show_default="no limit",
+                help="The timing file by which OTHER was made of MODEL: the ratio may be at most a tenth above what it "
+                "predicts. Provider, threads and batch are those of the file unless they are given.",
+            ),
+            option(
+                "--timing-target",
+                metavar="NAME",
+                show_default="the only one",
+                help="Which target of the file of --against this machine is.",
+            ),
         ),
         Section(
             "Output",
@@ -159,6 +176,8 @@ def bench_command(
     report_files: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
+    against: str | None,
+    timing_target: str | None,
     layers: bool,
     save: str | None,
     name: str | None,
@@ -193,6 +212,10 @@ def bench_command(
     idle = next((k for k in _RECORDED if k in given_names), None)
     if idle is not None:
         raise UsageError(f"{flag_of(idle)} belongs to --layers: give that too, or leave it out")
+    if against is not None and other is None:
+        raise UsageError("--against compares OTHER with what was predicted of it: name MODEL and OTHER")
+    if timing_target is not None and against is None:
+        raise UsageError("--timing-target belongs to --against: give that too, or leave it out")
     start()
     from onnxprune.benchmark import gates
     from onnxprune.benchmark.measure import bench
@@ -207,11 +230,17 @@ def bench_command(
 
     gates.check(max_ratio=max_ratio, min_speedup=min_speedup, two=other is not None)
     reports = Reports.of(report_files, overwrite=overwrite)
-    check_outputs((None, *reports.paths), (model, other, *files_of(options["data"])), overwrite)
+    check_outputs((None, *reports.paths), (model, other, *files_of(options["data"]), against), overwrite)
     with keeping(reports, "bench", {"versions": versions()}, surroundings.command) as tell:
         with bars() if sys.stderr.isatty() else nullcontext(silent) as show:
+            said = _expected(model, other, against, timing_target, options)
+            if said is not None:
+                options |= {k: v for k, v in _as_recorded(said).items() if k not in given_names}
             result = bench(model, other, shapes=dict(given), watch=lambda name: show(Progress(name)), **options)
         found = gates.gates(result, max_ratio=max_ratio, min_speedup=min_speedup)
+        if said is not None:
+            found = (*found, said.gate(result))
+            result = replace(result, notes=(*result.notes, *_about(said, options)))
         tell(result.as_dict() | {"gates": [asdict(g) for g in found]})
         streams.show(result.to_json(found) if as_json else terminal.benchmark(result, screen_of(), found))
         demand_all(found)
@@ -222,6 +251,33 @@ def _given() -> set[str]:
     ctx = click.get_current_context()
     names = [str(p.name) for p in ctx.command.params]
     return {k for k in names if ctx.get_parameter_source(k) is ParameterSource.COMMANDLINE}
+
+
+def _expected(
+    model: str, other: str | None, against: str | None, target: str | None, options: Mapping[str, Any]
+) -> Expected | None:
+    """What the timing file of --against says of OTHER; None without one."""
+    from onnxprune.sentence.against import expected
+
+    if against is None or other is None:
+        return None
+    given = {k: options[k] for k in ("allow_links", "custom_ops")}
+    return expected(model, other, against, target=target, **given)
+
+
+def _as_recorded(said: Expected) -> dict[str, Any]:
+    """How a target was measured, as options; a batch of one is that of a model which knows no other."""
+    return {"provider": said.provider, "threads": said.threads} | ({"batch": said.batch} if said.batch > 1 else {})
+
+
+def _about(said: Expected, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is to say of a prediction, and of a machine that is not the one of the file."""
+    from onnxprune.benchmark.measure import provider_named
+    from onnxprune.sentence.against import elsewhere
+    from onnxprune.sentence.recording import machine_of
+
+    machine, _, _ = machine_of(provider_named(options["provider"]), options["threads"])
+    return (*said.notes, *elsewhere(said.machine, machine.identity()))
 
 
 def _called(name: str) -> str:

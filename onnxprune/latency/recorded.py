@@ -32,12 +32,20 @@ _SHOWN = 3
 @dataclass(frozen=True, eq=False)
 class Device:
     """A target in terms of a channel graph. error: how far, as a root mean square, predictions are from whole models
-    that were left out; None where too few were timed. notes: what of the file could not be used."""
+    that were left out; None where too few were timed. notes: what of the file could not be used. tables: of all its
+    layers, in shares of the original's time; constant: what no layer explains."""
 
     target: Target
     cost: LatencyCost
+    tables: tuple[Table, ...]
+    constant: float
     error: float | None = None
     notes: tuple[str, ...] = ()
+
+    def at(self, lengths: Sequence[tuple[float, ...] | None]) -> float:
+        """The share of the original's time where every layer of the target has these lengths, None of one that went."""
+        pairs = zip(self.tables, lengths, strict=True)
+        return self.constant + sum(table.at(own) for table, own in pairs if own is not None)
 
 
 @dataclass(eq=False)
@@ -120,23 +128,17 @@ def device_of(
                 f"{' x '.join(f'{a.size:g}' for a in row.axes)} channels; run bench --layers with this model"
             )
         lengths.append(own if found else None)
-    tables = tables_of(target, channels)
-    fitted = fitted_whole(target, tables, target.cuts)
+    measured = tables_of(target, channels)
+    fitted = fitted_whole(target, measured, target.cuts)
+    tables = tuple(Table(t.full, t.block, t.weights * w) for t, w in zip(measured, fitted.weights, strict=True))
+    rows = list(zip(target.layers, lengths, tables, strict=True))
     layers = [
-        LayerCost(
-            own,
-            Table(table.full, table.block, table.weights * weight),
-            tuple(g for g, drop in drops.items() if producers[row.output].index in drop.nodes),
-        )
-        for row, own, table, weight in zip(target.layers, lengths, tables, fitted.weights, strict=True)
+        LayerCost(own, table, tuple(g for g, drop in drops.items() if producers[row.output].index in drop.nodes))
+        for row, own, table in rows
         if own is not None
     ]
     lost = [
-        (row, float(table.at(now) * weight))
-        for row, own, table, weight, now in zip(
-            target.layers, lengths, tables, fitted.weights, target.cuts[0].lengths, strict=True
-        )
-        if own is None
+        (row, table.at(now)) for (row, own, table), now in zip(rows, target.cuts[0].lengths, strict=True) if own is None
     ]
     constant = fitted.constant + sum(seconds for _, seconds in lost)
     notes: tuple[str, ...] = ()
@@ -146,7 +148,12 @@ def device_of(
             f"{path}, target {shown(target.name)}: layers that are not found here count at all widths as now: {names}",
         )
     return Device(
-        target, LatencyCost.of(layers, len(channels.groups), constant), error_of_prediction(target, tables), notes
+        target,
+        LatencyCost.of(layers, len(channels.groups), constant),
+        tables,
+        fitted.constant,
+        error_of_prediction(target, measured),
+        notes,
     )
 
 
