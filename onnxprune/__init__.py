@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from onnxprune.report.progress import Progress
     from onnxprune.report.sweep import Sweep
     from onnxprune.sentence.export_plan import export_plan
+    from onnxprune.sentence.quantize import QuantizeResult, quantize
     from onnxprune.sentence.sweep import sweep
     from onnxprune.stages.save import PruneResult
 
@@ -58,6 +59,7 @@ __all__ = [
     "Progress",
     "PruneConfig",
     "PruneResult",
+    "QuantizeResult",
     "RunError",
     "Script",
     "Sweep",
@@ -70,6 +72,7 @@ __all__ = [
     "inspect",
     "preview",
     "prune",
+    "quantize",
     "sweep",
 ]
 
@@ -85,6 +88,7 @@ _HOMES = {
     "Progress": "onnxprune.report.progress",
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.stages.save",
+    "QuantizeResult": "onnxprune.sentence.quantize",
     "Sweep": "onnxprune.report.sweep",
     "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
@@ -92,6 +96,7 @@ _HOMES = {
     "inspect": "onnxprune.pipeline",
     "preview": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
+    "quantize": "onnxprune.sentence.quantize",
     "sweep": "onnxprune.sentence.sweep",
 }
 

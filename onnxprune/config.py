@@ -12,6 +12,7 @@ from onnxprune.errors import UsageError
 from onnxprune.methods import BUDGETS, METHODS, REFITS
 from onnxprune.options import MOST, MOST_NUMBER, check_most, experts_by_pattern, shares_by_pattern, shown, typed
 from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
+from onnxprune.targets.precision import FLOAT_SHARE, PRECISIONS, RANGES, REDUCE_RANGE
 
 # Options that other methods never look at.
 READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -82,6 +83,11 @@ class PruneConfig:
     number or by a pattern of their names; "auto" lets the budget choose, where that harms less than narrowing does.
     drop_experts: how many experts go from each mixture (MoE, QMoE) before anything else goes, those that give least on
     the samples; or PATTERN=3,5, the numbers of those that go from mixtures whose node matches.
+    then: "int8" to store the pruned model in 8-bit integers, as `target` wants it; None to leave it in float. ranges:
+    how the ranges of its activations are found: by "auto", of the three others the one that leaves the least error,
+    "min-max", "entropy" or "percentile". reduce_range: whether weights have 7 bits: "yes", "no", or "auto", where this
+    processor's kernels need that. keep_float: patterns on names of layers that stay in float; float_share: the share of
+    the multiplications that further ones may take, where they cost more than they give.
     keep_fused: operators that onnxruntime had fused are written as they were, where what
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
@@ -124,6 +130,11 @@ class PruneConfig:
     drop_branches: bool | None = None
     drop_layers: tuple[str, ...] = ()
     drop_experts: tuple[str, ...] = ()
+    then: str | None = None
+    ranges: str = "auto"
+    reduce_range: str = "auto"
+    keep_float: tuple[str, ...] = ()
+    float_share: float = FLOAT_SHARE
     keep_fused: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -175,9 +186,12 @@ class PruneConfig:
             ("untried_branches", self.untried_branches, UNTRIED),
             ("rotate", self.rotate, ROTATIONS),
             ("target", self.target, tuple(TARGETS)),
+            ("then", self.then, (None, *PRECISIONS)),
+            ("ranges", self.ranges, RANGES),
+            ("reduce_range", self.reduce_range, REDUCE_RANGE),
         ):
             if value not in allowed:
-                raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(allowed)}")
+                raise UsageError(f"{name} {value!r} is unknown; choose one of {', '.join(filter(None, allowed))}")
         if isinstance(self.round_to, str) and self.round_to != AUTO:
             raise UsageError(f"round_to {self.round_to!r} is unknown; give a number of channels, or {AUTO!r}")
         if self.budget == "latency" and self.ratio is None:
@@ -208,6 +222,7 @@ class PruneConfig:
             *self.same_widths,
             *self.resize_io,
             *self.drop_layers,
+            *self.keep_float,
             *(p for p, _ in shares),
             *(p for p, _ in self.experts_named),
         )
@@ -225,6 +240,13 @@ class PruneConfig:
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
         readers = methods.reading_labels()
+        if not 0.0 <= self.float_share < 1.0:
+            raise UsageError(
+                f"float_share is {self.float_share}; it is the share of the multiplications that may stay in float, in "
+                "[0, 1)"
+            )
+        if self.then is not None and self.resize_io:
+            raise UsageError("then and resize_io do not go together yet: quantize the result with `onnxprune quantize`")
         if self.labels is not None and self.method not in readers:
             raise UsageError(
                 f"method {self.method!r} reads no labels, only {', '.join(readers)} do; leave labels out, or change it"
@@ -392,6 +414,11 @@ class Options(TypedDict, total=False):
     drop_branches: bool | None
     drop_layers: tuple[str, ...]
     drop_experts: tuple[str, ...]
+    then: str | None
+    ranges: str
+    reduce_range: str
+    keep_float: tuple[str, ...]
+    float_share: float
     keep_fused: bool
     include: tuple[str, ...]
     exclude: tuple[str, ...]

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stages",),
     ("latency",),
     ("allocation",),
-    ("refit", "recovery", "report"),
+    ("refit", "recovery", "report", "quantization"),
     ("calibration", "verification", "benchmark", "evaluation", "output", "handover"),
     ("objective", "surgery", "intake", "tasks"),
     ("gradients", "normalise", "measures", "jobs", "plan"),

@@ -1,8 +1,8 @@
 """The commands put together, and what becomes of their errors.
 
-`onnxprune IN OUT --ratio 0.5` is the main command, with or without its name `prune`; `inspect`, `data`, `eval` and
-`bench` stand beside it. Reports go to stdout; warnings, errors and the status of the current stage go to stderr. Exit
-codes are those of `errors`.
+`onnxprune IN OUT --ratio 0.5` is the main command, with or without its name `prune`; the others stand beside it.
+Reports go to stdout; warnings, errors and the status of the current stage go to stderr. Exit codes are those of
+`errors`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from onnxprune.cli.group import Surroundings, cli
 from onnxprune.cli.inspect import inspect_command
 from onnxprune.cli.log import Log
 from onnxprune.cli.prune import prune_command
+from onnxprune.cli.quantize import quantize_command
 from onnxprune.cli.report import report_command
 from onnxprune.cli.screen import say
 from onnxprune.cli.sweep import sweep_command
@@ -39,6 +40,7 @@ cli.main_command = prune_command
 _COMMANDS = (
     prune_command,
     sweep_command,
+    quantize_command,
     inspect_command,
     data_command,
     eval_command,

@@ -18,6 +18,7 @@ from onnxprune.cli.options.experts import EXPERTS
 from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import DECIDED, SETTINGS, flag_of
 from onnxprune.cli.options.output import OUTPUT
+from onnxprune.cli.options.precision import PRECISION
 from onnxprune.cli.options.prepared import PREPARED, about, data_of, tokens_listed
 from onnxprune.cli.options.section import files
 from onnxprune.cli.options.stays import STAYS
@@ -50,7 +51,7 @@ _HINT = " (--on-interrupt keep would have gone on with the best state so far)"
 @click.command(
     "prune",
     cls=WithSubcommands,
-    sections=(BUDGET, DATA, *PREPARED, STAYS, MACHINE, OUTPUT, EXPERTS),
+    sections=(BUDGET, DATA, *PREPARED, STAYS, PRECISION, MACHINE, OUTPUT, EXPERTS),
     epilog="Exit codes: 0 done and verified; 1 cannot read, run or write; 2 usage; 3 nothing prunable, or the budget "
     "cannot be met; 4 a check failed; 130 interrupted (128 and the signal's number). After anything but 0, nothing was "
     "written. A model whose file is called like a subcommand is given as ./inspect.",
@@ -230,6 +231,9 @@ def check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"{option} does nothing with --method {given['method']}: leave it out, or choose one of {shown}"
             )
+    for name in ("ranges", "reduce_range", "keep_float", "float_share"):
+        if name in explicit and given["then"] is None and given["from_plan"] is None:
+            raise UsageError(f"{flag_of(name)} says how --then stores the result: give that too, or leave it out")
     for name in ("batch", "threads"):
         if name in explicit and given["from_plan"] is None and given["budget"] != "latency":
             raise UsageError(f"--{name} says what --budget latency times: leave it out, or choose that budget")

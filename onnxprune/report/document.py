@@ -18,7 +18,7 @@ from onnxprune.errors import InputError, OnnxPruneError
 Document = Mapping[str, Any]
 SCHEMA = "onnxprune-report"
 # Fields are added within a first number; it changes where one goes, or means something else.
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 MOST_BYTES = 64 << 20  # of a file that is read
 _REFUSALS = (3, 4)
@@ -45,7 +45,8 @@ class Outcome:
 def document_of(kind: str, data: Mapping[str, Any], outcome: Outcome, command: Sequence[str] = ()) -> dict[str, Any]:
     """The document of a run.
 
-    kind: "prune", "sweep", "eval" or "bench". command: what was typed, () where the run was called from Python.
+    kind: "prune", "sweep", "quantize", "eval" or "bench". command: what was typed, () where the run was called from
+    Python.
     """
     head: dict[str, Any] = {
         "schema": SCHEMA,

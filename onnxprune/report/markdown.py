@@ -17,7 +17,7 @@ def markdown(document: Document) -> str:
     if timed and document["status"] == DONE:
         level, text = "measured", ""
     swept = bool(document.get("points"))
-    facts = [*view.quality_rows(document), *view.check_rows(document)]
+    facts = [*view.quality_rows(document), *view.fewer_bits_rows(document), *view.check_rows(document)]
     context: dict[str, Any] = {
         "kind": document["kind"],
         "level": level,

@@ -18,7 +18,11 @@ def notebook(document: Document) -> str:
             "text": text,
             "sizes": view.size_rows(document),
             "points": points.table_of(document) if document.get("points") else None,
-            "facts": [*view.quality_rows(document), *view.check_rows(document)],
+            "facts": [
+                *view.quality_rows(document),
+                *view.fewer_bits_rows(document),
+                *view.check_rows(document),
+            ],
             "warnings": document.get("warnings") or (),
             "groups": view.group_rows(document),
             "whole": sum(len(rows) for _, rows in view.whole_rows(document)),

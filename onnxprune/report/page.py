@@ -47,7 +47,11 @@ def html(document: Document) -> str:
         "tiles": view.tiles(document),
         "sizes": view.size_rows(document),
         "bench": view.bench_rows(document) if timed else [],
-        "quality": [*view.quality_rows(document), *(view.bench_facts(document) if timed else [])],
+        "quality": [
+            *view.quality_rows(document),
+            *view.fewer_bits_rows(document),
+            *(view.bench_facts(document) if timed else []),
+        ],
         "checks": view.check_rows(document),
         "gates": view.gate_rows(document),
         "warnings": document.get("warnings") or (),

@@ -159,6 +159,54 @@ class PatternRow:
     groups: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FloatRow:
+    """A layer that stays in float where the others are stored in fewer bits.
+
+    name: of its node. share: of the multiplications of all layers that could be. error: of the outputs, on the samples
+    that chose, with this layer and those above it in float; None where it was not chosen by that. why: in words.
+    """
+
+    name: str
+    operator: str
+    share: float
+    error: float | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewerBitsRow:
+    """What became of a model that is stored in fewer bits.
+
+    precision: "int8". target: where it will run. ranges: how those of activations were found, and tried: the error of
+    the outputs by each way that was tried, on the samples that chose (None where it was not measured). reduce_range:
+    whether weights have 7 bits. equalised: activations whose channels were brought to one scale, and equalised_from:
+    the error before that, None where there was nothing of that. layers: that could be in integers; nodes: operators
+    that are. share: of the multiplications of these layers that are in integers. samples: that ranges are of,
+    chosen_on: how many of them chose.
+    errors, agreements: on the samples that judge, of the model that was pruned and not quantized ("pruned"), of the
+    original quantized in the same way ("alone"), and of the result ("result"); None where that was not measured. bytes:
+    of the file in float ("float"), and of the result.
+    """
+
+    precision: str
+    target: str
+    ranges: str
+    tried: Mapping[str, float | None]
+    reduce_range: bool
+    equalised: int
+    equalised_from: float | None
+    layers: int
+    nodes: int
+    share: float
+    floating: tuple[FloatRow, ...]
+    samples: int
+    chosen_on: int
+    errors: Mapping[str, float | None]
+    agreements: Mapping[str, float | None]
+    bytes: Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class Effort:
     """Wall-clock seconds per stage, and what one plain onnxruntime pass over the same samples takes.
@@ -201,7 +249,8 @@ class Report:
     calibration: of the data; its sha256 is over the samples that were used, and labels that were read, not over a file;
     prepared: what was done to files that hold no arrays.
     gates: limits that the run was held to. layers: the network in outline. whole_layers: those of a transformer, where
-    they could go as a whole. experts: mixtures that lost some before all else. curves: of the groups of which cuts were
+    they could go as a whole. experts: mixtures that lost some before all else. fewer_bits: where the result is
+    stored in fewer bits; all figures are those of that result then. curves: of the groups of which cuts were
     tried. warnings: what makes the result doubtful; notes: what else there is to say.
     outcome: how it ended. command: what was typed, () for a call from Python.
     sources: where options come from that were not on the command line, and which these are. files: all that the run
@@ -239,6 +288,7 @@ class Report:
     layers: tuple[LayerRow, ...] = ()
     whole_layers: tuple[WholeLayerRow, ...] = ()
     experts: tuple[ExpertsRow, ...] = ()
+    fewer_bits: FewerBitsRow | None = None
     curves: tuple[CurveRow, ...] = ()
     outcome: Outcome = field(default_factory=Outcome)
     command: tuple[str, ...] = ()

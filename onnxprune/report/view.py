@@ -219,6 +219,45 @@ def check_rows(document: Document) -> Rows:
     return rows
 
 
+_STEPS = {"pruned": "pruned alone", "alone": "{} alone, of the original", "result": "result"}
+_IN_FLOAT = 8
+
+
+def fewer_bits_rows(document: Document) -> list[tuple[str, str]]:
+    """(what, value) of how the result was stored in fewer bits, and what each step cost."""
+    p: Mapping[str, Any] = document.get("fewer_bits") or {}
+    if not p:
+        return []
+    name = str(p["precision"])
+    told = f"{p['nodes']} operators compute in integers, with {p['share']:.1%} of the multiplications ({p['target']})"
+    rows = [(name, told)]
+    tried = " · ".join(f"{k} {_error(v)}" for k, v in p["tried"].items())
+    how = f"{p['ranges']}, of {samples(p['samples'])}"
+    if len(p["tried"]) > 1:
+        how += f" (output error on {p['chosen_on']} of them: {tried})"
+    rows.append(("ranges", how))
+    if p["reduce_range"]:
+        rows.append(("", "weights in 7 bits (reduce_range)"))
+    if p["equalised"]:
+        before = f": the output error was {_error(p['equalised_from'])} before"
+        rows.append(("equalised", f"channels of {p['equalised']} activations have one scale{before}"))
+    floating = p["floating"]
+    for i, x in enumerate(floating[:_IN_FLOAT]):
+        rows.append(("in float" if i == 0 else "", f"{x['name'] or x['operator']}: {x['why']}"))
+    if len(floating) > _IN_FLOAT:
+        rows.append(("", f"and {len(floating) - _IN_FLOAT} more"))
+    errors = [(_STEPS[k].format(name), v) for k, v in p["errors"].items() if k in _STEPS]
+    if len(errors) > 1:
+        rows.append(("error of each step", " · ".join(f"{k}: {_error(v)}" for k, v in errors)))
+    sizes = p["bytes"]
+    change = f"{size(sizes['float'])} → {size(sizes['result'])}"
+    return [*rows, ("file in float, and now", change)]
+
+
+def _error(value: float | None) -> str:
+    return NOT_MEASURED if value is None else percent(value)
+
+
 def group_rows(document: Document) -> Rows:
     """(group, width, MACs saved, parameters saved, time saved, error alone, producers, consumers, remark) of the groups
     that are cut; savings and error of each group by itself."""

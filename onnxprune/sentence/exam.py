@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -15,12 +15,12 @@ from onnxprune.errors import CheckFailed, UsageError
 from onnxprune.evaluation import Evaluation, Original, evaluate_beside, gates_of, samples_for
 from onnxprune.graph import external
 from onnxprune.intake.model_file import ModelLike
-from onnxprune.measures.figures import change_of, percent
+from onnxprune.measures.figures import Figures, change_of, percent
 from onnxprune.measures.gates import Gate
 from onnxprune.options import error_limit, typed
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.verify import Checked, error_gate
+from onnxprune.stages.verify import error_gate
 
 TestData = Data | None
 
@@ -59,6 +59,19 @@ class Limits:
     def broken_by(self, result: Evaluation) -> str:
         """What does not hold, "" where all does. Raises UsageError as `gates_of`."""
         return "; ".join(g.text for g in self.gates_of(result) if not g.held)
+
+
+class Finished(Protocol):
+    """A finished model. wide: with the inputs and outputs of the original. figures: on the samples that judge; None
+    where it does not run."""
+
+    @property
+    def wide(self) -> onnx.ModelProto:
+        """With the inputs and outputs of the original."""
+
+    @property
+    def figures(self) -> Figures | None:
+        """On the samples that judge."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,7 +120,7 @@ class Exam:
         original = Original.of(model, allow_links=allow_links)
         return cls(original=original, limits=limits, test=samples, labels=found, options=options)
 
-    def result_of(self, checked: Checked, loaded: Loaded) -> Evaluation:
+    def result_of(self, checked: Finished, loaded: Loaded) -> Evaluation:
         """What was measured of a finished model."""
         if self.test is not None and self.original is not None:
             whole: onnx.ModelProto = external.embedded(checked.wide)
@@ -129,7 +142,7 @@ class Exam:
             figures,
         )
 
-    def asked_of(self, checked: Checked, loaded: Loaded, stage: Clock) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
+    def asked_of(self, checked: Finished, loaded: Loaded, stage: Clock) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
         """(what came of each limit, what the test data says) of a finished model."""
         if self.test is None and not self.limits:
             return (), ()

@@ -1,7 +1,7 @@
 """The sentence: load → couple → calibrate → select → allocate → rewrite → refit → recover → finish → verify → report.
 
 Each word is a file of `stages`. From couple to verify it is in two halves: `prepare` is what is known before a budget
-is spent; for every ratio `choose` and `make` are what becomes of it.
+is spent; for every ratio `choose` and `make` are what becomes of it. With `then` a word stands behind verify: quantize.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from onnxprune.stages.couple import Coupled, couple, idle_ports
 from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, replay, uncut
 from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Loaded
+from onnxprune.stages.quantize import check_before as can_be_quantized
+from onnxprune.stages.quantize import quantized
 from onnxprune.stages.recover import recover_weights
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
@@ -100,6 +102,7 @@ def prepare(
     with stage("couple"):
         coupled = couple(loaded, settings, replays, one_number=one_number)
         check_before(loaded, coupled, settings, replays)
+        can_be_quantized(loaded, settings)
         streams = streams_to_turn(loaded, coupled, settings, replays)
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
@@ -193,4 +196,8 @@ def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock
             )
     with stage("verify"):
         finished = finish(loaded, judged, masks, sliced, refitted, settings)
-        return check(loaded, coupled, calibrated, masks, sliced, finished, settings, prepared.original)
+        checked = check(loaded, coupled, calibrated, masks, sliced, finished, settings, prepared.original)
+    if settings.then is None:
+        return checked
+    with stage("quantize"):
+        return quantized(loaded, checked, settings, prepared.original, stage.read)

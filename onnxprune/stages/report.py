@@ -69,7 +69,7 @@ def report_of(
     before = with_all_tokens(with_all_experts(own, loaded, batch), loaded, batch)
     after = Size(
         round(macs.at(kept) / batch),
-        protobuf.parameters(checked.model) if checked else round(coupled.costs["stored"].at(kept)),
+        protobuf.parameters(checked.in_float or checked.model) if checked else round(coupled.costs["stored"].at(kept)),
         _bytes_of_result(checked.whole, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None
@@ -128,6 +128,7 @@ def report_of(
         layers=layer_rows(coupled, masks, kept),
         whole_layers=whole_layer_rows(coupled, tried, kept),
         experts=loaded.experts.rows if loaded.experts else (),
+        fewer_bits=checked.fewer_bits if checked else None,
         curves=curve_rows(tried, coupled, kept),
     )
 

@@ -21,6 +21,7 @@ from onnxprune.measures.gates import Gate, demand_all, gate_of
 from onnxprune.measures.verdict import demand
 from onnxprune.normalise import Normalised, symbols
 from onnxprune.numerics.arrays import Array, Mask, Masks, is_float
+from onnxprune.report.summary import FewerBitsRow
 from onnxprune.runtime.session import Feeds
 from onnxprune.stages.answers import runs_on
 from onnxprune.stages.calibrate import Calibrated
@@ -50,7 +51,8 @@ class Checked:
     whole: the model to write with what the checks leave aside: what lies behind unknown operators, and inputs that have
     no shape in the file; with the inputs and outputs that change, of which `resized` says what is left, and `caches`
     which went. wide: the same with those of the original. ports: positions of each input and output that might have
-    changed, in the original.
+    changed, in the original. in_float, fewer_bits: where the result is stored in fewer bits, the model before that, and
+    what became of it.
     """
 
     finished: Finished
@@ -66,6 +68,8 @@ class Checked:
     resized: tuple[Resized, ...] = ()
     caches: CachesGone = field(default_factory=CachesGone)
     ports: Mapping[str, int] = field(default_factory=dict)
+    in_float: onnx.ModelProto | None = None
+    fewer_bits: FewerBitsRow | None = None
 
     @property
     def model(self) -> onnx.ModelProto:

@@ -69,6 +69,7 @@ def test_the_sections_of_prune(capsys: Capture):
         "Data: images",
         "Data: texts",
         "What stays",
+        "Then: fewer bits",
         "Where it runs",
         "Output",
         "Experts",

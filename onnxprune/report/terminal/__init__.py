@@ -1,6 +1,7 @@
 """Reports as text for a terminal or a log: a file for each kind of report, and a few for what they share."""
 
 from onnxprune.report.terminal.evaluated import evaluation
+from onnxprune.report.terminal.fewer_bits import quantize_report
 from onnxprune.report.terminal.inspected import inspection
 from onnxprune.report.terminal.previewed import preview
 from onnxprune.report.terminal.pruned import prune_report
@@ -17,6 +18,7 @@ __all__ = [
     "inspection",
     "preview",
     "prune_report",
+    "quantize_report",
     "recording",
     "sweep",
 ]

@@ -14,6 +14,7 @@ from onnxprune.report.summary import Alignment, Effort, Report
 from onnxprune.report.terminal.axes import pinned_axes
 from onnxprune.report.terminal.checks import check_facts
 from onnxprune.report.terminal.facts import in_threads, output_facts, ratio_of_times, removed, samples
+from onnxprune.report.terminal.fewer_bits import fewer_bits_facts
 from onnxprune.report.terminal.groups import (
     changed_groups,
     experts_gone,
@@ -97,6 +98,8 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         if report.agreement is not None:
             facts.append(("agreement", f"{percent(report.agreement)} get the same class"))
         facts.append(("verdict", str(report.verdict["text"])))
+    if report.fewer_bits is not None:
+        facts += fewer_bits_facts(report.fewer_bits)
     facts += check_facts(report)
     if report.latency is not None:
         b = report.latency
