@@ -32,7 +32,7 @@ _TIMED_WHOLE = (
     *("other", "shapes", "precision", "seconds", "runs", "warmup", "max_ratio", "min_speedup", "profile"),
     *("report_files", "against", "timing_target"),
 )
-_RECORDED = ("save", "name", "target", "round_to")
+_RECORDED = ("save", "name", "target", "round_to", "from_trtexec", "trtexec_layers")
 
 
 @click.command(
@@ -114,6 +114,19 @@ _RECORDED = ("save", "name", "target", "round_to")
                 **with_default(DEFAULTS.round_to),
                 help="As that of prune: --layers measures multiples of N channels.",
             ),
+            option(
+                "--from-trtexec",
+                metavar="FILE",
+                show_default="none: layers are timed here",
+                help="For --layers, instead of timing anything: the --exportProfile of trtexec for an engine of MODEL. "
+                "Times at other widths are extrapolated from it.",
+            ),
+            option(
+                "--trtexec-layers",
+                metavar="FILE",
+                show_default="names of nodes in those of layers",
+                help="The --exportLayerInfo of that engine, built with --profilingVerbosity=detailed.",
+            ),
         ),
         Section(
             "How long",
@@ -183,6 +196,8 @@ def bench_command(
     name: str | None,
     target: str,
     round_to: int | str,
+    from_trtexec: str | None,
+    trtexec_layers: str | None,
     **options: Any,
 ) -> None:
     """Time MODEL, or MODEL and OTHER in turns, on the same inputs.
@@ -206,6 +221,7 @@ def bench_command(
                 else f"--layers times the layers of one model: leave out {_called(idle)}"
             )
         recorded = {"name": name, "target": target, "round_to": round_to, "overwrite": overwrite}
+        recorded |= {"from_trtexec": from_trtexec, "trtexec_layers": trtexec_layers}
         recorded |= {k: v for k, v in options.items() if k not in _TIMED_WHOLE}
         _record(model, save, recorded, as_json=as_json)
         return

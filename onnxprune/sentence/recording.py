@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onnxprune.benchmark import tensorrt_engine
 from onnxprune.benchmark.measure import provider_named
@@ -19,12 +19,13 @@ from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
 from onnxprune.errors import UsageError
 from onnxprune.intake.model_file import ModelLike
-from onnxprune.latency import timing_file
+from onnxprune.latency import timing_file, trtexec
 from onnxprune.latency.alone import Alone
 from onnxprune.latency.engine import TensorRT
 from onnxprune.latency.machine import Machine, OnnxRuntime
 from onnxprune.latency.recorder import record
 from onnxprune.latency.timing_file import ALONE, INSIDE, Target, Timing
+from onnxprune.latency.trtexec import EngineLayer
 from onnxprune.options import MOST, check_most, shown, typed
 from onnxprune.output.commit import write_atomically
 from onnxprune.output.destination import check_outputs
@@ -33,22 +34,28 @@ from onnxprune.report.progress import Progress
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.runtime.session import CPU, check_starts, fallbacks
-from onnxprune.stages.couple import couple
-from onnxprune.stages.load import load
+from onnxprune.stages.couple import Coupled, couple
+from onnxprune.stages.load import Loaded, load
 from onnxprune.stages.time_layers import stopwatch_of
 
 # Of a layer that is timed by itself: there are hundreds of them.
 _LAYER_SECONDS = 0.05
 _MOST_NAME = 200
+# The share of a profile's time from which on it matters whose it is.
+_MUCH = 0.1
+_EXTRAPOLATED = (
+    "a profile knows the present widths alone: times at others are extrapolated by MACs and bytes, not measured"
+)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A timing file, and the target in it that was measured now."""
+    """A timing file, and the target in it that was measured, or imported, now. notes: what is to say of it."""
 
     timing: Timing
     target: Target
     path: str
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """What there is to say of it, as plain data: layers with what they take at all channels, slowest first."""
@@ -71,6 +78,7 @@ class Recording:
             "shares": [c.share for c in t.cuts],
             "layers": sorted(layers, key=lambda x: -(x["seconds"] or 0.0)),
             "targets": [x.name for x in self.timing.targets],
+            "notes": list(self.notes),
         }
 
     def to_json(self) -> str:
@@ -90,6 +98,8 @@ def record_layers(
     round_to: int | str = "auto",
     target: str = "ort-cpu",
     state: Sequence[str] = (),
+    from_trtexec: str | os.PathLike[str] | None = None,
+    trtexec_layers: str | os.PathLike[str] | None = None,
     allow_links: bool = False,
     custom_ops: Libraries = (),
     overwrite: bool = False,
@@ -99,8 +109,11 @@ def record_layers(
 
     Where the file is there already, of the same model, the target is added to it. name: of the target, made of the
     machine where it is None. data, batch, provider, threads, state, allow_links, custom_ops: as for `bench`. round_to,
-    target: as in PruneConfig, the widths that are measured. overwrite: a target of that name may be replaced.
-    watch: told of the cuts that are done. Raises the errors of `onnxprune.errors`; then nothing is written.
+    target: as in PruneConfig, the widths that are measured. from_trtexec: nothing is timed, and the layers are those of
+    an engine of `model` by `trtexec --exportProfile`; trtexec_layers: what its `--exportLayerInfo` says of them. batch
+    is then that of the engine, and target or round_to what widths are padded to. overwrite: a target of that name may
+    be replaced. watch: told of the cuts that are done. Raises the errors of `onnxprune.errors`; then nothing
+    is written.
     """
     check_most("batch", batch, MOST["batch"])
     settings = PruneConfig(
@@ -117,9 +130,10 @@ def record_layers(
         raise UsageError(f"the name of a target has 1 to {_MOST_NAME} letters, not {len(name)}")
     place = Path(path)
     known = timing_file.read(place) if place.exists() else None
-    check_outputs((None, path), (model, *files_of(data)), overwrite=True)
-    machine, layer_machine, how = machine_of(provider_named(provider), threads)
-    name = name or name_of(machine)
+    exports = tuple(x for x in (from_trtexec, trtexec_layers) if x is not None)
+    check_outputs((None, path), (model, *files_of(data), *exports), overwrite=True)
+    source = _source(provider, threads, from_trtexec, trtexec_layers)
+    name = name or source.name
     if known is not None and not overwrite:
         known.with_target(replace(known.targets[0], name=name), replace=False, path=str(path))
     with spill.spilling(), registering(checked_libraries(custom_ops)):
@@ -130,15 +144,98 @@ def record_layers(
                 f"{path} is the timing of another model, {shown(known.model)}: name another file with --save"
             )
         coupled = couple(loaded, settings)
-        stopwatch = stopwatch_of(loaded, coupled, settings, machine)
-        found = record(
-            stopwatch, layer_machine, name, how, lambda done, count: watch(Progress("time layers", done, count))
+        found, notes = source.target(
+            name, loaded, coupled, settings, lambda done, count: watch(Progress("time layers", done, count))
         )
     timing = Timing(Path(loaded.source.path).name, loaded.source.sha256, (found,))
     if known is not None:
         timing = known.with_target(found, replace=overwrite, path=str(path))
     write_atomically(place, timing.to_json().encode())
-    return Recording(timing, found, str(path))
+    return Recording(timing, found, str(path), notes)
+
+
+class _Source(Protocol):
+    """Where the times of layers come from. name: of the target, where none is given."""
+
+    @property
+    def name(self) -> str:
+        """As above."""
+
+    def target(
+        self, name: str, loaded: Loaded, coupled: Coupled, settings: PruneConfig, told: Callable[[int, int], None]
+    ) -> tuple[Target, tuple[str, ...]]:
+        """The target, and what is to say of it."""
+
+
+def _source(
+    provider: str,
+    threads: int,
+    profile: str | os.PathLike[str] | None,
+    layers: str | os.PathLike[str] | None,
+) -> _Source:
+    """What was asked for, checked before anything is loaded. Raises UsageError, InputError and RunError."""
+    if profile is not None:
+        return _Profile(os.fspath(profile), trtexec.read(profile, layers))
+    if layers is not None:
+        raise UsageError("trtexec_layers says what is in the layers of from_trtexec: give that too, or leave it out")
+    return _Here(*machine_of(provider_named(provider), threads))
+
+
+@dataclass(frozen=True)
+class _Here:
+    """This machine. layer_machine: what times layers, and how it does."""
+
+    machine: Machine
+    layer_machine: Machine
+    how: str
+
+    @property
+    def name(self) -> str:
+        """That of the machine."""
+        return name_of(self.machine)
+
+    def target(
+        self, name: str, loaded: Loaded, coupled: Coupled, settings: PruneConfig, told: Callable[[int, int], None]
+    ) -> tuple[Target, tuple[str, ...]]:
+        """What was measured."""
+        stopwatch = stopwatch_of(loaded, coupled, settings, self.machine)
+        return record(stopwatch, self.layer_machine, name, self.how, told), ()
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """An engine's layers, by trtexec."""
+
+    path: str
+    rows: tuple[EngineLayer, ...]
+
+    @property
+    def name(self) -> str:
+        """That of the profile's file."""
+        return f"TensorRT, {Path(self.path).stem}"[:_MOST_NAME]
+
+    def target(
+        self, name: str, loaded: Loaded, coupled: Coupled, settings: PruneConfig, _: Callable[[int, int], None]
+    ) -> tuple[Target, tuple[str, ...]]:
+        """What the profile says, and how much of it belongs to no node."""
+        widths = coupled.widths
+        found = trtexec.imported(
+            self.rows,
+            coupled.channels,
+            [next(n for n in w if n > 0) for w in widths.allowed],
+            name=name,
+            machine={"providers": tensorrt_engine.NAME, "profile": Path(self.path).name},
+            batch=settings.batch,
+            alignment=widths.alignment,
+            path=self.path,
+        )
+        notes = [_EXTRAPOLATED]
+        if found.unexplained > _MUCH:
+            notes.append(
+                f"{found.unexplained:.1%} of the time is of layers that no name ties to the model, and counts as "
+                "fixed: build the engine with --profilingVerbosity=detailed, and give --trtexec-layers"
+            )
+        return found.target, tuple(notes)
 
 
 def machine_of(provider: str, threads: int) -> tuple[Machine, Machine, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxprune.options import first_of
 from onnxprune.report.terminal.facts import samples
-from onnxprune.report.terminal.screen import Part, Screen, line, listed
+from onnxprune.report.terminal.screen import Part, Screen, line, listed, note
 from onnxprune.report.units import latency
 from onnxprune.report.visible import made_visible
 
@@ -33,5 +33,5 @@ def recording(document: Mapping[str, Any], screen: Screen) -> str:
     for x in d["layers"][:_SHOWN]:
         channels = " x ".join(f"{n:g}" for n in x["channels"])
         table.add_row(str(x["output"]), str(x["operator"]), channels, latency(x["seconds"] or 0.0))
-    parts: list[Part] = [line(str(d["model"]), "bold"), listed(facts), table]
+    parts: list[Part] = [line(str(d["model"]), "bold"), listed(facts), table, *(note(n) for n in d["notes"])]
     return screen.render(parts)
