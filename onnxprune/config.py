@@ -26,7 +26,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 GOALS = ("ratio", "uniform", "tolerance", "layer_tolerance")
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("free", "convex")
-ATTENTIONS = ("heads", "head-dim")
+ATTENTIONS = ("heads", "head-dim", "rank")
 UNTRIED = ("keep", "cut")
 ROTATIONS = ("off", "auto")
 PROVIDERS = ("cpu", "cuda")
@@ -67,8 +67,8 @@ class PruneConfig:
     target: where the result will run, a name in `targets.alignment`; for TensorRT's the model is held against what its
     ONNX parser accepts. round_to: widths are multiples of this, or unchanged; "auto" takes the alignment of the target,
     and less of it where a group is narrow or the budget demands it.
-    attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"); the scale that
-    the model applies to its scores stays as it is.
+    attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"; "rank": turned
+    first to the directions that say most); the scale that the model applies to its scores stays as it is.
     untried_branches: what is done with the channels that a branch of an If reads or writes which no sample takes:
     "keep" or "cut".
     rotate: whether streams that linear layers alone write and read are turned to the directions that tell their readers
@@ -365,6 +365,11 @@ class PruneConfig:
     def reads_gradients(self) -> bool:
         """Whether selection looks at gradients of the network's outputs."""
         return METHODS[self.method].gradients
+
+    @property
+    def units_of_attention(self) -> str:
+        """What the channel graph takes for units of attention: of "rank" they are positions, turned first."""
+        return "head-dim" if self.attention == "rank" else self.attention
 
     @property
     def reads_statistics(self) -> bool:

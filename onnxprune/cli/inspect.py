@@ -40,7 +40,7 @@ from onnxprune.targets.alignment import TARGETS
                 "--attention",
                 type=Choice(ATTENTIONS),
                 **with_default(DEFAULTS.attention),
-                help="What would go in attention: whole heads, or the same positions of every head.",
+                help="What would go in attention: whole heads, or the same positions of every head (rank: turned).",
             ),
             RESIZE_IO,
         ),

@@ -34,6 +34,7 @@ from onnxprune.stages.rotate import Rotated, idle_rotation, rotate, streams_to_t
 from onnxprune.stages.select import select
 from onnxprune.stages.time_layers import NO_TIMINGS, Timings, timer_of
 from onnxprune.stages.try_cuts import Tried, try_cuts
+from onnxprune.stages.turn_heads import heads_to_turn, turn_heads
 from onnxprune.stages.verify import Checked, Original, check
 
 
@@ -103,7 +104,8 @@ def prepare(
         coupled = couple(loaded, settings, replays, one_number=one_number)
         check_before(loaded, coupled, settings, replays)
         can_be_quantized(loaded, settings)
-        streams = streams_to_turn(loaded, coupled, settings, replays)
+        heads = heads_to_turn(loaded, coupled, settings, replays)
+        streams = streams_to_turn(loaded, coupled, settings, replays, heads.names(coupled))
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
     stage.warn(idle_ports(loaded, coupled.channels, settings))
@@ -115,6 +117,12 @@ def prepare(
             loaded = turned.loaded
             if turned.groups:
                 coupled = couple(loaded, settings, replays, one_number=one_number)
+    if heads.turnable:
+        with stage("rotate"):
+            streams_turned = turned.groups
+            turned = turn_heads(loaded, coupled, heads, settings, replays)
+            loaded, turned = turned.loaded, replace(turned, groups=(*streams_turned, *turned.groups))
+            coupled = couple(loaded, settings, replays, one_number=one_number)
     stopwatch = timer_of(loaded, coupled, settings, place, timings) if settings.budget == "latency" else None
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxprune.calibration import input_moments, probe, regressions
@@ -11,6 +11,7 @@ from onnxprune.calibration.by_blocks import Blocks, too_many
 from onnxprune.calibration.gate_moments import OutputMoments
 from onnxprune.calibration.input_moments import InputMoments
 from onnxprune.calibration.layers import Layer
+from onnxprune.calibration.logits import logit_regressions
 from onnxprune.channels.gates import Gate, gates_of
 from onnxprune.config import PruneConfig
 from onnxprune.jobs.workplace import HERE, Workplace
@@ -18,6 +19,7 @@ from onnxprune.measures.answers import Answers
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import Session
 from onnxprune.runtime.walker import runtime_batch
+from onnxprune.selection import Regression
 from onnxprune.stages.answers import answers_of
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.goals import Goals, goals_of, probed
@@ -28,6 +30,7 @@ from onnxprune.stages.load import Loaded
 class Calibrated:
     """Input moments by weight, and one plain pass: seconds for all samples, and answers on the held-out ones.
 
+    logits: by group of positions inside heads, what it is worth to products of activations (`calibration.logits`).
     goals: None where nothing looks at the outputs on the samples for fitting. gates, outputs: all gates, and what the
     gradients of the outputs say of them. provider: of PROVIDERS, what the samples ran on, as the walks, trial cuts and
     recovery behind it do.
@@ -41,6 +44,7 @@ class Calibrated:
     gates: tuple[Gate, ...] = ()
     outputs: OutputMoments = field(default_factory=OutputMoments)
     provider: str = "cpu"
+    logits: Mapping[int, Sequence[Regression]] = field(default_factory=dict)
 
 
 # Of a plain pass so much is timed.
@@ -77,9 +81,17 @@ def calibrate(
         moments: Mapping[str, InputMoments] = blocks.collect(consumers)
     else:
         moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
+    logits: Mapping[int, Sequence[Regression]] = {}
+    if selects and settings.reads_statistics:
+        logits = logit_regressions(proto, coupled.taken.channels, loaded.fit, n.shapes, seed)
     if not (selects and (settings.sequential or settings.reads_gradients)):
         return Calibrated(
-            consumers=consumers, moments=moments, plain_seconds=plain, reference=reference, provider=place.provider
+            consumers=consumers,
+            moments=moments,
+            plain_seconds=plain,
+            reference=reference,
+            provider=place.provider,
+            logits=logits,
         )
     goals = goals_of(loaded, coupled, reference, settings)
     layouts = coupled.observed.layouts
@@ -96,6 +108,7 @@ def calibrate(
         gates=gates,
         outputs=output_moments,
         provider=place.provider,
+        logits=logits,
     )
 
 

@@ -169,7 +169,7 @@ def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     n = loaded.normalised
     read_by = {k: (x.op_type, x.name) for k, x in loaded.tail.readers.items()}
     view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states, n.balanced)
-    return build(replace(view, read_by=read_by, computed=n.computed), settings.attention)
+    return build(replace(view, read_by=read_by, computed=n.computed), settings.units_of_attention)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,15 +45,19 @@ class Rotated:
 
 
 def streams_to_turn(
-    loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: Plan | None = None
+    loaded: Loaded,
+    coupled: Coupled,
+    settings: PruneConfig,
+    replayed: Plan | None = None,
+    others: Collection[str] = (),
 ) -> list[LinearStream]:
     """The streams that the options want turned, and that may be; of a replay those that its plan names.
 
-    Raises UsageError where a plan wants streams turned that cannot be.
+    others: names of groups that are turned otherwise. Raises UsageError where a plan wants streams turned that cannot
+    be.
     """
-    if replayed is None and not _wanted(loaded, settings):
-        return []
-    if replayed is not None and not replayed.rotated:
+    wanted = {*replayed.rotated} - {*others} if replayed is not None else set[str]()
+    if not (_wanted(loaded, settings) if replayed is None else wanted):
         return []
     n = loaded.normalised
     fixed = {*n.tables, *coupled.observed.tensors, *loaded.with_defaults.weights}
@@ -63,8 +67,8 @@ def streams_to_turn(
     streams = [s for s in streams if _tensors(coupled, s)]
     if replayed is None:
         return streams
-    streams = [s for s in streams if _names(coupled, s) <= {*replayed.rotated}]
-    missing = sorted({*replayed.rotated} - {name for s in streams for name in _names(coupled, s)})
+    streams = [s for s in streams if _names(coupled, s) <= wanted]
+    missing = sorted(wanted - {name for s in streams for name in _names(coupled, s)})
     if settings.rotate == "off":
         raise UsageError(_NOT_THESE.format(", ".join(replayed.rotated), "--rotate off leaves them as they are"))
     if missing:

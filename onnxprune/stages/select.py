@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from onnxprune.methods import METHODS, Looks, tried
 from onnxprune.numerics.arrays import Doubles
 from onnxprune.selection import Path, Regression
 from onnxprune.selection.known import Choice, Known, function_of
+from onnxprune.selection.path import Regressions
 from onnxprune.selection.quadratic import Quadratic
 from onnxprune.stages.calibrate import Calibrated
 from onnxprune.stages.couple import Coupled
@@ -36,7 +38,16 @@ def select(
     choice = Choice(settings.seed, settings.coefficients == "free")
     statistics = coupled.taken.channels, coupled.layers, calibrated.moments
     return {
-        name: paths(*statistics, name, choice, calibrated.outputs, settings.metric, place.scheduler, place.kept)
+        name: paths(
+            *statistics,
+            name,
+            choice,
+            calibrated.outputs,
+            settings.metric,
+            place.scheduler,
+            place.kept,
+            calibrated.logits,
+        )
         for name in tried(settings.method)
     }
 
@@ -51,12 +62,13 @@ def paths(
     metric: str = "gates",
     scheduler: Scheduler | None = None,
     kept: Kept = NOWHERE,
+    logits: Mapping[int, Sequence[Regression]] = MappingProxyType({}),
 ) -> list[Path]:
     """The path of every group, in the order of `channels.groups`.
 
     kept: those that an earlier run of the same has left are not computed again.
-    metric: how "global" measures the outputs; "exact" is "gates" here. Where a group has no gradients, or no layer
-    reads it, the method's stand-in is run.
+    metric: how "global" measures the outputs; "exact" is "gates" here. logits: by group, what products of activations
+    make of it. Where a group has no gradients, or nothing reads it that is known here, the method's stand-in is run.
     """
     outputs = outputs or OutputMoments()
     consumers = consumers_of(channels, layers)
@@ -65,6 +77,8 @@ def paths(
     def known_of(g: Group) -> Known:
         readers = [x for x in consumers[g.index] if x.weight in moments]
         regressions = regressions_of(g, readers, channels, moments, powers, inverses=METHODS[method].inverses)
+        if g.index in logits:
+            regressions = Regressions([*regressions, *logits[g.index]])
         globally = _global(g, readers, channels, moments, outputs, metric) if METHODS[method].gradients else None
         run = stood_in(method, outputs=globally is not None, layers=bool(regressions))
         scores = outputs.gates[g.index].square if METHODS[run].gradients else None

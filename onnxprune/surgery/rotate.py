@@ -1,4 +1,4 @@
-"""The channels of a stream replaced by orthogonal combinations of them, exactly: only constants change."""
+"""Channels of a stream, or positions inside heads, replaced by combinations of them, exactly: only constants change."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels.groups import weight_axes
+from onnxprune.channels.head_layout import Heads
 from onnxprune.channels.linear_streams import Folded, LinearStream
 from onnxprune.channels.trace import Linear
 from onnxprune.graph import external
@@ -67,3 +68,24 @@ def _without(proto: onnx.ModelProto, folded: Sequence[Folded]) -> None:
         left = [type(t).FromString(t.SerializeToString()) for t in field if t.name not in gone | renamed.keys()]
         del field[:]
         field.extend(left)
+
+
+def with_heads_turned(proto: onnx.ModelProto, turns: Sequence[tuple[Heads, Doubles]]) -> onnx.ModelProto:
+    """A copy of the model in which the positions x (d,) of each head are M x, given M for each head, (h, d, d).
+
+    Heads that lie in the same places have the same matrix. Products are in float64, and rounded once.
+    """
+    result = copied(proto)
+    stored = external.Weights(result.graph.initializer)
+    values: dict[str, Array] = {}
+    for heads, matrices in turns:
+        _, own = np.unique(heads.places, axis=0, return_index=True)
+        for name, axis in heads.axes:
+            array = np.array(values.get(name, stored[name]), np.float64)
+            moved = np.moveaxis(array, axis, 0)  # a view
+            for head in own.tolist():
+                places = heads.places[head]
+                moved[places] = np.tensordot(matrices[head], moved[places], (1, 0))
+            values[name] = array
+    set_initializers(result, values)
+    return result

@@ -82,7 +82,9 @@ STAYS = Section(
         "--attention",
         type=Choice(ATTENTIONS),
         **with_default(DEFAULTS.attention),
-        help="What goes in attention: whole heads, or the same positions of every head.",
+        help="What goes in attention: whole heads, or the same positions of every head. rank: the latter, turned "
+        "first, exactly, to the directions that say most of logits and outputs, where no rotary table or normalization "
+        "lies between.",
     ),
     option(
         "--untried-branches",

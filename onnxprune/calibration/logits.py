@@ -1,0 +1,109 @@
+"""What the positions inside heads say of the logits of attention.
+
+With queries q and keys k of a head as independent, positions S that go take from a logit Σ_{i∈S} q_i k_i, and from its
+mean square over all queries and keys
+    Σ_{i,j∈S} E[q_i q_j] E[k_i k_j].
+That is the discrepancy of a layer that reads q (d,) with weights of which the rows have the inner products E[k kᵀ], so
+that selection has nothing new to learn. Keys count without their mean: what all keys share adds the same to all logits
+of a query, and softmax does not see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.layers import Layer
+from onnxprune.channels import ChannelGraph
+from onnxprune.channels.products import Product, products_of
+from onnxprune.data.samples import Samples
+from onnxprune.graph.view import Node
+from onnxprune.numerics.arrays import Doubles, Floats, Ints
+from onnxprune.numerics.gram import augmented
+from onnxprune.selection import Regression
+
+_NONE: Ints = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ByHead(Layer):
+    """Stands for what reads a tensor (B, h, S, d) head by head: its rows are (h, R, d + 1), the last column ones.
+
+    exchanged: of a tensor (B, h, d, S). size: h and d.
+    """
+
+    exchanged: bool = False
+    size: tuple[int, int] = field(default=(1, 1))
+
+    @classmethod
+    def of(cls, node: Node, tensor: str, shape: Sequence[int], *, exchanged: bool = False) -> ByHead:
+        """For a tensor of that shape, which a node reads or gives."""
+        size = shape[1], shape[2 if exchanged else 3]
+        return cls(node, tensor, "", tensor, "", _NONE, _NONE, None, exchanged=exchanged, size=size)
+
+    @property
+    def groups(self) -> int:
+        """The heads."""
+        return self.size[0]
+
+    def columns(self, group: int) -> Ints:
+        """As many as rows have; none is of a class."""
+        return np.full(self.size[1] + 1, -1, np.int64)
+
+    def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
+        """(B, S, 0)."""
+        return x[0], x[3 if self.exchanged else 2], 0
+
+    def rows(self, x: Floats, positions: Ints) -> Floats:
+        """X (h, R, d + 1) at these places S of every sample."""
+        at = (x.swapaxes(2, 3) if self.exchanged else x)[:, :, positions]
+        return augmented(at.transpose(1, 0, 2, 3).reshape(at.shape[1], -1, at.shape[3]))
+
+
+def operands(product: Product, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ByHead, ByHead]:
+    """Queries and keys of a product."""
+    q, k = product.queries, product.keys
+    return ByHead.of(product.node, q, shapes[q]), ByHead.of(product.node, k, shapes[k], exchanged=True)
+
+
+def moments_of_rows(p: Doubles) -> Doubles:
+    """E[x xᵀ], (h, d, d), of the moments (h, d + 1, d + 1) of rows of a `ByHead`."""
+    return p[:, :-1, :-1]
+
+
+def covariance_of_rows(p: Doubles) -> Doubles:
+    """E[x xᵀ] - E[x] E[x]ᵀ, (h, d, d), likewise."""
+    mean = p[:, :-1, -1]
+    covariance: Doubles = p[:, :-1, :-1] - mean[:, :, None] * mean[:, None]
+    return covariance
+
+
+def logit_regressions(
+    proto: onnx.ModelProto,
+    channels: ChannelGraph,
+    samples: Samples,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+) -> dict[int, list[Regression]]:
+    """By group, a regression for each head of a product whose positions may go: the error of its logits, of the spread
+    of those of all heads together. One pass over the samples."""
+    products = list(products_of(channels))
+    both = [operands(p, shapes) for p in products]
+    moments = input_moments.grams(proto, [x for pair in both for x in pair], samples, shapes, seed)
+    found: dict[int, list[Regression]] = {}
+    for product, (q, k) in zip(products, both, strict=True):
+        queries, keys = moments_of_rows(moments[q.weight]), covariance_of_rows(moments[k.weight])
+        power = float(np.einsum("hij,hij->", queries, keys))
+        if not np.isfinite(power) or power <= 0.0:
+            continue
+        place = {c: i for i, c in enumerate(channels.groups[product.group].units.tolist())}
+        unit = np.array([place[c] for c in product.units.tolist()], np.int64)
+        for of_queries, of_keys in zip(queries, keys, strict=True):
+            values, vectors = np.linalg.eigh(of_keys)
+            root: Doubles = vectors * np.sqrt(np.maximum(values, 0.0))
+            found.setdefault(product.group, []).append(Regression(of_queries, root, unit, 1.0 / power, centred=False))
+    return found

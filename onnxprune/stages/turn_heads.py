@@ -1,0 +1,158 @@
+"""Positions inside the heads of attention turned to the directions that say most, as `--attention rank` wants it.
+
+Queries and keys are turned to the coordinates in which the terms of their products are uncorrelated; values to what
+tells most of what the layer behind attention makes of them. Both are exact, and change weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.logits import ByHead, covariance_of_rows, moments_of_rows
+from onnxprune.channels.head_layout import Heads, Mixed, Turnable, turnable
+from onnxprune.channels.products import products_of, weighted_sums
+from onnxprune.config import PruneConfig
+from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.graph import external
+from onnxprune.methods import METHODS, Looks
+from onnxprune.numerics.arrays import Array, Doubles
+from onnxprune.numerics.rotation import balanced, telling
+from onnxprune.plan import Plan
+from onnxprune.stages.couple import Coupled
+from onnxprune.stages.load import Loaded
+from onnxprune.stages.rotate import Rotated
+from onnxprune.stages.verify import Original
+from onnxprune.surgery.rotate import with_heads_turned
+
+RANK = "rank"
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class HeadsToTurn:
+    """What may be turned, by group; why others may not."""
+
+    turnable: Mapping[int, Sequence[Turnable]] = field(default_factory=dict)
+    stays: tuple[str, ...] = ()
+
+    def names(self, coupled: Coupled) -> frozenset[str]:
+        """The names of these groups."""
+        return frozenset(coupled.channels.groups[g].name for g in self.turnable)
+
+
+def heads_to_turn(loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: Plan | None = None) -> HeadsToTurn:
+    """The positions inside heads that the options want turned, and that may be; of a replay those that its plan names.
+
+    Raises UsageError where there is nothing that turning could serve.
+    """
+    if settings.attention != RANK or (replayed is not None and not replayed.rotated):
+        return HeadsToTurn()
+    if replayed is None:
+        _demand_use(loaded, settings)
+    channels = coupled.channels
+    found: dict[int, Sequence[Turnable]] = {}
+    stays: list[str] = []
+    for g in sorted({p.group for p in (*products_of(channels), *weighted_sums(channels))}):
+        name = channels.groups[g].name
+        if g in coupled.choices.frozen if replayed is None else name not in replayed.rotated:
+            continue
+        try:
+            found[g] = _turnable(loaded, coupled, g)
+        except Mixed as e:
+            stays.append(f"those of {name!r}: {e}")
+    if not found and replayed is None:
+        why = stays[0] if stays else "no product of two activations has positions inside heads that may go"
+        raise UsageError(f"--attention rank can turn no head: {why}; choose --attention heads or head-dim")
+    return HeadsToTurn(found, tuple(stays))
+
+
+def _turnable(loaded: Loaded, coupled: Coupled, group: int) -> list[Turnable]:
+    """What of a group may be turned. Raises Mixed."""
+    found = turnable(coupled.channels, group)
+    named = {n for t in found for h in t.sides for n in (*h.tensors, *(c for c, _ in h.axes))}
+    if named & {*loaded.normalised.tables, *coupled.observed.tensors, *loaded.with_defaults.weights}:
+        raise Mixed("they are looked at as outputs, or their weights are generated or given")
+    return found
+
+
+def turn_heads(
+    loaded: Loaded,
+    coupled: Coupled,
+    heads: HeadsToTurn,
+    settings: PruneConfig,
+    replayed: Plan | None = None,
+) -> Rotated:
+    """The model with these positions turned, held against the original at every size before anything is cut.
+
+    Where it differs the model stays as it was, with a note; a replay cannot go on without: raises CheckFailed.
+    """
+    n = loaded.normalised
+    seed = settings.seed if replayed is None else replayed.divided_by
+    pieces = [t for own in heads.turnable.values() for t in own]
+    # What the layer behind attention reads, where there is one: else queries and keys.
+    seen = [h for t in pieces for h in (t.writers if t.reader is None else (t.reader,))]
+    read = {h.tensor: ByHead.of(h.layer.node, h.tensor, n.shapes[h.tensor], exchanged=h.exchanged) for h in seen}
+    moments = input_moments.grams(coupled.taken.proto, list(read.values()), loaded.fit, n.shapes, seed)
+    if not all(np.isfinite(p).all() for p in moments.values()):
+        note = "no head was turned (--attention rank): what heads compute is not finite on all samples"
+        return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
+    stored = external.Weights(n.proto.graph.initializer)
+    turns = [found for t in pieces for found in _matrices(t, moments, stored)]
+    turned = replace(loaded, normalised=replace(n, proto=with_heads_turned(n.proto, turns)))
+    original = Original(turned)
+    try:
+        original.normal_form  # noqa: B018  asked for here, and kept
+    except CheckFailed as e:
+        if replayed is not None:
+            raise
+        note = f"no head was turned (--attention rank): {e}"
+        return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
+    groups = tuple(sorted(heads.names(coupled)))
+    notes = [f"turned to the directions that say most (--attention rank): positions in heads of {', '.join(groups)}"]
+    if heads.stays:
+        more = len(heads.stays) - _SHOWN
+        notes.append(
+            f"--attention rank leaves some positions as they are: {'; '.join(heads.stays[:_SHOWN])}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    return Rotated(replace(turned, notes=(*loaded.notes, *notes)), original, groups)
+
+
+def _demand_use(loaded: Loaded, settings: PruneConfig) -> None:
+    if loaded.fit.synthetic:
+        raise UsageError("--attention rank needs calibration data (--calib): random inputs have no directions")
+    if METHODS[settings.method].looks not in (Looks.LAYERS, Looks.OUTPUTS) or settings.level != "least-squares":
+        raise UsageError(
+            "--attention rank needs a method that looks at statistics, and weights that are fitted: leave --method and "
+            "--refit out, or choose --attention head-dim"
+        )
+
+
+def _matrices(t: Turnable, moments: Mapping[str, Doubles], stored: Mapping[str, Array]) -> list[tuple[Heads, Doubles]]:
+    """The matrices of each head, (h, d, d); heads that lie in the same places are turned alike."""
+    if t.reader is None:
+        mine, theirs = t.writers
+        queries, keys = moments_of_rows(moments[mine.tensor]), covariance_of_rows(moments[theirs.tensor])
+        a, b = np.empty_like(queries), np.empty_like(keys)
+        for alike in _sharing(theirs):
+            a[alike], b[alike] = balanced(queries[alike].sum(axis=0), keys[alike].mean(axis=0))
+        return [(mine, a), (theirs, b)]
+    (values,), (weight, axis) = t.writers, t.reader.axes[0]
+    seen, rows = moments_of_rows(moments[t.reader.tensor]), np.moveaxis(np.asarray(stored[weight], np.float64), axis, 0)
+    matrices = np.empty_like(seen)
+    for alike in _sharing(values):
+        own = [rows[t.reader.places[head]] for head in alike]
+        matrices[alike] = telling(seen[alike].sum(axis=0), np.sum([w @ w.T for w in own], axis=0))
+    return [(values, matrices), (t.reader, matrices)]
+
+
+def _sharing(heads: Heads) -> Sequence[list[int]]:
+    """The heads that lie in the same places, together."""
+    alike: dict[bytes, list[int]] = {}
+    for head, places in enumerate(heads.places):
+        alike.setdefault(np.ascontiguousarray(places).tobytes(), []).append(head)
+    return list(alike.values())
