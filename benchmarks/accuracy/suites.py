@@ -31,9 +31,12 @@ class Choice:
 
 
 BAR_SEEDS = 3
-# Name → options of PruneConfig; the bars are measured with each.
+# Name → options of PruneConfig; each bar says which of them it is measured with.
 FAST: Mapping[str, Any] = {"fast": True}
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"default": {}, "fast": FAST}
+RANK: Mapping[str, Any] = {"attention": "rank"}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"default": {}, "fast": FAST, "rank": RANK, "fast, rank": {**FAST, **RANK}}
+# Those that are measured where networks need not have any attention.
+PLAIN = ("default", "fast")
 
 METHODS = ("gfs", "local", "global", "combined", "obs", "taylor", "magnitude")
 REFITS = ("none", "scale", "least-squares", "lockstep")
@@ -79,10 +82,10 @@ PEER_POINTS = (
 
 
 def bars(kit: Kit, choice: Choice) -> Iterator[Run]:
-    """The points of BARS, with every variant; the first seed of everything first."""
-    for seed, bar, options in product(range(choice.seeds or BAR_SEEDS), BARS, VARIANTS.values()):
-        for model in choice.of(kit, bar.pattern, bar.but):
-            yield Run(model, bar.ratio, seed=seed, samples=bar.samples, options=options)
+    """The points of BARS, with each one's variants; the first seed of everything first."""
+    for seed, bar in product(range(choice.seeds or BAR_SEEDS), BARS):
+        for variant, model in product(bar.variants, choice.of(kit, bar.pattern, bar.but)):
+            yield Run(model, bar.ratio, seed=seed, samples=bar.samples, options=VARIANTS[variant])
 
 
 def methods(kit: Kit, choice: Choice) -> Iterator[Run]:
@@ -96,7 +99,7 @@ def methods(kit: Kit, choice: Choice) -> Iterator[Run]:
 def calibration(kit: Kit, choice: Choice) -> Iterator[Run]:
     """From few to many samples, and data of other kinds, with every variant."""
     seeds = range(choice.seeds or CALIBRATION_SEEDS)
-    for (pattern, ratio, others), options in product(CALIBRATION_POINTS, VARIANTS.values()):
+    for (pattern, ratio, others), options in product(CALIBRATION_POINTS, [VARIANTS[v] for v in PLAIN]):
         for model in choice.of(kit, pattern):
             for seed, samples in product(seeds, SIZES):
                 yield Run(model, ratio, seed=seed, samples=samples, options=options)

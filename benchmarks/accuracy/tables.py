@@ -24,7 +24,7 @@ MISSING = "*Not measured yet: `python -m benchmarks.accuracy KIT --out FILE --su
 
 
 def bars(rows: Sequence[Row]) -> str:
-    """Each measure that a bar bounds, met or missed, by the mean over the seeds; a line per bound and variant."""
+    """Each measure that a bar bounds, met or missed, by the mean over the seeds; a line per bound, variant, version."""
     head = ["model", "MACs removed", "samples", "options", "measure", "before", "measured", "bar", "", "agreement, %"]
     head += ["seeds", "seconds", "passes", "version"]
     mine = [r for r in rows if r["source"] == OWN and variant_of(r)]
@@ -33,12 +33,11 @@ def bars(rows: Sequence[Row]) -> str:
     lines = []
     for bar in BARS:
         at = [r for r in mine if _at(r, bar)]
-        for variant in VARIANTS:
+        for variant in bar.variants:
             fitting = [r for r in succeeded(at) if variant_of(r) == variant]
-            by_model = grouped(fitting, lambda r, pooled=bar.pooled: "" if pooled else r["model"])
-            for model, found in sorted(by_model.items()):
-                current = newest(found)
-                lines += [[model or _pooled(current), *_bound(bar, bound, variant, current)] for bound in bar.bounds]
+            by_model = grouped(fitting, lambda r, pooled=bar.pooled: ("" if pooled else r["model"], _version(r)))
+            for (model, _), found in sorted(by_model.items()):
+                lines += [[model or _pooled(found), *_bound(bar, bound, variant, found)] for bound in bar.bounds]
             if not fitting:
                 for bound in bar.bounds:
                     goal = [f"{bar.ratio:.0%}", _samples(bar), variant, MEASURES[bound.measure].title, ""]
@@ -65,7 +64,7 @@ def _bound(bar: Bar, bound: Bound, variant: str, found: Sequence[Row]) -> list[s
         str(len(values)),
         f"{mean(r['seconds'] for r in found):.1f}",
         f"{mean(r['passes'] for r in found):.1f}",
-        ", ".join(sorted({r.get("version", "") for r in found})),
+        found[0].get("version", ""),
     ]
 
 
@@ -134,7 +133,8 @@ def peers(rows: Sequence[Row]) -> str:
         succeeded(chosen),
         lambda r: (r["model"], r["ratio"], r["tool"] != OURS, r["tool"], *_how(r), variant_of(r)),
     )
-    for (model, ratio, _, tool, method, refit, variant), found in sorted(kinds.items()):
+    for (model, ratio, _, tool, method, refit, variant), every in sorted(kinds.items()):
+        found = fullest(every)
         lines.append(
             [
                 model,
@@ -167,8 +167,8 @@ def transformers(rows: Sequence[Row]) -> str:
         bounds = next(bar.bounds for bar in BARS if bar.fits(model))
         measured = (f"{MEASURES[b.measure].title}: {spread(by_seed(found, MEASURES[b.measure].value))}" for b in bounds)
         cells = [variant, ""] if tool == OURS else [method, refit]
-        cells += [f"{mean(r[k] for r in newest(found)):.3f}" for k in ("macs_left", "params_left")]
-        cells += ["; ".join(measured), f"{mean(r['seconds'] for r in newest(found)):.0f}"]
+        cells += [f"{mean(r[k] for r in fullest(found)):.3f}" for k in ("macs_left", "params_left")]
+        cells += ["; ".join(measured), f"{mean(r['seconds'] for r in fullest(found)):.0f}"]
         lines.append([model, f"{ratio:.0%}", tool, *cells])
     head = [
         "model",
@@ -257,14 +257,19 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, li
 
 
 def by_seed(rows: Iterable[Row], value: Callable[[Row], float]) -> list[float]:
-    """The mean over the rows of each seed, of the newest version alone, so that what is left to vary is the seed."""
-    return [mean(map(value, found)) for _, found in sorted(grouped(newest(rows), lambda r: r["seed"]).items())]
+    """The mean over the rows of each seed, of one version alone, so that what is left to vary is the seed."""
+    return [mean(map(value, found)) for _, found in sorted(grouped(fullest(rows), lambda r: r["seed"]).items())]
 
 
-def newest(rows: Iterable[Row]) -> list[Row]:
-    """Those that the newest version of the library among them made: what it changed is no spread over seeds."""
-    by_version = grouped(rows, lambda r: tuple(map(int, r.get("version", "0").split("."))))
-    return by_version[max(by_version)] if by_version else []
+def fullest(rows: Iterable[Row]) -> list[Row]:
+    """Those of the version that made most seeds, of several the newest: what a version changes is no spread."""
+    by_version = grouped(rows, _version)
+    seeds = {version: len({r["seed"] for r in found}) for version, found in by_version.items()}
+    return by_version[max(by_version, key=lambda v: (seeds[v], v))] if by_version else []
+
+
+def _version(row: Row) -> tuple[int, ...]:
+    return tuple(map(int, row.get("version", "0").split(".")))
 
 
 def spread(values: Sequence[float]) -> str:
