@@ -240,7 +240,7 @@ class Report:
     requested, achieved: shares removed, of the budget or, in a uniform cut, of the channels that may be cut; with a
     tolerance nothing is requested. latency: what `bench` says of the original and the result, where that was asked for.
     timing: with a latency budget, what was measured and predicted (`latency.stopwatch.Latency`); `achieved` is the
-    measured share then.
+    measured share then. engine: the command that builds an engine of the result, for TensorRT.
 
     output_error: the mean over the measured parts of the outputs, None where none was; error: its 95 % interval, on how
     many samples, whether these were held out, and why it was not measured. outputs: the figure of each part and output
@@ -277,6 +277,7 @@ class Report:
     refit: tuple[Mapping[str, Any], ...] = ()
     latency: Mapping[str, Any] | None = None
     timing: Mapping[str, Any] | None = None
+    engine: str = ""
     agreement: float | None = None
     outputs: tuple[Mapping[str, Any], ...] = ()
     error: Mapping[str, Any] = field(default_factory=dict)

@@ -385,6 +385,7 @@ def repeat_rows(document: Document) -> Rows:
     rows: Rows = [("model", str(document.get("model") or ""))] if document["kind"] != "bench" else []
     rows += [("sha256 of the model", str(document["model_sha256"]))] if document.get("model_sha256") else []
     rows += [("result", str(document["output"]))] if document.get("output") else []
+    rows += [("build an engine", str(document["engine"]))] if document.get("engine") else []
     data = document.get("calibration") or {}
     digest = data.get("sha256") or document.get("data_sha256")
     rows += [("sha256 of the samples", str(digest))] if digest else []

@@ -40,6 +40,7 @@ from onnxprune.stages.counted_at import counted_at
 from onnxprune.stages.couple import Coupled, not_counted
 from onnxprune.stages.curves import curve_rows
 from onnxprune.stages.draw import layer_rows
+from onnxprune.stages.engine_command import engine_command
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.try_cuts import Tried
 from onnxprune.stages.verify import Checked
@@ -120,6 +121,7 @@ def report_of(
             *missed(timed, settings),
         ),
         timing=asdict(timed) if timed else None,
+        engine=engine_command(checked.whole, loaded, output, settings) if checked else "",
         agreement=figures.agreement if figures else None,
         outputs=figures.as_dicts() if figures else (),
         error=figures.summary() if figures else {},

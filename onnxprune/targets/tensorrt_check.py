@@ -19,6 +19,7 @@ from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies, external, protobuf
 from onnxprune.graph.protobuf import copied
 from onnxprune.numerics.arrays import Array
+from onnxprune.targets import tensorrt_pairs
 from onnxprune.targets.tensorrt_support import NEWEST, OLDEST, Use, refused
 
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}
@@ -91,8 +92,8 @@ def problems(proto: onnx.ModelProto) -> tuple[Problem, ...]:
 
 
 def warnings(proto: onnx.ModelProto) -> list[str]:
-    """The `problems` of a model as lines of a report."""
-    return [f"TensorRT (by its documentation): {p}" for p in problems(proto)]
+    """The `problems` of a model as lines of a report, and pairs of quantizers that are not where they help."""
+    return [*(f"TensorRT (by its documentation): {p}" for p in problems(proto)), *tensorrt_pairs.warnings(proto)]
 
 
 def introduced(

@@ -107,6 +107,7 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
         facts.append(
             ("latency", f"{spread} of the original's, median of {b['rounds']} rounds in turns, {b['library']}")
         )
+    facts += [("build an engine", report.engine)] if report.engine else []
     c = report.calibration
     labels = f", with the labels {c['labels']!r}" if c.get("labels") is not None else ""
     facts.append(("calibration", f"{c['origin']}: {samples(c['samples'])}{labels}, {c['held_out']} of them held out"))
