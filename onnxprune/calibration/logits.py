@@ -10,7 +10,7 @@ of a query, and softmax does not see it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ import onnx
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.layers import Layer
 from onnxprune.channels import ChannelGraph
-from onnxprune.channels.products import Product, products_of
+from onnxprune.channels.products import Operand, products_of
 from onnxprune.data.samples import Samples
 from onnxprune.graph.view import Node
 from onnxprune.numerics.arrays import Doubles, Floats, Ints
@@ -31,19 +31,20 @@ _NONE: Ints = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, eq=False)
 class ByHead(Layer):
-    """Stands for what reads a tensor (B, h, S, d) head by head: its rows are (h, R, d + 1), the last column ones.
+    """Stands for what reads an operand head by head: its rows are (h, R, d + 1), the last column ones.
 
-    exchanged: of a tensor (B, h, d, S). size: h and d.
+    size: h and d.
     """
 
-    exchanged: bool = False
-    size: tuple[int, int] = field(default=(1, 1))
+    operand: Operand = field(default_factory=lambda: Operand(""))
+    size: tuple[int, int] = (1, 1)
 
     @classmethod
-    def of(cls, node: Node, tensor: str, shape: Sequence[int], *, exchanged: bool = False) -> ByHead:
-        """For a tensor of that shape, which a node reads or gives."""
-        size = shape[1], shape[2 if exchanged else 3]
-        return cls(node, tensor, "", tensor, "", _NONE, _NONE, None, exchanged=exchanged, size=size)
+    def of(cls, node: Node, operand: Operand, shapes: Mapping[str, tuple[int, ...]]) -> ByHead:
+        """For an operand, which a node reads or gives."""
+        name = operand.tensor
+        size = operand.sizes(shapes[name])
+        return cls(node, name, "", name, "", _NONE, _NONE, None, operand=operand, size=size)
 
     @property
     def groups(self) -> int:
@@ -56,18 +57,12 @@ class ByHead(Layer):
 
     def output_shape(self, x: tuple[int, ...]) -> tuple[int, ...]:
         """(B, S, 0)."""
-        return x[0], x[3 if self.exchanged else 2], 0
+        return x[0], self.operand.places(x), 0
 
     def rows(self, x: Floats, positions: Ints) -> Floats:
         """X (h, R, d + 1) at these places S of every sample."""
-        at = (x.swapaxes(2, 3) if self.exchanged else x)[:, :, positions]
+        at = self.operand.by_head(x)[:, :, positions]
         return augmented(at.transpose(1, 0, 2, 3).reshape(at.shape[1], -1, at.shape[3]))
-
-
-def operands(product: Product, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ByHead, ByHead]:
-    """Queries and keys of a product."""
-    q, k = product.queries, product.keys
-    return ByHead.of(product.node, q, shapes[q]), ByHead.of(product.node, k, shapes[k], exchanged=True)
 
 
 def moments_of_rows(p: Doubles) -> Doubles:
@@ -92,11 +87,12 @@ def logit_regressions(
     """By group, a regression for each head of a product whose positions may go: the error of its logits, of the spread
     of those of all heads together. One pass over the samples."""
     products = list(products_of(channels))
-    both = [operands(p, shapes) for p in products]
+    both = [(ByHead.of(p.node, p.first, shapes), ByHead.of(p.node, p.second, shapes)) for p in products]
     moments = input_moments.grams(proto, [x for pair in both for x in pair], samples, shapes, seed)
     found: dict[int, list[Regression]] = {}
     for product, (q, k) in zip(products, both, strict=True):
         queries, keys = moments_of_rows(moments[q.weight]), covariance_of_rows(moments[k.weight])
+        keys = keys.repeat(len(queries) // len(keys), axis=0)
         power = float(np.einsum("hij,hij->", queries, keys))
         if not np.isfinite(power) or power <= 0.0:
             continue

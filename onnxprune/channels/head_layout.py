@@ -8,14 +8,14 @@ its weight. Columns are followed by moving their numbers as the graph moves what
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune.channels.groups import ChannelGraph, weight_axes
 from onnxprune.channels.labels import as_ints
 from onnxprune.channels.names import called
-from onnxprune.channels.products import Product, products_of, weighted_sums
+from onnxprune.channels.products import Operand, Product, keeps_states, products_of, weighted_sums
 from onnxprune.channels.rules.slicing import kept_positions
 from onnxprune.channels.trace import Linear
 from onnxprune.graph.view import Graph, Node
@@ -35,16 +35,15 @@ class Heads:
     """Where the positions of heads lie in weights.
 
     axes: (constant, axis) that hold them. places: of each position of each head on these axes, (h, d); heads that share
-    keys have the same. layer: that writes or reads them. tensor: what the product reads or gives, (B, h, S, d), or
-    (B, h, d, S) where `exchanged`; tensors: all that carry them between it and the layer.
+    keys have the same. layer: that writes or reads them. operand: what the product reads or gives; tensors: all that
+    carry them between it and the layer.
     """
 
     axes: tuple[tuple[str, int], ...]
     places: Ints
     layer: Linear
-    tensor: str
+    operand: Operand
     tensors: frozenset[str]
-    exchanged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +83,31 @@ def turnable(channels: ChannelGraph, group: int) -> list[Turnable]:
 
 
 def _logits(channels: ChannelGraph, product: Product) -> Turnable:
-    queries = _written(channels, product.queries, exchanged=False)
+    _demand_plain(product)
+    queries, keys = _written(channels, product.first), _written(channels, product.second)
     if len(np.unique(queries.places)) < queries.places.size:
         raise Mixed("queries are repeated")
-    return Turnable((queries, _written(channels, product.keys, exchanged=True)))
+    return Turnable((queries, _for_all(keys, queries)))
 
 
 def _values(channels: ChannelGraph, product: Product) -> Turnable:
-    values = _written(channels, product.keys, exchanged=False)
-    sums = _read(channels, product.node.outputs[0])
-    if sums.places.shape != values.places.shape:
-        raise Mixed("the layer behind it reads other heads")
-    return Turnable((values,), sums)
+    _demand_plain(product)
+    values, sums = _written(channels, product.first), _read(channels, product.second)
+    return Turnable((_for_all(values, sums),), sums)
+
+
+def _demand_plain(product: Product) -> None:
+    if keeps_states(product.node):
+        raise Mixed(f"{_said(product.node)} has a bias, keeps keys and values of other steps, or gives its scores")
+
+
+def _for_all(shared: Heads, heads: Heads) -> Heads:
+    """The places of keys or values for each head that they serve."""
+    count = len(heads.places) // len(shared.places)
+    places = shared.places.repeat(count, axis=0)
+    if places.shape != heads.places.shape:
+        raise Mixed("heads do not fit together")
+    return replace(shared, places=places)
 
 
 def _demand_all(channels: ChannelGraph, group: int, sides: Sequence[Heads]) -> None:
@@ -128,13 +140,13 @@ def _said(node: Node) -> str:
     return f"{node.op} {called(node)!r}"
 
 
-def _written(channels: ChannelGraph, tensor: str, *, exchanged: bool) -> Heads:
-    """Who writes the positions of heads of a tensor (B, h, S, d), or with the last two exchanged."""
+def _written(channels: ChannelGraph, operand: Operand) -> Heads:
+    """Who writes the positions of heads of an operand."""
     graph = channels.graph
     layers = {x.node.outputs[0]: x for x in channels.linears}
     way: list[tuple[Node, str, str]] = []  # node, what it reads, what it gives
     bias = ""
-    at = tensor
+    at = operand.tensor
     while at not in layers:
         node = graph.producer.get(at)
         if node is None or node.index in graph.inside or bias:
@@ -158,9 +170,9 @@ def _written(channels: ChannelGraph, tensor: str, *, exchanged: bool) -> Heads:
         if graph.shape(b) != (1,) * (len(graph.shape(b) or ()) - 1) + (width[-1],):
             raise Mixed(f"the bias {b!r} is shared")
     axes = [(layer.weight, weight_axes(layer)[1]), *((b, len(graph.shape(b) or ()) - 1) for b in biases)]
-    places = _by_head(columns.swapaxes(2, 3) if exchanged else columns)
+    places = _by_head(operand.by_head(columns))
     tensors = frozenset((at, *(given for _, _, given in way)))
-    return Heads(tuple(axes), places, layer, tensor, tensors, exchanged)
+    return Heads(tuple(axes), places, layer, operand, tensors)
 
 
 def _columns(graph: Graph, layer: Linear, output: str) -> Ints:
@@ -170,14 +182,16 @@ def _columns(graph: Graph, layer: Linear, output: str) -> Ints:
     return np.broadcast_to(np.arange(shape[-1]), shape)
 
 
-def _read(channels: ChannelGraph, tensor: str) -> Heads:
-    """Who reads the positions of heads of a product (B, h, S, d)."""
+def _read(channels: ChannelGraph, operand: Operand) -> Heads:
+    """Who reads the positions of heads that a product gives."""
+    tensor = operand.tensor
     graph = channels.graph
     layers = {x.data: x for x in channels.linears}
     shape = graph.shape(tensor)
     assert shape is not None  # a product of known operands
-    numbers = np.arange(shape[1] * shape[3]).reshape(1, shape[1], 1, shape[3])
-    places: Ints = np.broadcast_to(numbers, shape)
+    h, d = operand.sizes(shape)
+    numbers = np.arange(h * d)
+    places: Ints = np.broadcast_to(numbers if operand.packed else numbers.reshape(1, h, 1, d), shape)
     tensors, at = [tensor], tensor
     while at not in layers:
         readers = graph.readers.get(at, ())
@@ -200,9 +214,9 @@ def _read(channels: ChannelGraph, tensor: str) -> Heads:
         raise Mixed("what attention gives is no longer one row for each place")
     return Heads(
         ((layer.weight, weight_axes(layer)[0]),),
-        np.argsort(rows[0]).reshape(shape[1], shape[3]),
+        np.argsort(rows[0]).reshape(h, d),
         layer,
-        tensor,
+        operand,
         frozenset(tensors),
     )
 

@@ -95,7 +95,7 @@ def turn_heads(
     pieces = [t for own in heads.turnable.values() for t in own]
     # What the layer behind attention reads, where there is one: else queries and keys.
     seen = [h for t in pieces for h in (t.writers if t.reader is None else (t.reader,))]
-    read = {h.tensor: ByHead.of(h.layer.node, h.tensor, n.shapes[h.tensor], exchanged=h.exchanged) for h in seen}
+    read = {h.operand.tensor: ByHead.of(h.layer.node, h.operand, n.shapes) for h in seen}
     moments = input_moments.grams(coupled.taken.proto, list(read.values()), loaded.fit, n.shapes, seed)
     if not all(np.isfinite(p).all() for p in moments.values()):
         note = "no head was turned (--attention rank): what heads compute is not finite on all samples"
@@ -136,13 +136,20 @@ def _matrices(t: Turnable, moments: Mapping[str, Doubles], stored: Mapping[str, 
     """The matrices of each head, (h, d, d); heads that lie in the same places are turned alike."""
     if t.reader is None:
         mine, theirs = t.writers
-        queries, keys = moments_of_rows(moments[mine.tensor]), covariance_of_rows(moments[theirs.tensor])
+        queries, keys = (
+            moments_of_rows(moments[mine.operand.tensor]),
+            covariance_of_rows(moments[theirs.operand.tensor]),
+        )
+        keys = keys.repeat(len(queries) // len(keys), axis=0)
         a, b = np.empty_like(queries), np.empty_like(keys)
         for alike in _sharing(theirs):
             a[alike], b[alike] = balanced(queries[alike].sum(axis=0), keys[alike].mean(axis=0))
         return [(mine, a), (theirs, b)]
     (values,), (weight, axis) = t.writers, t.reader.axes[0]
-    seen, rows = moments_of_rows(moments[t.reader.tensor]), np.moveaxis(np.asarray(stored[weight], np.float64), axis, 0)
+    seen, rows = (
+        moments_of_rows(moments[t.reader.operand.tensor]),
+        np.moveaxis(np.asarray(stored[weight], np.float64), axis, 0),
+    )
     matrices = np.empty_like(seen)
     for alike in _sharing(values):
         own = [rows[t.reader.places[head]] for head in alike]

@@ -40,9 +40,9 @@ def test_the_quadratic_is_that_of_all_queries_and_all_keys():
     assert group == product.group and len(parts) == 3
     quadratic = sum(r.contributions(4) for r in parts)
 
-    tensors = values(p.normalised.proto, [product.queries, product.keys], samples.slice(0, 24))
-    q = tensors[product.queries].astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1, 4)
-    k = tensors[product.keys].astype(np.float64).transpose(1, 0, 3, 2).reshape(3, -1, 4)
+    tensors = values(p.normalised.proto, [product.first.tensor, product.second.tensor], samples.slice(0, 24))
+    q = tensors[product.first.tensor].astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1, 4)
+    k = tensors[product.second.tensor].astype(np.float64).transpose(1, 0, 3, 2).reshape(3, -1, 4)
     k -= k.mean(axis=1, keepdims=True)  # the same for all logits of a query
     logits = np.einsum("hsd,htd->hst", q, k)
     power = (logits**2).mean(axis=(1, 2)).sum()
