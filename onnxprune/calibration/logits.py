@@ -86,8 +86,8 @@ def logit_regressions(
 ) -> dict[int, list[Regression]]:
     """By group, a regression for each head of a product whose positions may go: the error of its logits, of the spread
     of those of all heads together. One pass over the samples."""
-    products = list(products_of(channels))
-    both = [(ByHead.of(p.node, p.first, shapes), ByHead.of(p.node, p.second, shapes)) for p in products]
+    products, known = list(products_of(channels)), channels.graph.shapes
+    both = [(ByHead.of(p.node, p.first, known), ByHead.of(p.node, p.second, known)) for p in products]
     moments = input_moments.grams(proto, [x for pair in both for x in pair], samples, shapes, seed)
     found: dict[int, list[Regression]] = {}
     for product, (q, k) in zip(products, both, strict=True):

@@ -20,6 +20,8 @@ from onnxprune.numerics.arrays import Array
 
 # (samples, heads, places, positions), and the same where heads lie with positions on the last axis.
 _RANK, _PACKED = 4, 3
+# More are no heads: another product has places there.
+_MOST_HEADS = 512
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,16 @@ def _heads(node: Node, slot: int, shape: Shape) -> int:
 
 def _product(node: Node, first: Operand, second: Operand, read: Operand, channels: ChannelGraph) -> Iterator[Product]:
     """The product, where the positions inside the heads of `read` are units of one group."""
+    graph = channels.graph
     own = [f for f in channels.factors.get(read.tensor, ()) if f.shape[-1] > 1]
-    shape = channels.graph.shape(read.tensor)
+    shape = graph.shape(read.tensor)
+    if any(not x.packed and graph.is_free(x.tensor, 1) for x in (first, second)):
+        return
     if len(own) != 1 or own[0].size != own[0].shape[-1] or shape is None:
         return
     heads, size = read.sizes(shape)
+    if heads > _MOST_HEADS:
+        return
     units = own[0].reshape(-1, size) if read.packed else own[0].reshape(1, -1)
     if not (units == units[:1]).all() or (read.packed and units.shape[0] != heads):
         return

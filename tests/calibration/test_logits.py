@@ -59,3 +59,21 @@ def test_whole_heads_have_no_positions():
     p = prepare(row.model(), row.feeds(2))
     assert not list(products_of(p.channels)) and not list(weighted_sums(p.channels))
     assert logit_regressions(p.normalised.proto, p.channels, samples_of(p, 4), p.normalised.shapes, 0) == {}
+
+
+def test_an_axis_of_positions_is_none_of_heads():
+    """Fails where moments are summed by head along an axis whose size changes with the input."""
+    row = Topology(
+        """(float[N,L,10] x) => (float[N,L,1,1] y) {
+            q = MatMul(x, wq[10,12])
+            k = MatMul(x, wk[10,12])
+            qh = Reshape(q, to{0,-1,1,12})
+            kh = Reshape(k, to)
+            kt = Transpose <perm=[0,1,3,2]> (kh)
+            y = MatMul(qh, kt)
+        }""",
+        (),
+    )
+    p = prepare(row.model(), row.feeds(2), "head-dim")
+    assert [g.size for g in p.channels.groups] == [12]
+    assert not list(products_of(p.channels))
