@@ -12,7 +12,7 @@ from onnxprune.errors import UsageError
 from onnxprune.methods import BUDGETS, METHODS, REFITS
 from onnxprune.options import MOST, MOST_NUMBER, check_most, experts_by_pattern, shares_by_pattern, shown, typed
 from onnxprune.targets.alignment import AUTO, DEFAULT, TARGETS
-from onnxprune.targets.precision import FLOAT_SHARE, PRECISIONS, RANGES, REDUCE_RANGE
+from onnxprune.targets.precision import FLOAT_SHARE, FP16, PRECISIONS, RANGES, REDUCE_RANGE
 
 # Options that other methods never look at.
 READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -83,11 +83,12 @@ class PruneConfig:
     number or by a pattern of their names; "auto" lets the budget choose, where that harms less than narrowing does.
     drop_experts: how many experts go from each mixture (MoE, QMoE) before anything else goes, those that give least on
     the samples; or PATTERN=3,5, the numbers of those that go from mixtures whose node matches.
-    then: "int8" to store the pruned model in 8-bit integers, as `target` wants it; None to leave it in float. ranges:
-    how the ranges of its activations are found: by "auto", of the three others the one that leaves the least error,
-    "min-max", "entropy" or "percentile". reduce_range: whether weights have 7 bits: "yes", "no", or "auto", where this
-    processor's kernels need that. keep_float: patterns on names of layers that stay in float; float_share: the share of
-    the multiplications that further ones may take, where they cost more than they give.
+    then: "int8" to store the pruned model in 8-bit integers, as `target` wants it, "fp16" in half precision; None to
+    leave it in float. ranges: how the ranges of its activations are found: by "auto", of the three others the one that
+    leaves the least error, "min-max", "entropy" or "percentile". reduce_range: whether weights have 7 bits: "yes",
+    "no", or "auto", where this processor's kernels need that. keep_float: patterns on names of layers that stay in
+    float; float_share: the share of the multiplications that further ones may take, where they cost more than they
+    give.
     keep_fused: operators that onnxruntime had fused are written as they were, where what
     stands for them is still there. include, exclude: shell patterns on node or tensor names; an excluded layer keeps
     its outputs *and* its inputs. exclude_after: patterns on names of tensors; all layers behind these stay whole.
@@ -240,18 +241,12 @@ class PruneConfig:
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
         readers = methods.reading_labels()
-        if not 0.0 <= self.float_share < 1.0:
-            raise UsageError(
-                f"float_share is {self.float_share}; it is the share of the multiplications that may stay in float, in "
-                "[0, 1)"
-            )
-        if self.then is not None and self.resize_io:
-            raise UsageError("then and resize_io do not go together yet: quantize the result with `onnxprune quantize`")
         if self.labels is not None and self.method not in readers:
             raise UsageError(
                 f"method {self.method!r} reads no labels, only {', '.join(readers)} do; leave labels out, or change it"
             )
         self._check_recovery()
+        self._check_fewer_bits()
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must not be negative")
 
@@ -272,6 +267,18 @@ class PruneConfig:
                 f"effort is {self.effort}; learning from the samples once takes about {EPOCH_PASSES} plain passes, so "
                 f"give at least {EPOCH_PASSES}, or fast for no recovery"
             )
+
+    def _check_fewer_bits(self) -> None:
+        """Raises UsageError for what says nothing of how the result is stored, or stands against it."""
+        if not 0.0 <= self.float_share < 1.0:
+            raise UsageError(
+                f"float_share is {self.float_share}; it is the share of the multiplications that may stay in float, in "
+                "[0, 1)"
+            )
+        if self.then == FP16 and (self.ranges != RANGES[0] or self.reduce_range != REDUCE_RANGE[0]):
+            raise UsageError("ranges and reduce_range are those of 8-bit integers: leave them out with fp16")
+        if self.then is not None and self.resize_io:
+            raise UsageError("then and resize_io do not go together yet: quantize the result with `onnxprune quantize`")
 
     def _check_dropped(self) -> None:
         """Raises UsageError where nothing could tell which whole branches and layers go."""

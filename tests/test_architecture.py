@@ -21,7 +21,7 @@ NEEDS = house.needs(MODULES)
 WITHOUT_ONNX = ("channels", "selection", "allocation", "refit", "numerics", "cost", "objective", "jobs", "process")
 # Who may import a library: a room, or one module of it; two where a part of it has an owner of its own.
 OWNERS: dict[str, str | tuple[str, ...]] = {
-    "onnxruntime": ("runtime.session", "quantization.quantizer"),
+    "onnxruntime": ("runtime.session", "quantization.quantizer", "quantization.half"),
     "tensorrt": "benchmark.tensorrt_engine",
     "click": "cli",
     "rich": "report",
@@ -133,11 +133,12 @@ def test_one_room_owns_each_library(library: str):
     assert {m for m in users if not any(_in(m, o) for o in owners)} == set()
 
 
-def test_the_quantizer_knows_no_sessions():
-    """Fails where the owner of onnxruntime's quantization tools reaches for the rest of onnxruntime."""
-    used = {n for n in house.imports(MODULES["onnxprune.quantization.quantizer"]) if n.startswith("onnxruntime")}
+@pytest.mark.parametrize(("module", "part"), [("quantizer", "quantization."), ("half", "transformers.float16")])
+def test_the_quantizers_know_no_sessions(module: str, part: str):
+    """Fails where the owner of a part of onnxruntime reaches for the rest of it."""
+    used = {n for n in house.imports(MODULES[f"onnxprune.quantization.{module}"]) if n.startswith("onnxruntime")}
     assert used
-    assert all(n.startswith("onnxruntime.quantization.") for n in used)
+    assert all(n.startswith(f"onnxruntime.{part}") for n in used)
 
 
 @pytest.mark.parametrize("package", ["onnxprune", "benchmarks", "experiments", "scripts"])

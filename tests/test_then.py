@@ -82,6 +82,36 @@ def test_for_tensorrt_with_dynamic_shapes(tmp_path: Path):
     assert "int8" not in {t.name for t in result.model.graph.initializer}
 
 
+def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Fails where the command does not give a model of half the size that answers alike."""
+    out, report = tmp_path / "half.onnx", tmp_path / "r.json"
+    args = ["quantize", RESNET, str(out), "--to", "fp16", "--calib", CALIB, "--samples", "48", "--report", str(report)]
+    assert main([*args, "--max-error", "0.1%"]) == 0
+    assert "operators compute in half precision" in capsys.readouterr().out
+    assert out.stat().st_size < 0.6 * digits.path("resnet").stat().st_size
+    check(json.loads(report.read_text(encoding="utf-8")))
+    assert main([*args, "--overwrite", "--ranges", "entropy"]) == 2
+    result = prune(RESNET, None, CALIB, then="fp16", **QUICK)
+    assert result.report.fewer_bits.errors["alone"] < 1e-3
+    assert result.report.output_error == pytest.approx(result.report.fewer_bits.errors["pruned"], rel=0.05)
+
+
+def test_weights_that_are_inputs(tmp_path: Path):
+    """Fails where a model that lists its weights as inputs is refused, or its result asks callers for them."""
+    model = network(RESIDUAL)
+    for t in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+    data = {"x": np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)}
+    for ir_version in (3, 8):
+        model.ir_version = ir_version
+        source = tmp_path / f"listed{ir_version}.onnx"
+        onnx.save(model, source)
+        result = quantize(source, None, data)
+        assert result.report.fewer_bits.layers == 3
+        required = {i.name for i in result.model.graph.input} - {t.name for t in result.model.graph.initializer}
+        assert required == {"x"}
+
+
 def test_limits_hold_for_the_end_result():
     """Fails where a gate is asked of the model before it is quantized."""
     with pytest.raises(CheckFailed, match="more than the allowed"):
@@ -95,7 +125,7 @@ def test_limits_hold_for_the_end_result():
         ({"ranges": "guess"}, UsageError, "ranges 'guess' is unknown; choose one of auto, min-max"),
         ({"float_share": 1.5}, UsageError, "in \\[0, 1\\)"),
         ({"reduce_range": "maybe"}, UsageError, "choose one of auto, yes, no"),
-        ({"to": "int3"}, UsageError, "then 'int3' is unknown; choose one of int8"),
+        ({"to": "int3"}, UsageError, "then 'int3' is unknown; choose one of int8, fp16"),
         ({"ratio": 0.5}, UsageError, "quantize knows no option ratio"),
         ({"max_error": 0.1, "calibration": None}, UsageError, "give the calibration data"),
     ],

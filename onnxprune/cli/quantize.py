@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         *PREPARED,
         Section(
             "How",
-            option("--to", type=Choice(PRECISIONS), **with_default(INT8), help="8-bit integers."),
+            option("--to", type=Choice(PRECISIONS), **with_default(INT8), help="8-bit integers, or half precision."),
             option(
                 "--target",
                 type=Choice(tuple(TARGETS)),
@@ -124,7 +124,7 @@ def quantize_command(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Store the ONNX model IN in 8-bit integers, and write it to OUT.
+    """Store the ONNX model IN in 8-bit integers or half precision, and write it to OUT.
 
     Ranges are found by what the outputs do, channels are brought to one scale where that helps, and layers that cost
     more than they give stay in float. `onnxprune IN OUT --ratio R --then int8` prunes first, in one run.

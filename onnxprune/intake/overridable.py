@@ -86,6 +86,19 @@ def as_inputs(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, Overridable]:
     return result, found
 
 
+def bare(proto: onnx.ModelProto, found: Overridable) -> onnx.ModelProto:
+    """A copy of a model like the one that was asked for `found`, whose weights are no inputs, and whose inputs have no
+    default, before anything is written into it; `put_back` gives them what they had."""
+    result = copied(proto)
+    inputs = [v for v in result.graph.input if v.name not in found.weights]
+    kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in inputs]
+    del result.graph.input[:]
+    result.graph.input.extend(kept)
+    for t in [t for t in result.graph.initializer if t.name in found.defaults]:
+        result.graph.initializer.remove(t)
+    return result
+
+
 def put_back(final: onnx.ModelProto, found: Overridable) -> list[str]:
     """Give the result, in place, its inputs with defaults in the order of the original; what is to be said of it."""
     if not found.declared:

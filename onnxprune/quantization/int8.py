@@ -27,8 +27,9 @@ from onnxprune.targets.precision import MIN_MAX, RANGES, Placement
 Error = Callable[[onnx.ModelProto], float | None]
 # A change is kept where it takes this share of the error that integers add; less is chance.
 _WORTH = 0.05
-# Integers that add less than this leave nothing to gain.
-_NEGLIGIBLE = 1e-3
+# Integers that add less than this leave nothing to gain; nor is time given for less than this share of an error that is
+# there without them.
+_NEGLIGIBLE, _NEGLIGIBLE_SHARE = 1e-3, 0.1
 # Layers that are each left in float for a trial: those that round most.
 _TRIALS = 24
 
@@ -100,7 +101,9 @@ def quantized(
     places = Places.of(given.model, wanted.placement)
     if not places.layers:
         kinds = ", ".join(sorted(wanted.placement.layers))
-        raise ModelError(f"no layer can compute in 8-bit integers: none of {kinds} has weights in float32 of its own")
+        raise ModelError(
+            f"no layer can compute in 8-bit integers: outside of bodies no {kinds} has constant weights in float32"
+        )
     named = {x.name for x in places.layers if {x.name, x.output} & wanted.floating}
     wanted = replace(wanted, floating=frozenset(named))
     pairs = pairs_in(given.model)
@@ -227,7 +230,9 @@ def _left_in_float(
 ) -> tuple[_Trial, list[InFloat]]:
     """Leave layers in float, the costliest first, while each takes a larger share of the added error than it has of the
     multiplications."""
-    if start.error is None or floor is None or wanted.float_share <= 0.0 or start.error - floor <= _NEGLIGIBLE:
+    if start.error is None or floor is None or wanted.float_share <= 0.0:
+        return start, []
+    if start.error - floor <= max(_NEGLIGIBLE, _NEGLIGIBLE_SHARE * floor):
         return start, []
     added = start.error - floor
     layers = [x for x in maker.places.layers if x.name in start.nodes and maker.share(x) <= wanted.float_share]

@@ -29,6 +29,8 @@ from onnxprune.numerics.arrays import Array
 OPSET = 13
 _CODES = ("QLinear", "QGemm", "QAttention", "QMoE", "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized", "QEmbedLayer")
 _STANDARD = ("", "ai.onnx")
+# Before this version of the format every weight had to be an input, too.
+_NO_DUTY = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +45,8 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def refused(proto: onnx.ModelProto) -> str:
-    """Why a model cannot be quantized to 8-bit integers; "" where it can."""
+def refused(proto: onnx.ModelProto, into: str = "8-bit integers") -> str:
+    """Why a model cannot be brought into fewer bits, which are called `into`; "" where it can."""
     nodes = [*bodies.every_node(proto.graph), *(n for f in proto.functions for n in f.node)]
     coded = Counter(n.op_type for n in nodes if _computes_on_codes(n))
     if coded:
@@ -55,9 +57,9 @@ def refused(proto: onnx.ModelProto) -> str:
     narrow = types[TensorProto.FLOAT16] + types[TensorProto.BFLOAT16]
     if narrow and not types[TensorProto.FLOAT]:
         kind = "float16" if types[TensorProto.FLOAT16] else "bfloat16"
-        return f"the model computes in {kind}; 8-bit integers are made of float32: export it in that"
+        return f"the model computes in {kind}, and {into} can only be made of float32: export it in that"
     if types[TensorProto.DOUBLE] and not types[TensorProto.FLOAT]:
-        return "the model computes in float64; 8-bit integers are made of float32: export it in that"
+        return f"the model computes in float64, and {into} can only be made of float32: export it in that"
     return ""
 
 
@@ -65,12 +67,13 @@ def _computes_on_codes(n: onnx.NodeProto) -> bool:
     return n.op_type in (QUANTIZE, DEQUANTIZE, DYNAMIC) or n.op_type.startswith(_CODES) or n.op_type.endswith("Integer")
 
 
-def prepared(proto: onnx.ModelProto) -> Prepared:
+def prepared(proto: onnx.ModelProto, into: str = "8-bit integers") -> Prepared:
     """A copy that can be quantized, which computes the same up to rounding. Raises ModelError.
 
+    into: what the fewer bits are called.
     Weights that lie in files are read.
     """
-    if why := refused(proto):
+    if why := refused(proto, into):
         raise ModelError(why)
     notes: list[str] = []
     model = copied(external.embedded(proto))
@@ -79,6 +82,8 @@ def prepared(proto: onnx.ModelProto) -> Prepared:
     if protobuf.opset_of(model) < OPSET:
         model = _brought_up(model)
         notes.append(f"the model is in opset {protobuf.opset_of(proto)}; onnx's converter brought it to opset {OPSET}")
+    if model.ir_version < _NO_DUTY:
+        _weights_are_no_inputs(model)
     bodies.name_uniquely(model)
     _constants_as_weights(model)
     count = _fold_normalizations(model)
@@ -99,6 +104,15 @@ def _brought_up(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from e
     newer.ir_version = max(newer.ir_version, 7)
     return newer
+
+
+def _weights_are_no_inputs(model: onnx.ModelProto) -> None:
+    """Leave the weights out of the list of inputs, in place."""
+    stored = {t.name for t in model.graph.initializer}
+    inputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in model.graph.input if v.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = _NO_DUTY
 
 
 def _constants_as_weights(model: onnx.ModelProto) -> None:

@@ -163,13 +163,14 @@ class PatternRow:
 class FloatRow:
     """A layer that stays in float where the others are stored in fewer bits.
 
-    name: of its node. share: of the multiplications of all layers that could be. error: of the outputs, on the samples
-    that chose, with this layer and those above it in float; None where it was not chosen by that. why: in words.
+    name: of its node. share: of the multiplications of all layers that could be, None where that was not counted.
+    error: of the outputs, on the samples that chose, with this layer and those above it in float; None where it was not
+    chosen by that. why: in words.
     """
 
     name: str
     operator: str
-    share: float
+    share: float | None
     error: float | None
     why: str
 
@@ -178,12 +179,12 @@ class FloatRow:
 class FewerBitsRow:
     """What became of a model that is stored in fewer bits.
 
-    precision: "int8". target: where it will run. ranges: how those of activations were found, and tried: the error of
-    the outputs by each way that was tried, on the samples that chose (None where it was not measured). reduce_range:
-    whether weights have 7 bits. equalised: activations whose channels were brought to one scale, and equalised_from:
-    the error before that, None where there was nothing of that. layers: that could be in integers; nodes: operators
-    that are. share: of the multiplications of these layers that are in integers. samples: that ranges are of,
-    chosen_on: how many of them chose.
+    precision: "int8" or "fp16". target: where it will run. ranges: how those of activations were found, and tried: the
+    error of the outputs by each way that was tried, on the samples that chose (None where it was not measured).
+    reduce_range: whether weights have 7 bits. equalised: activations whose channels were brought to one scale, and
+    equalised_from: the error before that, None where there was nothing of that. layers: that could be in integers;
+    nodes: operators that are. share: of the multiplications of these layers that are in integers. ranges, layers and
+    share are None of half precision. samples: that ranges are of, chosen_on: how many of them chose.
     errors, agreements: on the samples that judge, of the model that was pruned and not quantized ("pruned"), of the
     original quantized in the same way ("alone"), and of the result ("result"); None where that was not measured. bytes:
     of the file in float ("float"), and of the result.
@@ -191,14 +192,14 @@ class FewerBitsRow:
 
     precision: str
     target: str
-    ranges: str
+    ranges: str | None
     tried: Mapping[str, float | None]
     reduce_range: bool
     equalised: int
     equalised_from: float | None
-    layers: int
+    layers: int | None
     nodes: int
-    share: float
+    share: float | None
     floating: tuple[FloatRow, ...]
     samples: int
     chosen_on: int

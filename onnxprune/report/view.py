@@ -229,13 +229,16 @@ def fewer_bits_rows(document: Document) -> list[tuple[str, str]]:
     if not p:
         return []
     name = str(p["precision"])
-    told = f"{p['nodes']} operators compute in integers, with {p['share']:.1%} of the multiplications ({p['target']})"
-    rows = [(name, told)]
-    tried = " · ".join(f"{k} {_error(v)}" for k, v in p["tried"].items())
-    how = f"{p['ranges']}, of {samples(p['samples'])}"
-    if len(p["tried"]) > 1:
-        how += f" (output error on {p['chosen_on']} of them: {tried})"
-    rows.append(("ranges", how))
+    told = f"{p['nodes']} operators compute in half precision"
+    if p["share"] is not None:
+        told = f"{p['nodes']} operators compute in integers, with {p['share']:.1%} of the multiplications"
+    rows = [(name, f"{told} ({p['target']})")]
+    if p["ranges"] is not None:
+        tried = " · ".join(f"{k} {_error(v)}" for k, v in p["tried"].items())
+        how = f"{p['ranges']}, of {samples(p['samples'])}"
+        if len(p["tried"]) > 1:
+            how += f" (output error on {p['chosen_on']} of them: {tried})"
+        rows.append(("ranges", how))
     if p["reduce_range"]:
         rows.append(("", "weights in 7 bits (reduce_range)"))
     if p["equalised"]:

@@ -17,8 +17,6 @@ from onnxprune.data.sources import files_of
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.graph import external
 from onnxprune.graph.external import Placement
-from onnxprune.graph.protobuf import copied
-from onnxprune.intake import overridable
 from onnxprune.intake.model_file import ModelLike, called
 from onnxprune.measures.figures import Figures
 from onnxprune.measures.verdict import verdict_of
@@ -39,7 +37,7 @@ from onnxprune.stages.load import Calibration, Loaded, load
 from onnxprune.stages.quantize import Narrow, in_fewer_bits
 from onnxprune.stages.report import calibration_of
 from onnxprune.stages.verify import Original, within
-from onnxprune.targets.precision import INT8
+from onnxprune.targets.precision import IN_WORDS, INT8
 
 _OPTIONS = ("then", "target", "ranges", "reduce_range", "keep_float", "float_share", "samples", "seed", "state")
 
@@ -86,8 +84,8 @@ def quantize(
 ) -> QuantizeResult:
     """Store `model` in fewer bits as `target` wants it and, unless `output` is None, write the result there.
 
-    to: "int8". options: of PruneConfig target, ranges, reduce_range, keep_float, float_share, samples, seed and state;
-    all else as for `prune`. An eighth of the samples, at most 64, judges; ranges are those of the others.
+    to: "int8" or "fp16". options: of PruneConfig target, ranges, reduce_range, keep_float, float_share, samples, seed
+    and state; all else as for `prune`. An eighth of the samples, at most 64, judges; ranges are those of the others.
     Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
     """
     unknown = next((k for k in options if k not in _OPTIONS or k == "then"), None)
@@ -115,18 +113,16 @@ def quantize(
                     loaded = replace(loaded, source=replace(loaded.source, placement=Placement.INSIDE))
                 loaded = replace(loaded, pictures=pictures)
                 check_data(output, reports.paths, loaded.source)
-                if why := refused(loaded.original):
+                if why := refused(loaded.original, IN_WORDS[to]):
                     raise ModelError(why)
                 known |= {"model_sha256": loaded.source.sha256, "calibration": calibration_of(loaded)}
                 exam = Exam.of(model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links)
             clock.warn(loaded.doubts)
             with clock("quantize"):
-                given = copied(loaded.original)
-                said = overridable.put_back(given, loaded.with_defaults)
-                narrow = in_fewer_bits(loaded, given, settings, Original(loaded), clock.read)
+                narrow = in_fewer_bits(loaded, loaded.original, settings, Original(loaded), clock.read)
             gates, judged = exam.asked_of(_Finished(narrow.whole, narrow.figures), loaded, clock)
             report = _report(loaded, narrow, settings, clock, output, began)
-            report = replace(report, notes=(*report.notes, *said, *judged), gates=gates, command=tuple(command))
+            report = replace(report, notes=(*report.notes, *judged), gates=gates, command=tuple(command))
             if timed_on is not None:
                 clock.begin("bench")
                 report = _timed(report, loaded, narrow, timed_on)

@@ -14,7 +14,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.states import states_of
 from onnxprune.errors import CheckFailed, ModelError, RunError, UsageError
 from onnxprune.graph.kept_inputs import unspecified
-from onnxprune.intake import ranks, unknown
+from onnxprune.intake import overridable, ranks, unknown
 from onnxprune.measures.compared import Asked, compared
 from onnxprune.measures.figures import Figures, figures_of
 from onnxprune.numerics.arrays import is_float
@@ -27,7 +27,7 @@ from onnxprune.stages.load import Loaded
 from onnxprune.stages.verify import Checked, Original
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
-from onnxprune.targets.precision import placement_of, reduces
+from onnxprune.targets.precision import FP16, IN_WORDS, placement_of, reduces
 from onnxprune.verification import checks
 
 # Samples that decide between ranges, and which layers stay in float: of those for fitting.
@@ -54,7 +54,7 @@ class Narrow:
 
 def check_before(loaded: Loaded, settings: PruneConfig) -> None:
     """Raises ModelError, before any work, where the model cannot be stored in fewer bits."""
-    if settings.then is not None and (why := refused(loaded.original)):
+    if settings.then is not None and (why := refused(loaded.original, IN_WORDS[settings.then])):
         raise ModelError(f"{why}: leave out --then {settings.then}")
 
 
@@ -104,6 +104,8 @@ def in_fewer_bits(
 
     pruned: whether the model is a cut of the original, in words.
     """
+    if settings.then == FP16:
+        return _in_half(loaded, model, settings, original, told)
     # Only here: these tools take seconds to load.
     from onnxprune.quantization import int8
 
@@ -116,12 +118,13 @@ def in_fewer_bits(
         float_share=settings.float_share,
         floating=_named(model, settings),
     )
+    bare = overridable.bare(model, loaded.with_defaults)
     made = int8.quantized(
-        model, loaded.fit, lambda p: _figures(p, loaded, choosing, settings, asked).error, wanted, told
+        bare, loaded.fit, lambda p: _figures(p, loaded, choosing, settings, asked).error, wanted, told
     )
+    said = overridable.put_back(made.model, loaded.with_defaults)
     figures, sizes, tensorrt = _checked(made.model, loaded, settings, original)
     whole = _whole(made.model, loaded)
-    placement = loaded.source.placement
     row = FewerBitsRow(
         precision=str(settings.then),
         target=settings.target,
@@ -140,20 +143,73 @@ def in_fewer_bits(
         chosen_on=len(choosing),
         errors={"pruned" if pruned else "alone": None, "result": figures.error},
         agreements={"result": figures.agreement},
-        bytes={
-            "float": written_bytes(_whole(model, loaded), None, placement=placement),
-            "result": written_bytes(whole, None, placement=placement),
-        },
+        bytes=_bytes(model, whole, loaded),
     )
     return Narrow(
         model=made.model,
         whole=whole,
         figures=figures,
         row=row,
-        notes=(*made.notes, *_notes(settings)),
+        notes=(*made.notes, *said, *_notes(settings)),
         sizes=sizes,
         tensorrt=tensorrt,
     )
+
+
+def _in_half(loaded: Loaded, model: onnx.ModelProto, settings: PruneConfig, original: Original, told: Told) -> Narrow:
+    """As `in_fewer_bits`, in half precision."""
+    from onnxprune.quantization import half
+
+    bare = overridable.bare(model, loaded.with_defaults)
+    made = half.halved(bare, loaded.fit, _named(model, settings), told)
+    said = overridable.put_back(made.model, loaded.with_defaults)
+    figures, sizes, tensorrt = _checked(made.model, loaded, settings, original)
+    whole = _whole(made.model, loaded)
+    floating = tuple(
+        FloatRow(
+            name=k.name,
+            operator=k.operator,
+            share=None,
+            error=None,
+            why="was named" if k.largest is None else f"reads or gives numbers of up to {k.largest:.3g}",
+        )
+        for k in made.kept
+    )
+    row = FewerBitsRow(
+        precision=FP16,
+        target=settings.target,
+        ranges=None,
+        tried={},
+        reduce_range=False,
+        equalised=0,
+        equalised_from=None,
+        layers=None,
+        nodes=made.nodes,
+        share=None,
+        floating=floating,
+        samples=made.samples,
+        chosen_on=0,
+        errors={"result": figures.error},
+        agreements={"result": figures.agreement},
+        bytes=_bytes(model, whole, loaded),
+    )
+    return Narrow(
+        model=made.model,
+        whole=whole,
+        figures=figures,
+        row=row,
+        notes=(*made.notes, *said),
+        sizes=sizes,
+        tensorrt=tensorrt,
+    )
+
+
+def _bytes(model: onnx.ModelProto, whole: onnx.ModelProto, loaded: Loaded) -> dict[str, int]:
+    placement = loaded.source.placement
+    return {
+        "float": written_bytes(_whole(model, loaded), None, placement=placement),
+        "result": written_bytes(whole, None, placement=placement),
+    }
 
 
 def _choosing(loaded: Loaded) -> Samples:
@@ -206,18 +262,25 @@ def _whole(model: onnx.ModelProto, loaded: Loaded) -> onnx.ModelProto:
 
 def _alone(loaded: Loaded, settings: PruneConfig, narrow: Narrow, told: Told) -> Figures | None:
     """How far the original itself is when it is quantized in the same way; None where that does not work."""
-    from onnxprune.quantization import int8
+    from onnxprune.quantization import half, int8
 
     target, row = TARGETS[settings.target], narrow.row
+    kept = frozenset(x.name for x in row.floating)
+    bare = overridable.bare(loaded.original, loaded.with_defaults)
+    if settings.then == FP16:
+        try:
+            return _figures(half.halved(bare, loaded.fit, kept, told).model, loaded, loaded.held, settings)
+        except (ModelError, RunError):
+            return None
     wanted = int8.Wanted(
         placement=placement_of(target.tensorrt),
-        method=row.ranges,
+        method=str(row.ranges),
         reduce_range=row.reduce_range,
         float_share=0.0,
-        floating=frozenset(x.name for x in row.floating),
+        floating=kept,
     )
     try:
-        made = int8.quantized(loaded.original, loaded.fit, lambda _: None, wanted, told)
+        made = int8.quantized(bare, loaded.fit, lambda _: None, wanted, told)
         return _figures(made.model, loaded, loaded.held, settings)
     except (ModelError, RunError):
         return None

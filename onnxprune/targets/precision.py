@@ -18,8 +18,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-INT8 = "int8"
-PRECISIONS = (INT8,)
+INT8, FP16 = "int8", "fp16"
+PRECISIONS = (INT8, FP16)
+# What they are called in words.
+IN_WORDS = {INT8: "8-bit integers", FP16: "half precision"}
 # How the range of an activation is found; auto: each of them is tried.
 MIN_MAX, ENTROPY, PERCENTILE = "min-max", "entropy", "percentile"
 RANGES = ("auto", MIN_MAX, ENTROPY, PERCENTILE)

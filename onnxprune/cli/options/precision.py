@@ -47,7 +47,8 @@ PRECISION = Section(
         type=Choice(PRECISIONS),
         show_default="float, as IN",
         help="Store the pruned model in 8-bit integers, as --target wants it: pairs of QuantizeLinear and "
-        "DequantizeLinear, with ranges of the same samples. Limits, --bench and the report are of that result.",
+        "DequantizeLinear, with ranges of the same samples; or in half precision (fp16), but for what would overflow. "
+        "Limits, --bench and the report are of that result.",
     ),
     *HOW,
 )
