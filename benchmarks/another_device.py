@@ -34,15 +34,14 @@ from onnxprune.stages.couple import Coupled, couple
 from onnxprune.stages.load import Loaded, load
 from onnxprune.stages.time_layers import Timings, recorded_of, stopwatch_of
 
-SETTINGS = PruneConfig(samples=SAMPLES, budget="latency")
 HEAD = "| network | device | layers | left out | asked for | predicted | measured | off by |"
 SESSIONS = 5
 
 
-def opened(path: str) -> tuple[Loaded, Coupled]:
+def opened(path: str, settings: PruneConfig) -> tuple[Loaded, Coupled]:
     """A model on random inputs."""
-    loaded = load(path, None, SETTINGS)
-    return loaded, couple(loaded, SETTINGS)
+    loaded = load(path, None, settings)
+    return loaded, couple(loaded, settings)
 
 
 def allocated(recorded: Recorded, watch: Stopwatch, wanted: float) -> KeptUnits | None:
@@ -58,11 +57,11 @@ def allocated(recorded: Recorded, watch: Stopwatch, wanted: float) -> KeptUnits 
     return meet(decide, recorded.share, wanted, least)[0].kept
 
 
-def cut(model: str, timing: str, folder: Path, ratios: list[float]) -> None:
+def cut(model: str, timing: str, folder: Path, ratios: list[float], settings: PruneConfig) -> None:
     """Write the cut models, and cuts.json beside them."""
-    loaded, coupled = opened(model)
-    recorded = recorded_of(loaded, coupled, Timings.of([timing], [], SETTINGS))
-    watch = stopwatch_of(loaded, coupled, SETTINGS, OnnxRuntime())
+    loaded, coupled = opened(model, settings)
+    recorded = recorded_of(loaded, coupled, Timings.of([timing], [], settings))
+    watch = stopwatch_of(loaded, coupled, settings, OnnxRuntime())
     (device,) = recorded.devices
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -77,9 +76,9 @@ def cut(model: str, timing: str, folder: Path, ratios: list[float]) -> None:
     (folder / "cuts.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def measure(model: str, timing: str, folder: Path) -> None:
+def measure(model: str, timing: str, folder: Path, settings: PruneConfig) -> None:
     """Print the rows."""
-    loaded, _ = opened(model)
+    loaded, _ = opened(model, settings)
     (target,) = timing_file.read(timing).targets
     facts = target.machine
     machine = OnnxRuntime(int(facts["threads"]), tuple(facts["providers"].split()))
@@ -106,17 +105,18 @@ def main() -> None:
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--ratio", type=float, action="append")
+    parser.add_argument("--round-to", type=int)
     given = parser.parse_args()
+    settings = PruneConfig(samples=SAMPLES, budget="latency", round_to=given.round_to or "auto")
     if given.step == "record":
         name = f"{given.provider}, {given.threads or 'all'} threads"
-        record_layers(
-            given.model, given.timing, name=name, provider=given.provider, threads=given.threads, overwrite=True
-        )
+        options = {"provider": given.provider, "threads": given.threads, "round_to": settings.round_to}
+        record_layers(given.model, given.timing, name=name, overwrite=True, **options)
     elif given.step == "cut":
-        cut(given.model, given.timing, given.folder, given.ratio or [0.3, 0.5])
+        cut(given.model, given.timing, given.folder, given.ratio or [0.3, 0.5], settings)
     else:
         print(f"{HEAD}\n|---|---" + "|---:" * (HEAD.count("|") - 3) + "|")
-        measure(given.model, given.timing, given.folder)
+        measure(given.model, given.timing, given.folder, settings)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def device_of(
         LatencyCost.of(layers, len(channels.groups), constant),
         tables,
         fitted.constant,
-        error_of_prediction(target, measured),
+        error_of_prediction(target, measured, fitted.prior),
         notes,
     )
 
@@ -190,21 +190,23 @@ def _measured_tables(
     return tables
 
 
-def fitted_whole(target: Target, tables: Sequence[Table], cuts: Sequence[CutRow]) -> whole.Whole:
-    """Whole models from these layers."""
+def fitted_whole(
+    target: Target, tables: Sequence[Table], cuts: Sequence[CutRow], prior: float | None = None
+) -> whole.Whole:
+    """Whole models from these layers. prior: as for `whole.fit`."""
     if target.how == PROFILE:
         return whole.Whole(present.fixed_share(target), np.full(len(tables), 1.0 / target.seconds))
-    return whole.fit(np.stack([_seconds(tables, c) for c in cuts]), np.array([c.share for c in cuts]))
+    return whole.fit(np.stack([_seconds(tables, c) for c in cuts]), np.array([c.share for c in cuts]), prior)
 
 
 def _seconds(tables: Sequence[Table], cut: CutRow) -> Doubles:
     return np.array([t.at(x) for t, x in zip(tables, cut.lengths, strict=True)])
 
 
-def error_of_prediction(target: Target, tables: Sequence[Table]) -> float | None:
+def error_of_prediction(target: Target, tables: Sequence[Table], prior: float) -> float | None:
     """The root mean square of the relative errors of whole models, each predicted from all others; None for too few.
 
-    tables: of all cuts, of which each layer keeps its blocks.
+    tables, prior: of all cuts; each layer keeps its blocks.
     """
     if target.how == PROFILE or len(target.cuts) <= whole.FEW:
         return None
@@ -212,5 +214,5 @@ def error_of_prediction(target: Target, tables: Sequence[Table]) -> float | None
     for k, cut in enumerate(target.cuts):
         rest = [c for i, c in enumerate(target.cuts) if i != k]
         own = _measured_tables(target.layers, rest, [(t.block,) for t in tables])
-        errors.append(float(fitted_whole(target, own, rest).at(_seconds(own, cut))) / cut.share - 1.0)
+        errors.append(float(fitted_whole(target, own, rest, prior).at(_seconds(own, cut))) / cut.share - 1.0)
     return float(np.sqrt(np.mean(np.square(errors))))

@@ -14,7 +14,7 @@ from onnxprune import prune
 from onnxprune.cli import program
 from onnxprune.config import PruneConfig
 from onnxprune.errors import BudgetUnreachable, InputError, UsageError
-from onnxprune.latency import timing_file
+from onnxprune.latency import recorder, timing_file
 from onnxprune.latency.recorded import device_of
 from onnxprune.latency.timing_file import PROFILE, Timing
 from onnxprune.sentence import recording
@@ -49,6 +49,7 @@ def path(tmp_path_factory: pytest.TempPathFactory, machines: dict[str, Synthetic
     file = tmp_path_factory.mktemp("timing") / "timing.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recording, "check_starts", lambda _: None)
+        patch.setattr(recorder, "SCATTERED", 8)
         for name, machine in machines.items():
             patch.setattr(recording, "OnnxRuntime", lambda *_, m=machine, **__: m)
             record_layers(digits.path("resnet"), file, name=name, round_to=2)
@@ -93,6 +94,7 @@ def test_a_budget_is_met_on_both_without_running_anything(
         ratio=0.25,
         round_to=2,
         fast=True,
+        samples=32,
         timing=[path],
         report_file=report,
     )
@@ -107,7 +109,16 @@ def test_a_budget_is_met_on_both_without_running_anything(
 
 
 def options(path: Path, **more: object) -> dict[str, object]:
-    return {"budget": "latency", "ratio": 0.2, "dry_run": True, "fast": True, "timing": [path], **more}
+    return {
+        "budget": "latency",
+        "ratio": 0.2,
+        "dry_run": True,
+        "samples": 16,
+        "timing": [path],
+        "method": "magnitude",
+        "refit": "none",
+        **more,
+    }
 
 
 def test_one_target_of_several_counts_where_it_is_named(path: Path):

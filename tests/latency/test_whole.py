@@ -40,3 +40,13 @@ def test_what_is_never_quicker_is_constant():
     found = whole.fit(seconds, np.array([1.0, 1.01, 1.02, 1.03, 1.04]))
     assert found.weights == pytest.approx([0.0])
     assert found.constant == pytest.approx(1.02, rel=0.02)
+
+
+def test_the_ridge_goes_by_what_is_left_out():
+    """Fails where noise in whole models is taken for factors of layers, or quiet ones are not believed."""
+    rng = np.random.default_rng(2)
+    seconds = rng.uniform(0.2, 1.0, (24, 8)) * 1e-4
+    factors = rng.uniform(0.3, 2.0, 8) * 1000.0
+    assert whole.fit(seconds, 0.1 + seconds @ factors).prior < 0.03
+    alike = 0.1 + 1000.0 * seconds.sum(axis=1)
+    assert whole.fit(seconds, alike * (1.0 + 0.1 * rng.standard_normal(24))).prior >= 0.1

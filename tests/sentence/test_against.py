@@ -14,7 +14,7 @@ from onnxprune.benchmark import measure
 from onnxprune.benchmark.measure import Bench, Comparison, Latency
 from onnxprune.cli import program
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.latency import timing_file
+from onnxprune.latency import recorder, timing_file
 from onnxprune.sentence import recording
 from onnxprune.sentence.against import Expected, elsewhere, expected
 from onnxprune.sentence.recording import record_layers
@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("against")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recording, "check_starts", lambda _: None)
+        patch.setattr(recorder, "SCATTERED", 8)
         patch.setattr(recording, "OnnxRuntime", lambda *_, **__: Synthetic())
         record_layers(MODEL, found / "timing.json", name="board", round_to=2)
     one = timing_file.read(found / "timing.json")
