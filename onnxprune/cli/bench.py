@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What says how whole models are timed, and what does with --layers.
 _TIMED_WHOLE = (
-    *("other", "shapes", "precision", "seconds", "runs", "warmup", "max_ratio", "min_speedup", "profile"),
+    *("other", "shapes", "seconds", "runs", "warmup", "max_ratio", "min_speedup", "profile"),
     *("report_files", "against", "timing_target"),
 )
 _RECORDED = ("save", "name", "target", "round_to", "from_trtexec", "trtexec_layers")
@@ -157,7 +157,7 @@ _RECORDED = ("save", "name", "target", "round_to", "from_trtexec", "trtexec_laye
                 metavar="FILE",
                 show_default="no limit",
                 help="The timing file by which OTHER was made of MODEL: the ratio may be at most a tenth above what it "
-                "predicts. Provider, threads and batch are those of the file unless they are given.",
+                "predicts. Provider, threads, precision and batch are those of the file unless they are given.",
             ),
             option(
                 "--timing-target",
@@ -283,7 +283,8 @@ def _expected(
 
 def _as_recorded(said: Expected) -> dict[str, Any]:
     """How a target was measured, as options; a batch of one is that of a model which knows no other."""
-    return {"provider": said.provider, "threads": said.threads} | ({"batch": said.batch} if said.batch > 1 else {})
+    options = {"provider": said.provider, "threads": said.threads, "precision": said.precision}
+    return options | ({"batch": said.batch} if said.batch > 1 else {})
 
 
 def _about(said: Expected, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -292,7 +293,7 @@ def _about(said: Expected, options: Mapping[str, Any]) -> tuple[str, ...]:
     from onnxprune.sentence.against import elsewhere
     from onnxprune.sentence.recording import machine_of
 
-    machine, _, _ = machine_of(provider_named(options["provider"]), options["threads"])
+    machine, _, _ = machine_of(provider_named(options["provider"]), options["threads"], options["precision"])
     return (*said.notes, *elsewhere(said.machine, machine.identity()))
 
 

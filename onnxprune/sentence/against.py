@@ -10,6 +10,7 @@ import onnx
 
 from onnxprune.benchmark import tensorrt_engine
 from onnxprune.benchmark.measure import Bench
+from onnxprune.benchmark.settings import PRECISIONS
 from onnxprune.config import PruneConfig
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.view import Shape
@@ -34,7 +35,8 @@ _FREE = frozenset({"threads", "providers"})
 @dataclass(frozen=True)
 class Expected:
     """What a timing file says of a result. share: of the original's time, on the target of this name. provider,
-    threads, batch: that the target was measured with. error, extrapolated: as `latency.stopwatch.TargetTime` has them.
+    threads, batch, precision: that the target was measured with. error, extrapolated: as
+    `latency.stopwatch.TargetTime` has them.
     """
 
     target: str
@@ -46,6 +48,7 @@ class Expected:
     error: float | None
     extrapolated: bool
     notes: tuple[str, ...] = ()
+    precision: str = PRECISIONS[0]
 
     def gate(self, result: Bench) -> Gate:
         """That OTHER takes at most a tenth more of MODEL's time than predicted, by the upper end of the interval."""
@@ -103,6 +106,7 @@ def expected(
         device.error,
         own.how == PROFILE,
         notes,
+        own.machine.get("precision", PRECISIONS[0]),
     )
 
 

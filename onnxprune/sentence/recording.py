@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from onnxprune.benchmark import tensorrt_engine
 from onnxprune.benchmark.measure import provider_named
+from onnxprune.benchmark.settings import PRECISIONS
 from onnxprune.config import PruneConfig
 from onnxprune.data.accepted import Data
 from onnxprune.data.sources import files_of
@@ -22,6 +23,7 @@ from onnxprune.intake.model_file import ModelLike
 from onnxprune.latency import timing_file, trtexec
 from onnxprune.latency.alone import Alone
 from onnxprune.latency.engine import TensorRT
+from onnxprune.latency.half import HALF, InHalf
 from onnxprune.latency.machine import Machine, OnnxRuntime
 from onnxprune.latency.recorder import record
 from onnxprune.latency.timing_file import ALONE, INSIDE, Target, Timing
@@ -95,6 +97,7 @@ def record_layers(
     provider: str = "cpu",
     batch: int | None = None,
     threads: int = 0,
+    precision: str = PRECISIONS[0],
     round_to: int | str = "auto",
     target: str = "ort-cpu",
     state: Sequence[str] = (),
@@ -108,12 +111,12 @@ def record_layers(
     """Time the layers of `model` at several widths on this machine, and write them to the timing file `path`.
 
     Where the file is there already, of the same model, the target is added to it. name: of the target, made of the
-    machine where it is None. data, batch, provider, threads, state, allow_links, custom_ops: as for `bench`. round_to,
-    target: as in PruneConfig, the widths that are measured. from_trtexec: nothing is timed, and the layers are those of
-    an engine of `model` by `trtexec --exportProfile`; trtexec_layers: what its `--exportLayerInfo` says of them. batch
-    is then that of the engine, and target or round_to what widths are padded to. overwrite: a target of that name may
-    be replaced. watch: told of the cuts that are done. Raises the errors of `onnxprune.errors`; then nothing
-    is written.
+    machine where it is None. data, batch, provider, threads, precision, state, allow_links, custom_ops: as for `bench`.
+    round_to, target: as in PruneConfig, the widths that are measured. from_trtexec: nothing is timed, and the layers
+    are those of an engine of `model` by `trtexec --exportProfile`; trtexec_layers: what its `--exportLayerInfo` says of
+    them. batch is then that of the engine, and target or round_to what widths are padded to. overwrite: a target of
+    that name may be replaced. watch: told of the cuts that are done. Raises the errors of `onnxprune.errors`; then
+    nothing is written.
     """
     check_most("batch", batch, MOST["batch"])
     settings = PruneConfig(
@@ -132,7 +135,7 @@ def record_layers(
     known = timing_file.read(place) if place.exists() else None
     exports = tuple(x for x in (from_trtexec, trtexec_layers) if x is not None)
     check_outputs((None, path), (model, *files_of(data), *exports), overwrite=True)
-    source = _source(provider, threads, from_trtexec, trtexec_layers)
+    source = _source(provider, threads, precision, from_trtexec, trtexec_layers)
     name = name or source.name
     if known is not None and not overwrite:
         known.with_target(replace(known.targets[0], name=name), replace=False, path=str(path))
@@ -170,6 +173,7 @@ class _Source(Protocol):
 def _source(
     provider: str,
     threads: int,
+    precision: str,
     profile: str | os.PathLike[str] | None,
     layers: str | os.PathLike[str] | None,
 ) -> _Source:
@@ -178,7 +182,7 @@ def _source(
         return _Profile(os.fspath(profile), trtexec.read(profile, layers))
     if layers is not None:
         raise UsageError("trtexec_layers says what is in the layers of from_trtexec: give that too, or leave it out")
-    return _Here(*machine_of(provider_named(provider), threads))
+    return _Here(*machine_of(provider_named(provider), threads, precision))
 
 
 @dataclass(frozen=True)
@@ -238,8 +242,13 @@ class _Profile:
         return found.target, tuple(notes)
 
 
-def machine_of(provider: str, threads: int) -> tuple[Machine, Machine, str]:
+def machine_of(provider: str, threads: int, precision: str = PRECISIONS[0]) -> tuple[Machine, Machine, str]:
     """What times whole models with a provider (`provider_named`), what times layers, and how that does it."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {shown(precision)} is unknown; choose one of {', '.join(PRECISIONS)}")
+    if precision == HALF:
+        whole, layers, how = machine_of(provider, threads)
+        return InHalf(whole), InHalf(layers), how
     if provider == tensorrt_engine.NAME:
         if threads:
             raise UsageError("threads are onnxruntime's, and TensorRT computes on the GPU; leave them out")
@@ -258,5 +267,6 @@ def name_of(machine: Machine) -> str:
     where = facts.get("gpu") or facts.get("processor") or "machine"
     provider = str(facts.get("providers", "")).split(" ")[0].removesuffix("ExecutionProvider")
     threads = facts.get("threads", "0")
-    name = " ".join([where, provider, *([f"{threads} threads"] if threads != "0" else [])])
+    more = [f"{threads} threads"] if threads != "0" else []
+    name = " ".join([where, provider, *more, *filter(None, [facts.get("precision")])])
     return name[:_MOST_NAME]
