@@ -17,14 +17,15 @@ class Handover:
     """What `export_plan` found.
 
     parameters: the weights, and what stays of which. framework: whose names these are. model_sha256: of the original.
-    refitted: whether the weights are those of the slim model, or cut ones of the original. notes: what makes it
-    doubtful.
+    refitted: whether the weights are those of the slim model, or cut ones of the original. attention: what goes in
+    attention, as in PruneConfig. notes: what makes it doubtful.
     """
 
     parameters: Parameters
     framework: str
     model_sha256: str
     refitted: bool
+    attention: str
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -39,6 +40,7 @@ class Handover:
             "framework": self.framework,
             "model_sha256": self.model_sha256,
             "refitted": self.refitted,
+            "attention": self.attention,
             "kept": {name: {str(a): list(k) for a, k in axes.items()} for name, axes in p.kept.items()},
             "shapes": {name: list(shape) for name, shape in p.shapes.items()},
             "groups": p.groups,

@@ -25,10 +25,15 @@ _MULTIHEAD = "MultiheadAttention"
 
 @dataclass(frozen=True)
 class Named:
-    """A parameter, and how its axes lie in the weight that a node reads."""
+    """A parameter, and how its axes lie in the weight that a node reads.
+
+    rows: which rows of the parameter these are, where the weight holds some alone: of a table of positions, say, those
+    that inputs of one length take.
+    """
 
     name: str
     axes: Axes
+    rows: tuple[int, ...] = ()
 
 
 class Names:
@@ -73,9 +78,7 @@ class Names:
             for name in self._spellings(c.name):
                 if (found := self._holding(name, r, c.axes)) is not None:
                     return found
-        if r.before is None:
-            return None
-        return self._by_value(r, {*taken})
+        return self._by_value(r, {*taken}) or self._some_rows(r)
 
     def values_of(self, name: str) -> Array | None:
         """A parameter of the state dict."""
@@ -134,22 +137,38 @@ class Names:
     def _holding(self, name: str, r: Reading, axes: Axes) -> Named | None:
         """The parameter of this name, where it has the values that the file has, in these axes or as they are."""
         values = self.values_of(name)
-        if values is None or r.before is None:
+        if values is None:
             return None
-        rank = r.before.values.ndim
+        rank = r.original.ndim
         layouts = [axes, same(rank), *([(1, 0)] if rank == 2 else [])]
-        return next((Named(name, a) for a in dict.fromkeys(layouts) if _equal(r.before.values, values, a)), None)
+        return next((Named(name, a) for a in dict.fromkeys(layouts) if _equal(r.original, values, a)), None)
 
     def _by_value(self, r: Reading, taken: set[str]) -> Named | None:
         """The only parameter that has these values; of several that nobody has yet, one of the modules around it."""
-        if r.before is None or r.before.values.size < 2:
+        if r.original.size < 2:
             return None
-        names = self._by_size.get(r.before.values.size, [])
-        found = [f for n in names if (f := self._holding(n, r, same(r.before.values.ndim))) is not None]
+        names = self._by_size.get(r.original.size, [])
+        found = [f for n in names if (f := self._holding(n, r, same(r.original.ndim))) is not None]
         if len(found) > 1:
             found = [f for f in found if f.name not in taken]
             near = [f for f in found if any(f.name.startswith(f"{m}.") for m in self._scopes[id(r)].modules if m)]
             found = near or found
+        return found[0] if len(found) == 1 else None
+
+    def _some_rows(self, r: Reading) -> Named | None:
+        """The only table that has all rows of a weight, which an exporter picked by indices that it knew."""
+        shape: tuple[int, ...] = r.original.shape
+        if self._state is None or len(shape) < 2 or any(s != 1 for s in shape[:-2]) or min(shape[-2:]) < 2:
+            return None
+        own = r.original.reshape(shape[-2:])
+        width = own.shape[-1]
+        found = []
+        for name, table in self._state.values.items():
+            if table.ndim == 2 and len(table) > len(own) and table.shape[-1] == width and table.dtype == own.dtype:
+                place = {row.tobytes(): i for i, row in enumerate(table)}
+                rows = [place.get(row.tobytes(), -1) for row in own]
+                if min(rows) >= 0:
+                    found.append(Named(name, (len(shape) - 2, len(shape) - 1), tuple(rows)))
         return found[0] if len(found) == 1 else None
 
 

@@ -124,7 +124,10 @@ class _Handing:
 
     def _store(self, r: Reading, who: Named) -> None:
         values = None if r.after is None else in_layout(r.after, who.axes)
-        before = None if r.before is None else in_layout(r.before.values, who.axes)
+        before = in_layout(r.original, who.axes)
+        if values is not None and who.rows:
+            self._store_rows(r, who, values)
+            return
         if values is None or before is None:
             self._found.missing[r.place] = "the slim model does not have it"
             return
@@ -141,6 +144,19 @@ class _Handing:
         self._describe(name, r, who.axes, before.shape)
         if r.node.op_type in ("Conv", "ConvTranspose") and r.slot == 1:
             self._count_groups(module_of(name), r)
+
+    def _store_rows(self, r: Reading, who: Named, values: Array) -> None:
+        """Some rows of a table; the others, which the model does not have, stay as they were, as narrow as these."""
+        table = self._names.values_of(who.name)
+        if table is None:
+            return
+        kept = positions(r.masks, who.axes)
+        columns = kept.get(1, list(range(table.shape[1])))
+        whole = self._found.values.get(who.name, table[:, np.array(columns, int)]).copy()
+        whole[list(who.rows)] = values
+        self._found.values[who.name] = whole
+        if 1 in kept:
+            self._found.kept[who.name], self._found.shapes[who.name] = {1: kept[1]}, table.shape
 
     def _holder(self, r: Reading, name: str) -> str | None:
         """Another parameter that is the same tensor, and has been stored."""

@@ -44,6 +44,11 @@ class Reading:
         return self.normal.shape
 
     @property
+    def original(self) -> Array:
+        """The weight as it was; where the original computes it of constants, what that gives."""
+        return self.normal if self.before is None else self.before.values
+
+    @property
     def place(self) -> str:
         """How a message calls it."""
         return f"{self.tensor} ({self.node.op_type} {self.node.name or self.node.output[0]})"

@@ -79,7 +79,7 @@ def export_plan(
             raise UsageError("the plan was made for another model (its checksum differs); give the one it was made for")
         found = _found(loaded, chosen, settings, slim, given, allow_links=allow_links)
         notes = _notes(chosen, found, refitted=slim is not None, named=given is not None)
-        result = Handover(found, to, chosen.model_sha256, slim is not None, notes)
+        result = Handover(found, to, chosen.model_sha256, slim is not None, settings.attention, notes)
         _check(found, partial=partial, named=given is not None)
         for note in notes:
             warn(note)
