@@ -31,7 +31,7 @@ _WORTH = 0.05
 # there without them.
 _NEGLIGIBLE, _NEGLIGIBLE_SHARE = 1e-3, 0.1
 # Layers that are each left in float for a trial: those that round most.
-_TRIALS = 24
+_TRIALS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
