@@ -17,6 +17,7 @@ from onnxprune.errors import BudgetUnreachable, InputError, UsageError
 from onnxprune.latency import recorder, timing_file
 from onnxprune.latency.recorded import device_of
 from onnxprune.latency.timing_file import PROFILE, Timing
+from onnxprune.report.terminal import Screen, prune_report
 from onnxprune.sentence import recording
 from onnxprune.sentence.recording import record_layers
 from onnxprune.stages import time_layers
@@ -96,7 +97,7 @@ def test_a_budget_is_met_on_both_without_running_anything(
         fast=True,
         samples=32,
         timing=[path],
-        report_file=report,
+        report_file=[report, tmp_path / "report.html", tmp_path / "report.md"],
     )
     feeds = {"input": np.zeros((1, 1, 8, 8), np.float32)}
     original, out = onnx.load(digits.path("resnet")), onnx.load(tmp_path / "out.onnx")
@@ -106,6 +107,11 @@ def test_a_budget_is_met_on_both_without_running_anything(
     assert timing["measured"] is None
     assert {t["name"]: t["predicted"] for t in timing["targets"]} == pytest.approx(left, rel=0.05)
     assert result.report.achieved == pytest.approx(1.0 - timing["predicted"])
+    for form in ("html", "md"):
+        assert "time of a run, predicted" in (tmp_path / f"report.{form}").read_text(encoding="utf-8")
+    shown = " ".join(prune_report(result.report, Screen(160)).split())
+    assert "phone: " in shown
+    assert "(predicted; whole models that were left out are off by" in shown
 
 
 def options(path: Path, **more: object) -> dict[str, object]:
