@@ -67,14 +67,16 @@ def test_the_cost_is_the_time_of_the_cut_model_there(
     watch = time_layers.stopwatch_of(loaded, coupled, OPTIONS, machines[name])
     before = machines[name].seconds(loaded.original, watch.feeds)
     rng = np.random.default_rng(1)
-    for _ in range(6):
-        kept = tuple(int(rng.choice(w)) for w in watch.positive)
+    for i in range(8):
+        kept = tuple(int(rng.choice(w)) for w in (watch.positive if i < 4 else watch.widths))
         model = watch.cut(kept)
-        assert model is not None
+        if model is None:
+            continue
         assert device.cost.at(kept) == pytest.approx(machines[name].seconds(model, watch.feeds) / before, rel=0.02)
     assert device.error is not None
-    assert device.error < 0.02
+    assert device.error < 0.03
     assert target.seconds == pytest.approx(before)
+    assert any(min(lengths) == 0 for cut in target.cuts for lengths in cut.lengths)
 
 
 def test_a_budget_is_met_on_both_without_running_anything(
