@@ -178,7 +178,11 @@ def _report(
         calibration=calibration_of(loaded),
         versions=versions(),
         seconds=time.perf_counter() - began,
-        notes=(*loaded.notes, *narrow.notes, *(narrow.tensorrt or ())),
+        notes=(
+            *(n.replace("the refit has", "ranges have") for n in loaded.notes),
+            *narrow.notes,
+            *(narrow.tensorrt or ()),
+        ),
         warnings=tuple(clock.warnings),
     )
 
