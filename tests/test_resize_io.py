@@ -10,9 +10,11 @@ import pytest
 
 from onnxprune import PruneConfig, prune
 from onnxprune.channels import ChannelGraph, build
+from onnxprune.data.states import State
 from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.evaluation import evaluate
 from onnxprune.graph import protobuf
+from onnxprune.intake.fed_back import read
 from onnxprune.normalise import Normalised, normalise
 from onnxprune.normalise.resizing import Runner, resized, together
 from onnxprune.normalise.states import with_gathers
@@ -201,6 +203,29 @@ def test_caches_are_fed_back_by_patterns():
     assert any("states were fed back over 24 steps of 1 sequence" in note for note in found.report.notes)
     assert any("has 2 of 4 positions" in note for note in found.report.notes)
     Session(found.model).run({**prompts(2), **empty(2, 2)})
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["empty caches", "first caches in the data"])
+def test_sequences_of_a_batch_go_on_side_by_side(given: bool):
+    """Fails where a batch of steps is read as one sequence, or a sequence gets the caches of another."""
+    count, length = 3, 4
+    ids = prompts(count, length, seed=5)["input_ids"]
+    steps = [
+        {"input_ids": ids[:, t : t + 1], "attention_mask": np.ones((count, t + 1), np.int64)} for t in range(length)
+    ]
+    if given:
+        steps[0] |= empty(count)
+    found = read(decoder(), steps, [State(f"present.{c}", f"past_key_values.{c}") for c in CACHES])
+    assert len(found) == count * length
+    session, past = Session(decoder()), empty(count)
+    for t, step in enumerate(steps):
+        expected = session.run({**step, **past})
+        for k in range(count):
+            feeds = found.slice(k * length + t, k * length + t + 1)
+            assert feeds["input_ids"].tolist() == [[ids[k, t]]]
+            for name, value in past.items():
+                assert_same(feeds[name], value[k : k + 1], rtol=1e-5, atol=1e-6)
+        past = fed_back(expected)
 
 
 def test_inspect_counts_heads_of_caches():

@@ -1,8 +1,9 @@
 """States met on the way: the model runs step by step over the data, and what it hands itself becomes data.
 
-The samples of one file are steps in time of one sequence (where every file holds one, all files are one sequence). A
-state starts at what its file gives for it, or at zeros, and is the original's own at every step: whatever reads the
-samples later may take them in any order.
+The samples of one file are steps in time of one sequence (where every file holds one, all files are one sequence).
+Where the model does not run so, each file is a step of as many sequences as it has samples, side by side. A state
+starts at what its file gives for it, or at zeros, and is the original's own at every step: whatever reads the samples
+later may take them in any order.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.sources import taken
 from onnxprune.data.spool import FOLDER_BYTES
 from onnxprune.data.states import State
-from onnxprune.errors import CalibrationError
+from onnxprune.errors import CalibrationError, RunError
 from onnxprune.intake.empty_caches import empty_shapes
 from onnxprune.intake.first_run import Trial
 from onnxprune.numerics.arrays import Array
@@ -44,13 +45,22 @@ def read(proto: onnx.ModelProto, source: object, states: Sequence[State], steps:
     fed = {s.input for s in states}
     data = taken(source, tuple(s for s in specs if s.name not in fed), Wanted(steps))
     reading = next(iter(readings(data)))
-    samples = data.read(replace(reading, per_run=reading.per_run or 1))
-    lengths = data.counts(reading)
-    if len(lengths) > 1 and all(n == 1 for n in lengths):
-        lengths = [len(samples)]
     own = tuple(s for s in specs if s.name in fed)
-    starts = [_given_starts(data, i, own) for i in range(len(lengths))]
-    met = _Walk(proto, samples, states, own).over(lengths, starts, steps)
+    samples = data.read(replace(reading, per_run=reading.per_run or 1))
+    counts = data.counts(reading)
+    if len(counts) > 1 and all(n == 1 for n in counts):
+        counts = [len(samples)]
+    starts = [_given_starts(data, i, own) for i in range(len(counts))]
+    try:
+        met = _Walk(proto, samples, states, own).over(counts, starts, steps)
+    except (CalibrationError, RunError):
+        if reading.per_run is not None or len(counts) == 1 or len(set(counts)) > 1:
+            raise
+        # Caches whose masks grow from file to file: each file is a step of as many sequences as it has samples.
+        files, side_by_side = len(counts), counts[0]
+        samples = samples.take(np.arange(len(samples)).reshape(files, side_by_side).T.ravel())
+        starts = [_of_sequence(starts[0], own, k) for k in range(side_by_side)]
+        met = _Walk(proto, samples, states, own).over([files] * side_by_side, starts, steps)
     return _with_states(samples, specs, own, met, free=reading.per_run is None)
 
 
@@ -71,6 +81,16 @@ def _given_starts(data: Given, index: int, own: Sequence[InputSpec]) -> dict[str
             )
         starts[s.name] = value[:]
     return starts
+
+
+def _of_sequence(starts: Mapping[str, Array], own: Sequence[InputSpec], number: int) -> dict[str, Array]:
+    """Of states of several sequences, given together, those of one."""
+    axes = Arrangement.declared(tuple(own)).axes
+    found: dict[str, Array] = {}
+    for name, value in starts.items():
+        axis = axes.get(name)
+        found[name] = value if axis is None else np.take(value, [min(number, value.shape[axis] - 1)], axis)
+    return found
 
 
 class _Walk:
