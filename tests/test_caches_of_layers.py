@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnxprune.errors import BudgetUnreachable, CheckFailed, UsageError
 from onnxprune.evaluation import evaluate
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session
+from onnxprune.surgery import caches
 from onnxprune.surgery.caches import without_caches
 from onnxprune.targets.settings_files import read
 from tests.compare import assert_same
@@ -98,6 +100,26 @@ def test_steps_that_are_fed_back_know_of_caches_that_went():
     found = prune(decoder(), None, steps, config=settings)
     assert found.model is not None
     assert len(found.model.graph.input) == 4
+
+
+@pytest.mark.parametrize("side", ["past_key_values", "present"])
+def test_caches_that_get_the_names_of_others_are_refused(side: str, monkeypatch: pytest.MonkeyPatch):
+    """Fails where keys and values of a layer change their names, by which a runtime feeds one for the other.
+
+    What is compared goes by the same names, so that values do not tell.
+    """
+
+    def wrong(names: Sequence[str], gone: Collection[str]) -> dict[str, str]:
+        found = numbered_anew(names, gone)
+        swapped = {"key": "value", "value": "key"}
+        return {
+            k: ".".join((*v.split(".")[:2], swapped[v.split(".")[2]])) if side in k else v for k, v in found.items()
+        }
+
+    numbered_anew = caches._numbered_anew
+    monkeypatch.setattr(caches, "_numbered_anew", wrong)
+    with pytest.raises(CheckFailed, match=r"would be continued by .*; nothing was written"):
+        prune(decoder(), None, prompts(16), config=SETTINGS.with_options(drop_layers=("0",)))
 
 
 def test_caches_that_may_not_change_keep_their_layers():

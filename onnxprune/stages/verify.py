@@ -32,7 +32,7 @@ from onnxprune.surgery.caches import CachesGone, caches_gone, without_caches
 from onnxprune.surgery.resized import Resized, picked, resize, said
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
-from onnxprune.verification import checks
+from onnxprune.verification import cache_names, checks
 from onnxprune.verification.oracle import masked_model
 
 _ONE_SIZE = (
@@ -88,7 +88,7 @@ class Declared:
     resized: tuple[Resized, ...]
     caches: CachesGone
 
-    def checked_against(self, wide: onnx.ModelProto, sizes: Sequence[Feeds]) -> list[str]:
+    def checked_against(self, wide: onnx.ModelProto, original: onnx.ModelProto, sizes: Sequence[Feeds]) -> list[str]:
         """What changed, for the report. Raises CheckFailed where it gives something else than with those of the
         original."""
         told = []
@@ -98,6 +98,7 @@ class Declared:
         if self.resized:
             told.append(f"inputs and outputs changed, as --resize-io allows: {said(self.resized)}")
         if self.caches.gone:
+            cache_names.same_pairs(original, self.model)
             told.append(f"caches changed, as --resize-io allows: {self.caches.said}")
         return told
 
@@ -183,7 +184,7 @@ def check(
             tensorrt = tuple(tensorrt_check.warnings(final))
             notes += tensorrt
         sizes = checks.runs_at_other_sizes(final, loaded.original, example, others, original.answers)
-        notes += declared.checked_against(whole, (example, *others))
+        notes += declared.checked_against(whole, loaded.original, (example, *others))
         judged, reference = finished.judged.coupled, finished.judged.reference
         given = outputs_of_result(finished, judged, loaded, reference, loaded.held)
         figures = figures_of_result(given, judged, loaded, reference)
