@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxprune import PruneResult, prune
+from onnxprune.errors import CheckFailed
 from onnxprune.graph import protobuf
 from onnxprune.graph.unrounded import in_full_accuracy
 from onnxprune.pipeline import inspect
 from onnxprune.runtime.session import Session
+from onnxprune.stages import finish
 from tests.topologies.text import Topology
 
 quantizer = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
@@ -95,6 +97,26 @@ def test_what_is_left_is_fitted():
     assert pruned().report.output_error is not None
     assert sliced.report.output_error is not None
     assert pruned().report.output_error < 0.8 * sliced.report.output_error
+
+
+def test_fitted_weights_that_are_packed_wrongly_are_caught(monkeypatch: pytest.MonkeyPatch):
+    """Fails where the fitted weights are packed otherwise than those that the check of the slice saw."""
+    real, calls = finish.in_form, []
+
+    def spoiled(*args: Any, **options: Any) -> onnx.ModelProto:
+        model = real(*args, **options)
+        calls.append(model)
+        if len(calls) == 1:  # the one that is fitted
+            codes = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8)
+            other = numpy_helper.to_array(codes).copy()
+            other[2].flat[0] ^= 1
+            codes.CopyFrom(numpy_helper.from_array(other, codes.name))
+        return model
+
+    monkeypatch.setattr(finish, "in_form", spoiled)
+    with pytest.raises(CheckFailed, match="the model to write differs from the fitted slice"):
+        prune(packed(), None, data(), ratio=0.3, fast=True)
+    assert len(calls) == 2
 
 
 def test_half_precision(monkeypatch: pytest.MonkeyPatch):

@@ -172,6 +172,7 @@ def check(
             example,
             others,
             finished=finished.unfitted,
+            fitted=(final, finished.candidate),
             before=original.normal_form,
         )
         checks.structure(final, loaded.original)

@@ -148,12 +148,14 @@ def exactness(
     others: Sequence[Feeds] = (),
     *,
     finished: onnx.ModelProto | None = None,
+    fitted: tuple[onnx.ModelProto, onnx.ModelProto] | None = None,
     before: tuple[float, int] | None = None,
 ) -> Exactness:
     """Compare the models on one batch, and on `others` of other sizes. Raises CheckFailed beyond the tolerance.
 
-    finished: the slice as it would be written if nothing were fitted; it must equal the oracle too. before: what
-    `normal_form` found at these sizes, where it was asked already.
+    finished: the slice as it would be written if nothing were fitted; it must equal the oracle too. fitted: the model
+    to write and the fitted slice that it was made of, equal on the batch: weights that are packed again, or folded, are
+    others there than in `finished`. before: what `normal_form` found at these sizes, where it was asked already.
     Slice and oracle of a quantized model are compared without the rounding of activations (`graph.unrounded`); those of
     one in half precision in single, as sums over many channels differ in float16 for reasons of their own; those of one
     in float64 as the graph stands, as onnxruntime reads the epsilon of what it fuses as float32. Where rounding decides
@@ -167,17 +169,23 @@ def exactness(
     def session(proto: onnx.ModelProto) -> Session:
         return Session(without_rounding(proto) if quantized else proto, single=half, optimize=plain)
 
+    def compared(
+        made: Mapping[str, onnx.ModelProto], reference: onnx.ModelProto, called: str, at: Sequence[Feeds]
+    ) -> tuple[float, int]:
+        try:
+            sessions = {what: session(p) for what, p in made.items()}
+            return _compared(sessions, session(reference), called, at, TOLERANCE, unspecified(original))
+        except TurnsOnRounding:
+            parts = in_front.cut_in_front(made, reference)
+            if parts is None:
+                raise
+            sessions = {what: session(p) for what, p in parts[0].items()}
+            return _compared(sessions, session(parts[1]), called, at, TOLERANCE)
+
     cut = {"sliced model": sliced} | ({} if finished is None else {"finished slice": finished})
-    try:
-        sessions = {what: session(p) for what, p in cut.items()}
-        left_out = unspecified(original)
-        after, second = _compared(sessions, session(oracle), "masked original", sizes, TOLERANCE, left_out)
-    except TurnsOnRounding:
-        parts = in_front.cut_in_front(cut, oracle)
-        if parts is None:
-            raise
-        sessions = {what: session(p) for what, p in parts[0].items()}
-        after, second = _compared(sessions, session(parts[1]), "masked original", sizes, TOLERANCE)
+    after, second = compared(cut, oracle, "masked original", sizes)
+    if fitted is not None:
+        compared({"model to write": fitted[0]}, fitted[1], "fitted slice", (feeds,))
     return Exactness(normalised_by, after, TOLERANCE, min(first, second))
 
 
