@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_the_report_counts_what_went_and_the_plan_replays(tmp_path: Path):
     assert report.before.macs == 5 * (2 * 16 * 24 + 16 * 64)
     assert any("--keep-tokens: 16 of 64 tokens stay" in note for note in report.notes)
     assert report.after.bytes == (tmp_path / "a.onnx").stat().st_size
+
+
+def test_special_tokens_that_are_not_listed_are_a_warning(tmp_path: Path):
+    """Fails where a model that would never end its texts is written without a word."""
+    onnx.save(model(), tmp_path / "model.onnx")
+    named = {"eos_token_id": [3, 20], "bos_token_id": 2, "pad_token_id": TOKENS - 1, "model": {"decoder": {}}}
+    (tmp_path / "config.json").write_text(json.dumps({**named, "vocab_size": TOKENS, "sep_token_id": None}))
+    found = prune(tmp_path / "model.onnx", None, data(), dry_run=True, **OPTIONS)
+    [told] = [w for w in found.report.warnings if "--keep-tokens" in w]
+    assert f"config.json beside the model names: eos_token_id 20, pad_token_id {TOKENS - 1}; the result" in told
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3}))
+    found = prune(tmp_path / "model.onnx", None, data(), dry_run=True, **OPTIONS)
+    assert not [w for w in found.report.warnings if "--keep-tokens" in w]
 
 
 def test_data_of_other_tokens_are_refused():

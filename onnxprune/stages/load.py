@@ -47,7 +47,7 @@ from onnxprune.runtime.session import Feeds, notes_on
 from onnxprune.runtime.walker import runtime_batch
 from onnxprune.stages import ports
 from onnxprune.stages.dropped_experts import DroppedExperts, without_experts
-from onnxprune.stages.tokens import Listed, listed_tokens
+from onnxprune.stages.tokens import Listed, doubts_of_special, listed_tokens
 from onnxprune.surgery.vocabulary import ListedTokens
 
 Calibration = Data | None
@@ -295,7 +295,7 @@ def load(
         inputs_sha256=inputs,
         labels=settings.labels,
         figures=figures,
-        doubts=_doubts(normalised, samples, figures, checksums),
+        doubts=(*_doubts(normalised, samples, figures, checksums), *doubts_of_special(tokens, model)),
     )
 
 

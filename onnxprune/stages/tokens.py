@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from onnxprune.intake import declarations, overridable
 from onnxprune.stages.ports import RESIZE_IO, resized
 from onnxprune.surgery.vocabulary import ListedTokens, without_others
 from onnxprune.surgery.vocabulary_rows import inputs_of, kept_ids, vocabulary_of
+from onnxprune.targets import settings_files
 
 KEEP_TOKENS = "--keep-tokens"
 
@@ -79,6 +82,26 @@ def listed_tokens(proto: onnx.ModelProto, settings: PruneConfig, *, whole: bool,
     if external.embedded_bytes(narrow) >= external.LARGE_BYTES:
         narrow = tensor_files.outside(narrow)
     return Listed(narrow, tokens, (tokens.note,))
+
+
+def doubts_of_special(tokens: ListedTokens | None, model: object) -> tuple[str, ...]:
+    """What to warn of where a settings file beside a model names tokens that are not listed, such as the one that ends
+    a text: the model would never give it."""
+    if tokens is None or not isinstance(model, (str, os.PathLike)):
+        return ()
+    told = []
+    for path in (Path(model).with_name(name) for name in settings_files.NAMES):
+        own = settings_files.special_tokens(path) if path.is_file() else {}
+        gone = {
+            k: [str(i) for i in ids if i < tokens.vocabulary.count and i not in tokens.ids] for k, ids in own.items()
+        }
+        if any(gone.values()):
+            named = ", ".join(f"{k} {'/'.join(ids)}" for k, ids in gone.items() if ids)
+            told.append(
+                f"{KEEP_TOKENS} does not list what {path.name} beside the model names: {named}; the result never gives "
+                "these, and reads them as another token: list them too"
+            )
+    return tuple(told)
 
 
 def _of_listed(samples: Samples, tokens: ListedTokens) -> Samples:

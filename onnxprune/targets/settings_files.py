@@ -27,6 +27,8 @@ _MOST_BYTES = 1 << 24
 _LAYERS, _WINDOWED = "num_hidden_layers", "max_window_layers"
 # How many experts each mixture has: families have names of their own for it, and onnxruntime-genai none.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# What the names of special tokens end with.
+_TOKEN = "_token_id"
 _HEAD = {GENAI: "head_size", TRANSFORMERS: "head_dim"}
 
 
@@ -95,6 +97,22 @@ def read(path: Path) -> SettingsFile:
     own = _count(place.get(_HEAD[path.name]))
     values["head"] = own or (width // heads if heads and width else None)
     return SettingsFile(path.name, document, Numbers(**values))
+
+
+def special_tokens(path: Path) -> dict[str, tuple[int, ...]]:
+    """The token ids that such a file gives a meaning, by the names that they have there (`eos_token_id`, …).
+
+    Raises InputError where it is no such file.
+    """
+    file = read(path)
+    inner = file.document.get("model")
+    parts = [file.document, inner if isinstance(inner, dict) else {}, _place(file.name, file.document)]
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in (item for part in parts for item in part.items()):
+        ids = value if isinstance(value, list) else [value]
+        if key.endswith(_TOKEN) and ids and all(type(i) is int and i >= 0 for i in ids):
+            found[key] = tuple(ids)
+    return found
 
 
 def _place(name: str, document: dict[str, Any]) -> dict[str, Any]:
