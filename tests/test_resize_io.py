@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,21 @@ def test_prune_resizes_what_is_named(tmp_path: Path):
     assert again.read_bytes() == result.read_bytes()
 
 
+def test_settings_files_know_of_heads_where_caches_stay(tmp_path: Path):
+    """Fails where a model with one key-value head, whose caches cannot change, has the settings of the original."""
+    (tmp_path / "out").mkdir()
+    onnx.save(decoder(groups=1), tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"num_attention_heads": HEADS, "num_key_value_heads": 1, "hidden_size": 32, "head_dim": SIZE})
+    )
+    settings = PruneConfig(uniform=0.5, refit="none", resize_io=PATTERNS, method="magnitude", round_to=1)
+    found = prune(tmp_path / "model.onnx", tmp_path / "out" / "model.onnx", prompts(16), config=settings)
+    assert sum("--resize-io" in w and "changes nothing" in w for w in found.report.warnings) == len(PATTERNS)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["num_attention_heads"] == HEADS // 2
+    assert written["num_key_value_heads"] == 1
+
+
 def test_eval_compares_what_both_models_give(tmp_path: Path):
     """Fails where caches of other sizes are no pair of models, or a cache with entries is cut blindly."""
     result = tmp_path / "small.onnx"
@@ -235,7 +251,7 @@ def test_inspect_counts_heads_of_caches():
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("past_key_value.*", "matches no input and no output"), ("input_ids", "has no axis of real numbers")],
+    [("past_key_value.*", "matches no input and no output"), ("input_ids", "what it matches holds no real numbers")],
 )
 def test_patterns_that_change_nothing_are_refused(pattern: str, message: str):
     with pytest.raises(UsageError, match=message):

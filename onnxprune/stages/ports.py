@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 import onnx
+from onnx import helper
 
 from onnxprune.channels import ChannelGraph
 from onnxprune.errors import UsageError
 from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.normalise import Normalised
+from onnxprune.numerics.arrays import is_float
 from onnxprune.options import nearest
 from onnxprune.surgery.vocabulary_rows import vocabulary_of
 
@@ -30,14 +32,15 @@ def resized(original: onnx.ModelProto, patterns: Sequence[str]) -> tuple[str, ..
 
 
 def check_resized(normalised: Normalised, patterns: Sequence[str]) -> None:
-    """Raises UsageError for a pattern of which nothing can change: no axis of a fixed size, or no real numbers."""
-    can = {s.port for s in normalised.states if s.resized}
+    """Raises UsageError for a pattern of which nothing can change in any model: it matches no real numbers.
+
+    Where it is this model that leaves nothing to change (a cache of one key-value head, say), `idle` tells.
+    """
+    ports = (*normalised.proto.graph.input, *normalised.proto.graph.output)
+    real = {v.name for v in ports if is_float(helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type or 1))}
     for p in patterns:
-        if not any(fnmatchcase(name, p) for name in can):
-            raise UsageError(
-                f"{RESIZE_IO} {p}: what it matches has no axis of real numbers whose size is declared and greater than "
-                "1, or is read inside a body; leave it out"
-            )
+        if not any(fnmatchcase(name, p) for name in real):
+            raise UsageError(f"{RESIZE_IO} {p}: what it matches holds no real numbers; leave it out")
 
 
 def idle(
