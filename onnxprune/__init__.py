@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from onnxprune.report.sweep import Sweep
     from onnxprune.sentence.export_plan import export_plan
     from onnxprune.sentence.quantize import QuantizeResult, quantize
+    from onnxprune.sentence.recording import Recording, record_layers
     from onnxprune.sentence.sweep import sweep
     from onnxprune.stages.save import PruneResult
 
@@ -60,6 +61,7 @@ __all__ = [
     "PruneConfig",
     "PruneResult",
     "QuantizeResult",
+    "Recording",
     "RunError",
     "Script",
     "Sweep",
@@ -73,6 +75,7 @@ __all__ = [
     "preview",
     "prune",
     "quantize",
+    "record_layers",
     "sweep",
 ]
 
@@ -89,6 +92,7 @@ _HOMES = {
     "PruneConfig": "onnxprune.config",
     "PruneResult": "onnxprune.stages.save",
     "QuantizeResult": "onnxprune.sentence.quantize",
+    "Recording": "onnxprune.sentence.recording",
     "Sweep": "onnxprune.report.sweep",
     "bench": "onnxprune.benchmark.measure",
     "evaluate": "onnxprune.evaluation",
@@ -97,6 +101,7 @@ _HOMES = {
     "preview": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
     "quantize": "onnxprune.sentence.quantize",
+    "record_layers": "onnxprune.sentence.recording",
     "sweep": "onnxprune.sentence.sweep",
 }
 
