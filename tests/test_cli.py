@@ -452,6 +452,18 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     np.savez(folder / "labelled.npz", input=np.load(digits.CALIB)["input"], truth=np.arange(256) % 10)
     args = ["--ratio", "0.2", "--budget", "params", "--samples", "32", "--method", "random", "--refit", "scale"]
     args += ["--recover", "7", "--untried-branches", "cut", "--keep-fused", "--rotate", "auto"]
+    args += [
+        "--then",
+        "int8",
+        "--ranges",
+        "entropy",
+        "--float-share",
+        "0.1",
+        "--keep-float",
+        "/3/*",
+        "--reduce-range",
+        "yes",
+    ]
     args += ["--max-ratio", "0.9", "--ratio-of", "/3/*=25%", "--same-widths", "/6/*"]
     args += ["--round-to", "4", "--min-channels", "8", "--include", "/3/*", "--include", "/6/*", "--exclude", "/4/*"]
     args += ["--attention", "head-dim", "--labels", "truth", "--target", "tensorrt-int8", "--drop-branches"]
@@ -464,6 +476,11 @@ def test_all_options_arrive(folder: Path, capsys: Capture, monkeypatch: pytest.M
     assert found == {
         **{
             "ratio": 0.2,
+            "then": "int8",
+            "ranges": "entropy",
+            "float_share": 0.1,
+            "keep_float": ["/3/*"],
+            "reduce_range": "yes",
             "uniform": None,
             "budget": "params",
             "batch": 1,
