@@ -109,6 +109,16 @@ def test_what_lies_between_float_layers_stays_in_float():
     assert error_of(result.model, network(TRANSFORMER), TOKENS) < 1e-3
 
 
+def test_a_pair_that_stands_for_an_activation_stays():
+    """Fails where the pair behind a Gemm goes though its zero point is what is left of a Relu."""
+    model = network("(float[N,8] x) => (float[N,6] y) { a = Gemm <transB=1> (x, w1[6,8], b1[6]) y = Relu (a) }")
+    data = {"x": X["x"][:, 0, 0]}
+    result = quantized(model, data)
+    assert Session(model).run(data)["y"].min() == 0.0
+    assert Session(result.model).run(data)["y"].min() >= 0.0
+    assert error_of(result.model, model, data) < 1e-3
+
+
 def test_normalizations_become_part_of_convolutions():
     """Fails where the prepared model computes something else."""
     model = network(NORMALIZED)
