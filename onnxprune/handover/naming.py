@@ -9,7 +9,7 @@ those of the file counts, and where none does, values alone may tell.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class Names:
 
     def __init__(self, every: Sequence[Reading], state: StateDict | None) -> None:
         self._state = state
+        self._known = {*state.values, *state.shared} if state else set[str]()
         self._scopes = {id(r): scope_of(r.node) for r in every}
         self._uses = Counter(r.before.root for r in every if r.before is not None)
         self._by_node: dict[str, list[Reading]] = {}
@@ -90,10 +91,6 @@ class Names:
         """The candidates that the state dict has, whatever their values."""
         return [Named(n, c.axes) for c in self.candidates(r) for n in self._spellings(c.name)]
 
-    def module(self, r: Reading) -> str | None:
-        """The module that a node most likely is; None where nothing tells."""
-        return next((module_of(c.name) for c in self.candidates(r)), None)
-
     def _own(self, r: Reading) -> list[str]:
         return [] if r.before is None else [n for n in reversed(r.before.names) if not generated(n)]
 
@@ -126,7 +123,7 @@ class Names:
         """A name as the state dict has it, which may be of a module inside the one that was exported, or around it."""
         if self._state is None:
             return [name]
-        known: Mapping[str, object] = {**self._state.shared, **self._state.values}
+        known = self._known
         if name in known:
             return [name]
         parts = name.split(".")

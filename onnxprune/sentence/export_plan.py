@@ -129,12 +129,18 @@ def _found(
         result = in_form(cut(n.proto, channels, keep), n, channels, keep)
     else:
         result, _ = model_file.read(slim, allow_links=allow_links)
+    if _has_codes(result) and not _has_codes(loaded.original):
+        raise UsageError("the slim model holds integers: give the one in floating point (without --then, or quantize)")
     original, result = (onnx.inliner.inline_local_functions(m) if m.functions else m for m in (loaded.original, result))
     every = list(readings(original, n.proto, result, channels, keep))
     wrong = misfits(every)
     if wrong:
         raise UsageError(f"the slim model is not what this plan makes of the model: {first_of(wrong, _SHOWN)}")
     return parameters(every, state, heads_of(channels, keep))
+
+
+def _has_codes(model: onnx.ModelProto) -> bool:
+    return any(n.op_type == "DequantizeLinear" for n in model.graph.node)
 
 
 def _check(found: Parameters, *, partial: bool, named: bool) -> None:

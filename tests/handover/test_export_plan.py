@@ -118,6 +118,12 @@ def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path):
         export_plan(made / "plain.plan", made / "dynamo.onnx")
     with pytest.raises(UsageError, match="not what this plan makes"):
         export_plan(made / "plain.plan", made / "plain.onnx", slim=made / "plain.onnx")
+    codes = onnx.load(made / "plain-slim.onnx")
+    codes.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["codes", "scale"], ["unread"]))
+    codes.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.int8), "codes"))
+    codes.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "scale"))
+    with pytest.raises(UsageError, match="holds integers"):
+        export_plan(made / "plain.plan", made / "plain.onnx", slim=codes)
     with pytest.raises(UsageError, match="must end in"):
         export_plan(made / "plain.plan", made / "plain.onnx", tmp_path / "out.pt")
     with pytest.raises(InputError, match="not a file of safetensors"):
