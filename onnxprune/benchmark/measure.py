@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from time import perf_counter
 from typing import Any
@@ -459,7 +459,7 @@ def _backend(
     if settings.provider != tensorrt_engine.NAME:
         return lambda x: _session(x, fitted(feeds, x.proto), settings), f"onnxruntime {version()}"
     library = f"TensorRT {tensorrt_engine.version()}"
-    gpu = stack.enter_context(_gpu())
+    gpu = stack.enter_context(closing(Gpu()))
     return lambda x: _engine(x, fitted(feeds, x.proto), settings, gpu, stack), f"{library}, {gpu.name}"
 
 
@@ -491,15 +491,6 @@ def _about(x: Candidate, session: Session, settings: Settings) -> Iterator[str]:
         yield f"{n} of the {sum(placed.values())} nodes of {x.name} ran on {provider}"
     if session.device == "cpu":
         yield f"inputs and outputs lay in the CPU's memory: times hold what {settings.provider} copies of them"
-
-
-@contextmanager
-def _gpu() -> Iterator[Gpu]:
-    gpu = Gpu()
-    try:
-        yield gpu
-    finally:
-        gpu.close()
 
 
 def _engine(x: Candidate, feeds: Mapping[str, Array], settings: Settings, gpu: Gpu, stack: ExitStack) -> Ready:

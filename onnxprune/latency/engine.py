@@ -6,8 +6,8 @@ into another format names it too. A transformer may become one layer, of which o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import onnx
@@ -29,12 +29,12 @@ class TensorRT:
 
     def identity(self) -> Mapping[str, str]:
         """The GPU, and TensorRT's version."""
-        with _gpu() as gpu:
+        with closing(Gpu()) as gpu:
             return {"providers": tensorrt_engine.NAME, "tensorrt": tensorrt_engine.version(), "gpu": gpu.name}
 
     def kernels(self, model: onnx.ModelProto, feeds: Feeds) -> tuple[Kernel, ...]:
         """The layers of the model's engine, in its order, with the time of each."""
-        with _gpu() as gpu:
+        with closing(Gpu()) as gpu:
             engine = tensorrt_engine.Engine(model, feeds, gpu, layers=True)
             try:
                 times = engine.node_times(_RUNS, _WARMUP)
@@ -44,19 +44,10 @@ class TensorRT:
 
     def compare(self, models: Sequence[onnx.ModelProto], feeds: Feeds) -> tuple[Times, ...]:
         """Whole runs of engines, in turns; inputs and outputs stay on the GPU."""
-        with _gpu() as gpu:
+        with closing(Gpu()) as gpu:
             engines = [tensorrt_engine.Engine(m, feeds, gpu) for m in models]
             try:
                 return paired([e.run for e in engines], budget=self.seconds)
             finally:
                 for e in engines:
                     e.close()
-
-
-@contextmanager
-def _gpu() -> Iterator[Gpu]:
-    gpu = Gpu()
-    try:
-        yield gpu
-    finally:
-        gpu.close()
