@@ -148,7 +148,8 @@ def _hint_of_option(wanted: str, options: Mapping[str, Any], owner: str, command
         return f"did you mean {near}?"
     others = [c for c, command in commands.items() if c != owner and wanted in _options(command)]
     if others:
-        return f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it: write it under [{others[0]}]"
+        sections = " or ".join(f"[{c}]" for c in others)
+        return f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it: write it under {sections}"
     return f"onnxprune {owner} --help lists them"
 
 

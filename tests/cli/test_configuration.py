@@ -88,7 +88,10 @@ def test_which_file():
     [
         ("ratoi = 0.5", "prune has no option 'ratoi'; did you mean ratio?"),
         ("[eval]\nratio = 0.5", "eval has no option 'ratio'"),
-        ("against = 'x'", r"prune has no option 'against'; eval has it: write it under \[eval\]$"),
+        (
+            "against = 'x'",
+            r"prune has no option 'against'; eval and bench have it: write it under \[eval\] or \[bench\]$",
+        ),
         ("drop = 1", r"prune has no option 'drop'; did you mean max-drop\?$"),
         ("xyzzy = 1", "prune has no option 'xyzzy'; onnxprune prune --help lists them$"),
         ("[evil]\ndata = 'x'", "there is no command 'evil'; did you mean eval?"),

@@ -191,7 +191,7 @@ def test_the_command_records_and_says_what(
     assert program.main([*command, "--name", "board"]) == 0
     shown = capsys.readouterr().out
     assert "inside the model, at" in shown
-    assert str(file) in shown.replace("\n", "")
+    assert str(file) in "".join(shown.split())
     assert program.main([*command, "--name", "board", "--overwrite", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["targets"] == ["board"]

@@ -67,7 +67,7 @@ def test_a_ratio_that_fails_is_a_row_among_the_others(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sweep_module, "bench_of", bench_of)
     monkeypatch.setattr(sweep_module, "provider_named", lambda name: f"the {name}")
     here = Machine.of(PruneConfig(), 1, None, None, ())
-    monkeypatch.setattr(Machine, "of", lambda *_: here)
+    monkeypatch.setattr(Machine, "of", lambda *_, **__: here)
     found = sweep(TWINS.model(), None, TWINS.feeds(64), ratios=(0.2, 0.4, 0.6), bench=True, provider="cuda", **QUICK)
     assert [(p.made, p.why) for p in found.points] == [(True, ""), (False, "no room"), (True, "")]
     assert asked == ["the cuda"] * 2
