@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from onnxprune import PruneConfig, evaluate, prune, quantize
 from onnxprune.cli.program import main
@@ -43,6 +44,20 @@ def test_prune_and_int8_in_one_run(tmp_path: Path):
     assert "quantize" in result.report.effort.stages
     again = prune(RESNET, None, CALIB, then="int8", reduce_range="no", **QUICK)
     assert again.model == result.model  # the same bytes
+
+
+def test_a_result_that_says_nothing_is_a_warning():
+    """Fails where numbers that half precision has not take the outputs away, and nobody is told."""
+    model = network(RESIDUAL)
+    for t in model.graph.initializer:
+        if t.name in ("w1", "b1", "w2"):  # what the next layer makes of it is of the usual size again
+            factor = np.float32(1e9 if t.name == "w2" else 1e-9)
+            t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * factor, t.name))
+    data = {"x": np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    found = quantize(model, None, data, to="fp16")
+    [told] = [w for w in found.report.warnings if "do not use this result" in w]
+    assert told.startswith("in half precision the outputs")
+    assert not quantize(network(RESIDUAL), None, data, to="fp16").report.warnings
 
 
 def test_quantize_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

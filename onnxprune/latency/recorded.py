@@ -142,6 +142,11 @@ def device_of(
     ]
     constant = fitted.constant + sum(seconds for _, seconds in lost)
     notes: tuple[str, ...] = ()
+    if not same_model:
+        notes = (
+            f"{path} was recorded with another file whose layers have the same names and widths: that kernels, strides "
+            "and groups are the same, too, is not checked",
+        )
     if lost:
         names = first_of([shown(row.output) for row, _ in lost], _SHOWN)
         notes = (

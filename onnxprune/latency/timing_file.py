@@ -29,6 +29,8 @@ _HOWS = (INSIDE, ALONE, PROFILE)
 _MOST_BYTES = 64 << 20
 _MOST_TARGETS, _MOST_LAYERS, _MOST_CUTS, _MOST_AXES, _MOST_FACTS = 64, 20_000, 1_000, 8, 64
 _LONGEST_NAME, _LONGEST_TIME, _LONGEST_AXIS = 10_000, 1e6, 1e9
+# No clock tells less, in seconds; and as a share of the time of a whole model.
+_LEAST = 1e-9
 _SHOWN = 4
 T = TypeVar("T")
 
@@ -158,7 +160,7 @@ def _target(data: Any) -> Target:
     if not cuts or cuts[0].lengths != tuple(tuple(a.size for a in x.axes) for x in layers):
         raise ValueError(f"the first cut of target {shown(name)} is not the model with all channels")
     seconds = _number(own["seconds"], "the time of the original", _LONGEST_TIME)
-    if seconds <= 0.0 or any(c.share <= 0.0 for c in cuts):
+    if seconds < _LEAST or any(c.share < _LEAST for c in cuts):
         raise ValueError("a model takes no time")
     return Target(
         name,

@@ -92,8 +92,12 @@ class Places:
         coming = self._coming(layers, known, constants)
         going = self._going(layers, coming)
         behind = {n.output[0] for n in self.model.graph.node if n.name in layers}
+        outer = {i for n in self.model.graph.node for i in bodies.captured_names(n)}
         chosen = []
         for n in self.model.graph.node:
+            # A pair of codes may stand for an activation, which goes then: a body would read what is in front of it.
+            if n.op_type in _ACTIVATIONS and outer.intersection((n.input[0], n.output[0])):
+                continue
             between = n.name in coming and any(o in going for o in n.output)
             part = n.op_type in _ACTIVATIONS and n.name in coming and n.input[0] in behind
             if n.name in layers or ((between or part) and n.op_type in self.placement.between):

@@ -26,7 +26,7 @@ from onnxprune.stages.decide import best_of, check_before, cut_with, mixtures, r
 from onnxprune.stages.finish import finish
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.quantize import check_before as can_be_quantized
-from onnxprune.stages.quantize import quantized
+from onnxprune.stages.quantize import doubts_of, quantized
 from onnxprune.stages.recover import recover_weights
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
@@ -208,4 +208,7 @@ def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock
     if settings.then is None:
         return checked
     with stage("quantize"):
-        return quantized(loaded, checked, settings, prepared.original, stage.read)
+        narrow = quantized(loaded, checked, settings, prepared.original, stage.read)
+    if narrow.fewer_bits is not None:
+        stage.warn(doubts_of(narrow.fewer_bits))
+    return narrow

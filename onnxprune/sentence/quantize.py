@@ -34,7 +34,7 @@ from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.load import Calibration, Loaded, load
-from onnxprune.stages.quantize import Narrow, in_fewer_bits
+from onnxprune.stages.quantize import Narrow, doubts_of, in_fewer_bits
 from onnxprune.stages.report import calibration_of
 from onnxprune.stages.verify import Original, within
 from onnxprune.targets.precision import IN_WORDS, INT8
@@ -120,6 +120,7 @@ def quantize(
             clock.warn(loaded.doubts)
             with clock("quantize"):
                 narrow = in_fewer_bits(loaded, loaded.original, settings, Original(loaded), clock.read)
+            clock.warn(doubts_of(narrow.row))
             gates, judged = exam.asked_of(_Finished(narrow.whole, narrow.figures), loaded, clock)
             report = _report(loaded, narrow, settings, clock, output, began)
             report = replace(report, notes=(*report.notes, *judged), gates=gates, command=tuple(command))

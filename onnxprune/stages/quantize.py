@@ -16,7 +16,7 @@ from onnxprune.errors import CheckFailed, ModelError, RunError, UsageError
 from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.intake import overridable, ranks, unknown
 from onnxprune.measures.compared import Asked, compared
-from onnxprune.measures.figures import Figures, figures_of
+from onnxprune.measures.figures import Figures, figures_of, percent
 from onnxprune.numerics.arrays import is_float
 from onnxprune.options import shown
 from onnxprune.output.model_files import written_bytes
@@ -32,6 +32,8 @@ from onnxprune.verification import checks
 
 # Samples that decide between ranges, and which layers stay in float: of those for fitting.
 _CHOOSING = 64
+# The squared error over the spread of the outputs that their mean has.
+_MEAN = 1.0
 Told = Callable[[int, int], None]
 
 
@@ -50,6 +52,18 @@ class Narrow:
     notes: tuple[str, ...]
     sizes: int
     tensorrt: tuple[str, ...] | None
+
+
+def doubts_of(row: FewerBitsRow) -> tuple[str, ...]:
+    """What to warn of where fewer bits leave nothing of the outputs that the model in float has."""
+    before, after = row.errors.get("pruned") or 0.0, row.errors.get("result")
+    if after is None or after <= max(_MEAN, _MEAN * before):
+        return ()
+    return (
+        f"in {IN_WORDS[row.precision]} the outputs are further from the original's than their mean is (an error of "
+        f"{percent(after)}, {percent(before)} in float): do not use this result; name layers with --keep-float, or "
+        "choose another precision",
+    )
 
 
 def check_before(loaded: Loaded, settings: PruneConfig) -> None:

@@ -168,6 +168,8 @@ def test_weights_may_differ_and_widths_may_not(path: Path, coupled: Coupled):
     full = [g.size for g in coupled.channels.groups]
     whole = device_of(target, coupled.channels, {}, "file", same_model=False)
     assert left.cost.at(full) == pytest.approx(whole.cost.at(full))
+    assert "recorded with another file" in whole.notes[0]
+    assert not device_of(target, coupled.channels, {}, "file", same_model=True).notes
 
 
 def test_a_second_recording_does_not_replace_the_first_unasked(path: Path, monkeypatch: pytest.MonkeyPatch):

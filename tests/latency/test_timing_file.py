@@ -61,6 +61,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "at most 64": lambda d: d.update(targets=65 * d["targets"]),
     "in a way that nobody knows": lambda d: d["targets"][0].update(how="guessed"),
     "takes no time": lambda d: cut(d).update(share=0),
+    "a model takes no time": lambda d: d["targets"][0].update(seconds=1e-320),
     "no number from 0": lambda d: cut(d).update(share=float("nan")),
     "the time of a layer is no number": lambda d: cut(d).update(seconds=[-1e-9, 0]),
     "a length is no number": lambda d: cut(d).update(lengths=[[8, 10**400], [16]]),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.evaluation import samples_for
@@ -117,6 +117,35 @@ def test_a_pair_that_stands_for_an_activation_stays():
     assert Session(model).run(data)["y"].min() == 0.0
     assert Session(result.model).run(data)["y"].min() >= 0.0
     assert error_of(result.model, model, data) < 1e-3
+
+
+@pytest.mark.parametrize("read", ["r", "c"], ids=["what the activation gives", "what it reads"])
+def test_bodies_read_what_they_read_before(read: str):
+    """Fails where the codes of a layer stand for its activation, and a body finds what is in front of that."""
+    model = network(
+        """(float[N,3,8,8] x) => (float[N,5,8,8] y) {
+            c = Conv <pads=[1,1,1,1]> (x, w1[4,3,3,3], b1[4])
+            r = Relu (c)
+            d = Conv (r, w2[5,4,1,1], b2[5])
+            yes = ReduceMax <keepdims=0> (x)
+            positive = Greater (yes, yes)
+        }"""
+    )
+    branches = []
+    for sign in (-1.0, 1.0):
+        nodes = [
+            helper.make_node("Constant", [], [f"k{sign}"], value_float=sign),
+            helper.make_node("ReduceMean", [read], [f"m{sign}"], axes=[1], keepdims=1),
+            helper.make_node("Mul", [f"m{sign}", f"k{sign}"], [f"p{sign}"]),
+            helper.make_node("Add", ["d", f"p{sign}"], [f"o{sign}"]),
+        ]
+        out = helper.make_tensor_value_info(f"o{sign}", TensorProto.FLOAT, None)
+        branches.append(helper.make_graph(nodes, f"branch {sign}", [], [out]))
+    model.graph.node.append(
+        helper.make_node("If", ["positive"], ["y"], name="if", then_branch=branches[0], else_branch=branches[1])
+    )
+    onnx.checker.check_model(model)
+    assert error_of(quantized(model, X).model, model, X) < 1e-3
 
 
 def test_normalizations_become_part_of_convolutions():
