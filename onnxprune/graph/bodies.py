@@ -58,6 +58,11 @@ def captured_names(node: onnx.NodeProto) -> tuple[str, ...]:
     return tuple(captured)
 
 
+def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Tensors that bodies of these nodes read from outside."""
+    return {name for n in nodes for name in captured_names(n)}
+
+
 def main_output(node: onnx.NodeProto) -> str:
     """The first named output, which identifies a node."""
     return next((o for o in node.output if o), "")

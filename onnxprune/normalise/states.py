@@ -103,7 +103,7 @@ class _Editing:
         self._nodes = list(self._proto.graph.node)
         self._stored = {t.name: t for t in self._proto.graph.initializer}
         self._outputs = [o.name for o in self._proto.graph.output]
-        self._captured = {c for n in self._nodes for c in bodies.captured_names(n)}
+        self._captured = bodies.captured(self._nodes)
         self._shapes, self._types = dict(normalised.shapes), dict(normalised.types)
         self._free = dict(normalised.free)
         self._taken = tensors_of(self._proto) | self._shapes.keys()

@@ -64,7 +64,7 @@ def pairs_in(model: onnx.ModelProto) -> tuple[Pair, ...]:
     for n in model.graph.node:
         for i in dict.fromkeys(n.input):
             readers.setdefault(i, []).append(n)
-    outer = {i for n in model.graph.node for i in bodies.captured_names(n)} | {o.name for o in model.graph.output}
+    outer = bodies.captured(model.graph.node) | {o.name for o in model.graph.output}
     found = []
     for n in model.graph.node:
         made = _made_by(n, constants, counts)

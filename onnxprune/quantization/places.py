@@ -50,7 +50,7 @@ class Places:
     def of(cls, model: onnx.ModelProto, placement: Placement) -> Places:
         """Look for them. model: as `preparation.prepared` gives it."""
         constants = constants_of(model)
-        outer = {i for n in model.graph.node for i in bodies.captured_names(n)}
+        outer = bodies.captured(model.graph.node)
         found = []
         for n in model.graph.node:
             if n.op_type not in placement.layers or n.domain not in _STANDARD or len(n.input) < 2:
@@ -92,7 +92,7 @@ class Places:
         coming = self._coming(layers, known, constants)
         going = self._going(layers, coming)
         behind = {n.output[0] for n in self.model.graph.node if n.name in layers}
-        outer = {i for n in self.model.graph.node for i in bodies.captured_names(n)}
+        outer = bodies.captured(self.model.graph.node)
         chosen = []
         for n in self.model.graph.node:
             # A pair of codes may stand for an activation, which goes then: a body would read what is in front of it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxprune.calibration import input_moments, probe, regressions
 from onnxprune.calibration.by_blocks import Blocks, too_many
@@ -84,32 +84,23 @@ def calibrate(
     logits: Mapping[int, Sequence[Regression]] = {}
     if selects and settings.reads_statistics:
         logits = logit_regressions(proto, coupled.taken.channels, loaded.fit, n.shapes, seed)
+    found = Calibrated(
+        consumers=consumers,
+        moments=moments,
+        plain_seconds=plain,
+        reference=reference,
+        provider=place.provider,
+        logits=logits,
+    )
     if not (selects and (settings.sequential or settings.reads_gradients)):
-        return Calibrated(
-            consumers=consumers,
-            moments=moments,
-            plain_seconds=plain,
-            reference=reference,
-            provider=place.provider,
-            logits=logits,
-        )
+        return found
     goals = goals_of(loaded, coupled, reference, settings)
     layouts = coupled.observed.layouts
     gates = probe.with_samples(gates_of(coupled.seen.channels), coupled.seen.proto, loaded.fit, layouts)
     output_moments = OutputMoments()
     if settings.reads_gradients:
         output_moments = probed(loaded, coupled, consumers, gates, goals, settings, place)
-    return Calibrated(
-        consumers=consumers,
-        moments=moments,
-        plain_seconds=plain,
-        reference=reference,
-        goals=goals,
-        gates=gates,
-        outputs=output_moments,
-        provider=place.provider,
-        logits=logits,
-    )
+    return replace(found, goals=goals, gates=gates, outputs=output_moments)
 
 
 def plain_pass(loaded: Loaded) -> float:

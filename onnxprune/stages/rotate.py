@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 
 from onnxprune.calibration import input_moments
 from onnxprune.calibration.layers import Layer
@@ -117,18 +118,40 @@ def rotate(
         seen, weights = pooled(pairs)
         if np.isfinite(seen).all() and np.isfinite(weights).all():
             turns.append((stream, telling(seen, weights)))
-    turned = replace(loaded, normalised=replace(n, proto=rotated(n.proto, coupled.channels.linears, turns)))
+    proto = rotated(n.proto, coupled.channels.linears, turns)
     groups = tuple(sorted(name for s, _ in turns for name in _names(coupled, s)))
-    original = Original(turned)
+    note = f"turned to the directions that tell their readers most (--rotate): the streams of {', '.join(groups)}"
+    refused = "no stream was turned (--rotate)"
+    return held(loaded, proto, groups, (note,), refused, replays=replayed is not None)
+
+
+def held(
+    loaded: Loaded,
+    turned: onnx.ModelProto,
+    groups: tuple[str, ...],
+    told: Sequence[str],
+    refused: str,
+    *,
+    replays: bool,
+) -> Rotated:
+    """A turned normal form, with `told` as notes, where it gives what the original gives at every size.
+
+    Else the model as it was, with a note that starts with `refused`; where a plan is replayed, raises CheckFailed.
+    """
+    result = replace(loaded, normalised=replace(loaded.normalised, proto=turned))
+    original = Original(result)
     try:
         original.normal_form  # noqa: B018  asked for here, and kept
     except CheckFailed as e:
-        if replayed is not None:
+        if replays:
             raise
-        note = f"no stream was turned (--rotate): {e}"
-        return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
-    note = f"turned to the directions that tell their readers most (--rotate): the streams of {', '.join(groups)}"
-    return Rotated(replace(turned, notes=(*loaded.notes, note)), original, groups)
+        return as_it_was(loaded, f"{refused}: {e}")
+    return Rotated(replace(result, notes=(*loaded.notes, *told)), original, groups)
+
+
+def as_it_was(loaded: Loaded, note: str) -> Rotated:
+    """The model that was not turned, with what there is to say of that."""
+    return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
 
 
 def _wanted(loaded: Loaded, settings: PruneConfig) -> bool:

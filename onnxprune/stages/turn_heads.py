@@ -7,7 +7,7 @@ tells most of what the layer behind attention makes of them. Both are exact, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from onnxprune.calibration.logits import ByHead, covariance_of_rows, moments_of_
 from onnxprune.channels.head_layout import Heads, Mixed, Turnable, turnable
 from onnxprune.channels.products import products_of, weighted_sums
 from onnxprune.config import PruneConfig
-from onnxprune.errors import CheckFailed, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.graph import external
 from onnxprune.methods import METHODS, Looks
 from onnxprune.numerics.arrays import Array, Doubles
@@ -24,11 +24,11 @@ from onnxprune.numerics.rotation import balanced, telling
 from onnxprune.plan import Plan
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.rotate import Rotated
-from onnxprune.stages.verify import Original
+from onnxprune.stages.rotate import Rotated, as_it_was, held
 from onnxprune.surgery.rotate import with_heads_turned
 
 RANK = "rank"
+_REFUSED = "no head was turned (--attention rank)"
 _SHOWN = 3
 
 
@@ -98,19 +98,9 @@ def turn_heads(
     read = {h.operand.tensor: ByHead.of(h.layer.node, h.operand, n.shapes) for h in seen}
     moments = input_moments.grams(coupled.taken.proto, list(read.values()), loaded.fit, n.shapes, seed)
     if not all(np.isfinite(p).all() for p in moments.values()):
-        note = "no head was turned (--attention rank): what heads compute is not finite on all samples"
-        return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
+        return as_it_was(loaded, f"{_REFUSED}: what heads compute is not finite on all samples")
     stored = external.Weights(n.proto.graph.initializer)
     turns = [found for t in pieces for found in _matrices(t, moments, stored)]
-    turned = replace(loaded, normalised=replace(n, proto=with_heads_turned(n.proto, turns)))
-    original = Original(turned)
-    try:
-        original.normal_form  # noqa: B018  asked for here, and kept
-    except CheckFailed as e:
-        if replayed is not None:
-            raise
-        note = f"no head was turned (--attention rank): {e}"
-        return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
     groups = tuple(sorted(heads.names(coupled)))
     notes = [f"turned to the directions that say most (--attention rank): positions in heads of {', '.join(groups)}"]
     if heads.stays:
@@ -119,7 +109,8 @@ def turn_heads(
             f"--attention rank leaves some positions as they are: {'; '.join(heads.stays[:_SHOWN])}"
             + (f"; and {more} more" if more > 0 else "")
         )
-    return Rotated(replace(turned, notes=(*loaded.notes, *notes)), original, groups)
+    turned = with_heads_turned(n.proto, turns)
+    return held(loaded, turned, groups, notes, _REFUSED, replays=replayed is not None)
 
 
 def _demand_use(loaded: Loaded, settings: PruneConfig) -> None:

@@ -130,7 +130,7 @@ class _Found:
     def check_ends(self, proto: onnx.ModelProto) -> None:
         """Raises Unknown where something that is in blocks leaves its graph, or a body reads it from outside."""
         for graph in (proto.graph, *bodies.every_body(proto.graph)):
-            outside = {v.name for v in graph.output} | {c for n in graph.node for c in bodies.captured_names(n)}
+            outside = {v.name for v in graph.output} | bodies.captured(graph.node)
             for name in outside & self._same.keys():
                 raise Unknown(f"{name!r} is in blocks and leaves its graph")
 
