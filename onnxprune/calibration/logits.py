@@ -83,12 +83,14 @@ def logit_regressions(
     samples: Samples,
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
+    provider: str = "cpu",
 ) -> dict[int, list[Regression]]:
     """By group, a regression for each head of a product whose positions may go: the error of its logits, of the spread
-    of those of all heads together. One pass over the samples."""
+    of those of all heads together. One pass over the samples, where there is such a product; provider: of PROVIDERS,
+    what runs it."""
     products, known = list(products_of(channels)), channels.graph.shapes
     both = [(ByHead.of(p.node, p.first, known), ByHead.of(p.node, p.second, known)) for p in products]
-    moments = input_moments.grams(proto, [x for pair in both for x in pair], samples, shapes, seed)
+    moments = input_moments.grams(proto, [x for pair in both for x in pair], samples, shapes, seed, provider)
     found: dict[int, list[Regression]] = {}
     for product, (q, k) in zip(products, both, strict=True):
         queries, keys = moments_of_rows(moments[q.weight]), covariance_of_rows(moments[k.weight])

@@ -83,7 +83,7 @@ def calibrate(
         moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     logits: Mapping[int, Sequence[Regression]] = {}
     if selects and settings.reads_statistics:
-        logits = logit_regressions(proto, coupled.taken.channels, loaded.fit, n.shapes, seed)
+        logits = logit_regressions(proto, coupled.taken.channels, loaded.fit, n.shapes, seed, place.provider)
     found = Calibrated(
         consumers=consumers,
         moments=moments,
