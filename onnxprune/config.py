@@ -37,13 +37,34 @@ EPOCH_PASSES = 6
 # What says how long recovery takes, and that it does not.
 _LENGTHS: Mapping[str, Any] = MappingProxyType({"recover": None, "effort": None, "fast": False})
 _LONGEST_PATTERN = 1000
+# What says how channels go, or which branches a budget may choose, and what stands for nothing said.
+_OF_A_SHARE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "budget": ("macs",),
+        "drop_branches": (None, False),
+        "max_ratio": (None,),
+        "ratio_of": ((),),
+        "rotate": ("off",),
+        "attention": ("heads", "head-dim"),
+    }
+)
+
+
+def names_all_that_goes(given: Mapping[str, Any]) -> bool:
+    """Whether options, by the names of PruneConfig, ask for experts, tokens or layers by name, and for nothing that a
+    share of the channels would have to be known for."""
+    named = bool(given["drop_experts"] or given["keep_tokens"] or given["drop_layers"])
+    free = AUTO in given["drop_layers"] or any(given[k] not in idle for k, idle in _OF_A_SHARE.items())
+    return named and not free
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """What to remove and how.
 
-    ratio: share of the budget to remove, in (0, 1); 0.5 unless `uniform` is given. budget: what `ratio` counts: "macs",
+    ratio: share of the budget to remove, in (0, 1), or 0 where nothing goes but what is named: experts, rows of tokens,
+    layers, shares of groups. Without it, `uniform` and tolerances it is 0 where no more than the first three of these
+    is asked for (`names_all_that_goes`), else 0.5. budget: what `ratio` counts: "macs",
     "params" or "latency", the measured time of a run of `batch` samples on `threads` threads of onnxruntime (0: its own
     choice). uniform: instead of a ratio, the share of its channels that every group loses, in (0, 1).
     tolerance: instead of either, the discrepancy of the network's outputs that the cuts may cause, above 0: as much
@@ -159,7 +180,7 @@ class PruneConfig:
                 "every group, whatever the outputs allow, or whatever each layer allows"
             )
         if all(v is None for v in goals):
-            object.__setattr__(self, "ratio", RATIO)
+            object.__setattr__(self, "ratio", 0.0 if names_all_that_goes(vars(self)) else RATIO)
         if self.tolerance is not None and not 0.0 < self.tolerance < float("inf"):
             raise UsageError(
                 f"tolerance is {self.tolerance}; it is a finite number above 0: a squared error over the outputs' "
@@ -175,7 +196,7 @@ class PruneConfig:
             ),
             ("max_ratio", self.max_ratio, "the share of its channels that a group may lose"),
         ):
-            if share is not None and not 0.0 < share < 1.0:
+            if share is not None and not 0.0 < share < 1.0 and (name, share) != ("ratio", 0.0):
                 raise UsageError(f"{name} {share} is outside (0, 1): it is {meaning}")
         for name, value, allowed in (
             ("budget", self.budget, tuple(BUDGETS)),
@@ -231,6 +252,7 @@ class PruneConfig:
             if len(pattern) > _LONGEST_PATTERN:  # to compile one takes time with the square of its length
                 raise UsageError(f"the pattern {shown(pattern)} has {len(pattern)} letters; at most {_LONGEST_PATTERN}")
         self._check_dropped()
+        self._check_nothing_free()
         if REFITS[self.refit].scales and not METHODS[self.method].scales:
             greedy = ", ".join(methods.with_scales())
             raise UsageError(f"refit {self.refit!r} needs a greedy method: one of {greedy}")
@@ -294,6 +316,35 @@ class PruneConfig:
                 "layers, or give ratio"
             )
 
+    def _check_nothing_free(self) -> None:
+        """Raises UsageError where a ratio of 0 leaves nothing to go, or what chooses what goes without a budget."""
+        if self.ratio != 0.0:
+            return
+        if not (self.cuts_channels or self.drop_experts or self.keep_tokens):
+            raise UsageError(
+                f"ratio 0 is outside (0, 1): it is the share of the {self.counted} to remove, and 0 only where all "
+                "that goes is named by drop_experts, keep_tokens, drop_layers or ratio_of"
+            )
+        if self.drop_branches or AUTO in self.drop_layers:
+            name = "drop_branches" if self.drop_branches else "drop_layers 'auto'"
+            raise UsageError(
+                f"{name} leaves the choice to a budget, and a ratio of 0 asks for nothing: give ratio, or name layers "
+                "by drop_layers"
+            )
+        if self.budget == "latency":
+            raise UsageError("budget 'latency' is met by a ratio above 0; give that, or leave budget out")
+        for name in ("rotate", "attention"):
+            if not self.cuts_channels and getattr(self, name) not in _OF_A_SHARE[name]:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} is about channels that go, and with a ratio of 0 none do: leave "
+                    "it out, or give ratio"
+                )
+
+    @property
+    def cuts_channels(self) -> bool:
+        """Whether any channels are to go: not where experts and rows of tokens alone are asked for."""
+        return self.ratio != 0.0 or bool(self.drop_layers) or any(share for _, share in self.shares_of)
+
     @property
     def counted(self) -> str:
         """What `ratio` is a share of, in words."""
@@ -308,6 +359,13 @@ class PruneConfig:
     def option(self) -> str:
         """The option of the command line that stands for the goal."""
         return f"--{self.goal.replace('_', '-')}"
+
+    @property
+    def lowered(self) -> str:
+        """The option of which less was better for the outputs; "" where none is a number."""
+        if self.ratio != 0.0:
+            return self.option
+        return "--drop-experts" if self.fewer_experts else ""
 
     @property
     def share(self) -> float | None:
@@ -332,6 +390,8 @@ class PruneConfig:
     @property
     def epochs(self) -> int:
         """Passes over the samples in which the refitted model learns from the original."""
+        if not self.cuts_channels:
+            return 0
         if self.effort is not None:
             return self.effort // EPOCH_PASSES
         if self.recover is not None:
@@ -341,7 +401,7 @@ class PruneConfig:
     @property
     def walks(self) -> bool:
         """Whether the refit goes on from layers, each for itself, to a walk through the pruned network."""
-        return REFITS[self.refit].walks
+        return self.cuts_channels and REFITS[self.refit].walks
 
     @property
     def folds(self) -> bool:
@@ -366,12 +426,12 @@ class PruneConfig:
     @property
     def sequential(self) -> bool:
         """Whether groups are cut one by one, from input to output, each seeing the cuts before it."""
-        return METHODS[self.method].sequential or self.tolerance is not None
+        return self.cuts_channels and (METHODS[self.method].sequential or self.tolerance is not None)
 
     @property
     def reads_gradients(self) -> bool:
         """Whether selection looks at gradients of the network's outputs."""
-        return METHODS[self.method].gradients
+        return self.cuts_channels and METHODS[self.method].gradients
 
     @property
     def units_of_attention(self) -> str:
@@ -381,7 +441,8 @@ class PruneConfig:
     @property
     def reads_statistics(self) -> bool:
         """Whether selection, allocation or refit look at the statistics of layer inputs."""
-        return self.uniform is None or METHODS[self.method].statistics or self.refit != "none"
+        wanted = self.uniform is None or METHODS[self.method].statistics or self.refit != "none"
+        return self.cuts_channels and wanted
 
     def with_options(self, **options: Unpack[Options]) -> PruneConfig:
         """A copy with single fields replaced, where those of `GOALS` also replace each other, and what says how long

@@ -124,7 +124,8 @@ def prune(
     Raises the errors of `onnxprune.errors`; then nothing is written but `report_file`.
     """
     chosen = from_plan if from_plan is None or isinstance(from_plan, plan.Plan) else plan.load(Path(from_plan))
-    settings = (config or (chosen.settings() if chosen else PruneConfig())).with_options(**options)
+    given = config or (chosen.settings() if chosen else None)
+    settings = PruneConfig(**options) if given is None else given.with_options(**options)
     if dry_run and bench:
         raise UsageError("a dry run makes no model that could be timed: leave out bench, or the dry run")
     least = error_limit(min_speedup, "min_speedup", "a factor such as 1.2")
@@ -295,7 +296,7 @@ def _run(
         loaded, first, stage, place, replays=replayed, one_number=beside.one_number_of_heads, timings=timings
     )
     if asked.largest:
-        found = largest_cut(prepared, settings, stage, exam)
+        found = largest_cut(prepared, first, stage, exam)
     elif replayed is None:
         found = Found(prepared, settings, choose(prepared, settings, stage))
     else:

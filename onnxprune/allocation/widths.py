@@ -150,10 +150,10 @@ class Choices:
     def at(self, ratio: float | None) -> Widths:
         """The coarsest with which so much of the cost can go, where the alignment is a free choice.
 
-        Where none does, those of single channels. Without a ratio, those of the alignment. Raises UsageError.
+        Where none does, those of single channels. Without a ratio, or of 0, those of the alignment. Raises UsageError.
         """
         widths = self._of(1)
-        limit = float("inf") if ratio is None else (1.0 - ratio) * self.full
+        limit = (1.0 - ratio) * self.full if ratio else float("inf")
         while self.wanted.free and widths.alignment > 1 and budget.smallest(self.cost, widths.narrowest) > limit:
             widths = self._of(2 * widths.relaxed)
         return widths

@@ -25,7 +25,7 @@ from onnxprune.cli.options.stays import STAYS
 from onnxprune.cli.origins import Origins
 from onnxprune.cli.screen import screen_of, tell, warn
 from onnxprune.cli.start import start
-from onnxprune.config import GOALS, PROVIDERS, READ_BY
+from onnxprune.config import GOALS, PROVIDERS, READ_BY, names_all_that_goes
 from onnxprune.errors import UsageError
 from onnxprune.methods import reading_labels
 from onnxprune.options import nearest
@@ -127,10 +127,7 @@ def _arguments(ctx: click.Context, output: str | None, given: dict[str, Any]) ->
         if refused:
             raise UsageError(f"{flag_of(instead)} takes the place of a budget: leave out {', '.join(refused)}")
     elif given["ratio"] is None and not largest:
-        raise UsageError(
-            "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance, "
-            "--layer-tolerance, or a limit such as --max-error 5%, for the largest cut that holds it)"
-        )
+        check_ratio(given)
     check_effect(explicit, given)
     if given["jobs"] > 1 and given["scheduler"] is not None:
         raise UsageError("--jobs are processes of this machine, --scheduler has workers of its own: leave out one")
@@ -221,6 +218,25 @@ def _run(
             command=surroundings.command,
             **arguments,
         )
+
+
+def check_ratio(given: Mapping[str, Any]) -> None:
+    """Raises UsageError where nothing says how much goes, and not all that goes is named."""
+    asked = {**given, "keep_tokens": given["keep_tokens"] or ()}
+    if names_all_that_goes(asked):
+        return
+    if given["drop_branches"]:
+        raise UsageError(
+            "--ratio is missing: --drop-branches says that branches may go, not how much; give it too, or name whole "
+            "layers with --drop-layers, which needs none"
+        )
+    also = ""
+    if asked["drop_experts"] or asked["keep_tokens"] or asked["drop_layers"]:
+        also = "; --ratio 0 where nothing goes but what is named"
+    raise UsageError(
+        "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance, "
+        f"--layer-tolerance, or a limit such as --max-error 5%, for the largest cut that holds it){also}"
+    )
 
 
 def check_effect(explicit: Collection[str], given: Mapping[str, Any]) -> None:

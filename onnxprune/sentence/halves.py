@@ -42,9 +42,9 @@ from onnxprune.stages.verify import Checked, Original, check
 class Prepared:
     """All that is known before a budget is spent: one calibration serves cuts of any ratio.
 
-    tried: None where a plan is replayed. stopwatch: with a budget of latency. original: what the checks have asked of
-    it, which every cut leaves to the next. rotated: groups whose stream was turned. shared: what the refit has read of
-    it; None where one cut is made.
+    tried: None where a plan is replayed, and where no channels are to go. stopwatch: with a budget of latency.
+    original: what the checks have asked of it, which every cut leaves to the next. rotated: groups whose stream was
+    turned. shared: what the refit has read of it; None where one cut is made.
     """
 
     loaded: Loaded
@@ -127,7 +127,7 @@ def prepare(
     with stage("calibrate"):
         calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)
     tried = None
-    if replays is None:
+    if replays is None and settings.cuts_channels:
         if stopwatch is not None:
             with stage("time layers"):
                 stopwatch.measure()
@@ -150,10 +150,9 @@ def prepare(
 def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
     """The cut that meets the budget. Raises BudgetUnreachable and NothingPrunable."""
     loaded, coupled, calibrated = prepared.loaded, prepared.coupled, prepared.calibrated
-    assert prepared.tried is not None
-    tried = mixtures(prepared.tried, settings)
+    tried = [] if prepared.tried is None else mixtures(prepared.tried, settings)
     cuts = [cut_with(t, loaded, coupled, calibrated, settings, stage, prepared.stopwatch) for t in tried]
-    masks, coefficients = cuts[0]
+    masks, coefficients = cuts[0] if cuts else ({}, {})
     if len(cuts) > 1:
         with stage("compare"):
             masks, coefficients = best_of(cuts, loaded, coupled, calibrated, settings)

@@ -44,7 +44,9 @@ def allocate(
     paths = next(iter(tried.paths.values()))
     if settings.tolerance is not None:
         return {}, paths
-    if settings.ratio is not None:
+    if settings.ratio == 0.0:
+        kept = tuple(w[-1] for w in widths)
+    elif settings.ratio is not None:
         kept, paths = within_budget(loaded, coupled, calibrated, tried, settings, stopwatch)
     elif settings.uniform is not None:
         kept = budget.uniform(widths, settings.uniform)
@@ -69,11 +71,20 @@ def check_reachable(coupled: Coupled, settings: PruneConfig) -> None:
 
     Of a latency nothing is measured yet, and of tolerances nothing can be said beforehand.
     """
+    if not settings.cuts_channels:
+        return
     widths = coupled.widths.narrowest
     if all(w == (g.size,) for w, g in zip(widths, coupled.channels.groups, strict=True)):
+        shares, frozen = coupled.choices.wanted.shares, coupled.choices.frozen
+        if not any(shares.get(g.index, 1.0) for g in coupled.channels.groups if g.index not in frozen):
+            patterns = ", ".join(repr(f"{p}={share:g}") for p, share in settings.shares_of)
+            raise NothingPrunable(
+                f"--ratio-of {patterns} keeps every group whole, so that nothing is left to go for {settings.option} "
+                f"{exact_percent(getattr(settings, settings.goal))}: leave it out, or give some groups a share above 0"
+            )
         capped = " with --max-ratio" if settings.max_ratio is not None else ""
         raise NothingPrunable(f"every group is too narrow for --round-to and --min-channels{capped}; ask less of these")
-    if settings.ratio is not None and settings.budget in coupled.costs:
+    if settings.ratio and settings.budget in coupled.costs:
         within_reach(coupled.costs[settings.budget], widths, coupled.whole(settings.budget), settings)
 
 

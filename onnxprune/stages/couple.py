@@ -93,7 +93,7 @@ def couple(
     channels = trace(loaded, settings)
     patterns = matched(channels, settings, loaded.original, loaded.tail.holds)
     frozen = frozen_groups(channels, patterns)
-    if len(frozen) == len(channels.groups):
+    if len(frozen) == len(channels.groups) and settings.cuts_channels:
         raise NothingPrunable(f"no channel can be removed: {why_nothing(channels, frozen)}")
     taken = taken_by(loaded.normalised, channels, loaded.parts)
     turns = turns_of(taken.proto, loaded.parts)
@@ -104,7 +104,7 @@ def couple(
         for u in untried:
             why = Frozen(Cause.UNTRIED, u.text)
             frozen.update({g: why for g in u.groups if g not in frozen})
-    if len(frozen) == len(channels.groups):
+    if len(frozen) == len(channels.groups) and settings.cuts_channels:
         raise NothingPrunable(f"no channel can be removed: {why_kept(untried)}")
     drops = branches.drops(channels)
     layers = whole_layers(channels, drops)
@@ -243,7 +243,7 @@ def check_counted(coupled: Coupled, settings: PruneConfig) -> None:
 
     What is not counted must not matter: its weights are below a hundredth of all.
     """
-    if settings.ratio is None or settings.budget != "macs":
+    if not settings.ratio or settings.budget != "macs":
         return
     missing = cost.uncounted(coupled.channels)
     if any(x.surely or x.weights >= _MATTERS * coupled.stored_parameters for x in missing):

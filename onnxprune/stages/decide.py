@@ -97,7 +97,7 @@ def replay(chosen: plan.Plan, coupled: Coupled, settings: PruneConfig) -> dict[i
     if units != settings.attention:
         raise UsageError(f"the plan counts in attention {units!r}, not {settings.attention!r}; make a new plan")
     masks = chosen.masks(coupled.channels)
-    if not masks:
+    if not masks and settings.cuts_channels:
         raise NothingPrunable("the plan keeps every channel, so nothing would be removed; make a new plan")
     if branches.left_of(coupled.channels, coupled.channels.keep_classes(masks)) is None:
         raise UsageError("the plan leaves some tensor without a channel; make a new plan")

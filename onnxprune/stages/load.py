@@ -268,7 +268,7 @@ def load(
     tokens, dropped, complete = _complete(listed, dropped, normalised.shapes)
     notes = [*source.notes, *listed.notes, *(dropped.notes if dropped else ()), *filter(None, [tail.note])]
     notes += [*normalised.notes, *false, *samples.notes]
-    notes += [*_notes_on_few(samples), *notes_on(original), *_notes_on_unread(samples, settings, tail)]
+    notes += [*_notes_on_few(samples, settings), *notes_on(original), *_notes_on_unread(samples, settings, tail)]
     checksums = digests(samples)
     seed, chosen_by = settings.seed if divided_by is None else divided_by, None
     fit, held_out = split(samples, seed, checksums)
@@ -295,7 +295,7 @@ def load(
         inputs_sha256=inputs,
         labels=settings.labels,
         figures=figures,
-        doubts=(*_doubts(normalised, samples, figures, checksums), *doubts_of_special(tokens, model)),
+        doubts=(*_doubts(normalised, samples, figures, checksums, settings), *doubts_of_special(tokens, model)),
     )
 
 
@@ -331,10 +331,15 @@ def _complete(
 
 
 def _doubts(
-    normalised: Normalised, samples: Samples, figures: tuple[InputFigures, ...], checksums: Sequence[bytes]
+    normalised: Normalised,
+    samples: Samples,
+    figures: tuple[InputFigures, ...],
+    checksums: Sequence[bytes],
+    settings: PruneConfig,
 ) -> tuple[str, ...]:
     if samples.synthetic:
-        return (_NO_DATA,)
+        told = settings.cuts_channels or settings.fewer_experts or settings.then is not None
+        return (_NO_DATA,) if told else ()
     return (*doubts_of_data(samples, figures, checksums), *scales.doubts(normalised.proto, samples, figures))
 
 
@@ -346,8 +351,8 @@ def _batches(samples: Samples, size: int, most: int | None, told: Told) -> Itera
         told.read(min(start + size, count), count)
 
 
-def _notes_on_few(samples: Samples) -> list[str]:
-    if samples.synthetic or len(samples) >= _FEW_SAMPLES:
+def _notes_on_few(samples: Samples, settings: PruneConfig) -> list[str]:
+    if samples.synthetic or not settings.cuts_channels or len(samples) >= _FEW_SAMPLES:
         return []
     few = "1 calibration sample" if len(samples) == 1 else f"{len(samples)} calibration samples"
     return [f"only {few}: the refit has little to go by; use a few hundred"]

@@ -58,7 +58,7 @@ def refit_weights(
 
     shared: of the cuts of one network that are refitted one after the other.
     """
-    if settings.refit == "none":
+    if settings.refit == "none" or not settings.cuts_channels:
         dropped = any((a[a != 0] != 1).any() for a in coefficients.values())
         return Refitted({"none": sliced}, notes=(_UNFOLDED.format(settings.method),) if dropped else ())
     keep = coupled.channels.keep_classes(masks)

@@ -46,6 +46,9 @@ from onnxprune.stages.try_cuts import Tried
 from onnxprune.stages.verify import Checked
 from onnxprune.targets.alignment import TARGETS
 
+# Why a group stays whole where a ratio of 0 leaves it so.
+NOT_ASKED = "none of its channels were asked for"
+
 
 def report_of(
     loaded: Loaded,
@@ -74,7 +77,7 @@ def report_of(
         _bytes_of_result(checked.whole, loaded, output) if checked else 0,
     )
     figures = checked.figures if checked else None
-    rows = tuple(_row(g, k, coupled) for g, k in zip(channels.groups, kept, strict=True))
+    rows = tuple(_row(g, k, coupled, settings) for g, k in zip(channels.groups, kept, strict=True))
     if timed is not None:
         achieved = 1.0 - timed.share
     elif settings.uniform is not None:
@@ -112,6 +115,7 @@ def report_of(
             *loaded.notes,
             *not_counted(channels),
             *counted_at(loaded),
+            *nothing_asked(settings),
             *larger(before, after),
             *less_aligned(coupled, settings),
             *unspent(kept, coupled, settings),
@@ -125,7 +129,7 @@ def report_of(
         agreement=figures.agreement if figures else None,
         outputs=figures.as_dicts() if figures else (),
         error=figures.summary() if figures else {},
-        verdict=asdict(verdict_of(figures, settings.option)) if figures else None,
+        verdict=asdict(verdict_of(figures, settings.lowered)) if figures else None,
         warnings=tuple(stage.warnings),
         layers=layer_rows(coupled, masks, kept),
         whole_layers=whole_layer_rows(coupled, tried, kept),
@@ -307,7 +311,7 @@ def _fit(f: Fit) -> dict[str, Any]:
     return {"layer": f.layer, "strength": f.ridge, "before": f.before, "after": f.after}
 
 
-def _row(g: Group, kept: int, coupled: Coupled) -> GroupRow:
+def _row(g: Group, kept: int, coupled: Coupled, settings: PruneConfig) -> GroupRow:
     c, batch = g.channels_per_unit, coupled.channels.graph.batch
     full = np.array([other.size for other in coupled.channels.groups])
     parts = {k: coupled.costs[k].part(full, g.index) for k in ("macs", "stored")}
@@ -320,7 +324,7 @@ def _row(g: Group, kept: int, coupled: Coupled) -> GroupRow:
         producers=len(g.producers),
         consumers=len(g.consumers),
         mixing=g.mixing,
-        note=coupled.widths.whole[g.index],
+        note=coupled.widths.whole[g.index] or (NOT_ASKED if settings.ratio == 0.0 and kept == g.size else ""),
         alignment=coupled.widths.multiples[g.index],
         units=(g.size, kept),
         head=g.head,
@@ -361,6 +365,13 @@ def unspent(kept: Sequence[int], coupled: Coupled, settings: PruneConfig) -> tup
         f"a tolerance of {getattr(settings, settings.goal):g} would allow more: every group has the least width that "
         "--round-to, --min-channels and the model allow",
     )
+
+
+def nothing_asked(settings: PruneConfig) -> tuple[str, ...]:
+    """That no channels went, as none were asked for."""
+    if settings.cuts_channels:
+        return ()
+    return ("no channels were asked for: none went, and the weights that stay are the original's",)
 
 
 def larger(before: Size, after: Size) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def try_cuts(
     place: Workplace = HERE,
 ) -> Tried:
     """The trial cuts of every method, where a budget asks for them."""
-    if settings.ratio is None:
+    if not settings.ratio:
         return Tried(candidates)
     groups, empty, whole = _tried_in(coupled)
     errors: dict[str, Sequence[Mapping[int, float]]] = {}

@@ -115,8 +115,9 @@ BUDGET = Section(
         type=Ratio(),
         metavar="SHARE|auto",
         help="Share of the budget to remove: 0.4 or 40%. auto, or left out beside --max-drop, --min-agreement or "
-        "--max-error: the largest that holds these. Required without them, --uniform, --tolerance, --layer-tolerance "
-        "and --from-plan.",
+        "--max-error: the largest that holds these. 0: nothing goes but what is named, as where --drop-experts, "
+        "--keep-tokens or named --drop-layers stand alone. Required without all these, --uniform, --tolerance, "
+        "--layer-tolerance and --from-plan.",
     ),
     *COUNTED,
     option(

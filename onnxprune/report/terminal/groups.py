@@ -31,6 +31,11 @@ def _groups(report: Report, *, cut: bool) -> list[tuple[int, Mapping[str, Any]]]
     return [(i, g) for i, g in rows if is_cut(g) == cut]
 
 
+def any_cut(report: Report) -> bool:
+    """Whether any group lost channels."""
+    return bool(_groups(report, cut=True))
+
+
 def changed_groups(report: Report, screen: Screen) -> Grid:
     """The groups that lost channels."""
     table = screen.table("group", "channels", "producers", "consumers", " ", title="channels")

@@ -16,6 +16,7 @@ from onnxprune.report.terminal.checks import check_facts
 from onnxprune.report.terminal.facts import in_threads, output_facts, ratio_of_times, removed, samples
 from onnxprune.report.terminal.fewer_bits import fewer_bits_facts
 from onnxprune.report.terminal.groups import (
+    any_cut,
     changed_groups,
     experts_gone,
     layers_gone,
@@ -37,10 +38,12 @@ def prune_report(report: Report, screen: Screen, *, verbose: bool = False) -> st
     """The report of a pruning run as text. verbose: with every group, and what each saves and costs."""
     report = made_visible(report)
     gone = *experts_gone(report, screen), *layers_gone(report, screen)
-    parts: list[Part] = [_sizes(report, screen), *gone, changed_groups(report, screen)]
+    # Where no channels were asked for, the table of those that lost some says nothing.
+    cut = [changed_groups(report, screen)] if report.requested != 0.0 or any_cut(report) else []
+    parts: list[Part] = [_sizes(report, screen), *gone, *cut]
     if verbose:
-        parts += [what_cuts_do(report, screen), *whole_groups(report, screen)]
-    elif screen.width >= _WIDE and not screen.piped:
+        parts += [*([what_cuts_do(report, screen)] * bool(cut)), *whole_groups(report, screen)]
+    elif cut and screen.width >= _WIDE and not screen.piped:
         parts.append(what_cuts_do(report, screen))
     parts += [line(f"{n} unchanged: {reason}") for reason, n in reasons_to_stay(report).items() if not verbose]
     parts += [] if verbose else [line()]
@@ -87,7 +90,7 @@ def _ratio(bench: Mapping[str, Any]) -> float:
 def _run_facts(report: Report) -> list[tuple[str, str]]:
     unit = BUDGETS.get(str(report.config.get("budget")), "cost")
     unit, of = ("channels", " of every group") if report.config.get("uniform") is not None else (unit, "")
-    wanted = f"requested {_requested(report.requested)}{of}" if report.requested is not None else _tolerance(report)
+    wanted = _tolerance(report) if report.requested is None else f"{_requested(report.requested)}{of}"
     facts = [
         (f"{unit} removed", f"{report.achieved:.1%}, {wanted}"),
         *_timing_facts(report),
@@ -130,7 +133,9 @@ def _run_facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _requested(share: float) -> str:
-    return f"{share:.1%}" if round(share, 3) == share else exact_percent(share)
+    if not share:
+        return "nothing requested but what is named"
+    return f"requested {share:.1%}" if round(share, 3) == share else f"requested {exact_percent(share)}"
 
 
 def _tolerance(report: Report) -> str:
