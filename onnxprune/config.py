@@ -26,7 +26,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 GOALS = ("ratio", "uniform", "tolerance", "layer_tolerance")
 METRICS = ("gates", "kronecker", "exact")
 COEFFICIENTS = ("free", "convex")
-ATTENTIONS = ("heads", "head-dim", "rank")
+ATTENTIONS = (AUTO, "heads", "head-dim", "rank")
 UNTRIED = ("keep", "cut")
 ROTATIONS = ("off", "auto")
 PROVIDERS = ("cpu", "cuda")
@@ -89,7 +89,9 @@ class PruneConfig:
     ONNX parser accepts. round_to: widths are multiples of this, or unchanged; "auto" takes the alignment of the target,
     and less of it where a group is narrow or the budget demands it.
     attention: what goes in attention: whole "heads", or the same positions of every head ("head-dim"; "rank": turned
-    first to the directions that say most); the scale that the model applies to its scores stays as it is.
+    first to the directions that say most); "auto": "rank" where all attention of the model can be turned, directions
+    serve (there is data, weights are refitted) and no whole layer may go, else "heads". The scale that the model
+    applies to its scores stays as it is.
     untried_branches: what is done with the channels that a branch of an If reads or writes which no sample takes:
     "keep" or "cut".
     rotate: whether streams that linear layers alone write and read are turned to the directions that tell their readers
@@ -142,7 +144,7 @@ class PruneConfig:
     fast: bool = False
     round_to: int | str = AUTO
     target: str = DEFAULT
-    attention: str = "heads"
+    attention: str = AUTO
     untried_branches: str = "keep"
     rotate: str = "off"
     ratio_of: tuple[str, ...] = ()
@@ -435,8 +437,9 @@ class PruneConfig:
 
     @property
     def units_of_attention(self) -> str:
-        """What the channel graph takes for units of attention: of "rank" they are positions, turned first."""
-        return "head-dim" if self.attention == "rank" else self.attention
+        """What the channel graph takes for units of attention: of "rank" they are positions, turned first; where that
+        was left open, heads."""
+        return {"rank": "head-dim", AUTO: "heads"}.get(self.attention, self.attention)
 
     @property
     def reads_statistics(self) -> bool:

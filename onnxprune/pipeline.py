@@ -35,6 +35,7 @@ from onnxprune.sentence.halves import choose, make, prepare, replayed_from
 from onnxprune.sentence.largest import STEP, Found, largest_cut
 from onnxprune.sentence.machine import Machine
 from onnxprune.stages import settings_beside
+from onnxprune.stages.attention import described_attention
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import describe_loaded, foreseen
 from onnxprune.stages.identity import identity
@@ -45,7 +46,7 @@ from onnxprune.stages.report import estimated, report_of, speed_gates, with_late
 from onnxprune.stages.save import PruneResult, foreseen_size, named, stored
 from onnxprune.stages.settings_beside import Beside
 from onnxprune.stages.time_layers import Timings, timed_with
-from onnxprune.targets.alignment import DEFAULT
+from onnxprune.targets.alignment import AUTO, DEFAULT
 
 
 def prune(
@@ -182,7 +183,7 @@ def inspect(
     model: ModelLike,
     calibration: Calibration = None,
     *,
-    attention: str = "heads",
+    attention: str = AUTO,
     target: str = DEFAULT,
     state: Sequence[str] = (),
     resize_io: Sequence[str] = (),
@@ -197,7 +198,10 @@ def inspect(
     state, resize_io = tuple(state), tuple(resize_io)
     settings = PruneConfig(samples=2, attention=attention, target=target, state=state, resize_io=resize_io)
     with spill.spilling(), registering(checked_libraries(custom_ops)):
-        return describe_loaded(load(model, calibration, settings, allow_links=allow_links), settings)
+        loaded = load(model, calibration, settings, allow_links=allow_links)
+        settings, notes = described_attention(loaded, settings)
+        described = describe_loaded(loaded, settings)
+        return replace(described, notes=(*described.notes, *notes))
 
 
 def preview(
@@ -295,6 +299,7 @@ def _run(
     prepared = prepare(
         loaded, first, stage, place, replays=replayed, one_number=beside.one_number_of_heads, timings=timings
     )
+    settings = settings.with_options(attention=prepared.attention)
     if asked.largest:
         found = largest_cut(prepared, first, stage, exam)
     elif replayed is None:

@@ -272,7 +272,7 @@ def test_suites_choose_their_models(tmp_path: Path):
         ("kws_mlperftiny_dscnn", 0.3),
         ("mnist_vggbn_legacy", 0.5),
     }
-    assert len(runs) == 5 * suites.BAR_SEEDS * len(suites.PLAIN)
+    assert len(runs) == 5 * suites.BAR_SEEDS * len(suites.VARIANTS)
     everything = suites.bars(kit, suites.Choice(["cifar10_*"], exports="all", seeds=1))
     assert sorted({r.model for r in everything}) == sorted(exports)
     sizes = {r.samples for r in suites.calibration(kit, suites.Choice(["cifar10_*"])) if r.source == "own"}
@@ -392,7 +392,7 @@ def test_bars_of_networks_that_are_no_classifiers():
         ("ocr", "", "1.00", "none", ""),
     ]
     unmeasured = [x for x in tables.bars(rows).splitlines() if x.startswith("| `minilm` | 30% | 1,024 (bar: 2,048)")]
-    assert [x.count("not measured") for x in unmeasured] == [1] * 8  # two bounds of four variants
+    assert [x.count("not measured") for x in unmeasured] == [1] * 4  # two bounds of two variants
 
 
 def test_a_version_of_most_seeds_counts():

@@ -418,7 +418,8 @@ def test_units_of_attention(folder: Path, capsys: Capture):
         assert code == 0
         return [g["units"] for g in json.loads(out)["groups"]]
 
-    assert (sizes(), sizes("--attention", "head-dim")) == ([3], [4, 4])
+    assert (sizes("--attention", "heads"), sizes("--attention", "head-dim")) == ([3], [4, 4])
+    assert sizes() == [4, 4]  # as `prune` would, with data
     choice = ["--ratio", "0.2", "--round-to", "1", "--refit", "none", "--samples", "8", "--attention", "head-dim"]
     code, _, _ = run(capsys, "attention.onnx", "a.onnx", "--plan", "a.json", "--quiet", *choice)
     assert code == 0

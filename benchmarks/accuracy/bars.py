@@ -66,7 +66,7 @@ class Bar:
     """At `ratio` with `samples`, these bounds.
 
     but: models left out; pooled: the mean over models; wanted: the samples that the bar was set for, where there are
-    no more than `samples`. variants: names of those in `suites.VARIANTS` that it is measured with.
+    no more than `samples`.
     """
 
     pattern: str
@@ -76,7 +76,6 @@ class Bar:
     but: str = ""
     pooled: bool = False
     wanted: int | None = None
-    variants: tuple[str, ...] = ("default", "fast")
 
     def fits(self, model: str) -> bool:
         """Whether it speaks of this model."""
@@ -91,14 +90,11 @@ def _sentences(least: float, most: float) -> tuple[Bound, ...]:
     return (Bound("nearest10", least), Bound("error", most))
 
 
-# Heads may be turned where no rotary table lies between.
-_TURNED = ("default", "fast", "rank", "fast, rank")
-
 BARS = (
-    Bar("minilm", 0.2, 512, _sentences(85, 2.5), variants=_TURNED),
-    Bar("minilm", 0.3, 512, _sentences(78, 5), variants=_TURNED),
-    Bar("minilm", 0.3, 1024, _sentences(83, 4), wanted=2048, variants=_TURNED),
-    Bar("vit", 0.3, 512, _points(1), variants=_TURNED),
+    Bar("minilm", 0.2, 512, _sentences(85, 2.5)),
+    Bar("minilm", 0.3, 512, _sentences(78, 5)),
+    Bar("minilm", 0.3, 1024, _sentences(83, 4), wanted=2048),
+    Bar("vit", 0.3, 512, _points(1)),
     Bar("decoder", 0.3, 512, (Bound("perplexity", 10),)),
     Bar("ocr", 0.3, 256, (Bound("lines"), Bound("error"))),
     Bar("cifar10_resnet56_*", 0.5, 1024, (Bound("points", 0.3), Bound("passes", 40))),

@@ -31,12 +31,9 @@ class Choice:
 
 
 BAR_SEEDS = 3
-# Name → options of PruneConfig; each bar says which of them it is measured with.
+# Name → options of PruneConfig.
 FAST: Mapping[str, Any] = {"fast": True}
-RANK: Mapping[str, Any] = {"attention": "rank"}
-VARIANTS: Mapping[str, Mapping[str, Any]] = {"default": {}, "fast": FAST, "rank": RANK, "fast, rank": {**FAST, **RANK}}
-# Those that are measured where networks need not have any attention.
-PLAIN = ("default", "fast")
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"default": {}, "fast": FAST}
 
 METHODS = ("gfs", "local", "global", "combined", "obs", "taylor", "magnitude")
 REFITS = ("none", "scale", "least-squares", "lockstep")
@@ -84,8 +81,8 @@ PEER_POINTS = (
 def bars(kit: Kit, choice: Choice) -> Iterator[Run]:
     """The points of BARS, with each one's variants; the first seed of everything first."""
     for seed, bar in product(range(choice.seeds or BAR_SEEDS), BARS):
-        for variant, model in product(bar.variants, choice.of(kit, bar.pattern, bar.but)):
-            yield Run(model, bar.ratio, seed=seed, samples=bar.samples, options=VARIANTS[variant])
+        for options, model in product(VARIANTS.values(), choice.of(kit, bar.pattern, bar.but)):
+            yield Run(model, bar.ratio, seed=seed, samples=bar.samples, options=options)
 
 
 def methods(kit: Kit, choice: Choice) -> Iterator[Run]:
@@ -99,7 +96,7 @@ def methods(kit: Kit, choice: Choice) -> Iterator[Run]:
 def calibration(kit: Kit, choice: Choice) -> Iterator[Run]:
     """From few to many samples, and data of other kinds, with every variant."""
     seeds = range(choice.seeds or CALIBRATION_SEEDS)
-    for (pattern, ratio, others), options in product(CALIBRATION_POINTS, [VARIANTS[v] for v in PLAIN]):
+    for (pattern, ratio, others), options in product(CALIBRATION_POINTS, VARIANTS.values()):
         for model in choice.of(kit, pattern):
             for seed, samples in product(seeds, SIZES):
                 yield Run(model, ratio, seed=seed, samples=samples, options=options)

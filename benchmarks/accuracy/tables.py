@@ -33,7 +33,7 @@ def bars(rows: Sequence[Row]) -> str:
     lines = []
     for bar in BARS:
         at = [r for r in mine if _at(r, bar)]
-        for variant in bar.variants:
+        for variant in VARIANTS:
             fitting = [r for r in succeeded(at) if variant_of(r) == variant]
             by_model = grouped(fitting, lambda r, pooled=bar.pooled: ("" if pooled else r["model"], _version(r)))
             for (model, _), found in sorted(by_model.items()):

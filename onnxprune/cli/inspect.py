@@ -40,7 +40,8 @@ from onnxprune.targets.alignment import TARGETS
                 "--attention",
                 type=Choice(ATTENTIONS),
                 **with_default(DEFAULTS.attention),
-                help="What would go in attention: whole heads, or the same positions of every head (rank: turned).",
+                help="What would go in attention: whole heads, or the same positions of every head (rank: turned). "
+                "auto: what prune would choose with calibration data.",
             ),
             RESIZE_IO,
         ),

@@ -19,6 +19,7 @@ from onnxprune.latency.timer import Timer
 from onnxprune.numerics.arrays import Coefficients, Masks
 from onnxprune.refit.reference import SharedPoints
 from onnxprune.stages.answers import judged_by
+from onnxprune.stages.attention import HEADS, attention_of
 from onnxprune.stages.calibrate import Calibrated, calibrate
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.couple import Coupled, couple, idle_ports
@@ -36,6 +37,7 @@ from onnxprune.stages.time_layers import NO_TIMINGS, Timings, timer_of
 from onnxprune.stages.try_cuts import Tried, try_cuts
 from onnxprune.stages.turn_heads import heads_to_turn, turn_heads
 from onnxprune.stages.verify import Checked, Original, check
+from onnxprune.targets.alignment import AUTO
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,8 +45,9 @@ class Prepared:
     """All that is known before a budget is spent: one calibration serves cuts of any ratio.
 
     tried: None where a plan is replayed, and where no channels are to go. stopwatch: with a budget of latency.
-    original: what the checks have asked of it, which every cut leaves to the next. rotated: groups whose stream was
-    turned. shared: what the refit has read of it; None where one cut is made.
+    original: what the checks have asked of it, which every cut leaves to the next. attention: what goes in attention,
+    also where the options leave that open. rotated: groups whose stream was turned. shared: what the refit has read of
+    it; None where one cut is made.
     """
 
     loaded: Loaded
@@ -54,6 +57,7 @@ class Prepared:
     stopwatch: Timer | None
     place: Workplace
     original: Original
+    attention: str
     rotated: tuple[str, ...] = ()
     shared: SharedPoints | None = None
 
@@ -100,11 +104,13 @@ def prepare(
     one_number: all caches that may change keep equally many heads. timings: of the devices that a budget of latency
     counts, instead of this machine.
     """
+    left_open = settings.attention == AUTO and replays is None
     with stage("couple"):
+        settings = settings.with_options(attention=attention_of(loaded, settings, replays))
         coupled = couple(loaded, settings, replays, one_number=one_number)
         check_before(loaded, coupled, settings, replays)
         can_be_quantized(loaded, settings)
-        heads = heads_to_turn(loaded, coupled, settings, replays)
+        heads = heads_to_turn(loaded, coupled, settings, replays, asked=not left_open)
         streams = streams_to_turn(loaded, coupled, settings, replays, heads.names(coupled))
     # Not before: where nothing can be pruned, one line says so.
     stage.warn((*loaded.doubts, *warnings_of(coupled.untried, cut=settings.untried_branches == "cut")))
@@ -121,6 +127,8 @@ def prepare(
         with stage("rotate"):
             streams_turned = turned.groups
             turned = turn_heads(loaded, coupled, heads, settings, replays)
+            if left_open and not turned.groups:
+                settings = settings.with_options(attention=HEADS)
             loaded, turned = turned.loaded, replace(turned, groups=(*streams_turned, *turned.groups))
             coupled = couple(loaded, settings, replays, one_number=one_number)
     stopwatch = timer_of(loaded, coupled, settings, place, timings) if settings.budget == "latency" else None
@@ -143,6 +151,7 @@ def prepare(
         stopwatch=stopwatch,
         place=place,
         original=turned.original,
+        attention=settings.attention,
         rotated=turned.groups,
     )
 

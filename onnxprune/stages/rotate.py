@@ -154,14 +154,18 @@ def as_it_was(loaded: Loaded, note: str) -> Rotated:
     return Rotated(replace(loaded, notes=(*loaded.notes, note)), Original(loaded))
 
 
-def _wanted(loaded: Loaded, settings: PruneConfig) -> bool:
-    """Whether directions would be of use.
+def serve_directions(loaded: Loaded, settings: PruneConfig) -> bool:
+    """Whether directions would be of use in place of channels.
 
     Random inputs have none, some methods look at none, what is not fitted does not make use of them, and codes of few
     bits are made for channels of like size.
     """
     looks = METHODS[settings.method].looks in (Looks.LAYERS, Looks.OUTPUTS) and settings.level == "least-squares"
-    return settings.rotate == "auto" and looks and not loaded.fit.synthetic and not TARGETS[settings.target].integers
+    return looks and not loaded.fit.synthetic and not TARGETS[settings.target].integers
+
+
+def _wanted(loaded: Loaded, settings: PruneConfig) -> bool:
+    return settings.rotate == "auto" and serve_directions(loaded, settings)
 
 
 def _tensors(coupled: Coupled, stream: LinearStream) -> dict[Layer, list[Layer]]:

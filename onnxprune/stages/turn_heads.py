@@ -21,6 +21,7 @@ from onnxprune.graph import external
 from onnxprune.methods import METHODS, Looks
 from onnxprune.numerics.arrays import Array, Doubles
 from onnxprune.numerics.rotation import balanced, telling
+from onnxprune.options import first_of
 from onnxprune.plan import Plan
 from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
@@ -44,10 +45,12 @@ class HeadsToTurn:
         return frozenset(coupled.channels.groups[g].name for g in self.turnable)
 
 
-def heads_to_turn(loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: Plan | None = None) -> HeadsToTurn:
+def heads_to_turn(
+    loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: Plan | None = None, *, asked: bool = True
+) -> HeadsToTurn:
     """The positions inside heads that the options want turned, and that may be; of a replay those that its plan names.
 
-    Raises UsageError where there is nothing that turning could serve.
+    Raises UsageError where there is nothing that turning could serve, and that was `asked` for.
     """
     if settings.attention != RANK or (replayed is not None and not replayed.rotated):
         return HeadsToTurn()
@@ -64,7 +67,7 @@ def heads_to_turn(loaded: Loaded, coupled: Coupled, settings: PruneConfig, repla
             found[g] = _turnable(loaded, coupled, g)
         except Mixed as e:
             stays.append(f"those of {name!r}: {e}")
-    if not found and replayed is None:
+    if not found and replayed is None and asked:
         why = stays[0] if stays else "no product of two activations has positions inside heads that may go"
         raise UsageError(f"--attention rank can turn no head: {why}; choose --attention heads or head-dim")
     return HeadsToTurn(found, tuple(stays))
@@ -102,7 +105,9 @@ def turn_heads(
     stored = external.Weights(n.proto.graph.initializer)
     turns = [found for t in pieces for found in _matrices(t, moments, stored)]
     groups = tuple(sorted(heads.names(coupled)))
-    notes = [f"turned to the directions that say most (--attention rank): positions in heads of {', '.join(groups)}"]
+    notes = [
+        f"turned to the directions that say most (--attention rank): positions in heads of {first_of(groups, _SHOWN)}"
+    ]
     if heads.stays:
         more = len(heads.stays) - _SHOWN
         notes.append(

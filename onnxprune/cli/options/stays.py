@@ -82,9 +82,10 @@ STAYS = Section(
         "--attention",
         type=Choice(ATTENTIONS),
         **with_default(DEFAULTS.attention),
-        help="What goes in attention: whole heads, or the same positions of every head. rank: the latter, turned "
-        "first, exactly, to the directions that say most of logits and outputs, where no rotary table or normalization "
-        "lies between.",
+        help="What goes in attention: whole heads, or the same positions of every head (head-dim). rank: the latter, "
+        "turned first, exactly, to the directions that say most of logits and outputs, where no rotary table or "
+        "normalization lies between. auto: rank where all attention can be turned, there is data, weights are "
+        "refitted, and no whole layer may go; for TensorRT and --then int8, and elsewhere, heads.",
     ),
     option(
         "--untried-branches",
