@@ -21,7 +21,7 @@ from onnxprune.normalise import normalise
 from onnxprune.pipeline import inspect
 from onnxprune.runtime.session import Session
 from onnxprune.verification.oracle import masked_model
-from tests import stand_ins
+from tests import decoder, stand_ins
 from tests.compare import assert_same
 from tests.vocabularies import TOKENS, model
 
@@ -76,6 +76,17 @@ def test_special_tokens_that_are_not_listed_are_a_warning(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3}))
     found = prune(tmp_path / "model.onnx", None, data(), dry_run=True, **OPTIONS)
     assert not [w for w in found.report.warnings if "--keep-tokens" in w]
+
+
+def test_caches_of_a_window_that_lose_heads_beside_rows():
+    """Fails where entries of a cache that nothing has come to hold are compared."""
+    listed = (*range(1, 9), 0)
+    given = {**decoder.prompts(24, 6), **decoder.empty(24, window=8)}
+    given["input_ids"] = np.array(listed)[given["input_ids"] % len(listed)]
+    options = {**OPTIONS, "keep_tokens": listed, "resize_io": ("past*", "present*")}
+    found = prune(decoder.decoder(window=8), None, given, ratio_of=("/qkv*=0.5",), **options)
+    assert any("inputs and outputs changed" in note for note in found.report.notes)
+    assert any("--keep-tokens: 9 of 24 tokens stay" in note for note in found.report.notes)
 
 
 def test_data_of_other_tokens_are_refused():

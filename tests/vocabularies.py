@@ -29,10 +29,10 @@ def model(
 ) -> onnx.ModelProto:
     """An embedding, a feed-forward layer with a residual connection, and a head.
 
-    embedding: "Gather", "dequantized", "packed" (GatherBlockQuantized), "fused" (EmbedLayerNormalization, which reads
-    int32). head: "MatMul", "bias", "Gemm", "tied", "packed" (MatMulNBits, of the embedding's codes where that is
-    packed), "none". behind, ids: what stands behind the head ("capped", "Softmax", "read", "Cast") and between ids and
-    embedding ("Clip", "Cast").
+    embedding: "Gather", "dequantized", "packed" (GatherBlockQuantized), "shared" (the same of a packed head's codes, by
+    a shape that a Constant node gives), "fused" (EmbedLayerNormalization, which reads int32). head: "MatMul", "bias",
+    "Gemm", "tied", "packed" (MatMulNBits, of the embedding's codes where that is packed), "none". behind, ids: what
+    stands behind the head ("capped", "Softmax", "read", "Cast") and between ids and embedding ("Clip", "Cast").
     """
     dtype = helper.tensor_dtype_to_np_dtype(element)
     weights: dict[str, NDArray[Any]] = {
@@ -60,6 +60,13 @@ def model(
         weights |= {"codes": codes.reshape(TOKENS, -1), "scales": scales}
         attrs = {"bits": 4, "block_size": 16, "domain": "com.microsoft"}
         x = add("GatherBlockQuantized", ["codes", read, "scales"], "embedded", **attrs)
+    elif embedding == "shared":
+        weights |= {"blocks": codes, "scales": scales}
+        weights["zeros"] = np.random.default_rng(6).integers(0, 256, (TOKENS, width // 32), np.uint8)
+        flat = numpy_helper.from_array(np.array([TOKENS, width // 2], np.int64), "flat_value")
+        add("Reshape", ["blocks", add("Constant", [], "flat", value=flat)], "codes")
+        attrs = {"bits": 4, "block_size": 16, "domain": "com.microsoft"}
+        x = add("GatherBlockQuantized", ["codes", read, "scales", "zeros"], "embedded", **attrs)
     elif embedding == "fused":
         weights |= {"places": random(8, width, seed=8), "gamma": np.ones(width, np.float32)}
         weights["beta"] = np.zeros(width, np.float32)
@@ -86,14 +93,17 @@ def model(
             "product",
         )
     elif head == "packed":
-        weights["flat"] = scales.reshape(-1) if embedding != "packed" else scales
+        given = ["blocks", "scales", "zeros"]
+        if embedding != "shared":
+            weights["steps"] = scales.reshape(-1) if embedding != "packed" else scales
+            given = ["blocks", "steps"]
         if embedding == "packed":
             weights["shape"] = np.array([TOKENS, width // 16, 8], np.int64)
             add("Reshape", ["codes", "shape"], "blocks")
         else:
             weights["blocks"] = codes
         attrs = {"K": width, "N": TOKENS, "bits": 4, "block_size": 16, "domain": "com.microsoft"}
-        x = add("MatMulNBits", [x, "blocks", "flat"], "product", **attrs)
+        x = add("MatMulNBits", [x, *given], "product", **attrs)
     elif head == "Gemm":
         weights |= {"flat": np.array([-1, width], np.int64), "head": random(TOKENS, width, seed=6)}
         weights |= {"shift": random(TOKENS, seed=7), "back": np.array([-1, 5, TOKENS], np.int64)}

@@ -9,6 +9,7 @@ import onnx
 
 from onnxprune.config import PruneConfig
 from onnxprune.graph import bodies
+from onnxprune.graph.protobuf import copied
 from onnxprune.intake import overridable
 from onnxprune.normalise import Normalised
 from onnxprune.normalise.unfused import RESTORED, operator_of
@@ -61,6 +62,8 @@ def finish(
     if settings.walks and worse(errors[settings.refit], errors[settings.level]):
         notes.append("lockstep did worse than plain least squares on held-out samples; least squares was kept")
     candidate = refitted.candidates[level]
+    if not settings.cuts_channels:
+        return _as_it_was(loaded, judged, candidate, level, errors)
     model, unfitted = (in_form(m, n, channels, keep, keep_fused=settings.keep_fused) for m in (candidate, sliced))
     for finished in (model, unfitted):
         transposed.put_back(finished, loaded.original)
@@ -77,6 +80,24 @@ def finish(
         fits=refitted.fits,
         notes=(*notes, *notes_on_bodies(coupled, keep), *notes_on_states(coupled, n, keep), *left_out),
         recovery=refitted.recovery,
+        judged=judged,
+    )
+
+
+def _as_it_was(
+    loaded: Loaded, judged: Judged, candidate: onnx.ModelProto, level: str, errors: Mapping[str, float]
+) -> Finished:
+    """Where no channel goes, the model without its rows or experts, in the operators that it came in."""
+    model = copied(loaded.original)
+    return Finished(
+        model=model,
+        candidate=candidate,
+        unfitted=loaded.original,
+        level=level,
+        errors=errors,
+        fits=(),
+        notes=tuple(overridable.put_back(model, loaded.with_defaults)),
+        recovery=None,
         judged=judged,
     )
 

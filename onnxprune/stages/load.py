@@ -267,7 +267,8 @@ def load(
         normalised = replace(normalised, proto=mended)
     tokens, dropped, complete = _complete(listed, dropped, normalised.shapes)
     notes = [*source.notes, *listed.notes, *(dropped.notes if dropped else ()), *filter(None, [tail.note])]
-    notes += [*normalised.notes, *false, *samples.notes]
+    # Where no channel goes, the result has not the normal form, of which these are.
+    notes += [*(normalised.notes if settings.cuts_channels else ()), *false, *samples.notes]
     notes += [*_notes_on_few(samples, settings), *notes_on(original), *_notes_on_unread(samples, settings, tail)]
     checksums = digests(samples)
     seed, chosen_by = settings.seed if divided_by is None else divided_by, None

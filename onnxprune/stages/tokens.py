@@ -18,7 +18,7 @@ from onnxprune.graph import external, tensor_files
 from onnxprune.intake import declarations, overridable
 from onnxprune.stages.ports import RESIZE_IO, resized
 from onnxprune.surgery.vocabulary import ListedTokens, without_others
-from onnxprune.surgery.vocabulary_rows import inputs_of, kept_ids, vocabulary_of
+from onnxprune.surgery.vocabulary_rows import inputs_of, kept_ids, vocabulary_of, why_none
 from onnxprune.targets import settings_files
 
 KEEP_TOKENS = "--keep-tokens"
@@ -62,9 +62,10 @@ def listed_tokens(proto: onnx.ModelProto, settings: PruneConfig, *, whole: bool,
             "the plan is of another model: it keeps some tokens of a vocabulary, and here is none; make a new plan"
         )
     if vocabulary is None:
+        why = why_none(proto, heads=whole) or "here none does"
         raise UsageError(
             f"{KEEP_TOKENS} is about models whose input of token ids picks rows of a stored weight that nothing else "
-            "reads, and here none does: leave it out"
+            f"reads, and {why}: leave it out"
         )
     changing = sorted({h.output for h in vocabulary.heads} & set(resized(proto, settings.resize_io)))
     if changing:

@@ -233,7 +233,7 @@ def check_tokens(loaded: Loaded, final: onnx.ModelProto, sizes: Sequence[Mapping
     every = tokens.put_back(final)
     checks.structure(every, tokens.whole)
     for wide, narrow in ((tokens.whole, loaded.original), (every, final)):
-        checks.same_outputs(wide, narrow, tokens.picked, sizes[0], sizes[1:])
+        checks.same_outputs(wide, narrow, tokens.picked, sizes[0], sizes[1:], original=tokens.whole)
 
 
 def check_experts(loaded: Loaded, sizes: Sequence[Mapping[str, Array]]) -> None:

@@ -1,6 +1,7 @@
 """Weights of which an axis has an entry for each of something, such as the tokens of a vocabulary, and who reads them.
 
-A weight may be read as it is stored, cast, transposed, or dequantized: each step is followed to what is stored.
+A weight may be read as it is stored, cast, transposed, dequantized, or in another shape: each step is followed to what
+is stored, an initializer or what a Constant node holds.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class Source:
 
 @dataclass
 class StoredRows:
-    """A graph's nodes, weights and readers by name."""
+    """A graph's nodes, weights and readers by name. across: stored weights of which a block holds entries of several
+    rows, so that none of these can go alone."""
 
     proto: onnx.ModelProto
     nodes: list[onnx.NodeProto] = field(init=False)
     stored: dict[str, TensorProto] = field(init=False)
+    across: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         graph = self.proto.graph
@@ -61,6 +64,7 @@ class StoredRows:
             for name in listed:  # a default, which whoever runs the model may replace; all are listed by habit alone
                 del self.stored[name]
         self.inputs = {v.name: v for v in graph.input if v.name not in self.stored}
+        self.stored |= {n.output[0]: t for n in self.nodes if (t := held_by(n)) is not None}
         self.outputs = {v.name for v in graph.output}
         self.by_output = {o: k for k, n in enumerate(self.nodes) for o in n.output if o}
         self.readers: dict[str, set[Edge]] = {}
@@ -115,6 +119,7 @@ class StoredRows:
             if not name or prod(dims) == 1 or (len(dims) == 1 and own != axis):
                 continue
             if block and own == axis:
+                self.across.add(found.name)
                 return None
             rows.add((name, 0 if len(dims) == 1 else axis))
             edges.add((k, i))
@@ -125,23 +130,31 @@ class StoredRows:
         n = self.nodes[k]
         found = self.source(n.input[0], 0, (k, 0)) if axis == 0 else None
         shape = self.value(n.input[1])
-        if found is None or shape is None or n.input[1] not in self.stored or not shape.size:
+        if found is None or shape is None or not shape.size:
             return None
+        if int(shape[0]) == -1 and prod(shape[1:]) * found.count == prod(found.dims):
+            return found
         if int(shape[0]) != found.count:
             return None
         shapes, edges = found.shapes | {(n.input[1], 0)}, found.edges | {(k, 1)}
         return Source(found.name, found.dims, found.axis, found.rows, shapes, edges)
 
-    def only_read_by(self, edges: frozenset[Edge], every: set[Edge]) -> bool:
-        """Whether what these read is read by nothing but `every`, and no output."""
-        names = {self.nodes[k].input[i] for k, i in edges}
+    def only_read_by(self, edges: frozenset[Edge], every: set[Edge], shapes: frozenset[Rows] = frozenset()) -> bool:
+        """Whether what these read is read by nothing but `every`, and no output. shapes: of these others may read, too,
+        as their readers can get shapes of their own."""
+        names = {self.nodes[k].input[i] for k, i in edges} - {name for name, _ in shapes}
         return not names & self.outputs and all(self.readers[name] <= every for name in names)
 
     def value(self, name: str) -> Array | None:
         """A small constant: a weight, or what a Constant node gives."""
-        if name in self.stored:
-            return external.array_of(self.stored[name]) if prod(self.stored[name].dims) <= _SMALL else None
-        n = self.nodes[self.by_output[name]] if name in self.by_output else None
-        if n is None or n.op_type != "Constant" or len(n.attribute) != 1 or n.attribute[0].name != "value":
+        if name not in self.stored or prod(self.stored[name].dims) > _SMALL:
             return None
-        return external.array_of(n.attribute[0].t) if prod(n.attribute[0].t.dims) <= _SMALL else None
+        return external.array_of(self.stored[name])
+
+
+def held_by(n: onnx.NodeProto) -> TensorProto | None:
+    """The tensor that a Constant node holds; None of any other node."""
+    if n.op_type != "Constant" or n.domain not in STANDARD or len(n.attribute) != 1 or n.attribute[0].name != "value":
+        return None
+    held: TensorProto = n.attribute[0].t
+    return held

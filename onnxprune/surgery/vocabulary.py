@@ -12,7 +12,7 @@ The pruning itself works on the model with narrow logits: entries that say nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from onnxprune.graph import bodies, external
 from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.protobuf import copied, opset_of
 from onnxprune.numerics.arrays import Array, Mask, lowest
-from onnxprune.surgery.stored_rows import FREE_SINCE
+from onnxprune.surgery.stored_rows import FREE_SINCE, StoredRows, held_by
 from onnxprune.surgery.vocabulary_rows import Head, Vocabulary, kept_ids
 
 _PAD_BY_INPUTS = 11
@@ -134,20 +134,16 @@ def without_others(proto: onnx.ModelProto, vocabulary: Vocabulary, listed: Seque
 def _narrowed(proto: onnx.ModelProto, vocabulary: Vocabulary, ids: Array, fallback: int) -> onnx.ModelProto:
     result = copied(proto)
     axes = dict(vocabulary.rows)
-    shapes = {s for p in vocabulary.parts for s in p.shapes}
+    _with_own_shapes(result, vocabulary, ids.size)
     weights = []
     for t in result.graph.initializer:
-        new = t
-        if t.name in axes:
-            new = _picked(t, axes[t.name], ids, vocabulary.count)
-        for name, place in shapes:
-            if name == t.name:
-                value = external.array_of(t).copy()
-                value[place] = ids.size
-                new = numpy_helper.from_array(value, t.name)
-        weights.append(new)
+        weights.append(_picked(t, axes[t.name], ids, vocabulary.count) if t.name in axes else t)
     del result.graph.initializer[:]
     result.graph.initializer.extend(weights)
+    for n in result.graph.node:
+        held = held_by(n)
+        if held is not None and n.output[0] in axes:
+            held.CopyFrom(_picked(held, axes[n.output[0]], ids, vocabulary.count))
     sizes = {t.name: t.dims for t in weights}
     for v in result.graph.input:
         if v.name in axes:
@@ -172,6 +168,33 @@ def _narrowed(proto: onnx.ModelProto, vocabulary: Vocabulary, ids: Array, fallba
     return result
 
 
+def _with_own_shapes(proto: onnx.ModelProto, vocabulary: Vocabulary, size: int) -> None:
+    """Have nodes that read a shape with the number of tokens read one of their own, with the new number."""
+    graph = StoredRows(proto)
+    places = dict(s for p in vocabulary.parts for s in p.shapes)
+    taken, made = _taken(proto), dict[str, str]()
+    for k, i in sorted({e for p in vocabulary.parts for e in p.edges}):
+        name = graph.nodes[k].input[i]
+        if name not in places:
+            continue
+        if name not in made:
+            shape = external.array_of(graph.stored[name]).copy()
+            shape[places[name]] = size
+            made[name] = unused(f"{name}__kept", taken)
+            _store(proto, numpy_helper.from_array(shape, made[name]))
+        graph.nodes[k].input[i] = made[name]
+    read = {name for n in graph.nodes for name in (*n.input, *bodies.captured_names(n))} | graph.outputs
+    _forget(proto, made.keys() - read)
+
+
+def _forget(proto: onnx.ModelProto, names: Collection[str]) -> None:
+    """Take weights out that nothing reads any more."""
+    for field in (proto.graph.initializer, proto.graph.input):
+        left = [v for v in field if v.name not in names]
+        del field[:]
+        field.extend(left)
+
+
 def _with_table(
     proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], vocabulary: Vocabulary, ids: Array, fallback: int
 ) -> list[onnx.NodeProto]:
@@ -193,7 +216,9 @@ def _with_table(
                 placed.append(helper.make_node("Gather", [table.name, given], [read[given]], name=name, axis=0))
             n.input[places[k]] = read[given]
         placed.append(n)
-    return placed
+    read_now = {name for n in placed for name in (*n.input, *bodies.captured_names(n))}
+    read_now.update(v.name for v in proto.graph.output)
+    return [n for n in placed if held_by(n) is None or n.output[0] in read_now]
 
 
 def _picked(tensor: TensorProto, axis: int, ids: Array, count: int) -> TensorProto:

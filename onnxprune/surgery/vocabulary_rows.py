@@ -95,12 +95,25 @@ class Vocabulary:
 
 def vocabulary_of(proto: onnx.ModelProto, *, heads: bool = True) -> Vocabulary | None:
     """The vocabulary of a model, None where no embedding can lose rows. heads: False where the logits go elsewhere."""
+    found = _found(proto, heads=heads)
+    return found if isinstance(found, Vocabulary) else None
+
+
+def why_none(proto: onnx.ModelProto, *, heads: bool = True) -> str:
+    """Why no embedding of a model can lose rows; "" where it can, or where the model has none."""
+    found = _found(proto, heads=heads)
+    return "" if isinstance(found, Vocabulary) else "; ".join(found)
+
+
+def _found(proto: onnx.ModelProto, *, heads: bool) -> Vocabulary | tuple[str, ...]:
+    """The vocabulary, or why no embedding can lose rows: nothing, where there is none."""
     graph = _Finder(proto)
-    found = [e for n in range(len(graph.nodes)) if (e := graph.embedding(n)) is not None]
+    every = [graph.embedding(n) for n in range(len(graph.nodes))]
+    found = [e for e in every if isinstance(e, Embedding)]
     count = max((e.count for e in found), default=0)
     embeddings = [e for e in found if e.count == count]
     if count < 2:
-        return None
+        return tuple(dict.fromkeys(e for e in every if isinstance(e, str) and e))
     stays: list[str] = []
     given = [graph.head(v, count) for v in proto.graph.output] if heads else []
     parts: list[Part] = [*embeddings, *(h for h in given if isinstance(h, Head))]
@@ -109,10 +122,13 @@ def vocabulary_of(proto: onnx.ModelProto, *, heads: bool = True) -> Vocabulary |
         edges = {e for p in parts for e in p.edges}
         axes: dict[str, set[int]] = {}
         for p in parts:
-            for name, axis in p.rows:
+            for name, axis in (*p.rows, *p.shapes):
                 axes.setdefault(name, set()).add(axis)
         bad = [
-            p for p in parts if not graph.only_read_by(p.edges, edges) or any(len(axes[name]) > 1 for name, _ in p.rows)
+            p
+            for p in parts
+            if not graph.only_read_by(p.edges, edges, p.shapes)
+            or any(len(axes[name]) > 1 for name, _ in (*p.rows, *p.shapes))
         ]
         if not bad:
             break
@@ -120,7 +136,7 @@ def vocabulary_of(proto: onnx.ModelProto, *, heads: bool = True) -> Vocabulary |
         parts = [p for p in parts if p not in bad]
     left = tuple(p for p in parts if isinstance(p, Embedding))
     if not left:
-        return None
+        return tuple(dict.fromkeys(stays))
     own = tuple(p for p in parts if isinstance(p, Head))
     return Vocabulary(count, left, own, tuple(dict.fromkeys(stays)))
 
@@ -130,29 +146,38 @@ class _Finder(StoredLogits):
 
     # embeddings
 
-    def embedding(self, k: int) -> Embedding | None:
-        """The node as an embedding of tokens, if it is one."""
+    def embedding(self, k: int) -> Embedding | str:
+        """The node as an embedding of tokens; of one whose rows cannot go alone why not, "" of any other node."""
         n = self.nodes[k]
         places = _EMBEDDINGS.get(n.op_type)
         if places is None or (n.op_type == "Gather") != (n.domain in STANDARD) or len(n.input) <= max(places):
-            return None
+            return ""
         table, place = places
-        if int_attribute(n, "gather_axis" if n.op_type == "GatherBlockQuantized" else "axis", 0) != 0:
-            return None
-        source = self.source(n.input[table], 0, (k, table))
         read = self._ids(n.input[place])
-        if source is None or read is None or len(source.dims) < 2:
-            return None
-        rows, edges = set(source.rows), set(source.edges)
+        if read is None:
+            return ""
+        why = f"{n.op_type} {n.name or n.output[0]!r} picks tokens"
+        if int_attribute(n, "gather_axis" if n.op_type == "GatherBlockQuantized" else "axis", 0) != 0:
+            return f"{why} along another axis than the first"
+        source = self.source(n.input[table], 0, (k, table))
+        if source is None:
+            blocks = "of a weight whose blocks lie across rows, so that a scale belongs to several of them"
+            return f"{why} {blocks if self.across else 'of what is no stored weight, or computed from one on the way'}"
+        if len(source.dims) < 2:
+            return ""
+        rows, shapes, edges = set(source.rows), set(source.shapes), set(source.edges)
         if n.op_type == "GatherBlockQuantized":
-            if int_attribute(n, "quantize_axis", 1) % len(source.dims) == 0:
-                return None
+            scales = self.source(n.input[2], 0, (k, 2)) if len(n.input) > 2 else None
+            axis = int_attribute(n, "quantize_axis", 1)
+            if axis == 0 or (axis < 0 and (scales is None or axis == -len(scales.dims))):
+                return f"{why} of a weight whose blocks lie across rows, so that a scale belongs to several of them"
             for i in range(2, len(n.input)):
                 more = self.source(n.input[i], 0, (k, i)) if n.input[i] else None
                 if n.input[i] and (more is None or more.count != source.count):
-                    return None
+                    return f"{why} of a weight whose scales or zero points are not stored by rows"
                 if more is not None:
                     rows |= more.rows
+                    shapes |= more.shapes
                     edges |= more.edges
         name, bounds = read
         inside = tuple(b for b in bounds if 0 <= b < source.count)
@@ -160,7 +185,7 @@ class _Finder(StoredLogits):
             k,
             source.name,
             frozenset(rows),
-            source.shapes,
+            frozenset(shapes),
             frozenset(edges),
             source.count,
             ids=n.input[place],

@@ -224,15 +224,17 @@ def same_outputs(
     feeds: Feeds,
     others: Sequence[Feeds] = (),
     names: tuple[str, str] = ("model with listed tokens alone", "model with all tokens"),
+    original: onnx.ModelProto | None = None,
 ) -> None:
     """Raises CheckFailed unless `narrow` gives what is picked of the outputs of `wide`, whose inputs it takes.
 
-    names: of the two in messages, the narrow one first.
+    names: of the two in messages, the narrow one first. original: what `wide` was made of, whose operators tell which
+    outputs hold undefined entries; None where it is that itself.
     """
     half = single_precision.uses(wide, single_precision.HALF)
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     sessions, every = {names[0]: Session(narrow)}, _Picked(Session(wide), picked)
-    _compared(sessions, every, names[1], (feeds, *others), tolerance, unspecified(wide))
+    _compared(sessions, every, names[1], (feeds, *others), tolerance, unspecified(original or wide))
 
 
 @dataclass(frozen=True, eq=False)

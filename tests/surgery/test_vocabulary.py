@@ -12,7 +12,7 @@ from onnx import TensorProto, numpy_helper
 from onnxprune.errors import UsageError
 from onnxprune.runtime.session import Session
 from onnxprune.surgery.vocabulary import ListedTokens, without_others
-from onnxprune.surgery.vocabulary_rows import vocabulary_of
+from onnxprune.surgery.vocabulary_rows import vocabulary_of, why_none
 from tests.compare import assert_same
 from tests.kit import kit_feeds, kit_folder
 from tests.vocabularies import TOKENS, model
@@ -41,6 +41,7 @@ def ids_of(tokens: tuple[int, ...], shape: tuple[int, ...] = (3, 5)) -> np.ndarr
         ({"head": "tied", "behind": ("capped",)}, 1),
         ({"head": "packed"}, 1),
         ({"embedding": "packed", "head": "packed", "width": 64}, 1),
+        ({"embedding": "shared", "head": "packed", "width": 64, "behind": ("capped",)}, 1),
         ({"embedding": "dequantized", "head": "bias", "behind": ("capped",)}, 1),
         ({"embedding": "dequantized", "head": "tied"}, 1),
         ({"embedding": "fused", "ids": ("Cast",)}, 1),
@@ -84,6 +85,61 @@ def test_what_stays_whole_is_said():
     proto = model(head="tied", behind=("Softmax",))
     assert vocabulary_of(proto) is None  # the head needs all rows of the weight that it shares
     assert "as token 7, and their logits are the lowest" in listed_of(model()).note
+
+
+def test_a_shape_that_others_read_stays_theirs():
+    """Fails where the number of tokens in a shape changes for whoever else reads it, or the weight counts as shared."""
+    proto = model(embedding="shared", head="packed", width=64)
+    proto.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["flat"], ["zeros_of_it"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("zeros_of_it", TensorProto.FLOAT, [TOKENS, 32]))
+    tokens = listed_of(proto)
+    feeds = {"input_ids": ids_of(LISTED)}
+    expected, found = (Session(p).run(feeds) for p in (proto, tokens.put_back(tokens.narrow)))
+    assert found["zeros_of_it"].shape == expected["zeros_of_it"].shape == (TOKENS, 32)
+    assert_same(tokens.picked(found)["logits"], tokens.picked(expected)["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_constants_that_nothing_reads_go():
+    proto = model(embedding="shared", head="packed", width=64)
+    assert "Constant" in {n.op_type for n in proto.graph.node}
+    assert "Constant" not in {n.op_type for n in listed_of(proto).narrow.graph.node}
+
+
+def test_a_table_in_a_constant_node_loses_rows():
+    """Fails where a weight that an exporter left in a node is none."""
+    proto = model()
+    table = next(t for t in proto.graph.initializer if t.name == "table")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["table"], value=table))
+    proto.graph.initializer.remove(table)
+    tokens = listed_of(proto)
+    feeds = {"input_ids": ids_of(LISTED)}
+    expected, found = (Session(p).run(feeds) for p in (proto, tokens.put_back(tokens.narrow)))
+    assert_same(tokens.picked(found)["logits"], tokens.picked(expected)["logits"], rtol=1e-5, atol=1e-6)
+    assert tokens.saved > 0
+
+
+@pytest.mark.parametrize("axis", [0, -2])
+def test_blocks_across_rows_are_refused_with_that_reason(axis: int):
+    """Fails where rows go whose scale others share, or where it is said that there are none."""
+    proto = model(embedding="packed", head="none", width=64)
+    node = next(n for n in proto.graph.node if n.op_type == "GatherBlockQuantized")
+    node.attribute.append(onnx.helper.make_attribute("quantize_axis", axis))
+    assert vocabulary_of(proto) is None
+    assert "'/embedded' picks tokens of a weight whose blocks lie across rows" in why_none(proto)
+
+
+def test_blocks_of_a_dequantized_table_across_rows_are_refused_with_that_reason():
+    proto = model(embedding="dequantized", head="none", opset=21)
+    node = next(n for n in proto.graph.node if n.op_type == "DequantizeLinear")
+    node.attribute.append(onnx.helper.make_attribute("block_size", 4))
+    assert "picks tokens of a weight whose blocks lie across rows" in why_none(proto)
+
+
+def test_a_tied_head_that_needs_all_rows_is_the_reason():
+    why = why_none(model(head="tied", behind=("Softmax",)))
+    assert "Softmax is behind its product" in why
+    assert "the weight 'table' is read elsewhere too" in why
+    assert why_none(model(head="none", ids=("Clip",))) == ""
 
 
 def test_positions_are_no_tokens():
