@@ -45,7 +45,7 @@ _OF_A_SHARE: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "max_ratio": (None,),
         "ratio_of": ((),),
         "rotate": ("off",),
-        "attention": ("heads", "head-dim"),
+        "attention": (AUTO, "heads", "head-dim"),
     }
 )
 
