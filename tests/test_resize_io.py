@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,8 @@ QUICK = PruneConfig(uniform=0.5, refit="none", method="magnitude", round_to=1)
     [
         (PATTERNS, []),
         ((*PATTERNS, "logits"), ["logits changes nothing: 'logits' has a number for each token"]),
-        (("past*", "logits"), ["past* changes nothing: no units", "rows of tokens that no text of yours needs"]),
     ],
-    ids=["caches", "logits too", "one side"],
+    ids=["caches", "logits too"],
 )
 def test_a_pattern_that_changes_nothing_is_named(patterns: tuple[str, ...], said: list[str]):
     """Fails where a pattern does nothing in silence, logits lose places, or one that does something is doubted."""
@@ -131,6 +131,43 @@ def test_a_pattern_that_changes_nothing_is_named(patterns: tuple[str, ...], said
         [logits] = (v for v in result.model.graph.output if v.name == "logits")
         assert [d.dim_value for d in logits.type.tensor_type.shape.dim[2:]] == [VOCABULARY]
     assert [n for n in inspect(decoder(), prompts(2), resize_io=patterns).notes if "--resize-io" in n] == own
+
+
+@pytest.mark.parametrize(
+    ("patterns", "held", "along"),
+    [
+        (
+            ("past*", "logits"),
+            "'past_key_values.*.key', 'past_key_values.*.value'",
+            "'present.*.key', 'present.*.value'",
+        ),
+        (
+            ("past*", "present.0*"),
+            "'past_key_values.1.key', 'past_key_values.1.value'",
+            "'present.1.key', 'present.1.value'",
+        ),
+        (("*.0.key",), "'past_key_values.0.key', 'present.0.key'", "'past_key_values.0.value', 'present.0.value'"),
+    ],
+    ids=["one side", "one side of one layer", "keys alone"],
+)
+def test_caches_of_which_some_names_are_missing(patterns: tuple[str, ...], held: str, along: str):
+    """Fails where that is told late, or a name that is needed is not."""
+    told = f"--resize-io: {held} can change only together with {along}, where"
+    with pytest.raises(UsageError, match=re.escape(told)):
+        prune(decoder(), None, prompts(24), config=QUICK.with_options(resize_io=patterns), dry_run=True)
+    with pytest.raises(UsageError, match=re.escape(told)):
+        inspect(decoder(), prompts(2), resize_io=patterns)
+
+
+def test_a_settings_file_needs_the_caches_of_every_layer(tmp_path: Path):
+    """Fails where it is told late, by another option, that the layers would have different numbers of heads."""
+    onnx.save(decoder(), tmp_path / "model.onnx")
+    numbers = {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "hidden_size": 32, "head_size": 16}
+    (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": numbers}}))
+    (tmp_path / "result").mkdir()
+    options = QUICK.with_options(resize_io=("*.0.*",))
+    with pytest.raises(UsageError, match=r"one number of heads.*'past_key_values.1.key'.*'present.1.value' too"):
+        prune(tmp_path / "model.onnx", tmp_path / "result" / "small.onnx", prompts(24), config=options)
 
 
 @pytest.mark.parametrize("pattern", ["input", "logits"])

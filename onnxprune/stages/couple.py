@@ -34,8 +34,9 @@ from onnxprune.stages.counted_at import counted_at
 from onnxprune.stages.dropped_experts import told_of_experts
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.named_layers import named_layers
+from onnxprune.stages.partners import demand_partners
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
-from onnxprune.stages.ports import alike_caches, idle, resized_outputs
+from onnxprune.stages.ports import alike_caches, idle, resized, resized_outputs
 from onnxprune.stages.stored import stored_of
 from onnxprune.stages.tokens import told_of_vocabulary
 from onnxprune.surgery import experts, packed_codes, transposed
@@ -91,6 +92,7 @@ def couple(
     one_number: the groups of caches that may change have one width.
     """
     channels = trace(loaded, settings)
+    check_ports(loaded, channels, settings, one_number=one_number)
     patterns = matched(channels, settings, loaded.original, loaded.tail.holds)
     frozen = frozen_groups(channels, patterns)
     if len(frozen) == len(channels.groups) and settings.cuts_channels:
@@ -176,6 +178,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     """Describe the channel graph."""
     n, source = loaded.normalised, loaded.source
     channels = trace(loaded, settings)
+    check_ports(loaded, channels, settings)
     macs_cost, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
@@ -206,6 +209,17 @@ def _described(layer: WholeLayer, channels: ChannelGraph, weights: Cost) -> Laye
     return LayerDescription(
         layer.number, layer.name, layer.kinds, names, round(weights.at(sizes) - weights.at(without))
     )
+
+
+def check_ports(loaded: Loaded, channels: ChannelGraph, settings: PruneConfig, *, one_number: bool = False) -> None:
+    """Raises UsageError where --resize-io names some of what can change together alone."""
+    named = resized(loaded.original, settings.resize_io)
+    if named:
+
+        def traced(n: Normalised) -> ChannelGraph:
+            return trace(replace(loaded, normalised=n), settings)
+
+        demand_partners(loaded.normalised, channels, traced, named, one_number=one_number)
 
 
 def idle_ports(loaded: Loaded, channels: ChannelGraph, settings: PruneConfig) -> tuple[str, ...]:
