@@ -60,6 +60,26 @@ def test_a_result_that_says_nothing_is_a_warning():
     assert not quantize(network(RESIDUAL), None, data, to="fp16").report.warnings
 
 
+def test_half_precision_that_saves_nothing_is_a_warning():
+    """Fails where a file in half precision that is larger than the one in float is said to be fine."""
+    data = {"x": np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    found = quantize(network(RESIDUAL), None, data, to="fp16", keep_float=("Conv*", "Gemm*"))
+    sizes = found.report.fewer_bits.bytes
+    assert sizes["result"] >= sizes["float"]
+    [told] = found.report.warnings
+    assert told.startswith("in half precision the file is no smaller than in float") and "--keep-float" in told
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_any_work():
+    """Fails where it is noticed behind the cut, and by a name that the command does not know."""
+    stages: list[str] = []
+    with pytest.raises(UsageError, match=r"^--keep-float 'nobody\*'"):
+        prune(
+            RESNET, None, CALIB, then="int8", keep_float=("nobody*",), watch=lambda p: stages.append(p.stage), **QUICK
+        )
+    assert "calibrate" not in stages
+
+
 def test_quantize_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Fails where the command, its report or its files are not what they should be."""
     out, forms = tmp_path / "out.onnx", [tmp_path / f"r{s}" for s in (".json", ".html", ".md", ".xml")]
@@ -136,7 +156,9 @@ def test_limits_hold_for_the_end_result():
 @pytest.mark.parametrize(
     ("options", "error", "why"),
     [
-        ({"keep_float": ("nobody*",)}, UsageError, "matches no node"),
+        ({"keep_float": ("nobody*",)}, UsageError, r"^--keep-float 'nobody\*' matches no node"),
+        ({"keep_float": ("*",)}, ModelError, "every layer was to stay in float"),
+        ({"to": "fp16", "keep_float": ("*",)}, ModelError, "each was to stay in float"),
         ({"ranges": "guess"}, UsageError, "ranges 'guess' is unknown; choose one of auto, min-max"),
         ({"float_share": 1.5}, UsageError, "in \\[0, 1\\)"),
         ({"reduce_range": "maybe"}, UsageError, "choose one of auto, yes, no"),

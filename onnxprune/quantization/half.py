@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnxruntime.transformers import float16
 
 from onnxprune.data.samples import Samples
-from onnxprune.errors import RunError
+from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied, inferred
 from onnxprune.quantization.preparation import constants_of, prepared
@@ -77,6 +77,11 @@ def halved(
             kept.append(Kept(name=n.name, operator=n.op_type, largest=most))
     result = _converted(declared(inferred(copied(given.model)), there.types), [k.name for k in kept])
     nodes = _in_half(result, {k.name for k in kept})
+    if not nodes:
+        raise ModelError(
+            "no operator is left that could compute in half precision: each was to stay in float (--keep-float), or "
+            "reads or gives numbers beyond it"
+        )
     for n in result.graph.node:
         if n.name in given.named:
             n.ClearField("name")

@@ -155,7 +155,7 @@ class _Maker:
         if not nodes:
             raise ModelError(
                 "no layer is left that could compute in 8-bit integers: every activation is infinite, or "
-                "every layer was to stay in float"
+                "every layer was to stay in float (--keep-float)"
             )
         result = with_pairs(
             self.given.model,

@@ -203,9 +203,9 @@ class FewerBitsRow:
     floating: tuple[FloatRow, ...]
     samples: int
     chosen_on: int
-    errors: Mapping[str, float | None]
-    agreements: Mapping[str, float | None]
-    bytes: Mapping[str, int]
+    errors: Mapping[str, float | None] = field(default_factory=dict)
+    agreements: Mapping[str, float | None] = field(default_factory=dict)
+    bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import onnx
 from onnxprune.benchmark.measure import Candidate, Feeds, Settings, measure, provider_named
 from onnxprune.config import Options, PruneConfig
 from onnxprune.data.sources import files_of
-from onnxprune.errors import ModelError, OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph import external
 from onnxprune.graph.external import Placement
 from onnxprune.intake.model_file import ModelLike, called
@@ -24,7 +24,6 @@ from onnxprune.output.commit import Stage
 from onnxprune.output.destination import check_data, check_outputs
 from onnxprune.output.model_files import commit, put_model, written_bytes
 from onnxprune.process import spill
-from onnxprune.quantization.preparation import refused
 from onnxprune.report.environment import versions
 from onnxprune.report.files import ReportFiles, Reports, keeping_refusals
 from onnxprune.report.progress import Progress
@@ -34,10 +33,10 @@ from onnxprune.runtime.custom_ops import checked as checked_libraries
 from onnxprune.sentence.exam import Exam, Limits, TestData
 from onnxprune.stages.clock import Clock
 from onnxprune.stages.load import Calibration, Loaded, load
-from onnxprune.stages.quantize import Narrow, doubts_of, in_fewer_bits
+from onnxprune.stages.quantize import Narrow, check_before, doubts_of, in_fewer_bits
 from onnxprune.stages.report import calibration_of
 from onnxprune.stages.verify import Original, within
-from onnxprune.targets.precision import IN_WORDS, INT8
+from onnxprune.targets.precision import INT8
 
 _OPTIONS = ("then", "target", "ranges", "reduce_range", "keep_float", "float_share", "samples", "seed", "state")
 
@@ -113,8 +112,7 @@ def quantize(
                     loaded = replace(loaded, source=replace(loaded.source, placement=Placement.INSIDE))
                 loaded = replace(loaded, pictures=pictures)
                 check_data(output, reports.paths, loaded.source)
-                if why := refused(loaded.original, IN_WORDS[to]):
-                    raise ModelError(why)
+                check_before(loaded, settings, pruned=False)
                 known |= {"model_sha256": loaded.source.sha256, "calibration": calibration_of(loaded)}
                 exam = Exam.of(model, loaded, test, test_labels, limits, state=settings.state, allow_links=allow_links)
             clock.warn(loaded.doubts)
@@ -169,7 +167,7 @@ def _report(
         model_sha256=loaded.source.sha256,
         output=None if output is None else str(output),
         config=_config(settings),
-        fewer_bits=replace(narrow.row, errors={"result": figures.error}),
+        fewer_bits=narrow.row,
         checks={"input_sizes_run": narrow.sizes} | tensorrt,
         output_error=figures.error,
         agreement=figures.agreement,

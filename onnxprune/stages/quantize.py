@@ -22,18 +22,20 @@ from onnxprune.options import shown
 from onnxprune.output.model_files import written_bytes
 from onnxprune.quantization.preparation import refused
 from onnxprune.report.summary import FewerBitsRow, FloatRow
+from onnxprune.report.units import size
 from onnxprune.runtime.processor import processor
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.verify import Checked, Original
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
-from onnxprune.targets.precision import FP16, IN_WORDS, placement_of, reduces
+from onnxprune.targets.precision import FP16, IN_WORDS, INT8, placement_of, reduces
 from onnxprune.verification import checks
 
 # Samples that decide between ranges, and which layers stay in float: of those for fitting.
 _CHOOSING = 64
 # The squared error over the spread of the outputs that their mean has.
 _MEAN = 1.0
+KEEP_FLOAT = "--keep-float"
 Told = Callable[[int, int], None]
 
 
@@ -55,21 +57,36 @@ class Narrow:
 
 
 def doubts_of(row: FewerBitsRow) -> tuple[str, ...]:
-    """What to warn of where fewer bits leave nothing of the outputs that the model in float has."""
+    """What to warn of: fewer bits that leave nothing of the outputs of the model in float, or that save nothing."""
+    doubts: list[str] = []
     before, after = row.errors.get("pruned") or 0.0, row.errors.get("result")
-    if after is None or after <= max(_MEAN, _MEAN * before):
-        return ()
-    return (
-        f"in {IN_WORDS[row.precision]} the outputs are further from the original's than their mean is (an error of "
-        f"{percent(after)}, {percent(before)} in float): do not use this result; name layers with --keep-float, or "
-        "choose another precision",
-    )
+    if after is not None and after > max(_MEAN, _MEAN * before):
+        doubts.append(
+            f"in {IN_WORDS[row.precision]} the outputs are further from the original's than their mean is (an error of "
+            f"{percent(after)}, {percent(before)} in float): do not use this result; name layers with {KEEP_FLOAT}, or "
+            "choose another precision"
+        )
+    if row.precision == FP16 and row.bytes["result"] >= row.bytes["float"]:
+        doubts.append(
+            f"in half precision the file is no smaller than in float ({size(row.bytes['float'])} → "
+            f"{size(row.bytes['result'])}): {len(row.floating)} operators stay in single, with casts around them; name "
+            f"fewer of them with {KEEP_FLOAT}, or leave it in float"
+        )
+    return tuple(doubts)
 
 
-def check_before(loaded: Loaded, settings: PruneConfig) -> None:
-    """Raises ModelError, before any work, where the model cannot be stored in fewer bits."""
-    if settings.then is not None and (why := refused(loaded.original, IN_WORDS[settings.then])):
-        raise ModelError(f"{why}: leave out --then {settings.then}")
+def check_before(loaded: Loaded, settings: PruneConfig, *, pruned: bool = True) -> None:
+    """Before any work: raises ModelError where the model cannot be stored in fewer bits, and UsageError where a pattern
+    of `keep_float` matches none of its nodes. pruned: whether a cut stands before."""
+    if settings.then is None:
+        return
+    if why := refused(loaded.original, IN_WORDS[settings.then]):
+        raise ModelError(f"{why}: leave out --then {settings.then}" if pruned else why)
+    for pattern in settings.keep_float:
+        if not _matching(loaded.original, pattern):
+            raise UsageError(
+                f"{KEEP_FLOAT} {shown(pattern)} matches no node; `onnxprune inspect MODEL` shows their names"
+            )
 
 
 def quantized(
@@ -77,8 +94,11 @@ def quantized(
 ) -> Checked:
     """The result of a cut in fewer bits, in place of that in float. Raises CheckFailed and RunError."""
     before = checked.figures
-    narrow = in_fewer_bits(loaded, checked.model, settings, original, told, pruned=True)
-    alone = _alone(loaded, settings, narrow, told)
+    narrow = in_fewer_bits(loaded, checked.model, settings, original, told)
+    manner = (settings.then, narrow.row.ranges, narrow.row.reduce_range, *(x.name for x in narrow.row.floating))
+    if manner not in original.narrow:
+        original.narrow[manner] = _alone(loaded, settings, narrow, told)
+    alone = original.narrow[manner]
     row = replace(
         narrow.row,
         errors={
@@ -111,15 +131,43 @@ def in_fewer_bits(
     settings: PruneConfig,
     original: Original,
     told: Told = lambda _, __: None,
-    *,
-    pruned: bool = False,
 ) -> Narrow:
-    """A model with the original's inputs and outputs in fewer bits, checked. Raises CheckFailed, ModelError, RunError.
+    """A model with the original's inputs and outputs in fewer bits, checked.
 
-    pruned: whether the model is a cut of the original, in words.
+    Raises CheckFailed, ModelError and RunError.
     """
-    if settings.then == FP16:
-        return _in_half(loaded, model, settings, original, told)
+    bare = overridable.bare(model, loaded.with_defaults)
+    made = (_halved if settings.then == FP16 else _in_integers)(loaded, bare, settings, told)
+    said = overridable.put_back(made.model, loaded.with_defaults)
+    figures, sizes, tensorrt = _checked(made.model, loaded, settings, original)
+    whole = _whole(made.model, loaded)
+    row = replace(
+        made.row,
+        errors={"result": figures.error},
+        agreements={"result": figures.agreement},
+        bytes=_bytes(model, whole, loaded),
+    )
+    return Narrow(
+        model=made.model,
+        whole=whole,
+        figures=figures,
+        row=row,
+        notes=(*made.notes, *said, *_notes(settings)),
+        sizes=sizes,
+        tensorrt=tensorrt,
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Made:
+    """A model in fewer bits before it is checked. row: without what the checks measure."""
+
+    model: onnx.ModelProto
+    row: FewerBitsRow
+    notes: tuple[str, ...]
+
+
+def _in_integers(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, told: Told) -> _Made:
     # Only here: these tools take seconds to load.
     from onnxprune.quantization import int8
 
@@ -130,15 +178,11 @@ def in_fewer_bits(
         method=settings.ranges,
         reduce_range=reduces(settings.reduce_range, target.tensorrt, platform.machine(), processor().instructions),
         float_share=settings.float_share,
-        floating=_named(model, settings),
+        floating=_named(bare, settings),
     )
-    bare = overridable.bare(model, loaded.with_defaults)
     made = int8.quantized(
         bare, loaded.fit, lambda p: _figures(p, loaded, choosing, settings, asked).error, wanted, told
     )
-    said = overridable.put_back(made.model, loaded.with_defaults)
-    figures, sizes, tensorrt = _checked(made.model, loaded, settings, original)
-    whole = _whole(made.model, loaded)
     row = FewerBitsRow(
         precision=str(settings.then),
         target=settings.target,
@@ -155,40 +199,14 @@ def in_fewer_bits(
         ),
         samples=made.samples,
         chosen_on=len(choosing),
-        errors={"pruned" if pruned else "alone": None, "result": figures.error},
-        agreements={"result": figures.agreement},
-        bytes=_bytes(model, whole, loaded),
     )
-    return Narrow(
-        model=made.model,
-        whole=whole,
-        figures=figures,
-        row=row,
-        notes=(*made.notes, *said, *_notes(settings)),
-        sizes=sizes,
-        tensorrt=tensorrt,
-    )
+    return _Made(model=made.model, row=row, notes=made.notes)
 
 
-def _in_half(loaded: Loaded, model: onnx.ModelProto, settings: PruneConfig, original: Original, told: Told) -> Narrow:
-    """As `in_fewer_bits`, in half precision."""
+def _halved(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, told: Told) -> _Made:
     from onnxprune.quantization import half
 
-    bare = overridable.bare(model, loaded.with_defaults)
-    made = half.halved(bare, loaded.fit, _named(model, settings), told)
-    said = overridable.put_back(made.model, loaded.with_defaults)
-    figures, sizes, tensorrt = _checked(made.model, loaded, settings, original)
-    whole = _whole(made.model, loaded)
-    floating = tuple(
-        FloatRow(
-            name=k.name,
-            operator=k.operator,
-            share=None,
-            error=None,
-            why="was named" if k.largest is None else f"reads or gives numbers of up to {k.largest:.3g}",
-        )
-        for k in made.kept
-    )
+    made = half.halved(bare, loaded.fit, _named(bare, settings), told)
     row = FewerBitsRow(
         precision=FP16,
         target=settings.target,
@@ -200,22 +218,20 @@ def _in_half(loaded: Loaded, model: onnx.ModelProto, settings: PruneConfig, orig
         layers=None,
         nodes=made.nodes,
         share=None,
-        floating=floating,
+        floating=tuple(
+            FloatRow(
+                name=k.name,
+                operator=k.operator,
+                share=None,
+                error=None,
+                why="was named" if k.largest is None else f"reads or gives numbers of up to {k.largest:.3g}",
+            )
+            for k in made.kept
+        ),
         samples=made.samples,
         chosen_on=0,
-        errors={"result": figures.error},
-        agreements={"result": figures.agreement},
-        bytes=_bytes(model, whole, loaded),
     )
-    return Narrow(
-        model=made.model,
-        whole=whole,
-        figures=figures,
-        row=row,
-        notes=(*made.notes, *said),
-        sizes=sizes,
-        tensorrt=tensorrt,
-    )
+    return _Made(model=made.model, row=row, notes=made.notes)
 
 
 def _bytes(model: onnx.ModelProto, whole: onnx.ModelProto, loaded: Loaded) -> dict[str, int]:
@@ -301,24 +317,21 @@ def _alone(loaded: Loaded, settings: PruneConfig, narrow: Narrow, told: Told) ->
 
 
 def _named(model: onnx.ModelProto, settings: PruneConfig) -> frozenset[str]:
-    """The layers that `keep_float` names. Raises UsageError for a pattern that matches none."""
-    found: set[str] = set()
-    for pattern in settings.keep_float:
-        own = {
-            n.name or n.output[0]
-            for n in model.graph.node
-            if any(fnmatchcase(k, pattern) for k in (n.name, *n.output) if k)
-        }
-        if not own:
-            raise UsageError(
-                f"keep_float {shown(pattern)} matches no node; `onnxprune inspect MODEL` shows their names"
-            )
-        found |= own
-    return frozenset(found)
+    """The layers that `keep_float` names; a pattern may match none where those went as a whole."""
+    return frozenset().union(*(_matching(model, pattern) for pattern in settings.keep_float))
+
+
+def _matching(model: onnx.ModelProto, pattern: str) -> set[str]:
+    """The names of the nodes that a pattern matches, by themselves or by what they give."""
+    return {
+        n.name or n.output[0]
+        for n in model.graph.node
+        if any(fnmatchcase(k, pattern) for k in (n.name, *n.output) if k)
+    }
 
 
 def _notes(settings: PruneConfig) -> tuple[str, ...]:
-    if settings.target == "ort-cuda":
+    if settings.then == INT8 and settings.target == "ort-cuda":
         return (
             "onnxruntime's CUDA provider computes few operators in 8-bit integers; TensorRT does (--target "
             "tensorrt-int8)",

@@ -112,9 +112,13 @@ def as_declared(whole: onnx.ModelProto, coupled: Coupled, normalised: Normalised
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """What the checks ask of the original and of its normal form, whatever is cut: asked once for all cuts."""
+    """What the checks ask of the original and of its normal form, whatever is cut: asked once for all cuts.
+
+    narrow: how far the original itself is in fewer bits, by how that was done; None where it cannot be.
+    """
 
     loaded: Loaded
+    narrow: dict[tuple[object, ...], Figures | None] = field(default_factory=dict)
 
     @cached_property
     def other_sizes(self) -> Sequence[Feeds]:
