@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ _FUSED = f"""(float[N,6,10] x) => (float[N,6,5] y) {{
     o = Reshape(mt, back{{0,-1,{WIDTH}}})
     y = MatMul(o, wo[{WIDTH},5])
 }}"""
+# The same rows taken by Slice and Squeeze, as Paddle does.
+_SLICED = re.sub(
+    r"(\w) = Gather <axis=0> \(t, i(\d)\{:\d\}\)",
+    lambda m: (
+        f"{m[1]}s = Slice(t, st{m[2]}{{{m[2]}}}, en{m[2]}{{{int(m[2]) + 1}}}, at{{0}})\n"
+        f"    {m[1]} = Squeeze({m[1]}s, at)"
+    ),
+    _FUSED,
+)
 
 
 def _operator(attention: str, kv: int) -> str:
@@ -93,7 +103,9 @@ def _in_few(model: onnx.ModelProto) -> None:
             t.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), t.name))
 
 
-PLAIN, SHARED, FUSED = (Topology(text, (), edit=_in_few) for text in (_text(), _text(_REPEATED, kv=1), _FUSED))
+PLAIN, SHARED, FUSED, SLICED = (
+    Topology(text, (), edit=_in_few) for text in (_text(), _text(_REPEATED, kv=1), _FUSED, _SLICED)
+)
 OPERATOR = Topology(
     _operator(f"Attention <q_num_heads={HEADS}, kv_num_heads=1, is_causal=1>", 1), (), opset=23, ir_version=10
 )
@@ -141,8 +153,8 @@ def test_a_replay_turns_the_same(turned: PruneResult, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("topology", "groups"),
-    [(SHARED, 2), (FUSED, 1), (OPERATOR, 2), (CONTRIBUTED, 2)],
-    ids=["shared", "fused", "operator", "contributed"],
+    [(SHARED, 2), (FUSED, 1), (SLICED, 1), (OPERATOR, 2), (CONTRIBUTED, 2)],
+    ids=["shared", "fused", "sliced", "operator", "contributed"],
 )
 def test_turned_heads_compute_what_they_did(topology: Topology, groups: int):
     """Fails where heads that share keys are turned apart, or columns of one weight are taken for those of another."""

@@ -226,6 +226,29 @@ ROWS: Mapping[str, Topology] = {
         (4, 4),
         attention="head-dim",
     ),
+    "attention_sliced_positions": Topology(
+        # Queries, keys and values of one weight, taken apart by Slice and Squeeze as Paddle writes them.
+        """(float[N,L,8] x) => (float[N,L,5] y) {
+            a = MatMul(x, wq[8,36])
+            h = Reshape(a, to{0,-1,3,3,4})
+            t = Transpose <perm=[2,0,3,1,4]> (h)
+            qs = Slice(t, st0{0}, en0{1}, at{0})
+            q = Squeeze(qs, at)
+            ks = Slice(t, st1{1}, en1{2}, at{0})
+            k = Squeeze(ks, at)
+            vs = Slice(t, st2{2}, en2{3}, at{0})
+            v = Squeeze(vs, at)
+            ku = Transpose <perm=[0,1,3,2]> (k)
+            s = MatMul(q, ku)
+            p = Softmax <axis=-1> (s)
+            m = MatMul(p, v)
+            mt = Transpose <perm=[0,2,1,3]> (m)
+            o = Reshape(mt, back{0,-1,12})
+            y = MatMul(o, wo[12,5])
+        }""",
+        (8,),
+        attention="head-dim",
+    ),
     "rotary_by_parts": Topology(
         # One table for all heads: whole heads go, the table stays.
         _packed(

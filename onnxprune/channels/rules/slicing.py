@@ -98,7 +98,12 @@ def slice_(node: Node, t: Trace) -> None:
             continue
         for f in factors:
             first = min(positions[0], positions[-1]) if positions else 0
-            if f.shape[axis] > 1 and len(tracked_axes(f)) > 1 and first > 0:
+            if f.shape[axis] == 1 or len(tracked_axes(f)) == 1:
+                continue
+            if len(positions) == 1:
+                # One of several rows (queries, keys and values, say), each with channels of its own: the rows stay.
+                t.labels.balance(np.moveaxis(f, axis, 0).reshape(f.shape[axis], -1))
+            elif first > 0:
                 # Where each row keeps channels of its own, the bounds must fall on the same place in each.
                 rows = np.moveaxis(f, axis, -1).reshape(-1, f.shape[axis])
                 t.labels.balance(rows[:, :first], unless=rows)
