@@ -14,6 +14,7 @@ from onnxprune.cli.options.data import DATA
 from onnxprune.cli.options.experts import EXPERTS
 from onnxprune.cli.options.machine import MACHINE
 from onnxprune.cli.options.names import SETTINGS
+from onnxprune.cli.options.precision import PRECISION
 from onnxprune.cli.options.prepared import PREPARED
 from onnxprune.cli.options.section import Grouped, Section, flag, option, with_default
 from onnxprune.cli.options.shared import JSON, NO_PICTURES, SINGLE_FILE, report_option
@@ -72,7 +73,7 @@ RATIOS = Section(
 @click.command(
     "sweep",
     cls=Grouped,
-    sections=(RATIOS, DATA, *PREPARED, STAYS, MACHINE, OUTPUT, EXPERTS),
+    sections=(RATIOS, DATA, *PREPARED, STAYS, PRECISION, MACHINE, OUTPUT, EXPERTS),
 )
 @click.argument("model", metavar="IN")
 @click.argument("folder", metavar="FOLDER")
@@ -81,7 +82,8 @@ def sweep_command(ctx: click.Context, /, model: str, folder: str, *, quiet: bool
     """Prune IN by several ratios, and say what each saves and loses.
 
     The data is run, channels are selected and cuts are tried once; each ratio then has a cut, a refit, a recovery (not
-    with --fast) and checks of its own. Every model in FOLDER is what `onnxprune IN OUT --ratio` makes of its ratio.
+    with --fast) and checks of its own. Every model in FOLDER is what `onnxprune IN OUT --ratio` makes of its ratio, and
+    so are the figures, with --then those of models in fewer bits.
 
     Limits (--max-drop, --min-agreement, --max-error) mark cuts here: exit 3 says that none holds them. The table is in
     FOLDER all the same. A ratio that cannot be met, or whose model fails a check, is a row that says why; where there

@@ -18,7 +18,7 @@ from onnxprune.errors import InputError, OnnxPruneError
 Document = Mapping[str, Any]
 SCHEMA = "onnxprune-report"
 # Fields are added within a first number; it changes where one goes, or means something else.
-SCHEMA_VERSION = "1.4"
+SCHEMA_VERSION = "1.5"
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 MOST_BYTES = 64 << 20  # of a file that is read
 _REFUSALS = (3, 4)

@@ -17,7 +17,8 @@ from onnxprune.report.summary import CurveRow, GroupRow, PinnedRow, Size
 class Point:
     """One ratio: what was asked for, what came of it, and what was measured; None where it was not.
 
-    achieved: share of the budget that went. error: the mean over the outputs' parts, with its 95 % interval.
+    achieved: share of the budget that went. error: the mean over the outputs' parts, with its 95 % interval;
+    error_in_float: that of the same cut before it was stored in fewer bits, on samples held out.
     agreement, top1: shares. drop: points of top-1 that were lost. seconds, time_ratio: of a run, and over the
     original's in turns, with its interval. verdict: its level. front: no other point has lost more of the budget at no
     larger error. output: the file that it was written to. why: what kept it from being made, or which limit it breaks.
@@ -29,6 +30,7 @@ class Point:
     size: Size | None = None
     error: float | None = None
     interval: tuple[float, float] | None = None
+    error_in_float: float | None = None
     agreement: float | None = None
     top1: float | None = None
     drop: float | None = None

@@ -118,7 +118,8 @@ def sweep(
     """Prune `model` by several ratios, and say what each saves and loses.
 
     The data is run, channels are selected and cuts are tried once; every ratio then has its own cut, refit, recovery
-    (not with `fast`) and checks, so that each model is what `prune` makes of that ratio. folder: where models,
+    (not with `fast`) and checks, and with `then` is stored in fewer bits, so that each model is what `prune` makes of
+    that ratio. folder: where models,
     sweep.json and sweep.md go, made where it is missing; None to write nothing. Where `resize_io` has settings files
     beside the model written anew, each model has a folder of its own there, with these. ratios: of the budget, as
     numbers or as text (`ratios_of`). test: data to judge on, as the calibration data, instead of samples held out
@@ -293,6 +294,8 @@ class _Run:
             result = self.exam.result_of(checked, loaded)
         self._top1 = result.original_accuracy
         point = _measured(report, result, self.exam.limits)
+        if checked.fewer_bits is not None and self.exam.test is None:
+            point = replace(point, error_in_float=_finite(checked.fewer_bits.errors["pruned"]))
         if self.keep != "none":
             point = replace(point, why=point.why or refused(checked.whole, self._placement))
         if self.timed_on is not None:

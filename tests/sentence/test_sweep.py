@@ -18,8 +18,10 @@ from onnxprune.report.sweep import Point, with_front
 from onnxprune.sentence import sweep as sweep_module
 from onnxprune.sentence.machine import Machine
 from onnxprune.sentence.sweep import ratios_of
+from onnxprune.stages import quantize as quantize_stage
 from onnxprune.stages.report import speed_gates
 from tests import digits
+from tests.report.test_forms import check
 from tests.topologies.twins import TWINS
 
 QUICK: dict[str, Any] = {"round_to": 1, "refit": "least-squares"}
@@ -40,6 +42,33 @@ def test_each_model_is_that_of_a_run_of_its_own(tmp_path: Path):
     assert [p["achieved"] for p in table["points"]] == [p.achieved for p in found.points]
     text = (tmp_path / "new" / "sweep.md").read_text()
     assert all(f"\n| {first} |" in text for first in ("original", "30%", "60%"))
+
+
+def test_each_point_is_that_of_a_run_that_ends_in_fewer_bits(tmp_path: Path):
+    """Fails where a point's figures are of the model in float, its file is another one than that of --then alone."""
+    model, data, folder = str(digits.path("resnet")), str(digits.CALIB), tmp_path / "cuts"
+    given: dict[str, Any] = {"then": "int8", "ranges": "min-max", "samples": 64, "fast": True, "refit": "least-squares"}
+    options = ["--then", "int8", "--ranges", "min-max", "--samples", "64", "--fast", "--refit", "least-squares"]
+    assert main(["sweep", model, str(folder), "--ratios", "0.3,0.6", "--calib", data, "-q", *options]) == 0
+    table = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    check(table)
+    alone = prune(model, tmp_path / "alone.onnx", data, ratio=0.6, **given)
+    point, steps = table["points"][1], alone.report.fewer_bits
+    assert steps is not None
+    assert (tmp_path / "alone.onnx").read_bytes() == Path(point["output"]).read_bytes()
+    assert point["size"]["bytes"] == Path(point["output"]).stat().st_size
+    assert (point["error"], point["error_in_float"]) == (steps.errors["result"], steps.errors["pruned"])
+    assert "| error in float |" in (folder / "sweep.md").read_text(encoding="utf-8")
+    assert table["config"]["then"] == "int8"
+
+
+def test_the_original_is_stored_in_fewer_bits_once(monkeypatch: pytest.MonkeyPatch):
+    """Fails where what the original itself loses is asked anew for each ratio."""
+    asked, real = [], quantize_stage._alone
+    monkeypatch.setattr(quantize_stage, "_alone", lambda *given: (asked.append(given), real(*given))[1])
+    given = {"then": "fp16", "samples": 64, "fast": True, "refit": "least-squares"}
+    sweep(digits.path("resnet"), None, digits.CALIB, ratios="0.3,0.6", **given)
+    assert len(asked) == 1
 
 
 def test_a_point_that_cannot_be_made_says_why_and_the_others_are_made():
