@@ -30,6 +30,7 @@ from onnxprune.intake import (
     fed_back,
     first_run,
     model_file,
+    padded,
     ranks,
     sample_axes,
     unknown,
@@ -418,6 +419,11 @@ def samples_for(original: onnx.ModelProto, data: Data, state: Sequence[str] = ()
 def _samples(source: Data | Samples, proto: onnx.ModelProto, states: tuple[State, ...], most: int | None) -> Samples:
     if isinstance(source, Samples):
         return source
+    samples = _read(source, proto, states, most)
+    return replace(samples, notes=(*samples.notes, *padded.check(proto, samples)))
+
+
+def _read(source: Data, proto: onnx.ModelProto, states: tuple[State, ...], most: int | None) -> Samples:
     if states:
         return fed_back.read(proto, source, states, most)
     specs = input_specs(proto)

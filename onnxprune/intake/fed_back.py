@@ -26,6 +26,7 @@ from onnxprune.data.sources import taken
 from onnxprune.data.spool import FOLDER_BYTES
 from onnxprune.data.states import State
 from onnxprune.errors import CalibrationError, RunError
+from onnxprune.intake import padded
 from onnxprune.intake.empty_caches import empty_shapes
 from onnxprune.intake.first_run import Trial
 from onnxprune.numerics.arrays import Array
@@ -137,6 +138,7 @@ class _Walk:
 
     def _start(self, feeds: Mapping[str, Array], given: Mapping[str, Array]) -> dict[str, Array]:
         """The states before the first step: as given, else zeros of a size with which the model runs."""
+        tried: list[dict[str, Array]] = []
         for size in (*_STARTS, None):
             if size is None:
                 self._sizes = empty_shapes(self._proto, tensor_specs(self._proto))
@@ -144,9 +146,12 @@ class _Walk:
             if self._accepts({**feeds, **state}):
                 self._check(state, {**feeds, **state})
                 return state
-        raise CalibrationError(
-            f"the model does not run with states of zeros; give the first ones in the data ({self._accepts.why})"
-        )
+            tried.append(state)
+        told = self._accepts.why
+        for state in tried:
+            if why := padded.cause(self._proto, {**feeds, **state}, self._accepts):
+                raise CalibrationError(f"the first step of a sequence does not run: {why}")
+        raise CalibrationError(f"the model does not run with states of zeros; give the first ones in the data ({told})")
 
     def _zeros(self, s: InputSpec, feeds: Mapping[str, Array], size: int) -> Array:
         sizes = {

@@ -29,6 +29,7 @@ from onnxprune.intake import (
     first_run,
     model_file,
     overridable,
+    padded,
     ranks,
     sample_axes,
     scales,
@@ -248,6 +249,7 @@ def load(
     told.begin(_CHECK)
     original, with_defaults = overridable.as_inputs(original)
     samples = fed_with(samples, with_defaults.fed)
+    padding = padded.check(original, samples)
     seconds = first_run.run(original, samples.example())
     original, dropped = without_experts(original, samples, settings, planned)
     example, wider = samples.example(), samples.doubled()
@@ -296,7 +298,11 @@ def load(
         inputs_sha256=inputs,
         labels=settings.labels,
         figures=figures,
-        doubts=(*_doubts(normalised, samples, figures, checksums, settings), *doubts_of_special(tokens, model)),
+        doubts=(
+            *_doubts(normalised, samples, figures, checksums, settings),
+            *padding,
+            *doubts_of_special(tokens, model),
+        ),
     )
 
 
