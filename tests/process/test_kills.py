@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import kills
 from benchmarks.kills import Ended, Kind, Known
+from tests.sampled import in_turns
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
@@ -23,8 +24,7 @@ def known() -> Known:
     return Known.of(KIND)
 
 
-@pytest.mark.parametrize("name", kills.SIGNALS)
-@pytest.mark.parametrize("saving", [False, True])
+@pytest.mark.parametrize(("name", "saving"), in_turns(kills.SIGNALS, [True, False]))
 def test_a_run_that_is_ended_leaves_an_old_output_or_a_new_one(name: str, saving: bool, known: Known) -> None:
     ended = kills.killed(KIND, known, name, random.Random(f"{name} {saving}"), saving=saving)
     assert not ended.wrong
