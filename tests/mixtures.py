@@ -23,12 +23,14 @@ def model(
     inner: int = 32,
     rare: tuple[int, ...] = (),
     tokens: int = 0,
+    attention: bool = False,
 ) -> onnx.ModelProto:
     """x (N, L, 8) → y (N, L, 5); with `tokens` input_ids, attention_mask (N, L) → y (N, L, tokens).
 
     router: "MatMul", "bias", "Gemm", "read" (its logits are an output of the model too), "packed" (MatMulNBits),
     "twice" (two mixtures read it), "chooses" and "probable" (among sigmoids or probabilities, in front of the mixture).
-    codes: QMoE of four bits. rare: experts with a logit that is seldom among the greatest; the router has a bias then.
+    codes: QMoE of four bits. attention: each layer has some, in front of its mixture. rare: experts with a logit that
+    is seldom among the greatest; the router has a bias then.
     """
     rng = np.random.default_rng(3)
     weights: dict[str, NDArray[Any]] = {"shape": np.array([-1, experts]), "flat": np.array([-1, WIDTH])}
@@ -72,6 +74,11 @@ def model(
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "L", tokens or 5])]
     for k in range(layers):
         logits = f"logits{k}"
+        if attention:
+            parts = [add("MatMul", [stream, real(f"{p}{k}", WIDTH, WIDTH)], f"{p}_of{k}") for p in ("q", "k", "v")]
+            heads = add("MultiHeadAttention", parts, f"heads{k}", domain="com.microsoft", num_heads=4)
+            answer = add("MatMul", [heads, real(f"o{k}", WIDTH, WIDTH)], f"answer{k}")
+            stream = add("Add", [stream, answer], f"attended{k}")
         if router == "Gemm":
             rows = add("Reshape", [stream, "flat"], f"rows{k}")
             weight, bias = real(f"router{k}", experts, WIDTH, by=4), real(f"offset{k}", experts)

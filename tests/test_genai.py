@@ -46,12 +46,15 @@ def test_generated_tokens_are_those_of_the_masked_original(name: str, numbers: s
     assert c.generated == c.masked
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
-def test_a_model_without_a_layer_is_loaded_and_generates_as_the_masked_original(name: str, tmp_path: Path):
+@pytest.mark.parametrize(("name", "layers"), [("Llama", 3), ("Qwen3", 3), ("gpt-oss", 4)])
+def test_a_model_without_a_layer_is_loaded_and_generates_as_the_masked_original(name: str, layers: int, tmp_path: Path):
     """Fails where the runtime misses a cache: it asks for those of as many layers as the settings say, from 0 on."""
-    family = replace(FAMILIES[name], more={**FAMILIES[name].more, "num_hidden_layers": 3})
+    more = {**FAMILIES[name].more, "num_hidden_layers": layers}
+    if "layer_types" in more:
+        more["layer_types"] = more["layer_types"] * (layers // 2)
+    family = replace(FAMILIES[name], more=more)
     c = compared(family, "float32", tmp_path, SETTINGS.with_options(drop_layers=("1",)))
-    assert (c.own["num_hidden_layers"], c.own["num_key_value_heads"]) == (2, family.groups // 2)
+    assert (c.own["num_hidden_layers"], c.own["num_key_value_heads"]) == (layers - 1, family.groups // 2)
     assert len(set(c.generated)) > 1
     assert c.generated == c.masked
 

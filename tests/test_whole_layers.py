@@ -21,6 +21,8 @@ from onnxprune.runtime.session import Session
 from onnxprune.stages.allocate_layers import with_layers
 from onnxprune.stages.couple import Coupled, couple
 from onnxprune.stages.load import load
+from tests import mixtures
+from tests.compare import assert_same
 from tests.graphs import TABLE
 from tests.transformer import BOTH, CROSS, INNER, PARALLEL, POST, PRE, TURNED, features, transformer, zeroed
 
@@ -70,6 +72,24 @@ def test_the_model_without_a_layer_is_the_one_with_its_weights_at_zero(form: str
         expected = Session(zeroed(model, 1)).run(feeds)["head"]
         np.testing.assert_allclose(Session(result.model).run(feeds)["head"], expected, rtol=2e-5, atol=2e-5)
     assert result.report.checks["input_sizes_compared"] > 1
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_a_layer_whose_feed_forward_block_is_a_mixture_of_experts(codes: bool):
+    """Fails where biases of experts, which a router weighs beside them, hide where the mixture joins the stream."""
+    model = mixtures.model(layers=2, attention=True, codes=codes)
+    found = inspect(model, mixtures.samples(4)).layers
+    assert [x.branches for x in found] == [("attention", "feed-forward")] * 2
+    result = prune(model, None, mixtures.samples(24), drop_layers=("1",), **PLAIN)
+    oracle = onnx.ModelProto.FromString(model.SerializeToString())
+    for t in oracle.graph.initializer:
+        if t.name in ("o1", "v1_0_scales" if codes else "v1_0"):
+            t.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(t)), t.name))
+    assert not {"o1", "v1_0", "u1_0", "q1"} & {t.name for t in result.model.graph.initializer}
+    assert sum(n.op_type in ("MoE", "QMoE") for n in result.model.graph.node) == 1
+    for count, length in ((3, 4), (1, 1), (2, 7)):
+        feeds = mixtures.samples(count, length)
+        assert_same(Session(result.model).run(feeds)["y"], Session(oracle).run(feeds)["y"], rtol=1e-4, atol=1e-4)
 
 
 def test_what_goes_is_what_was_counted():
