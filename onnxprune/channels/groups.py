@@ -113,6 +113,11 @@ class ChannelGraph:
     reads: tuple[Read, ...]
 
     @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The units of every group, none of them cut."""
+        return tuple(g.size for g in self.groups)
+
+    @cached_property
     def group_of(self) -> Labels:
         """Group index of each class, -1 where it is in none."""
         indices = np.full(self.classes.pinned.size, -1, np.int64)

@@ -53,6 +53,11 @@ def dump(values: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
     return data
 
 
+def check_installed() -> None:
+    """Raises UsageError without the library."""
+    _library()
+
+
 def _library() -> ModuleType:
     try:
         import safetensors

@@ -198,7 +198,7 @@ def _changing(channels: ChannelGraph, names: Sequence[str], least: Sequence[int]
 
 def _ranges(channels: ChannelGraph, lengths: Iterable[Length], least: Sequence[int]) -> list[tuple[float, float]]:
     """The lengths at the least widths, and at the full ones."""
-    full = [g.size for g in channels.groups]
+    full = channels.sizes
     return [(length.at(least), length.at(full)) for length in lengths]
 
 

@@ -86,7 +86,7 @@ def _work_of(row: LayerRow, node: Node | None, channels: ChannelGraph, macs: Map
     """The work of a node; none that is known, where the graph does not have it."""
     if node is None:
         return _Work(0.0)
-    full = [g.size for g in channels.groups]
+    full = channels.sizes
     lengths = [_length(channels, a.tensor, a.axis) for a in row.axes]
     moved: list[tuple[float, tuple[int, ...]]] = []
     for name in dict.fromkeys((*node.inputs, *node.outputs)):

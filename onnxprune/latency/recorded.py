@@ -58,11 +58,6 @@ class Recorded:
     _cost: LatencyCost | None = field(default=None, repr=False)
 
     @property
-    def full(self) -> KeptUnits:
-        """The units of every group, none of them cut."""
-        return tuple(g.size for g in self.channels.groups)
-
-    @property
     def cost(self) -> LatencyCost:
         """The mean over the targets of the share of the original's time."""
         if self._cost is None:
@@ -92,8 +87,8 @@ class Recorded:
             for d in self.devices
         )
         slowest = max(targets, key=lambda t: t.predicted)
-        full = np.array(self.full)
-        cuts = [(g, n - k) for g, (n, k) in enumerate(zip(self.full, kept, strict=True))]
+        full = np.array(self.channels.sizes)
+        cuts = [(g, n - k) for g, (n, k) in enumerate(zip(self.channels.sizes, kept, strict=True))]
         return Latency(
             slowest.batch,
             slowest.machine,
@@ -164,7 +159,7 @@ def device_of(
 
 def _lengths(row: LayerRow, channels: ChannelGraph) -> tuple[Length, ...] | None:
     """The lengths of a layer's axes; None where they are not those of the file."""
-    full = [g.size for g in channels.groups]
+    full = channels.sizes
     found: list[Length] = []
     for a in row.axes:
         shape = channels.graph.shape(a.tensor)

@@ -70,7 +70,7 @@ def record(
             )
         )
     progress(len(combinations), len(combinations))
-    full = watch.full
+    full = watch.channels.sizes
     return Target(
         name,
         how,

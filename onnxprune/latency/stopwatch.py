@@ -104,11 +104,6 @@ class Stopwatch:
     measures: bool = True
 
     @property
-    def full(self) -> KeptUnits:
-        """The units of every group, none of them cut."""
-        return tuple(g.size for g in self.channels.groups)
-
-    @property
     def cost(self) -> LatencyCost:
         """The predicted share of the original's time; measures the layers on first use. Raises RunError."""
         if self._cost is None:
@@ -152,9 +147,9 @@ class Stopwatch:
         """What is to report of a finished model, or of the cut at these widths where there is none."""
         share, before, after = self.compared(model or self.cut(kept) or self.proto)
         layers, kinds, cached = self.counts
-        cost, full = self._cost, np.array(self.full)
-        cuts = [] if cost is None else [(g, n - k) for g, (n, k) in enumerate(zip(self.full, kept, strict=True))]
-        saved = tuple(cost.saving(full, g, fewer) if cost is not None and fewer else 0.0 for g, fewer in cuts)
+        cost, full = self._cost, self.channels.sizes
+        cuts = [] if cost is None else [(g, n - k) for g, (n, k) in enumerate(zip(full, kept, strict=True))]
+        saved = tuple(cost.saving(np.array(full), g, fewer) if cost is not None and fewer else 0.0 for g, fewer in cuts)
         return Latency(
             self.batch,
             dict(self.machine.identity()),
@@ -186,13 +181,13 @@ class Stopwatch:
                     self.cache.store(signature, samples)
         few = self._fewest()
         tables = {
-            x.signature: fit(samples_by_kind[x.signature], tuple(n.at(self.full) for n in x.lengths))
+            x.signature: fit(samples_by_kind[x.signature], tuple(n.at(self.channels.sizes) for n in x.lengths))
             for x in layers.layers
         }
         return LatencyCost.between(
             [LayerCost(x.lengths, tables[x.signature], self._needed(x)) for x in layers.layers],
             len(self._groups),
-            (self.full, self.share(self.full)),
+            (self.channels.sizes, self.share(self.channels.sizes)),
             (few, self.share(few)),
         )
 
@@ -214,7 +209,11 @@ class Stopwatch:
 
     def _fewest(self) -> KeptUnits:
         """The least widths that leave a model."""
-        candidates = [tuple(w[0] for w in self.positive), *sorted(grid(self.positive, GRID), key=sum), self.full]
+        candidates = [
+            tuple(w[0] for w in self.positive),
+            *sorted(grid(self.positive, GRID), key=sum),
+            self.channels.sizes,
+        ]
         return next(kept for kept in candidates if self.cut(kept) is not None)
 
     @property

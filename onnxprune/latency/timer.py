@@ -6,19 +6,17 @@ from typing import Protocol
 
 import onnx
 
+from onnxprune.channels import ChannelGraph
 from onnxprune.latency.latency_cost import LatencyCost
 from onnxprune.latency.search import KeptUnits
 from onnxprune.latency.stopwatch import Latency
 
 
 class Timer(Protocol):
-    """Both of them. measures: whether `share` runs anything; else it predicts."""
+    """Both of them. channels: of the model. measures: whether `share` runs anything; else it predicts."""
 
+    channels: ChannelGraph
     measures: bool
-
-    @property
-    def full(self) -> KeptUnits:
-        """The units of every group, none of them cut."""
 
     @property
     def cost(self) -> LatencyCost:

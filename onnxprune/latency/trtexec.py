@@ -80,7 +80,7 @@ def imported(
     """
     seconds = _Shares.of(channels).divided(rows)
     found: list[tuple[LayerRow, tuple[float, ...], float]] = []
-    full = [g.size for g in channels.groups]
+    full = channels.sizes
     for node in channels.graph.every_node:
         own = seconds.get(node.index)
         axes = lengths_of(channels, node, least) if own is not None else {}
@@ -114,7 +114,7 @@ class _Shares:
     @classmethod
     def of(cls, channels: ChannelGraph) -> _Shares:
         nodes = channels.graph.every_node
-        full = [g.size for g in channels.groups]
+        full = channels.sizes
         by_output = {o: n for n in nodes for o in n.outputs if o}
         by_name = {_UNNAMED + o: n for o, n in by_output.items()} | {n.name: n for n in nodes if n.name}
         macs = {i: sum(t.at(full) for t in terms) for i, terms in macs_by_node(channels).items()}

@@ -28,6 +28,8 @@ from onnxprune.stages.couple import trace
 from onnxprune.stages.load import load
 
 _SHOWN = 3
+# What `:.1%` shows as nothing.
+_EQUAL = 5e-4
 # What differs between two machines that are the same device.
 _FREE = frozenset({"threads", "providers"})
 
@@ -52,17 +54,22 @@ class Expected:
 
     def gate(self, result: Bench) -> Gate:
         """That OTHER takes at most a tenth more of MODEL's time than predicted, by the upper end of the interval."""
-        said = f"{self.share:.3f} is what the timing file predicts for {shown(self.target)}"
-        said += ", extrapolated from the present widths" if self.extrapolated else ""
+        said = f"the timing file predicts {self.share:.3f} of MODEL's time for {shown(self.target)}"
+        said += " (extrapolated from the present widths)" if self.extrapolated else ""
         c = result.comparison
         if c is None or c.interval is None:
-            why = f"{result.rounds} rounds do not bound the ratio: give more --runs, or leave it out"
+            why = f"{result.rounds} rounds do not bound what OTHER takes: give more --runs, or leave out --against"
             return Gate("--against", LATENCY_MISSED, False, f"{said}, but {why}")
         low, high = c.interval
-        held = high <= (1.0 + LATENCY_MISSED) * self.share
-        end = "its upper end is not" if held else "its upper end is"
-        text = f"ratio {low:.3f} to {high:.3f}, {c.ratio / self.share - 1.0:+.1%}: {end} more than a tenth above {said}"
-        return Gate("--against", LATENCY_MISSED, held, text)
+        most = (1.0 + LATENCY_MISSED) * self.share
+        held = high <= most
+        change = c.ratio / self.share - 1.0
+        than = "as much" if abs(change) < _EQUAL else f"{abs(change):.1%} {'more' if change > 0.0 else 'less'}"
+        text = (
+            f"OTHER takes {c.ratio:.3f} of it ({low:.3f} to {high:.3f}), {than}; the upper end "
+            f"{'holds' if held else 'is above'} the tenth more that is allowed, {most:.3f}"
+        )
+        return Gate("--against", LATENCY_MISSED, held, f"{said}, and {text}")
 
 
 def expected(

@@ -69,9 +69,11 @@ def export_plan(
         raise UsageError(f"to must be one of {', '.join(FRAMEWORKS)}, not {to!r}")
     chosen = planned if isinstance(planned, plan.Plan) else plan.load(Path(planned))
     settings = _settings(chosen, slim)
-    files = _files(output)
+    files = _files(output, overwrite=overwrite)
     taken = (model, *files_of(calibration), None if isinstance(planned, plan.Plan) else planned, slim, state_dict)
     check_outputs((None, *files), taken, overwrite)
+    if files or state_dict is not None:
+        state_dicts.check_installed()
     given = None if state_dict is None else state_dicts.load(state_dict)
     with Stage(overwrite=overwrite) as stage, spill.spilling(), registering(checked_libraries(custom_ops)):
         loaded = load(model, calibration, settings, allow_links=allow_links)
@@ -104,14 +106,19 @@ def _settings(chosen: plan.Plan, slim: ModelLike | None) -> PruneConfig:
     )
 
 
-def _files(output: str | os.PathLike[str] | None) -> tuple[Path, ...]:
-    """The weights' file, and that of the JSON."""
+def _files(output: str | os.PathLike[str] | None, *, overwrite: bool) -> tuple[Path, ...]:
+    """The weights' file, and that of the JSON, which nobody has named. Raises UsageError for a name that is none, or is
+    that of a link to a file that is not there: writing would replace it."""
     if output is None:
         return ()
     path = Path(output)
     if path.suffix != SUFFIX:
         raise UsageError(f"{path} must end in {SUFFIX}; the JSON gets the same name with .json")
-    return path, path.with_suffix(".json")
+    found = path, path.with_suffix(".json")
+    for p in found:
+        if p.is_symlink() and not p.exists() and not overwrite:
+            raise UsageError(f"{p} is a link that leads nowhere; use --overwrite to replace it, or name another file")
+    return found
 
 
 def _found(

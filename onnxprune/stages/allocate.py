@@ -172,7 +172,7 @@ def _measured(
         return kept
 
     rounds = meet(units, stopwatch.share, wanted, least)
-    best = next((r for r in rounds if r.kept != stopwatch.full), None)
+    best = next((r for r in rounds if r.kept != stopwatch.channels.sizes), None)
     if best is None:
         raise NothingPrunable(
             f"no channel has to go: the rewritten graph takes {rounds[0].measured:.1%} of the time as it is; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,23 @@ def test_the_command_names_its_files_like_the_plan(made: Path, tmp_path: Path, c
     assert main(["export-plan", str(plan), str(made / "plain.onnx"), "--to", "torch"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "cut.plan", "cut.safetensors"]
     assert "cut.json says which positions stay" in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Fails where a link that nobody named is replaced, or doubts are told of a result that nothing can write."""
+    out = tmp_path / "x.safetensors"
+    out.with_suffix(".json").symlink_to(tmp_path / "nowhere")
+    given = [str(made / "plain.plan"), str(made / "plain.onnx"), str(out)]
+    assert main(["export-plan", *given]) == 2
+    assert "x.json is a link that leads nowhere; use --overwrite" in capsys.readouterr().err
+    assert out.with_suffix(".json").is_symlink() and not out.exists()
+    out.with_suffix(".json").unlink()
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert main(["export-plan", *given]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "pip install 'onnxprune[torch]'" in told
 
 
 def test_what_does_not_belong_together_is_refused(made: Path, tmp_path: Path):

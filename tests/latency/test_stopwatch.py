@@ -78,8 +78,8 @@ def test_measured_layers_are_not_measured_again(loaded: Loaded, tmp_path: Path):
     kept = tuple(w[0] for w in watch.widths)
     assert again.cost.at(kept) == watch.cost.at(kept)
     saved = again.timed(None, kept).saved
-    alone = [(*again.full[:g], n, *again.full[g + 1 :]) for g, n in enumerate(kept)]
-    assert saved == pytest.approx([again.cost.at(again.full) - again.cost.at(n) for n in alone])
+    alone = [(*again.channels.sizes[:g], n, *again.channels.sizes[g + 1 :]) for g, n in enumerate(kept)]
+    assert saved == pytest.approx([again.cost.at(again.channels.sizes) - again.cost.at(n) for n in alone])
     assert min(saved) > 0.0
     for path in tmp_path.rglob("*.json"):
         path.write_text("{", encoding="utf-8")
