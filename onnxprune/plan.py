@@ -16,6 +16,7 @@ from onnxprune.channels import ChannelGraph, Group
 from onnxprune.config import PruneConfig
 from onnxprune.errors import InputError, UsageError
 from onnxprune.numerics.arrays import Doubles, Mask
+from onnxprune.options import first_of
 from onnxprune.regular_files import PLAN_BYTES, content
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ _READ = (1, 2, FORMAT)
 # Scales on a layer's inputs, where 1 leaves a channel as it is: what no float32 holds is none.
 _MOST_SEED = 2**63 - 1
 _MOST_COEFFICIENT = float(np.finfo(np.float32).max)
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,9 @@ def check_origin(chosen: Plan, model_sha256: str, data_sha256: str, *, synthetic
         doubt = "the plan was made with other data (its checksum differs; --samples and --seed choose from it)"
     if chosen.rotated:
         raise UsageError(
-            f"{doubt}, and its channels are directions of streams ({', '.join(chosen.rotated)}) that only that data "
-            "tells: give the same data with --calib, or make a new plan"
+            f"{doubt}, and its channels are directions (of {first_of(chosen.rotated, _SHOWN)}) that only that data "
+            "tells: give the same data with --calib, or make a new plan, with --attention heads --rotate off one of "
+            "the model's own channels"
         )
     if not force:
         raise UsageError(f"{doubt}: give the same data with --calib, make a new plan, or add --force to replay it here")

@@ -28,8 +28,7 @@ from onnxprune.targets.alignment import TARGETS
 # Channels of a stream; the time that eigenvectors take grows with their third power.
 _MOST = 2048
 _NOT_THESE = (
-    "the plan's channels are directions of streams ({}) that were turned before they were chosen, and {}: "
-    "make a new plan"
+    "the plan's channels are directions (of {}) that were turned before they were chosen, and {}: make a new plan"
 )
 
 
