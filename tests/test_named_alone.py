@@ -65,6 +65,14 @@ def test_rows_of_a_model_without_a_channel_that_may_go():
     assert not prune(vocabularies.model(), None, None, keep_tokens=LISTED).report.warnings
 
 
+def test_rows_that_all_stay_are_nothing_to_do():
+    """Fails where a copy of the model is written as if something had gone."""
+    with pytest.raises(
+        NothingPrunable, match=r"nothing goes.*all 64 tokens stay, as all of them are listed; list fewer"
+    ):
+        prune(vocabularies.model(), None, ids(), keep_tokens=tuple(range(64)))
+
+
 def test_fused_operators_stay():
     """Fails where the result has the form that is pruned, with more nodes and bytes than the original."""
     proto = vocabularies.model(embedding="fused", ids=("Cast",))

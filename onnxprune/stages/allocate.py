@@ -83,7 +83,10 @@ def check_reachable(coupled: Coupled, settings: PruneConfig) -> None:
                 f"{exact_percent(getattr(settings, settings.goal))}: leave it out, or give some groups a share above 0"
             )
         capped = " with --max-ratio" if settings.max_ratio is not None else ""
-        raise NothingPrunable(f"every group is too narrow for --round-to and --min-channels{capped}; ask less of these")
+        held = ", or kept whole by --ratio-of" if settings.ratio_of else ""
+        raise NothingPrunable(
+            f"every group is too narrow for --round-to and --min-channels{capped}{held}; ask less of these"
+        )
     if settings.ratio and settings.budget in coupled.costs:
         within_reach(coupled.costs[settings.budget], widths, coupled.whole(settings.budget), settings)
 
@@ -97,7 +100,8 @@ def within_reach(
     if least > (1.0 - share) * full:
         rounds = isinstance(settings.round_to, int) and settings.round_to > 1
         hint = "lower --ratio" + (", or give a smaller --round-to" if rounds else "")
-        hint += ", or ask less of --ratio-of and --max-ratio" if settings.ratio_of or settings.max_ratio else ""
+        held = [name for name, v in (("--ratio-of", settings.ratio_of), ("--max-ratio", settings.max_ratio)) if v]
+        hint += f", or let groups lose more by {' and '.join(held)}" if held else ""
         raise BudgetUnreachable(
             f"{exact_percent(share)} of the {settings.counted} cannot go: at most {at_most(1 - least / full)} can; "
             f"{hint}"

@@ -22,6 +22,7 @@ from onnxprune.stages.imitate import Cut, imitate
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import refit_weights
 from onnxprune.stages.rewrite import rewrite
+from onnxprune.stages.tokens import KEEP_TOKENS
 from onnxprune.stages.try_cuts import Tried
 
 
@@ -36,6 +37,9 @@ def mixtures(tried: Tried, settings: PruneConfig) -> list[Tried]:
 
 def check_before(loaded: Loaded, coupled: Coupled, settings: PruneConfig, replayed: plan.Plan | None) -> None:
     """Raises what can be told before anything is calibrated: of old forms of operators, and of a goal out of reach."""
+    if not settings.cuts_channels and loaded.complete is None:
+        why = next((note for note in loaded.notes if note.startswith(KEEP_TOKENS)), "no row of tokens, and no expert")
+        raise NothingPrunable(f"nothing goes, and no channels were asked for: {why}; list fewer, or give --ratio")
     older.check(loaded.normalised.proto, loaded.normalised.notes)
     if replayed is None:
         check_reachable(coupled, settings)

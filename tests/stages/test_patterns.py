@@ -140,7 +140,7 @@ def test_no_group_loses_more_than_the_cap():
     free, capped = _widths(ratio=0.6), _widths(ratio=0.6, max_ratio=0.65)
     assert any(after < 0.35 * before for before, after in free.items())
     assert all(after >= 0.35 * before for before, after in capped.items())
-    with pytest.raises(BudgetUnreachable, match=r"ask less of --ratio-of and --max-ratio"):
+    with pytest.raises(BudgetUnreachable, match=r"lower --ratio, or let groups lose more by --max-ratio$"):
         _widths(ratio=0.6, max_ratio=0.2)
 
 
