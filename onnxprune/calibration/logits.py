@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -77,6 +78,15 @@ def covariance_of_rows(p: Doubles) -> Doubles:
     return covariance
 
 
+def moments_turned(p: Doubles, matrices: Doubles) -> Doubles:
+    """The moments (h, d + 1, d + 1) of rows of a `ByHead` once the positions x of each head are M x, M (h, d, d)."""
+    h, d = matrices.shape[:2]
+    whole = np.zeros((h, d + 1, d + 1))
+    whole[:, :d, :d], whole[:, d, d] = matrices, 1.0
+    turned: Doubles = whole @ p @ whole.swapaxes(1, 2)
+    return turned
+
+
 def logit_regressions(
     proto: onnx.ModelProto,
     channels: ChannelGraph,
@@ -84,13 +94,15 @@ def logit_regressions(
     shapes: Mapping[str, tuple[int, ...]],
     seed: int,
     provider: str = "cpu",
+    known: Mapping[str, Doubles] = MappingProxyType({}),
 ) -> dict[int, list[Regression]]:
     """By group, a regression for each head of a product whose positions may go: the error of its logits, of the spread
-    of those of all heads together. One pass over the samples, where there is such a product; provider: of PROVIDERS,
-    what runs it."""
-    products, known = list(products_of(channels)), channels.graph.shapes
-    both = [(ByHead.of(p.node, p.first, known), ByHead.of(p.node, p.second, known)) for p in products]
-    moments = input_moments.grams(proto, [x for pair in both for x in pair], samples, shapes, seed, provider)
+    of those of all heads together. One pass over the samples, where there is such a product with an operand of which
+    the moments are not `known`, by tensor; provider: of PROVIDERS, what runs it."""
+    products, sizes = list(products_of(channels)), channels.graph.shapes
+    both = [(ByHead.of(p.node, p.first, sizes), ByHead.of(p.node, p.second, sizes)) for p in products]
+    unknown = [x for pair in both for x in pair if x.weight not in known]
+    moments = {**known, **input_moments.grams(proto, unknown, samples, shapes, seed, provider)}
     found: dict[int, list[Regression]] = {}
     for product, (q, k) in zip(products, both, strict=True):
         queries, keys = moments_of_rows(moments[q.weight]), covariance_of_rows(moments[k.weight])

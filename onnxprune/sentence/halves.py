@@ -133,7 +133,7 @@ def prepare(
             coupled = couple(loaded, settings, replays, one_number=one_number)
     stopwatch = timer_of(loaded, coupled, settings, place, timings) if settings.budget == "latency" else None
     with stage("calibrate"):
-        calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None)
+        calibrated = calibrate(loaded, coupled, settings, place, selects=replays is None, known=turned.moments)
     tried = None
     if replays is None and settings.cuts_channels:
         if stopwatch is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from onnxprune.calibration import input_moments, probe, regressions
 from onnxprune.calibration.by_blocks import Blocks, too_many
@@ -16,6 +17,7 @@ from onnxprune.channels.gates import Gate, gates_of
 from onnxprune.config import PruneConfig
 from onnxprune.jobs.workplace import HERE, Workplace
 from onnxprune.measures.answers import Answers
+from onnxprune.numerics.arrays import Doubles
 from onnxprune.runtime.saturation import DEPLOYED
 from onnxprune.runtime.session import Session
 from onnxprune.runtime.walker import runtime_batch
@@ -54,11 +56,17 @@ _PLAIN_PASSES = 5
 
 
 def calibrate(
-    loaded: Loaded, coupled: Coupled, settings: PruneConfig, place: Workplace = HERE, *, selects: bool = True
+    loaded: Loaded,
+    coupled: Coupled,
+    settings: PruneConfig,
+    place: Workplace = HERE,
+    *,
+    selects: bool = True,
+    known: Mapping[str, Doubles] = MappingProxyType({}),
 ) -> Calibrated:
     """Collect statistics of every layer that combines removable channels.
 
-    selects: also what only selection needs, the gradients of the outputs.
+    selects: also what only selection needs, the gradients of the outputs. known: moments of queries and keys.
     """
     reference = answers_of(loaded, coupled, loaded.held)
     plain = plain_pass(loaded)
@@ -83,7 +91,7 @@ def calibrate(
         moments = input_moments.collect(proto, consumers, loaded.fit, n.shapes, seed, place.scheduler, place.provider)
     logits: Mapping[int, Sequence[Regression]] = {}
     if selects and settings.reads_statistics:
-        logits = logit_regressions(proto, coupled.taken.channels, loaded.fit, n.shapes, seed, place.provider)
+        logits = logit_regressions(proto, coupled.taken.channels, loaded.fit, n.shapes, seed, place.provider, known)
     found = Calibrated(
         consumers=consumers,
         moments=moments,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -37,11 +37,13 @@ class Rotated:
     """The model after this stage: as it was, or with its linear streams turned.
 
     groups: names of the groups whose channels are other ones now. original: what the checks have asked of the original.
+    moments: by tensor, of the queries and keys of products that were turned, as `calibration.logits` wants them.
     """
 
     loaded: Loaded
     original: Original
     groups: tuple[str, ...] = ()
+    moments: Mapping[str, Doubles] = field(default_factory=dict)
 
 
 def streams_to_turn(

@@ -7,12 +7,12 @@ tells most of what the layer behind attention makes of them. Both are exact, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxprune.calibration import input_moments
-from onnxprune.calibration.logits import ByHead, covariance_of_rows, moments_of_rows
+from onnxprune.calibration.logits import ByHead, covariance_of_rows, moments_of_rows, moments_turned
 from onnxprune.channels.head_layout import Heads, Mixed, Turnable, turnable
 from onnxprune.channels.products import products_of, weighted_sums
 from onnxprune.config import PruneConfig
@@ -114,8 +114,14 @@ def turn_heads(
             f"--attention rank leaves some positions as they are: {'; '.join(heads.stays[:_SHOWN])}"
             + (f"; and {more} more" if more > 0 else "")
         )
-    turned = with_heads_turned(n.proto, turns)
-    return held(loaded, turned, groups, notes, _REFUSED, replays=replayed is not None)
+    result = held(loaded, with_heads_turned(n.proto, turns), groups, notes, _REFUSED, replays=replayed is not None)
+    if not result.groups:
+        return result
+    products = {h.operand.tensor for t in pieces if t.reader is None for h in t.sides}
+    now = {h.operand.tensor: matrices for h, matrices in turns if h.operand.tensor in products}
+    # Heads that share keys have one matrix.
+    own = {k: matrices[:: len(matrices) // len(moments[k])] for k, matrices in now.items()}
+    return replace(result, moments={k: moments_turned(moments[k], matrices) for k, matrices in own.items()})
 
 
 def _demand_use(loaded: Loaded, settings: PruneConfig) -> None:

@@ -12,9 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune import PruneConfig, PruneResult, prune
+from onnxprune.calibration import input_moments
+from onnxprune.calibration.input_moments import grams
+from onnxprune.calibration.logits import logit_regressions
 from onnxprune.errors import UsageError
 from onnxprune.numerics.rotation import balanced
 from onnxprune.stages import turn_heads
+from onnxprune.stages.couple import couple
+from onnxprune.stages.load import load
 from tests.topologies.text import Topology
 
 HEADS, SIZE, WIDTH = 3, 8, 24
@@ -161,6 +166,37 @@ def test_turned_heads_compute_what_they_did(topology: Topology, groups: int):
     result = prune(topology.model(), None, data(), config=QUICK, exclude=(), dry_run=True)
     assert len(result.plan.rotated) == groups
     assert not any("no head was turned" in n for n in result.report.notes)
+
+
+@pytest.mark.parametrize("topology", [PLAIN, SHARED, FUSED, OPERATOR], ids=["plain", "shared", "fused", "operator"])
+def test_logits_are_judged_by_what_was_collected_before_the_turn(topology: Topology):
+    """Fails where another pass over the turned model would find other moments of its queries and keys."""
+    settings = QUICK.with_options(exclude=())
+    loaded = load(topology.model(), data(), settings)
+    coupled = couple(loaded, settings)
+    turned = turn_heads.turn_heads(loaded, coupled, turn_heads.heads_to_turn(loaded, coupled, settings), settings)
+    again, seen = couple(turned.loaded, settings), turned.loaded.normalised
+    assert turned.moments
+    asked = (again.taken.proto, again.taken.channels, loaded.fit, seen.shapes, settings.seed)
+    by_pass, by_turn = logit_regressions(*asked), logit_regressions(*asked, known=turned.moments)
+    assert by_pass.keys() == by_turn.keys()
+    for group, own in by_pass.items():
+        for a, b in zip(own, by_turn[group], strict=True):
+            spread = np.abs(a.p).max()
+            np.testing.assert_allclose(a.p, b.p, rtol=0, atol=1e-5 * spread)
+            np.testing.assert_allclose(a.w @ a.w.T, b.w @ b.w.T, rtol=0, atol=1e-5 * np.abs(a.w @ a.w.T).max())
+
+
+def test_no_pass_is_spent_on_what_is_known(monkeypatch: pytest.MonkeyPatch):
+    passed: list[int] = []
+
+    def counted(proto: Any, layers: Any, *rest: Any) -> Any:
+        passed.append(len(layers))
+        return grams(proto, layers, *rest)
+
+    monkeypatch.setattr(input_moments, "grams", counted)
+    prune(PLAIN.model(), None, data(), config=QUICK.with_options(exclude=()), dry_run=True)
+    assert passed == [3, 0]  # queries, keys and what the layer behind reads; then nothing is left to ask
 
 
 def test_a_wrong_turn_is_found_before_anything_is_cut(monkeypatch: pytest.MonkeyPatch):
