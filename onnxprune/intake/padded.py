@@ -20,7 +20,8 @@ from onnxprune.graph.kept_inputs import GROUPED, windows
 from onnxprune.intake.first_run import Trial
 from onnxprune.numerics.arrays import Array, Mask
 
-_LENGTHS = 5
+# Slots of the operator.
+_LENGTHS, _BIAS = 5, 10
 _Feeds = Mapping[str, Array]
 
 
@@ -84,10 +85,14 @@ def cause(proto: onnx.ModelProto, feeds: _Feeds, accepts: Callable[[_Feeds], boo
 
 
 def counted(proto: onnx.ModelProto) -> str:
-    """The mask of whose values attention gets its lengths; "" where it gets none, or from elsewhere."""
+    """The mask of whose values attention gets its lengths; "" where it gets none, or from elsewhere, or may be told by
+    a bias on its scores too which positions are padding."""
     given = {v.name for v in proto.graph.input}
     producer = {o: n for n in proto.graph.node for o in n.output if o}
-    left = [n.input[_LENGTHS] for n in proto.graph.node if n.op_type == GROUPED and len(n.input) > _LENGTHS]
+    own = [n for n in proto.graph.node if n.op_type == GROUPED and len(n.input) > _LENGTHS]
+    if any("".join(n.input[_BIAS : _BIAS + 1]) for n in own):
+        return ""
+    left = [n.input[_LENGTHS] for n in own]
     seen: set[str] = set()
     while left:
         name = str(left.pop())
