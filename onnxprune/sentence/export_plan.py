@@ -27,6 +27,7 @@ from onnxprune.output.destination import check_outputs
 from onnxprune.process import spill
 from onnxprune.runtime.custom_ops import Libraries, registering
 from onnxprune.runtime.custom_ops import checked as checked_libraries
+from onnxprune.stages.attention import HEADS
 from onnxprune.stages.couple import trace
 from onnxprune.stages.load import Calibration, Loaded, load
 from onnxprune.surgery import cut
@@ -100,7 +101,10 @@ def _settings(chosen: plan.Plan, slim: ModelLike | None) -> PruneConfig:
         what = "experts" if chosen.experts else "rows of the vocabulary"
         raise UsageError(f"the plan removes {what} before channels, which export-plan does not hand over")
     if chosen.rotated and slim is None:
-        raise UsageError("the plan's channels are directions of streams that were turned: give the result with --slim")
+        raise UsageError(
+            "the plan's channels are directions that were turned first: give the result with --slim, or make a plan "
+            "with --attention heads --rotate off"
+        )
     return PruneConfig(
         samples=2, attention=made.attention, target=made.target, state=made.state, resize_io=made.resize_io
     )
@@ -170,8 +174,13 @@ def _notes(chosen: plan.Plan, found: Parameters, *, refitted: bool, named: bool)
         notes.append("without --slim the weights are the original's, cut and not refitted")
     if chosen.rotated:
         notes.append(
-            f"kept positions of {first_of(chosen.rotated, _SHOWN)} are directions that these streams were turned to, "
-            "not channels of the original"
+            f"kept positions of {first_of(chosen.rotated, _SHOWN)} are directions that these were turned to, not "
+            "channels of the original"
+        )
+    if chosen.settings().attention != HEADS:
+        notes.append(
+            "positions inside heads went, of values not as many as of queries and keys: a module with one size for all "
+            "cannot hold that; a plan made with --attention heads leaves the sizes of heads as they are"
         )
     if found.missing:
         notes.append(f"not handed over: {_listed(found)}")

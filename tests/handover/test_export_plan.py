@@ -17,6 +17,7 @@ from onnxprune.runtime.session import Session
 from onnxprune.sentence.export_plan import export_plan
 from tests.compare import assert_same
 from tests.handover import network
+from tests.transformer import features, transformer
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 EXPORTERS = {"plain": network.plain, "dynamo": network.dynamo, "torchscript": network.torchscript}
@@ -172,3 +173,16 @@ def test_names_by_values_where_the_exporter_kept_none(made: Path, tmp_path: Path
                         state_dict=tmp_path / "net.safetensors").parameters  # fmt: skip
     values = {k.removeprefix("inner."): v for k, v in found.values.items()}
     assert_same(run(network.plain(values, found.groups["inner.conv2"])), run(slim), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_inside_heads_are_told_of(tmp_path: Path) -> None:
+    """Fails where nobody hears that a module with one size of head cannot hold the result."""
+    model, slim, told = transformer(layers=1), tmp_path / "slim.onnx", list[str]()
+    made = prune(model, slim, features(16), ratio=0.2, round_to=1, fast=True).plan
+    with pytest.raises(UsageError, match="--attention heads"):
+        export_plan(made, model, None)
+    export_plan(made, model, None, slim, partial=True, warn=told.append)
+    assert any("--attention heads" in note for note in told)
+    whole, told[:] = prune(model, slim, features(16), ratio=0.2, fast=True, attention="heads", overwrite=True).plan, []
+    export_plan(whole, model, None, slim, partial=True, warn=told.append)
+    assert not any("--attention heads" in note for note in told)
