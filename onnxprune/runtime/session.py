@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -519,6 +520,8 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     paths = list(sys.path)
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    with suppress(ImportError):  # of that folder, too, onnxruntime's quantization tools need this module later on
+        import_module("onnxruntime.transformers.onnx_utils")
     sys.path[:] = paths  # it has added its own folder, which holds modules with common names
     copy = copied(external.embedded(model))
     try:

@@ -293,6 +293,15 @@ def test_half_precision_computes_nearly_the_same():
     assert (model.SerializeToString(), sys.path) == (before, paths)
 
 
+def test_a_model_can_be_quantized_behind_one_in_half_precision():
+    """Fails where onnxruntime's quantization tools no longer find a module of its folder in the same process."""
+    lines = "import sys, onnx\nfrom onnxprune.runtime.session import half_precision\n"
+    lines += "half_precision(onnx.load(sys.argv[1]))\nimport onnxprune.quantization.quantizer\n"
+    command = [sys.executable, "-c", lines, str(digits.path("resnet"))]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.skipif(CUDA not in available_providers(), reason="this onnxruntime is built without CUDA")
 def test_cuda_runs_or_says_why_not(capfd: pytest.CaptureFixture[str]):
     """On a machine with a GPU its outputs are those of the CPU; on others one line says what is missing."""
