@@ -301,8 +301,6 @@ class PruneConfig:
             )
         if self.then == FP16 and (self.ranges != RANGES[0] or self.reduce_range != REDUCE_RANGE[0]):
             raise UsageError("ranges and reduce_range are those of 8-bit integers: leave them out with fp16")
-        if self.then is not None and self.resize_io:
-            raise UsageError("then and resize_io do not go together yet: quantize the result with `onnxprune quantize`")
 
     def _check_dropped(self) -> None:
         """Raises UsageError where nothing could tell which whole branches and layers go."""

@@ -27,7 +27,7 @@ from onnxprune.surgery import cut, finish
 from onnxprune.surgery.resized import picked, resize
 from onnxprune.verification.oracle import masked_model
 from tests import digits
-from tests.compare import assert_same
+from tests.compare import assert_same, relative_error
 from tests.decoder import CACHES, GROUPS, HEADS, SIZE, VOCABULARY, decoder, empty, fed_back, prompts
 
 PATTERNS = ("past_key_values.*", "present.*")
@@ -204,6 +204,27 @@ def test_prune_resizes_what_is_named(tmp_path: Path):
     assert outputs["present.0.key"].shape == (3, 2, 6, 16)
     prune(source, again, prompts(24), from_plan=found.plan)
     assert again.read_bytes() == result.read_bytes()
+
+
+@pytest.mark.parametrize(("then", "far"), [("int8", 0.05), ("fp16", 1e-2)])
+def test_caches_that_lost_heads_in_fewer_bits(then: str, far: float):
+    """Fails where the result reads or gives caches of other sizes than in float, or other numbers, also behind a cache,
+    or where the zeros of heads that went count as an error of fewer bits."""
+    settings = QUICK.with_options(resize_io=PATTERNS, same_widths=("/qkv*",))
+    plain = prune(decoder(), None, prompts(48), config=settings)
+    found = prune(decoder(), None, prompts(48), config=settings.with_options(then=then))
+    assert found.model is not None and plain.model is not None and found.report.fewer_bits is not None
+    steps = found.report.fewer_bits.errors
+    assert steps["result"] == pytest.approx(steps["pruned"], rel=far)
+    before, after = Session(plain.model), Session(found.model)
+    feeds = {**prompts(3), **empty(3, GROUPS // 2)}
+    expected = before.run(feeds)
+    assert expected["present.0.key"].shape == (3, GROUPS // 2, 6, SIZE)
+    second = {**prompts(3, 1), "attention_mask": np.ones((3, 7), np.int64), **fed_back(expected)}
+    for given in (feeds, second):
+        expected, outputs = before.run(given), after.run(given)
+        assert outputs.keys() == expected.keys()
+        assert all(relative_error(outputs[k], v) < far for k, v in expected.items())
 
 
 def test_settings_files_know_of_heads_where_caches_stay(tmp_path: Path):

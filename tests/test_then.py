@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import PruneConfig, evaluate, prune, quantize
+from onnxprune import evaluate, prune, quantize
 from onnxprune.cli.program import main
 from onnxprune.errors import CheckFailed, ModelError, UsageError
 from tests import digits
@@ -185,8 +185,6 @@ def test_models_that_are_not_quantized(tmp_path: Path):
         prune(coded, None, CALIB, then="int8", **QUICK)
     assert main([RESNET, str(tmp_path / "o.onnx"), "--ratio", "0.5", "--calib", CALIB, "--ranges", "entropy"]) == 2
     assert main(["quantize", RESNET, str(tmp_path / "o.onnx")]) == 2
-    with pytest.raises(UsageError, match="do not go together"):
-        PruneConfig(then="int8", resize_io=("past*",))
 
 
 def test_weights_beside_the_model_are_read(tmp_path: Path):

@@ -72,21 +72,22 @@ def compared(
     samples: Samples,
     states: Sequence[State] = (),
     asked: Asked | None = None,
+    apart: Set[str] = frozenset(),
 ) -> tuple[dict[str, Array], Answers, Observed]:
     """Two models as they lie in their files: outputs of the first, answers of the second, and what stands for these.
 
-    states: those that lost units stand for nothing. asked: kept between the models that are compared with one original
-    on the same samples.
+    states: those that lost units stand for nothing. apart: outputs that never stand for anything. asked: kept between
+    the models that are compared with one original on the same samples.
     """
     asked = Asked() if asked is None else asked
-    observed = observed_of_model(original, model)
+    observed = observed_of_model(original, model, states=apart)
     outputs, values, observed = _side_by_side(model, original, samples, observed, asked)
     lost = {
         t for t in {*observed.tensors} - {*observed.outputs} if t in outputs and outputs[t].shape != values[t].shape
     }
     cut = {s.output for s in states if _lost_entries(outputs.get(s.output), values.get(s.output))}
     if lost or cut:  # channels of them went, so others have to do
-        observed = observed_of_model(original, model, lost, cut)
+        observed = observed_of_model(original, model, lost, cut | apart)
         outputs, values, observed = _side_by_side(model, original, samples, observed, asked)
     observed = _with_still(observed, outputs, values)
     padding = padding_of(original, samples, values, observed.layouts)

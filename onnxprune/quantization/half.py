@@ -8,7 +8,7 @@ outputs keep their type.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from onnxruntime.transformers import float16
 from onnxprune.data.samples import Samples
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external
+from onnxprune.graph.bodies import captured_names, rename
 from onnxprune.graph.protobuf import copied, inferred
 from onnxprune.quantization.preparation import constants_of, prepared
 from onnxprune.quantization.ranges import seen
@@ -124,10 +125,37 @@ def _without_casts_there_and_back(model: onnx.ModelProto) -> None:
             by_converter = there.name.endswith("_cast_to_fp16_node") or there.name.startswith("graph_input_cast")
             if by_converter and (types[name], types[there.output[0]]) == (TensorProto.FLOAT, TensorProto.FLOAT16):
                 n.input[i] = there.input[0]
-    read = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
-    for n in list(graph.node):
-        if n.op_type == _CAST and n.output[0] not in read and n.name.endswith("_node"):
+    _without_casts_at_outputs(model, casts)
+    while True:  # what one cast alone has read, nobody reads without it
+        read = {i for n in graph.node for i in (*n.input, *captured_names(n))} | {o.name for o in graph.output}
+        idle = [n for n in graph.node if n.op_type == _CAST and n.output[0] not in read and n.name.endswith("_node")]
+        if not idle:
+            return
+        for n in idle:
             graph.node.remove(n)
+
+
+def _without_casts_at_outputs(model: onnx.ModelProto, casts: Mapping[str, onnx.NodeProto]) -> None:
+    """Let, in place, what is in single be an output of the model as it is: the converter casts it to half and back.
+
+    What it gives in single then has its own name again, and what is cast to half the converter's. casts: by output.
+    """
+    graph = model.graph
+    ports = {v.name for v in (*graph.input, *graph.output)}
+    produced = {o for n in graph.node for o in n.output}
+    for end in [n for n in graph.node if n.op_type == _CAST and n.name.startswith("graph_output_cast")]:
+        there = casts.get(end.input[0])
+        if there is None or not there.name.endswith("_cast_to_fp16_node"):
+            continue
+        single, name = there.input[0], end.output[0]
+        if single in produced - ports:
+            graph.node.remove(end)
+            rename(graph.node, {single: name})
+    names: dict[str, str] = {}
+    for n in graph.node:
+        if n.name.endswith("_cast_to_fp16_node") and n.input[0] == f"{n.output[0]}_cast_to_fp16":
+            names |= {n.input[0]: n.output[0], n.output[0]: n.input[0]}
+    rename(graph.node, names)
 
 
 def _in_half(model: onnx.ModelProto, kept: Collection[str]) -> int:

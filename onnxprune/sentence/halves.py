@@ -216,7 +216,7 @@ def make(prepared: Prepared, chosen: Chosen, settings: PruneConfig, stage: Clock
     if settings.then is None:
         return checked
     with stage("quantize"):
-        narrow = quantized(loaded, checked, settings, prepared.original, stage.read)
+        narrow = quantized(loaded, coupled, masks, checked, settings, prepared.original, stage.read)
     if narrow.fewer_bits is not None:
         stage.warn(doubts_of(narrow.fewer_bits))
     return narrow

@@ -17,15 +17,18 @@ from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.intake import overridable, ranks, unknown
 from onnxprune.measures.compared import Asked, compared
 from onnxprune.measures.figures import Figures, figures_of, percent
-from onnxprune.numerics.arrays import is_float
+from onnxprune.numerics.arrays import Masks, is_float
 from onnxprune.options import shown
 from onnxprune.output.model_files import written_bytes
 from onnxprune.quantization.preparation import refused
 from onnxprune.report.summary import FewerBitsRow, FloatRow
 from onnxprune.report.units import size
 from onnxprune.runtime.processor import processor
+from onnxprune.stages.couple import Coupled
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.verify import Checked, Original
+from onnxprune.stages.ports import resized_outputs
+from onnxprune.stages.verify import Checked, Declared, Original, as_declared
+from onnxprune.surgery.resized import said
 from onnxprune.targets import tensorrt_check
 from onnxprune.targets.alignment import TARGETS
 from onnxprune.targets.precision import FP16, IN_WORDS, INT8, placement_of, reduces
@@ -90,11 +93,19 @@ def check_before(loaded: Loaded, settings: PruneConfig, *, pruned: bool = True) 
 
 
 def quantized(
-    loaded: Loaded, checked: Checked, settings: PruneConfig, original: Original, told: Told = lambda _, __: None
+    loaded: Loaded,
+    coupled: Coupled,
+    masks: Masks,
+    checked: Checked,
+    settings: PruneConfig,
+    original: Original,
+    told: Told = lambda _, __: None,
 ) -> Checked:
     """The result of a cut in fewer bits, in place of that in float. Raises CheckFailed and RunError."""
     before = checked.figures
     narrow = in_fewer_bits(loaded, checked.model, settings, original, told)
+    declared = as_declared(narrow.whole, coupled, loaded.normalised, coupled.channels.keep_classes(masks))
+    _check_declared(declared, checked, narrow, original)
     manner = (settings.then, narrow.row.ranges, narrow.row.reduce_range, *(x.name for x in narrow.row.floating))
     if manner not in original.narrow:
         original.narrow[manner] = _alone(loaded, settings, narrow, told)
@@ -111,18 +122,31 @@ def quantized(
             "alone": None if alone is None else alone.agreement,
             "result": narrow.figures.agreement,
         },
+        bytes=_bytes(checked.whole, declared.model, loaded),
     )
     return replace(
         checked,
         finished=replace(checked.finished, model=narrow.model),
         in_float=checked.model,
-        whole=narrow.whole,
+        whole=declared.model,
         wide=narrow.whole,
         figures=narrow.figures,
         notes=(*checked.notes, *narrow.notes),
         sizes=narrow.sizes,
         fewer_bits=row,
     )
+
+
+def _check_declared(declared: Declared, checked: Checked, narrow: Narrow, original: Original) -> None:
+    """What --resize-io lets go is gone in fewer bits as in float, and nothing else changes by that. Raises
+    CheckFailed."""
+    sizes = (original.loaded.fit.example(), *original.other_sizes)
+    try:
+        if said(declared.resized) != said(checked.resized) or declared.caches.said != checked.caches.said:
+            raise CheckFailed("--resize-io: inputs and outputs did not change in fewer bits: please report this model")
+        declared.checked_against(narrow.whole, original.loaded.original, sizes)
+    except (CheckFailed, RunError) as e:
+        raise CheckFailed(f"{e}; nothing was written") from e
 
 
 def in_fewer_bits(
@@ -138,21 +162,21 @@ def in_fewer_bits(
     """
     bare = overridable.bare(model, loaded.with_defaults)
     made = (_halved if settings.then == FP16 else _in_integers)(loaded, bare, settings, told)
-    said = overridable.put_back(made.model, loaded.with_defaults)
+    told_of = overridable.put_back(made.model, loaded.with_defaults)
     figures, sizes, tensorrt = _checked(made.model, loaded, settings, original)
     whole = _whole(made.model, loaded)
     row = replace(
         made.row,
         errors={"result": figures.error},
         agreements={"result": figures.agreement},
-        bytes=_bytes(model, whole, loaded),
+        bytes=_bytes(_whole(model, loaded), whole, loaded),
     )
     return Narrow(
         model=made.model,
         whole=whole,
         figures=figures,
         row=row,
-        notes=(*made.notes, *said, *_notes(settings)),
+        notes=(*made.notes, *told_of, *_notes(settings)),
         sizes=sizes,
         tensorrt=tensorrt,
     )
@@ -206,7 +230,8 @@ def _in_integers(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, t
 def _halved(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, told: Told) -> _Made:
     from onnxprune.quantization import half
 
-    made = half.halved(bare, loaded.fit, _named(bare, settings), told)
+    ports = _at_ports(bare, loaded)
+    made = half.halved(bare, loaded.fit, _named(bare, settings) | ports, told)
     row = FewerBitsRow(
         precision=FP16,
         target=settings.target,
@@ -227,6 +252,7 @@ def _halved(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, told: 
                 why="was named" if k.largest is None else f"reads or gives numbers of up to {k.largest:.3g}",
             )
             for k in made.kept
+            if k.name not in ports
         ),
         samples=made.samples,
         chosen_on=0,
@@ -234,10 +260,10 @@ def _halved(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, told: 
     return _Made(model=made.model, row=row, notes=made.notes)
 
 
-def _bytes(model: onnx.ModelProto, whole: onnx.ModelProto, loaded: Loaded) -> dict[str, int]:
+def _bytes(before: onnx.ModelProto, whole: onnx.ModelProto, loaded: Loaded) -> dict[str, int]:
     placement = loaded.source.placement
     return {
-        "float": written_bytes(_whole(model, loaded), None, placement=placement),
+        "float": written_bytes(before, None, placement=placement),
         "result": written_bytes(whole, None, placement=placement),
     }
 
@@ -253,7 +279,9 @@ def _figures(
 ) -> Figures:
     """How far a model is from the original on some samples."""
     states = states_of(loaded.original, settings.state)
-    outputs, answers, observed = compared(model, loaded.judge, samples, states, asked)
+    outputs, answers, observed = compared(
+        model, loaded.judge, samples, states, asked, resized_outputs(loaded.normalised)
+    )
     labelled = loaded.labels is not None and not is_float(loaded.held.extras[loaded.labels].dtype)
     held_out, synthetic = loaded.held_out is not None, samples.synthetic
     return figures_of(observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)
@@ -270,7 +298,9 @@ def _checked(
             model, loaded.original, loaded.fit.example(), original.other_sizes, original.answers
         )
         states = states_of(loaded.original, settings.state)
-        outputs, answers, _ = compared(model, loaded.judge, loaded.held, states)
+        outputs, answers, _ = compared(
+            model, loaded.judge, loaded.held, states, apart=resized_outputs(loaded.normalised)
+        )
         checks.finite(outputs, answers.values, unspecified(loaded.original))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, model, loaded.normalised.proto)
@@ -314,6 +344,14 @@ def _alone(loaded: Loaded, settings: PruneConfig, narrow: Narrow, told: Told) ->
         return _figures(made.model, loaded, loaded.held, settings)
     except (ModelError, RunError):
         return None
+
+
+def _at_ports(model: onnx.ModelProto, loaded: Loaded) -> frozenset[str]:
+    """The nodes that are taken out of inputs and outputs by --resize-io: no cast may stand between."""
+    producer = {o: n for n in model.graph.node for o in n.output if o}
+    ends = [producer[s.tensor] for s in loaded.normalised.states if s.resized and s.tensor in producer]
+    before = [producer[n.input[0]] for n in ends if n.input[0] in producer]
+    return frozenset(n.name or n.output[0] for n in (*ends, *(n for n in before if n.op_type in ("Pad", "Gather"))))
 
 
 def _named(model: onnx.ModelProto, settings: PruneConfig) -> frozenset[str]:

@@ -64,6 +64,27 @@ def test_what_overflows_stays_in_single():
     assert [(k.name, k.largest) for k in named.kept] == [("Conv_2", None), ("Gemm_7", None)]
 
 
+def test_outputs_of_what_overflows_stay_in_single():
+    """Fails where such an output is cast to half and back, which makes it infinite, or another one is not cast."""
+    model = network("""(float[N,8] x) => (float[N,8] y, float[N,8] z) {
+        a = MatMul (x, w1[8,8])
+        y = Mul (a, big[1])
+        z = Relu (a)
+    }""")
+    next(t for t in model.graph.initializer if t.name == "big").CopyFrom(
+        onnx.numpy_helper.from_array(np.array([3e5], np.float32), "big")
+    )
+    data = {"x": RNG.standard_normal((16, 8)).astype(np.float32)}
+    made = halved(model, samples_for(model, data), ())
+    onnx.checker.check_model(made.model, full_check=True)
+    assert [k.operator for k in made.kept] == ["Mul"]
+    y, y0 = Session(made.model).run(data), Session(model).run(data)
+    assert np.abs(y0["y"]).max() > 65504
+    assert relative_error(y["y"], y0["y"]) < 1e-2
+    assert relative_error(y["z"], y0["z"]) < 1e-2
+    assert [n.op_type for n in made.model.graph.node if "y" in n.output] == ["Mul"]
+
+
 def test_a_model_in_half_precision_is_refused():
     model = network(RESIDUAL)
     made = halved(model, samples_for(model, X), ())
