@@ -299,14 +299,13 @@ def _run(
     prepared = prepare(
         loaded, first, stage, place, replays=replayed, one_number=beside.one_number_of_heads, timings=timings
     )
-    settings = settings.with_options(attention=prepared.attention)
     if asked.largest:
         found = largest_cut(prepared, first, stage, exam)
     elif replayed is None:
         found = Found(prepared, settings, choose(prepared, settings, stage))
     else:
         found = Found(prepared, settings, replayed_from(prepared, replayed, settings))
-    prepared, settings, chosen = found.prepared, found.settings, found.chosen
+    prepared, settings, chosen = found.prepared, found.prepared.settled(found.settings), found.chosen
     loaded = prepared.loaded
     about = loaded, prepared.coupled, prepared.calibrated, chosen.masks, settings, stage
     coupled, masks, stopwatch = prepared.coupled, chosen.masks, prepared.stopwatch

@@ -231,7 +231,7 @@ def check_ratio(given: Mapping[str, Any]) -> None:
             "layers with --drop-layers, which needs none"
         )
     also = ""
-    if asked["drop_experts"] or asked["keep_tokens"] or asked["drop_layers"]:
+    if (asked["drop_experts"] or asked["keep_tokens"] or asked["drop_layers"]) and AUTO not in asked["drop_layers"]:
         also = "; --ratio 0 where nothing goes but what is named"
     raise UsageError(
         "--ratio is missing: the share of the MACs to remove, such as --ratio 0.5 (or --uniform, --tolerance, "

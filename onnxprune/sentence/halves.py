@@ -65,6 +65,10 @@ class Prepared:
         """The same where several cuts are to be made: what the refit reads of the original is kept for the next."""
         return replace(self, shared=SharedPoints())
 
+    def settled(self, settings: PruneConfig) -> PruneConfig:
+        """Options with what they left open, for plans and reports."""
+        return settings.with_options(attention=self.attention)
+
     def at(self, settings: PruneConfig) -> Prepared:
         """The same for another ratio, by the same curves: cuts are tried anew where other groups may be cut then."""
         coupled, tried = self.coupled.at(settings.ratio), self.tried
@@ -171,7 +175,7 @@ def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
         coupled.channels,
         masks,
         *checksums,
-        settings.as_dict(),
+        prepared.settled(settings).as_dict(),
         coefficients,
         stays,
         loaded.said_of_data,
@@ -184,6 +188,7 @@ def choose(prepared: Prepared, settings: PruneConfig, stage: Clock) -> Chosen:
 
 def replayed_from(prepared: Prepared, given: plan.Plan, settings: PruneConfig) -> Chosen:
     """The cut of a saved plan."""
+    settings = prepared.settled(settings)
     masks = replay(given, prepared.coupled, settings)
     chosen = replace(
         given,

@@ -177,7 +177,7 @@ def sweep(
                 place = replace(place, kept=kept_in(work, identity(loaded, settings)))
                 one_number = files.settings(wanted[0]).one_number_of_heads
                 prepared = prepare(loaded, settings, clock, place, one_number=one_number, timings=timings)
-                settings = settings.with_options(attention=prepared.attention)
+                settings = prepared.settled(settings)
                 prepared = prepared.for_several()
                 run = _Run(prepared, settings, clock, exam, files, stage, keep, timed_on)
                 result = replace(run.over(wanted), command=tuple(command))

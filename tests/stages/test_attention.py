@@ -36,6 +36,17 @@ def test_with_data_positions_go_turned_and_a_replay_knows():
     assert asked.model.SerializeToString() == again.model.SerializeToString() == result.model.SerializeToString()
 
 
+def test_the_largest_cut_says_what_it_counts_in():
+    """Fails where its plan has what the search was given, which a replay would take for whole heads."""
+    model, data = transformer(layers=1), features(64)
+    given = {k: v for k, v in QUICK.items() if k not in ("ratio", "samples")}
+    found = prune(model, None, data, max_error=0.02, largest=True, **given)
+    assert (found.plan.config["attention"], bool(found.plan.rotated)) == ("rank", True)
+    again = prune(model, None, data, from_plan=found.plan)
+    assert found.model is not None and again.model is not None
+    assert again.model.SerializeToString() == found.model.SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("given", "options"),
     [

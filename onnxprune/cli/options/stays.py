@@ -84,8 +84,9 @@ STAYS = Section(
         **with_default(DEFAULTS.attention),
         help="What goes in attention: whole heads, or the same positions of every head (head-dim). rank: the latter, "
         "turned first, exactly, to the directions that say most of logits and outputs, where no rotary table or "
-        "normalization lies between. auto: rank where all attention can be turned, there is data, weights are "
-        "refitted, and no whole layer may go; for TensorRT and --then int8, and elsewhere, heads.",
+        "normalization lies between. auto: rank where all attention can be turned (of weights in half precision "
+        "none can), there is data that the method looks at, weights are refitted, and no branch or layer may go, as "
+        "with --budget latency; for TensorRT and --then int8, and elsewhere, heads.",
     ),
     option(
         "--untried-branches",
