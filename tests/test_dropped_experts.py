@@ -375,3 +375,13 @@ def test_settings_files_say_how_many_are_left(experts: tuple[str, ...], left: in
     assert {**written, "hidden_size": WIDTH} == {**own, "num_local_experts": left}
     told = any("mixtures keep different numbers of experts" in note for note in result.report.notes)
     assert told == (left == 4)
+
+
+def test_what_fewer_bits_cost_alone_is_not_what_the_experts_cost():
+    """Fails where the model without them is quantized for that, and compared with the answers of all."""
+    report = prune(model(), None, samples(), drop_experts=("1",), then="fp16").report
+    assert report.fewer_bits is not None
+    errors = report.fewer_bits.errors
+    assert errors["pruned"] is not None and errors["alone"] is not None
+    assert errors["pruned"] > 1e-3
+    assert errors["alone"] < 1e-4

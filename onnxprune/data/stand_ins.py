@@ -65,7 +65,9 @@ class Attempt:
 
 _AS_READ, _ONES, _ZEROS, _SHAPE, _TWOS = "as it is read", "ones", "zeros", "the shape of another input", "twos"
 _MINUS, _RISING = "minus one", "0, 1, 2"
-_FIRST_STYLES = (_AS_READ, _ONES, _ZEROS)
+# Ids as they are read beside a mask of ones, say: what nobody explains is the likelier fault.
+_ELSE_ONES = "as it is read, else ones"
+_FIRST_STYLES = (_AS_READ, _ELSE_ONES, _ONES, _ZEROS)
 _MORE_STYLES = (_SHAPE, _TWOS, _RISING, _MINUS)
 
 
@@ -245,7 +247,7 @@ class _Maker:
     ) -> Array:
         found = self._places.get(s.name, [])
         drawn = _noise(rng, shape, s.dtype) if is_float(s.dtype) else rng.integers(0, 2, shape)
-        if found and attempt.style == _AS_READ:
+        if found and attempt.style in (_AS_READ, _ELSE_ONES):
             read = self._as_read(found, shape, rng, one)
             if read is not None:
                 return np.asarray(read).astype(s.dtype)
@@ -304,7 +306,7 @@ def _in_style(style: str, shape: Shape, dtype: np.dtype[Any], drawn: Array, one:
     """Integers and booleans that no reader explains."""
     if style == _ZEROS:
         return np.zeros(shape, dtype)
-    if style == _ONES or dtype == np.bool_:
+    if style in (_ONES, _ELSE_ONES) or dtype == np.bool_:
         return np.ones(shape, dtype)
     if style == _TWOS:
         return np.full(shape, 2).astype(dtype)

@@ -64,7 +64,7 @@ def halved(
     constants = constants_of(given.model)
     activations = {t for n in given.model.graph.node for t in (*n.input, *n.output) if t} - constants.keys()
     there = seen(given.model, activations, samples, {}, told)
-    largest = {k: np.inf if h.infinite else max(abs(h.least), abs(h.most)) for k, h in there.histograms.items()}
+    largest = {k: h.reach for k, h in there.histograms.items()}
     for name, t in constants.items():
         if t.data_type == TensorProto.FLOAT and t.dims:
             values = external.array_of(t)

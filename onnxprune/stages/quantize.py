@@ -321,12 +321,13 @@ def _whole(model: onnx.ModelProto, loaded: Loaded) -> onnx.ModelProto:
 
 
 def _alone(loaded: Loaded, settings: PruneConfig, narrow: Narrow, told: Told) -> Figures | None:
-    """How far the original itself is when it is quantized in the same way; None where that does not work."""
+    """How far the original itself, with all experts, is when it is quantized in the same way; None where that does not
+    work."""
     from onnxprune.quantization import half, int8
 
     target, row = TARGETS[settings.target], narrow.row
     kept = frozenset(x.name for x in row.floating)
-    bare = overridable.bare(loaded.original, loaded.with_defaults)
+    bare = overridable.bare(loaded.judge, loaded.with_defaults)
     if settings.then == FP16:
         try:
             return _figures(half.halved(bare, loaded.fit, kept, told).model, loaded, loaded.held, settings)

@@ -347,3 +347,15 @@ def test_each_batch_may_have_a_name_of_its_own() -> None:
     proto = parsed("(float[first,3] x, float[second,3] w) => (float[third,3] y) { y = Add(x, w) }")
     found = random_samples(proto, tensor_specs(proto), 6, 0, partial(accepts, Session(proto)))
     assert (len(found), found.fixed_batch) == (6, False)
+
+
+def test_a_mask_of_ones_leaves_ids_as_they_are_read() -> None:
+    """Fails where a model that takes no padding is shown one and the same token throughout."""
+    proto = parsed("""(int64[N,L] ids, int64[N,L] mask) => (float[N,L,4] y, int64[N,L] z) {
+        y = Gather(table, ids)
+        z = Identity(mask)
+    }""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((50, 4), np.float32), "table"))
+    found = random_samples(proto, tensor_specs(proto), 6, 0, lambda feeds: bool(feeds["mask"].all()))
+    assert (np.asarray(found.arrays["mask"][:]) == 1).all()
+    assert len(np.unique(np.asarray(found.arrays["ids"][:]))) > 5

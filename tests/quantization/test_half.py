@@ -64,6 +64,18 @@ def test_what_overflows_stays_in_single():
     assert [(k.name, k.largest) for k in named.kept] == [("Conv_2", None), ("Gemm_7", None)]
 
 
+def test_what_reads_a_tensor_without_entries_is_in_half():
+    """Fails where a cache that starts empty, of which nothing was seen, is taken for one beyond half precision."""
+    model = network("""(float[N,L,8] x, float[N,P,8] past) => (float[N,Q,8] y) {
+        a = MatMul (x, w1[8,8])
+        y = Concat <axis=1> (past, a)
+    }""")
+    data = {"x": RNG.standard_normal((4, 3, 8)).astype(np.float32), "past": np.zeros((4, 0, 8), np.float32)}
+    made = halved(model, samples_for(model, data), ())
+    assert made.kept == ()
+    assert made.nodes == 2
+
+
 def test_outputs_of_what_overflows_stay_in_single():
     """Fails where such an output is cast to half and back, which makes it infinite, or another one is not cast."""
     model = network("""(float[N,8] x) => (float[N,8] y, float[N,8] z) {
