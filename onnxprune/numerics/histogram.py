@@ -60,6 +60,11 @@ class Histogram:
             self.counts = np.pad(half, (quarter, quarter))
 
     @property
+    def seen(self) -> bool:
+        """Whether there was any number."""
+        return bool(self.infinite) or self.most >= self.least
+
+    @property
     def reach(self) -> float:
         """The largest size of a number: infinite where one was not finite, 0 where none was seen."""
         return math.inf if self.infinite else max(abs(self.least), abs(self.most)) if self.most >= self.least else 0.0

@@ -32,11 +32,21 @@ _CAST = "Cast"
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A node that stays in single precision. largest: of what it reads or gives; None where it was named."""
+    """A node that stays in single precision. largest: of what it reads or gives; None where it was named, or where a
+    tensor of it was `unseen`: it had no entries on any sample, as a cache that starts empty.
+    """
 
     name: str
     operator: str
     largest: float | None
+    unseen: bool = False
+
+    @property
+    def why(self) -> str:
+        """The reason, for the report."""
+        if self.unseen:
+            return "reads or gives a tensor that had no entries on any sample"
+        return "was named" if self.largest is None else f"reads or gives numbers of up to {self.largest:.3g}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,17 +75,21 @@ def halved(
     activations = {t for n in given.model.graph.node for t in (*n.input, *n.output) if t} - constants.keys()
     there = seen(given.model, activations, samples, {}, told)
     largest = {k: h.reach for k, h in there.histograms.items()}
+    unseen = {k for k, h in there.histograms.items() if not h.seen and k in there.types}
     for name, t in constants.items():
         if t.data_type == TensorProto.FLOAT and t.dims:
             values = external.array_of(t)
             largest[name] = float(np.abs(values).max()) if values.size else 0.0
     kept = []
     for n in given.model.graph.node:
-        most = max((largest.get(t, 0.0) for t in (*n.input, *n.output) if t), default=0.0)
+        around = [t for t in (*n.input, *n.output) if t]
+        most = max((largest.get(t, 0.0) for t in around), default=0.0)
         if {n.name, *n.output} & set(named):
             kept.append(Kept(name=n.name, operator=n.op_type, largest=None))
         elif most > _LARGEST:
             kept.append(Kept(name=n.name, operator=n.op_type, largest=most))
+        elif not unseen.isdisjoint(around):
+            kept.append(Kept(name=n.name, operator=n.op_type, largest=None, unseen=True))
     result = _converted(declared(inferred(copied(given.model)), there.types), [k.name for k in kept])
     nodes = _in_half(result, {k.name for k in kept})
     if not nodes:

@@ -249,7 +249,7 @@ def _halved(loaded: Loaded, bare: onnx.ModelProto, settings: PruneConfig, told: 
                 operator=k.operator,
                 share=None,
                 error=None,
-                why="was named" if k.largest is None else f"reads or gives numbers of up to {k.largest:.3g}",
+                why=k.why,
             )
             for k in made.kept
             if k.name not in ports

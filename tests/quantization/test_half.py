@@ -64,16 +64,17 @@ def test_what_overflows_stays_in_single():
     assert [(k.name, k.largest) for k in named.kept] == [("Conv_2", None), ("Gemm_7", None)]
 
 
-def test_what_reads_a_tensor_without_entries_is_in_half():
-    """Fails where a cache that starts empty, of which nothing was seen, is taken for one beyond half precision."""
+def test_what_reads_a_tensor_without_entries_stays_in_single():
+    """Fails where a cache that starts empty, of which nothing was seen, is said to hold infinite numbers."""
     model = network("""(float[N,L,8] x, float[N,P,8] past) => (float[N,Q,8] y) {
         a = MatMul (x, w1[8,8])
         y = Concat <axis=1> (past, a)
     }""")
     data = {"x": RNG.standard_normal((4, 3, 8)).astype(np.float32), "past": np.zeros((4, 0, 8), np.float32)}
     made = halved(model, samples_for(model, data), ())
-    assert made.kept == ()
-    assert made.nodes == 2
+    assert [(k.operator, k.largest, k.unseen) for k in made.kept] == [("Concat", None, True)]
+    assert "no entries" in made.kept[0].why
+    assert made.nodes == 1
 
 
 def test_outputs_of_what_overflows_stay_in_single():
