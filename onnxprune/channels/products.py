@@ -15,7 +15,7 @@ from onnxprune.channels.groups import ChannelGraph
 from onnxprune.channels.labels import Labels
 from onnxprune.channels.rules.attention import head_count
 from onnxprune.graph.quantized import stored
-from onnxprune.graph.view import Node, Shape
+from onnxprune.graph.view import Graph, Node, Shape
 from onnxprune.numerics.arrays import Array
 
 # (samples, heads, places, positions), and the same where heads lie with positions on the last axis.
@@ -82,6 +82,11 @@ def weighted_sums(channels: ChannelGraph) -> Iterator[Product]:
             yield from _product(node, values, sums, values, channels)
 
 
+def any_product(graph: Graph) -> bool:
+    """Whether there may be such products in the main graph: without them no positions have to be looked for."""
+    return any(_multiplies_activations(node, graph) for node in graph.nodes)
+
+
 def keeps_states(node: Node) -> bool:
     """Whether an operator for attention takes or gives keys and values of other steps, or gives its scores."""
     past = (4, 5) if node.domain == "" else (3, 6, 7)
@@ -91,7 +96,7 @@ def keeps_states(node: Node) -> bool:
 def _operands(node: Node, channels: ChannelGraph) -> tuple[Operand, Operand, Operand, Operand] | None:
     """Queries, keys, values and sums of a node; of a MatMul one or the other may have no positions that go."""
     graph = channels.graph
-    if (node.domain, node.op) not in _ATTENTION or any(stored(graph, i) in graph.constants for i in node.inputs[:3]):
+    if not _multiplies_activations(node, graph):
         return None
     shapes = [graph.shape(i) for i in (*node.inputs[:3], node.outputs[0])]
     if any(s is None for s in shapes):
@@ -109,6 +114,11 @@ def _operands(node: Node, channels: ChannelGraph) -> tuple[Operand, Operand, Ope
     heads = [_heads(node, min(i % 3, 1), shape or ()) for i, shape in enumerate(shapes)]
     q, k, v, o = (Operand(n, h) for n, h in zip(names, heads, strict=True))
     return q, k, v, o
+
+
+def _multiplies_activations(node: Node, graph: Graph) -> bool:
+    known = (node.domain, node.op) in _ATTENTION
+    return known and not any(stored(graph, i) in graph.constants for i in node.inputs[:3])
 
 
 _ATTENTION = {("", "MatMul"), ("", "Attention"), ("com.microsoft", "MultiHeadAttention")}

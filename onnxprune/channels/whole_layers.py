@@ -94,35 +94,47 @@ def _branches(graph: Graph, drops: Mapping[int, Drop]) -> list[_Branch]:
                 widest[key] = drop
     found = []
     for (joins, kind), drop in widest.items():
-        onto, own = _onto_stream(graph, drop, joins)
+        onto, own = _onto_stream(graph, nodes, drop, joins)
         read = {t for i in onto for t in nodes[i].inputs if t} - own
         found.append(_Branch(drop, kind, onto, frozenset(read - drop.left.constant - graph.constants.keys())))
     return sorted(found, key=lambda b: (max(b.joins), b.kind != ATTENTION))
 
 
-def _onto_stream(graph: Graph, drop: Drop, joins: frozenset[int]) -> tuple[frozenset[int], set[str]]:
+def _onto_stream(
+    graph: Graph, nodes: Mapping[int, Node], drop: Drop, joins: frozenset[int]
+) -> tuple[frozenset[int], set[str]]:
     """The nodes that add a branch to the stream, and the tensors of the branch from where its constants joined on.
 
     Mostly those are one node. Where what is constant joins something that the branch still computes, as the biases of
     experts by the shares that a router gives them, the stream is what is added behind that.
     """
-    nodes = {n.index: n for n in graph.nodes}
     if len(joins) != 1:
         return joins, set()
-    (n,) = (nodes[i] for i in joins)
+    (join,) = joins
+    behind = _read_by_one(graph, nodes, nodes[join])
+    if not any(n.op in _SUMS for n in behind[1:]):
+        return joins, set()
     given = {o for i in drop.nodes if i in nodes for o in nodes[i].outputs}
     entries = {t for i in drop.nodes if i in nodes for t in nodes[i].inputs if t and t not in given}
     computed = _computed_from(graph, entries - graph.constants.keys())
     own: set[str] = set()
-    while True:
+    for n in behind:
         beside = {t for t in n.inputs if t} - own - drop.left.constant - graph.constants.keys()
         if n.op in _SUMS and not beside <= computed:
             return frozenset({n.index}), own
-        readers = {r.index for r, _ in graph.readers.get(n.outputs[0], ())}
-        if len(readers) != 1 or n.outputs[0] in graph.outputs or not readers <= nodes.keys():
-            return joins, set()
         own.add(n.outputs[0])
-        (n,) = (nodes[i] for i in readers)
+    return joins, set()
+
+
+def _read_by_one(graph: Graph, nodes: Mapping[int, Node], node: Node) -> list[Node]:
+    """A node, and those behind it as long as one node alone reads what the one before gives."""
+    found = [node]
+    while True:
+        given = found[-1].outputs[0]
+        readers = {r.index for r, _ in graph.readers.get(given, ())}
+        if len(readers) != 1 or given in graph.outputs or not readers <= nodes.keys():
+            return found
+        found += [nodes[i] for i in readers]
 
 
 def _computed_from(graph: Graph, tensors: Collection[str]) -> set[str]:

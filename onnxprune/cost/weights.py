@@ -59,7 +59,7 @@ def parameters_of_result(
     names = set(channels.graph.constants)
     lost = parameters(channels, drops, layers, without=names - set(own))
     grown = parameters(channels, drops, layers, without=names - set(more))
-    rest = stored - lost.at([g.size for g in channels.groups])
+    rest = stored - lost.at(channels.sizes)
     return Cost.of([*lost.terms, *grown.terms, Term(float(rest), ())], len(channels.groups))
 
 

@@ -145,7 +145,9 @@ class _Maker:
         keys = [k for (name, axis), k in self._axes.items() if k not in self._batch]
         every = list(free_sizes.assignments(keys, self._forced, fixed)) or [{}]
         usual = every[: free_sizes.usual(keys, self._forced)]
-        styles = _FIRST_STYLES if self._guesses else _FIRST_STYLES[:1]
+        styles: tuple[str, ...] = _FIRST_STYLES if self._guesses else _FIRST_STYLES[:1]
+        if not any(s.name in self._places for s in self._specs):  # nothing is read as it is: ones, then
+            styles = tuple(s for s in styles if s != _ELSE_ONES)
         graphs = list(islice(self._of_runs(), _LONE))
         yield from graphs if self._counts_others else ()
         yield from (Attempt(sizes, style) for sizes in usual for style in styles)

@@ -67,7 +67,9 @@ class Histogram:
     @property
     def reach(self) -> float:
         """The largest size of a number: infinite where one was not finite, 0 where none was seen."""
-        return math.inf if self.infinite else max(abs(self.least), abs(self.most)) if self.most >= self.least else 0.0
+        if self.infinite:
+            return math.inf
+        return max(abs(self.least), abs(self.most)) if self.seen else 0.0
 
     @property
     def edges(self) -> Doubles:

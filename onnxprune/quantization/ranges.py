@@ -46,7 +46,7 @@ class Seen:
     def ranges(self, method: str) -> dict[str, tuple[float, float]]:
         """(least, greatest) of every activation that was finite, by one of `targets.precision.RANGES`."""
         find = _METHODS[method]
-        usable = {k: h for k, h in self.histograms.items() if not h.infinite and np.isfinite((h.least, h.most)).all()}
+        usable = {k: h for k, h in self.histograms.items() if h.seen and not h.infinite}
         return {k: find(h) for k, h in usable.items()}
 
 

@@ -53,12 +53,7 @@ def table_of(document: Document) -> tuple[list[str], list[list[str]]]:
     if any(p.get("seconds") is not None for p in points):
         ratios = ["" if p.get("time_ratio") is None else f"{p['time_ratio']:.3f} ×" for p in points]
         columns.append(("time", [latency(document.get("original_seconds") or 0.0), *ratios]))
-    for head, name in (
-        ("error", "error"),
-        ("error in float", "error_in_float"),
-        ("agreement", "agreement"),
-        ("top-1", "top1"),
-    ):
+    for head, name in _MEASURED:
         if any(p.get(name) is not None for p in points):
             cells = ["" if p.get(name) is None else percent(p[name]) for p in points]
             before = document.get("original_top1") if name == "top1" else None

@@ -34,7 +34,7 @@ def with_layers(
     BudgetUnreachable; else what comes nearest is taken, as a measured budget is met in rounds.
     """
     widths = coupled.widths
-    full = np.array([g.size for g in coupled.channels.groups])
+    full = np.array(coupled.channels.sizes)
     saved = {x.number: cost.at(full) - cost.at(without(full, x.groups)) for x in widths.layers}
     may_go = [n for n, error in errors.items() if n not in widths.gone and saved[n] > 0 and np.isfinite(error)]
     order = sorted(may_go, key=lambda n: errors[n] / saved[n])

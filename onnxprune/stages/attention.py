@@ -5,10 +5,10 @@ from __future__ import annotations
 from onnxprune import cost
 from onnxprune.channels import ChannelGraph
 from onnxprune.channels.head_layout import Mixed, turnable
-from onnxprune.channels.products import products_of, weighted_sums
+from onnxprune.channels.products import any_product, products_of, weighted_sums
 from onnxprune.config import PruneConfig
 from onnxprune.plan import Plan
-from onnxprune.stages.couple import trace
+from onnxprune.stages.couple import trace, view_of
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.rotate import serve_directions
 from onnxprune.targets.alignment import AUTO, TARGETS
@@ -52,6 +52,8 @@ def described_attention(loaded: Loaded, settings: PruneConfig) -> tuple[PruneCon
 
 def turned_where_all_may(loaded: Loaded, settings: PruneConfig) -> str:
     """Turned positions, where all attention of the model may lose these and no less goes than with whole heads."""
+    if not any_product(view_of(loaded)):
+        return HEADS
     positions = trace(loaded, settings.with_options(attention=RANK))
     groups = {p.group for p in (*products_of(positions), *weighted_sums(positions))}
     try:
@@ -65,9 +67,9 @@ def turned_where_all_may(loaded: Loaded, settings: PruneConfig) -> str:
 
 
 def _multiplied(channels: ChannelGraph) -> float:
-    return cost.macs(channels).at([g.size for g in channels.groups])
+    return cost.macs(channels).at(channels.sizes)
 
 
 def _left(channels: ChannelGraph) -> float:
     """Multiplications that stay when all that may go has gone."""
-    return cost.macs(channels).at([0 if g.size > 1 else 1 for g in channels.groups])
+    return cost.macs(channels).at([0 if size > 1 else 1 for size in channels.sizes])

@@ -26,6 +26,7 @@ from onnxprune.errors import BudgetUnreachable, NothingPrunable
 from onnxprune.graph import protobuf
 from onnxprune.graph.bodies import return_to_bodies
 from onnxprune.graph.protobuf import copied
+from onnxprune.graph.view import Graph
 from onnxprune.measures.compared import layouts_of, watched
 from onnxprune.measures.observed import Observed, observed_in, observing, tensors_of
 from onnxprune.normalise import Normalised
@@ -81,7 +82,7 @@ class Coupled:
         """What the original has of what a budget counts."""
         if budget == "params":
             return float(self.stored_parameters)
-        return self.costs[budget].at([g.size for g in self.channels.groups])
+        return self.costs[budget].at(self.channels.sizes)
 
 
 def couple(
@@ -127,7 +128,7 @@ def couple(
     may_go = layers if settings.layers_may_go else tuple(x for x in layers if x.number in gone)
     wanted = replace(wanted, layers=may_go, gone=gone)
     # Of a latency nothing is measured yet; MACs stand in.
-    width_cost, full = costs["macs"], costs["macs"].at([g.size for g in channels.groups])
+    width_cost, full = costs["macs"], costs["macs"].at(channels.sizes)
     if settings.budget == "params":
         width_cost, full = costs["params"], float(stored)
     choices = Choices(channels=channels, frozen=frozen, drops=drops, wanted=wanted, cost=width_cost, full=full)
@@ -168,10 +169,15 @@ def wanted_widths(settings: PruneConfig, patterns: Sequence[Matched] = ()) -> Wa
 
 def trace(loaded: Loaded, settings: PruneConfig) -> ChannelGraph:
     """The channel graph of the normalised model."""
+    return build(view_of(loaded), settings.units_of_attention)
+
+
+def view_of(loaded: Loaded) -> Graph:
+    """The normalised model as the channel graph reads it."""
     n = loaded.normalised
     read_by = {k: (x.op_type, x.name) for k, x in loaded.tail.readers.items()}
     view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states, n.balanced)
-    return build(replace(view, read_by=read_by, computed=n.computed), settings.units_of_attention)
+    return replace(view, read_by=read_by, computed=n.computed)
 
 
 def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
@@ -179,7 +185,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
     n, source = loaded.normalised, loaded.source
     channels = trace(loaded, settings)
     check_ports(loaded, channels, settings)
-    macs_cost, sizes, batch = cost.macs(channels), [g.size for g in channels.groups], channels.graph.batch
+    macs_cost, sizes, batch = cost.macs(channels), channels.sizes, channels.graph.batch
     macs = macs_cost.at(sizes) / batch, macs_cost.at([0 if size > 1 else 1 for size in sizes]) / batch
     notes = (*source.notes, *filter(None, [loaded.tail.note]), *n.notes, *foreseen(loaded, settings))
     notes = (*notes, *told_of_vocabulary(loaded.original, whole=not loaded.tail), *told_of_experts(loaded.original))
@@ -203,7 +209,7 @@ def describe_loaded(loaded: Loaded, settings: PruneConfig) -> Description:
 
 
 def _described(layer: WholeLayer, channels: ChannelGraph, weights: Cost) -> LayerDescription:
-    sizes = [g.size for g in channels.groups]
+    sizes = channels.sizes
     without = [0 if g in layer.groups else n for g, n in enumerate(sizes)]
     names = tuple(channels.groups[g].name for g in layer.groups)
     return LayerDescription(

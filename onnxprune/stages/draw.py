@@ -30,7 +30,7 @@ def _row(
     place: Place, coupled: Coupled, keep: Mask, terms: Mapping[int, Sequence[Term]], kept: Sequence[int]
 ) -> LayerRow:
     channels = coupled.channels
-    full = [g.size for g in channels.groups]
+    full = channels.sizes
     own = [t for node in depth_first(place.nodes) for t in terms.get(node.index, ())]
     batch = channels.graph.batch
     before, after = (round(sum(t.at(n) for t in own) / batch) for n in (full, kept))

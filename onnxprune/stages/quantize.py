@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -15,9 +15,11 @@ from onnxprune.data.states import states_of
 from onnxprune.errors import CheckFailed, ModelError, RunError, UsageError
 from onnxprune.graph.kept_inputs import unspecified
 from onnxprune.intake import overridable, ranks, unknown
+from onnxprune.measures.answers import Answers
 from onnxprune.measures.compared import Asked, compared
 from onnxprune.measures.figures import Figures, figures_of, percent
-from onnxprune.numerics.arrays import Masks, is_float
+from onnxprune.measures.observed import Observed
+from onnxprune.numerics.arrays import Array, Masks, is_float
 from onnxprune.options import shown
 from onnxprune.output.model_files import written_bytes
 from onnxprune.quantization.preparation import refused
@@ -278,10 +280,19 @@ def _figures(
     model: onnx.ModelProto, loaded: Loaded, samples: Samples, settings: PruneConfig, asked: Asked | None = None
 ) -> Figures:
     """How far a model is from the original on some samples."""
+    return _figures_from(loaded, samples, *_beside_original(model, loaded, samples, settings, asked))
+
+
+def _beside_original(
+    model: onnx.ModelProto, loaded: Loaded, samples: Samples, settings: PruneConfig, asked: Asked | None = None
+) -> tuple[dict[str, Array], Answers, Observed]:
     states = states_of(loaded.original, settings.state)
-    outputs, answers, observed = compared(
-        model, loaded.judge, samples, states, asked, resized_outputs(loaded.normalised)
-    )
+    return compared(model, loaded.judge, samples, states, asked, resized_outputs(loaded.normalised))
+
+
+def _figures_from(
+    loaded: Loaded, samples: Samples, outputs: Mapping[str, Array], answers: Answers, observed: Observed
+) -> Figures:
     labelled = loaded.labels is not None and not is_float(loaded.held.extras[loaded.labels].dtype)
     held_out, synthetic = loaded.held_out is not None, samples.synthetic
     return figures_of(observed, answers, outputs, held_out=held_out, synthetic=synthetic, labelled=labelled)
@@ -297,15 +308,12 @@ def _checked(
         sizes = checks.runs_at_other_sizes(
             model, loaded.original, loaded.fit.example(), original.other_sizes, original.answers
         )
-        states = states_of(loaded.original, settings.state)
-        outputs, answers, _ = compared(
-            model, loaded.judge, loaded.held, states, apart=resized_outputs(loaded.normalised)
-        )
+        outputs, answers, observed = _beside_original(model, loaded, loaded.held, settings)
         checks.finite(outputs, answers.values, unspecified(loaded.original))
         if TARGETS[settings.target].tensorrt:
             tensorrt_check.check(loaded.original, model, loaded.normalised.proto)
             tensorrt = tuple(tensorrt_check.warnings(model))
-        figures = _figures(model, loaded, loaded.held, settings)
+        figures = _figures_from(loaded, loaded.held, outputs, answers, observed)
     except (CheckFailed, RunError) as e:
         raise CheckFailed(f"{_plainly(str(e))}; nothing was written") from e
     return figures, sizes, tensorrt

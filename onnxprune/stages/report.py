@@ -65,7 +65,7 @@ def report_of(
 ) -> Report:
     """Collect the report; for a dry run `checked` is None. timed: with a latency budget. tried: where cuts were."""
     channels = coupled.channels
-    full = [g.size for g in channels.groups]
+    full = channels.sizes
     dead = dead_groups(coupled.drops, masks)
     kept = [0 if g.index in dead else int(masks.get(g.index, np.ones(g.size)).sum()) for g in channels.groups]
     macs, batch = coupled.costs["macs"], channels.graph.batch
@@ -141,7 +141,7 @@ def report_of(
 
 def whole_layer_rows(coupled: Coupled, tried: Tried | None, kept: Sequence[int]) -> tuple[WholeLayerRow, ...]:
     """Every layer that could have gone as a whole. kept: units of each group."""
-    full, batch = np.array([g.size for g in coupled.channels.groups]), coupled.channels.graph.batch
+    full, batch = np.array(coupled.channels.sizes), coupled.channels.graph.batch
     errors = {} if tried is None else tried.layers
 
     def saved(budget: str, groups: Sequence[int]) -> float:
