@@ -30,6 +30,7 @@ from onnxprune.intake import (
     fed_back,
     first_run,
     model_file,
+    narrower,
     padded,
     ranks,
     sample_axes,
@@ -243,7 +244,7 @@ def _evaluated(
     proto, original = (ranks.declared(p, data, states) for p in (proto, original))
     _check_same_inputs(proto, original)
     samples = _samples(data, original, states, most)
-    proto, original, said = unlisted.side_by_side(proto, original, samples)
+    whole, proto, original, said = _side_by_side(proto, original, samples, states)
     first_run.run(proto, samples.example())
     truth = None if labels is None else labels_of(samples, labels)
     notes = [*_said_of(tail), *notes_on(proto), *samples.notes, *said]
@@ -255,7 +256,7 @@ def _evaluated(
         against.try_out(original, samples)
         outputs, answers, observed = compared(proto, original, samples, states, against.asked)
         _check_same_outputs(outputs, answers.values, observed)
-        notes += [*said_of_states(proto, original, samples, states), *answers.padding.note]
+        notes += [*said_of_states(whole, original, samples, states), *answers.padding.note]
     given: Mapping[str, Array] = outputs
     originals = None if answers is None else answers.values
     if metric is None and task in (None, DETECTION) and not states:
@@ -303,6 +304,14 @@ def _evaluated(
         scores,
         samples.prepared,
     )
+
+
+def _side_by_side(
+    proto: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, states: tuple[State, ...]
+) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
+    """The model with the states that it hands itself, both models as they are compared, and notes."""
+    whole = narrower.taking(proto, original, samples)[0] if states else proto
+    return (whole, *unlisted.side_by_side(proto, original, samples))
 
 
 def _with_listed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,28 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
 VOCABULARY, WIDTH, INNER, HEADS, GROUPS, SIZE, LAYERS = 24, 32, 40, 8, 4, 16, 2
-CACHES = tuple(f"{layer}.{what}" for layer in range(LAYERS) for what in ("key", "value"))
 
 
-def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0, size: int | str = "size") -> onnx.ModelProto:
+def caches_of(layers: int) -> tuple[str, ...]:
+    """The names of caches, without their sides."""
+    return tuple(f"{layer}.{what}" for layer in range(layers) for what in ("key", "value"))
+
+
+CACHES = caches_of(LAYERS)
+
+
+def decoder(
+    *,
+    groups: int = GROUPS,
+    heads: int = HEADS,
+    window: int = 0,
+    size: int | str = "size",
+    layers: int = LAYERS,
+    windowed: Collection[int] = (0,),
+) -> onnx.ModelProto:
     """Token ids (B, S), mask (B, T) and caches (B, groups, P, SIZE) → logits and caches of all positions.
 
-    window: the first layer attends to so many positions, and its caches have as many rows; 0 for all.
+    window: the layers `windowed` attend to so many positions, and their caches have as many rows; 0 for all.
     size: how the caches declare the last axis, of SIZE.
     """
     rng = np.random.default_rng(0)
@@ -48,7 +64,7 @@ def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0, size: 
     add("Gather", [weight("embedding", VOCABULARY, WIDTH), "input_ids"], ["embedded"])
     stream = "embedded"
     norm = add("SimplifiedLayerNormalization", [stream, weight("norm", WIDTH)], ["normal"], axis=-1, epsilon=1e-6)
-    for k in range(LAYERS):
+    for k in range(layers):
         qkv = linear(norm, f"qkv{k}", WIDTH, (heads + 2 * groups) * SIZE)
         past = [f"past_key_values.{k}.key", f"past_key_values.{k}.value"]
         attended = add(
@@ -59,7 +75,7 @@ def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0, size: 
             num_heads=heads,
             kv_num_heads=groups,
             do_rotary=1,
-            **({"local_window_size": window, "sliding_window_cache": 1} if window and not k else {}),
+            **({"local_window_size": window, "sliding_window_cache": 1} if window and k in windowed else {}),
         )
         for half, made in enumerate((linear(attended, f"o{k}", heads * SIZE, WIDTH), "")):
             if half:
@@ -79,8 +95,9 @@ def decoder(*, groups: int = GROUPS, heads: int = HEADS, window: int = 0, size: 
         return helper.make_tensor_value_info(name, kind, dims)
 
     def cache(side: str, length: str) -> list[onnx.ValueInfoProto]:
-        rows = {name: "rows" if window and name.startswith("0") else length for name in CACHES}
-        return [port(f"{side}.{name}", ["batch", groups, rows[name], size]) for name in CACHES]
+        names = caches_of(layers)
+        rows = {name: "rows" if window and int(name.split(".")[0]) in windowed else length for name in names}
+        return [port(f"{side}.{name}", ["batch", groups, rows[name], size]) for name in names]
 
     ids = [port("input_ids", ["batch", "new"], TensorProto.INT64), port("attention_mask", ["batch", "all"], 7)]
     graph = helper.make_graph(
@@ -100,12 +117,14 @@ def prompts(count: int, length: int = 6, seed: int = 0) -> dict[str, Array]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
-def empty(count: int, groups: int = GROUPS, window: int = 0) -> dict[str, Array]:
-    """Caches without a position; those of the first layer with rows for a window."""
-    rows = {name: window if name.startswith("0") else 0 for name in CACHES}
-    return {f"past_key_values.{name}": np.zeros((count, groups, rows[name], SIZE), np.float32) for name in CACHES}
+def empty(
+    count: int, groups: int = GROUPS, window: int = 0, layers: int = LAYERS, windowed: Collection[int] = (0,)
+) -> dict[str, Array]:
+    """Caches without a position; those of the layers `windowed` with rows for a window."""
+    rows = {name: window if int(name.split(".")[0]) in windowed else 0 for name in caches_of(layers)}
+    return {f"past_key_values.{k}": np.zeros((count, groups, n, SIZE), np.float32) for k, n in rows.items()}
 
 
 def fed_back(outputs: dict[str, Array]) -> dict[str, Array]:
     """The caches of the next step."""
-    return {f"past_key_values.{name}": outputs[f"present.{name}"] for name in CACHES}
+    return {k.replace("present.", "past_key_values."): v for k, v in outputs.items() if k.startswith("present.")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import PruneConfig, inspect, prune
-from onnxprune.errors import BudgetUnreachable, CheckFailed, UsageError
+from onnxprune.benchmark.measure import bench
+from onnxprune.benchmark.own_sizes import fitted
+from onnxprune.errors import BudgetUnreachable, CheckFailed, ModelError, UsageError
 from onnxprune.evaluation import evaluate
+from onnxprune.graph import bodies
+from onnxprune.graph.cache_layers import cache_layers
+from onnxprune.measures.figures import percent
 from onnxprune.numerics.arrays import Array
 from onnxprune.runtime.session import Session
 from onnxprune.surgery import caches
@@ -194,3 +200,149 @@ def test_only_the_number_of_the_layer_is_counted_anew():
 def test_what_no_runtime_could_read_is_refused(names: tuple[str, ...], gone: tuple[str, ...], message: str):
     with pytest.raises(CheckFailed, match=message):
         without_caches(named(*names), gone)
+
+
+ALTERNATING: dict[str, Any] = {"window": 4, "layers": 4, "windowed": (0, 2)}
+
+
+def without(layer: int) -> onnx.ModelProto:
+    """A decoder of four layers, windows and none in turns, that lost one."""
+    found = prune(decoder(**ALTERNATING), None, prompts(24), config=SETTINGS.with_options(drop_layers=(str(layer),)))
+    assert found.model is not None
+    assert len(found.model.graph.input) == 8
+    return found.model
+
+
+@cache
+def without_second() -> onnx.ModelProto:
+    return without(1)
+
+
+def unnamed(model: onnx.ModelProto, prefix: str) -> onnx.ModelProto:
+    """The model with nodes and attended tensors that nothing tells apart by name."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for n in result.graph.node:
+        n.name = ""
+    attended = [n.output[0] for n in result.graph.node if n.op_type == "GroupQueryAttention"]
+    bodies.rename(result.graph.node, {name: f"{prefix}{k}" for k, name in enumerate(attended)})
+    return result
+
+
+def error_of(outputs: dict[str, Array], reference: dict[str, Array]) -> float:
+    y, y0 = outputs["logits"], reference["logits"]
+    return float(((y - y0) ** 2).sum() / ((y0 - y0.mean(axis=0)) ** 2).sum())
+
+
+@pytest.mark.parametrize("names", [True, False], ids=["by names", "by kinds"])
+def test_eval_feeds_each_layer_its_kind_of_cache(names: bool):
+    """Fails where the cache of a layer without a window is fed to the one that has its number now."""
+    small, original = without_second(), decoder(**ALTERNATING)
+    data = prompts(16, seed=5)
+    judged = evaluate(small if names else unnamed(small, "found"), data, against=original, task="sequence")
+    feeds = {**data, **empty(16, **ALTERNATING)}
+    expected = [Session(m).run(feeds) for m in (silenced(original, 1), original)]
+    assert judged.output_error == pytest.approx(error_of(*expected), rel=1e-3)
+    assert any("1 is 2 there, 2 is 3 there" in n for n in judged.notes)
+
+
+def test_eval_feeds_caches_that_hold_something_to_the_layers_that_they_are_of():
+    """Fails where a layer reads the past of another one, or data with a past are refused."""
+    original = decoder(**ALTERNATING)
+    data = prompts(16, seed=5)
+    past = fed_back(Session(original).run({**data, **empty(16, **ALTERNATING)}))
+    new = {**prompts(16, 1, seed=6), "attention_mask": np.ones((16, 7), np.int64), **past}
+    outputs = [Session(m).run(new) for m in (silenced(original, 1), original)]
+    judged = evaluate(without_second(), new, against=original)
+    assert judged.output_error == pytest.approx(error_of(*outputs), rel=1e-3)
+    # By hand: the small model's layers 1 and 2 are the original's 2 and 3.
+    of = {
+        f"past_key_values.{k}.{what}": past[f"past_key_values.{m}.{what}"]
+        for k, m in enumerate((0, 2, 3))
+        for what in ("key", "value")
+    }
+    by_hand = Session(without_second()).run({k: v for k, v in {**new, **of}.items() if ".3." not in k})
+    assert judged.output_error == pytest.approx(error_of(by_hand, outputs[1]), rel=1e-5)
+
+
+def test_eval_of_steps_feeds_a_model_without_a_layer_its_own_states():
+    """Fails where outputs of the layers that are left are missing, or those of another layer come back."""
+    original = decoder(**ALTERNATING)
+    ids = prompts(12, 1, seed=3)["input_ids"]
+    steps = [{"input_ids": ids[t : t + 1], "attention_mask": np.ones((1, t + 1), np.int64)} for t in range(12)]
+    judged = evaluate(without_second(), steps, against=original, state=["present.*=past_key_values.*"])
+    values = []
+    for model in (silenced(original, 1), original):
+        session, state = Session(model), empty(1, **ALTERNATING)
+        given = []
+        for step in steps:
+            outputs = session.run({**step, **state})
+            state = fed_back(outputs)
+            given.append(outputs["logits"])
+        values.append({"logits": np.concatenate(given)})
+    assert f"each model fed its own states: {percent(error_of(*values))} (" in " ".join(judged.notes)
+
+
+def test_caches_of_layers_that_nothing_tells_apart_are_not_shared():
+    """Where neither names nor kinds say which layer went, a past could be another layer's."""
+    original = decoder(layers=3)
+    found = prune(original, None, prompts(24), config=SETTINGS.with_options(drop_layers=("1",)))
+    assert found.model is not None
+    data = prompts(4, seed=5)
+    past = fed_back(Session(original).run({**data, **empty(4, layers=3)}))
+    new = {**prompts(4, 1, seed=6), "attention_mask": np.ones((4, 7), np.int64), **past}
+    assert evaluate(found.model, new, against=original).output_error is not None
+    nameless = unnamed(found.model, "found")
+    with pytest.raises(ModelError, match=r"'past_key_values.2.key' is one of a layer that went"):
+        evaluate(nameless, new, against=original)
+    assert evaluate(nameless, data, against=original).output_error is not None
+
+
+def test_bench_feeds_each_layer_its_kind_of_cache():
+    """Fails where either order of the models feeds a window of no rows, or a past of one."""
+    original, small = decoder(**ALTERNATING), without_second()
+    for pair in ((original, small), (small, original)):
+        found = bench(*pair, data=prompts(2), batch=2, runs=6, warmup=0)
+        assert {k.split(".")[1]: v[2] for k, v in found.inputs.items() if k.endswith(".key")} == {
+            "0": 4,
+            "1": 0,
+            "2": 4,
+            "3": 0,
+        }
+    feeds = {**prompts(2), **{k: np.full_like(v, k.count("2")) for k, v in empty(2, **ALTERNATING).items()}}
+    fed = fitted(feeds, small, original)
+    assert fed["past_key_values.1.key"] is feeds["past_key_values.2.key"]
+    assert fed["past_key_values.2.value"] is feeds["past_key_values.3.value"]
+
+
+def test_a_model_has_the_layers_of_the_one_it_was_cut_from():
+    """By names of nodes where these fit; else by kinds, certain where one choice alone is left."""
+    original = decoder(**ALTERNATING)
+    for layer in range(4):
+        left = [k for k in range(4) if k != layer]
+        small = without(layer)
+        moved = {n: m for n, m in enumerate(left) if n != m}
+        found = cache_layers(small, original)
+        assert (found.layers, found.certain) == (moved, True)
+        sides = ("past_key_values.{}.key", "past_key_values.{}.value", "present.{}.key", "present.{}.value")
+        assert found.names == {side.format(n): side.format(m) for n, m in moved.items() for side in sides}
+        by_kinds = cache_layers(unnamed(small, "found"), original)
+        assert (by_kinds.layers, by_kinds.certain) == (moved, True)
+    assert cache_layers(original, original).names == {}
+    assert cache_layers(unnamed(without(1), "attended"), unnamed(original, "attended")).layers == {1: 2, 2: 3}
+    assert not cache_layers(decoder(layers=5), original).names
+
+
+def test_eval_of_fewer_heads_leaves_caches_of_a_window_out_of_the_data():
+    """Fails where the zeros that stand for a window without a position are taken for a past that heads would share."""
+    original, data = decoder(**ALTERNATING), prompts(16, seed=5)
+    small = prune(original, None, prompts(24), config=SETTINGS.with_options(ratio=0.3)).model
+    assert small is not None
+    sizes = {v.name: v.type.tensor_type.shape.dim[1].dim_value for v in small.graph.input if v.name[0] == "p"}
+    assert min(sizes["past_key_values.0.key"], sizes["past_key_values.2.key"]) < 4
+    feeds = {**data, **empty(16, **ALTERNATING)}
+    own = {k: v[:, : sizes.get(k, v.shape[1])] for k, v in feeds.items()}
+    expected = error_of(Session(small).run(own), Session(original).run(feeds))
+    judged = evaluate(small, data, against=original, task="sequence")
+    logits = next(o for o in judged.by_output if o.output == "logits")
+    assert logits.error == pytest.approx(expected, rel=1e-3)

@@ -31,6 +31,7 @@ from onnxprune.data.samples import Samples
 from onnxprune.data.sources import given as read_data
 from onnxprune.data.states import states_of
 from onnxprune.errors import ModelError, RunError, UsageError
+from onnxprune.graph.cache_layers import cache_layers
 from onnxprune.intake import empty_caches, fed_back, first_run, model_file, ranks
 from onnxprune.intake.model_file import ModelLike
 from onnxprune.measures.gates import Gate
@@ -208,9 +209,10 @@ def bench(
     with spill.spilling(), registering(checked_libraries(custom_ops)):
         candidates = [candidate(x, allow_links=allow_links) for x in (model, other) if x is not None]
         fed = feeds_for([c.proto for c in candidates], data, batch, shapes or {}, tuple(state))
+        first = largest_first([c.proto for c in candidates])[0]
         if settings.provider == CPU:  # another one may know operators that the CPU does not
             for x in candidates:
-                first_run.run(x.proto, fitted(fed.arrays, x.proto))
+                first_run.run(x.proto, fitted(fed.arrays, x.proto, first))
         return measure(candidates, fed, settings, watch)
 
 
@@ -294,6 +296,8 @@ def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
     common, apart = every[0], caches(models[0])
     for other, proto in zip(every[1:], models[1:], strict=True):
         own = caches(proto)
+        names = cache_layers(proto, models[0]).names
+        other, own = tuple(_renamed(s, names) for s in other), {names.get(k, k): s for k, s in own.items()}
         by_name = {s.name: apart[s.name] if _another(s, own, apart) else s for s in other}
         by_name |= {name: s for name, s in apart.items() if name not in by_name}
         if by_name.keys() != {s.name for s in common} or any(not _fits(s, by_name[s.name]) for s in common):
@@ -304,6 +308,10 @@ def common_inputs(models: Sequence[onnx.ModelProto]) -> tuple[InputSpec, ...]:
             for s in common
         )
     return common
+
+
+def _renamed(s: InputSpec, names: Mapping[str, str]) -> InputSpec:
+    return replace(s, name=names[s.name]) if s.name in names else s
 
 
 def _another(s: InputSpec, own: Mapping[str, InputSpec], first: Mapping[str, InputSpec]) -> bool:
@@ -388,7 +396,7 @@ def measure(
 ) -> Bench:
     """Time models that are read already. Raises RunError."""
     with ExitStack() as stack:
-        start, library = _backend(feeds.arrays, settings, stack)
+        start, library = _backend(feeds.arrays, largest_first([x.proto for x in models])[0], settings, stack)
         ready: list[Ready] = []
         for x in models:
             watch(f"start {x.name}")
@@ -453,14 +461,14 @@ def _in_precision(x: Candidate, precision: str) -> Candidate:
 
 
 def _backend(
-    feeds: Mapping[str, Array], settings: Settings, stack: ExitStack
+    feeds: Mapping[str, Array], first: onnx.ModelProto, settings: Settings, stack: ExitStack
 ) -> tuple[Callable[[Candidate], Ready], str]:
-    """What makes a model ready, and the name and version of the library that runs it."""
+    """What makes a model ready, and the name and version of the library that runs it. first: whose the feeds are."""
     if settings.provider != tensorrt_engine.NAME:
-        return lambda x: _session(x, fitted(feeds, x.proto), settings), f"onnxruntime {version()}"
+        return lambda x: _session(x, fitted(feeds, x.proto, first), settings), f"onnxruntime {version()}"
     library = f"TensorRT {tensorrt_engine.version()}"
     gpu = stack.enter_context(closing(Gpu()))
-    return lambda x: _engine(x, fitted(feeds, x.proto), settings, gpu, stack), f"{library}, {gpu.name}"
+    return lambda x: _engine(x, fitted(feeds, x.proto, first), settings, gpu, stack), f"{library}, {gpu.name}"
 
 
 def _session(x: Candidate, feeds: Mapping[str, Array], settings: Settings) -> Ready:

@@ -1,7 +1,7 @@
 """Inputs of two models whose caches differ: each model gets those that it declares, in the sizes that it declares.
 
-A model that lost heads reads and gives caches of fewer of them, and one that lost a layer has none of its own. All
-other inputs have to be the same.
+A model that lost heads reads and gives caches of fewer of them, and one that lost a layer has none of its own, so that
+those behind it have other numbers. All other inputs have to be the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx
 
 from onnxprune.data.inputs import InputSpec, input_specs
 from onnxprune.graph import kept_inputs
+from onnxprune.graph.cache_layers import cache_layers
 from onnxprune.intake.empty_caches import may_be_cache
 from onnxprune.numerics.arrays import Array
 
@@ -36,14 +37,15 @@ def largest_first(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
     return sorted(models, key=size, reverse=True)
 
 
-def fitted(feeds: Mapping[str, Array], proto: onnx.ModelProto) -> dict[str, Array]:
-    """What a model is fed: caches cut to the sizes that it declares, or repeated, and none that it does not read."""
-    read, own = {v.name for v in proto.graph.input}, caches(proto)
+def fitted(feeds: Mapping[str, Array], proto: onnx.ModelProto, first: onnx.ModelProto) -> dict[str, Array]:
+    """What a model is fed of what is for the `first`: caches cut to the sizes that it declares, or repeated, each that
+    of the same layer, and none that it does not read."""
+    own, names = caches(proto), cache_layers(proto, first).names
     arrays: dict[str, Array] = {}
-    for name, value in feeds.items():
-        if name not in read:
+    for name in (v.name for v in proto.graph.input):
+        if names.get(name, name) not in feeds:
             continue
-        arrays[name] = value
+        arrays[name] = feeds[names.get(name, name)]
         for axis, size in enumerate(own[name].dims if name in own else ()):
             length = arrays[name].shape[axis]
             if axis and length and size not in (None, length):

@@ -19,6 +19,12 @@ def number_in(name: str, names: Iterable[str]) -> tuple[int, int]:
     return place
 
 
+def parted(name: str, names: Iterable[str]) -> tuple[str, int]:
+    """(The name with # for its number, the number); "" where no other name differs from it in a number alone."""
+    start, end = number_in(name, names)
+    return (f"{name[:start]}#{name[end:]}", int(name[start:end])) if end else ("", 0)
+
+
 def family(name: str, names: Sequence[str]) -> list[tuple[int, str]]:
     """(Number, name) of those that differ from a name in its number alone, ascending; none where it has no such."""
     start, end = number_in(name, names)

@@ -1,49 +1,92 @@
 """A model beside the one that it was cut from, where inputs and outputs changed with the units (`--resize-io`).
 
 Both are to be fed the same samples. Of a cache without entries it does not matter which heads a model reads, so the
-narrower one gets the first of them, nor of which layer it is: one that went with its layer is an input that nothing
-reads. Outputs that lost entries are left out of both, as nobody can tell which are left, and so are those of all layers
-where some layer has none any more.
+narrower one gets the first of them. Caches go by the layers that they belong to (`graph.cache_layers`), whatever their
+numbers are by now; that of a layer which went is an input that nothing reads. Outputs that lost entries are left out of
+both, as nobody can tell which are left, and so are those of all layers where some layer has none any more.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.data.ragged import Ragged
 from onnxprune.data.samples import Samples
 from onnxprune.errors import ModelError
 from onnxprune.graph import bodies
+from onnxprune.graph.cache_layers import cache_layers
+from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.numbered_names import family
 from onnxprune.graph.protobuf import copied
+from onnxprune.options import first_of
+
+# Of the layers that a note names.
+_SHOWN = 4
 
 
 def side_by_side(
     model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
-    """The model as one that takes what the original takes, and the original, both without the outputs that the model
-    has less of; and notes.
+    """The model as `taking` has it, and the original, both without the outputs that the model has less of; and notes.
 
-    Raises ModelError where the samples hold entries for an input that the model has less of.
+    Raises ModelError as `taking` does.
     """
-    inputs = _smaller(list(model.graph.input), list(original.graph.input))
-    outputs = _smaller(list(model.graph.output), list(original.graph.output))
-    missing = _missing(list(model.graph.input), list(original.graph.input))
-    alone = _missing(list(model.graph.output), list(original.graph.output))
-    if not inputs and not outputs and not missing:
+    taken, layers = taking(model, original, samples)
+    outputs = _smaller(list(taken.graph.output), list(original.graph.output))
+    if taken is model and not outputs:
         return model, original, ()
-    for name in (*inputs, *missing):
-        if name in samples.arrays and all(samples.arrays[name].shape):
+    alone = _missing(list(taken.graph.output), list(original.graph.output))
+    every = [v.name for v in original.graph.output]
+    lost = _missing(list(model.graph.input), list(original.graph.input))
+    of_layers = {n for one in alone for n in (one, *(n for _, n in family(one, every)))} if lost else set()
+    wide, before = copied(taken), copied(original)
+    for proto in (wide, before):
+        kept = [v for v in proto.graph.output if v.name not in outputs and v.name not in of_layers]
+        del proto.graph.output[:]
+        proto.graph.output.extend(kept)
+    if not wide.graph.output:
+        return model, original, ()
+    said = []
+    if layers:
+        told = [f"{n} is {m} there" for n, m in layers.items()]
+        said.append(f"caches of layers are those of the same layers of the original: {first_of(told, _SHOWN)}")
+    if of_layers:
+        named = ", ".join(n for n in every if n in of_layers)
+        said.append(f"outputs of layers, of which some went, are not compared: {named}")
+    sizes = [n for n in outputs if n not in of_layers]
+    if sizes:
+        said.append(f"outputs that changed their size are not compared: {', '.join(sizes)}")
+    return wide, before, tuple(said)
+
+
+def taking(
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples
+) -> tuple[onnx.ModelProto, Mapping[int, int]]:
+    """The model as one that takes what the original takes, with all outputs, by the original's names; itself where it
+    does so already. And the layers whose caches have other numbers in the original, each with that.
+
+    Raises ModelError where the samples hold values for an input that the model has less of, or for caches of layers of
+    which there is no telling which went.
+    """
+    own = cache_layers(model, original)
+    wide = _called(model, own.names)
+    inputs = _smaller(list(wide.graph.input), list(original.graph.input))
+    missing = _missing(list(wide.graph.input), list(original.graph.input))
+    if not inputs and not missing:
+        return model, {}
+    for name in (*inputs, *(() if own.certain else missing)):
+        if _has_values(samples, name):
             what = "one of a layer that went" if name in missing else "smaller than the original's"
             raise ModelError(
                 f"input {name!r} is {what}, so data for it cannot be shared: leave it out of the data, which makes it "
                 "empty"
             )
-    wide, before = copied(model), copied(original)
+    wide = copied(wide)
     wide.graph.input.extend(v for v in original.graph.input if v.name in missing)
-    every = [v.name for v in original.graph.output]
-    of_layers = {n for lost in alone for n in (lost, *(n for _, n in family(lost, every)))} if missing else set()
     declared = {v.name: v for v in original.graph.input}
     taken = {o for n in wide.graph.node for o in n.output} | {t.name for t in wide.graph.initializer}
     for v in wide.graph.input:
@@ -56,20 +99,27 @@ def side_by_side(
             wide.graph.node.insert(0, helper.make_node("Gather", [v.name, first], [inner], axis=axis))
         if v.name in inputs:
             v.CopyFrom(declared[v.name])
-    for proto in (wide, before):
-        kept = [v for v in proto.graph.output if v.name not in outputs and v.name not in of_layers]
-        del proto.graph.output[:]
-        proto.graph.output.extend(kept)
-    if not wide.graph.output:
-        return model, original, ()
-    said = []
-    if of_layers:
-        named = ", ".join(n for n in every if n in of_layers)
-        said.append(f"outputs of layers, of which some went, are not compared: {named}")
-    sizes = [n for n in outputs if n not in of_layers]
-    if sizes:
-        said.append(f"outputs that changed their size are not compared: {', '.join(sizes)}")
-    return wide, before, tuple(said)
+    return wide, own.layers
+
+
+def _called(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
+    """A copy whose tensors are called so, old → new; itself for none."""
+    if not names:
+        return model
+    result, taken = copied(model), tensors_of(model)
+    aside = {new: unused(new, taken) for new in names.values() if new in taken and new not in names}
+    bodies.rename(result.graph.node, {**names, **aside})
+    for v in (*result.graph.input, *result.graph.output, *result.graph.initializer, *result.graph.value_info):
+        v.name = names.get(v.name, aside.get(v.name, v.name))
+    return result
+
+
+def _has_values(samples: Samples, name: str) -> bool:
+    """Whether the samples hold anything but zeros for an input, which are the same of any heads and layers."""
+    stored = samples.arrays.get(name)
+    if stored is None:
+        return False
+    return any(bool(np.any(e)) for e in (stored.entries if isinstance(stored, Ragged) else (stored[:],)))
 
 
 def _missing(own: list[onnx.ValueInfoProto], others: list[onnx.ValueInfoProto]) -> list[str]:

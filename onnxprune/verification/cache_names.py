@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import onnx
 
 from onnxprune.errors import CheckFailed
-from onnxprune.graph.numbered_names import number_in
+from onnxprune.graph.numbered_names import parted
 
 # The operator, the slots of an input and an output of it, by which the ways to pair names are told apart.
 _Place = tuple[str, int, int]
@@ -40,12 +40,6 @@ def _pairs(proto: onnx.ModelProto, names: set[str]) -> Iterator[tuple[_Place, _P
     for n in proto.graph.node:
         for slot, before in ((k, i) for k, i in enumerate(n.input) if i in inputs):
             for place, after in ((k, o) for k, o in enumerate(n.output) if o in outputs):
-                (a, i), (b, j) = _text_of(before, names), _text_of(after, names)
+                (a, i), (b, j) = parted(before, names), parted(after, names)
                 if a and b:
                     yield (n.op_type, slot, place), (a, b, j - i), (before, after)
-
-
-def _text_of(name: str, names: set[str]) -> tuple[str, int]:
-    """(The name without its number, the number); "" where no other name differs from it in a number alone."""
-    start, end = number_in(name, names)
-    return (f"{name[:start]}#{name[end:]}", int(name[start:end])) if end else ("", 0)

@@ -238,12 +238,12 @@ def test_each_model_gets_caches_of_its_own_size():
     for data in (None, prompts(2)):
         found = bench(whole, small, data=data, batch=2, **QUICK)
         assert found.inputs["past_key_values.0.key"][:2] == (2, GROUPS)
-    fed = fitted({**prompts(2), **empty(2)}, small)
+    fed = fitted({**prompts(2), **empty(2)}, small, whole)
     assert {v.shape for k, v in fed.items() if k.startswith("past")} == {(2, 2, 0, 16)}
     one = onnx.ModelProto()
     one.CopyFrom(whole)
     one.graph.input.pop()
-    assert fitted({**prompts(2), **empty(2)}, one).keys() == {v.name for v in one.graph.input}
+    assert fitted({**prompts(2), **empty(2)}, one, whole).keys() == {v.name for v in one.graph.input}
     assert common_inputs([whole, one]) == common_inputs([whole])
     # Whichever of them is timed against which.
     held = {**prompts(2), "attention_mask": np.ones((2, 8), np.int64)}
