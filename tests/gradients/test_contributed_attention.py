@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from onnxprune.graph import protobuf
 from onnxprune.numerics.arrays import Array
+from onnxprune.runtime.session import Session
+from tests.compare import assert_same
+from tests.decoder import decoder, empty, prompts
 from tests.gradients.differences import compare, reverse_of
 from tests.gradients.single import normal, single
 
@@ -21,6 +26,10 @@ CHUNK = np.array([4], np.int32), np.array(5, np.int32)
 ANGLES = normal(9, 8)
 TURN = {"cos": np.cos(ANGLES), "sin": np.sin(ANGLES)}
 PAST = [(2, 2, 4, 8), (2, 2, 4, 8)]
+WINDOW = {"local_window_size": 2, "sliding_window_cache": 1}
+# Rows that no position has come to hold are unspecified in what an operator gives out: with as many as the window there
+# are none.
+FULL = [(2, 2, 2, 8), (2, 2, 2, 8)]
 
 
 def grouped(data: list[Any], lengths: tuple[Array, Array], slots: list[str], **more: Any) -> tuple[Any, Any]:
@@ -89,6 +98,77 @@ CASES: dict[str, Case] = {
 def test_grouped(name: str):
     """Fails where queries meet the keys of another group, or new keys are looked for at another place."""
     compare(*grouped(**dict(CASES[name])))
+
+
+WINDOWED: dict[str, Case] = {
+    "prompt": {
+        "data": [(2, 5, 32), (2, 5, 16), (2, 5, 16), *FULL],
+        "lengths": (np.array([4, 4], np.int32), np.array(5, np.int32)),
+        "slots": [*QKV, "x3", "x4", "lens", "total"],
+        **WINDOW,
+    },
+    "step": {
+        "data": [(2, 1, 32), (2, 1, 16), (2, 1, 16), *FULL],
+        "lengths": STEP,
+        "slots": [*QKV, "x3", "x4", "lens", "total"],
+        **WINDOW,
+    },
+    "chunk, turned": {
+        "data": [(1, 2, 128), (1, 2, 2, 16), (1, 2, 2, 16)],
+        "lengths": (np.array([6], np.int32), np.array(7, np.int32)),
+        "slots": ["x0", "", "", "x1", "x2", "lens", "total", "cos", "sin"],
+        "weights": TURN,
+        "do_rotary": 1,
+        **WINDOW,
+    },
+    "more rows, step, sinks": {
+        "data": [(2, 1, 32), (2, 1, 16), (2, 1, 16), (2, 2, 5, 8), (2, 2, 5, 8)],
+        "lengths": (np.array([8, 3], np.int32), np.array(9, np.int32)),
+        "slots": [*QKV, "x3", "x4", "lens", "total", "", "", "", "", "sink"],
+        "weights": {"sink": normal(4)},
+        **{**WINDOW, "local_window_size": 3},
+    },
+    "more rows, chunk": {
+        "data": [(1, 4, 32), (1, 4, 16), (1, 4, 16), (1, 2, 5, 8), (1, 2, 5, 8)],
+        "lengths": (np.array([10], np.int32), np.array(11, np.int32)),
+        "slots": [*QKV, "x3", "x4", "lens", "total"],
+        **{**WINDOW, "local_window_size": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_grouped_with_caches_of_a_window(name: str):
+    """Fails where a row of the past is taken for another position, or one that fell out of the window counts."""
+    model, feeds = grouped(**dict(WINDOWED[name]))
+    if name.startswith("more rows"):
+        del model.graph.output[1:]
+    compare(model, feeds)
+
+
+def test_a_decoder_with_caches_of_a_window_has_the_gradients_of_one_with_all_positions():
+    """An oracle of its own: the window in the attention alone, which computes the same from a past without rows."""
+    model = decoder(window=3)
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for n in whole.graph.node:
+        kept = [a for a in n.attribute if a.name != "sliding_window_cache"]
+        del n.attribute[:]
+        n.attribute.extend(kept)
+    for proto in (model, whole):
+        del proto.graph.output[1:]
+    weights = [t.name for t in model.graph.initializer if t.name.endswith("weight")]
+    found = []
+    for proto, rows in ((model, 3), (whole, 0)):
+        feeds = {**prompts(2, 7), **empty(2, window=rows)}
+        back = reverse_of(proto, feeds, weights)
+        assert not back.missing
+        seeds = {s: normal(2, 7, 24) for s in back.seeds.values()}
+        names = [back.of_tensor[w] for w in weights]
+        found.append([*Session(protobuf.submodel(back.proto, {}, names)).run({**feeds, **seeds}).values()])
+    for a, b in zip(*found, strict=True):
+        assert_same(a, b, rtol=1e-4, atol=1e-5)
+        assert b.any()
 
 
 def test_grouped_whose_present_keys_alone_are_read():

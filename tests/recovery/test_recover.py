@@ -33,6 +33,7 @@ from onnxprune.runtime.session import Session
 from onnxprune.surgery import replace_initializers
 from tests import digits
 from tests.calibrated import prepare_text, samples_of
+from tests.decoder import decoder, prompts
 from tests.number_types import converted
 from tests.prepared import Prepared, random_keep, sliced
 
@@ -325,3 +326,14 @@ def test_a_plan_replays_to_the_same_bytes(learned: PruneResult):
     assert learned.model is not None
     assert again.model is not None
     assert again.model.SerializeToString() == learned.model.SerializeToString()
+
+
+def test_a_decoder_with_caches_of_a_window_learns():
+    """Fails where recovery stops, as an attention with such caches gives out no scores."""
+    model, data = decoder(window=4), prompts(48)
+    settings: dict[str, Any] = {"ratio": 0.3, "round_to": 1, "resize_io": ("past_key_values.*", "present.*")}
+    found = prune(model, None, data, recover=2, **settings).report
+    assert not [n for n in found.notes if n.startswith("recovery")]
+    assert found.checks["refit"] == "recovered"
+    # What looks at outputs needs the same gradients.
+    assert prune(model, None, data, method="taylor", recover=0, **settings).report.output_error is not None

@@ -181,8 +181,70 @@ class _Places:
         return b.masked(b.part(whole, 2, b.ints(0), count), b.unsqueeze(old, [1, 3]), past)
 
 
+class _Windowed:
+    """Caches of a window as those of all positions, and back.
+
+    With T positions in a sample so far and C rows, rows 0 to L(T) hold the last L(T) positions in order, where
+    L(T) = T for T ≤ C, else T - G ⌈(T - C) / G⌉ with G = C - W + 1 for a window W; the others are unspecified. What an
+    operator attends to lies among them, so that with zeros for all earlier positions the one with caches of all
+    positions gives the same.
+    """
+
+    def __init__(self, b: Builder, node: Node, places: _Places) -> None:
+        self._b, self._groups, self._like = b, int(node.attrs["kv_num_heads"]), node.inputs[3]
+        self._rows = b.size(node.inputs[3], 2)
+        self._slack = b.op("Sub", self._rows, b.ints(int(node.attrs["local_window_size"]) - 1))
+        self._whole = b.op("Reshape", b.op("Cast", node.inputs[6], to=TensorProto.INT64), b.ints(1))
+        self._before = b.op("Sub", self._whole, b.size(node.inputs[0], 1))
+        now = b.op("Cast", node.inputs[5], to=TensorProto.INT64)
+        self._past = self._first_and_count(places.first_of_each)
+        self._now = self._first_and_count(b.op("Add", b.unsqueeze(now, [1]), b.ints(1)))
+
+    def past(self, x: str) -> str:
+        """A cache of the past with its rows where their positions are among all of the past."""
+        return self._unrolled(x, self._past, self._before)
+
+    def present(self, grad: str) -> str:
+        """The gradient of a cache that is given out, at all positions."""
+        return self._unrolled(grad, self._now, self._whole)
+
+    def of_past(self, whole: str) -> str:
+        """Of a gradient at all positions that at the rows of the cache that was read."""
+        first, count = self._past
+        places = self._b.range(self._rows)
+        return self._moved(whole, self._b.op("Add", places, first), self._b.op("Less", places, count))
+
+    def _first_and_count(self, positions: str) -> tuple[str, str]:
+        """Of so many positions, (B, 1), the first one that is held, and how many are."""
+        b = self._b
+        over = b.op("Sub", positions, self._rows)
+        more = b.op("Sub", b.op("Add", over, self._slack), b.ints(1))
+        gone = b.op("Mul", b.op("Div", more, self._slack), self._slack)
+        first = b.op("Where", b.op("Less", b.ints(0), over), gone, b.op("Sub", gone, gone))
+        return first, b.op("Sub", positions, first)
+
+    def _unrolled(self, x: str, held: tuple[str, str], size: str) -> str:
+        b, (first, count) = self._b, held
+        rows = b.op("Sub", b.range(size), first)
+        inside = b.op("And", b.op("Less", b.ints(-1), rows), b.op("Less", rows, count))
+        return self._moved(x, rows, inside)
+
+    def _moved(self, x: str, rows: str, inside: str) -> str:
+        """Of x (B, g, ·, d) the rows (B, n), zero where these are not `inside`."""
+        b, shape = self._b, self._b.shape_of(x)
+        last = b.op("Sub", b.entry(shape, 2), b.ints(1))
+        near = b.op("Where", b.op("Less", rows, last), rows, last)
+        near = b.op("Where", b.op("Less", b.ints(0), near), near, b.op("Sub", near, near))
+        sizes = b.joined([b.entry(shape, 0), b.ints(self._groups), b.size(near, 1), b.entry(shape, 3)])
+        found = b.op("GatherElements", x, b.op("Expand", b.unsqueeze(near, [1, 3]), sizes), axis=2)
+        return b.masked(found, b.unsqueeze(inside, [1, 3]), self._like)
+
+
 def grouped(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence[int]) -> Gradients:
-    """GroupQueryAttention: queries, keys and values, side by side in one input or apart, and the past."""
+    """GroupQueryAttention: queries, keys and values, side by side in one input or apart, and the past.
+
+    One with caches of a window gives out no scores, so that its place is taken by one with those of all positions.
+    """
     _check(grads, slots, {0, 1, 2, 3, 4})
     if any(node.input(k) for k in (12, 13, 14, 15)):
         raise NoGradient("it quantizes its caches, or normalizes what it reads")
@@ -192,13 +254,18 @@ def grouped(b: Builder, node: Node, grads: Sequence[str | None], slots: Sequence
     query, apart = node.inputs[0], bool(node.input(1))
     size = b.shape(query)[2] // (heads if apart else heads + 2 * groups)
     attrs = {**node.attrs, "qk_output": _AFTER_SOFTMAX}
-    _, k, v, p = b.ops("GroupQueryAttention", node.inputs, 4, domain=_DOMAIN, **attrs)
-    places = _Places(b, node)
+    places, inputs = _Places(b, node), [*node.inputs]
+    windowed = _Windowed(b, node, places) if node.attrs.get("sliding_window_cache", 0) else None
+    if windowed is not None:
+        attrs["sliding_window_cache"] = 0
+        inputs[3:5] = map(windowed.past, inputs[3:5])
+        grads = [g if g is None or not k else windowed.present(g) for k, g in enumerate(grads)]
+    _, k, v, p = b.ops("GroupQueryAttention", inputs, 4, domain=_DOMAIN, **attrs)
     q = query if apart else b.part(query, 2, b.ints(0), b.ints(heads * size))
     attended = _Attended(_apart(b, _turned(b, node, q, places, heads, size), heads), k, v, p)
     got = _reverse(b, node, grads, attended, groups, _scale(node, size))
     found = {
-        past: places.before(whole, node.inputs[past])
+        past: places.before(whole, node.inputs[past]) if windowed is None else windowed.of_past(whole)
         for past, whole in ((3, got.keys), (4, got.values))
         if whole is not None and node.input(past)
     }
