@@ -11,9 +11,11 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import PruneConfig, inspect, plan, prune
-from onnxprune.channels.whole_layers import common_scope
+from onnxprune.channels import branches
+from onnxprune.channels.whole_layers import common_scope, whole_layers
 from onnxprune.cli import program
 from onnxprune.errors import BudgetUnreachable, UsageError
+from onnxprune.graph.view import Graph, Node
 from onnxprune.report import terminal
 from onnxprune.report.document import to_json
 from onnxprune.report.markdown import markdown
@@ -46,6 +48,26 @@ def test_layers_are_found_by_structure_and_called_by_their_scope(form: str):
     ]
     names = {x.number: [found.channels.groups[g].name for g in x.groups] for x in found.layers_whole}
     assert all(f"/layers/{k}/" in name for k, own in names.items() for name in own)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_twice_as_many_layers_are_twice_the_work(form: str, monkeypatch: pytest.MonkeyPatch):
+    """Fails where each layer is looked for in the whole graph: nodes that are looked at, counted."""
+    looked: list[str] = []
+
+    def counted(self: Graph, tensor: str) -> list[Node]:
+        looked.append(tensor)
+        return reading(self, tensor)
+
+    reading = Graph.reading
+    monkeypatch.setattr(Graph, "reading", counted)
+    settings, work = PruneConfig(round_to=1), []
+    for layers in (6, 12):
+        channels = couple(load(transformer(form, layers=layers), features(8), settings), settings).channels
+        looked.clear()
+        assert len(whole_layers(channels, branches.drops(channels))) == layers
+        work.append(len(looked))
+    assert work[1] < 2.2 * work[0]
 
 
 def test_inspect_lists_layers():

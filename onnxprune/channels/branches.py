@@ -12,7 +12,7 @@ from what is declared, such an output is zeros of the size that another one's ha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -77,22 +77,19 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
     lost = set(empty)
     if any(by is not None and by.index in graph.inside for by in map(graph.producer.get, empty)):
         return None
-    layers = {x.node.index: x for x in channels.linears if x.node.op in _LAYERS}
-    nodes = {n.index: n for n in graph.nodes}
     queue = sorted({n.index for t in empty for n in _around(graph, t)})
     seen = set(queue)
     joins: set[int] = set()
     sizes: dict[int, str] = {}
     caches: set[str] = set()
-    may_vanish = _may_vanish(graph)
     while queue:
-        n = nodes[heappop(queue)]
+        n = graph.node_at[heappop(queue)]
         outputs = [o for o in n.outputs if o]
         port = _port_of(n.inputs[0], graph) if n.op == "Shape" and n.domain == "" else ""
         if port:
             sizes[n.index] = port
             continue
-        layer = layers.get(n.index)
+        layer = next((x for x in reversed(channels.linears_at.get(n.index, ())) if n.op in _LAYERS), None)
         shape = _left_of(n, layer, graph, empty, lost, constant)
         if shape is None:
             lost.update(outputs)
@@ -103,11 +100,11 @@ def remains(channels: ChannelGraph, empty: Collection[str]) -> Remains | None:
             continue
         else:
             constant[outputs[0]] = shape
-        given = {o for o in outputs if o in graph.outputs}
-        if given and (shape is not None or not given <= may_vanish):
+        given = {o for o in outputs if o in graph.given_out}
+        if given and (shape is not None or not given.issubset(graph.resized_outputs)):
             return None
         caches |= given
-        for reader in {r.index for o in outputs for r in _readers(graph, o)} - seen:
+        for reader in {r.index for o in outputs for r in graph.reading(o)} - seen:
             heappush(queue, reader)
             seen.add(reader)
     stand_ins = {o: _of_same_size(o, graph, caches) for o in caches}
@@ -124,14 +121,9 @@ def _port_of(tensor: str, graph: Graph) -> str:
     return state.port if state is not None and state.resized and not state.written else ""
 
 
-def _may_vanish(graph: Graph) -> set[str]:
-    """The outputs that need not stay: those that may change their size with the units that are written there."""
-    return {s.port for s in graph.states.values() if s.resized and s.written}
-
-
 def _of_same_size(output: str, graph: Graph, gone: Collection[str]) -> str:
     """Another output that is as large as this one at any sizes of the inputs, as far as the names of sizes tell."""
-    others = sorted(_may_vanish(graph) - set(gone))
+    others = (o for o in graph.resized_outputs if o not in gone)
     alike = (o for o in others if graph.shape(o) == graph.shape(output))
     return next((o for o in alike if graph.free.get(o, frozenset()) == graph.free.get(output, frozenset())), "")
 
@@ -139,13 +131,7 @@ def _of_same_size(output: str, graph: Graph, gone: Collection[str]) -> str:
 def _around(graph: Graph, tensor: str) -> list[Node]:
     """The node that computes a tensor, and those that read it."""
     by = graph.producer.get(tensor)
-    return [*([] if by is None else [by]), *_readers(graph, tensor)]
-
-
-def _readers(graph: Graph, tensor: str) -> list[Node]:
-    """The nodes of the main graph that read a tensor, themselves or in a body."""
-    readers = [n for n, _ in graph.readers.get(tensor, ()) if n.index not in graph.inside]
-    return readers + ([n for n in graph.nodes if tensor in n.captures] if tensor in graph.captured else [])
+    return [*([] if by is None else [by]), *graph.reading(tensor)]
 
 
 def _left_of(
@@ -167,19 +153,25 @@ def _left_of(
     return _width(layer, graph)
 
 
-def _gone(graph: Graph, lost: Collection[str], alone: Mapping[str, Linear]) -> frozenset[int]:
+def _gone(graph: Graph, lost: Set[str], alone: Mapping[str, Linear]) -> frozenset[int]:
     """The nodes whose outputs are lost, and those before them that nothing else reads."""
-    gone = {n.index for n in graph.nodes if any(o in lost for o in n.outputs)}
+    makers = (graph.producer.get(t) for t in lost)
+    gone = {n.index for n in makers if n is not None and n.index in graph.node_at and not lost.isdisjoint(n.outputs)}
+    waiting = [*gone, *(x.node.index for x in alone.values())]
+    gone |= graph.unread
 
     def is_read(tensor: str) -> bool:
-        return tensor in graph.outputs or any(
+        return tensor in graph.given_out or any(
             n.index not in gone and (n.outputs[0] not in alone or tensor == bias_of(alone[n.outputs[0]]))
-            for n in _readers(graph, tensor)
+            for n in graph.reading(tensor)
         )
 
-    for n in reversed(graph.nodes):
-        if n.index not in gone and not any(is_read(o) for o in n.outputs if o):
-            gone.add(n.index)
+    while waiting:
+        n = graph.node_at[waiting.pop()]
+        for by in {graph.producer.get(t) for t in (*n.inputs, *n.captures)} - {None}:
+            if by is not None and by.index not in gone and not any(is_read(o) for o in by.outputs if o):
+                gone.add(by.index)
+                waiting.append(by.index)
     return frozenset(gone)
 
 
@@ -276,17 +268,16 @@ def drops(channels: ChannelGraph) -> dict[int, Drop]:
 
 def dead(channels: ChannelGraph, groups: Collection[int], left: Remains) -> frozenset[int]:
     """The groups beside these whose weights no node reads any more."""
-    read: set[str] = set()
-    for n in channels.graph.every_node:
-        if n.index in left.gone:
-            continue
-        layer = left.alone.get(n.outputs[0]) if n.outputs else None
-        read.update(n.inputs if layer is None else (bias_of(layer),))
-    return frozenset(
-        g.index
-        for g in channels.groups
-        if g.index not in groups and not any(r.tensor in read for r in (*g.producers, *g.consumers, *g.parameters))
-    )
+    graph = channels.graph
+    ends = {x.node.index for x in left.alone.values()}
+    touched = {t for i in left.gone | ends for t in graph.node_at[i].inputs}
+
+    def is_read(tensor: str) -> bool:
+        readers = (n for n, _ in graph.readers.get(tensor, ()) if n.index not in left.gone)
+        return any(n.index not in ends or tensor == bias_of(left.alone[n.outputs[0]]) for n in readers)
+
+    maybe = {g for t in touched for g in channels.groups_on.get(t, ())} | channels.unread_groups
+    return frozenset(g for g in maybe.difference(groups) if not any(map(is_read, channels.weights_of[g])))
 
 
 def dead_groups(drop_by_group: Mapping[int, Drop], kept: Mapping[int, Mask]) -> frozenset[int]:
@@ -317,4 +308,4 @@ def left_of(channels: ChannelGraph, keep: Mask) -> Remains | None:
 
 def left_without(channels: ChannelGraph, groups: Iterable[int]) -> Remains | None:
     """What is left where no unit of these groups stays; None where the graph needs some."""
-    return left_of(channels, channels.keep_classes({g: np.zeros(channels.groups[g].size, bool) for g in groups}))
+    return remains(channels, channels.emptied_without(set(groups)))

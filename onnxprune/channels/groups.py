@@ -6,7 +6,7 @@ the same weights: they compete with each other, and removing any of them changes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -174,6 +174,51 @@ class ChannelGraph:
     def emptied(self, keep: Mask) -> tuple[tuple[str, int], ...]:
         """(tensor, axis) of every axis that would be left without a single position, given which classes stay."""
         return tuple(place for place, f in self.tracked() if not keep[f].any())
+
+    def emptied_without(self, groups: Collection[int]) -> set[str]:
+        """The tensors of which some axis would be left without a single position if no unit of these groups stayed."""
+        gone = set(groups)
+        return {t for g in (*gone, -1) for t, owners in self._owned_by.get(g, ()) if owners <= gone}
+
+    @cached_property
+    def _owned_by(self) -> Mapping[int, tuple[tuple[str, frozenset[int]], ...]]:
+        """By group, the tensors with an axis that has its units, each with all groups whose units are there (-1 for
+        classes in none); under -1 the tensors with an axis without any position."""
+        found: dict[int, list[tuple[str, frozenset[int]]]] = {}
+        for (tensor, _), f in self.tracked():
+            owners = frozenset(np.unique(self.group_of[f]).tolist())
+            for g in owners - {-1} if -1 not in owners else ():
+                found.setdefault(g, []).append((tensor, owners))
+            if not owners:
+                found.setdefault(-1, []).append((tensor, owners))
+        return {g: tuple(own) for g, own in found.items()}
+
+    @cached_property
+    def linears_at(self) -> Mapping[int, tuple[Linear, ...]]:
+        """The layers by the index of their node."""
+        found: dict[int, list[Linear]] = {}
+        for x in self.linears:
+            found.setdefault(x.node.index, []).append(x)
+        return {i: tuple(own) for i, own in found.items()}
+
+    @cached_property
+    def weights_of(self) -> tuple[frozenset[str], ...]:
+        """The weights that each group has an axis of."""
+        return tuple(frozenset(r.tensor for r in (*g.producers, *g.consumers, *g.parameters)) for g in self.groups)
+
+    @cached_property
+    def groups_on(self) -> Mapping[str, tuple[int, ...]]:
+        """The groups that have an axis of a weight."""
+        found: dict[str, list[int]] = {}
+        for g, weights in enumerate(self.weights_of):
+            for w in weights:
+                found.setdefault(w, []).append(g)
+        return {w: tuple(own) for w, own in found.items()}
+
+    @cached_property
+    def unread_groups(self) -> frozenset[int]:
+        """The groups of whose weights no node reads any."""
+        return frozenset(g for g, own in enumerate(self.weights_of) if own.isdisjoint(self.graph.readers))
 
     def tracked(self) -> Iterator[tuple[tuple[str, int], Factor]]:
         """Every factor, with the tensor and the axis whose positions it numbers."""

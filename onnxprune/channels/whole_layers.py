@@ -84,7 +84,7 @@ def vanishing(drops: Mapping[int, Drop], layers: Sequence[WholeLayer]) -> list[t
 
 def _branches(graph: Graph, drops: Mapping[int, Drop]) -> list[_Branch]:
     """The branches in the order in which they join; of those inside each other the widest."""
-    nodes = {n.index: n for n in graph.nodes}
+    nodes = graph.node_at
     widest: dict[tuple[frozenset[int], str], Drop] = {}
     for drop in drops.values():
         if drop.left.joins:
@@ -94,15 +94,13 @@ def _branches(graph: Graph, drops: Mapping[int, Drop]) -> list[_Branch]:
                 widest[key] = drop
     found = []
     for (joins, kind), drop in widest.items():
-        onto, own = _onto_stream(graph, nodes, drop, joins)
+        onto, own = _onto_stream(graph, drop, joins)
         read = {t for i in onto for t in nodes[i].inputs if t} - own
         found.append(_Branch(drop, kind, onto, frozenset(read - drop.left.constant - graph.constants.keys())))
     return sorted(found, key=lambda b: (max(b.joins), b.kind != ATTENTION))
 
 
-def _onto_stream(
-    graph: Graph, nodes: Mapping[int, Node], drop: Drop, joins: frozenset[int]
-) -> tuple[frozenset[int], set[str]]:
+def _onto_stream(graph: Graph, drop: Drop, joins: frozenset[int]) -> tuple[frozenset[int], set[str]]:
     """The nodes that add a branch to the stream, and the tensors of the branch from where its constants joined on.
 
     Mostly those are one node. Where what is constant joins something that the branch still computes, as the biases of
@@ -110,13 +108,13 @@ def _onto_stream(
     """
     if len(joins) != 1:
         return joins, set()
-    (join,) = joins
-    behind = _read_by_one(graph, nodes, nodes[join])
+    nodes, (join,) = graph.node_at, joins
+    behind = _read_by_one(graph, nodes[join])
     if not any(n.op in _SUMS for n in behind[1:]):
         return joins, set()
     given = {o for i in drop.nodes if i in nodes for o in nodes[i].outputs}
     entries = {t for i in drop.nodes if i in nodes for t in nodes[i].inputs if t and t not in given}
-    computed = _computed_from(graph, entries - graph.constants.keys())
+    computed = _computed_from(graph, entries - graph.constants.keys(), behind[-1].index)
     own: set[str] = set()
     for n in behind:
         beside = {t for t in n.inputs if t} - own - drop.left.constant - graph.constants.keys()
@@ -126,25 +124,28 @@ def _onto_stream(
     return joins, set()
 
 
-def _read_by_one(graph: Graph, nodes: Mapping[int, Node], node: Node) -> list[Node]:
+def _read_by_one(graph: Graph, node: Node) -> list[Node]:
     """A node, and those behind it as long as one node alone reads what the one before gives."""
     found = [node]
     while True:
         given = found[-1].outputs[0]
         readers = {r.index for r, _ in graph.readers.get(given, ())}
-        if len(readers) != 1 or given in graph.outputs or not readers <= nodes.keys():
+        if len(readers) != 1 or given in graph.given_out or not readers <= graph.node_at.keys():
             return found
-        found += [nodes[i] for i in readers]
+        found += [graph.node_at[i] for i in readers]
 
 
-def _computed_from(graph: Graph, tensors: Collection[str]) -> set[str]:
-    """The tensors that are computed from these, without these themselves."""
-    known, found = set(tensors), set[str]()
-    for n in graph.nodes:
-        if not known.isdisjoint((*n.inputs, *n.captures)):
-            made = {o for o in n.outputs if o}
-            known |= made
-            found |= made
+def _computed_from(graph: Graph, tensors: Collection[str], last: int) -> set[str]:
+    """The tensors that are computed from these, without these themselves, by nodes up to the index `last`."""
+    found: set[str] = set()
+    waiting, met = [*tensors], set[int]()
+    while waiting:
+        for n in graph.reading(waiting.pop()):
+            if n.index <= last and n.index not in met:
+                met.add(n.index)
+                made = {o for o in n.outputs if o}
+                found |= made
+                waiting += made
     return found
 
 
@@ -191,8 +192,8 @@ def _crosses(channels: ChannelGraph, first: _Branch, second: _Branch, before: Co
     """Whether the second is cross-attention behind the first: some layer of it reads what is not in the stream."""
     if first.kind != ATTENTION or not _adjoin(first, second, before):
         return False
-    behind = _behind(channels.graph, first.joins)
-    own = [x for x in channels.linears if x.node.index in second.drop.nodes]
+    behind = _behind(channels.graph, first.joins, second.drop.nodes)
+    own = [x for i in second.drop.nodes for x in channels.linears_at.get(i, ())]
     return any(x.data not in behind for x in own) and any(x.data in behind for x in own)
 
 
@@ -209,7 +210,7 @@ def _joins_before(channels: ChannelGraph, branches: Sequence[_Branch]) -> list[s
             by = graph.producer.get(waiting.pop())
             if by is None or by.index in layers:
                 continue
-            if by.index in joins - b.joins:
+            if by.index in joins and by.index not in b.joins:
                 met.add(by.index)
                 continue
             more = {*by.inputs, *by.captures} - seen - {""}
@@ -221,17 +222,15 @@ def _joins_before(channels: ChannelGraph, branches: Sequence[_Branch]) -> list[s
 
 def _reads_behind(graph: Graph, branch: _Branch, previous: _Branch) -> bool:
     """Whether a branch computes with what another one has been added to."""
-    behind = _behind(graph, previous.joins)
-    return any(behind & {*n.inputs, *n.captures} for n in graph.nodes if n.index in branch.drop.nodes)
+    behind = _behind(graph, previous.joins, branch.drop.nodes)
+    own = (graph.node_at[i] for i in branch.drop.nodes if i in graph.node_at)
+    return any(not behind.isdisjoint((*n.inputs, *n.captures)) for n in own)
 
 
-def _behind(graph: Graph, joins: Collection[int]) -> set[str]:
-    """The tensors that these nodes give, and what is computed from them."""
-    behind: set[str] = set()
-    for n in graph.nodes:
-        if n.index in joins or behind & {*n.inputs, *n.captures}:
-            behind.update(o for o in n.outputs if o)
-    return behind
+def _behind(graph: Graph, joins: Collection[int], readers: Collection[int]) -> set[str]:
+    """The tensors that these nodes give, and what is computed from them, as far as `readers` may read it."""
+    given = {o for i in joins if i in graph.node_at for o in graph.node_at[i].outputs if o}
+    return given | _computed_from(graph, given, max(readers, default=-1))
 
 
 def _name(channels: ChannelGraph, left: Remains) -> str:
@@ -242,10 +241,10 @@ def _name(channels: ChannelGraph, left: Remains) -> str:
     graph = channels.graph
     ends = {x.node.index for x in left.alone.values()}
     own = left.gone | ends
-    scope = common_scope(called(x.node, x.weight) for x in channels.linears if x.node.index in own)
+    scope = common_scope(called(x.node, x.weight) for i in own for x in channels.linears_at.get(i, ()))
     if scope:
         return scope
-    read = {i for n in graph.nodes if n.index in own for i in n.inputs if i in graph.constants}
+    read = {t for i in own for t in graph.node_at[i].inputs if t in graph.constants}
     alone = {i for i in read if all(n.index in own for n, _ in graph.readers[i])}
     return common_scope(i for i in alone if set(i) & {"/", "."})
 

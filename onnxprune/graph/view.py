@@ -184,6 +184,45 @@ class Graph:
         """Tensors that some subgraph body reads from outside."""
         return frozenset(c for n in self.every_node for c in n.captures)
 
+    @cached_property
+    def node_at(self) -> Mapping[int, Node]:
+        """The nodes of the main graph by their indices."""
+        return {n.index: n for n in self.nodes}
+
+    @cached_property
+    def capturing(self) -> Mapping[str, tuple[Node, ...]]:
+        """By tensor, the nodes of the main graph whose bodies read it from outside."""
+        found: dict[str, list[Node]] = {}
+        for n in self.nodes:
+            for c in dict.fromkeys(n.captures):
+                found.setdefault(c, []).append(n)
+        return {k: tuple(v) for k, v in found.items()}
+
+    @cached_property
+    def given_out(self) -> frozenset[str]:
+        """The outputs, for look-ups."""
+        return frozenset(self.outputs)
+
+    def reading(self, tensor: str) -> list[Node]:
+        """The nodes of the main graph that read a tensor, themselves or in a body."""
+        readers = [n for n, _ in self.readers.get(tensor, ()) if n.index not in self.inside]
+        return [*readers, *self.capturing.get(tensor, ())]
+
+    @cached_property
+    def unread(self) -> frozenset[int]:
+        """Nodes of the main graph that lead to no output."""
+        found: set[int] = set()
+        for n in reversed(self.nodes):
+            own = [o for o in n.outputs if o]
+            if not any(o in self.given_out or any(r.index not in found for r in self.reading(o)) for o in own):
+                found.add(n.index)
+        return frozenset(found)
+
+    @cached_property
+    def resized_outputs(self) -> tuple[str, ...]:
+        """The outputs that may change their size with the units that are written there, sorted."""
+        return tuple(sorted({s.port for s in self.states.values() if s.resized and s.written}))
+
     @property
     def batch(self) -> int:
         """Samples at `binding`: `samples`, where that is known, else by `samples_in`."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
-from onnxprune.channels import branches
+from onnxprune.channels import ChannelGraph, branches, build
 from onnxprune.graph import protobuf
+from onnxprune.graph.view import Node
 from onnxprune.surgery import settle
 from tests.compare import assert_same
 from tests.graphs import TABLE
-from tests.prepared import Keep, Prepared, comparable, masked, random_keep, sliced
+from tests.prepared import Keep, Prepared, comparable, masked, prepare, random_keep, sliced
 from tests.topologies.branches import ROWS
 
 Lookup = Callable[[str], Prepared]
@@ -119,3 +123,65 @@ def test_rows_are_covered():
     refused = {"branch_read_twice", "branch_of_the_answer", "branch_reshaped", "branch_with_a_group_norm"}
     refused.add("branch_of_a_large_gemm_bias")
     assert set(ROWS) == (set(DROPS) & set(ROWS)) | refused
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_goes_is_found_from_what_is_lost_as_in_the_whole_graph(name: str, prepared: Lookup):
+    """Fails where a walk from what is lost misses a node, or a group, that a look at all of them finds."""
+    _agree(prepared(name).channels)
+
+
+def test_what_only_leads_to_a_layer_that_goes_goes_with_it():
+    """Fails where the codes of a weight stay behind, or a node that leads nowhere counts as read."""
+    rng = np.random.default_rng(0)
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        net (float[N,6] x) => (float[N,5] y, float[N,8] aside) {
+            u = MatMul (x, w)
+            h = MatMul (u, a)
+            r = Relu (h)
+            v = DequantizeLinear (codes, scale)
+            b = MatMul (r, v)
+            aside = Neg (b)
+            s = Add (u, b)
+            y = MatMul (s, z)
+        }""")
+    weights = {"w": (6, 8), "a": (8, 7), "z": (8, 5)}
+    values = {k: rng.standard_normal(v).astype(np.float32) for k, v in weights.items()}
+    values |= {"codes": rng.integers(-90, 90, (7, 8)).astype(np.int8), "scale": np.array(0.02, np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in values.items())
+    graph = prepare(model, {"x": rng.standard_normal((2, 6)).astype(np.float32)}).channels.graph
+    channels = build(replace(graph, outputs=("y",)))
+    (drop,) = branches.drops(channels).values()
+    gone = {n.op for n in channels.graph.nodes if n.index in drop.nodes}
+    assert gone == {"MatMul", "Relu", "DequantizeLinear", "Neg"}
+    _agree(channels)
+
+
+def _agree(channels: ChannelGraph) -> None:
+    every = [g.index for g in channels.groups]
+    for groups in (every, *([g] for g in every), *pairwise(every)):
+        keep = channels.keep_classes({g: np.zeros(channels.groups[g].size, bool) for g in groups})
+        assert channels.emptied_without(set(groups)) == {tensor for tensor, _ in channels.emptied(keep)}
+        left = branches.left_without(channels, groups)
+        if left is None:
+            continue
+        wanted, gone = set(channels.graph.outputs) - left.caches.keys(), set()
+        for n in reversed(channels.graph.nodes):
+            if wanted.isdisjoint(n.outputs):
+                gone.add(n.index)
+            else:
+                wanted |= {*_reads(n, left), *n.captures}
+        assert left.gone == gone
+        read = {t for n in channels.graph.every_node if n.index not in left.gone for t in _reads(n, left)}
+        weights = {
+            g.index: {r.tensor for r in (*g.producers, *g.consumers, *g.parameters)}
+            for g in channels.groups
+            if g.index not in groups
+        }
+        assert branches.dead(channels, groups, left) == {g for g, own in weights.items() if read.isdisjoint(own)}
+
+
+def _reads(node: Node, left: branches.Remains) -> set[str]:
+    """What a node itself reads: of a layer of which the bias is left, that alone."""
+    layer = next((left.alone[o] for o in node.outputs if o in left.alone), None)
+    return (set(node.inputs) if layer is None else {branches.bias_of(layer)}) - {""}
