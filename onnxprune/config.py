@@ -322,22 +322,22 @@ class PruneConfig:
             return
         if not (self.cuts_channels or self.drop_experts or self.keep_tokens):
             raise UsageError(
-                f"ratio 0 is outside (0, 1): it is the share of the {self.counted} to remove, and 0 only where all "
-                "that goes is named by drop_experts, keep_tokens, drop_layers or ratio_of"
+                f"--ratio 0 is outside (0, 1): it is the share of the {self.counted} to remove, and 0 only where all "
+                "that goes is named by --drop-experts, --keep-tokens, --drop-layers or --ratio-of"
             )
         if self.drop_branches or AUTO in self.drop_layers:
-            name = "drop_branches" if self.drop_branches else "drop_layers 'auto'"
+            name = "--drop-branches" if self.drop_branches else "--drop-layers auto"
             raise UsageError(
-                f"{name} leaves the choice to a budget, and a ratio of 0 asks for nothing: give ratio, or name layers "
-                "by drop_layers"
+                f"{name} leaves the choice to a budget, and a ratio of 0 asks for nothing: give --ratio, or name "
+                "layers by --drop-layers"
             )
         if self.budget == "latency":
-            raise UsageError("budget 'latency' is met by a ratio above 0; give that, or leave budget out")
+            raise UsageError("--budget latency is met by a --ratio above 0; give that, or leave --budget out")
         for name in ("rotate", "attention"):
             if not self.cuts_channels and getattr(self, name) not in _OF_A_SHARE[name]:
                 raise UsageError(
-                    f"{name} {getattr(self, name)!r} is about channels that go, and with a ratio of 0 none do: leave "
-                    "it out, or give ratio"
+                    f"--{name} {getattr(self, name)} is about channels that go, and with a ratio of 0 none do: leave "
+                    "it out, or give --ratio"
                 )
 
     @property

@@ -143,9 +143,9 @@ def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
     return " or ".join(lower[k] for k in found)
 
 
-def first_of(names: Sequence[str], most: int) -> str:
-    """Some names for a message, and how many more there are: "a, b and 7 more"."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def first_of(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """Some names, or sentences, for a message, and how many more there are: "a, b and 7 more"."""
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def shown(value: Any) -> str:

@@ -137,13 +137,22 @@ def test_which_ratio_is_meant(options: dict[str, Any], ratio: float | None):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "only where all that goes is named by drop_experts"),
+        ({}, "^--ratio 0 is .* only where all that goes is named by --drop-experts, --keep-tokens"),
         ({"ratio_of": ("*=0",)}, "only where all that goes is named"),
-        ({"keep_tokens": (1,), "drop_branches": True}, "drop_branches leaves the choice to a budget"),
-        ({"keep_tokens": (1,), "drop_layers": ("auto",)}, "drop_layers 'auto' leaves the choice to a budget"),
-        ({"keep_tokens": (1,), "budget": "latency"}, "'latency' is met by a ratio above 0"),
-        ({"keep_tokens": (1,), "rotate": "auto"}, "rotate 'auto' is about channels that go"),
-        ({"keep_tokens": (1,), "attention": "rank"}, "attention 'rank' is about channels that go"),
+        (
+            {"keep_tokens": (1,), "drop_branches": True},
+            "^--drop-branches leaves the choice .*: give --ratio",
+        ),
+        (
+            {"keep_tokens": (1,), "drop_layers": ("auto",)},
+            "^--drop-layers auto leaves .* by --drop-layers",
+        ),
+        (
+            {"keep_tokens": (1,), "budget": "latency"},
+            "^--budget latency is met by a --ratio .* --budget out",
+        ),
+        ({"keep_tokens": (1,), "rotate": "auto"}, "^--rotate auto is about channels that go.* give --ratio"),
+        ({"keep_tokens": (1,), "attention": "rank"}, "^--attention rank is about channels that go"),
     ],
 )
 def test_what_would_do_nothing_is_refused(options: dict[str, Any], match: str):
@@ -170,6 +179,9 @@ def test_the_command(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Monkey
     Path("onnxprune.toml").write_text("ratio = 0.4\n")
     assert "nothing requested but what is named" in said("--dry-run", "--ratio", "0", "--drop-experts", "1")
     Path("onnxprune.toml").unlink()
+    told = said("--dry-run", "--ratio", "0", code=2)
+    assert "--ratio 0 is outside (0, 1)" in told
+    assert "named by --drop-experts, --keep-tokens, --drop-layers or --ratio-of" in told
     told = said("--dry-run", "--drop-experts", "1", "--budget", "params", code=2)
     assert "--ratio is missing" in told
     assert "--ratio 0 where nothing goes but what is named" in told

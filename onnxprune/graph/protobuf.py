@@ -17,8 +17,9 @@ from onnxprune.graph import bodies, external, packed_codes
 from onnxprune.graph.bodies import captured_names, subgraphs
 from onnxprune.graph.view import Body, Graph, Node, Shape, StateGather, is_parameter, samples_in
 
-# What other rooms call a model, and the element types of sizes and conditions.
+# What other rooms call a model, the names of the standard domain, and the element types of sizes and conditions.
 Model = onnx.ModelProto
+STANDARD = ("", "ai.onnx")
 SIZE_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 # Weights of this size and more are no sizes, scales or bounds.
 _LIGHT_BYTES = 1 << 12
@@ -39,6 +40,14 @@ def element_type(dtype: np.dtype[Any]) -> int:
 def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     """An integer attribute of a node, or `default` where it is not given."""
     return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def held_by(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor that a Constant node holds; None of any other node."""
+    if node.op_type != "Constant" or node.domain not in STANDARD or [a.name for a in node.attribute] != ["value"]:
+        return None
+    held: onnx.TensorProto = node.attribute[0].t
+    return held
 
 
 def declared_sizes(v: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:

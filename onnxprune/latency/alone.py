@@ -17,6 +17,7 @@ from onnx import helper
 
 from onnxprune.errors import RunError
 from onnxprune.graph import bodies, protobuf
+from onnxprune.graph.protobuf import held_by
 from onnxprune.latency.kernels import Kernel
 from onnxprune.latency.machine import Machine
 from onnxprune.numerics.arrays import Array
@@ -114,11 +115,7 @@ def layer_model(
     Names of tensors are numbers in it, so that equal layers are equal models.
     """
     weights = {t.name: t for t in model.graph.initializer}
-    weights |= {
-        n.output[0]: n.attribute[0].t
-        for n in model.graph.node
-        if n.op_type == "Constant" and len(n.attribute) == 1 and n.attribute[0].name == "value"
-    }
+    weights |= {n.output[0]: held for n in model.graph.node if (held := held_by(n)) is not None}
     made = {o for n in chain for o in n.output if o}
     names: dict[str, str] = {"": ""}
     inputs: list[onnx.ValueInfoProto] = []

@@ -109,11 +109,7 @@ def turn_heads(
         f"turned to the directions that say most (--attention rank): positions in heads of {first_of(groups, _SHOWN)}"
     ]
     if heads.stays:
-        more = len(heads.stays) - _SHOWN
-        notes.append(
-            f"--attention rank leaves some positions as they are: {'; '.join(heads.stays[:_SHOWN])}"
-            + (f"; and {more} more" if more > 0 else "")
-        )
+        notes.append(f"--attention rank leaves some positions as they are: {first_of(heads.stays, _SHOWN, '; ')}")
     result = held(loaded, with_heads_turned(n.proto, turns), groups, notes, _REFUSED, replays=replayed is not None)
     if not result.groups:
         return result

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import bodies, external, tensor_files
 from onnxprune.graph.names import tensors_of, unused
-from onnxprune.graph.protobuf import copied, int_attribute
+from onnxprune.graph.protobuf import copied, held_by, int_attribute
 from onnxprune.numerics.arrays import Array, Ints
 from onnxprune.surgery.routers import router_of
 from onnxprune.surgery.stored_logits import StoredLogits
@@ -55,7 +55,7 @@ class Mixture:
 
 def mixtures_of(proto: onnx.ModelProto) -> tuple[Mixture, ...]:
     """The mixtures of the main graph, in its order."""
-    graph = _Graph(proto)
+    graph = StoredLogits(proto)
     there = [k for k, n in enumerate(graph.nodes) if is_mixture(n) and len(n.input) > _WEIGHTS and n.output[0]]
     names = Counter(graph.nodes[k].name for k in there)
     found = []
@@ -85,7 +85,7 @@ def without_experts(proto: onnx.ModelProto, kept: Mapping[str, Sequence[int]]) -
     """The model with these experts alone, ascending, of each mixture by its name; others keep all of theirs."""
     result = copied(proto)
     mixtures = [m for m in mixtures_of(result) if m.name in kept]
-    graph = _Graph(result)
+    graph = StoredLogits(result)
     taken = tensors_of(result) | {n.name for n in bodies.every_node(result.graph)}
     cut = _Cut(graph, taken)
     for m in mixtures:
@@ -166,20 +166,6 @@ def _routers(n: onnx.NodeProto) -> tuple[int, ...]:
     return tuple(i for i in ROUTERS if i < len(n.input) and n.input[i])
 
 
-class _Graph(StoredLogits):
-    """With constants of nodes among the weights: whoever cuts one stores it anew."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for n in self.nodes:
-            if _is_constant(n):
-                self.stored[n.output[0]] = n.attribute[0].t
-
-
-def _is_constant(n: onnx.NodeProto) -> bool:
-    return n.op_type == "Constant" and [a.name for a in n.attribute] == ["value"]
-
-
 class _Cut:
     """What is changed in a graph, in place: weights get entries of the experts that stay, or stand beside the old."""
 
@@ -219,7 +205,7 @@ class _Cut:
         """Put new weights and nodes into the graph; what nothing reads any more goes, and sizes that have changed."""
         nodes = [n for k, own in enumerate(self._graph.nodes) for n in (*self._in_front.get(k, ()), own)]
         read = {i for n in nodes for i in (*n.input, *bodies.captured_names(n))} | self._graph.outputs
-        nodes = [n for n in nodes if not _is_constant(n) or n.output[0] in read]
+        nodes = [n for n in nodes if held_by(n) is None or n.output[0] in read]
         before, made = set(self._graph.readers), dict(self._made)
         weights = [made.pop(t.name, t) for t in proto.graph.initializer if t.name in read or t.name not in before]
         gone = {t.name for t in proto.graph.initializer} - {t.name for t in weights}

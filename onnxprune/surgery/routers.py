@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from onnxprune.graph.protobuf import int_attribute
+from onnxprune.graph.protobuf import STANDARD, int_attribute
 from onnxprune.surgery.stored_logits import StoredLogits
-from onnxprune.surgery.stored_rows import STANDARD, Edge, Rows
+from onnxprune.surgery.stored_rows import Edge, Rows
 
 _PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "MatMulNBits")
 # Each entry by itself.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from onnxprune.graph.protobuf import int_attribute
-from onnxprune.surgery.stored_rows import STANDARD, Edge, Rows, Source, StoredRows
+from onnxprune.graph.protobuf import STANDARD, int_attribute
+from onnxprune.surgery.stored_rows import Edge, Rows, Source, StoredRows
 
 _WEIGHTED = {"MatMul": 1, "FusedMatMul": 1, "Gemm": 1, "MatMulNBits": 1}
 _ALONE = ("Cast", "Identity", "Tanh")

@@ -13,10 +13,9 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.graph import bodies, external
-from onnxprune.graph.protobuf import int_attribute
+from onnxprune.graph.protobuf import STANDARD, held_by, int_attribute
 from onnxprune.numerics.arrays import Array
 
-STANDARD = ("", "ai.onnx")
 # From this version of the format on a weight need not be an input as well.
 FREE_SINCE = 4
 # Constants up to this size are read.
@@ -150,11 +149,3 @@ class StoredRows:
         if name not in self.stored or prod(self.stored[name].dims) > _SMALL:
             return None
         return external.array_of(self.stored[name])
-
-
-def held_by(n: onnx.NodeProto) -> TensorProto | None:
-    """The tensor that a Constant node holds; None of any other node."""
-    if n.op_type != "Constant" or n.domain not in STANDARD or len(n.attribute) != 1 or n.attribute[0].name != "value":
-        return None
-    held: TensorProto = n.attribute[0].t
-    return held

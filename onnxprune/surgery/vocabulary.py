@@ -23,9 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import UsageError
 from onnxprune.graph import bodies, external
 from onnxprune.graph.names import tensors_of, unused
-from onnxprune.graph.protobuf import copied, opset_of
+from onnxprune.graph.protobuf import copied, held_by, opset_of
 from onnxprune.numerics.arrays import Array, Mask, lowest
-from onnxprune.surgery.stored_rows import FREE_SINCE, StoredRows, held_by
+from onnxprune.surgery.stored_rows import FREE_SINCE, StoredRows
 from onnxprune.surgery.vocabulary_rows import Head, Vocabulary, kept_ids
 
 _PAD_BY_INPUTS = 11

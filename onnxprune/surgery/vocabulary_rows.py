@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnxprune.graph.protobuf import int_attribute
+from onnxprune.graph.protobuf import STANDARD, int_attribute
 from onnxprune.numerics.arrays import Array
 from onnxprune.surgery.stored_logits import StoredLogits
-from onnxprune.surgery.stored_rows import STANDARD, Edge, Rows
+from onnxprune.surgery.stored_rows import Edge, Rows
 
 # Inputs of integers that are no tokens.
 _NO_TOKENS = ("mask", "type", "segment", "position")

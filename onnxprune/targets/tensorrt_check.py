@@ -17,7 +17,7 @@ import onnx.inliner
 
 from onnxprune.errors import CheckFailed
 from onnxprune.graph import bodies, external, protobuf
-from onnxprune.graph.protobuf import copied
+from onnxprune.graph.protobuf import copied, held_by
 from onnxprune.numerics.arrays import Array
 from onnxprune.targets import tensorrt_pairs
 from onnxprune.targets.tensorrt_support import NEWEST, OLDEST, Use, refused
@@ -153,8 +153,9 @@ def _uses(graph: onnx.GraphProto, scope: _Scope) -> Iterator[Use]:
 
 def _note_constant(n: onnx.NodeProto, scope: _Scope) -> None:
     """Enter what depends on weights alone, and on fixed sizes, among the constants."""
-    if n.op_type == "Constant" and len(n.attribute) == 1 and n.attribute[0].name == "value":
-        scope.constants[n.output[0]] = partial(external.array_of, n.attribute[0].t)
+    held = held_by(n)
+    if held is not None:
+        scope.constants[n.output[0]] = partial(external.array_of, held)
     elif n.op_type == "Shape" and None not in scope.shapes.get(n.input[0], (None,)):
         scope.constants[n.output[0]] = None
     elif n.op_type not in _RANDOM and not bodies.bodies_of(n) and all(i in scope.constants for i in n.input if i):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,17 @@ def test_logits_are_judged_by_what_was_collected_before_the_turn(topology: Topol
             spread = np.abs(a.p).max()
             np.testing.assert_allclose(a.p, b.p, rtol=0, atol=1e-5 * spread)
             np.testing.assert_allclose(a.w @ a.w.T, b.w @ b.w.T, rtol=0, atol=1e-5 * np.abs(a.w @ a.w.T).max())
+
+
+def test_heads_that_stay_are_told_as_sentences():
+    settings = QUICK.with_options(exclude=())
+    loaded = load(PLAIN.model(), data(), settings)
+    coupled = couple(loaded, settings)
+    found = turn_heads.heads_to_turn(loaded, coupled, settings)
+    stays = tuple(f"those of {k}: a, b" for k in range(5))
+    notes = turn_heads.turn_heads(loaded, coupled, replace(found, stays=stays), settings).loaded.notes
+    told = "those of 0: a, b; those of 1: a, b; those of 2: a, b and 2 more"
+    assert f"--attention rank leaves some positions as they are: {told}" in notes
 
 
 def test_no_pass_is_spent_on_what_is_known(monkeypatch: pytest.MonkeyPatch):
