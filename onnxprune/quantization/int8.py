@@ -15,6 +15,7 @@ import onnx
 from onnxprune.data.samples import Samples
 from onnxprune.errors import ModelError, RunError
 from onnxprune.graph import external
+from onnxprune.quantization.costly import Suspect, costly
 from onnxprune.quantization.equalise import equalised, pairs_in
 from onnxprune.quantization.pairs import without_idle_pairs, without_pairs_on_sums
 from onnxprune.quantization.places import Layer, Places
@@ -30,8 +31,6 @@ _WORTH = 0.05
 # Integers that add less than this leave nothing to gain; nor is time given for less than this share of an error that is
 # there without them.
 _NEGLIGIBLE, _NEGLIGIBLE_SHARE = 1e-3, 0.1
-# Layers that are each left in float for a trial: those that round most.
-_TRIALS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +105,17 @@ def quantized(
         )
     named = {x.name for x in places.layers if {x.name, x.output} & wanted.floating}
     wanted = replace(wanted, floating=frozenset(named))
-    pairs = pairs_in(given.model)
+    floor = error(given.model)
+    pairs = () if floor is None else pairs_in(given.model)  # else nothing would tell whether they help
     channels = {p.tensors[-1]: p.axis for p in pairs}
     there = seen(given.model, places.tensors() | set(channels), samples, channels, told)
     maker = _Maker(given, places, there, wanted)
     start = _start(maker, error, wanted)
     found, was, count = start, None, 0
-    floor = error(given.model)
     if start.error is not None and floor is not None and pairs and start.error - floor > _NEGLIGIBLE:
         level = equalised(given.model, pairs, there.largest)
-        again = seen(level, places.tensors(), samples, {}, told)
+        moved = {t for p in pairs for t in p.tensors}  # all others are what they were
+        again = there.with_those_of(seen(level, places.tensors() & moved, samples, {}, told))
         other = _Maker(Prepared(level, given.named, given.notes), Places.of(level, wanted.placement), again, wanted)
         trial = _Trial.of(other, start.method, wanted.floating, error)
         if trial.error is not None and start.error - trial.error > _WORTH * (start.error - floor):
@@ -234,28 +234,32 @@ def _left_in_float(
         return start, []
     if start.error - floor <= max(_NEGLIGIBLE, _NEGLIGIBLE_SHARE * floor):
         return start, []
-    added = start.error - floor
-    layers = [x for x in maker.places.layers if x.name in start.nodes and maker.share(x) <= wanted.float_share]
-    layers = sorted(layers, key=maker.noise, reverse=True)[:_TRIALS]
-    gains = []
-    for x in layers:
-        trial = _tried(maker, start.method, {*wanted.floating, x.name}, error)
-        if trial is not None and trial.error is not None:
-            gain = start.error - trial.error
-            if gain > _WORTH * added and gain / added > maker.share(x):
-                gains.append((gain, x))
+    start_error, added = start.error, start.error - floor
+    layers = {x.name: x for x in maker.places.layers if x.name in start.nodes}
+    suspects = [
+        Suspect(name=k, share=maker.share(x), noise=maker.noise(x))
+        for k, x in layers.items()
+        if maker.share(x) <= wanted.float_share
+    ]
+
+    def gain(names: Collection[str]) -> float | None:
+        trial = _tried(maker, start.method, {*wanted.floating, *names}, error)
+        return None if trial is None or trial.error is None else (start_error - trial.error) / added
+
+    gains = costly(suspects, 1.0 if len(suspects) == len(layers) else None, gain, _WORTH)
     best, kept = start, list[InFloat]()
     left = wanted.float_share
-    for _, x in sorted(gains, key=lambda g: (-g[0], g[1].name)):
+    for name in sorted(gains, key=lambda k: (-gains[k], k)):
+        x = layers[name]
         share = maker.share(x)
         if share > left or best.error is None:
             continue
         trial = _tried(maker, start.method, {*wanted.floating, *(k.name for k in kept), x.name}, error)
         if trial is None or trial.error is None:
             continue
-        gain = (best.error - trial.error) / added
-        if gain > _WORTH and gain > share:
-            why = f"takes {gain:.0%} of the error that integers add, and {share:.1%} of the multiplications"
+        taken = (best.error - trial.error) / added
+        if taken > max(_WORTH, share):
+            why = f"takes {taken:.0%} of the error that integers add, and {share:.1%} of the multiplications"
             kept.append(InFloat(name=x.name, operator=x.operator, share=share, error=trial.error, why=why))
             best, left = trial, left - share
     return best, kept

@@ -8,7 +8,8 @@ where the distribution loses least of its entropy (`numerics.entropy`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 
 import numpy as np
 import onnx
@@ -28,8 +29,8 @@ _MOST_AT_ONCE = 32
 # Bins of the search for a range by entropy, which takes time with their square.
 _ENTROPY_BINS = 512
 _PERCENTILE = 99.99
-# Larger activations are counted in part; their ends are those of all.
-_COUNTED = 1 << 20
+# Of an activation with more numbers than this in all samples, a part of them is counted; its ends are those of all.
+_COUNTED = 1 << 23
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,6 +43,10 @@ class Seen:
     types: Mapping[str, int]
     largest: Mapping[str, Doubles]
     samples: int
+
+    def with_those_of(self, other: Seen) -> Seen:
+        """The same with the activations that were seen anew."""
+        return replace(self, histograms={**self.histograms, **other.histograms})
 
     def ranges(self, method: str) -> dict[str, tuple[float, float]]:
         """(least, greatest) of every activation that was finite, by one of `targets.precision.RANGES`."""
@@ -83,10 +88,11 @@ def seen(
             whole += value.nbytes
             types[name] = element_type(value.dtype)
             sizes[name] = max(value.size // count, sizes.get(name, 0))
-            _count(histograms[name], value)
+            _count(histograms[name], value, len(samples) * value.size // count)
             if name in channels and value.size:
                 axis = channels[name] % value.ndim
-                peak = np.abs(value).max(axis=tuple(a for a in range(value.ndim) if a != axis)).astype(np.float64)
+                others = tuple(a for a in range(value.ndim) if a != axis)
+                peak = np.maximum(value.max(axis=others), -value.min(axis=others)).astype(np.float64)
                 before = largest.get(name)
                 largest[name] = peak if before is None or before.shape != peak.shape else np.maximum(before, peak)
         done += size
@@ -102,16 +108,16 @@ def seen(
     )
 
 
-def _count(histogram: Histogram, value: Array) -> None:
-    flat = value.ravel()
-    if flat.size > _COUNTED:
-        # The ends first, so that a range holds what is left out of the counts.
-        finite = flat[np.isfinite(flat)]
-        ends = np.array([finite.min(), finite.max()]) if finite.size else finite
-        histogram.infinite += flat.size - finite.size
-        histogram.add(ends)
-        flat = finite[:: flat.size // _COUNTED + 1]
-    histogram.add(flat)
+def _count(histogram: Histogram, value: Array, every: int) -> None:
+    """Count the numbers of an activation of which there are so many in all samples."""
+    if every <= _COUNTED:
+        histogram.add(value)
+        return
+    finite = histogram.reach_to(value)
+    step = -(-every // _COUNTED)
+    while gcd(step, value.size) > 1:  # else whole columns of a picture were left out
+        step += 1
+    histogram.add(finite[::step])
 
 
 def _by_ends(h: Histogram) -> tuple[float, float]:

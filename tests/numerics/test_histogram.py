@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from onnxruntime.quantization.calibrate import HistogramCollector  # noqa: TID251  the oracle
@@ -27,6 +29,22 @@ def test_counts_are_those_of_all_parts_at_once():
     # A number on an edge may be on either side of it.
     assert np.abs(np.cumsum(h.counts) - np.cumsum(expected)).max() <= 1
     assert h.square == pytest.approx(float((every.astype(np.float64) ** 2).mean()), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-35, 1e35])
+def test_the_bin_of_a_number_is_the_one_on_paper(kind: type[np.floating], scale: float):
+    """Fails where a number lies in another bin than floor(x B / 2T), of which exact arithmetic says what it is."""
+    if kind is np.float16 and scale != 1.0:
+        pytest.skip("beyond half precision")
+    values = (RNG.standard_normal(4000) * scale).astype(kind)
+    h = Histogram()
+    h.add(values)
+    h.add(np.array([-h.edge, h.edge], np.float64))
+    places = [min(Fraction(float(x)) * h.bins // (2 * Fraction(h.edge)) + h.bins // 2, h.bins - 1) for x in values]
+    expected = np.bincount(np.array([int(p) for p in places]), minlength=h.bins)
+    expected[[0, -1]] += 1
+    np.testing.assert_array_equal(h.counts, expected)
 
 
 def test_what_is_not_finite_is_counted_apart():

@@ -13,11 +13,12 @@ from onnxprune.errors import ModelError
 from onnxprune.evaluation import samples_for
 from onnxprune.measures.compared import Asked, compared
 from onnxprune.measures.figures import figures_of
-from onnxprune.quantization import int8
+from onnxprune.numerics.histogram import Histogram
+from onnxprune.quantization import int8, ranges
 from onnxprune.quantization.equalise import equalised, pairs_in
 from onnxprune.quantization.places import Places
 from onnxprune.quantization.preparation import prepared, refused
-from onnxprune.quantization.ranges import seen
+from onnxprune.quantization.ranges import Seen, seen
 from onnxprune.runtime.session import Session
 from onnxprune.targets.precision import ONNXRUNTIME, TENSORRT, Placement, reduces
 from tests.compare import relative_error
@@ -204,6 +205,57 @@ def test_a_costly_layer_stays_in_float():
     named = quantized(model, X, floating=frozenset({"Conv_0", "s"}))
     assert [(x.name, x.why) for x in named.floating] == [("Conv_0", "was named")]
     assert 0.0 < named.share < 1.0
+
+
+def test_only_what_was_moved_is_looked_at_again(monkeypatch: pytest.MonkeyPatch):
+    """Fails where the second pass looks at activations that no scale has changed, or its ranges are not those of the
+    model whose channels have one scale."""
+    looked: list[set[str]] = []
+    made: list[Seen] = []
+
+    def looking(model: onnx.ModelProto, tensors: set[str], *rest: object) -> Seen:
+        looked.append(set(tensors))
+        made.append(seen(model, tensors, *rest))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(int8, "seen", looking)
+    model = network(NORMALIZED, wide=300.0)
+    result = quantized(model, X)
+    assert result.equalised == 1
+    assert looked == [{"x", "n", "r", "y"}, {"n", "r"}]
+    whole = made[0].with_those_of(made[1])
+    level = equalised(prepared(model).model, pairs_in(prepared(model).model), made[0].largest)
+    again = seen(level, looked[0], samples_for(model, X), {}, lambda _, __: None)
+    assert whole.ranges("min-max").keys() == again.ranges("min-max").keys() == looked[0]
+    for k, ends in again.ranges("min-max").items():
+        np.testing.assert_allclose(whole.ranges("min-max")[k], ends, rtol=1e-5, atol=1e-6)
+
+
+def test_of_large_activations_a_part_is_counted(monkeypatch: pytest.MonkeyPatch):
+    """Fails where the ends are not those of all numbers, or a part of the channels or columns is left out."""
+    model = network(NORMALIZED)
+    monkeypatch.setattr(ranges, "_COUNTED", 1 << 60)
+    whole = seen(model, {"x", "r"}, samples_for(model, X), {}, lambda _, __: None)
+    monkeypatch.setattr(ranges, "_COUNTED", 48 * 6 * 64 // 8)
+    part = seen(model, {"x", "r"}, samples_for(model, X), {}, lambda _, __: None)
+    assert part.ranges("min-max") == whole.ranges("min-max")
+    assert whole.histograms["r"].counts.sum() == 48 * 6 * 64
+    counted = part.histograms["r"].counts.sum()
+    assert 48 * 6 * 64 // 16 < counted <= 48 * 6 * 64 // 8
+    assert part.histograms["r"].square == pytest.approx(whole.histograms["r"].square, rel=0.1)
+
+
+def test_a_part_holds_every_column():
+    """Fails where a step through the numbers has a divisor in common with the sizes, so that it meets few columns."""
+    seen_of: list[np.ndarray] = []
+
+    class Listening(Histogram):
+        def add(self, values: np.ndarray) -> None:
+            seen_of.append(values)
+
+    values = np.broadcast_to(np.arange(112, dtype=np.float32), (8, 32, 112, 112))
+    ranges._count(Listening(), values, 28 * ranges._COUNTED)
+    assert set(np.unique(seen_of[0])) == set(range(112))
 
 
 def test_the_way_with_the_least_error_is_taken():
