@@ -169,7 +169,7 @@ def test_calibration(folder: Path, capsys: Capture, data: str, match: str):
         (["out.onnx", "--ratio", "0.5", "--method", "obs", "--labels", "y"], 2, "method 'obs' reads no labels, only"),
         (["out.onnx", "--from-plan", "p", "--labels", "y"], 2, "leave out --labels"),
         (["out.onnx", "--ratio", "0.5", "--memory", "much"], 2, "write 512M or 2G"),
-        (["out.onnx", "--ratio", "0.5", "--round-to", "0"], 2, "round_to is 0"),
+        (["out.onnx", "--ratio", "0.5", "--round-to", "0"], 2, "--round-to is 0"),
         (
             ["out.onnx", "--ratio", "0.5", "--round-to", "often"],
             2,

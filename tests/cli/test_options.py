@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune.cli import program, prune
 from onnxprune.cli.group import cli
-from onnxprune.cli.options.names import DECIDED, SETTINGS
+from onnxprune.cli.options.names import DECIDED, SETTINGS, as_typed
 from onnxprune.cli.options.section import Grouped
 from onnxprune.cli.values import ERROR, SHARE, Choice
 from onnxprune.options import nearest
@@ -163,3 +163,48 @@ def test_errors_about_options_come_before_warnings(capsys: Capture, args: list[s
     found, out, err = run(capsys, str(digits.path("resnet")), "--dry-run", *args)
     assert (found, out, err.count("\n")) == (code, "", 1)
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--float-share", "1"], "--float-share is 1.0; it is the share of the multiplications"),
+        (["--to", "fp16", "--ranges", "entropy"], "--ranges and --reduce-range are those of 8-bit integers"),
+        (["--keep-float", "x" * 1001], "the pattern 'xxx"),
+        (["--keep-float", "nobody"], "--keep-float 'nobody' matches no node"),
+        (["--samples", "0"], "--samples is 0; it must be at least 1"),
+        (["--seed", "-1"], "--seed is -1"),
+    ],
+)
+def test_messages_of_quantize_name_what_was_typed(typed: list[str], said: str, tmp_path: Path, capsys: Capture):
+    """Fails where a message names the parameter of the library."""
+    out = str(tmp_path / "out.onnx")
+    code, _, err = run(
+        capsys, "quantize", str(digits.path("resnet")), out, "--calib", str(digits.CALIB), "--quiet", *typed
+    )
+    assert code == 2
+    assert err.startswith(f"onnxprune: error: {said}")
+
+
+def test_messages_of_prune_name_what_was_typed(tmp_path: Path, capsys: Capture):
+    out = str(tmp_path / "out.onnx")
+    code, _, err = run(
+        capsys, str(digits.path("resnet")), out, "--calib", str(digits.CALIB), *QUICK, "--min-channels", "0"
+    )
+    assert (code, err) == (2, "onnxprune: error: --min-channels is 0; it must be at least 1\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("keep_float 'a' and more: leave out keep_float", "--keep-float 'a' and more: leave out --keep-float"),
+        ("seed, ranges and keep_float exclude each other", "--seed, --ranges and --keep-float exclude each other"),
+        ("seed data are ranges of 'keep_float', x_keep_float", "seed data are ranges of 'keep_float', x_keep_float"),
+        ("in keep_float=1 and --keep-float", "in keep_float=1 and --keep-float"),
+    ],
+)
+def test_only_names_of_parameters_become_options(message: str, said: str):
+    """Fails where a word of the language, a value or a part of another name is taken for a parameter."""
+    options = {"keep_float": "--keep-float", "seed": "--seed", "ranges": "--ranges"}
+    assert as_typed(message, options) == said
+    assert as_typed(message, {}) == message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import fields
 
 from onnxprune.config import PruneConfig
@@ -19,3 +21,21 @@ DECIDED = tuple(name for name in SETTINGS if name not in _OPEN)
 def flag_of(name: str) -> str:
     """The option of a field of PruneConfig."""
     return f"--{name.replace('_', '-')}"
+
+
+def as_typed(message: str, options: Mapping[str, str]) -> str:
+    """What the library says of its parameters, with the names of a command's options in their place.
+
+    options: parameter → option. A name of several words is one wherever it stands outside quotes; a single word, which
+    may be one of the language, where the message begins with it and says its value, or lists it.
+    """
+    one = "|".join(re.escape(k) for k in sorted(options, key=len, reverse=True))
+    if not one:
+        return message
+    begins = re.match(rf"(?:(?:{one})(?:, (?:{one}))* and )(?:{one})(?= )|(?:{one})(?= is | ['\d])", message)
+    until = begins.end() if begins else 0
+    first = re.sub(rf"\b(?:{one})\b", lambda m: options[m[0]], message[:until])
+    rest = re.sub(
+        rf"(?<![\w'\"=.-])(?:{one})(?![\w'\"=])", lambda m: options[m[0]] if "_" in m[0] else m[0], message[until:]
+    )
+    return first + rest

@@ -11,6 +11,9 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from onnxprune.cli.options.names import as_typed
+from onnxprune.errors import UsageError
+
 MAIN = "prune"
 PREFIX = "ONNXPRUNE"
 
@@ -125,6 +128,17 @@ class Grouped(click.Command):
         params = [*params, *(p for s in sections for p in s.options), *_configuration()]
         super().__init__(name, params=params, **extra)
         self.sections: tuple[Section, ...] = tuple(sections)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what the library says of its parameters is said of the options that were typed."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as e:
+            options = {str(p.name): o for p in self.params for o in reversed(p.opts) if o.startswith("--")}
+            said = as_typed(str(e), options)
+            if said == str(e):
+                raise
+            raise UsageError(said) from e
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """That of click, which no variable of the environment sets."""
