@@ -123,14 +123,14 @@ def prepare(
     turned = Rotated(loaded, Original(loaded))
     if streams:
         with stage("rotate"):
-            turned = rotate(loaded, coupled, streams, settings, replays)
+            turned = rotate(loaded, coupled, streams, settings, replays, place.provider)
             loaded = turned.loaded
             if turned.groups:
                 coupled = couple(loaded, settings, replays, one_number=one_number)
     if heads.turnable:
         with stage("rotate"):
             streams_turned = turned.groups
-            turned = turn_heads(loaded, coupled, heads, settings, replays)
+            turned = turn_heads(loaded, coupled, heads, settings, replays, place.provider)
             if left_open and not turned.groups:
                 settings = settings.with_options(attention=HEADS)
             loaded, turned = turned.loaded, replace(turned, groups=(*streams_turned, *turned.groups))

@@ -101,8 +101,9 @@ def rotate(
     streams: Sequence[LinearStream],
     settings: PruneConfig,
     replayed: Plan | None = None,
+    provider: str = "cpu",
 ) -> Rotated:
-    """The model with these streams turned.
+    """The model with these streams turned. provider: of PROVIDERS, what the samples run on.
 
     It is held against the original, at every size, before anything is cut: where it differs, the model stays as it
     was, with a note. A replay cannot go on without: raises CheckFailed.
@@ -111,7 +112,7 @@ def rotate(
     seed = settings.seed if replayed is None else replayed.divided_by
     read = [_tensors(coupled, s) for s in streams]
     sampled = [x for own in read for x in own]
-    moments = input_moments.grams(coupled.taken.proto, sampled, loaded.fit, n.shapes, seed)
+    moments = input_moments.grams(coupled.taken.proto, sampled, loaded.fit, n.shapes, seed, provider)
     stored = external.Weights(n.proto.graph.initializer)
     turns: list[tuple[LinearStream, Doubles]] = []
     for stream, own in zip(streams, read, strict=True):

@@ -88,9 +88,11 @@ def turn_heads(
     heads: HeadsToTurn,
     settings: PruneConfig,
     replayed: Plan | None = None,
+    provider: str = "cpu",
 ) -> Rotated:
     """The model with these positions turned, held against the original at every size before anything is cut.
 
+    provider: of PROVIDERS, what the samples run on.
     Where it differs the model stays as it was, with a note; a replay cannot go on without: raises CheckFailed.
     """
     n = loaded.normalised
@@ -99,7 +101,7 @@ def turn_heads(
     # What the layer behind attention reads, where there is one: else queries and keys.
     seen = [h for t in pieces for h in (t.writers if t.reader is None else (t.reader,))]
     read = {h.operand.tensor: ByHead.of(h.layer.node, h.operand, n.shapes) for h in seen}
-    moments = input_moments.grams(coupled.taken.proto, list(read.values()), loaded.fit, n.shapes, seed)
+    moments = input_moments.grams(coupled.taken.proto, list(read.values()), loaded.fit, n.shapes, seed, provider)
     if not all(np.isfinite(p).all() for p in moments.values()):
         return as_it_was(loaded, f"{_REFUSED}: what heads compute is not finite on all samples")
     stored = external.Weights(n.proto.graph.initializer)

@@ -22,6 +22,7 @@ from tests.calibrated import prepare_text, samples_of
 from tests.compare import assert_same
 from tests.graphs import PRUNABLE, TABLE
 from tests.prepared import Prepared
+from tests.stages import test_rotate, test_turn_heads
 
 Lookup = Callable[[str], Prepared]
 # Products in float32, added up in another order.
@@ -184,7 +185,27 @@ def test_all_work_on_samples_is_done_there(
     settings: dict[str, Any], places: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails where a step stays on the CPU, or a check of the result leaves it: it is judged by what users will run."""
-    device = (("CPUExecutionProvider", {}),)  # stands for a GPU
+    opened = _opened_on(monkeypatch)
+    chosen = config.PruneConfig(samples=48, ratio=0.01, fast=True).with_options(**settings)
+    prune(digits.path("resnet"), None, digits.CALIB, config=chosen, provider="cuda")
+    assert opened[True] >= {"calibration.input_moments", *places}
+    assert opened[False] >= {"verification.checks"}
+    assert opened[False] & opened[True] <= {"calibration.probe"}  # looks at two samples first
+
+
+@pytest.mark.parametrize("turning", [test_rotate, test_turn_heads], ids=["streams", "heads"])
+def test_what_is_seen_before_turning_is_seen_there(turning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where the pass that directions come from stays on the CPU."""
+    opened = _opened_on(monkeypatch)
+    model = turning.MODEL if turning is test_rotate else turning.PLAIN
+    result = prune(model.model(), None, turning.data(), config=turning.QUICK, provider="cuda")
+    assert result.plan.rotated
+    assert "calibration.input_moments" in opened[True] - opened[False]
+
+
+def _opened_on(monkeypatch: pytest.MonkeyPatch) -> dict[bool, set[str]]:
+    """The modules that open sessions from now on: on what stands for a GPU, and elsewhere."""
+    device = (("CPUExecutionProvider", {}),)
     monkeypatch.setitem(cast("dict[str, Any]", PROVIDERS), "cuda", device)
     opened: dict[bool, set[str]] = {True: set(), False: set()}
     start = Session.__init__
@@ -195,8 +216,4 @@ def test_all_work_on_samples_is_done_there(
         start(self, *args, **options)
 
     monkeypatch.setattr(Session, "__init__", noted)
-    chosen = config.PruneConfig(samples=48, ratio=0.01, fast=True).with_options(**settings)
-    prune(digits.path("resnet"), None, digits.CALIB, config=chosen, provider="cuda")
-    assert opened[True] >= {"calibration.input_moments", *places}
-    assert opened[False] >= {"verification.checks"}
-    assert opened[False] & opened[True] <= {"calibration.probe"}  # looks at two samples first
+    return opened
