@@ -1,15 +1,19 @@
-"""More samples from those that there are: images moved by some pixels, turned left to right, or laid over each other.
+"""More samples from those that there are: images moved by some pixels, turned left to right, or laid over each other,
+and texts with other tokens.
 
-The original network answers the changed images itself, so no label has to hold for them.
+The original network answers the changed samples itself, so no label has to hold for them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
+from onnxprune.data.array_files import chunks
+from onnxprune.data.samples import Samples
 from onnxprune.numerics.arrays import Array, is_float
 
 Feeds = Mapping[str, Array]
@@ -19,6 +23,9 @@ _LEAST_SIZE = 16
 _COLOURS = (1, 3, 4)
 _REACH = 8  # an image moves by up to one part in so many of its size
 _BLENDED = 0.5  # share of the images that another one is laid over
+_EXCHANGED, _TOKENS = 0.5, 0.3  # share of the texts that change, and of the tokens of each that others stand for
+_COMMON = 0.5  # of the samples: an id in more of them marks a start, an end or padding
+_ENOUGH = 0.5  # of a vocabulary: texts that hold more of it need no others
 
 
 def unchanged(feeds: Feeds, rng: np.random.Generator) -> Feeds:
@@ -34,6 +41,45 @@ def images(*, shifts: bool = True, flips: bool = False, blends: bool = False) ->
     for a student of another network: Beyer et al. 2022, arXiv 2106.05237).
     """
     return partial(_augmented, shifts=shifts, flips=flips, blends=blends)
+
+
+def tokens(name: str, samples: Samples, ids: Array) -> Augment:
+    """In half of the samples, exchange three in ten tokens of the input `name` for any of `ids`.
+
+    Those that most samples hold mark starts, ends and padding: they stay, and no others become them. A few hundred
+    texts hold a small part of a vocabulary, and of the rest a student would learn nothing; where they hold more than
+    half of it, they stay as they are.
+    """
+    holding = _samples_with(samples, name)
+    common = np.array([k for k, n in holding.items() if n > _COMMON * len(samples)], np.int64)
+    others = np.setdiff1d(ids, common)
+    if not others.size or len(holding) > _ENOUGH * len(ids):
+        return unchanged
+    return partial(_exchanged, name=name, axis=samples.arrangement.axes[name] or 0, ids=others, common=common)
+
+
+def _samples_with(samples: Samples, name: str) -> Counter[int]:
+    """How many samples hold each id of an input of integers."""
+    holding: Counter[int] = Counter()
+    for part in chunks(samples.arrays[name]):
+        for own in part:
+            holding.update(np.unique(own).tolist())
+    return holding
+
+
+def in_turn(first: Augment, second: Augment) -> Augment:
+    """The second on what the first made of the samples."""
+    return lambda feeds, rng: second(first(feeds, rng), rng)
+
+
+def _exchanged(
+    feeds: Feeds, rng: np.random.Generator, *, name: str, axis: int, ids: Array, common: Array
+) -> dict[str, Array]:
+    x = np.moveaxis(feeds[name], axis, 0)
+    changes = (rng.random(len(x)) < _EXCHANGED).reshape(-1, *[1] * (x.ndim - 1))
+    goes = changes & (rng.random(x.shape) < _TOKENS) & ~np.isin(x, common)
+    exchanged: Array = np.where(goes, rng.choice(ids, x.shape), x).astype(x.dtype)
+    return {**feeds, name: np.moveaxis(exchanged, 0, axis)}
 
 
 def _augmented(feeds: Feeds, rng: np.random.Generator, *, shifts: bool, flips: bool, blends: bool) -> Feeds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
 import onnx
 
 from onnxprune.config import PruneConfig
@@ -13,13 +14,14 @@ from onnxprune.graph.protobuf import copied
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
 from onnxprune.numerics.arrays import Masks
-from onnxprune.recovery.augment import images
+from onnxprune.recovery.augment import Augment, images, in_turn, tokens
 from onnxprune.recovery.recover import Material, Schedule, Tell, recover
 from onnxprune.refit.finite import keep_finite
 from onnxprune.stages.answers import Judged
 from onnxprune.stages.load import Loaded
 from onnxprune.stages.refit import Refitted, held_out_error, nearest, spoilt
 from onnxprune.surgery import replace_initializers, set_initializers
+from onnxprune.surgery.vocabulary_rows import inputs_of, vocabulary_of
 
 RECOVERED = "recovered"
 
@@ -58,7 +60,7 @@ def recover_weights(
         Schedule(
             epochs=settings.epochs,
             seed=settings.seed,
-            augment=images(flips=True, blends=True),
+            augment=augment_of(loaded),
             fixed=_generated(model, loaded.normalised.tables),
             memory=settings.memory,
             provider=provider,
@@ -76,6 +78,19 @@ def recover_weights(
         notes += [spoilt(x, RECOVERED) for x in undone]
         candidates = {**candidates, RECOVERED: model}
     return replace(refitted, candidates=candidates, notes=(*refitted.notes, *notes), recovery=recovery)
+
+
+def augment_of(loaded: Loaded) -> Augment:
+    """What makes more samples of those that there are: of images, and of texts as token ids."""
+    augment = images(flips=True, blends=True)
+    listed = loaded.tokens
+    vocabulary = vocabulary_of(loaded.original) if listed is None else listed.vocabulary
+    if vocabulary is None:
+        return augment
+    ids = np.arange(vocabulary.count) if listed is None else listed.ids
+    for name in (k for k in inputs_of(vocabulary) if k in loaded.fit.arrangement.axes):
+        augment = in_turn(augment, tokens(name, loaded.fit, ids))
+    return augment
 
 
 def _generated(model: onnx.ModelProto, tables: Mapping[str, Table]) -> frozenset[str]:
