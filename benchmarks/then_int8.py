@@ -28,9 +28,10 @@ class _Samples(CalibrationDataReader):
     """The samples of a .npz one by one, for the inputs that the model reads."""
 
     def __init__(self, path: str, inputs: tuple[str, ...], count: int) -> None:
-        data = np.load(path)
+        with np.load(path) as data:
+            values = {k: data[k] for k in inputs}  # each look into the file reads all of it
         self._feeds: Iterator[dict[str, Any]] = iter(
-            [{k: data[k][i : i + 1] for k in inputs} for i in range(min(count, len(data[inputs[0]])))]
+            [{k: v[i : i + 1] for k, v in values.items()} for i in range(min(count, len(values[inputs[0]])))]
         )
 
     def get_next(self) -> dict[str, Any] | None:
