@@ -449,7 +449,7 @@ def test_what_the_commands_refuse(digit_images: Path, capsys: pytest.CaptureFixt
         (
             ["eval", model, "--labels", "label", "--data", str(digit_images), "--mean", "0.5"],
             2,
-            "mean and std need a scale",
+            "--mean and --std need a scale",
         ),
         (["eval", model, "--labels", "label", "--data", str(digit_images), "--scale", "1/0"], 2, "is not a number"),
         (["eval", model, "--labels", "label", "--data", str(digit_images), "--size", "8x"], 2, "is not a size"),

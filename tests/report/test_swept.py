@@ -27,7 +27,7 @@ def test_every_form_at_once_or_later(tmp_path: Path, capsys: pytest.CaptureFixtu
     folder, files = tmp_path / "cuts", [tmp_path / f"s{suffix}" for suffix in (".html", ".md", ".xml", ".json")]
     reports = [x for f in files for x in ("--report", str(f))]
     assert main(["sweep", RESNET, str(folder), *QUICK, "--keep", "best", *reports]) == 0
-    written = "".join(capsys.readouterr().out.partition("written: ")[2].split()).split(",")
+    written = "".join(capsys.readouterr().out.partition("written:")[2].split()).split(",")
     assert sorted(map(Path, written)) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
     data = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     check(data)
