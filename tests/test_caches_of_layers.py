@@ -283,6 +283,19 @@ def test_eval_of_steps_feeds_a_model_without_a_layer_its_own_states():
     assert f"each model fed its own states: {percent(error_of(*values))} (" in " ".join(judged.notes)
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_caches_that_go_by_their_numbers_are_told(layer: int):
+    """Fails where nothing says so: of a model whose nodes were numbered anew it may be wrong."""
+    original = decoder(layers=3)
+    found = prune(original, None, prompts(24), config=SETTINGS.with_options(drop_layers=(str(layer),)))
+    data = prompts(4, seed=5)
+    past = fed_back(Session(original).run({**data, **empty(4, layers=3)}))
+    new = {**prompts(4, 1, seed=6), "attention_mask": np.ones((4, 7), np.int64), **past}
+    notes = [" ".join(evaluate(found.model, x, against=original).notes) for x in (new, data)]
+    told = "caches go by their numbers: the layers that went are taken for those of past_key_values.2.key"
+    assert [told in n for n in notes] == [layer == 2, False]
+
+
 def test_caches_of_layers_that_nothing_tells_apart_are_not_shared():
     """Where neither names nor kinds say which layer went, a past could be another layer's."""
     original = decoder(layers=3)

@@ -54,6 +54,8 @@ def side_by_side(
     if layers:
         told = [f"{n} is {m} there" for n, m in layers.items()]
         said.append(f"caches of layers are those of the same layers of the original: {first_of(told, _SHOWN)}")
+    elif lost and any(_has_values(samples, v.name) for v in model.graph.input):
+        said.append(f"caches go by their numbers: the layers that went are taken for those of {first_of(lost, _SHOWN)}")
     if of_layers:
         named = ", ".join(n for n in every if n in of_layers)
         said.append(f"outputs of layers, of which some went, are not compared: {named}")

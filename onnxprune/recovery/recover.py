@@ -110,7 +110,7 @@ class Recovery:
 
     epoch: the one whose state was kept, 0 for the start. errors: what was measured after which epochs. why: what kept
     all or some of it from being done, else "". rate: the highest of the last steps, below the schedule's where that did
-    harm.
+    harm. failed: whether it ended where a step could not be computed.
     """
 
     steps: int
@@ -121,6 +121,7 @@ class Recovery:
     errors: tuple[tuple[int, float], ...] = field(default=())
     why: str = ""
     rate: float = 0.0
+    failed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ def recover(
     if not student.weights or not np.isfinite(before):
         return {}, Recovery(0, 0, before, before, 0, why=_nothing(student, goals, before))
     course = _Course(before, manner.rate, {k: w.copy() for k, w in student.weights.items()})
-    why = ""
+    why, failed = "", False
 
     def taught(feeds: Feeds, own: Samples) -> dict[str, Array]:
         values = teacher(feeds)
@@ -191,7 +192,7 @@ def recover(
     except Stopped:
         why = f"recovery was interrupted after {course.steps} steps; the best state until then stays"
     except (RunError, SolveFailed, NotFinite) as e:
-        why = f"recovery stopped after {course.steps} steps: {e}"
+        why, failed = f"recovery stopped after {course.steps} steps: {e}", True
     found = Recovery(
         course.steps,
         len(student.weights),
@@ -201,6 +202,7 @@ def recover(
         tuple(course.errors),
         why,
         course.rate,
+        failed,
     )
     return course.best if course.kept else {}, found
 

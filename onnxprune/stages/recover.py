@@ -13,9 +13,9 @@ from onnxprune.graph import external
 from onnxprune.graph.protobuf import copied
 from onnxprune.measures.observed import observing
 from onnxprune.normalise.tables import Table
-from onnxprune.numerics.arrays import Masks
+from onnxprune.numerics.arrays import Array, Masks
 from onnxprune.recovery.augment import Augment, images, in_turn, tokens
-from onnxprune.recovery.recover import Material, Schedule, Tell, recover
+from onnxprune.recovery.recover import Material, Recovery, Schedule, Tell, recover
 from onnxprune.refit.finite import keep_finite
 from onnxprune.stages.answers import Judged
 from onnxprune.stages.load import Loaded
@@ -24,6 +24,7 @@ from onnxprune.surgery import replace_initializers, set_initializers
 from onnxprune.surgery.vocabulary_rows import inputs_of, vocabulary_of
 
 RECOVERED = "recovered"
+_IMAGES = images(flips=True, blends=True)
 
 
 def recover_weights(
@@ -50,24 +51,32 @@ def recover_weights(
         return replace(refitted, notes=(*refitted.notes, unfit))
     level = nearest({k: held_out_error(c, loaded, judged) for k, c in candidates.items()})
     model = copied(candidates[level])
-    weights, recovery = recover(
-        coupled.seen.proto,
-        observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),
-        coupled.seen.channels,
-        coupled.layers,
-        Material(loaded.fit, loaded.held, judged.reference),
-        coupled.channels.keep_classes(masks),
-        Schedule(
-            epochs=settings.epochs,
-            seed=settings.seed,
-            augment=augment_of(loaded),
-            fixed=_generated(model, loaded.normalised.tables),
-            memory=settings.memory,
-            provider=provider,
-        ),
-        tell,
-        stop,
-    )
+
+    def learnt(augment: Augment) -> tuple[dict[str, Array], Recovery]:
+        return recover(
+            coupled.seen.proto,
+            observing(coupled.taken.of(model), coupled.seen.channels.graph.outputs, loaded.normalised.types),
+            coupled.seen.channels,
+            coupled.layers,
+            Material(loaded.fit, loaded.held, judged.reference),
+            coupled.channels.keep_classes(masks),
+            Schedule(
+                epochs=settings.epochs,
+                seed=settings.seed,
+                augment=augment,
+                fixed=_generated(model, loaded.normalised.tables),
+                memory=settings.memory,
+                provider=provider,
+            ),
+            tell,
+            stop,
+        )
+
+    augment = augment_of(loaded)
+    weights, recovery = learnt(augment)
+    if recovery.failed and augment is not _IMAGES:
+        # Not every model gives numbers for any tokens of its table.
+        weights, recovery = learnt(_IMAGES)
     notes = [recovery.why] if recovery.why else []
     if not weights:
         notes = notes or [f"recovery did no better than {level} on held-out samples; {level} was kept"]
@@ -82,7 +91,7 @@ def recover_weights(
 
 def augment_of(loaded: Loaded) -> Augment:
     """What makes more samples of those that there are: of images, and of texts as token ids."""
-    augment = images(flips=True, blends=True)
+    augment = _IMAGES
     listed = loaded.tokens
     vocabulary = vocabulary_of(loaded.original) if listed is None else listed.vocabulary
     if vocabulary is None:
