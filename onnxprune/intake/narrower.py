@@ -54,7 +54,7 @@ def side_by_side(
     if layers:
         told = [f"{n} is {m} there" for n, m in layers.items()]
         said.append(f"caches of layers are those of the same layers of the original: {first_of(told, _SHOWN)}")
-    elif lost and any(_has_values(samples, v.name) for v in model.graph.input):
+    elif any(_has_values(samples, n) for one in lost for _, n in family(one, [v.name for v in model.graph.input])):
         said.append(f"caches go by their numbers: the layers that went are taken for those of {first_of(lost, _SHOWN)}")
     if of_layers:
         named = ", ".join(n for n in every if n in of_layers)
