@@ -68,8 +68,8 @@ def _samples_with(samples: Samples, name: str) -> Counter[int]:
 
 
 def in_turn(first: Augment, second: Augment) -> Augment:
-    """The second on what the first made of the samples."""
-    return lambda feeds, rng: second(first(feeds, rng), rng)
+    """The second on what the first made of the samples; the first itself where the second changes nothing."""
+    return first if second is unchanged else lambda feeds, rng: second(first(feeds, rng), rng)
 
 
 def _exchanged(

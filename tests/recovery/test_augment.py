@@ -142,3 +142,9 @@ def test_common_tokens_are_those_of_more_than_half_of_the_samples(kind: str):
 def test_changes_follow_each_other():
     both = in_turn(lambda f, _: {"x": f["x"] + 1}, lambda f, _: {"x": f["x"] * 2})
     assert both({"x": np.array(3)}, np.random.default_rng(0))["x"] == 8
+
+
+def test_what_changes_nothing_adds_nothing():
+    """Fails where recovery of samples that nothing is exchanged in would be tried twice when it fails."""
+    first = images()
+    assert in_turn(first, unchanged) is first
