@@ -299,8 +299,9 @@ class PruneConfig:
                 f"float_share is {self.float_share}; it is the share of the multiplications that may stay in float, in "
                 "[0, 1)"
             )
-        if self.then == FP16 and (self.ranges != RANGES[0] or self.reduce_range != REDUCE_RANGE[0]):
-            raise UsageError("ranges and reduce_range are those of 8-bit integers: leave them out with fp16")
+        ours = (self.ranges, self.reduce_range, self.float_share)
+        if self.then == FP16 and ours != (RANGES[0], REDUCE_RANGE[0], FLOAT_SHARE):
+            raise UsageError("ranges, reduce_range and float_share are about 8-bit integers: leave them out with fp16")
 
     def _check_dropped(self) -> None:
         """Raises UsageError where nothing could tell which whole branches and layers go."""

@@ -310,8 +310,8 @@ def _side_by_side(
     proto: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, states: tuple[State, ...]
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
     """The model with the states that it hands itself, both models as they are compared, and notes."""
-    whole = narrower.taking(proto, original, samples)[0] if states else proto
-    return (whole, *unlisted.side_by_side(proto, original, samples))
+    whole = narrower.taking(proto, original, samples, handed=True)[0] if states else proto
+    return (whole, *unlisted.side_by_side(proto, original, samples, handed=bool(states)))
 
 
 def _with_listed(

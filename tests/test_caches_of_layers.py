@@ -138,8 +138,9 @@ def test_caches_that_may_not_change_keep_their_layers():
 
 def test_one_layer_with_a_cache_stays():
     """Fails where nothing is left of which a runtime could tell how long the past is."""
-    with pytest.raises(BudgetUnreachable, match="cannot all go"):
-        prune(decoder(), None, prompts(16), config=SETTINGS.with_options(drop_layers=("0", "1")))
+    for ratio in (0.01, 0.0):
+        with pytest.raises(BudgetUnreachable, match=r"--drop-layers cannot all go.*leave one out"):
+            prune(decoder(), None, prompts(16), config=SETTINGS.with_options(ratio=ratio, drop_layers=("0,1",)))
 
 
 def test_settings_files_have_a_layer_less(tmp_path: Path):
@@ -344,6 +345,31 @@ def test_a_model_has_the_layers_of_the_one_it_was_cut_from():
     assert cache_layers(original, original).names == {}
     assert cache_layers(unnamed(without(1), "attended"), unnamed(original, "attended")).layers == {1: 2, 2: 3}
     assert not cache_layers(decoder(layers=5), original).names
+
+
+def test_models_that_lost_layers_of_different_kinds_are_not_fed_the_same():
+    """Fails where onnxruntime says so, of a window that has no rows."""
+    one, other = without(0), without_second()
+    for pair in ((one, other), (other, one)):
+        with pytest.raises(
+            ModelError, match=r"'past_key_values.0.key' keeps the rows of a window in one of the models"
+        ):
+            evaluate(pair[0], prompts(4, seed=5), against=pair[1], task="sequence")
+        with pytest.raises(ModelError, match="compare each with the model that it was cut from"):
+            bench(*pair, data=prompts(2), batch=2, runs=6, warmup=0)
+    assert cache_layers(without(0), without(2)).unlike == "past_key_values.0.key"
+    assert not cache_layers(without_second(), decoder(**ALTERNATING)).unlike
+
+
+def test_steps_of_a_model_with_fewer_heads_are_not_those_of_the_original():
+    """Fails where the advice is to take out of the data what the option puts there."""
+    small = prune(decoder(), None, prompts(24), config=SETTINGS.with_options(ratio=0.4)).model
+    assert small is not None
+    steps = [
+        {"input_ids": np.ones((1, 1), np.int64), "attention_mask": np.ones((1, t + 1), np.int64)} for t in range(3)
+    ]
+    with pytest.raises(ModelError, match=r"smaller than the original's.*: leave out --state"):
+        evaluate(small, steps, against=decoder(), state=["present.*=past_key_values.*"])
 
 
 def test_eval_of_fewer_heads_leaves_caches_of_a_window_out_of_the_data():

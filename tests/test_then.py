@@ -157,8 +157,14 @@ def test_limits_hold_for_the_end_result():
     ("options", "error", "why"),
     [
         ({"keep_float": ("nobody*",)}, UsageError, r"^--keep-float 'nobody\*' matches no node"),
-        ({"keep_float": ("*",)}, ModelError, "every layer was to stay in float"),
-        ({"to": "fp16", "keep_float": ("*",)}, ModelError, "each was to stay in float"),
+        ({"keep_float": ("*",)}, UsageError, r"--keep-float '\*' leaves every operator in float.*8-bit integers"),
+        ({"to": "fp16", "keep_float": ("[!/]*", "/*")}, UsageError, "leaves every operator in float.*half precision"),
+        (
+            {"keep_float": ("*Conv*", "*Gemm*", "*Add*", "*Relu*", "*Pool*", "logits")},
+            ModelError,
+            "every layer was to stay in float",
+        ),
+        ({"to": "fp16", "float_share": 0.3}, UsageError, "float_share are about 8-bit integers"),
         ({"ranges": "guess"}, UsageError, "ranges 'guess' is unknown; choose one of auto, min-max"),
         ({"float_share": 1.5}, UsageError, "in \\[0, 1\\)"),
         ({"reduce_range": "maybe"}, UsageError, "choose one of auto, yes, no"),

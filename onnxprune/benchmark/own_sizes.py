@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.data.inputs import InputSpec, input_specs
+from onnxprune.errors import ModelError
 from onnxprune.graph import kept_inputs
 from onnxprune.graph.cache_layers import cache_layers
 from onnxprune.intake.empty_caches import may_be_cache
@@ -39,8 +40,12 @@ def largest_first(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
 
 def fitted(feeds: Mapping[str, Array], proto: onnx.ModelProto, first: onnx.ModelProto) -> dict[str, Array]:
     """What a model is fed of what is for the `first`: caches cut to the sizes that it declares, or repeated, each that
-    of the same layer, and none that it does not read."""
-    own, names = caches(proto), cache_layers(proto, first).names
+    of the same layer, and none that it does not read. Raises ModelError where both do not take the same empty caches.
+    """
+    own, layers = caches(proto), cache_layers(proto, first)
+    names = layers.names
+    if layers.unlike and not np.any(feeds.get(layers.unlike, ())):
+        raise ModelError(layers.why_not_empty)
     arrays: dict[str, Array] = {}
     for name in (v.name for v in proto.graph.input):
         if names.get(name, name) not in feeds:

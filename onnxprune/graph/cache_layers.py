@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import onnx
@@ -29,15 +29,35 @@ _Kind = tuple[int, tuple[int, ...]]
 class CacheLayers:
     """names: of a model's inputs and outputs those that the original calls otherwise, name → the original's. layers:
     the numbers in them, ascending, with those in the original's. certain: whether no other layers could be meant.
+    unlike: an input, by the original's name, that keeps the rows of a window in one of the models, and more rows or
+    every position in the other; "" for none.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[int, int] = field(default_factory=dict)
     certain: bool = True
+    unlike: str = ""
+
+    @property
+    def why_not_empty(self) -> str:
+        """Why caches without a position cannot be fed to both models; "" where they can."""
+        if not self.unlike:
+            return ""
+        return (
+            f"the cache {self.unlike!r} keeps the rows of a window in one of the models, and others in the other, so "
+            "both cannot be fed the same: compare each with the model that it was cut from"
+        )
 
 
 def cache_layers(model: onnx.ModelProto, original: onnx.ModelProto) -> CacheLayers:
     """The layers of a model with fewer caches than the original, which need no other names where it has all of them."""
+    found = _layers(model, original)
+    rows, before = (_rows(m) for m in (model, original))
+    own = {found.names.get(name, name): n for name, n in rows.items()}
+    return replace(found, unlike=next((k for k, n in before.items() if own.get(k, n) != n), ""))
+
+
+def _layers(model: onnx.ModelProto, original: onnx.ModelProto) -> CacheLayers:
     missing = {v.name for v in _ports(original)} - {v.name for v in _ports(model)}
     if not missing:
         return CacheLayers()
@@ -127,6 +147,12 @@ def _fits(own: Mapping[str, _Kind], before: Mapping[str, _Kind]) -> bool:
         and all(not a or not b or a <= b for a, b in zip(sizes, before[text][1], strict=True))
         for text, (rows, sizes) in own.items()
     )
+
+
+def _rows(proto: onnx.ModelProto) -> dict[str, int]:
+    """Of each input, the rows of a window that it keeps; 0 for one that is no such cache."""
+    windows = kept_inputs.windows(proto)
+    return {v.name: windows.get(v.name, 0) for v in proto.graph.input}
 
 
 def _ports(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:

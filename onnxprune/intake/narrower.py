@@ -29,13 +29,13 @@ _SHOWN = 4
 
 
 def side_by_side(
-    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, *, handed: bool = False
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
     """The model as `taking` has it, and the original, both without the outputs that the model has less of; and notes.
 
     Raises ModelError as `taking` does.
     """
-    taken, layers = taking(model, original, samples)
+    taken, layers = taking(model, original, samples, handed=handed)
     outputs = _smaller(list(taken.graph.output), list(original.graph.output))
     if taken is model and not outputs:
         return model, original, ()
@@ -66,15 +66,18 @@ def side_by_side(
 
 
 def taking(
-    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, *, handed: bool = False
 ) -> tuple[onnx.ModelProto, Mapping[int, int]]:
     """The model as one that takes what the original takes, with all outputs, by the original's names; itself where it
-    does so already. And the layers whose caches have other numbers in the original, each with that.
+    does so already. And the layers whose caches have other numbers in the original, each with that. handed: whether
+    the samples hold states that the original handed from step to step.
 
     Raises ModelError where the samples hold values for an input that the model has less of, or for caches of layers of
-    which there is no telling which went.
+    which there is no telling which went, and where both models do not take the same empty caches.
     """
     own = cache_layers(model, original)
+    if own.unlike and not _has_values(samples, own.unlike):
+        raise ModelError(own.why_not_empty)
     wide = _called(model, own.names)
     inputs = _smaller(list(wide.graph.input), list(original.graph.input))
     missing = _missing(list(wide.graph.input), list(original.graph.input))
@@ -83,10 +86,10 @@ def taking(
     for name in (*inputs, *(() if own.certain else missing)):
         if _has_values(samples, name):
             what = "one of a layer that went" if name in missing else "smaller than the original's"
-            raise ModelError(
-                f"input {name!r} is {what}, so data for it cannot be shared: leave it out of the data, which makes it "
-                "empty"
-            )
+            advice = "leave it out of the data, which makes it empty"
+            if handed:
+                advice = "leave out --state, and give texts instead of steps"
+            raise ModelError(f"input {name!r} is {what}, so data for it cannot be shared: {advice}")
     wide = copied(wide)
     wide.graph.input.extend(v for v in original.graph.input if v.name in missing)
     declared = {v.name: v for v in original.graph.input}

@@ -22,10 +22,10 @@ _SINCE = 9
 
 
 def side_by_side(
-    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples
+    model: onnx.ModelProto, original: onnx.ModelProto, samples: Samples, *, handed: bool = False
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, tuple[str, ...]]:
     """Both as `narrower.side_by_side` has them, with logits of the same tokens; and notes."""
-    model, original, said = narrower.side_by_side(model, original, samples)
+    model, original, said = narrower.side_by_side(model, original, samples, handed=handed)
     original, more = masked_alike(model, original)
     return model, original, (*said, *more)
 

@@ -56,7 +56,8 @@ def with_layers(
         if cost.at(without(full, out)) <= limit:  # more than these need not go
             break
     if best is None:
-        raise missed or BudgetUnreachable("the layers of --drop-layers cannot all go; leave one out")
+        assert missed is not None  # `named_layers.check_together`: those that have to go can
+        raise missed
     if exact and best[0][0] > 0:
         raise BudgetUnreachable("not all layers can go, and what the others may lose is not enough; lower --ratio")
     return best[1]

@@ -34,7 +34,7 @@ from onnxprune.options import first_of
 from onnxprune.stages.counted_at import counted_at
 from onnxprune.stages.dropped_experts import told_of_experts
 from onnxprune.stages.load import Loaded
-from onnxprune.stages.named_layers import named_layers
+from onnxprune.stages.named_layers import check_together, named_layers
 from onnxprune.stages.partners import demand_partners
 from onnxprune.stages.patterns import Matched, alike_in, frozen_groups, kept_nodes, matched, merged, shares_of
 from onnxprune.stages.ports import alike_caches, idle, resized, resized_outputs
@@ -125,6 +125,7 @@ def couple(
     alike = merged((*alike_in(patterns), *caches))
     wanted = replace(wanted_widths(settings, patterns), shares=shares_of(patterns, frozen), alike=alike)
     gone = named_layers(layers, settings.drop_layers)
+    check_together(channels, layers, gone)
     may_go = layers if settings.layers_may_go else tuple(x for x in layers if x.number in gone)
     wanted = replace(wanted, layers=may_go, gone=gone)
     # Of a latency nothing is measured yet; MACs stand in.

@@ -82,7 +82,7 @@ def doubts_of(row: FewerBitsRow) -> tuple[str, ...]:
 
 def check_before(loaded: Loaded, settings: PruneConfig, *, pruned: bool = True) -> None:
     """Before any work: raises ModelError where the model cannot be stored in fewer bits, and UsageError where a pattern
-    of `keep_float` matches none of its nodes. pruned: whether a cut stands before."""
+    of `keep_float` matches none of its nodes, or all of them do. pruned: whether a cut stands before."""
     if settings.then is None:
         return
     if why := refused(loaded.original, IN_WORDS[settings.then]):
@@ -92,6 +92,11 @@ def check_before(loaded: Loaded, settings: PruneConfig, *, pruned: bool = True) 
             raise UsageError(
                 f"{KEEP_FLOAT} {shown(pattern)} matches no node; `onnxprune inspect MODEL` shows their names"
             )
+    if settings.keep_float and _named(loaded.original, settings) == _matching(loaded.original, "*"):
+        patterns = " ".join(f"{KEEP_FLOAT} {shown(p)}" for p in settings.keep_float)
+        raise UsageError(
+            f"{patterns} leaves every operator in float: name fewer, or leave out {IN_WORDS[settings.then]}"
+        )
 
 
 def quantized(

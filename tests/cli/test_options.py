@@ -169,7 +169,10 @@ def test_errors_about_options_come_before_warnings(capsys: Capture, args: list[s
     ("typed", "said"),
     [
         (["--float-share", "1"], "--float-share is 1.0; it is the share of the multiplications"),
-        (["--to", "fp16", "--ranges", "entropy"], "--ranges and --reduce-range are those of 8-bit integers"),
+        (
+            ["--to", "fp16", "--ranges", "entropy"],
+            "--ranges, --reduce-range and --float-share are about 8-bit integers",
+        ),
         (["--keep-float", "x" * 1001], "the pattern 'xxx"),
         (["--keep-float", "nobody"], "--keep-float 'nobody' matches no node"),
         (["--samples", "0"], "--samples is 0; it must be at least 1"),

@@ -19,5 +19,9 @@ def test_patterns_match_names_and_numbers_of_layers_without_one() -> None:
     assert named_layers(layers("", "", ""), ["[12]"]) == {1, 2}
     assert named_layers(layers("/a.0", "/a.1", ""), ["/a.*"]) == {0, 1}
     assert named_layers(layers("/a.0", "/a.1", ""), ["1", "2"]) == {1, 2}
+    assert named_layers(layers("/a.0", "/a.1", "/a,b"), ["0,1"]) == {0, 1}
+    assert named_layers(layers("/a.0", "/a.1", "/a,b"), ["/a,*", "1, 0"]) == {0, 1, 2}
+    with pytest.raises(UsageError, match="5 matches no layer; the model has the layers 0 to 1"):
+        named_layers(layers("/a.0", "/a.1"), ["0,5"])
     with pytest.raises(UsageError, match="matches no layer"):
         named_layers(layers("/a.0", "/a.1"), ["[01]"])

@@ -65,9 +65,9 @@ STAYS = Section(
         multiple=True,
         metavar="auto|N|PATTERN",
         show_default="none; auto with --drop-branches",
-        help="Whole layers of a transformer that go, attention and feed-forward block: by number, or by a pattern of "
-        "their names, as inspect shows them. auto: those without which the outputs change least, where that costs less "
-        "than narrowing does. --exclude keeps one. Repeatable.",
+        help="Whole layers of a transformer that go, attention and feed-forward block: by number, or numbers with "
+        "commas between them, or by a pattern of their names, as inspect shows them. auto: those without which the "
+        "outputs change least, where that costs less than narrowing does. --exclude keeps one. Repeatable.",
     ),
     option(
         "--drop-experts",
