@@ -1,3 +1,3 @@
 """The version of the package; `CHANGELOG.md` names the same one."""
 
-__version__ = "0.11.0"
+__version__ = "0.11.1"
