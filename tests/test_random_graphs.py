@@ -22,10 +22,11 @@ from onnxprune.channels.rules import TABLE
 from onnxprune.graph import protobuf
 from onnxprune.graph.unrounded import is_quantized, without_rounding
 from onnxprune.normalise import accepts
+from onnxprune.normalise.unfused import EXPERTS, PACKED
 from onnxprune.runtime.session import Session
 from tests.compare import assert_same, relative_error
 from tests.prepared import Array, masked, prepare, random_keep, sliced
-from tests.random_graphs import MAKERS, WITHOUT_MAKER, Case, graphs, is_unknown
+from tests.random_graphs import MAKERS, UNFUSED, WITHOUT_MAKER, Case, graphs, is_unknown
 from tests.random_graphs.motifs import MAKERS as CONSTRUCTS
 
 _TIMES = int(os.environ.get("ONNXPRUNE_EXAMPLES", "1"))
@@ -38,7 +39,8 @@ NOISE = 3e-6  # a thirtieth of the tolerance; rounding in a few layers is less
 def test_every_operator_has_a_maker():
     """Fails where a rule was added that no random graph will ever use."""
     assert set(TABLE) - set(MAKERS) == set(WITHOUT_MAKER)
-    assert set(MAKERS) - set(TABLE) == set(CONSTRUCTS)
+    assert set(MAKERS) - set(TABLE) == {*CONSTRUCTS, *UNFUSED}
+    assert {*PACKED, *EXPERTS} <= UNFUSED
     assert all(WITHOUT_MAKER.values())
 
 

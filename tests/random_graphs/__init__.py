@@ -33,11 +33,12 @@ from tests.random_graphs import (
     recurrent,
     reduction,
     sampling,
+    unfused,
 )
 from tests.random_graphs.build import SIZES, Array, Build, Live, feeds
 from tests.random_graphs.maker import Maker, defined_from, is_unknown
 
-__all__ = ["FAMILIES", "MAKERS", "OPSETS", "SIZES", "WITHOUT_MAKER", "Case", "graphs", "is_unknown"]
+__all__ = ["FAMILIES", "MAKERS", "OPSETS", "SIZES", "UNFUSED", "WITHOUT_MAKER", "Case", "graphs", "is_unknown"]
 
 # Family → its makers, and how often it is chosen.
 FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
@@ -55,8 +56,11 @@ FAMILIES: tuple[tuple[Mapping[str, Maker], int], ...] = (
     (attention.MAKERS, 1),
     (contributed_attention.MAKERS, 0),
     (contributed_states.MAKERS, 0),
+    (unfused.MAKERS, 0),
 )
 MAKERS: Mapping[str, Maker] = {name: maker for family, _ in FAMILIES for name, maker in family.items()}
+UNFUSED = frozenset(unfused.MAKERS)
+"""Operators that have no rule of their own, as standard ones are written for them."""
 
 _INTEGER = (*INTEGER, "DynamicQuantizeLinear", *(f"com.microsoft.{op}" for op in INTEGER_MICROSOFT))
 WITHOUT_MAKER: Mapping[str, str] = {

@@ -146,7 +146,7 @@ class Packer:
                 continue
             name, add = n.input[1], behind.get(n.output[0]) if self.biased else None
             w = matrices[name]
-            codes, scales, zeros = self._codes(w)
+            codes, scales, zeros = self.codes(w)
             given = [name, f"{name}_scales", f"{name}_zeros" if self.zeros else "", "", add.input[1] if add else ""]
             for key, value in zip(given, (codes, scales, zeros), strict=False):
                 if key in stored:
@@ -165,7 +165,7 @@ class Packer:
 
     def _rows(self, n: onnx.NodeProto, table: NDArray[np.generic], model: onnx.ModelProto) -> None:
         name = n.input[0]
-        codes, scales, zeros = self._codes(table.T)
+        codes, scales, zeros = self.codes(table.T)
         stored = {name: codes.reshape(len(table), -1)[:, : -(-table.shape[1] * self.bits // 8)]}
         stored |= {f"{name}_scales": scales, **({f"{name}_zeros": zeros} if self.zeros else {})}
         next(t for t in model.graph.initializer if t.name == name).CopyFrom(
@@ -178,7 +178,8 @@ class Packer:
         sizes = {"bits": self.bits, "block_size": self.block, "quantize_axis": 1, "gather_axis": 0}
         n.attribute.extend(helper.make_attribute(k, v) for k, v in sizes.items())
 
-    def _codes(self, w: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
+    def codes(self, w: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
+        """(codes, scales, zero points) of a weight (inputs, outputs), as MatMulNBits stores them, by output."""
         k, n = w.shape
         blocks, most = -(-k // self.block), 2**self.bits - 1
         codes = np.zeros((n, blocks, self.block * self.bits // 8), np.uint8)
