@@ -48,7 +48,7 @@ def traced(
         example,
         n,
         build(
-            protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, balanced=n.balanced),
+            protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, balanced=n.balanced, alike=n.alike),
             attention,
         ),
     )

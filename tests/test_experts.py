@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_codes_stay_codes():
     weights = 3 * (64 * 32 + 32 * 64)
     rest = 6 * 32 + 32 * 3 + 32 * 5 + 3 * (64 + 32)
     assert result.report.before.parameters == weights + 2 * weights // 16 + rest
+
+
+def test_a_mixture_that_nothing_adds_to_its_input_gives_as_many_numbers_as_it_reads():
+    """Fails where channels behind a mixture go without those in front of it: its kernel knows one width for both."""
+    row = TABLE["experts_in_codes"]
+    text = row.text.replace("s = Add (a, m)", "s = Relu (m)")
+    assert text != row.text
+    for shares in ((), ("a=0",)):
+        result = prune(replace(row, text=text).model(), None, row.feeds(128), uniform=0.5, fast=True, ratio_of=shares)
+        assert result.model is not None
+        assert [n.op_type for n in result.model.graph.node].count("QMoE") == 1
+        after = sizes(result.model)
+        assert after["u"][2] * 2 == after["v"][1] == after["w3"][0] == (32 if shares else 16)
 
 
 def test_each_expert_keeps_units_of_its_own():

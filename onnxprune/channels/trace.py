@@ -479,6 +479,8 @@ def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "h
         trace.pin(name, trace.to_pin(name), reader, why)
     for tensors in graph.balanced:
         _balance(trace, tensors)
+    for one, other in graph.alike:
+        _couple(trace, one, other)
     trace.labels.lift_limit()
     trace.settle()
     return trace
@@ -486,17 +488,30 @@ def walk(graph: Graph, table: Mapping[str, Rule], attention: AttentionUnits = "h
 
 def _balance(trace: Trace, tensors: Sequence[str]) -> None:
     """The last axes of these tensors keep equally many channels."""
+    labels = _of_last_axes(trace, tensors)
+    if labels is not None:
+        trace.labels.balance(np.stack(labels))
+
+
+def _couple(trace: Trace, one: str, other: str) -> None:
+    """The last axes of these tensors keep the same channels."""
+    labels = _of_last_axes(trace, (one, other))
+    if labels is not None:
+        trace.labels.unify(*labels)
+
+
+def _of_last_axes(trace: Trace, tensors: Sequence[str]) -> list[Labels] | None:
+    """The labels along the last axis of each, equally many; None, with all of them pinned, where some have none."""
     rows = [(t, trace.factors.get(t, ()), len(trace.graph.shape(t) or ()) - 1) for t in tensors]
     found = [next((f for f in fs if tracked_axes(f) == (axis,)), None) for _, fs, axis in rows]
     labels = [f.ravel() for f in found if f is not None]
     if len(labels) == len(rows) and len({x.size for x in labels}) == 1:
-        trace.labels.balance(np.stack(labels))
-        return
+        return labels
     for name, factors, _ in rows:
-        by = trace.graph.producer[name]
-        trace.pin(
-            name, factors, by, Reason("it has to keep as many channels as its like, some of which stay", Remedy.PARTNER)
-        )
+        if factors:
+            why = Reason("it has to keep as many channels as its like, some of which stay", Remedy.PARTNER)
+            trace.pin(name, factors, trace.graph.producer[name], why)
+    return None
 
 
 def _operator(node: Node) -> str:

@@ -70,10 +70,11 @@ def view(
     samples: int | None = None,
     states: Iterable[StateGather] = (),
     balanced: Iterable[tuple[str, ...]] = (),
+    alike: Iterable[tuple[str, str]] = (),
 ) -> Graph:
     """The read-only view of a normalised model. samples: in inputs of the shapes of `binding`.
 
-    states: the Gathers between states and nodes. balanced: as of `view.Graph`.
+    states: the Gathers between states and nodes. balanced, alike: as of `view.Graph`.
     """
     return Graph(
         _nodes(proto.graph, count()),
@@ -88,6 +89,7 @@ def view(
         samples,
         {s.tensor: s for s in states},
         balanced=tuple(balanced),
+        alike=tuple(alike),
     )
 
 

@@ -135,6 +135,7 @@ class Graph:
     where those who know the data have counted them. states: the Gathers between states and nodes, by their outputs.
     read_by: of outputs that are none of the model's, but read by operators outside the graph, the first of these (its
     type and name). balanced: sets of tensors of which all keep equally many channels on their last axes, whichever.
+    alike: pairs of tensors that keep the same channels on their last axes, though nothing adds them.
     computed: by weight, the share of its positions at which a product is computed in use, where that is not all.
     """
 
@@ -151,6 +152,7 @@ class Graph:
     states: Mapping[str, StateGather] = field(default_factory=dict)
     read_by: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     balanced: tuple[tuple[str, ...], ...] = ()
+    alike: tuple[tuple[str, str], ...] = ()
     computed: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property

@@ -96,6 +96,11 @@ class Normalised:
         return [f.roles[INNER] for f in self.experts]
 
     @property
+    def alike(self) -> Sequence[tuple[str, str]]:
+        """Pairs of tensors that keep the same channels: what a mixture reads and gives, which are of one width."""
+        return [(f.node.input[0], f.node.output[0]) for f in self.experts]
+
+    @property
     def computed(self) -> dict[str, float]:
         """By weight, the share of positions at which a mixture computes with it: k of its experts at each.
 

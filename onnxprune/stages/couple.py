@@ -177,7 +177,8 @@ def view_of(loaded: Loaded) -> Graph:
     """The normalised model as the channel graph reads it."""
     n = loaded.normalised
     read_by = {k: (x.op_type, x.name) for k, x in loaded.tail.readers.items()}
-    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states, n.balanced)
+    like = n.balanced, n.alike
+    view = protobuf.view(n.proto, n.shapes, n.known_values, n.binding, n.free, n.samples, n.states, *like)
     return replace(view, read_by=read_by, computed=n.computed)
 
 
