@@ -361,6 +361,29 @@ def test_models_that_lost_layers_of_different_kinds_are_not_fed_the_same():
     assert not cache_layers(without_second(), decoder(**ALTERNATING)).unlike
 
 
+@pytest.mark.parametrize("gone", [((0,), (3,)), ((0, 1), (1, 2))], ids=["other numbers", "the last by its number"])
+def test_the_past_of_one_layer_is_not_that_of_another(gone: tuple[tuple[int, ...], tuple[int, ...]]):
+    """Fails where two cuts of one model that lost different layers of a kind are fed one past, or caches of different
+    layers are compared."""
+    original = decoder(layers=4)
+    lists = [",".join(map(str, g)) for g in gone]
+    cuts = [prune(original, None, prompts(24), config=SETTINGS.with_options(drop_layers=(g,))).model for g in lists]
+    one, other = (m for m in cuts if m is not None)
+    data = prompts(8, seed=5)
+    judged = evaluate(one, data, against=other, task="sequence")
+    logits = [Session(m).run({**data, **empty(8, layers=4 - len(gone[0]))}) for m in (one, other)]
+    assert [o.output for o in judged.by_output] == ["logits"]
+    assert judged.output_error == pytest.approx(error_of(*logits), rel=1e-3)
+    assert any("lost different layers" in n and "present.0.key" in n for n in judged.notes)
+    past = fed_back(Session(other).run({**data, **empty(8, layers=4 - len(gone[0]))}))
+    new = {**prompts(8, 1, seed=6), "attention_mask": np.ones((8, 7), np.int64), **past}
+    with pytest.raises(
+        ModelError, match=r"lost different layers, so that .*: leave caches out of the data, or compare"
+    ):
+        evaluate(one, new, against=other)
+    assert evaluate(one, new, against=one).output_error == 0.0
+
+
 def test_steps_of_a_model_with_fewer_heads_are_not_those_of_the_original():
     """Fails where the advice is to take out of the data what the option puts there."""
     small = prune(decoder(), None, prompts(24), config=SETTINGS.with_options(ratio=0.4)).model

@@ -9,7 +9,7 @@ and one that keeps the rows of a window is none that keeps every position.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -55,6 +55,29 @@ def cache_layers(model: onnx.ModelProto, original: onnx.ModelProto) -> CacheLaye
     rows, before = (_rows(m) for m in (model, original))
     own = {found.names.get(name, name): n for name, n in rows.items()}
     return replace(found, unlike=next((k for k, n in before.items() if own.get(k, n) != n), ""))
+
+
+def of_other_layers(model: onnx.ModelProto, other: onnx.ModelProto, caches: Collection[str]) -> frozenset[str]:
+    """Of two models with the same inputs and outputs, those that belong to one layer in one of them and to another one
+    in the other, by the nodes that read and give them: both were cut from one model and lost different layers. None
+    where the names of nodes tell nothing, or the same of both.
+
+    caches: the inputs that are caches, by name.
+    """
+    if not caches:
+        return frozenset()
+    names = {v.name for m in (model, other) for v in _ports(m)}
+    split = {name: parted(name, names) for name in names}
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for text, number in split.values():
+        numbers[text].add(number)
+    layers = {number for name in caches for text, number in [split.get(name, ("", 0))] if text}
+    families = {text for text, own in numbers.items() if text and own == layers}
+    own, before = (_Ports.of(m, split, families) for m in (model, other))
+    found = _named(own, before)
+    if not any(found.values()) or all(n in found[n] for n in own.by_number):
+        return frozenset()
+    return frozenset(name for ports in own.by_number.values() for name in ports.values())
 
 
 def _layers(model: onnx.ModelProto, original: onnx.ModelProto) -> CacheLayers:
@@ -116,14 +139,20 @@ class _Ports:
 
 def _by_places(own: _Ports, before: _Ports) -> dict[int, int] | None:
     """The layers by the nodes that read and give their caches; None where these do not name one for each, in order."""
-    named: dict[int, set[int]] = defaultdict(set)
-    for place, numbers in own.places.items():
-        for n in numbers:
-            named[n] |= before.places.get(place, frozenset())
+    named = _named(own, before)
     found = {n: next(iter(named[n])) for n in own.by_number if len(named[n]) == 1}
     if len(found) < len(own.by_number) or any(b <= a for a, b in pairwise(found.values())):
         return None
     return found if all(_fits(own.kinds[n], before.kinds[m]) for n, m in found.items()) else None
+
+
+def _named(own: _Ports, before: _Ports) -> Mapping[int, set[int]]:
+    """By number, those of the caches that the same nodes read and give in the other model."""
+    named: dict[int, set[int]] = defaultdict(set)
+    for place, numbers in own.places.items():
+        for n in numbers:
+            named[n] |= before.places.get(place, frozenset())
+    return named
 
 
 def _in_order(own: _Ports, before: _Ports, *, backwards: bool = False) -> dict[int, int] | None:

@@ -14,14 +14,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.data.inputs import input_specs
 from onnxprune.data.ragged import Ragged
 from onnxprune.data.samples import Samples
 from onnxprune.errors import ModelError
 from onnxprune.graph import bodies
-from onnxprune.graph.cache_layers import cache_layers
+from onnxprune.graph.cache_layers import cache_layers, of_other_layers
 from onnxprune.graph.names import tensors_of, unused
 from onnxprune.graph.numbered_names import family
 from onnxprune.graph.protobuf import copied
+from onnxprune.intake.empty_caches import may_be_cache
 from onnxprune.options import first_of
 
 # Of the layers that a note names.
@@ -37,7 +39,8 @@ def side_by_side(
     """
     taken, layers = taking(model, original, samples, handed=handed)
     outputs = _smaller(list(taken.graph.output), list(original.graph.output))
-    if taken is model and not outputs:
+    others = _of_other_layers(model, original)
+    if taken is model and not outputs and not others:
         return model, original, ()
     alone = _missing(list(taken.graph.output), list(original.graph.output))
     every = [v.name for v in original.graph.output]
@@ -45,7 +48,8 @@ def side_by_side(
     of_layers = {n for one in alone for n in (one, *(n for _, n in family(one, every)))} if lost else set()
     wide, before = copied(taken), copied(original)
     for proto in (wide, before):
-        kept = [v for v in proto.graph.output if v.name not in outputs and v.name not in of_layers]
+        gone = outputs.keys() | of_layers | others
+        kept = [v for v in proto.graph.output if v.name not in gone]
         del proto.graph.output[:]
         proto.graph.output.extend(kept)
     if not wide.graph.output:
@@ -59,7 +63,10 @@ def side_by_side(
     if of_layers:
         named = ", ".join(n for n in every if n in of_layers)
         said.append(f"outputs of layers, of which some went, are not compared: {named}")
-    sizes = [n for n in outputs if n not in of_layers]
+    elif others:
+        named = ", ".join(n for n in every if n in others)
+        said.append(f"the models lost different layers; what is of these is not compared: {named}")
+    sizes = [n for n in outputs if n not in of_layers | others]
     if sizes:
         said.append(f"outputs that changed their size are not compared: {', '.join(sizes)}")
     return wide, before, tuple(said)
@@ -73,11 +80,18 @@ def taking(
     the samples hold states that the original handed from step to step.
 
     Raises ModelError where the samples hold values for an input that the model has less of, or for caches of layers of
-    which there is no telling which went, and where both models do not take the same empty caches.
+    which there is no telling which went, and where both models do not take the same empty caches, or not the same past.
     """
     own = cache_layers(model, original)
     if own.unlike and not _has_values(samples, own.unlike):
         raise ModelError(own.why_not_empty)
+    past = next((n for n in sorted(_of_other_layers(model, original)) if _has_values(samples, n)), None)
+    if past is not None:
+        advice = "leave out --state, and give texts instead of steps" if handed else "leave caches out of the data"
+        raise ModelError(
+            f"the models lost different layers, so that {past!r} is the past of one in one of them and of another in "
+            f"the other: {advice}, or compare each with the model that it was cut from"
+        )
     wide = _called(model, own.names)
     inputs = _smaller(list(wide.graph.input), list(original.graph.input))
     missing = _missing(list(wide.graph.input), list(original.graph.input))
@@ -105,6 +119,14 @@ def taking(
         if v.name in inputs:
             v.CopyFrom(declared[v.name])
     return wide, own.layers
+
+
+def _of_other_layers(model: onnx.ModelProto, original: onnx.ModelProto) -> frozenset[str]:
+    """As `cache_layers.of_other_layers`; none where one has caches that the other lacks: `cache_layers` pairs these."""
+    names = [{v.name for v in (*m.graph.input, *m.graph.output)} for m in (model, original)]
+    if names[0] != names[1]:
+        return frozenset()
+    return of_other_layers(model, original, [s.name for s in input_specs(original) if may_be_cache(s)])
 
 
 def _called(model: onnx.ModelProto, names: Mapping[str, str]) -> onnx.ModelProto:
