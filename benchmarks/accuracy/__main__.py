@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy KIT --out FILE.jsonl --suite bars methods calibration peers [--jobs 2]
     python -m benchmarks.accuracy KIT --made FOLDER --make --out FILE.jsonl --suite bars --models minilm vit decoder ocr
     python -m benchmarks.accuracy KIT --out FILE.jsonl --models 'cifar10_*' --methods obs local --ratios 0.3 0.5
-    python -m benchmarks.accuracy --out docs/accuracy/results-0.9.jsonl --also docs/accuracy/results-0.7.jsonl \\
+    python -m benchmarks.accuracy --out docs/accuracy/results-0.11.jsonl --also docs/accuracy/results-0.9.jsonl \\
         docs/accuracy/results.jsonl docs/accuracy/decoder.jsonl --render docs/accuracy.md
 
 KIT holds `kit.py` (with `for_model(path, split)`) and `models/*.onnx`. Networks that are no classifiers of the kit
